@@ -1,0 +1,101 @@
+"""Torpor: serve language models from engines that sleep in a memory snapshot and wake in seconds.
+
+    build      prepare_image    what the container image holds: base, packages, env, volumes       returns values
+               compile_kernels  what to compile or download once, ahead of any start               returns values
+    start      launch           start the engine process; exactly one plugin does                  acts
+               warmup           real requests until nothing is left to compile                     acts
+               pre_snapshot     put the engine to sleep; after this nobody talks to it             acts
+    -- snapshot (platform) --
+    wake       post_restore     wake the engine, once per restored replica                         acts
+
+The names below are the whole public surface; each is imported when it is first used (PEP 562), so that a container or
+an engine process that needs one of them pays for one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from torpor._version import __version__
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment, Model, Scaling
+    from torpor.engine import Engine
+    from torpor.errors import (
+        BuildStepError,
+        CanaryError,
+        ConfigurationError,
+        ConflictError,
+        DrainTimeoutError,
+        EngineError,
+        EngineExitedError,
+        EngineRequestError,
+        EngineTimeoutError,
+        ForeignServerError,
+        GuardStateError,
+        PluginError,
+        PortInUseError,
+        PreflightError,
+        ServerUnavailableError,
+        SnapshotError,
+        TorporError,
+    )
+    from torpor.hookspecs import Plugin, hookimpl
+    from torpor.lifecycle import Lifecycle
+    from torpor.recipe import BuildPlan, BuildStep, Cache, ImagePatch, Preflight, Recipe
+
+__all__ = [
+    "BuildPlan",
+    "BuildStep",
+    "BuildStepError",
+    "Cache",
+    "CanaryError",
+    "ConfigurationError",
+    "ConflictError",
+    "Deployment",
+    "DrainTimeoutError",
+    "Engine",
+    "EngineError",
+    "EngineExitedError",
+    "EngineRequestError",
+    "EngineTimeoutError",
+    "ForeignServerError",
+    "GuardStateError",
+    "ImagePatch",
+    "Lifecycle",
+    "Model",
+    "Plugin",
+    "PluginError",
+    "PortInUseError",
+    "Preflight",
+    "PreflightError",
+    "Recipe",
+    "Scaling",
+    "ServerUnavailableError",
+    "SnapshotError",
+    "TorporError",
+    "__version__",
+    "hookimpl",
+]
+
+_HOMES = {
+    "torpor.deployment": ("Deployment", "Model", "Scaling"),
+    "torpor.engine": ("Engine",),
+    "torpor.hookspecs": ("Plugin", "hookimpl"),
+    "torpor.lifecycle": ("Lifecycle",),
+    "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'torpor' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME.get(name, "torpor.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

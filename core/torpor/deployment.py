@@ -1,0 +1,214 @@
+"""What to serve: `Deployment`, `Model` and `Scaling`, validated frozen values.
+
+A deployment is the same value on the laptop, in the image build and in the container: it holds names and numbers, and
+the plugin instances that act on them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal
+
+from torpor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torpor.hookspecs import Plugin
+
+__all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
+
+_REVISION = re.compile(r"[0-9a-f]{40}")
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+_GPU = re.compile(r"[A-Za-z0-9-]+!?(:[1-8])?")
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which weights, exactly.
+
+    Attributes:
+        repo_id: `owner/name` on the Hugging Face hub; give this or `path`.
+        revision: the commit of `repo_id`, 40 hex digits: a branch name would change under a snapshot's feet.
+        path: a local folder with the model, in place of `repo_id`.
+        served_name: the name that clients send; the default is `repo_id`, or the folder's name.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    served_name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.repo_id is None) == (self.path is None):
+            raise ConfigurationError("Model: give either repo_id ('owner/name' on the hub) or path (a local folder).")
+        if self.repo_id is not None:
+            if not _REPO_ID.fullmatch(self.repo_id):
+                raise ConfigurationError(f"Model.repo_id is {self.repo_id!r}; it has to be 'owner/name'.")
+            if self.revision is None or not _REVISION.fullmatch(self.revision):
+                raise ConfigurationError(
+                    f"Model.revision is {self.revision!r}; it has to be a commit of {self.repo_id}, 40 lower-case hex "
+                    "digits: branches and tags move, and a snapshot must keep meeting the weights it was made with. "
+                    "The commit stands on the model's page under 'Files and versions', 'History'."
+                )
+        elif self.revision is not None:
+            raise ConfigurationError("Model.revision goes with repo_id; a local path has none.")
+        if not self.served_name:
+            object.__setattr__(self, "served_name", self.repo_id or (self.path or "").rstrip("/").rsplit("/", 1)[-1])
+
+    @property
+    def source(self) -> str:
+        """What an engine takes as its model path: the repository or the folder."""
+        return self.repo_id or self.path or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How many requests a replica takes and how many replicas there are.
+
+    Attributes:
+        target_concurrency: requests in flight at which the platform adds a replica.
+        max_concurrency: requests that one replica takes at most; also the engine's limit of running requests.
+        min_containers: replicas kept up without traffic.
+        max_containers: replicas at most; None leaves it to the platform.
+        buffer_containers: idle replicas kept ahead of traffic.
+        scaledown_window_s: seconds that an idle replica stays.
+    """
+
+    target_concurrency: int = 10
+    max_concurrency: int = 100
+    min_containers: int = 0
+    max_containers: int | None = None
+    buffer_containers: int = 0
+    scaledown_window_s: int = 300
+
+    def __post_init__(self) -> None:
+        _at_least("Scaling.target_concurrency", self.target_concurrency, 1, "requests")
+        _at_least("Scaling.max_concurrency", self.max_concurrency, 1, "requests")
+        if self.max_concurrency < self.target_concurrency:
+            raise ConfigurationError(
+                f"Scaling.max_concurrency is {self.max_concurrency} requests, below target_concurrency "
+                f"({self.target_concurrency}): raise the maximum or lower the target."
+            )
+        _at_least("Scaling.min_containers", self.min_containers, 0, "replicas")
+        _at_least("Scaling.buffer_containers", self.buffer_containers, 0, "replicas")
+        if self.max_containers is not None:
+            _at_least("Scaling.max_containers", self.max_containers, max(1, self.min_containers), "replicas")
+        _at_least("Scaling.scaledown_window_s", self.scaledown_window_s, 2, "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """One server: a model, an engine, the plugins around it, and the numbers that every platform needs.
+
+    Attributes:
+        name: lower-case letters, digits and dashes; the app's name on Modal, the folder's name elsewhere.
+        model: which weights.
+        plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine.
+        gpu: Modal's GPU name, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; None for a CPU.
+        port: where the engine listens, 1024 to 65535.
+        scaling: requests per replica, replicas.
+        startup_timeout_s: seconds for launch until ready, and for the enter methods on Modal.
+        warmup_timeout_s: seconds for all warm-up hooks and the recording of the canary.
+        drain_timeout_s: seconds that requests in flight get before a sleep is refused.
+        sleep_timeout_s: seconds for all `pre_snapshot` hooks.
+        wake_timeout_s: seconds for all `post_restore` hooks and the canary after them.
+        stop_timeout_s: seconds between SIGTERM and SIGKILL.
+        region: where to run, in the platform's words; None for anywhere.
+        snapshot: whether the platform may snapshot the sleeping server.
+        gpu_snapshot: whether GPU memory goes into the snapshot too; the default is "when there is a GPU".
+        canary_mismatch: `fail` ends a replica that answers differently after a wake; `warn` only logs it.
+    """
+
+    name: str
+    model: Model
+    plugins: tuple[Plugin, ...]
+    gpu: str | None = None
+    port: int = 8000
+    scaling: Scaling = field(default_factory=Scaling)
+    startup_timeout_s: float = 600.0
+    warmup_timeout_s: float = 300.0
+    drain_timeout_s: float = 30.0
+    sleep_timeout_s: float = 120.0
+    wake_timeout_s: float = 120.0
+    stop_timeout_s: float = 10.0
+    region: str | None = None
+    snapshot: bool = True
+    gpu_snapshot: bool | None = None
+    canary_mismatch: Literal["fail", "warn"] = "fail"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigurationError(
+                f"Deployment.name is {self.name!r}; allowed are 1 to 64 lower-case letters, digits and inner dashes."
+            )
+        if self.gpu is not None and not _GPU.fullmatch(self.gpu):
+            raise ConfigurationError(f"Deployment.gpu is {self.gpu!r}; write it like 'H100', 'H100!' or 'H100!:2'.")
+        if not 1024 <= self.port <= _MAX_PORT:
+            raise ConfigurationError(f"Deployment.port is {self.port}; allowed are 1024 to {_MAX_PORT}.")
+        for item in fields(self):
+            if item.name.endswith("_timeout_s") and not getattr(self, item.name) > 0:
+                raise ConfigurationError(
+                    f"Deployment.{item.name} is {getattr(self, item.name)!r} seconds; it has to be above 0."
+                )
+        if self.canary_mismatch not in ("fail", "warn"):
+            raise ConfigurationError(f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'.")
+        if self.gpu_snapshot is None:
+            object.__setattr__(self, "gpu_snapshot", self.snapshot and self.gpu is not None)
+        elif self.gpu_snapshot and (self.gpu is None or not self.snapshot):
+            raise ConfigurationError("Deployment.gpu_snapshot needs a gpu and snapshot=True: GPU memory goes into the same snapshot.")
+        self._check_plugins()
+
+    def _check_plugins(self) -> None:
+        object.__setattr__(self, "plugins", tuple(self.plugins))
+        seen: set[str] = set()
+        for plugin in self.plugins:
+            if isinstance(plugin, type):
+                raise ConfigurationError(f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}().")
+            name = plugin_name(plugin)
+            if name in seen:
+                raise ConfigurationError(f"Deployment.plugins holds {name!r} twice; remove one of the two.")
+            seen.add(name)
+        engines = [plugin_name(plugin) for plugin in self.plugins if _launches(plugin)]
+        if not engines:
+            raise ConfigurationError(
+                f"Deployment {self.name!r} has no engine: none of its plugins ({', '.join(sorted(seen)) or 'none given'}) "
+                "implements launch. Add one, e.g. torpor_sglang.SGLang()."
+            )
+        if len(engines) > 1:
+            raise ConfigurationError(
+                f"Deployment {self.name!r} has {len(engines)} engines ({', '.join(engines)}); exactly one plugin may "
+                "implement launch. Remove the others."
+            )
+
+    @property
+    def engine(self) -> Plugin:
+        """The plugin that launches: whom other plugins ask for what is the engine's own."""
+        return next(plugin for plugin in self.plugins if _launches(plugin))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs one replica gets."""
+        if self.gpu is None:
+            return 0
+        return int(self.gpu.partition(":")[2] or 1)
+
+
+def plugin_name(plugin: object) -> str:
+    """The name under which core registers a plugin: its `plugin_name`, else its class's name in lower case.
+
+    Entry-point names cannot be asked for in a container (no package metadata there), hence a class attribute.
+    """
+    name = getattr(plugin, "plugin_name", "")
+    return name if isinstance(name, str) and name else type(plugin).__name__.lower()
+
+
+def _launches(plugin: object) -> bool:
+    """Whether `launch` carries the mark that `@hookimpl` leaves (pluggy: attribute `<project>_impl`)."""
+    return getattr(getattr(plugin, "launch", None), "torpor_impl", None) is not None
+
+
+def _at_least(name: str, value: int, lowest: int, unit: str) -> None:
+    if value < lowest:
+        raise ConfigurationError(f"{name} is {value} {unit}; the lowest allowed value is {lowest}.")

@@ -1,0 +1,78 @@
+"""`Engine`: the running engine, as plugins and platforms see it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.guard import GuardRules
+
+__all__ = ["Engine"]
+
+
+class Engine(ABC):
+    """The engine's process tree: the only object with state that crosses a snapshot.
+
+    Attributes:
+        boot_id: 16 hex digits, new at every cold start.
+        guard_key: the lifecycle key of the guard in front of the engine; None for an engine without one.
+    """
+
+    boot_id: str
+    guard_key: str | None
+
+    @staticmethod
+    def start(
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        guard: GuardRules | None = None,
+    ) -> Engine:
+        """Start a command as the leader of its own session, with its output drained from the first byte on.
+
+        Args:
+            argv: the command and its arguments; no shell.
+            env: variables set over the caller's own environment.
+            cwd: working folder; the caller's by default.
+            guard: rules for the guard in the engine's server process. With them the child gets the guard's boot
+                document through an inherited pipe (`TORPOR_BOOT_FD`) and has to read it.
+
+        Returns:
+            The started engine. It may have ended already: `poll` says so.
+
+        Raises:
+            ConfigurationError: there is no such program, or it may not be run.
+        """
+        from torpor.process import EngineProcess  # noqa: PLC0415 - process.py implements this class
+
+        return EngineProcess(argv, env=env or {}, cwd=cwd, guard=guard)
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Process id of the tree's leader."""
+
+    @abstractmethod
+    def poll(self) -> int | None:
+        """Exit code of the leader (negative: the signal), or None while it runs."""
+
+    @abstractmethod
+    def terminate(self, grace_s: float = 10.0) -> int:
+        """End the whole tree: SIGTERM to every process, SIGKILL to what is left after `grace_s` seconds.
+
+        Returns:
+            The leader's exit code. Calling it again is harmless.
+        """
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait at most `timeout_s` seconds for the leader's end; its exit code, or None when it still runs."""
+
+    @abstractmethod
+    def log_tail(self) -> tuple[str, ...]:
+        """The last output lines, oldest first."""

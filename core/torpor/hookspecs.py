@@ -1,0 +1,218 @@
+"""The six hooks of a server that sleeps in a snapshot and wakes in seconds.
+
+    build      prepare_image    what the container image holds: base, packages, env, volumes       returns values
+               compile_kernels  what to compile or download once, ahead of any start               returns values
+    start      launch           start the engine process; exactly one plugin does                  acts
+               warmup           real requests until nothing is left to compile                     acts
+               pre_snapshot     put the engine to sleep; after this nobody talks to it             acts
+    -- snapshot (platform) --
+    wake       post_restore     wake the engine, once per restored replica                         acts
+
+Hooks run in the order in which the deployment lists its plugins; the engine's own `pre_snapshot` runs last and its
+`post_restore` first. Around the hooks core waits for readiness, gates traffic, times every stage, records an answer
+before the sleep and compares it after the wake, and ends the engine on any failure. A plugin never does these.
+
+A plugin is a frozen, keyword-only dataclass whose fields are its options. It subclasses `Plugin`, overrides the hooks
+that it needs and marks each with `@hookimpl` (and `@override`, so that a type checker sees a misspelt name).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pluggy
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor.deployment import Deployment
+    from torpor.engine import Engine
+    from torpor.recipe import BuildPlan, ImagePatch, Recipe
+
+__all__ = ["HOOK_NAMES", "PROJECT", "Plugin", "hookimpl", "hookspec"]
+
+PROJECT = "torpor"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method as the implementation of the hook of its name. Options: `tryfirst`, `trylast` (pluggy's)."""
+
+HOOK_NAMES = ("prepare_image", "compile_kernels", "launch", "warmup", "pre_snapshot", "post_restore")
+
+
+class Plugin:
+    """The hook specification, and the class that plugins derive from.
+
+    Besides the hooks it holds what an engine plugin (one that implements `launch`) declares about its engine, and the
+    questions that other plugins may ask it through `deployment.engine`. Other plugins leave these as they are.
+
+    Attributes:
+        plugin_name: the entry-point name; errors, records and `torpor plan` use it.
+        engine_version: version of the engine that this plugin is set up for.
+        supports_sleep: the engine can release its memory and get it back.
+        sleep_is_idempotent: a second sleep or wake is harmless (SGLang: deadly; vLLM: harmless).
+        health_safe_while_asleep: the engine's own health route may be asked while memory is released.
+        public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
+        ready_path: an engine path that answers 200 from the moment at which chat requests are served.
+        guarded: the engine's server process runs `torpor.guard`.
+    """
+
+    plugin_name: ClassVar[str] = ""
+    supports_sleep: ClassVar[bool] = False
+    sleep_is_idempotent: ClassVar[bool] = False
+    health_safe_while_asleep: ClassVar[bool] = False
+    public_paths: ClassVar[tuple[str, ...]] = ()
+    ready_path: ClassVar[str] = "/v1/models"
+    guarded: ClassVar[bool] = False
+
+    @property
+    def engine_version(self) -> str:
+        """Version of the engine; empty for a plugin that launches none."""
+        return ""
+
+    def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it
+        """Variables that put every kernel cache of the engine under `IMAGE_ROOT/kernels`."""
+        return {}
+
+    def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:  # noqa: ARG002
+        """The engine's own kernel compile command with the serving flags, or None when it has none."""
+        return None
+
+    @hookspec
+    def prepare_image(self, deployment: Deployment) -> ImagePatch | None:  # type: ignore[empty-body]
+        """Say what the container image holds.
+
+        When:
+            On the laptop at deploy time, again in the container when it imports the app, and for `torpor plan`.
+        Where:
+            Anywhere, also without the engine, a GPU, credentials or a network.
+        Returns:
+            The plugin's share of the image, or None. Two plugins claiming different values for one thing is an error.
+        Must not:
+            Act, read the clock or the file system, or branch on where it runs: equal deployments give equal values.
+
+        Example:
+            A plugin that puts the engine's logs into JSON:
+
+                @hookimpl
+                @override
+                def prepare_image(self, deployment: Deployment) -> ImagePatch:
+                    return ImagePatch(pip=("python-json-logger>=3",), env={"ENGINE_LOG_FORMAT": "json"})
+        """
+
+    @hookspec
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:  # type: ignore[empty-body]
+        """Say what to compile or download once, ahead of any start, and what to check before each.
+
+        When:
+            Asked when the recipe is made; the steps run while the image is built, by ascending `order`.
+        Where:
+            The hook anywhere; its steps inside the image, with the GPU, volumes and secrets that each names.
+        Returns:
+            Steps and preflight checks as data, or None.
+        Must not:
+            Compile or download by itself; put a secret's value anywhere (name the platform's secret instead).
+
+        Example:
+            A plugin that fetches a draft model and checks it before every launch:
+
+                @hookimpl
+                @override
+                def compile_kernels(self, deployment: Deployment) -> BuildPlan:
+                    fetch = BuildStep(name="draft model", order=10, timeout_s=600, argv=("fetch-draft", "/vol/draft"),
+                                      volumes={"/vol/draft": "draft-model"}, outputs=("/vol/draft/config.json",))
+                    check = Preflight(name="draft model", argv=("test", "-s", "/vol/draft/config.json"), timeout_s=5,
+                                      cure="Deploy again: the volume draft-model was emptied.")
+                    return BuildPlan(steps=(fetch,), preflight=(check,))
+        """
+
+    @hookspec(firstresult=True)
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:  # type: ignore[empty-body]
+        """Start the engine process and return at once; exactly one plugin of a deployment does.
+
+        When:
+            Once per cold start, after the preflight checks; never after a restore.
+        Where:
+            In the serving container (or on the local machine), in the recipe's environment.
+        Returns:
+            The started engine, from `Engine.start`; core waits until it is ready.
+        Must not:
+            Wait for readiness, talk to the engine, or keep the process anywhere else.
+
+        Example:
+            An engine that is one command:
+
+                @hookimpl
+                @override
+                def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+                    argv = ("my-engine", "--model", deployment.model.source, "--port", str(deployment.port))
+                    return Engine.start((*argv, *recipe.engine_args), env=recipe.env)
+        """
+
+    @hookspec
+    def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        """Send real requests until nothing is left to compile, load or allocate lazily.
+
+        When:
+            Once per cold start, when the engine is ready, before the canary is recorded and the port is opened.
+        Where:
+            In the serving container. `client` is bound to the engine and carries the guard's key.
+        Returns:
+            Nothing. Raise to fail the start.
+        Must not:
+            Keep the client or a socket; leave a request running; put the engine to sleep.
+
+        Example:
+            One long prompt, so that the prefill kernels of that shape exist before the snapshot:
+
+                @hookimpl
+                @override
+                def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+                    body = {"model": deployment.model.served_name, "max_tokens": 1,
+                            "messages": [{"role": "user", "content": "word " * 4000}]}
+                    client.post("/v1/chat/completions", json=body, timeout=120).raise_for_status()
+        """
+
+    @hookspec
+    def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        """Put the engine to sleep; after this nobody talks to it until the wake.
+
+        When:
+            Once per sleep, when no request is in flight. The engine's own implementation runs last (`trylast`).
+        Where:
+            In the serving container, or in the local machine's sandbox.
+        Returns:
+            Nothing. Raise to call the snapshot off; core then ends the engine.
+        Must not:
+            Leave a socket, a temporary file or a thread with a timer behind: it would wake in every replica.
+
+        Example:
+            A plugin that flushes its own side cache first:
+
+                @hookimpl
+                @override
+                def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+                    client.post("/side_cache/flush", timeout=10).raise_for_status()
+        """
+
+    @hookspec
+    def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        """Wake the engine, once per restored replica.
+
+        When:
+            Once per wake, before the canary is compared and traffic is let in. The engine's own runs first (`tryfirst`).
+        Where:
+            In the restored container. Clocks have jumped, old sockets are dead, `client` is new.
+        Returns:
+            Nothing. Raise to fail the wake; the replica then never serves.
+        Must not:
+            Repeat a wake call that timed out: for some engines the second one is deadly.
+
+        Example:
+            A plugin that makes what must differ between replicas new again:
+
+                @hookimpl
+                @override
+                def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+                    client.post("/reseed", json={"seed": int.from_bytes(os.urandom(8))}, timeout=10).raise_for_status()
+        """

@@ -1,0 +1,205 @@
+"""The engine's process tree: started in a session of its own, drained always, ended whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+from typing_extensions import override
+
+from torpor.engine import Engine
+from torpor.errors import ConfigurationError
+from torpor.guard import GuardRules, boot_document_json
+
+__all__ = ["LOG_VARIABLE", "EngineProcess", "session_members"]
+
+LOG_VARIABLE = "TORPOR_ENGINE_LOG"
+"""Where the engine's output goes besides the kept tail: a file (appended to), or `-` for standard error."""
+
+_TAIL_LINES = 200
+_TAIL_LINE_BYTES = 2000
+_READ_BYTES = 64 * 1024
+
+
+class EngineProcess(Engine):
+    """An engine that runs as a child of this process.
+
+    Two daemon threads: one drains the output and keeps the last lines (memory is bounded whatever the engine prints),
+    one waits for the leader's end. When the leader ends, the rest of its session is killed at once, so
+    that a request that hangs on a left-over worker fails instead of waiting for its time-out.
+    """
+
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None) -> None:
+        self.boot_id = secrets.token_hex(8)
+        self.guard_key = secrets.token_urlsafe(32) if guard else None
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._ended = threading.Event()
+        full_env = {**os.environ, **env, "TORPOR_BOOT_ID": self.boot_id}
+        sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
+        boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
+        if boot_fd is not None:
+            full_env["TORPOR_BOOT_FD"] = str(boot_fd)
+        try:
+            self._process = subprocess.Popen(
+                list(argv),
+                env=full_env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=() if boot_fd is None else (boot_fd,),
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"The engine's program {argv[0]!r} cannot be started: {error.strerror}. "
+                "Check the engine plugin's `python` option, or install the engine (locally: scripts/setup-local)."
+            ) from error
+        finally:
+            if boot_fd is not None:
+                os.close(boot_fd)
+        self._members: dict[int, float] = {}
+        self._members_lock = threading.Lock()
+        self._tree_gone = False
+        self._drainer = threading.Thread(target=self._drain, args=(self._process.stdout, sink), daemon=True)
+        self._drainer.start()
+        threading.Thread(target=self._await_end, daemon=True).start()
+
+    @property
+    @override
+    def pid(self) -> int:
+        return self._process.pid
+
+    @override
+    def poll(self) -> int | None:
+        return self._process.returncode if self._ended.is_set() else None
+
+    @override
+    def wait(self, timeout_s: float) -> int | None:
+        self._ended.wait(timeout_s)
+        return self.poll()
+
+    @override
+    def log_tail(self) -> tuple[str, ...]:
+        if self._ended.is_set():
+            self._drainer.join(0.2)  # the last words of a process that just died are still in the pipe
+        return tuple(self._tail)
+
+    @override
+    def terminate(self, grace_s: float = 10.0) -> int:
+        deadline = time.monotonic() + grace_s
+        if not self._tree_gone:
+            self._remember_members()
+            self._signal_members(signal.SIGTERM)
+            while self._living() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._kill_rest()
+        self._ended.wait(10.0)
+        return self._process.returncode if self._process.returncode is not None else -signal.SIGKILL
+
+    def _drain(self, stream: IO[bytes] | None, sink: IO[bytes] | None) -> None:
+        """Read until every holder of the pipe has closed it; keep whole lines, cut long ones."""
+        if stream is None:
+            return
+        pending = b""
+        while chunk := os.read(stream.fileno(), _READ_BYTES):
+            if sink is not None:
+                with contextlib.suppress(OSError):  # a full disk must not stop the engine
+                    sink.write(chunk)
+                    sink.flush()
+            *lines, pending = (pending + chunk).split(b"\n")
+            self._tail.extend(line[:_TAIL_LINE_BYTES].decode(errors="replace") for line in lines[-_TAIL_LINES:])
+            pending = pending[:_TAIL_LINE_BYTES]
+        if pending:
+            self._tail.append(pending.decode(errors="replace"))
+        stream.close()
+        if sink is not None and sink.fileno() > 2:  # noqa: PLR2004 - standard error stays open
+            sink.close()
+
+    def _await_end(self) -> None:
+        self._process.wait()
+        self._ended.set()
+        self._kill_rest()
+
+    def _remember_members(self) -> None:
+        """Note who belongs to the tree, by start time: a pid alone may be somebody else's a moment later."""
+        for process in session_members(self._process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess), self._members_lock:
+                self._members.setdefault(process.pid, process.create_time())
+
+    def _living(self) -> list[psutil.Process]:
+        alive = []
+        with self._members_lock:
+            members = list(self._members.items())
+        for pid, created in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        return alive
+
+    def _signal_members(self, number: signal.Signals) -> None:
+        for process in self._living():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _kill_rest(self) -> None:
+        """Kill until nobody is left: a process may fork between the listing and the signal."""
+        deadline = time.monotonic() + 5.0
+        while not self._tree_gone and time.monotonic() < deadline:
+            self._remember_members()
+            if not self._living():
+                self._tree_gone = True  # from here on the numbers may be somebody else's
+                return
+            self._signal_members(signal.SIGKILL)
+            time.sleep(0.005)
+
+
+def session_members(leader_pid: int) -> list[psutil.Process]:
+    """Every process of the session that `leader_pid` leads, and the leader's descendants that left it.
+
+    The session outlives its leader, so orphans are found too (setsid(2); SGLang has a scheduler, a detokenizer and a
+    resource tracker beside its HTTP server).
+    """
+    members: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(leader_pid)
+        members = {process.pid: process for process in [leader, *leader.children(recursive=True)]}
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if pid not in members and os.getsid(pid) == leader_pid:
+                members[pid] = psutil.Process(pid)
+    return list(members.values())
+
+
+def _boot_pipe(rules: GuardRules, key: str, boot_id: str) -> int:
+    """Write the guard's boot document into a new pipe; the read end, for the child to inherit.
+
+    The document is written before the child exists, so it has to fit the pipe's buffer (64 KiB on Linux, pipe(7)).
+    """
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as pipe:
+        pipe.write(boot_document_json(key=key, boot_id=boot_id, rules=rules).encode())
+    return read_end
+
+
+def _log_sink(where: str) -> IO[bytes] | None:
+    if not where:
+        return None
+    if where == "-":
+        return os.fdopen(2, "wb", closefd=False)
+    try:
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
+        return Path(where).open("ab")
+    except OSError as error:
+        raise ConfigurationError(f"{LOG_VARIABLE} is {where!r}, which cannot be written: {error.strerror}.") from error

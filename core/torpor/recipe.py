@@ -1,0 +1,289 @@
+"""What plugins ask for before a start, and what core makes of it.
+
+`ImagePatch` and `BuildPlan` are what one plugin returns from `prepare_image` and `compile_kernels`; `Recipe` is the sum
+over all plugins, with the plugin behind every value. All of them hold names, strings and numbers only: no platform's
+objects, so that every platform can render them and `torpor plan` can print them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torpor.errors import ConfigurationError, ConflictError
+
+__all__ = [
+    "IMAGE_ROOT",
+    "VOLUME_ROOT",
+    "BuildPlan",
+    "BuildStep",
+    "Cache",
+    "ImagePatch",
+    "Preflight",
+    "Recipe",
+]
+
+IMAGE_ROOT = "/opt/torpor"
+"""Where the image's own disk holds what Torpor puts there (build-step scripts, kernel caches)."""
+
+VOLUME_ROOT = "/vol"
+"""Where Volumes are mounted: a fresh path, because engine images already hold files under `/root/.cache`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePatch:
+    """What one plugin wants the container image to hold.
+
+    Attributes:
+        base: registry reference of the image to start from; only the engine plugin should name one.
+        apt: Debian packages.
+        pip: Python requirements, e.g. `fastsafetensors>=0.1`.
+        env: environment variables of the serving container and of every build step.
+        volumes: mount path (under `/vol`) to the name of a persistent volume, for the serving container.
+        python_sources: top-level packages to mount beside those that plugin classes come from.
+        engine_args: command-line tokens that a plugin wants the engine to get, e.g. `("--load-format", "dummy")`.
+    """
+
+    base: str | None = None
+    apt: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    python_sources: tuple[str, ...] = ()
+    engine_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keep what a build step makes on a volume, so that the next build with the same key skips the step.
+
+    Attributes:
+        volume_dir: folder on a volume that the step mounts; one sub-folder per key.
+        image_dir: folder on the image's own disk where the step writes and the engine reads.
+        key: what the result depends on and is known now (engine version, revision, flags, ...).
+        probes: commands whose output belongs to the key too, run inside the image (`nvcc --version`, ...).
+    """
+
+    volume_dir: str
+    image_dir: str
+    key: tuple[str, ...]
+    probes: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStep:
+    """One command of the image build.
+
+    Attributes:
+        name: what progress lines and errors call it.
+        argv: the command; after `script`, its arguments.
+        order: steps run by ascending order, whatever the plugins' order: downloads 10, compilation 20.
+        timeout_s: seconds until the command and its children are ended.
+        retries: how often a failed command is tried again.
+        gpu: whether the step needs the deployment's GPU.
+        env: variables of this step alone; they override the image's.
+        volumes: mount path to volume name, beside the serving volumes, for this step alone.
+        secrets: names of the platform's secrets, for this step alone.
+        script: dotted name of one self-contained module; its file is copied into the image ahead of the step.
+        outputs: paths that must exist and not be empty afterwards.
+        cache: see `Cache`.
+        engine_args: whether core appends the engine arguments that plugins asked for.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    order: int
+    timeout_s: float
+    retries: int = 0
+    gpu: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    script: str | None = None
+    outputs: tuple[str, ...] = ()
+    cache: Cache | None = None
+    engine_args: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.argv and not self.script:
+            raise ConfigurationError(f"BuildStep {self.name!r} has neither argv nor script: there is nothing to run.")
+        if self.timeout_s <= 0 or self.retries < 0:
+            raise ConfigurationError(
+                f"BuildStep {self.name!r}: timeout_s is {self.timeout_s} (above 0 is allowed), retries is {self.retries} "
+                "(0 or more is allowed)."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """A check that core runs in the container right before the launch.
+
+    Attributes:
+        name: what errors call it.
+        argv: the command; exit code 0 is a pass. After `script`, its arguments.
+        timeout_s: seconds until it counts as failed.
+        cure: what to do about a failure; it ends the error's message.
+        script: dotted name of one self-contained module to run, as in `BuildStep`.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    timeout_s: float
+    cure: str
+    script: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """What one plugin wants done once, ahead of any start, and checked before every cold start."""
+
+    steps: tuple[BuildStep, ...] = ()
+    preflight: tuple[Preflight, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The sum of all plugins' patches and plans: everything that is known before a start.
+
+    Attributes:
+        image: the merged patch.
+        steps: build steps in the order in which they run, engine arguments appended where a step asks for them.
+        preflight: checks before a launch.
+        origins: which plugin is behind a value: `env:NAME`, `volume:PATH`, `pip:NAME`, `flag:--x`, `step:NAME`, ...
+    """
+
+    image: ImagePatch
+    steps: tuple[BuildStep, ...] = ()
+    preflight: tuple[Preflight, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment of the serving container."""
+        return self.image.env
+
+    @property
+    def engine_args(self) -> tuple[str, ...]:
+        """Command-line tokens that plugins want the engine to get."""
+        return self.image.engine_args
+
+    @property
+    def volumes(self) -> Mapping[str, str]:
+        """Mount path to volume name, for the serving container."""
+        return self.image.volumes
+
+    @classmethod
+    def merge(cls, patches: Sequence[tuple[str, ImagePatch]], plans: Sequence[tuple[str, BuildPlan]]) -> Recipe:
+        """Sum up what the plugins returned, given as pairs of plugin name and value, in the plugins' order.
+
+        Raises:
+            ConflictError: two plugins claim different values for one thing; the message names both.
+        """
+        claims = _Claims()
+        for plugin, patch in patches:
+            claims.add_patch(plugin, patch)
+        for plugin, plan in plans:
+            for step in plan.steps:
+                claims.claim(plugin, "step", step.name, id(step))
+            for check in plan.preflight:
+                claims.claim(plugin, "preflight", check.name, id(check))
+        image = claims.patch()
+        return cls(
+            image=image,
+            steps=tuple(
+                _with_engine_args(step, image.engine_args)
+                for step in sorted((step for _, plan in plans for step in plan.steps), key=lambda step: step.order)
+            ),
+            preflight=tuple(check for _, plan in plans for check in plan.preflight),
+            origins=claims.origins(),
+        )
+
+
+def _with_engine_args(step: BuildStep, engine_args: tuple[str, ...]) -> BuildStep:
+    if not step.engine_args or not engine_args:
+        return step
+    cache = replace(step.cache, key=(*step.cache.key, *engine_args)) if step.cache else None
+    return replace(step, argv=step.argv + engine_args, cache=cache)
+
+
+class _Claims:
+    """Who claimed what: the same value twice is fine, two values for one thing name both plugins."""
+
+    def __init__(self) -> None:
+        self._claims: dict[tuple[str, str], tuple[str, object]] = {}
+
+    def claim(self, plugin: str, kind: str, name: str, value: object) -> None:
+        first, seen = self._claims.setdefault((kind, name), (plugin, value))
+        if seen == value:
+            return
+        what = {"step": "a build step", "preflight": "a preflight check"}.get(kind, kind)
+        values = "" if kind in ("step", "preflight") else f": {first!r} says {seen!r}, {plugin!r} says {value!r}"
+        raise ConflictError(
+            f"Plugins {first!r} and {plugin!r} both claim {what} {name!r}{values}. "
+            "Change an option of one of them, or drop one."
+        )
+
+    def add_patch(self, plugin: str, patch: ImagePatch) -> None:
+        if patch.base is not None:
+            self.claim(plugin, "image", "base", patch.base)
+        for name in patch.apt:
+            self.claim(plugin, "apt", name, name)
+        for requirement in patch.pip:
+            self.claim(plugin, "pip", requirement_name(requirement), requirement)
+        for name, value in patch.env.items():
+            self.claim(plugin, "env", name, value)
+        for path, volume in patch.volumes.items():
+            if not path.startswith("/") or path.endswith("/"):
+                raise ConfigurationError(f"Plugin {plugin!r}: volume mount {path!r} has to be absolute, without a final '/'.")
+            self.claim(plugin, "volume", path, volume)
+        for package in patch.python_sources:
+            self.claim(plugin, "python source", package, package)
+        for flag, values in split_flags(patch.engine_args):
+            self.claim(plugin, "flag", flag, values)
+
+    def _of(self, kind: str) -> list[tuple[str, object]]:
+        return [(name, value) for (of_kind, name), (_, value) in self._claims.items() if of_kind == kind]
+
+    def patch(self) -> ImagePatch:
+        base = self._claims.get(("image", "base"))
+        args: list[str] = []
+        for flag, values in self._of("flag"):
+            args += [flag, *values] if isinstance(values, tuple) else [flag]
+        return ImagePatch(
+            base=str(base[1]) if base else None,
+            apt=tuple(name for name, _ in self._of("apt")),
+            pip=tuple(str(value) for _, value in self._of("pip")),
+            env={name: str(value) for name, value in self._of("env")},
+            volumes={name: str(value) for name, value in self._of("volume")},
+            python_sources=tuple(name for name, _ in self._of("python source")),
+            engine_args=tuple(args),
+        )
+
+    def origins(self) -> dict[str, str]:
+        return {f"{kind}:{name}": plugin for (kind, name), (plugin, _) in self._claims.items()}
+
+
+def requirement_name(requirement: str) -> str:
+    """The normalised package name of a requirement line (PEP 503): `Foo_Bar[x]>=1` is `foo-bar`."""
+    name = requirement
+    for mark in "[<>=!~; @":
+        name = name.partition(mark)[0]
+    return name.strip().lower().replace("_", "-").replace(".", "-")
+
+
+def split_flags(argv: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """Group command-line tokens by flag: `--a 1 2 --b --c=3` gives `--a: (1, 2)`, `--b: ()`, `--c: (3,)`.
+
+    Raises:
+        ConfigurationError: the tokens do not begin with a flag.
+    """
+    groups: list[tuple[str, tuple[str, ...]]] = []
+    for token in argv:
+        if token.startswith("--"):
+            flag, equals, value = token.partition("=")
+            groups.append((flag, (value,) if equals else ()))
+        elif groups:
+            groups[-1] = (groups[-1][0], (*groups[-1][1], token))
+        else:
+            raise ConfigurationError(f"Engine arguments {argv!r} begin with {token!r}; they have to begin with a --flag.")
+    return groups
