@@ -21,7 +21,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _GPU = re.compile(r"[A-Za-z0-9-]+!?(:[1-8])?")
-_MAX_PORT = 65535
+_LOWEST_PORT, _MAX_PORT = 1024, 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +145,23 @@ class Deployment:
             )
         if self.gpu is not None and not _GPU.fullmatch(self.gpu):
             raise ConfigurationError(f"Deployment.gpu is {self.gpu!r}; write it like 'H100', 'H100!' or 'H100!:2'.")
-        if not 1024 <= self.port <= _MAX_PORT:
-            raise ConfigurationError(f"Deployment.port is {self.port}; allowed are 1024 to {_MAX_PORT}.")
+        if not _LOWEST_PORT <= self.port <= _MAX_PORT:
+            raise ConfigurationError(f"Deployment.port is {self.port}; allowed are {_LOWEST_PORT} to {_MAX_PORT}.")
         for item in fields(self):
             if item.name.endswith("_timeout_s") and not getattr(self, item.name) > 0:
                 raise ConfigurationError(
                     f"Deployment.{item.name} is {getattr(self, item.name)!r} seconds; it has to be above 0."
                 )
         if self.canary_mismatch not in ("fail", "warn"):
-            raise ConfigurationError(f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'.")
+            raise ConfigurationError(
+                f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'."
+            )
         if self.gpu_snapshot is None:
             object.__setattr__(self, "gpu_snapshot", self.snapshot and self.gpu is not None)
         elif self.gpu_snapshot and (self.gpu is None or not self.snapshot):
-            raise ConfigurationError("Deployment.gpu_snapshot needs a gpu and snapshot=True: GPU memory goes into the same snapshot.")
+            raise ConfigurationError(
+                "Deployment.gpu_snapshot needs a gpu and snapshot=True: GPU memory goes into the same snapshot."
+            )
         self._check_plugins()
 
     def _check_plugins(self) -> None:
@@ -165,7 +169,9 @@ class Deployment:
         seen: set[str] = set()
         for plugin in self.plugins:
             if isinstance(plugin, type):
-                raise ConfigurationError(f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}().")
+                raise ConfigurationError(
+                    f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}()."
+                )
             name = plugin_name(plugin)
             if name in seen:
                 raise ConfigurationError(f"Deployment.plugins holds {name!r} twice; remove one of the two.")

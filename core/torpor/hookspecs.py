@@ -18,6 +18,7 @@ that it needs and marks each with `@hookimpl` (and `@override`, so that a type c
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, ClassVar
 
 import pluggy
@@ -70,6 +71,15 @@ class Plugin:
         """Version of the engine; empty for a plugin that launches none."""
         return ""
 
+    @property
+    def engine_python(self) -> str:
+        """The interpreter that runs the engine, where the engine is a Python program."""
+        return sys.executable
+
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
+        """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
+        return ()
+
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it
         """Variables that put every kernel cache of the engine under `IMAGE_ROOT/kernels`."""
         return {}
@@ -79,13 +89,14 @@ class Plugin:
         return None
 
     @hookspec
-    def prepare_image(self, deployment: Deployment) -> ImagePatch | None:  # type: ignore[empty-body]
+    def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
         """Say what the container image holds.
 
         When:
             On the laptop at deploy time, again in the container when it imports the app, and for `torpor plan`.
         Where:
             Anywhere, also without the engine, a GPU, credentials or a network.
+
         Returns:
             The plugin's share of the image, or None. Two plugins claiming different values for one thing is an error.
         Must not:
@@ -101,13 +112,14 @@ class Plugin:
         """
 
     @hookspec
-    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:  # type: ignore[empty-body]
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
         """Say what to compile or download once, ahead of any start, and what to check before each.
 
         When:
             Asked when the recipe is made; the steps run while the image is built, by ascending `order`.
         Where:
             The hook anywhere; its steps inside the image, with the GPU, volumes and secrets that each names.
+
         Returns:
             Steps and preflight checks as data, or None.
         Must not:
@@ -127,13 +139,14 @@ class Plugin:
         """
 
     @hookspec(firstresult=True)
-    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:  # type: ignore[empty-body]
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:
         """Start the engine process and return at once; exactly one plugin of a deployment does.
 
         When:
             Once per cold start, after the preflight checks; never after a restore.
         Where:
             In the serving container (or on the local machine), in the recipe's environment.
+
         Returns:
             The started engine, from `Engine.start`; core waits until it is ready.
         Must not:
@@ -157,6 +170,7 @@ class Plugin:
             Once per cold start, when the engine is ready, before the canary is recorded and the port is opened.
         Where:
             In the serving container. `client` is bound to the engine and carries the guard's key.
+
         Returns:
             Nothing. Raise to fail the start.
         Must not:
@@ -181,6 +195,7 @@ class Plugin:
             Once per sleep, when no request is in flight. The engine's own implementation runs last (`trylast`).
         Where:
             In the serving container, or in the local machine's sandbox.
+
         Returns:
             Nothing. Raise to call the snapshot off; core then ends the engine.
         Must not:
@@ -203,6 +218,7 @@ class Plugin:
             Once per wake, before the canary is compared and traffic is let in. The engine's own runs first (`tryfirst`).
         Where:
             In the restored container. Clocks have jumped, old sockets are dead, `client` is new.
+
         Returns:
             Nothing. Raise to fail the wake; the replica then never serves.
         Must not:

@@ -62,15 +62,13 @@ class Lifecycle:
     def prepare_image(self) -> tuple[tuple[str, ImagePatch], ...]:
         """What each plugin wants in the image, as pairs of plugin name and patch, in the deployment's order."""
         return tuple(
-            (name, _expect(patch, ImagePatch, name, "prepare_image"))
-            for name, patch in self._call("prepare_image")
+            (name, _expect(patch, ImagePatch, name, "prepare_image")) for name, patch in self._call("prepare_image")
         )
 
     def compile_kernels(self) -> tuple[tuple[str, BuildPlan], ...]:
         """What each plugin wants done ahead of a start, as pairs of plugin name and plan, in the deployment's order."""
         return tuple(
-            (name, _expect(plan, BuildPlan, name, "compile_kernels"))
-            for name, plan in self._call("compile_kernels")
+            (name, _expect(plan, BuildPlan, name, "compile_kernels")) for name, plan in self._call("compile_kernels")
         )
 
     def recipe(self) -> Recipe:
@@ -167,7 +165,9 @@ def _check_markers(name: str, plugin: object) -> None:
         if method is None or method is getattr(Plugin, hook):
             continue
         if getattr(method, f"{PROJECT}_impl", None) is None:
-            raise PluginError(f"Plugin {name!r} has a method {hook} without @hookimpl, so it would never run: add the marker.")
+            raise PluginError(
+                f"Plugin {name!r} has a method {hook} without @hookimpl, so it would never run: add the marker."
+            )
     for attribute in dir(type(plugin)):
         method = getattr(type(plugin), attribute, None)
         if getattr(method, f"{PROJECT}_impl", None) is not None and attribute not in HOOK_NAMES:

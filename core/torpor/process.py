@@ -10,9 +10,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
 from typing_extensions import override
@@ -20,6 +19,9 @@ from typing_extensions import override
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["LOG_VARIABLE", "EngineProcess", "session_members"]
 
@@ -39,7 +41,9 @@ class EngineProcess(Engine):
     that a request that hangs on a left-over worker fails instead of waiting for its time-out.
     """
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
+    ) -> None:
         self.boot_id = secrets.token_hex(8)
         self.guard_key = secrets.token_urlsafe(32) if guard else None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)

@@ -7,10 +7,13 @@ objects, so that every platform can render them and `torpor plan` can print them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError, ConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "IMAGE_ROOT",
@@ -234,7 +237,9 @@ class _Claims:
             self.claim(plugin, "env", name, value)
         for path, volume in patch.volumes.items():
             if not path.startswith("/") or path.endswith("/"):
-                raise ConfigurationError(f"Plugin {plugin!r}: volume mount {path!r} has to be absolute, without a final '/'.")
+                raise ConfigurationError(
+                    f"Plugin {plugin!r}: volume mount {path!r} has to be absolute, without a final '/'."
+                )
             self.claim(plugin, "volume", path, volume)
         for package in patch.python_sources:
             self.claim(plugin, "python source", package, package)
@@ -285,5 +290,7 @@ def split_flags(argv: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
         elif groups:
             groups[-1] = (groups[-1][0], (*groups[-1][1], token))
         else:
-            raise ConfigurationError(f"Engine arguments {argv!r} begin with {token!r}; they have to begin with a --flag.")
+            raise ConfigurationError(
+                f"Engine arguments {argv!r} begin with {token!r}; they have to begin with a --flag."
+            )
     return groups

@@ -1,0 +1,297 @@
+"""One boot of a deployment: what core does around the hooks.
+
+    cold_start   preflight -> launch -> ready -> warmup -> canary
+    serve        opens the guard
+    sleep        drain -> pre_snapshot -> the guard shuts
+    wake         the guard opens for the lifecycle -> post_restore -> canary_check -> serve
+    stop         ends the engine's whole tree
+
+Every stage has a deadline, a record and one way to fail: the engine is ended, and the error says what was seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import structlog
+
+from torpor.canary import Canary, ask_canary, compare_canary
+from torpor.control import GuardControl, open_client
+from torpor.errors import (
+    CanaryError,
+    DrainTimeoutError,
+    EngineRequestError,
+    EngineTimeoutError,
+    PreflightError,
+    TorporError,
+)
+from torpor.lifecycle import Lifecycle
+from torpor.readiness import check_port_free, exited_error, wait_ready
+from torpor.records import BootKind, StageRecord, StageReport
+from torpor.steps import script_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
+    from torpor.engine import Engine
+    from torpor.recipe import Preflight, Recipe
+
+__all__ = ["Boot"]
+
+_DEATH_NOTICE_S = 0.5
+_CONTROL_TIMEOUT_S = 10.0
+
+
+class Boot:
+    """Carries one engine from nothing to serving, into sleep, and back.
+
+    Picklable state is not needed: the object lives in the process that is snapshotted, beside the engine.
+
+    Args:
+        deployment: what to serve.
+        recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
+        report: where stages are recorded.
+    """
+
+    def __init__(
+        self, deployment: Deployment, *, recipe: Recipe | None = None, report: StageReport | None = None
+    ) -> None:
+        self.deployment = deployment
+        self.report = report or StageReport()
+        self.lifecycle = Lifecycle(deployment, observer=self._note_plugin)
+        self.recipe = recipe or self.lifecycle.recipe()
+        self.restore_count = 0
+        self.engine: Engine | None = None
+        self.canary: Canary | None = None
+        self._kind: BootKind = "cold"
+        self._plugin_seconds: dict[str, float] = {}
+
+    def cold_start(self) -> None:
+        """Start the engine, warm it up and record the canary; the guard stays shut.
+
+        Raises:
+            PreflightError: a check before the launch failed.
+            PortInUseError: somebody else listens on the port.
+            EngineError: the engine ended, hung or answered with an error.
+        """
+        deployment = self.deployment
+        with self._stage("preflight"):
+            check_port_free(deployment.port)
+            for check in self.recipe.preflight:
+                _run_preflight(check, self.recipe)
+        with self._stage("launch"):
+            self.engine = self.lifecycle.launch(self.recipe)
+        with self._stage("ready"), self._client(deployment.startup_timeout_s) as client:
+            wait_ready(
+                self.running_engine,
+                client,
+                port=deployment.port,
+                ready_path=deployment.engine.ready_path,
+                timeout_s=deployment.startup_timeout_s,
+            )
+        with self._stage("warmup", deployment.warmup_timeout_s), self._client(deployment.warmup_timeout_s) as client:
+            self.lifecycle.warmup(self.running_engine, client)
+        with self._stage("canary", deployment.warmup_timeout_s), self._client(deployment.warmup_timeout_s) as client:
+            self.canary = ask_canary(deployment, client)
+
+    def serve(self) -> None:
+        """Let public requests in."""
+        with self._stage("serve", _CONTROL_TIMEOUT_S), self._control() as control:
+            control.serve()
+
+    def sleep(self) -> None:
+        """Finish what is in flight, put the engine to sleep and shut the guard.
+
+        Raises:
+            DrainTimeoutError: requests were still in flight at the deadline; the engine serves on.
+            EngineError: the engine did not go to sleep; it was ended.
+        """
+        deployment = self.deployment
+        limit_s = deployment.drain_timeout_s
+        with self._stage("drain", limit_s + _CONTROL_TIMEOUT_S), self._control() as control:
+            control.drain(limit_s)
+        if not deployment.engine.supports_sleep:
+            structlog.get_logger("torpor").info("engine_cannot_sleep", plugin=type(deployment.engine).__name__)
+        with self._stage("pre_snapshot", deployment.sleep_timeout_s):
+            with self._client(deployment.sleep_timeout_s) as client:
+                self.lifecycle.pre_snapshot(self.running_engine, client)
+            with self._control() as control:
+                control.asleep()
+
+    def wake(self) -> None:
+        """Wake the engine after a sleep, demand the canary again and let public requests in.
+
+        Raises:
+            EngineError: the engine ended, hung or answered with an error; it never serves.
+            CanaryError: it answers differently than before; with `canary_mismatch="warn"` this is only logged.
+        """
+        deployment = self.deployment
+        self._kind = "restored"
+        self.restore_count += 1
+        with self._stage("post_restore", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
+            GuardControl(self.running_engine, client).wake()
+            self.lifecycle.post_restore(self.running_engine, client)
+        with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
+            self._check_canary(client)
+        self.serve()
+
+    def stop(self) -> int | None:
+        """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
+        if self.engine is None:
+            return None
+        return self.engine.terminate(self.deployment.stop_timeout_s)
+
+    @property
+    def running_engine(self) -> Engine:
+        """The engine of this boot.
+
+        Raises:
+            TorporError: it was not launched yet.
+        """
+        if self.engine is None:
+            raise TorporError("No engine was launched in this boot yet; call cold_start first.")
+        return self.engine
+
+    def _check_canary(self, client: httpx.Client) -> None:
+        if self.canary is None:
+            raise TorporError("No canary was recorded in this boot; call cold_start first.")
+        try:
+            compare_canary(self.canary, ask_canary(self.deployment, client))
+        except CanaryError as error:
+            if self.deployment.canary_mismatch == "fail":
+                raise
+            structlog.get_logger("torpor").warning(
+                "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error)
+            )
+
+    @contextlib.contextmanager
+    def _client(self, timeout_s: float) -> Iterator[httpx.Client]:
+        with open_client(self.running_engine, port=self.deployment.port, timeout_s=timeout_s) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def _control(self) -> Iterator[GuardControl]:
+        with self._client(_CONTROL_TIMEOUT_S) as client:
+            yield GuardControl(self.running_engine, client)
+
+    @contextlib.contextmanager
+    def _stage(self, stage: str, timeout_s: float | None = None) -> Iterator[None]:
+        """Record a stage; end the engine at the deadline or on any failure, and say what was seen."""
+        self.report.begin(stage)
+        self._plugin_seconds = {}
+        started = time.perf_counter()
+        deadline = _Deadline(self.engine, timeout_s)
+        failure: BaseException | None = None
+        try:
+            with deadline:
+                yield
+            if self.engine is not None and self.engine.poll() is not None:
+                raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - the one way to fail
+        except BaseException as error:
+            failure = self._explain(error, stage, deadline)
+            if not isinstance(failure, DrainTimeoutError):
+                self.stop()
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            self._record(stage, time.perf_counter() - started, failure)
+
+    def _explain(self, error: BaseException, stage: str, deadline: _Deadline) -> BaseException:
+        """Turn what a stage raised into the error that names the cause."""
+        engine = self.engine
+        if engine is None or not isinstance(error, Exception):
+            return error
+        notes = getattr(error, "__notes__", [])
+        where = f"in stage {stage}" + (f" ({'; '.join(notes)})" if notes else "")
+        if deadline.passed:
+            return EngineTimeoutError(
+                f"Stage {stage} did not end within {deadline.timeout_s:g} s and the engine was ended; last seen: "
+                f"{type(error).__name__}: {error}. Raise the deployment's timeout of this stage if it was only slow."
+            )
+        if isinstance(error, httpx.TransportError) and engine.wait(_DEATH_NOTICE_S) is not None:
+            return exited_error(engine, where)
+        if isinstance(error, httpx.HTTPStatusError):
+            response = error.response
+            return EngineRequestError(
+                f"The engine answered {response.request.method} {response.request.url} with {response.status_code} {where}: "
+                f"{response.text[:500]!r}."
+            )
+        if isinstance(error, httpx.TransportError):
+            return EngineRequestError(f"No answer from the engine {where}: {type(error).__name__}: {error}.")
+        return error
+
+    def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:
+        self.report.end(
+            StageRecord(
+                stage=stage,
+                seconds=seconds,
+                boot=self._kind,
+                boot_id=self.engine.boot_id if self.engine else "",
+                restore_count=self.restore_count,
+                ended_at=time.time(),
+                ok=failure is None,
+                error="" if failure is None else f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
+                plugins=self._plugin_seconds,
+            )
+        )
+
+    def _note_plugin(self, hook: str, plugin: str, seconds: float) -> None:  # noqa: ARG002 - a stage runs one hook
+        self._plugin_seconds[plugin] = self._plugin_seconds.get(plugin, 0.0) + seconds
+
+
+class _Deadline:
+    """Ends the engine when a stage takes too long: whoever waits for its answer then gets an error."""
+
+    def __init__(self, engine: Engine | None, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s or 0.0
+        self.passed = False
+        self._timer = threading.Timer(timeout_s, self._end, (engine,)) if engine and timeout_s else None
+
+    def _end(self, engine: Engine) -> None:
+        self.passed = True
+        engine.terminate(0.0)
+
+    def __enter__(self) -> None:
+        if self._timer:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer.join()  # no timer may cross a snapshot
+
+
+def _run_preflight(check: Preflight, recipe: Recipe) -> None:
+    argv = script_argv(sys.executable, check.script, check.argv)
+    try:
+        result = subprocess.run(
+            argv,
+            env={**os.environ, **recipe.env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=check.timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PreflightError(
+            f"Preflight check {check.name!r} took longer than {check.timeout_s:g} s. {check.cure}"
+        ) from None
+    except OSError as error:
+        raise PreflightError(
+            f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
+        ) from error
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip() or f"exit code {result.returncode}, no output"
+        raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

@@ -1,0 +1,685 @@
+"""Run one build step: deadline, retry, check of its outputs, and a cache of what it makes on a volume.
+
+This one file is copied into the image ahead of every build step and run by the image's own `python3`, because a
+platform's build steps are bare shell lines: no time limit, no retry, no check of what came out. Hence the standard
+library only, Python 3.10 or later, no import of torpor.
+
+    python3 buildstep.py --name N --timeout S [--retries N] [--grace S] [--output PATH]... [--sync DIR]...
+        [--cache-volume DIR --cache-image DIR [--key=PART]... [--probe 'COMMAND']...] -- COMMAND [ARGUMENT]...
+
+The cache. A key is the SHA-256 of the key parts and of what the probes print inside the image. When
+`<volume>/<key>/` holds a marker and every file that the marker lists (size and SHA-256), the files are copied to the
+image folder and the command is skipped. Otherwise the command builds in the image folder, on local disk (JIT caches
+need flock and rename), and the result is copied to `<volume>/.tmp-*`, marker last, and published by one rename: two
+builders at once cannot mix, the later one drops its copy. Modification times are kept: ninja compares them.
+
+Committing. `--sync DIR` (and the cache's volume folder) is fsync'ed, which is what `sync DIR` of coreutils does and
+what commits a Modal Volume v2 from a shell (modal.com/docs/guide/volumes, "In v2, you can commit using `sync`").
+Volumes v1 have no commit from a shell; the platform commits them in the background and when a container ends.
+
+Exit codes. 0: built, or taken from the cache. 2: wrong use. 120: the command succeeded, an output is missing or empty.
+121: a probe failed. 122: the cache or a volume cannot be used or committed. 124: the deadline passed. 126, 127: the
+command cannot be run, is not there. 128 + n: signal n ended this step or the command. Else the command's own code.
+A command's code of sysexits.h that says that trying again cannot help (64 to 74, 77, 78) ends the retries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+__all__ = ["MARKER", "Interrupted", "StepError", "arguments", "main"]
+
+MARKER = ".torpor-complete.json"
+"""Name of the file that makes a cache folder whole; written last, it lists every other file."""
+
+_BUILDING = ".torpor-building.json"
+_OWN_PREFIX = ".torpor-"
+_TEMPORARY_PREFIX = ".tmp-"
+_STALE_TEMPORARY_S = 24 * 3600.0
+
+_MISSING_OUTPUT, _PROBE_FAILED, _CACHE_FAILED, _TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND = 120, 121, 122, 124, 126, 127
+_SIGNAL_BASE = 128
+_PERMANENT = frozenset({*range(64, 75), 77, 78})
+
+_TAIL_LINES = 40
+_TAIL_LINE_BYTES = 2000
+_READ_BYTES = 64 * 1024
+_COPY_BYTES = 1024 * 1024
+_COPY_THREADS = 8
+_RETRY_PAUSE_S = 1.0
+_KILL_S = 10.0
+_PROBE_TIMEOUT_S = 120.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class StepError(Exception):
+    """The step failed; `code` is the exit code, the text one line, `tail` the command's last output lines."""
+
+    def __init__(self, code: int, message: str, tail: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.tail = tuple(tail)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT came; raised in the main thread so that every `finally` runs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _File(TypedDict):
+    size: int
+    sha256: str
+    mtime_ns: int
+    mode: int
+
+
+class _Marker(TypedDict):
+    format: int
+    key: str
+    parts: list[str]
+    probes: dict[str, str]
+    created: str
+    files: dict[str, _File]
+
+
+def arguments(
+    argv: Sequence[str],
+    *,
+    name: str,
+    timeout_s: float,
+    retries: int = 0,
+    outputs: Sequence[str] = (),
+    cache_volume: str | None = None,
+    cache_image: str | None = None,
+    key: Sequence[str] = (),
+    probes: Sequence[Sequence[str]] = (),
+    sync: Sequence[str] = (),
+) -> list[str]:
+    """The arguments that make this script run `argv`; for `shlex.join` after `python3 buildstep.py`.
+
+    Key parts are written as `--key=PART`, because a part may itself begin with a dash (an engine flag).
+    """
+    options = [f"--name={name}", f"--timeout={timeout_s:g}", f"--retries={retries}"]
+    options += [f"--output={path}" for path in outputs]
+    if cache_volume is not None and cache_image is not None:
+        options += [f"--cache-volume={cache_volume}", f"--cache-image={cache_image}"]
+        options += [f"--key={part}" for part in key]
+        options += [f"--probe={shlex.join(probe)}" for probe in probes]
+    options += [f"--sync={folder}" for folder in sync]
+    return [*options, "--", *argv]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the step that the command line describes and return the exit code."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
+        _become_subreaper()
+        _step(options)
+    except StepError as error:
+        _complain(options, str(error), error.tail)
+        return error.code
+    except Interrupted as signalled:
+        _complain(options, f"ended by {signal.Signals(signalled.number).name}; nothing was published.")
+        return _SIGNAL_BASE + signalled.number
+    return 0
+
+
+class _Options(argparse.Namespace):
+    name: str
+    timeout: float
+    retries: int
+    grace: float
+    output: list[str]
+    sync: list[str]
+    cache_volume: Path | None
+    cache_image: Path | None
+    key: list[str]
+    probe: list[str]
+    command: list[str]
+
+
+def _parse(argv: Sequence[str]) -> _Options:
+    parser = argparse.ArgumentParser(
+        prog="buildstep.py",
+        description="Run one build step with a deadline, retries, a check of its outputs and a cache.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--name", required=True, help="what errors call the step")
+    parser.add_argument("--timeout", type=float, required=True, metavar="S", help="seconds that one attempt may take")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="further attempts after a failure")
+    parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds from SIGTERM to SIGKILL")
+    parser.add_argument("--output", action="append", default=[], metavar="PATH", help="has to be there and not empty")
+    parser.add_argument("--sync", action="append", default=[], metavar="DIR", help="volume to commit afterwards")
+    parser.add_argument("--cache-volume", type=Path, metavar="DIR", help="folder on a volume, one sub-folder per key")
+    parser.add_argument("--cache-image", type=Path, metavar="DIR", help="folder on local disk that the command fills")
+    parser.add_argument("--key", action="append", default=[], metavar="PART", help="what the result depends on")
+    parser.add_argument("--probe", action="append", default=[], metavar="COMMAND", help="its output joins the key")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command and its arguments")
+    options = parser.parse_args(argv, namespace=_Options())
+    if options.timeout <= 0 or options.retries < 0:
+        parser.error(f"--timeout is {options.timeout:g} (above 0 is allowed), --retries {options.retries} (0 or more).")
+    if (options.cache_volume is None) != (options.cache_image is None):
+        parser.error("--cache-volume and --cache-image go together.")
+    if options.cache_volume is None and (options.key or options.probe):
+        parser.error("--key and --probe need --cache-volume and --cache-image.")
+    return options
+
+
+def _step(options: _Options) -> None:
+    if options.cache_volume is not None and options.cache_image is not None:
+        _cached_step(options, options.cache_volume.absolute(), options.cache_image.absolute())
+    else:
+        _run(options)
+    for folder in options.sync:
+        _commit(Path(folder))
+
+
+def _say(options: _Options, text: str) -> None:
+    print(f"torpor build step {options.name!r}: {text}", flush=True)
+
+
+def _complain(options: _Options, text: str, tail: Sequence[str] = ()) -> None:
+    """The command's last lines again, then the one line that says what is wrong: build logs are read from the end."""
+    lines = [f"    | {line}" for line in tail]
+    print("\n".join([*lines, f"torpor build step {options.name!r}: {text}"]), file=sys.stderr, flush=True)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _run(options: _Options) -> None:
+    """Run the command until an attempt succeeds and its outputs are there.
+
+    Raises:
+        StepError: the last attempt failed. A passed deadline is not tried again: a hang would cost the time twice.
+    """
+    for attempt in range(1, options.retries + 2):
+        try:
+            _attempt(options)
+        except StepError as error:
+            final = attempt > options.retries or error.code == _TIMED_OUT or error.code in _PERMANENT
+            if final:
+                times = f" (attempt {attempt} of {options.retries + 1})" if options.retries else ""
+                raise StepError(error.code, f"{error}{times}", error.tail) from None
+            _say(options, f"{error}; trying again, attempt {attempt + 1} of {options.retries + 1}.")
+            time.sleep(_RETRY_PAUSE_S)
+        else:
+            return
+
+
+def _attempt(options: _Options) -> None:
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    began = time.monotonic()
+    shown = shlex.join(options.command)
+    code = _execute(options, tail)
+    took = f"after {time.monotonic() - began:.1f} s"
+    if code is None:
+        raise StepError(_TIMED_OUT, f"`{shown}` was ended {took}: its limit is {options.timeout:g} s.", tail)
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+        raise StepError(_SIGNAL_BASE - code, f"`{shown}` was killed by {name} {took}.", tail)
+    if code:
+        raise StepError(code, f"`{shown}` ended with exit code {code} {took}.", tail)
+    missing = [path for path in options.output if not _has_content(Path(path))]
+    if missing:
+        raise StepError(
+            _MISSING_OUTPUT,
+            f"`{shown}` ended with exit code 0, but left nothing in {', '.join(missing)}: it did not do its work.",
+            tail,
+        )
+
+
+def _execute(options: _Options, tail: deque[str]) -> int | None:
+    """Run the command in a session of its own and return its exit code (negative for a signal), None past the deadline.
+
+    Whatever it started is gone afterwards too: an engine's helpers would hold the GPU, and the output pipe.
+    """
+    strangers = _descendants(_processes())
+    try:
+        process = subprocess.Popen(
+            options.command,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # into a pipe, Python would keep its last words to itself
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise StepError(_NOT_FOUND, f"there is no program {options.command[0]!r} in the image.") from None
+    except OSError as error:
+        raise StepError(_NOT_RUNNABLE, f"{options.command[0]!r} cannot be run: {error.strerror}.") from None
+    reader = threading.Thread(target=_stream, args=(process.stdout, tail), daemon=True)
+    reader.start()
+    gentle = signal.SIGTERM
+    try:
+        return process.wait(options.timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    except Interrupted as signalled:
+        gentle = signal.Signals(signalled.number)
+        raise
+    finally:
+        _end_tree(process, gentle, options.grace, strangers)
+        reader.join(options.grace)
+
+
+def _stream(pipe: IO[bytes] | None, tail: deque[str]) -> None:
+    """Pass the output on as it comes and keep its last lines; of a progress bar, its last state."""
+    if pipe is None:
+        return
+    pending = b""
+    while chunk := os.read(pipe.fileno(), _READ_BYTES):
+        with contextlib.suppress(OSError):  # a reader that went away must not stop the build
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        *lines, pending = (pending + chunk).split(b"\n")
+        tail.extend(_readable(line) for line in lines[-_TAIL_LINES:])
+        pending = pending[-_TAIL_LINE_BYTES:]
+    if pending.strip():
+        tail.append(_readable(pending))
+
+
+def _readable(line: bytes) -> str:
+    return line.rstrip(b"\r").rpartition(b"\r")[2][:_TAIL_LINE_BYTES].decode(errors="replace")
+
+
+def _end_tree(process: subprocess.Popen[bytes], gentle: signal.Signals, grace_s: float, strangers: set[int]) -> None:
+    """Signal everything that the command started, wait, kill, until nothing of it lives."""
+    _signal_all(process, gentle, strangers)
+    deadline = time.monotonic() + grace_s
+    while _living(process, strangers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    deadline = time.monotonic() + _KILL_S
+    while _living(process, strangers) and time.monotonic() < deadline:
+        _signal_all(process, signal.SIGKILL, strangers)
+        time.sleep(0.02)
+
+
+def _signal_all(process: subprocess.Popen[bytes], number: signal.Signals, strangers: set[int]) -> None:
+    for pid in _living(process, strangers):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _living(process: subprocess.Popen[bytes], strangers: set[int]) -> list[int]:
+    """Members of the command's session, and descendants that left it; zombies that fell to this process are reaped."""
+    process.poll()
+    table = _processes()
+    members = {pid for pid, (_, _, session) in table.items() if session == process.pid}
+    members |= _descendants(table)
+    members -= strangers
+    for pid in members:
+        state, parent, _ = table[pid]
+        if state == "Z" and parent == os.getpid() and pid != process.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+    return [pid for pid in members if table[pid][0] not in "ZX"]
+
+
+def _descendants(table: dict[int, tuple[str, int, int]]) -> set[int]:
+    """Every process below this one. As a subreaper this one inherits orphans, so that none escapes by setsid(2)."""
+    children: dict[int, list[int]] = {}
+    for pid, (_, parent, _) in table.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    waiting = [os.getpid()]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting += below
+    return found
+
+
+def _processes() -> dict[int, tuple[str, int, int]]:
+    """State, parent and session of every process, from /proc/PID/stat (proc(5)); the name in it may hold anything."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                found[int(entry.name)] = (fields[0], int(fields[1]), int(fields[3]))
+    return found
+
+
+def _become_subreaper() -> None:
+    """Inherit orphaned descendants (prctl(2)); where that is not to be had, sessions alone are followed."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)  # the clean-up that begins now has deadlines of its own
+    raise Interrupted(number)
+
+
+def _has_content(path: Path) -> bool:
+    """Whether `path` is a file with bytes, or a folder that holds one; Torpor's own markers do not count."""
+    if not path.is_dir():
+        return path.is_file() and path.stat().st_size > 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            if not name.startswith(_OWN_PREFIX) and file.is_file() and file.stat().st_size > 0:
+                return True
+    return False
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def _cached_step(options: _Options, volume: Path, image: Path) -> None:
+    probes = {command: _probe(command) for command in options.probe}
+    key = _key(options.key, probes)
+    with _folder_errors(volume, image), _locked(image):
+        if (made := _read_marker(image, key)) and _damage(image, made, exact=False) is None:
+            _say(options, f"{image} holds the result of key {key[:12]} already; nothing to do.")
+            return
+        if _restore(options, volume / key, image, key):
+            return
+        trial = _new_temporary(volume, key)
+        try:
+            _prepare(image, key)
+            began = time.monotonic()
+            _run(options)
+            marker = _describe(image, key, options.key, probes)
+            _write_json(image / MARKER, marker)
+            (image / _BUILDING).unlink(missing_ok=True)
+            _say(options, f"built {_summary(marker)} in {time.monotonic() - began:.1f} s.")
+            _publish(options, image, trial, volume / key, marker)
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+        _commit(volume)
+
+
+@contextlib.contextmanager
+def _folder_errors(volume: Path, image: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or f"{volume} or {image}"
+        cure = "free space on the volume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the volume's mount"
+        raise StepError(_CACHE_FAILED, f"the cache cannot be used: {error.strerror} ({where}); {cure}.") from error
+
+
+@contextlib.contextmanager
+def _locked(image: Path) -> Iterator[None]:
+    """Let one builder at a time into the image folder; a second one waits and then finds the first one's marker."""
+    image.mkdir(parents=True, exist_ok=True)
+    with image.with_name(f".{image.name}.torpor-lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _probe(command: str) -> str:
+    """What a command prints, in the image; it tells apart what the key parts cannot know.
+
+    Raises:
+        StepError: it cannot be run, fails, hangs or prints nothing.
+    """
+    try:
+        seen = subprocess.run(
+            shlex.split(command), capture_output=True, stdin=subprocess.DEVNULL, timeout=_PROBE_TIMEOUT_S, check=False
+        )
+    except OSError as error:
+        raise StepError(_PROBE_FAILED, f"the probe `{command}` cannot be run in the image: {error.strerror}.") from None
+    except subprocess.TimeoutExpired:
+        raise StepError(_PROBE_FAILED, f"the probe `{command}` did not end within {_PROBE_TIMEOUT_S:g} s.") from None
+    output = seen.stdout.decode(errors="replace").strip()
+    if seen.returncode or not output:
+        what = f"ended with exit code {seen.returncode}" if seen.returncode else "printed nothing"
+        lines = (seen.stdout + seen.stderr).decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+        raise StepError(_PROBE_FAILED, f"the probe `{command}` {what}; the cache key needs its output.", lines)
+    return output
+
+
+def _key(parts: Sequence[str], probes: dict[str, str]) -> str:
+    document = json.dumps({"parts": list(parts), "probes": probes}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
+    """Copy a whole result from the volume to the image; False when there is none, or only a damaged one."""
+    marker = _read_marker(source, key)
+    if marker is None:
+        _say(options, f"no result of key {key[:12]} in {source.parent}.")
+        return False
+    damage = _damage(source, marker, exact=True)
+    if damage is None:
+        began = time.monotonic()
+        _empty(image)
+        damage = _copy_all(source, image, marker)
+    if damage is not None:
+        _say(options, f"{source} is damaged, so the step is done anew: {damage}.")
+        return False
+    _write_json(image / MARKER, marker)
+    missing = [path for path in options.output if not _has_content(Path(path))]
+    if missing:
+        raise StepError(
+            _MISSING_OUTPUT,
+            f"{source} is whole, but {', '.join(missing)} is not in it; remove that folder and build again.",
+        )
+    _say(options, f"took {_summary(marker)} from {source} in {time.monotonic() - began:.1f} s.")
+    return True
+
+
+def _prepare(image: Path, key: str) -> None:
+    """Empty the image folder, but keep what an interrupted build of this very key left: JIT caches go on from there."""
+    begun = _read_json(image / _BUILDING)
+    if not (isinstance(begun, dict) and begun.get("key") == key):
+        _empty(image)
+        _write_json(image / _BUILDING, {"key": key})
+
+
+def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: _Marker) -> None:
+    """Copy the result beside its place on the volume and put it there by one rename; an equal result there stays."""
+    damage = _copy_all(image, trial, marker)
+    if damage is not None:
+        raise StepError(_CACHE_FAILED, f"{image} changed while it was copied to the volume: {damage}.")
+    _write_json(trial / MARKER, marker)
+    os.sync()  # what the rename publishes has to be on disk before it
+    for _ in range(3):
+        try:
+            trial.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            if (theirs := _read_marker(target, marker["key"])) and _damage(target, theirs, exact=True) is None:
+                _say(options, f"another builder published {target} first; its result stays.")
+                return
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(trial.with_name(f"{trial.name}-damaged"))
+            shutil.rmtree(trial.with_name(f"{trial.name}-damaged"), ignore_errors=True)
+        else:
+            _say(options, f"published {target}.")
+            return
+    raise StepError(_CACHE_FAILED, f"{target} cannot be replaced: other builders keep writing damaged results there.")
+
+
+def _new_temporary(volume: Path, key: str) -> Path:
+    """Make the folder that will be published, before hours of work: a full or read-only volume shows now.
+
+    Left-overs of builders that were killed go, once they are a day old.
+    """
+    volume.mkdir(parents=True, exist_ok=True)
+    for old in volume.glob(f"{_TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _STALE_TEMPORARY_S:
+                shutil.rmtree(old, ignore_errors=True)
+    trial = volume / f"{_TEMPORARY_PREFIX}{key[:12]}-{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
+    trial.mkdir()
+    _write_json(trial / _BUILDING, {"key": key})
+    (trial / _BUILDING).unlink()
+    return trial
+
+
+def _describe(image: Path, key: str, parts: Sequence[str], probes: dict[str, str]) -> _Marker:
+    files: dict[str, _File] = {}
+    for folder, _, names in os.walk(image):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.startswith(_OWN_PREFIX) or not path.is_file():
+                continue
+            seen = path.stat()
+            files[path.relative_to(image).as_posix()] = {
+                "size": seen.st_size,
+                "sha256": _sha256(path),
+                "mtime_ns": seen.st_mtime_ns,
+                "mode": stat.S_IMODE(seen.st_mode),
+            }
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"format": 1, "key": key, "parts": list(parts), "probes": probes, "created": created, "files": files}
+
+
+def _read_marker(folder: Path, key: str) -> _Marker | None:
+    """The folder's marker if it is one of ours, for this key; None for anything else, half-written JSON included."""
+    marker = _read_json(folder / MARKER)
+    if not isinstance(marker, dict) or marker.get("format") != 1 or marker.get("key") != key:
+        return None
+    try:
+        return {
+            "format": 1,
+            "key": key,
+            "parts": [str(part) for part in marker["parts"]],
+            "probes": {str(command): str(output) for command, output in marker["probes"].items()},
+            "created": str(marker["created"]),
+            "files": {_inside(name): _entry(entry) for name, entry in marker["files"].items()},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return name
+
+
+def _entry(entry: dict[str, object]) -> _File:
+    size, mtime_ns, mode, digest = entry["size"], entry["mtime_ns"], entry["mode"], entry["sha256"]
+    if not (isinstance(size, int) and isinstance(mtime_ns, int) and isinstance(mode, int) and isinstance(digest, str)):
+        raise TypeError("not a file's entry")
+    return {"size": size, "sha256": digest, "mtime_ns": mtime_ns, "mode": mode}
+
+
+def _damage(folder: Path, marker: _Marker, *, exact: bool) -> str | None:
+    """What is wrong with a folder, or None. Not `exact`: files may have grown, as logs do while an engine serves."""
+    for name, entry in marker["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if size < entry["size"] or (exact and size != entry["size"]):
+            return f"{name} has {size} bytes, {entry['size']} expected"
+    return None if marker["files"] else "its marker lists no file"
+
+
+def _copy_all(source: Path, target: Path, marker: _Marker) -> str | None:
+    """Copy every listed file, modification times and modes included; the first difference in content, or None."""
+    for folder in sorted({(target / name).parent for name in marker["files"]}):
+        folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_COPY_THREADS) as pool:
+        seen = pool.map(lambda item: _copy(source / item[0], target / item[0], item[1]), marker["files"].items())
+        return next((damage for damage in seen if damage is not None), None)
+
+
+def _copy(source: Path, target: Path, entry: _File) -> str | None:
+    digest = hashlib.sha256()
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while block := reader.read(_COPY_BYTES):
+            digest.update(block)
+            writer.write(block)
+    target.chmod(entry["mode"])
+    os.utime(target, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+    return None if digest.hexdigest() == entry["sha256"] else f"{source.name} has another SHA-256 than recorded"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as reader:
+        while block := reader.read(_COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> object:
+    try:
+        document: object = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return document
+
+
+def _write_json(path: Path, document: object) -> None:
+    """Write beside the place, flush, rename: a reader sees the old file, the new one or none."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with beside.open("w") as writer:
+        json.dump(document, writer, indent=1, sort_keys=True)
+        writer.flush()
+        os.fsync(writer.fileno())
+    beside.replace(path)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _summary(marker: _Marker) -> str:
+    total = sum(entry["size"] for entry in marker["files"].values())
+    return f"{len(marker['files'])} files, {total / 1e6:.1f} MB, key {marker['key'][:12]}"
+
+
+def _commit(folder: Path) -> None:
+    """Do what `sync DIR` does (coreutils: open, fsync); on a Modal Volume v2 that is the commit.
+
+    Raises:
+        StepError: the file system refused; what was written may be lost with the container.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a file system whose folders cannot be fsync'ed: flush everything instead
+            os.sync()
+            return
+        raise StepError(_CACHE_FAILED, f"the volume at {folder} could not be committed: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

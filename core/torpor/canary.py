@@ -1,0 +1,87 @@
+"""The canary: one greedy answer, recorded before the sleep and demanded again after every wake.
+
+A wake can go wrong without any error: weights without a backup, stale CUDA graphs or a garbled KV pool give fluent
+nonsense. A greedy answer of a few tokens costs milliseconds and notices (vLLM's snapshot uses such an oracle too).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torpor.errors import CanaryError, EngineRequestError
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor.deployment import Deployment
+
+__all__ = ["Canary", "ask_canary", "compare_canary"]
+
+PROMPT = "Name the months of the year, in order."
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A greedy answer.
+
+    Attributes:
+        prompt: what was asked.
+        tokens: how many tokens came back, at most `MAX_TOKENS`.
+        text: what came back, reasoning included.
+    """
+
+    prompt: str
+    tokens: int
+    text: str
+
+
+def ask_canary(deployment: Deployment, client: httpx.Client) -> Canary:
+    """Ask for the canary through the engine's own chat route.
+
+    Raises:
+        EngineRequestError: the engine answered with an error, or with something that is no chat completion.
+    """
+    response = client.post(
+        "/v1/chat/completions",
+        json={
+            "model": deployment.model.served_name,
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0.0,
+        },
+    )
+    if response.status_code != 200:  # noqa: PLR2004 - HTTP's own number
+        raise EngineRequestError(
+            f"The canary request got {response.status_code} from {response.request.url}: {response.text[:500]!r}."
+        )
+    try:
+        answer = response.json()
+        message = answer["choices"][0]["message"]
+        tokens = int(answer["usage"]["completion_tokens"])
+        text = (message.get("reasoning_content") or "") + (message.get("content") or "")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise EngineRequestError(
+            f"The canary request got 200, but no chat completion ({type(error).__name__}: {error}): {response.text[:500]!r}."
+        ) from error
+    return Canary(prompt=PROMPT, tokens=tokens, text=text)
+
+
+def compare_canary(recorded: Canary, seen: Canary) -> None:
+    """Demand the recorded answer.
+
+    Raises:
+        CanaryError: the answers differ; the message shows both and where they part.
+    """
+    if seen == recorded:
+        return
+    common = next(
+        (at for at, (old, new) in enumerate(zip(recorded.text, seen.text, strict=False)) if old != new),
+        min(len(recorded.text), len(seen.text)),
+    )
+    raise CanaryError(
+        f"After the wake the engine answers {PROMPT!r} differently: recorded {recorded.tokens} tokens {recorded.text!r}, "
+        f"now {seen.tokens} tokens {seen.text!r} (they part at character {common}). The memory did not come back as it was; "
+        "check weights backup and the memory saver's tags. canary_mismatch='warn' would let it serve all the same."
+    )

@@ -1,0 +1,92 @@
+"""Core's side of the guard's protocol: drain, asleep, wake, serve (see `torpor.guard`)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import httpx
+
+from torpor.errors import DrainTimeoutError, GuardStateError
+
+if TYPE_CHECKING:
+    from torpor.engine import Engine
+
+__all__ = ["GuardControl", "open_client"]
+
+KEY_HEADER = "torpor-key"
+_OK, _CONFLICT = 200, 409
+_ANSWER_MARGIN_S = 5.0
+
+
+def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
+    """A client bound to the engine, for one stage: closed at its end, so that no socket crosses a snapshot.
+
+    Args:
+        engine: whose guard key the client carries.
+        port: where the engine listens on loopback.
+        timeout_s: seconds per request, unless the caller gives another.
+    """
+    headers = {"connection": "close"}
+    if engine.guard_key is not None:
+        headers[KEY_HEADER] = engine.guard_key
+    return httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        headers=headers,
+        timeout=httpx.Timeout(timeout_s, connect=5.0),
+        trust_env=False,  # a proxy variable must not send loopback traffic, and the key, elsewhere
+    )
+
+
+class GuardControl:
+    """Moves the guard of one engine from state to state; does nothing for an engine without a guard."""
+
+    def __init__(self, engine: Engine, client: httpx.Client) -> None:
+        self._engine = engine
+        self._client = client
+
+    def drain(self, timeout_s: float) -> None:
+        """Close the door and wait until no request is in flight.
+
+        Raises:
+            DrainTimeoutError: some still were at the deadline; the guard serves on.
+        """
+        if self._engine.guard_key is None:
+            return
+        response = self._client.post(
+            "/_torpor/drain", json={"deadline_s": timeout_s}, timeout=timeout_s + _ANSWER_MARGIN_S
+        )
+        if response.status_code == _CONFLICT and "in_flight" in response.json():
+            raise DrainTimeoutError(
+                f"{response.json()['in_flight']} request(s) were still in flight after {timeout_s:g} s; nothing was put to "
+                "sleep and the server serves on. Try again later, or raise Deployment.drain_timeout_s."
+            )
+        self._expect(response, "drain")
+
+    def asleep(self) -> None:
+        """Shut the engine off from everybody, the lifecycle included."""
+        self._post("asleep")
+
+    def wake(self) -> None:
+        """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot."""
+        if self._engine.guard_key is None:
+            return
+        new_key = secrets.token_urlsafe(32)
+        self._expect(self._client.post("/_torpor/wake", json={"key": new_key}), "wake")
+        self._engine.guard_key = new_key
+        self._client.headers[KEY_HEADER] = new_key
+
+    def serve(self) -> None:
+        """Open the door."""
+        self._post("serve")
+
+    def _post(self, transition: str) -> None:
+        if self._engine.guard_key is not None:
+            self._expect(self._client.post(f"/_torpor/{transition}"), transition)
+
+    def _expect(self, response: httpx.Response, transition: str) -> None:
+        if response.status_code != _OK:
+            raise GuardStateError(
+                f"The guard refused {transition!r} with {response.status_code}: {response.text[:300]}. "
+                "Sleep and wake happen once each, in this order; end this engine and start anew."
+            )

@@ -1,0 +1,1 @@
+"""Where a deployment runs: `torpor.platforms.modal` and `torpor.platforms.local`."""

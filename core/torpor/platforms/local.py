@@ -1,0 +1,362 @@
+"""The local platform: the same lifecycle on this machine.
+
+    server = LocalServer(deployment, backend=Standby())
+    server.start()      # build steps, checks, cold start; with a backend that snapshots: sleep and wake, too
+    ...
+    server.stop()
+
+What a container image gives on Modal is mapped here: environment variables are set for the engine, volumes and the
+image's own disk become folders under a cache root, build steps run before the first start (and are skipped while their
+outputs exist), packages are checked and listed but never installed, and the GPU is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torpor.boot import Boot
+from torpor.errors import BuildStepError, ConfigurationError, SnapshotError
+from torpor.lifecycle import Lifecycle
+from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
+from torpor.steps import runner_file, script_file, step_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torpor.deployment import Deployment
+    from torpor.recipe import BuildStep
+    from torpor.records import StageReport
+
+__all__ = [
+    "BACKENDS",
+    "CACHE_VARIABLE",
+    "LocalServer",
+    "NoSnapshot",
+    "SnapshotBackend",
+    "Standby",
+    "cache_root",
+    "missing_packages",
+    "relocate",
+]
+
+CACHE_VARIABLE = "TORPOR_CACHE"
+"""Folder for local volumes, the image's own disk and records; the default is `~/.cache/torpor` (XDG rules)."""
+
+_GPU_QUERY_TIMEOUT_S = 20.0
+
+
+class SnapshotBackend(Protocol):
+    """How this machine keeps a sleeping server."""
+
+    name: ClassVar[str]
+
+    def available(self) -> tuple[str, ...]:
+        """Why it cannot be used here, each reason with what to do about it; empty when it can."""
+
+    def capture(self, boot: Boot) -> None:
+        """Put a started server to sleep and keep it."""
+
+    def restore(self, boot: Boot) -> None:
+        """Bring the kept server back to serving."""
+
+
+class NoSnapshot:
+    """Nothing is kept: every start is a cold start."""
+
+    name: ClassVar[str] = "none"
+
+    def available(self) -> tuple[str, ...]:
+        """It can be used anywhere."""
+        return ()
+
+    def capture(self, boot: Boot) -> None:
+        """Refuse.
+
+        Raises:
+            SnapshotError: always; the message names the backend that can.
+        """
+        raise SnapshotError(
+            f"The backend 'none' keeps nothing, so {boot.deployment.name!r} cannot be put to sleep; use --backend standby."
+        )
+
+    def restore(self, boot: Boot) -> None:
+        """Refuse.
+
+        Raises:
+            SnapshotError: always.
+        """
+        raise SnapshotError(f"The backend 'none' keeps nothing, so there is no {boot.deployment.name!r} to wake.")
+
+
+class Standby:
+    """The process stays, asleep: GPU memory is free, host memory holds what a wake needs; no privilege is needed."""
+
+    name: ClassVar[str] = "standby"
+
+    def available(self) -> tuple[str, ...]:
+        """It can be used anywhere."""
+        return ()
+
+    def capture(self, boot: Boot) -> None:
+        """Put the engine to sleep; its process stays."""
+        boot.sleep()
+
+    def restore(self, boot: Boot) -> None:
+        """Wake the engine in its own process."""
+        boot.wake()
+
+
+BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {"none": NoSnapshot, "standby": Standby}
+
+
+class LocalServer:
+    """One server of a deployment on this machine.
+
+    Args:
+        deployment: what to serve.
+        backend: how to keep it asleep; `NoSnapshot()` serves right after the cold start.
+        root: cache root; `cache_root()` by default.
+        report: where stages are recorded.
+        on_step: told the name of each build step before it runs.
+
+    Raises:
+        ConfigurationError: the deployment cannot run here (no such GPU, ...).
+        SnapshotError: the backend cannot be used here; every reason is listed.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        backend: SnapshotBackend | None = None,
+        root: Path | None = None,
+        report: StageReport | None = None,
+        on_step: Callable[[str], None] | None = None,
+    ) -> None:
+        self.deployment = deployment
+        self.backend = backend or NoSnapshot()
+        if reasons := self.backend.available():
+            listed = "\n".join(f"  - {reason}" for reason in reasons)
+            raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}")
+        self.root = root or cache_root()
+        self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
+        check_gpu(deployment)
+        self._on_step = on_step
+        self.boot = Boot(deployment, recipe=self.recipe, report=report)
+
+    def build(self) -> None:
+        """Run the recipe's build steps; a step whose outputs exist is skipped.
+
+        Raises:
+            BuildStepError: a step failed; its last lines are in the message.
+        """
+        for volume in self.recipe.volumes:
+            Path(volume).mkdir(parents=True, exist_ok=True)
+        for step in self.recipe.steps:
+            if step.outputs and step.cache is None and all(_filled(Path(path)) for path in step.outputs):
+                continue
+            if self._on_step:
+                self._on_step(step.name)
+            _run_step(step, self.recipe)
+
+    def start(self) -> None:
+        """Build, start cold, and with a backend that keeps servers: fall asleep and wake once; then serve."""
+        self.build()
+        with stops_on_failure(self.boot):
+            self.boot.cold_start()
+            if self.backend.name == "none":
+                self.boot.serve()
+            else:
+                self.backend.capture(self.boot)
+                self.backend.restore(self.boot)
+
+    def sleep(self) -> None:
+        """Put the serving engine to sleep."""
+        self.backend.capture(self.boot)
+
+    def wake(self) -> None:
+        """Wake the sleeping engine; it serves when this returns."""
+        self.backend.restore(self.boot)
+
+    def stop(self) -> None:
+        """End the engine's whole tree."""
+        self.boot.stop()
+
+
+@contextlib.contextmanager
+def stops_on_failure(boot: Boot) -> Iterator[None]:
+    """End the engine on any exception, Ctrl-C between two stages included."""
+    try:
+        yield
+    except BaseException as error:
+        from torpor.errors import DrainTimeoutError  # noqa: PLC0415
+
+        if not isinstance(error, DrainTimeoutError):
+            boot.stop()
+        raise
+
+
+def cache_root() -> Path:
+    """The folder for local volumes, the image's own disk and records."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "torpor"
+
+
+def relocate(recipe: Recipe, root: Path, name: str) -> Recipe:
+    """Map the container's paths of a recipe to folders under `root`.
+
+    A mount path becomes `volumes/<volume name>` (shared between deployments, as on Modal), the image's own disk becomes
+    `images/<deployment>`. A path is replaced where it begins a value or follows `=`, `:` or `,`, and ends there or goes
+    on with `/`: command-line tokens and environment values, never the middle of a longer path.
+    """
+    mounts = {**recipe.volumes}
+    for step in recipe.steps:
+        mounts.update(step.volumes)
+    places = {path: str(root / "volumes" / volume) for path, volume in mounts.items()}
+    places[IMAGE_ROOT] = str(root / "images" / name)
+    pattern = re.compile(
+        r"(^|(?<=[=:,]))(" + "|".join(map(re.escape, sorted(places, key=len, reverse=True))) + r")(?=$|[/:,])"
+    )
+
+    def moved(text: str) -> str:
+        return pattern.sub(lambda match: places[match.group(2)], text)
+
+    def moved_all(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(moved, texts))
+
+    def moved_env(env: Mapping[str, str]) -> dict[str, str]:
+        return {variable: moved(value) for variable, value in env.items()}
+
+    def moved_step(step: BuildStep) -> BuildStep:
+        cache = step.cache and replace(
+            step.cache, volume_dir=moved(step.cache.volume_dir), image_dir=moved(step.cache.image_dir)
+        )
+        return replace(
+            step,
+            argv=moved_all(step.argv),
+            env=moved_env(step.env),
+            volumes={moved(path): volume for path, volume in step.volumes.items()},
+            outputs=moved_all(step.outputs),
+            cache=cache,
+        )
+
+    image = replace(
+        recipe.image,
+        env=moved_env(recipe.env),
+        volumes={moved(path): volume for path, volume in recipe.volumes.items()},
+        engine_args=moved_all(recipe.engine_args),
+    )
+    return replace(
+        recipe,
+        image=image,
+        steps=tuple(map(moved_step, recipe.steps)),
+        preflight=tuple(replace(check, argv=moved_all(check.argv)) for check in recipe.preflight),
+    )
+
+
+def check_gpu(deployment: Deployment) -> None:
+    """Make sure that this machine has the GPU that the deployment names.
+
+    Raises:
+        ConfigurationError: it has not; the message says what was seen.
+    """
+    if deployment.gpu is None:
+        return
+    wanted = deployment.gpu.partition(":")[0].rstrip("!")
+    seen = _gpu_names()
+    fitting = [name for name in seen if wanted.lower() in re.split(r"[^a-z0-9]+", name.lower())]
+    if len(fitting) < deployment.gpu_count:
+        raise ConfigurationError(
+            f"Deployment {deployment.name!r} needs {deployment.gpu_count} x {wanted}; this machine has "
+            f"{', '.join(seen) or 'no NVIDIA GPU (nvidia-smi lists none)'}. Run it on a machine with that GPU or on Modal "
+            "(`modal deploy`), or set Deployment.gpu to what is here (None for an engine on the CPU, as in apps/tiny_cpu.py)."
+        )
+
+
+def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
+    """Packages that the recipe wants and this machine lacks, with the plugin that wants each.
+
+    Python packages are looked up in the engine's own interpreter, Debian packages by dpkg where there is one. Nothing
+    is installed: on this platform the machine is its owner's.
+    """
+    missing: dict[str, str] = {}
+    wanted = {
+        requirement_name(line): recipe.origins.get(f"pip:{requirement_name(line)}", "?") for line in recipe.image.pip
+    }
+    if wanted:
+        here = _installed(deployment.engine.engine_python)
+        missing |= {f"pip:{name}": plugin for name, plugin in wanted.items() if name not in here}
+    if recipe.image.apt and shutil.which("dpkg-query"):
+        for name in recipe.image.apt:
+            found = subprocess.run(
+                ["dpkg-query", "-W", name], capture_output=True, check=False, timeout=_GPU_QUERY_TIMEOUT_S
+            )
+            if found.returncode != 0:
+                missing[f"apt:{name}"] = recipe.origins.get(f"apt:{name}", "?")
+    return missing
+
+
+def _installed(python: str) -> set[str]:
+    code = "import importlib.metadata as m; print(*{d.name for d in m.distributions() if d.name}, sep='\\n')"
+    try:
+        listed = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=True, timeout=_GPU_QUERY_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"The engine's interpreter {python!r} cannot be asked for its packages: {error}."
+        ) from error
+    return {requirement_name(line) for line in listed.stdout.split()}
+
+
+def _gpu_names() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_GPU_QUERY_TIMEOUT_S,
+    )
+    return [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+
+
+def _filled(path: Path) -> bool:
+    """Whether a file has content, or a folder a file."""
+    if path.is_dir():
+        return any(file.is_file() and file.stat().st_size > 0 for file in path.rglob("*"))
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _run_step(step: BuildStep, recipe: Recipe) -> None:
+    for mount in step.volumes:
+        Path(mount).mkdir(parents=True, exist_ok=True)
+    argv = step_command(
+        step,
+        python=sys.executable,
+        runner=str(runner_file()),
+        script=str(script_file(step.script)) if step.script else None,
+    )
+    process = subprocess.Popen(argv, env={**os.environ, **recipe.env, **step.env}, stdin=subprocess.DEVNULL)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()  # the runner ends the step's own processes before it goes
+        process.wait()
+        raise
+    if code != 0:
+        raise BuildStepError(
+            f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
+            f"The command was: {shlex.join(argv)}"
+        )

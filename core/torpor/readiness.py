@@ -1,0 +1,122 @@
+"""Waiting for the engine: no wait without a deadline, and a dead engine is noticed at once."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from torpor.errors import EngineExitedError, EngineTimeoutError, ForeignServerError, PortInUseError
+
+if TYPE_CHECKING:
+    from torpor.engine import Engine
+
+__all__ = ["check_port_free", "exited_error", "wait_ready"]
+
+POLL_S = 0.02
+"""Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
+
+REQUEST_TIMEOUT_S = 2.0
+_TAIL_IN_MESSAGES = 20
+_OK = 200
+
+
+def check_port_free(port: int) -> None:
+    """Make sure that nobody listens on the port yet.
+
+    Raises:
+        PortInUseError: somebody does.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - the engine binds every interface, so the check does
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise PortInUseError(
+                f"Port {port} is in use: another program listens there (`ss -ltnp 'sport = :{port}'` names it). "
+                "End it, or choose another Deployment.port."
+            ) from error
+
+
+def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: str, timeout_s: float) -> None:
+    """Poll until the engine answers `ready_path` with 200.
+
+    Args:
+        engine: its end is noticed while waiting.
+        client: bound to the engine, with the guard's key where there is a guard.
+        port: where the engine listens on loopback.
+        ready_path: an engine path that answers 200 from the moment at which requests are served.
+        timeout_s: seconds for all of it.
+
+    Raises:
+        EngineExitedError: the engine ended; exit code and log tail are in the message.
+        EngineTimeoutError: not ready in time; the last answer is in the message.
+        ForeignServerError: something else answers on the port.
+    """
+    deadline = time.monotonic() + timeout_s
+    last = "nothing listens on the port yet"
+    while time.monotonic() < deadline:
+        if engine.wait(POLL_S) is not None:
+            raise exited_error(engine, "before it was ready")
+        if not _listening(port):
+            continue
+        try:
+            if engine.guard_key is not None:
+                _check_identity(engine, client, port)
+            response = client.get(ready_path, timeout=REQUEST_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            last = f"GET {ready_path}: {type(error).__name__}: {error}"
+            continue
+        if response.status_code == _OK:
+            return
+        last = f"GET {ready_path}: {response.status_code} {response.text[:200]!r}"
+    raise EngineTimeoutError(
+        f"The engine (pid {engine.pid}) was not ready within {timeout_s:g} s; last seen: {last}. "
+        f"Raise Deployment.startup_timeout_s, or look at its last lines:\n{_tail(engine)}"
+    )
+
+
+def exited_error(engine: Engine, when: str) -> EngineExitedError:
+    """The error for an engine that ended: exit code and last log lines."""
+    code = engine.poll()
+    tail = engine.log_tail()
+    number = 0 if code is None else code
+    how = f"was killed by signal {-number}" if number < 0 else f"exited with code {number}"
+    return EngineExitedError(
+        f"The engine (pid {engine.pid}) {how} {when}. Its last lines:\n{_tail(engine)}",
+        exit_code_seen=number,
+        log_tail=tail,
+    )
+
+
+def _tail(engine: Engine) -> str:
+    lines = engine.log_tail()[-_TAIL_IN_MESSAGES:]
+    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(REQUEST_TIMEOUT_S)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _check_identity(engine: Engine, client: httpx.Client, port: int) -> None:
+    """The guard knows the boot that made it; anything else on the port is not ours."""
+    response = client.get("/_torpor/state", timeout=REQUEST_TIMEOUT_S)
+    seen = ""
+    if response.status_code == _OK:
+        try:
+            seen = str(response.json().get("boot_id", ""))
+        except (ValueError, AttributeError):
+            seen = ""
+    if seen != engine.boot_id:
+        raise ForeignServerError(
+            f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, boot {engine.boot_id}): "
+            f"GET /_torpor/state gave {response.status_code} {response.text[:200]!r}. Another program took the port: "
+            f"`ss -ltnp 'sport = :{port}'` names it."
+        )
