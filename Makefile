@@ -1,0 +1,52 @@
+# Two commands do everything: `make run` (set up, then the main job) and `make test` (set up, then all tests).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+.PHONY: help setup engine parsers run test quick check lint types bench fuzz clean
+.DEFAULT_GOAL := help
+
+help:            ## show this list
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+
+.venv/.made: pyproject.toml requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	@echo "setting up .venv"
+	@$(PYTHON) -m venv .venv || { echo "make: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt
+	@touch $@
+
+setup: .venv/.made  ## set up .venv: Torpor and what its tests need
+
+engine: setup    ## set up the local engine: the real SGLang on the CPU
+	@$(BIN)/python scripts/setup-local
+
+parsers: engine  ## fetch the other supported SGLang versions, for their argument parsers
+	@$(BIN)/python scripts/setup-local --parsers
+
+run: engine      ## set up, then the main job: the real SGLang through start, sleep, wake and an answer
+	$(BIN)/torpor up apps/tiny_cpu.py --backend standby --ask 'Tell me about the moon.'
+
+test: parsers    ## set up, then all tests that this machine can run, the real SGLang included
+	TORPOR_REQUIRE_SGLANG=1 $(BIN)/pytest
+
+quick: setup     ## the tests that end within a minute
+	$(BIN)/pytest -m 'not slow and not sglang'
+
+check: setup lint types  ## lint and types
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
+	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/guard.py
+
+fuzz: setup      ## 50,000 raw HTTP requests against the guard
+	$(BIN)/python -m tests.fuzz_guard --requests 50000
+
+clean:           ## remove everything that was set up here
+	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""The tiny Qwen3 on the real SGLang's CPU path: the whole lifecycle on any Linux machine.
+
+torpor up apps/tiny_cpu.py
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor_sglang import SGLang
+from typing_extensions import override
+
+from torpor import BuildPlan, BuildStep, Deployment, Model, Plugin, Scaling, hookimpl
+from torpor.platforms.local import cache_root
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ENGINE_PYTHON = REPOSITORY / ".engines" / "sglang-0.5.23" / "bin" / "python"
+MODEL = cache_root() / "models" / "tiny-qwen3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel(Plugin):
+    """Makes the model on the spot: a real Qwen3 with random weights and a toy tokenizer."""
+
+    plugin_name = "tiny_model"
+
+    @hookimpl
+    @override
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan:
+        script = REPOSITORY / "scripts" / "make_tiny_model.py"
+        step = BuildStep(
+            name="make the tiny model",
+            argv=(str(ENGINE_PYTHON), str(script), str(MODEL)),
+            order=10,
+            timeout_s=300,
+            outputs=(str(MODEL / "model.safetensors"), str(MODEL / "tokenizer.json")),
+        )
+        return BuildPlan(steps=(step,))
+
+
+deployment = Deployment(
+    name="tiny-cpu",
+    model=Model(path=str(MODEL), served_name="tiny-qwen3"),
+    plugins=(
+        TinyModel(),
+        SGLang(
+            version="0.5.23",
+            python=str(ENGINE_PYTHON),
+            device="cpu",
+            extra_args=("--max-total-tokens", "4096", "--sleep-on-idle"),
+        ),
+    ),
+    scaling=Scaling(target_concurrency=4, max_concurrency=8),
+    startup_timeout_s=300,
+)
