@@ -44,13 +44,13 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, TypedDict
+from typing import IO, TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-__all__ = ["MARKER", "Interrupted", "StepError", "arguments", "main"]
+__all__ = ["MARKER", "Interrupted", "StepError", "main"]
 
 MARKER = ".torpor-complete.json"
 """Name of the file that makes a cache folder whole; written last, it lists every other file."""
@@ -64,6 +64,7 @@ _MISSING_OUTPUT, _PROBE_FAILED, _CACHE_FAILED, _TIMED_OUT, _NOT_RUNNABLE, _NOT_F
 _SIGNAL_BASE = 128
 _PERMANENT = frozenset({*range(64, 75), 77, 78})
 
+_SHOWN_CHARACTERS = 160
 _TAIL_LINES = 40
 _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
@@ -106,33 +107,6 @@ class _Marker(TypedDict):
     probes: dict[str, str]
     created: str
     files: dict[str, _File]
-
-
-def arguments(
-    argv: Sequence[str],
-    *,
-    name: str,
-    timeout_s: float,
-    retries: int = 0,
-    outputs: Sequence[str] = (),
-    cache_volume: str | None = None,
-    cache_image: str | None = None,
-    key: Sequence[str] = (),
-    probes: Sequence[Sequence[str]] = (),
-    sync: Sequence[str] = (),
-) -> list[str]:
-    """The arguments that make this script run `argv`; for `shlex.join` after `python3 buildstep.py`.
-
-    Key parts are written as `--key=PART`, because a part may itself begin with a dash (an engine flag).
-    """
-    options = [f"--name={name}", f"--timeout={timeout_s:g}", f"--retries={retries}"]
-    options += [f"--output={path}" for path in outputs]
-    if cache_volume is not None and cache_image is not None:
-        options += [f"--cache-volume={cache_volume}", f"--cache-image={cache_image}"]
-        options += [f"--key={part}" for part in key]
-        options += [f"--probe={shlex.join(probe)}" for probe in probes]
-    options += [f"--sync={folder}" for folder in sync]
-    return [*options, "--", *argv]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,8 +156,12 @@ def _parse(argv: Sequence[str]) -> _Options:
     parser.add_argument("--cache-image", type=Path, metavar="DIR", help="folder on local disk that the command fills")
     parser.add_argument("--key", action="append", default=[], metavar="PART", help="what the result depends on")
     parser.add_argument("--probe", action="append", default=[], metavar="COMMAND", help="its output joins the key")
-    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command and its arguments")
-    options = parser.parse_args(argv, namespace=_Options())
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} -- COMMAND [ARGUMENT]..."
+    mark = list(argv).index("--") if "--" in argv else len(argv)
+    options = parser.parse_args(argv[:mark], namespace=_Options())
+    options.command = list(argv[mark + 1 :])
+    if not options.command:
+        parser.error("the command to run is missing; it follows after a bare --.")
     if options.timeout <= 0 or options.retries < 0:
         parser.error(f"--timeout is {options.timeout:g} (above 0 is allowed), --retries {options.retries} (0 or more).")
     if (options.cache_volume is None) != (options.cache_image is None):
@@ -238,7 +216,7 @@ def _run(options: _Options) -> None:
 def _attempt(options: _Options) -> None:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     began = time.monotonic()
-    shown = shlex.join(options.command)
+    shown = _shown(options.command)
     code = _execute(options, tail)
     took = f"after {time.monotonic() - began:.1f} s"
     if code is None:
@@ -255,6 +233,11 @@ def _attempt(options: _Options) -> None:
             f"`{shown}` ended with exit code 0, but left nothing in {', '.join(missing)}: it did not do its work.",
             tail,
         )
+
+
+def _shown(command: Sequence[str]) -> str:
+    line = " ".join(shlex.join(command).split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
 def _execute(options: _Options, tail: deque[str]) -> int | None:
@@ -400,7 +383,7 @@ def _cached_step(options: _Options, volume: Path, image: Path) -> None:
     probes = {command: _probe(command) for command in options.probe}
     key = _key(options.key, probes)
     with _folder_errors(volume, image), _locked(image):
-        if (made := _read_marker(image, key)) and _damage(image, made, exact=False) is None:
+        if (made := _read_marker(image, key)) and _damage(image, made, "grown") is None:
             _say(options, f"{image} holds the result of key {key[:12]} already; nothing to do.")
             return
         if _restore(options, volume / key, image, key):
@@ -411,6 +394,8 @@ def _cached_step(options: _Options, volume: Path, image: Path) -> None:
             began = time.monotonic()
             _run(options)
             marker = _describe(image, key, options.key, probes)
+            if not marker["files"]:
+                raise StepError(_MISSING_OUTPUT, f"`{_shown(options.command)}` left nothing in {image}.")
             _write_json(image / MARKER, marker)
             (image / _BUILDING).unlink(missing_ok=True)
             _say(options, f"built {_summary(marker)} in {time.monotonic() - began:.1f} s.")
@@ -472,7 +457,7 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
     if marker is None:
         _say(options, f"no result of key {key[:12]} in {source.parent}.")
         return False
-    damage = _damage(source, marker, exact=True)
+    damage = _damage(source, marker, "size")
     if damage is None:
         began = time.monotonic()
         _empty(image)
@@ -512,7 +497,7 @@ def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: 
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-            if (theirs := _read_marker(target, marker["key"])) and _damage(target, theirs, exact=True) is None:
+            if (theirs := _read_marker(target, marker["key"])) and _damage(target, theirs, "content") is None:
                 _say(options, f"another builder published {target} first; its result stays.")
                 return
             with contextlib.suppress(FileNotFoundError):
@@ -591,15 +576,17 @@ def _entry(entry: dict[str, object]) -> _File:
     return {"size": size, "sha256": digest, "mtime_ns": mtime_ns, "mode": mode}
 
 
-def _damage(folder: Path, marker: _Marker, *, exact: bool) -> str | None:
-    """What is wrong with a folder, or None. Not `exact`: files may have grown, as logs do while an engine serves."""
+def _damage(folder: Path, marker: _Marker, check: Literal["grown", "size", "content"]) -> str | None:
+    """What is wrong with a folder, or None; `grown` allows longer files, as logs get while an engine serves."""
     for name, entry in marker["files"].items():
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if size < entry["size"] or (exact and size != entry["size"]):
+        if size < entry["size"] or (check != "grown" and size != entry["size"]):
             return f"{name} has {size} bytes, {entry['size']} expected"
+        if check == "content" and _sha256(folder / name) != entry["sha256"]:
+            return f"{name} has another SHA-256 than recorded"
     return None if marker["files"] else "its marker lists no file"
 
 
