@@ -1,0 +1,38 @@
+"""Spawned processes end with the launcher from their first moment on."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+from torpor_sglang.patches import Patch
+
+__all__ = ["PATCH"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _is_spawned_child() -> bool:
+    return sys.platform == "linux" and multiprocessing.parent_process() is not None
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it ended before the call above
+        os._exit(1)
+
+
+PATCH = Patch(
+    name="orphans",
+    reason=(
+        "SGLang asks for the signal that ends a child with its parent only after about ten seconds of imports; until "
+        "then a killed launcher would leave its scheduler behind"
+    ),
+    versions=("0.5.16", "0.5.23"),
+    applies=_is_spawned_child,
+    apply=_end_with_parent,
+)

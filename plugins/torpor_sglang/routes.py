@@ -1,0 +1,153 @@
+"""Who may call which of SGLang's routes: one exact path, one class, in every supported version that has it.
+
+    PUBLIC    inference, while serving
+    KEYED     with the lifecycle key, while the engine is awake
+    SLEEP     with the lifecycle key, once each and in this order, while draining with nothing in flight
+    WAKE      with the lifecycle key, once each and in this order, while waking
+    ANSWERED  by the guard itself, from its state; they never reach the engine
+    CLOSED    never; each group with the reason
+
+A path that no list names is closed as well. The lists of closed paths exist so that a test can tell a route that was
+judged from one that is new: it compares them with the route tables of the real applications of all supported versions.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ANSWERED", "CLOSED", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
+
+PUBLIC = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+)
+
+KEYED = (
+    "/abort_request",
+    "/detokenize",
+    "/docs",
+    "/flush_cache",
+    "/freeze_gc",
+    "/generate",
+    "/get_load",  # 0.5.6.post2; deprecated in 0.5.16
+    "/get_model_info",
+    "/get_server_info",
+    "/metrics",
+    "/model_info",
+    "/openapi.json",
+    "/server_info",  # holds every argument of the engine
+    "/tokenize",
+    "/v1/detokenize",
+    "/v1/loads",
+    "/v1/tokenize",
+)
+
+SLEEP = ("/pause_generation", "/release_memory_occupation")
+
+WAKE = ("/resume_memory_occupation", "/continue_generation")
+
+ANSWERED = ("/health", "/ready")
+
+CLOSED = (
+    (
+        "while memory is released these generate a token on unmapped memory, and the engine ends (0.5.16 measured)",
+        ("/health_generate", "/ping"),
+    ),
+    (
+        "they replace or read the model's weights, from a path or an address that the caller gives",
+        (
+            "/begin_weight_update",
+            "/destroy_weights_update_group",
+            "/end_weight_update",
+            "/get_remote_instance_transfer_engine_info",
+            "/get_weight_version",
+            "/get_weights_by_name",
+            "/init_weights_send_group_for_remote_instance",
+            "/init_weights_update_group",
+            "/load_lora_adapter",
+            "/load_lora_adapter_from_tensors",
+            "/remote_instance_transfer_engine_info",
+            "/send_weights_to_remote_instance",
+            "/unload_lora_adapter",
+            "/update_weight_version",
+            "/update_weights_from_disk",
+            "/update_weights_from_distributed",
+            "/update_weights_from_ipc",
+            "/update_weights_from_tensor",
+            "/weight_version",
+            "/weights_checker",
+        ),
+    ),
+    (
+        "they change how the engine runs for everybody, or write files where the caller says",
+        (
+            "/configure_logging",
+            "/dump_expert_distribution_record",
+            "/pd_role_switch",
+            "/set_internal_state",
+            "/set_trace_level",
+            "/slow_down",
+            "/start_expert_distribution_record",
+            "/start_profile",
+            "/stop_expert_distribution_record",
+            "/stop_profile",
+        ),
+    ),
+    (
+        "they read files of the server's, or load a corpus into it",
+        ("/add_external_corpus", "/generate_from_file", "/list_external_corpora", "/remove_external_corpus"),
+    ),
+    (
+        "they attach, detach or empty a storage that several engines may share",
+        (
+            "/clear_hicache_storage_backend",
+            "/get_hicache_l3_cache_layout",
+            "/hicache/storage-backend",
+            "/hicache/storage-backend/clear",
+        ),
+    ),
+    (
+        "they grow or shrink the group of expert ranks",
+        ("/is_scaling_elastic_ep", "/scale_elastic_ep"),
+    ),
+    (
+        "they keep something in the server between requests, which a replica restored from a snapshot does not share",
+        (
+            "/close_session",
+            "/open_session",
+            "/v1/realtime",
+            "/v1/responses",
+            "/v1/responses/{response_id}",
+            "/v1/responses/{response_id}/cancel",
+        ),
+    ),
+    (
+        "they are other tasks, or other dialects of the public paths, that a chat model's deployment does not offer",
+        (
+            "/",
+            "/api/chat",
+            "/api/generate",
+            "/api/show",
+            "/api/tags",
+            "/classify",
+            "/encode",
+            "/invocations",
+            "/parse_function_call",
+            "/separate_reasoning",
+            "/v1/audio/transcriptions",
+            "/v1/classify",
+            "/v1/decisions",
+            "/v1/embeddings",
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/models/{model:path}",
+            "/v1/rerank",
+            "/v1/score",
+            "/v1/systemone",
+            "/vertex_generate",
+        ),
+    ),
+    (
+        "the API's description is at /openapi.json and /docs",
+        ("/docs/oauth2-redirect", "/redoc"),
+    ),
+)
