@@ -236,10 +236,11 @@ class SGLang(Plugin):
             "skip_server_warmup": True,
         }
         if serving:
+            saver = self.memory_saver and not cpu  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
             options |= {
                 "metrics": self.metrics,
-                "memory_saver": self.memory_saver,
-                "weights_backup": self.memory_saver and self.weights_backup,
+                "memory_saver": saver,
+                "weights_backup": saver and self.weights_backup,
             }
         return engine_argv(self.version, options)
 

@@ -44,7 +44,10 @@ class WarmupRequest:
             "model": model,
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": " ".join(["Tell me about rivers."] + ["and lakes"] * (self.prompt_words // 2))},
+                {
+                    "role": "user",
+                    "content": " ".join(["Tell me about rivers."] + ["and lakes"] * (self.prompt_words // 2)),
+                },
             ],
             "max_tokens": TOKENS,
             "stream": self.stream,

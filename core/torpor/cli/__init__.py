@@ -19,13 +19,14 @@ __all__ = ["app", "main"]
 
 _HELP = """Serve language models from engines that sleep in a memory snapshot and wake in seconds.
 
-    build   prepare_image    what the container image holds\n
-            compile_kernels  what to compile or download once\n
-    start   launch           start the engine process\n
-            warmup           real requests until nothing is left to compile\n
-            pre_snapshot     put the engine to sleep\n
-    --- snapshot ---\n
-    wake    post_restore     wake the engine, once per restored replica
+\b
+build   prepare_image     what the container image holds
+        compile_kernels   what to compile or download once
+start   launch            start the engine process
+        warmup            real requests until nothing is left to compile
+        pre_snapshot      put the engine to sleep
+--- snapshot ---
+wake    post_restore      wake the engine, once per restored replica
 """
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def _options(
 
 @app.command()
 def plan(app_file: AppFile, as_json: AsJson = False) -> None:
-    """Show everything that an app will do: image, steps, volumes, engine command line, stages."""
+    """Show everything that an app will do, without doing it."""
     from torpor.cli.plan import show_plan  # noqa: PLC0415
 
     show_plan(app_file, as_json=as_json)
@@ -74,7 +75,10 @@ def up(
     ask: Annotated[str, typer.Option(help="Ask this once it serves, stream the answer, then stop.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Run an app's whole lifecycle on this machine; SIGUSR1 sends it to sleep, SIGUSR2 wakes it, Ctrl-C ends it."""
+    """Run an app's whole lifecycle on this machine.
+
+    While it serves, SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, and Ctrl-C ends it.
+    """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
     run_up(app_file, backend=backend, question=ask, as_json=as_json)
