@@ -1,0 +1,15 @@
+"""A loopback Modal control plane for the real, unmodified client: `modal deploy`, `modal run`, `python app.py`.
+
+    with ModalPlane(tmp_path) as plane:
+        assert plane.modal("deploy", "app.py", cwd=tmp_path).code == 0
+        assert plane.app("name").service("Server").gpu == ("H100!", 1)
+
+It is built on `modal_proto`, the message definitions in the client's own wheel. It records every request, keeps what
+they make, and answers as far as no container is needed: images are "built" at once, files and blobs are kept, calls of
+functions end with a failure that says so (or with a value that the test gave).
+"""
+
+from tests.modal_plane.plane import Finished, ModalPlane
+from tests.modal_plane.reader import DeployedApp, DeployedFunction, Layer, WebServer
+
+__all__ = ["DeployedApp", "DeployedFunction", "Finished", "Layer", "ModalPlane", "WebServer"]
