@@ -14,7 +14,7 @@ from torpor.errors import EngineExitedError, EngineTimeoutError, ForeignServerEr
 if TYPE_CHECKING:
     from torpor.engine import Engine
 
-__all__ = ["check_port_free", "exited_error", "wait_ready"]
+__all__ = ["check_port_free", "exited_error", "last_lines", "wait_ready"]
 
 POLL_S = 0.02
 """Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
@@ -77,7 +77,7 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
         last = f"GET {ready_path}: {response.status_code} {response.text[:200]!r}"
     raise EngineTimeoutError(
         f"The engine (pid {engine.pid}) was not ready within {timeout_s:g} s; last seen: {last}. "
-        f"Raise Deployment.startup_timeout_s, or look at its last lines:\n{_tail(engine)}"
+        f"Raise Deployment.startup_timeout_s, or look at its last lines:\n{last_lines(engine)}"
     )
 
 
@@ -88,13 +88,14 @@ def exited_error(engine: Engine, when: str) -> EngineExitedError:
     number = 0 if code is None else code
     how = f"was killed by signal {-number}" if number < 0 else f"exited with code {number}"
     return EngineExitedError(
-        f"The engine (pid {engine.pid}) {how} {when}. Its last lines:\n{_tail(engine)}",
+        f"The engine (pid {engine.pid}) {how} {when}. Its last lines:\n{last_lines(engine)}",
         exit_code_seen=number,
         log_tail=tail,
     )
 
 
-def _tail(engine: Engine) -> str:
+def last_lines(engine: Engine) -> str:
+    """The end of the engine's output, indented, as it stands in error messages."""
     lines = engine.log_tail()[-_TAIL_IN_MESSAGES:]
     return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
 
