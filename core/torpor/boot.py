@@ -33,7 +33,8 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.lifecycle import Lifecycle
-from torpor.readiness import check_port_free, exited_error, wait_ready
+from torpor.process import ends_started_engines, signals_held
+from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
 from torpor.steps import script_argv
 
@@ -87,7 +88,7 @@ class Boot:
             check_port_free(deployment.port)
             for check in self.recipe.preflight:
                 _run_preflight(check, self.recipe)
-        with self._stage("launch"):
+        with self._stage("launch"), ends_started_engines(), signals_held():
             self.engine = self.lifecycle.launch(self.recipe)
         with self._stage("ready"), self._client(deployment.startup_timeout_s) as client:
             wait_ready(
@@ -212,10 +213,11 @@ class Boot:
             return error
         notes = getattr(error, "__notes__", [])
         where = f"in stage {stage}" + (f" ({'; '.join(notes)})" if notes else "")
+        said = f"The engine's last lines:\n{last_lines(engine)}"
         if deadline.passed:
             return EngineTimeoutError(
-                f"Stage {stage} did not end within {deadline.timeout_s:g} s and the engine was ended; last seen: "
-                f"{type(error).__name__}: {error}. Raise the deployment's timeout of this stage if it was only slow."
+                f"The engine (pid {engine.pid}) was ended: it was not done within {deadline.timeout_s:g} s {where}; last seen: "
+                f"{type(error).__name__}: {error}. Raise the deployment's timeout of this stage if it was only slow. {said}"
             )
         if isinstance(error, httpx.TransportError) and engine.wait(_DEATH_NOTICE_S) is not None:
             return exited_error(engine, where)
@@ -223,10 +225,10 @@ class Boot:
             response = error.response
             return EngineRequestError(
                 f"The engine answered {response.request.method} {response.request.url} with {response.status_code} {where}: "
-                f"{response.text[:500]!r}."
+                f"{response.text[:500]!r}. {said}"
             )
         if isinstance(error, httpx.TransportError):
-            return EngineRequestError(f"No answer from the engine {where}: {type(error).__name__}: {error}.")
+            return EngineRequestError(f"No answer from the engine {where}: {type(error).__name__}: {error}. {said}")
         return error
 
     def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:

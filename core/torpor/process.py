@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections import deque
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import FrameType
 
-__all__ = ["LOG_VARIABLE", "EngineProcess", "session_members"]
+__all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
 
 LOG_VARIABLE = "TORPOR_ENGINE_LOG"
 """Where the engine's output goes besides the kept tail: a file (appended to), or `-` for standard error."""
@@ -31,6 +33,7 @@ LOG_VARIABLE = "TORPOR_ENGINE_LOG"
 _TAIL_LINES = 200
 _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
+_started: ContextVar[list[EngineProcess] | None] = ContextVar("started", default=None)
 
 
 class EngineProcess(Engine):
@@ -75,6 +78,8 @@ class EngineProcess(Engine):
         self._members: dict[int, float] = {}
         self._members_lock = threading.Lock()
         self._tree_gone = False
+        if (started := _started.get()) is not None:
+            started.append(self)
         self._drainer = threading.Thread(target=self._drain, args=(self._process.stdout, sink), daemon=True)
         self._drainer.start()
         threading.Thread(target=self._await_end, daemon=True).start()
@@ -167,6 +172,50 @@ class EngineProcess(Engine):
                 return
             self._signal_members(signal.SIGKILL)
             time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def ends_started_engines() -> Iterator[None]:
+    """End every engine that was started inside the block, should the block fail: nobody else knows of it yet."""
+    started: list[EngineProcess] = []
+    token = _started.set(started)
+    try:
+        yield
+    except BaseException:
+        for engine in started:
+            engine.terminate(0.0)
+        raise
+    finally:
+        _started.reset(token)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back what SIGINT and SIGTERM would raise until the block is over.
+
+    A KeyboardInterrupt between the fork and the assignment of its result would leave a process that nobody knows.
+    Handlers, not the signal mask: a child inherits the mask, but no handler of Python's. Signals without a handler of
+    Python's stay as they are, and so does everything outside the main thread, where none is raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        pending.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if pending:
+            signal.raise_signal(pending[0])
 
 
 def session_members(leader_pid: int) -> list[psutil.Process]:
