@@ -1,0 +1,60 @@
+"""The ways in which the stand-in engine fails on request: one name per fault."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["CRASH_WORD", "EXIT_CODE", "FLOOD_BYTES", "Fault"]
+
+EXIT_CODE = 21
+"""What the stand-in exits with when its fault is an exit, so that a test knows it from any other end."""
+
+CRASH_WORD = "crash-now"
+"""A chat with this word ends an engine with the fault `exit_while_serving`."""
+
+FLOOD_BYTES = 100_000_000
+"""What the fault `log_flood` prints, bytes; a tenth of it is one line without an end."""
+
+
+class Fault(StrEnum):
+    """A fault of the stand-in engine.
+
+    `fault_s` below is the stand-in's option of that name.
+    """
+
+    SLOW_START = "slow_start"
+    """The port opens `fault_s` seconds late; everything else is as it should be."""
+    EXIT_AT_START = "exit_at_start"
+    """Ends before its port opens."""
+    HANG_AT_START = "hang_at_start"
+    """Lives, but its port never opens."""
+    NEVER_READY = "never_ready"
+    """The port opens, and every engine route answers 503."""
+    EXIT_IN_WARMUP = "exit_in_warmup"
+    """Ends on the first chat request, without an answer."""
+    ERROR_IN_WARMUP = "error_in_warmup"
+    """Answers every chat request with 500."""
+    HANG_IN_WARMUP = "hang_in_warmup"
+    """Never answers a chat request."""
+    LOG_FLOOD = "log_flood"
+    """Prints 100 MB on the first chat request, then answers."""
+    EXIT_WHILE_SERVING = "exit_while_serving"
+    """Ends on a chat request that holds `CRASH_WORD`."""
+    REFUSE_SLEEP = "refuse_sleep"
+    """Answers the release of its memory with 400."""
+    HANG_IN_SLEEP = "hang_in_sleep"
+    """Never answers the release of its memory."""
+    EXIT_WHILE_ASLEEP = "exit_while_asleep"
+    """Ends `fault_s` seconds after it released its memory."""
+    EXIT_AT_WAKE = "exit_at_wake"
+    """Ends on the resume of its memory, without an answer."""
+    HANG_IN_WAKE = "hang_in_wake"
+    """Never answers the resume of its memory."""
+    DIFFERENT_AFTER_WAKE = "different_after_wake"
+    """Answers with other words after a wake."""
+    SHORTER_AFTER_WAKE = "shorter_after_wake"
+    """Answers with half the words after a wake."""
+    CHILDREN_IGNORE_SIGTERM = "children_ignore_sigterm"
+    """The server process ends on SIGTERM, its children do not."""
+    IGNORE_SIGTERM = "ignore_sigterm"
+    """No process of the tree ends on SIGTERM."""

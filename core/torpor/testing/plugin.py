@@ -1,0 +1,122 @@
+"""`StandIn`: the engine plugin that runs the stand-in engine."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from torpor._version import __version__
+from torpor.engine import Engine
+from torpor.errors import ConfigurationError
+from torpor.guard import GuardRules
+from torpor.hookspecs import Plugin, hookimpl
+from torpor.testing.faults import Fault
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+
+__all__ = ["StandIn"]
+
+_TAGS = ("kv_cache", "weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandIn(Plugin):
+    """Runs the stand-in engine: a real process tree and real HTTP, no model; for tests of plugins and of core.
+
+    Attributes:
+        fault: what goes wrong, by name (`torpor.testing.Fault`); None for nothing.
+        fault_s: seconds, for the faults that take some (a slow start, an end while asleep).
+        token_s: seconds per token of an answer.
+        warmup_requests: chats sent as warm-up.
+        journal: file that gets a JSON line for every request that reached the engine itself; empty for none.
+        python: interpreter with Torpor and uvicorn in it; the default is the one that runs this.
+        extra_args: further engine flags, accepted and ignored.
+    """
+
+    plugin_name: ClassVar[str] = "standin"
+    supports_sleep: ClassVar[bool] = True
+    sleep_is_idempotent: ClassVar[bool] = False
+    health_safe_while_asleep: ClassVar[bool] = False
+    public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
+    ready_path: ClassVar[str] = "/v1/models"
+    guarded: ClassVar[bool] = True
+
+    fault: Fault | None = None
+    fault_s: float = 1.0
+    token_s: float = 0.0
+    warmup_requests: int = 2
+    journal: str = ""
+    python: str = ""
+    extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.fault is not None and self.fault not in tuple(Fault):
+            raise ConfigurationError(f"StandIn.fault is {self.fault!r}; there are: {', '.join(Fault)}.")
+        if self.fault_s < 0 or self.token_s < 0 or self.warmup_requests < 0:
+            raise ConfigurationError(
+                f"StandIn: fault_s is {self.fault_s} s, token_s {self.token_s} s, warmup_requests {self.warmup_requests}; "
+                "none of them may be below 0."
+            )
+
+    @property
+    @override
+    def engine_version(self) -> str:
+        return __version__
+
+    @property
+    @override
+    def engine_python(self) -> str:
+        return self.python or sys.executable
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        argv = [self.engine_python, "-m", "torpor.testing.standin", "--port", str(deployment.port)]
+        argv += ["--served-model-name", deployment.model.served_name, "--token-s", str(self.token_s)]
+        if self.fault is not None:
+            argv += ["--fault", str(self.fault), "--fault-s", str(self.fault_s)]
+        if self.journal:
+            argv += ["--journal", self.journal]
+        return (*argv, *self.extra_args, *recipe.engine_args)
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        rules = GuardRules(
+            public=self.public_paths,
+            keyed=("/model_info", "/server_info", "/metrics", "/flush_cache"),
+            sleep=("/pause_generation", "/release_memory_occupation"),
+            wake=("/resume_memory_occupation", "/continue_generation"),
+            max_in_flight=deployment.scaling.max_concurrency,
+        )
+        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
+
+    @hookimpl
+    @override
+    def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        for number in range(self.warmup_requests):
+            body = {
+                "model": deployment.model.served_name,
+                "messages": [{"role": "user", "content": f"Warm up, round {number}."}],
+                "max_tokens": 16,
+            }
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+
+    @hookimpl(trylast=True)
+    @override
+    def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        client.post("/pause_generation", json={}).raise_for_status()
+        client.post("/release_memory_occupation", json={"tags": list(_TAGS)}).raise_for_status()
+
+    @hookimpl(tryfirst=True)
+    @override
+    def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        # Once each, as for SGLang: a second resume ends the engine.
+        client.post("/resume_memory_occupation", json={"tags": list(_TAGS)}).raise_for_status()
+        client.post("/continue_generation", json={}).raise_for_status()
