@@ -1,0 +1,374 @@
+"""A streaming chat client for a server that may still have to wake up.
+
+    result = chat(url, model="Qwen/Qwen3-8B-FP8", prompt="Why is the sky blue?", on_text=print)
+
+It waits through what a sleeping server shows to the outside (refused connections, 503 with or without Retry-After) and
+follows the redirects with which Modal keeps a request open beyond 150 seconds (303, to be followed with GET;
+modal.com/docs/guide/webhook-timeouts). One deadline covers all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import email.utils
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import httpx
+
+__all__ = ["API_KEY_VARIABLE", "PROMPT", "SYSTEM_PROMPTS", "ChatResult", "ask_in_turn", "chat", "errors_told", "main"]
+
+API_KEY_VARIABLE = "TORPOR_API_KEY"
+"""Environment variable with the bearer key of a server that demands one."""
+
+PROMPT = "Why is the sky blue? Answer in three sentences."
+SYSTEM_PROMPTS = (
+    "You are a physicist. Be exact, and give numbers with their units.",
+    "You are a poet of the sea. Answer in images, and in few words.",
+)
+
+_WAITING = frozenset({429, 502, 503, 504})
+_KEEPS_METHOD = frozenset({307, 308})
+_OK = 200
+_MAX_REDIRECTS = 20
+_CONNECT_TIMEOUT_S = 10.0
+_FIRST_PAUSE_S = 0.25
+_MAX_PAUSE_S = 5.0
+_QUOTED = 500
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatResult:
+    """One answer.
+
+    Attributes:
+        text: the whole answer, reasoning included.
+        ttft_s: seconds from the call to the first token, waiting for the server included.
+        total_s: seconds from the call to the end of the answer.
+        tokens: completion tokens as the server counted them; chunks of text where it did not.
+    """
+
+    text: str
+    ttft_s: float
+    total_s: float
+    tokens: int
+
+
+def chat(
+    url: str,
+    *,
+    model: str,
+    prompt: str,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    timeout_s: float = 600.0,
+    api_key: str | None = None,
+    on_text: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> ChatResult:
+    """Ask once and stream the answer.
+
+    Args:
+        url: where the server answers, without a path.
+        model: the served name.
+        prompt: the user's message.
+        system: the system prompt; None for none.
+        max_tokens: longest answer, tokens; None leaves it to the server.
+        timeout_s: seconds for everything: waiting for the server, redirects, the whole answer.
+        api_key: bearer key; the default is the variable `TORPOR_API_KEY`.
+        on_text: gets each piece of text as it comes.
+        on_wait: told, in one line, why it waits, whenever the reason changes.
+
+    Raises:
+        ConfigurationError: the URL is none.
+        ServerUnavailableError: no answer within `timeout_s`, or it broke off.
+        EngineRequestError: the server refused the request; its words are in the message.
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    body: dict[str, object] = {
+        "model": model,
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    question = _Question(
+        url=f"{_checked(url)}/v1/chat/completions",
+        body=body,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        on_text=on_text or (lambda _: None),
+        on_wait=on_wait or (lambda _: None),
+    )
+    return asyncio.run(question.ask_within(timeout_s))
+
+
+def _checked(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"The server's URL is {url!r}; it has to begin with http:// or https://.")
+    return url.rstrip("/")
+
+
+class _TryLaterError(Exception):
+    """The server is not there yet; `pause_s` is what it asked for, if it did."""
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+class _Answer:
+    """What has come so far, from lines of server-sent events in OpenAI's chat format."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.first_at: float | None = None
+        self.tokens: int | None = None
+        self.done = False
+        self.last_line = ""
+
+    def take(self, line: str, url: str) -> str:
+        """Take a line of the stream and return the text in it.
+
+        Raises:
+            EngineRequestError: the line is an error, or no chat chunk.
+        """
+        self.last_line = line or self.last_line
+        field, _, value = line.partition(":")
+        if field != "data":
+            return ""
+        if value.strip() == "[DONE]":
+            self.done = True
+            return ""
+        try:
+            chunk = json.loads(value)
+            if "error" in chunk:
+                raise EngineRequestError(f"{url} answered with an error: {json.dumps(chunk['error'])[:_QUOTED]}")
+            deltas = [choice["delta"] for choice in chunk["choices"]]
+            text = "".join((delta.get("reasoning_content") or "") + (delta.get("content") or "") for delta in deltas)
+            if usage := chunk.get("usage"):
+                self.tokens = int(usage["completion_tokens"])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise EngineRequestError(
+                f"{url} sent something that is no chat chunk ({type(error).__name__}: {error}): {value.strip()[:_QUOTED]!r}."
+            ) from error
+        if text:
+            self.first_at = self.first_at or time.monotonic()
+            self.pieces.append(text)
+        return text
+
+    def result(self, began: float) -> ChatResult:
+        """The finished answer; times count from `began`."""
+        ended = time.monotonic()
+        return ChatResult(
+            text="".join(self.pieces),
+            ttft_s=(self.first_at or ended) - began,
+            total_s=ended - began,
+            tokens=len(self.pieces) if self.tokens is None else self.tokens,
+        )
+
+
+@dataclass
+class _Question:
+    url: str
+    body: dict[str, object]
+    headers: dict[str, str]
+    on_text: Callable[[str], None]
+    on_wait: Callable[[str], None]
+    _answer: _Answer = field(init=False, default_factory=_Answer)
+    _began: float = field(init=False, default_factory=time.monotonic)
+    _waiting_for: str = field(init=False, default="no connection was made")
+
+    async def ask_within(self, timeout_s: float) -> ChatResult:
+        """Try until there is an answer, at most `timeout_s` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask()
+        except TimeoutError:
+            pieces = len(self._answer.pieces)
+            seen = f"the answer stopped after {pieces} pieces of text" if pieces else self._waiting_for
+            raise ServerUnavailableError(
+                f"No whole answer from {self.url} within {timeout_s:g} s; last seen: {seen}. A cold start can take minutes: "
+                "raise the timeout, or look at the server's log."
+            ) from None
+
+    async def _ask(self) -> ChatResult:
+        import httpx  # noqa: PLC0415 - only asking needs it
+
+        pause_s = _FIRST_PAUSE_S
+        # The deadline over all of it is asyncio's; httpx's own would be one per socket operation.
+        limits = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+        async with httpx.AsyncClient(timeout=limits, headers=self.headers) as client:
+            while True:
+                try:
+                    await self._try_once(client)
+                except _TryLaterError as later:
+                    if str(later) != self._waiting_for:
+                        self._waiting_for = str(later)
+                        self.on_wait(self._waiting_for)
+                    await asyncio.sleep(pause_s if later.pause_s is None else later.pause_s)
+                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                else:
+                    return self._answer.result(self._began)
+
+    async def _try_once(self, client: httpx.AsyncClient) -> None:
+        import httpx  # noqa: PLC0415
+
+        request = client.build_request("POST", self.url, json=self.body)
+        try:
+            for _ in range(_MAX_REDIRECTS):
+                response = await client.send(request, stream=True)
+                try:
+                    following = _redirect(client, response)
+                    if following is None:
+                        await self._read(response)
+                        return
+                finally:
+                    await response.aclose()
+                request = following
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"The server's URL is {self.url!r}: {error}.") from error
+        except httpx.TransportError as error:
+            if self._answer.pieces:
+                raise ServerUnavailableError(
+                    f"The answer from {self.url} broke off after {len(self._answer.pieces)} pieces of text: "
+                    f"{type(error).__name__}: {error}. The server may have been stopped; ask again."
+                ) from error
+            raise _TryLaterError(f"{type(error).__name__}: {error}") from error
+        raise ServerUnavailableError(f"{self.url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
+
+    async def _read(self, response: httpx.Response) -> None:
+        """Read the answer's events.
+
+        Raises:
+            _TryLaterError: the server is not ready.
+            EngineRequestError: it refuses, or what comes is no stream of chat chunks.
+        """
+        if response.status_code in _WAITING:
+            raise _TryLaterError(
+                f"the server answers {response.status_code}", _retry_after(response.headers.get("Retry-After", ""))
+            )
+        if response.status_code != _OK:
+            said = (await response.aread()).decode(errors="replace").strip()
+            raise EngineRequestError(
+                f"{response.request.method} {response.request.url} was answered with {response.status_code}: "
+                f"{said[:_QUOTED] or 'no text'}"
+            )
+        async for line in response.aiter_lines():
+            if text := self._answer.take(line, self.url):
+                self.on_text(text)
+            if self._answer.done:
+                return
+        raise ServerUnavailableError(
+            f"The answer from {self.url} ended without its final event, after {len(self._answer.pieces)} pieces of text; "
+            f"its last line was {self._answer.last_line[:_QUOTED]!r}."
+        )
+
+
+def _redirect(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Request | None:
+    """The request to send next, or None when the response is the answer."""
+    location = response.headers.get("Location")
+    if location is None or not response.is_redirect:
+        return None
+    target = response.request.url.join(location)
+    # As browsers do, and httpx itself: a key is for the host that it was given for.
+    foreign = (target.scheme, target.host, target.port) != (
+        response.request.url.scheme,
+        response.request.url.host,
+        response.request.url.port,
+    )
+    if response.status_code in _KEEPS_METHOD and response.request.method == "POST":
+        kind = {"Content-Type": "application/json"}
+        request = client.build_request("POST", target, content=response.request.content, headers=kind)
+    else:
+        request = client.build_request("GET", target)
+    if foreign:
+        request.headers.pop("Authorization", None)
+    return request
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for (a number, or an HTTP date); None for none."""
+    try:
+        if value.strip().isdecimal():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def ask_in_turn(url: str, *, model: str, prompt: str, twice: bool = True, timeout_s: float = 600.0) -> list[ChatResult]:
+    """Ask once, or twice with two different system prompts, and print the answers as they come, with their times.
+
+    Raises:
+        TorporError: see `chat`.
+    """
+    print(f"{url} serves {model}", flush=True)
+    results = []
+    for system in SYSTEM_PROMPTS if twice else SYSTEM_PROMPTS[:1]:
+        print(f"\nsystem: {system}\nuser: {prompt}\nassistant: ", end="", flush=True)
+        result = chat(url, model=model, prompt=prompt, system=system, timeout_s=timeout_s, on_text=_show, on_wait=_tell)
+        print(
+            f"\n[time to first token {result.ttft_s:.2f} s, {result.tokens} tokens in {result.total_s:.2f} s]",
+            flush=True,
+        )
+        results.append(result)
+    return results
+
+
+def main(find_url: Callable[[], str], *, model: str, argv: Sequence[str] | None = None) -> None:
+    """The command line of an app file that is run as a script: find the server, ask it, print the answers.
+
+    Args:
+        find_url: says where the server answers; its errors are this command's.
+        model: the served name.
+        argv: arguments; those of the process by default.
+
+    Raises:
+        SystemExit: it failed; see `errors_told`.
+    """
+    parser = argparse.ArgumentParser(description="Ask the deployed server and print its answers.")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--twice", action=argparse.BooleanOptionalAction, default=True, help="two system prompts")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for each answer")
+    options = parser.parse_args(argv)
+    with errors_told():
+        ask_in_turn(find_url(), model=model, prompt=options.prompt, twice=options.twice, timeout_s=options.timeout)
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """Print one of Torpor's errors as a line and leave with its exit code; `modal run` would show a page of traceback.
+
+    Raises:
+        SystemExit: in place of a `TorporError` or Ctrl-C.
+    """
+    try:
+        yield
+    except TorporError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _tell(reason: str) -> None:
+    print(f"[waiting: {reason}]", file=sys.stderr, flush=True)

@@ -1,0 +1,482 @@
+"""Modal: a deployment as a container image, the options of a class, and the class that carries the lifecycle.
+
+    app = modal.App(deployment.name)
+
+    @app.cls(**cls_options(deployment))
+    @modal.concurrent(**concurrency(deployment))
+    class Server(SnapshotServer, deployment=deployment):
+        ...
+
+Everything here gives the same values on the laptop and in the container that imports the app: Modal matches the objects
+of the two by their order. Facts about the client are of version 1.6.4, seen by running it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import shlex
+import subprocess
+import sys
+from inspect import getattr_static
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
+
+import modal
+from modal.exception import AuthError, NotFoundError
+from modal.exception import ConnectionError as ModalConnectionError
+from modal.partial_function import PartialFunction
+
+from torpor.boot import Boot
+from torpor.deployment import Deployment, plugin_name
+from torpor.errors import BuildStepError, ConfigurationError, ServerUnavailableError
+from torpor.lifecycle import Lifecycle
+from torpor.recipe import IMAGE_ROOT
+from torpor.steps import runner_file, script_file, step_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import PurePosixPath
+    from types import FrameType
+
+    from torpor.recipe import BuildStep, Recipe
+
+__all__ = [
+    "CONTAINER_REQUIREMENTS",
+    "ClsOptions",
+    "Concurrency",
+    "DownloadOptions",
+    "SnapshotServer",
+    "cls_options",
+    "concurrency",
+    "deployed_url",
+    "download_options",
+    "fill_volumes",
+    "image",
+    "web_url",
+]
+
+CONTAINER_REQUIREMENTS = ("pluggy>=1.6", "httpx>=0.28", "structlog>=25.1", "typing_extensions>=4.12", "psutil>=7.0")
+"""What Torpor imports in the container; Modal brings its own client. No huggingface-hub: the engine's image has one,
+and the version belongs to the engine (transformers 4 wants 0.x, transformers 5 wants 1.x)."""
+
+_RUNNER = f"{IMAGE_ROOT}/buildstep.py"
+_CONSTRAINTS = f"{IMAGE_ROOT}/constraints.txt"
+_MAX_SCALEDOWN_S = 3600
+_MODULE_LEVEL = "<module>"
+
+Volumes = dict["str | PurePosixPath", "modal.Volume | modal.CloudBucketMount"]
+
+
+class ClsOptions(TypedDict):
+    """Keyword arguments of `app.cls`."""
+
+    image: modal.Image
+    gpu: str | None
+    volumes: Volumes
+    timeout: int
+    startup_timeout: int
+    enable_memory_snapshot: bool
+    experimental_options: dict[str, bool]
+    min_containers: int
+    max_containers: int | None
+    buffer_containers: int
+    scaledown_window: int
+    region: str | None
+
+
+class Concurrency(TypedDict):
+    """Keyword arguments of `modal.concurrent`, in requests."""
+
+    target_inputs: int
+    max_inputs: int
+
+
+class DownloadOptions(TypedDict):
+    """Keyword arguments of `app.function` for a function that calls `fill_volumes`."""
+
+    image: modal.Image
+    volumes: Volumes
+    secrets: list[modal.Secret]
+    timeout: int
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+_images: dict[int, tuple[Deployment, modal.Image]] = {}
+
+
+def image(deployment: Deployment) -> modal.Image:
+    """The deployment's container image, layer by layer: what changes most often comes last.
+
+    base, Debian packages, Python packages, Torpor's own needs, environment, build-step scripts, build steps by their
+    order, and at last, mounted and not copied, the Python sources of Torpor and of every plugin.
+
+    Raises:
+        ConfigurationError: no plugin names a base image, a source package is not on this machine, or a build step
+            cannot be written as one shell line.
+    """
+    if id(deployment) not in _images:  # one object for all users: two would be sent, and built, twice
+        _images[id(deployment)] = (deployment, _render(deployment, Lifecycle(deployment).recipe()))
+    return _images[id(deployment)][1]
+
+
+def _render(deployment: Deployment, recipe: Recipe) -> modal.Image:
+    if recipe.image.base is None:
+        raise ConfigurationError(
+            f"Deployment {deployment.name!r} has no base image: no plugin's prepare_image names one. Set the engine plugin's "
+            "`image` option to a registry reference of an image that holds the engine."
+        )
+    rendered = modal.Image.from_registry(recipe.image.base).entrypoint([])
+    if recipe.image.apt:
+        rendered = rendered.apt_install(*recipe.image.apt)
+    if recipe.image.pip:
+        rendered = rendered.pip_install(*recipe.image.pip)
+    rendered = rendered.run_commands(_requirements_line())
+    if recipe.env:
+        rendered = rendered.env(dict(recipe.env))
+    rendered = rendered.add_local_file(runner_file(), _RUNNER, copy=True)
+    for script in dict.fromkeys(step.script for step in recipe.steps if step.script):
+        rendered = rendered.add_local_file(script_file(script), _script_path(script), copy=True)
+    for step in recipe.steps:
+        rendered = rendered.run_commands(
+            _step_line(step),
+            gpu=deployment.gpu if step.gpu else None,
+            volumes={path: _volume(name) for path, name in {**recipe.volumes, **step.volumes}.items()},
+            secrets=[modal.Secret.from_name(name) for name in step.secrets],
+            env=dict(step.env),
+        )
+    return rendered.add_local_python_source(*python_sources(deployment, recipe))
+
+
+def _requirements_line() -> str:
+    """Install what Torpor needs, with everything that the image holds as a constraint.
+
+    A clash then fails the build and names both sides; without the constraint pip would change a version that the
+    engine was built and tested with. `pip list --format=freeze`, because `pip freeze` writes local builds as URLs.
+    """
+    pip = "python3 -m pip --disable-pip-version-check"
+    wanted = shlex.join(CONTAINER_REQUIREMENTS)
+    return (
+        f"mkdir -p {IMAGE_ROOT} && {pip} list --format=freeze > {_CONSTRAINTS}"
+        f" && PIP_BREAK_SYSTEM_PACKAGES=1 {pip} install --no-cache-dir --constraint {_CONSTRAINTS} {wanted}"
+    )
+
+
+def _script_path(module: str) -> str:
+    return f"{IMAGE_ROOT}/scripts/{module}.py"
+
+
+def _step_line(step: BuildStep) -> str:
+    script = _script_path(step.script) if step.script else None
+    argv = step_command(step, python="python3", runner=_RUNNER, script=script)
+    broken = [token for token in argv if "\n" in token or "\r" in token]
+    if broken:
+        raise ConfigurationError(
+            f"Build step {step.name!r} has a line break in {broken[0]!r}; a step is one line of a Dockerfile. "
+            "Put the text into a file, or name a `script`."
+        )
+    return shlex.join(argv)
+
+
+def python_sources(deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+    """The top-level packages that the container needs: Torpor, every plugin's own, and what plugins ask for.
+
+    Modal mounts the app file by itself and no package that it imports. A plugin that is defined in the app file comes
+    with it.
+
+    Raises:
+        ConfigurationError: one of them is not on this machine.
+    """
+    wanted = {"torpor": "torpor"}
+    for plugin in deployment.plugins:
+        package = type(plugin).__module__.partition(".")[0]
+        if package != "__main__":
+            wanted.setdefault(package, plugin_name(plugin))
+    for package in recipe.image.python_sources:
+        wanted.setdefault(package, recipe.origins[f"python source:{package}"])
+    for package, wanting in wanted.items():
+        if not _is_here(package):
+            raise ConfigurationError(
+                f"Plugin {wanting!r} needs the Python source {package!r} in the container, and there is no such package or "
+                f"module on this machine ({sys.executable}). Install it (`pip install -e FOLDER`), or run from the folder that "
+                "holds it."
+            )
+    return tuple(wanted)
+
+
+def _is_here(package: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    places = list(spec.submodule_search_locations or [spec.origin or ""])
+    return any(Path(place).exists() for place in places if place)
+
+
+_volumes: dict[str, modal.Volume] = {}
+
+
+def _volume(name: str) -> modal.Volume:
+    if name not in _volumes:
+        _volumes[name] = modal.Volume.from_name(name, create_if_missing=True)
+    return _volumes[name]
+
+
+# --- options of the class and of the download function ----------------------------------------------------------------
+
+
+def cls_options(deployment: Deployment) -> ClsOptions:
+    """Keyword arguments of `app.cls` for a `SnapshotServer`.
+
+    Modal counts the enter methods against `startup_timeout`; a GPU snapshot is an experimental option that a typing
+    error would switch off in silence.
+
+    Raises:
+        ConfigurationError: see `image`; or Modal does not allow the value of a field.
+    """
+    scaling = deployment.scaling
+    if scaling.scaledown_window_s > _MAX_SCALEDOWN_S:
+        raise ConfigurationError(
+            f"Scaling.scaledown_window_s is {scaling.scaledown_window_s} seconds; Modal allows 2 to {_MAX_SCALEDOWN_S}."
+        )
+    recipe = Lifecycle(deployment).recipe()
+    startup_timeout = math.ceil(deployment.startup_timeout_s)
+    return ClsOptions(
+        image=image(deployment),
+        gpu=deployment.gpu,
+        volumes={path: _volume(name) for path, name in recipe.volumes.items()},
+        timeout=startup_timeout,
+        startup_timeout=startup_timeout,
+        enable_memory_snapshot=deployment.snapshot,
+        experimental_options={"enable_gpu_snapshot": True} if deployment.gpu_snapshot else {},
+        min_containers=scaling.min_containers,
+        max_containers=scaling.max_containers,
+        buffer_containers=scaling.buffer_containers,
+        scaledown_window=scaling.scaledown_window_s,
+        region=deployment.region,
+    )
+
+
+def concurrency(deployment: Deployment) -> Concurrency:
+    """Keyword arguments of `modal.concurrent`, which goes on the class under `app.cls`."""
+    scaling = deployment.scaling
+    return Concurrency(target_inputs=scaling.target_concurrency, max_inputs=scaling.max_concurrency)
+
+
+def download_options(deployment: Deployment) -> DownloadOptions:
+    """Keyword arguments of `app.function` for a function that calls `fill_volumes(deployment)`.
+
+    Raises:
+        ConfigurationError: see `image`; or there is no build step to run again.
+    """
+    recipe = Lifecycle(deployment).recipe()
+    steps = _filling_steps(deployment, recipe)
+    return DownloadOptions(
+        image=image(deployment),
+        volumes={path: _volume(name) for path, name in recipe.volumes.items()},
+        secrets=[
+            modal.Secret.from_name(name) for name in dict.fromkeys(name for step in steps for name in step.secrets)
+        ],
+        timeout=math.ceil(sum(step.timeout_s * (step.retries + 1) for step in steps)),
+    )
+
+
+def fill_volumes(deployment: Deployment) -> None:
+    """Run, in a container, the build steps that fill the serving volumes, and commit the volumes.
+
+    The cure for a Volume that was emptied while the image stayed cached: Modal skips a build step whose image layer it
+    has, whatever became of the Volume that the step wrote to.
+
+    Raises:
+        BuildStepError: a step failed; its output stands in the container's log.
+    """
+    recipe = Lifecycle(deployment).recipe()
+    for step in _filling_steps(deployment, recipe):
+        script = str(script_file(step.script)) if step.script else None
+        argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
+        finished = subprocess.run(argv, env={**os.environ, **recipe.env, **step.env}, check=False)
+        if finished.returncode != 0:
+            raise BuildStepError(
+                f"Build step {step.name!r} failed with exit code {finished.returncode}; its output stands above. The command "
+                f"was: {shlex.join(argv)}"
+            )
+        for name in step.volumes.values():
+            _volume(name).commit()
+
+
+def _filling_steps(deployment: Deployment, recipe: Recipe) -> tuple[BuildStep, ...]:
+    """The steps whose volumes the serving class mounts too; a compile cache, which only builds use, is none of them."""
+    steps = tuple(step for step in recipe.steps if step.volumes and step.volumes.items() <= recipe.volumes.items())
+    if not steps:
+        raise ConfigurationError(
+            f"Deployment {deployment.name!r} has no build step that fills a volume of the serving class, so there is nothing to "
+            "download: drop the download function, or add a plugin that downloads (torpor_hf_cache.HFCache)."
+        )
+    return steps
+
+
+# --- the class --------------------------------------------------------------------------------------------------------
+
+
+class SnapshotServer:
+    """Base of the app's Modal class: cold start and sleep, the snapshot, wake, serve.
+
+        @app.cls(**cls_options(deployment))
+        @modal.concurrent(**concurrency(deployment))
+        class Server(SnapshotServer, deployment=deployment):
+            ...
+
+    Modal finds its methods by markers on them, which the class statement puts there: `start` runs before the snapshot,
+    `wake` after it and after every restore, then `serve` tells Modal the port, `stop` runs at the end. What Modal would
+    take without a word and get wrong in the container is refused by the class statement.
+
+    Attributes:
+        deployment: what to serve.
+
+    Raises:
+        ConfigurationError: in the class statement, for a class that could be deployed and would not work.
+    """
+
+    deployment: ClassVar[Deployment]
+    _marked: ClassVar[dict[str, object]] = {}
+    _boot: Boot | None = None
+
+    def __init_subclass__(cls, *, deployment: Deployment | None = None) -> None:
+        super().__init_subclass__()
+        if deployment is not None:
+            cls.deployment = deployment
+        _check_class(cls, sys._getframe(1))  # noqa: SLF001 - the frame that runs the class statement
+        cls._marked = dict(cls._marked)
+        for name, marker in _markers(cls.deployment).items():
+            if getattr_static(cls, name) in (vars(SnapshotServer)[name], cls._marked.get(name)):
+                cls._marked[name] = marker(vars(SnapshotServer)[name])
+                setattr(cls, name, cls._marked[name])
+
+    def start(self) -> None:
+        """Start the engine cold and warm it up, then put it to sleep for the snapshot."""
+        _make_importable()
+        self._boot = Boot(self.deployment)
+        with _ended_on_failure(self._boot):
+            self._boot.cold_start()
+            if self.deployment.snapshot:
+                self._boot.sleep()
+            else:
+                self._boot.serve()
+
+    def wake(self) -> None:
+        """Wake the engine, in the container that took the snapshot and in every restored one."""
+        if self._boot is None:
+            raise ConfigurationError(f"{type(self).__name__}.wake ran without start; Modal calls it after start.")
+        if self.deployment.snapshot:
+            with _ended_on_failure(self._boot):
+                self._boot.wake()
+
+    def serve(self) -> None:
+        """Nothing to do: the engine listens, and Modal sends requests to its port."""
+
+    def stop(self) -> None:
+        """End the engine's whole process tree."""
+        if self._boot is not None:
+            self._boot.stop()
+
+
+def _markers(deployment: Deployment) -> dict[str, Callable[[Callable[[SnapshotServer], None]], object]]:
+    return {
+        "start": modal.enter(snap=deployment.snapshot),
+        "wake": modal.enter(snap=False),
+        "serve": modal.web_server(deployment.port, startup_timeout=deployment.startup_timeout_s),
+        "stop": modal.exit(),
+    }
+
+
+@contextlib.contextmanager
+def _ended_on_failure(boot: Boot) -> Iterator[None]:
+    """End the engine on any exception.
+
+    Modal runs no exit method after a failed enter method, and its process ends with exit code 0 while the engine's
+    processes live on.
+    """
+    try:
+        yield
+    except BaseException:
+        boot.stop()
+        raise
+
+
+def _make_importable() -> None:
+    """Let the engine's process import Torpor and the plugins too: they lie side by side in the container."""
+    folder = str(Path(__file__).parents[2])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, known), folder])
+
+
+def _check_class(cls: type[SnapshotServer], frame: FrameType | None) -> None:
+    name = cls.__name__
+    if not isinstance(getattr(cls, "deployment", None), Deployment):
+        raise ConfigurationError(f"Class {name} has no deployment: write class {name}(SnapshotServer, deployment=...).")
+    for method, marker in {"start": "enter", "wake": "enter", "serve": "web_server", "stop": "exit"}.items():
+        own = getattr_static(cls, method)
+        if own is not vars(SnapshotServer)[method] and not isinstance(own, PartialFunction):
+            raise ConfigurationError(
+                f"{name}.{method} overrides SnapshotServer.{method} without a decorator; Modal would run the base's method "
+                f"and never this one. Rename it, or decorate it with @modal.{marker}(...) and call super().{method}()."
+            )
+    if cls.__init__ is not object.__init__:
+        raise ConfigurationError(
+            f"{name} has an __init__, its own or an inherited one; Modal makes the object itself and refuses that. Put options "
+            "into the deployment, and work into a plugin's hooks."
+        )
+    while frame is not None and frame.f_code.co_name in ("__init_subclass__", "__new__"):  # a metaclass has a __new__
+        frame = frame.f_back
+    here = None if frame is None else (frame.f_globals.get("__name__"), frame.f_code)
+    if here is None or here[0] != cls.__module__ or here[1].co_name != _MODULE_LEVEL or name not in here[1].co_names:
+        raise ConfigurationError(
+            f"{name} (module {cls.__module__!r}) is not made by a class statement at the top level of its module. The container "
+            f"imports that module and looks for {name!r} there, and would not find it. Write `class {name}(SnapshotServer, "
+            "deployment=deployment)` in the app file itself."
+        )
+
+
+# --- where a server answers -------------------------------------------------------------------------------------------
+
+
+def web_url(server: type[SnapshotServer]) -> str:
+    """The URL of a class of a running app, for a local entrypoint under `modal run`: that of the ephemeral app.
+
+    Raises:
+        ServerUnavailableError: Modal gave the class no URL.
+    """
+    return _url_of(cast("modal.Cls", server))
+
+
+def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
+    """The URL of the deployed app's class.
+
+    Raises:
+        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
+        ConfigurationError: there are no credentials, or they are refused.
+    """
+    try:
+        return _url_of(modal.Cls.from_name(deployment.name, class_name))
+    except NotFoundError as error:
+        raise ServerUnavailableError(
+            f"{deployment.name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
+            "`modal run`, which brings up its own."
+        ) from error
+    except AuthError as error:
+        raise ConfigurationError(f"Modal refuses to answer: {error} Log in with `modal setup`.") from error
+    except ModalConnectionError as error:
+        raise ServerUnavailableError(f"Modal cannot be reached: {error}") from error
+
+
+def _url_of(server: modal.Cls) -> str:
+    url: str | None = server().serve.get_web_url()
+    if not url:
+        raise ServerUnavailableError("Modal gave the class no URL: it has no running web server.")
+    return url
