@@ -1,0 +1,25 @@
+"""Weights of the Hugging Face hub on a volume, for Torpor: the plugin `HFCache`.
+
+Lazy (PEP 562): `torpor_hf_cache.download` is also run as a bare file, in images that hold nothing of Torpor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor_hf_cache.plugin import HFCache
+
+__all__ = ["HFCache"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "HFCache":
+        from torpor_hf_cache.plugin import HFCache  # noqa: PLC0415 - the point of this function
+
+        return HFCache
+    raise AttributeError(f"module 'torpor_hf_cache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,123 @@
+"""The plugin class: weights on a volume, fetched while the image is built, checked before every start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from torpor import BuildPlan, BuildStep, ConfigurationError, ImagePatch, Plugin, Preflight, hookimpl
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+
+if TYPE_CHECKING:
+    from torpor import Deployment
+
+__all__ = ["HFCache"]
+
+_SCRIPT = "torpor_hf_cache.download"
+_VERIFY_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFCache(Plugin):
+    """Keeps the model's files on a volume in the hub's cache layout, and the hub out of every start.
+
+    A deployment with `Model(path=...)` needs nothing of this: the plugin then adds nothing.
+
+    Attributes:
+        volume: name of the volume; it is mounted at `/vol/<volume>` and holds the cache in `hub/`.
+        token_secret: name of the platform's secret with the key HF_TOKEN, for a gated or private model; only the
+            download step gets it, because whatever a serving container holds ends up in its snapshot.
+        allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all.
+        ignore_patterns: fetch no file that matches one of these; the default leaves out copies of the weights in
+            formats that serving engines do not read.
+        timeout_s: seconds that the download may take.
+        retries: further attempts after a failure that may pass (network, a body cut short).
+    """
+
+    plugin_name: ClassVar[str] = "hf_cache"
+
+    volume: str = "huggingface-cache"
+    token_secret: str | None = None
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ("original/*", "metal/*", "*.onnx", "*.h5", "*.msgpack", "*.tflite")
+    timeout_s: float = 3600.0
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.volume or "/" in self.volume:
+            raise ConfigurationError(f"HFCache.volume is {self.volume!r}; it has to be a volume's name, without '/'.")
+        for name in ("allow_patterns", "ignore_patterns"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ConfigurationError(f"HFCache.{name} is the string {value!r}; write a tuple: ({value!r},).")
+            object.__setattr__(self, name, tuple(value))
+        if not self.timeout_s > 0:
+            raise ConfigurationError(f"HFCache.timeout_s is {self.timeout_s!r} seconds; it has to be above 0.")
+
+    @property
+    def mount(self) -> str:
+        """Where the volume is mounted."""
+        return f"{VOLUME_ROOT}/{self.volume}"
+
+    @property
+    def cache(self) -> str:
+        """The hub cache on the volume; a sub-folder, so that nothing but the hub's own layout is in it."""
+        return f"{self.mount}/hub"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
+        if deployment.model.repo_id is None:
+            return None
+        env = {
+            # Sources: huggingface_hub `constants.py` 0.36.0 and 2.4.0; hf-xet 1.8.0.
+            "HF_HUB_CACHE": self.cache,
+            # Token file, Xet's chunks and remote code live under HF_HOME: off the volume, on the container's own disk.
+            "HF_HOME": f"{IMAGE_ROOT}/hf",
+            "HF_XET_CACHE": f"{IMAGE_ROOT}/hf/xet",
+            # Without it SGLang lists the repository at each start, and may mend (that is: delete) cached files
+            # (`model_loader/weight_utils.py` 0.5.6.post2); also no connection to the hub gets into a snapshot.
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return ImagePatch(env=env, volumes={self.mount: self.volume})
+
+    @hookimpl
+    @override
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
+        repo_id, revision = deployment.model.repo_id, deployment.model.revision
+        if repo_id is None or revision is None:
+            return None
+        place = (repo_id, revision, "--cache", self.cache)
+        patterns = [f"--allow={pattern}" for pattern in self.allow_patterns]
+        patterns += [f"--ignore={pattern}" for pattern in self.ignore_patterns]
+        fetch = BuildStep(
+            name="fetch weights",
+            script=_SCRIPT,
+            argv=("fetch", *place, *patterns),
+            order=10,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            env={"HF_HUB_OFFLINE": "0", "HF_XET_HIGH_PERFORMANCE": "1"},
+            # Named here too, although the serving container mounts it: the step commits the volumes that it names.
+            volumes={self.mount: self.volume},
+            secrets=() if self.token_secret is None else (self.token_secret,),
+        )
+        check = Preflight(
+            name="weights",
+            script=_SCRIPT,
+            argv=("verify", *place),
+            timeout_s=_VERIFY_TIMEOUT_S,
+            cure=self._cure(deployment),
+        )
+        return BuildPlan(steps=(fetch,), preflight=(check,))
+
+    def _cure(self, deployment: Deployment) -> str:
+        """What brings the files back. A built image stays cached when its volume is emptied, so a deploy would not."""
+        file = f"apps/{deployment.name.replace('-', '_')}.py"
+        return (
+            f"Fetch them again: `modal run {file}::download` (put the file that defines the deployment "
+            f"{deployment.name!r} in its place if it has another name); on this machine `torpor up {file}` does it."
+        )

@@ -1,0 +1,1 @@
+"""Tests of Torpor; the folders mirror core/ and plugins/."""

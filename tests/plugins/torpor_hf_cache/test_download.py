@@ -1,0 +1,392 @@
+"""`torpor_hf_cache.download`, run as in an image: a bare file, huggingface_hub itself doing the download."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.hub_server import COMMIT
+from tests.plugins.torpor_hf_cache.conftest import SCRIPT, TEXTS, WEIGHTS, Client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.hub_server import HubServer, Repository
+
+FIRST, SECOND = WEIGHTS
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- fetch ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fetch_brings_every_file_in_the_hubs_own_layout(client: Client) -> None:
+    """The engine finds the model by repository and commit, as if the hub's client alone had been there."""
+    ran = client.fetch()
+    assert ran.returncode == 0, ran.stderr
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+    assert "6 files, 401.0 kB, fetched and checked" in ran.stdout
+
+
+def test_the_manifest_names_size_and_hash_of_every_file(client: Client, repository: Repository) -> None:
+    """SHA-256 for what the hub keeps as LFS object, the git hash for the rest; the marker vouches for this manifest."""
+    assert client.fetch().returncode == 0
+    text = (client.folder / "torpor" / f"{COMMIT}.manifest.json").read_text()
+    files = json.loads(text)["files"]
+    assert files[FIRST] == {"size": 200_000, "sha256": repository.sha256(FIRST), "git": repository.git_oid(FIRST)}
+    assert files["config.json"] == {"size": 39, "sha256": None, "git": repository.git_oid("config.json")}
+    assert set(files) == set(repository.files)
+    marker = json.loads((client.folder / "torpor" / f"{COMMIT}.complete.json").read_text())
+    assert marker["manifest_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_complete_commit_is_not_asked_for_again(client: Client, hub: HubServer) -> None:
+    """A rebuild of the image costs no request, and works while the hub is down."""
+    assert client.fetch().returncode == 0
+    hub.seen.clear()
+    ran = client.fetch()
+    assert (ran.returncode, hub.seen) == (0, []), ran.stderr
+    assert "complete already; nothing to do" in ran.stdout
+
+
+def test_what_was_fetched_is_found_offline_by_the_hubs_client(client: Client) -> None:
+    """The serving container runs with HF_HUB_OFFLINE=1; 1.33 and 2.4 refuse a snapshot that their listing says is larger."""
+    assert client.fetch("--ignore=original/*").returncode == 0
+    code = (
+        "import sys; from huggingface_hub import snapshot_download; "
+        "print(snapshot_download('org/tiny', revision=sys.argv[1], cache_dir=sys.argv[2]))"
+    )
+    ran = client.python(code, COMMIT, str(client.cache))
+    assert ran.stdout.strip() == str(client.snapshot), ran.stderr
+
+
+def test_patterns_select_files_as_the_hubs_client_does(client: Client) -> None:
+    """Allowed and not ignored; a pattern that ends with a slash is the folder."""
+    assert client.fetch("--allow=*.json", "--allow=*.safetensors", "--ignore=original/").returncode == 0
+    assert set(contents(client.snapshot)) == {"config.json", "tokenizer.json", *WEIGHTS}
+    assert client.verify().returncode == 0
+
+
+def test_other_patterns_complete_what_is_there(client: Client, hub: HubServer) -> None:
+    """A wider choice fetches the rest only."""
+    assert client.fetch("--allow=*.json").returncode == 0
+    hub.seen.clear()
+    assert client.fetch().returncode == 0
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+    assert not [path for path in hub.downloads() if path.endswith(".json")]
+
+
+def test_the_token_goes_to_the_hub_and_to_nobody_else(client: Client, hub: HubServer, repository: Repository) -> None:
+    """A gated model with a token that was granted access; LFS bodies come from another host."""
+    repository.gated = frozenset({"hf_granted"})
+    client.variables["HF_TOKEN"] = "hf_granted"
+    ran = client.fetch()
+    assert ran.returncode == 0, ran.stderr
+    assert {seen.token for seen in hub.seen if "/resolve/" in seen.path} == {"hf_granted"}
+    assert {seen.token for seen in hub.seen if seen.path.startswith("/cdn/")} == {None}
+    assert "hf_granted" not in ran.stdout + ran.stderr
+    assert not [
+        path for path in client.cache.parent.rglob("*") if path.is_file() and b"hf_granted" in path.read_bytes()
+    ]
+
+
+def test_nothing_but_the_hubs_layout_and_torpors_folder_is_on_the_volume(client: Client) -> None:
+    """No Xet cache, no token file, no temporary file: they would be kept, or become part of the image."""
+    assert client.fetch().returncode == 0
+    assert {path.name for path in client.cache.iterdir()} <= {"models--org--tiny", ".locks", "CACHEDIR.TAG"}
+    assert {path.name for path in client.folder.iterdir()} <= {"blobs", "snapshots", "trees", "refs", "torpor"}
+    assert {path.name for path in (client.folder / "torpor").iterdir()} == {
+        f"{COMMIT}.manifest.json",
+        f"{COMMIT}.complete.json",
+    }
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def assert_nothing_taken_for_whole(client: Client) -> None:
+    assert client.verify().returncode in (66, 76)
+    assert not list(client.folder.glob("torpor/*.complete.json"))
+
+
+@pytest.mark.parametrize(
+    ("token", "why"), [(None, "no token was given"), ("hf_other", "the token was not granted access")]
+)
+def test_a_gated_repository_says_how_to_get_in(
+    client: Client, repository: Repository, token: str | None, why: str
+) -> None:
+    """Exit code 77; terms first, then the token as a secret."""
+    repository.gated = frozenset({"hf_granted"})
+    if token:
+        client.variables["HF_TOKEN"] = token
+    ran = client.fetch()
+    assert ran.returncode == 77
+    assert f"org/tiny is gated, and {why}. Accept its terms at {client.hub.url}/org/tiny" in ran.stderr
+    assert "HFCache(token_secret='huggingface-secret')" in ran.stderr
+    assert_nothing_taken_for_whole(client)
+
+
+def test_a_wrong_revision_is_named(client: Client) -> None:
+    """Exit code 65."""
+    ran = client.fetch(revision="0" * 40)
+    assert ran.returncode == 65
+    assert (
+        f"org/tiny has no revision {'0' * 40}; its commits stand at {client.hub.url}/org/tiny/commits/main"
+        in ran.stderr
+    )
+
+
+@pytest.mark.parametrize(("token", "why"), [(None, "no token was given"), ("hf_x", "the token cannot see it")])
+def test_a_missing_repository_may_be_a_private_one(client: Client, token: str | None, why: str) -> None:
+    """Exit code 66; the hub does not tell the two apart."""
+    if token:
+        client.variables["HF_TOKEN"] = token
+    ran = client.fetch(repo_id="org/none")
+    assert ran.returncode == 66
+    assert f"There is no model org/none at {client.hub.url}, or it is private and {why}" in ran.stderr
+
+
+def test_patterns_that_select_nothing_are_an_error(client: Client) -> None:
+    """An empty snapshot would be complete, and useless."""
+    ran = client.fetch("--allow=*.gguf")
+    assert ran.returncode == 65
+    assert "has 6 files, and the patterns select none of them (allow ['*.gguf'], ignore none)" in ran.stderr
+
+
+def test_content_that_differs_from_the_hubs_hash_is_refused_and_removed(client: Client, repository: Repository) -> None:
+    """Right size, wrong bytes: the hub's client does not look. Exit code 76; the next fetch brings it anew."""
+    repository.corrupt = {FIRST: b"x" * 200_000}
+    ran = client.fetch()
+    assert ran.returncode == 76
+    assert (
+        f"arrived damaged: {FIRST} has the SHA-256 {hashlib.sha256(b'x' * 200_000).hexdigest()}, the hub says"
+        in ran.stderr
+    )
+    assert FIRST not in contents(client.snapshot)
+    assert_nothing_taken_for_whole(client)
+    repository.corrupt = {}
+    assert client.fetch().returncode == 0
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+
+
+def test_a_small_file_that_differs_from_its_git_hash_is_refused_too(client: Client, repository: Repository) -> None:
+    """config.json has no SHA-256 on the hub, but a git hash."""
+    repository.corrupt = {"config.json": b"?" * 39}
+    ran = client.fetch()
+    assert ran.returncode == 76
+    assert "config.json has the git hash" in ran.stderr
+
+
+def test_a_shorter_file_than_the_listing_says_is_refused(client: Client, repository: Repository) -> None:
+    """A proxy with an old copy: every header agrees with the short body, only the listing does not."""
+    repository.shrunk = {SECOND: b"short"}
+    ran = client.fetch()
+    assert ran.returncode == 76
+    assert f"arrived damaged: {SECOND} has 5 bytes, 200000 expected" in ran.stderr
+    assert_nothing_taken_for_whole(client)
+
+
+@pytest.mark.slow
+def test_a_body_that_ends_early_is_an_error_of_its_own(client: Client, repository: Repository) -> None:
+    """The connection closes after 1,000 of 200,000 bytes, each time. Exit code 76."""
+    repository.cut = {FIRST: 1000}
+    ran = client.fetch()
+    assert ran.returncode == 76
+    assert "a file was cut short on its way" in ran.stderr
+    assert_nothing_taken_for_whole(client)
+
+
+@pytest.mark.slow
+def test_no_network_is_an_error_of_its_own(client: Client) -> None:
+    """Exit code 75, which the build step tries again."""
+    client.variables["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    ran = client.fetch()
+    assert ran.returncode == 75
+    assert "The hub at http://127.0.0.1:9 cannot be reached ([Errno 111] Connection refused)" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.slow
+def test_an_overloaded_hub_is_an_error_of_its_own(one_client: Client, repository: Repository) -> None:
+    """Exit code 75, after the hub's client has tried for 23 s."""
+    repository.failures["config.json"] = 1000
+    ran = one_client.fetch()
+    assert ran.returncode == 75
+    assert f"{one_client.hub.url} answers HTTP 503" in ran.stderr
+    assert_nothing_taken_for_whole(one_client)
+
+
+def test_a_short_overload_is_waited_out(one_client: Client, repository: Repository) -> None:
+    """The hub's client does that by itself."""
+    repository.failures["config.json"] = 2
+    ran = one_client.fetch()
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(client: Client) -> None:
+    """A real one: a tmpfs of 300 KiB for a model of 400 kB, in a mount namespace of its own. Exit code 74."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel gives no user namespaces to this user, so no small file system can be mounted")
+    volume = client.cache.parent
+    volume.mkdir(parents=True)
+    fetch, verify = (shlex.join(client.argv(action)) for action in ("fetch", "verify"))
+    script = f"mount -t tmpfs -o size=300k none {volume} && {{ {fetch}; code=$?; {verify} 2>&1; exit $code; }}"
+    ran = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        env=client.env(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 74, ran.stderr
+    assert f"There is no space left for org/tiny at {COMMIT}" in ran.stderr
+    assert "the fetch never ended" in ran.stdout
+
+
+def test_a_cache_that_cannot_be_written_is_named(client: Client) -> None:
+    """Exit code 73: here the volume's folder is a file."""
+    client.cache.parent.mkdir(parents=True)
+    client.cache.write_text("")
+    ran = client.fetch()
+    assert ran.returncode == 73
+    assert f"The cache at {client.cache} cannot be written" in ran.stderr
+
+
+def test_a_fetch_that_was_killed_is_not_complete_and_can_be_taken_up(client: Client, repository: Repository) -> None:
+    """SIGKILL in the middle of a body: no marker, and the next fetch ends the work."""
+    repository.slow = {FIRST: 30.0}
+    process = subprocess.Popen(
+        client.argv("fetch"), env=client.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while f"/cdn/org/tiny/{FIRST}" not in client.hub.downloads():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    seen = client.verify()
+    assert seen.returncode == 66
+    assert f"holds no complete org/tiny at {COMMIT}: the fetch never ended" in seen.stderr
+    repository.slow = {}
+    assert client.fetch().returncode == 0
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+
+
+def test_a_file_that_was_cut_short_on_the_volume_is_mended_by_the_next_fetch(client: Client, hub: HubServer) -> None:
+    """The hub's client would take it for whole; only the damaged file is fetched again."""
+    assert client.fetch().returncode == 0
+    blob = (client.snapshot / FIRST).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1])
+    hub.seen.clear()
+    assert client.fetch().returncode == 0
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+    assert hub.downloads() == [f"/cdn/org/tiny/{FIRST}"]
+
+
+def test_a_recheck_finds_and_mends_what_sizes_do_not_show(client: Client, hub: HubServer) -> None:
+    """A flipped bit, an hour or a year later."""
+    assert client.fetch().returncode == 0
+    blob = (client.snapshot / SECOND).resolve()
+    blob.write_bytes(b"!" + blob.read_bytes()[1:])
+    assert client.fetch().returncode == 0
+    assert contents(client.snapshot)[SECOND][:1] == b"!"
+    hub.seen.clear()
+    assert client.fetch("--recheck").returncode == 0
+    assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
+    assert hub.downloads() == [f"/cdn/org/tiny/{SECOND}"]
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_passes_a_complete_commit_without_asking_anybody(one_client: Client, hub: HubServer) -> None:
+    """Sizes against the manifest; also without huggingface_hub, without the site folder and without a network."""
+    assert one_client.fetch().returncode == 0
+    hub.seen.clear()
+    argv = [sys.executable, "-I", "-S", *one_client.argv("verify")[1:]]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"org/tiny at {COMMIT}: 6 files are here in full size.\n"
+    assert hub.seen == []
+
+
+def test_verify_names_an_emptied_volume(one_client: Client) -> None:
+    """The image is cached and its volume emptied: the start must not end in a download, or in an engine's traceback."""
+    assert one_client.fetch().returncode == 0
+    shutil.rmtree(one_client.cache)
+    one_client.cache.mkdir()
+    ran = one_client.verify()
+    assert ran.returncode == 66
+    assert ran.stderr == f"{one_client.cache} holds nothing of org/tiny: it was never fetched, or emptied.\n"
+
+
+def test_verify_names_a_truncated_file_with_both_sizes(one_client: Client) -> None:
+    """And how many more there are."""
+    assert one_client.fetch().returncode == 0
+    (one_client.snapshot / FIRST).resolve().write_bytes(b"short")
+    (one_client.snapshot / "config.json").unlink()
+    ran = one_client.verify()
+    assert ran.returncode == 76
+    assert ran.stderr == (
+        f"org/tiny at {COMMIT} is damaged: config.json is not there (No such file or directory); 39 bytes expected "
+        "(and 1 more).\n"
+    )
+    (one_client.snapshot / "config.json").write_bytes(TEXTS["config.json"])
+    assert f"is damaged: {FIRST} has 5 bytes, 200000 expected.\n" in one_client.verify().stderr
+
+
+@pytest.mark.parametrize("victim", ["manifest", "complete"])
+@pytest.mark.parametrize("damage", ["gone", "cut short", "of another fetch"])
+def test_verify_believes_only_a_marker_and_its_own_manifest(one_client: Client, victim: str, damage: str) -> None:
+    """Half-written or mixed-up records count as none."""
+    assert one_client.fetch().returncode == 0
+    path = one_client.folder / "torpor" / f"{COMMIT}.{victim}.json"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_text(path.read_text()[:-10])
+    else:
+        path.write_text(path.read_text().replace("2", "3"))
+    assert one_client.verify().returncode == 66
+    assert one_client.fetch().returncode == 0
+    assert one_client.verify().returncode == 0
+
+
+def test_verify_does_not_follow_another_commit(one_client: Client) -> None:
+    """Each commit has its own manifest."""
+    assert one_client.fetch().returncode == 0
+    assert one_client.run("verify", revision="1" * 40).returncode == 66
+
+
+# --- the file itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("revision", ["main", "220b46e", COMMIT.upper()])
+def test_only_a_full_commit_is_taken_for_a_revision(one_client: Client, revision: str) -> None:
+    """A branch moves; exit code 2."""
+    ran = one_client.fetch(revision=revision)
+    assert ran.returncode == 2
+    assert f"the revision is {revision!r}; it has to be a commit, 40 lower-case hex digits." in ran.stderr
+
+
+def test_the_file_stands_alone_on_python_310() -> None:
+    """Outside functions it imports the standard library only; inside them, huggingface_hub."""
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 10))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} - sys.stdlib_module_names == {"huggingface_hub"}

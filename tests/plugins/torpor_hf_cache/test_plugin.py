@@ -1,0 +1,227 @@
+"""`HFCache`: what it asks of the image, and its step and check run for real through core's own command lines."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from typing_extensions import override
+
+from tests.hub_server import COMMIT, HubServer
+from torpor import (
+    BuildPlan,
+    BuildStep,
+    ConfigurationError,
+    Deployment,
+    Engine,
+    ImagePatch,
+    Lifecycle,
+    Model,
+    Plugin,
+    Preflight,
+    Recipe,
+    hookimpl,
+)
+from torpor.platforms.local import relocate
+from torpor.steps import runner_file, script_argv, script_file, step_command
+from torpor_hf_cache import HFCache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoEngine(Plugin):
+    """A deployment needs one plugin that launches; this one never does."""
+
+    plugin_name = "no_engine"
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:
+        raise NotImplementedError
+
+
+def deployment(plugin: HFCache | None = None, model: Model | None = None) -> Deployment:
+    model = model or Model(repo_id="org/tiny", revision=COMMIT)
+    return Deployment(name="qwen3-sglang", model=model, plugins=(NoEngine(), plugin or HFCache()))
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_image_gets_the_volume_and_an_offline_hub() -> None:
+    """The cache in the hub's layout under the mount; tokens, Xet chunks and remote code off the volume."""
+    assert HFCache().prepare_image(deployment()) == ImagePatch(
+        volumes={"/vol/huggingface-cache": "huggingface-cache"},
+        env={
+            "HF_HUB_CACHE": "/vol/huggingface-cache/hub",
+            "HF_HOME": "/opt/torpor/hf",
+            "HF_XET_CACHE": "/opt/torpor/hf/xet",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        },
+    )
+
+
+def test_the_download_is_a_build_step_ahead_of_compilation_and_the_check_runs_before_each_start() -> None:
+    """By commit; online for this step alone; the error for an emptied volume names the command that fills it."""
+    plugin = HFCache(ignore_patterns=("original/*",), timeout_s=1800)
+    place = ("org/tiny", COMMIT, "--cache", "/vol/huggingface-cache/hub")
+    assert plugin.compile_kernels(deployment(plugin)) == BuildPlan(
+        steps=(
+            BuildStep(
+                name="fetch weights",
+                script="torpor_hf_cache.download",
+                argv=("fetch", *place, "--ignore=original/*"),
+                order=10,
+                timeout_s=1800,
+                retries=1,
+                env={"HF_HUB_OFFLINE": "0", "HF_XET_HIGH_PERFORMANCE": "1"},
+                volumes={"/vol/huggingface-cache": "huggingface-cache"},
+            ),
+        ),
+        preflight=(
+            Preflight(
+                name="weights",
+                script="torpor_hf_cache.download",
+                argv=("verify", *place),
+                timeout_s=60,
+                cure=(
+                    "Fetch them again: `modal run apps/qwen3_sglang.py::download` (put the file that defines the deployment "
+                    "'qwen3-sglang' in its place if it has another name); on this machine `torpor up apps/qwen3_sglang.py` "
+                    "does it."
+                ),
+            ),
+        ),
+    )
+
+
+def test_the_token_is_for_the_download_step_alone() -> None:
+    """What the serving container holds is in its snapshot; the plugin names the secret and never sees the token."""
+    recipe = Lifecycle(deployment(HFCache(token_secret="huggingface-secret"))).recipe()
+    [step] = recipe.steps
+    assert step.secrets == ("huggingface-secret",)
+    assert not [name for name in recipe.env if "TOKEN" in name]
+
+
+def test_another_volume_moves_mount_and_cache_together() -> None:
+    """One option, every path."""
+    plugin = HFCache(volume="weights")
+    recipe = Lifecycle(deployment(plugin)).recipe()
+    assert recipe.volumes == {"/vol/weights": "weights"}
+    assert recipe.env["HF_HUB_CACHE"] == "/vol/weights/hub"
+    assert recipe.steps[0].volumes == {"/vol/weights": "weights"}
+    assert "/vol/weights/hub" in recipe.steps[0].argv
+    assert "/vol/weights/hub" in recipe.preflight[0].argv
+
+
+def test_a_model_in_a_local_folder_needs_nothing() -> None:
+    """No volume, no download, no check."""
+    recipe = Lifecycle(deployment(model=Model(path="/models/tiny"))).recipe()
+    assert (recipe.volumes, recipe.env, recipe.steps, recipe.preflight) == ({}, {}, (), ())
+
+
+def test_the_plugin_is_a_value() -> None:
+    """Equal options are equal plugins; lists become tuples; hashable and picklable."""
+    plugin = HFCache(allow_patterns=["*.json"])  # type: ignore[arg-type]
+    assert plugin == HFCache(allow_patterns=("*.json",))
+    assert hash(plugin) == hash(HFCache(allow_patterns=("*.json",)))
+    assert pickle.loads(pickle.dumps(plugin)) == plugin
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"volume": "a/b"}, "HFCache.volume is 'a/b'; it has to be a volume's name, without '/'"),
+        ({"allow_patterns": "*.json"}, "HFCache.allow_patterns is the string '*.json'; write a tuple: ('*.json',)."),
+        ({"timeout_s": 0}, "HFCache.timeout_s is 0 seconds; it has to be above 0"),
+        ({"retries": -1}, "retries is -1"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, object], message: str) -> None:
+    """Field, value, what is allowed."""
+    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
+        HFCache(**options).compile_kernels(deployment())  # type: ignore[arg-type]
+
+
+def test_importing_the_package_imports_no_torpor() -> None:
+    """The package is lazy: finding the script's file must not need pluggy."""
+    code = (
+        "import sys, torpor_hf_cache, torpor_hf_cache.download; "
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torpor', 'pluggy', 'huggingface_hub')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """The recipe as the local platform has it: the volume and the image's disk are folders."""
+    moved = relocate(Lifecycle(deployment()).recipe(), tmp_path, "qwen3-sglang")
+    for mount in moved.volumes:
+        os.makedirs(mount)  # noqa: PTH103
+    return moved
+
+
+def build(recipe: Recipe, hub: HubServer, **changes: object) -> subprocess.CompletedProcess[str]:
+    """Run the download step as core does on every platform."""
+    step = replace(recipe.steps[0], **changes)  # type: ignore[arg-type]
+    script = str(script_file(step.script or ""))
+    argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
+    env = {**os.environ, **recipe.env, **step.env, "HF_ENDPOINT": hub.url}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def check(recipe: Recipe) -> subprocess.CompletedProcess[str]:
+    """Run the check as core does before a launch."""
+    preflight = recipe.preflight[0]
+    argv = script_argv(sys.executable, preflight.script, preflight.argv)
+    return subprocess.run(
+        argv, env={**os.environ, **recipe.env}, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: Path) -> None:
+    """Built: the check passes. Volume emptied: it fails. Built again: it passes, though nothing else has changed."""
+    assert check(recipe).returncode == 66
+    for _ in range(2):
+        ran = build(recipe, hub)
+        assert ran.returncode == 0, ran.stderr
+        assert check(recipe).returncode == 0
+        [volume] = recipe.volumes
+        snapshot = tmp_path / "volumes" / "huggingface-cache" / "hub" / "models--org--tiny" / "snapshots" / COMMIT
+        assert str(snapshot).startswith(volume)
+        assert (snapshot / "config.json").is_file()
+        assert not (snapshot / "original").exists()
+        shutil.rmtree(f"{volume}/hub")
+        failed = check(recipe)
+        assert failed.returncode == 66
+        assert "holds nothing of org/tiny" in failed.stderr
+
+
+def test_a_gated_model_fails_the_step_at_once(recipe: Recipe, hub: HubServer) -> None:
+    """Trying again cannot help: the runner takes exit code 77 for final."""
+    hub.repositories["org/tiny"].gated = frozenset()
+    ran = build(recipe, hub)
+    assert ran.returncode == 77
+    assert "(attempt 1 of 2)" in ran.stderr
+    assert "org/tiny is gated" in ran.stderr
+
+
+def test_damage_on_the_way_is_tried_again(recipe: Recipe, hub: HubServer) -> None:
+    """Exit code 76 may pass; here it does not."""
+    hub.repositories["org/tiny"].corrupt = {"config.json": b"?" * 39}
+    ran = build(recipe, hub)
+    assert ran.returncode == 76
+    assert "(attempt 2 of 2)" in ran.stderr
+    assert check(recipe).returncode == 66
