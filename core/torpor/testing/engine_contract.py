@@ -1,0 +1,132 @@
+"""`EngineContract`: what a plugin that launches an engine has to keep, one test per rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torpor.deployment import plugin_name
+from torpor.recipe import IMAGE_ROOT, ImagePatch, Recipe
+from torpor.testing.contract import PluginContract
+from torpor.testing.failing import broken
+from torpor.testing.inspection import hook_options, implemented_hooks
+from torpor.testing.live import OWN_ROUTES
+from torpor.testing.live_rules import LiveRules
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torpor.deployment import Deployment
+    from torpor.hookspecs import Plugin
+
+__all__ = ["EngineContract"]
+
+_FOREIGN_FLAG = ("--torpor-contract-probe", "1")
+
+
+class EngineContract(PluginContract, LiveRules):
+    """Rules for a plugin that launches an engine, on top of those for every plugin.
+
+    The live rules start the engine. They run when the class has a fixture `live_deployment` that returns a deployment
+    which can start on this machine, and are skipped otherwise. All of them share one start.
+    """
+
+    engine_args_probe: ClassVar[tuple[str, ...]] = _FOREIGN_FLAG
+    """Engine arguments of another plugin, which this one has to pass on; override them if the engine's must be real."""
+
+    def test_launches(self, plugin: object, deployment: Deployment) -> None:
+        """The plugin is its deployment's one engine."""
+        if "launch" not in implemented_hooks(plugin):
+            broken(
+                f"{type(plugin).__name__} does not implement launch.",
+                rule="an engine plugin implements launch.",
+                cure="implement it with @hookimpl, or use PluginContract for a plugin that goes beside an engine.",
+            )
+        if deployment.engine != plugin:
+            broken(
+                f"The engine of the fixture `deployment` is {plugin_name(deployment.engine)!r}.",
+                rule="`deployment` holds the plugin of the fixture `plugin` as its engine.",
+                cure="take `plugin` as an argument of your `deployment` fixture, and list no other engine.",
+            )
+
+    def test_public_paths_are_exact(self, plugin: Plugin) -> None:
+        """The guard's allow-list is a list of whole paths."""
+        wrong = [path for path in plugin.public_paths if not _exact(path) or path in OWN_ROUTES]
+        if wrong or (plugin.guarded and not plugin.public_paths):
+            broken(
+                f"{type(plugin).__name__}.public_paths is {plugin.public_paths!r}{f': look at {wrong}' if wrong else ''}.",
+                rule="public_paths lists what anyone may call, each a whole absolute path; /health and /ready are the guard's own.",
+                cure='write e.g. ("/v1/chat/completions", "/v1/models"), without patterns, queries and final slashes.',
+            )
+        if not _exact(plugin.ready_path):
+            broken(
+                f"{type(plugin).__name__}.ready_path is {plugin.ready_path!r}.",
+                rule="ready_path is an absolute path of the engine that answers 200 from the moment at which chats are served.",
+                cure='write e.g. "/v1/models".',
+            )
+
+    def test_sleep_is_declared_and_implemented(self, plugin: Plugin) -> None:
+        """Who says that the engine sleeps implements both hooks, and the other way round."""
+        hooks = [hook for hook in ("pre_snapshot", "post_restore") if hook in implemented_hooks(plugin)]
+        if len(hooks) != (2 if plugin.supports_sleep else 0):
+            broken(
+                f"{type(plugin).__name__}.supports_sleep is {plugin.supports_sleep}, and of pre_snapshot and post_restore it "
+                f"implements {' and '.join(hooks) or 'neither'}.",
+                rule="an engine that sleeps says so and implements both hooks; one that does not, neither.",
+                cure="set supports_sleep: ClassVar[bool] = True and implement both, or drop them.",
+            )
+
+    def test_sleeps_last_and_wakes_first(self, plugin: object) -> None:
+        """Between the engine's sleep and its wake no other plugin talks to it."""
+        wanted = {"pre_snapshot": "trylast", "post_restore": "tryfirst"}
+        for hook, option in wanted.items():
+            if hook in implemented_hooks(plugin) and not hook_options(plugin, hook).get(option):
+                broken(
+                    f"{type(plugin).__name__}.{hook} is not marked {option}.",
+                    rule="the engine's own pre_snapshot runs last and its post_restore first: others need it awake.",
+                    cure=f"write @hookimpl({option}=True) above {hook}.",
+                )
+
+    def test_answers_other_plugins(self, plugin: Plugin, deployment: Deployment) -> None:
+        """What other plugins ask the engine has answers of the right shape."""
+        rule = "the questions of torpor.Plugin are answered as its docstrings say."
+        env = plugin.kernel_cache_env(deployment)
+        stray = {name: path for name, path in env.items() if not path.startswith(f"{IMAGE_ROOT}/kernels")}
+        if stray:
+            broken(
+                f"{type(plugin).__name__}.kernel_cache_env puts {stray!r} elsewhere.",
+                rule=rule,
+                cure=f"put every kernel cache under {IMAGE_ROOT}/kernels (torpor.recipe.IMAGE_ROOT).",
+            )
+        for name, argv in {
+            "engine_argv": plugin.engine_argv(deployment, _recipe(())),
+            "kernel_compile_argv": plugin.kernel_compile_argv(deployment),
+        }.items():
+            optional = argv is None and name == "kernel_compile_argv"
+            if not optional and (
+                not isinstance(argv, tuple) or not argv or not all(isinstance(word, str) for word in argv)
+            ):
+                broken(
+                    f"{type(plugin).__name__}.{name} returned {argv!r}.",
+                    rule=rule,
+                    cure="return the command line as a tuple of strings, the program first.",
+                )
+
+    def test_passes_other_plugins_arguments_on(self, plugin: Plugin, deployment: Deployment) -> None:
+        """Engine arguments that other plugins ask for reach the engine."""
+        probe = self.engine_args_probe
+        argv = plugin.engine_argv(deployment, _recipe(probe))
+        if argv[-len(probe) :] != probe:
+            broken(
+                f"{type(plugin).__name__}.engine_argv leaves {probe!r} out: {argv!r}.",
+                rule="engine_argv ends with recipe.engine_args, and launch starts what engine_argv returns.",
+                cure="return (*your_own_arguments, *recipe.engine_args), and call self.engine_argv in launch.",
+            )
+
+
+def _exact(path: str) -> bool:
+    return path.startswith("/") and not path.endswith("/") and not set(path) & set("*?#{} ")
+
+
+def _recipe(engine_args: tuple[str, ...]) -> Recipe:
+    env: Mapping[str, str] = {}
+    return Recipe(image=ImagePatch(env=env, engine_args=engine_args))

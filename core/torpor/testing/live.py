@@ -1,0 +1,172 @@
+"""One whole life of an engine, observed: cold start, serving, two sleeps, two wakes, stop.
+
+The contract's live rules are separate tests that all read one observation, so that an engine that takes minutes to start
+starts once, and the rules can run in any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+
+from torpor.control import KEY_HEADER, open_client
+from torpor.platforms.local import LocalServer, Standby
+from torpor.process import session_members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torpor.boot import Boot
+    from torpor.deployment import Deployment
+
+__all__ = ["CLOSED_ROUTES", "OWN_ROUTES", "Life", "live_through"]
+
+OWN_ROUTES = ("/health", "/ready")
+"""What the guard answers itself, from its state."""
+
+CLOSED_ROUTES = (
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
+    "/pause_generation",
+    "/flush_cache",
+    "/update_weights_from_disk",
+    "/server_info",
+    "/sleep",
+    "/wake_up",
+    "/_torpor/state",
+    "/_torpor/drain",
+    "/torpor-contract-no-such-route",
+)
+"""What nobody without the key may reach on any engine: SGLang's and vLLM's management, the guard's own, the unknown."""
+
+_PROBE_TIMEOUT_S = 10.0
+
+
+@dataclass(kw_only=True)
+class Life:
+    """What was observed.
+
+    Attributes:
+        stages: stages that ended well, in order: started, serving, asleep, woke, asleep again, woke again, stopped.
+        failure: what ended it early.
+        launch_s: seconds that the launch hook took.
+        own_session: whether the engine leads a session of its own.
+        serving: status by request, without the key, while it served.
+        asleep: the same while it slept.
+        repeated: status of a lifecycle call made twice or out of order, with the key, by what it was.
+        left_over: processes of the engine's session that lived on after the stop.
+    """
+
+    stages: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+    launch_s: float = 0.0
+    own_session: bool = False
+    serving: dict[str, int] = field(default_factory=dict)
+    asleep: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)
+    left_over: tuple[str, ...] = ()
+
+
+def live_through(deployment: Deployment, root: Path) -> Life:
+    """Run the deployment through its life on this machine; a failure is part of the observation.
+
+    Args:
+        deployment: has to be able to start here; its build steps run first.
+        root: folder for its volumes and caches.
+    """
+    life = Life()
+    boot: Boot | None = None
+    try:
+        server = LocalServer(deployment, backend=Standby(), root=root)
+        boot = server.boot
+        server.build()
+        _start(boot, life)
+        if deployment.engine.supports_sleep:
+            _sleep_and_wake(boot, life)
+            _again(boot, life)
+    except Exception as error:
+        life.failure = error
+    finally:
+        if boot is not None:
+            boot.stop()
+            life.left_over = _living(boot)
+    if life.failure is None:
+        life.stages.append("stopped")
+    return life
+
+
+def _start(boot: Boot, life: Life) -> None:
+    boot.cold_start()
+    life.launch_s = boot.report.seconds("launch")
+    pid = boot.running_engine.pid
+    life.own_session = os.getsid(pid) == pid != os.getsid(0)
+    life.stages.append("started")
+    boot.serve()
+    life.stages.append("serving")
+    life.serving = _statuses(boot, _public_and_closed(boot.deployment))
+    if boot.running_engine.guard_key is not None:
+        life.repeated["wake while serving"] = _keyed(boot, "/_torpor/wake")
+        life.repeated["asleep while serving"] = _keyed(boot, "/_torpor/asleep")
+
+
+def _sleep_and_wake(boot: Boot, life: Life) -> None:
+    boot.sleep()
+    life.stages.append("asleep")
+    if boot.running_engine.guard_key is not None:
+        life.asleep = _statuses(boot, _public_and_closed(boot.deployment))
+        life.repeated["drain while asleep"] = _keyed(boot, "/_torpor/drain")
+        life.repeated["asleep while asleep"] = _keyed(boot, "/_torpor/asleep")
+        life.repeated["serve while asleep"] = _keyed(boot, "/_torpor/serve")
+    boot.wake()
+    life.stages.append("woke")
+
+
+def _again(boot: Boot, life: Life) -> None:
+    boot.sleep()
+    life.stages.append("asleep again")
+    boot.wake()
+    life.stages.append("woke again")
+
+
+def _public_and_closed(deployment: Deployment) -> Iterable[tuple[str, str]]:
+    public = deployment.engine.public_paths
+    yield from (("GET", path) for path in (*public, *OWN_ROUTES))
+    yield from ((method, path) for path in CLOSED_ROUTES if path not in public for method in ("GET", "POST"))
+
+
+def _statuses(boot: Boot, requests: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """What a stranger gets; 0 for no answer at all."""
+    statuses: dict[str, int] = {}
+    with open_client(boot.running_engine, port=boot.deployment.port, timeout_s=_PROBE_TIMEOUT_S) as client:
+        client.headers.pop(KEY_HEADER, None)
+        for method, path in requests:
+            statuses[f"{method} {path}"] = 0
+            with contextlib.suppress(httpx.HTTPError):
+                statuses[f"{method} {path}"] = client.request(method, path, json={}).status_code
+    return statuses
+
+
+def _keyed(boot: Boot, path: str) -> int:
+    with open_client(boot.running_engine, port=boot.deployment.port, timeout_s=_PROBE_TIMEOUT_S) as client:
+        try:
+            return client.post(path, json={"deadline_s": 1}).status_code
+        except httpx.HTTPError:
+            return 0
+
+
+def _living(boot: Boot) -> tuple[str, ...]:
+    """Processes of the engine's session that still run; what merely waits to be reaped does not."""
+    if boot.engine is None:
+        return ()
+    found = []
+    for process in session_members(boot.engine.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} ({process.name()})")
+    return tuple(found)

@@ -1,0 +1,168 @@
+"""Rules about the running engine, each read off one observed life (`torpor.testing.live`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from torpor.testing.failing import broken
+from torpor.testing.live import CLOSED_ROUTES, OWN_ROUTES, live_through
+from torpor.testing.pytest_plugin import LIVE_MARKER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.deployment import Deployment
+    from torpor.testing.live import Life
+
+__all__ = ["LiveRules"]
+
+_AT_ONCE_S = 2.0
+_NOT_FOUND, _CONFLICT, _UNAVAILABLE = 404, 409, 503
+_live: pytest.MarkDecorator = getattr(pytest.mark, LIVE_MARKER)
+
+
+class LiveRules:
+    """An engine starts, serves, sleeps, wakes and goes."""
+
+    _lives: ClassVar[dict[type, Life]] = {}
+
+    @pytest.fixture
+    def live_deployment(self) -> Deployment:
+        """A deployment of the plugin that can start on this machine."""
+        pytest.skip(
+            f"{type(self).__name__} has no fixture `live_deployment`: add one that returns a Deployment of your plugin which can "
+            "start here (a free port, a small model), and the live rules run."
+        )
+
+    @pytest.fixture
+    def life(self, live_deployment: Deployment, tmp_path: Path) -> Life:
+        """One whole life of the engine, shared by all live rules of the class."""
+        if type(self) not in self._lives:
+            self._lives[type(self)] = live_through(live_deployment, tmp_path)
+        return self._lives[type(self)]
+
+    @_live
+    def test_starts_and_serves(self, life: Life) -> None:
+        """A cold start ends with an engine that serves."""
+        if "serving" not in life.stages:
+            broken(
+                f"The cold start failed: {type(life.failure).__name__}: {life.failure}",
+                rule="launch, readiness, warm-up and the canary succeed on the live deployment.",
+                cure="do what the error says; `live_deployment` has to be one that can start here.",
+            )
+
+    @_live
+    def test_launch_returns_at_once_in_an_own_session(self, life: Life) -> None:
+        """Core waits, not the launch hook; and what it started can be ended whole."""
+        _need(life, "started")
+        if life.launch_s > _AT_ONCE_S or not life.own_session:
+            broken(
+                f"launch took {life.launch_s:.2f} s; the engine {'leads a' if life.own_session else 'has no'} session of its own.",
+                rule=f"launch returns within {_AT_ONCE_S:g} s and gives an engine that leads a session of its own.",
+                cure="return Engine.start(...) right away; core polls the ready path and ends the session.",
+            )
+
+    @_live
+    def test_public_paths_are_open_while_serving(self, life: Life, live_deployment: Deployment) -> None:
+        """The allow-list is open, and /health says so."""
+        _need(life, "serving")
+        wrong = {
+            path: life.serving[f"GET {path}"]
+            for path in (*live_deployment.engine.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
+            if life.serving[f"GET {path}"] in (0, _NOT_FOUND, _UNAVAILABLE)
+        }
+        if wrong:
+            broken(
+                f"While serving, GET without a key gives {wrong!r}.",
+                rule="public paths are there while the engine serves, and so are the guard's /health and /ready.",
+                cure="list in public_paths only what the engine has, and hand the same list to GuardRules(public=...).",
+            )
+
+    @_live
+    def test_everything_else_is_closed_while_serving(self, life: Life, live_deployment: Deployment) -> None:
+        """A stranger finds no management route."""
+        _need(life, "serving")
+        _need_guard(live_deployment)
+        open_ones = {
+            request: status
+            for request, status in life.serving.items()
+            if request.partition(" ")[2] in CLOSED_ROUTES and status != _NOT_FOUND
+        }
+        if open_ones:
+            broken(
+                f"While serving, a request without the key gets {open_ones!r} in place of 404.",
+                rule="what is not public does not exist for a stranger: one management call can end the engine.",
+                cure="run the engine's server behind torpor.guard.Guard, and keep management paths out of its public rules.",
+            )
+
+    @_live
+    def test_sleeps_and_wakes_twice(self, life: Life, live_deployment: Deployment) -> None:
+        """Two sleeps and two wakes, each with the recorded canary."""
+        _need(life, "serving")
+        _need_sleep(live_deployment)
+        if "woke again" not in life.stages:
+            broken(
+                f"After {life.stages[-1]!r}: {type(life.failure).__name__}: {life.failure}",
+                rule="an engine that supports sleep sleeps and wakes again and again, and gives the same greedy answer each time.",
+                cure="do what the error says; release in pre_snapshot exactly what post_restore takes back, once each.",
+            )
+
+    @_live
+    def test_nobody_reaches_a_sleeping_engine(self, life: Life, live_deployment: Deployment) -> None:
+        """While it sleeps, the guard answers in the engine's place."""
+        _need_sleep(live_deployment)
+        _need_guard(live_deployment)
+        _need(life, "asleep")
+        through = {
+            path: life.asleep[f"GET {path}"]
+            for path in (*live_deployment.engine.public_paths, *OWN_ROUTES)
+            if life.asleep[f"GET {path}"] != _UNAVAILABLE
+        }
+        if through:
+            broken(
+                f"While asleep, GET without a key gives {through!r} in place of 503.",
+                rule="no request reaches an engine whose memory is released: it would end it.",
+                cure="let the guard be the outermost layer of the engine's server, and add no route beside it.",
+            )
+
+    @_live
+    def test_repeated_lifecycle_calls_are_refused(self, life: Life, live_deployment: Deployment) -> None:
+        """Sleep and wake happen once each, in order."""
+        _need_guard(live_deployment)
+        _need(life, "asleep" if live_deployment.engine.supports_sleep else "serving")
+        passed = {what: status for what, status in life.repeated.items() if status != _CONFLICT}
+        if passed:
+            broken(
+                f"With the key, calls out of order got {passed!r} in place of 409.",
+                rule="a lifecycle call that is repeated or out of order is refused by the guard, never by the engine's death.",
+                cure="use torpor.guard.Guard as it is, with the boot document that read_boot() gives.",
+            )
+
+    @_live
+    def test_leaves_no_process(self, life: Life) -> None:
+        """After the stop nothing of the engine runs on."""
+        if life.left_over:
+            broken(
+                f"After the stop these processes of the engine's session still ran: {', '.join(life.left_over)}.",
+                rule="terminate ends the engine's whole tree.",
+                cure="return Engine.start(...) from launch, and keep the engine's children in its session.",
+            )
+
+
+def _need(life: Life, stage: str) -> None:
+    if stage not in life.stages:
+        pytest.skip(
+            f"the engine never got as far as {stage!r}: {type(life.failure).__name__}; another rule's test shows it"
+        )
+
+
+def _need_sleep(deployment: Deployment) -> None:
+    if not deployment.engine.supports_sleep:
+        pytest.skip("the engine plugin does not declare supports_sleep")
+
+
+def _need_guard(deployment: Deployment) -> None:
+    if not deployment.engine.guarded:
+        pytest.skip("the engine plugin does not declare guarded: everything on its port is open to everyone")

@@ -1,0 +1,97 @@
+"""The pytest plugin of the contract kit: fixtures for tests of plugins, and the kit's marker.
+
+Registered by the distribution (entry point `pytest11`), so every pytest session with Torpor installed loads it: it
+imports nothing of Torpor's before a fixture is used.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+import pytest
+from typing_extensions import Unpack
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+    from torpor.hookspecs import Plugin
+    from torpor.testing.plugin import StandIn
+
+__all__ = ["LIVE_MARKER", "StandInDeployment", "Timeouts", "free_port", "standin_deployment"]
+
+LIVE_MARKER = "torpor_live"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the kit's marker."""
+    config.addinivalue_line(
+        "markers",
+        f"{LIVE_MARKER}: starts a real engine (torpor.testing.EngineContract); -m 'not {LIVE_MARKER}' leaves it out",
+    )
+
+
+class Timeouts(TypedDict, total=False):
+    """Deadlines of a deployment, seconds."""
+
+    startup_timeout_s: float
+    warmup_timeout_s: float
+    drain_timeout_s: float
+    sleep_timeout_s: float
+    wake_timeout_s: float
+    stop_timeout_s: float
+
+
+class StandInDeployment(Protocol):
+    """Makes a deployment of the stand-in engine and the plugins under test."""
+
+    def __call__(self, *plugins: Plugin, engine: StandIn | None = None, **timeouts: Unpack[Timeouts]) -> Deployment:
+        """Return the deployment: `plugins` first, then the engine.
+
+        Args:
+            *plugins: what is tested beside the engine.
+            engine: the stand-in with other options than its own, e.g. `StandIn(fault=Fault.HANG_IN_WAKE)`.
+            **timeouts: deadlines that differ from the short ones that fit a stand-in.
+        """
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port on which nobody listens."""
+    # Below the kernel's ephemeral range (32768 on): those are handed to outgoing connections at any time.
+    for port in random.SystemRandom().sample(range(18000, 32000), 50):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))  # noqa: S104 - what an engine binds
+            except OSError:
+                continue
+            return port
+    pytest.fail("No free port between 18000 and 32000 in 50 tries: end some of what listens there.", pytrace=False)
+
+
+@pytest.fixture
+def standin_deployment(free_port: int) -> StandInDeployment:
+    """A factory of deployments with the stand-in engine on a free port, see `StandInDeployment`."""
+    from torpor.deployment import Deployment, Model  # noqa: PLC0415 - paid for when used
+    from torpor.testing.plugin import StandIn  # noqa: PLC0415
+
+    def make(*plugins: Plugin, engine: StandIn | None = None, **timeouts: Unpack[Timeouts]) -> Deployment:
+        fields: Timeouts = {
+            "startup_timeout_s": 20.0,
+            "warmup_timeout_s": 10.0,
+            "drain_timeout_s": 2.0,
+            "sleep_timeout_s": 5.0,
+            "wake_timeout_s": 5.0,
+            "stop_timeout_s": 2.0,
+            **timeouts,
+        }
+        return Deployment(
+            name="stand-in",
+            model=Model(path="/models/stand-in"),
+            plugins=(*plugins, engine or StandIn()),
+            port=free_port,
+            **fields,
+        )
+
+    return make

@@ -1,0 +1,1 @@
+"""Tests of the contract kit and of the stand-in engine."""
