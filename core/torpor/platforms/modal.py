@@ -33,6 +33,7 @@ from torpor.boot import Boot
 from torpor.deployment import Deployment, plugin_name
 from torpor.errors import BuildStepError, ConfigurationError, ServerUnavailableError
 from torpor.lifecycle import Lifecycle
+from torpor.process import LOG_VARIABLE
 from torpor.recipe import IMAGE_ROOT
 from torpor.steps import runner_file, script_file, step_command
 
@@ -360,7 +361,8 @@ class SnapshotServer:
     def start(self) -> None:
         """Start the engine cold and warm it up, then put it to sleep for the snapshot."""
         _make_importable()
-        self._boot = Boot(self.deployment)
+        os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
+        self._boot = Boot(self.deployment, recipe=Lifecycle(self.deployment).recipe())
         with _ended_on_failure(self._boot):
             self._boot.cold_start()
             if self.deployment.snapshot:
