@@ -1,0 +1,25 @@
+"""DeepGEMM kernels compiled while the image is built, for Torpor: the plugin `DeepGEMM`.
+
+Lazy (PEP 562): `torpor_deepgemm.watch` is also run as a bare file, in images that hold nothing of Torpor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor_deepgemm.plugin import DeepGEMM
+
+__all__ = ["DeepGEMM"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "DeepGEMM":
+        from torpor_deepgemm.plugin import DeepGEMM  # noqa: PLC0415 - the point of this function
+
+        return DeepGEMM
+    raise AttributeError(f"module 'torpor_deepgemm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,193 @@
+"""The plugin class: FP8 GEMM kernels compiled once, with the serving flags, and served from the image's own disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, ImagePatch, Plugin, hookimpl
+from torpor.deployment import plugin_name
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+
+if TYPE_CHECKING:
+    from torpor import Deployment
+
+__all__ = ["DeepGEMM"]
+
+_KERNELS = f"{IMAGE_ROOT}/kernels"
+_FOLDER_VARIABLES = ("SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")
+_WITHOUT_KERNELS = ("T4", "L4", "A10", "A10G", "A100", "A100-40GB", "A100-80GB", "L40S")
+_FAST_WARMUP_SINCE = (0, 5, 16)
+_KEYED_PACKAGES = (
+    "sglang",
+    "sgl-kernel",
+    "sglang-kernel",
+    "sgl-deep-gemm",
+    "deep-gemm",
+    "flashinfer-python",
+    "torch",
+    "triton",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepGEMM(Plugin):
+    """Compiles DeepGEMM's kernels (and what else the engine JIT-compiles on the way) while the image is built.
+
+    The engine's own compile command runs with the serving flags, because the shapes that it compiles follow from them.
+    The result becomes part of the image: kernels are loaded from local disk, and nothing that a snapshot maps can
+    change under it. The volume only warms the next build; the serving container doesn't mount it.
+
+    Attributes:
+        volume: name of the volume that keeps results by key: engine and package versions, GPU and nvcc as found inside
+            the image, model revision, every flag.
+        timeout_s: seconds that one attempt may take.
+        retries: further attempts after a crash; an attempt goes on from what the last one compiled.
+        fast_warmup: compile some 3,000 batch shapes in place of 16,000 and more (SGLang from 0.5.16 on); the others are
+            compiled when they are first met.
+        precompile: load the kernels of every shape when the model is loaded, ahead of any request.
+    """
+
+    plugin_name: ClassVar[str] = "deepgemm"
+
+    volume: str = "deepgemm-cache"
+    timeout_s: float = 3600.0
+    retries: int = 1
+    fast_warmup: bool = False
+    precompile: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.volume or "/" in self.volume:
+            raise ConfigurationError(f"DeepGEMM.volume is {self.volume!r}; it has to be a volume's name, without '/'.")
+        if not self.timeout_s > 0:
+            raise ConfigurationError(f"DeepGEMM.timeout_s is {self.timeout_s!r} seconds; it has to be above 0.")
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(env={**self._switches(deployment), **_cache_env(deployment)})
+
+    @hookimpl
+    @override
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan:
+        _check_gpu(deployment)
+        argv = _compile_argv(deployment)
+        mount = f"{VOLUME_ROOT}/{self.volume}"
+        step = BuildStep(
+            name="compile DeepGEMM kernels",
+            script="torpor_deepgemm.watch",
+            argv=("--", *argv),
+            order=20,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            gpu=True,
+            volumes={mount: self.volume},
+            outputs=(_kernel_folder(deployment),),
+            cache=Cache(
+                volume_dir=mount, image_dir=_KERNELS, key=self._key(deployment, argv), probes=_probes(deployment)
+            ),
+            engine_args=True,
+        )
+        return BuildPlan(steps=(step,))
+
+    def _switches(self, deployment: Deployment) -> dict[str, str]:
+        """Sources: SGLang `srt/environ.py` and `srt/layers/deep_gemm_wrapper/` of 0.5.6.post2, 0.5.16 and 0.5.23."""
+        switches = {"SGLANG_ENABLE_JIT_DEEPGEMM": "1"}
+        if not self.precompile:
+            switches["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] = "0"
+        if self.fast_warmup:
+            version = deployment.engine.engine_version
+            if _numbers(version) < _FAST_WARMUP_SINCE:
+                raise ConfigurationError(
+                    f"DeepGEMM.fast_warmup is True, but the engine {plugin_name(deployment.engine)!r} is version "
+                    f"{version or 'unknown'}: SGLANG_JIT_DEEPGEMM_FAST_WARMUP is known from SGLang 0.5.16 on. Leave the "
+                    "option out, or choose a newer engine."
+                )
+            switches["SGLANG_JIT_DEEPGEMM_FAST_WARMUP"] = "1"
+        return switches
+
+    def _key(self, deployment: Deployment, argv: tuple[str, ...]) -> tuple[str, ...]:
+        engine, model = deployment.engine, deployment.model
+        switches = (f"{name}={value}" for name, value in sorted(self._switches(deployment).items()))
+        return (
+            f"engine={plugin_name(engine)} {engine.engine_version}",
+            f"model={model.source} {model.revision or ''}".rstrip(),
+            f"gpus={deployment.gpu_count}",
+            *switches,
+            *argv,
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`0.5.6.post2` is (0, 5, 6): enough to tell releases apart."""
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition(".post")[0])[:3])
+
+
+def _check_gpu(deployment: Deployment) -> None:
+    """DeepGEMM needs compute capability 9.0 or more; below it SGLang's compile command ends well, without a kernel."""
+    name = (deployment.gpu or "").partition(":")[0].rstrip("!")
+    if not name or name.upper() in _WITHOUT_KERNELS:
+        raise ConfigurationError(
+            f"DeepGEMM has no kernels for Deployment.gpu {deployment.gpu!r}: it needs a Hopper GPU or newer (H100, H200, B200). "
+            "Name one, or drop DeepGEMM() from Deployment.plugins; the engine then takes other FP8 kernels."
+        )
+
+
+def _compile_argv(deployment: Deployment) -> tuple[str, ...]:
+    argv = deployment.engine.kernel_compile_argv(deployment)
+    if argv is None:
+        raise ConfigurationError(
+            f"DeepGEMM has nothing to run: the engine {plugin_name(deployment.engine)!r} of deployment {deployment.name!r} has no "
+            "kernel compile command (its kernel_compile_argv gives None). Drop DeepGEMM() from Deployment.plugins, or "
+            "choose an engine and a device that have one, e.g. SGLang() on a GPU."
+        )
+    return argv
+
+
+def _cache_env(deployment: Deployment) -> dict[str, str]:
+    """The engine's variables for all of its kernel caches, which have to lie where the step keeps them."""
+    env = deployment.engine.kernel_cache_env(deployment)
+    for name, value in env.items():
+        if not f"{value}/".startswith(f"{_KERNELS}/"):
+            raise ConfigurationError(
+                f"The engine {plugin_name(deployment.engine)!r} puts a kernel cache at {name}={value}, outside {_KERNELS}: "
+                "it would be compiled and not kept. Let its kernel_cache_env answer with folders under IMAGE_ROOT/kernels."
+            )
+    return env
+
+
+def _kernel_folder(deployment: Deployment) -> str:
+    env = _cache_env(deployment)
+    for name in _FOLDER_VARIABLES:
+        if name in env:
+            return env[name]
+    raise ConfigurationError(
+        f"The engine {plugin_name(deployment.engine)!r} does not say where DeepGEMM's kernels go: its kernel_cache_env has none of "
+        f"{', '.join(_FOLDER_VARIABLES)}. Set one there, or drop DeepGEMM() from Deployment.plugins."
+    )
+
+
+def _probes(deployment: Deployment) -> tuple[tuple[str, ...], ...]:
+    """What only the image knows: the compiler, looked for where DeepGEMM looks for it; the GPU; the packages.
+
+    In Python and without line breaks or dollars, because a build step is one shell line of a Dockerfile.
+    """
+    nvcc = (
+        "import os, shutil, subprocess; home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH'); "
+        "nvcc = home + '/bin/nvcc' if home else shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'; "
+        "subprocess.run([nvcc, '--version'], check=True)"
+    )
+    packages = (
+        f"import importlib.metadata as m; names = {_KEYED_PACKAGES!r}; "
+        "found = {(d.name or '').lower().replace('_', '-'): d.version for d in m.distributions()}; "
+        "print(*(n + '==' + found[n] for n in names if n in found))"
+    )
+    python = deployment.engine.engine_python
+    return (
+        (python, "-c", nvcc),
+        ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        (python, "-c", packages),
+    )
