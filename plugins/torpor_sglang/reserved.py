@@ -51,7 +51,6 @@ RESERVED = (
             "--grpc-mode",
             "--smg-grpc-mode",
             "--grpc-port",
-            "--grpc-worker-threads",
             "--grpc-response-timeout-secs",
             "--grpc-http-sidecar-port",
             "--smg-http-sidecar-port",
@@ -141,10 +140,17 @@ RESERVED = (
         harmless=(("gated_launch_port", (None,)),),
     ),
     Reserved(
-        flags=("--engine-info-bootstrap-port", "--remote-instance-weight-loader-start-seed-via-transfer-engine"),
-        why="it opens a server that hands the weights' addresses to whoever asks",
+        flags=(
+            "--engine-info-bootstrap-port",
+            "--remote-instance-weight-loader-start-seed-via-transfer-engine",
+            "--enable-elastic-expert-backup",
+        ),
+        why="it opens a server that hands weights, or their addresses, to whoever asks",
         instead="Load weights from files.",
-        harmless=(("remote_instance_weight_loader_start_seed_via_transfer_engine", (False,)),),
+        harmless=(
+            ("remote_instance_weight_loader_start_seed_via_transfer_engine", (False,)),
+            ("enable_elastic_expert_backup", (False,)),
+        ),
     ),
     Reserved(
         flags=("--kv-events-config", "--load-publish-endpoint"),

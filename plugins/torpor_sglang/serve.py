@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torpor.guard import BootDocument
-    from torpor_sglang.patches import Patch, PatchReport
+    from torpor_sglang.patches import PatchReport
 
 __all__ = ["main"]
 
@@ -134,14 +134,13 @@ def _end_tree_on_sigterm() -> None:
 
 
 def _describe(version: str, report: PatchReport, *, guarded: bool) -> str:
+    on = [patch.name if version in patch.versions else f"{patch.name} (not tested with it)" for patch in report.on]
+    not_needed = [patch.name for patch in report.not_needed]
+    off = [patch.name for patch in report.off]
     parts = [f"SGLang {version}", "guarded" if guarded else "NOT GUARDED: every route is open"]
-    for label, patches in (("patches", report.on), ("not needed", report.not_needed), ("switched off", report.off)):
-        parts.append(f"{label}: {', '.join(_named(patch, version) for patch in patches) or 'none'}")
+    for label, names in (("patches", on), ("not needed", not_needed), ("switched off", off)):
+        parts.append(f"{label}: {', '.join(names) or 'none'}")
     return "; ".join(parts)
-
-
-def _named(patch: Patch, version: str) -> str:
-    return patch.name if version in patch.versions else f"{patch.name} (not tested with this version)"
 
 
 def _log(message: str) -> None:

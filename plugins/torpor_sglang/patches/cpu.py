@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ CPU_VARIABLE = "SGLANG_USE_CPU_ENGINE"
 
 def choose_cpu(argv: Sequence[str], environ: MutableMapping[str, str]) -> None:
     """Set SGLang's CPU switch where the engine's flags ask for `--device cpu`."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    if any(flag == "--device=cpu" or (flag == "--device" and value == "cpu") for flag, value in pairs):
+    if "--device=cpu" in argv or ("--device", "cpu") in pairwise(argv):
         environ.setdefault(CPU_VARIABLE, "1")
 
 

@@ -25,11 +25,14 @@ class _KernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the two modules, with every name that one asks of them; each name raises when it is called."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - the finder's signature
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if fullname in _MODULES else None
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:  # noqa: ARG002
         return None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -62,7 +65,7 @@ PATCH = Patch(
         "SGLang imports names of sgl_kernel wherever it runs, and the library has no CPU build on the registry; the "
         "torch-native path of a Qwen3 calls none of them"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
     applies=_has_no_kernels,
     apply=_add_finder,
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
-import os
 import signal
 import sys
 
@@ -16,14 +14,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _is_spawned_child() -> bool:
-    return sys.platform == "linux" and multiprocessing.parent_process() is not None
+    # multiprocessing.parent_process() is still None while the main module is imported again.
+    return sys.platform == "linux" and "--multiprocessing-fork" in sys.orig_argv
 
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it ended before the call above
-        os._exit(1)
 
 
 PATCH = Patch(
@@ -32,7 +28,7 @@ PATCH = Patch(
         "SGLang asks for the signal that ends a child with its parent only after about ten seconds of imports; until "
         "then a killed launcher would leave its scheduler behind"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
     applies=_is_spawned_child,
     apply=_end_with_parent,
 )

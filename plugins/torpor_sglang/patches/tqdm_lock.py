@@ -26,7 +26,7 @@ PATCH = Patch(
         "tqdm's first bar makes a lock for several processes, an unlinked POSIX semaphore in /dev/shm, which CRIU cannot "
         "dump without root; a lock for the threads of one process is all that the engine's bars need"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
     applies=_has_tqdm,
     apply=_use_thread_lock,
 )

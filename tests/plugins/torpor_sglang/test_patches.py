@@ -1,0 +1,188 @@
+"""The launcher's patches: which are on, how they are switched off, and what each one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from torpor import ConfigurationError
+from torpor.guard import BootDocument, GuardRules
+from torpor_sglang.patches import Patch, all_patches, apply_patches
+from torpor_sglang.patches.cpu import choose_cpu
+from torpor_sglang.patches.guard import install_guard
+from torpor_sglang.versions import SUPPORTED_VERSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+
+def patch(name: str, done: list[str], *, needed: bool = True) -> Patch:
+    return Patch(name=name, reason="a test", versions=(), applies=lambda: needed, apply=lambda: done.append(name))
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **paths, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_patches_that_are_needed_are_applied_in_order() -> None:
+    """What a process needs is done once, in the order of the list; what it does not need is not done."""
+    done: list[str] = []
+    report = apply_patches({}, [patch("one", done), patch("two", done, needed=False), patch("three", done)])
+    assert done == ["one", "three"]
+    assert [found.name for found in report.on] == ["one", "three"]
+    assert [found.name for found in report.not_needed] == ["two"]
+
+
+def test_a_patch_is_switched_off_by_name() -> None:
+    """`TORPOR_PATCHES=-name` leaves one out, and the report says so."""
+    done: list[str] = []
+    report = apply_patches({"TORPOR_PATCHES": "-two, -one"}, [patch(name, done) for name in ("one", "two", "three")])
+    assert done == ["three"]
+    assert [found.name for found in report.off] == ["one", "two"]
+
+
+@pytest.mark.parametrize("value", ["-cpu-kernel", "cpu-kernels", "+cpu-kernels", "-"])
+def test_a_word_that_switches_nothing_off_is_an_error(value: str) -> None:
+    """A misspelt name is not ignored; the message lists the names."""
+    with pytest.raises(ConfigurationError, match=r"patches are orphans, tqdm-lock, cpu-kernels, torchvision-schemas\."):
+        apply_patches({"TORPOR_PATCHES": value})
+
+
+def test_the_guard_is_not_switched_off_with_the_patches() -> None:
+    """An unguarded server is asked for in another way, so that it cannot happen by a list of patches."""
+    with pytest.raises(ConfigurationError, match=r"the guard is not switched off here.*TORPOR_UNGUARDED=1"):
+        apply_patches({"TORPOR_PATCHES": "-guard"})
+
+
+def test_every_patch_has_a_name_a_reason_and_tested_versions() -> None:
+    """The list can be read without its code."""
+    patches = all_patches()
+    assert len({found.name for found in patches}) == len(patches)
+    assert all(len(found.reason) > 40 and set(found.versions) <= set(SUPPORTED_VERSIONS) for found in patches)
+    assert all(found.versions for found in patches)
+
+
+@pytest.mark.parametrize(
+    ("argv", "cpu"),
+    [
+        (("--device", "cpu"), True),
+        (("--device=cpu",), True),
+        (("--device", "cuda"), False),
+        (("--model-path", "cpu"), False),
+        ((), False),
+    ],
+)
+def test_the_cpu_switch_follows_the_device_flag(argv: tuple[str, ...], cpu: bool) -> None:
+    """SGLang reads its CPU path from a variable; it is set for `--device cpu` and for nothing else."""
+    environ: dict[str, str] = {}
+    choose_cpu(argv, environ)
+    assert environ == ({"SGLANG_USE_CPU_ENGINE": "1"} if cpu else {})
+
+
+def test_a_missing_kernel_raises_when_it_is_called_and_not_before() -> None:
+    """On a CPU any name can be imported from sgl_kernel; calling one says what is missing; other submodules stay missing."""
+    code = """
+from torpor_sglang.patches import apply_patches
+apply_patches({})
+from sgl_kernel import rmsnorm
+from sgl_kernel.kvcacheio import transfer_kv
+for call in (rmsnorm, transfer_kv):
+    try:
+        call(1, out=2)
+    except NotImplementedError as error:
+        print(error)
+try:
+    import sgl_kernel.flash_attn
+except ImportError as error:
+    print(type(error).__name__)
+"""
+    ran = run_python(code, SGLANG_USE_CPU_ENGINE="1")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        "sgl_kernel.rmsnorm is a GPU kernel; this engine runs on a CPU and has no build of it",
+        "sgl_kernel.kvcacheio.transfer_kv is a GPU kernel; this engine runs on a CPU and has no build of it",
+        "ModuleNotFoundError",
+    ]
+
+
+def test_kernels_are_left_alone_on_a_gpu_engine() -> None:
+    """Without the CPU switch a missing kernel library stays missing."""
+    ran = run_python("from torpor_sglang.patches import apply_patches; apply_patches({}); import sgl_kernel")
+    assert "No module named 'sgl_kernel'" in ran.stderr
+
+
+def test_a_real_kernel_library_is_never_replaced(tmp_path: Path) -> None:
+    """Where sgl_kernel is installed, it is the one that is imported."""
+    (tmp_path / "sgl_kernel.py").write_text("where = 'real'\n")
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+from torpor_sglang.patches import apply_patches
+apply_patches({{}})
+import sgl_kernel
+print(sgl_kernel.where)
+"""
+    assert run_python(code, SGLANG_USE_CPU_ENGINE="1").stdout == "real\n"
+
+
+def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """A killed launcher takes along what it has just spawned, before SGLang has asked for that itself."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        """
+import multiprocessing, os, sys, time
+if __name__ == "__mp_main__":
+    from torpor_sglang.patches import apply_patches
+    apply_patches({})
+def child():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    time.sleep(60)
+"""
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, program], env={**os.environ, **paths}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+class Application:
+    """As much of Starlette's application as the guard's patch touches."""
+
+    def __init__(self) -> None:
+        self.middleware_stack: Callable[..., Awaitable[None]] | None = None
+        self.build_middleware_stack: Callable[[], Callable[..., Awaitable[None]]] = lambda: self.answer
+
+    async def answer(self, *_: object) -> None:
+        """Answer nothing."""
+
+
+def test_the_guard_is_not_put_before_an_application_that_already_serves() -> None:
+    """Too late is an error, not an open server."""
+    app = Application()
+    app.middleware_stack = app.answer
+    boot = BootDocument(key="k" * 32, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+    with pytest.raises(ConfigurationError, match="already in use"):
+        install_guard(app, boot)

@@ -1,0 +1,246 @@
+"""The real SGLang on the CPU, started by the launcher: guard, sleep, wake, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import contextmanager, suppress
+from subprocess import DEVNULL
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+
+from torpor.control import GuardControl, open_client
+from torpor.engine import Engine
+from torpor.guard import GuardRules
+from torpor.process import session_members
+from torpor.readiness import wait_ready
+from torpor_sglang import routes
+from torpor_sglang.flags import OptionValue, engine_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.plugins.torpor_sglang.conftest import RealEngine
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+
+TAGS = {"tags": ["kv_cache", "weights"]}
+CHAT: dict[str, object] = {
+    "model": "tiny-qwen3",
+    "messages": [{"role": "user", "content": "the quick brown fox"}],
+    "max_tokens": 16,
+    "temperature": 0,
+}
+START_S = 240.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def launched(engine: RealEngine, model: Path, port: int) -> Iterator[Engine]:
+    """Start the launcher with the CPU flags, and end whatever it has become."""
+    options: dict[str, OptionValue] = {
+        "model_path": str(model),
+        "served_model_name": "tiny-qwen3",
+        "host": "127.0.0.1",
+        "port": port,
+        "device": "cpu",
+        "max_running_requests": 8,
+        "max_total_tokens": 4096,
+        "mem_fraction_static": 0.1,
+        "metrics": True,
+        "skip_server_warmup": True,
+        "attention_backend": "torch_native",
+        "sleep_on_idle": True,
+        "disable_overlap_schedule": True,
+    }
+    rules = GuardRules(public=routes.PUBLIC, keyed=routes.KEYED, sleep=routes.SLEEP, wake=routes.WAKE)
+    started = Engine.start(
+        (str(engine.python), "-m", "torpor_sglang.serve", *engine_argv(engine.version, options)),
+        env={**engine.env, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
+        guard=rules,
+    )
+    try:
+        yield started
+    finally:
+        started.terminate(20.0)
+
+
+def anybody(port: int) -> httpx.Client:
+    """Return a client without the lifecycle key."""
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0, trust_env=False)
+
+
+def text_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def streamed_text(client: httpx.Client) -> str:
+    import json
+
+    with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+        assert response.status_code == 200
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+    return "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines)
+
+
+def assert_guarded(public: httpx.Client, keyed: httpx.Client) -> None:
+    """Management is nobody's, or the key's, and nothing gets round the guard."""
+    for path in (
+        *routes.SLEEP,
+        *routes.WAKE,
+        "/server_info",
+        "/metrics",
+        "/flush_cache",
+        "/docs",
+        "/health_generate",
+        "/nowhere",
+    ):
+        assert public.get(path).status_code == 404, path
+    assert keyed.get("/server_info").status_code == 200
+    assert "sglang" in keyed.get("/metrics").text
+    assert keyed.get("/update_weights_from_disk").status_code == 404
+    assert keyed.post("/release_memory_occupation", json=TAGS).status_code == 409
+
+
+def put_to_sleep(control: GuardControl, keyed: httpx.Client) -> None:
+    control.drain(20.0)
+    deadline = time.monotonic() + 10.0
+    while keyed.post("/flush_cache").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert keyed.post("/pause_generation", json={}).status_code == 200
+    assert keyed.post("/release_memory_occupation", json=TAGS).status_code == 200
+    control.asleep()
+
+
+def assert_asleep(public: httpx.Client, keyed: httpx.Client) -> None:
+    for path in ("/health", "/ready"):
+        answer = public.get(path)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    assert public.post("/v1/chat/completions", json=CHAT).status_code == 503
+    assert keyed.post("/v1/chat/completions", json=CHAT).status_code == 409
+    assert keyed.post("/resume_memory_occupation", json=TAGS).status_code == 409
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("version", ["0.5.23", "0.5.16"])
+def test_the_real_server_sleeps_and_wakes_behind_the_guard(
+    real_engine: Callable[[str], RealEngine], tiny_model: Path, version: str
+) -> None:
+    """Chat, streamed or not, is open while serving; management is not; asleep it answers 503; awake it says the same."""
+    port = free_port()
+    with (
+        launched(real_engine(version), tiny_model, port) as engine,
+        anybody(port) as public,
+        open_client(engine, port=port, timeout_s=60.0) as keyed,
+    ):
+        control = GuardControl(engine, keyed)
+        wait_ready(engine, keyed, port=port, ready_path="/v1/models", timeout_s=START_S)
+        assert public.get("/health").status_code == 503
+        assert public.post("/v1/chat/completions", json=CHAT).status_code == 503
+        control.serve()
+        assert public.get("/health").status_code == 200
+        before = text_of(public.post("/v1/chat/completions", json=CHAT))
+        assert before
+        assert streamed_text(public) == before
+        assert_guarded(public, keyed)
+        put_to_sleep(control, keyed)
+        assert_asleep(public, keyed)
+        control.wake()
+        assert keyed.post("/resume_memory_occupation", json=TAGS).status_code == 200
+        assert keyed.post("/continue_generation", json={}).status_code == 200
+        assert text_of(keyed.post("/v1/chat/completions", json=CHAT)) == before
+        control.serve()
+        assert text_of(public.post("/v1/chat/completions", json=CHAT)) == before
+        members = session_members(engine.pid)
+        assert len(members) >= 3  # HTTP server, scheduler, detokenizer
+        os.kill(engine.pid, signal.SIGTERM)  # the launcher alone: it ends its own tree
+        assert engine.wait(30.0) is not None
+        assert [member for member in members if is_alive(member)] == []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
+    real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals
+) -> None:
+    """The scheduler and the detokenizer, still importing, end with the launcher, without anybody else's help."""
+    engine = real_engine("0.5.23")
+    # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
+    with alone(engine, tiny_model, free_port()) as launcher:
+        children = wait_for_children(launcher, 3)  # the two and multiprocessing's resource tracker
+        time.sleep(1.5)  # they are past the launcher's top level and far from ready
+        launcher.send_signal(number)
+        _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
+        assert [process for process in alive if is_alive(process)] == []
+
+
+@contextmanager
+def alone(engine: RealEngine, model: Path, port: int) -> Iterator[psutil.Popen]:
+    options: dict[str, OptionValue] = {
+        "model_path": str(model),
+        "port": port,
+        "device": "cpu",
+        "max_total_tokens": 4096,
+    }
+    options |= {"attention_backend": "torch_native", "disable_overlap_schedule": True, "mem_fraction_static": 0.1}
+    argv = (str(engine.python), "-m", "torpor_sglang.serve", *engine_argv(engine.version, options))
+    launcher = psutil.Popen(
+        argv,
+        env={**os.environ, **engine.env, "TORPOR_UNGUARDED": "1"},
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield launcher
+    finally:
+        for process in [*session_members(launcher.pid), launcher]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        launcher.wait(10)
+
+
+def wait_for_children(launcher: psutil.Popen, count: int) -> list[psutil.Process]:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        children: list[psutil.Process] = launcher.children(recursive=True)
+        if len(children) >= count:
+            return children
+        assert launcher.poll() is None, "the launcher ended by itself"
+        time.sleep(0.05)
+    pytest.fail(f"the launcher never had {count} children")
+
+
+@pytest.mark.timeout(200)
+def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
+    real_engine: Callable[[str], RealEngine], tiny_model: Path
+) -> None:
+    """0.5.6.post2 wants vllm on a CPU, deep in its scheduler: launcher, guard, arguments and spawned processes work until there."""
+    with launched(real_engine("0.5.6.post2"), tiny_model, free_port()) as engine:
+        assert engine.wait(START_S) not in (None, 0, 2)
+        log = "\n".join(engine.log_tail())
+        members = [member for member in session_members(engine.pid) if is_alive(member)]
+    assert "torpor_sglang: SGLang 0.5.6.post2; guarded; patches: tqdm-lock, cpu-kernels, torchvision-schemas;" in log
+    assert "run_scheduler_process" in log
+    assert "ModuleNotFoundError: No module named 'vllm'" in log
+    assert members == []

@@ -1,0 +1,119 @@
+"""The launcher without an engine: what it refuses, and what it needs to be imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor.guard import GuardRules, boot_document_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def launch(
+    *argv: str, boot: bool = False, python_path: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the launcher with this interpreter, which has no SGLang."""
+    paths = [str(python_path)] if python_path else []
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *(path for path in sys.path if path)]), **env}
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as pipe:
+        pipe.write(
+            boot_document_json(key="k" * 43, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+        )
+    if boot:
+        given["TORPOR_BOOT_FD"] = str(read_end)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "torpor_sglang.serve", *argv],
+            env=given,
+            pass_fds=(read_end,),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(read_end)
+
+
+def fake_sglang(folder: Path, version: str) -> Path:
+    """Make a folder in which an SGLang of some version seems to be installed."""
+    information = folder / f"sglang-{version}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
+    return folder
+
+
+def test_without_a_boot_document_nothing_is_started() -> None:
+    """No guard, no server: the engine's management routes would be open."""
+    ran = launch("--model-path", "m")
+    assert ran.returncode == 2
+    assert "No boot document for the guard (TORPOR_BOOT_FD is not set), so nothing is started" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_unguarded_start_has_to_be_asked_for() -> None:
+    """With TORPOR_UNGUARDED=1 the launcher goes on, here to the engine that is missing."""
+    ran = launch("--model-path", "m", TORPOR_UNGUARDED="1")
+    assert ran.returncode == 2
+    assert "SGLang is not installed for this Python" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_unsupported_version_is_refused(tmp_path: Path) -> None:
+    """A version whose routes were never judged is not served, unless that is asked for."""
+    ran = launch("--model-path", "m", boot=True, python_path=fake_sglang(tmp_path, "0.4.0"))
+    assert ran.returncode == 2
+    assert "SGLang 0.4.0 is not supported; supported are 0.5.6.post2, 0.5.16, 0.5.23" in ran.stderr
+    assert "TORPOR_ANY_ENGINE=1" in ran.stderr
+    tried = launch("--model-path", "m", boot=True, python_path=tmp_path, TORPOR_ANY_ENGINE="1")
+    assert "torpor_sglang: SGLang 0.4.0; guarded; patches: " in tried.stderr
+
+
+@pytest.mark.parametrize("name", ["SGLANG_GRPC_PORT", "SGLANG_RUST_SERVER", "DUMPER_SERVER_PORT"])
+def test_a_variable_that_opens_another_server_stops_the_start(tmp_path: Path, name: str) -> None:
+    """The engine's environment is judged as its flags are."""
+    ran = launch("--model-path", "m", boot=True, python_path=fake_sglang(tmp_path, "0.5.23"), **{name: "1"})
+    assert ran.returncode == 2
+    assert f"The environment variable {name}=1 is refused" in ran.stderr
+
+
+def test_an_unknown_patch_stops_the_start(tmp_path: Path) -> None:
+    """A misspelt switch is an error with the list of names."""
+    ran = launch(boot=True, python_path=fake_sglang(tmp_path, "0.5.23"), TORPOR_PATCHES="-tqdm")
+    assert ran.returncode == 2
+    assert "'-tqdm' is not '-' and the name of a patch; patches are orphans, tqdm-lock" in ran.stderr
+
+
+def test_the_start_says_which_patches_are_on_and_where_they_were_not_tested(tmp_path: Path) -> None:
+    """One line names version, guard and patches; a patch that this version was not tested with is marked."""
+    folder = fake_sglang(tmp_path, "0.4.0")
+    ran = launch("--device", "cpu", boot=True, python_path=folder, TORPOR_PATCHES="-tqdm-lock", TORPOR_ANY_ENGINE="1")
+    assert (
+        "torpor_sglang: SGLang 0.4.0; guarded; patches: cpu-kernels (not tested with it); "
+        "not needed: orphans, torchvision-schemas; switched off: tqdm-lock\n"
+    ) in ran.stderr
+
+
+def test_the_launcher_needs_nothing_that_the_engine_lacks() -> None:
+    """In the engine's environment there is no pluggy, structlog or modal; none of them, nor httpx, is imported."""
+    code = (
+        "import sys\n"
+        "for name in ('pluggy', 'httpx', 'structlog', 'modal', 'typer', 'rich', 'psutil'): sys.modules[name] = None\n"
+        "import torpor_sglang, torpor_sglang.serve, torpor_sglang.patches.guard\n"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
