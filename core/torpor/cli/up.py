@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_up", "stage_table"]
 
+_ANSWER_TOKENS = 64
 _DOING = {
     "preflight": "checking the port and the preflight checks",
     "launch": "starting the engine process",
@@ -54,7 +55,7 @@ def run_up(app_file: str, *, backend: str, question: str, as_json: bool) -> None
     try:
         with stops_on_failure(server.boot):
             server.start()
-            answer = _ask(server, question) if question else None
+            answer = _ask(server, console, question, stream=not as_json) if question else None
             if answer is None:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
@@ -74,18 +75,23 @@ def run_up(app_file: str, *, backend: str, question: str, as_json: bool) -> None
         console.print(f"records: {record_file}")
 
 
-def _ask(server: LocalServer, question: str) -> dict[str, object]:
-    from torpor.client import stream_chat  # noqa: PLC0415 - httpx only when there is something to ask
+def _ask(server: LocalServer, console: Console, question: str, *, stream: bool) -> dict[str, object]:
+    """Ask one question as a client would; the answer goes to standard output as it comes."""
+    from torpor.client import chat  # noqa: PLC0415 - httpx only when there is something to ask
 
     deployment = server.deployment
-    return asdict(
-        stream_chat(
-            f"http://127.0.0.1:{deployment.port}",
-            model=deployment.model.served_name,
-            messages=[{"role": "user", "content": question}],
-            timeout_s=deployment.wake_timeout_s,
-        )
+    result = chat(
+        f"http://127.0.0.1:{deployment.port}",
+        model=deployment.model.served_name,
+        prompt=question,
+        max_tokens=_ANSWER_TOKENS,
+        timeout_s=deployment.wake_timeout_s,
+        on_text=(lambda text: print(text, end="", flush=True)) if stream else None,
     )
+    if stream:
+        print(flush=True)
+        console.print(f"first token after {result.ttft_s:.3f} s, {result.tokens} tokens in {result.total_s:.3f} s")
+    return asdict(result)
 
 
 def _serve_until_signal(server: LocalServer, console: Console) -> None:
