@@ -432,6 +432,22 @@ def test_old_kernels_do_not_vouch_for_a_compile_that_left_none(kernels: Kernels)
     assert kernels.build(key=("another",), compiler="pass").returncode == 120
 
 
+def test_an_output_outside_the_image_folder_is_said_to_be_one(kernels: Kernels) -> None:
+    """The cache would skip the command and leave that output unmade, at each later build."""
+    outside = kernels.volume.parent / "outside"
+    code = "import pathlib, sys; [pathlib.Path(name).write_text('made') for name in sys.argv[1:]]"
+    argv = python(code, str(outside), f"{kernels.image}/kernel")
+    first = run(argv, outputs=(str(outside),), cache=kernels.cache("a"))
+    assert first.returncode == 0, first.stderr
+    outside.unlink()
+    for _ in range(2):
+        again = run(argv, outputs=(str(outside),), cache=kernels.cache("a"))
+        assert again.returncode == 120
+        assert (
+            f"{outside} did not come with it: outputs of a cached step have to lie in {kernels.image}" in again.stderr
+        )
+
+
 def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:
     """JIT caches publish kernel by kernel; the next attempt with the same key finds those that are done."""
     half = COMPILER.replace("print(", "if count.read_text() == '1': sys.exit(9)\nprint(")
@@ -572,6 +588,17 @@ def test_an_unusable_volume_shows_before_the_work_begins(kernels: Kernels) -> No
     ran = kernels.build()
     assert (ran.returncode, kernels.runs) == (122, 0)
     assert "the cache cannot be used" in ran.stderr
+
+
+def test_a_folder_with_anything_else_in_it_is_never_emptied(kernels: Kernels) -> None:
+    """The image folder is emptied before a build; one that holds the volume, or a home, is a mistake."""
+    precious = kernels.volume.parent / "precious"
+    precious.write_text("mine")
+    for folder in (kernels.volume.parent, kernels.volume / "inner", Path.home(), Path("/")):
+        ran = run(["true"], cache=kernels.cache("a", image=folder))
+        assert ran.returncode == 122
+        assert f"{folder} cannot be a cache's image folder" in ran.stderr
+    assert precious.read_text() == "mine"
 
 
 def test_a_full_volume_is_named_and_keeps_no_half_copy(kernels: Kernels) -> None:

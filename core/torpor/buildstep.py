@@ -226,8 +226,7 @@ def _attempt(options: _Options) -> None:
         raise StepError(_SIGNAL_BASE - code, f"`{shown}` was killed by {name} {took}.", tail)
     if code:
         raise StepError(code, f"`{shown}` ended with exit code {code} {took}.", tail)
-    missing = [path for path in options.output if not _has_content(Path(path))]
-    if missing:
+    if missing := _missing(options):
         raise StepError(
             _MISSING_OUTPUT,
             f"`{shown}` ended with exit code 0, but left nothing in {', '.join(missing)}: it did not do its work.",
@@ -246,23 +245,13 @@ def _execute(options: _Options, tail: deque[str]) -> int | None:
     Whatever it started is gone afterwards too: an engine's helpers would hold the GPU, and the output pipe.
     """
     strangers = _descendants(_processes())
-    try:
-        process = subprocess.Popen(
-            options.command,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # into a pipe, Python would keep its last words to itself
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise StepError(_NOT_FOUND, f"there is no program {options.command[0]!r} in the image.") from None
-    except OSError as error:
-        raise StepError(_NOT_RUNNABLE, f"{options.command[0]!r} cannot be run: {error.strerror}.") from None
-    reader = threading.Thread(target=_stream, args=(process.stdout, tail), daemon=True)
-    reader.start()
+    process: subprocess.Popen[bytes] | None = None
+    reader: threading.Thread | None = None
     gentle = signal.SIGTERM
     try:
+        process = _start(options.command)
+        reader = threading.Thread(target=_stream, args=(process.stdout, tail), daemon=True)
+        reader.start()
         return process.wait(options.timeout)
     except subprocess.TimeoutExpired:
         return None
@@ -270,8 +259,29 @@ def _execute(options: _Options, tail: deque[str]) -> int | None:
         gentle = signal.Signals(signalled.number)
         raise
     finally:
-        _end_tree(process, gentle, options.grace, strangers)
-        reader.join(options.grace)
+        try:
+            _end_tree(process, gentle, options.grace, strangers)
+        except Interrupted:  # the first signal came only now; further ones are ignored
+            _end_tree(process, gentle, options.grace, strangers)
+            raise
+        if reader is not None:
+            reader.join(options.grace)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # into a pipe, Python would keep its last words to itself
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise StepError(_NOT_FOUND, f"there is no program {command[0]!r} in the image.") from None
+    except OSError as error:
+        raise StepError(_NOT_RUNNABLE, f"{command[0]!r} cannot be run: {error.strerror}.") from None
 
 
 def _stream(pipe: IO[bytes] | None, tail: deque[str]) -> None:
@@ -294,7 +304,9 @@ def _readable(line: bytes) -> str:
     return line.rstrip(b"\r").rpartition(b"\r")[2][:_TAIL_LINE_BYTES].decode(errors="replace")
 
 
-def _end_tree(process: subprocess.Popen[bytes], gentle: signal.Signals, grace_s: float, strangers: set[int]) -> None:
+def _end_tree(
+    process: subprocess.Popen[bytes] | None, gentle: signal.Signals, grace_s: float, strangers: set[int]
+) -> None:
     """Signal everything that the command started, wait, kill, until nothing of it lives."""
     _signal_all(process, gentle, strangers)
     deadline = time.monotonic() + grace_s
@@ -306,22 +318,27 @@ def _end_tree(process: subprocess.Popen[bytes], gentle: signal.Signals, grace_s:
         time.sleep(0.02)
 
 
-def _signal_all(process: subprocess.Popen[bytes], number: signal.Signals, strangers: set[int]) -> None:
+def _signal_all(process: subprocess.Popen[bytes] | None, number: signal.Signals, strangers: set[int]) -> None:
     for pid in _living(process, strangers):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def _living(process: subprocess.Popen[bytes], strangers: set[int]) -> list[int]:
-    """Members of the command's session, and descendants that left it; zombies that fell to this process are reaped."""
-    process.poll()
+def _living(process: subprocess.Popen[bytes] | None, strangers: set[int]) -> list[int]:
+    """Members of the command's session, and descendants that left it; zombies that fell to this process are reaped.
+
+    Without `process` (a signal came while it was being started) only descendants are found, which it is one of.
+    """
+    leader = None if process is None else process.pid
+    if process is not None:
+        process.poll()
     table = _processes()
-    members = {pid for pid, (_, _, session) in table.items() if session == process.pid}
+    members = {pid for pid, (_, _, session) in table.items() if session == leader}
     members |= _descendants(table)
     members -= strangers
     for pid in members:
         state, parent, _ = table[pid]
-        if state == "Z" and parent == os.getpid() and pid != process.pid:
+        if state == "Z" and parent == os.getpid() and pid != leader:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
     return [pid for pid in members if table[pid][0] not in "ZX"]
@@ -364,6 +381,10 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
+def _missing(options: _Options) -> list[str]:
+    return [path for path in options.output if not _has_content(Path(path))]
+
+
 def _has_content(path: Path) -> bool:
     """Whether `path` is a file with bytes, or a folder that holds one; Torpor's own markers do not count."""
     if not path.is_dir():
@@ -380,10 +401,17 @@ def _has_content(path: Path) -> bool:
 
 
 def _cached_step(options: _Options, volume: Path, image: Path) -> None:
+    if image in (Path("/"), Path.home()) or volume.is_relative_to(image) or image.is_relative_to(volume):
+        raise StepError(
+            _CACHE_FAILED,
+            f"{image} cannot be a cache's image folder: it is emptied before a build, so it has to be a folder of its own, "
+            f"apart from the volume's ({volume}).",
+        )
     probes = {command: _probe(command) for command in options.probe}
     key = _key(options.key, probes)
     with _folder_errors(volume, image), _locked(image):
-        if (made := _read_marker(image, key)) and _damage(image, made, "grown") is None:
+        made = _read_marker(image, key)
+        if made and _damage(image, made, "grown") is None and not _missing(options):
             _say(options, f"{image} holds the result of key {key[:12]} already; nothing to do.")
             return
         if _restore(options, volume / key, image, key):
@@ -465,13 +493,12 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
     if damage is not None:
         _say(options, f"{source} is damaged, so the step is done anew: {damage}.")
         return False
-    _write_json(image / MARKER, marker)
-    missing = [path for path in options.output if not _has_content(Path(path))]
-    if missing:
+    if missing := _missing(options):
         raise StepError(
             _MISSING_OUTPUT,
-            f"{source} is whole, but {', '.join(missing)} is not in it; remove that folder and build again.",
+            f"{source} is whole, but {', '.join(missing)} did not come with it: outputs of a cached step have to lie in {image}.",
         )
+    _write_json(image / MARKER, marker)
     _say(options, f"took {_summary(marker)} from {source} in {time.monotonic() - began:.1f} s.")
     return True
 
