@@ -6,8 +6,6 @@ python apps/qwen3_sglang.py [--prompt TEXT]     # ask the deployed server
 modal run apps/qwen3_sglang.py::download        # fill the volume again, if it was emptied
 """
 
-import sys
-
 import modal
 
 from torpor import Deployment, Model, Scaling, client
@@ -56,12 +54,12 @@ def download() -> None:
 
 
 @app.local_entrypoint()
-def test(prompt: str = client.PROMPT, twice: bool = True, timeout: int = 10 * MINUTES_S) -> None:
-    """Ask the server of this run, with two different system prompts."""
-    client.ask_in_turn(
-        web_url(Server), model=deployment.model.served_name, prompt=prompt, twice=twice, timeout_s=timeout
-    )
+def test(prompt: str = client.PROMPT, twice: bool = True, timeout: int = 600) -> None:  # noqa: PT028 - an entry point
+    """Ask the server of this run, with two different system prompts; `timeout` in seconds, for each answer."""
+    with client.errors_told():
+        model = deployment.model.served_name
+        client.ask_in_turn(web_url(Server), model=model, prompt=prompt, twice=twice, timeout_s=timeout)
 
 
 if __name__ == "__main__":
-    sys.exit(client.main(lambda: deployed_url(deployment), model=deployment.model.served_name))
+    client.main(lambda: deployed_url(deployment), model=deployment.model.served_name)

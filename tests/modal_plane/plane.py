@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from grpclib.server import Server
+
 from tests.modal_plane.blobs import BlobServer
 from tests.modal_plane.reader import DeployedApp
 from tests.modal_plane.service import control_plane
@@ -105,8 +106,7 @@ class ModalPlane:
         """Environment variables that point the real client here, and at nothing of this machine."""
         config = self.home / "modal.toml"
         config.touch()
-        passed_on = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "TORPOR_"))}
-        return passed_on | {
+        return self.clean_environment() | {
             "MODAL_SERVER_URL": f"http://127.0.0.1:{self.port}",
             "MODAL_TOKEN_ID": "ak-loopback",
             "MODAL_TOKEN_SECRET": "as-loopback",
@@ -116,6 +116,11 @@ class ModalPlane:
             "NO_COLOR": "1",
             "COLUMNS": "200",
         }
+
+    @staticmethod
+    def clean_environment() -> dict[str, str]:
+        """This process's environment without what configures Modal or Torpor."""
+        return {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "TORPOR_"))}
 
     def modal(self, *argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 120.0) -> Finished:
         """Run the real `modal` command line against this plane."""

@@ -18,12 +18,14 @@ from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
+
 from tests.modal_plane.store import ENVIRONMENT, App, Outcome, StoredFunction, content_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from grpclib.server import Stream
+
     from tests.modal_plane.blobs import BlobServer
     from tests.modal_plane.store import Store
 

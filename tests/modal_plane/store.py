@@ -51,7 +51,7 @@ class Outcome:
     failure: str | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Store:
     """Everything by id. Ids of images, mounts and anonymous secrets are hashes of their content.
 

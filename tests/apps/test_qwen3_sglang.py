@@ -1,0 +1,243 @@
+"""The flagship: what the real Modal client sends for it, and what the container finds when it imports it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.apps.container_packages import link_container_packages
+from tests.chat_server import ChatServer, answer
+from tests.modal_plane import ModalPlane
+from tests.modal_plane.plane import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.modal_plane import DeployedFunction
+
+REPOSITORY = Path(__file__).parents[2]
+APP = REPOSITORY / "apps" / "qwen3_sglang.py"
+MODEL, REVISION = "Qwen/Qwen3-8B-FP8", "220b46e3b2180893580a4454f21f22d3ebb187d3"
+WEIGHTS = {"/vol/huggingface-cache": "huggingface-cache"}
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalPlane]:
+    """A control plane to which the flagship is deployed, by the command of its docstring."""
+    with ModalPlane(tmp_path_factory.mktemp("home")) as started:
+        finished = started.modal("deploy", "apps/qwen3_sglang.py", cwd=REPOSITORY)
+        assert finished.code == 0, finished.output
+        yield started
+        assert started.store.unknown_calls == []
+
+
+@pytest.fixture
+def server(plane: ModalPlane) -> DeployedFunction:
+    """The deployed class."""
+    return plane.app("qwen3-sglang").service("Server")
+
+
+def test_the_app_has_at_most_60_lines_of_code() -> None:
+    """A deployment is values; work belongs into the framework and its plugins."""
+    body = APP.read_text().split('"""', 2)[2]
+    code = [line for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(code) <= 60
+
+
+@pytest.mark.slow
+def test_the_class_has_the_flagships_values(plane: ModalPlane, server: DeployedFunction) -> None:
+    """GPU, volume, snapshot flags, concurrency, port and timeouts, as the platform is told."""
+    assert plane.app("qwen3-sglang").objects == ("Server", "Server.*", "download")
+    assert server.gpu == ("H100!", 1)
+    assert server.volumes == WEIGHTS
+    assert server.secrets == ()
+    assert (server.memory_snapshot, server.gpu_snapshot) == (True, True)
+    assert server.concurrency == (10, 1000)
+    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (600, 600)
+    assert [(web.port, web.startup_timeout_s) for web in server.web_servers] == [(8000, 600)]
+    assert set(plane.store.volumes) == {"huggingface-cache", "deepgemm-cache"}
+
+
+@pytest.mark.slow
+def test_the_image_is_the_engines_own_with_an_empty_entrypoint(server: DeployedFunction) -> None:
+    """The engine's entrypoint would start a server of its own; nothing pins the hub's client."""
+    layers = server.layers
+    assert layers[0].commands == ("FROM lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime",)
+    assert layers[1].commands == ("FROM base", "ENTRYPOINT []")
+    assert not any("huggingface-hub" in run or "huggingface_hub" in run for layer in layers for run in layer.runs)
+
+
+@pytest.mark.slow
+def test_the_environment_is_in_the_image_before_the_steps(server: DeployedFunction) -> None:
+    """Kernel caches on the image's own disk, the hub cache on the volume, the hub offline at serve time."""
+    commands = [command for layer in server.layers for command in layer.commands]
+    env = [command.removeprefix("ENV ") for command in commands if command.startswith("ENV ")]
+    assert "SGLANG_DG_CACHE_DIR=/opt/torpor/kernels/deep_gemm" in env
+    assert "SGLANG_ENABLE_JIT_DEEPGEMM=1" in env
+    assert "HF_HUB_CACHE=/vol/huggingface-cache/hub" in env
+    assert "HF_HUB_OFFLINE=1" in env
+    assert "TORCHINDUCTOR_COMPILE_THREADS=1" in env
+    first_step = next(at for at, command in enumerate(commands) if "buildstep.py --name" in command)
+    assert all(at < first_step for at, command in enumerate(commands) if command.startswith("ENV "))
+
+
+@pytest.mark.slow
+def test_weights_are_fetched_before_kernels_are_compiled(server: DeployedFunction) -> None:
+    """Two steps, in this order whatever the plugins' order; each with what it needs and nothing more."""
+    steps = [layer for layer in server.layers if any("buildstep.py --name" in run for run in layer.runs)]
+    fetch, compile_ = steps
+    fetched = shlex.split(fetch.runs[0])
+    assert fetched[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "fetch weights"]
+    assert fetched[fetched.index("--sync") : fetched.index("--")] == ["--sync", "/vol/huggingface-cache"]
+    assert {MODEL, REVISION, "/vol/huggingface-cache/hub"} <= set(fetched)
+    assert (fetch.gpu, fetch.volumes, fetch.secrets) == ("", WEIGHTS, ())
+    assert fetch.env["HF_HUB_OFFLINE"] == "0"
+    compiled = shlex.split(compile_.runs[0])
+    assert compiled[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "compile DeepGEMM kernels"]
+    assert {"sglang.compile_deep_gemm", "--tp-size", MODEL} <= set(compiled)
+    assert (compile_.gpu, compile_.gpu_count) == ("H100!", 1)
+    assert compile_.volumes == {**WEIGHTS, "/vol/deepgemm-cache": "deepgemm-cache"}
+
+
+@pytest.mark.slow
+def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunction) -> None:
+    """Sources are mounted when a container starts, so a build step has only what an earlier layer copied."""
+    there: dict[str, bytes] = {}
+    for layer in server.layers:
+        for line in layer.runs:
+            used = [token for token in shlex.split(line) if token.startswith("/opt/torpor/") and token.endswith(".py")]
+            assert set(used) <= set(there), line
+        there |= layer.copied
+    assert set(there) == {
+        "/opt/torpor/buildstep.py",
+        "/opt/torpor/scripts/torpor_hf_cache.download.py",
+        "/opt/torpor/scripts/torpor_deepgemm.watch.py",
+    }
+    for name, content in there.items():
+        compile(content, name, "exec")
+
+
+@pytest.mark.slow
+def test_sources_of_torpor_and_the_three_plugins_are_mounted(server: DeployedFunction) -> None:
+    """The launcher, the guard and the scripts of the preflight checks among them; Python files only."""
+    files = server.files
+    packages = {"torpor", "torpor_sglang", "torpor_deepgemm", "torpor_hf_cache"}
+    assert {name.split("/")[2] for name in files} == {"qwen3_sglang.py", *packages}
+    assert all(name.endswith(".py") for name in files)
+    for name in ("torpor/buildstep.py", "torpor_sglang/serve.py", "torpor_hf_cache/download.py"):
+        assert f"/root/{name}" in files
+    assert any(name.startswith("/root/torpor/guard") for name in files)
+
+
+@pytest.mark.slow
+def test_the_download_function_fills_the_serving_volume(plane: ModalPlane, server: DeployedFunction) -> None:
+    """The cure for an emptied Volume: same image, same volume, no GPU."""
+    download = plane.app("qwen3-sglang").function("download")
+    assert download.layers == server.layers
+    assert (download.volumes, download.gpu) == (WEIGHTS, ("", 0))
+    assert download.definition.timeout_secs >= 3600
+
+
+@pytest.mark.slow
+def test_deploying_again_builds_nothing(plane: ModalPlane, server: DeployedFunction) -> None:
+    """The plugins' values are repeatable: no clock, no order of a set, no path of this machine in a layer."""
+    before, built = server.layers, list(plane.store.built)
+    finished = plane.modal("deploy", str(APP), cwd=plane.home)
+    assert finished.code == 0, finished.output
+    assert plane.app("qwen3-sglang").service("Server").layers == before
+    assert plane.store.built == built
+    assert not any(str(REPOSITORY) in command for layer in before for command in layer.commands)
+
+
+LOOK = """
+import importlib, json, sys
+sys.path[:0] = sys.argv[1:]
+module = importlib.import_module("qwen3_sglang")
+print(json.dumps({
+    "deployment": repr(module.deployment),
+    "server": type(getattr(module, "Server")).__qualname__,
+    "module": module.Server._get_user_cls().__module__,
+    "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
+    server: DeployedFunction, tmp_path: Path
+) -> None:
+    """No environment of this machine, no package metadata, no engine: what the container has, and the same values."""
+    server.write_files(tmp_path)
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    link_container_packages(packages)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    seen = run(
+        [sys.executable, "-I", "-S", "-c", LOOK, str(tmp_path / "root"), str(packages)],
+        cwd=empty,
+        env={"MODAL_IS_REMOTE": "1", "HOME": str(empty), "MODAL_CONFIG_PATH": str(empty / "none.toml")},
+        timeout_s=60,
+    )
+    assert seen.code == 0, seen.output
+    there = json.loads(seen.output)
+    here = run(
+        [sys.executable, "-c", LOOK, str(APP.parent)],
+        cwd=empty,
+        env=ModalPlane.clean_environment() | {"HOME": str(empty)},
+        timeout_s=60,
+    )
+    assert here.code == 0, here.output
+    assert there["deployment"] == json.loads(here.output)["deployment"]
+    assert (there["server"], there["module"]) == ("Cls", "qwen3_sglang")
+    assert not {"sglang", "torch", "huggingface_hub", "typer", "pytest"} & set(there["modules"])
+
+
+@pytest.mark.slow
+def test_modal_run_asks_the_server_of_the_run_by_its_served_name(plane: ModalPlane) -> None:
+    """Two system prompts, the real model name, streamed; `--no-twice` and `--prompt` reach the entry point."""
+    with ChatServer([answer("Blue ", "light.", tokens=2), answer("The sea.", tokens=1)]) as chat:
+        plane.serve_web_at(chat.url)
+        twice = plane.modal("run", "apps/qwen3_sglang.py", "--prompt", "Why blue?", cwd=REPOSITORY)
+        once = plane.modal("run", "apps/qwen3_sglang.py", "--no-twice", cwd=REPOSITORY)
+    assert (twice.code, once.code) == (0, 0), twice.output + once.output
+    assert "Blue light." in twice.output
+    assert "The sea." in twice.output
+    assert "time to first token" in twice.output
+    assert len(chat.seen) == 3
+    assert {seen.body["model"] for seen in chat.seen} == {MODEL}
+    assert all(seen.body["stream"] is True for seen in chat.seen)
+    first, second = (json.dumps(seen.body["messages"]) for seen in chat.seen[:2])
+    assert first != second
+    assert "Why blue?" in first
+
+
+@pytest.mark.slow
+def test_modal_run_of_the_download_goes_as_far_as_a_container(plane: ModalPlane) -> None:
+    """`modal run apps/qwen3_sglang.py::download` is what the error about an emptied Volume names."""
+    finished = plane.modal("run", "apps/qwen3_sglang.py::download", cwd=REPOSITORY)
+    assert finished.code != 0
+    assert "download needs a container" in finished.output
+
+
+@pytest.mark.slow
+def test_python_asks_the_deployed_server(plane: ModalPlane) -> None:
+    """`python apps/qwen3_sglang.py` finds the class of the deployed app."""
+    with ChatServer([answer("Deployed.")]) as chat:
+        plane.serve_web_at(chat.url)
+        assert plane.modal("deploy", "apps/qwen3_sglang.py", cwd=REPOSITORY).code == 0
+        asked = plane.python("apps/qwen3_sglang.py", "--no-twice", cwd=REPOSITORY)
+    assert (asked.code, "Deployed." in asked.output) == (0, True), asked.output
+
+
+@pytest.mark.slow
+def test_python_says_when_it_is_not_deployed(tmp_path: Path) -> None:
+    """On a control plane that has never seen the app."""
+    with ModalPlane(tmp_path) as empty:
+        asked = empty.python("apps/qwen3_sglang.py", cwd=REPOSITORY)
+    assert asked.code == 1
+    assert asked.output.startswith("error: 'qwen3-sglang' is not deployed")

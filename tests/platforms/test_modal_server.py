@@ -1,0 +1,302 @@
+"""`SnapshotServer`: what its class statement refuses, and its enter methods on a real process tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import modal
+import psutil
+import pytest
+from tests.platforms.small import Patch, a_deployment, load
+from typing_extensions import override
+
+from torpor import CanaryError, ConfigurationError, DrainTimeoutError, Plugin, PortInUseError, TorporError, hookimpl
+from torpor.platforms import modal as platform
+from torpor.platforms.modal import SnapshotServer, cls_options
+from torpor.process import session_members
+from torpor.testing import Fault, StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor import Deployment, Engine
+
+# --- the class statement ----------------------------------------------------------------------------------------------
+
+HEAD = """
+import modal
+from tests.platforms.small import a_deployment
+from torpor.platforms.modal import SnapshotServer
+deployment = a_deployment()
+"""
+
+
+def test_a_class_statement_gets_modals_markers_in_order(tmp_path: Path) -> None:
+    """Before the snapshot `start`, after it `wake`, then the port; each under its own name, as Modal looks them up."""
+    module = load(tmp_path, HEAD + "class Server(SnapshotServer, deployment=deployment):\n    pass\n")
+    app = modal.App("markers")
+    server = app.cls(**cls_options(module.deployment))(module.Server)
+    assert sorted(server._get_partial_functions()) == ["serve", "start", "stop", "wake"]
+    assert list(server._get_method_names()) == ["serve"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("class Server(SnapshotServer):\n    pass\n", "Class Server has no deployment"),
+        (
+            "class Server(SnapshotServer, deployment=deployment):\n    def wake(self):\n        pass\n",
+            r"Server.wake overrides SnapshotServer.wake without a decorator.*@modal.enter",
+        ),
+        (
+            "class Server(SnapshotServer, deployment=deployment):\n    serve = None\n",
+            r"Server.serve overrides .*@modal.web_server",
+        ),
+        (
+            "class Server(SnapshotServer, deployment=deployment):\n    def __init__(self):\n        pass\n",
+            "Server has an __init__",
+        ),
+        (
+            (
+                "class Mixed:\n    def __init__(self):\n        pass\n"
+                "class Server(Mixed, SnapshotServer, deployment=deployment):\n    pass\n"
+            ),
+            "Server has an __init__, its own or an inherited one",
+        ),
+        (
+            (
+                "def make():\n    class Server(SnapshotServer, deployment=deployment):\n        pass\n    return Server\n"
+                "Server = make()\n"
+            ),
+            "Server .*not made by a class statement at the top level",
+        ),
+        (
+            "def make():\n    return type('Server', (SnapshotServer,), {}, deployment=deployment)\nServer = make()\n",
+            "Server .*not made by a class statement",
+        ),
+        (
+            "Web = type('Server', (SnapshotServer,), {}, deployment=deployment)\n",
+            "looks for 'Server' there, and would not find it",
+        ),
+        (
+            "class Outer:\n    class Server(SnapshotServer, deployment=deployment):\n        pass\n",
+            "Server .*not made by a class statement at the top level",
+        ),
+        (
+            "class Server(SnapshotServer, deployment=deployment):\n    __module__ = 'torpor.platforms.modal'\n",
+            r"Server \(module 'torpor.platforms.modal'\)",
+        ),
+    ],
+)
+def test_what_would_fail_in_the_container_fails_at_import(tmp_path: Path, body: str, words: str) -> None:
+    """Modal deploys each of these without a word; the container then dies, or runs the wrong method."""
+    with pytest.raises(ConfigurationError, match=words):
+        load(tmp_path, HEAD + body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if True:\n    class Server(SnapshotServer, deployment=deployment):\n        pass\n",
+        (
+            "class Server(SnapshotServer, deployment=deployment):\n"
+            "    @modal.exit()\n    def stop(self):\n        super().stop()\n"
+            "    @modal.method()\n    def more(self):\n        return 1\n"
+        ),
+        "class Named(SnapshotServer, deployment=deployment):\n    pass\nclass Server(Named):\n    pass\n",
+        (
+            "class Hooked(SnapshotServer, deployment=deployment):\n    def __init_subclass__(cls):\n"
+            "        super().__init_subclass__()\nclass Server(Hooked):\n    pass\n"
+        ),
+        "from abc import ABC\nclass Server(SnapshotServer, ABC, deployment=deployment):\n    pass\n",
+    ],
+)
+def test_what_works_in_the_container_is_let_through(tmp_path: Path, body: str) -> None:
+    """A decorated override, a class under `if`, a class of one's own in between: all of them are found."""
+    module = load(tmp_path, HEAD + body)
+    app = modal.App("fine")
+    assert app.cls(**cls_options(module.deployment))(module.Server)
+
+
+def test_without_snapshots_nothing_runs_before_one(tmp_path: Path) -> None:
+    """Modal refuses `snap=True` on a class that may not be snapshotted."""
+    source = HEAD.replace("a_deployment()", "a_deployment(snapshot=False)")
+    module = load(tmp_path, source + "class Server(SnapshotServer, deployment=deployment):\n    pass\n")
+    assert modal.App("cold").cls(**cls_options(module.deployment))(module.Server)
+
+
+# --- the enter methods, on a real process tree ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[SnapshotServer]]:
+    """Servers whose engines are ended when the test is over."""
+    made: list[SnapshotServer] = []
+    yield made
+    for server in made:
+        SnapshotServer.stop(server)
+
+
+def a_server(tmp_path: Path, servers: list[SnapshotServer], deployment: Deployment) -> SnapshotServer:
+    module = load(tmp_path, HEAD + "class Server(SnapshotServer, deployment=deployment):\n    pass\n")
+    module.Server.deployment = deployment
+    server: SnapshotServer = module.Server()
+    servers.append(server)
+    return server
+
+
+def engine_pid(server: SnapshotServer) -> int:
+    assert server._boot is not None
+    return server._boot.running_engine.pid
+
+
+def living(server: SnapshotServer) -> list[psutil.Process]:
+    """What still runs of the engine's session; a dead process that its new parent has not collected does not run."""
+    return [member for member in session_members(engine_pid(server)) if runs(member)]
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ask(deployment: Deployment) -> int:
+    body = {"model": "small", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4}
+    url = f"http://127.0.0.1:{deployment.port}/v1/chat/completions"
+    return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
+
+
+def test_start_sleeps_wake_serves_and_stop_leaves_nothing(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """The order in which Modal calls them, on a real engine process behind the real guard."""
+    deployment = a_deployment()
+    server = a_server(tmp_path, servers, deployment)
+    SnapshotServer.start(server)
+    assert ask(deployment) == 503
+    SnapshotServer.wake(server)
+    SnapshotServer.serve(server)
+    assert ask(deployment) == 200
+    assert len(living(server)) > 1
+    SnapshotServer.stop(server)
+    SnapshotServer.stop(server)
+    assert living(server) == []
+
+
+def test_without_snapshots_start_serves_at_once(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """There is nothing to sleep for; `wake` then does nothing."""
+    deployment = a_deployment(snapshot=False)
+    server = a_server(tmp_path, servers, deployment)
+    SnapshotServer.start(server)
+    assert ask(deployment) == 200
+    SnapshotServer.wake(server)
+    assert ask(deployment) == 200
+
+
+@pytest.mark.parametrize("fault", [Fault.EXIT_IN_WARMUP, Fault.ERROR_IN_WARMUP, Fault.REFUSE_SLEEP])
+def test_a_failed_start_leaves_no_process(tmp_path: Path, servers: list[SnapshotServer], fault: Fault) -> None:
+    """Modal runs no exit method after a failed enter method and leaves the children running."""
+    server = a_server(tmp_path, servers, a_deployment(fault=fault))
+    with pytest.raises(TorporError):
+        SnapshotServer.start(server)
+    assert living(server) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [(Fault.EXIT_AT_WAKE, TorporError), (Fault.DIFFERENT_AFTER_WAKE, CanaryError)]
+)
+def test_a_failed_wake_leaves_no_process(
+    tmp_path: Path, servers: list[SnapshotServer], fault: Fault, error: type[TorporError]
+) -> None:
+    """A replica that woke wrong never serves, and does not linger either."""
+    server = a_server(tmp_path, servers, a_deployment(fault=fault))
+    SnapshotServer.start(server)
+    with pytest.raises(error):
+        SnapshotServer.wake(server)
+    assert living(server) == []
+
+
+def test_a_drain_that_is_not_over_in_time_ends_the_start(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """Elsewhere the server would serve on; a start that Modal calls failed must not leave it running."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Lingering(Plugin):
+        plugin_name = "lingering"
+
+        @hookimpl
+        @override
+        def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            body = {"model": "small", "messages": [{"role": "user", "content": "a"}], "max_tokens": 200, "stream": True}
+            asked = threading.Event()
+
+            def linger() -> None:
+                own = httpx.Client(base_url=client.base_url, headers=client.headers, trust_env=False, timeout=20)
+                with own, own.stream("POST", "/v1/chat/completions", json=body) as response:
+                    asked.set()
+                    with pytest.raises(httpx.TransportError):
+                        response.read()
+
+            threading.Thread(target=linger, daemon=True).start()
+            assert asked.wait(10)
+
+    deployment = replace(
+        a_deployment(),
+        plugins=(Patch(), StandIn(token_s=0.05, warmup_requests=0), Lingering()),
+        drain_timeout_s=0.5,
+        warmup_timeout_s=30.0,
+    )
+    server = a_server(tmp_path, servers, deployment)
+    with pytest.raises(DrainTimeoutError):
+        SnapshotServer.start(server)
+    assert living(server) == []
+
+
+def test_ctrl_c_during_a_start_leaves_no_process(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """SIGINT is how a runner ends a container early; it may come in the middle of a warm-up."""
+    server = a_server(tmp_path, servers, a_deployment(fault=Fault.HANG_IN_WARMUP))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        SnapshotServer.start(server)
+    timer.join()
+    assert living(server) == []
+
+
+def test_a_port_in_use_is_an_error_and_nothing_is_started(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """The enter method's error is what Modal shows; it names the port."""
+    deployment = a_deployment()
+    server = a_server(tmp_path, servers, deployment)
+    with socket.create_server(("0.0.0.0", deployment.port)), pytest.raises(PortInUseError, match=str(deployment.port)):
+        SnapshotServer.start(server)
+    assert server._boot is not None
+    assert server._boot.engine is None
+
+
+def test_the_engine_can_import_what_lies_beside_torpor(
+    tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources are mounted side by side; the engine's launcher is one of them, in a process of its own."""
+    folder = str(Path(platform.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    server = a_server(tmp_path, servers, a_deployment())
+    SnapshotServer.start(server)
+    environment = Path(f"/proc/{engine_pid(server)}/environ").read_bytes().decode()
+    assert re.search(rf"(^|\0)PYTHONPATH=/somewhere:{re.escape(folder)}\0", environment)
+
+
+def test_a_failed_start_is_over_in_time(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """An engine that dies at start is reported at once, not at the start-up deadline."""
+    server = a_server(tmp_path, servers, a_deployment(fault=Fault.EXIT_AT_START))
+    began = time.monotonic()
+    with pytest.raises(TorporError, match="21"):
+        SnapshotServer.start(server)
+    assert time.monotonic() - began < 5
