@@ -67,13 +67,13 @@ class Boot:
     ) -> None:
         self.deployment = deployment
         self.report = report or StageReport()
+        self._plugin_seconds: dict[str, float] = {}
         self.lifecycle = Lifecycle(deployment, observer=self._note_plugin)
         self.recipe = recipe or self.lifecycle.recipe()
         self.restore_count = 0
         self.engine: Engine | None = None
         self.canary: Canary | None = None
         self._kind: BootKind = "cold"
-        self._plugin_seconds: dict[str, float] = {}
 
     def cold_start(self) -> None:
         """Start the engine, warm it up and record the canary; the guard stays shut.
