@@ -1,0 +1,62 @@
+"""What the tests of core share: boots that are always ended, and a look at what is left of one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import psutil
+import pytest
+
+from torpor.boot import Boot
+from torpor.process import session_members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor import Deployment
+    from torpor.recipe import Recipe
+    from torpor.records import StageReport
+
+
+class MakeBoot(Protocol):
+    """Makes a boot that is ended with the test, whatever the test does."""
+
+    def __call__(
+        self, deployment: Deployment, *, recipe: Recipe | None = None, report: StageReport | None = None
+    ) -> Boot:
+        """Return the boot, not started."""
+
+
+@pytest.fixture
+def make_boot() -> Iterator[MakeBoot]:
+    """A factory of boots, see `MakeBoot`."""
+    boots: list[Boot] = []
+
+    def make(deployment: Deployment, *, recipe: Recipe | None = None, report: StageReport | None = None) -> Boot:
+        boots.append(Boot(deployment, recipe=recipe, report=report))
+        return boots[-1]
+
+    yield make
+    for boot in boots:
+        if boot.engine is not None:
+            boot.engine.terminate(0.0)
+
+
+def living_members(leader_pid: int) -> list[int]:
+    """Process ids of an engine's session that still run; a zombie does not, whoever is to reap it."""
+    found = []
+    for process in session_members(leader_pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def wait_until_gone(leader_pid: int, timeout_s: float = 3.0) -> list[int]:
+    """Wait for the end of an engine's whole session; what is left of it at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while (left := living_members(leader_pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
