@@ -1,0 +1,259 @@
+"""The guard as an ASGI application around the engine's: who passes, and what everybody else is told."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from torpor.guard.control import Control
+from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
+from torpor.guard.messages import HeldEnd, LimitedBody, Refusal, answer, conflict, refuse
+from torpor.guard.rules import HEALTH
+from torpor.guard.states import State, StateMachine
+
+if TYPE_CHECKING:
+    from torpor.guard.messages import App, Headers, Receive, Scope, Send
+    from torpor.guard.rules import GuardRules
+
+__all__ = ["Guard"]
+
+_LENGTH, _ENCODING = b"content-length", b"transfer-encoding"
+_ONCE = (KEY_HEADER, BEARER_HEADER, _LENGTH, _ENCODING)
+_MAX_LENGTH_DIGITS = 19
+_POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
+_OK, _UNAVAILABLE = 200, 503
+_SUCCESS = range(200, 300)
+
+_CLOSED = Refusal(404, "not_found", "There is no such path.")
+_FORBIDDEN = Refusal(403, "forbidden", "The key is wrong.", "permission_error")
+_AMBIGUOUS = Refusal(400, "ambiguous_headers", "A header that may come once came twice, or a body has two lengths.")
+_NO_BEARER = Refusal(401, "invalid_api_key", "A valid bearer key is needed.", authenticate=True)
+_NOT_POST = Refusal(405, "method_not_allowed", "This call is a POST.")
+
+
+class _Access(Enum):
+    """Whose a path is."""
+
+    HEALTH = auto()
+    OPEN = auto()
+    PUBLIC = auto()
+    KEYED = auto()
+    STEP = auto()
+    CONTROL = auto()
+
+
+class _Route(NamedTuple):
+    """One exact path: whose it is, and its bytes on the wire."""
+
+    access: _Access
+    raw: bytes
+    public: bool
+
+
+class Guard:
+    """The door. One object per server process; everything runs on that server's event loop.
+
+    Args:
+        app: the engine's ASGI application, with all of its own middlewares.
+        rules: which paths are whose.
+        key: the lifecycle key of this boot. Only its SHA-256 is kept.
+        boot_id: told to the holder of the key, so that core knows its own engine.
+
+    Raises:
+        ValueError: the key is too short, or not what a header can carry.
+    """
+
+    def __init__(self, app: App, rules: GuardRules, *, key: str, boot_id: str) -> None:
+        self._app = app
+        self._rules = rules
+        self._routes = _routes(rules)
+        self._bearers = BearerKeys(rules.bearer_sha256)
+        self._key = LifecycleKey(key)
+        self._machine = StateMachine(rules)
+        self._control = Control(self._machine, self._key, boot_id)
+        self._too_large = Refusal(413, "body_too_large", f"A body may have {rules.max_body_bytes} bytes.")
+        self._busy = _unavailable("too_many_requests", f"{rules.max_in_flight} requests are in flight.")
+
+    @property
+    def state(self) -> State:
+        """Where the engine is in its life."""
+        return self._machine.state
+
+    @property
+    def in_flight(self) -> int:
+        """Requests at the engine."""
+        return self._machine.in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection. A public request that may pass takes the shortest way there is."""
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
+            return
+        pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
+        headers = dict(pairs)
+        route = self._route(scope)
+        if _ambiguous(pairs, headers):
+            await self._refuse(send, _AMBIGUOUS)
+        elif route is None or not route.public or KEY_HEADER in headers:
+            await self._not_public(scope, headers, route, receive, send)
+        elif refusal := self._public_refusal(scope, headers, route):
+            await self._refuse(send, refusal)
+        elif self._bearers or not _bounded(scope, headers):
+            await self._pass(scope, headers, receive, send)
+        else:
+            self._machine.arrive()
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._machine.leave()
+
+    def _route(self, scope: Scope) -> _Route | None:
+        """The rule for a path; None where the path isn't exactly, byte for byte, one of ours."""
+        route = self._routes.get(cast("str", scope["path"]))
+        if route is None or scope.get("root_path") or scope.get("raw_path") not in (route.raw, None):
+            return None
+        return route
+
+    def _public_refusal(self, scope: Scope, headers: Headers, route: _Route) -> Refusal | None:
+        """Why a request without the lifecycle key may not pass now; None if it may."""
+        machine = self._machine
+        if machine.state is not State.SERVING:
+            return _unavailable("not_serving", f"The server is {machine.state}; try again in a moment.")
+        if self._bearers and route.access is not _Access.OPEN and not self._bearers.fit(scope.get("method"), headers):
+            return _NO_BEARER
+        if machine.in_flight >= self._rules.max_in_flight:
+            return self._busy
+        return self._length_refusal(headers)
+
+    def _length_refusal(self, headers: Headers) -> Refusal | None:
+        length = headers.get(_LENGTH, b"0")
+        if length.isdigit() and len(length) <= _MAX_LENGTH_DIGITS and int(length) <= self._rules.max_body_bytes:
+            return None
+        return self._too_large
+
+    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Hand a request to the engine without its keys, counted until the engine is done with it."""
+        scope = _without_keys(scope)
+        if _bounded(scope, headers):
+            await self._count(scope, receive, send)
+            return
+        body = LimitedBody(receive, send, self._rules.max_body_bytes)
+        try:
+            await self._count(scope, body.receive, body.send)
+        except Exception:
+            if not body.unanswered:
+                raise
+        if body.unanswered:
+            await self._refuse(send, self._too_large)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._machine.arrive()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._machine.leave()
+
+    async def _not_public(
+        self, scope: Scope, headers: Headers, route: _Route | None, receive: Receive, send: Send
+    ) -> None:
+        access = route.access if route else None
+        if access is _Access.HEALTH and scope["method"] in ("GET", "HEAD"):
+            await self._answer_health(send)
+        elif KEY_HEADER not in headers:
+            await self._refuse(send, _CLOSED)
+        elif not self._key.fits(headers[KEY_HEADER]):
+            await self._refuse(send, _FORBIDDEN)
+        elif access is _Access.CONTROL:
+            await self._control(scope, receive, send)
+        elif route is None or access is _Access.HEALTH:
+            await self._refuse(send, _CLOSED)
+        elif refusal := self._length_refusal(headers):
+            await self._refuse(send, refusal)
+        else:
+            await self._keyed(scope, headers, route, receive, send)
+
+    async def _keyed(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
+        """What the holder of the lifecycle key asks of the engine."""
+        path, held = str(scope["path"]), HeldEnd(send)
+        is_step = route.access is _Access.STEP
+        if is_step and scope["method"] != "POST":
+            await self._refuse(send, _NOT_POST)
+        elif is_step and not self._machine.begin_step(path):
+            await self._conflict(send, f"{path} is out of order, was called before, or follows a step that failed")
+        elif not is_step and not self._machine.engine_is_awake:
+            await self._conflict(send, f"{path} would reach an engine that is not awake")
+        else:
+            try:
+                await self._pass(scope, headers, receive, held.send)
+                if is_step:
+                    self._machine.end_step(succeeded=held.complete and held.status in _SUCCESS)
+            finally:
+                await held.release()
+
+    async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            raise ValueError(f"the guard knows no connections of type {scope['type']!r}")
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
+        headers, route = dict(pairs), self._route(scope)
+        known = route is not None and route.public and KEY_HEADER not in headers and not _ambiguous(pairs, headers)
+        if known and route is not None and self._public_refusal(scope, headers, route) is None:
+            await self._count(_without_keys(scope), receive, send)
+        else:
+            await receive()  # the connect message; to close before accepting is answered with 403 by the server
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+    async def _answer_health(self, send: Send) -> None:
+        serving = self._machine.state is State.SERVING
+        retry = {} if serving else {"retry-after": str(self._rules.retry_after_s)}
+        await answer(send, _OK if serving else _UNAVAILABLE, {"state": self._machine.state}, retry)
+
+    async def _conflict(self, send: Send, error: str) -> None:
+        await conflict(send, error, self._machine.state)
+
+    async def _refuse(self, send: Send, refusal: Refusal) -> None:
+        await refuse(send, refusal, self._rules.retry_after_s)
+
+
+def _routes(rules: GuardRules) -> dict[str, _Route]:
+    """Every path with a rule; of several rules the most open one."""
+    groups = (
+        (_Access.STEP, rules.sleep + rules.wake),
+        (_Access.KEYED, rules.keyed),
+        (_Access.PUBLIC, rules.public),
+        (_Access.OPEN, rules.open),
+        (_Access.HEALTH, HEALTH),
+        (_Access.CONTROL, Control.paths),
+    )
+    public = (_Access.OPEN, _Access.PUBLIC)
+    return {path: _Route(access, path.encode(), access in public) for access, paths in groups for path in paths}
+
+
+def _unavailable(code: str, message: str) -> Refusal:
+    return Refusal(_UNAVAILABLE, code, message, "server_error", retry=True)
+
+
+def _ambiguous(pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
+    """Whether two readers of these headers might each believe something else of who is asking or how long the body is."""
+    if _LENGTH in headers and _ENCODING in headers:
+        return True
+    if len(headers) == len(pairs):
+        return False
+    names = [name for name, _ in pairs]
+    return any(names.count(name) > 1 for name in _ONCE)
+
+
+def _bounded(scope: Scope, headers: Headers) -> bool:
+    """Whether the server itself knows where the body ends before it comes (HTTP/1: by its length, or there is none)."""
+    return _LENGTH in headers or (_ENCODING not in headers and scope.get("http_version") in ("1.1", "1.0"))
+
+
+def _without_keys(scope: Scope) -> Scope:
+    """The scope for the engine: no key gets into what it logs."""
+    pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
+    return {**scope, "headers": [pair for pair in pairs if pair[0] not in (KEY_HEADER, BEARER_HEADER)]}

@@ -1,0 +1,130 @@
+"""The guard's own routes, /_torpor/*: core moves the state by them. Whoever gets here has shown the lifecycle key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from torpor.guard.keys import LifecycleKey
+from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
+from torpor.guard.rules import CONTROL
+
+if TYPE_CHECKING:
+    from torpor.guard.messages import Receive, Scope, Send
+    from torpor.guard.states import StateMachine
+
+__all__ = ["Control"]
+
+_METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", "wake": "POST"}
+_WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
+_MAX_DRAIN_S = 3600
+_OK, _BAD_REQUEST = 200, 400
+
+
+class Control:
+    """Answers the control routes.
+
+    Args:
+        machine: what they move.
+        key: what `wake` replaces.
+        boot_id: what `state` tells.
+    """
+
+    paths = tuple(CONTROL + name for name in _METHODS)
+
+    def __init__(self, machine: StateMachine, key: LifecycleKey, boot_id: str) -> None:
+        self._machine = machine
+        self._key = key
+        self._boot_id = boot_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one of `paths`."""
+        name = str(scope["path"]).removeprefix(CONTROL)
+        machine = self._machine
+        if scope["method"] != _METHODS[name]:
+            await refuse(send, _WRONG_METHOD)
+        elif name == "state":
+            body = {"state": machine.state, "in_flight": machine.in_flight, "boot_id": self._boot_id}
+            await answer(send, _OK, body)
+        elif (options := await read_options(receive)) is None:
+            await _bad(send, f"the body has to be a JSON object of at most {MAX_CONTROL_BYTES} bytes")
+        elif name == "drain":
+            await self._drain(options, receive, send)
+        elif name == "wake":
+            await self._wake(options, send)
+        else:
+            in_order = machine.serve() if name == "serve" else machine.asleep()
+            await self._tell(send, None if in_order else f"{name} is out of order")
+
+    async def _drain(self, options: dict[str, object], receive: Receive, send: Send) -> None:
+        """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost."""
+        limit_s = options.get("deadline_s", 0)
+        if isinstance(limit_s, bool) or not isinstance(limit_s, int | float) or not 0 <= limit_s <= _MAX_DRAIN_S:
+            await _bad(send, f"deadline_s has to be a number of seconds, 0 to {_MAX_DRAIN_S}")
+            return
+        idle = self._machine.begin_drain()
+        if idle is None:
+            await self._tell(send, "drain is out of order")
+            return
+        drained = False
+        try:
+            drained = await _done_before_hang_up(idle, receive, limit_s)
+        finally:
+            self._machine.end_drain(drained=drained)
+        if drained:
+            await self._tell(send, None)
+        else:
+            machine = self._machine
+            await conflict(send, "requests are still in flight", machine.state, in_flight=machine.in_flight)
+
+    async def _wake(self, options: dict[str, object], send: Send) -> None:
+        try:
+            new_key = self._new_key(options)
+        except ValueError as error:
+            await _bad(send, str(error))
+            return
+        if not self._machine.wake():
+            await self._tell(send, "wake is out of order")
+            return
+        if new_key is not None:
+            self._key.replace(new_key)
+        await self._tell(send, None)
+
+    def _new_key(self, options: dict[str, object]) -> LifecycleKey | None:
+        """The key that a wake brings.
+
+        Raises:
+            ValueError: it is none, or the old one, which every copy of the snapshot holds.
+        """
+        if "key" not in options:
+            return None
+        key = LifecycleKey(options["key"])
+        if key == self._key:
+            raise ValueError("key has to be another one than before: that one is in every copy of the snapshot")
+        return key
+
+    async def _tell(self, send: Send, error: str | None) -> None:
+        if error is None:
+            await answer(send, _OK, {"state": self._machine.state})
+        else:
+            await conflict(send, error, self._machine.state)
+
+
+async def _bad(send: Send, error: str) -> None:
+    await answer(send, _BAD_REQUEST, {"error": error})
+
+
+async def _done_before_hang_up(idle: asyncio.Future[None], receive: Receive, limit_s: float) -> bool:
+    """Whether the future is done in time and while the caller still listens.
+
+    A caller that has gone believes that its drain failed, so it has to have: the door would stay shut for ever.
+    """
+    if idle.done():
+        return True
+    gone = asyncio.ensure_future(hung_up(receive))
+    try:
+        await asyncio.wait({idle, gone}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        return idle.done() and not gone.done()
+    finally:
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)

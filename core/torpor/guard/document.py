@@ -1,0 +1,98 @@
+"""The boot document: how core hands the lifecycle key and the rules to the engine's launcher, through a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+
+from torpor.guard.rules import GuardRules, check_key
+
+__all__ = ["BOOT_FD_VARIABLE", "BootDocument", "boot_document_json", "read_boot"]
+
+BOOT_FD_VARIABLE = "TORPOR_BOOT_FD"
+# What a pipe holds on Linux (pipe(7)): core writes the whole document before the reader exists.
+_MAX_BYTES = 64 * 1024
+_FIELDS = {"key", "boot_id", "rules"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootDocument:
+    """What core hands the engine's launcher.
+
+    Attributes:
+        key: the lifecycle key of this boot; not in the repr.
+        boot_id: the boot's identity.
+        rules: which paths are whose.
+
+    Raises:
+        ValueError: the key is too short, or not what a header can carry.
+    """
+
+    key: str = field(repr=False)
+    boot_id: str
+    rules: GuardRules
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        if not isinstance(self.boot_id, str) or not self.boot_id:
+            raise ValueError("boot_id has to be a string with something in it")
+
+
+def boot_document_json(*, key: str, boot_id: str, rules: GuardRules) -> str:
+    """Return the document as it goes through the pipe.
+
+    Raises:
+        ValueError: the key or the boot id is no such thing, or the document doesn't fit a pipe.
+    """
+    document = BootDocument(key=key, boot_id=boot_id, rules=rules)
+    text = json.dumps(asdict(document))
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"the boot document has {len(text)} bytes, more than the {_MAX_BYTES} of a pipe: fewer rules")
+    return text
+
+
+def read_boot() -> BootDocument | None:
+    """Read the inherited pipe to its end, close it and forget its number; None where there is no pipe.
+
+    Call it under `__name__ == "__main__"` only and before anything is spawned: a spawned child imports the main module
+    again, and the same descriptor number is another file there.
+
+    Raises:
+        ValueError: the variable or the document is not what core writes. Nothing of the document is in the message.
+    """
+    number = os.environ.pop(BOOT_FD_VARIABLE, None)
+    if number is None:
+        return None
+    data = _read_pipe(number)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"the boot document is larger than {_MAX_BYTES} bytes")
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("the boot document is damaged: it is not JSON") from None
+    if not isinstance(document, dict) or set(document) != _FIELDS:
+        raise ValueError(f"the boot document is damaged: it has to hold {', '.join(sorted(_FIELDS))} and nothing else")
+    return BootDocument(key=document["key"], boot_id=document["boot_id"], rules=_rules(document["rules"]))
+
+
+def _read_pipe(number: str) -> bytes:
+    if not number.isascii() or not number.isdigit():
+        raise ValueError(f"{BOOT_FD_VARIABLE}={number!r} is not a descriptor's number")
+    try:
+        with os.fdopen(int(number), "rb") as pipe:
+            return pipe.read(_MAX_BYTES + 1)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"{BOOT_FD_VARIABLE}={number} is not an open pipe: {error}") from None
+
+
+def _rules(given: object) -> GuardRules:
+    """Rules out of JSON; one that is unknown or missing is an error, because to ignore it might open something."""
+    names = {item.name for item in fields(GuardRules)}
+    if not isinstance(given, dict) or set(given) != names:
+        found = sorted(set(given) ^ names) if isinstance(given, dict) else type(given).__name__
+        raise ValueError(
+            f"the boot document's rules are not this version's ({found}): core and the engine's launcher have to be of one release"
+        )
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return GuardRules(**values)  # type: ignore[arg-type] # its __post_init__ looks at every value

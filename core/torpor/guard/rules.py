@@ -1,0 +1,91 @@
+"""Which of the engine's paths are whose, and the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "GuardRules", "check_key"]
+
+CONTROL = "/_torpor/"
+HEALTH = ("/health", "/ready")
+MIN_KEY_LENGTH = 16
+
+_PATH_GROUPS = ("public", "open", "keyed", "sleep", "wake")
+_SHA256_HEX_DIGITS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardRules:
+    """Which of the engine's paths are whose, and the limits.
+
+    A path that several of `open`, `public` and `keyed` name is as open as the first of them in this order.
+
+    Attributes:
+        public: exact paths open while serving, behind a bearer key if `bearer_sha256` holds any.
+        open: exact paths open while serving without any key, e.g. `/metrics` where the operator says so.
+        keyed: exact paths that only the lifecycle key opens, while the engine is awake.
+        sleep: the calls (POST) that put the engine to sleep: with the key, in this order, once each, while draining.
+        wake: the calls (POST) that wake it: with the key, in this order, once each, while waking.
+        bearer_sha256: SHA-256 (hex) of the bearer keys that open the public paths; none: they need no key.
+        max_body_bytes: largest request body, bytes.
+        max_in_flight: public requests at once; further ones get 503 with Retry-After.
+        retry_after_s: what Retry-After says, seconds.
+
+    Raises:
+        ValueError: a path that cannot be matched exactly, is the guard's own, or is a step and something else as well; a
+            digest or a limit that is none.
+    """
+
+    public: tuple[str, ...]
+    open: tuple[str, ...] = ()
+    keyed: tuple[str, ...] = ()
+    sleep: tuple[str, ...] = ()
+    wake: tuple[str, ...] = ()
+    bearer_sha256: tuple[str, ...] = ()
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_in_flight: int = 1000
+    retry_after_s: int = 2
+
+    def __post_init__(self) -> None:
+        for group in (*_PATH_GROUPS, "bearer_sha256"):
+            _check_strings(group, getattr(self, group))
+        for path in self.public + self.open + self.keyed + self.sleep + self.wake:
+            _check_path(path)
+        for digest in self.bearer_sha256:
+            if len(digest) != _SHA256_HEX_DIGITS or set(digest) - set("0123456789abcdef"):
+                raise ValueError("bearer_sha256 has to hold SHA-256 digests of keys, 64 lower-case hex digits each")
+        if both := {*self.sleep, *self.wake} & {*self.public, *self.open, *self.keyed}:
+            raise ValueError(f"{sorted(both)}: a sleep or wake step cannot be reached in another way as well")
+        for limit in ("max_body_bytes", "max_in_flight", "retry_after_s"):
+            _check_positive(limit, getattr(self, limit))
+
+
+def check_key(key: object) -> str:
+    """Return a lifecycle key that a header can carry.
+
+    Raises:
+        ValueError: it is none; the message doesn't repeat it.
+    """
+    if not isinstance(key, str) or len(key) < MIN_KEY_LENGTH or not all("!" <= letter <= "~" for letter in key):
+        raise ValueError(f"key has to be a string of at least {MIN_KEY_LENGTH} visible ASCII characters")
+    return key
+
+
+def _check_strings(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} has to be a tuple of strings, not {value!r}")
+
+
+def _check_path(path: str) -> None:
+    if path.startswith(CONTROL) or path in HEALTH:
+        raise ValueError(f"{path!r} cannot be ruled: {CONTROL}* and {', '.join(HEALTH)} are the guard's own")
+    # An escape, a query or a space never compares equal with what a server hands over.
+    if not path.startswith("/") or not all("!" <= letter <= "~" for letter in path) or set(path) & set("%?#"):
+        raise ValueError(
+            f"{path!r} cannot be ruled: paths begin with '/' and are plain ASCII without '%', '?', '#', ' '"
+        )
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} has to be a whole number from 1 on, not {value!r}")
