@@ -9,7 +9,8 @@ they make, and answers as far as no container is needed: images are "built" at o
 functions end with a failure that says so (or with a value that the test gave).
 """
 
+from tests.modal_plane.container import Container
 from tests.modal_plane.plane import Finished, ModalPlane
 from tests.modal_plane.reader import DeployedApp, DeployedFunction, Layer, WebServer
 
-__all__ = ["DeployedApp", "DeployedFunction", "Finished", "Layer", "ModalPlane", "WebServer"]
+__all__ = ["Container", "DeployedApp", "DeployedFunction", "Finished", "Layer", "ModalPlane", "WebServer"]

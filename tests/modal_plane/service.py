@@ -11,49 +11,30 @@ import asyncio
 import hashlib
 import pickle
 import time
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
-from modal_proto.api_grpc import ModalClientBase
 
+from tests.modal_plane.container_rpcs import ContainerRPCs
 from tests.modal_plane.store import ENVIRONMENT, App, Outcome, StoredFunction, content_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from google.protobuf.message import Message
     from grpclib.server import Stream
 
     from tests.modal_plane.blobs import BlobServer
     from tests.modal_plane.store import Store
 
-_Request = TypeVar("_Request", bound=Message)
-_Response = TypeVar("_Response", bound=Message)
-
 BUILDER_VERSION = "2025.06"
 _LOG_POLL_S = 30.0
 
 
-class ControlPlane(ModalClientBase):
-    """Answers the real client from a `Store`, and keeps every request there.
-
-    Args:
-        store: what is known, and what tests read.
-        blobs: where large files go.
-    """
-
-    def __init__(self, store: Store, blobs: BlobServer) -> None:
-        self.store = store
-        self.blobs = blobs
-
-    async def _receive(self, stream: Stream[_Request, _Response]) -> _Request:
-        request = await stream.recv_message()
-        if request is None:
-            raise GRPCError(Status.INVALID_ARGUMENT, "no message")
-        self.store.requests.append(request)
-        return request
+class ControlPlane(ContainerRPCs):
+    """Answers the real client from a `Store`, and keeps every request there."""
 
     # --- session ------------------------------------------------------------------------------------------------------
 
@@ -82,7 +63,7 @@ class ControlPlane(ModalClientBase):
 
     async def AppGetLayout(self, stream: Stream[api_pb2.AppGetLayoutRequest, api_pb2.AppGetLayoutResponse]) -> None:
         request = await self._receive(stream)
-        await stream.send_message(api_pb2.AppGetLayoutResponse(app_layout=self.layout(request.app_id)))
+        await stream.send_message(api_pb2.AppGetLayoutResponse(app_layout=self.store.layout(request.app_id)))
 
     async def AppCreate(self, stream: Stream[api_pb2.AppCreateRequest, api_pb2.AppCreateResponse]) -> None:
         request = await self._receive(stream)
@@ -123,18 +104,6 @@ class ControlPlane(ModalClientBase):
         except TimeoutError:
             return
         await stream.send_message(api_pb2.TaskLogsBatch(app_done=True))
-
-    def layout(self, app_id: str) -> api_pb2.AppLayout:
-        """What a container or a second deployment is told about an app's objects."""
-        app = self.store.apps[app_id]
-        layout = api_pb2.AppLayout(function_ids=app.functions, class_ids=app.classes)
-        for function_id in app.functions.values():
-            handle = self.store.functions[function_id].handle
-            layout.objects.append(api_pb2.Object(object_id=function_id, function_handle_metadata=handle))
-        for class_id in app.classes.values():
-            handle_of_class = api_pb2.ClassHandleMetadata()
-            layout.objects.append(api_pb2.Object(object_id=class_id, class_handle_metadata=handle_of_class))
-        return layout
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,27 @@ class Outcome:
     failure: str | None = None
 
 
+@dataclass
+class Task:
+    """What the container of one function did so far, and what it is to do next.
+
+    Attributes:
+        calls: how many calls are still to be handed out.
+        outputs: results of the calls that were made.
+        failure: what an import, an enter or an exit method ended with.
+        snapshots: how often it asked to be snapshotted.
+        ready: it is past its enter methods and asks for calls.
+        kill: it is to end when it asks for a call the next time.
+    """
+
+    calls: int = 0
+    outputs: list[api_pb2.GenericResult] = field(default_factory=list)
+    failure: api_pb2.GenericResult | None = None
+    snapshots: int = 0
+    ready: bool = False
+    kill: bool = False
+
+
 @dataclass(repr=False)
 class Store:
     """Everything by id. Ids of images, mounts and anonymous secrets are hashes of their content.
@@ -75,6 +96,8 @@ class Store:
     anonymous_secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     calls: dict[str, str] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
     web_url: str | None = None
     failing_command: str | None = None
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -91,6 +114,26 @@ class Store:
         """The deployed app of that name."""
         apps = [app for app in self.apps.values() if app.description == name]
         return next((app for app in reversed(apps) if app.state == api_pb2.APP_STATE_DEPLOYED), None)
+
+    def layout(self, app_id: str) -> api_pb2.AppLayout:
+        """What a container or a second deployment is told about an app's objects."""
+        app = self.apps[app_id]
+        layout = api_pb2.AppLayout(function_ids=app.functions, class_ids=app.classes)
+        for function_id in app.functions.values():
+            function = self.functions[function_id]
+            layout.objects.append(api_pb2.Object(object_id=function_id, function_handle_metadata=function.handle))
+            for dependency in function.definition.object_dependencies:
+                layout.objects.append(self._described(dependency.object_id))
+        for class_id in app.classes.values():
+            handle_of_class = api_pb2.ClassHandleMetadata()
+            layout.objects.append(api_pb2.Object(object_id=class_id, class_handle_metadata=handle_of_class))
+        return layout
+
+    def _described(self, object_id: str) -> api_pb2.Object:
+        names = {volume_id: name for name, volume_id in self.volumes.items()}
+        if object_id not in names:
+            return api_pb2.Object(object_id=object_id)
+        return api_pb2.Object(object_id=object_id, volume_metadata=api_pb2.VolumeMetadata(name=names[object_id]))
 
 
 def content_id(prefix: str, content: bytes) -> str:

@@ -164,7 +164,7 @@ def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path
     assert tops == {"toy_app.py", "toy_plugin", "torpor"}
     assert files["/root/toy_plugin/__init__.py"] == PLUGIN.encode()
     assert all(name.endswith(".py") for name in files)
-    assert {"/root/torpor/__init__.py", "/root/torpor/platforms/modal.py", "/root/torpor/guard.py"} <= set(files)
+    assert {"/root/torpor/__init__.py", "/root/torpor/platforms/modal.py", "/root/torpor/steps.py"} <= set(files)
 
 
 @pytest.mark.slow

@@ -1,0 +1,192 @@
+"""`SnapshotServer` and `fill_volumes` in Modal's real container entrypoint, on the files that Modal would mount."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+from tests.modal_plane import Container, ModalPlane
+from tests.platforms.small import free_port
+
+from torpor.testing import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.modal_plane import DeployedFunction
+
+APP = """
+import modal
+from dataclasses import dataclass
+from torpor import BuildPlan, BuildStep, Deployment, ImagePatch, Model, Plugin, hookimpl
+from torpor.platforms.modal import SnapshotServer, cls_options, concurrency, download_options, fill_volumes
+from torpor.testing import StandIn
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Plugin):
+    plugin_name = "weights"
+
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(base="registry.example/engine:1", env={"SEEN": "in the container"}, volumes={VOLUME: "weights"})
+
+    @hookimpl
+    def compile_kernels(self, deployment):
+        step = BuildStep(name="download", argv=("sh", "-c", 'echo "$SEEN" > VOLUME/file; test FAULT != broken'), order=10,
+                         timeout_s=10, volumes={VOLUME: "weights"})
+        return BuildPlan(steps=(step,))
+
+deployment = Deployment(
+    name="held", model=Model(path="/models/small"), port=PORT, startup_timeout_s=20, warmup_timeout_s=10,
+    sleep_timeout_s=10, wake_timeout_s=10, stop_timeout_s=2,
+    plugins=(Weights(), StandIn(fault=STANDIN_FAULT, extra_args=("--host", "0.0.0.0"))))
+app = modal.App(deployment.name)
+
+@app.cls(**cls_options(deployment))
+@modal.concurrent(**concurrency(deployment))
+class Server(SnapshotServer, deployment=deployment):
+    pass
+
+@app.function(**download_options(deployment))
+def download() -> None:
+    fill_volumes(deployment)
+"""
+
+
+def has_eth0() -> bool:
+    """Whether there is an eth0 with an address: Modal's entrypoint waits for the port there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", b"eth0"))
+        except OSError:
+            return False
+    return True
+
+
+pytestmark = pytest.mark.slow
+needs_eth0 = pytest.mark.skipif(not has_eth0(), reason="Modal's entrypoint looks for the server's port on eth0")
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ModalPlane]:
+    """A control plane that knows nothing yet."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with ModalPlane(home) as started:
+        yield started
+        assert started.store.unknown_calls == []
+
+
+def deployed(plane: ModalPlane, folder: Path, port: int, fault: str = "") -> DeployedFunction:
+    """The app, deployed by the real client."""
+    app = folder / "app"
+    app.mkdir()
+    volume = folder / "volume"
+    volume.mkdir()
+    standin_fault = repr(str(fault)) if fault in tuple(Fault) else "None"
+    source = APP.replace("STANDIN_FAULT", standin_fault).replace("FAULT", fault or "none").replace("PORT", str(port))
+    (app / "held_app.py").write_text(source.replace("VOLUME/", f"{volume}/").replace("VOLUME", repr(str(volume))))
+    finished = plane.modal("deploy", "held_app.py", cwd=app)
+    assert finished.code == 0, finished.output
+    return plane.app("held").service("Server")
+
+
+def ask(port: int) -> int:
+    body = {"model": "small", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
+
+
+def engines(port: int) -> list[psutil.Process]:
+    """Processes of the stand-in on that port, the dead ones that nobody collected left out."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        argv = process.info["cmdline"] or []
+        if process.info["status"] != psutil.STATUS_ZOMBIE and "torpor.testing.standin" in argv and str(port) in argv:
+            found.append(process)
+    return found
+
+
+@needs_eth0
+def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane, tmp_path: Path) -> None:
+    """Order of the enter methods in the real entrypoint: cold start and sleep, the snapshot, wake, the port, serving."""
+    port = free_port()
+    server = deployed(plane, tmp_path, port)
+    with Container(plane, server, tmp_path, snapshot=True) as container:
+        container.wait_for_snapshot()
+        assert ask(port) == 503
+        assert not container.task.ready
+        time.sleep(0.3)
+        assert not container.task.ready
+        container.restore()
+        container.wait_until_ready()
+        assert ask(port) == 200
+        assert container.kill_switch() == 0
+        log = container.log()
+    assert container.task.failure is None
+    assert engines(port) == []
+    stages = re.findall(r"boot=(\w+) .*stage=(\w+)", log)
+    assert [stage for _, stage in stages] == [
+        *("preflight", "launch", "ready", "warmup", "canary", "drain", "pre_snapshot"),
+        *("post_restore", "canary_check", "serve"),
+    ]
+    assert [boot for boot, _ in stages] == ["cold"] * 7 + ["restored"] * 3
+
+
+@needs_eth0
+def test_without_a_snapshot_the_same_container_serves(plane: ModalPlane, tmp_path: Path) -> None:
+    """`modal run` never snapshots: the engine sleeps and wakes in place."""
+    port = free_port()
+    server = deployed(plane, tmp_path, port)
+    with Container(plane, server, tmp_path) as container:
+        container.wait_until_ready()
+        assert container.task.snapshots == 0
+        assert ask(port) == 200
+        assert len(engines(port)) > 1
+        assert container.interrupt() == 0
+    assert engines(port) == []
+
+
+@pytest.mark.parametrize("fault", [Fault.EXIT_IN_WARMUP, Fault.REFUSE_SLEEP, Fault.DIFFERENT_AFTER_WAKE])
+def test_a_failure_in_an_enter_method_is_reported_and_leaves_no_process(
+    plane: ModalPlane, tmp_path: Path, fault: Fault
+) -> None:
+    """The entrypoint runs no exit method then, and ends with exit code 0."""
+    port = free_port()
+    server = deployed(plane, tmp_path, port, fault)
+    with Container(plane, server, tmp_path) as container:
+        assert container.wait() == 0
+    assert container.task.failure is not None
+    assert container.task.failure.status == container.task.failure.GENERIC_STATUS_FAILURE
+    assert "Error" in container.task.failure.exception
+    assert not container.task.ready
+    assert engines(port) == []
+
+
+def test_the_download_function_runs_its_step_and_commits_the_volume(plane: ModalPlane, tmp_path: Path) -> None:
+    """The step of the build, in the environment of the image, then an explicit commit of what it wrote."""
+    deployed(plane, tmp_path, free_port())
+    with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
+        assert container.wait() == 0, container.log()
+    (output,) = container.task.outputs
+    assert output.status == output.GENERIC_STATUS_SUCCESS, output.exception
+    assert (tmp_path / "volume" / "file").read_text() == "in the container\n"
+    assert plane.store.commits[:1] == ["weights"]
+
+
+def test_a_failed_download_fails_the_call_with_the_step_s_name(plane: ModalPlane, tmp_path: Path) -> None:
+    """The error of the step reaches the caller of `modal run apps/...::download`."""
+    deployed(plane, tmp_path, free_port(), "broken")
+    with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
+        assert container.wait() == 0, container.log()
+    (output,) = container.task.outputs
+    assert output.status == output.GENERIC_STATUS_FAILURE
+    assert "failed with exit code 1; its output stands above" in output.exception
