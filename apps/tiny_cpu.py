@@ -6,11 +6,11 @@ torpor up apps/tiny_cpu.py
 from dataclasses import dataclass
 from pathlib import Path
 
-from torpor_sglang import SGLang
 from typing_extensions import override
 
 from torpor import BuildPlan, BuildStep, Deployment, Model, Plugin, Scaling, hookimpl
 from torpor.platforms.local import cache_root
+from torpor_sglang import SGLang
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENGINE_PYTHON = REPOSITORY / ".engines" / "sglang-0.5.23" / "bin" / "python"

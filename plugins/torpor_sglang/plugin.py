@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, Plugin, hookimpl
 from torpor.guard import GuardRules
 from torpor.recipe import IMAGE_ROOT
-from typing_extensions import override
-
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.flags import OptionValue, engine_argv
@@ -20,6 +20,7 @@ from torpor_sglang.warmup import send, send_burst, warmup_requests
 
 if TYPE_CHECKING:
     import httpx
+
     from torpor import Deployment, Recipe
 
 __all__ = ["SGLang"]
@@ -214,13 +215,12 @@ class SGLang(Plugin):
         _post(client, "/continue_generation", {})
 
     def _flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
-        """The engine's flags; a compile run needs neither metrics nor releasable memory."""
+        """The engine's flags; a compile run stays on loopback and needs neither metrics nor releasable memory."""
         cpu = self.device == "cpu"
         options: dict[str, OptionValue] = {
             "model_path": deployment.model.source,
             "revision": deployment.model.revision,
             "served_model_name": deployment.model.served_name,
-            "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
             "port": deployment.port,
             "tp_size": self.tensor_parallel,
             "device": "cpu" if cpu else None,
@@ -233,11 +233,12 @@ class SGLang(Plugin):
             "attention_backend": self.attention_backend or ("torch_native" if cpu else None),
             "disable_overlap_schedule": cpu,
             "sleep_on_idle": self.sleep_on_idle,
-            "skip_server_warmup": True,
         }
         if serving:
             saver = self.memory_saver and not cpu  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
             options |= {
+                "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
+                "skip_server_warmup": True,
                 "metrics": self.metrics,
                 "memory_saver": saver,
                 "weights_backup": saver and self.weights_backup,
