@@ -31,19 +31,21 @@ OWN_ROUTES = ("/health", "/ready")
 """What the guard answers itself, from its state."""
 
 CLOSED_ROUTES = (
-    "/release_memory_occupation",
-    "/resume_memory_occupation",
-    "/pause_generation",
-    "/flush_cache",
-    "/update_weights_from_disk",
-    "/server_info",
-    "/sleep",
-    "/wake_up",
+    "/torpor-contract-no-such-route",
     "/_torpor/state",
     "/_torpor/drain",
-    "/torpor-contract-no-such-route",
+    "/server_info",
+    "/flush_cache",
+    "/update_weights_from_disk",
+    "/pause_generation",
+    "/sleep",
+    "/wake_up",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
 )
-"""What nobody without the key may reach on any engine: SGLang's and vLLM's management, the guard's own, the unknown."""
+"""What nobody without the key may reach on any engine: the unknown, the guard's own, SGLang's and vLLM's management.
+
+Those that end an open engine stand last."""
 
 _PROBE_TIMEOUT_S = 10.0
 
@@ -57,6 +59,7 @@ class Life:
         failure: what ended it early.
         launch_s: seconds that the launch hook took.
         own_session: whether the engine leads a session of its own.
+        guarded: whether it was started with rules for the guard.
         serving: status by request, without the key, while it served.
         asleep: the same while it slept.
         repeated: status of a lifecycle call made twice or out of order, with the key, by what it was.
@@ -67,6 +70,7 @@ class Life:
     failure: Exception | None = None
     launch_s: float = 0.0
     own_session: bool = False
+    guarded: bool = False
     serving: dict[str, int] = field(default_factory=dict)
     asleep: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
@@ -106,23 +110,24 @@ def _start(boot: Boot, life: Life) -> None:
     life.launch_s = boot.report.seconds("launch")
     pid = boot.running_engine.pid
     life.own_session = os.getsid(pid) == pid != os.getsid(0)
+    life.guarded = boot.running_engine.guard_key is not None
     life.stages.append("started")
     boot.serve()
-    life.stages.append("serving")
     life.serving = _statuses(boot, _public_and_closed(boot.deployment))
-    if boot.running_engine.guard_key is not None:
+    if life.guarded:
         life.repeated["wake while serving"] = _keyed(boot, "/_torpor/wake")
         life.repeated["asleep while serving"] = _keyed(boot, "/_torpor/asleep")
+    life.stages.append("serving")
 
 
 def _sleep_and_wake(boot: Boot, life: Life) -> None:
     boot.sleep()
-    life.stages.append("asleep")
-    if boot.running_engine.guard_key is not None:
+    if life.guarded:
         life.asleep = _statuses(boot, _public_and_closed(boot.deployment))
         life.repeated["drain while asleep"] = _keyed(boot, "/_torpor/drain")
         life.repeated["asleep while asleep"] = _keyed(boot, "/_torpor/asleep")
         life.repeated["serve while asleep"] = _keyed(boot, "/_torpor/serve")
+    life.stages.append("asleep")
     boot.wake()
     life.stages.append("woke")
 
@@ -147,8 +152,10 @@ def _statuses(boot: Boot, requests: Iterable[tuple[str, str]]) -> dict[str, int]
         client.headers.pop(KEY_HEADER, None)
         for method, path in requests:
             statuses[f"{method} {path}"] = 0
-            with contextlib.suppress(httpx.HTTPError):
+            try:
                 statuses[f"{method} {path}"] = client.request(method, path, json={}).status_code
+            except httpx.HTTPError:
+                break  # whatever that was, further requests would tell nothing
     return statuses
 
 

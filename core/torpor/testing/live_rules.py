@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveRules"]
 
-_AT_ONCE_S = 2.0
+_AT_ONCE_S = 1.0
 _NOT_FOUND, _CONFLICT, _UNAVAILABLE = 404, 409, 503
 _live: pytest.MarkDecorator = getattr(pytest.mark, LIVE_MARKER)
 
@@ -114,6 +114,7 @@ class LiveRules:
         """While it sleeps, the guard answers in the engine's place."""
         _need_sleep(live_deployment)
         _need_guard(live_deployment)
+        _need_rules(life)
         _need(life, "asleep")
         through = {
             path: life.asleep[f"GET {path}"]
@@ -131,6 +132,7 @@ class LiveRules:
     def test_repeated_lifecycle_calls_are_refused(self, life: Life, live_deployment: Deployment) -> None:
         """Sleep and wake happen once each, in order."""
         _need_guard(live_deployment)
+        _need_rules(life)
         _need(life, "asleep" if live_deployment.engine.supports_sleep else "serving")
         passed = {what: status for what, status in life.repeated.items() if status != _CONFLICT}
         if passed:
@@ -166,3 +168,8 @@ def _need_sleep(deployment: Deployment) -> None:
 def _need_guard(deployment: Deployment) -> None:
     if not deployment.engine.guarded:
         pytest.skip("the engine plugin does not declare guarded: everything on its port is open to everyone")
+
+
+def _need_rules(life: Life) -> None:
+    if not life.guarded:
+        pytest.skip("the engine was started without guard rules; test_everything_else_is_closed_while_serving shows it")

@@ -1,0 +1,625 @@
+"""Every rule of the kit catches the plugin that breaks it, and says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpcore  # noqa: F401  # httpx imports it when first used: inside an inner session it would be another module each time
+import pytest
+
+from torpor.testing import EngineContract, PluginContract
+
+pytest_plugins = "pytester"
+
+ONLY_THE_KIT = ("-p", "no:cacheprovider", "-p", "torpor.testing.pytest_plugin")
+"""Options of the inner sessions; other installed plugins cost them seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+HEADER = """
+import os, random, socket, subprocess, tempfile, time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+from torpor import BuildPlan, BuildStep, Deployment, Engine, ImagePatch, Model, Plugin, Preflight, hookimpl
+from torpor.testing import Fault, StandIn
+
+value = dataclass(frozen=True, kw_only=True)
+"""
+
+TESTS = """
+import pytest
+from broken import Broken
+from torpor.testing import {contract}
+
+class TestBroken({contract}):
+    @pytest.fixture
+    def plugin(self):
+        return {instance}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A plugin that breaks one rule.
+
+    Attributes:
+        rule: the rule's test.
+        plugin: source of the class `Broken`.
+        says: what the failure's message has to hold: what was seen, and what to do.
+        instance: how the fixture makes the plugin.
+        extra: further source of the test class.
+    """
+
+    rule: str
+    plugin: str
+    says: tuple[str, ...]
+    instance: str = "Broken()"
+    extra: str = ""
+
+
+PLUGIN_CASES = {
+    "not frozen": Case(
+        rule="test_is_a_frozen_dataclass",
+        plugin="@dataclass(kw_only=True)\nclass Broken(Plugin):\n    a: int = 1",
+        says=("Broken is a dataclass that can be changed", "decorate class Broken itself with @dataclass(frozen=True"),
+    ),
+    "no dataclass": Case(
+        rule="test_is_a_frozen_dataclass",
+        plugin="class Broken(Plugin):\n    pass",
+        says=("Broken is no dataclass", "decorate class Broken itself"),
+    ),
+    "positional option": Case(
+        rule="test_options_are_keyword_only",
+        plugin="@dataclass(frozen=True)\nclass Broken(Plugin):\n    folder: str = ''",
+        says=("takes folder by position", "@dataclass(frozen=True, kw_only=True)"),
+    ),
+    "list option": Case(
+        rule="test_is_hashable",
+        plugin="@value\nclass Broken(Plugin):\n    words: list = field(default_factory=list)",
+        says=("cannot be hashed", "look at words", "use tuples"),
+    ),
+    "own equality": Case(
+        rule="test_equal_options_make_equal_plugins",
+        plugin="@dataclass(frozen=True, kw_only=True, eq=False)\nclass Broken(Plugin):\n    a: int = 1",
+        says=("built again from its own options is not equal", "leave __eq__ to the dataclass"),
+    ),
+    "local class": Case(
+        rule="test_survives_pickling",
+        plugin="def make():\n    @value\n    class Local(Plugin):\n        pass\n    return Local\nBroken = make()",
+        says=("Local cannot be pickled", "top level of a module"),
+    ),
+    "pickle loses an option": Case(
+        rule="test_survives_pickling",
+        plugin="@value\nclass Broken(Plugin):\n    a: int = 1\n    def __reduce__(self):\n        return Broken, ()",
+        instance="Broken(a=2)",
+        says=("comes back from a pickle as Broken(a=1)", "compare by value"),
+    ),
+    "no name": Case(
+        rule="test_has_a_name",
+        plugin="@value\nclass Broken(Plugin):\n    pass",
+        says=("Broken.plugin_name is ''", "with the name of the entry point"),
+    ),
+    "name with a dash": Case(
+        rule="test_has_a_name",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'my-plugin'",
+        says=("plugin_name is 'my-plugin'", "lower-case letters, digits and underscores"),
+    ),
+    "heavy module": Case(
+        rule="test_module_imports_nothing_heavy",
+        plugin="import modal\n@value\nclass Broken(Plugin):\n    pass",
+        says=("`import broken` also imports modal", "into the hook that acts"),
+    ),
+    "module that needs the engine": Case(
+        rule="test_module_imports_nothing_heavy",
+        plugin="import sys\nif 'pytest' not in sys.modules:\n    import no_such_engine\n@value\nclass Broken(Plugin):\n    pass",
+        says=(
+            "fails in a fresh interpreter: ModuleNotFoundError: No module named 'no_such_engine'",
+            "inside launch or warmup",
+        ),
+    ),
+    "hook without marker": Case(
+        rule="test_marks_every_hook",
+        plugin="@value\nclass Broken(Plugin):\n    def warmup(self, deployment, engine, client):\n        pass",
+        says=("has warmup without @hookimpl", "put @hookimpl (torpor.hookimpl) above"),
+    ),
+    "no hook": Case(
+        rule="test_marks_every_hook",
+        plugin="@value\nclass Broken:\n    plugin_name = 'broken'",
+        says=("Broken implements no hook", "override the hook that you need"),
+    ),
+    "unknown hook": Case(
+        rule="test_marks_nothing_but_hooks",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def after_sleep(self, deployment):\n        pass",
+        says=("Broken.after_sleep is no hook.", "drop @hookimpl"),
+    ),
+    "misspelt hook": Case(
+        rule="test_marks_nothing_but_hooks",
+        plugin="@value\nclass Broken(Plugin):\n    def warm_up(self, deployment):\n        pass",
+        says=("Broken.warm_up is no hook; warmup is", "rename it to warmup"),
+    ),
+    "unknown argument": Case(
+        rule="test_hooks_take_the_specifications_arguments",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def prepare_image(self, deployment, engine):\n        pass",
+        says=("the parameter engine: the specification has none of that name", "make the rest an option"),
+    ),
+    "argument with a default": Case(
+        rule="test_hooks_take_the_specifications_arguments",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def prepare_image(self, deployment=None):\n        pass",
+        says=("the parameter deployment=None: it has a default", "(deployment)"),
+    ),
+    "keyword-only argument": Case(
+        rule="test_hooks_take_the_specifications_arguments",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def warmup(self, *, client):\n        pass",
+        says=("the parameter client: it is keyword-only", "(deployment, engine, client)"),
+    ),
+    "arguments in bulk": Case(
+        rule="test_hooks_take_the_specifications_arguments",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def warmup(self, **arguments):\n        pass",
+        says=("the parameter **arguments: pluggy passes nothing to it",),
+    ),
+    "property that acts": Case(
+        rule="test_attributes_have_no_effects",
+        plugin="@value\nclass Broken(Plugin):\n    @property\n    def cache(self):\n        return tempfile.mkdtemp()",
+        says=("Reading Broken.cache acts (file: os.mkdir", "make cache a method"),
+    ),
+    "property that raises": Case(
+        rule="test_attributes_have_no_effects",
+        plugin="@value\nclass Broken(Plugin):\n    @property\n    def gpu(self):\n        raise RuntimeError('no GPU here')",
+        says=("Reading Broken.gpu raises RuntimeError: no GPU here", "compute it from the options alone"),
+    ),
+    "hook wrapper": Case(
+        rule="test_registers",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl(wrapper=True)\n    def warmup(self, client):\n        return (yield)",
+        says=("Core refuses Broken", "is a hook wrapper", "merge with the other plugins'"),
+    ),
+    "deployment without the plugin": Case(
+        rule="test_registers",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'broken'",
+        extra="""
+    @pytest.fixture
+    def deployment(self):
+        from torpor import Deployment, Model
+        from torpor.testing import StandIn
+        return Deployment(name="other", model=Model(path="/models/x"), plugins=(StandIn(),))
+""",
+        says=("The fixture `deployment` holds standin, but not Broken()", "take `plugin` as an argument"),
+    ),
+    "random plan": Case(
+        rule="test_planning_gives_the_same_twice",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"BUILD": str(time.time_ns())})""",
+        says=("Broken.prepare_image returned ImagePatch(", "no clock, no random number, no counter"),
+    ),
+    "plan that asks the network": Case(
+        rule="test_planning_touches_nothing",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def compile_kernels(self, deployment):
+        try:
+            socket.create_connection(("203.0.113.1", 443), timeout=1)
+        except OSError:
+            return None""",
+        says=("Broken.compile_kernels acts (network: socket.", "203.0.113.1", "as a BuildStep or Preflight"),
+    ),
+    "plan that writes": Case(
+        rule="test_planning_touches_nothing",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        open("patch.json", "w").close()""",
+        says=("Broken.prepare_image acts (file: open 'patch.json' for writing)", "no written file"),
+    ),
+    "plan that runs a program": Case(
+        rule="test_planning_touches_nothing",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        subprocess.run(["nvidia-smi"])""",
+        says=("Broken.prepare_image acts (process: subprocess.Popen", "no process"),
+    ),
+    "plan by environment": Case(
+        rule="test_planning_ignores_the_environment",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"CACHE": os.environ.get("MY_CACHE", "/vol/cache")})""",
+        says=(
+            "returned another value under other environment variables",
+            "it read MY_CACHE",
+            "make it an option of the plugin",
+        ),
+    ),
+    "plan by folder": Case(
+        rule="test_planning_ignores_the_environment",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"HERE": os.getcwd()})""",
+        says=("returned another value", "it depends on the working folder"),
+    ),
+    "plan that fails elsewhere": Case(
+        rule="test_planning_ignores_the_environment",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"N": str(int(os.environ.get("MY_NUMBER", "1")))})""",
+        says=("raised ValueError", "it read MY_NUMBER"),
+    ),
+    "plan that imports the engine": Case(
+        rule="test_planning_needs_no_engine",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        import modal
+        return ImagePatch(env={"MODAL": modal.__version__})""",
+        says=("Broken.prepare_image imports what is not there", "modal", "state versions and paths as options"),
+    ),
+    "plan with state": Case(
+        rule="test_planning_keeps_no_state",
+        plugin="""@value
+class Broken(Plugin):
+    @cached_property
+    def flags(self):
+        return ("--a",)
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(engine_args=self.flags)""",
+        says=("Planning changed flags of Broken", "no functools.cached_property"),
+    ),
+    "foreign value": Case(
+        rule="test_plans_are_torpors_values",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return {"pip": ["x"]}""",
+        says=("prepare_image returned dict", "return ImagePatch(...)"),
+    ),
+    "function in a plan": Case(
+        rule="test_plans_survive_pickling",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"A": lambda: "1"})""",
+        says=("prepare_image returned does not survive pickling", "put names in place of objects"),
+    ),
+    "secret by name": Case(
+        rule="test_plans_hold_no_secret",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"MY_API_KEY": "hunter2"})""",
+        says=("writes a secret out at env['MY_API_KEY']", "BuildStep(secrets=('my-secret',))"),
+    ),
+    "secret by look": Case(
+        rule="test_plans_hold_no_secret",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def compile_kernels(self, deployment):
+        argv = ("fetch", "--auth", "hf_" + "a" * 30)
+        return BuildPlan(steps=(BuildStep(name="fetch", argv=argv, order=10, timeout_s=1),))""",
+        says=("Broken.compile_kernels writes a secret out at steps[0].argv[2]",),
+    ),
+    "secret of the environment": Case(
+        rule="test_plans_hold_no_secret",
+        plugin="""os.environ["TORPOR_TEST_TOKEN"] = "swordfish-swordfish"
+@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={"HEADER": "Bearer swordfish-swordfish"})""",
+        says=("(it is the value of TORPOR_TEST_TOKEN)",),
+    ),
+    "bare engine argument": Case(
+        rule="test_engine_args_begin_with_a_flag",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(engine_args=("dummy",))""",
+        says=("begin with 'dummy'", 'write ("--flag", "value", ...)'),
+    ),
+    "relative mount": Case(
+        rule="test_volumes_are_mounted_at_absolute_paths",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(volumes={"my-cache": "/vol/my-cache"})""",
+        says=("mounts the volume '/vol/my-cache' at 'my-cache' (ImagePatch.volumes)", "the path comes first"),
+    ),
+    "relative mount of a step": Case(
+        rule="test_volumes_are_mounted_at_absolute_paths",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def compile_kernels(self, deployment):
+        step = BuildStep(name="get", argv=("get",), order=10, timeout_s=1, volumes={"/vol/../etc": "c"})
+        return BuildPlan(steps=(step,))""",
+        says=("at '/vol/../etc' (volumes of the step 'get')",),
+    ),
+    "missing script": Case(
+        rule="test_scripts_are_modules_on_this_machine",
+        plugin="""@value
+class Broken(Plugin):
+    @hookimpl
+    def compile_kernels(self, deployment):
+        return BuildPlan(steps=(BuildStep(name="get", argv=(), order=10, timeout_s=1, script="broken.no_such"),))""",
+        says=("step 'get'", "broken.no_such", "ship it in the plugin's package"),
+    ),
+}
+
+ENGINE_CASES = {
+    "no launch": Case(
+        rule="test_launches",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'broken'",
+        says=("Broken does not implement launch", "use PluginContract"),
+    ),
+    "another engine": Case(
+        rule="test_launches",
+        plugin="@value\nclass Broken(StandIn):\n    plugin_name = 'broken'",
+        extra="""
+    @pytest.fixture
+    def deployment(self):
+        from torpor import Deployment, Model
+        from torpor.testing import StandIn
+        return Deployment(name="other", model=Model(path="/models/x"), plugins=(StandIn(),))
+""",
+        says=("The engine of the fixture `deployment` is 'standin'", "list no other engine"),
+    ),
+    "no public path": Case(
+        rule="test_public_paths_are_exact",
+        plugin="@value\nclass Broken(StandIn):\n    public_paths = ()",
+        says=("Broken.public_paths is ()", "without patterns, queries and final slashes"),
+    ),
+    "pattern": Case(
+        rule="test_public_paths_are_exact",
+        plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/models', '/v1/*', '/health')",
+        says=("look at ['/v1/*', '/health']",),
+    ),
+    "relative ready path": Case(
+        rule="test_public_paths_are_exact",
+        plugin="@value\nclass Broken(StandIn):\n    ready_path = 'v1/models'",
+        says=("Broken.ready_path is 'v1/models'", 'write e.g. "/v1/models"'),
+    ),
+    "sleep not declared": Case(
+        rule="test_sleep_is_declared_and_implemented",
+        plugin="@value\nclass Broken(StandIn):\n    supports_sleep = False",
+        says=("supports_sleep is False", "implements pre_snapshot and post_restore", "set supports_sleep"),
+    ),
+    "sleep not implemented": Case(
+        rule="test_sleep_is_declared_and_implemented",
+        plugin="""@value
+class Broken(Plugin):
+    supports_sleep = True
+    @hookimpl
+    def launch(self, deployment, recipe):
+        return Engine.start(("true",))""",
+        says=("supports_sleep is True", "implements neither", "implement both"),
+    ),
+    "wakes late": Case(
+        rule="test_sleeps_last_and_wakes_first",
+        plugin="""@value
+class Broken(StandIn):
+    @hookimpl
+    def post_restore(self, client):
+        client.post("/resume")""",
+        says=("Broken.post_restore is not marked tryfirst", "@hookimpl(tryfirst=True)"),
+    ),
+    "caches elsewhere": Case(
+        rule="test_answers_other_plugins",
+        plugin="""@value
+class Broken(StandIn):
+    def kernel_cache_env(self, deployment):
+        return {"TRITON_CACHE_DIR": "/root/.triton"}""",
+        says=("kernel_cache_env puts {'TRITON_CACHE_DIR': '/root/.triton'} elsewhere", "/opt/torpor/kernels"),
+    ),
+    "command line as text": Case(
+        rule="test_answers_other_plugins",
+        plugin="""@value
+class Broken(StandIn):
+    def kernel_compile_argv(self, deployment):
+        return "compile --all" """,
+        says=("kernel_compile_argv returned 'compile --all'", "a tuple of strings"),
+    ),
+    "swallows arguments": Case(
+        rule="test_passes_other_plugins_arguments_on",
+        plugin="""@value
+class Broken(StandIn):
+    def engine_argv(self, deployment, recipe):
+        return ("engine",)""",
+        says=("leaves ('--torpor-contract-probe', '1') out: ('engine',)", "*recipe.engine_args"),
+    ),
+}
+
+LIVE = """
+    @pytest.fixture
+    def live_deployment(self, plugin, free_port):
+        from torpor import Deployment, Model
+        return Deployment(name="live", model=Model(path="/models/x"), plugins=(plugin,), port=free_port, startup_timeout_s=20,
+                          wake_timeout_s=5, sleep_timeout_s=5, stop_timeout_s=1)
+"""
+UNGUARDED = """@value
+class Broken(StandIn):
+    @hookimpl
+    def launch(self, deployment, recipe):
+        env = {**recipe.env, "TORPOR_UNGUARDED": "1"}
+        return Engine.start(self.engine_argv(deployment, recipe), env=env)"""
+OBSERVED = (
+    LIVE
+    + """
+    @pytest.fixture
+    def life(self):
+        from torpor.testing.live import Life
+        return Life(stages=["started", "serving", "asleep"], guarded=True, {observed})
+"""
+)
+
+LIVE_CASES = {
+    "cannot start": Case(
+        rule="test_starts_and_serves",
+        plugin="@value\nclass Broken(StandIn):\n    fault: Fault = Fault.EXIT_AT_START",
+        extra=LIVE,
+        says=("The cold start failed: EngineExitedError", "exited with code 21", "has to be one that can start here"),
+    ),
+    "launch that waits": Case(
+        rule="test_launch_returns_at_once_in_an_own_session",
+        plugin="""@value
+class Broken(StandIn):
+    @hookimpl
+    def launch(self, deployment, recipe):
+        time.sleep(1.1)
+        return StandIn.launch(self, deployment, recipe)""",
+        extra=LIVE,
+        says=("launch took 1.", "leads a session of its own", "return Engine.start(...) right away"),
+    ),
+    "public path that is not there": Case(
+        rule="test_public_paths_are_open_while_serving",
+        plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/chat/completions', '/v1/models', '/v1/no_such')",
+        extra=LIVE,
+        says=("GET without a key gives {'/v1/no_such': 404}", "list in public_paths only what the engine has"),
+    ),
+    "no guard": Case(
+        rule="test_everything_else_is_closed_while_serving",
+        plugin=UNGUARDED,
+        extra=LIVE,
+        says=("'POST /flush_cache': 200", "behind torpor.guard.Guard"),
+    ),
+    "garbled after the wake": Case(
+        rule="test_sleeps_and_wakes_twice",
+        plugin="@value\nclass Broken(StandIn):\n    fault: Fault = Fault.DIFFERENT_AFTER_WAKE",
+        extra=LIVE,
+        says=("After 'asleep': CanaryError", "exactly what post_restore takes back"),
+    ),
+    "reached asleep": Case(
+        rule="test_nobody_reaches_a_sleeping_engine",
+        plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/models',)",
+        extra=OBSERVED.format(observed="asleep={'GET /v1/models': 200, 'GET /health': 503, 'GET /ready': 503}"),
+        says=("While asleep, GET without a key gives {'/v1/models': 200}", "the outermost layer"),
+    ),
+    "repeats passed on": Case(
+        rule="test_repeated_lifecycle_calls_are_refused",
+        plugin="@value\nclass Broken(StandIn):\n    pass",
+        extra=OBSERVED.format(observed="repeated={'drain while asleep': 200}"),
+        says=("calls out of order got {'drain while asleep': 200} in place of 409", "use torpor.guard.Guard as it is"),
+    ),
+    "left-over process": Case(
+        rule="test_leaves_no_process",
+        plugin="@value\nclass Broken(StandIn):\n    pass",
+        extra=OBSERVED.format(observed="left_over=('4711 (worker)',)"),
+        says=("still ran: 4711 (worker)", "keep the engine's children in its session"),
+    ),
+}
+
+
+def run_rule(pytester: pytest.Pytester, contract: str, case: Case) -> str:
+    """Run one rule on a broken plugin; what pytest printed."""
+    pytester.makepyfile(broken=HEADER + case.plugin)
+    pytester.makepyfile(test_broken=TESTS.format(contract=contract, instance=case.instance) + case.extra)
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-k", case.rule)
+    outcomes = result.parseoutcomes()
+    assert outcomes.get("failed") == 1, result.stdout.str()
+    assert set(outcomes) <= {"failed", "deselected"}, outcomes
+    return result.stdout.str()
+
+
+@pytest.mark.parametrize("name", PLUGIN_CASES)
+def test_a_rule_catches_the_plugin_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
+    """The broken plugin fails the rule; the message says what was seen, which rule it is and what to do."""
+    check_message(run_rule(pytester, "PluginContract", PLUGIN_CASES[name]), PLUGIN_CASES[name])
+
+
+@pytest.mark.parametrize("name", ENGINE_CASES)
+def test_a_rule_for_engines_catches_the_plugin_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
+    """The same for what an engine plugin declares."""
+    check_message(run_rule(pytester, "EngineContract", ENGINE_CASES[name]), ENGINE_CASES[name])
+
+
+@pytest.mark.parametrize("name", LIVE_CASES)
+def test_a_live_rule_catches_the_engine_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
+    """The same for what the running engine does."""
+    check_message(run_rule(pytester, "EngineContract", LIVE_CASES[name]), LIVE_CASES[name])
+
+
+def check_message(output: str, case: Case) -> None:
+    """One paragraph: what was seen, `Rule:`, `To do:`; and no traceback of the kit's own code."""
+    start = next(part for part in case.says)
+    message = output[output.index(start) :].partition("=====")[0]
+    for part in (*case.says, " Rule: ", " To do: "):
+        assert part in message
+    assert "Traceback" not in output
+
+
+def test_every_rule_has_a_broken_plugin() -> None:
+    """No rule goes without a plugin that breaks it; the entry-point rule needs an installed one and has its own test."""
+    rules = {name for name in dir(EngineContract) if name.startswith("test_")}
+    covered = {case.rule for cases in (PLUGIN_CASES, ENGINE_CASES, LIVE_CASES) for case in cases.values()}
+    assert rules - covered == {"test_has_the_name_of_its_entry_point"}
+    assert {case.rule for case in PLUGIN_CASES.values()} <= set(dir(PluginContract))
+
+
+def test_a_plugin_has_the_name_of_its_entry_point(pytester: pytest.Pytester) -> None:
+    """An installed plugin whose plugin_name is not its entry point's name is told so."""
+    info = pytester.mkdir("other_name-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-name\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torpor]\nentry_name = broken:Broken\n")
+    case = Case(
+        rule="test_has_the_name_of_its_entry_point",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'class_name'",
+        says=("plugin_name is 'class_name', its entry point is 'entry_name'", "[project.entry-points.torpor]"),
+    )
+    check_message(run_rule(pytester, "PluginContract", case), case)
+
+
+def test_a_contract_without_a_plugin_says_what_is_missing(pytester: pytest.Pytester) -> None:
+    """A subclass that overrides no fixture is told which one."""
+    pytester.makepyfile(
+        test_empty="from torpor.testing import PluginContract\nclass TestEmpty(PluginContract):\n    pass"
+    )
+    output = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-k", "hashable").stdout.str()
+    assert "TestEmpty has no fixture `plugin`." in output
+    assert "add a method `plugin` with @pytest.fixture" in output
+
+
+def test_live_rules_are_skipped_with_the_way_to_run_them(pytester: pytest.Pytester) -> None:
+    """Without the fixture `live_deployment` the live rules are skipped, and the reason says what to provide."""
+    pytester.makepyfile(broken=HEADER + "@value\nclass Broken(StandIn):\n    pass")
+    pytester.makepyfile(test_static=TESTS.format(contract="EngineContract", instance="Broken()"))
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-rs", "-m", "torpor_live", "--strict-markers")
+    assert set(result.parseoutcomes()) == {"skipped", "deselected"}
+    assert "TestBroken has no fixture `live_deployment`: add one that returns a Deployment" in result.stdout.str()
+
+
+def test_a_free_standing_plugin_keeps_every_rule(pytester: pytest.Pytester) -> None:
+    """A plugin need not derive from `torpor.Plugin`, and may take fewer arguments."""
+    source = """@value
+class Broken:
+    plugin_name: ClassVar[str] = "free"
+    @hookimpl
+    def prepare_image(self):
+        return ImagePatch(env={"FREE": "1"}, engine_args=("--x", "1"))
+    @hookimpl
+    def warmup(self, client):
+        client.get("/v1/models")"""
+    pytester.makepyfile(broken=HEADER + source)
+    pytester.makepyfile(test_free=TESTS.format(contract="PluginContract", instance="Broken()"))
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT)
+    assert set(result.parseoutcomes()) == {"passed"}, result.stdout.str()
