@@ -14,10 +14,9 @@ an engine process that needs one of them pays for one of them.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
 from torpor._version import __version__
+
+TYPE_CHECKING = False  # what type checkers take for True; importing `typing` for it would be half of this import's time
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment, Model, Scaling
@@ -92,6 +91,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'torpor' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - only for those who use a name
+
     value: object = getattr(importlib.import_module(_HOME.get(name, "torpor.errors")), name)
     globals()[name] = value
     return value

@@ -29,11 +29,9 @@ from modal.exception import AuthError, NotFoundError
 from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
 
-from torpor.boot import Boot
 from torpor.deployment import Deployment, plugin_name
 from torpor.errors import BuildStepError, ConfigurationError, ServerUnavailableError
 from torpor.lifecycle import Lifecycle
-from torpor.process import LOG_VARIABLE
 from torpor.recipe import IMAGE_ROOT
 from torpor.steps import runner_file, script_file, step_command
 
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import PurePosixPath
     from types import FrameType
 
+    from torpor.boot import Boot
     from torpor.recipe import BuildStep, Recipe
 
 __all__ = [
@@ -360,6 +359,9 @@ class SnapshotServer:
 
     def start(self) -> None:
         """Start the engine cold and warm it up, then put it to sleep for the snapshot."""
+        from torpor.boot import Boot  # noqa: PLC0415 - httpx and structlog: time that `torpor plan` need not pay
+        from torpor.process import LOG_VARIABLE  # noqa: PLC0415
+
         _make_importable()
         os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
         self._boot = Boot(self.deployment, recipe=Lifecycle(self.deployment).recipe())
