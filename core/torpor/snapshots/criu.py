@@ -6,24 +6,70 @@ CRIU 4.2 is the least: 3.x fails on the vDSO of new kernels, 4.1 on every INET s
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.sandbox import FIRST_PID
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.sandbox import Finished, Mode, Sandbox
 
-__all__ = ["LEAST", "SIDE_FILES", "Criu", "Dumped", "Restored", "Tcp", "dump", "find", "restore"]
+__all__ = [
+    "DUMP_LOG",
+    "LEAST",
+    "PREFIX_VARIABLE",
+    "RESTORE_LOG",
+    "SIDE_FILES",
+    "Criu",
+    "Dumped",
+    "Restored",
+    "Tcp",
+    "dump",
+    "expected_bytes",
+    "find",
+    "in_prefix",
+    "restore",
+]
 
 LEAST = (4, 2, 0)
 """The oldest CRIU that is used."""
 
+PREFIX_VARIABLE = "TORPOR_CRIU_PREFIX"
+"""A prefix that goes before every other place."""
+
 SIDE_FILES = "side.tar"
 """Name of the archive of the private folders, in the folder of the images."""
 
+DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
+
 Tcp = Literal["close", "established"]
 """What becomes of TCP connections inside the tree: closed (the default), or kept (tensor parallelism over gloo)."""
+
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_VERSION_TIMEOUT_S = 10.0
+_OPTIONS = ("--file-locks", "--ext-unix-sk", "--link-remap", "--skip-in-flight")
+_TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {
+    "close": ("--tcp-close",),
+    "established": ("--tcp-established", "--network-lock", "skip"),
+}
+_MODE_OPTIONS: dict[Mode, tuple[str, ...]] = {"root": (), "rootless": ("--unprivileged",)}
+_LOG_BYTES = 4 << 20
+_REASONS = 6
+_HARMLESS = re.compile(r"rlimit")
+_LEAVE_DUMPED_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +80,20 @@ class Criu:
         argv: how it is started: the program, with its own loader where it lies in a private prefix.
         program: the file itself.
         version: major, minor, patch.
+        cache: folder in which its findings about the running kernel are kept (25 ms per run); None: found anew each time.
     """
 
     argv: tuple[str, ...]
     program: Path
     version: tuple[int, int, int]
+    cache: Path | None = None
+
+    def identity(self) -> str:
+        """A key for what holds for this very program until the next boot; 16 hex digits."""
+        facts = self.program.stat()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        text = f"{boot} {self.program} {self.version} {facts.st_size} {facts.st_mtime_ns} {os.geteuid()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +101,13 @@ class Dumped:
     """What a dump gave.
 
     Attributes:
-        criu_s: seconds that CRIU took.
-        frozen_s: seconds for which the tree stood still (CRIU's own statistics, and the packing of the side files).
-        side_files_s: seconds for packing the private folders.
+        criu_s: seconds that CRIU took; the tree stands still for most of it.
+        side_files_s: seconds for packing the private folders; the tree stands still.
         image_bytes: size of the images.
         side_file_bytes: size of the archive of the private folders.
     """
 
     criu_s: float
-    frozen_s: float
     side_files_s: float
     image_bytes: int
     side_file_bytes: int
@@ -68,16 +121,44 @@ class Restored:
     side_files_s: float
 
 
-def find(prefix: Path | None = None) -> Criu:
+def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
     """The CRIU to use: TORPOR_CRIU_PREFIX, then `prefix` (where `torpor snapshot setup` put one), then PATH.
 
     Args:
         prefix: a private prefix made by `torpor.snapshots.criu_setup.install`.
+        cache: see `Criu.cache`; a private folder, made when missing.
 
     Raises:
         SnapshotError: none was found, or none that is new enough; each one seen is named with its version.
     """
-    raise NotImplementedError
+    seen = []
+    for argv in _candidates(prefix):
+        program = Path(argv[-1])
+        version = _version(argv)
+        if version and version >= LEAST:
+            return Criu(argv=argv, program=program, version=version, cache=cache)
+        seen.append(f"{program} ({'.'.join(map(str, version)) if version else 'does not run'})")
+    least = ".".join(map(str, LEAST[:2]))
+    raise SnapshotError(
+        f"CRIU {least} or newer is needed; "
+        + (f"found only {', '.join(seen)}" if seen else "none was found")
+        + ". `torpor snapshot setup` gets one into a private folder, without root (x86-64); or install your "
+        f"distribution's package if it is {least} or newer."
+    )
+
+
+def in_prefix(prefix: Path) -> tuple[str, ...] | None:
+    """How to start the CRIU of a prefix, or None when there is none: a private one through its own loader."""
+    root = prefix / "root"
+    program = root / "usr/sbin/criu"
+    if program.exists():
+        for libraries in sorted(root.glob("usr/lib/*-linux-gnu")):
+            for loader in sorted(libraries.glob("ld-linux*.so.*")):
+                return str(loader), "--library-path", str(libraries), str(program)
+    for program in (prefix / "sbin/criu", prefix / "bin/criu"):
+        if program.exists():
+            return (str(program),)
+    return None
 
 
 def dump(
@@ -98,7 +179,34 @@ def dump(
             tree runs on as before; when it was killed in the middle (deadline, somebody's SIGKILL), the tree cannot be
             trusted and the sandbox is ended (`sandbox.alive` says which).
     """
-    raise NotImplementedError
+    if (code := sandbox.poll()) is not None:
+        raise SnapshotError(f"There is nothing to dump: the tree of sandbox {sandbox.name!r} ended with code {code}.")
+    _make_empty(images)
+    argv = ["dump", "--tree", str(FIRST_PID), "--images-dir", str(images), "--leave-stopped"]
+    argv += [*_options(sandbox.mode, tcp), "-v2", "--log-file", DUMP_LOG]
+    with _emptied_on_failure(images):
+        started = time.perf_counter()
+        _run(criu, argv, sandbox, images / DUMP_LOG, timeout_s)
+        dumped = time.perf_counter()
+        try:
+            side_file_bytes = sandbox.pack_side_files(images / SIDE_FILES)
+        except BaseException:
+            sandbox.signal_tree(signal.SIGCONT)
+            raise
+        packed = time.perf_counter()
+    sandbox.signal_tree(signal.SIGCONT if leave_running else signal.SIGKILL)
+    if not leave_running:
+        sandbox.wait(_LEAVE_DUMPED_S)
+    image_bytes = 0
+    for file in images.iterdir():
+        file.chmod(0o600)
+        image_bytes += file.stat().st_size if file.suffix == ".img" else 0
+    return Dumped(
+        criu_s=dumped - started,
+        side_files_s=packed - dumped,
+        image_bytes=image_bytes,
+        side_file_bytes=side_file_bytes,
+    )
 
 
 def restore(
@@ -119,4 +227,178 @@ def restore(
     Raises:
         SnapshotError: with CRIU's own reason. Nothing is left running: the sandbox is ended.
     """
-    raise NotImplementedError
+    argv = ["restore", "--images-dir", str(images), "--work-dir", str(work), "--restore-detached"]
+    argv += [*_options(sandbox.mode, tcp), "-v1", "--log-file", RESTORE_LOG]
+    try:
+        started = time.perf_counter()
+        sandbox.unpack_side_files(images / SIDE_FILES)
+        laid = time.perf_counter()
+        _run(criu, argv, sandbox, work / RESTORE_LOG, timeout_s)
+        restored = time.perf_counter()
+    except BaseException:
+        sandbox.kill()
+        raise
+    return Restored(criu_s=restored - laid, side_files_s=laid - started)
+
+
+def expected_bytes(sandbox: Sandbox) -> int:
+    """About how much room a dump of the tree will take: its anonymous and shared memory, and the private folders."""
+    total = sandbox.side_file_bytes()
+    for inside, pid in sandbox.host_pids().items():
+        if inside != 1:
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                kilobytes = re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB", rollup, re.MULTILINE)
+                total += 1024 * sum(map(int, kilobytes))
+    return total
+
+
+def _candidates(prefix: Path | None) -> Iterator[tuple[str, ...]]:
+    chosen = os.environ.get(PREFIX_VARIABLE)
+    for folder in (Path(chosen) if chosen else None, prefix):
+        if folder and (argv := in_prefix(folder)):
+            yield argv
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
+    if program := shutil.which("criu", path=path):
+        yield (program,)
+
+
+def _version(argv: Sequence[str]) -> tuple[int, int, int] | None:
+    """Ask it; None when it does not run (wrong architecture, missing libraries, ...)."""
+    try:
+        said = subprocess.run(
+            [*argv, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_TIMEOUT_S,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if match := re.search(r"Version: (\d+)\.(\d+)(?:\.(\d+))?", said):
+        major, minor, patch = match.groups(default="0")
+        return int(major), int(minor), int(patch)
+    return None
+
+
+def _options(mode: Mode, tcp: Tcp) -> tuple[str, ...]:
+    return (*_OPTIONS, *_TCP_OPTIONS[tcp], *_MODE_OPTIONS[mode])
+
+
+def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, timeout_s: float) -> None:
+    """Run CRIU in the sandbox; end the sandbox if it was killed in the middle.
+
+    Raises:
+        SnapshotError: it failed.
+    """
+    action = arguments[0]
+    try:
+        with _kernel_findings(criu, sandbox) as env:
+            finished = sandbox.run([*criu.argv, *arguments], env=env, timeout_s=timeout_s)
+    except TimeoutError:
+        sandbox.kill()
+        raise SnapshotError(
+            f"CRIU's {action} of sandbox {sandbox.name!r} was not done after {timeout_s:g} s; it was killed, and the sandbox "
+            f"with it. Its last words: {_last_line(log)} ({log})"
+        ) from None
+    except ConfigurationError as error:
+        raise SnapshotError(f"CRIU's {action} of sandbox {sandbox.name!r} did not start: {error}") from error
+    except BaseException:  # Ctrl-C: CRIU is being killed, and the tree cannot be trusted any more
+        sandbox.kill()
+        raise
+    if finished.code < 0:
+        sandbox.kill()
+        raise SnapshotError(
+            f"CRIU's {action} of sandbox {sandbox.name!r} was ended by {signal.Signals(-finished.code).name} from outside (the "
+            f"kernel does that when memory runs out); the sandbox was ended with it. Last words: {_last_line(log)} ({log})"
+        )
+    if finished.code != 0:
+        raise SnapshotError(
+            f"CRIU's {action} of sandbox {sandbox.name!r} failed with exit code {finished.code}:\n"
+            + "\n".join(f"  {line}" for line in _reasons(log, finished))
+            + f"\n{_advice(log)}The whole log: {log}"
+        )
+
+
+@contextlib.contextmanager
+def _kernel_findings(criu: Criu, sandbox: Sandbox) -> Iterator[dict[str, str]]:
+    """The environment for CRIU, in which it finds and leaves what it knows of this kernel (`criu.kdat`).
+
+    As root it uses /run by itself. Otherwise it looks in XDG_RUNTIME_DIR and accepts a tmpfs only, as what it keeps there
+    must not survive the boot; so the file is lent to the scratch folder, under a key of this boot.
+    """
+    env = {"PATH": os.defpath}
+    if sandbox.mode == "root" or criu.cache is None:
+        yield env
+        return
+    kept = criu.cache / f"kernel-{criu.identity()}"
+    lent = sandbox.outside(sandbox.scratch) / "criu.kdat"
+    with contextlib.suppress(OSError):
+        shutil.copyfile(kept, lent)
+    yield {**env, "XDG_RUNTIME_DIR": str(sandbox.scratch)}
+    with contextlib.suppress(OSError):
+        if not kept.exists():
+            criu.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            unfinished = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+            shutil.copyfile(lent, unfinished)
+            unfinished.rename(kept)
+        lent.unlink()
+
+
+def _reasons(log: Path, finished: Finished) -> list[str]:
+    """The first errors of a log, without time and pid: the later ones only follow from them."""
+    errors = [line.partition("Error (")[2].partition("): ")[2] for line in _lines(log) if "Error (" in line]
+    telling = [error for error in errors if error and not _HARMLESS.search(error)]
+    return telling[:_REASONS] or finished.output.strip().splitlines()[-_REASONS:] or ["it gave no reason"]
+
+
+_ADVICE = {
+    "No space left on device": "The disk is full: free some room or choose another folder.",
+    "io_uring": "The engine uses io_uring, which CRIU cannot dump: deny it at launch (torpor.snapshots.io_uring; "
+    "rootless: UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment).",
+    "bad size": "A file that was open or mapped at the dump has changed since: make the snapshot anew.",
+    "seccomp": "The engine runs under a seccomp filter, which only root can dump and restore.",
+    "Can't open file": "A file that was open at the dump is missing: was it on a disk that is not mounted, or deleted?",
+    "Cannot allocate memory": "This machine has too little free memory.",
+}
+
+
+def _advice(log: Path) -> str:
+    text = "\n".join(line for line in _lines(log) if "Error (" in line)
+    return "".join(f"{advice}\n" for sign, advice in _ADVICE.items() if sign in text)
+
+
+def _last_line(log: Path) -> str:
+    lines = _lines(log)
+    return lines[-1].strip() if lines else "none"
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as stream:
+            return stream.read(_LOG_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _make_empty(images: Path) -> None:
+    try:
+        images.mkdir(mode=0o700, parents=True, exist_ok=True)
+        images.chmod(0o700)
+        if any(images.iterdir()):
+            raise SnapshotError(f"The folder for the images, {images}, is not empty; choose another.")
+    except OSError as error:
+        raise SnapshotError(f"The folder for the images, {images}, cannot be made: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _emptied_on_failure(images: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for file in images.iterdir():
+            if file.name != DUMP_LOG:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+        raise

@@ -13,21 +13,48 @@ The network namespace holds `lo` alone: an engine in it cannot open a connection
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import marshal
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from socket import socket as Socket  # noqa: N812 - `socket` is a method here
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots import pid1, side_files
+from torpor.snapshots.channel import Channel
+from torpor.snapshots.pid1 import FIRST_PID, StepError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
-    from socket import socket as Socket  # noqa: N812 - `socket` is a method here
+    from typing import IO
+
+    from torpor.snapshots.pid1 import Config, Message
+
+    Pipe = IO[bytes]
 
 __all__ = ["FIRST_PID", "Clock", "Finished", "Mode", "Sandbox"]
 
 Mode = Literal["rootless", "root"]
 """`rootless`: in a user namespace, no privilege needed. `root`: without one; needs root (CAP_SYS_ADMIN)."""
 
-FIRST_PID = 1000
-"""The engine's leader inside every sandbox: above every process of our own and of CRIU's before it, so never taken."""
+DEV_SHM = Path("/dev/shm")  # noqa: S108 - private to every sandbox
+
+_PID1 = "import sys; sys.path.append(sys.argv[1]); import pid1; sys.path.pop(); pid1.main()"
+_NAMESPACES = ("pid", "mnt", "net", "ipc")
+_ANSWER_S = 10.0
+_TAIL_BYTES = 256 * 1024
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CANNOT_BE_RUN = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +89,24 @@ class Sandbox:
         log: the engine's output, a path inside: `scratch/log/engine.log`. Read it with `log_tail`.
     """
 
-    name: str
-    mode: Mode
-    pid: int
-    scratch: Path
-    log: Path
+    def __init__(self, channel: Channel, outer: subprocess.Popen[bytes] | None) -> None:
+        self._channel = channel
+        self._outer = outer
+        self._lock = threading.Lock()
+        self._code: int | None = None
+        self._last_words: tuple[str, ...] = ()
+        self._closed = False
+        self.pid, _ = channel.peer()
+        facts, folders = channel.ask({"op": "facts"}, timeout_s=_ANSWER_S)
+        _, (self._events,) = channel.ask({"op": "watch"}, timeout_s=_ANSWER_S)
+        self.name = str(facts["name"])
+        self.mode = cast("Mode", facts["mode"])
+        self.scratch = Path(str(facts["scratch"]))
+        self.log = self.scratch / "log" / "engine.log"
+        self._detached = bool(facts["detached"])
+        self._folders = dict(zip(map(Path, str(facts["private"]).split("\0")), folders, strict=True))
+        self._pidfd = os.pidfd_open(self.pid)
+        self._namespaces = {kind: _namespace(self.pid, kind) for kind in _NAMESPACES}
 
     @classmethod
     def create(
@@ -79,7 +119,7 @@ class Sandbox:
         clock: Clock | None = None,
         control: Path | None = None,
         timeout_s: float = 10.0,
-    ) -> Sandbox:
+    ) -> Self:
         """Make a sandbox; nothing but pid 1 runs in it yet.
 
         It ends with this process, however that ends, SIGKILL included; with `control` it does not (a detached replica).
@@ -91,23 +131,61 @@ class Sandbox:
                 tree has open files in it, so it must be the same path at the dump and at every restore.
             private: more folders that every replica sees empty and of its own; /dev/shm always is.
             clock: where its clocks begin (a time namespace); the host's clocks by default. Given the reading at the
-                dump, a restored tree sees no jump.
+                dump, a restored tree sees no jump. As root CRIU sees to that by itself, rootless it does not (4.2.1).
             control: a socket path for `attach`; the sandbox then outlives this process. The folder must be private (0700).
             timeout_s: seconds for all of it.
 
         Raises:
-            SnapshotError: the kernel refused, or it took too long; the message names the step and the cure.
+            SnapshotError: the kernel refused, or it took too long; the message names the step.
         """
-        raise NotImplementedError
+        folders = sorted({*private, DEV_SHM, scratch}, key=lambda folder: len(folder.parts))
+        _make_mount_point(name, scratch)
+        with contextlib.ExitStack() as stack:
+            channel, listener = stack.enter_context(Channel.bound(name, control))
+            owner = [] if control else [os.pidfd_open(os.getpid())]
+            for descriptor in owner:
+                stack.callback(os.close, descriptor)
+            config: Config = {
+                "rootless": mode == "rootless",
+                "detached": control is not None,
+                "clock": _clock_offsets(clock) if clock else "",
+                "private": [(str(folder), "0700" if folder == scratch else "1777") for folder in folders],
+                "folders": [str(scratch / "tmp"), str(scratch / "log")],
+                "log": str(scratch / "log" / "engine.log"),
+                "listener": listener.fileno(),
+                "owner": owner,
+                "facts": {
+                    "name": name,
+                    "mode": mode,
+                    "scratch": str(scratch),
+                    "private": "\0".join(map(str, folders)),
+                    "detached": control is not None,
+                },
+            }
+            unmade = stack.enter_context(contextlib.ExitStack())
+            unmade.callback(channel.close, ended=True)
+            outer = _start_pid1(name, config, (listener.fileno(), *owner), timeout_s)
+            unmade.callback(_end, outer)
+            sandbox = cls(channel, None if control else outer)
+            unmade.pop_all()
+        return sandbox
 
     @classmethod
-    def attach(cls, control: Path) -> Sandbox:
+    def attach(cls, control: Path) -> Self:
         """Take over a detached sandbox that another process made.
 
         Raises:
             SnapshotError: nobody answers there.
         """
-        raise NotImplementedError
+        try:
+            channel = Channel(control.name, control, keep_path=True)
+        except OSError as error:
+            raise SnapshotError(f"No sandbox can be reached at {control}: {error.strerror}.") from error
+        try:
+            return cls(channel, None)
+        except BaseException:
+            channel.close(ended=False)
+            raise
 
     def spawn(
         self,
@@ -132,7 +210,14 @@ class Sandbox:
             ConfigurationError: there is no such program, or it may not be run.
             SnapshotError: the sandbox has a tree already, or is gone.
         """
-        raise NotImplementedError
+        request: Message = {
+            "op": "spawn",
+            "argv": list(argv),
+            "env": {**env, "TMPDIR": str(self.scratch / "tmp")},
+            "cwd": str(cwd or self.scratch),
+            "files": dict(files or {}),
+        }
+        self._ask(request, timeout_s=_ANSWER_S)
 
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout_s: float
@@ -150,7 +235,19 @@ class Sandbox:
             TimeoutError: it was killed at the deadline.
             SnapshotError: the sandbox is gone.
         """
-        raise NotImplementedError
+        output = os.memfd_create("output")
+        try:
+            request: Message = {
+                "op": "run",
+                "argv": list(argv),
+                "env": dict(env or {"PATH": _DEFAULT_PATH}),
+                "cwd": str(cwd or "/"),
+            }
+            answer, _ = self._ask(request, descriptors=(output,), timeout_s=timeout_s)
+            said = os.pread(output, _TAIL_BYTES, max(0, os.fstat(output).st_size - _TAIL_BYTES))
+        finally:
+            os.close(output)
+        return Finished(code=cast("int", answer["code"]), output=said.decode(errors="replace"))
 
     def socket(self) -> Socket:
         """A TCP socket (IPv4, not connected, blocking) that belongs to the sandbox's network namespace.
@@ -160,7 +257,8 @@ class Sandbox:
         Raises:
             SnapshotError: the sandbox is gone.
         """
-        raise NotImplementedError
+        _, (descriptor,) = self._ask({"op": "socket"}, timeout_s=_ANSWER_S)
+        return Socket(fileno=descriptor)
 
     def connect(self, port: int, *, timeout_s: float) -> Socket:
         """A connection to a port on the sandbox's loopback; it keeps `timeout_s` as its time-out.
@@ -169,43 +267,67 @@ class Sandbox:
             OSError: nobody listens, or not in time.
             SnapshotError: the sandbox is gone.
         """
-        raise NotImplementedError
+        connection = self.socket()
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(("127.0.0.1", port))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def poll(self) -> int | None:
         """Exit code of the tree's leader (negative: the signal; -9 when the whole sandbox ended), or None while it runs.
 
         Spawned and restored trees alike. None too while there is no tree yet.
         """
-        raise NotImplementedError
+        return self.wait(0.0)
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait at most `timeout_s` seconds for the leader's end; its exit code, or None when it still runs."""
-        raise NotImplementedError
+        if self._code is not None or not _readable(self._events, timeout_s):
+            return self._code
+        with self._lock:
+            if self._code is None:
+                told = os.read(self._events, pid1.CODE_BYTES)
+                self._code = int.from_bytes(told, "little", signed=True) if told else -signal.SIGKILL
+        return self._code
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the leader or the sandbox ends; for select(2) and event loops only."""
-        raise NotImplementedError
+        return self._events
 
     @property
     def alive(self) -> bool:
         """Whether the sandbox itself still runs (its tree may have ended: see `poll`)."""
-        raise NotImplementedError
+        return not self._closed and not _readable(self._pidfd, 0.0)
 
     def signal_tree(self, number: int) -> None:
         """Send a signal to every process inside but pid 1."""
-        raise NotImplementedError
+        self._ask({"op": "signal", "number": int(number)}, timeout_s=_ANSWER_S)
 
     def host_pids(self) -> dict[int, int]:
         """Pid inside to pid outside, of every process inside, pid 1 included."""
-        raise NotImplementedError
+        found = {}
+        for pid in _members(self._namespaces, ("pid",)):
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                numbers = status.partition("NSpid:")[2].partition("\n")[0].split()
+                found[int(numbers[-1])] = pid
+        return found
 
     def log_tail(self, lines: int = 200) -> tuple[str, ...]:
         """The engine's last output lines, oldest first; also after `kill`."""
-        raise NotImplementedError
+        with self._lock:
+            if not self._closed:
+                self._last_words = _tail(self._folders[self.scratch], self.log.relative_to(self.scratch))
+            return self._last_words[-lines:]
 
     def clock(self) -> Clock:
         """What the sandbox's clocks show."""
-        raise NotImplementedError
+        answer, _ = self._ask({"op": "clock"}, timeout_s=_ANSWER_S)
+        monotonic_s, boottime_s = cast("tuple[float, float]", answer["clock"])
+        return Clock(monotonic_s=monotonic_s, boottime_s=boottime_s)
 
     def pack_side_files(self, archive: Path) -> int:
         """Write what lies in the private folders to a tar archive (0600); bytes written.
@@ -216,7 +338,15 @@ class Sandbox:
         Raises:
             SnapshotError: it cannot be written (disk full, ...); no partial archive stays.
         """
-        raise NotImplementedError
+        return side_files.pack(self._folders, archive, emptied=self.log)
+
+    def outside(self, folder: Path) -> Path:
+        """A private folder as this process reaches it; good until `kill` or `close`."""
+        return Path(f"/proc/self/fd/{self._folders[folder]}")
+
+    def side_file_bytes(self) -> int:
+        """What the private folders hold, in bytes."""
+        return sum(os.fstatvfs(folder).f_frsize * _used_blocks(folder) for folder in self._folders.values())
 
     def unpack_side_files(self, archive: Path) -> None:
         """Lay a packed archive into the private folders of this sandbox, before a restore.
@@ -224,7 +354,7 @@ class Sandbox:
         Raises:
             SnapshotError: the archive is missing or damaged, or holds a path outside of the private folders.
         """
-        raise NotImplementedError
+        side_files.unpack(self._folders, archive)
 
     def kill(self, timeout_s: float = 10.0) -> None:
         """End the sandbox with everything inside, and make sure that no process of its namespaces is left. Harmless to repeat.
@@ -232,14 +362,177 @@ class Sandbox:
         Raises:
             SnapshotError: something is left after `timeout_s` seconds; each process is named.
         """
-        raise NotImplementedError
+        deadline = time.monotonic() + timeout_s
+        if self._closed:
+            return
+        self.log_tail()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        ended = _readable(self._pidfd, timeout_s)  # the kernel ends pid 1 after everybody else in its pid namespace
+        if self._outer:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._outer.wait(max(0.1, deadline - time.monotonic()))
+        left = _members(self._namespaces, _NAMESPACES)
+        while left and time.monotonic() < deadline:
+            time.sleep(0.005)
+            left = _members(self._namespaces, _NAMESPACES)
+        if left or not ended:
+            named = ", ".join(f"{pid} ({_command(pid)})" for pid in left or [self.pid])
+            raise SnapshotError(f"Sandbox {self.name!r} was killed, but after {timeout_s:g} s these are left: {named}.")
+        self._let_go(ended=True)
 
     def close(self) -> None:
         """Let go of a detached sandbox, which runs on; any other is ended."""
-        raise NotImplementedError
+        if self._detached and self.alive:
+            self._let_go(ended=False)
+        else:
+            self.kill()
 
-    def __enter__(self) -> Sandbox:
+    def _let_go(self, *, ended: bool) -> None:
+        self.log_tail()
+        self.poll()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if ended and self._code is None:
+                self._code = -signal.SIGKILL
+            for descriptor in (self._events, self._pidfd, *self._folders.values()):
+                os.close(descriptor)
+            self._channel.close(ended=ended)
+
+    def _ask(self, request: Message, *, descriptors: Sequence[int] = (), timeout_s: float) -> tuple[Message, list[int]]:
+        if self._closed:
+            raise SnapshotError(f"Sandbox {self.name!r} was ended or let go.")
+        try:
+            return self._channel.ask(request, descriptors=descriptors, timeout_s=timeout_s)
+        except StepError as error:
+            text = f"Sandbox {self.name!r} could not {error.step}: {os.strerror(error.number) if error.number else 'refused'}."
+            if error.number in _CANNOT_BE_RUN:
+                raise ConfigurationError(text) from error
+            raise SnapshotError(text) from error
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _make_mount_point(name: str, scratch: Path) -> None:
+    if not scratch.is_absolute():
+        raise ConfigurationError(
+            f"Sandbox {name!r}: the scratch folder must be an absolute path, not {str(scratch)!r}."
+        )
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnapshotError(
+            f"Sandbox {name!r}: the scratch folder's mount point {scratch} cannot be made: {error.strerror}."
+        ) from error
+
+
+def _start_pid1(name: str, config: Config, descriptors: tuple[int, ...], timeout_s: float) -> subprocess.Popen[bytes]:
+    """Start the outer process and wait until pid 1 listens.
+
+    Raises:
+        SnapshotError: the kernel refused a step, or it took too long.
+    """
+    said = os.memfd_create("stderr")
+    try:
+        outer = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent)],
+            env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        with cast("Pipe", outer.stdin) as stdin, cast("Pipe", outer.stdout) as stdout:
+            stdin.write(marshal.dumps(dict(config), pid1.MESSAGE_VERSION))
+            stdin.close()
+            report = os.read(stdout.fileno(), 4096) if _readable(stdout.fileno(), timeout_s) else None
+        if report == pid1.READY:
+            return outer
+        _end(outer)
+        if report is None:
+            raise SnapshotError(f"Sandbox {name!r} was not ready after {timeout_s:g} s and was ended.")
+        if report:
+            step, number = marshal.loads(report)  # noqa: S302 - pid 1 is our own program
+            raise SnapshotError(
+                f"Sandbox {name!r} cannot be made: the kernel refused to {step}: {os.strerror(number)}."
+            ) from StepError(step, number)
+        last = os.pread(said, _TAIL_BYTES, 0).decode(errors="replace").strip()
+        raise SnapshotError(f"Sandbox {name!r} cannot be made: its first process ended at once. It said: {last}")
+    finally:
+        os.close(said)
+
+
+def _end(outer: subprocess.Popen[bytes]) -> None:
+    outer.kill()  # pid 1 watches it
+    outer.wait()
+
+
+def _clock_offsets(clock: Clock) -> str:
+    """The text for timens_offsets (time_namespaces(7)): offsets count from the first time namespace's clocks."""
+    own: dict[str, float] = {"monotonic": 0.0, "boottime": 0.0}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+            kind, whole, nanoseconds = line.split()
+            own[kind] = int(whole) + int(nanoseconds) / 1e9
+    wanted = {
+        "monotonic": clock.monotonic_s - time.clock_gettime(time.CLOCK_MONOTONIC),
+        "boottime": clock.boottime_s - time.clock_gettime(time.CLOCK_BOOTTIME),
+    }
+    lines = []
+    for kind, offset_s in wanted.items():
+        total = offset_s + own[kind]
+        seconds = math.floor(total)
+        lines.append(f"{kind} {seconds} {int((total - seconds) * 1e9)}\n")
+    return "".join(lines)
+
+
+def _used_blocks(folder: int) -> int:
+    facts = os.fstatvfs(folder)
+    return facts.f_blocks - facts.f_bfree
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _namespace(pid: int, kind: str) -> int:
+    return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
+
+
+def _members(namespaces: Mapping[str, int], kinds: Sequence[str]) -> list[int]:
+    """Every process that is in one of the namespaces, by its pid outside."""
+    members = []
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if name.isdigit() and any(_namespace(int(name), kind) == namespaces[kind] for kind in kinds):
+                members.append(int(name))
+    return members
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
+    except OSError:
+        return "gone meanwhile"
+
+
+def _tail(folder_fd: int, file: Path) -> tuple[str, ...]:
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder_fd)
+    except OSError:
+        return ()
+    try:
+        size = os.fstat(descriptor).st_size
+        text = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+    return tuple(text.splitlines())

@@ -1,0 +1,143 @@
+"""What lies in a sandbox's private folders, packed beside CRIU's images: CRIU keeps open files by path only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["pack", "unpack"]
+
+_COPY_BYTES = 1 << 20
+
+
+def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
+    """Write the folders' content to a tar archive, 0600, whole or not at all.
+
+    Args:
+        folders: path inside the sandbox, and a descriptor of the folder.
+        archive: where to.
+        emptied: a file of which only the name is kept.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        SnapshotError: it cannot be written, or a file cannot be read.
+    """
+    unfinished = archive.with_name(f".{archive.name}.unfinished")
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with (
+            os.fdopen(descriptor, "wb") as stream,
+            tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for folder, folder_fd in folders.items():
+                _add_folder(tar, folder, folder_fd, emptied)
+        unfinished.rename(archive)
+        return archive.stat().st_size
+    except OSError as error:
+        raise SnapshotError(
+            f"The private folders cannot be packed into {archive}: {error.strerror or error}."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def unpack(folders: Mapping[Path, int], archive: Path) -> None:
+    """Lay a packed archive into the folders.
+
+    Raises:
+        SnapshotError: the archive is missing or damaged, holds a path outside of the folders, or there is no room.
+    """
+    laid = {PurePosixPath(folder): True for folder in folders}
+    try:
+        with tarfile.open(archive, mode="r:") as tar:
+            for member in tar:
+                _lay(tar, member, folders, laid)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise SnapshotError(
+            f"The side files {archive} cannot be laid: {error}. The snapshot is damaged, or this machine has too little "
+            "memory; make it anew if the file is damaged."
+        ) from error
+
+
+def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Path) -> None:
+    top = f"/proc/self/fd/{folder_fd}"
+    device = os.fstat(folder_fd).st_dev
+    for path, inner_folders, files in os.walk(top):
+        inner_folders[:] = [name for name in inner_folders if os.lstat(f"{path}/{name}").st_dev == device]
+        for name in sorted(inner_folders) + sorted(files):
+            inside = folder / f"{path}/{name}"[len(top) + 1 :]
+            member = tar.gettarinfo(f"{path}/{name}", arcname=str(inside))
+            if member is None:  # a socket: CRIU binds it again
+                continue
+            if member.isreg() and inside != emptied:
+                with open(f"{path}/{name}", "rb") as content:  # noqa: PTH123
+                    tar.addfile(member, content)
+            else:
+                member.size = 0
+                tar.addfile(member)
+
+
+def _lay(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, folders: Mapping[Path, int], laid: dict[PurePosixPath, bool]
+) -> None:
+    """Lay one member and note whether it is a folder; its own folder must have been laid, so no link can lead elsewhere."""
+    path = PurePosixPath("/", member.name)
+    if not laid.get(path.parent) or ".." in path.parts:
+        raise tarfile.TarError(f"it holds {member.name!r}, which lies in none of its folders")
+    target = _outside(path, folders)
+    if member.isdir():
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(target)  # noqa: PTH102 - paths under /proc/self/fd, not for pathlib
+        if not stat.S_ISDIR(os.lstat(target).st_mode):
+            raise tarfile.TarError(f"{member.name!r} is no folder")
+    elif member.issym():
+        os.symlink(member.linkname, target)  # noqa: PTH211
+    elif member.islnk():
+        original = PurePosixPath("/", member.linkname)
+        if laid.get(original) is not False:
+            raise tarfile.TarError(f"{member.name!r} is a link to {member.linkname!r}, which is no file of its own")
+        os.link(_outside(original, folders), target, follow_symlinks=False)
+    elif member.isfifo():
+        os.mkfifo(target)
+    elif member.isreg():
+        content = tar.extractfile(member) or io.BytesIO()
+        with _created(target) as stream:
+            while chunk := content.read(_COPY_BYTES):
+                stream.write(chunk)
+    else:
+        raise tarfile.TarError(f"{member.name!r} is of a kind that is never packed")
+    laid[path] = member.isdir()
+    _dress(target, member)
+
+
+def _outside(path: PurePosixPath, folders: Mapping[Path, int]) -> str:
+    """A path inside the sandbox as this process reaches it."""
+    folder = max((folder for folder in folders if path.is_relative_to(folder)), key=lambda folder: len(folder.parts))
+    return f"/proc/self/fd/{folders[folder]}/{path.relative_to(folder)}"
+
+
+@contextlib.contextmanager
+def _created(target: str) -> Iterator[io.BufferedWriter]:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        yield stream
+
+
+def _dress(target: str, member: tarfile.TarInfo) -> None:
+    if os.geteuid() == 0:
+        os.chown(target, member.uid, member.gid, follow_symlinks=False)
+    if not member.issym():
+        os.chmod(target, member.mode)  # noqa: PTH101
+        os.utime(target, (member.mtime, member.mtime))
