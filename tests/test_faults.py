@@ -1,0 +1,449 @@
+"""Every fault of an engine gives its own error, in time, with what was seen, and leaves no process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING, Literal
+
+import httpx
+import psutil
+import pytest
+from typing_extensions import override
+
+from tests.conftest import wait_until_gone
+from torpor import (
+    CanaryError,
+    EngineExitedError,
+    EngineRequestError,
+    EngineTimeoutError,
+    ForeignServerError,
+    GuardStateError,
+    Plugin,
+    PortInUseError,
+    TorporError,
+    hookimpl,
+)
+from torpor.testing import Fault, StandIn
+from torpor.testing.faults import CRASH_WORD, EXIT_CODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import MakeBoot
+    from torpor import Deployment, Engine, Recipe
+    from torpor.boot import Boot
+    from torpor.testing.pytest_plugin import StandInDeployment, Timeouts
+
+SHORT_S = 0.6
+"""The deadline of the stage that hangs."""
+
+SLACK_S = 3.0
+"""What a busy machine may add to a deadline before it counts as missed."""
+
+EXITED = f"exited with code {EXIT_CODE}"
+LAST_LINES = r"last lines:\n +standin: pid \d+"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A fault and what it has to give.
+
+    Attributes:
+        error: the very class of the error.
+        stage: where it appears.
+        says: parts of the message, regular expressions in order.
+        limit_s: seconds from the boot's begin to the error, at most.
+    """
+
+    error: type[TorporError]
+    stage: str
+    says: tuple[str, ...]
+    limit_s: float = SLACK_S
+
+
+CASES = {
+    Fault.EXIT_AT_START: Case(
+        error=EngineExitedError,
+        stage="ready",
+        says=(EXITED, "before it was ready", "last lines:\n +standin: fault exit_at_start"),
+    ),
+    Fault.HANG_AT_START: Case(
+        error=EngineTimeoutError,
+        stage="ready",
+        says=(f"not ready within {SHORT_S:g} s", "nothing listens on the port yet", "startup_timeout_s", LAST_LINES),
+        limit_s=SHORT_S + SLACK_S,
+    ),
+    Fault.NEVER_READY: Case(
+        error=EngineTimeoutError,
+        stage="ready",
+        says=(f"not ready within {SHORT_S:g} s", "GET /v1/models: 503", "Server is starting", LAST_LINES),
+        limit_s=SHORT_S + SLACK_S,
+    ),
+    Fault.EXIT_IN_WARMUP: Case(
+        error=EngineExitedError,
+        stage="warmup",
+        says=(EXITED, "in stage warmup", "hook warmup of plugin 'standin'", LAST_LINES),
+    ),
+    Fault.ERROR_IN_WARMUP: Case(
+        error=EngineRequestError,
+        stage="warmup",
+        says=(
+            "POST http://127.0.0.1:.*/v1/chat/completions with 500",
+            "plugin 'standin'",
+            "illegal memory",
+            LAST_LINES,
+        ),
+    ),
+    Fault.HANG_IN_WARMUP: Case(
+        error=EngineTimeoutError,
+        stage="warmup",
+        says=(
+            f"not done within {SHORT_S:g} s in stage warmup",
+            "hook warmup of plugin 'standin'",
+            "timeout",
+            LAST_LINES,
+        ),
+        limit_s=SHORT_S + SLACK_S,
+    ),
+    Fault.REFUSE_SLEEP: Case(
+        error=EngineRequestError,
+        stage="pre_snapshot",
+        says=(
+            "/release_memory_occupation with 400",
+            "hook pre_snapshot of plugin 'standin'",
+            "memory saver is not enabled",
+        ),
+    ),
+    Fault.HANG_IN_SLEEP: Case(
+        error=EngineTimeoutError,
+        stage="pre_snapshot",
+        says=(
+            f"not done within {SHORT_S:g} s in stage pre_snapshot",
+            "hook pre_snapshot of plugin 'standin'",
+            LAST_LINES,
+        ),
+        limit_s=SHORT_S + SLACK_S,
+    ),
+    Fault.EXIT_WHILE_ASLEEP: Case(
+        error=EngineExitedError, stage="post_restore", says=(EXITED, "in stage post_restore", "fault exit_while_asleep")
+    ),
+    Fault.EXIT_AT_WAKE: Case(
+        error=EngineExitedError,
+        stage="post_restore",
+        says=(EXITED, "hook post_restore of plugin 'standin'", "fault exit_at_wake"),
+    ),
+    Fault.HANG_IN_WAKE: Case(
+        error=EngineTimeoutError,
+        stage="post_restore",
+        says=(
+            f"not done within {SHORT_S:g} s in stage post_restore",
+            "hook post_restore of plugin 'standin'",
+            LAST_LINES,
+        ),
+        limit_s=SHORT_S + SLACK_S,
+    ),
+    Fault.DIFFERENT_AFTER_WAKE: Case(
+        error=CanaryError,
+        stage="canary_check",
+        says=("answers .* differently", "recorded 16 tokens", "now 16 tokens", "part at character 0", "weights backup"),
+    ),
+    Fault.SHORTER_AFTER_WAKE: Case(
+        error=CanaryError,
+        stage="canary_check",
+        says=("recorded 16 tokens", "now 8 tokens", r"part at character [1-9]\d+"),
+    ),
+}
+
+HANGS: dict[Fault, Timeouts] = {
+    Fault.HANG_AT_START: {"startup_timeout_s": SHORT_S},
+    Fault.NEVER_READY: {"startup_timeout_s": SHORT_S},
+    Fault.HANG_IN_WARMUP: {"warmup_timeout_s": SHORT_S},
+    Fault.HANG_IN_SLEEP: {"sleep_timeout_s": SHORT_S},
+    Fault.HANG_IN_WAKE: {"wake_timeout_s": SHORT_S},
+}
+
+NO_ERROR = {
+    Fault.SLOW_START,
+    Fault.LOG_FLOOD,
+    Fault.EXIT_WHILE_SERVING,
+    Fault.CHILDREN_IGNORE_SIGTERM,
+    Fault.IGNORE_SIGTERM,
+}
+"""Faults that a start and a wake survive; each has a test of its own below."""
+
+
+def live(boot: Boot) -> None:
+    """A start, a sleep and a wake."""
+    boot.cold_start()
+    boot.serve()
+    boot.sleep()
+    if boot.deployment.engine == StandIn(fault=Fault.EXIT_WHILE_ASLEEP, fault_s=0.05):
+        boot.running_engine.wait(5)
+    boot.wake()
+
+
+def test_every_fault_is_tested() -> None:
+    """A new fault of the stand-in needs its error here, or a test of its own."""
+    assert set(CASES) | NO_ERROR == set(Fault)
+
+
+@pytest.mark.parametrize("fault", CASES)
+def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, fault: Fault
+) -> None:
+    """The class says what kind, the message where and what was seen; the engine's session is empty afterwards."""
+    case = CASES[fault]
+    engine = StandIn(fault=fault, fault_s=0.05)
+    boot = make_boot(standin_deployment(engine=engine, **HANGS.get(fault, {})))
+    began = time.monotonic()
+    with pytest.raises(case.error, match="(?s)" + ".*".join(case.says)) as caught:
+        live(boot)
+    assert time.monotonic() - began < case.limit_s
+    assert type(caught.value) is case.error
+    last = boot.report.records[-1]
+    assert (last.stage, last.ok) == (case.stage, False)
+    assert last.error.startswith(f"{case.error.__name__}: ")
+    if isinstance(caught.value, EngineExitedError):
+        assert caught.value.exit_code_seen == EXIT_CODE
+        assert f"fault {fault}" in caught.value.log_tail[-1]
+    assert boot.running_engine.poll() is not None
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+def test_a_slow_start_is_waited_for(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """Slow is no fault: the engine is ready when it is ready."""
+    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.SLOW_START, fault_s=0.5)))
+    live(boot)
+    assert boot.report.seconds("ready") >= 0.5
+
+
+def test_an_exit_while_serving_is_noticed_at_once(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """Within 100 ms of the crash; the next stage says what happened, and the left-over children are gone."""
+    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.EXIT_WHILE_SERVING)))
+    boot.cold_start()
+    boot.serve()
+    engine = boot.running_engine
+    with pytest.raises(httpx.TransportError):
+        httpx.post(
+            f"http://127.0.0.1:{boot.deployment.port}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": CRASH_WORD}]},
+            trust_env=False,
+        )
+    began = time.monotonic()
+    assert engine.wait(5) == EXIT_CODE
+    assert time.monotonic() - began < 0.1
+    assert wait_until_gone(engine.pid) == []
+    with pytest.raises(EngineExitedError, match=f"{EXITED} in stage drain"):
+        boot.sleep()
+
+
+def test_a_log_flood_costs_no_memory(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """100 MB of output, a tenth of it one line: this process grows by less than a tenth of that, the tail is whole."""
+    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.LOG_FLOOD, warmup_requests=1), warmup_timeout_s=60))
+    before = psutil.Process().memory_info().rss
+    boot.cold_start()
+    assert psutil.Process().memory_info().rss - before < 10_000_000
+    tail = boot.running_engine.log_tail()
+    assert tail[-1] == "standin: the flood is over"
+    assert sum(map(len, tail)) < 500_000
+
+
+@pytest.mark.parametrize("fault", [Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM])
+def test_what_ignores_sigterm_is_killed(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, fault: Fault
+) -> None:
+    """After the grace; a server process that ends by itself does not wait for its deaf children."""
+    boot = make_boot(standin_deployment(engine=StandIn(fault=fault), stop_timeout_s=SHORT_S))
+    boot.cold_start()
+    began = time.monotonic()
+    code = boot.stop()
+    assert time.monotonic() - began < SHORT_S + SLACK_S
+    assert code == (-signal.SIGKILL if fault is Fault.IGNORE_SIGTERM else 0)
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+def test_a_port_in_use_stops_the_start(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, foreign_server: HTTPServer
+) -> None:
+    """Nothing is launched beside another program."""
+    boot = make_boot(standin_deployment())
+    with pytest.raises(PortInUseError, match=f"Port {boot.deployment.port} is in use"):
+        boot.cold_start()
+    assert boot.engine is None
+
+
+def test_another_program_that_takes_the_port_is_found_out(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, free_port: int
+) -> None:
+    """It came between the check and the engine's bind; the engine, which never got its port, is ended."""
+    servers: list[HTTPServer] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Overtaken(StandIn):
+        @hookimpl
+        @override
+        def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+            servers.append(serve_foreign(deployment.port))
+            return StandIn.launch(self, deployment, recipe)
+
+    boot = make_boot(standin_deployment(engine=Overtaken(fault=Fault.HANG_AT_START)))
+    try:
+        with pytest.raises(
+            ForeignServerError, match=f"Port {free_port} answers, but not as the engine.*Another program"
+        ):
+            boot.cold_start()
+    finally:
+        servers[0].shutdown()
+        servers[0].server_close()
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+def test_a_second_release_does_not_reach_the_engine(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """A plugin that releases once more: the guard refuses it, and the engine lives to be ended in order."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Twice(Plugin):
+        plugin_name = "twice"
+
+        @hookimpl(trylast=True)
+        @override
+        def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            client.post("/release_memory_occupation", json={}).raise_for_status()
+
+    boot = make_boot(standin_deployment(Twice()))
+    with pytest.raises(
+        EngineRequestError, match=r"(?s)/release_memory_occupation with 409.*plugin 'twice'.*out of order"
+    ):
+        live(boot)
+    assert "Traceback" not in "".join(boot.running_engine.log_tail())
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+def test_a_wake_of_an_engine_that_is_awake_is_refused(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """A second resume would end SGLang; the guard says no, and core ends what is out of step."""
+    boot = make_boot(standin_deployment())
+    live(boot)
+    with pytest.raises(GuardStateError, match=r"The guard refused 'wake' with 409: .*serving"):
+        boot.wake()
+    assert "KeyError" not in "".join(boot.running_engine.log_tail())
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+def test_ctrl_c_inside_the_launch_hook_leaves_nothing(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """The signal comes when the process exists and nobody knows it yet."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Interrupted(StandIn):
+        @hookimpl
+        @override
+        def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+            engine = StandIn.launch(self, deployment, recipe)
+            signal.raise_signal(signal.SIGINT)
+            return engine
+
+    boot = make_boot(standin_deployment(engine=Interrupted()))
+    with pytest.raises(KeyboardInterrupt):
+        boot.cold_start()
+    assert wait_until_gone(boot.running_engine.pid) == []
+
+
+SCRIPT = textwrap.dedent("""
+    import sys, time
+    from torpor import Deployment, Model
+    from torpor.boot import Boot
+    from torpor.platforms.local import stops_on_failure
+    from torpor.records import StageReport
+    from torpor.testing import Fault, StandIn
+
+    def tell(name):
+        if boot.engine:
+            print(name, boot.engine.pid, flush=True)
+
+    port, fault, stage = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    engine = StandIn(fault=Fault(fault) if fault else None)
+    deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
+    boot = Boot(deployment, report=StageReport(on_begin=tell))
+    with stops_on_failure(boot):
+        boot.cold_start()
+        boot.serve()
+        if stage == "serving":
+            print("serving", boot.engine.pid, flush=True)
+            time.sleep(60)
+        boot.sleep()
+        boot.wake()
+""")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    [
+        ("ready", Fault.HANG_AT_START),
+        ("warmup", Fault.HANG_IN_WARMUP),
+        ("serving", None),
+        ("pre_snapshot", Fault.HANG_IN_SLEEP),
+        ("post_restore", Fault.HANG_IN_WAKE),
+    ],
+)
+def test_ctrl_c_leaves_no_process(
+    tmp_path: Path, free_port: int, stage: Literal["ready", "warmup", "serving"], fault: Fault | None
+) -> None:
+    """SIGINT to the framework's own process while it waits in a stage: it ends, and so does the whole engine."""
+    script = tmp_path / "boots.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(free_port), fault or "", stage],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith(f"{stage} "))
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in errors
+    assert wait_until_gone(int(line.split()[1])) == []
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """Answers everything with 200, as some dashboard would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"hi")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+        pass
+
+
+def serve_foreign(port: int) -> HTTPServer:
+    """Start another program's server on the port."""
+    server = HTTPServer(("127.0.0.1", port), Foreign)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def foreign_server(free_port: int) -> Iterator[HTTPServer]:
+    """Another program on the deployment's port."""
+    server = serve_foreign(free_port)
+    yield server
+    server.shutdown()
+    server.server_close()
