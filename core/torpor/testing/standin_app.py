@@ -114,9 +114,9 @@ class StandInApp:
         if self._options.fault is Fault.ERROR_IN_WARMUP:
             await request.answer(_ERROR, {"object": "error", "message": "CUDA error: an illegal memory access"})
             return
+        await self._unpaused.wait()  # a paused request has not reached the scheduler, so it is none that runs
         self._running += 1
         try:
-            await self._unpaused.wait()
             answer = await self._scheduler.ask(
                 op="generate",
                 prompt=prompt,
