@@ -24,6 +24,7 @@ import structlog
 
 from torpor.canary import Canary, ask_canary, compare_canary
 from torpor.control import GuardControl, open_client
+from torpor.engine import engines_started_by
 from torpor.errors import (
     CanaryError,
     DrainTimeoutError,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.deployment import Deployment
-    from torpor.engine import Engine
+    from torpor.engine import Engine, Starter
     from torpor.recipe import Preflight, Recipe
 
 __all__ = ["Boot"]
@@ -60,11 +61,18 @@ class Boot:
         deployment: what to serve.
         recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
         report: where stages are recorded.
+        starter: where the engine is started; a child process of this one by default.
     """
 
     def __init__(
-        self, deployment: Deployment, *, recipe: Recipe | None = None, report: StageReport | None = None
+        self,
+        deployment: Deployment,
+        *,
+        recipe: Recipe | None = None,
+        report: StageReport | None = None,
+        starter: Starter | None = None,
     ) -> None:
+        self._starter = starter
         self.deployment = deployment
         self.report = report or StageReport()
         self._plugin_seconds: dict[str, float] = {}
@@ -85,10 +93,11 @@ class Boot:
         """
         deployment = self.deployment
         with self._stage("preflight"):
-            check_port_free(deployment.port)
+            if self._starter is None:
+                check_port_free(deployment.port)
             for check in self.recipe.preflight:
                 _run_preflight(check, self.recipe)
-        with self._stage("launch"), ends_started_engines(), signals_held():
+        with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self._starter):
             self.engine = self.lifecycle.launch(self.recipe)
         with self._stage("ready"), self._client(deployment.startup_timeout_s) as client:
             wait_ready(
@@ -127,8 +136,26 @@ class Boot:
             with self._control() as control:
                 control.asleep()
 
-    def wake(self) -> None:
+    def check_asleep(self) -> None:
+        """Make sure that the engine sleeps and answers nobody; see `GuardControl.check_asleep`."""
+        with self._control() as control:
+            control.check_asleep()
+
+    def adopt(self, engine: Engine, canary: Canary) -> None:
+        """Go on with a copy of a sleeping engine that a snapshot brought back; `wake` comes next.
+
+        Args:
+            engine: the copy.
+            canary: what the original answered before its sleep.
+        """
+        self.engine, self.canary = engine, canary
+        self._kind = "restored"
+
+    def wake(self, *, new_boot_id: str | None = None) -> None:
         """Wake the engine after a sleep, demand the canary again and let public requests in.
+
+        Args:
+            new_boot_id: what it is called from now on; for one of several copies of a snapshot.
 
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
@@ -138,7 +165,7 @@ class Boot:
         self._kind = "restored"
         self.restore_count += 1
         with self._stage("post_restore", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
-            GuardControl(self.running_engine, client).wake()
+            GuardControl(self.running_engine, client).wake(new_boot_id=new_boot_id)
             self.lifecycle.post_restore(self.running_engine, client)
         with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)

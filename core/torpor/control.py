@@ -35,8 +35,18 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         headers=headers,
         timeout=httpx.Timeout(timeout_s, connect=5.0),
         verify=False,  # noqa: S501 - loopback speaks no TLS, and reading the certificates took 20 ms of every stage
+        transport=_transport(engine),
         trust_env=False,  # a proxy variable must not send loopback traffic, and the key, elsewhere
     )
+
+
+def _transport(engine: Engine) -> httpx.BaseTransport | None:
+    """The default one, unless the engine can only be reached by sockets that it makes."""
+    if not engine.private_network:
+        return None
+    from torpor.transport import EngineTransport  # noqa: PLC0415 - only for engines in a sandbox
+
+    return EngineTransport(engine)
 
 
 class GuardControl:
@@ -68,14 +78,37 @@ class GuardControl:
         """Shut the engine off from everybody, the lifecycle included."""
         self._post("asleep")
 
-    def wake(self) -> None:
-        """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot."""
+    def wake(self, *, new_boot_id: str | None = None) -> None:
+        """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
+
+        Args:
+            new_boot_id: what the guard calls itself from now on; for one of several copies of a snapshot.
+        """
+        if self._engine.guard_key is not None:
+            new_key = secrets.token_urlsafe(32)
+            identity = {"key": new_key} if new_boot_id is None else {"key": new_key, "boot_id": new_boot_id}
+            self._expect(self._client.post("/_torpor/wake", json=identity), "wake")
+            self._engine.guard_key = new_key
+            self._client.headers[KEY_HEADER] = new_key
+        if new_boot_id is not None:
+            self._engine.boot_id = new_boot_id
+
+    def check_asleep(self) -> None:
+        """Make sure that the engine sleeps and answers nobody.
+
+        Raises:
+            GuardStateError: it is in another state, or a request is in flight.
+        """
         if self._engine.guard_key is None:
             return
-        new_key = secrets.token_urlsafe(32)
-        self._expect(self._client.post("/_torpor/wake", json={"key": new_key}), "wake")
-        self._engine.guard_key = new_key
-        self._client.headers[KEY_HEADER] = new_key
+        response = self._client.get("/_torpor/state")
+        self._expect(response, "state")
+        seen = response.json()
+        if seen["state"] != "asleep" or seen["in_flight"]:
+            raise GuardStateError(
+                f"The engine is {seen['state']} with {seen['in_flight']} request(s) in flight; a snapshot is taken of a "
+                "sleeping engine that answers nobody."
+            )
 
     def serve(self) -> None:
         """Open the door."""

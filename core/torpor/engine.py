@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torpor.guard import GuardRules
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Starter", "engines_started_by"]
+
+
+class Starter(Protocol):
+    """Starts engines in a place of its own, e.g. in a sandbox that can be snapshotted."""
+
+    def __call__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
+    ) -> Engine:
+        """Start a command; the arguments are those of `Engine.start`."""
+
+
+_starter: ContextVar[Starter | None] = ContextVar("starter", default=None)
 
 
 class Engine(ABC):
@@ -24,6 +39,8 @@ class Engine(ABC):
 
     boot_id: str
     guard_key: str | None
+    private_network: ClassVar[bool] = False
+    """Whether its ports are its own, reached by `open_socket` alone, whoever else listens on this machine's."""
 
     @staticmethod
     def start(
@@ -48,6 +65,8 @@ class Engine(ABC):
         Raises:
             ConfigurationError: there is no such program, or it may not be run.
         """
+        if (starter := _starter.get()) is not None:
+            return starter(argv, env=env or {}, cwd=cwd, guard=guard)
         from torpor.process import EngineProcess  # noqa: PLC0415 - process.py implements this class
 
         return EngineProcess(argv, env=env or {}, cwd=cwd, guard=guard)
@@ -76,3 +95,21 @@ class Engine(ABC):
     @abstractmethod
     def log_tail(self) -> tuple[str, ...]:
         """The last output lines, oldest first."""
+
+    def open_socket(self, port: int, timeout_s: float) -> socket.socket:
+        """A TCP connection to a port on the engine's loopback; its time-out stays `timeout_s` seconds.
+
+        Raises:
+            OSError: nobody listens there, or not in time.
+        """
+        return socket.create_connection(("127.0.0.1", port), timeout_s)
+
+
+@contextlib.contextmanager
+def engines_started_by(starter: Starter | None) -> Iterator[None]:
+    """Have `Engine.start` use a starter inside the block; None stands for a child process of this one."""
+    token = _starter.set(starter)
+    try:
+        yield
+    finally:
+        _starter.reset(token)

@@ -63,7 +63,7 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
     while time.monotonic() < deadline:
         if engine.wait(POLL_S) is not None:
             raise exited_error(engine, "before it was ready")
-        if not _listening(port):
+        if not _listening(engine, port):
             continue
         try:
             if engine.guard_key is not None:
@@ -100,10 +100,12 @@ def last_lines(engine: Engine) -> str:
     return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
 
 
-def _listening(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(REQUEST_TIMEOUT_S)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _listening(engine: Engine, port: int) -> bool:
+    try:
+        engine.open_socket(port, REQUEST_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_identity(engine: Engine, client: httpx.Client, port: int) -> None:

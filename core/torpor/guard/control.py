@@ -80,6 +80,9 @@ class Control:
     async def _wake(self, options: dict[str, object], send: Send) -> None:
         try:
             new_key = self._new_key(options)
+            boot_id = options.get("boot_id", self._boot_id)
+            if not isinstance(boot_id, str) or not boot_id:
+                raise ValueError("boot_id has to be a string with something in it")  # noqa: TRY301 - one way to say it
         except ValueError as error:
             await _bad(send, str(error))
             return
@@ -88,6 +91,7 @@ class Control:
             return
         if new_key is not None:
             self._key.replace(new_key)
+        self._boot_id = boot_id
         await self._tell(send, None)
 
     def _new_key(self, options: dict[str, object]) -> LifecycleKey | None:

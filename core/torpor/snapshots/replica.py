@@ -1,0 +1,121 @@
+"""An engine in a sandbox: what a start in one gives, and what a restore brings back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from torpor.engine import Engine
+from torpor.errors import SnapshotError
+from torpor.snapshots.sandbox import FIRST_PID
+from torpor.snapshots.secret_names import check_no_secrets
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torpor.guard import GuardRules
+    from torpor.snapshots.sandbox import Sandbox
+
+__all__ = ["SandboxEngine", "SandboxStarter"]
+
+_BOOT_FD = 3
+_NO_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
+"""CRIU cannot dump an io_uring: uvloop 0.21 heeds the first (0.23 does not), torch's TCPStore the second."""
+
+
+class SandboxEngine(Engine):
+    """An engine whose tree lives in a sandbox; the sandbox ends with it.
+
+    Args:
+        sandbox: with the tree in it, started or restored.
+        boot_id: what its guard calls itself.
+        guard_key: the guard's lifecycle key; None for an engine without one.
+    """
+
+    private_network: ClassVar[bool] = True
+
+    def __init__(self, sandbox: Sandbox, *, boot_id: str, guard_key: str | None) -> None:
+        self.sandbox = sandbox
+        self.boot_id = boot_id
+        self.guard_key = guard_key
+        self._pid = 0
+
+    @property
+    @override
+    def pid(self) -> int:
+        if not self._pid:
+            with contextlib.suppress(SnapshotError):
+                self._pid = self.sandbox.host_pids().get(FIRST_PID, 0)
+        return self._pid
+
+    @override
+    def poll(self) -> int | None:
+        return self.sandbox.poll()
+
+    @override
+    def wait(self, timeout_s: float) -> int | None:
+        return self.sandbox.wait(timeout_s)
+
+    @override
+    def terminate(self, grace_s: float = 10.0) -> int:
+        if grace_s > 0 and self.sandbox.alive and self.sandbox.poll() is None:
+            with contextlib.suppress(SnapshotError):  # it may end between the question and the signal
+                self.sandbox.signal_tree(signal.SIGTERM)
+            self.sandbox.wait(grace_s)
+        self.sandbox.kill()
+        code = self.sandbox.poll()
+        return -signal.SIGKILL if code is None else code
+
+    @override
+    def log_tail(self) -> tuple[str, ...]:
+        return self.sandbox.log_tail()
+
+    @override
+    def open_socket(self, port: int, timeout_s: float) -> socket.socket:
+        try:
+            return self.sandbox.connect(port, timeout_s=timeout_s)
+        except SnapshotError as error:
+            raise ConnectionRefusedError(str(error)) from error
+
+
+class SandboxStarter:
+    """Starts engines in a sandbox: `torpor.engine.engines_started_by(SandboxStarter(sandbox))`.
+
+    The environment is the caller's own with the engine's over it, as for a child process; no variable in it may look like
+    a secret, because it becomes part of every image.
+
+    Args:
+        sandbox: empty; one engine is started in it.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+
+    def __call__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
+    ) -> SandboxEngine:
+        """Start the engine; the arguments are those of `Engine.start`.
+
+        Raises:
+            ConfigurationError: there is no such program, or it may not be run.
+            SnapshotError: a variable looks like a secret.
+        """
+        from torpor.guard import BOOT_FD_VARIABLE, boot_document_json  # noqa: PLC0415 - a restore has no use for it
+
+        boot_id = secrets.token_hex(8)
+        key = secrets.token_urlsafe(32) if guard else None
+        full_env = {**os.environ, **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
+        check_no_secrets(full_env)
+        files: dict[int, bytes] = {}
+        if guard and key:
+            files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
+            full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
+        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files)
+        return SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
