@@ -311,6 +311,16 @@ def test_a_recheck_finds_and_mends_what_sizes_do_not_show(client: Client, hub: H
     assert hub.downloads() == [f"/cdn/org/tiny/{SECOND}"]
 
 
+def test_a_recheck_that_cannot_mend_takes_the_completion_back(one_client: Client, repository: Repository) -> None:
+    """What was complete yesterday is not, once a file was found damaged and could not be replaced."""
+    assert one_client.fetch().returncode == 0
+    blob = (one_client.snapshot / SECOND).resolve()
+    blob.write_bytes(b"!" + blob.read_bytes()[1:])
+    repository.corrupt = {SECOND: b"?" * 200_000}
+    assert one_client.fetch("--recheck").returncode == 76
+    assert_nothing_taken_for_whole(one_client)
+
+
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
