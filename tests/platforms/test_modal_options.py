@@ -13,15 +13,8 @@ from tests.platforms.small import Patch, a_deployment, load
 
 from torpor import BuildStep, ConfigurationError, Deployment, Model, Scaling, TorporError
 from torpor.lifecycle import Lifecycle
-from torpor.platforms.modal import (
-    CONTAINER_REQUIREMENTS,
-    cls_options,
-    concurrency,
-    download_options,
-    fill_volumes,
-    image,
-    python_sources,
-)
+from torpor.platforms.container import CONTAINER_REQUIREMENTS, python_sources
+from torpor.platforms.modal import cls_options, concurrency, download_options, fill_volumes, image
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

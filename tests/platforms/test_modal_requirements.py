@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor.platforms.modal import CONTAINER_REQUIREMENTS, _requirements_line
+from torpor.platforms.container import CONTAINER_REQUIREMENTS, requirements_line
 from torpor.recipe import IMAGE_ROOT
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class EngineImage:
 
     def add_torpors_needs(self) -> tuple[int, str]:
         """Run the line of the image build, with the image's folder moved under this one."""
-        return self.shell(_requirements_line().replace(IMAGE_ROOT, str(self.folder / "opt")))
+        return self.shell(requirements_line().replace(IMAGE_ROOT, str(self.folder / "opt")))
 
 
 def test_what_is_missing_is_installed_and_what_is_there_stays(tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_a_clash_fails_the_build_and_changes_nothing(tmp_path: Path, needs: tupl
 
 def test_the_line_names_every_requirement() -> None:
     """The constant is what other tests compare with the project's dependencies."""
-    assert all(requirement in _requirements_line() for requirement in CONTAINER_REQUIREMENTS)
+    assert all(requirement in requirements_line() for requirement in CONTAINER_REQUIREMENTS)

@@ -138,12 +138,15 @@ def test_without_snapshots_nothing_runs_before_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[list[SnapshotServer]]:
-    """Servers whose engines are ended when the test is over."""
+def servers() -> Iterator[list[SnapshotServer]]:
+    """Servers whose engines are ended when the test is over; the environment, which a start completes, is put back."""
+    environment = dict(os.environ)
     made: list[SnapshotServer] = []
     yield made
     for server in made:
         SnapshotServer.stop(server)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def a_server(tmp_path: Path, servers: list[SnapshotServer], deployment: Deployment) -> SnapshotServer:

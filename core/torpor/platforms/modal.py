@@ -14,7 +14,6 @@ of the two by their order. Facts about the client are of version 1.6.4, seen by 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 import shlex
@@ -29,10 +28,17 @@ from modal.exception import AuthError, NotFoundError
 from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
 
-from torpor.deployment import Deployment, plugin_name
+from torpor.deployment import Deployment
 from torpor.errors import BuildStepError, ConfigurationError, ServerUnavailableError
 from torpor.lifecycle import Lifecycle
-from torpor.recipe import IMAGE_ROOT
+from torpor.platforms.container import (
+    RUNNER,
+    filling_steps,
+    python_sources,
+    requirements_line,
+    script_path,
+    step_line,
+)
 from torpor.steps import runner_file, script_file, step_command
 
 if TYPE_CHECKING:
@@ -41,10 +47,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torpor.boot import Boot
-    from torpor.recipe import BuildStep, Recipe
+    from torpor.recipe import Recipe
 
 __all__ = [
-    "CONTAINER_REQUIREMENTS",
     "ClsOptions",
     "Concurrency",
     "DownloadOptions",
@@ -58,12 +63,6 @@ __all__ = [
     "web_url",
 ]
 
-CONTAINER_REQUIREMENTS = ("pluggy>=1.6", "httpx>=0.28", "structlog>=25.1", "typing_extensions>=4.12", "psutil>=7.0")
-"""What Torpor imports in the container; Modal brings its own client. No huggingface-hub: the engine's image has one,
-and the version belongs to the engine (transformers 4 wants 0.x, transformers 5 wants 1.x)."""
-
-_RUNNER = f"{IMAGE_ROOT}/buildstep.py"
-_CONSTRAINTS = f"{IMAGE_ROOT}/constraints.txt"
 _MAX_SCALEDOWN_S = 3600
 _MODULE_LEVEL = "<module>"
 
@@ -134,88 +133,21 @@ def _render(deployment: Deployment, recipe: Recipe) -> modal.Image:
         rendered = rendered.apt_install(*recipe.image.apt)
     if recipe.image.pip:
         rendered = rendered.pip_install(*recipe.image.pip)
-    rendered = rendered.run_commands(_requirements_line())
+    rendered = rendered.run_commands(requirements_line())
     if recipe.env:
         rendered = rendered.env(dict(recipe.env))
-    rendered = rendered.add_local_file(runner_file(), _RUNNER, copy=True)
+    rendered = rendered.add_local_file(runner_file(), RUNNER, copy=True)
     for script in dict.fromkeys(step.script for step in recipe.steps if step.script):
-        rendered = rendered.add_local_file(script_file(script), _script_path(script), copy=True)
+        rendered = rendered.add_local_file(script_file(script), script_path(script), copy=True)
     for step in recipe.steps:
         rendered = rendered.run_commands(
-            _step_line(step),
+            step_line(step),
             gpu=deployment.gpu if step.gpu else None,
             volumes={path: _volume(name) for path, name in {**recipe.volumes, **step.volumes}.items()},
             secrets=[modal.Secret.from_name(name) for name in step.secrets],
             env=dict(step.env),
         )
     return rendered.add_local_python_source(*python_sources(deployment, recipe))
-
-
-def _requirements_line() -> str:
-    """Install what Torpor needs, with everything that the image holds as a constraint.
-
-    A clash then fails the build and names both sides; without the constraint pip would change a version that the
-    engine was built and tested with. `pip list --format=freeze`, because `pip freeze` writes local builds as URLs.
-    """
-    pip = "python3 -m pip --disable-pip-version-check"
-    wanted = shlex.join(CONTAINER_REQUIREMENTS)
-    return (
-        f"mkdir -p {IMAGE_ROOT} && {pip} list --format=freeze > {_CONSTRAINTS}"
-        f" && PIP_BREAK_SYSTEM_PACKAGES=1 {pip} install --no-cache-dir --constraint {_CONSTRAINTS} {wanted}"
-    )
-
-
-def _script_path(module: str) -> str:
-    return f"{IMAGE_ROOT}/scripts/{module}.py"
-
-
-def _step_line(step: BuildStep) -> str:
-    script = _script_path(step.script) if step.script else None
-    argv = step_command(step, python="python3", runner=_RUNNER, script=script)
-    broken = [token for token in argv if "\n" in token or "\r" in token]
-    if broken:
-        raise ConfigurationError(
-            f"Build step {step.name!r} has a line break in {broken[0]!r}; a step is one line of a Dockerfile. "
-            "Put the text into a file, or name a `script`."
-        )
-    return shlex.join(argv)
-
-
-def python_sources(deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
-    """The top-level packages that the container needs: Torpor, every plugin's own, and what plugins ask for.
-
-    Modal mounts the app file by itself and no package that it imports. A plugin that is defined in the app file comes
-    with it.
-
-    Raises:
-        ConfigurationError: one of them is not on this machine.
-    """
-    wanted = {"torpor": "torpor"}
-    for plugin in deployment.plugins:
-        package = type(plugin).__module__.partition(".")[0]
-        if package != "__main__":
-            wanted.setdefault(package, plugin_name(plugin))
-    for package in recipe.image.python_sources:
-        wanted.setdefault(package, recipe.origins[f"python source:{package}"])
-    for package, wanting in wanted.items():
-        if not _is_here(package):
-            raise ConfigurationError(
-                f"Plugin {wanting!r} needs the Python source {package!r} in the container, and there is no such package or "
-                f"module on this machine ({sys.executable}). Install it (`pip install -e FOLDER`), or run from the folder that "
-                "holds it."
-            )
-    return tuple(wanted)
-
-
-def _is_here(package: str) -> bool:
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return False
-    if spec is None:
-        return False
-    places = list(spec.submodule_search_locations or [spec.origin or ""])
-    return any(Path(place).exists() for place in places if place)
 
 
 _volumes: dict[str, modal.Volume] = {}
@@ -275,7 +207,7 @@ def download_options(deployment: Deployment) -> DownloadOptions:
         ConfigurationError: see `image`; or there is no build step to run again.
     """
     recipe = Lifecycle(deployment).recipe()
-    steps = _filling_steps(deployment, recipe)
+    steps = filling_steps(deployment, recipe)
     return DownloadOptions(
         image=image(deployment),
         volumes={path: _volume(name) for path, name in recipe.volumes.items()},
@@ -296,7 +228,7 @@ def fill_volumes(deployment: Deployment) -> None:
         BuildStepError: a step failed; its output stands in the container's log.
     """
     recipe = Lifecycle(deployment).recipe()
-    for step in _filling_steps(deployment, recipe):
+    for step in filling_steps(deployment, recipe):
         script = str(script_file(step.script)) if step.script else None
         argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
         finished = subprocess.run(argv, env={**os.environ, **recipe.env, **step.env}, check=False)
@@ -307,17 +239,6 @@ def fill_volumes(deployment: Deployment) -> None:
             )
         for name in step.volumes.values():
             _volume(name).commit()
-
-
-def _filling_steps(deployment: Deployment, recipe: Recipe) -> tuple[BuildStep, ...]:
-    """The steps whose volumes the serving class mounts too; a compile cache, which only builds use, is none of them."""
-    steps = tuple(step for step in recipe.steps if step.volumes and step.volumes.items() <= recipe.volumes.items())
-    if not steps:
-        raise ConfigurationError(
-            f"Deployment {deployment.name!r} has no build step that fills a volume of the serving class, so there is nothing to "
-            "download: drop the download function, or add a plugin that downloads (torpor_hf_cache.HFCache)."
-        )
-    return steps
 
 
 # --- the class --------------------------------------------------------------------------------------------------------
@@ -364,7 +285,7 @@ class SnapshotServer:
 
         _make_importable()
         os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
-        self._boot = Boot(self.deployment, recipe=Lifecycle(self.deployment).recipe())
+        self._boot = Boot(self.deployment)
         with _ended_on_failure(self._boot):
             self._boot.cold_start()
             if self.deployment.snapshot:
