@@ -42,6 +42,7 @@ __all__ = [
     "find",
     "in_prefix",
     "restore",
+    "version_of",
 ]
 
 LEAST = (4, 2, 0)
@@ -134,7 +135,7 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
     seen = []
     for argv in _candidates(prefix):
         program = Path(argv[-1])
-        version = _version(argv)
+        version = version_of(argv)
         if version and version >= LEAST:
             return Criu(argv=argv, program=program, version=version, cache=cache)
         seen.append(f"{program} ({'.'.join(map(str, version)) if version else 'does not run'})")
@@ -263,7 +264,7 @@ def _candidates(prefix: Path | None) -> Iterator[tuple[str, ...]]:
         yield (program,)
 
 
-def _version(argv: Sequence[str]) -> tuple[int, int, int] | None:
+def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
     """Ask it; None when it does not run (wrong architecture, missing libraries, ...)."""
     try:
         said = subprocess.run(
