@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+import psutil
 from modal_proto import api_pb2
 
 from tests.modal_plane.store import ENVIRONMENT, Task
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Container"]
 
+_RESTORE_VARIABLE = "MODAL_RESTORE_STATE_PATH"
 _WAIT_S = 60.0
 _POLL_S = 0.02
 
 
 class Container:
-    """One container of a deployed function; a context manager that leaves no process of its own.
+    """One container of a deployed function; a context manager that leaves no process of it, whatever the test did.
 
     The process is Modal's `modal._container_entrypoint`, unmodified, told what the runtime would tell it by the same
     file and variables. A snapshot is not taken: the process is held where it waits to be restored, and let on.
@@ -63,7 +66,7 @@ class Container:
             "MODAL_IS_REMOTE": "1",
             "MODAL_TASK_ID": self._task_id,
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(arguments),
-            "MODAL_RESTORE_STATE_PATH": str(self._restored),
+            _RESTORE_VARIABLE: str(self._restored),
             "MODAL_DISABLE_API_PROXY": "1",
             "PYTHONPATH": str(self.root / "root"),
             "HOME": str(self.plane.home),
@@ -82,8 +85,11 @@ class Container:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.kill()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_RESTORE_VARIABLE) == str(self._restored):
+                    process.kill()
+        if self._process:
             self._process.wait()
 
     def wait_for_snapshot(self) -> None:
