@@ -1,0 +1,345 @@
+"""The six hooks: their signatures, their documentation, their order, and whom an error names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+from typing_extensions import override
+
+from torpor import (
+    BuildPlan,
+    Deployment,
+    Engine,
+    ImagePatch,
+    Lifecycle,
+    Model,
+    Plugin,
+    PluginError,
+    Recipe,
+    hookimpl,
+)
+from torpor.hookspecs import HOOK_NAMES
+from torpor.lifecycle import TRACE_VARIABLE
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import httpx
+
+SIGNATURES = {
+    "prepare_image": "(self, deployment: 'Deployment') -> 'ImagePatch | None'",
+    "compile_kernels": "(self, deployment: 'Deployment') -> 'BuildPlan | None'",
+    "launch": "(self, deployment: 'Deployment', recipe: 'Recipe') -> 'Engine | None'",
+    "warmup": "(self, deployment: 'Deployment', engine: 'Engine', client: 'httpx.Client') -> 'None'",
+    "pre_snapshot": "(self, deployment: 'Deployment', engine: 'Engine', client: 'httpx.Client') -> 'None'",
+    "post_restore": "(self, deployment: 'Deployment', engine: 'Engine', client: 'httpx.Client') -> 'None'",
+}
+"""Golden: a change here breaks every plugin there is."""
+
+HEADINGS = ["When:", "Where:", "Returns:", "Must not:", "Example:"]
+
+CALLS: list[str] = []
+"""What the plugins below did; plugins themselves hold no state."""
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    CALLS.clear()
+
+
+def deploy(*plugins: object) -> Deployment:
+    """A deployment of the plugins, with the stand-in where none of them launches."""
+    launches = any(hasattr(getattr(plugin, "launch", None), "torpor_impl") for plugin in plugins)
+    engines = () if launches else (StandIn(),)
+    return Deployment(name="tiny", model=Model(path="/models/tiny"), plugins=(*plugins, *engines))  # type: ignore[arg-type]
+
+
+def doc_of(hook: str) -> str:
+    """A hook's docstring without its indentation."""
+    return inspect.cleandoc(getattr(Plugin, hook).__doc__)
+
+
+def test_there_are_six_hooks_in_the_order_of_the_timeline() -> None:
+    """No more, no less: every method of `Plugin` with the specification's mark."""
+    marked = [name for name, member in vars(Plugin).items() if hasattr(member, "torpor_spec")]
+    assert marked == list(HOOK_NAMES) == list(SIGNATURES)
+
+
+@pytest.mark.parametrize("hook", HOOK_NAMES)
+def test_a_hooks_signature_is_golden(hook: str) -> None:
+    """Names, order, annotations; no defaults, nothing keyword-only."""
+    assert str(inspect.signature(getattr(Plugin, hook))) == SIGNATURES[hook]
+
+
+@pytest.mark.parametrize("hook", HOOK_NAMES)
+def test_a_hook_is_documented_under_fixed_headings(hook: str) -> None:
+    """A summary line, then when and where it runs, what it returns, what it must not do, and an example."""
+    doc = doc_of(hook)
+    summary, _, rest = doc.partition("\n")
+    assert re.fullmatch(r"[A-Z].*[.;].*|[A-Z].*\.", summary)
+    assert re.findall(r"^[A-Z][\w ]*:$", rest, re.MULTILINE) == HEADINGS
+    sections = re.split(r"^[A-Z][\w ]*:$", rest, flags=re.MULTILINE)[1:]
+    assert all(section.strip() for section in sections)
+
+
+@pytest.mark.parametrize("hook", HOOK_NAMES)
+def test_a_hooks_example_is_a_plugin(hook: str) -> None:
+    """Copied into a frozen dataclass it compiles, registers, and implements the hook; where it plans, it returns a plan."""
+    lifecycle = Lifecycle(deploy(example_of(hook)))
+    assert "example" in lifecycle.implementers(hook)
+    if hook in ("prepare_image", "compile_kernels"):
+        recipe = lifecycle.recipe()
+        assert recipe.env or recipe.steps
+
+
+def test_the_example_of_an_engine_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a program of that name on the path, it gets model, port and the other plugins' arguments."""
+    program = tmp_path / "my-engine"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    lifecycle = Lifecycle(deploy(example_of("launch")))
+    engine = lifecycle.launch(Recipe(image=ImagePatch(engine_args=("--x", "1"))))
+    assert engine.wait(5) == 0
+    assert engine.log_tail() == ("--model /models/tiny --port 8000 --x 1",)
+
+
+def example_of(hook: str) -> object:
+    """An instance of a plugin class that holds the example of the hook's docstring."""
+    source = textwrap.dedent(doc_of(hook).partition("Example:\n")[2].partition("\n\n")[2])
+    assert source.startswith("@hookimpl\n@override\ndef " + hook)
+    header = "from __future__ import annotations\n@dataclass(frozen=True, kw_only=True)\nclass Example(Plugin):\n"
+    names: dict[str, object] = {}
+    exec(
+        "from torpor import *\nfrom dataclasses import dataclass\nfrom typing_extensions import override\nimport os",
+        names,
+    )
+    exec(compile(header + textwrap.indent(source, "    "), f"{hook}.example", "exec"), names)
+    kind = names["Example"]
+    assert isinstance(kind, type)
+    return kind()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talker(Plugin):
+    """Notes its calls."""
+
+    name: str = "talker"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        CALLS.append(self.name)
+        return ImagePatch(env={self.name.upper(): "1"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(Talker):
+    """Wants to be called first."""
+
+    plugin_name = "first"
+
+    @hookimpl(tryfirst=True)
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        CALLS.append("first")
+        return ImagePatch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Last(Talker):
+    """Wants to be called last."""
+
+    plugin_name = "last"
+
+    @hookimpl(trylast=True)
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        CALLS.append("last")
+        return ImagePatch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Talker):
+    """Another one."""
+
+    plugin_name = "other"
+    name: str = "other"
+
+
+def test_hooks_run_in_the_order_of_the_list() -> None:
+    """And so do their values come back, with the plugins' names."""
+    lifecycle = Lifecycle(deploy(Talker(), Other()))
+    assert [name for name, _ in lifecycle.prepare_image()] == ["talker", "other"] == CALLS
+    assert lifecycle.implementers("prepare_image") == ("talker", "other")
+    assert [name for name, _ in Lifecycle(deploy(Other(), Talker())).prepare_image()] == ["other", "talker"]
+
+
+def test_tryfirst_and_trylast_go_before_the_list() -> None:
+    """Wherever such a plugin stands."""
+    Lifecycle(deploy(Last(), Talker(), Other(), First())).prepare_image()
+    assert CALLS == ["first", "talker", "other", "last"]
+
+
+def test_a_plugin_without_the_hook_is_not_asked() -> None:
+    """The specification's own methods are no implementations."""
+    lifecycle = Lifecycle(deploy(Talker()))
+    assert lifecycle.compile_kernels() == ()
+    assert lifecycle.implementers("compile_kernels") == ()
+    assert lifecycle.implementers("launch") == ("standin",)
+
+
+def test_a_free_standing_class_may_take_fewer_arguments() -> None:
+    """A third party's plugin need not derive from `Plugin`."""
+
+    class Free:
+        plugin_name: ClassVar[str] = "free"
+
+        @hookimpl
+        def prepare_image(self) -> ImagePatch:
+            return ImagePatch(env={"FREE": "1"})
+
+    assert Lifecycle(deploy(Free())).recipe().env == {"FREE": "1"}
+
+
+def test_none_is_no_value() -> None:
+    """A planning hook may have nothing to say."""
+
+    class Silent(Plugin):
+        @hookimpl
+        @override
+        def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
+            return None
+
+    assert Lifecycle(deploy(Silent(), Talker())).prepare_image() == (("talker", ImagePatch(env={"TALKER": "1"})),)
+
+
+@pytest.mark.parametrize(
+    ("hook", "value", "says"),
+    [
+        (
+            "prepare_image",
+            {"env": {}},
+            "Plugin 'wrong': prepare_image returned dict; it has to return a torpor.ImagePatch",
+        ),
+        (
+            "compile_kernels",
+            ImagePatch(),
+            "compile_kernels returned ImagePatch; it has to return a torpor.BuildPlan or None",
+        ),
+    ],
+)
+def test_a_value_of_another_class_is_refused(hook: str, value: object, says: str) -> None:
+    """The message names plugin, hook, what came and what has to come."""
+    methods = {hook: hookimpl(_returning(value)), "plugin_name": "wrong"}
+    wrong = type("Wrong", (Plugin,), methods)
+    with pytest.raises(PluginError, match=says):
+        Lifecycle(deploy(wrong())).recipe()
+
+
+def test_a_hook_without_its_marker_is_refused() -> None:
+    """It would never run, in silence."""
+
+    class Bare(Plugin):
+        @override
+        def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            pass
+
+    with pytest.raises(PluginError, match=r"Plugin 'bare' has a method warmup without @hookimpl, .* add the marker"):
+        Lifecycle(deploy(Bare()))
+
+
+def test_a_marker_on_anything_else_is_refused() -> None:
+    """There is no such hook; the message lists those that there are."""
+
+    class Wishful(Plugin):
+        @hookimpl
+        def after_wake(self, engine: Engine) -> None:
+            pass
+
+    with pytest.raises(PluginError, match=r"'wishful' marks after_wake .* no such hook; there are: prepare_image, "):
+        Lifecycle(deploy(Wishful()))
+
+
+def test_an_argument_that_no_hook_has_is_refused() -> None:
+    """Pluggy's own check, with the plugin's name."""
+
+    class Greedy(Plugin):
+        @hookimpl
+        def warmup(self, engine: Engine, gpu: str) -> None:  # type: ignore[override]  # the mistake
+            pass
+
+    with pytest.raises(PluginError, match=r"(?s)Plugin 'greedy' cannot be registered: .*gpu"):
+        Lifecycle(deploy(Greedy()))
+
+
+def test_a_wrapper_is_refused() -> None:
+    """Core calls one plugin at a time: there is nothing to wrap."""
+
+    class Wrapper(Plugin):
+        @hookimpl(wrapper=True)
+        def warmup(self, client: httpx.Client):  # type: ignore[override, no-untyped-def]
+            return (yield)
+
+    with pytest.raises(PluginError, match=r"Plugin 'wrapper': warmup is a hook wrapper.*Drop the wrapper option"):
+        Lifecycle(deploy(Wrapper()))
+
+
+def test_an_exception_carries_hook_and_plugin() -> None:
+    """As a note: class and message stay what they are."""
+
+    class Failing(Plugin):
+        @hookimpl
+        @override
+        def compile_kernels(self, deployment: Deployment) -> BuildPlan:
+            raise LookupError("no such kernel")
+
+    with pytest.raises(LookupError, match="no such kernel") as caught:
+        Lifecycle(deploy(Failing())).recipe()
+    assert caught.value.__notes__ == ["in hook compile_kernels of plugin 'failing'"]
+
+
+def test_an_observer_is_told_of_every_call() -> None:
+    """Hook, plugin and seconds; also of a call that failed."""
+    told: list[tuple[str, str, bool]] = []
+    lifecycle = Lifecycle(deploy(Talker(), Other()), observer=lambda *call: told.append((*call[:2], call[2] >= 0)))
+    lifecycle.prepare_image()
+    assert told == [("prepare_image", "talker", True), ("prepare_image", "other", True)]
+
+
+def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`TORPOR_TRACE=1` prints every call to standard error; 0 and nothing do not."""
+    for value in ("", "0"):
+        monkeypatch.setenv(TRACE_VARIABLE, value)
+        Lifecycle(deploy(Talker())).recipe()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(TRACE_VARIABLE, "1")
+    Lifecycle(deploy(Talker())).recipe()
+    assert re.fullmatch(r"torpor: prepare_image \[talker\] 0\.\d{3} s: done\n", capsys.readouterr().err)
+
+
+def test_a_launch_without_an_engine_is_refused() -> None:
+    """None would leave core with nothing to wait for."""
+
+    class Empty(Plugin):
+        @hookimpl
+        @override
+        def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:
+            return None
+
+    with pytest.raises(PluginError, match="Plugin 'empty': launch returned None; it has to return the started engine"):
+        Lifecycle(deploy(Empty())).launch(Recipe(image=ImagePatch()))
+
+
+def _returning(value: object) -> Callable[..., object]:
+    def hook(self: object, deployment: Deployment) -> object:
+        return value
+
+    return hook
