@@ -1,0 +1,128 @@
+"""Who may import whom, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "core" / "torpor"
+PLUGINS = ROOT / "plugins"
+PLATFORM = CORE / "platforms" / "modal.py"
+RELAY = {CORE / "lifecycle.py", CORE / "hookspecs.py"}
+
+STANDARD_ONLY = [CORE / "buildstep.py", CORE / "__init__.py", CORE / "_version.py", *(CORE / "guard").glob("*.py")]
+"""Files that run in the engine's environment or in an image that holds nothing yet."""
+
+
+def sources(*folders: Path) -> list[Path]:
+    """Every Python file under the folders."""
+    return sorted(file for folder in folders for file in folder.rglob("*.py"))
+
+
+def imports(file: Path, *, typing_only: bool = True) -> Iterator[str]:
+    """Every module that a file imports, at any level and under any condition.
+
+    Args:
+        file: the source.
+        typing_only: whether imports under `if TYPE_CHECKING:` count.
+    """
+    tree = ast.parse(file.read_text())
+    skipped = set() if typing_only else set(_under_type_checking(tree))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+
+
+def tops(file: Path, *, typing_only: bool = True) -> set[str]:
+    """The top-level packages among a file's imports."""
+    return {module.partition(".")[0] for module in imports(file, typing_only=typing_only)}
+
+
+def named(files: list[Path]) -> list[str]:
+    """Paths as a reader knows them."""
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def test_core_never_imports_a_plugin() -> None:
+    """Plugins import core; the other way round there is only `deployment.engine`."""
+    plugins = {folder.name for folder in PLUGINS.iterdir() if folder.is_dir()}
+    assert "torpor_sglang" in plugins
+    assert named([file for file in sources(CORE) if tops(file) & plugins]) == []
+
+
+def test_plugins_do_not_import_each_other() -> None:
+    """They meet in the recipe and in the questions that `Plugin` answers."""
+    for folder in filter(Path.is_dir, PLUGINS.iterdir()):
+        others = {other.name for other in PLUGINS.iterdir()} - {folder.name}
+        assert named([file for file in sources(folder) if tops(file) & others]) == []
+
+
+def test_only_one_module_imports_modal() -> None:
+    """Every other one works, and is tested, without a platform."""
+    assert [file for file in sources(CORE, PLUGINS) if "modal" in tops(file)] == [PLATFORM]
+
+
+def test_only_two_modules_import_pluggy() -> None:
+    """The specification, and the door to the relay."""
+    assert {file for file in sources(CORE, PLUGINS) if "pluggy" in tops(file)} == RELAY
+
+
+def test_only_the_kit_imports_pytest_and_uvicorn() -> None:
+    """They come with the extra `testing`."""
+    found = [file for file in sources(CORE, PLUGINS) if tops(file) & {"pytest", "uvicorn"}]
+    outside = [file for file in found if CORE / "testing" not in file.parents]
+    # The launcher of an engine whose server is uvicorn meets it in the engine's own environment.
+    assert [file for file in outside if CORE in file.parents] == []
+
+
+def test_core_does_not_import_its_kit() -> None:
+    """`torpor.testing` is for tests; nothing that serves needs it."""
+    users = [
+        file for file in sources(CORE, PLUGINS) if any(name.startswith("torpor.testing") for name in imports(file))
+    ]
+    assert named([file for file in users if CORE / "testing" not in file.parents]) == []
+
+
+@pytest.mark.parametrize("file", STANDARD_ONLY, ids=lambda file: file.name)
+def test_what_runs_beside_the_engine_is_standard_library_only(file: Path) -> None:
+    """The engine's packages are the engine's business."""
+    foreign = tops(file, typing_only=False) - set(sys.stdlib_module_names) - {"torpor"}
+    assert foreign == set()
+
+
+def test_nothing_is_typed_any_outside_the_lifecycle() -> None:
+    """The relay's attributes are the one place where no type can be given."""
+    allowed = CORE / "lifecycle.py"
+    guilty = []
+    for file in sources(CORE, PLUGINS):
+        tree = ast.parse(file.read_text())
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        if "Any" in names | attributes and file != allowed:
+            guilty.append(file)
+    assert named(guilty) == []
+
+
+def test_there_is_no_drawer_for_odds_and_ends() -> None:
+    """A module is named after what it holds."""
+    assert named([file for file in sources(CORE, PLUGINS) if file.stem in {"utils", "helpers", "common", "base"}]) == []
+
+
+def _under_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for statement in node.body:
+                yield from ast.walk(statement)
