@@ -82,7 +82,7 @@ def _read_pipe(number: str) -> bytes:
     try:
         with os.fdopen(int(number), "rb") as pipe:
             return pipe.read(_MAX_BYTES + 1)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:
         raise ValueError(f"{BOOT_FD_VARIABLE}={number} is not an open pipe: {error}") from None
 
 
