@@ -215,13 +215,11 @@ class SGLang(Plugin):
         _post(client, "/continue_generation", {})
 
     def _flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
-        """The engine's flags; a compile run stays on loopback and needs neither metrics nor releasable memory."""
+        """The engine's flags; a compile run keeps only what kernels depend on."""
         cpu = self.device == "cpu"
         options: dict[str, OptionValue] = {
             "model_path": deployment.model.source,
             "revision": deployment.model.revision,
-            "served_model_name": deployment.model.served_name,
-            "port": deployment.port,
             "tp_size": self.tensor_parallel,
             "device": "cpu" if cpu else None,
             "max_running_requests": deployment.scaling.max_concurrency,
@@ -238,6 +236,8 @@ class SGLang(Plugin):
             saver = self.memory_saver and not cpu  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
             options |= {
                 "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
+                "port": deployment.port,
+                "served_model_name": deployment.model.served_name,
                 "skip_server_warmup": True,
                 "metrics": self.metrics,
                 "memory_saver": saver,
