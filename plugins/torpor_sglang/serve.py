@@ -69,7 +69,10 @@ def _take_boot_document() -> BootDocument | None:
     """Read the boot document before any other process exists that could hold its pipe."""
     from torpor.guard import read_boot  # noqa: PLC0415 - spawned processes have no use for it
 
-    boot = read_boot()
+    try:
+        boot = read_boot()
+    except ValueError as error:
+        raise ConfigurationError(f"The guard's boot document cannot be used, so nothing is started: {error}.") from None
     if boot is None and os.environ.get(UNGUARDED_VARIABLE) != "1":
         raise ConfigurationError(
             "No boot document for the guard (TORPOR_BOOT_FD is not set), so nothing is started: the engine's management "

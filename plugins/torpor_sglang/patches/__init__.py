@@ -50,9 +50,23 @@ class PatchReport:
 
 def all_patches() -> tuple[Patch, ...]:
     """Return the patches in the order in which they are applied."""
-    from torpor_sglang.patches import cpu_kernels, orphans, torchvision_schemas, tqdm_lock  # noqa: PLC0415 - a cycle
+    from torpor_sglang.patches import (  # noqa: PLC0415 - a cycle
+        cpu_kernels,
+        cpu_seconds,
+        orphans,
+        reseed,
+        torchvision_schemas,
+        tqdm_lock,
+    )
 
-    return (orphans.PATCH, tqdm_lock.PATCH, cpu_kernels.PATCH, torchvision_schemas.PATCH)
+    return (
+        orphans.PATCH,
+        tqdm_lock.PATCH,
+        cpu_kernels.PATCH,
+        torchvision_schemas.PATCH,
+        cpu_seconds.PATCH,
+        reseed.PATCH,
+    )
 
 
 def apply_patches(environ: Mapping[str, str], patches: Sequence[Patch] | None = None) -> PatchReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 
@@ -11,15 +12,25 @@ from torpor_sglang.patches import Patch
 __all__ = ["PATCH"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PARENT_VARIABLE = "TORPOR_PARENT_PID"  # set by each process for those that it spawns
 
 
-def _is_spawned_child() -> bool:
-    # multiprocessing.parent_process() is still None while the main module is imported again.
-    return sys.platform == "linux" and "--multiprocessing-fork" in sys.orig_argv
+def _is_linux() -> bool:
+    return sys.platform == "linux"
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # multiprocessing.parent_process() is still None while a spawned process imports the main module again.
+    if "--multiprocessing-fork" in sys.orig_argv:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ.get(_PARENT_VARIABLE) != str(os.getppid()):  # it ended before the call above
+            os._exit(1)
+    _name_parent()
+    os.register_at_fork(after_in_child=_name_parent)
+
+
+def _name_parent() -> None:
+    os.environ[_PARENT_VARIABLE] = str(os.getpid())
 
 
 PATCH = Patch(
@@ -29,6 +40,6 @@ PATCH = Patch(
         "then a killed launcher would leave its scheduler behind"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.23"),
-    applies=_is_spawned_child,
+    applies=_is_linux,
     apply=_end_with_parent,
 )

@@ -60,7 +60,10 @@ def test_a_patch_is_switched_off_by_name() -> None:
 @pytest.mark.parametrize("value", ["-cpu-kernel", "cpu-kernels", "+cpu-kernels", "-"])
 def test_a_word_that_switches_nothing_off_is_an_error(value: str) -> None:
     """A misspelt name is not ignored; the message lists the names."""
-    with pytest.raises(ConfigurationError, match=r"patches are orphans, tqdm-lock, cpu-kernels, torchvision-schemas\."):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"patches are orphans, tqdm-lock, cpu-kernels, torchvision-schemas, cpu-seconds, reseed\.",
+    ):
         apply_patches({"TORPOR_PATCHES": value})
 
 
@@ -146,7 +149,7 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
     program.write_text(
         """
 import multiprocessing, os, sys, time
-if __name__ == "__mp_main__":
+if __name__ in ("__main__", "__mp_main__"):
     from torpor_sglang.patches import apply_patches
     apply_patches({})
 def child():
@@ -166,6 +169,34 @@ if __name__ == "__main__":
         while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_spawned_by_a_forked_one_lives(tmp_path: Path) -> None:
+    """A fork does not run the main module again, and what it spawns must not be taken for an orphan."""
+    program = tmp_path / "forks.py"
+    program.write_text(
+        """
+import multiprocessing, os
+if __name__ in ("__main__", "__mp_main__"):
+    from torpor_sglang.patches import apply_patches
+    apply_patches({})
+def child():
+    print("alive", flush=True)
+if __name__ == "__main__":
+    forked = os.fork()
+    if forked == 0:
+        spawned = multiprocessing.get_context("spawn").Process(target=child)
+        spawned.start()
+        spawned.join()
+        os._exit(0)
+    os.waitpid(forked, 0)
+"""
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ran = subprocess.run(
+        [sys.executable, program], env={**os.environ, **paths}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "alive\n"
 
 
 class Application:

@@ -179,16 +179,20 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("number", "after_s"),
+    [(signal.SIGTERM, 1.5), (signal.SIGKILL, 1.5), (signal.SIGKILL, 0.0)],
+    ids=["SIGTERM", "SIGKILL", "SIGKILL at once"],
+)
 def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
-    real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals
+    real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals, after_s: float
 ) -> None:
     """The scheduler and the detokenizer, still importing, end with the launcher, without anybody else's help."""
     engine = real_engine("0.5.23")
     # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
     with alone(engine, tiny_model, free_port()) as launcher:
         children = wait_for_children(launcher, 3)  # the two and multiprocessing's resource tracker
-        time.sleep(1.5)  # they are past the launcher's top level and far from ready
+        time.sleep(after_s)  # after 1.5 s they import SGLang, mostly; at first not even the launcher
         launcher.send_signal(number)
         _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
         assert [process for process in alive if is_alive(process)] == []
@@ -240,7 +244,10 @@ def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
         assert engine.wait(START_S) not in (None, 0, 2)
         log = "\n".join(engine.log_tail())
         members = [member for member in session_members(engine.pid) if is_alive(member)]
-    assert "torpor_sglang: SGLang 0.5.6.post2; guarded; patches: tqdm-lock, cpu-kernels, torchvision-schemas;" in log
+    assert (
+        "torpor_sglang: SGLang 0.5.6.post2; guarded; patches: orphans, tqdm-lock, cpu-kernels, torchvision-schemas;"
+        in log
+    )
     assert "run_scheduler_process" in log
     assert "ModuleNotFoundError: No module named 'vllm'" in log
     assert members == []

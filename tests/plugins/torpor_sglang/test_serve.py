@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+DOCUMENT = boot_document_json(key="k" * 43, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+
+
 def launch(
-    *argv: str, boot: bool = False, python_path: Path | None = None, **env: str
+    *argv: str, boot: bool = False, document: str = DOCUMENT, python_path: Path | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the launcher with this interpreter, which has no SGLang."""
     paths = [str(python_path)] if python_path else []
     given = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *(path for path in sys.path if path)]), **env}
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as pipe:
-        pipe.write(
-            boot_document_json(key="k" * 43, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
-        )
+        pipe.write(document)
     if boot:
         given["TORPOR_BOOT_FD"] = str(read_end)
     try:
@@ -55,6 +56,18 @@ def test_without_a_boot_document_nothing_is_started() -> None:
     ran = launch("--model-path", "m")
     assert ran.returncode == 2
     assert "No boot document for the guard (TORPOR_BOOT_FD is not set), so nothing is started" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_damaged_boot_document_starts_nothing_and_is_not_repeated() -> None:
+    """Half a document is no guard; the message says what is wrong without showing what was in it."""
+    ran = launch("--model-path", "m", boot=True, document='{"key": "secret-secret-secret"', TORPOR_UNGUARDED="1")
+    assert ran.returncode == 2
+    assert (
+        "boot document cannot be used, so nothing is started: the boot document is damaged: it is not JSON"
+        in ran.stderr
+    )
+    assert "secret" not in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -96,8 +109,8 @@ def test_the_start_says_which_patches_are_on_and_where_they_were_not_tested(tmp_
     folder = fake_sglang(tmp_path, "0.4.0")
     ran = launch("--device", "cpu", boot=True, python_path=folder, TORPOR_PATCHES="-tqdm-lock", TORPOR_ANY_ENGINE="1")
     assert (
-        "torpor_sglang: SGLang 0.4.0; guarded; patches: cpu-kernels (not tested with it); "
-        "not needed: orphans, torchvision-schemas; switched off: tqdm-lock\n"
+        "torpor_sglang: SGLang 0.4.0; guarded; patches: orphans (not tested with it), cpu-kernels (not tested with it); "
+        "not needed: torchvision-schemas; switched off: tqdm-lock\n"
     ) in ran.stderr
 
 
