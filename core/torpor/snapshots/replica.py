@@ -118,4 +118,6 @@ class SandboxStarter:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
         self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files)
-        return SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
+        engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
+        _ = engine.pid  # looked up while it lives, for messages after its end
+        return engine
