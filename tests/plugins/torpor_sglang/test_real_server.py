@@ -244,10 +244,7 @@ def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
         assert engine.wait(START_S) not in (None, 0, 2)
         log = "\n".join(engine.log_tail())
         members = [member for member in session_members(engine.pid) if is_alive(member)]
-    assert (
-        "torpor_sglang: SGLang 0.5.6.post2; guarded; patches: orphans, tqdm-lock, cpu-kernels, torchvision-schemas;"
-        in log
-    )
+    assert "SGLang 0.5.6.post2; guarded; patches: orphans, tqdm-lock, cpu-kernels, torchvision-schemas" in log
     assert "run_scheduler_process" in log
     assert "ModuleNotFoundError: No module named 'vllm'" in log
     assert members == []
