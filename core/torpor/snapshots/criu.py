@@ -37,6 +37,8 @@ __all__ = [
     "Dumped",
     "Restored",
     "Tcp",
+    "boot_id",
+    "candidates",
     "dump",
     "expected_bytes",
     "find",
@@ -92,8 +94,7 @@ class Criu:
     def identity(self) -> str:
         """A key for what holds for this very program until the next boot; 16 hex digits."""
         facts = self.program.stat()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        text = f"{boot} {self.program} {self.version} {facts.st_size} {facts.st_mtime_ns} {os.geteuid()}"
+        text = f"{boot_id()} {self.program} {self.version} {facts.st_size} {facts.st_mtime_ns} {os.geteuid()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -122,6 +123,14 @@ class Restored:
     side_files_s: float
 
 
+def boot_id() -> str:
+    """What the kernel calls this boot (random(4)); empty where /proc does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
     """The CRIU to use: TORPOR_CRIU_PREFIX, then `prefix` (where `torpor snapshot setup` put one), then PATH.
 
@@ -133,7 +142,7 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
         SnapshotError: none was found, or none that is new enough; each one seen is named with its version.
     """
     seen = []
-    for argv in _candidates(prefix):
+    for argv in candidates(prefix):
         program = Path(argv[-1])
         version = version_of(argv)
         if version and version >= LEAST:
@@ -152,12 +161,12 @@ def in_prefix(prefix: Path) -> tuple[str, ...] | None:
     """How to start the CRIU of a prefix, or None when there is none: a private one through its own loader."""
     root = prefix / "root"
     program = root / "usr/sbin/criu"
-    if program.exists():
+    if os.access(program, os.X_OK):
         for libraries in sorted(root.glob("usr/lib/*-linux-gnu")):
             for loader in sorted(libraries.glob("ld-linux*.so.*")):
                 return str(loader), "--library-path", str(libraries), str(program)
     for program in (prefix / "sbin/criu", prefix / "bin/criu"):
-        if program.exists():
+        if os.access(program, os.X_OK):
             return (str(program),)
     return None
 
@@ -254,7 +263,8 @@ def expected_bytes(sandbox: Sandbox) -> int:
     return total
 
 
-def _candidates(prefix: Path | None) -> Iterator[tuple[str, ...]]:
+def candidates(prefix: Path | None = None) -> Iterator[tuple[str, ...]]:
+    """How to start each CRIU that `find` looks at, in its order."""
     chosen = os.environ.get(PREFIX_VARIABLE)
     for folder in (Path(chosen) if chosen else None, prefix):
         if folder and (argv := in_prefix(folder)):

@@ -218,6 +218,7 @@ def _build(folder: Path, packages: Sequence[Path]) -> Criu:
 def _put(folder: Path, prefix: Path) -> None:
     for downloads in ("debs", "apt"):
         shutil.rmtree(folder / downloads, ignore_errors=True)
+    folder.chmod(0o755)
     old = prefix.parent / f".{prefix.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if prefix.exists():

@@ -19,6 +19,7 @@ import marshal
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from socket import socket as Socket  # noqa: N812 - `socket` is a method here
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots import pid1, side_files
+from torpor.snapshots import io_uring, pid1, side_files
 from torpor.snapshots.channel import Channel
 from torpor.snapshots.pid1 import FIRST_PID, StepError
 
@@ -168,6 +169,8 @@ class Sandbox:
             unmade.callback(_end, outer)
             sandbox = cls(channel, None if control else outer)
             unmade.pop_all()
+            if control:
+                outer.wait()  # it left its work to a process of nobody's
         return sandbox
 
     @classmethod
@@ -194,6 +197,7 @@ class Sandbox:
         env: Mapping[str, str],
         cwd: Path | None = None,
         files: Mapping[int, bytes] | None = None,
+        deny_io_uring: bool = False,
     ) -> None:
         """Start the engine as process `FIRST_PID`, leader of a session of its own.
 
@@ -205,14 +209,17 @@ class Sandbox:
             env: the whole environment; TMPDIR is set over it.
             cwd: working folder; `scratch` by default.
             files: content of unlinked files on the private scratch folder, open for reading at these descriptors (3 and up).
+            deny_io_uring: by a seccomp filter, which only a dump as root can take along (see `torpor.snapshots.io_uring`).
 
         Raises:
             ConfigurationError: there is no such program, or it may not be run.
             SnapshotError: the sandbox has a tree already, or is gone.
         """
+        if deny_io_uring and not shutil.which(argv[0], path=env.get("PATH", os.defpath)):
+            raise ConfigurationError(f"Sandbox {self.name!r} could not start {argv[0]}: there is no such program.")
         request: Message = {
             "op": "spawn",
-            "argv": list(argv),
+            "argv": io_uring.command(argv) if deny_io_uring else list(argv),
             "env": {**env, "TMPDIR": str(self.scratch / "tmp")},
             "cwd": str(cwd or self.scratch),
             "files": dict(files or {}),
@@ -441,7 +448,7 @@ def _start_pid1(name: str, config: Config, descriptors: tuple[int, ...], timeout
     said = os.memfd_create("stderr")
     try:
         outer = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent)],
+            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent), name],  # the name is for ps
             env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -470,7 +477,8 @@ def _start_pid1(name: str, config: Config, descriptors: tuple[int, ...], timeout
 
 
 def _end(outer: subprocess.Popen[bytes]) -> None:
-    outer.kill()  # pid 1 watches it
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(outer.pid, signal.SIGKILL)  # it leads a session; what it forked is in it
     outer.wait()
 
 
@@ -513,7 +521,10 @@ def _members(namespaces: Mapping[str, int], kinds: Sequence[str]) -> list[int]:
     members = []
     for name in os.listdir("/proc"):  # noqa: PTH208
         with contextlib.suppress(OSError):
-            if name.isdigit() and any(_namespace(int(name), kind) == namespaces[kind] for kind in kinds):
+            if name.isdigit() and any(
+                os.stat(f"/proc/{name}/ns/{kind}").st_ino == namespaces[kind]  # noqa: PTH116 - hundreds of them
+                for kind in kinds
+            ):
                 members.append(int(name))
     return members
 

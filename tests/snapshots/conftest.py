@@ -1,0 +1,142 @@
+"""What the tests of sandboxes and of CRIU share: which modes can be tried here, and sandboxes that are always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import pytest
+
+from torpor import SnapshotError
+from torpor.snapshots.criu import PREFIX_VARIABLE, Criu, find
+from torpor.snapshots.sandbox import Clock, Mode, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+REQUIRE_VARIABLE = "TORPOR_REQUIRE_CRIU"
+SMALL_DISK_VARIABLE = "TORPOR_TEST_SMALL_DISK"
+MODES: tuple[Mode, ...] = ("rootless", "root") if os.geteuid() == 0 else ("rootless",)
+SMALL_DISK_BYTES = 4 << 20
+Seen = TypeVar("Seen")
+
+
+class MakeSandbox(Protocol):
+    """Makes sandboxes of the mode under test, all with one scratch folder; they are ended with the test."""
+
+    def __call__(
+        self,
+        name: str = "one",
+        *,
+        private: Sequence[Path] = (),
+        clock: Clock | None = None,
+        control: Path | None = None,
+    ) -> Sandbox:
+        """Return a new sandbox."""
+
+
+def refuse(reason: str) -> None:
+    """Skip a test that this machine forbids; fail where it was said that it must run."""
+    if os.environ.get(REQUIRE_VARIABLE):
+        pytest.fail(f"{REQUIRE_VARIABLE} is set, but: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """Rootless, and as root where we are; skipped where the kernel forbids it."""
+    chosen: Mode = request.param
+    if reason := _forbidden(chosen):
+        refuse(reason)
+    return chosen
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """Mount point of the private scratch folder."""
+    return tmp_path / "scratch"
+
+
+@pytest.fixture
+def make_sandbox(mode: Mode, scratch: Path) -> Iterator[MakeSandbox]:
+    """A factory of sandboxes, see `MakeSandbox`."""
+    made: list[Sandbox] = []
+
+    def make(
+        name: str = "one", *, private: Sequence[Path] = (), clock: Clock | None = None, control: Path | None = None
+    ) -> Sandbox:
+        sandbox = Sandbox.create(name, mode=mode, scratch=scratch, private=private, clock=clock, control=control)
+        made.append(sandbox)
+        return sandbox
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
+
+
+@pytest.fixture
+def sandbox(make_sandbox: MakeSandbox) -> Sandbox:
+    """One sandbox."""
+    return make_sandbox()
+
+
+@pytest.fixture(scope="session")
+def criu(tmp_path_factory: pytest.TempPathFactory) -> Criu:
+    """The CRIU of `torpor snapshot setup`, or the machine's own."""
+    root = os.environ.get("TORPOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor"
+    try:
+        return find(Path(root) / "criu", cache=tmp_path_factory.mktemp("criu-cache"))
+    except SnapshotError as error:
+        refuse(f"{error} (or set {PREFIX_VARIABLE})")
+        raise
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder on a disk of 4 MiB."""
+    if given := os.environ.get(SMALL_DISK_VARIABLE):
+        yield Path(given)
+        return
+    if os.geteuid() != 0:
+        refuse(f"only root can make a small disk; {SMALL_DISK_VARIABLE} names none")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def wait_for(look: Callable[[], Seen], timeout_s: float = 5.0) -> Seen:
+    """Look until what is seen is true, at most so many seconds; what was seen last."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return seen
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, other than a zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _forbidden(mode: Mode) -> str:
+    if mode not in _seen:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                Sandbox.create("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
+            _seen[mode] = ""
+        except SnapshotError as error:
+            _seen[mode] = str(error)
+    return _seen[mode]
+
+
+_seen: dict[Mode, str] = {}
