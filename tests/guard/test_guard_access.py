@@ -180,6 +180,20 @@ async def test_a_body_with_two_lengths_is_refused() -> None:
     assert engine.calls == []
 
 
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "identity", "gzip, chunked", "chunked, gzip", "chunked;x", "xchunked", ""]
+)
+@in_loop
+async def test_a_body_in_any_encoding_but_chunked_is_refused(encoding: str) -> None:
+    """Parsers disagree on where such a body ends (httptools passes `gzip` on)."""
+    engine, guard = guarded()
+    await to_serving(guard)
+    for key in (None, KEY):
+        headers = (("transfer-encoding", encoding),)
+        assert (await ask(guard, "/v1/chat", method="POST", key=key, headers=headers)).status == 400
+    assert engine.calls == []
+
+
 @in_loop
 async def test_other_headers_may_come_twice() -> None:
     """Cookies and accepts do."""

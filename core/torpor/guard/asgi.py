@@ -240,7 +240,7 @@ def _unavailable(code: str, message: str) -> Refusal:
 
 def _ambiguous(pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
     """Whether two readers of these headers might each believe something else of who is asking or how long the body is."""
-    if _LENGTH in headers and _ENCODING in headers:
+    if _ENCODING in headers and (_LENGTH in headers or headers[_ENCODING].lower() != b"chunked"):
         return True
     if len(headers) == len(pairs):
         return False

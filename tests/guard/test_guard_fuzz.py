@@ -1,0 +1,30 @@
+"""A short fuzz of the guard; `python -m tests.fuzz_guard` is the long one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fuzz_guard import PUBLIC, fuzz
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_no_bytes_reach_more_than_the_public_paths(tmp_path: Path) -> None:
+    """Fifteen hundred requests, the same ones every time."""
+    report = fuzz(1500, seed=7, folder=tmp_path)
+    assert report.broken == []
+    assert set(report.reached) == set(PUBLIC), "the fuzz is no use if nothing ever passes"
+    assert {200, 400, 403, 404, 405, 413, 503} <= set(report.statuses)
+    assert report.requests >= 1500
+
+
+@pytest.mark.slow
+def test_many_bytes_leave_memory_and_descriptors_where_they_were(tmp_path: Path) -> None:
+    """Ten thousand requests."""
+    report = fuzz(10_000, seed=8, folder=tmp_path)
+    assert report.broken == []
+    assert report.memory_growth_mib < 32
+    assert report.descriptor_growth <= 8
