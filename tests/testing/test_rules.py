@@ -495,7 +495,10 @@ class Broken(StandIn):
         rule="test_public_paths_are_open_while_serving",
         plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/chat/completions', '/v1/models', '/v1/no_such')",
         extra=LIVE,
-        says=("GET without a key gives {'/v1/no_such': 404}", "list in public_paths only what the engine has"),
+        says=(
+            "GET and POST without a key give {'/v1/no_such': [404, 404]}",
+            "list in public_paths only what the engine has",
+        ),
     ),
     "no guard": Case(
         rule="test_everything_else_is_closed_while_serving",
@@ -513,7 +516,7 @@ class Broken(StandIn):
         rule="test_nobody_reaches_a_sleeping_engine",
         plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/models',)",
         extra=OBSERVED.format(observed="asleep={'GET /v1/models': 200, 'GET /health': 503, 'GET /ready': 503}"),
-        says=("While asleep, GET without a key gives {'/v1/models': 200}", "the outermost layer"),
+        says=("While asleep, GET and POST without a key give {'/v1/models': [200]}", "the outermost layer"),
     ),
     "repeats passed on": Case(
         rule="test_repeated_lifecycle_calls_are_refused",

@@ -68,14 +68,13 @@ class LiveRules:
     def test_public_paths_are_open_while_serving(self, life: Life, live_deployment: Deployment) -> None:
         """The allow-list is open, and /health says so."""
         _need(life, "serving")
-        wrong = {
-            path: life.serving[f"GET {path}"]
-            for path in (*live_deployment.engine.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
-            if life.serving[f"GET {path}"] in (0, _NOT_FOUND, _UNAVAILABLE)
-        }
+        paths = (*live_deployment.engine.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
+        answers = {path: _statuses_of(life.serving, path) for path in paths}
+        absent = {0, _NOT_FOUND, _UNAVAILABLE}
+        wrong = {path: statuses for path, statuses in answers.items() if set(statuses) <= absent}
         if wrong:
             broken(
-                f"While serving, GET without a key gives {wrong!r}.",
+                f"While serving, GET and POST without a key give {wrong!r}.",
                 rule="public paths are there while the engine serves, and so are the guard's /health and /ready.",
                 cure="list in public_paths only what the engine has, and hand the same list to GuardRules(public=...).",
             )
@@ -116,14 +115,13 @@ class LiveRules:
         _need_guard(live_deployment)
         _need_rules(life)
         _need(life, "asleep")
-        through = {
-            path: life.asleep[f"GET {path}"]
-            for path in (*live_deployment.engine.public_paths, *OWN_ROUTES)
-            if life.asleep[f"GET {path}"] != _UNAVAILABLE
+        answers = {
+            path: _statuses_of(life.asleep, path) for path in (*live_deployment.engine.public_paths, *OWN_ROUTES)
         }
+        through = {path: statuses for path, statuses in answers.items() if set(statuses) != {_UNAVAILABLE}}
         if through:
             broken(
-                f"While asleep, GET without a key gives {through!r} in place of 503.",
+                f"While asleep, GET and POST without a key give {through!r} in place of 503.",
                 rule="no request reaches an engine whose memory is released: it would end it.",
                 cure="let the guard be the outermost layer of the engine's server, and add no route beside it.",
             )
@@ -151,6 +149,10 @@ class LiveRules:
                 rule="terminate ends the engine's whole tree.",
                 cure="return Engine.start(...) from launch, and keep the engine's children in its session.",
             )
+
+
+def _statuses_of(statuses: dict[str, int], path: str) -> list[int]:
+    return [status for request, status in statuses.items() if request.partition(" ")[2] == path]
 
 
 def _need(life: Life, stage: str) -> None:

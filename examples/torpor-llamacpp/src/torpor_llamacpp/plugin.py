@@ -1,0 +1,109 @@
+"""`LlamaCpp`: the engine plugin."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from torpor import ConfigurationError, Engine, ImagePatch, Plugin, hookimpl
+from torpor.guard import GuardRules
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor import Deployment, Recipe
+
+__all__ = ["LlamaCpp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaCpp(Plugin):
+    """Serves a GGUF file with llama.cpp on the CPU; asleep it holds neither weights nor KV cache.
+
+    Attributes:
+        context_tokens: size of the KV cache, tokens, shared by all requests that run at once.
+        parallel: requests that run at once; further ones wait.
+        threads: CPU threads; 0 leaves it to llama.cpp (one per core).
+        image: registry reference of an image with Python, for platforms that build one.
+        python: interpreter with this package in it; empty for the one that runs Torpor.
+    """
+
+    plugin_name: ClassVar[str] = "llamacpp"
+    supports_sleep: ClassVar[bool] = True
+    sleep_is_idempotent: ClassVar[bool] = True  # a second sleep or wake finds nothing to do
+    health_safe_while_asleep: ClassVar[bool] = True
+    public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
+    ready_path: ClassVar[str] = "/v1/models"
+    guarded: ClassVar[bool] = True
+
+    context_tokens: int = 4096
+    parallel: int = 4
+    threads: int = 0
+    image: str = "python:3.12-slim-bookworm"
+    python: str = ""
+
+    def __post_init__(self) -> None:
+        if self.context_tokens < 1 or self.parallel < 1 or self.threads < 0:
+            raise ConfigurationError(
+                f"LlamaCpp: context_tokens is {self.context_tokens}, parallel {self.parallel} (1 or more is allowed), threads "
+                f"{self.threads} (0 or more is allowed)."
+            )
+
+    @property
+    @override
+    def engine_python(self) -> str:
+        return self.python or sys.executable
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        model = deployment.model
+        options = {
+            "--model": model.source,
+            "--served-name": model.served_name,
+            "--port": deployment.port,
+            "--context-tokens": self.context_tokens,
+            "--parallel": self.parallel,
+            "--threads": self.threads,
+        }
+        flags = [str(word) for option in options.items() for word in option]
+        return (self.engine_python, "-m", "torpor_llamacpp.serve", *flags, *recipe.engine_args)
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(base=self.image, pip=("uvicorn>=0.35", "xllamacpp>=2026.10,<2026.12"))
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        if not (deployment.model.path or "").endswith(".gguf"):
+            raise ConfigurationError(
+                f"LlamaCpp serves a GGUF file, and the model is {deployment.model.source!r}: write Model(path='/models/chat.gguf')."
+            )
+        rules = GuardRules(
+            public=self.public_paths,
+            sleep=("/sleep",),
+            wake=("/wake",),
+            max_in_flight=deployment.scaling.max_concurrency,
+        )
+        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
+
+    @hookimpl
+    @override
+    def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        for stream in (False, True):
+            body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 16, "stream": stream}
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+
+    @hookimpl(trylast=True)
+    @override
+    def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        client.post("/sleep").raise_for_status()
+
+    @hookimpl(tryfirst=True)
+    @override
+    def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        client.post("/wake").raise_for_status()
