@@ -18,17 +18,13 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.hookspecs import Plugin
 
-__all__ = ["EngineContract"]
+__all__ = ["EngineContract", "EngineRules"]
 
 _FOREIGN_FLAG = ("--torpor-contract-probe", "1")
 
 
-class EngineContract(PluginContract, LiveRules):
-    """Rules for a plugin that launches an engine, on top of those for every plugin.
-
-    The live rules start the engine. They run when the class has a fixture `live_deployment` that returns a deployment
-    which can start on this machine, and are skipped otherwise. All of them share one start.
-    """
+class EngineRules:
+    """What an engine plugin declares; nothing is started."""
 
     engine_args_probe: ClassVar[tuple[str, ...]] = _FOREIGN_FLAG
     """Engine arguments of another plugin, which this one has to pass on; override them if the engine's must be real."""
@@ -121,6 +117,14 @@ class EngineContract(PluginContract, LiveRules):
                 rule="engine_argv ends with recipe.engine_args, and launch starts what engine_argv returns.",
                 cure="return (*your_own_arguments, *recipe.engine_args), and call self.engine_argv in launch.",
             )
+
+
+class EngineContract(PluginContract, EngineRules, LiveRules):
+    """Rules for a plugin that launches an engine, on top of those for every plugin.
+
+    The live rules start the engine. They run when the class has a fixture `live_deployment` that returns a deployment
+    which can start on this machine, and are skipped otherwise. All of them share one start.
+    """
 
 
 def _exact(path: str) -> bool:

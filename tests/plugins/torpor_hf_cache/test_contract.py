@@ -1,0 +1,32 @@
+"""The HF-cache plugin keeps the contract, beside the engine whose weights it fetches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from typing_extensions import override
+
+from torpor import Deployment, Model
+from torpor.testing import PluginContract
+from torpor_hf_cache import HFCache
+from torpor_sglang import SGLang
+
+if TYPE_CHECKING:
+    from torpor import Plugin
+
+MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21f22d3ebb187d3")
+
+
+class TestHFCache(PluginContract):
+    """As the flagship has it."""
+
+    @override
+    @pytest.fixture
+    def plugin(self) -> HFCache:
+        return HFCache()
+
+    @override
+    @pytest.fixture
+    def deployment(self, plugin: Plugin) -> Deployment:
+        return Deployment(name="contract", model=MODEL, gpu="H100!", plugins=(plugin, SGLang()))

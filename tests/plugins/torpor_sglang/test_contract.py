@@ -1,0 +1,67 @@
+"""SGLang's plugin keeps the contract: what it declares anywhere, how it lives on the real engine's CPU path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from typing_extensions import override
+
+from torpor import Deployment, Model, Scaling
+from torpor.testing import EngineContract, PluginContract
+from torpor.testing.engine_contract import EngineRules
+from torpor_sglang import SGLang
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from torpor import Plugin
+
+MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21f22d3ebb187d3")
+
+
+class TestSGLang(PluginContract, EngineRules):
+    """As the flagship has it; the live rules are the next class's."""
+
+    @override
+    @pytest.fixture
+    def plugin(self) -> SGLang:
+        return SGLang()
+
+    @override
+    @pytest.fixture
+    def deployment(self, plugin: Plugin) -> Deployment:
+        return Deployment(name="contract", model=MODEL, gpu="H100!", plugins=(plugin,))
+
+
+@pytest.mark.sglang
+@pytest.mark.slow
+class TestSGLangOnTheCpu(EngineContract):
+    """The real server, started, put to sleep and woken twice."""
+
+    @override
+    @pytest.fixture
+    def plugin(self, real_engine: Callable[[str], RealEngine]) -> SGLang:
+        return SGLang(
+            version="0.5.23",
+            python=str(real_engine("0.5.23").python),
+            device="cpu",
+            mem_fraction_static=0.1,
+            max_total_tokens=4096,
+            sleep_on_idle=True,
+            warmup_prompt_words=(8, 60),
+        )
+
+    @override
+    @pytest.fixture
+    def live_deployment(self, plugin: SGLang, tiny_model: Path, free_port: int) -> Deployment:
+        return Deployment(
+            name="contract-live",
+            model=Model(path=str(tiny_model), served_name="tiny-qwen3"),
+            plugins=(plugin,),
+            port=free_port,
+            scaling=Scaling(target_concurrency=4, max_concurrency=8),
+            startup_timeout_s=240,
+        )
