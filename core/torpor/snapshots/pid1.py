@@ -274,8 +274,8 @@ class Pid1:
     ) -> tuple[Message, list[int]] | None:
         """Carry a request out; None when the answer comes later."""
         match request:
-            case {"op": "socket"}:
-                return {}, [_socket.socket(_socket.AF_INET, _socket.SOCK_STREAM).detach()]
+            case {"op": "sockets", "count": int(count)}:
+                return {}, [_socket.socket(_socket.AF_INET, _socket.SOCK_STREAM).detach() for _ in range(count)]
             case {"op": "facts"}:
                 opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder, _ in self._config["private"]]
                 return self._config["facts"], opened

@@ -135,7 +135,7 @@ def _reasons(mode: Mode, cache: Path, prefix: Path | None) -> tuple[Reason, ...]
             reason = _trial(criu, mode, Path(folder))
             if reason and (logs := [*Path(folder).rglob("*.log")]):
                 shutil.copyfile(max(logs, key=lambda file: file.stat().st_mtime), log)
-                reason = replace(reason, cure=f"{reason.cure}; CRIU's log is {log}")
+                reason = replace(reason, seen=f"{reason.seen} (CRIU's log: {log})")
     except OSError as error:
         return (Reason(code="sandbox", seen=f"{cache} cannot be used ({error})", cure="name another cache folder"),)
     return (reason,) if reason else ()

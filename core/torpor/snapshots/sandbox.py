@@ -264,8 +264,12 @@ class Sandbox:
         Raises:
             SnapshotError: the sandbox is gone.
         """
-        _, (descriptor,) = self._ask({"op": "socket"}, timeout_s=_ANSWER_S)
-        return Socket(fileno=descriptor)
+        return self.sockets(1)[0]
+
+    def sockets(self, count: int) -> list[Socket]:
+        """As `socket`, several for one question to pid 1 (0.1 ms); 32 at most."""
+        _, descriptors = self._ask({"op": "sockets", "count": count}, timeout_s=_ANSWER_S)
+        return [Socket(fileno=descriptor) for descriptor in descriptors]
 
     def connect(self, port: int, *, timeout_s: float) -> Socket:
         """A connection to a port on the sandbox's loopback; it keeps `timeout_s` as its time-out.

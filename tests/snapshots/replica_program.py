@@ -1,0 +1,72 @@
+"""Stands in for a replica: a guard's `GET /ready`, and answers that show how a connection is carried.
+
+Run with a name; listens on 127.0.0.1:8000. `/ready` 200 or 503 as `/set/1` and `/set/0` say; `/count` how often it was asked;
+`/name` the name; `/slow` five chunks, 100 ms apart; `/flood` bytes without end; `/echo` sends back all that comes until
+the client has ended its side, then the SHA-256 of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+
+NAME = sys.argv[1] if len(sys.argv) > 1 else ""
+state = {"ready": True, "asked": 0, "flooded": 0}
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the requests of one connection, one after the other."""
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await answer(head.split()[1].decode(), reader, writer)
+            if b"onnection: close" in head:
+                break
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+async def answer(path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request."""
+    status, body = "200 OK", NAME
+    if path == "/ready":
+        state["asked"] += 1
+        status = "200 OK" if state["ready"] else "503 Service Unavailable"
+    elif path.startswith("/set/"):
+        state["ready"] = path.endswith("1")
+    elif path in ("/count", "/flooded"):
+        body = str(state["asked" if path == "/count" else "flooded"])
+    elif path == "/slow":
+        for number in range(5):
+            writer.write(str(number).encode())
+            await asyncio.sleep(0.1)
+        return
+    elif path == "/flood":
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            state["flooded"] += 65536
+    elif path == "/echo":
+        digest = hashlib.sha256()
+        while data := await reader.read(65536):
+            digest.update(data)
+            writer.write(data)
+            await writer.drain()
+        writer.write(digest.hexdigest().encode())
+        await writer.drain()
+        return
+    writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    await writer.drain()
+
+
+async def main() -> None:
+    """Serve for ever."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 8000)
+    print("up", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
