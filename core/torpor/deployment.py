@@ -110,7 +110,8 @@ class Deployment:
         port: where the engine listens, 1024 to 65535.
         scaling: requests per replica, replicas.
         startup_timeout_s: seconds for launch until ready, and for the enter methods on Modal.
-        warmup_timeout_s: seconds for all warm-up hooks and the recording of the canary.
+        warmup_timeout_s: seconds for all warm-up hooks; one kernel that is compiled there can take minutes (on an H100 the
+            first sampled request took more than 118 s without a FlashInfer cache).
         drain_timeout_s: seconds that requests in flight get before a sleep is refused.
         sleep_timeout_s: seconds for all `pre_snapshot` hooks.
         wake_timeout_s: seconds for all `post_restore` hooks and the canary after them.
@@ -128,7 +129,7 @@ class Deployment:
     port: int = 8000
     scaling: Scaling = field(default_factory=Scaling)
     startup_timeout_s: float = 600.0
-    warmup_timeout_s: float = 300.0
+    warmup_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     sleep_timeout_s: float = 120.0
     wake_timeout_s: float = 120.0

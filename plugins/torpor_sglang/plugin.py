@@ -56,7 +56,7 @@ class SGLang(Plugin):
         api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
         warmup_prompt_words: prompt lengths of the warm-up, words.
         warmup_burst: requests sent at once at the end of the warm-up.
-        warmup_first_timeout_s: seconds for the first warm-up request, which may compile kernels.
+        warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
         extra_args: further engine flags, passed through.
     """
 
@@ -90,7 +90,7 @@ class SGLang(Plugin):
     api_key_sha256: tuple[str, ...] = ()
     warmup_prompt_words: tuple[int, ...] = (8, 600)
     warmup_burst: int = 4
-    warmup_first_timeout_s: float = 240.0
+    warmup_request_timeout_s: float = 500.0
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -196,9 +196,9 @@ class SGLang(Plugin):
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         model = deployment.model.served_name
         for request in warmup_requests(self.warmup_prompt_words):
-            send(client, request, model=model, timeout_s=self.warmup_first_timeout_s)
+            send(client, request, model=model, timeout_s=self.warmup_request_timeout_s)
         burst = min(self.warmup_burst, deployment.scaling.max_concurrency)
-        send_burst(client, burst, model=model, timeout_s=self.warmup_first_timeout_s)
+        send_burst(client, burst, model=model, timeout_s=self.warmup_request_timeout_s)
 
     @hookimpl(trylast=True)
     @override
