@@ -238,11 +238,11 @@ def test_a_drain_that_times_out_leaves_the_server_serving(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
 ) -> None:
     """Nothing is put to sleep under a request, and nothing is ended: the answer arrives, and a later sleep works."""
-    deployment = standin_deployment(engine=StandIn(token_s=0.02, warmup_requests=0), drain_timeout_s=0.2)
+    deployment = standin_deployment(engine=StandIn(token_s=0.01, warmup_requests=0), drain_timeout_s=0.2)
     boot = make_boot(deployment)
     boot.cold_start()
     boot.serve()
-    answer = background.submit(lambda: _chat(boot, tokens=40))
+    answer = background.submit(lambda: _chat(boot, tokens=60))
     _wait_for(boot, in_flight=1)
     with pytest.raises(DrainTimeoutError, match=r"1 request\(s\) were still in flight after 0.2 s.*serves on"):
         boot.sleep()
@@ -257,7 +257,7 @@ def test_requests_in_flight_are_answered_before_a_sleep(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
 ) -> None:
     """A drain waits for what is in flight; new requests are refused meanwhile, with a hint when to come again."""
-    boot = make_boot(standin_deployment(engine=StandIn(token_s=0.02, warmup_requests=0), drain_timeout_s=5))
+    boot = make_boot(standin_deployment(engine=StandIn(token_s=0.01, warmup_requests=0), drain_timeout_s=5))
     boot.cold_start()
     boot.serve()
     answer = background.submit(lambda: _chat(boot, tokens=20))

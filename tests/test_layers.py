@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,12 @@ STANDARD_ONLY = [CORE / "buildstep.py", CORE / "__init__.py", CORE / "_version.p
 """Files that run in the engine's environment or in an image that holds nothing yet."""
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(file.read_text())
+
+
 def sources(*folders: Path) -> list[Path]:
     """Every Python file under the folders."""
     return sorted(file for folder in folders for file in folder.rglob("*.py"))
@@ -34,7 +41,7 @@ def imports(file: Path, *, typing_only: bool = True) -> Iterator[str]:
         file: the source.
         typing_only: whether imports under `if TYPE_CHECKING:` count.
     """
-    tree = ast.parse(file.read_text())
+    tree = parsed(file)
     skipped = set() if typing_only else set(_under_type_checking(tree))
     for node in ast.walk(tree):
         if node in skipped:
@@ -108,9 +115,9 @@ def test_nothing_is_typed_any_outside_the_lifecycle() -> None:
     allowed = CORE / "lifecycle.py"
     guilty = []
     for file in sources(CORE, PLUGINS):
-        tree = ast.parse(file.read_text())
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        nodes = list(ast.walk(parsed(file)))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         if "Any" in names | attributes and file != allowed:
             guilty.append(file)
     assert named(guilty) == []

@@ -38,7 +38,7 @@ for _ in range(2):
         while True:
             signal.pause()
 {in_leader}
-print("up", flush=True)
+os.write(1, b"up\\n")
 while True:
     signal.pause()
 """
@@ -206,7 +206,7 @@ def test_children_do_not_outlive_their_leader(start: Start) -> None:
 
 def test_a_child_with_its_own_session_is_ended_too(start: Start) -> None:
     """A descendant that left the session still belongs to the tree while its parent lives."""
-    engine = start(FORK_TWO.format(in_child="os.setsid(); print(os.getpid(), flush=True)", in_leader="pass"))
+    engine = start(FORK_TWO.format(in_child="os.setsid(); os.write(1, b'%d\\n' % os.getpid())", in_leader="pass"))
     wait_for_line(engine, "up")
     while len(lines := [line for line in engine.log_tail() if line.isdigit()]) < 2:
         time.sleep(0.005)
@@ -218,12 +218,12 @@ def test_a_child_with_its_own_session_is_ended_too(start: Start) -> None:
 
 
 def test_engines_leave_neither_descriptors_nor_threads(start: Start) -> None:
-    """Twenty engines later this process is as it was."""
+    """Ten engines later this process is as it was."""
     me = psutil.Process()
     start("pass").wait(5)
     time.sleep(0.1)
     before = me.num_fds(), threading.active_count()
-    for _ in range(20):
+    for _ in range(10):
         start("print('x')").wait(5)
     deadline = time.monotonic() + 5
     while (me.num_fds(), threading.active_count()) > before and time.monotonic() < deadline:

@@ -53,6 +53,7 @@ class Case:
         says: what the failure's message has to hold: what was seen, and what to do.
         instance: how the fixture makes the plugin.
         extra: further source of the test class.
+        module: an empty module of that name stands in for a heavy library.
     """
 
     rule: str
@@ -60,6 +61,7 @@ class Case:
     says: tuple[str, ...]
     instance: str = "Broken()"
     extra: str = ""
+    module: str = ""
 
 
 PLUGIN_CASES = {
@@ -111,8 +113,9 @@ PLUGIN_CASES = {
     ),
     "heavy module": Case(
         rule="test_module_imports_nothing_heavy",
-        plugin="import modal\n@value\nclass Broken(Plugin):\n    pass",
-        says=("`import broken` also imports modal", "into the hook that acts"),
+        plugin="import vllm\n@value\nclass Broken(Plugin):\n    pass",
+        module="vllm",
+        says=("`import broken` also imports vllm", "into the hook that acts"),
     ),
     "module that needs the engine": Case(
         rule="test_module_imports_nothing_heavy",
@@ -373,6 +376,19 @@ ENGINE_CASES = {
         plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'broken'",
         says=("Broken does not implement launch", "use PluginContract"),
     ),
+    "free-standing engine": Case(
+        rule="test_launches",
+        plugin="""@value
+class Broken:
+    public_paths = ("/v1/models",)
+    @hookimpl
+    def launch(self, deployment, recipe):
+        return Engine.start(("true",))""",
+        says=(
+            "Broken has no supports_sleep, sleep_is_idempotent, health_safe_while_asleep, ready_path",
+            "derive it from torpor.Plugin",
+        ),
+    ),
     "another engine": Case(
         rule="test_launches",
         plugin="@value\nclass Broken(StandIn):\n    plugin_name = 'broken'",
@@ -482,14 +498,9 @@ LIVE_CASES = {
     ),
     "launch that waits": Case(
         rule="test_launch_returns_at_once_in_an_own_session",
-        plugin="""@value
-class Broken(StandIn):
-    @hookimpl
-    def launch(self, deployment, recipe):
-        time.sleep(1.1)
-        return StandIn.launch(self, deployment, recipe)""",
-        extra=LIVE,
-        says=("launch took 1.", "leads a session of its own", "return Engine.start(...) right away"),
+        plugin="@value\nclass Broken(StandIn):\n    pass",
+        extra=OBSERVED.format(observed="launch_s=1.5, own_session=False"),
+        says=("launch took 1.50 s; the engine has no session", "return Engine.start(...) right away"),
     ),
     "public path that is not there": Case(
         rule="test_public_paths_are_open_while_serving",
@@ -535,6 +546,8 @@ class Broken(StandIn):
 
 def run_rule(pytester: pytest.Pytester, contract: str, case: Case) -> str:
     """Run one rule on a broken plugin; what pytest printed."""
+    if case.module:
+        pytester.makepyfile(**{case.module: ""})
     pytester.makepyfile(broken=HEADER + case.plugin)
     pytester.makepyfile(test_broken=TESTS.format(contract=contract, instance=case.instance) + case.extra)
     result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-k", case.rule)

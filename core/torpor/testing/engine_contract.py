@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineContract", "EngineRules"]
 
+_ENGINE_ANSWERS = (
+    *("supports_sleep", "sleep_is_idempotent", "health_safe_while_asleep", "public_paths", "ready_path", "guarded"),
+    *("engine_version", "engine_python", "engine_argv", "kernel_cache_env", "kernel_compile_argv"),
+)
 _FOREIGN_FLAG = ("--torpor-contract-probe", "1")
 
 
@@ -36,6 +40,13 @@ class EngineRules:
                 f"{type(plugin).__name__} does not implement launch.",
                 rule="an engine plugin implements launch.",
                 cure="implement it with @hookimpl, or use PluginContract for a plugin that goes beside an engine.",
+            )
+        missing = [name for name in _ENGINE_ANSWERS if not hasattr(plugin, name)]
+        if missing:
+            broken(
+                f"{type(plugin).__name__} has no {', '.join(missing)}.",
+                rule="a plugin that launches answers what core and other plugins ask about its engine.",
+                cure="derive it from torpor.Plugin, which has an answer for everything, and override what differs.",
             )
         if deployment.engine != plugin:
             broken(
