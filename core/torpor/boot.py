@@ -72,7 +72,7 @@ class Boot:
         report: StageReport | None = None,
         starter: Starter | None = None,
     ) -> None:
-        self._starter = starter
+        self.starter = starter
         self.deployment = deployment
         self.report = report or StageReport()
         self._plugin_seconds: dict[str, float] = {}
@@ -93,11 +93,11 @@ class Boot:
         """
         deployment = self.deployment
         with self._stage("preflight"):
-            if self._starter is None:
+            if self.starter is None:
                 check_port_free(deployment.port)
             for check in self.recipe.preflight:
                 _run_preflight(check, self.recipe)
-        with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self._starter):
+        with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self.starter):
             self.engine = self.lifecycle.launch(self.recipe)
         with self._stage("ready"), self._client(deployment.startup_timeout_s) as client:
             wait_ready(

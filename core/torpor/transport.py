@@ -63,9 +63,7 @@ class EngineTransport(httpx.BaseTransport):
         )
         with _httpx_errors():
             answer = self._pool.handle_request(sent)
-        return httpx.Response(
-            answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions
-        )
+        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions)
 
     @override
     def close(self) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,14 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from torpor.apps import load_deployment
-from torpor.errors import ConfigurationError, DrainTimeoutError
-from torpor.platforms.local import BACKENDS, LocalServer, cache_root, missing_packages, stops_on_failure
+from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
+from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
 from torpor.records import StageRecord, StageReport
+from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
 
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["run_up", "stage_table"]
+    from torpor.deployment import Deployment
+
+__all__ = ["Progress", "ends_on_sigterm", "quiet_log", "run_up", "stage_table"]
 
 _ANSWER_TOKENS = 64
 _DOING = {
@@ -37,25 +41,30 @@ _DOING = {
 }
 
 
-def run_up(app_file: str, *, backend: str, question: str, as_json: bool) -> None:
+def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str, as_json: bool) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
+    if snapshot is not None and _restored(app_file, snapshot, question=question, as_json=as_json):
+        return
     deployment = load_deployment(app_file)
     console = Console(stderr=True, highlight=False)
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-    progress = _Progress(console, quiet=as_json)
+    quiet_log()
+    progress = Progress(console, quiet=as_json)
     root = cache_root()
     record_file = root / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
-    server = LocalServer(deployment, backend=BACKENDS[backend](), report=report, on_step=progress.step)
+    keeper = make_backend(backend, app_file=Path(app_file))
+    if snapshot is not None:
+        keeper = CriuBackend(folder=snapshot, app_file=Path(app_file), leave_running=True)
+    server = LocalServer(deployment, backend=keeper, report=report, on_step=progress.step)
     for package, plugin in missing_packages(deployment, server.recipe).items():
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
-    _ends_on_sigterm()
+    ends_on_sigterm()
     try:
         with stops_on_failure(server.boot):
             server.start()
-            answer = _ask(server, console, question, stream=not as_json) if question else None
+            answer = _ask(deployment, console, question, stream=not as_json) if question else None
             if answer is None:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
@@ -75,11 +84,58 @@ def run_up(app_file: str, *, backend: str, question: str, as_json: bool) -> None
         console.print(f"records: {record_file}")
 
 
-def _ask(server: LocalServer, console: Console, question: str, *, stream: bool) -> dict[str, object]:
+def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> bool:
+    """Serve from a snapshot where a fitting one is there; say which way is taken, and why."""
+    from torpor.cli.restore import run_restore  # noqa: PLC0415 - only with --snapshot
+    from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415
+    from torpor.snapshots.serving import misfits  # noqa: PLC0415
+    from torpor.snapshots.store import inspect  # noqa: PLC0415
+
+    console = Console(stderr=True, highlight=False)
+    deployment = load_deployment(app_file)
+    if not (folder / MANIFEST).is_file():
+        console.print(f"cold: there is no snapshot in {folder}; it is made after the start", markup=False)
+        return False
+    try:
+        reasons = misfits(folder, inspect(folder), deployment)
+    except SnapshotError as error:
+        reasons = [str(error)]
+    if reasons:
+        console.print(f"cold: the snapshot {folder} does not fit and is made anew after the start", markup=False)
+        for reason in reasons:
+            console.print(f"  - {reason}", markup=False)
+        return False
+    console.print(f"restored: the snapshot {folder} fits", markup=False)
+
+    def ask_once() -> None:
+        answer = _ask(deployment, console, question, stream=not as_json)
+        if as_json:
+            print(json.dumps({"answer": answer}))
+
+    try:
+        run_restore(
+            folder=folder,
+            replicas=1,
+            port=deployment.port,
+            verify="fast",
+            as_json=as_json and not question,
+            then=ask_once if question else None,
+        )
+    except SnapshotError as error:
+        console.print(f"cold: the snapshot could not be restored: {error}", markup=False)
+        return False
+    return True
+
+
+def quiet_log() -> None:
+    """No log lines: the command's own output tells the stages."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+def _ask(deployment: Deployment, console: Console, question: str, *, stream: bool) -> dict[str, object]:
     """Ask one question as a client would; the answer goes to standard output as it comes."""
     from torpor.client import chat  # noqa: PLC0415 - httpx only when there is something to ask
 
-    deployment = server.deployment
     result = chat(
         f"http://127.0.0.1:{deployment.port}",
         model=deployment.model.served_name,
@@ -121,15 +177,22 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
         asleep = action == "sleep"
 
 
-def _ends_on_sigterm() -> None:
+def ends_on_sigterm() -> None:
+    """Have SIGTERM end the command as Ctrl-C does."""
+
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
 
 
-class _Progress:
-    """One live line on a terminal, one plain line per finished stage anywhere."""
+class Progress:
+    """One live line on a terminal, one plain line per finished stage anywhere.
+
+    Args:
+        console: where to.
+        quiet: print nothing.
+    """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console = console
@@ -137,15 +200,18 @@ class _Progress:
         self._status = console.status("") if console.is_terminal and not quiet else None
 
     def step(self, name: str) -> None:
+        """A build step begins."""
         if not self._quiet:
             self._console.print(f"build step: {name}")
 
     def begin(self, stage: str) -> None:
+        """A stage begins."""
         if self._status:
             self._status.update(f"{_DOING.get(stage, stage)} ...")
             self._status.start()
 
     def end(self, record: StageRecord) -> None:
+        """A stage ended."""
         if self._status:
             self._status.stop()
         if not self._quiet:

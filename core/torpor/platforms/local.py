@@ -21,12 +21,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING
 
 from torpor.boot import Boot
-from torpor.errors import BuildStepError, ConfigurationError, SnapshotError
+from torpor.errors import BuildStepError, ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
+from torpor.snapshots.backend import BACKENDS, CriuBackend, NoSnapshot, SnapshotBackend, Standby
+from torpor.snapshots.places import CACHE_VARIABLE, cache_root
 from torpor.steps import runner_file, script_file, step_command
 
 if TYPE_CHECKING:
@@ -35,87 +37,28 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import BuildStep
     from torpor.records import StageReport
+    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.sandbox import Mode
+    from torpor.snapshots.serving import Replicas
 
 __all__ = [
     "BACKENDS",
     "CACHE_VARIABLE",
+    "CriuBackend",
     "LocalServer",
     "NoSnapshot",
     "SnapshotBackend",
     "Standby",
     "cache_root",
+    "create_snapshot",
+    "inspect_snapshot",
     "missing_packages",
     "relocate",
+    "remove_snapshot",
+    "restore_snapshot",
 ]
 
-CACHE_VARIABLE = "TORPOR_CACHE"
-"""Folder for local volumes, the image's own disk and records; the default is `~/.cache/torpor` (XDG rules)."""
-
 _GPU_QUERY_TIMEOUT_S = 20.0
-
-
-class SnapshotBackend(Protocol):
-    """How this machine keeps a sleeping server."""
-
-    name: ClassVar[str]
-
-    def available(self) -> tuple[str, ...]:
-        """Why it cannot be used here, each reason with what to do about it; empty when it can."""
-
-    def capture(self, boot: Boot) -> None:
-        """Put a started server to sleep and keep it."""
-
-    def restore(self, boot: Boot) -> None:
-        """Bring the kept server back to serving."""
-
-
-class NoSnapshot:
-    """Nothing is kept: every start is a cold start."""
-
-    name: ClassVar[str] = "none"
-
-    def available(self) -> tuple[str, ...]:
-        """It can be used anywhere."""
-        return ()
-
-    def capture(self, boot: Boot) -> None:
-        """Refuse.
-
-        Raises:
-            SnapshotError: always; the message names the backend that can.
-        """
-        raise SnapshotError(
-            f"The backend 'none' keeps nothing, so {boot.deployment.name!r} cannot be put to sleep; use --backend standby."
-        )
-
-    def restore(self, boot: Boot) -> None:
-        """Refuse.
-
-        Raises:
-            SnapshotError: always.
-        """
-        raise SnapshotError(f"The backend 'none' keeps nothing, so there is no {boot.deployment.name!r} to wake.")
-
-
-class Standby:
-    """The process stays, asleep: GPU memory is free, host memory holds what a wake needs; no privilege is needed."""
-
-    name: ClassVar[str] = "standby"
-
-    def available(self) -> tuple[str, ...]:
-        """It can be used anywhere."""
-        return ()
-
-    def capture(self, boot: Boot) -> None:
-        """Put the engine to sleep; its process stays."""
-        boot.sleep()
-
-    def restore(self, boot: Boot) -> None:
-        """Wake the engine in its own process."""
-        boot.wake()
-
-
-BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {"none": NoSnapshot, "standby": Standby}
 
 
 class LocalServer:
@@ -168,11 +111,16 @@ class LocalServer:
                 self._on_step(step.name)
             _run_step(step, self.recipe)
 
+    def cold_start(self) -> None:
+        """Build and start cold, in the place that the backend gives; the guard stays shut."""
+        self.boot.starter = self.backend.prepare(self.deployment)
+        self.build()
+        self.boot.cold_start()
+
     def start(self) -> None:
         """Build, start cold, and with a backend that keeps servers: fall asleep and wake once; then serve."""
-        self.build()
-        with stops_on_failure(self.boot):
-            self.boot.cold_start()
+        with self._ended_on_failure():
+            self.cold_start()
             if self.backend.name == "none":
                 self.boot.serve()
             else:
@@ -188,8 +136,100 @@ class LocalServer:
         self.backend.restore(self.boot)
 
     def stop(self) -> None:
-        """End the engine's whole tree."""
+        """End the engine's whole tree and what the backend holds."""
         self.boot.stop()
+        self.backend.close()
+
+    @contextlib.contextmanager
+    def _ended_on_failure(self) -> Iterator[None]:
+        try:
+            with stops_on_failure(self.boot):
+                yield
+        except DrainTimeoutError:
+            raise  # the engine serves on
+        except BaseException:
+            self.backend.close()
+            raise
+
+
+def create_snapshot(
+    app_file: str | Path,
+    folder: Path,
+    *,
+    mode: Mode | None = None,
+    report: StageReport | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Start an app cold, put it to sleep, keep it in a folder and end it.
+
+    Args:
+        app_file: where the deployment stands; a restore reads it again.
+        folder: where the snapshot goes; one that is there is replaced when the new one is whole.
+        mode: root or rootless; by default what works here, rootless first.
+        report: where stages are recorded.
+        on_step: told the name of each build step before it runs.
+
+    Raises:
+        SnapshotError: it cannot be made here, every reason is listed; nothing is left on the disk and nothing running.
+        TorporError: the start failed.
+    """
+    from torpor.apps import load_deployment  # noqa: PLC0415 - app files import this module
+    from torpor.snapshots.store import check_target  # noqa: PLC0415
+
+    check_target(folder)
+    backend = CriuBackend(folder=folder, app_file=Path(app_file), mode=mode, public=False)
+    server = LocalServer(load_deployment(str(app_file)), backend=backend, report=report, on_step=on_step)
+    try:
+        server.cold_start()
+        return backend.capture(server.boot)
+    finally:
+        server.stop()
+
+
+def restore_snapshot(
+    folder: Path, *, replicas: int = 1, port: int | None = None, host: str = "127.0.0.1", full: bool = False
+) -> Replicas:
+    """Restore copies of a snapshot behind one port; they serve until `stop` of what is returned.
+
+    Args:
+        folder: the snapshot.
+        replicas: how many copies.
+        port: public port; the deployment's by default.
+        host: address of the public port.
+        full: compare the hash of every file before.
+
+    Raises:
+        PortInUseError: somebody else has the port; nothing was restored.
+        SnapshotError: it does not fit; every reason is listed, nothing is left running.
+        TorporError: a copy did not wake; nothing is left running.
+    """
+    from torpor.snapshots.serving import Replicas  # noqa: PLC0415
+
+    copies = Replicas(folder, port=port, host=host, full=full)
+    copies.start(replicas)
+    return copies
+
+
+def inspect_snapshot(folder: Path) -> Manifest:
+    """What a snapshot is.
+
+    Raises:
+        SnapshotError: there is none, it is open to others, damaged, or of another version.
+    """
+    from torpor.snapshots.store import inspect  # noqa: PLC0415
+
+    return inspect(folder)
+
+
+def remove_snapshot(folder: Path) -> None:
+    """Delete a snapshot; copies that run go on.
+
+    Raises:
+        SnapshotError: there is none.
+    """
+    from torpor.snapshots.store import remove  # noqa: PLC0415
+
+    remove(folder)
 
 
 @contextlib.contextmanager
@@ -198,18 +238,9 @@ def stops_on_failure(boot: Boot) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        from torpor.errors import DrainTimeoutError  # noqa: PLC0415
-
         if not isinstance(error, DrainTimeoutError):
             boot.stop()
         raise
-
-
-def cache_root() -> Path:
-    """The folder for local volumes, the image's own disk and records."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "torpor"
 
 
 def relocate(recipe: Recipe, root: Path, name: str) -> Recipe:

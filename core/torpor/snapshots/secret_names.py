@@ -35,8 +35,9 @@ def check_no_secrets(*environments: Mapping[str, str]) -> None:
     names: Iterable[str] = {name for env in environments for name in secret_names(env)}
     if names:
         listed = ", ".join(sorted(names))
+        unset = " ".join(f"-u {name}" for name in sorted(names))
         raise SnapshotError(
             f"The engine's environment holds what looks like a secret: {listed}. A snapshot keeps the environment of "
-            f"every process, readable by whoever gets the folder. Start without: env {' '.join(f'-u {name}' for name in sorted(names))} "
+            f"every process, readable by whoever gets the folder. Start without: env {unset} "
             "torpor ...; a build step that needs a secret runs outside of the snapshot."
         )

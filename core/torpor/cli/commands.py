@@ -1,0 +1,173 @@
+"""The commands and their options.
+
+Each command lives in a module of its own that is imported when it runs, so that `torpor --help` costs neither modal nor
+httpx.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torpor._version import __version__
+
+__all__ = ["app"]
+
+_HELP = """Serve language models from engines that sleep in a memory snapshot and wake in seconds.
+
+\b
+build   prepare_image     what the container image holds
+        compile_kernels   what to compile or download once
+start   launch            start the engine process
+        warmup            real requests until nothing is left to compile
+        pre_snapshot      put the engine to sleep
+--- snapshot ---
+wake    post_restore      wake the engine, once per restored replica
+"""
+
+app = typer.Typer(
+    name="torpor",
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"torpor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of Torpor's own errors.")] = False,
+) -> None:
+    if debug:
+        os.environ["TORPOR_DEBUG"] = "1"
+
+
+@app.command()
+def plan(app_file: AppFile, as_json: AsJson = False) -> None:
+    """Show everything that an app will do, without doing it."""
+    from torpor.cli.plan import show_plan  # noqa: PLC0415
+
+    show_plan(app_file, as_json=as_json)
+
+
+@app.command()
+def up(
+    app_file: AppFile,
+    backend: Annotated[str, typer.Option(help="How the sleeping server is kept: none, standby or criu.")] = "standby",
+    snapshot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Restore this snapshot if it fits; else start cold and make it.")
+    ] = None,
+    ask: Annotated[str, typer.Option(help="Ask this once it serves, stream the answer, then stop.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run an app's whole lifecycle on this machine.
+
+    While it serves, SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, and Ctrl-C ends it.
+    """
+    from torpor.cli.up import run_up  # noqa: PLC0415
+
+    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json)
+
+
+@app.command()
+def plugins(as_json: AsJson = False) -> None:
+    """List the installed plugins and their hooks."""
+    from torpor.cli.plugins import list_plugins  # noqa: PLC0415
+
+    list_plugins(as_json=as_json)
+
+
+snapshot = typer.Typer(
+    help="Keep a sleeping server in a folder, and restore any number of copies (CRIU).", no_args_is_help=True
+)
+app.add_typer(snapshot, name="snapshot")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The snapshot's folder.")]
+
+
+@snapshot.command()
+def create(
+    app_file: AppFile,
+    folder: Folder,
+    mode: Annotated[str, typer.Option(help="root or rootless; by default what works here, rootless first.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Start an app cold, put it to sleep and keep it in a folder."""
+    from torpor.cli.snapshot import run_create  # noqa: PLC0415
+
+    run_create(app_file, folder, mode=mode, as_json=as_json)
+
+
+@snapshot.command()
+def inspect(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what a snapshot holds, and whether it fits this machine and its app as it is now."""
+    from torpor.cli.snapshot import run_inspect  # noqa: PLC0415
+
+    run_inspect(folder, as_json=as_json)
+
+
+@snapshot.command()
+def restore(
+    folder: Folder,
+    replicas: Annotated[int, typer.Option(help="How many copies to restore.")] = 1,
+    port: Annotated[int, typer.Option(help="The public port; by default the deployment's.")] = 0,
+    verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
+    as_json: AsJson = False,
+) -> None:
+    """Restore copies of a snapshot and serve until Ctrl-C.
+
+    SIGHUP restores copies anew that have ended.
+    """
+    from torpor.cli.restore import run_restore  # noqa: PLC0415
+
+    run_restore(folder=folder, replicas=replicas, port=port, verify=verify, as_json=as_json)
+
+
+@snapshot.command()
+def rm(folder: Folder) -> None:
+    """Delete a snapshot; copies that run go on."""
+    from torpor.cli.snapshot import run_rm  # noqa: PLC0415
+
+    run_rm(folder)
+
+
+@snapshot.command()
+def setup(
+    mirror: Annotated[
+        str, typer.Option(help="Root of a Debian mirror; by default the one of this machine's apt.")
+    ] = "",
+    again: Annotated[bool, typer.Option("--again", help="Fetch it though it is there.")] = False,
+) -> None:
+    """Put CRIU into a private folder of this user, and try it: no root needed, nothing of the system is touched."""
+    from torpor.cli.snapshot import run_setup  # noqa: PLC0415
+
+    run_setup(mirror=mirror, again=again)
+
+
+@snapshot.command()
+def compare(
+    app_file: AppFile,
+    restores: Annotated[int, typer.Option(help="How many restores to time.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time one cold start against restores of the same app: process start to first token."""
+    from torpor.cli.compare import run_compare  # noqa: PLC0415
+
+    run_compare(app_file, restores=restores, as_json=as_json)

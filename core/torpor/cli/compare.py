@@ -1,0 +1,104 @@
+"""`torpor snapshot compare`: one cold start against restores of the same app, process start to first token."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from torpor.apps import load_deployment
+from torpor.cli.timing import command, first_token, running
+from torpor.platforms.local import LocalServer
+from torpor.snapshots.backend import CriuBackend
+from torpor.snapshots.places import snapshot_folder
+from torpor.snapshots.store import inspect
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+    from torpor.snapshots.manifest import Manifest
+
+__all__ = ["run_compare"]
+
+_COLD_TIMEOUT_S = 900.0
+_RESTORE_TIMEOUT_S = 60.0
+
+
+def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
+    """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby."""
+    console = Console(stderr=True, highlight=False)
+    deployment = load_deployment(app_file)
+    LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
+    if reasons := CriuBackend().available():
+        console.print("snapshots cannot be made on this machine:")
+        for reason in reasons:
+            console.print(f"  - {reason}", markup=False)
+        console.print("so this shows standby: the process stays, asleep")
+        _show_standby(app_file)
+        return
+    cold_s = _time_cold(app_file, deployment)
+    console.print(f"cold start      {cold_s:7.3f} s to the first token")
+    folder = snapshot_folder(deployment.name)
+    with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
+        process.wait(_COLD_TIMEOUT_S)
+    manifest = inspect(folder)
+    size = sum(file.size for file in manifest.files.values())
+    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
+    times = []
+    for number in range(restores):
+        restored_s, told = _time_restore(folder=str(folder), deployment=deployment)
+        times.append((restored_s, told))
+        console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
+    ratio = cold_s / statistics.median(seconds for seconds, _ in times)
+    if as_json:
+        restored = [{"first_token_s": seconds, **told} for seconds, told in times]
+        print(json.dumps({"cold_s": cold_s, "restored": restored, "ratio": ratio, "snapshot_bytes": size}, indent=2))
+    else:
+        console.print(_stages(manifest, times))
+        console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
+
+
+def _time_cold(app_file: str, deployment: Deployment) -> float:
+    with running(command("up", app_file, "--backend", "none")) as (process, began):
+        return first_token(
+            process, began, port=deployment.port, model=deployment.model.served_name, timeout_s=_COLD_TIMEOUT_S
+        ).first_token_s
+
+
+def _time_restore(*, folder: str, deployment: Deployment) -> tuple[float, dict[str, object]]:
+    with running(command("snapshot", "restore", folder, "--json")) as (process, began):
+        seen = first_token(
+            process, began, port=deployment.port, model=deployment.model.served_name, timeout_s=_RESTORE_TIMEOUT_S
+        )
+        assert process.stdout is not None
+        told = cast("dict[str, object]", json.loads(process.stdout.readline()))
+        return seen.first_token_s, told
+
+
+def _show_standby(app_file: str) -> None:
+    from torpor.cli.up import run_up  # noqa: PLC0415
+
+    run_up(app_file, backend="standby", snapshot=None, question="Tell me about the moon.", as_json=False)
+
+
+def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:
+    table = Table(title="stages, seconds", title_justify="left")
+    for column in ("boot", "stage"):
+        table.add_column(column)
+    table.add_column("seconds", justify="right")
+    for stage in manifest.stages:
+        table.add_row(
+            "cold" if not stage.stage.startswith("capture") else "capture", stage.stage, f"{stage.seconds:.3f}"
+        )
+    for number, (seconds, told) in enumerate(times, start=1):
+        (replica,) = cast("list[dict[str, object]]", told["replicas"])
+        boot = f"restored #{number}"
+        table.add_row(boot, "verify", f"{told['verify_s']:.3f}")
+        for name in ("sandbox", "side_files", "criu"):
+            table.add_row(boot, name, f"{replica[f'{name}_s']:.3f}")
+        for stage_told in cast("list[dict[str, object]]", replica["stages"]):
+            table.add_row(boot, str(stage_told["stage"]), f"{stage_told['seconds']:.3f}")
+        table.add_row(boot, "process start to first token", f"{seconds:.3f}")
+    return table

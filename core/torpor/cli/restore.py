@@ -1,0 +1,179 @@
+"""`torpor snapshot restore`: copies of a snapshot behind one port, until a signal.
+
+Its time counts: what is imported here is imported before CRIU begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from torpor.errors import ConfigurationError, TorporError
+from torpor.snapshots.serving import Replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from torpor.records import StageRecord
+
+__all__ = ["RestoreOptions", "run_restore"]
+
+
+class RestoreOptions(TypedDict):
+    """The options of the command."""
+
+    folder: str | Path
+    replicas: int
+    port: int
+    verify: str
+    as_json: bool
+
+
+class _Told:
+    """What the signals asked for."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Event()
+        self.end = False
+        self.again = False
+
+    def listen(self) -> None:
+        """From now on a signal is noted, and no longer raises."""
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGHUP, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self.again = True
+        elif self.end:
+            raise KeyboardInterrupt  # asked twice: what is going on is not waited for
+        else:
+            self.end = True
+        self.changed.set()
+
+
+def run_restore(
+    *,
+    folder: str | Path,
+    replicas: int,
+    port: int,
+    verify: str,
+    as_json: bool,
+    then: Callable[[], None] | None = None,
+) -> None:
+    """Restore, say so, serve until SIGINT or SIGTERM, end everything.
+
+    Args:
+        folder: the snapshot.
+        replicas: how many copies.
+        port: public port; 0 for the deployment's.
+        verify: `fast` or `full`.
+        as_json: tell what was restored as one line of JSON.
+        then: called once they serve, in place of waiting for a signal.
+    """
+    if verify not in ("fast", "full"):
+        raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
+    started = time.monotonic()
+    stages: dict[str, list[dict[str, object]]] = {}
+    told = _Told()
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    def note(name: str, record: StageRecord) -> None:
+        stages.setdefault(name, []).append({"stage": record.stage, "seconds": record.seconds})
+
+    copies = Replicas(
+        Path(folder),
+        port=port or None,
+        full=verify == "full",
+        on_death=_tell_death,
+        on_stage=note,
+        beside=_quiet_log,
+    )
+    try:
+        copies.start(replicas)
+        if then is None:
+            told.listen()
+        if as_json:
+            print(json.dumps(_described(copies, stages, started)), flush=True)
+        else:
+            _print_serving(copies, stages, time.monotonic() - started)
+        if then is None:
+            _serve(copies, replicas, told)
+        else:
+            then()
+    finally:
+        copies.stop()
+
+
+def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
+    while not told.end:
+        told.changed.wait()
+        told.changed.clear()
+        if told.again and not told.end:
+            told.again = False
+            missing = wanted - len(copies.serving)
+            try:
+                if missing > 0:
+                    copies.start(missing)
+                _say(f"{len(copies.serving)} of {wanted} copies serve")
+            except TorporError as error:
+                _say(f"no copy was restored: {error}")
+
+
+def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
+    return {
+        "serving": f"http://127.0.0.1:{copies.port}",
+        "began_at": started,
+        "served_at": time.monotonic(),
+        "verify_s": copies.verify_s,
+        "replicas": [
+            {
+                "name": one.replica.name,
+                "boot_id": one.boot.running_engine.boot_id,
+                "sandbox_s": one.replica.sandbox_s,
+                "side_files_s": one.replica.side_files_s,
+                "criu_s": one.replica.criu_s,
+                "stages": stages.get(one.replica.name, []),
+            }
+            for one in copies.serving
+        ],
+    }
+
+
+def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]], seconds: float) -> None:
+    for one in copies.serving:
+        took = [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
+        took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
+        _say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
+    _say(
+        f"serving {copies.manifest.served_name} with {len(copies.serving)} on http://127.0.0.1:{copies.port} after "
+        f"{seconds:.3f} s - Ctrl-C ends it"
+    )
+
+
+def _tell_death(name: str, last_lines: tuple[str, ...]) -> None:
+    said = "".join(f"\n    {line}" for line in last_lines) or "\n    (it printed nothing)"
+    _say(f"{name} has ended; kill -HUP {os.getpid()} restores it. Its last lines:{said}")
+
+
+def _quiet_log() -> None:
+    """No log lines: the command's own output tells the stages."""
+    import structlog  # noqa: PLC0415 - a tenth of a second
+
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

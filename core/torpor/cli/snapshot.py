@@ -1,0 +1,112 @@
+"""`torpor snapshot create`, `inspect`, `rm` and `setup`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.store import inspect, remove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.sandbox import Mode
+
+__all__ = ["run_create", "run_inspect", "run_rm", "run_setup"]
+
+_MODES = ("root", "rootless")
+
+
+def run_create(app_file: str, folder: Path, *, mode: str, as_json: bool) -> None:
+    """Start cold, sleep, keep, end."""
+    from torpor.cli.up import Progress, ends_on_sigterm, quiet_log  # noqa: PLC0415
+    from torpor.platforms.local import create_snapshot  # noqa: PLC0415
+    from torpor.records import StageReport  # noqa: PLC0415
+
+    if mode and mode not in _MODES:
+        raise ConfigurationError(f"--mode is {mode!r}; allowed are {' and '.join(_MODES)}.")
+    console = Console(stderr=True, highlight=False)
+    quiet_log()
+    ends_on_sigterm()
+    progress = Progress(console, quiet=as_json)
+    manifest = create_snapshot(
+        app_file,
+        folder,
+        mode=cast("Mode", mode) if mode else None,
+        report=StageReport(on_begin=progress.begin, on_end=progress.end),
+        on_step=progress.step,
+    )
+    if as_json:
+        print(json.dumps(asdict(manifest), indent=2))
+    else:
+        console.print(_table(folder, manifest))
+        console.print(f"restore it: torpor snapshot restore {folder}")
+
+
+def run_inspect(folder: Path, *, as_json: bool) -> None:
+    """Print the manifest, and what does not fit."""
+    from torpor.snapshots.serving import misfits  # noqa: PLC0415
+
+    manifest = inspect(folder)
+    reasons = misfits(folder, manifest)
+    if as_json:
+        print(json.dumps({**asdict(manifest), "misfits": reasons}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(_table(folder, manifest))
+    for reason in reasons:
+        console.print(f"does not fit: {reason}", markup=False)
+    if not reasons:
+        console.print("fits this machine and its app")
+
+
+def run_rm(folder: Path) -> None:
+    """Delete a snapshot."""
+    remove(folder)
+    Console(stderr=True, highlight=False).print(f"removed {folder}")
+
+
+def run_setup(*, mirror: str, again: bool) -> None:
+    """Get CRIU and try it; the reasons where it does not work here."""
+    from torpor.snapshots.backend import CriuBackend  # noqa: PLC0415
+    from torpor.snapshots.criu_setup import install  # noqa: PLC0415
+    from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+
+    console = Console(stderr=True, highlight=False)
+    criu = install(criu_prefix(), mirror=mirror or None, again=again, on_step=console.print)
+    console.print(f"CRIU {'.'.join(map(str, criu.version))} is at {criu.program}")
+    if reasons := CriuBackend().available():
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise SnapshotError(
+            f"It does not work on this machine:\n{listed}\n`torpor up APP --backend standby` works anywhere."
+        )
+    console.print("a small dump and restore worked: snapshots can be made here")
+
+
+def _table(folder: Path, manifest: Manifest) -> Table:
+    table = Table(title=f"snapshot {folder}", title_justify="left", show_header=False)
+    made = manifest.deployment
+    machine = manifest.machine
+    total = sum(file.size for file in manifest.files.values())
+    rows = {
+        "deployment": f"{made.name} ({manifest.app_file})",
+        "made": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(manifest.created_at))} by Torpor {made.torpor}",
+        "engine": made.engine,
+        "model": f"{made.model} {made.revision}".strip(),
+        "machine": f"{machine.architecture}, kernel {machine.kernel}, CRIU {machine.criu}, {len(machine.cpu)} CPU features",
+        "sandbox": f"{manifest.mode}, scratch {manifest.scratch}, tcp {manifest.tcp}",
+        "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files ({manifest.image_bytes / 1e6:.0f} MB images)",
+        "processes": "\n".join(manifest.processes),
+        "canary": repr(manifest.canary_text[:80]),
+        "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table

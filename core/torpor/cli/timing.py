@@ -1,0 +1,125 @@
+"""Times what a user sees: from the start of a command to the first token of a streamed answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from torpor.errors import EngineTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["FirstToken", "command", "first_token", "running"]
+
+_POLL_S = 0.002
+_STOP_S = 30.0
+_PROMPT = "Say hello."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstToken:
+    """What a command took, in seconds since it was started.
+
+    Attributes:
+        first_token_s: until the first token of the first answer arrived.
+        text: the answer.
+    """
+
+    first_token_s: float
+    text: str
+
+
+def command(*words: str) -> list[str]:
+    """A `torpor` command line, run by this interpreter."""
+    return [sys.executable, "-m", "torpor.cli", *words]
+
+
+@contextlib.contextmanager
+def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]]:
+    """Start a command; yields it and the monotonic time just before. SIGTERM ends it after the block.
+
+    Its standard output is a pipe; its standard error is shown when it fails.
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        began = time.monotonic()
+        process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            yield process, began
+        except EngineTimeoutError as error:
+            said.seek(0)
+            error.add_note(f"the command said: {said.read()[-3000:]}")
+            raise
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+def first_token(
+    process: subprocess.Popen[str], began: float, *, port: int, model: str, timeout_s: float, tokens: int = 8
+) -> FirstToken:
+    """Ask as soon as somebody answers, and wait for the first token.
+
+    Args:
+        process: the command; its end ends the wait.
+        began: monotonic time of its start.
+        port: where it will serve on loopback.
+        model: the served name.
+        timeout_s: seconds for all of it.
+        tokens: length of the answer.
+
+    Raises:
+        EngineTimeoutError: there was no token in time, or the command ended.
+    """
+    while time.monotonic() - began < timeout_s:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if (answer := _ask(port, model, tokens, began)) is not None:
+                return answer
+        if process.poll() is not None:
+            raise EngineTimeoutError(f"The command ended with code {process.returncode} before it gave a token.")
+        time.sleep(_POLL_S)
+    raise EngineTimeoutError(f"There was no token after {timeout_s:g} s.")
+
+
+def _ask(port: int, model: str, tokens: int, began: float) -> FirstToken | None:
+    """One streamed chat; None when nobody is ready for it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": _PROMPT}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+    }
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            return None
+        first_s, text = 0.0, ""
+        for line in answer:
+            if line.startswith(b"data: {"):
+                piece = _content(line[6:])
+                first_s = first_s or (time.monotonic() - began if piece else 0.0)
+                text += piece
+        return FirstToken(first_token_s=first_s, text=text) if first_s else None
+    finally:
+        connection.close()
+
+
+def _content(data: bytes) -> str:
+    chunk = cast("dict[str, list[dict[str, dict[str, str | None]]]]", json.loads(data))
+    delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
+    return (delta.get("reasoning_content") or "") + (delta.get("content") or "")

@@ -1,0 +1,274 @@
+"""How a machine keeps a sleeping server: one small protocol, three implementations.
+
+none       nothing is kept: every start is a cold start
+standby    the process stays, asleep; no privilege is needed, GPU memory is free
+criu       the process is written to a folder and ends; any number of copies can be restored from it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torpor.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torpor.boot import Boot
+    from torpor.deployment import Deployment
+    from torpor.engine import Starter
+    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.front import Front, Target
+    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.sandbox import Mode, Sandbox
+
+__all__ = ["BACKENDS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+
+
+class SnapshotBackend(Protocol):
+    """How this machine keeps a sleeping server."""
+
+    name: ClassVar[str]
+
+    def available(self) -> tuple[str, ...]:
+        """Why it cannot be used here, each reason with what to do about it; empty when it can."""
+
+    def prepare(self, deployment: Deployment) -> Starter | None:
+        """Get ready for a cold start: where the engine is started, or None for a child of this process.
+
+        Raises:
+            PortInUseError: somebody else has the port.
+            SnapshotError: there is no place to be had.
+        """
+
+    def capture(self, boot: Boot) -> object:
+        """Put a started server to sleep and keep it."""
+
+    def restore(self, boot: Boot) -> None:
+        """Bring the kept server back to serving."""
+
+    def close(self) -> None:
+        """End what the backend itself started; the engine has been ended before. Harmless to repeat."""
+
+
+class NoSnapshot:
+    """Nothing is kept: every start is a cold start."""
+
+    name: ClassVar[str] = "none"
+
+    def available(self) -> tuple[str, ...]:
+        """It can be used anywhere."""
+        return ()
+
+    def prepare(self, deployment: Deployment) -> Starter | None:  # noqa: ARG002 - the protocol's
+        """The engine is a child of this process."""
+        return None
+
+    def capture(self, boot: Boot) -> None:
+        """Refuse.
+
+        Raises:
+            SnapshotError: always; the message names the backend that can.
+        """
+        raise SnapshotError(
+            f"The backend 'none' keeps nothing, so {boot.deployment.name!r} cannot be put to sleep; use --backend standby."
+        )
+
+    def restore(self, boot: Boot) -> None:
+        """Refuse.
+
+        Raises:
+            SnapshotError: always.
+        """
+        raise SnapshotError(f"The backend 'none' keeps nothing, so there is no {boot.deployment.name!r} to wake.")
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Standby:
+    """The process stays, asleep: GPU memory is free, host memory holds what a wake needs; no privilege is needed."""
+
+    name: ClassVar[str] = "standby"
+
+    def available(self) -> tuple[str, ...]:
+        """It can be used anywhere."""
+        return ()
+
+    def prepare(self, deployment: Deployment) -> Starter | None:  # noqa: ARG002 - the protocol's
+        """The engine is a child of this process."""
+        return None
+
+    def capture(self, boot: Boot) -> None:
+        """Put the engine to sleep; its process stays."""
+        boot.sleep()
+
+    def restore(self, boot: Boot) -> None:
+        """Wake the engine in its own process."""
+        boot.wake()
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class CriuBackend:
+    """The sleeping engine is written to a folder by CRIU; a restore brings a copy back in a sandbox of its own.
+
+    Args:
+        folder: where the snapshot goes; `<cache root>/snapshots/<deployment>` by default.
+        app_file: where the deployment stands; a later `torpor snapshot restore` reads it again.
+        mode: root or rootless; by default what works here, rootless first.
+        leave_running: keep the original after a capture and wake it, instead of a copy.
+        public: whether the deployment's port of this machine leads to the engine.
+    """
+
+    name: ClassVar[str] = "criu"
+
+    def __init__(
+        self,
+        *,
+        folder: Path | None = None,
+        app_file: Path | None = None,
+        mode: Mode | None = None,
+        leave_running: bool = False,
+        public: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._app_file = app_file or Path()
+        self._mode = mode
+        self._leave_running = leave_running
+        self._public = public
+        self._sandbox: Sandbox | None = None
+        self._front: Front | None = None
+        self._target: Target | None = None
+
+    def available(self) -> tuple[str, ...]:
+        """Why CRIU cannot be used here, decided by a real small dump and restore (kept until the next boot)."""
+        from torpor.snapshots import probe  # noqa: PLC0415 - only this backend needs it
+        from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+
+        prefix = criu_prefix()
+        if self._mode is None:
+            self._mode, reasons = probe.usable_mode(cache=prefix, prefix=prefix)
+        else:
+            reasons = probe.available(self._mode, cache=prefix, prefix=prefix)
+        return () if self._mode and not reasons else tuple(map(str, reasons))
+
+    def prepare(self, deployment: Deployment) -> Starter:
+        """Take the public port and make a sandbox for the engine.
+
+        Raises:
+            PortInUseError: somebody else has the port.
+            SnapshotError: the deployment needs a GPU, or no sandbox can be made.
+        """
+        from torpor.snapshots.places import scratch_folder  # noqa: PLC0415
+        from torpor.snapshots.replica import SandboxStarter  # noqa: PLC0415
+        from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
+
+        if deployment.gpu is not None:
+            raise SnapshotError(
+                f"Deployment {deployment.name!r} uses a GPU ({deployment.gpu}), whose memory CRIU alone does not keep; use "
+                "--backend standby."
+            )
+        if self._public and self._front is None:
+            from torpor.snapshots.front import Front  # noqa: PLC0415
+
+            self._front = Front(port=deployment.port)
+            self._front.start()
+        self._sandbox = Sandbox.create(deployment.name, mode=self._usable_mode(), scratch=scratch_folder())
+        self._publish(deployment.port)
+        return SandboxStarter(self._sandbox)
+
+    def capture(self, boot: Boot) -> Manifest:
+        """Put the engine to sleep and write it to the folder; what was written."""
+        from torpor.snapshots.store import capture, check_target  # noqa: PLC0415
+
+        folder = self._folder or _default_folder(boot.deployment)
+        check_target(folder)
+        boot.sleep()
+        if self._sandbox is None:
+            raise SnapshotError(
+                "The engine was not started in a sandbox, so CRIU cannot take it; see CriuBackend.prepare."
+            )
+        manifest = capture(
+            boot,
+            self._sandbox,
+            folder,
+            criu=self._criu(),
+            app_file=self._app_file,
+            leave_running=self._leave_running,
+        )
+        if not self._leave_running:
+            self._end_sandbox()
+        return manifest
+
+    def restore(self, boot: Boot) -> None:
+        """Wake the original where it was left running, else a copy out of the folder."""
+        if self._sandbox is not None and self._sandbox.alive:
+            boot.wake()
+            return
+        from torpor.snapshots.serving import bring_back, restored_identity  # noqa: PLC0415
+
+        folder = self._folder or _default_folder(boot.deployment)
+        manifest, identity = restored_identity(folder)
+        replica = bring_back(folder, manifest, criu=self._criu(), name=boot.deployment.name)
+        self._sandbox = replica.sandbox
+        replica.wake(boot, manifest, identity)
+        self._publish(boot.deployment.port)
+
+    def close(self) -> None:
+        """End the sandbox and let go of the port."""
+        self._end_sandbox()
+        if self._front is not None:
+            self._front.stop()
+            self._front = None
+
+    def _usable_mode(self) -> Mode:
+        if self._mode is None and (reasons := self.available()):
+            raise SnapshotError("CRIU cannot be used here:\n" + "\n".join(f"  - {reason}" for reason in reasons))
+        assert self._mode is not None
+        return self._mode
+
+    def _criu(self) -> Criu:
+        from torpor.snapshots.criu import find  # noqa: PLC0415
+        from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+
+        return find(criu_prefix(), cache=criu_prefix())
+
+    def _publish(self, port: int) -> None:
+        """Lead the public port to the sandbox; the guard keeps the door shut until it serves."""
+        if self._front is None or self._sandbox is None:
+            return
+        from torpor.snapshots.front import Target  # noqa: PLC0415
+
+        if self._target is not None:
+            self._front.remove(self._target)
+        self._target = Target(name=self._sandbox.name, sandbox=self._sandbox, port=port)
+        self._front.add(self._target)
+
+    def _end_sandbox(self) -> None:
+        if self._front is not None and self._target is not None:
+            self._front.remove(self._target)
+            self._target = None
+        if self._sandbox is not None:
+            self._sandbox.kill()
+            self._sandbox = None
+
+
+BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {
+    "none": NoSnapshot,
+    "standby": Standby,
+    "criu": CriuBackend,
+}
+
+
+def make_backend(name: str, *, app_file: Path) -> SnapshotBackend:
+    """The backend of that name, for the deployment of an app file."""
+    return CriuBackend(app_file=app_file) if name == CriuBackend.name else BACKENDS[name]()
+
+
+def _default_folder(deployment: Deployment) -> Path:
+    from torpor.snapshots.places import snapshot_folder  # noqa: PLC0415
+
+    return snapshot_folder(deployment.name)

@@ -1,0 +1,101 @@
+"""What is true here and now: of the machine and of a deployment, as a manifest compares it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor._version import __version__
+from torpor.snapshots.manifest import DeploymentFacts, MachineFacts
+from torpor.snapshots.places import criu_prefix
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+    from torpor.snapshots.criu import Criu
+
+__all__ = ["deployment_facts", "known_criu", "machine_facts"]
+
+_CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
+
+
+def known_criu(made_on: MachineFacts) -> Criu:
+    """The CRIU to use; one that made the snapshot and is unchanged is not asked for its version again (30 ms).
+
+    Raises:
+        SnapshotError: there is none, or none that is new enough.
+    """
+    from torpor.snapshots.criu import Criu, candidates, find  # noqa: PLC0415 - only with a snapshot at hand
+
+    path, size, changed_ns = made_on.criu_file
+    for argv in candidates(criu_prefix()):
+        if argv[-1] == path:
+            with contextlib.suppress(OSError, ValueError):
+                facts = os.stat(path)  # noqa: PTH116
+                major, minor, patch = map(int, made_on.criu.split("."))
+                if (facts.st_size, facts.st_mtime_ns) == (size, changed_ns):
+                    version = (major, minor, patch)
+                    return Criu(argv=argv, program=Path(path), version=version, cache=criu_prefix())
+        break
+    return find(criu_prefix(), cache=criu_prefix())
+
+
+def machine_facts(criu: Criu, gpus: tuple[str, ...] = ()) -> MachineFacts:
+    """The facts of this machine.
+
+    Args:
+        criu: the one to be used.
+        gpus: names of the GPUs that the deployment uses.
+    """
+    kernel = os.uname()
+    program = criu.program.stat()
+    return MachineFacts(
+        architecture=kernel.machine,
+        kernel=kernel.release,
+        criu=".".join(map(str, criu.version)),
+        criu_file=(str(criu.program), program.st_size, program.st_mtime_ns),
+        cpu=_cpu_features(),
+        gpus=gpus,
+    )
+
+
+def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
+    """The facts of a deployment.
+
+    Args:
+        deployment: what is served.
+        recipe: as this machine relocated it.
+    """
+    from torpor.deployment import plugin_name  # noqa: PLC0415 - a restore reads manifests before it imports this
+
+    engine = deployment.engine
+    return DeploymentFacts(
+        torpor=__version__,
+        name=deployment.name,
+        port=deployment.port,
+        plugins={plugin_name(plugin): f"{_version(plugin)} {plugin!r}".strip() for plugin in deployment.plugins},
+        engine=f"{plugin_name(engine)} {engine.engine_version}",
+        model=deployment.model.source,
+        revision=deployment.model.revision or "",
+        argv=engine.engine_argv(deployment, recipe),
+        env=dict(recipe.env),
+    )
+
+
+def _version(plugin: object) -> str:
+    """Version of the plugin's package, where it names one; in-tree plugins have Torpor's."""
+    package = type(plugin).__module__.partition(".")[0]
+    return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def _cpu_features() -> tuple[str, ...]:
+    """What the kernel lists as `flags` (x86) or `Features` (ARM)."""
+    with Path("/proc/cpuinfo").open("rb") as stream:
+        for line in stream.read(_CPUINFO_BYTES).decode(errors="replace").splitlines():
+            name, _, words = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return tuple(sorted(words.split()))
+    return ()

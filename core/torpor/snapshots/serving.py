@@ -1,0 +1,407 @@
+"""Replicas restored from one snapshot, behind one port.
+
+A restore of one replica takes about half a second, and most of it is the kernel filling memory. So everything else goes
+on beside it: the app file is read, plugins and HTTP client are imported and the deployment is compared while CRIU works; what does
+not fit ends the sandboxes again before anything was woken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+
+from torpor.errors import PortInUseError, SnapshotError, TorporError
+from torpor.snapshots.manifest import damaged_files, different_deployment, different_machine
+from torpor.snapshots.places import work_folder
+from torpor.snapshots.store import changed_files, inspect, read_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torpor.boot import Boot
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+    from torpor.records import StageRecord
+    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.front import Front, Target
+    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.sandbox import Clock, Sandbox
+    from torpor.snapshots.store import Identity
+
+__all__ = ["Replica", "Replicas", "bring_back", "misfits", "restored_identity"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_RESTORE_TIMEOUT_S = 120.0
+_MAX_REPLICAS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """A restored tree that still sleeps.
+
+    Attributes:
+        name: for messages.
+        sandbox: where it lives.
+        work: CRIU's log is in it.
+        sandbox_s: seconds for making the sandbox.
+        side_files_s: seconds for laying its private files.
+        criu_s: seconds that CRIU took.
+    """
+
+    name: str
+    sandbox: Sandbox
+    work: Path
+    sandbox_s: float
+    side_files_s: float
+    criu_s: float
+
+    def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
+        """Wake it under a new boot id and a new lifecycle key, and demand the canary of its original.
+
+        Raises:
+            EngineError: it did not wake.
+            CanaryError: it answers differently.
+        """
+        from torpor.canary import Canary  # noqa: PLC0415 - imported beside CRIU's work
+        from torpor.snapshots.replica import SandboxEngine  # noqa: PLC0415
+
+        engine = SandboxEngine(self.sandbox, boot_id=identity.boot_id, guard_key=identity.guard_key)
+        canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
+        boot.adopt(engine, canary)
+        boot.wake(new_boot_id=os.urandom(8).hex())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A replica that serves.
+
+    Attributes:
+        replica: its sandbox and what bringing it back took.
+        boot: its lifecycle.
+        target: what the front knows of it.
+    """
+
+    replica: Replica
+    boot: Boot
+    target: Target
+
+
+def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
+    """The manifest and the private part of a snapshot.
+
+    Raises:
+        SnapshotError: it cannot be used; the message says why.
+    """
+    return inspect(folder), read_identity(folder)
+
+
+def misfits(folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False) -> list[str]:
+    """Why a snapshot cannot be restored here, as a list of sentences.
+
+    Args:
+        folder: the snapshot.
+        manifest: its manifest.
+        deployment: what it should be of; what its own app file says, by default.
+        full: compare hashes, too.
+    """
+    from torpor.snapshots.machine import known_criu, machine_facts  # noqa: PLC0415
+
+    reasons = list(damaged_files(folder, manifest, full=full))
+    try:
+        criu = known_criu(manifest.machine)
+        reasons += different_machine(manifest.machine, machine_facts(criu))
+    except SnapshotError as error:
+        reasons.append(str(error))
+    try:
+        _, _, differences = _load(manifest, deployment)
+        reasons += differences
+    except TorporError as error:
+        reasons.append(f"its app file cannot be used: {error}")
+    with contextlib.suppress(OSError, ValueError):  # damaged: said above
+        reasons += changed_files(folder)
+    return reasons
+
+
+def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Replica:
+    """Restore one tree into a new sandbox; it sleeps.
+
+    Raises:
+        SnapshotError: CRIU could not; nothing is left running.
+    """
+    from torpor.snapshots.criu import restore  # noqa: PLC0415
+    from torpor.snapshots.manifest import IMAGES  # noqa: PLC0415
+    from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
+
+    started = time.perf_counter()
+    work = work_folder(f"{name}-{os.getpid()}-{os.urandom(4).hex()}")
+    sandbox = Sandbox.create(
+        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), timeout_s=_RESTORE_TIMEOUT_S
+    )
+    made = time.perf_counter()
+    try:
+        took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+    except BaseException:
+        sandbox.kill()
+        raise
+    return Replica(
+        name=name,
+        sandbox=sandbox,
+        work=work,
+        sandbox_s=made - started,
+        side_files_s=took.side_files_s,
+        criu_s=took.criu_s,
+    )
+
+
+class Replicas:
+    """Copies of one snapshot that serve behind one port, until `stop`.
+
+    Args:
+        folder: the snapshot.
+        port: public port; the deployment's by default.
+        host: address of the public port.
+        full: verify by hash before.
+        on_death: told the name of a replica that ended by itself, and its last lines.
+        on_stage: told the stages of every wake.
+        beside: called while CRIU works, before anything is woken; for what would otherwise delay the first answer.
+
+    Attributes:
+        manifest: the snapshot's.
+        verify_s: seconds for what was checked before CRIU began.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        full: bool = False,
+        on_death: Callable[[str, tuple[str, ...]], None] | None = None,
+        on_stage: Callable[[str, StageRecord], None] | None = None,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.verify_s = 0.0
+        self._full = full
+        self._host = host
+        self._port = port
+        self._on_death = on_death
+        self._on_stage = on_stage
+        self._beside = beside
+        self._front: Front | None = None
+        self._serving: list[Serving] = []
+        self._lock = threading.Lock()
+        self._made = 0
+        self.manifest, self._identity = restored_identity(self.folder)
+
+    @property
+    def port(self) -> int:
+        """The public port."""
+        return self._port if self._port is not None else self.manifest.deployment.port
+
+    @property
+    def serving(self) -> tuple[Serving, ...]:
+        """The replicas that serve now."""
+        with self._lock:
+            return tuple(self._serving)
+
+    def start(self, count: int = 1) -> None:
+        """Restore replicas and serve.
+
+        Raises:
+            PortInUseError: somebody else has the port; nothing was restored.
+            SnapshotError: the snapshot does not fit; every reason is listed, nothing is left running.
+            TorporError: a replica did not wake; nothing is left running.
+        """
+        if not 1 <= count <= _MAX_REPLICAS:
+            raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {_MAX_REPLICAS}.")
+        if self._front is None:
+            _check_port(self._host, self.port)
+        started = time.perf_counter()
+        criu = self._verified_criu()
+        self.verify_s = time.perf_counter() - started
+        names = [self._next_name() for _ in range(count)]
+        bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name) for name in names]
+        try:
+            deployment, recipe, differences = _load(self.manifest, None)  # while CRIU works
+            if reasons := [*differences, *changed_files(self.folder)]:
+                raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
+            front = self._started_front()
+            self._import_beside()
+            waking = [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
+            serving = _results(waking)
+        except BaseException:
+            self._end(bringing)
+            raise
+        for one in serving:
+            front.add(one.target)
+        with self._lock:
+            self._serving += serving
+
+    def stop(self) -> None:
+        """End every replica and let go of the port. Harmless to repeat."""
+        with self._lock:
+            serving, self._serving = self._serving, []
+        if self._front is not None:
+            self._front.stop()
+            self._front = None
+        for one in serving:
+            one.replica.sandbox.kill()
+            _forget(one.replica)
+
+    def _verified_criu(self) -> Criu:
+        """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
+        from torpor.snapshots.machine import known_criu, machine_facts  # noqa: PLC0415
+
+        reasons = list(damaged_files(self.folder, self.manifest, full=self._full))
+        try:
+            criu = known_criu(self.manifest.machine)
+            reasons += different_machine(self.manifest.machine, machine_facts(criu))
+        except SnapshotError as error:
+            raise _misfit(self.folder, [*reasons, str(error)]) from error
+        if reasons:
+            raise _misfit(self.folder, misfits(self.folder, self.manifest, full=self._full))
+        return criu
+
+    def _import_beside(self) -> None:
+        """What a wake will need, while CRIU still works."""
+        import torpor.boot  # noqa: PLC0415
+        import torpor.snapshots.replica  # noqa: PLC0415
+        import torpor.transport  # noqa: PLC0415, F401 - httpx, a tenth of a second
+
+        if self._beside:
+            self._beside()
+
+    def _started_front(self) -> Front:
+        if self._front is None:
+            from torpor.snapshots.front import Front  # noqa: PLC0415 - beside CRIU's work
+
+            front = Front(host=self._host, port=self.port, on_death=self._bury)
+            front.start()
+            self._front = front
+        return self._front
+
+    def _wake(self, replica: Replica, deployment: Deployment, recipe: Recipe) -> Serving:
+        from torpor.boot import Boot  # noqa: PLC0415
+        from torpor.records import StageReport  # noqa: PLC0415
+        from torpor.snapshots.front import Target  # noqa: PLC0415
+
+        on_stage = self._on_stage
+        report = StageReport(on_end=(lambda record: on_stage(replica.name, record)) if on_stage else None)
+        boot = Boot(deployment, recipe=recipe, report=report)
+        replica.wake(boot, self.manifest, self._identity)
+        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port)
+        return Serving(replica=replica, boot=boot, target=target)
+
+    def _bury(self, target: Target) -> None:
+        """A replica ended by itself: take it out, and say so."""
+        with self._lock:
+            dead = [one for one in self._serving if one.target is target]
+            self._serving = [one for one in self._serving if one.target is not target]
+        for one in dead:
+            last = one.replica.sandbox.log_tail(20)
+            one.replica.sandbox.kill()
+            _forget(one.replica)
+            if self._on_death:
+                self._on_death(target.name, last)
+
+    def _end(self, bringing: Sequence[_Task[Replica]]) -> None:
+        """End what was brought back by a start that failed; CRIU runs that go on are waited for."""
+        for one in bringing:
+            one.thread.join()
+            if one.value is not None:
+                one.value.sandbox.kill()
+                _forget(one.value)
+        if self._front is not None and not self.serving:
+            self._front.stop()
+            self._front = None
+
+    def _next_name(self) -> str:
+        self._made += 1
+        return f"{self.manifest.deployment.name}-{self._made}"
+
+
+def _load(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment, Recipe, list[str]]:
+    """The deployment as its app file gives it now, and how it differs from the snapshot's."""
+    from torpor.apps import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
+    from torpor.lifecycle import Lifecycle  # noqa: PLC0415
+    from torpor.platforms.local import relocate  # noqa: PLC0415
+    from torpor.snapshots.machine import deployment_facts  # noqa: PLC0415
+    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+
+    found = deployment or load_deployment(manifest.app_file)
+    recipe = relocate(Lifecycle(found).recipe(), cache_root(), found.name)
+    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(found, recipe)))
+
+
+def _misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
+    listed = "\n".join(f"  - {reason}" for reason in reasons)
+    return SnapshotError(
+        f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Mend what differs, or make it anew: "
+        "torpor snapshot create"
+    )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Find a taken port before anything is restored; the front takes it a moment later."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise PortInUseError(
+                f"Port {port} cannot be had on {host}: {error.strerror} (`ss -ltnp 'sport = :{port}'` names who has it). "
+                "End that program, or choose another with --port. Nothing was restored."
+            ) from error
+
+
+def _clock(manifest: Manifest) -> Clock | None:
+    """Where the copy's clocks begin: on from the dump where they would go back (after a reboot), else the host's own."""
+    if time.monotonic() >= manifest.monotonic_s:
+        return None
+    from torpor.snapshots.sandbox import Clock  # noqa: PLC0415
+
+    return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)
+
+
+class _Task(Generic[_T]):
+    """A call in a thread of its own.
+
+    `concurrent.futures` would do, but imports `logging`: 10 ms of a restore.
+    """
+
+    def __init__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        self.value: _T | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(lambda: call(*args, **kwargs),), daemon=True)
+        self.thread.start()
+
+    def _run(self, call: Callable[[], _T]) -> None:
+        try:
+            self.value = call()
+        except BaseException as error:
+            self.error = error
+
+
+def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
+    """All values; the first error, once all of them are done."""
+    for one in tasks:
+        one.thread.join()
+    for one in tasks:
+        if one.error is not None:
+            raise one.error
+    return [one.value for one in tasks if one.value is not None]
+
+
+def _forget(replica: Replica) -> None:
+    import shutil  # noqa: PLC0415
+
+    shutil.rmtree(replica.work, ignore_errors=True)

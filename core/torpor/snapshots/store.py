@@ -1,0 +1,280 @@
+"""Snapshots on disk: a folder each, made whole or not at all, open to its owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.boot import Boot
+    from torpor.snapshots.checks import OpenFiles
+    from torpor.snapshots.criu import Criu, Tcp
+    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.sandbox import Sandbox
+
+__all__ = ["Identity", "capture", "changed_files", "check_target", "inspect", "read_identity", "remove"]
+
+_DUMP_TIMEOUT_S = 300.0
+_MARGIN_BYTES = 64 << 20
+_PRIVATE_BITS = 0o077
+_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a copy has to be addressed with until its wake: the boot id and the lifecycle key of the original."""
+
+    boot_id: str
+    guard_key: str | None
+
+
+def inspect(folder: Path) -> Manifest:
+    """What a snapshot is.
+
+    Raises:
+        SnapshotError: there is none, it is open to others, damaged, or of another version.
+    """
+    manifest = read_manifest(folder)
+    _check_private(folder)
+    return manifest
+
+
+def read_identity(folder: Path) -> Identity:
+    """The private part of a snapshot.
+
+    Raises:
+        SnapshotError: it is missing or damaged.
+    """
+    try:
+        return Identity(**json.loads((folder / PRIVATE).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SnapshotError(f"{folder / PRIVATE} cannot be used ({error}); make the snapshot anew.") from error
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
+
+    Raises:
+        SnapshotError: something else is there.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SnapshotError(f"{folder} exists and is no snapshot; choose another folder, or remove it yourself.")
+
+
+def capture(
+    boot: Boot, sandbox: Sandbox, folder: Path, *, criu: Criu, app_file: Path, leave_running: bool = False
+) -> Manifest:
+    """Keep a sleeping engine in a folder.
+
+    Args:
+        boot: asleep.
+        sandbox: where its engine lives.
+        folder: where the snapshot goes; one that is there is replaced when the new one is whole.
+        criu: the program.
+        app_file: where the deployment stands; a restore reads it again.
+        leave_running: let the original stay, asleep; it is ended otherwise.
+
+    Raises:
+        SnapshotError: it cannot be kept; nothing of it stays on the disk, and the original is still asleep, unless CRIU
+            was killed in the middle.
+        GuardStateError: the engine is not asleep, or a request is in flight.
+    """
+    from torpor.snapshots import checks  # noqa: PLC0415 - a restore has no use for what a capture imports
+    from torpor.snapshots.criu import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
+    from torpor.snapshots.machine import deployment_facts, machine_facts  # noqa: PLC0415
+    from torpor.snapshots.manifest import Manifest, Stage, describe_files, write_private  # noqa: PLC0415
+
+    started = time.perf_counter()
+    deployment = boot.deployment
+    check_target(folder)
+    boot.check_asleep()
+    checks.check_environment(sandbox)
+    inner = checks.check_connections(sandbox, deployment.port)
+    opened = checks.open_files(sandbox, _kept_folders(boot))
+    _check_files(opened)
+    _check_room(folder.absolute().parent, expected_bytes(sandbox))
+    engine, canary = boot.running_engine, boot.canary
+    if canary is None:
+        raise SnapshotError("No canary was recorded, so no copy could be checked; start the engine by Boot.cold_start.")
+    processes = _commands(sandbox)
+    clock = sandbox.clock()
+    with _made_whole(folder) as partial:
+        (partial / LOGS).mkdir(mode=0o700)
+        checked = time.perf_counter()
+        tcp: Tcp = "established" if inner else "close"
+        dumped = dump(criu, sandbox, partial / IMAGES, timeout_s=_DUMP_TIMEOUT_S, leave_running=leave_running, tcp=tcp)
+        (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
+        _write_lines(partial / LOGS / "engine.log", engine.log_tail())
+        write_private(partial / PRIVATE, {"boot_id": engine.boot_id, "guard_key": engine.guard_key})
+        write_private(partial / OUTSIDE, opened.lasting)
+        stages = [Stage(stage=record.stage, seconds=record.seconds) for record in boot.report.records]
+        stages += [
+            Stage(stage="capture_checks", seconds=checked - started),
+            Stage(stage="capture_criu", seconds=dumped.criu_s),
+            Stage(stage="capture_side_files", seconds=dumped.side_files_s),
+        ]
+        manifest = Manifest(
+            schema=SCHEMA,
+            created_at=time.time(),
+            app_file=str(app_file.absolute()),
+            served_name=deployment.model.served_name,
+            mode=sandbox.mode,
+            scratch=str(sandbox.scratch),
+            tcp=tcp,
+            monotonic_s=clock.monotonic_s,
+            boottime_s=clock.boottime_s,
+            canary_prompt=canary.prompt,
+            canary_tokens=canary.tokens,
+            canary_text=canary.text,
+            processes=processes,
+            stages=tuple(stages),
+            image_bytes=dumped.image_bytes,
+            side_file_bytes=dumped.side_file_bytes,
+            machine=machine_facts(criu),
+            deployment=deployment_facts(deployment, boot.recipe),
+            files=describe_files(partial),
+        )
+        manifest.write(partial)
+    return manifest
+
+
+def changed_files(folder: Path) -> tuple[str, ...]:
+    """Files outside of the snapshot that its processes have open or mapped, and that are not as they were.
+
+    Each as a sentence. CRIU compares their sizes as well, but stops at the first.
+    """
+    found = []
+    for name, (size, changed_ns) in json.loads((folder / OUTSIDE).read_bytes()).items():
+        try:
+            facts = os.stat(name)  # noqa: PTH116 - thousands of them: pathlib would double the time
+        except OSError as error:
+            found.append(f"{name}, which the engine has open, cannot be reached: {error.strerror}")
+            continue
+        if (facts.st_size, facts.st_mtime_ns) != (size, changed_ns):
+            found.append(f"{name}, which the engine has open, has changed since")
+    more = [f"so have {len(found) - _SHOWN} more files"] if len(found) > _SHOWN else []
+    return tuple(found[:_SHOWN] + more)
+
+
+def remove(folder: Path) -> None:
+    """Delete a snapshot. Replicas that run go on: their memory is their own.
+
+    Raises:
+        SnapshotError: there is no snapshot.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise SnapshotError(f"{folder} holds no snapshot: there is no {MANIFEST} in it. Nothing was removed.")
+    doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
+    folder.rename(doomed)  # from here on nobody can begin to restore it
+    shutil.rmtree(doomed)
+
+
+def _check_private(folder: Path) -> None:
+    """A snapshot is memory that will be run: nobody else may write it, and nobody else may read it."""
+    facts = folder.stat()
+    if facts.st_uid != os.geteuid():
+        raise SnapshotError(
+            f"{folder} belongs to user {facts.st_uid}, not to you ({os.geteuid()}): to restore it would run their code. "
+            "Make one of your own."
+        )
+    if facts.st_mode & _PRIVATE_BITS:
+        raise SnapshotError(
+            f"{folder} is open to other users (mode {facts.st_mode & 0o777:o}): it holds memory and keys. If nobody has "
+            f"changed it: chmod 700 {folder}"
+        )
+
+
+def _check_files(opened: OpenFiles) -> None:
+    if opened.vanishing:
+        listed = "\n".join(f"  - {name}" for name in opened.vanishing[:_SHOWN])
+        raise SnapshotError(
+            f"The engine has files open that may be gone when it is restored:\n{listed}\n"
+            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot."
+        )
+    if opened.io_uring:
+        raise SnapshotError(
+            "A process of the engine has an io_uring, which CRIU cannot dump: deny it at launch (UV_USE_IO_URING=0 and "
+            "USE_LIBUV=0 are set; uvloop 0.23 ignores the first)."
+        )
+
+
+def _check_room(parent: Path, needed: int) -> None:
+    parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(parent).free
+    wanted = needed + needed // 10 + _MARGIN_BYTES
+    if free < wanted:
+        raise SnapshotError(
+            f"{parent} has {free / 1e9:.2f} GB free; this snapshot takes up to {wanted / 1e9:.2f} GB. Free some room or "
+            "choose another folder."
+        )
+
+
+def _kept_folders(boot: Boot) -> list[Path]:
+    """Folders that may well lie under /tmp and are the user's own choice all the same: environments, model, caches."""
+    import sys  # noqa: PLC0415
+
+    deployment = boot.deployment
+    python = Path(deployment.engine.engine_python)
+    folders = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]]
+    if python.is_absolute():
+        folders += [python.parent.parent, python.resolve().parent.parent]
+    if deployment.model.path:
+        folders.append(Path(deployment.model.path))
+    folders += [Path(mount) for mount in boot.recipe.volumes]
+    return [*folders, *(folder.resolve() for folder in folders)]
+
+
+def _commands(sandbox: Sandbox) -> tuple[str, ...]:
+    commands = []
+    for inside, pid in sorted(sandbox.host_pids().items()):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if inside != 1:
+                commands.append(f"{inside} {words[:120]}")
+    return tuple(commands)
+
+
+def _write_lines(file: Path, lines: tuple[str, ...]) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+
+
+@contextlib.contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside the target that takes its place when the block succeeds, and vanishes otherwise."""
+    folder = folder.absolute()
+    _sweep(folder)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(mode=0o700)
+    try:
+        yield partial
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
+            folder.rename(replaced)
+            partial.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a capture left that was killed."""
+    for kind in ("partial", "removed"):
+        for left in folder.parent.glob(f".{folder.name}.{kind}-*"):
+            pid = left.name.rpartition("-")[2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(left, ignore_errors=True)
