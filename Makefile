@@ -1,6 +1,7 @@
 # Two commands do everything: `make run` (set up, then the main job) and `make test` (set up, then all tests).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+QUICK := not slow and not sglang and not criu and not gpu
 .PHONY: help setup engine parsers run test quick check lint types bench fuzz clean
 .DEFAULT_GOAL := help
 
@@ -27,10 +28,11 @@ run: engine      ## set up, then the main job: the real SGLang through start, sl
 	$(BIN)/torpor up apps/tiny_cpu.py --backend standby --ask 'Tell me about the moon.'
 
 test: parsers    ## set up, then all tests that this machine can run, the real SGLang included
-	TORPOR_REQUIRE_SGLANG=1 $(BIN)/pytest
+	$(BIN)/pytest -n 2 -m '$(QUICK)'
+	TORPOR_REQUIRE_SGLANG=1 $(BIN)/pytest -m 'not ($(QUICK))'
 
 quick: setup     ## the tests that end within a minute
-	$(BIN)/pytest -m 'not slow and not sglang'
+	$(BIN)/pytest -n 2 -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
 
