@@ -179,7 +179,8 @@ def dump(
     Args:
         criu: from `find`.
         sandbox: with a tree in it.
-        images: an empty or missing folder; made 0700, its files 0600. CRIU's log is `dump.log` in it.
+        images: an empty or missing folder; made 0700, its files 0600. CRIU's log is `dump.log` in it. A disk that was
+            mounted after the sandbox was made is not seen in it.
         timeout_s: seconds for CRIU; it is killed then.
         leave_running: let the tree run on; it is ended otherwise. The sandbox stays in both cases.
         tcp: what becomes of the tree's TCP connections.
@@ -231,7 +232,8 @@ def restore(
         sandbox: fresh, made with the same `mode`, `scratch` and `private` as the dumped one.
         images: what `dump` wrote.
         work: an existing private folder, one per replica; CRIU's log is `restore.log` in it.
-        timeout_s: seconds for CRIU; it is killed then.
+        timeout_s: seconds for CRIU; it is killed then. CRIU 4.2.1 reads for ever when the pages were cut off, so let the
+            sizes be checked before.
         tcp: as at the dump.
 
     Raises:
@@ -252,13 +254,16 @@ def restore(
 
 
 def expected_bytes(sandbox: Sandbox) -> int:
-    """About how much room a dump of the tree will take: its anonymous and shared memory, and the private folders."""
+    """About how much room a dump of the tree will take: its anonymous and shared memory, and the private folders.
+
+    Pages that a fork shares with its parent count for both: CRIU writes them twice.
+    """
     total = sandbox.side_file_bytes()
     for inside, pid in sandbox.host_pids().items():
         if inside != 1:
             with contextlib.suppress(OSError):
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                kilobytes = re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB", rollup, re.MULTILINE)
+                kilobytes = re.findall(r"^(?:Anonymous|Swap|Pss_Shmem): +(\d+) kB", rollup, re.MULTILINE)
                 total += 1024 * sum(map(int, kilobytes))
     return total
 
@@ -328,7 +333,7 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
         raise SnapshotError(
             f"CRIU's {action} of sandbox {sandbox.name!r} failed with exit code {finished.code}:\n"
             + "\n".join(f"  {line}" for line in _reasons(log, finished))
-            + f"\n{_advice(log)}The whole log: {log}"
+            + f"\n{_advice(log, sandbox)}The whole log: {log}"
         )
 
 
@@ -366,18 +371,32 @@ def _reasons(log: Path, finished: Finished) -> list[str]:
 
 _ADVICE = {
     "No space left on device": "The disk is full: free some room or choose another folder.",
-    "io_uring": "The engine uses io_uring, which CRIU cannot dump: deny it at launch (torpor.snapshots.io_uring; "
-    "rootless: UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment).",
     "bad size": "A file that was open or mapped at the dump has changed since: make the snapshot anew.",
     "seccomp": "The engine runs under a seccomp filter, which only root can dump and restore.",
-    "Can't open file": "A file that was open at the dump is missing: was it on a disk that is not mounted, or deleted?",
+    "Can't open file": "A file that was open at the dump is missing; was it deleted, or is its disk not mounted?",
     "Cannot allocate memory": "This machine has too little free memory.",
 }
 
 
-def _advice(log: Path) -> str:
+def _advice(log: Path, sandbox: Sandbox) -> str:
+    """What to do about what the log says; CRIU's own words do not name io_uring (`send_fds failed (-22)`)."""
     text = "\n".join(line for line in _lines(log) if "Error (" in line)
-    return "".join(f"{advice}\n" for sign, advice in _ADVICE.items() if sign in text)
+    told = [advice for sign, advice in _ADVICE.items() if sign in text]
+    if holders := _holders_of_rings(sandbox):
+        told.append(
+            f"io_uring, which CRIU cannot dump, is in use by {', '.join(holders)}: deny it at launch (as root `spawn` does with "
+            "deny_io_uring; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment)."
+        )
+    return "".join(f"{advice}\n" for advice in told)
+
+
+def _holders_of_rings(sandbox: Sandbox) -> list[str]:
+    holders = []
+    for inside, pid in sandbox.host_pids().items():
+        with contextlib.suppress(OSError):
+            if any("io_uring" in str(held.readlink()) for held in Path(f"/proc/{pid}/fd").iterdir()):
+                holders.append(f"pid {inside}")
+    return holders
 
 
 def _last_line(log: Path) -> str:
