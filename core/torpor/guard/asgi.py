@@ -68,6 +68,7 @@ class Guard:
         self._rules = rules
         self._routes = _routes(rules)
         self._bearers = BearerKeys(rules.bearer_sha256)
+        self._asks_for_bearer = bool(rules.bearer_sha256)
         self._key = LifecycleKey(key)
         self._machine = StateMachine(rules)
         self._control = Control(self._machine, self._key, boot_id)
@@ -92,13 +93,13 @@ class Guard:
         pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
         headers = dict(pairs)
         route = self._route(scope)
-        if _ambiguous(pairs, headers):
+        if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(pairs, headers):
             await self._refuse(send, _AMBIGUOUS)
         elif route is None or not route.public or KEY_HEADER in headers:
             await self._not_public(scope, headers, route, receive, send)
         elif refusal := self._public_refusal(scope, headers, route):
             await self._refuse(send, refusal)
-        elif self._bearers or not _bounded(scope, headers):
+        elif self._asks_for_bearer or _LENGTH not in headers:
             await self._pass(scope, headers, receive, send)
         else:
             self._machine.arrive()
@@ -119,7 +120,7 @@ class Guard:
         machine = self._machine
         if machine.state is not State.SERVING:
             return _unavailable("not_serving", f"The server is {machine.state}; try again in a moment.")
-        if self._bearers and route.access is not _Access.OPEN and not self._bearers.fit(scope.get("method"), headers):
+        if self._asks_for_bearer and route.access is not _Access.OPEN and not self._bearers.fit(scope, headers):
             return _NO_BEARER
         if machine.in_flight >= self._rules.max_in_flight:
             return self._busy
@@ -132,8 +133,9 @@ class Guard:
         return self._too_large
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        """Hand a request to the engine without its keys, counted until the engine is done with it."""
-        scope = _without_keys(scope)
+        """Hand a request to the engine without the keys that it showed, counted until the engine is done with it."""
+        if self._asks_for_bearer or KEY_HEADER in headers:
+            scope = _without_keys(scope)
         if _bounded(scope, headers):
             await self._count(scope, receive, send)
             return
@@ -203,7 +205,7 @@ class Guard:
         headers, route = dict(pairs), self._route(scope)
         known = route is not None and route.public and KEY_HEADER not in headers and not _ambiguous(pairs, headers)
         if known and route is not None and self._public_refusal(scope, headers, route) is None:
-            await self._count(_without_keys(scope), receive, send)
+            await self._count(_without_keys(scope) if self._asks_for_bearer else scope, receive, send)
         else:
             await receive()  # the connect message; to close before accepting is answered with 403 by the server
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
@@ -242,8 +244,6 @@ def _ambiguous(pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
     """Whether two readers of these headers might each believe something else of who is asking or how long the body is."""
     if _ENCODING in headers and (_LENGTH in headers or headers[_ENCODING].lower() != b"chunked"):
         return True
-    if len(headers) == len(pairs):
-        return False
     names = [name for name, _ in pairs]
     return any(names.count(name) > 1 for name in _ONCE)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import TYPE_CHECKING
 
 from torpor.guard.rules import check_key
+
+if TYPE_CHECKING:
+    from torpor.guard.messages import Headers, Scope
 
 __all__ = ["BEARER_HEADER", "KEY_HEADER", "BearerKeys", "LifecycleKey"]
 
@@ -41,7 +45,7 @@ class LifecycleKey:
 
 
 class BearerKeys:
-    """The keys that users of the public paths hold; false where there are none, and so none is asked for.
+    """The keys that users of the public paths hold.
 
     Args:
         sha256: their digests, hex.
@@ -50,12 +54,9 @@ class BearerKeys:
     def __init__(self, sha256: tuple[str, ...]) -> None:
         self._digests = tuple(bytes.fromhex(digest) for digest in sha256)
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def fit(self, method: object, headers: dict[bytes, bytes]) -> bool:
+    def fit(self, scope: Scope, headers: Headers) -> bool:
         """Whether a request carries one of them."""
-        if method == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
+        if scope.get("method") == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
             return True  # a browser's preflight cannot carry a key (Fetch standard, 4.8), and runs no route's handler
         scheme, _, key = headers.get(BEARER_HEADER, b"").partition(b" ")
         if scheme.lower() != b"bearer":
