@@ -6,7 +6,7 @@
     │   └── PluginError            a plugin that is not what it has to be (unknown hook, missing marker, ...)
     ├── BuildStepError             a build step of the recipe failed
     ├── PreflightError             a check that runs before the launch failed
-    ├── PortInUseError             somebody else listens where the engine should
+    ├── PortInUseError             exit code 2: somebody else listens where the engine should
     ├── EngineError                something about the running engine
     │   ├── EngineExitedError      the process ended: exit code and last log lines
     │   ├── EngineTimeoutError     a stage did not end within its deadline
@@ -74,6 +74,8 @@ class PreflightError(TorporError):
 
 class PortInUseError(TorporError):
     """Somebody else listens on the port that the engine should get."""
+
+    exit_code = 2
 
 
 class EngineError(TorporError):
