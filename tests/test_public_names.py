@@ -54,6 +54,10 @@ TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn"]
 BLOCKED = ("httpx", "structlog", "pluggy", "modal", "psutil", "typer", "rich", "huggingface_hub", "pytest", "uvicorn")
 
 
+WRONG_INPUT = (errors.ConfigurationError, errors.PortInUseError)
+"""What the caller has to change: exit code 2."""
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     """Run a piece of Python in a fresh interpreter with this one's path."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -99,7 +103,7 @@ def test_every_error_is_public_and_drawn_in_the_tree() -> None:
         line = next(line for line in tree if line.split() and name in line.split())
         parent = next((other for other in reversed(tree[: tree.index(line)]) if _depth(other) < _depth(line)), "")
         assert name == "TorporError" or kind.__mro__[1].__name__ in parent.split()
-        assert kind.exit_code == (2 if issubclass(kind, errors.ConfigurationError) else 1)
+        assert kind.exit_code == (2 if issubclass(kind, WRONG_INPUT) else 1)
 
 
 def test_an_error_survives_a_pickle() -> None:
