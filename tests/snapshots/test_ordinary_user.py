@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 UID = 1500
+MARKED = "criu and not slow and not sglang"
 REPOSITORY = Path(__file__).parents[2]
 ENTER = f"""
 set -eu
@@ -67,7 +68,7 @@ def test_all_of_it_holds_for_an_ordinary_user(criu: Criu) -> None:
             env[PREFIX_VARIABLE] = str(criu.program.parents[3])
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, "sh", f"{folder}/stash"]
         closed = " ".join(sorted(map(str, set(blocked.values()))))
-        options = ["-p", "no:cacheprovider", "-q", "--basetemp", f"{home}/tmp", "-m", "criu", "--ignore", __file__]
+        options = ["-p", "no:cacheprovider", "-q", "--basetemp", f"{home}/tmp", "-m", MARKED, "--ignore", __file__]
         result = subprocess.run(
             [
                 *(*enter, closed, " ".join(map(str, blocked)), f"{home}/small"),

@@ -155,7 +155,7 @@ def _by_apt_helper(helper: Path, root: str, files: dict[Deb, Path], deadline: fl
     try:
         _run(argv, deadline)
     except SnapshotError as error:
-        if gone := re.search(r"(\S+)\s+404\s+Not Found", str(error)):
+        if gone := re.search(r"(\S+)\s+404\s", str(error)):
             raise GoneError(f"{gone.group(1)} is gone") from error
         raise
 
