@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from torpor.errors import PortInUseError, SnapshotError, TorporError
+from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
 from torpor.snapshots.manifest import damaged_files, different_deployment, different_machine
 from torpor.snapshots.places import work_folder
 from torpor.snapshots.store import changed_files, inspect, read_identity
@@ -231,7 +231,7 @@ class Replicas:
         names = [self._next_name() for _ in range(count)]
         bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name) for name in names]
         try:
-            deployment, recipe, differences = _load(self.manifest, None)  # while CRIU works
+            deployment, recipe, differences = self._loaded()  # while CRIU works
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             front = self._started_front()
@@ -270,6 +270,12 @@ class Replicas:
         if reasons:
             raise _misfit(self.folder, misfits(self.folder, self.manifest, full=self._full))
         return criu
+
+    def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:
+        try:
+            return _load(self.manifest, None)
+        except ConfigurationError as error:
+            raise _misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
 
     def _import_beside(self) -> None:
         """What a wake will need, while CRIU still works."""

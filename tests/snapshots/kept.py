@@ -1,0 +1,98 @@
+"""A stand-in deployment in an app file, and snapshots of it, for the tests of creating and restoring."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_APP = """
+from torpor import Deployment, Model
+from torpor.testing import StandIn
+
+deployment = Deployment(
+    name="kept",
+    model=Model(path={folder!r}, served_name="standin"),
+    plugins=(StandIn(token_s={token_s}, warmup_requests={warmups}{more}),),
+    port={port},
+    drain_timeout_s=0.3,
+    startup_timeout_s=60,
+)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_app(folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1, more: str = "") -> Path:
+    """Write the app file; what differs between two calls differs between the deployments."""
+    folder.mkdir(exist_ok=True)
+    app = folder / "kept.py"
+    app.write_text(_APP.format(folder=str(folder), port=port, token_s=token_s, warmups=warmups, more=more))
+    return app
+
+
+def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello") -> str:
+    """One answer through the public port, on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20.0)
+    body = {
+        "model": "standin",
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": temperature,
+    }
+    try:
+        headers = {"content-type": "application/json", "connection": "close"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == 200, text
+        return str(json.loads(text)["choices"][0]["message"]["content"])
+    finally:
+        connection.close()
+
+
+def engines_on(port: int) -> list[int]:
+    """Process ids of the stand-ins that were started with this port, in whatever sandbox."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        listening = words[words.index("--port") + 1 :][:1] if "--port" in words else []
+        if listening == [str(port)] and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+class Background:
+    """A call in a thread, with its result or error."""
+
+    def __init__(self, call: object) -> None:
+        self.result: object = None
+        self.error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def join(self) -> object:
+        """The result; its error is raised here."""
+        self._thread.join(30.0)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def _run(self) -> None:
+        assert callable(self._call)
+        try:
+            self.result = self._call()
+        except BaseException as error:
+            self.error = error

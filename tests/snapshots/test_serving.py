@@ -1,0 +1,427 @@
+"""Creating and restoring snapshots: copies that serve, and every refusal, with nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.snapshots.conftest import MODES, refuse, wait_for
+from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
+from torpor import CanaryError, PortInUseError, SnapshotError
+from torpor.apps import load_deployment
+from torpor.errors import DrainTimeoutError
+from torpor.platforms.local import (
+    CriuBackend,
+    LocalServer,
+    create_snapshot,
+    inspect_snapshot,
+    remove_snapshot,
+    restore_snapshot,
+)
+from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.manifest import MANIFEST
+from torpor.snapshots.serving import Replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.sandbox import Mode
+
+pytestmark = pytest.mark.criu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A snapshot and where it came from."""
+
+    folder: Path
+    app: Path
+    port: int
+
+
+@pytest.fixture(scope="module")
+def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache root of the tests' own, with the CRIU of this machine."""
+    root = tmp_path_factory.mktemp("c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORPOR_CACHE", str(root))
+        if "root" in criu.program.parts:  # a private prefix: <prefix>/root/usr/sbin/criu
+            patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
+        for name in [name for name in os.environ if "TOKEN" in name or "SECRET" in name or "KEY" in name]:
+            patch.delenv(name)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def original(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """A snapshot, made once; tests that change it take a copy."""
+    port = free_port()
+    app = write_app(tmp_path_factory.mktemp("app"), port=port)
+    folder = tmp_path_factory.mktemp("kept") / "snapshot"
+    if reasons := CriuBackend(mode=MODES[-1]).available():
+        refuse("; ".join(reasons))
+    create_snapshot(app, folder, mode=MODES[-1])
+    return Kept(folder=folder, app=app, port=port)
+
+
+@pytest.fixture
+def kept(original: Kept, tmp_path: Path) -> Kept:
+    """A copy of the snapshot, free to be changed."""
+    folder = tmp_path / "snapshot"
+    shutil.copytree(original.folder, folder)
+    return Kept(folder=folder, app=original.app, port=original.port)
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def refused(kept: Kept, *, full: bool = False) -> str:
+    """What a restore says that is refused; nothing may be left of it."""
+    port = free_port()
+    with pytest.raises(SnapshotError) as error:
+        restore_snapshot(kept.folder, port=port, full=full)
+    assert engines_on(kept.port) == []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copy_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: Path) -> None:
+    """Create, restore, ask: rootless and as root; the original has ended, the copy ends with `stop`."""
+    if reasons := CriuBackend(mode=mode).available():
+        refuse("; ".join(reasons))
+    app = write_app(tmp_path / "app", port=free_port())
+    manifest = create_snapshot(app, tmp_path / "kept", mode=mode)
+    assert engines_on(manifest.deployment.port) == []
+    port = free_port()
+    copies = restore_snapshot(tmp_path / "kept", port=port, full=True)
+    try:
+        assert chat(port) == chat(port)
+        assert manifest.mode == mode
+    finally:
+        copies.stop()
+    assert engines_on(manifest.deployment.port) == []
+    assert list((cache / "run").iterdir()) == []
+
+
+def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
+    """Three copies behind one port: boot ids, lifecycle keys and logs differ, greedy answers do not."""
+    port = free_port()
+    copies = restore_snapshot(original.folder, replicas=3, port=port)
+    try:
+        assert len({chat(port) for _ in range(6)}) == 1
+        engines = [one.boot.running_engine for one in copies.serving]
+        kept_identity = json.loads((original.folder / "private.json").read_text())
+        assert len({engine.boot_id for engine in engines} | {kept_identity["boot_id"]}) == 4
+        assert len({engine.guard_key for engine in engines} | {kept_identity["guard_key"]}) == 4
+        for one in copies.serving:
+            with one.boot._control() as control:
+                assert control._client.get("/_torpor/state").json()["boot_id"] == one.boot.running_engine.boot_id
+            assert not any("scheduler" in line for line in one.boot.running_engine.log_tail())  # said at the start
+    finally:
+        copies.stop()
+    assert engines_on(original.port) == []
+
+
+def test_two_restores_at_once_do_not_meet(original: Kept) -> None:
+    """Nothing of a snapshot is written by a restore, and sandboxes share nothing."""
+    ports = (free_port(), free_port())
+    restores = [Background(lambda port=port: restore_snapshot(original.folder, port=port)) for port in ports]
+    copies = [one.join() for one in restores]
+    try:
+        assert chat(ports[0]) == chat(ports[1])
+    finally:
+        for one in copies:
+            assert isinstance(one, Replicas)
+            one.stop()
+
+
+def test_a_snapshot_is_for_its_owner_alone(original: Kept) -> None:
+    """Folders are 0700 and files 0600: they hold memory and the lifecycle key."""
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in original.folder.rglob("*") if path.is_file()}
+    folders = {stat.S_IMODE(path.stat().st_mode) for path in (original.folder, original.folder / "images")}
+    assert (modes, folders) == ({0o600}, {0o700})
+
+
+def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
+    """Whoever could write it could have put anything into the memory that is about to run."""
+    kept.folder.chmod(0o755)
+    assert "chmod 700" in refused(kept)
+
+
+def test_a_manifest_from_the_future_says_who_made_it(kept: Kept) -> None:
+    """Another format is never guessed at."""
+    change_manifest(kept.folder, lambda content: content.update(schema=99))
+    assert re.search(r"made by Torpor .* in format 99; this is Torpor", refused(kept))
+
+
+def test_a_folder_without_a_manifest_is_no_snapshot(tmp_path: Path) -> None:
+    """The message says how one is made."""
+    with pytest.raises(SnapshotError, match=r"holds no snapshot.*torpor snapshot create"):
+        inspect_snapshot(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "machine": 3, "deployment": 4}'])
+def test_a_damaged_manifest_is_an_error(kept: Kept, text: str) -> None:
+    """Not a traceback."""
+    (kept.folder / MANIFEST).write_text(text)
+    assert "make the snapshot anew" in refused(kept) or "format" in refused(kept)
+
+
+def test_missing_cut_and_overwritten_images_are_all_named(kept: Kept) -> None:
+    """The fast check sees sizes and first bytes of every file, and stops at none."""
+    images = kept.folder / "images"
+    (images / "inventory.img").unlink()
+    os.truncate(images / "pages-1.img", 4096)
+    (images / "pstree.img").write_bytes(b"x" * (images / "pstree.img").stat().st_size)
+    said = refused(kept)
+    assert "images/inventory.img is missing" in said
+    assert re.search(r"images/pages-1.img has 4096 bytes, not \d+", said)
+    assert "images/pstree.img was changed" in said
+
+
+def test_a_changed_byte_in_the_middle_is_found_by_the_full_check(kept: Kept) -> None:
+    """`--verify full` compares hashes."""
+    pages = kept.folder / "images" / "pages-1.img"
+    with pages.open("r+b") as file:
+        file.seek(40000)
+        byte = file.read(1)
+        file.seek(40000)
+        file.write(bytes([byte[0] ^ 255]))
+    assert "images/pages-1.img was changed" in refused(kept, full=True)
+
+
+def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
+    """Kernel, CRIU, CPU features, Torpor, plugin options and command line: one list, not one after the other."""
+
+    def differ(content: dict[str, object]) -> None:
+        machine, deployment = content["machine"], content["deployment"]
+        assert isinstance(machine, dict)
+        assert isinstance(deployment, dict)
+        machine.update(
+            kernel="5.4.0",
+            criu="3.17.1",
+            criu_file=["/old/criu", 1, 1],
+            cpu=[*machine["cpu"], "amx_tile"],
+            gpus=["H100"],
+        )
+        deployment.update(torpor="0.0.1", model="/elsewhere", plugins={"standin": "other options"}, env={"A": "1"})
+        deployment["argv"] = [*deployment["argv"], "--new-flag"]
+
+    change_manifest(kept.folder, differ)
+    said = refused(kept)
+    for reason in (
+        "made on kernel 5.4.0; here it is",
+        "made on CRIU 3.17.1; here it is",
+        "made on GPUs H100; here it is none",
+        "lacks features that were there: amx_tile",
+        "Torpor was 0.0.1",
+        "model was /elsewhere",
+        "plugin standin was other options; now it is",
+        "gone --new-flag",
+        "environment differs in A",
+    ):
+        assert reason in said
+
+
+def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, original: Kept, tmp_path: Path) -> None:
+    """The deployment is compared with what its file says at the restore, while CRIU works; then everything ends."""
+    app = write_app(tmp_path / "app", port=free_port())
+    create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    write_app(tmp_path / "app", port=original.port, warmups=2)
+    said = refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
+    assert "Deployment.port was" in said
+    assert "warmup_requests=2" in said
+    app.unlink()
+    assert "There is no app file" in refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
+    assert list((cache / "run").iterdir()) == []
+
+
+def test_a_file_that_changed_since_is_named(kept: Kept) -> None:
+    """What the tree has mapped or open must be as it was; CRIU would stop at the first with 'bad size'."""
+    outside = kept.folder / "outside.json"
+    files = json.loads(outside.read_text())
+    name = next(iter(files))
+    files[name] = [files[name][0], 1]
+    files["/no/such/library.so"] = [1, 1]
+    outside.write_text(json.dumps(files))
+    change_manifest(kept.folder, lambda content: _forget_facts(content, "outside.json"))
+    said = refused(kept)
+    assert f"{name}, which the engine has open, has changed since" in said
+    assert "/no/such/library.so, which the engine has open, cannot be reached" in said
+
+
+def _forget_facts(content: dict[str, object], name: str) -> None:
+    files = content["files"]
+    assert isinstance(files, dict)
+    del files[name]
+
+
+def test_a_copy_that_answers_differently_never_serves(kept: Kept) -> None:
+    """The canary of the original is demanded of every copy."""
+    change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
+    with pytest.raises(CanaryError):
+        restore_snapshot(kept.folder, port=free_port())
+    assert engines_on(kept.port) == []
+
+
+def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Path) -> None:
+    """Nothing was begun, so there is nothing to end."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(PortInUseError, match="Nothing was restored"):
+            restore_snapshot(kept.folder, port=taken.getsockname()[1])
+    assert not list((cache / "run").glob("*"))
+
+
+def test_copies_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
+    """Their memory is their own."""
+    port = free_port()
+    copies = restore_snapshot(kept.folder, port=port)
+    try:
+        before = chat(port)
+        remove_snapshot(kept.folder)
+        assert not kept.folder.exists()
+        assert chat(port) == before
+    finally:
+        copies.stop()
+
+
+def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
+    """A wrong path costs nothing."""
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SnapshotError, match="Nothing was removed"):
+        remove_snapshot(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_copy_that_dies_is_reported_and_replaced(original: Kept) -> None:
+    """The others serve on; `start` brings another copy behind the same port."""
+    port = free_port()
+    deaths: list[str] = []
+    copies = Replicas(original.folder, port=port, on_death=lambda name, _: deaths.append(name))
+    copies.start(2)
+    try:
+        victim = copies.serving[0]
+        os.kill(victim.boot.running_engine.pid, signal.SIGKILL)
+        assert wait_for(lambda: deaths == [victim.replica.name])
+        assert [chat(port) for _ in range(3)]
+        copies.start(1)
+        assert len(copies.serving) == 2
+        assert chat(port)
+    finally:
+        copies.stop()
+    assert engines_on(original.port) == []
+
+
+def test_a_secret_in_the_environment_is_refused_by_name(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the engine is started; the value is not told."""
+    monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
+    app = write_app(tmp_path / "app", port=free_port())
+    with pytest.raises(SnapshotError, match="MY_HUB_TOKEN") as error:
+        create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    assert "swordfish" not in str(error.value)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_capture_with_a_request_in_flight_is_refused_and_nothing_is_lost(cache: Path, tmp_path: Path) -> None:
+    """The drain runs into its deadline; the request gets its whole answer, and the server serves on."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port, token_s=0.1, warmups=0)
+    backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1])
+    server = LocalServer(load_deployment(str(app)), backend=backend)
+    try:
+        server.cold_start()
+        server.boot.serve()
+        assert wait_for(lambda: _answers(port))
+        request = Background(lambda: chat(port, tokens=20))
+        assert wait_for(lambda: _in_flight(server) == 1)
+        with pytest.raises(DrainTimeoutError, match="still in flight"):
+            server.sleep()
+        assert len(str(request.join()).split()) == 20
+        assert chat(port)
+        server.sleep()
+        server.wake()
+        assert wait_for(lambda: _answers(port))
+    finally:
+        server.stop()
+    assert engines_on(port) == []
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(chat(port, tokens=1))
+    except (OSError, AssertionError):
+        return False
+
+
+def _in_flight(server: LocalServer) -> int:
+    with server.boot._control() as control:
+        return int(control._client.get("/_torpor/state").json()["in_flight"])
+
+
+def test_a_connected_client_is_named_and_the_original_can_be_woken(cache: Path, tmp_path: Path) -> None:
+    """A copy of a connection leads nowhere; the refusal leaves the engine asleep, nothing on the disk."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1], public=False)
+    server = LocalServer(load_deployment(str(app)), backend=backend)
+    try:
+        server.cold_start()
+        with server.boot.running_engine.open_socket(port, 5.0):
+            with pytest.raises(SnapshotError, match=r"a client is connected from 127\.0\.0\.1"):
+                backend.capture(server.boot)
+            assert [path.name for path in tmp_path.iterdir()] == ["app"]
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: Path) -> None:
+    """Only a snapshot gives way to a snapshot; this is found before the start."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.txt").write_text("years of work")
+    app = write_app(tmp_path / "app", port=free_port())
+    with pytest.raises(SnapshotError, match="is no snapshot"):
+        create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+
+
+def test_too_little_room_is_said_before_criu_begins(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is free and what it takes."""
+    usage = shutil.disk_usage(tmp_path)
+    app = write_app(tmp_path / "app", port=free_port())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
+    with pytest.raises(SnapshotError, match=r"0\.00 GB free; this snapshot takes up to 0\.\d\d GB"):
+        create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["app"]
+
+
+def test_a_new_snapshot_takes_the_old_ones_place_when_it_is_whole(cache: Path, tmp_path: Path) -> None:
+    """And what a killed capture left beside it goes."""
+    app = write_app(tmp_path / "app", port=free_port())
+    left = tmp_path / ".kept.partial-4194999"
+    left.mkdir()
+    first = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    second = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    assert inspect_snapshot(tmp_path / "kept").created_at == second.created_at > first.created_at
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]
