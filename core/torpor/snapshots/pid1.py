@@ -1,8 +1,10 @@
+# ruff: noqa: SIM105 - contextlib is not imported here
 """The first process of a sandbox: makes the namespaces, then reaps, starts commands and hands out sockets.
 
 `torpor.snapshots.sandbox` runs it as a program of its own. It stands in the way of every restore, so it imports as little
-as it can (measured: `json` costs 8 ms, `pathlib` 7, `socket` 5, `typing` 5): messages are marshalled (format version 2,
-which every Python 3 reads), and sockets come from `_socket`.
+as it can (measured: `json` costs 8 ms, `pathlib` 7, `signal` with its enumerations 6, `socket` 5, `typing` 5, `contextlib` 2):
+messages are marshalled (format version 2, which every Python 3 reads), and `_socket` and `_signal`, the C halves of the
+modules without underscore, stand in for them.
 
     request   length, marshalled dict with "op"; descriptors beside it (SCM_RIGHTS)
     answer    length, marshalled dict; descriptors beside it; {"step", "errno"} when it failed
@@ -12,14 +14,13 @@ A connection takes one request after the other. Closing it while its command run
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # typeshed has no stub
 import _socket
-import contextlib
 import ctypes
 import fcntl
 import marshal
 import os
 import select
-import signal
 import sys
 import time
 
@@ -216,8 +217,8 @@ class Pid1:
         self._watchers: list[int] = []
         self._leader_code: int | None = None
         self._woken, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
         self._listener = _socket.socket(fileno=config["listener"])
         self._listener.setblocking(False)
         self._listener.listen(_BACKLOG)  # here, not by the owner: SO_PEERCRED then names pid 1 to every client
@@ -308,7 +309,7 @@ class Pid1:
         self._poll.unregister(connection.descriptor)
         del self._connections[connection.descriptor]
         for pid in [pid for pid, client in self._commands.items() if client is connection]:
-            os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            os.killpg(pid, _signal.SIGKILL)  # not reaped yet, so the number is still its own
             del self._commands[pid]
         connection.close()
 
@@ -324,8 +325,10 @@ class Pid1:
         code = (self._leader_code or 0).to_bytes(CODE_BYTES, "little", signed=True)
         while self._watchers:
             watcher = self._watchers.pop()
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 os.write(watcher, code)
+            except BrokenPipeError:  # it is no longer watched
+                pass
             os.close(watcher)
 
     def _spawn(self, argv: list[str], env: dict[str, str], cwd: str, files: dict[int, bytes]) -> None:
@@ -340,7 +343,7 @@ class Pid1:
             for descriptor in (log, *opened.values()):
                 os.close(descriptor)
         if pid != FIRST_PID:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, _signal.SIGKILL)
             raise StepError(f"start the tree as pid {FIRST_PID}", 0)
 
     def _unlinked_file(self, number: int, content: bytes) -> int:
@@ -365,19 +368,23 @@ class Pid1:
                 self._send(client, {"code": code}, [])
             elif pid == FIRST_PID:
                 self._leader_code = code
-                self._signal_tree(signal.SIGKILL)
+                self._signal_tree(_signal.SIGKILL)
                 self._tell_watchers()
 
     def _signal_tree(self, number: int) -> None:
         """Signal everybody but pid 1 and the commands that run beside the tree (CRIU ends a dumped tree by itself)."""
         if not self._commands:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(-1, number)  # all at once: nobody can fork away from it
+            except ProcessLookupError:  # nobody is there
+                pass
             return
         for name in os.listdir("/proc"):  # noqa: PTH208
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 if name.isdigit() and int(name) > 1 and os.getsid(int(name)) not in self._commands:
                     os.kill(int(name), number)
+            except ProcessLookupError:  # gone meanwhile
+                pass
 
 
 def _start(
@@ -416,9 +423,9 @@ def _become(
     try:
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and it would outlive the exec
-            signal.signal(ignored, signal.SIG_DFL)
+        _signal.set_wakeup_fd(-1)
+        for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ):  # by Python, and it would outlive the exec
+            _signal.signal(ignored, _signal.SIG_DFL)
         if umask is not None:
             os.umask(umask)
         os.chdir(cwd)
