@@ -94,6 +94,26 @@ def plugins(as_json: AsJson = False) -> None:
     list_plugins(as_json=as_json)
 
 
+key = typer.Typer(help="Bearer keys for the public paths.", no_args_is_help=True)
+app.add_typer(key, name="key")
+
+
+@key.callback()
+def _keys() -> None:
+    """Keep `new` a command of its own: alone in its group it would become the group."""
+
+
+@key.command("new")
+def new_key(as_json: AsJson = False) -> None:
+    """Print a new key and its SHA-256; nothing is stored.
+
+    The key is for the clients ("Authorization: Bearer KEY"), the SHA-256 for the deployment.
+    """
+    from torpor.cli.key import show_new_key  # noqa: PLC0415
+
+    show_new_key(as_json=as_json)
+
+
 snapshot = typer.Typer(
     help="Keep a sleeping server in a folder, and restore any number of copies (CRIU).", no_args_is_help=True
 )
