@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers run test quick check lint types bench fuzz clean
+.PHONY: help setup engine parsers criu measure run test quick check lint types bench fuzz clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -24,10 +24,13 @@ engine: setup    ## set up the local engine: the real SGLang on the CPU
 parsers: engine  ## fetch the other supported SGLang versions, for their argument parsers
 	@$(BIN)/python scripts/setup-local --parsers
 
-run: engine      ## set up, then the main job: the real SGLang through start, sleep, wake and an answer
-	$(BIN)/torpor up apps/tiny_cpu.py --backend standby --ask 'Tell me about the moon.'
+criu: setup      ## get CRIU into a private folder of this user; where it cannot work, say why
+	@$(BIN)/torpor snapshot setup || true
 
-test: parsers    ## set up, then all tests that this machine can run, the real SGLang included
+run: engine criu ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
+	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
+
+test: parsers criu ## set up, then all tests that this machine can run, the real SGLang included
 	$(BIN)/pytest -n 2 -m '$(QUICK)'
 	TORPOR_REQUIRE_SGLANG=1 $(BIN)/pytest -m 'not ($(QUICK))'
 
@@ -42,6 +45,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+measure: engine criu ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
+	$(BIN)/python benchmarks/local.py
 
 bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py
