@@ -149,6 +149,7 @@ def test_a_tree_can_be_dumped_and_run_on(criu: Criu, make_sandbox: MakeSandbox, 
     assert sandbox.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 def test_a_restored_tree_can_be_dumped_again(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
     """A snapshot of a replica is a snapshot like any other."""
@@ -325,6 +326,7 @@ def _is_criu(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1])
 def test_criu_killed_in_a_dump_is_a_clear_error_and_nothing_is_left(
@@ -346,6 +348,7 @@ def test_criu_killed_in_a_dump_is_a_clear_error_and_nothing_is_left(
     assert {file.name for file in (tmp_path / "images").iterdir()} <= {DUMP_LOG}
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03])
 def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
@@ -372,6 +375,7 @@ def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
     assert ask(again)["pid"] == FIRST_PID
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     """No wait without a deadline."""
@@ -384,6 +388,7 @@ def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: Make
     assert not sandbox.alive
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 def test_a_restore_that_is_not_done_in_time_is_ended(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
@@ -409,6 +414,7 @@ def _alter(file: Path) -> None:
     file.write_bytes(bytes(byte ^ 0xFF for byte in file.read_bytes()[:4096]) + file.read_bytes()[4096:])
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.parametrize("damage", [Path.unlink, _truncate, _alter])
 @pytest.mark.parametrize(
@@ -430,6 +436,7 @@ def test_damaged_images_are_a_clear_error_and_nothing_is_left(  # noqa: PLR0917
     assert not replica.alive
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 def test_truncated_memory_is_an_error(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
     """A copy that was cut off must not come to life. CRIU 4.2.1 reads on for ever; the deadline ends it."""
@@ -496,6 +503,7 @@ def test_a_missing_program_is_an_error(criu: Criu, sandbox: Sandbox, tmp_path: P
     assert ask(sandbox)["pid"] == FIRST_PID
 
 
+@pytest.mark.slow
 @pytest.mark.criu
 def test_nothing_leaks_over_many_restores(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
     """Descriptors, processes and mounts of the host are as before."""

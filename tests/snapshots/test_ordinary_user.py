@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 UID = 1500
-MARKED = "criu and not slow and not sglang"
+MARKED = "criu and not sglang"
 REPOSITORY = Path(__file__).parents[2]
 ENTER = f"""
 set -eu

@@ -559,3 +559,12 @@ def test_pids_inside_are_mapped_to_pids_outside(sandbox: Sandbox) -> None:
     assert set(pids) == {1, FIRST_PID}
     assert pids[1] == sandbox.pid
     assert Path(f"/proc/{pids[FIRST_PID]}/cmdline").read_bytes().startswith(sys.executable.encode())
+
+
+def test_without_a_temporary_folder_no_sandbox_is_made(
+    mode: Mode, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours, not a stray one of the operating system."""
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(SnapshotError, match="no folder for its socket"):
+        Sandbox.create("one", mode=mode, scratch=scratch)

@@ -49,7 +49,12 @@ class Channel:
         """
         with contextlib.ExitStack() as stack:
             if control is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torpor-")))
+                try:
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torpor-")))
+                except OSError as error:
+                    raise SnapshotError(
+                        f"Sandbox {name!r} cannot be made: no folder for its socket ({error})."
+                    ) from error
                 path = folder / "control"
             else:
                 folder, path = control.parent, control

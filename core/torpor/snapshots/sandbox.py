@@ -133,6 +133,7 @@ class Sandbox:
             private: more folders that every replica sees empty and of its own; /dev/shm always is.
             clock: where its clocks begin (a time namespace); the host's clocks by default. Given the reading at the
                 dump, a restored tree sees no jump. As root CRIU sees to that by itself, rootless it does not (4.2.1).
+                Kernels without time namespaces (before 5.6) pass over it.
             control: a socket path for `attach`; the sandbox then outlives this process. The folder must be private (0700).
             timeout_s: seconds for all of it.
 
@@ -487,7 +488,9 @@ def _end(outer: subprocess.Popen[bytes]) -> None:
 
 
 def _clock_offsets(clock: Clock) -> str:
-    """The text for timens_offsets (time_namespaces(7)): offsets count from the first time namespace's clocks."""
+    """The text for timens_offsets (time_namespaces(7)): offsets count from the first time namespace's clocks; or nothing."""
+    if not Path("/proc/self/ns/time").exists():
+        return ""
     own: dict[str, float] = {"monotonic": 0.0, "boottime": 0.0}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/timens_offsets").read_text().splitlines():
