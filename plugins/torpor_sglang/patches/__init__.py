@@ -53,6 +53,7 @@ def all_patches() -> tuple[Patch, ...]:
     from torpor_sglang.patches import (  # noqa: PLC0415 - a cycle
         cpu_kernels,
         cpu_seconds,
+        detokenizer_thread,
         orphans,
         reseed,
         torchvision_schemas,
@@ -65,6 +66,7 @@ def all_patches() -> tuple[Patch, ...]:
         cpu_kernels.PATCH,
         torchvision_schemas.PATCH,
         cpu_seconds.PATCH,
+        detokenizer_thread.PATCH,
         reseed.PATCH,
     )
 
