@@ -20,6 +20,7 @@ from typing_extensions import override
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
+from torpor.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,8 @@ class EngineProcess(Engine):
 
     Two daemon threads: one drains the output and keeps the last lines (memory is bounded whatever the engine prints),
     one waits for the leader's end. When the leader ends, the rest of its session is killed at once, so
-    that a request that hangs on a left-over worker fails instead of waiting for its time-out.
+    that a request that hangs on a left-over worker fails instead of waiting for its time-out. When this process ends,
+    however that happens, the engine ends too (`torpor.lifeline`); the thread that started it may end.
     """
 
     def __init__(
@@ -58,25 +60,12 @@ class EngineProcess(Engine):
         boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
         if boot_fd is not None:
             full_env["TORPOR_BOOT_FD"] = str(boot_fd)
-        try:
-            self._process = subprocess.Popen(
-                list(argv),
-                env=full_env,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=() if boot_fd is None else (boot_fd,),
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"The engine's program {argv[0]!r} cannot be started: {error.strerror}. "
-                "Check the engine plugin's `python` option, or install the engine (locally: scripts/setup-local)."
-            ) from error
-        finally:
-            if boot_fd is not None:
-                os.close(boot_fd)
+        self._lifeline = Lifeline(self.boot_id)
+        with contextlib.ExitStack() as unstarted:
+            unstarted.callback(self._lifeline.release)
+            self._process = _start(argv, full_env, cwd, boot_fd)
+            unstarted.pop_all()
+        self._lifeline.tell(self._process.pid)
         self._members: dict[int, float] = {}
         self._members_lock = threading.Lock()
         self._tree_gone = False
@@ -142,6 +131,7 @@ class EngineProcess(Engine):
         self._process.wait()
         self._ended.set()
         self._kill_rest()
+        self._lifeline.release()
 
     def _remember_members(self) -> None:
         """Note who belongs to the tree, by start time: a pid alone may be somebody else's a moment later."""
@@ -245,6 +235,31 @@ def _is_dead(process: psutil.Process) -> bool:
     memory, its sockets and the GPU (seen with SGLang on an H100: 68 GB of GPU memory still held).
     """
     return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+
+
+def _start(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, boot_fd: int | None
+) -> subprocess.Popen[bytes]:
+    """Start the leader; the boot pipe's read end is the child's alone afterwards."""
+    try:
+        return subprocess.Popen(
+            list(argv),
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=() if boot_fd is None else (boot_fd,),
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"The engine's program {argv[0]!r} cannot be started: {error.strerror}. "
+            "Check the engine plugin's `python` option, or install the engine (locally: scripts/setup-local)."
+        ) from error
+    finally:
+        if boot_fd is not None:
+            os.close(boot_fd)
 
 
 def _boot_pipe(rules: GuardRules, key: str, boot_id: str) -> int:
