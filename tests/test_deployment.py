@@ -67,6 +67,10 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "negative time to drain": (lambda: a_deployment(drain_timeout_s=-1.5), r"drain_timeout_s is -1.5 seconds"),
     "time that is none": (lambda: a_deployment(wake_timeout_s=float("nan")), r"wake_timeout_s is nan seconds"),
     "unknown mismatch policy": (lambda: a_deployment(canary_mismatch="ignore"), r"'ignore'; allowed: 'fail', 'warn'"),
+    "unknown policy for secrets": (
+        lambda: a_deployment(secrets_in_snapshot="ask"),
+        r"secrets_in_snapshot is 'ask'; allowed: 'refuse', 'warn'",
+    ),
     "GPU snapshot without a GPU": (
         lambda: a_deployment(gpu_snapshot=True),
         r"gpu_snapshot needs a gpu and snapshot=True",

@@ -23,6 +23,7 @@ import httpx
 import structlog
 
 from torpor.canary import Canary, ask_canary, compare_canary
+from torpor.captured_secrets import check_captured
 from torpor.control import GuardControl, open_client
 from torpor.engine import engines_started_by
 from torpor.errors import (
@@ -117,14 +118,21 @@ class Boot:
         with self._stage("serve", _CONTROL_TIMEOUT_S), self._control() as control:
             control.serve()
 
-    def sleep(self) -> None:
+    def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish what is in flight, put the engine to sleep and shut the guard.
 
+        Args:
+            for_snapshot: whether the sleeping process will be written down, so that no secret may be in it; False for an
+                engine that only stays in memory.
+
         Raises:
+            SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
             DrainTimeoutError: requests were still in flight at the deadline; the engine serves on.
             EngineError: the engine did not go to sleep; it was ended.
         """
         deployment = self.deployment
+        if for_snapshot:
+            check_captured(deployment, self.running_engine)
         limit_s = deployment.drain_timeout_s
         with self._stage("drain", limit_s + _CONTROL_TIMEOUT_S), self._control() as control:
             control.drain(limit_s)

@@ -120,6 +120,9 @@ class Deployment:
         snapshot: whether the platform may snapshot the sleeping server.
         gpu_snapshot: whether GPU memory goes into the snapshot too; the default is "when there is a GPU".
         canary_mismatch: `fail` ends a replica that answers differently after a wake; `warn` only logs it.
+        secrets_in_snapshot: `refuse` takes no snapshot while an environment variable that looks like a secret (HF_TOKEN,
+            *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
+            asked; a folder of CRIU's refuses in both cases.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Deployment:
     snapshot: bool = True
     gpu_snapshot: bool | None = None
     canary_mismatch: Literal["fail", "warn"] = "fail"
+    secrets_in_snapshot: Literal["refuse", "warn"] = "refuse"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -156,6 +160,10 @@ class Deployment:
         if self.canary_mismatch not in ("fail", "warn"):
             raise ConfigurationError(
                 f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'."
+            )
+        if self.secrets_in_snapshot not in ("refuse", "warn"):
+            raise ConfigurationError(
+                f"Deployment.secrets_in_snapshot is {self.secrets_in_snapshot!r}; allowed: 'refuse', 'warn'."
             )
         if self.gpu_snapshot is None:
             object.__setattr__(self, "gpu_snapshot", self.snapshot and self.gpu is not None)

@@ -279,13 +279,23 @@ class SnapshotServer:
                 setattr(cls, name, cls._marked[name])
 
     def start(self) -> None:
-        """Start the engine cold and warm it up, then put it to sleep for the snapshot."""
+        """Start the engine cold and warm it up, then put it to sleep for the snapshot.
+
+        Raises:
+            SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`).
+            TorporError: the start failed; the engine was ended.
+        """
         from torpor.boot import Boot  # noqa: PLC0415 - httpx and structlog: time that `torpor plan` need not pay
+        from torpor.captured_secrets import check_environments  # noqa: PLC0415
         from torpor.process import LOG_VARIABLE  # noqa: PLC0415
 
         _make_importable()
         os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
         self._boot = Boot(self.deployment)
+        if (
+            self.deployment.snapshot
+        ):  # now, not after minutes of a start; `Boot.sleep` looks again, at the engine's tree
+            check_environments(self.deployment, [{**os.environ, **self._boot.recipe.env}])
         with _ended_on_failure(self._boot):
             self._boot.cold_start()
             if self.deployment.snapshot:

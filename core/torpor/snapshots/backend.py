@@ -101,8 +101,8 @@ class Standby:
         return None
 
     def capture(self, boot: Boot) -> None:
-        """Put the engine to sleep; its process stays."""
-        boot.sleep()
+        """Put the engine to sleep; its process stays, and nothing of it is written down."""
+        boot.sleep(for_snapshot=False)
 
     def restore(self, boot: Boot) -> None:
         """Wake the engine in its own process."""

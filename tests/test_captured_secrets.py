@@ -1,0 +1,166 @@
+"""No snapshot is made while a secret would be in it, unless the deployment says so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import structlog
+from typing_extensions import override
+
+from torpor import ImagePatch, Plugin, SnapshotError, hookimpl
+from torpor.platforms.local import LocalServer, Standby
+from torpor.platforms.modal import SnapshotServer
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import MakeBoot
+    from torpor import Deployment, Engine, Recipe
+    from torpor.boot import Boot
+    from torpor.testing.pytest_plugin import StandInDeployment
+
+VALUE = "value-that-nobody-may-read"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky(StandIn):
+    """An engine that alone is given a secret, and whose plugin takes it away again."""
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        os.environ["SOME_API_KEY"] = VALUE
+        try:
+            return StandIn.launch(self, deployment, recipe)
+        finally:
+            del os.environ["SOME_API_KEY"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Plugin):
+    """Puts a secret into the image's environment."""
+
+    plugin_name = "careless"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(env={"HF_TOKEN": VALUE})
+
+
+def status(deployment: Deployment) -> int:
+    """What a client gets."""
+    url = f"http://127.0.0.1:{deployment.port}/v1/models"
+    return httpx.get(url, trust_env=False, timeout=5).status_code
+
+
+def serving(boot: Boot) -> Boot:
+    """The same boot, serving."""
+    boot.cold_start()
+    boot.serve()
+    return boot
+
+
+def test_a_secret_that_only_the_engine_has_refuses_the_sleep_and_the_server_serves_on(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """The message names the variable and not its value; no request was turned away for it."""
+    boot = serving(make_boot(standin_deployment(engine=Leaky())))
+    with pytest.raises(
+        SnapshotError, match=r"Nothing was put to sleep.*\(SOME_API_KEY\).*env -u SOME_API_KEY"
+    ) as caught:
+        boot.sleep()
+    assert VALUE not in str(caught.value)
+    assert boot.report.records[-1].stage == "serve"
+    assert status(boot.deployment) == 200
+
+
+def test_the_frameworks_own_environment_counts(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Modal its process is in the same snapshot; empty variables and names that only sound alike do not count."""
+    boot = serving(make_boot(standin_deployment()))
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("MODAL_IDENTITY_TOKEN", VALUE)  # Modal puts it into every container
+    boot.sleep()
+    boot.wake()
+    monkeypatch.setenv("HF_TOKEN", VALUE)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\)"):
+        boot.sleep()
+
+
+def test_the_option_makes_it_a_warning(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """It sleeps; the log has the name and not the value."""
+    deployment = replace(standin_deployment(engine=Leaky()), secrets_in_snapshot="warn")
+    boot = serving(make_boot(deployment))
+    with structlog.testing.capture_logs() as logs:
+        boot.sleep()
+    (warning,) = [entry for entry in logs if entry["event"] == "secrets_in_snapshot"]
+    assert (warning["log_level"], warning["variables"]) == ("warning", ["SOME_API_KEY"])
+    assert VALUE not in str(logs)
+    assert status(deployment) == 503
+
+
+def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path: Path) -> None:
+    """Nothing of it is written down."""
+    server = LocalServer(standin_deployment(engine=Leaky()), backend=Standby(), root=tmp_path)
+    try:
+        server.start()
+        assert status(server.deployment) == 200
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def modal_server() -> Iterator[SnapshotServer]:
+    """A server as Modal makes one; ended with the test."""
+    server = SnapshotServer()
+    yield server
+    server.stop()
+
+
+def test_on_modal_a_secret_ends_the_start_before_the_engine_is_launched(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after minutes of a cold start; the image's environment counts, too."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Careless()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\).*BuildStep\.secrets"):
+        modal_server.start()
+    assert modal_server._boot is not None
+    assert modal_server._boot.engine is None
+
+
+def test_on_modal_the_engines_tree_is_looked_at_before_the_snapshot(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came to the engine alone is found as well; the start fails and leaves nothing running."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(engine=Leaky()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(SOME_API_KEY\)"):
+        modal_server.start()
+    assert modal_server._boot is not None
+    assert modal_server._boot.running_engine.poll() is not None
+
+
+@pytest.mark.parametrize("how", [{"snapshot": False}, {"secrets_in_snapshot": "warn"}])
+def test_on_modal_a_server_without_a_snapshot_or_with_the_option_starts(
+    standin_deployment: StandInDeployment,
+    modal_server: SnapshotServer,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, str | bool],
+) -> None:
+    """Without a snapshot there is nothing to keep a secret out of."""
+    deployment = standin_deployment(Careless())
+    deployment = (
+        replace(deployment, snapshot=False) if "snapshot" in how else replace(deployment, secrets_in_snapshot="warn")
+    )
+    monkeypatch.setattr(SnapshotServer, "deployment", deployment, raising=False)
+    modal_server.start()
+    modal_server.wake()
+    assert status(deployment) == 200
