@@ -31,6 +31,7 @@ from torpor.errors import (
     DrainTimeoutError,
     EngineRequestError,
     EngineTimeoutError,
+    GuardStateError,
     PreflightError,
     TorporError,
 )
@@ -83,6 +84,7 @@ class Boot:
         self.engine: Engine | None = None
         self.canary: Canary | None = None
         self._kind: BootKind = "cold"
+        self._moving = threading.Lock()
 
     def cold_start(self) -> None:
         """Start the engine, warm it up and record the canary; the guard stays shut.
@@ -115,6 +117,10 @@ class Boot:
 
     def serve(self) -> None:
         """Let public requests in."""
+        with self._alone("serve"):
+            self._serve()
+
+    def _serve(self) -> None:
         with self._stage("serve", _CONTROL_TIMEOUT_S), self._control() as control:
             control.serve()
 
@@ -127,12 +133,17 @@ class Boot:
 
         Raises:
             SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
+            GuardStateError: another thread is at it; that one goes on.
             DrainTimeoutError: requests were still in flight at the deadline; the engine serves on.
             EngineError: the engine did not go to sleep; it was ended.
         """
+        with self._alone("sleep"):
+            if for_snapshot:
+                check_captured(self.deployment, self.running_engine)
+            self._sleep()
+
+    def _sleep(self) -> None:
         deployment = self.deployment
-        if for_snapshot:
-            check_captured(deployment, self.running_engine)
         limit_s = deployment.drain_timeout_s
         with self._stage("drain", limit_s + _CONTROL_TIMEOUT_S), self._control() as control:
             control.drain(limit_s)
@@ -168,7 +179,12 @@ class Boot:
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
             CanaryError: it answers differently than before; with `canary_mismatch="warn"` this is only logged.
+            GuardStateError: another thread is at it, and goes on; or the engine does not sleep, and was ended.
         """
+        with self._alone("wake"):
+            self._wake(new_boot_id)
+
+    def _wake(self, new_boot_id: str | None) -> None:
         deployment = self.deployment
         self._kind = "restored"
         self.restore_count += 1
@@ -177,7 +193,7 @@ class Boot:
             self.lifecycle.post_restore(self.running_engine, client)
         with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)
-        self.serve()
+        self._serve()
 
     def stop(self) -> int | None:
         """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
@@ -207,6 +223,19 @@ class Boot:
             structlog.get_logger("torpor").warning(
                 "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error)
             )
+
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Refuse a second transition while one is under way: its failure would end the engine under the first one."""
+        if not self._moving.acquire(blocking=False):
+            raise GuardStateError(
+                f"Another thread is moving this engine to another state; {what!r} was refused and changed nothing. Wait for "
+                "that thread, then look at what the engine does."
+            )
+        try:
+            yield
+        finally:
+            self._moving.release()
 
     @contextlib.contextmanager
     def _client(self, timeout_s: float) -> Iterator[httpx.Client]:

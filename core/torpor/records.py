@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -99,13 +101,18 @@ class StageReport:
         raise KeyError(stage)
 
     def _append(self, record: StageRecord, path: Path) -> None:
+        whole_bytes: int | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record)) + "\n")
+            with path.open("ab") as file:
+                whole_bytes = file.tell()
+                file.write(json.dumps(asdict(record)).encode() + b"\n")
         except OSError as error:
             # A record is not worth a replica: say so once and serve on without the file.
             self.path = None
+            if whole_bytes is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
             structlog.get_logger("torpor").warning("records_not_written", path=str(path), reason=error.strerror)
 
 
@@ -116,7 +123,7 @@ def read_records(path: Path) -> list[StageRecord]:
         ConfigurationError: a line is not a stage record; the message names file and line.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             records.append(StageRecord(**json.loads(line)))
         except (ValueError, TypeError) as error:
