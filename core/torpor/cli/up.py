@@ -157,7 +157,9 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: wanted.append("wake"))
     asleep = False
     while True:
-        if server.boot.running_engine.wait(0.1) is not None:
+        if asleep and not server.backend.process_stays:
+            time.sleep(0.1)
+        elif server.boot.running_engine.wait(0.1) is not None:
             from torpor.readiness import exited_error  # noqa: PLC0415
 
             raise exited_error(

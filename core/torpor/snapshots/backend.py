@@ -27,9 +27,15 @@ __all__ = ["BACKENDS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby"
 
 
 class SnapshotBackend(Protocol):
-    """How this machine keeps a sleeping server."""
+    """How this machine keeps a sleeping server.
+
+    Attributes:
+        name: as in `--backend`.
+        process_stays: whether the engine's process lives on while it is kept.
+    """
 
     name: ClassVar[str]
+    process_stays: ClassVar[bool]
 
     def available(self) -> tuple[str, ...]:
         """Why it cannot be used here, each reason with what to do about it; empty when it can."""
@@ -56,6 +62,7 @@ class NoSnapshot:
     """Nothing is kept: every start is a cold start."""
 
     name: ClassVar[str] = "none"
+    process_stays: ClassVar[bool] = True
 
     def available(self) -> tuple[str, ...]:
         """It can be used anywhere."""
@@ -91,6 +98,7 @@ class Standby:
     """The process stays, asleep: GPU memory is free, host memory holds what a wake needs; no privilege is needed."""
 
     name: ClassVar[str] = "standby"
+    process_stays: ClassVar[bool] = True
 
     def available(self) -> tuple[str, ...]:
         """It can be used anywhere."""
@@ -124,6 +132,7 @@ class CriuBackend:
     """
 
     name: ClassVar[str] = "criu"
+    process_stays: ClassVar[bool] = False
 
     def __init__(
         self,
