@@ -11,6 +11,7 @@ from rich.table import Table
 
 from torpor.apps import load_deployment
 from torpor.cli.timing import command, first_token, running
+from torpor.client import chat
 from torpor.platforms.local import LocalServer
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
@@ -24,6 +25,8 @@ __all__ = ["run_compare"]
 
 _COLD_TIMEOUT_S = 900.0
 _RESTORE_TIMEOUT_S = 60.0
+_QUESTION = "Tell me about the moon."
+_ANSWER_TOKENS = 64
 
 
 def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
@@ -48,7 +51,8 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
     times = []
     for number in range(restores):
-        restored_s, told = _time_restore(folder=str(folder), deployment=deployment)
+        last = number == restores - 1 and not as_json
+        restored_s, told = _time_restore(folder=str(folder), deployment=deployment, question=_QUESTION if last else "")
         times.append((restored_s, told))
         console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
     ratio = cold_s / statistics.median(seconds for seconds, _ in times)
@@ -67,20 +71,31 @@ def _time_cold(app_file: str, deployment: Deployment) -> float:
         ).first_token_s
 
 
-def _time_restore(*, folder: str, deployment: Deployment) -> tuple[float, dict[str, object]]:
+def _time_restore(*, folder: str, deployment: Deployment, question: str) -> tuple[float, dict[str, object]]:
+    """Restore once and time the first token; with a question, stream the copy's answer to standard output as well."""
     with running(command("snapshot", "restore", folder, "--json")) as (process, began):
         seen = first_token(
             process, began, port=deployment.port, model=deployment.model.served_name, timeout_s=_RESTORE_TIMEOUT_S
         )
         assert process.stdout is not None
         told = cast("dict[str, object]", json.loads(process.stdout.readline()))
+        if question:
+            chat(
+                f"http://127.0.0.1:{deployment.port}",
+                model=deployment.model.served_name,
+                prompt=question,
+                max_tokens=_ANSWER_TOKENS,
+                timeout_s=_RESTORE_TIMEOUT_S,
+                on_text=lambda text: print(text, end="", flush=True),
+            )
+            print(flush=True)
         return seen.first_token_s, told
 
 
 def _show_standby(app_file: str) -> None:
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend="standby", snapshot=None, question="Tell me about the moon.", as_json=False)
+    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=False)
 
 
 def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:
