@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers criu measure run test quick check lint types bench fuzz clean
+.PHONY: help setup engine parsers criu measure run test quick check lint types bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -55,6 +55,9 @@ bench: setup     ## what the command line, a start and a wake cost (JSON and a t
 
 fuzz: setup      ## 50,000 raw HTTP requests against the guard
 	$(BIN)/python -m tests.fuzz_guard --requests 50000
+
+soak: setup      ## 10 minutes of mixed load with sleeps and wakes in between
+	$(BIN)/python -m tests.soak --seconds 600
 
 clean:           ## remove everything that was set up here
 	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache
