@@ -282,6 +282,7 @@ class GuardMachine(RuleBasedStateMachine):
     def the_guard_is_where_the_model_is(self) -> None:
         assert self.guard.state == self.state
         assert self.guard.in_flight == len(self.running)
+        assert self.drain is None or not self.drain.complete, "a drain ends with the last answer, not before"
 
     @invariant()
     def the_engine_lives(self) -> None:

@@ -398,10 +398,27 @@ async def test_at_the_deadline_a_drain_goes_back_and_tells_how_many_are_in_fligh
     assert (await control(guard, "drain")).status == 200
 
 
-@pytest.mark.parametrize("late_end", [False, True])
 @in_loop
-async def test_a_caller_that_hangs_up_in_its_drain_has_not_drained(late_end: bool) -> None:
-    """It believes that the drain failed; the door must not stay shut. Also when the last answer ends in the same moment."""
+async def test_a_drain_waits_for_every_answer_not_for_one() -> None:
+    """Two are in flight and one of them ends."""
+    engine, guard = guarded()
+    await to_serving(guard)
+    engine.gate.clear()
+    leaves, stays = (Exchange(guard, "/v1/chat", method="POST") for _ in range(2))
+    await settle()
+    drain = Exchange(guard, "/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}')
+    await settle()
+    leaves.hang_up()
+    await settle()
+    assert (guard.in_flight, drain.complete) == (1, False)
+    engine.gate.set()
+    await drain.task
+    assert (stays.status, drain.status) == (200, 200)
+
+
+@in_loop
+async def test_a_caller_that_hangs_up_in_its_drain_has_not_drained() -> None:
+    """It believes that the drain failed; the door must not stay shut."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -410,14 +427,40 @@ async def test_a_caller_that_hangs_up_in_its_drain_has_not_drained(late_end: boo
     drain = Exchange(guard, "/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}')
     await settle()
     drain.hang_up()
-    if late_end:
-        engine.gate.set()
     await drain.task
     assert guard.state is State.SERVING
     engine.gate.set()
     await running.task
     assert running.status == 200
     assert (await control(guard, "drain")).status == 200
+
+
+@in_loop
+async def test_a_caller_that_hangs_up_in_the_moment_of_the_last_answer_has_not_drained_either() -> None:
+    """Both are known when the drain wakes; nobody would hear that it succeeded."""
+    release = asyncio.Event()
+
+    async def app(_scope: object, _receive: object, send: object) -> None:
+        assert callable(send)
+        await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    await to_serving(guard)
+    running = Exchange(guard, "/v1/chat", method="POST")
+    drain = Exchange(guard, "/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}')
+    await settle()
+    assert guard.state is State.DRAINING
+    release.set()
+    drain.hang_up()
+    await asyncio.gather(running.task, drain.task)
+    assert await serves(guard)
+
+
+async def serves(guard: Guard) -> bool:
+    """Whether it does."""
+    return (await ask(guard, "/health")).status == 200
 
 
 @in_loop
@@ -456,10 +499,13 @@ async def test_while_a_drain_waits_every_other_call_is_out_of_order() -> None:
     assert (drain.status, guard.state) == (200, State.DRAINING)
 
 
+@pytest.mark.parametrize(
+    "rules", [RULES, GuardRules(public=RULES.public, keyed=RULES.keyed)], ids=["steps", "no steps"]
+)
 @in_loop
-async def test_between_the_last_answer_and_the_drains_own_nothing_slips_in() -> None:
-    """The drain has been promised that nothing is in flight; a request in that moment would break the promise."""
-    engine, guard = guarded()
+async def test_between_the_last_answer_and_the_drains_own_nothing_slips_in(rules: GuardRules) -> None:
+    """The drain is about to tell that nothing is in flight; a call in that moment would make it a lie."""
+    engine, guard = guarded(rules)
     await to_serving(guard)
     engine.gate.clear()
     running = Exchange(guard, "/v1/chat", method="POST")
@@ -468,15 +514,31 @@ async def test_between_the_last_answer_and_the_drains_own_nothing_slips_in() -> 
     await settle()
     engine.gate.set()
     seen = set()
+    paths = ("/info", "/_torpor/asleep", "/_torpor/serve", *rules.sleep[:1])
+    moments = 0
     while not drain.complete:
-        keyed = Exchange(guard, "/info", key=KEY)
-        asleep = Exchange(guard, "/_torpor/asleep", method="POST", key=KEY)
+        moments += running.complete
+        calls = [Exchange(guard, path, method="POST", key=KEY) for path in paths]
         await asyncio.sleep(0)
         if not drain.complete:
-            seen |= {keyed.status, asleep.status}
+            seen |= {call.status for call in calls}
             assert guard.in_flight == (0 if running.complete else 1)
     assert seen == {409}
-    assert guard.state is State.DRAINING
+    assert moments, "there was such a moment"
+
+
+@in_loop
+async def test_an_engine_without_steps_is_not_asleep_while_it_answers() -> None:
+    """The holder of the key may still ask after the drain."""
+    engine, guard = guarded(GuardRules(public=RULES.public))
+    assert (await control(guard, "drain")).status == 200
+    engine.gate.clear()
+    keyed = Exchange(guard, "/v1/chat", method="POST", key=KEY)
+    await settle()
+    assert (await control(guard, "asleep")).status == 409
+    engine.gate.set()
+    await keyed.task
+    assert (await control(guard, "asleep")).status == 200
 
 
 @in_loop
