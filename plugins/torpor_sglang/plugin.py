@@ -233,7 +233,9 @@ class SGLang(Plugin):
             "sleep_on_idle": self.sleep_on_idle,
         }
         if serving:
-            saver = self.memory_saver and not cpu  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
+            saver = (
+                self.memory_saver and not cpu
+            )  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
             options |= {
                 "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
                 "port": deployment.port,
