@@ -260,7 +260,9 @@ def test_what_ignores_sigterm_is_killed(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, fault: Fault
 ) -> None:
     """After the grace; a server process that ends by itself does not wait for its deaf children."""
-    grace_s = SHORT_S if fault is Fault.IGNORE_SIGTERM else 20.0  # time for a server that ends by itself, on a busy machine
+    grace_s = (
+        SHORT_S if fault is Fault.IGNORE_SIGTERM else 20.0
+    )  # time for a server that ends by itself, on a busy machine
     boot = make_boot(standin_deployment(engine=StandIn(fault=fault), stop_timeout_s=grace_s))
     boot.cold_start()
     began = time.monotonic()
