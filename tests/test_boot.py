@@ -257,7 +257,7 @@ def test_requests_in_flight_are_answered_before_a_sleep(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
 ) -> None:
     """A drain waits for what is in flight; new requests are refused meanwhile, with a hint when to come again."""
-    boot = make_boot(standin_deployment(engine=StandIn(token_s=0.01, warmup_requests=0), drain_timeout_s=5))
+    boot = make_boot(standin_deployment(engine=StandIn(token_s=0.1, warmup_requests=0), drain_timeout_s=10))
     boot.cold_start()
     boot.serve()
     answer = background.submit(lambda: _chat(boot, tokens=20))
