@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.hub_server import HubServer, Repository
 
+pytestmark = pytest.mark.slow  # a process with the hub's client per test: together the better half of a minute
+
 FIRST, SECOND = WEIGHTS
 
 
@@ -199,7 +201,6 @@ def test_a_shorter_file_than_the_listing_says_is_refused(client: Client, reposit
     assert_nothing_taken_for_whole(client)
 
 
-@pytest.mark.slow
 def test_a_body_that_ends_early_is_an_error_of_its_own(client: Client, repository: Repository) -> None:
     """The connection closes after 1,000 of 200,000 bytes, each time. Exit code 76."""
     repository.cut = {FIRST: 1000}
@@ -209,7 +210,6 @@ def test_a_body_that_ends_early_is_an_error_of_its_own(client: Client, repositor
     assert_nothing_taken_for_whole(client)
 
 
-@pytest.mark.slow
 def test_no_network_is_an_error_of_its_own(client: Client) -> None:
     """Exit code 75, which the build step tries again."""
     client.variables["HF_ENDPOINT"] = "http://127.0.0.1:9"
@@ -219,7 +219,6 @@ def test_no_network_is_an_error_of_its_own(client: Client) -> None:
     assert "Traceback" not in ran.stderr
 
 
-@pytest.mark.slow
 def test_an_overloaded_hub_is_an_error_of_its_own(one_client: Client, repository: Repository) -> None:
     """Exit code 75, after the hub's client has tried for 23 s."""
     repository.failures["config.json"] = 1000
