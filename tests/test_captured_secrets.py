@@ -14,6 +14,7 @@ from typing_extensions import override
 from torpor import ImagePatch, Plugin, SnapshotError, hookimpl
 from torpor.platforms.local import LocalServer, Standby
 from torpor.platforms.modal import SnapshotServer
+from torpor.process import LOG_VARIABLE
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -119,8 +120,10 @@ def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path:
 
 
 @pytest.fixture
-def modal_server() -> Iterator[SnapshotServer]:
-    """A server as Modal makes one; ended with the test."""
+def modal_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotServer]:
+    """A server as Modal makes one; ended with the test, and so is what it does to this process's environment."""
+    for name in (LOG_VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     server = SnapshotServer()
     yield server
     server.stop()
