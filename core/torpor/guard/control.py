@@ -17,7 +17,7 @@ __all__ = ["Control"]
 
 _METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", "wake": "POST"}
 _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
-_MAX_DRAIN_S = 3600
+_MAX_DRAIN_S = 24 * 3600
 _OK, _BAD_REQUEST = 200, 400
 
 
