@@ -253,6 +253,18 @@ async def test_a_new_key_that_is_none_or_the_old_one_wakes_nothing(key: object) 
 
 
 @in_loop
+async def test_a_wake_may_bring_a_new_boot_id() -> None:
+    """Several replicas may wake from one snapshot; each tells its own name from then on."""
+    _, guard = guarded()
+    await to_asleep(guard)
+    for wrong in ("", 5, None):
+        assert (await control(guard, "wake", {"boot_id": wrong})).status == 400
+    assert (await control(guard, "state")).json["boot_id"] == BOOT_ID
+    assert (await control(guard, "wake", {"boot_id": "another"})).status == 200
+    assert (await control(guard, "state")).json["boot_id"] == "another"
+
+
+@in_loop
 async def test_a_key_sent_at_the_wrong_time_is_not_taken() -> None:
     """Only asleep -> waking replaces it."""
     _, guard = guarded()

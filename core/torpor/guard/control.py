@@ -80,9 +80,7 @@ class Control:
     async def _wake(self, options: dict[str, object], send: Send) -> None:
         try:
             new_key = self._new_key(options)
-            boot_id = options.get("boot_id", self._boot_id)
-            if not isinstance(boot_id, str) or not boot_id:
-                raise ValueError("boot_id has to be a string with something in it")  # noqa: TRY301 - one way to say it
+            boot_id = self._new_boot_id(options)
         except ValueError as error:
             await _bad(send, str(error))
             return
@@ -106,6 +104,17 @@ class Control:
         if key == self._key:
             raise ValueError("key has to be another one than before: that one is in every copy of the snapshot")
         return key
+
+    def _new_boot_id(self, options: dict[str, object]) -> str:
+        """What the engine is called from now on: several replicas may wake from one snapshot.
+
+        Raises:
+            ValueError: it is no name.
+        """
+        boot_id = options.get("boot_id", self._boot_id)
+        if not isinstance(boot_id, str) or not boot_id:
+            raise ValueError("boot_id has to be a string with something in it")
+        return boot_id
 
     async def _tell(self, send: Send, error: str | None) -> None:
         if error is None:
