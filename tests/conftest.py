@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -53,14 +52,18 @@ def make_boot() -> Iterator[MakeBoot]:
             boot.engine.terminate(0.0)
 
 
+def is_running(process: psutil.Process | int) -> bool:
+    """Whether a process still runs; one that went between two looks does not, nor one that waits to be collected."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def living_members(leader_pid: int) -> list[int]:
     """Process ids of an engine's session that still run; a zombie does not, whoever is to reap it."""
-    found = []
-    for process in session_members(leader_pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+    return [process.pid for process in session_members(leader_pid) if is_running(process)]
 
 
 def wait_until_gone(leader_pid: int, timeout_s: float = 3.0) -> list[int]:

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import living_members, wait_until_gone
+from tests.conftest import is_running, living_members, wait_until_gone
 from torpor import ConfigurationError, Engine, lifeline
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def living(processes: list[psutil.Process], timeout_s: float = 5.0) -> list[psut
     deadline = time.monotonic() + timeout_s
     left = processes
     while left and time.monotonic() < deadline:
-        left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        left = [one for one in left if is_running(one)]
         time.sleep(0.01)
     return left
 

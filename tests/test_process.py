@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.conftest import living_members, wait_until_gone
+from tests.conftest import is_running, living_members, wait_until_gone
 from torpor import ConfigurationError, Engine
 from torpor.guard import GuardRules
 from torpor.process import LOG_VARIABLE, ends_started_engines, signals_held
@@ -212,9 +212,9 @@ def test_a_child_with_its_own_session_is_ended_too(start: Start) -> None:
         time.sleep(0.005)
     engine.terminate(2)
     deadline = time.monotonic() + 2
-    while any(_runs(int(line)) for line in lines) and time.monotonic() < deadline:
+    while any(is_running(int(line)) for line in lines) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(_runs(int(line)) for line in lines)
+    assert not any(is_running(int(line)) for line in lines)
 
 
 def test_engines_leave_neither_descriptors_nor_threads(start: Start) -> None:
@@ -286,10 +286,3 @@ def test_an_engine_that_nobody_got_is_ended() -> None:
     with pytest.raises(ValueError, match="a bug in the hook"):
         careless()
     assert wait_until_gone(pids[0]) == []
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import modal
-import psutil
 import pytest
+from tests.conftest import is_running
 from tests.platforms.small import Patch, a_deployment, load
 from typing_extensions import override
 
@@ -28,12 +28,15 @@ from torpor.testing import Fault, StandIn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psutil
+
     from torpor import Deployment, Engine
 
 # --- the class statement ----------------------------------------------------------------------------------------------
 
 HEAD = """
 import modal
+from tests.conftest import is_running
 from tests.platforms.small import a_deployment
 from torpor.platforms.modal import SnapshotServer
 deployment = a_deployment()
@@ -164,14 +167,7 @@ def engine_pid(server: SnapshotServer) -> int:
 
 def living(server: SnapshotServer) -> list[psutil.Process]:
     """What still runs of the engine's session; a dead process that its new parent has not collected does not run."""
-    return [member for member in session_members(engine_pid(server)) if runs(member)]
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return [member for member in session_members(engine_pid(server)) if is_running(member)]
 
 
 def ask(deployment: Deployment) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.conftest import is_running
 from torpor import ConfigurationError
 from torpor.guard import BootDocument, GuardRules
 from torpor_sglang.patches import Patch, all_patches, apply_patches
@@ -165,9 +166,9 @@ if __name__ == "__main__":
         child = psutil.Process(int(parent.stdout.readline()))
         parent.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        while is_running(child) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        assert not is_running(child)
 
 
 def test_a_process_spawned_by_a_forked_one_lives(tmp_path: Path) -> None:

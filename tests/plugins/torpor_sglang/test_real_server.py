@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import is_running
 from torpor.control import GuardControl, open_client
 from torpor.engine import Engine
 from torpor.guard import GuardRules
@@ -168,14 +169,7 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
         assert len(members) >= 3  # HTTP server, scheduler, detokenizer
         os.kill(engine.pid, signal.SIGTERM)  # the launcher alone: it ends its own tree
         assert engine.wait(30.0) is not None
-        assert [member for member in members if is_alive(member)] == []
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        assert [member for member in members if is_running(member)] == []
 
 
 @pytest.mark.timeout(200)
@@ -195,7 +189,7 @@ def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
         time.sleep(after_s)  # after 1.5 s they import SGLang, mostly; at first not even the launcher
         launcher.send_signal(number)
         _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
-        assert [process for process in alive if is_alive(process)] == []
+        assert [process for process in alive if is_running(process)] == []
 
 
 @contextmanager
@@ -243,7 +237,7 @@ def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
     with launched(real_engine("0.5.6.post2"), tiny_model, free_port()) as engine:
         assert engine.wait(START_S) not in (None, 0, 2)
         log = "\n".join(engine.log_tail())
-        members = [member for member in session_members(engine.pid) if is_alive(member)]
+        members = [member for member in session_members(engine.pid) if is_running(member)]
     assert "SGLang 0.5.6.post2; guarded; patches: orphans, tqdm-lock, cpu-kernels, torchvision-schemas" in log
     assert "run_scheduler_process" in log
     assert "ModuleNotFoundError: No module named 'vllm'" in log
