@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from torpor import Deployment
     from torpor.recipe import Recipe
     from torpor.records import StageReport
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, though a shell that starts the tests in the background has it ignored; what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
