@@ -54,6 +54,7 @@ def all_patches() -> tuple[Patch, ...]:
         cpu_kernels,
         cpu_seconds,
         detokenizer_thread,
+        kept_memory,
         orphans,
         reseed,
         torchvision_schemas,
@@ -67,6 +68,7 @@ def all_patches() -> tuple[Patch, ...]:
         torchvision_schemas.PATCH,
         cpu_seconds.PATCH,
         detokenizer_thread.PATCH,
+        kept_memory.PATCH,
         reseed.PATCH,
     )
 

@@ -17,20 +17,25 @@ __all__ = ["after_import"]
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
     """Call `action` with a module right after its own code ran; now, if it is imported already.
 
-    A module that is never imported, because this version of the engine has none of that name, is no error.
+    Several actions for one module are called in the order in which they were given. A module that is never imported,
+    because this version of the engine has none of that name, is no error.
     """
     if name in sys.modules:
         action(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _Finder(name, action))
+        return
+    for finder in sys.meta_path:
+        if isinstance(finder, _Finder) and finder.name == name:
+            finder.actions.append(action)  # a second finder would hide the first
+            return
+    sys.meta_path.insert(0, _Finder(name, action))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds one module where Python's own path finder does, and wraps its loader."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self._name = name
-        self._action = action
+        self.name = name
+        self.actions = [action]
 
     def find_spec(
         self,
@@ -38,25 +43,26 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self.name:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._action)
+            spec.loader = _Loader(spec.loader, self.actions)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader, action: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: importlib.abc.Loader, actions: Sequence[Callable[[ModuleType], None]]) -> None:
         self._loader = loader
-        self._action = action
+        self._actions = actions
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        self._action(module)
+        for action in self._actions:
+            action(module)
 
     def __getattr__(self, name: str) -> object:
         """Whatever else a loader is asked for (`get_source` for tracebacks, `get_resource_reader`, ...)."""

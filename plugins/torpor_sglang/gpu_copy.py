@@ -1,0 +1,277 @@
+"""Copies GPU memory to the host and back as fast as the bus allows, through the CUDA driver alone.
+
+One thread that reads a file and copies it to the GPU gets 1.7 GB/s (torch_memory_saver's disk backup, measured); the bus
+takes 55. So a few threads work at once, each with a pinned buffer and a stream of its own: while one waits for the
+kernel to copy out of the page cache, another's bytes are on the bus.
+
+Standard library only: it runs in the engine's scheduler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+__all__ = ["CudaError", "Driver", "PinnedMemory", "Segment", "load_from_file", "save_to_file"]
+
+_T = TypeVar("_T")
+
+THREADS = 8
+BUFFER_BYTES = 8 << 20
+"""Small enough that pinning all buffers takes some 20 ms, large enough that Python's share of a copy vanishes."""
+
+PINNED_BLOCK_BYTES = 512 << 20
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream
+
+
+class CudaError(RuntimeError):
+    """A call of the driver failed; the message names it and says what the driver said."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of device memory: address and size in bytes."""
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A part of a segment, at most one buffer long, and where it lies in the file; bytes."""
+
+    offset: int
+    address: int
+    size: int
+
+
+class Driver:
+    """The CUDA driver API, bound to the context that is current where this is made.
+
+    Names and signatures: cuda.h of CUDA 13.0 (the `_v2` names are what its macros stand for).
+
+    Args:
+        library: path or name of the driver's library.
+
+    Raises:
+        CudaError: there is no driver, or no context is current.
+    """
+
+    def __init__(self, library: str = "libcuda.so.1") -> None:
+        try:
+            self._cuda = ctypes.CDLL(library)
+        except OSError as error:
+            raise CudaError(f"The CUDA driver cannot be loaded: {error}.") from error
+        context = ctypes.c_void_p()
+        self.call("cuCtxGetCurrent", ctypes.byref(context))
+        if not context:
+            raise CudaError("No CUDA context is current in this thread, so there is no device memory to copy.")
+        self._context = context
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call one function of the driver.
+
+        Raises:
+            CudaError: it returned anything but CUDA_SUCCESS.
+        """
+        code = getattr(self._cuda, name)(*arguments)
+        if code != 0:
+            said = ctypes.c_char_p()
+            self._cuda.cuGetErrorString(code, ctypes.byref(said))
+            raise CudaError(f"{name} failed with {code}: {(said.value or b'unknown error').decode(errors='replace')}.")
+
+    def enter(self) -> None:
+        """Make the context current in this thread."""
+        self.call("cuCtxSetCurrent", self._context)
+
+    @contextmanager
+    def stream(self) -> Iterator[ctypes.c_void_p]:
+        """A stream for the block."""
+        stream = ctypes.c_void_p()
+        self.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+        try:
+            yield stream
+        finally:
+            self.call("cuStreamDestroy_v2", stream)
+
+    def pin(self, size: int) -> ctypes.c_void_p:
+        """Pinned host memory of `size` bytes; `unpin` gives it back."""
+        memory = ctypes.c_void_p()
+        self.call("cuMemHostAlloc", ctypes.byref(memory), ctypes.c_size_t(size), ctypes.c_uint(0))
+        return memory
+
+    def unpin(self, memory: ctypes.c_void_p) -> None:
+        """Give pinned memory back."""
+        self.call("cuMemFreeHost", memory)
+
+    def to_device(self, address: int, source: int, size: int, stream: ctypes.c_void_p) -> None:
+        """Begin to copy `size` bytes from pinned host memory to the device."""
+        self.call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(address),
+            ctypes.c_void_p(source),
+            ctypes.c_size_t(size),
+            stream,
+        )
+
+    def to_host(self, target: int, address: int, size: int, stream: ctypes.c_void_p) -> None:
+        """Begin to copy `size` bytes from the device to pinned host memory."""
+        self.call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(target),
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(size),
+            stream,
+        )
+
+    def wait(self, stream: ctypes.c_void_p) -> None:
+        """Wait until the stream is done."""
+        self.call("cuStreamSynchronize", stream)
+
+
+def save_to_file(driver: Driver, segments: Sequence[Segment], descriptor: int) -> None:
+    """Write the segments to a file, one after the other.
+
+    Raises:
+        CudaError: a copy failed.
+        OSError: the file cannot be written (disk full, ...).
+    """
+
+    def save(chunk: _Chunk, buffer: _Buffer) -> None:
+        driver.to_host(buffer.address, chunk.address, chunk.size, buffer.stream)
+        driver.wait(buffer.stream)
+        done = 0
+        while done < chunk.size:
+            done += os.pwrite(descriptor, buffer.view[done : chunk.size], chunk.offset + done)
+
+    _in_threads(driver, _chunks(segments, BUFFER_BYTES), save, _buffer)
+
+
+def load_from_file(driver: Driver, segments: Sequence[Segment], descriptor: int) -> None:
+    """Fill the segments out of a file that `save_to_file` wrote.
+
+    Raises:
+        CudaError: a copy failed.
+        OSError: the file cannot be read, or is too short.
+    """
+
+    def load(chunk: _Chunk, buffer: _Buffer) -> None:
+        done = 0
+        while done < chunk.size:
+            got = os.preadv(descriptor, [buffer.view[done : chunk.size]], chunk.offset + done)
+            if got == 0:
+                raise OSError(f"it ends at byte {chunk.offset + done}, within the memory that it should hold")
+            done += got
+        driver.to_device(chunk.address, buffer.address, chunk.size, buffer.stream)
+        driver.wait(buffer.stream)
+
+    _in_threads(driver, _chunks(segments, BUFFER_BYTES), load, _buffer)
+
+
+class PinnedMemory:
+    """A copy of segments in pinned host memory, kept from one sleep to the next: the fastest way back to the device.
+
+    Pinning 9 GB takes seconds, copying them 0.2 s; so the memory is pinned once, and in blocks, by several threads.
+    """
+
+    def __init__(self, driver: Driver, segments: Sequence[Segment]) -> None:
+        self._driver = driver
+        self._chunks = _chunks(segments, PINNED_BLOCK_BYTES)
+        self._blocks: dict[int, ctypes.c_void_p] = {}
+        _in_threads(driver, self._chunks, self._pin, lambda _: nullcontext())
+
+    def save(self) -> None:
+        """Copy the segments to the host."""
+        self._copy(lambda chunk, block, stream: self._driver.to_host(block, chunk.address, chunk.size, stream))
+
+    def load(self) -> None:
+        """Copy them back."""
+        self._copy(lambda chunk, block, stream: self._driver.to_device(chunk.address, block, chunk.size, stream))
+
+    def free(self) -> None:
+        """Give the memory back."""
+        while self._blocks:
+            _, block = self._blocks.popitem()
+            self._driver.unpin(block)
+
+    def _pin(self, chunk: _Chunk, _held: None) -> None:
+        self._blocks[chunk.offset] = self._driver.pin(chunk.size)
+
+    def _copy(self, begin: Callable[[_Chunk, int, ctypes.c_void_p], None]) -> None:
+        self._driver.enter()
+        with self._driver.stream() as stream:
+            for chunk in self._chunks:
+                begin(chunk, self._blocks[chunk.offset].value or 0, stream)
+            self._driver.wait(stream)
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A thread's pinned buffer, as an address and as bytes, and its stream."""
+
+    address: int
+    view: memoryview
+    stream: ctypes.c_void_p
+
+
+def _chunks(segments: Sequence[Segment], size: int) -> list[_Chunk]:
+    found, offset = [], 0
+    for segment in segments:
+        for start in range(0, segment.size, size):
+            length = min(size, segment.size - start)
+            found.append(_Chunk(offset + start, segment.address + start, length))
+        offset += segment.size
+    return found
+
+
+def _in_threads(
+    driver: Driver,
+    chunks: Sequence[_Chunk],
+    act: Callable[[_Chunk, _T], None],
+    holding: Callable[[Driver], AbstractContextManager[_T]],
+) -> None:
+    """Give every chunk to one of a few threads, each holding something of its own; the first failure ends all of them."""
+    todo = iter(chunks)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            driver.enter()
+            with holding(driver) as held:
+                while not failures:
+                    with lock:
+                        chunk = next(todo, None)
+                    if chunk is None:
+                        return
+                    act(chunk, held)
+        except BaseException as error:  # whoever waits raises it
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(THREADS, len(chunks)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _buffer(driver: Driver) -> Iterator[_Buffer]:
+    memory = driver.pin(BUFFER_BYTES)
+    try:
+        address = memory.value or 0
+        view = memoryview((ctypes.c_ubyte * BUFFER_BYTES).from_address(address)).cast("B")
+        with driver.stream() as stream:
+            yield _Buffer(address, view, stream)
+    finally:
+        driver.unpin(memory)

@@ -1,0 +1,200 @@
+"""Device memory that is kept outside of a snapshot while its engine sleeps, and put back at the wake.
+
+    pause    checksums on the device -> copy to its place -> (the memory saver frees the memory)
+    resume   (the memory saver maps it again) -> copy back, beside whatever else a wake does -> the same checksums
+
+`file` is for snapshots: one file for all replicas of the machine, in the page cache after the first of them; the copies
+themselves stay small. `memory` is for an engine that stays in its process: pinned host memory, the shortest way back.
+
+A file is named by what it holds, so a second capture of the same weights writes nothing, and it stays open while the
+engine sleeps, so that a snapshot names it among the files that must be unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+from torpor_sglang.gpu_copy import Driver, PinnedMemory, Segment, load_from_file, save_to_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+__all__ = ["KeptMemory", "Place", "Sums"]
+
+Place = Literal["file", "memory"]
+
+Sums = tuple[int, int]
+"""Two checksums of a range of memory, the second of which depends on the order of its words."""
+
+
+class KeptMemory:
+    """Keeps the memory of some tags while it is released.
+
+    Args:
+        place: where to.
+        folder: for the files.
+        segments: the ranges of device memory behind a tag, now.
+        sums: the checksums of one range.
+        driver: made when first needed, in the thread that has the CUDA context.
+        tell: gets one line for each copy: what, how much, how long.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        folder: Path,
+        segments: Callable[[str], Sequence[Segment]],
+        sums: Callable[[Segment], Sums],
+        driver: Callable[[], Driver] = Driver,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self._place = place
+        self._folder = folder
+        self._segments = segments
+        self._sums = sums
+        self._make_driver = driver
+        self._tell = tell
+        self._asleep: dict[str, _Asleep] = {}
+        self._pinned: dict[str, tuple[tuple[Segment, ...], PinnedMemory]] = {}
+        self._loading: list[tuple[str, threading.Thread, list[BaseException]]] = []
+
+    def save(self, tag: str) -> None:
+        """Keep what a tag holds; right before its memory is released.
+
+        Raises:
+            OSError: the file cannot be written; nothing half-written stays.
+            CudaError: a copy failed.
+        """
+        started = time.perf_counter()
+        driver = self._make_driver()
+        segments = tuple(sorted(self._segments(tag), key=lambda segment: segment.address))
+        sums = tuple(map(self._sums, segments))
+        summed = time.perf_counter()
+        if self._place == "memory":
+            where, descriptor = "pinned memory", -1
+            self._pinned_for(tag, driver, segments).save()
+        else:
+            file = self._folder / f"{tag}-{_digest(segments, sums)}.bin"
+            where, descriptor = str(file), _written(file, driver, segments)
+        self._asleep[tag] = _Asleep(driver, segments, sums, descriptor, where)
+        size = sum(segment.size for segment in segments)
+        self._tell(
+            f"{tag}: {size / 1e9:.2f} GB of {len(segments)} ranges kept in {where}; checksums {summed - started:.3f} s, "
+            f"copy {time.perf_counter() - summed:.3f} s"
+        )
+
+    def begin_load(self, tag: str) -> None:
+        """Begin to put a tag's memory back; right after it is mapped again. `finish` waits for it."""
+        if tag not in self._asleep:
+            return
+        failures: list[BaseException] = []
+        thread = threading.Thread(target=self._load, args=(tag, failures), daemon=True)
+        self._loading.append((tag, thread, failures))
+        thread.start()
+
+    def finish(self) -> None:
+        """Wait until all that was begun is done, and compare the checksums.
+
+        Raises:
+            RuntimeError: the memory does not hold what was kept; the engine must not serve.
+            OSError: the file cannot be read.
+            CudaError: a copy failed.
+        """
+        loading, self._loading = self._loading, []
+        for _, thread, _ in loading:
+            thread.join()
+        for tag, _, failures in loading:
+            kept = self._asleep.pop(tag)
+            if kept.descriptor >= 0:
+                os.close(kept.descriptor)
+            if failures:
+                raise failures[0]
+            started = time.perf_counter()
+            wrong = [number for number, segment in enumerate(kept.segments) if self._sums(segment) != kept.sums[number]]
+            if wrong:
+                raise RuntimeError(
+                    f"{tag}: {len(wrong)} of {len(kept.segments)} ranges came back from {kept.where} with other content than "
+                    "was kept there. The engine must not serve with them; delete that file and make the snapshot anew."
+                )
+            self._tell(f"{tag}: checksums agree, {time.perf_counter() - started:.3f} s")
+
+    def _load(self, tag: str, failures: list[BaseException]) -> None:
+        kept = self._asleep[tag]
+        started = time.perf_counter()
+        try:
+            if self._place == "memory":
+                self._pinned[tag][1].load()
+            else:
+                load_from_file(kept.driver, kept.segments, kept.descriptor)
+        except OSError as error:
+            failures.append(OSError(f"{tag}: {kept.where} cannot be read: {error}"))
+        except BaseException as error:
+            failures.append(error)
+        seconds = time.perf_counter() - started
+        size = sum(segment.size for segment in kept.segments)
+        self._tell(f"{tag}: {size / 1e9:.2f} GB from {kept.where} in {seconds:.3f} s, {size / 1e9 / seconds:.1f} GB/s")
+
+    def _pinned_for(self, tag: str, driver: Driver, segments: tuple[Segment, ...]) -> PinnedMemory:
+        """The pinned memory of the last sleep, if the tag still has the same ranges."""
+        if tag in self._pinned and self._pinned[tag][0] != segments:
+            self._pinned.pop(tag)[1].free()
+        if tag not in self._pinned:
+            self._pinned[tag] = segments, PinnedMemory(driver, segments)
+        return self._pinned[tag][1]
+
+
+class _Asleep:
+    """What is kept of one tag.
+
+    Args:
+        driver: of the context that the memory belongs to.
+        segments: its ranges.
+        sums: the checksums of each.
+        descriptor: the open file, or -1.
+        where: for messages.
+    """
+
+    def __init__(
+        self, driver: Driver, segments: tuple[Segment, ...], sums: tuple[Sums, ...], descriptor: int, where: str
+    ) -> None:
+        self.driver = driver
+        self.segments = segments
+        self.sums = sums
+        self.descriptor = descriptor
+        self.where = where
+
+
+def _digest(segments: Sequence[Segment], sums: Sequence[Sums]) -> str:
+    """A name for the content: sizes and checksums, in order; 32 hex digits."""
+    facts = [(segment.size, *both) for segment, both in zip(segments, sums, strict=True)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
+    """The file with the segments' content, open for reading; written whole or not at all, unless it is there already."""
+    size = sum(segment.size for segment in segments)
+    with contextlib.suppress(FileNotFoundError):
+        if file.stat().st_size == size:
+            return os.open(file, os.O_RDONLY)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # a full disk is found before anything is copied
+        save_to_file(driver, segments, descriptor)
+        unfinished.rename(file)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{size / 1e9:.2f} GB cannot be kept in {file}: {error.strerror or error}"
+        ) from error
+    finally:
+        os.close(descriptor)
+        unfinished.unlink(missing_ok=True)
+    return os.open(file, os.O_RDONLY)

@@ -1,0 +1,164 @@
+"""Keeps weights, and the memory of CUDA graphs, outside of the process while SGLang's memory is released.
+
+SGLang's own `--enable-weights-cpu-backup` keeps the weights in pinned memory of the scheduler: 9.7 of 13 GB that CRIU
+wrote and read for Qwen3-8B-FP8 on an H200, in one thread. And it keeps nothing of the memory of CUDA graphs, which can
+therefore not be released on 0.5.16 (sgl-project/sglang#32718). See `torpor_sglang.kept_memory` for what is done instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor_sglang.gpu_copy import Segment
+from torpor_sglang.kept_memory import KeptMemory
+from torpor_sglang.patches import Patch
+from torpor_sglang.patches.after_import import after_import
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+    from torpor_sglang.kept_memory import Place, Sums
+
+__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACE_VARIABLE", "TAGS_VARIABLE", "finish_after_resume", "keep_released"]
+
+PLACE_VARIABLE = "TORPOR_KEEP"
+"""`file` or `memory`; without it SGLang's own backup is all there is."""
+
+TAGS_VARIABLE = "TORPOR_KEEP_TAGS"
+"""Which tags, separated by commas: `weights`, `cuda_graph`."""
+
+FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
+"""Where the files go."""
+
+_ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
+_RESUME = "resume_memory_occupation"
+_BLOCK_WORDS = 2 << 20
+
+
+def keep_released(
+    adapter: ModuleType, kept: KeptMemory, tags: frozenset[str], graph_pools: set[tuple[int, int]]
+) -> None:
+    """Have SGLang's adapter to the memory saver keep what it releases.
+
+    Args:
+        adapter: the module `torch_memory_saver_adapter`.
+        kept: where to.
+        tags: which memory.
+        graph_pools: gets the memory pools that CUDA graphs are captured into.
+    """
+    real = adapter._TorchMemorySaverAdapterReal  # noqa: SLF001 - it has no public name
+    pause, resume, cuda_graph = real.pause, real.resume, real.cuda_graph
+
+    def keep_and_pause(self: object, tag: str) -> object:
+        if tag in tags:
+            kept.save(tag)
+        return pause(self, tag)
+
+    def resume_and_load(self: object, tag: str) -> object:
+        answer = resume(self, tag)
+        if tag in tags:
+            kept.begin_load(tag)
+        return answer
+
+    def note_pool(self: object, **arguments: object) -> object:
+        pool = arguments.get("pool")
+        if isinstance(pool, tuple):
+            graph_pools.add(pool)
+        return cuda_graph(self, **arguments)
+
+    real.pause, real.resume, real.cuda_graph = keep_and_pause, resume_and_load, note_pool
+
+
+def finish_after_resume(updater: ModuleType, kept: KeptMemory) -> None:
+    """Have the scheduler's handler of a resume answer only when everything is back and found to be what it was."""
+    for kind in list(vars(updater).values()):
+        if isinstance(kind, type) and kind.__module__ == updater.__name__ and _RESUME in vars(kind):
+            setattr(kind, _RESUME, _finishing(vars(kind)[_RESUME], kept))
+
+
+def _finishing(resume: Callable[..., object], kept: KeptMemory) -> Callable[..., object]:
+    @functools.wraps(resume)
+    def resume_and_finish(scheduler: object, request: object) -> object:
+        answer = resume(scheduler, request)
+        kept.finish()
+        return answer
+
+    return resume_and_finish
+
+
+def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
+    """The ranges of a tag: the segments that torch's allocator holds in the memory saver's pools of that tag."""
+    import torch  # noqa: PLC0415 - the engine's
+
+    saver = sys.modules[_ADAPTER]._memory_saver._impl  # noqa: SLF001 - torch_memory_saver 0.0.9, 0.0.10: entrypoint.py
+    pools = {tuple(pool.id) for key, pool in saver._mem_pools.items() if key[0] == tag}  # noqa: SLF001
+    if tag == "cuda_graph":
+        pools |= graph_pools
+    return [
+        Segment(segment["address"], segment["total_size"])
+        for pool in pools
+        for segment in torch.cuda.memory_snapshot(pool)
+        if tuple(segment["segment_pool_id"]) == pool
+    ]
+
+
+def _sums(segment: Segment) -> Sums:
+    """Checksums of 64-bit words, on the device: 9 GB take it some 20 ms."""
+    import torch  # noqa: PLC0415 - the engine's
+
+    words = torch.as_tensor(_Words(segment), device=f"cuda:{torch.cuda.current_device()}")
+    weights = torch.arange(1, 2 * min(_BLOCK_WORDS, len(words)), 2, device=words.device)
+    blocks = [(block * weights[: len(block)]).sum() for block in words.split(_BLOCK_WORDS)]
+    ordered = 0
+    for value in torch.stack(blocks).tolist():
+        ordered = (ordered * 1_000_003 + value) % (1 << 64)
+    return int(words.sum()), ordered
+
+
+class _Words:
+    """Device memory as torch takes it (numba's CUDA array interface, version 2)."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (segment.size // 8,),
+            "typestr": "<i8",
+            "data": (segment.address, False),
+            "version": 2,
+        }
+
+
+def _tell(line: str) -> None:
+    print(f"torpor_sglang: {line}", file=sys.stderr, flush=True)
+
+
+def _apply(environ: Mapping[str, str] = os.environ) -> None:
+    place: Place = "memory" if environ[PLACE_VARIABLE] == "memory" else "file"
+    tags = frozenset(environ.get(TAGS_VARIABLE, "weights").split(","))
+    graph_pools: set[tuple[int, int]] = set()
+    kept = KeptMemory(
+        place=place,
+        folder=Path(environ.get(FOLDER_VARIABLE, "")),
+        segments=functools.partial(_segments, graph_pools),
+        sums=_sums,
+        tell=_tell,
+    )
+    after_import(_ADAPTER, lambda module: keep_released(module, kept, tags, graph_pools))
+    after_import(_UPDATER, lambda module: finish_after_resume(module, kept))
+
+
+PATCH = Patch(
+    name="kept-memory",
+    reason=(
+        "SGLang keeps released weights in its own pinned memory, which a snapshot then holds and every restore reads in one "
+        "thread; kept outside they come back by several threads, out of one file for all replicas"
+    ),
+    versions=("0.5.16",),
+    applies=lambda: PLACE_VARIABLE in os.environ,
+    apply=_apply,
+)

@@ -1,0 +1,353 @@
+"""Memory that is kept outside of a snapshot, over a driver whose device is host memory."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import shutil
+import subprocess
+import threading
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor_sglang import gpu_copy
+from torpor_sglang.gpu_copy import CudaError, Driver, PinnedMemory, Segment, load_from_file, save_to_file
+from torpor_sglang.kept_memory import KeptMemory
+from torpor_sglang.patches.kept_memory import finish_after_resume, keep_released
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor_sglang.kept_memory import Place
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the driver's double")
+NO_SPACE = 28
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("cuda") / "libfake_cuda.so"
+    source = Path(__file__).with_name("fake_cuda.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", built, source], check=True, timeout=60)
+    return built
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """The driver, with buffers of 64 bytes, so that a few hundred bytes are many copies."""
+    monkeypatch.setattr(gpu_copy, "BUFFER_BYTES", 64)
+    monkeypatch.setattr(gpu_copy, "PINNED_BLOCK_BYTES", 100)
+    fake = ctypes.CDLL(str(library))
+    fake.fake_forget()
+    pinned = fake.fake_pinned()
+    yield Driver(str(library))
+    assert fake.fake_streams() == 0
+    if "memory" not in request.node.name:  # kept from one sleep to the next
+        assert fake.fake_pinned() == pinned
+
+
+class Device:
+    """Device memory in ranges, filled with something that is never the same."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.blocks = [ctypes.create_string_buffer(random.randbytes(size), size) for size in sizes]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [Segment(ctypes.addressof(block), len(block)) for block in self.blocks]
+
+    @property
+    def content(self) -> list[bytes]:
+        return [block.raw for block in self.blocks]
+
+    def lose(self) -> None:
+        """What a release does to it."""
+        for block in self.blocks:
+            ctypes.memset(block, 0xAA, len(block))
+
+
+def sums(segment: Segment) -> tuple[int, int]:
+    content = ctypes.string_at(segment.address, segment.size)
+    return sum(content), zlib.crc32(content)
+
+
+def keeping(
+    device: Device, driver: Driver, folder: Path, place: Place = "file", told: list[str] | None = None
+) -> KeptMemory:
+    return KeptMemory(
+        place=place,
+        folder=folder,
+        segments=lambda _: device.segments,
+        sums=sums,
+        driver=lambda: driver,
+        tell=(told if told is not None else []).append,
+    )
+
+
+@pytest.mark.parametrize("sizes", [(64,), (1,), (640,), (63, 65, 1000, 8)], ids=str)
+def test_a_file_gives_back_what_it_got(driver: Driver, tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """Whatever the sizes are, in one file, one range after the other."""
+    device = Device(*sizes)
+    before = device.content
+    with (tmp_path / "kept").open("w+b") as file:
+        save_to_file(driver, device.segments, file.fileno())
+        assert (tmp_path / "kept").read_bytes() == b"".join(before)
+        device.lose()
+        load_from_file(driver, device.segments, file.fileno())
+    assert device.content == before
+
+
+def test_pinned_memory_gives_back_what_it_got_and_is_pinned_once(driver: Driver, library: Path) -> None:
+    """Sleep after sleep; blocks are shared by nobody."""
+    device = Device(250, 64, 7)
+    pinned = PinnedMemory(driver, device.segments)
+    held = ctypes.CDLL(str(library)).fake_pinned()
+    for _ in range(2):
+        device.blocks[0][0] = random.randbytes(1)
+        before = device.content
+        pinned.save()
+        device.lose()
+        pinned.load()
+        assert device.content == before
+        assert ctypes.CDLL(str(library)).fake_pinned() == held
+    pinned.free()
+    assert ctypes.CDLL(str(library)).fake_pinned() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            "cuMemcpyHtoDAsync_v2:3:700",
+            "cuMemcpyHtoDAsync_v2 failed with 700: an illegal memory access was encountered",
+        ),
+        ("cuStreamSynchronize:3:999", "cuStreamSynchronize failed with 999: unknown error"),
+        ("cuMemHostAlloc:3:2", "cuMemHostAlloc failed with 2: out of memory"),
+        ("cuCtxSetCurrent:3:201", "cuCtxSetCurrent failed with 201: unknown error"),
+    ],
+    ids=["copy", "wait", "pin", "context"],
+)
+def test_a_failing_call_is_named_and_nothing_stays_pinned(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    """In one thread of several: all of them end."""
+    monkeypatch.setenv("FAKE_CUDA_FAIL", fault)
+    device = Device(6400)
+    (tmp_path / "kept").write_bytes(bytes(6400))
+    with (
+        (tmp_path / "kept").open("rb") as file,
+        pytest.raises(CudaError, match=said),
+    ):
+        load_from_file(driver, device.segments, file.fileno())
+
+
+def test_a_machine_without_a_driver_says_so() -> None:
+    """The library's name is in the message."""
+    with pytest.raises(CudaError, match=r"libno_such_cuda\.so"):
+        Driver("libno_such_cuda.so")
+
+
+def test_a_thread_without_a_context_says_so(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no device memory that belongs to it."""
+    monkeypatch.setenv("FAKE_CUDA_NO_CONTEXT", "1")
+    with pytest.raises(CudaError, match="No CUDA context is current"):
+        Driver(str(library))
+
+
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_memory_is_the_same_after_a_sleep(driver: Driver, tmp_path: Path, place: Place) -> None:
+    """Twice, and the second time with other content."""
+    device, told = Device(640, 64), list[str]()
+    kept = keeping(device, driver, tmp_path, place, told)
+    for _ in range(2):
+        device.blocks[1][3] = random.randbytes(1)
+        before = device.content
+        kept.save("weights")
+        device.lose()
+        kept.begin_load("weights")
+        kept.finish()
+        assert device.content == before
+    assert any("weights: checksums agree" in line for line in told)
+    assert any("GB/s" in line for line in told)
+
+
+def test_the_same_content_is_written_once_and_shared(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines of one machine keep one file, open to its owner alone; other content is another file."""
+    first, second, other = Device(640), Device(640), Device(640)
+    ctypes.memmove(second.blocks[0], first.blocks[0], 640)
+    keeping(first, driver, tmp_path / "kept").save("weights")
+    (file,) = (tmp_path / "kept").iterdir()
+    written = file.stat()
+    assert (written.st_mode & 0o777, written.st_size) == (0o600, 640)
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    kept = keeping(second, driver, tmp_path / "kept")
+    kept.save("weights")
+    assert [(one, one.stat().st_mtime_ns) for one in (tmp_path / "kept").iterdir()] == [(file, written.st_mtime_ns)]
+    before = second.content
+    second.lose()
+    kept.begin_load("weights")
+    kept.finish()
+    assert second.content == before
+    keeping(other, driver, tmp_path / "kept").save("weights")
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_the_file_is_open_while_the_engine_sleeps(driver: Driver, tmp_path: Path) -> None:
+    """So that a snapshot lists it, and a replica reads the file that was there at the capture."""
+    device = Device(640)
+    kept = keeping(device, driver, tmp_path)
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    opened = [str(one.resolve()) for one in Path("/proc/self/fd").iterdir()]
+    assert opened.count(str(file)) == 1
+    kept.begin_load("weights")
+    kept.finish()
+    assert str(file) not in [str(one.resolve()) for one in Path("/proc/self/fd").iterdir()]
+
+
+@pytest.mark.parametrize("at", [0, 639])
+def test_memory_that_comes_back_different_is_refused(driver: Driver, tmp_path: Path, at: int) -> None:
+    """One byte of one file; the message names it and what to do."""
+    device = Device(64, 640)
+    kept = keeping(device, driver, tmp_path)
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    with file.open("r+b") as stream:
+        stream.seek(64 + at)
+        stream.write(bytes([device.content[1][at] ^ 1]))
+    device.lose()
+    kept.begin_load("weights")
+    with pytest.raises(RuntimeError, match=rf"weights: 1 of 2 ranges came back from {file} .*delete that file"):
+        kept.finish()
+
+
+def test_a_file_that_was_cut_off_is_refused(driver: Driver, tmp_path: Path) -> None:
+    """It is no endless loop, and the message says where it ends."""
+    device = Device(640)
+    kept = keeping(device, driver, tmp_path)
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    with file.open("r+b") as stream:
+        stream.truncate(100)
+    kept.begin_load("weights")
+    with pytest.raises(OSError, match=rf"{file} cannot be read: it ends at byte"):
+        kept.finish()
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is asked for before anything is copied."""
+
+    def no_room(*_: int) -> None:
+        raise OSError(NO_SPACE, "No space left on device")
+
+    device = Device(640)
+    monkeypatch.setattr("os.posix_fallocate", no_room)
+    with pytest.raises(OSError, match=r"cannot be kept in .*weights-[0-9a-f]{32}\.bin: No space left on device"):
+        keeping(device, driver, tmp_path / "kept").save("weights")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_file_that_a_killed_engine_left_half_written_is_not_taken(driver: Driver, tmp_path: Path) -> None:
+    """One of another size under the right name is written again."""
+    device = Device(640)
+    kept = keeping(device, driver, tmp_path)
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"half")
+    keeping(device, driver, tmp_path).save("weights")
+    assert file.read_bytes() == b"".join(device.content)
+
+
+def test_a_load_goes_on_beside_the_rest_of_the_wake(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory saver maps the KV cache meanwhile."""
+    go_on = threading.Event()
+    whole = gpu_copy.load_from_file
+
+    def slow(driver: Driver, segments: list[Segment], descriptor: int) -> None:
+        assert go_on.wait(10)
+        whole(driver, segments, descriptor)
+
+    monkeypatch.setattr("torpor_sglang.kept_memory.load_from_file", slow)
+    device = Device(640)
+    kept = keeping(device, driver, tmp_path)
+    kept.save("weights")
+    before = device.content
+    device.lose()
+    kept.begin_load("weights")
+    assert device.content != before
+    go_on.set()
+    kept.finish()
+    assert device.content == before
+
+
+def test_sglangs_adapter_keeps_what_it_releases(driver: Driver, tmp_path: Path) -> None:
+    """In the order that matters: kept before the pause, loaded after the resume, waited for before the answer."""
+    device, did = Device(640), list[str]()
+    before = device.content
+
+    class Adapter:
+        def pause(self, tag: str) -> None:
+            did.append(f"pause {tag}")
+            device.lose()
+
+        def resume(self, tag: str) -> None:
+            did.append(f"resume {tag}")
+
+        def cuda_graph(self, **arguments: object) -> str:
+            return f"captures into {arguments['pool']}"
+
+    class Updater:
+        def resume_memory_occupation(self, request: str) -> str:
+            adapter.resume("weights")
+            adapter.resume("kv_cache")
+            return f"answered {request}"
+
+    adapters, updaters, pools = ModuleType("adapters"), ModuleType("updaters"), set[tuple[int, int]]()
+    adapters._TorchMemorySaverAdapterReal = Adapter  # type: ignore[attr-defined]
+    Updater.__module__ = "updaters"
+    updaters.Updater = Updater  # type: ignore[attr-defined]
+    kept = keeping(device, driver, tmp_path)
+    keep_released(adapters, kept, frozenset({"weights"}), pools)
+    finish_after_resume(updaters, kept)
+    adapter = Adapter()
+    assert adapter.cuda_graph(pool=(0, 3), stream=None) == "captures into (0, 3)"
+    assert pools == {(0, 3)}
+    adapter.pause("kv_cache")
+    assert list(tmp_path.iterdir()) == []
+    ctypes.memmove(device.blocks[0], before[0], 640)
+    adapter.pause("weights")
+    assert device.content != before
+    assert Updater().resume_memory_occupation("now") == "answered now"
+    assert device.content == before
+    assert did == ["pause kv_cache", "pause weights", "resume weights", "resume kv_cache"]
+
+
+def test_a_resume_with_other_weights_ends_the_scheduler(driver: Driver, tmp_path: Path) -> None:
+    """The handler raises, and SGLang ends its whole tree on that: it never serves with them."""
+    device = Device(640)
+    kept = keeping(device, driver, tmp_path)
+
+    class Updater:
+        def resume_memory_occupation(self, request: str) -> str:
+            kept.begin_load("weights")
+            return request
+
+    Updater.__module__ = "updaters"
+    updaters = ModuleType("updaters")
+    updaters.Updater = Updater  # type: ignore[attr-defined]
+    finish_after_resume(updaters, kept)
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(bytes(640))
+    with pytest.raises(RuntimeError, match="came back"):
+        Updater().resume_memory_occupation("now")
