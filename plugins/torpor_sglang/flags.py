@@ -33,6 +33,7 @@ class Flag:
         fixed: the flag's value where the option is only on or off, e.g. `dummy`.
         renamed: version and flag where it has another name.
         aliases: other spellings that SGLang takes for it, in any version.
+        needless: versions that do without being told what the flag asks for, and have no such flag.
     """
 
     option: str
@@ -43,6 +44,7 @@ class Flag:
     fixed: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[str, ...] = ()
+    needless: tuple[str, ...] = ()
 
     def name(self, version: str) -> str:
         """Return the flag's name in a version."""
@@ -133,6 +135,18 @@ FLAGS = (
         ),
         source=_source(3510, 1546, "exec_.py:629"),
         renamed=(("0.5.6.post2", "--cuda-graph-max-bs"),),
+    ),
+    Flag(
+        option="no_prefill_graphs",
+        instead="Use SGLang(prefill_graphs=...).",
+        flag="--disable-prefill-cuda-graph",
+        reason=(
+            "0.5.16 and later capture CUDA graphs of prefills, too: 47 of 98 s of a start (58 shapes, measured), and their "
+            "memory cannot be released (breakable_cuda_graph_backend.py)"
+        ),
+        source="0.5.6.post2 has none unless told to (server_args.py:3638); "
+        "0.5.16 server_args.py:1566; 0.5.23 arg_groups/fields/exec_.py:662",
+        needless=("0.5.6.post2",),
     ),
     Flag(
         option="memory_saver",
@@ -242,7 +256,7 @@ def engine_argv(version: str, options: Mapping[str, OptionValue]) -> tuple[str, 
     argv: list[str] = []
     for flag in FLAGS:
         value = options.get(flag.option)
-        if value is None or value is False:
+        if value is None or value is False or version in flag.needless:
             continue
         name = flag.name(version)
         if name in argv:

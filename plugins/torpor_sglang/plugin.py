@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from typing_extensions import override
 
@@ -14,6 +14,7 @@ from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.flags import OptionValue, engine_argv
+from torpor_sglang.patches.kept_memory import FOLDER_VARIABLE, PLACE_VARIABLE, TAGS_VARIABLE
 from torpor_sglang.reserved import check_extra_args
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
 from torpor_sglang.warmup import send, send_burst, warmup_requests
@@ -27,6 +28,7 @@ __all__ = ["SGLang"]
 
 DEFAULT_IMAGES = {DEFAULT_VERSION: "lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime"}
 TAGS = ("kv_cache", "weights")
+WeightsStore = Literal["saver", "file", "memory"]
 _OK = 200
 _IDLE_TIMEOUT_S = 10.0
 
@@ -48,8 +50,14 @@ class SGLang(Plugin):
         sleep_on_idle: let an idle scheduler sleep instead of polling; for machines with few cores.
         load_format: how weights are read, SGLang's name of it; None leaves it to SGLang.
         memory_saver: make weights and KV cache releasable; without it a sleep frees nothing.
-        weights_backup: keep the weights in host memory during the sleep; without it they are lost.
+        prefill_graphs: capture CUDA graphs of prefills as well as of decodes, where the version does (from 0.5.16 on).
+        weights_backup: keep the weights during the sleep; without it they are lost.
+        weights_store: where the backup is: `saver`, SGLang's own, in pinned memory of its process and so in every snapshot;
+            `file`, outside of the snapshot, one for all replicas of a machine; `memory`, pinned once and kept, for an engine
+            that stays in its process. The last two need 0.5.16 or later.
         sleep_tags: what a sleep releases: `kv_cache`, `weights` or both.
+        release_graphs: release the memory of CUDA graphs, too; kept like the weights, so `saver` does not do, nor do graphs
+            of prefills.
         metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
         open_metrics: serve them to everybody.
         dummy_weights: random weights in place of the model's, for trying things out.
@@ -82,8 +90,11 @@ class SGLang(Plugin):
     sleep_on_idle: bool = False
     load_format: str | None = None
     memory_saver: bool = True
+    prefill_graphs: bool = True
     weights_backup: bool = True
+    weights_store: WeightsStore = "saver"
     sleep_tags: tuple[str, ...] = TAGS
+    release_graphs: bool = False
     metrics: bool = True
     open_metrics: bool = False
     dummy_weights: bool = False
@@ -114,6 +125,7 @@ class SGLang(Plugin):
                 "SGLang.weights_backup is off while sleep_tags releases the weights: they would come back as garbage. "
                 "Turn the backup on, or use sleep_tags=('kv_cache',)."
             )
+        self._check_store()
         for name, value, lowest in (
             ("tensor_parallel", self.tensor_parallel, 1),
             ("cuda_graph_max_batch", self.cuda_graph_max_batch, 1),
@@ -128,6 +140,29 @@ class SGLang(Plugin):
         if not self.warmup_prompt_words:
             raise ConfigurationError("SGLang.warmup_prompt_words is empty; give at least one prompt length in words.")
         check_extra_args(self.version, self.extra_args)
+
+    def _check_store(self) -> None:
+        """Refuse a backup that the version, the device or the other options do not go with."""
+        if self.weights_store not in get_args(WeightsStore):
+            raise ConfigurationError(
+                f"SGLang.weights_store is {self.weights_store!r}; allowed are {', '.join(get_args(WeightsStore))}."
+            )
+        keeps = self.weights_store != "saver"
+        if keeps and not (self.weights_backup and self.memory_saver and self.device == "cuda"):
+            raise ConfigurationError(
+                f"SGLang.weights_store is {self.weights_store!r}, which wants weights_backup, memory_saver and the device "
+                "'cuda'; leave it at 'saver' without them."
+            )
+        if keeps and self.version == DEFAULT_VERSION:
+            raise ConfigurationError(
+                f"SGLang.weights_store is {self.weights_store!r}, which wants SGLang 0.5.16 or later; {self.version} was never "
+                "tried with it. Leave it at 'saver'."
+            )
+        if self.release_graphs and (not keeps or self.prefill_graphs):
+            raise ConfigurationError(
+                "SGLang.release_graphs is on: the memory of CUDA graphs is kept where the weights are, so set "
+                "weights_store='file' or 'memory', and prefill_graphs=False, whose graphs SGLang cannot release."
+            )
 
     @property
     @override
@@ -179,6 +214,14 @@ class SGLang(Plugin):
         if self.device == "cpu":
             env["SGLANG_USE_CPU_ENGINE"] = "1"
             return ImagePatch(base=self.image, env=env)
+        if self.weights_store != "saver":
+            env |= {
+                PLACE_VARIABLE: self.weights_store,
+                TAGS_VARIABLE: ",".join(tag for tag in self._tags() if tag != "kv_cache"),
+                FOLDER_VARIABLE: f"{IMAGE_ROOT}/kept",
+            }
+        if self.release_graphs:
+            env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # 0.5.16 environ.py:832
         return ImagePatch(base=self.image or DEFAULT_IMAGES[self.version], env=env)
 
     @hookimpl
@@ -205,14 +248,17 @@ class SGLang(Plugin):
     def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         self._flush_when_idle(client)
         _post(client, "/pause_generation", {})
-        _post(client, "/release_memory_occupation", {"tags": list(self.sleep_tags)})
+        _post(client, "/release_memory_occupation", {"tags": list(self._tags())})
 
     @hookimpl(tryfirst=True)
     @override
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         # Once each: a second resume is a KeyError in the scheduler, and the whole server's end.
-        _post(client, "/resume_memory_occupation", {"tags": list(self.sleep_tags)})
+        _post(client, "/resume_memory_occupation", {"tags": list(self._tags())})
         _post(client, "/continue_generation", {})
+
+    def _tags(self) -> tuple[str, ...]:
+        return (*self.sleep_tags, "cuda_graph") if self.release_graphs else self.sleep_tags
 
     def _flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
         """The engine's flags; a compile run keeps only what kernels depend on."""
@@ -225,6 +271,7 @@ class SGLang(Plugin):
             "max_running_requests": deployment.scaling.max_concurrency,
             "max_total_tokens": self.max_total_tokens,
             "cuda_graph_max_batch": self.cuda_graph_max_batch,
+            "no_prefill_graphs": not self.prefill_graphs and not cpu,
             "mem_fraction_static": self.mem_fraction_static,
             "dummy_weights": self.dummy_weights,
             "load_format": self.load_format,
@@ -243,7 +290,7 @@ class SGLang(Plugin):
                 "skip_server_warmup": True,
                 "metrics": self.metrics,
                 "memory_saver": saver,
-                "weights_backup": saver and self.weights_backup,
+                "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
             }
         return engine_argv(self.version, options)
 

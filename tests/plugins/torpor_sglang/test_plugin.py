@@ -1,0 +1,114 @@
+"""What the plugin asks for, over its options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from torpor import ConfigurationError, Deployment, Engine, Model
+from torpor.lifecycle import Lifecycle
+from torpor.recipe import IMAGE_ROOT
+from torpor_sglang import SGLang
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+KEEPS = {"version": "0.5.16", "image": "registry/sglang:v0.5.16", "weights_store": "file"}
+
+
+@pytest.fixture
+def an_engine() -> Iterator[Engine]:
+    """Some process: only its HTTP calls count here."""
+    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    yield engine
+    engine.terminate(0.0)
+
+
+def deployment(**options: Any) -> Deployment:
+    return Deployment(name="d", model=Model(path="/model"), gpu="H100!", plugins=(SGLang(**options),))
+
+
+def env_of(**options: Any) -> dict[str, str]:
+    return dict(Lifecycle(deployment(**options)).recipe().env)
+
+
+def argv_of(**options: Any) -> tuple[str, ...]:
+    made = deployment(**options)
+    return made.engine.engine_argv(made, Lifecycle(made).recipe())
+
+
+def released_by(engine: Engine, **options: Any) -> list[tuple[str, object]]:
+    """The management calls of one sleep and one wake."""
+    calls: list[tuple[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        calls.append((request.url.path, json.loads(request.content or b"null")))
+        return httpx.Response(200)
+
+    made = deployment(**options)
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://engine") as client:
+        Lifecycle(made).pre_snapshot(engine, client)
+        Lifecycle(made).post_restore(engine, client)
+    return calls
+
+
+def test_weights_that_are_kept_outside_are_not_kept_by_sglang_as_well() -> None:
+    """One backup; the launcher's patch reads where to from the environment, in which paths are the platform's."""
+    assert "--enable-weights-cpu-backup" not in argv_of(**KEEPS)
+    assert "--enable-memory-saver" in argv_of(**KEEPS)
+    env = env_of(**KEEPS)
+    assert (env["TORPOR_KEEP"], env["TORPOR_KEEP_TAGS"], env["TORPOR_KEEP_FOLDER"]) == (
+        "file",
+        "weights",
+        f"{IMAGE_ROOT}/kept",
+    )
+    assert "SGLANG_MEMORY_SAVER_CUDA_GRAPH" not in env
+
+
+def test_by_default_sglang_keeps_them_itself() -> None:
+    """Nothing of ours is in the environment then."""
+    assert "--enable-weights-cpu-backup" in argv_of()
+    assert not [name for name in env_of() if name.startswith("TORPOR_KEEP")]
+
+
+def test_graphs_are_released_and_kept_like_the_weights(an_engine: Engine) -> None:
+    """By their own tag, in the sleep and in the wake, and captured in a way that allows it."""
+    options = {**KEEPS, "release_graphs": True, "prefill_graphs": False}
+    env = env_of(**options)
+    assert (env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"], env["TORPOR_KEEP_TAGS"]) == ("1", "weights,cuda_graph")
+    assert "--disable-prefill-cuda-graph" in argv_of(**options)
+    tags = {"tags": ["kv_cache", "weights", "cuda_graph"]}
+    assert released_by(an_engine, **options) == [
+        ("/flush_cache", None),
+        ("/pause_generation", {}),
+        ("/release_memory_occupation", tags),
+        ("/resume_memory_occupation", tags),
+        ("/continue_generation", {}),
+    ]
+
+
+def test_the_oldest_version_captures_no_prefills_and_needs_no_flag() -> None:
+    """The option means the same everywhere."""
+    assert "--disable-prefill-cuda-graph" not in argv_of(prefill_graphs=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights_store": "disk"}, "weights_store is 'disk'; allowed are saver, file, memory"),
+        ({**KEEPS, "memory_saver": False}, "wants weights_backup, memory_saver and the device 'cuda'"),
+        ({**KEEPS, "device": "cpu"}, "wants weights_backup, memory_saver and the device 'cuda'"),
+        ({"weights_store": "file"}, "wants SGLang 0.5.16 or later; 0.5.6.post2 was never tried"),
+        ({**KEEPS, "release_graphs": True}, "prefill_graphs=False"),
+        ({"release_graphs": True, "prefill_graphs": False}, "weights_store='file' or 'memory'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
+    """Each message says what to set."""
+    with pytest.raises(ConfigurationError, match=said):
+        SGLang(**options)
