@@ -62,7 +62,12 @@ class DetokenizerThread(threading.Thread):
 
 
 def detokenize_in_a_thread(module: ModuleType) -> None:
-    """Have `Engine` start a thread where it would start one detokenizer process; several stay processes."""
+    """Have `Engine` start a thread where it would start one detokenizer process; several stay processes.
+
+    0.5.6.post2 starts it in the middle of another function, which is left as it is: it does not get far on a CPU.
+    """
+    if _METHOD not in vars(module.Engine):
+        return
     launch: Launch = vars(module.Engine)[_METHOD].__func__
 
     def launch_thread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -57,8 +58,10 @@ class Questions:
     def ask(self, what: str, **question: object) -> Any:
         """Ask one question and return its answer."""
         stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
-        print(json.dumps({"ask": what, **question}), file=stdin, flush=True)
-        line = stdout.readline()
+        line = ""
+        with suppress(BrokenPipeError):  # an earlier question was its end
+            print(json.dumps({"ask": what, **question}), file=stdin, flush=True)
+            line = stdout.readline()
         if not line:
             pytest.fail(f"SGLang {self.version} did not answer {what!r}:\n{self._log.read_text()[-3000:]}")
         return json.loads(line)
@@ -70,8 +73,8 @@ class Questions:
     def close(self) -> None:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+            with suppress(BrokenPipeError):
+                cast("IO[str]", stream).close()
         self._process.terminate()
         self._process.wait(20)
 

@@ -94,3 +94,20 @@ def test_several_detokenizers_stay_processes() -> None:
         server_args=several, port_args="ports", run_detokenizer_process_func="run"
     )
     assert launched == ([several, "ports", "run"], ["processes"])
+
+
+def test_a_version_that_starts_its_detokenizer_elsewhere_is_left_alone() -> None:
+    """0.5.6.post2 has no such method."""
+    engine = types.ModuleType("engine")
+    engine.Engine = type("Engine", (), {})  # type: ignore[attr-defined]
+    detokenize_in_a_thread(engine)
+    assert not [name for name in vars(engine.Engine) if not name.startswith("__")]
+
+
+def test_two_patches_of_one_module_both_come_to_it(module: str) -> None:
+    """In the order in which they asked; the second must not hide the first."""
+    seen: list[str] = []
+    after_import(module, lambda found: seen.append(f"first {found.value}"))
+    after_import(module, lambda found: seen.append(f"second {found.value}"))
+    importlib.import_module(module)
+    assert seen == ["first 1", "second 1"]
