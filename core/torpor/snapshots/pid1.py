@@ -424,7 +424,8 @@ def _become(
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         os.setsid()
         _signal.set_wakeup_fd(-1)
-        for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ):  # by Python, and it would outlive the exec
+        # What is ignored stays so over an exec: Python ignores the first two, a shell that starts us in the background the rest.
+        for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGQUIT):
             _signal.signal(ignored, _signal.SIG_DFL)
         if umask is not None:
             os.umask(umask)

@@ -57,6 +57,7 @@ def all_patches() -> tuple[Patch, ...]:
         kept_memory,
         orphans,
         reseed,
+        tile_permission,
         torchvision_schemas,
         tqdm_lock,
     )
@@ -69,6 +70,7 @@ def all_patches() -> tuple[Patch, ...]:
         cpu_seconds.PATCH,
         detokenizer_thread.PATCH,
         kept_memory.PATCH,
+        tile_permission.PATCH,
         reseed.PATCH,
     )
 

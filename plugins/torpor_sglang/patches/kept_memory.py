@@ -17,14 +17,15 @@ from torpor_sglang.gpu_copy import Segment
 from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches import Patch
 from torpor_sglang.patches.after_import import after_import
+from torpor_sglang.patches.handlers import RESUME, around_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import ModuleType
 
     from torpor_sglang.kept_memory import Place, Sums
 
-__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACE_VARIABLE", "TAGS_VARIABLE", "finish_after_resume", "keep_released"]
+__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACE_VARIABLE", "TAGS_VARIABLE", "keep_released"]
 
 PLACE_VARIABLE = "TORPOR_KEEP"
 """`file` or `memory`; without it SGLang's own backup is all there is."""
@@ -36,8 +37,6 @@ FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
 """Where the files go."""
 
 _ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
-_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
-_RESUME = "resume_memory_occupation"
 _BLOCK_WORDS = 2 << 20
 
 
@@ -73,23 +72,6 @@ def keep_released(
         return cuda_graph(self, **arguments)
 
     real.pause, real.resume, real.cuda_graph = keep_and_pause, resume_and_load, note_pool
-
-
-def finish_after_resume(updater: ModuleType, kept: KeptMemory) -> None:
-    """Have the scheduler's handler of a resume answer only when everything is back and found to be what it was."""
-    for kind in list(vars(updater).values()):
-        if isinstance(kind, type) and kind.__module__ == updater.__name__ and _RESUME in vars(kind):
-            setattr(kind, _RESUME, _finishing(vars(kind)[_RESUME], kept))
-
-
-def _finishing(resume: Callable[..., object], kept: KeptMemory) -> Callable[..., object]:
-    @functools.wraps(resume)
-    def resume_and_finish(scheduler: object, request: object) -> object:
-        answer = resume(scheduler, request)
-        kept.finish()
-        return answer
-
-    return resume_and_finish
 
 
 def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
@@ -149,7 +131,9 @@ def _apply(environ: Mapping[str, str] = os.environ) -> None:
         tell=_tell,
     )
     after_import(_ADAPTER, lambda module: keep_released(module, kept, tags, graph_pools))
-    after_import(_UPDATER, lambda module: finish_after_resume(module, kept))
+    around_handler(
+        RESUME, after=lambda _: kept.finish()
+    )  # it answers when everything is back, and found to be the same
 
 
 PATCH = Patch(

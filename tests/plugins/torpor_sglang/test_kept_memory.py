@@ -17,7 +17,8 @@ import pytest
 from torpor_sglang import gpu_copy
 from torpor_sglang.gpu_copy import CudaError, Driver, PinnedMemory, Segment, load_from_file, save_to_file
 from torpor_sglang.kept_memory import KeptMemory
-from torpor_sglang.patches.kept_memory import finish_after_resume, keep_released
+from torpor_sglang.patches.handlers import RESUME, wrap_handler
+from torpor_sglang.patches.kept_memory import keep_released
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -318,7 +319,7 @@ def test_sglangs_adapter_keeps_what_it_releases(driver: Driver, tmp_path: Path) 
     updaters.Updater = Updater  # type: ignore[attr-defined]
     kept = keeping(device, driver, tmp_path)
     keep_released(adapters, kept, frozenset({"weights"}), pools)
-    finish_after_resume(updaters, kept)
+    wrap_handler(updaters, RESUME, after=lambda _: kept.finish())
     adapter = Adapter()
     assert adapter.cuda_graph(pool=(0, 3), stream=None) == "captures into (0, 3)"
     assert pools == {(0, 3)}
@@ -345,7 +346,7 @@ def test_a_resume_with_other_weights_ends_the_scheduler(driver: Driver, tmp_path
     Updater.__module__ = "updaters"
     updaters = ModuleType("updaters")
     updaters.Updater = Updater  # type: ignore[attr-defined]
-    finish_after_resume(updaters, kept)
+    wrap_handler(updaters, RESUME, after=lambda _: kept.finish())
     kept.save("weights")
     (file,) = tmp_path.iterdir()
     file.write_bytes(bytes(640))

@@ -1,0 +1,65 @@
+"""The CPU's tile registers, which a process has to ask for and loses in a restore."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from torpor_sglang.patches import tile_permission
+from torpor_sglang.patches.handlers import RELEASE, RESUME, wrap_handler
+
+needs_tiles = pytest.mark.skipif(not tile_permission.PATCH.applies(), reason="this CPU has no AMX")
+
+
+def in_a_process(program: str) -> str:
+    """The permission is a process's for good, so each question gets one of its own."""
+    code = f"from torpor_sglang.patches.tile_permission import has_permission, request_permission\n{program}"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert asked.returncode == 0, asked.stderr
+    return asked.stdout.strip()
+
+
+def test_a_new_process_does_not_have_it() -> None:
+    """Whatever its parent has: an exec takes it away, and a CPU without AMX never gives it."""
+    assert in_a_process("print(has_permission())") == "False"
+
+
+@needs_tiles
+def test_a_process_that_asks_gets_it() -> None:
+    """Asking twice is harmless, and its forks have it, too."""
+    program = "import os; request_permission(); request_permission(); print(has_permission()); "
+    program += "pid = os.fork(); pid or os._exit(not has_permission()); print(os.waitpid(pid, 0)[1])"
+    assert in_a_process(program).split() == ["True", "0"]
+
+
+@pytest.mark.parametrize(("had", "asked"), [(True, 1), (False, 0)])
+def test_a_resume_asks_anew_for_what_was_there_at_the_release(
+    monkeypatch: pytest.MonkeyPatch, *, had: bool, asked: int
+) -> None:
+    """Before the memory is back, so before anything is computed; a scheduler that never had it is left alone."""
+    allowed, did = [had], list[str]()
+    monkeypatch.setattr(tile_permission, "has_permission", lambda: allowed[-1])
+    monkeypatch.setattr(tile_permission, "request_permission", lambda: did.append("asked"))
+    handlers = ModuleType("handlers")
+
+    class Updater:
+        def release_memory_occupation(self, request: str) -> str:
+            did.append(f"released {request}")
+            return "asleep"
+
+        def resume_memory_occupation(self, request: str) -> str:
+            did.append(f"resumed {request}")
+            return "awake"
+
+    Updater.__module__ = "handlers"
+    handlers.Updater = Updater  # type: ignore[attr-defined]
+    permission = tile_permission._Permission()
+    wrap_handler(handlers, RELEASE, before=permission.note)
+    wrap_handler(handlers, RESUME, before=permission.renew)
+    assert Updater().release_memory_occupation("all") == "asleep"
+    allowed.append(False)  # the restore
+    assert Updater().resume_memory_occupation("all") == "awake"
+    assert did == ["released all", *["asked"] * asked, "resumed all"]
