@@ -3,8 +3,9 @@
     pause    checksums on the device -> copy to its place -> (the memory saver frees the memory)
     resume   (the memory saver maps it again) -> copy back, beside whatever else a wake does -> the same checksums
 
-`file` is for snapshots: one file for all replicas of the machine, in the page cache after the first of them; the copies
-themselves stay small. `memory` is for an engine that stays in its process: pinned host memory, the shortest way back.
+`file` is for weights and snapshots: one file for all replicas of the machine, in the page cache after the first of them;
+the copies themselves stay small. `memory` is for an engine that stays in its process, and for what changes from one sleep to
+the next: pinned host memory, the shortest way back.
 
 A file is named by what it holds, so a second capture of the same weights writes nothing, and it stays open while the
 engine sleeps, so that a snapshot names it among the files that must be unchanged.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from torpor_sglang.gpu_copy import Driver, PinnedMemory, Segment, load_from_file, save_to_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["KeptMemory", "Place", "Sums"]
@@ -37,7 +38,7 @@ class KeptMemory:
     """Keeps the memory of some tags while it is released.
 
     Args:
-        place: where to.
+        places: which tags, and where to.
         folder: for the files.
         segments: the ranges of device memory behind a tag, now.
         sums: the checksums of one range.
@@ -48,14 +49,14 @@ class KeptMemory:
     def __init__(
         self,
         *,
-        place: Place,
+        places: Mapping[str, Place],
         folder: Path,
         segments: Callable[[str], Sequence[Segment]],
         sums: Callable[[Segment], Sums],
         driver: Callable[[], Driver] = Driver,
         tell: Callable[[str], None] = print,
     ) -> None:
-        self._place = place
+        self._places = places
         self._folder = folder
         self._segments = segments
         self._sums = sums
@@ -66,18 +67,20 @@ class KeptMemory:
         self._loading: list[tuple[str, threading.Thread, list[BaseException]]] = []
 
     def save(self, tag: str) -> None:
-        """Keep what a tag holds; right before its memory is released.
+        """Keep what a tag holds, if it is one of those to keep; right before its memory is released.
 
         Raises:
             OSError: the file cannot be written; nothing half-written stays.
             CudaError: a copy failed.
         """
+        if tag not in self._places:
+            return
         started = time.perf_counter()
         driver = self._make_driver()
         segments = tuple(sorted(self._segments(tag), key=lambda segment: segment.address))
         sums = tuple(map(self._sums, segments))
         summed = time.perf_counter()
-        if self._place == "memory":
+        if self._places[tag] == "memory":
             where, descriptor = "pinned memory", -1
             self._pinned_for(tag, driver, segments).save()
         else:
@@ -129,7 +132,7 @@ class KeptMemory:
         kept = self._asleep[tag]
         started = time.perf_counter()
         try:
-            if self._place == "memory":
+            if self._places[tag] == "memory":
                 self._pinned[tag][1].load()
             else:
                 load_from_file(kept.driver, kept.segments, kept.descriptor)

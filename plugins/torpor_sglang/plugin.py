@@ -14,7 +14,7 @@ from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.flags import OptionValue, engine_argv
-from torpor_sglang.patches.kept_memory import FOLDER_VARIABLE, PLACE_VARIABLE, TAGS_VARIABLE
+from torpor_sglang.patches.kept_memory import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import check_extra_args
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
 from torpor_sglang.warmup import send, send_burst, warmup_requests
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, Recipe
+    from torpor_sglang.kept_memory import Place
 
 __all__ = ["SGLang"]
 
@@ -215,11 +216,10 @@ class SGLang(Plugin):
             env["SGLANG_USE_CPU_ENGINE"] = "1"
             return ImagePatch(base=self.image, env=env)
         if self.weights_store != "saver":
-            env |= {
-                PLACE_VARIABLE: self.weights_store,
-                TAGS_VARIABLE: ",".join(tag for tag in self._tags() if tag != "kv_cache"),
-                FOLDER_VARIABLE: f"{IMAGE_ROOT}/kept",
-            }
+            places: dict[str, Place] = {"weights": self.weights_store}
+            if self.release_graphs:
+                places["cuda_graph"] = "memory"  # it is never the same twice, so no file of it could be shared
+            env |= {PLACES_VARIABLE: places_text(places), FOLDER_VARIABLE: f"{IMAGE_ROOT}/kept"}
         if self.release_graphs:
             env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # 0.5.16 environ.py:832
         return ImagePatch(base=self.image or DEFAULT_IMAGES[self.version], env=env)

@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
     from torpor_sglang.kept_memory import Place, Sums
 
-__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACE_VARIABLE", "TAGS_VARIABLE", "keep_released"]
+__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACES_VARIABLE", "keep_released", "places_text"]
 
-PLACE_VARIABLE = "TORPOR_KEEP"
-"""`file` or `memory`; without it SGLang's own backup is all there is."""
-
-TAGS_VARIABLE = "TORPOR_KEEP_TAGS"
-"""Which tags, separated by commas: `weights`, `cuda_graph`."""
+PLACES_VARIABLE = "TORPOR_KEEP"
+"""What is kept where, e.g. `weights=file,cuda_graph=memory`; without it SGLang's own backup is all there is."""
 
 FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
 """Where the files go."""
@@ -40,29 +37,29 @@ _ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
 _BLOCK_WORDS = 2 << 20
 
 
-def keep_released(
-    adapter: ModuleType, kept: KeptMemory, tags: frozenset[str], graph_pools: set[tuple[int, int]]
-) -> None:
+def places_text(places: Mapping[str, Place]) -> str:
+    """What is kept where, as the variable has it."""
+    return ",".join(f"{tag}={place}" for tag, place in places.items())
+
+
+def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[int, int]]) -> None:
     """Have SGLang's adapter to the memory saver keep what it releases.
 
     Args:
         adapter: the module `torch_memory_saver_adapter`.
-        kept: where to.
-        tags: which memory.
+        kept: what is kept, and where.
         graph_pools: gets the memory pools that CUDA graphs are captured into.
     """
     real = adapter._TorchMemorySaverAdapterReal  # noqa: SLF001 - it has no public name
     pause, resume, cuda_graph = real.pause, real.resume, real.cuda_graph
 
     def keep_and_pause(self: object, tag: str) -> object:
-        if tag in tags:
-            kept.save(tag)
+        kept.save(tag)
         return pause(self, tag)
 
     def resume_and_load(self: object, tag: str) -> object:
         answer = resume(self, tag)
-        if tag in tags:
-            kept.begin_load(tag)
+        kept.begin_load(tag)
         return answer
 
     def note_pool(self: object, **arguments: object) -> object:
@@ -120,17 +117,17 @@ def _tell(line: str) -> None:
 
 
 def _apply(environ: Mapping[str, str] = os.environ) -> None:
-    place: Place = "memory" if environ[PLACE_VARIABLE] == "memory" else "file"
-    tags = frozenset(environ.get(TAGS_VARIABLE, "weights").split(","))
+    words = (word.partition("=") for word in environ[PLACES_VARIABLE].split(","))
+    places: dict[str, Place] = {tag: "memory" if place == "memory" else "file" for tag, _, place in words}
     graph_pools: set[tuple[int, int]] = set()
     kept = KeptMemory(
-        place=place,
+        places=places,
         folder=Path(environ.get(FOLDER_VARIABLE, "")),
         segments=functools.partial(_segments, graph_pools),
         sums=_sums,
         tell=_tell,
     )
-    after_import(_ADAPTER, lambda module: keep_released(module, kept, tags, graph_pools))
+    after_import(_ADAPTER, lambda module: keep_released(module, kept, graph_pools))
     around_handler(
         RESUME, after=lambda _: kept.finish()
     )  # it answers when everything is back, and found to be the same
@@ -143,6 +140,6 @@ PATCH = Patch(
         "thread; kept outside they come back by several threads, out of one file for all replicas"
     ),
     versions=("0.5.16",),
-    applies=lambda: PLACE_VARIABLE in os.environ,
+    applies=lambda: PLACES_VARIABLE in os.environ,
     apply=_apply,
 )

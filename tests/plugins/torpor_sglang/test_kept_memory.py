@@ -80,7 +80,7 @@ def keeping(
     device: Device, driver: Driver, folder: Path, place: Place = "file", told: list[str] | None = None
 ) -> KeptMemory:
     return KeptMemory(
-        place=place,
+        places={"weights": place},
         folder=folder,
         segments=lambda _: device.segments,
         sums=sums,
@@ -318,7 +318,7 @@ def test_sglangs_adapter_keeps_what_it_releases(driver: Driver, tmp_path: Path) 
     Updater.__module__ = "updaters"
     updaters.Updater = Updater  # type: ignore[attr-defined]
     kept = keeping(device, driver, tmp_path)
-    keep_released(adapters, kept, frozenset({"weights"}), pools)
+    keep_released(adapters, kept, pools)
     wrap_handler(updaters, RESUME, after=lambda _: kept.finish())
     adapter = Adapter()
     assert adapter.cuda_graph(pool=(0, 3), stream=None) == "captures into (0, 3)"

@@ -62,11 +62,7 @@ def test_weights_that_are_kept_outside_are_not_kept_by_sglang_as_well() -> None:
     assert "--enable-weights-cpu-backup" not in argv_of(**KEEPS)
     assert "--enable-memory-saver" in argv_of(**KEEPS)
     env = env_of(**KEEPS)
-    assert (env["TORPOR_KEEP"], env["TORPOR_KEEP_TAGS"], env["TORPOR_KEEP_FOLDER"]) == (
-        "file",
-        "weights",
-        f"{IMAGE_ROOT}/kept",
-    )
+    assert (env["TORPOR_KEEP"], env["TORPOR_KEEP_FOLDER"]) == ("weights=file", f"{IMAGE_ROOT}/kept")
     assert "SGLANG_MEMORY_SAVER_CUDA_GRAPH" not in env
 
 
@@ -80,7 +76,7 @@ def test_graphs_are_released_and_kept_like_the_weights(an_engine: Engine) -> Non
     """By their own tag, in the sleep and in the wake, and captured in a way that allows it."""
     options = {**KEEPS, "release_graphs": True, "prefill_graphs": False}
     env = env_of(**options)
-    assert (env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"], env["TORPOR_KEEP_TAGS"]) == ("1", "weights,cuda_graph")
+    assert (env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"], env["TORPOR_KEEP"]) == ("1", "weights=file,cuda_graph=memory")
     assert "--disable-prefill-cuda-graph" in argv_of(**options)
     tags = {"tags": ["kv_cache", "weights", "cuda_graph"]}
     assert released_by(an_engine, **options) == [
