@@ -7,8 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from torpor.apps import load_deployment
 from torpor.doctor import diagnose
@@ -31,16 +30,14 @@ def run_doctor(app_file: str, *, as_json: bool) -> None:
     findings = diagnose(load_deployment(app_file) if app_file else None)
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
-        print(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        typer.echo(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        Console(highlight=False, markup=False).print(_table(findings))
+        for finding in findings:
+            typer.echo(_lines(finding))
     sys.exit(code)
 
 
-def _table(findings: tuple[Finding, ...]) -> Table:
-    table = Table(title="snapshots on this machine", title_justify="left")
-    for column in ("", "what", "seen", "what to do"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        table.add_row(finding.level, finding.what, finding.seen, finding.cure)
-    return table
+def _lines(finding: Finding) -> str:
+    """What was seen, and under it what to do."""
+    line = f"{finding.level:<8} {finding.what:<12} {finding.seen}"
+    return f"{line}\n{'':<21} -> {finding.cure}" if finding.cure else line

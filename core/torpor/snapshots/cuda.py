@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,17 @@ if TYPE_CHECKING:
     from torpor.snapshots.cuda_calls import Answer, Failure
     from torpor.snapshots.sandbox import Finished, Sandbox
 
-__all__ = ["DEVICES", "Holder", "Resumed", "ResumedProcess", "Suspended", "holders", "resume", "suspended"]
+__all__ = [
+    "DEVICES",
+    "Holder",
+    "Resumed",
+    "ResumedProcess",
+    "Resumption",
+    "Suspended",
+    "holders",
+    "resume",
+    "suspended",
+]
 
 DEVICES = ("/dev/nvidia",)
 """How the paths of the driver's device files begin: nvidia0, nvidiactl, nvidia-uvm, nvidia-caps/..."""
@@ -40,8 +52,11 @@ LOCK_S = 20.0
 """Seconds for the work of a sleeping engine that is still on the GPU."""
 
 _MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the slowest that was measured (1.8 GB/s)
+_GRACE_S = 10.0  # for a call that moves nothing
 _SLACK_S = 15.0  # an interpreter's start and the answer, on a loaded machine
 _SHOWN = 4
+_GO = ".torpor-cuda-go"
+_SET_TID = (5, 5)  # clone3(2) with set_tid
 _PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # neither a secret, nor what hides GPUs
 
 
@@ -158,39 +173,95 @@ def suspended(
 
 
 def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
-    """Bring the processes of a tree back to their GPUs; they sleep on.
-
-    Args:
-        sandbox: with the tree, restored and running.
-        part: of the manifest.
+    """Bring the processes of a tree back to their GPUs; they sleep on. See `Resumption`.
 
     Raises:
         SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
     """
-    commands = {one.pid: one.command for one in part.processes}
-    began = time.perf_counter()
-    if not commands:
-        return Resumed(seconds=0.0, init_s=0.0, processes=())
-    try:
-        answer = _call("resume", sandbox, tuple(commands), part.memory_bytes)
-    except BaseException:
-        sandbox.kill()
-        raise
-    if answer["failures"]:
-        sandbox.kill()
-        raise SnapshotError(
-            f"The processes of sandbox {sandbox.name!r} could not be brought back to their GPUs:\n"
-            f"{_listed(answer['failures'], commands)}\n{_advice(answer['failures'])}The sandbox was ended."
+    return Resumption(sandbox, part).finish()
+
+
+class Resumption:
+    """Brings the processes of a tree back to their GPUs, and can be begun before the tree is there.
+
+    The program that makes the calls is started at once: it loads the driver's library and initialises it (some tenths of a
+    second) while CRIU still works. Kernels before 5.5 let CRIU choose pids only as long as nobody else starts anything, so
+    there it is started by `finish`.
+
+    Args:
+        sandbox: with the tree, or about to get it.
+        part: of the manifest.
+        wait_s: seconds after which `finish` will have been called.
+    """
+
+    def __init__(self, sandbox: Sandbox, part: GpuPart, *, wait_s: float = 0.0) -> None:
+        self._sandbox, self._part, self._wait_s = sandbox, part, wait_s
+        self._go = sandbox.scratch / _GO
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if part.processes and _kernel() >= _SET_TID:
+            self._start()
+
+    def finish(self) -> Resumed:
+        """Bring the processes, which run by now, back to their GPUs; they sleep on.
+
+        Raises:
+            SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
+        """
+        began = time.perf_counter()
+        if not self._part.processes:
+            return Resumed(seconds=0.0, init_s=0.0, processes=())
+        go = self._sandbox.outside(self._sandbox.scratch) / _GO
+        try:
+            go.touch()
+            answer = self._answered()
+            go.unlink()
+        except BaseException:
+            self._sandbox.kill()
+            raise
+        return self._resumed(answer, began)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pids = [one.pid for one in self._part.processes]
+        try:
+            self._answer = _call(
+                "resume", self._sandbox, pids, self._part.memory_bytes, go=self._go, wait_s=self._wait_s
+            )
+        except BaseException as error:
+            self._error = error
+
+    def _answered(self) -> Answer:
+        if self._thread is None:
+            self._start()
+        assert self._thread is not None
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None
+        return self._answer
+
+    def _resumed(self, answer: Answer, began: float) -> Resumed:
+        commands = {one.pid: one.command for one in self._part.processes}
+        if answer["failures"]:
+            self._sandbox.kill()
+            raise SnapshotError(
+                f"The processes of sandbox {self._sandbox.name!r} could not be brought back to their GPUs:\n"
+                f"{_listed(answer['failures'], commands)}\n{_advice(answer['failures'])}The sandbox was ended."
+            )
+        restored, unlocked = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Restore", "Unlock"))
+        return Resumed(
+            seconds=time.perf_counter() - began,
+            init_s=answer["seconds"].get("cuInit", {}).get("0", 0.0),
+            processes=tuple(
+                ResumedProcess(pid=pid, restore_s=restored.get(str(pid), 0.0), unlock_s=unlocked.get(str(pid), 0.0))
+                for pid in commands
+            ),
         )
-    restored, unlocked = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Restore", "Unlock"))
-    return Resumed(
-        seconds=time.perf_counter() - began,
-        init_s=answer["seconds"].get("cuInit", {}).get("0", 0.0),
-        processes=tuple(
-            ResumedProcess(pid=pid, restore_s=restored.get(str(pid), 0.0), unlock_s=unlocked.get(str(pid), 0.0))
-            for pid in commands
-        ),
-    )
 
 
 def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -> Suspended:
@@ -210,7 +281,12 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
     held = before.held_by({one.host_pid for one in found})
     to_move = sum(held.values()) or sum(use.used_bytes for use in before.uses)
     _check_host_memory(to_move, expected_bytes(sandbox) + to_move if images_in_memory else 0)
-    answer = _call("suspend", sandbox, tuple(commands), to_move)
+    try:
+        answer = _call("suspend", sandbox, tuple(commands), to_move)
+    except BaseException as error:
+        if isinstance(error, _UnansweredError) or not isinstance(error, SnapshotError):
+            sandbox.kill()
+        raise
     if answer["failures"]:
         raise _not_suspended(sandbox, answer, commands)
     part = _part(answer, commands, before, gpu.look())
@@ -249,39 +325,46 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
         )
 
 
-def _call(action: str, sandbox: Sandbox, pids: Sequence[int], moved_bytes: int) -> Answer:
+def _call(
+    action: str,
+    sandbox: Sandbox,
+    pids: Sequence[int],
+    moved_bytes: int,
+    *,
+    go: Path | None = None,
+    wait_s: float = 0.0,
+) -> Answer:
     """Run the calls inside the sandbox.
 
     Raises:
-        SnapshotError: there was no answer. What the driver has done by then cannot be told, so the sandbox was ended, unless
-            the program could not even be started.
+        SnapshotError: there was no answer; nobody can tell then what the driver has done, unless it was not called at all.
     """
     move_s = _MOVE_S + moved_bytes / _MOVE_BYTES_PER_S
     libraries = ":".join(gpu.library_candidates("libcuda.so.1"))
-    argv = [sys.executable, "-I", "-S", cuda_calls.__file__, action, libraries, str(LOCK_S), str(move_s), str(move_s)]
+    argv = [sys.executable, "-I", "-S", cuda_calls.__file__, action, libraries]
+    argv += [str(LOCK_S), str(move_s), str(_GRACE_S), str(go or "-"), *map(str, pids)]
     env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    timeout_s = cuda_calls.INIT_S + LOCK_S + 2 * move_s + 8 * cuda_calls.GRACE_S + _SLACK_S
+    timeout_s = wait_s + LOCK_S + 2 * move_s + 10 * _GRACE_S + _SLACK_S
     who = f"The CUDA calls ({action}) of sandbox {sandbox.name!r}"
     try:
-        finished = sandbox.run([*argv, *map(str, pids)], env={"PATH": os.defpath, **env}, timeout_s=timeout_s)
+        finished = sandbox.run(argv, env={"PATH": os.defpath, **env}, timeout_s=timeout_s)
     except TimeoutError:
-        sandbox.kill()
-        raise SnapshotError(
-            f"{who} were killed, and the sandbox with them: there was no answer after {timeout_s:g} s, not even from the program "
-            "that makes them."
+        raise _UnansweredError(
+            f"{who} were killed: there was no answer after {timeout_s:g} s, not even from the program that makes them. So the "
+            "sandbox was ended."
         ) from None
     except ConfigurationError as error:
-        raise SnapshotError(f"{who} could not be made: {error} Nothing was changed.") from error
-    except BaseException:
-        sandbox.kill()
-        raise
+        raise SnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
     if (answer := _answer(finished)) is not None:
         return answer
-    sandbox.kill()
     last = "\n".join(f"  {line}" for line in finished.output.strip().splitlines()[-_SHOWN:]) or "  nothing"
-    raise SnapshotError(
+    raise _UnansweredError(
         f"{who} ended with code {finished.code} and no answer, so the sandbox was ended. The program said:\n{last}"
     )
+
+
+class _UnansweredError(SnapshotError):
+    """Nobody can tell what the driver has done."""
 
 
 def _answer(finished: Finished) -> Answer | None:
@@ -351,3 +434,7 @@ def _command(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         return words.strip()[:120]
     return "gone meanwhile"
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))

@@ -1,7 +1,7 @@
 """The CUDA driver's checkpoint calls, for the processes of one sandbox: a program of its own that runs inside.
 
-    python -I -S cuda_calls.py suspend LIBRARIES LOCK_S CHECKPOINT_S RESTORE_S PID ...
-    python -I -S cuda_calls.py resume  LIBRARIES LOCK_S CHECKPOINT_S RESTORE_S PID ...
+    python -I -S cuda_calls.py suspend LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
+    python -I -S cuda_calls.py resume  LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
 
 `suspend` locks every process, then checkpoints every one: its GPU memory goes to its own host memory, and it lets go of
 every /dev/nvidia* file. What was done is put back when one of them fails. `resume` restores and unlocks; a process that is
@@ -9,7 +9,10 @@ locked already or runs is taken from where it is. One thread per process, a dead
 JSON on standard output, after MARK (the driver may print, too).
 
 Inside, because the driver takes pids of the caller's namespace, and those are the same after every restore. Standard library
-only. LIBRARIES are the places to load libcuda from, separated by colons.
+only. LIBRARIES are the places to load libcuda from, separated by colons; LOCK_S and MOVE_S the deadlines of a lock and of a
+checkpoint or restore in seconds, GRACE_S that of every other call, and what each gets on top; cuInit gets twice as much. GO
+is a file: the driver is loaded and initialised at once (which takes its time), everything else waits until the file is there,
+so that a resumption can begin beside CRIU; "-" for no waiting.
 
 Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "CUDA Driver API, 6.37 CUDA Checkpointing"
 (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__CHECKPOINT.html); in libcuda since driver 570:
@@ -58,11 +61,8 @@ MARK = "torpor-cuda "
 TIMEOUT = "TIMEOUT"
 STATES = ("running", "locked", "checkpointed", "failed")  # CUprocessState
 RUNNING, LOCKED, CHECKPOINTED, FAILED = range(4)
-GRACE_S = 10.0
-"""Seconds for a call that moves no memory (a state, an unlock), and on top of every other deadline."""
-INIT_S = 20.0
-"""Seconds for cuInit: without persistence mode it wakes every GPU of the machine."""
 
+_POLL_S = 0.002
 _GET_STATE, _LOCK, _CHECKPOINT, _RESTORE, _UNLOCK = (
     f"cuCheckpointProcess{what}" for what in ("GetState", "Lock", "Checkpoint", "Restore", "Unlock")
 )
@@ -87,12 +87,16 @@ class Calls:
 
     Args:
         libraries: places to load it from.
-        lock_s, checkpoint_s, restore_s: deadlines.
+        lock_s: deadline of a lock, seconds.
+        move_s: of a checkpoint and of a restore.
+        grace_s: of every other call, and on top of those two; twice for cuInit, which may have to wake every GPU.
     """
 
-    def __init__(self, libraries: Sequence[str], *, lock_s: float, checkpoint_s: float, restore_s: float) -> None:
+    def __init__(self, libraries: Sequence[str], *, lock_s: float, move_s: float, grace_s: float) -> None:
         self._libraries = libraries
-        self._limits = {"cuInit": INIT_S, _LOCK: lock_s, _CHECKPOINT: checkpoint_s, _RESTORE: restore_s}
+        self._lock_ms = int(lock_s * 1000)
+        self._grace_s = grace_s
+        self._limits = {"cuInit": grace_s, _LOCK: lock_s, _CHECKPOINT: move_s, _RESTORE: move_s}
         self._functions: dict[str, Callable[..., int]] = {}
         self.seconds: dict[str, dict[str, float]] = {}
         self.failures: list[Failure] = []
@@ -146,9 +150,8 @@ class Calls:
                 self._note(self.failures, pid, _LOCK, "NOT_RUNNING", f"it is {_state_name(state)} already")
         if self.failures:
             return
-        limit_ms = int(self._limits[_LOCK] * 1000)
         locked = self._on_each(
-            _LOCK, pids, lambda pid: self._functions[_LOCK](pid, ctypes.byref(LockArgs(limit_ms))), self.failures
+            _LOCK, pids, lambda pid: self._functions[_LOCK](pid, ctypes.byref(LockArgs(self._lock_ms))), self.failures
         )
         if not self.failures:
             self._on_each(_CHECKPOINT, pids, lambda pid: self._functions[_CHECKPOINT](pid, None), self.failures)
@@ -183,7 +186,7 @@ class Calls:
             taken[str(pid)] = time.perf_counter() - began
             codes[pid] = code
 
-        limit_s = self._limits.get(name, 0.0) + GRACE_S
+        limit_s = self._limits.get(name, 0.0) + self._grace_s
         deadline = time.perf_counter() + limit_s
         threads = [threading.Thread(target=run, args=(pid,), daemon=True) for pid in pids]
         for thread in threads:
@@ -230,13 +233,13 @@ def _seen(pid: int) -> str:
 
 def main(argv: Sequence[str]) -> NoReturn:
     """Do it and print the answer; 0 when all went well."""
-    action, libraries, lock_s, checkpoint_s, restore_s, *pids = argv
-    calls = Calls(
-        libraries.split(":"), lock_s=float(lock_s), checkpoint_s=float(checkpoint_s), restore_s=float(restore_s)
-    )
+    action, libraries, lock_s, move_s, grace_s, go, *pids = argv
+    calls = Calls(libraries.split(":"), lock_s=float(lock_s), move_s=float(move_s), grace_s=float(grace_s))
     numbers = [int(pid) for pid in pids]
     try:
         if calls.load():
+            while go != "-" and not os.path.exists(go):  # noqa: PTH110 - whoever started this ends it when there is no go
+                time.sleep(_POLL_S)
             if action == "suspend":
                 calls.suspend(numbers)
             else:

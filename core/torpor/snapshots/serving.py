@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.records import StageRecord
     from torpor.snapshots.criu import Criu
-    from torpor.snapshots.cuda import Resumed
+    from torpor.snapshots.cuda import Resumed, Resumption
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Clock, Sandbox
@@ -157,8 +157,9 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     )
     made = time.perf_counter()
     try:
+        resumption = _resumption(sandbox, manifest)
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
-        cuda = _back_on_gpus(sandbox, manifest)
+        cuda = resumption.finish() if resumption else None
     except BaseException:
         sandbox.kill()
         raise
@@ -173,12 +174,13 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     )
 
 
-def _back_on_gpus(sandbox: Sandbox, manifest: Manifest) -> Resumed | None:
+def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
+    """The GPU driver gets ready beside CRIU's work, for a snapshot that was on GPUs."""
     if manifest.gpu is None:
         return None
-    from torpor.snapshots.cuda import resume  # noqa: PLC0415 - for such snapshots alone
+    from torpor.snapshots.cuda import Resumption  # noqa: PLC0415 - for such snapshots alone
 
-    return resume(sandbox, manifest.gpu)
+    return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
 
 
 class Replicas:

@@ -28,6 +28,7 @@ __all__ = ["Identity", "capture", "changed_files", "check_target", "inspect", "r
 _DUMP_TIMEOUT_S = 300.0
 _MARGIN_BYTES = 64 << 20
 _PRIVATE_BITS = 0o077
+_CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _SHOWN = 8
 
 
@@ -66,8 +67,13 @@ def check_target(folder: Path) -> None:
     """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
 
     Raises:
-        SnapshotError: something else is there.
+        SnapshotError: something else is there, or CRIU could not reach it.
     """
+    if folder.absolute().is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
+        raise SnapshotError(
+            f"{folder} lies in /dev/shm, which every sandbox has for itself, and so has the CRIU in it. For a snapshot in memory, "
+            "mount a tmpfs elsewhere before the start: mount -t tmpfs -o size=32G,mode=700 snapshots /mnt/snapshots"
+        )
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SnapshotError(f"{folder} exists and is no snapshot; choose another folder, or remove it yourself.")
 
@@ -275,6 +281,9 @@ def _kept_folders(boot: Boot) -> list[Path]:
     if deployment.model.path:
         folders.append(Path(deployment.model.path))
     folders += [Path(mount) for mount in boot.recipe.volumes]
+    env = {**os.environ, **boot.recipe.env}
+    named = [folder for name in _CODE_VARIABLES for folder in env.get(name, "").split(os.pathsep)]
+    folders += [Path(folder) for folder in named if os.path.isabs(folder)]  # noqa: PTH117 - many are empty
     return [*folders, *(folder.resolve() for folder in folders)]
 
 
