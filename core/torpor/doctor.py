@@ -14,7 +14,7 @@ from torpor.snapshots import probe
 from torpor.snapshots.criu import find, memory_bytes
 from torpor.snapshots.gpu import look
 from torpor.snapshots.gpu_needs import against_gpu
-from torpor.snapshots.host_memory import available_bytes, lies_in_memory
+from torpor.snapshots.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
 from torpor.snapshots.places import criu_prefix, snapshot_folder
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def _memory(needed: _Bytes, deployment: Deployment | None, bad: Level) -> Iterat
     seen = f"{_gb(available)} available, {_gb(wanted)} wanted ({needed.how}"
     seen += f"; {folder} is a tmpfs, so the images count)" if in_memory else ")"
     if available < wanted:
-        cure = "free host memory or take a larger machine; keep the weights outside of the snapshot; a folder on a disk"
+        cure = "free host memory, take a larger machine, keep the weights outside of the snapshot, or choose a folder on a disk; "
+        cure += f"for a virtual machine that gets more memory as it goes, say how much in {MEMORY_VARIABLE}"
         yield Finding(level=level, what="host memory", seen=seen, cure=cure)
     else:
         yield Finding(level="ok", what="host memory", seen=seen)

@@ -17,7 +17,7 @@ from torpor.platforms.local import check_gpu
 from torpor.snapshots.gpu import LIBRARIES_VARIABLE, Driver, GpuUse, full_gpus, look
 from torpor.snapshots.gpu_needs import against_gpu
 from torpor.snapshots.gpu_part import Gpu, described, different_gpus
-from torpor.snapshots.host_memory import available_bytes, lies_in_memory
+from torpor.snapshots.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -192,6 +192,16 @@ def test_memory_is_what_the_machine_and_every_control_group_leave(tmp_path: Path
     (groups / "memory" / "y" / "memory.limit_in_bytes").write_text("500000\n")
     (groups / "memory" / "y" / "memory.usage_in_bytes").write_text("600000\n")
     assert available_bytes(tmp_path, groups) == 0
+
+
+def test_a_machine_whose_memory_grows_can_be_said_to_have_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in use is taken off; less than there is now does not count, nor does a word."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("")
+    (tmp_path / "meminfo").write_text("MemTotal: 3000000 kB\nMemAvailable:   1000000 kB\n")
+    for said, available in (("10", 10**10 - 2_000_000 * 1024), ("1", 1_000_000 * 1024), ("much", 1_000_000 * 1024)):
+        monkeypatch.setenv(MEMORY_VARIABLE, said)
+        assert available_bytes(tmp_path, tmp_path) == available
 
 
 def test_this_machine_leaves_some_memory() -> None:

@@ -312,7 +312,7 @@ def _part(answer: Answer, commands: Mapping[int, str], before: gpu.Driver, after
 
 
 def _check_host_memory(to_move: int, image_bytes: int) -> None:
-    from torpor.snapshots.host_memory import available_bytes  # noqa: PLC0415 - only at a capture
+    from torpor.snapshots.host_memory import MEMORY_VARIABLE, available_bytes  # noqa: PLC0415 - only at a capture
 
     available, wanted = available_bytes(), to_move + image_bytes
     if available < wanted:
@@ -321,7 +321,8 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
             + (f", and images on a tmpfs take {image_bytes / 1e9:.2f} GB more of it" if image_bytes else "")
             + f"; {available / 1e9:.2f} GB are available (the least of MemAvailable and the limits of this process's control "
             "groups). Free host memory, choose a folder on a disk, or have the engine release more of its GPU memory before it "
-            "sleeps. Nothing was changed."
+            f"sleeps; for a virtual machine that gets more memory as it goes, say how much in {MEMORY_VARIABLE}. Nothing was "
+            "changed."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["available_bytes", "lies_in_memory"]
+__all__ = ["MEMORY_VARIABLE", "available_bytes", "lies_in_memory"]
+
+MEMORY_VARIABLE = "TORPOR_HOST_MEMORY_GB"
+"""The memory of a machine that gets it as it goes (a virtual machine whose MemTotal grows): what it can have in all, GB."""
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -22,9 +26,14 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
         proc: where procfs is mounted.
         cgroups: where the control groups are mounted, of the second version or `memory` of the first.
     """
-    found = re.search(r"^MemAvailable: +(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
-    machine = int(found.group(1)) * 1024 if found else 0
-    return min([machine, *_groups(proc, cgroups)])
+    text = (proc / "meminfo").read_text()
+    total, available = (
+        1024 * int(found.group(1)) if (found := re.search(rf"^{name}: +(\d+) kB", text, re.MULTILINE)) else 0
+        for name in ("MemTotal", "MemAvailable")
+    )
+    with contextlib.suppress(ValueError):  # not set, or no number
+        available = max(available, int(float(os.environ.get(MEMORY_VARIABLE, "")) * 1e9) - (total - available))
+    return min([available, *_groups(proc, cgroups)])
 
 
 def lies_in_memory(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
