@@ -6,6 +6,7 @@ What the real driver does with real memory is in `test_real_gpu.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.snapshots.conftest import refuse
+from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import chat, engines_on, free_port
 from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
@@ -29,6 +30,7 @@ from torpor.snapshots.criu import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu_part import Gpu
 from torpor.snapshots.manifest import MANIFEST, read_manifest
 from torpor.snapshots.replica import SandboxEngine
+from torpor.snapshots.serving import bring_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -351,6 +353,49 @@ def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
     assert engines_on(machine.port) == []
     monkeypatch.delenv("TORPOR_FAKE_CUDA")
     restore_snapshot(machine.kept, port=free_port()).stop()
+
+
+def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is initialised beside CRIU's work; that it failed is told once CRIU is done."""
+    machine.capture()
+    monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
+    with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*are there /dev/nvidia"):
+        restore_snapshot(machine.kept, port=free_port())
+    assert engines_on(machine.port) == []
+
+
+def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwards(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 5.5; the copy serves all the same."""
+    machine.capture()
+    monkeypatch.setattr(cuda, "_SET_TID", (999, 0))
+    port = free_port()
+    copies = restore_snapshot(machine.kept, port=port)
+    try:
+        assert chat(port)
+    finally:
+        copies.stop()
+
+
+def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine: Machine, criu: Criu) -> None:
+    """CRIU's reason is told, and nothing is left of the sandbox."""
+    manifest = machine.capture()
+    (machine.kept / "images" / "pstree.img").unlink()
+    with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
+        bring_back(machine.kept, manifest, criu=criu, name="lost")
+    assert wait_for(lambda: not _calls_running())
+
+
+def _calls_running() -> list[Path]:
+    """Processes of this test that make the driver's calls, or wait to make them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text()
+            if "cuda_calls.py" in command and os.environ["TORPOR_CACHE"] in command:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize(

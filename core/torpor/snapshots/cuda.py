@@ -184,8 +184,8 @@ def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
 class Resumption:
     """Brings the processes of a tree back to their GPUs, and can be begun before the tree is there.
 
-    The program that makes the calls is started at once: it loads the driver's library and initialises it (some tenths of a
-    second) while CRIU still works. Kernels before 5.5 let CRIU choose pids only as long as nobody else starts anything, so
+    The program that makes the calls is started at once: it loads the driver's library and initialises it while CRIU still
+    works. Kernels before 5.5 let CRIU choose pids only as long as nobody else starts anything, so
     there it is started by `finish`.
 
     Args:

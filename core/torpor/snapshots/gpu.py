@@ -1,14 +1,14 @@
 """The NVIDIA GPUs of this machine: what they are, how much of their memory is free, and who holds it.
 
-Asked of NVML (`libnvidia-ml.so.1`) through ctypes, 10 to 40 ms where `nvidia-smi` takes half a second; where the library
-is missing, of `nvidia-smi`. Neither makes a CUDA context. Signatures and structures are those of NVML 12 and 13, read from
-`nvidia-ml-py` 13.615 (`pynvml.py`); all of them are as old as driver 510 (the third version of the list of processes).
+Asked of NVML (`libnvidia-ml.so.1`) through ctypes, which needs no process of its own; where the library is missing, of
+`nvidia-smi`. Neither makes a CUDA context. Signatures and structures were read from `nvidia-ml-py` 13.615 (`pynvml.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -162,10 +162,11 @@ class _Process(ctypes.Structure):
 
 
 class _Nvml:
-    """The library, with its error codes as OSError."""
+    """The library, initialised, with its error codes as OSError."""
 
     def __init__(self) -> None:
         self._library = load_library("libnvidia-ml.so.1")
+        self.call("nvmlInit_v2")
 
     def call(self, name: str, *arguments: object, accepted: tuple[int, ...] = (0,)) -> int:
         try:
@@ -197,17 +198,22 @@ def _ask_nvml() -> Driver:
     Raises:
         OSError: it is not there, or refused.
     """
-    nvml = _Nvml()
-    nvml.call("nvmlInit_v2")
-    try:
-        count = ctypes.c_uint()
-        nvml.call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-        return Driver(
-            version=nvml.text("nvmlSystemGetDriverVersion"),
-            uses=tuple(_nvml_use(nvml, number) for number in range(count.value)),
-        )
-    finally:
-        nvml.call("nvmlShutdown")
+    nvml = _opened(library_candidates("libnvidia-ml.so.1"))
+    count = ctypes.c_uint()
+    nvml.call("nvmlDeviceGetCount_v2", ctypes.byref(count))
+    return Driver(
+        version=nvml.text("nvmlSystemGetDriverVersion"),
+        uses=tuple(_nvml_use(nvml, number) for number in range(count.value)),
+    )
+
+
+@functools.cache
+def _opened(_candidates: tuple[str, ...]) -> _Nvml:
+    """The library, once; it stays open as long as this process lives.
+
+    Without persistence mode a GPU that nobody has open goes to rest, and whoever comes next waits until it is up again.
+    """
+    return _Nvml()
 
 
 def _nvml_use(nvml: _Nvml, number: int) -> GpuUse:

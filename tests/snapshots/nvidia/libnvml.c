@@ -15,7 +15,7 @@ enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, UNINITIALIZED =
 struct memory { unsigned long long total, free, used; };
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
 
-static int opened;
+static int opened; /* never closed again: see torpor.snapshots.gpu */
 
 static const char *setting(const char *name, const char *otherwise)
 {
@@ -37,7 +37,6 @@ static void part(int number, char *text, unsigned size)
 
 const char *nvmlErrorString(int code) { return code == UNINITIALIZED ? "Uninitialized" : "Some error"; }
 int nvmlInit_v2(void) { opened++; return SUCCESS; }
-int nvmlShutdown(void) { return opened-- > 0 ? SUCCESS : UNINITIALIZED; }
 
 int nvmlSystemGetDriverVersion(char *text, unsigned size)
 {
