@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
+from tests.snapshots.nvidia import FakeDriver, build
 from torpor import SnapshotError
 from torpor.snapshots.criu import PREFIX_VARIABLE, Criu, find
 from torpor.snapshots.sandbox import Clock, Mode, Sandbox
@@ -94,6 +95,18 @@ def criu(tmp_path_factory: pytest.TempPathFactory) -> Criu:
     except SnapshotError as error:
         refuse(f"{error} (or set {PREFIX_VARIABLE})")
         raise
+
+
+@pytest.fixture(scope="session")
+def nvidia_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for libcuda and NVML, built here; see `tests.snapshots.nvidia`."""
+    return build(tmp_path_factory.mktemp("nvidia"))
+
+
+@pytest.fixture
+def driver(nvidia_libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A machine with one GPU, as far as this process and what it starts can see."""
+    return FakeDriver.install(nvidia_libraries, tmp_path / "machine", monkeypatch)
 
 
 @pytest.fixture

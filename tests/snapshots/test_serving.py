@@ -217,8 +217,9 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
             kernel="5.4.0",
             criu="3.17.1",
             criu_file=["/old/criu", 1, 1],
-            cpu=[*machine["cpu"], "a_feature_of_tomorrow"],
-            gpus=["H100"],
+            cpu=[*machine["cpu"], "no_such_feature"],
+            driver="550.54.15",
+            gpus=[{"uuid": "GPU-1", "name": "NVIDIA H100", "memory_mib": 81559, "compute_capability": "9.0"}],
         )
         deployment.update(torpor="0.0.1", model="/elsewhere", plugins={"standin": "other options"}, env={"A": "1"})
         deployment["argv"] = [*deployment["argv"], "--new-flag"]
@@ -228,8 +229,10 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
     for reason in (
         "made on kernel 5.4.0; here it is",
         "made on CRIU 3.17.1; here it is",
-        "made on GPUs H100; here it is none",
-        "lacks features that were there: a_feature_of_tomorrow",
+        "made on NVIDIA driver 550.54.15; here it is none",
+        "made on GPUs 1 x NVIDIA H100; here it is none",
+        "its GPU GPU-1, NVIDIA H100 (81559 MiB, compute capability 9.0), is not in this machine, which has none",
+        "lacks features that were there: no_such_feature",
         "Torpor was 0.0.1",
         "model was /elsewhere",
         "plugin standin was other options; now it is",

@@ -87,6 +87,23 @@ def up(
 
 
 @app.command()
+def doctor(
+    app_file: Annotated[
+        str,
+        typer.Argument(metavar="[APP]", help="App file with a deployment; without one, what the machine is good for."),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show what this machine lacks for snapshots, and what to do about it.
+
+    Exit code 0: nothing; 1: warnings; 2: errors.
+    """
+    from torpor.cli.doctor import run_doctor  # noqa: PLC0415
+
+    run_doctor(app_file, as_json=as_json)
+
+
+@app.command()
 def plugins(as_json: AsJson = False) -> None:
     """List the installed plugins and their hooks."""
     from torpor.cli.plugins import list_plugins  # noqa: PLC0415

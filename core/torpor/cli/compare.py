@@ -34,7 +34,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     console = Console(stderr=True, highlight=False)
     deployment = load_deployment(app_file)
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
-    if reasons := CriuBackend().available():
+    if reasons := CriuBackend().available(deployment):
         console.print("snapshots cannot be made on this machine:")
         for reason in reasons:
             console.print(f"  - {reason}", markup=False)
@@ -111,8 +111,9 @@ def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) ->
         (replica,) = cast("list[dict[str, object]]", told["replicas"])
         boot = f"restored #{number}"
         table.add_row(boot, "verify", f"{told['verify_s']:.3f}")
-        for name in ("sandbox", "side_files", "criu"):
-            table.add_row(boot, name, f"{replica[f'{name}_s']:.3f}")
+        for name in ("sandbox", "side_files", "criu", "cuda"):
+            if (took := replica[f"{name}_s"]) is not None:  # without a GPU there is no `cuda`
+                table.add_row(boot, name, f"{took:.3f}")
         for stage_told in cast("list[dict[str, object]]", replica["stages"]):
             table.add_row(boot, str(stage_told["stage"]), f"{stage_told['seconds']:.3f}")
         table.add_row(boot, "process start to first token", f"{seconds:.3f}")

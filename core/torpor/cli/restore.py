@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torpor.records import StageRecord
+    from torpor.snapshots.cuda import Resumed
 
 __all__ = ["RestoreOptions", "run_restore"]
 
@@ -141,6 +142,8 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
                 "sandbox_s": one.replica.sandbox_s,
                 "side_files_s": one.replica.side_files_s,
                 "criu_s": one.replica.criu_s,
+                "cuda_s": one.replica.cuda_s,
+                "cuda": _cuda_calls(one.replica.cuda),
                 "stages": stages.get(one.replica.name, []),
             }
             for one in copies.serving
@@ -148,9 +151,15 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
     }
 
 
+def _cuda_calls(resumed: Resumed | None) -> list[dict[str, float]]:
+    """What the GPU driver took for each process; nothing without a GPU."""
+    return [vars(process).copy() for process in resumed.processes] if resumed else []
+
+
 def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]], seconds: float) -> None:
     for one in copies.serving:
         took = [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
+        took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
         _say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
     _say(

@@ -16,6 +16,7 @@ from torpor.snapshots.store import inspect, remove
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torpor.snapshots.gpu_part import GpuPart
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Mode
 
@@ -101,12 +102,20 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "engine": made.engine,
         "model": f"{made.model} {made.revision}".strip(),
         "machine": f"{machine.architecture}, kernel {machine.kernel}, CRIU {machine.criu}, {len(machine.cpu)} CPU features",
+        "GPUs": "\n".join(f"{gpu.uuid} {gpu}" for gpu in machine.gpus) or "none",
         "sandbox": f"{manifest.mode}, scratch {manifest.scratch}, tcp {manifest.tcp}",
         "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files ({manifest.image_bytes / 1e6:.0f} MB images)",
         "processes": "\n".join(manifest.processes),
+        **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
         "canary": repr(manifest.canary_text[:80]),
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _gpu_rows(part: GpuPart, driver: str) -> str:
+    """What of a snapshot was on GPUs: each process with the driver's seconds, and the memory in all."""
+    rows = [f"{one.pid} lock {one.lock_s:.3f} s, checkpoint {one.checkpoint_s:.3f} s" for one in part.processes]
+    return "\n".join([*rows, f"{part.memory_bytes / 1e6:.0f} MB, driver {driver}"])

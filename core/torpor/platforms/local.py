@@ -58,7 +58,7 @@ __all__ = [
     "restore_snapshot",
 ]
 
-_GPU_QUERY_TIMEOUT_S = 20.0
+_QUERY_TIMEOUT_S = 20.0
 
 
 class LocalServer:
@@ -87,7 +87,7 @@ class LocalServer:
     ) -> None:
         self.deployment = deployment
         self.backend = backend or NoSnapshot()
-        if reasons := self.backend.available():
+        if reasons := self.backend.available(deployment):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}")
         self.root = root or cache_root()
@@ -165,7 +165,7 @@ def create_snapshot(
     Args:
         app_file: where the deployment stands; a restore reads it again.
         folder: where the snapshot goes; one that is there is replaced when the new one is whole.
-        mode: root or rootless; by default what works here, rootless first.
+        mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         report: where stages are recorded.
         on_step: told the name of each build step before it runs.
 
@@ -309,8 +309,9 @@ def check_gpu(deployment: Deployment) -> None:
     if len(fitting) < deployment.gpu_count:
         raise ConfigurationError(
             f"Deployment {deployment.name!r} needs {deployment.gpu_count} x {wanted}; this machine has "
-            f"{', '.join(seen) or 'no NVIDIA GPU (nvidia-smi lists none)'}. Run it on a machine with that GPU or on Modal "
-            "(`modal deploy`), or set Deployment.gpu to what is here (None for an engine on the CPU, as in apps/tiny_cpu.py)."
+            f"{', '.join(seen) or 'no NVIDIA GPU (neither NVML nor nvidia-smi lists one)'}. Run it on a machine with that GPU "
+            "or on Modal (`modal deploy`), or set Deployment.gpu to what is here (None for an engine on the CPU, as in "
+            "apps/tiny_cpu.py)."
         )
 
 
@@ -330,7 +331,7 @@ def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
     if recipe.image.apt and shutil.which("dpkg-query"):
         for name in recipe.image.apt:
             found = subprocess.run(
-                ["dpkg-query", "-W", name], capture_output=True, check=False, timeout=_GPU_QUERY_TIMEOUT_S
+                ["dpkg-query", "-W", name], capture_output=True, check=False, timeout=_QUERY_TIMEOUT_S
             )
             if found.returncode != 0:
                 missing[f"apt:{name}"] = recipe.origins.get(f"apt:{name}", "?")
@@ -341,7 +342,7 @@ def _installed(python: str) -> set[str]:
     code = "import importlib.metadata as m; print(*{d.name for d in m.distributions() if d.name}, sep='\\n')"
     try:
         listed = subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, check=True, timeout=_GPU_QUERY_TIMEOUT_S
+            [python, "-c", code], capture_output=True, text=True, check=True, timeout=_QUERY_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigurationError(
@@ -351,16 +352,9 @@ def _installed(python: str) -> set[str]:
 
 
 def _gpu_names() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_GPU_QUERY_TIMEOUT_S,
-    )
-    return [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+    from torpor.snapshots.gpu import look  # noqa: PLC0415 - only a deployment with a GPU asks
+
+    return [gpu.name for gpu in look().gpus]
 
 
 def _filled(path: Path) -> bool:

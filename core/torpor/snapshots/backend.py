@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torpor.boot import Boot
     from torpor.deployment import Deployment
@@ -37,8 +37,12 @@ class SnapshotBackend(Protocol):
     name: ClassVar[str]
     process_stays: ClassVar[bool]
 
-    def available(self) -> tuple[str, ...]:
-        """Why it cannot be used here, each reason with what to do about it; empty when it can."""
+    def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:
+        """Why it cannot be used here, each reason with what to do about it; empty when it can.
+
+        Args:
+            deployment: what it is for, as far as that matters (a GPU asks for more); None for one that needs nothing special.
+        """
 
     def prepare(self, deployment: Deployment) -> Starter | None:
         """Get ready for a cold start: where the engine is started, or None for a child of this process.
@@ -64,7 +68,7 @@ class NoSnapshot:
     name: ClassVar[str] = "none"
     process_stays: ClassVar[bool] = True
 
-    def available(self) -> tuple[str, ...]:
+    def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:  # noqa: ARG002 - the protocol's
         """It can be used anywhere."""
         return ()
 
@@ -100,7 +104,7 @@ class Standby:
     name: ClassVar[str] = "standby"
     process_stays: ClassVar[bool] = True
 
-    def available(self) -> tuple[str, ...]:
+    def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:  # noqa: ARG002 - the protocol's
         """It can be used anywhere."""
         return ()
 
@@ -126,9 +130,10 @@ class CriuBackend:
     Args:
         folder: where the snapshot goes; `<cache root>/snapshots/<deployment>` by default.
         app_file: where the deployment stands; a later `torpor snapshot restore` reads it again.
-        mode: root or rootless; by default what works here, rootless first.
+        mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         leave_running: keep the original after a capture and wake it, instead of a copy.
         public: whether the deployment's port of this machine leads to the engine.
+        gpu_devices: how the paths of the GPU driver's device files begin; those of the NVIDIA driver by default.
     """
 
     name: ClassVar[str] = "criu"
@@ -142,52 +147,46 @@ class CriuBackend:
         mode: Mode | None = None,
         leave_running: bool = False,
         public: bool = True,
+        gpu_devices: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._app_file = app_file or Path()
-        self._mode = mode
+        self._wanted_mode = mode
+        self._gpu_devices = gpu_devices
         self._leave_running = leave_running
         self._public = public
         self._sandbox: Sandbox | None = None
         self._front: Front | None = None
         self._target: Target | None = None
 
-    def available(self) -> tuple[str, ...]:
-        """Why CRIU cannot be used here, decided by a real small dump and restore (kept until the next boot)."""
-        from torpor.snapshots import probe  # noqa: PLC0415 - only this backend needs it
-        from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+    def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:
+        """Why CRIU cannot be used here, decided by a real small dump and restore (kept until the next boot).
 
-        prefix = criu_prefix()
-        if self._mode is None:
-            self._mode, reasons = probe.usable_mode(cache=prefix, prefix=prefix)
-        else:
-            reasons = probe.available(self._mode, cache=prefix, prefix=prefix)
-        return () if self._mode and not reasons else tuple(map(str, reasons))
+        Args:
+            deployment: one with a GPU needs root, and a driver that can checkpoint.
+        """
+        return self._mode_or_reasons(deployment)[1]
 
     def prepare(self, deployment: Deployment) -> Starter:
         """Take the public port and make a sandbox for the engine.
 
         Raises:
             PortInUseError: somebody else has the port.
-            SnapshotError: the deployment needs a GPU, or no sandbox can be made.
+            SnapshotError: it cannot be used here for this deployment, or no sandbox can be made.
         """
         from torpor.snapshots.places import scratch_folder  # noqa: PLC0415
         from torpor.snapshots.replica import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
 
-        if deployment.gpu is not None:
-            raise SnapshotError(
-                f"Deployment {deployment.name!r} uses a GPU ({deployment.gpu}), whose memory CRIU alone does not keep; use "
-                "--backend standby."
-            )
+        mode = self._usable_mode(deployment)
         if self._public and self._front is None:
             from torpor.snapshots.front import Front  # noqa: PLC0415
 
             self._front = Front(port=deployment.port)
             self._front.start()
-        self._sandbox = Sandbox.create(deployment.name, mode=self._usable_mode(), scratch=scratch_folder())
+        self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment.port)
-        return SandboxStarter(self._sandbox)
+        return SandboxStarter(self._sandbox, deny_io_uring=deployment.gpu is not None)
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""
@@ -207,6 +206,7 @@ class CriuBackend:
             criu=self._criu(),
             app_file=self._app_file,
             leave_running=self._leave_running,
+            gpu_devices=self._gpu_devices,
         )
         if not self._leave_running:
             self._end_sandbox()
@@ -233,11 +233,28 @@ class CriuBackend:
             self._front.stop()
             self._front = None
 
-    def _usable_mode(self) -> Mode:
-        if self._mode is None and (reasons := self.available()):
+    def _usable_mode(self, deployment: Deployment) -> Mode:
+        mode, reasons = self._mode_or_reasons(deployment)
+        if mode is None or reasons:
             raise SnapshotError("CRIU cannot be used here:\n" + "\n".join(f"  - {reason}" for reason in reasons))
-        assert self._mode is not None
-        return self._mode
+        return mode
+
+    def _mode_or_reasons(self, deployment: Deployment | None) -> tuple[Mode | None, tuple[str, ...]]:
+        from torpor.snapshots import probe  # noqa: PLC0415 - only this backend needs it
+        from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+
+        prefix, mode = criu_prefix(), self._wanted_mode
+        if deployment is not None and deployment.gpu is not None:
+            from torpor.snapshots.gpu_needs import against_gpu  # noqa: PLC0415
+
+            found = against_gpu(mode)
+            if mode != "rootless":
+                mode, found = "root", (*probe.available("root", cache=prefix, prefix=prefix), *found)
+            return mode, tuple(map(str, found))
+        if mode is not None:
+            return mode, tuple(map(str, probe.available(mode, cache=prefix, prefix=prefix)))
+        mode, found = probe.usable_mode(cache=prefix, prefix=prefix)
+        return mode, tuple(map(str, found))
 
     def _criu(self) -> Criu:
         from torpor.snapshots.criu import find  # noqa: PLC0415

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.sandbox import Sandbox
 
-__all__ = ["Connection", "OpenFiles", "check_connections", "check_environment", "open_files", "parse_connections"]
+__all__ = [
+    "Connection",
+    "OpenFiles",
+    "check_connections",
+    "check_environment",
+    "open_files",
+    "open_paths",
+    "parse_connections",
+]
 
 _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
 _SETTLE_S = 2.0
@@ -120,7 +128,7 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
     vanishing: set[str] = set()
     io_uring = False
     temporary = tuple(Path(folder) for folder in {*_TEMPORARY, tempfile.gettempdir()})
-    for name in {path for pid in _tree(sandbox).values() for path in _paths(pid)}:
+    for name in {path for pid in _tree(sandbox).values() for path in open_paths(pid)}:
         if "[io_uring]" in name:
             io_uring = True
         if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
@@ -177,7 +185,8 @@ def _environment(pid: int) -> dict[str, str]:
     return {}
 
 
-def _paths(pid: int) -> Iterable[str]:
+def open_paths(pid: int) -> Iterable[str]:
+    """What a process has open or mapped, as the kernel names it; some more than once, deleted ones with a mark."""
     with contextlib.suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):

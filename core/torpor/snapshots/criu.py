@@ -43,6 +43,7 @@ __all__ = [
     "expected_bytes",
     "find",
     "in_prefix",
+    "memory_bytes",
     "restore",
     "version_of",
 ]
@@ -69,6 +70,7 @@ _TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {
     "established": ("--tcp-established", "--network-lock", "skip"),
 }
 _MODE_OPTIONS: dict[Mode, tuple[str, ...]] = {"root": (), "rootless": ("--unprivileged",)}
+_NO_PLUGINS = "/proc/self/ns"  # a folder that is always there and holds no library
 _LOG_BYTES = 4 << 20
 _REASONS = 6
 _HARMLESS = re.compile(r"rlimit")
@@ -258,14 +260,16 @@ def expected_bytes(sandbox: Sandbox) -> int:
 
     Pages that a fork shares with its parent count for both: CRIU writes them twice.
     """
-    total = sandbox.side_file_bytes()
-    for inside, pid in sandbox.host_pids().items():
-        if inside != 1:
-            with contextlib.suppress(OSError):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                kilobytes = re.findall(r"^(?:Anonymous|Swap|Pss_Shmem): +(\d+) kB", rollup, re.MULTILINE)
-                total += 1024 * sum(map(int, kilobytes))
-    return total
+    tree = [pid for inside, pid in sandbox.host_pids().items() if inside != 1]
+    return sandbox.side_file_bytes() + sum(map(memory_bytes, tree))
+
+
+def memory_bytes(pid: int) -> int:
+    """Anonymous and shared memory of a process, swapped or not, in bytes; 0 for one that cannot be looked at."""
+    with contextlib.suppress(OSError):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return 1024 * sum(map(int, re.findall(r"^(?:Anonymous|Swap|Pss_Shmem): +(\d+) kB", rollup, re.MULTILINE)))
+    return 0
 
 
 def candidates(prefix: Path | None = None) -> Iterator[tuple[str, ...]]:
@@ -344,7 +348,8 @@ def _kernel_findings(criu: Criu, sandbox: Sandbox) -> Iterator[dict[str, str]]:
     As root it uses /run by itself. Otherwise it looks in XDG_RUNTIME_DIR and accepts a tmpfs only, as what it keeps there
     must not survive the boot; so the file is lent to the scratch folder, under a key of this boot.
     """
-    env = {"PATH": os.defpath}
+    # Without it CRIU loads what a distribution's package left in /usr/lib/criu: a CUDA plugin would move GPU state by itself.
+    env = {"PATH": os.defpath, "CRIU_LIBS_DIR": _NO_PLUGINS}
     if sandbox.mode == "root" or criu.cache is None:
         yield env
         return

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
-from torpor.snapshots.manifest import DeploymentFacts, MachineFacts
+from torpor.snapshots.manifest import DeploymentFacts, MachineFacts, different_machine
 from torpor.snapshots.places import criu_prefix
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
     from torpor.snapshots.criu import Criu
+    from torpor.snapshots.gpu_part import Gpu
+    from torpor.snapshots.manifest import Manifest
 
-__all__ = ["deployment_facts", "known_criu", "machine_facts"]
+__all__ = ["deployment_facts", "known_criu", "machine_facts", "unfit_machine"]
 
 _CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
 
@@ -43,12 +45,33 @@ def known_criu(made_on: MachineFacts) -> Criu:
     return find(criu_prefix(), cache=criu_prefix())
 
 
-def machine_facts(criu: Criu, gpus: tuple[str, ...] = ()) -> MachineFacts:
+def unfit_machine(manifest: Manifest, criu: Criu, *, copies: int = 1) -> tuple[str, ...]:
+    """Why copies of a snapshot cannot be restored on this machine, each as a sentence.
+
+    The GPUs are looked at only for a snapshot that was made on some.
+
+    Args:
+        manifest: the snapshot's.
+        criu: the one to be used.
+        copies: how many; each takes GPU memory.
+    """
+    if not manifest.machine.gpus:
+        return different_machine(manifest.machine, machine_facts(criu))
+    from torpor.snapshots.gpu import full_gpus, look  # noqa: PLC0415 - NVML, for such snapshots alone
+
+    driver = look()
+    facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
+    needed = manifest.gpu.memory if manifest.gpu else {}
+    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, copies=copies))
+
+
+def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -> MachineFacts:
     """The facts of this machine.
 
     Args:
         criu: the one to be used.
-        gpus: names of the GPUs that the deployment uses.
+        driver: version of the NVIDIA driver, where a GPU is used.
+        gpus: GPUs in question.
     """
     kernel = os.uname()
     program = criu.program.stat()
@@ -58,6 +81,7 @@ def machine_facts(criu: Criu, gpus: tuple[str, ...] = ()) -> MachineFacts:
         criu=".".join(map(str, criu.version)),
         criu_file=(str(criu.program), program.st_size, program.st_mtime_ns),
         cpu=_cpu_features(),
+        driver=driver,
         gpus=gpus,
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
+from torpor.snapshots.gpu_part import Gpu, GpuPart, described, different_gpus, gpu_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ __all__ = [
     "write_private",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
 _HEAD_BYTES = 16
 _SHOWN = 8
@@ -64,7 +65,8 @@ class MachineFacts:
         criu: version, e.g. `4.2.1`.
         criu_file: its program: path, size in bytes, time of change in nanoseconds; while they hold, so does the version.
         cpu: features that the kernel lists; libraries chose their code by them when they were loaded.
-        gpus: names of the GPUs that the deployment uses.
+        driver: version of the NVIDIA driver; empty for a deployment without a GPU.
+        gpus: the GPUs that the tree was on; of the machine at hand, every one.
     """
 
     architecture: str
@@ -72,7 +74,8 @@ class MachineFacts:
     criu: str
     criu_file: tuple[str, int, int]
     cpu: tuple[str, ...]
-    gpus: tuple[str, ...]
+    driver: str
+    gpus: tuple[Gpu, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,7 @@ class Manifest:
         stages: cold start and capture.
         image_bytes: CRIU's images.
         side_file_bytes: the private folders' content.
+        gpu: what of it was on GPUs; None for a deployment without one.
         machine: where it was made.
         deployment: of what.
         files: by path under the folder.
@@ -152,6 +156,7 @@ class Manifest:
     stages: tuple[Stage, ...]
     image_bytes: int
     side_file_bytes: int
+    gpu: GpuPart | None
     machine: MachineFacts
     deployment: DeploymentFacts
     files: Mapping[str, FileFacts]
@@ -201,6 +206,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(content: dict[str, object]) -> Manifest:
     machine = cast("dict[str, list[str]]", content["machine"])
+    gpus = cast("list[dict[str, object]]", machine["gpus"])
     deployment = cast("dict[str, object]", content["deployment"])
     files_ = cast("dict[str, dict[str, object]]", content["files"])
     given = {
@@ -208,8 +214,12 @@ def _manifest(content: dict[str, object]) -> Manifest:
         "processes": tuple(cast("list[str]", content["processes"])),
         "stages": tuple(Stage(**stage) for stage in cast("list[dict[str, object]]", content["stages"])),  # type: ignore[arg-type]
         "machine": MachineFacts(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in machine.items()}  # type: ignore[arg-type]
+            **{
+                **{name: tuple(value) if isinstance(value, list) else value for name, value in machine.items()},  # type: ignore[arg-type]
+                "gpus": tuple(Gpu(**gpu) for gpu in gpus),  # type: ignore[arg-type]
+            }
         ),
+        "gpu": None if content["gpu"] is None else gpu_part(cast("dict[str, object]", content["gpu"])),
         "deployment": DeploymentFacts(
             **{**deployment, "argv": tuple(cast("list[str]", deployment["argv"]))}  # type: ignore[arg-type]
         ),
@@ -263,10 +273,13 @@ def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, .
             ("architecture", made_on.architecture, here.architecture),
             ("kernel", made_on.kernel, here.kernel),
             ("CRIU", made_on.criu, here.criu),
-            ("GPUs", ", ".join(made_on.gpus) or "none", ", ".join(here.gpus) or "none"),
+            ("NVIDIA driver", made_on.driver or "none", here.driver or "none"),
         )
         if then != now
     ]
+    if len(here.gpus) < len(made_on.gpus):
+        found.append(f"it was made on GPUs {described(made_on.gpus)}; here it is {described(here.gpus)}")
+    found += different_gpus(made_on.gpus, here.gpus)
     if missing := sorted(set(made_on.cpu) - set(here.cpu)):
         found.append(f"this CPU lacks features that were there: {_some(missing)}")
     return tuple(found)

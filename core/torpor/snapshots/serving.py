@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
-from torpor.snapshots.manifest import damaged_files, different_deployment, different_machine
+from torpor.snapshots.manifest import damaged_files, different_deployment
 from torpor.snapshots.places import work_folder
 from torpor.snapshots.store import changed_files, inspect, read_identity
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.records import StageRecord
     from torpor.snapshots.criu import Criu
+    from torpor.snapshots.cuda import Resumed, Resumption
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Clock, Sandbox
@@ -53,6 +54,7 @@ class Replica:
         sandbox_s: seconds for making the sandbox.
         side_files_s: seconds for laying its private files.
         criu_s: seconds that CRIU took.
+        cuda: what bringing its processes back to their GPUs took; None without a GPU.
     """
 
     name: str
@@ -61,6 +63,12 @@ class Replica:
     sandbox_s: float
     side_files_s: float
     criu_s: float
+    cuda: Resumed | None = None
+
+    @property
+    def cuda_s(self) -> float | None:
+        """Seconds until its processes were back on their GPUs; None without a GPU."""
+        return self.cuda.seconds if self.cuda else None
 
     def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
         """Wake it under a new boot id and a new lifecycle key, and demand the canary of its original.
@@ -102,7 +110,9 @@ def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
     return inspect(folder), read_identity(folder)
 
 
-def misfits(folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False) -> list[str]:
+def misfits(
+    folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False, copies: int = 1
+) -> list[str]:
     """Why a snapshot cannot be restored here, as a list of sentences.
 
     Args:
@@ -110,13 +120,14 @@ def misfits(folder: Path, manifest: Manifest, deployment: Deployment | None = No
         manifest: its manifest.
         deployment: what it should be of; what its own app file says, by default.
         full: compare hashes, too.
+        copies: how many there are to be.
     """
-    from torpor.snapshots.machine import known_criu, machine_facts  # noqa: PLC0415
+    from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
     reasons = list(damaged_files(folder, manifest, full=full))
     try:
         criu = known_criu(manifest.machine)
-        reasons += different_machine(manifest.machine, machine_facts(criu))
+        reasons += unfit_machine(manifest, criu, copies=copies)
     except SnapshotError as error:
         reasons.append(str(error))
     try:
@@ -133,7 +144,7 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     """Restore one tree into a new sandbox; it sleeps.
 
     Raises:
-        SnapshotError: CRIU could not; nothing is left running.
+        SnapshotError: CRIU could not, or the GPU driver; nothing is left running.
     """
     from torpor.snapshots.criu import restore  # noqa: PLC0415
     from torpor.snapshots.manifest import IMAGES  # noqa: PLC0415
@@ -146,7 +157,9 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     )
     made = time.perf_counter()
     try:
+        resumption = _resumption(sandbox, manifest)
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+        cuda = resumption.finish() if resumption else None
     except BaseException:
         sandbox.kill()
         raise
@@ -157,7 +170,17 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
         sandbox_s=made - started,
         side_files_s=took.side_files_s,
         criu_s=took.criu_s,
+        cuda=cuda,
     )
+
+
+def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
+    """The GPU driver gets ready beside CRIU's work, for a snapshot that was on GPUs."""
+    if manifest.gpu is None:
+        return None
+    from torpor.snapshots.cuda import Resumption  # noqa: PLC0415 - for such snapshots alone
+
+    return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
 
 
 class Replicas:
@@ -226,7 +249,7 @@ class Replicas:
         if self._front is None:
             _check_port(self._host, self.port)
         started = time.perf_counter()
-        criu = self._verified_criu()
+        criu = self._verified_criu(count)
         self.verify_s = time.perf_counter() - started
         names = [self._next_name() for _ in range(count)]
         bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name) for name in names]
@@ -257,18 +280,18 @@ class Replicas:
             one.replica.sandbox.kill()
             _forget(one.replica)
 
-    def _verified_criu(self) -> Criu:
+    def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
-        from torpor.snapshots.machine import known_criu, machine_facts  # noqa: PLC0415
+        from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
         reasons = list(damaged_files(self.folder, self.manifest, full=self._full))
         try:
             criu = known_criu(self.manifest.machine)
-            reasons += different_machine(self.manifest.machine, machine_facts(criu))
+            reasons += unfit_machine(self.manifest, criu, copies=copies)
         except SnapshotError as error:
             raise _misfit(self.folder, [*reasons, str(error)]) from error
         if reasons:
-            raise _misfit(self.folder, misfits(self.folder, self.manifest, full=self._full))
+            raise _misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
         return criu
 
     def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:

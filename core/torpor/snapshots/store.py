@@ -15,7 +15,7 @@ from torpor.errors import SnapshotError
 from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torpor.boot import Boot
     from torpor.snapshots.checks import OpenFiles
@@ -28,6 +28,7 @@ __all__ = ["Identity", "capture", "changed_files", "check_target", "inspect", "r
 _DUMP_TIMEOUT_S = 300.0
 _MARGIN_BYTES = 64 << 20
 _PRIVATE_BITS = 0o077
+_CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _SHOWN = 8
 
 
@@ -66,14 +67,26 @@ def check_target(folder: Path) -> None:
     """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
 
     Raises:
-        SnapshotError: something else is there.
+        SnapshotError: something else is there, or CRIU could not reach it.
     """
+    if folder.absolute().is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
+        raise SnapshotError(
+            f"{folder} lies in /dev/shm, which every sandbox has for itself, and so has the CRIU in it. For a snapshot in memory, "
+            "mount a tmpfs elsewhere before the start: mount -t tmpfs -o size=32G,mode=700 snapshots /mnt/snapshots"
+        )
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SnapshotError(f"{folder} exists and is no snapshot; choose another folder, or remove it yourself.")
 
 
 def capture(
-    boot: Boot, sandbox: Sandbox, folder: Path, *, criu: Criu, app_file: Path, leave_running: bool = False
+    boot: Boot,
+    sandbox: Sandbox,
+    folder: Path,
+    *,
+    criu: Criu,
+    app_file: Path,
+    leave_running: bool = False,
+    gpu_devices: Sequence[str] = (),
 ) -> Manifest:
     """Keep a sleeping engine in a folder.
 
@@ -84,13 +97,15 @@ def capture(
         criu: the program.
         app_file: where the deployment stands; a restore reads it again.
         leave_running: let the original stay, asleep; it is ended otherwise.
+        gpu_devices: how the paths of the GPU driver's device files begin; `torpor.snapshots.cuda.DEVICES` by default.
 
     Raises:
         SnapshotError: it cannot be kept; nothing of it stays on the disk, and the original is still asleep, unless CRIU
-            was killed in the middle.
+            or a call of the GPU driver was killed in the middle, or the driver could not put its state back (the message
+            says so).
         GuardStateError: the engine is not asleep, or a request is in flight.
     """
-    from torpor.snapshots import checks  # noqa: PLC0415 - a restore has no use for what a capture imports
+    from torpor.snapshots import checks, cuda  # noqa: PLC0415 - a restore has no use for what a capture imports
     from torpor.snapshots.criu import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
     from torpor.snapshots.machine import deployment_facts, machine_facts  # noqa: PLC0415
     from torpor.snapshots.manifest import Manifest, Stage, describe_files, write_private  # noqa: PLC0415
@@ -101,26 +116,37 @@ def capture(
     boot.check_asleep()
     checks.check_environment(sandbox)
     inner = checks.check_connections(sandbox, deployment.port)
-    opened = checks.open_files(sandbox, _kept_folders(boot))
-    _check_files(opened)
-    _check_room(folder.absolute().parent, expected_bytes(sandbox))
     engine, canary = boot.running_engine, boot.canary
     if canary is None:
         raise SnapshotError("No canary was recorded, so no copy could be checked; start the engine by Boot.cold_start.")
-    processes = _commands(sandbox)
-    clock = sandbox.clock()
-    with _made_whole(folder) as partial:
+    devices = gpu_devices or cuda.DEVICES
+    _check_gpu_is_named(boot, sandbox, devices)
+    with contextlib.ExitStack() as stack:
+        gpu = None
+        if deployment.gpu is not None:
+            in_memory = _lies_in_memory(folder)
+            gpu = stack.enter_context(cuda.suspended(sandbox, images_in_memory=in_memory, devices=devices))
+        # From here on the tree holds no device file, and its memory is all that there is to save.
+        opened = checks.open_files(sandbox, _kept_folders(boot))
+        _check_files(opened)
+        _check_room(folder.absolute().parent, expected_bytes(sandbox))
+        processes = _commands(sandbox)
+        clock = sandbox.clock()
+        partial = stack.enter_context(_made_whole(folder))
         (partial / LOGS).mkdir(mode=0o700)
-        checked = time.perf_counter()
+        checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
         tcp: Tcp = "established" if inner else "close"
         dumped = dump(criu, sandbox, partial / IMAGES, timeout_s=_DUMP_TIMEOUT_S, leave_running=leave_running, tcp=tcp)
+        if gpu and leave_running:
+            gpu.resume()
         (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
         _write_lines(partial / LOGS / "engine.log", engine.log_tail())
         write_private(partial / PRIVATE, {"boot_id": engine.boot_id, "guard_key": engine.guard_key})
         write_private(partial / OUTSIDE, opened.lasting)
         stages = [Stage(stage=record.stage, seconds=record.seconds) for record in boot.report.records]
+        stages += [Stage(stage="capture_checks", seconds=checks_s)]
+        stages += [Stage(stage="capture_cuda", seconds=gpu.seconds)] if gpu else []
         stages += [
-            Stage(stage="capture_checks", seconds=checked - started),
             Stage(stage="capture_criu", seconds=dumped.criu_s),
             Stage(stage="capture_side_files", seconds=dumped.side_files_s),
         ]
@@ -141,7 +167,8 @@ def capture(
             stages=tuple(stages),
             image_bytes=dumped.image_bytes,
             side_file_bytes=dumped.side_file_bytes,
-            machine=machine_facts(criu),
+            gpu=gpu.part if gpu else None,
+            machine=machine_facts(criu, driver=gpu.driver, gpus=gpu.gpus) if gpu else machine_facts(criu),
             deployment=deployment_facts(deployment, boot.recipe),
             files=describe_files(partial),
         )
@@ -220,6 +247,28 @@ def _check_room(parent: Path, needed: int) -> None:
         )
 
 
+def _check_gpu_is_named(boot: Boot, sandbox: Sandbox, devices: Sequence[str]) -> None:
+    """Refuse a tree that holds the GPU driver's files though its deployment has no GPU: its restore would forget them."""
+    from torpor.snapshots.cuda import holders  # noqa: PLC0415
+
+    if boot.deployment.gpu is None and (found := holders(sandbox, devices)):
+        listed = "\n".join(
+            f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in found[:_SHOWN]
+        )
+        raise SnapshotError(
+            f"Deployment {boot.deployment.name!r} names no GPU, but processes of its engine hold one:\n{listed}\n"
+            'Set Deployment.gpu, or hide the GPUs from the engine (CUDA_VISIBLE_DEVICES="" in its environment).'
+        )
+
+
+def _lies_in_memory(folder: Path) -> bool:
+    from torpor.snapshots.host_memory import lies_in_memory  # noqa: PLC0415
+
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return lies_in_memory(parent)
+
+
 def _kept_folders(boot: Boot) -> list[Path]:
     """Folders that may well lie under /tmp and are the user's own choice all the same: environments, model, caches."""
     import sys  # noqa: PLC0415
@@ -232,6 +281,9 @@ def _kept_folders(boot: Boot) -> list[Path]:
     if deployment.model.path:
         folders.append(Path(deployment.model.path))
     folders += [Path(mount) for mount in boot.recipe.volumes]
+    env = {**os.environ, **boot.recipe.env}
+    named = [folder for name in _CODE_VARIABLES for folder in env.get(name, "").split(os.pathsep)]
+    folders += [Path(folder) for folder in named if os.path.isabs(folder)]  # noqa: PTH117 - many are empty
     return [*folders, *(folder.resolve() for folder in folders)]
 
 

@@ -1,0 +1,214 @@
+"""What this machine lacks for snapshots of a deployment, and what to do about each thing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots import probe
+from torpor.snapshots.criu import find, memory_bytes
+from torpor.snapshots.gpu import look
+from torpor.snapshots.gpu_needs import against_gpu
+from torpor.snapshots.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
+from torpor.snapshots.places import criu_prefix, snapshot_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
+    from torpor.snapshots.gpu import Driver
+    from torpor.snapshots.probe import Reason
+
+__all__ = ["Finding", "Level", "diagnose"]
+
+Level = Literal["ok", "warning", "error"]
+
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_WEIGHT_BYTES = 9_660_000_000  # Qwen3-8B-FP8, measured on an H200
+_OTHER_BYTES = 3_300_000_000  # the rest of the same engine's images
+_ON_GPU_BYTES = 4022 << 20  # what the same engine holds on the GPU while it sleeps, with CUDA graphs
+_MARGIN = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: `error`: no snapshot of the deployment can be made here; `warning`: one may fail, or nothing was asked for.
+        what: one word or two.
+        seen: what was seen.
+        cure: what to do; empty when nothing has to be done.
+    """
+
+    level: Level
+    what: str
+    seen: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bytes:
+    """What a capture will move and write.
+
+    Attributes:
+        on_gpu: moved to host memory.
+        new_in_memory: host memory that it takes on top of what is taken now.
+        images: written.
+        how: where these figures are from.
+        measured: whether an engine that runs was looked at.
+    """
+
+    on_gpu: int
+    new_in_memory: int
+    images: int
+    how: str
+    measured: bool
+
+
+def diagnose(deployment: Deployment | None = None) -> tuple[Finding, ...]:
+    """Look at everything.
+
+    Args:
+        deployment: what is to be snapshotted; without one, what is missing is a warning, and GPUs are looked at where the
+            machine has some.
+    """
+    driver = look()
+    with_gpu = deployment.gpu is not None if deployment else bool(driver.uses)
+    bad: Level = "error" if deployment else "warning"
+    return (*_criu(bad, with_gpu=with_gpu), *_gpu(deployment, driver, bad, with_gpu=with_gpu))
+
+
+def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
+    prefix = criu_prefix()
+    try:
+        criu = find(prefix, cache=prefix)
+        yield Finding(level="ok", what="CRIU", seen=f"{'.'.join(map(str, criu.version))} at {criu.program}")
+    except SnapshotError:  # the trial says the same, with what to do
+        pass
+    against: tuple[Reason, ...]
+    if with_gpu:
+        mode, against = "root", probe.available("root", cache=prefix, prefix=prefix)
+    else:
+        found, against = probe.usable_mode(cache=prefix, prefix=prefix)
+        mode = found or ""
+    if not against:
+        yield Finding(level="ok", what="snapshots", seen=f"a small dump and restore works here ({mode})")
+    for reason in against:
+        yield _from_reason(reason, bad, "CRIU" if reason.code == "criu_missing" else "snapshots")
+
+
+def _gpu(deployment: Deployment | None, driver: Driver, bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
+    if not with_gpu:
+        why = f"deployment {deployment.name!r} uses none" if deployment else "this machine has none"
+        yield Finding(level="ok", what="GPU", seen=f"GPU snapshots do not apply: {why}")
+        return
+    against = against_gpu(None, driver)
+    for reason in against:
+        yield _from_reason(reason, bad, "GPU driver")
+    if not against:
+        gpus = ", ".join(f"{gpu.uuid} {gpu}" for gpu in driver.gpus)
+        yield Finding(level="ok", what="GPU driver", seen=f"{driver.version}, which can checkpoint: {gpus}")
+    if deployment:
+        yield from _named_gpu(deployment)
+    needed = _running(driver) or _estimated(deployment)
+    yield from _memory(needed, deployment, bad)
+
+
+def _named_gpu(deployment: Deployment) -> Iterator[Finding]:
+    from torpor.platforms.local import check_gpu  # noqa: PLC0415 - it imports the whole lifecycle
+
+    try:
+        check_gpu(deployment)
+    except ConfigurationError as error:
+        yield Finding(level="error", what="GPU", seen=str(error), cure="use such a machine, or change Deployment.gpu")
+    if deployment.gpu_count > 1:
+        yield Finding(
+            level="warning",
+            what="GPU",
+            seen=f"deployment {deployment.name!r} uses {deployment.gpu_count} GPUs",
+            cure="snapshots of several GPUs are untried; the driver cannot checkpoint memory shared between processes before 610",
+        )
+
+
+def _memory(needed: _Bytes, deployment: Deployment | None, bad: Level) -> Iterator[Finding]:
+    """Host memory and room against what a capture takes; a shortage against an estimate alone is a warning."""
+    level: Level = bad if needed.measured else "warning"
+    folder = snapshot_folder(deployment.name if deployment else "any").parent
+    while not folder.exists():
+        folder = folder.parent
+    in_memory = lies_in_memory(folder)
+    wanted = int((needed.new_in_memory + (needed.images if in_memory else 0)) * _MARGIN)
+    available = available_bytes()
+    seen = f"{_gb(available)} available, {_gb(wanted)} wanted ({needed.how}"
+    seen += f"; {folder} is a tmpfs, so the images count)" if in_memory else ")"
+    if available < wanted:
+        cure = "free host memory, take a larger machine, keep the weights outside of the snapshot, or choose a folder on a disk; "
+        cure += f"for a virtual machine that gets more memory as it goes, say how much in {MEMORY_VARIABLE}"
+        yield Finding(level=level, what="host memory", seen=seen, cure=cure)
+    else:
+        yield Finding(level="ok", what="host memory", seen=seen)
+    free, room = shutil.disk_usage(folder).free, int(needed.images * _MARGIN)
+    seen = f"{_gb(free)} free in {folder} ({'tmpfs' if in_memory else 'disk'}), {_gb(room)} wanted ({needed.how})"
+    if free < room:
+        yield Finding(level=level, what="room", seen=seen, cure="free some, or choose another folder for the snapshot")
+    else:
+        yield Finding(level="ok", what="room", seen=seen)
+
+
+def _running(driver: Driver) -> _Bytes | None:
+    """What engines that run now hold; None when there is none on a GPU."""
+    engines = {pid for pid in _engine_pids() if any(pid in use.held_bytes for use in driver.uses)}
+    if not engines:
+        return None
+    on_gpu = sum(driver.held_by(engines).values())
+    on_host = sum(map(memory_bytes, _engine_pids()))
+    listed = ", ".join(map(str, sorted(engines)))
+    return _Bytes(
+        on_gpu=on_gpu,
+        new_in_memory=on_gpu,
+        images=on_gpu + on_host,
+        how=f"the engine that runs now holds {_gb(on_gpu)} on GPUs (pid {listed}) and {_gb(on_host)} of host memory; asleep "
+        "it holds less on the GPU",
+        measured=True,
+    )
+
+
+def _estimated(deployment: Deployment | None) -> _Bytes:
+    weights, whose = _WEIGHT_BYTES, "weights as of Qwen3-8B-FP8"
+    if deployment and deployment.model.path and (found := _size_of_weights(Path(deployment.model.path))):
+        weights, whose = found, f"weights in {deployment.model.path}"
+    images = weights + _OTHER_BYTES + _ON_GPU_BYTES
+    return _Bytes(
+        on_gpu=_ON_GPU_BYTES,
+        new_in_memory=images,
+        images=images,
+        how=f"an estimate, as no engine runs: {_gb(weights)} of {whose}, {_gb(_OTHER_BYTES)} for the processes and "
+        f"{_gb(_ON_GPU_BYTES)} from the GPU as measured with that model",
+        measured=False,
+    )
+
+
+def _size_of_weights(folder: Path) -> int:
+    return sum(file.stat().st_size for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+
+
+def _engine_pids() -> Iterator[int]:
+    """Processes of engines that Torpor started, as far as this user may look: each has its boot id in the environment."""
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if name.isdigit() and b"\0TORPOR_BOOT_ID=" in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
+                yield int(name)
+
+
+def _from_reason(reason: Reason, level: Level, what: str) -> Finding:
+    return Finding(level=level, what=what, seen=reason.seen, cure=reason.cure + ("" if reason.tried else " (untried)"))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

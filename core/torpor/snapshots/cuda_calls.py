@@ -1,0 +1,254 @@
+"""The CUDA driver's checkpoint calls, for the processes of one sandbox: a program of its own that runs inside.
+
+    python -I -S cuda_calls.py suspend LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
+    python -I -S cuda_calls.py resume  LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
+
+`suspend` locks every process, then checkpoints every one: its GPU memory goes to its own host memory, and it lets go of
+every /dev/nvidia* file. What was done is put back when one of them fails. `resume` restores and unlocks; a process that is
+locked already or runs is taken from where it is. One thread per process, a deadline for each call; the answer is one line of
+JSON on standard output, after MARK (the driver may print, too).
+
+Inside, because the driver takes pids of the caller's namespace, and those are the same after every restore. Standard library
+only. LIBRARIES are the places to load libcuda from, separated by colons; LOCK_S and MOVE_S the deadlines of a lock and of a
+checkpoint or restore in seconds, GRACE_S that of every other call, and what each gets on top; cuInit gets twice as much. GO
+is a file: the driver is loaded and initialised at once (which takes its time), everything else waits until the file is there,
+so that a resumption can begin beside CRIU; "-" for no waiting.
+
+Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "CUDA Driver API, 6.37 CUDA Checkpointing"
+(https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__CHECKPOINT.html); in libcuda since driver 570:
+
+    CUresult cuCheckpointProcessGetState(int pid, CUprocessState *state)
+    CUresult cuCheckpointProcessLock(int pid, CUcheckpointLockArgs *args)                running -> locked; may be NULL
+    CUresult cuCheckpointProcessCheckpoint(int pid, CUcheckpointCheckpointArgs *args)    locked -> checkpointed
+    CUresult cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args)          checkpointed -> locked
+    CUresult cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args)            locked -> running
+
+A restore wants persistence mode, or cuInit in the caller before it; so it is called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn, TypedDict
+
+    class Failure(TypedDict):
+        """A call that failed: on whom (0: on nobody), which, the driver's name and words for it."""
+
+        pid: int
+        call: str
+        name: str
+        text: str
+
+    class Answer(TypedDict):
+        """What is printed: seconds of each call by name and pid, what failed, what could not be put back."""
+
+        seconds: dict[str, dict[str, float]]
+        failures: list[Failure]
+        left: list[Failure]
+        hung: bool
+
+
+MARK = "torpor-cuda "
+TIMEOUT = "TIMEOUT"
+STATES = ("running", "locked", "checkpointed", "failed")  # CUprocessState
+RUNNING, LOCKED, CHECKPOINTED, FAILED = range(4)
+
+_POLL_S = 0.002
+_GET_STATE, _LOCK, _CHECKPOINT, _RESTORE, _UNLOCK = (
+    f"cuCheckpointProcess{what}" for what in ("GetState", "Lock", "Checkpoint", "Restore", "Unlock")
+)
+
+
+class LockArgs(ctypes.Structure):
+    """`CUcheckpointLockArgs`: 64 bytes; with a timeout of 0 the driver would wait for ever."""
+
+    _fields_ = (
+        ("timeoutMs", ctypes.c_uint),
+        ("reserved0", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint64 * 7),
+    )
+
+
+class HungError(Exception):
+    """A call did not come back: the state of the driver in that process is unknown."""
+
+
+class Calls:
+    """The driver, and what its calls took and said.
+
+    Args:
+        libraries: places to load it from.
+        lock_s: deadline of a lock, seconds.
+        move_s: of a checkpoint and of a restore.
+        grace_s: of every other call, and on top of those two; twice for cuInit, which may have to wake every GPU.
+    """
+
+    def __init__(self, libraries: Sequence[str], *, lock_s: float, move_s: float, grace_s: float) -> None:
+        self._libraries = libraries
+        self._lock_ms = int(lock_s * 1000)
+        self._grace_s = grace_s
+        self._limits = {"cuInit": grace_s, _LOCK: lock_s, _CHECKPOINT: move_s, _RESTORE: move_s}
+        self._functions: dict[str, Callable[..., int]] = {}
+        self.seconds: dict[str, dict[str, float]] = {}
+        self.failures: list[Failure] = []
+        self.left: list[Failure] = []
+        self.hung = False
+
+    def answer(self) -> Answer:
+        """What to print."""
+        return {
+            "seconds": self.seconds,
+            "failures": self.failures,
+            "left": self.left,
+            "hung": self.hung,
+        }
+
+    def load(self) -> bool:
+        """Load the library and initialise it; False, with the failure noted, when that cannot be done."""
+        library, reasons = None, []
+        for place in self._libraries:
+            try:
+                library = ctypes.CDLL(place)
+                break
+            except OSError as error:
+                reasons.append(str(error))
+        if library is None:
+            self._note(self.failures, 0, "dlopen", "MISSING", "; ".join(reasons))
+            return False
+        for name in ("cuGetErrorName", "cuGetErrorString", "cuInit", _GET_STATE, _LOCK, _CHECKPOINT, _RESTORE, _UNLOCK):
+            try:
+                self._functions[name] = library[name]
+            except AttributeError:
+                self._note(
+                    self.failures, 0, name, "MISSING", "this libcuda has no such function: its driver is too old"
+                )
+                return False
+        return bool(self._on_each("cuInit", (0,), self._functions["cuInit"], self.failures))
+
+    def states(self, pids: Sequence[int], failures: list[Failure]) -> dict[int, int]:
+        """The state of each process that has one."""
+        found = {pid: ctypes.c_int(-1) for pid in pids}
+        good = self._on_each(
+            _GET_STATE, pids, lambda pid: self._functions[_GET_STATE](pid, ctypes.byref(found[pid])), failures
+        )
+        return {pid: found[pid].value for pid in good}
+
+    def suspend(self, pids: Sequence[int]) -> None:
+        """Lock all, checkpoint all; put back what was done when one fails."""
+        states = self.states(pids, self.failures)
+        for pid, state in states.items():
+            if state != RUNNING:
+                self._note(self.failures, pid, _LOCK, "NOT_RUNNING", f"it is {_state_name(state)} already")
+        if self.failures:
+            return
+        locked = self._on_each(
+            _LOCK, pids, lambda pid: self._functions[_LOCK](pid, ctypes.byref(LockArgs(self._lock_ms))), self.failures
+        )
+        if not self.failures:
+            self._on_each(_CHECKPOINT, pids, lambda pid: self._functions[_CHECKPOINT](pid, None), self.failures)
+        if self.failures and locked:
+            self.resume(locked, self.left)
+
+    def resume(self, pids: Sequence[int], failures: list[Failure]) -> None:
+        """Restore and unlock, each from where it is."""
+        states = self.states(pids, failures)
+        for pid, state in states.items():
+            if state not in (RUNNING, LOCKED, CHECKPOINTED):
+                self._note(failures, pid, _RESTORE, "STATE", f"it is {_state_name(state)}")
+        asleep = [pid for pid, state in states.items() if state == CHECKPOINTED]
+        restored = self._on_each(_RESTORE, asleep, lambda pid: self._functions[_RESTORE](pid, None), failures)
+        locked = [*restored, *(pid for pid, state in states.items() if state == LOCKED)]
+        self._on_each(_UNLOCK, locked, lambda pid: self._functions[_UNLOCK](pid, None), failures)
+
+    def _on_each(
+        self, name: str, pids: Sequence[int], call: Callable[[int], int], failures: list[Failure]
+    ) -> list[int]:
+        """Make a call for each process, all at once; the processes for which it succeeded.
+
+        Raises:
+            HungError: one did not come back.
+        """
+        codes: dict[int, int] = {}
+        taken = self.seconds.setdefault(name, {})
+
+        def run(pid: int) -> None:
+            began = time.perf_counter()
+            code = call(pid)
+            taken[str(pid)] = time.perf_counter() - began
+            codes[pid] = code
+
+        limit_s = self._limits.get(name, 0.0) + self._grace_s
+        deadline = time.perf_counter() + limit_s
+        threads = [threading.Thread(target=run, args=(pid,), daemon=True) for pid in pids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.perf_counter()))
+        for pid in pids:
+            if pid not in codes:
+                self._note(self.failures, pid, name, TIMEOUT, f"it did not come back within {limit_s:g} s{_seen(pid)}")
+                self.hung = True
+            elif codes[pid] != 0:
+                self._note(failures, pid, name, *self._words(codes[pid]))
+        if self.hung:
+            raise HungError
+        return [pid for pid in pids if codes[pid] == 0]
+
+    def _words(self, code: int) -> tuple[str, str]:
+        """The driver's name for an error and its description."""
+        said = []
+        for ask in ("cuGetErrorName", "cuGetErrorString"):
+            text = ctypes.c_char_p()
+            known = self._functions[ask](code, ctypes.byref(text)) == 0 and text.value
+            said.append(text.value.decode(errors="replace") if known and text.value else f"CUresult {code}")
+        return said[0], said[1]
+
+    @staticmethod
+    def _note(failures: list[Failure], pid: int, call: str, name: str, text: str) -> None:
+        failures.append({"pid": pid, "call": call, "name": name, "text": text})
+
+
+def _state_name(state: int) -> str:
+    return STATES[state] if 0 <= state < len(STATES) else f"in state {state}"
+
+
+def _seen(pid: int) -> str:
+    """What the kernel says of a process that does not answer: a stopped one never does."""
+    try:
+        with open(f"/proc/{pid}/status") as status:  # noqa: PTH123
+            lines = [line for line in status if line.startswith("State:")]
+    except OSError:
+        return "; the process is gone" if pid else ""
+    return f"; its state is {lines[0].partition(':')[2].strip()}" if lines else ""
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """Do it and print the answer; 0 when all went well."""
+    action, libraries, lock_s, move_s, grace_s, go, *pids = argv
+    calls = Calls(libraries.split(":"), lock_s=float(lock_s), move_s=float(move_s), grace_s=float(grace_s))
+    numbers = [int(pid) for pid in pids]
+    try:
+        if calls.load():
+            while go != "-" and not os.path.exists(go):  # noqa: PTH110 - whoever started this ends it when there is no go
+                time.sleep(_POLL_S)
+            if action == "suspend":
+                calls.suspend(numbers)
+            else:
+                calls.resume(numbers, calls.failures)
+    except HungError:
+        pass
+    print(MARK + json.dumps(calls.answer()), flush=True)
+    os._exit(1 if calls.failures else 0)  # past threads that hang in the driver, and past its own clean-up
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,119 @@
+"""What a manifest says of GPUs, and how those of two machines are compared.
+
+It imports nothing: a restore reads a manifest before it imports anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        uuid: as the driver writes it, `GPU-` and 32 hex digits.
+        name: e.g. `NVIDIA H200`.
+        memory_mib: what the driver calls its total memory.
+        compute_capability: e.g. `9.0`.
+    """
+
+    uuid: str
+    name: str
+    memory_mib: int
+    compute_capability: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.memory_mib} MiB, compute capability {self.compute_capability})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuProcess:
+    """A process whose GPU state lies in its own memory.
+
+    Attributes:
+        pid: inside the sandbox; the same at the dump and after every restore.
+        command: for messages.
+        lock_s: seconds that the driver took to lock it.
+        checkpoint_s: seconds to move its GPU memory to host memory.
+    """
+
+    pid: int
+    command: str
+    lock_s: float
+    checkpoint_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPart:
+    """What of a snapshot was on GPUs.
+
+    Attributes:
+        processes: those to be brought back to their GPUs after a restore.
+        memory: by UUID, the bytes of GPU memory that came free at the checkpoint; a restore takes them again.
+    """
+
+    processes: tuple[GpuProcess, ...]
+    memory: Mapping[str, int]
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bytes of all GPUs together."""
+        return sum(self.memory.values())
+
+
+def gpu_part(content: Mapping[str, object]) -> GpuPart:
+    """The GPU part out of a manifest's JSON.
+
+    Raises:
+        TypeError, KeyError, ValueError, AttributeError: it is damaged.
+    """
+    processes, memory = content["processes"], content["memory"]
+    if not isinstance(processes, list) or not isinstance(memory, dict):
+        raise TypeError("gpu.processes has to be a list and gpu.memory an object")
+    return GpuPart(
+        processes=tuple(GpuProcess(**one) for one in processes),
+        memory={str(uuid): int(size) for uuid, size in memory.items()},
+    )
+
+
+def described(gpus: Sequence[Gpu]) -> str:
+    """How many of which kind, e.g. `2 x NVIDIA H200`; `none`."""
+    names = [gpu.name for gpu in gpus]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
+
+
+def different_gpus(made_with: Sequence[Gpu], here: Sequence[Gpu]) -> Iterator[str]:
+    """Why processes of some GPUs do not fit a machine, each as a sentence.
+
+    A process goes back to the very GPU it was on. The driver can put it on another of the same chip when it is told which
+    (`CUcheckpointGpuPair`, CUDA documentation of cuCheckpointProcessRestore); that was never tried here, so it is refused.
+
+    Args:
+        made_with: the GPUs that the snapshot was made on.
+        here: every GPU of this machine.
+    """
+    known = {gpu.uuid: gpu for gpu in here}
+    for gpu in made_with:
+        now = known.get(gpu.uuid)
+        if now is None:
+            there = ", ".join(f"{one.uuid} ({one.name})" for one in here) or "none"
+            yield (
+                f"its GPU {gpu.uuid}, {gpu}, is not in this machine, which has {there}; a restore onto another GPU, even of "
+                "the same kind, is untried"
+            )
+            continue
+        for what, then, seen in (
+            ("name", gpu.name, now.name),
+            ("memory", f"{gpu.memory_mib} MiB", f"{now.memory_mib} MiB"),
+            ("compute capability", gpu.compute_capability, now.compute_capability),
+        ):
+            if then != seen:
+                yield f"the {what} of its GPU {gpu.uuid} was {then}; here it is {seen}"

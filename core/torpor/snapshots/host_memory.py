@@ -1,0 +1,81 @@
+"""How much memory this process and its children may still take, on the machine and in its control groups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MEMORY_VARIABLE", "available_bytes", "lies_in_memory"]
+
+MEMORY_VARIABLE = "TORPOR_HOST_MEMORY_GB"
+"""The memory of a machine that gets it as it goes (a virtual machine whose MemTotal grows): what it can have in all, GB."""
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be taken without swapping or being killed: the least that the machine or a control group allows.
+
+    Args:
+        proc: where procfs is mounted.
+        cgroups: where the control groups are mounted, of the second version or `memory` of the first.
+    """
+    text = (proc / "meminfo").read_text()
+    total, available = (
+        1024 * int(found.group(1)) if (found := re.search(rf"^{name}: +(\d+) kB", text, re.MULTILINE)) else 0
+        for name in ("MemTotal", "MemAvailable")
+    )
+    with contextlib.suppress(ValueError):  # not set, or no number
+        available = max(available, int(float(os.environ.get(MEMORY_VARIABLE, "")) * 1e9) - (total - available))
+    return min([available, *_groups(proc, cgroups)])
+
+
+def lies_in_memory(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether files in a folder take memory: it is on a tmpfs.
+
+    Args:
+        folder: an existing one.
+        mounts: the table of mounts (proc_pid_mounts(5)); the last of two on one path is the one that is seen.
+    """
+    device = folder.stat().st_dev
+    kind = ""
+    for line in mounts.read_text().splitlines():
+        _, point, what, *_ = line.split()
+        with contextlib.suppress(OSError):
+            path = Path(point.encode().decode("unicode_escape"))
+            if folder.is_relative_to(path) and path.stat().st_dev == device:
+                kind = what
+    return kind in _IN_MEMORY
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What is left in each control group above this process that has a limit."""
+    for line in (proc / "self" / "cgroup").read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            root, files = cgroups, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, files = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = root / name.lstrip("/")
+        for folder in [group, *group.parents]:
+            if not folder.is_relative_to(root):
+                break
+            with contextlib.suppress(OSError, ValueError):  # no limit: there is no file (the root), or it says "max"
+                limit, used = (int((folder / file).read_text()) for file in files)
+                yield max(0, limit - used + _reclaimable(folder))
+
+
+def _reclaimable(folder: Path) -> int:
+    """Cached files of a group: they count as used, and give way."""
+    with contextlib.suppress(OSError):
+        text = (folder / "memory.stat").read_text()
+        return sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", text, re.MULTILINE)))
+    return 0

@@ -1,0 +1,91 @@
+"""A stand-in for the NVIDIA driver: libcuda and NVML as small C libraries, and processes with state "on a GPU".
+
+`libcuda.c` keeps the contract of the checkpoint calls (states, argument blocks, errors) and asks the real process, which has
+the same library loaded and keeps its state itself, as it is with the real one (`process.py` is such a process). `libnvml.c`
+says what the environment tells it to. The device is a plain file outside of the sandbox, open and mapped; code under test is
+told how its path begins.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.snapshots.nvidia.process import MEMORY_BYTES
+from torpor.snapshots.gpu import LIBRARIES_VARIABLE
+
+__all__ = ["MEMORY_BYTES", "PROGRAM", "UUID", "FakeDriver", "build"]
+
+HERE = Path(__file__).parent
+PROGRAM = HERE / "process.py"
+UUID = "GPU-11111111-2222-3333-4444-555555555555"
+SLOT_BYTES, SLOTS = 64 << 20, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeDriver:
+    """One machine's driver, and the device file that its processes hold.
+
+    Attributes:
+        libraries: the folder with libcuda.so.1 and libnvidia-ml.so.1.
+        device: the device file.
+        used: a folder in which processes say how much they have on the GPU.
+    """
+
+    libraries: Path
+    device: Path
+    used: Path
+
+    @classmethod
+    def install(cls, libraries: Path, folder: Path, patch: pytest.MonkeyPatch) -> FakeDriver:
+        """Make the device and have this process, and all that it starts, find the driver."""
+        device, used = folder / "dev" / "nvidia0", folder / "used"
+        device.parent.mkdir(parents=True)
+        used.mkdir()
+        with device.open("wb") as file:
+            file.truncate(SLOT_BYTES * SLOTS)  # a hole, which takes no room
+        patch.setenv(LIBRARIES_VARIABLE, str(libraries))
+        patch.setenv("TORPOR_FAKE_DEVICE", str(device))
+        patch.setenv("TORPOR_FAKE_USED", str(used))
+        return cls(libraries=libraries, device=device, used=used)
+
+    @property
+    def libcuda(self) -> Path:
+        """The library."""
+        return self.libraries / "libcuda.so.1"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """How the paths of its device files begin."""
+        return (str(self.device.parent / "nvidia"),)
+
+    def argv(self, *rest: str) -> list[str]:
+        """The command line of a process on the GPU."""
+        return [sys.executable, str(PROGRAM), str(self.libcuda), *rest]
+
+    def on_gpu(self, pid: int) -> bytes:
+        """What lies on the GPU for a process (of the pid that it has for itself)."""
+        with self.device.open("rb") as file:
+            file.seek(pid % SLOTS * SLOT_BYTES)
+            return file.read(MEMORY_BYTES)
+
+
+def build(folder: Path, *, old: bool = False) -> Path:
+    """Compile both libraries into a folder; skips the test where there is no compiler.
+
+    Args:
+        folder: an existing one.
+        old: without the checkpoint functions, as before driver 570.
+    """
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler (cc) to build the stand-in for libcuda with")
+    for source, target in (("libcuda.c", "libcuda.so.1"), ("libnvml.c", "libnvidia-ml.so.1")):
+        argv = [compiler, "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", *(["-DOLD"] if old else [])]
+        subprocess.run([*argv, "-o", str(folder / target), str(HERE / source)], check=True, timeout=60)
+    return folder

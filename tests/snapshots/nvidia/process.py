@@ -1,0 +1,60 @@
+"""A process with memory on a GPU: `python process.py LIBCUDA [standin ARGUMENT ...]`; with the stand-in for libcuda.
+
+Every process forked from it is on the GPU as well. With `standin` it becomes the stand-in engine; else it waits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+MEMORY_BYTES = 1 << 20
+
+
+def pattern(pid: int) -> bytes:
+    """What a process has on the GPU: it can be recognised afterwards."""
+    return (f"memory of {pid} ".encode() * (MEMORY_BYTES // 8))[:MEMORY_BYTES]
+
+
+def go_on_gpu(cuda: ctypes.CDLL) -> None:
+    """Allocate memory on the GPU and fill it."""
+    pointer = ctypes.c_ulonglong()
+    assert cuda.cuInit(0) == 0
+    assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(MEMORY_BYTES)) == 0
+    assert cuda.cuMemcpyHtoD_v2(pointer, pattern(os.getpid()), ctypes.c_size_t(MEMORY_BYTES)) == 0
+
+
+def go_on_gpu_anew(cuda: ctypes.CDLL) -> None:
+    """In a forked child, which is another process for the driver."""
+    cuda.fake_forked()
+    go_on_gpu(cuda)
+
+
+def undumpable() -> int:
+    """Hold what CRIU cannot dump: a file-system context (fsopen(2), of root)."""
+    return int(ctypes.CDLL(None).syscall(430, b"tmpfs", 0))
+
+
+def main(argv: list[str]) -> int:
+    """Go on the GPU and do what there is to do."""
+    library, *rest = argv
+    cuda = ctypes.CDLL(library)
+    go_on_gpu(cuda)
+    os.register_at_fork(after_in_child=lambda: go_on_gpu_anew(cuda))
+    if "--undumpable" in rest:
+        assert undumpable() >= 0
+    if "--keep" in rest:  # a descriptor of the device of which the driver knows nothing
+        os.open(os.environ["TORPOR_FAKE_DEVICE"], os.O_RDONLY)
+    if rest[:1] == ["standin"]:
+        from torpor.testing import standin
+
+        return standin.main(rest[1:])
+    print("up", flush=True)
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""`torpor doctor`: what is looked at, what is said, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.snapshots.nvidia import FakeDriver, build
+from torpor import Deployment, Model, doctor
+from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.gpu import LIBRARIES_VARIABLE
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.doctor import Finding
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with neither CRIU nor driver, and a cache root of its own; PATH leads nowhere."""
+    for name in ("cache", "bin", "libraries"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv(LIBRARIES_VARIABLE, str(tmp_path / "libraries"))
+    monkeypatch.delenv(PREFIX_VARIABLE, raising=False)
+    monkeypatch.setattr("torpor.snapshots.criu._SYSTEM_FOLDERS", ())
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once, and while PATH leads to a compiler."""
+    return build(tmp_path_factory.mktemp("nvidia"))
+
+
+@pytest.fixture
+def with_gpu(libraries: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A machine with a GPU, and nothing else."""
+    return FakeDriver.install(libraries, bare / "machine", monkeypatch)
+
+
+def deployment(gpu: str | None, model: str = "/no/such/model") -> Deployment:
+    return Deployment(name="d", model=Model(path=model, served_name="m"), gpu=gpu, plugins=(StandIn(),))
+
+
+def by_what(findings: tuple[Finding, ...]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+def test_without_criu_a_deployment_cannot_be_snapshotted_and_a_machine_is_only_warned_of(bare: Path) -> None:
+    """An error where it stands in somebody's way; the cure is the set-up."""
+    for asked, level in ((deployment(None), "error"), (None, "warning")):
+        found = by_what(doctor.diagnose(asked))
+        assert found["CRIU"].level == level
+        assert "torpor snapshot setup" in found["CRIU"].cure
+
+
+def test_without_a_gpu_it_says_that_gpu_snapshots_do_not_apply(bare: Path) -> None:
+    """In the deployment, or on the machine where no deployment is named."""
+    assert by_what(doctor.diagnose(deployment(None)))["GPU"].seen == (
+        "GPU snapshots do not apply: deployment 'd' uses none"
+    )
+    assert by_what(doctor.diagnose())["GPU"].seen == "GPU snapshots do not apply: this machine has none"
+
+
+def test_a_deployment_with_a_gpu_on_a_machine_without_is_an_error(bare: Path) -> None:
+    """No driver, and not the GPU that is named."""
+    found = by_what(doctor.diagnose(deployment("H200")))
+    assert found["GPU driver"].level == found["GPU"].level == "error"
+    assert "no NVIDIA driver answers" in found["GPU driver"].seen
+    assert "needs 1 x H200" in found["GPU"].seen
+
+
+def test_an_old_driver_is_told_with_what_is_needed(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """570 is the least."""
+    monkeypatch.setenv("TORPOR_FAKE_DRIVER", "535.10")
+    finding = by_what(doctor.diagnose(deployment("H200")))["GPU driver"]
+    assert (finding.level, finding.seen) == ("error", "the NVIDIA driver is 535.10")
+    assert "570" in finding.cure
+
+
+def test_bytes_are_an_estimate_until_an_engine_runs(
+    with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files of the model count, else a stated figure; too little against an estimate is a warning."""
+    (tmp_path / "model").mkdir()
+    with (tmp_path / "model" / "m.safetensors").open("wb") as file:
+        file.truncate(5_000_000_000)
+    found = by_what(doctor.diagnose(deployment("H200", str(tmp_path / "model"))))
+    assert f"5.0 GB of weights in {tmp_path / 'model'}" in found["host memory"].seen
+    assert "an estimate, as no engine runs" in found["room"].seen
+    assert "weights as of Qwen3-8B-FP8" in by_what(doctor.diagnose(deployment("H200")))["room"].seen
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
+    monkeypatch.setattr(doctor, "available_bytes", lambda: 1000)
+    found = by_what(doctor.diagnose(deployment("H200")))
+    assert found["room"].level == found["host memory"].level == "warning"
+    assert found["room"].cure
+    assert found["host memory"].cure
+
+
+def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that Torpor started and that the driver lists; too little for it is an error."""
+    env = {**os.environ, "TORPOR_BOOT_ID": "0123456789abcdef"}
+    with subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], env=env, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as engine:  # fmt: skip
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        monkeypatch.setenv("TORPOR_FAKE_HOLDERS", f"{engine.pid}={4 * 10**9},17=999999999999")
+        monkeypatch.setattr(doctor, "available_bytes", lambda: 10**9)
+        memory = by_what(doctor.diagnose(deployment("H200")))["host memory"]
+        engine.kill()
+    assert memory.level == "error"
+    assert f"holds 4.0 GB on GPUs (pid {engine.pid})" in memory.seen
+    assert "1.0 GB available, 4.4 GB wanted" in memory.seen
+
+
+def test_several_gpus_are_untried(with_gpu: FakeDriver) -> None:
+    """Said as a warning beside everything else."""
+    findings = doctor.diagnose(deployment("H200:2"))
+    assert any(finding.level == "warning" and "uses 2 GPUs" in finding.seen for finding in findings)
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torpor.cli", "doctor", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Path) -> None:
+    """2 with an app that cannot be snapshotted here, 1 without one; as a table and as JSON."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), gpu='H200', plugins=(StandIn(),))\n"
+    )
+    shown = run(str(app))
+    assert (shown.returncode, shown.stderr) == (2, "")
+    assert "error    GPU driver   no NVIDIA driver answers" in shown.stdout
+    assert "-> install one, 570 or newer" in shown.stdout
+    told = run(str(app), "--json")
+    content = json.loads(told.stdout)
+    assert told.returncode == content["exit_code"] == 2
+    assert {finding["level"] for finding in content["findings"]} >= {"error"}
+    assert run("--json").returncode == 1
+
+
+@pytest.mark.criu
+def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Here, without a GPU in question: a real small dump and restore."""
+    from tests.snapshots.conftest import refuse
+    from torpor.snapshots.backend import CriuBackend
+
+    if reasons := CriuBackend().available():
+        refuse("; ".join(reasons))
+    findings = doctor.diagnose(deployment(None))
+    assert {finding.level for finding in findings} == {"ok"}
+    assert any("a small dump and restore works here" in finding.seen for finding in findings)
+    assert run().returncode in (0, 1)  # 1 where this machine has a GPU that lacks something
