@@ -14,6 +14,7 @@ import pytest
 from tests.snapshots.nvidia import UUID, FakeDriver, build
 from torpor import ConfigurationError, Deployment, Model
 from torpor.platforms.local import check_gpu
+from torpor.snapshots import cuda
 from torpor.snapshots.gpu import LIBRARIES_VARIABLE, Driver, GpuUse, full_gpus, look
 from torpor.snapshots.gpu_needs import against_gpu
 from torpor.snapshots.gpu_part import Gpu, described, different_gpus
@@ -138,6 +139,23 @@ def test_too_little_free_gpu_memory_is_told_with_its_holders() -> None:
     assert list(full_gpus({UUID: 5 * MIB}, driver, copies=2)) == []
     (reason,) = full_gpus({UUID: 5 * MIB}, driver, copies=3)
     assert reason == f"GPU {UUID} (NVIDIA H200) has 10 MiB free and 15 MiB are needed; held by pid 17 5 MiB"
+
+
+def test_a_restore_takes_what_came_free_on_the_gpus_of_the_tree() -> None:
+    """Or what its processes were said to hold, if that is more; what others free elsewhere meanwhile does not count."""
+
+    def driver(first: int, second: int) -> Driver:
+        cards = (CARD, replace(CARD, uuid="GPU-2"))
+        uses = (
+            GpuUse(gpu=gpu, used_bytes=used, free_bytes=0) for gpu, used in zip(cards, (first, second), strict=True)
+        )
+        return Driver(version="580.1", uses=tuple(uses))
+
+    before, after = driver(900, 50), driver(400, 40)
+    assert cuda._memory(before, after, {}) == {UUID: 500, "GPU-2": 10}
+    assert cuda._memory(before, after, {UUID: 100}) == {UUID: 500}
+    assert cuda._memory(before, after, {UUID: 700}) == {UUID: 700}
+    assert cuda._memory(before, before, {}) == {}
 
 
 def test_a_driver_that_can_checkpoint_is_nothing_in_the_way(driver: FakeDriver) -> None:

@@ -25,7 +25,7 @@ from tests.snapshots.nvidia.process import pattern
 from torpor import SnapshotError
 from torpor.apps import load_deployment
 from torpor.platforms.local import CriuBackend, LocalServer, restore_snapshot
-from torpor.snapshots import cuda, host_memory
+from torpor.snapshots import cuda, cuda_run, host_memory
 from torpor.snapshots.criu import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu_part import Gpu
 from torpor.snapshots.manifest import MANIFEST, read_manifest
@@ -243,8 +243,8 @@ def test_a_hanging_checkpoint_is_given_up_and_the_sandbox_ended(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the driver has done by then cannot be told."""
-    monkeypatch.setattr(cuda, "_MOVE_S", 0.5)
-    monkeypatch.setattr(cuda, "_GRACE_S", 2.0)
+    monkeypatch.setattr(cuda_run, "_MOVE_S", 0.5)
+    monkeypatch.setattr(cuda_run, "_GRACE_S", 2.0)
     server = machine.server()
     try:
         server.cold_start()

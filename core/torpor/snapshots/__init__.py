@@ -7,9 +7,9 @@ sandbox      one namespaced sandbox per replica: the engine's tree lives in it, 
              (pid1: its first process; channel: the way to it; side_files: what lies in its private folders)
 io_uring     io_uring denied to an engine, which CRIU cannot dump
 probe        whether all of this works here, by a real small dump and restore
-cuda         GPU state to host memory before a dump and back after a restore (cuda_calls: the driver's calls, inside the
-             sandbox; gpu: the GPUs of this machine; gpu_part: what a manifest says of them; gpu_needs: what stands in
-             the way; host_memory: how much is available)
+cuda         GPU state to host memory before a dump and back after a restore (cuda_run, cuda_calls: the driver's calls,
+             made inside the sandbox; gpu: the GPUs of this machine; gpu_part: what a manifest says of them; gpu_needs:
+             what stands in the way; host_memory: how much is available)
 front        one public port before any number of replicas (forward: how bytes are carried)
 store        a snapshot as a folder: capture, inspect, restore, remove
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at

@@ -11,27 +11,26 @@ Measured on an H200 with driver 580.159: 0.05 s for a process without GPU memory
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots import cuda_calls, gpu
+from torpor.errors import SnapshotError
+from torpor.snapshots import gpu
 from torpor.snapshots.checks import open_paths
 from torpor.snapshots.criu import expected_bytes
+from torpor.snapshots.cuda_run import UnansweredError, advice, listed, run_calls
 from torpor.snapshots.gpu_part import Gpu, GpuPart, GpuProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torpor.snapshots.cuda_calls import Answer, Failure
-    from torpor.snapshots.sandbox import Finished, Sandbox
+    from torpor.snapshots.cuda_calls import Answer
+    from torpor.snapshots.sandbox import Sandbox
 
 __all__ = [
     "DEVICES",
@@ -48,16 +47,9 @@ __all__ = [
 DEVICES = ("/dev/nvidia",)
 """How the paths of the driver's device files begin: nvidia0, nvidiactl, nvidia-uvm, nvidia-caps/..."""
 
-LOCK_S = 20.0
-"""Seconds for the work of a sleeping engine that is still on the GPU."""
-
-_MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the slowest that was measured (1.8 GB/s)
-_GRACE_S = 10.0  # for a call that moves nothing
-_SLACK_S = 15.0  # an interpreter's start and the answer, on a loaded machine
 _SHOWN = 4
 _GO = ".torpor-cuda-go"
 _SET_TID = (5, 5)  # clone3(2) with set_tid
-_PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # neither a secret, nor what hides GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +154,17 @@ def suspended(
     """
     state = _suspend(sandbox, images_in_memory, devices)
     try:
+        if left := holders(sandbox, devices):
+            raise SnapshotError(_still_held(left))  # noqa: TRY301 - one way back, below
         yield state
     except BaseException as error:
         if state.resumed is None and state.part.processes and sandbox.alive and sandbox.poll() is None:
             try:
                 state.resume()
             except SnapshotError as second:
-                raise SnapshotError(f"{error}\nAnd then the original was lost: {second}") from error
+                raise SnapshotError(
+                    f"{error or type(error).__name__}\nAnd then the original was lost: {second}"
+                ) from error
         raise
 
 
@@ -229,7 +225,7 @@ class Resumption:
     def _run(self) -> None:
         pids = [one.pid for one in self._part.processes]
         try:
-            self._answer = _call(
+            self._answer = run_calls(
                 "resume", self._sandbox, pids, self._part.memory_bytes, go=self._go, wait_s=self._wait_s
             )
         except BaseException as error:
@@ -251,7 +247,7 @@ class Resumption:
             self._sandbox.kill()
             raise SnapshotError(
                 f"The processes of sandbox {self._sandbox.name!r} could not be brought back to their GPUs:\n"
-                f"{_listed(answer['failures'], commands)}\n{_advice(answer['failures'])}The sandbox was ended."
+                f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}The sandbox was ended."
             )
         restored, unlocked = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Restore", "Unlock"))
         return Resumed(
@@ -282,33 +278,35 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
     to_move = sum(held.values()) or sum(use.used_bytes for use in before.uses)
     _check_host_memory(to_move, expected_bytes(sandbox) + to_move if images_in_memory else 0)
     try:
-        answer = _call("suspend", sandbox, tuple(commands), to_move)
+        answer = run_calls("suspend", sandbox, tuple(commands), to_move)
     except BaseException as error:
-        if isinstance(error, _UnansweredError) or not isinstance(error, SnapshotError):
+        if isinstance(error, UnansweredError) or not isinstance(error, SnapshotError):
             sandbox.kill()
         raise
     if answer["failures"]:
         raise _not_suspended(sandbox, answer, commands)
-    part = _part(answer, commands, before, gpu.look())
-    if left := holders(sandbox, devices):
-        resume(sandbox, part)
-        raise SnapshotError(_still_held(left))
-    used = {*held} or {*part.memory}
-    gpus = tuple(one for one in before.gpus if one.uuid in used) or before.gpus
+    part = GpuPart(processes=_processes(answer, commands), memory=_memory(before, gpu.look(), held))
+    gpus = tuple(one for one in before.gpus if one.uuid in part.memory) or before.gpus
     return Suspended(sandbox, part, before.version, gpus, time.perf_counter() - began)
 
 
-def _part(answer: Answer, commands: Mapping[int, str], before: gpu.Driver, after: gpu.Driver) -> GpuPart:
-    locked, moved = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Lock", "Checkpoint"))
+def _processes(answer: Answer, commands: Mapping[int, str]) -> tuple[GpuProcess, ...]:
+    locked, moved = (answer["seconds"][f"cuCheckpointProcess{what}"] for what in ("Lock", "Checkpoint"))
+    return tuple(
+        GpuProcess(pid=pid, command=command, lock_s=locked[str(pid)], checkpoint_s=moved[str(pid)])
+        for pid, command in commands.items()
+    )
+
+
+def _memory(before: gpu.Driver, after: gpu.Driver, held: Mapping[str, int]) -> dict[str, int]:
+    """What a restore will take of each GPU: what came free, or what the processes were said to hold if that is more.
+
+    Where the driver lists the processes, their GPUs alone count: on another one somebody else may have freed something.
+    """
     now = {use.gpu.uuid: use.used_bytes for use in after.uses}
     freed = {use.gpu.uuid: use.used_bytes - now.get(use.gpu.uuid, use.used_bytes) for use in before.uses}
-    return GpuPart(
-        processes=tuple(
-            GpuProcess(pid=pid, command=command, lock_s=locked[str(pid)], checkpoint_s=moved[str(pid)])
-            for pid, command in commands.items()
-        ),
-        memory={uuid: size for uuid, size in freed.items() if size > 0},
-    )
+    taken = {uuid: max(size, held.get(uuid, 0)) for uuid, size in freed.items()}
+    return {uuid: size for uuid, size in taken.items() if size > 0 and (uuid in held or not held)}
 
 
 def _check_host_memory(to_move: int, image_bytes: int) -> None:
@@ -326,108 +324,29 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
         )
 
 
-def _call(
-    action: str,
-    sandbox: Sandbox,
-    pids: Sequence[int],
-    moved_bytes: int,
-    *,
-    go: Path | None = None,
-    wait_s: float = 0.0,
-) -> Answer:
-    """Run the calls inside the sandbox.
-
-    Raises:
-        SnapshotError: there was no answer; nobody can tell then what the driver has done, unless it was not called at all.
-    """
-    move_s = _MOVE_S + moved_bytes / _MOVE_BYTES_PER_S
-    libraries = ":".join(gpu.library_candidates("libcuda.so.1"))
-    argv = [sys.executable, "-I", "-S", cuda_calls.__file__, action, libraries]
-    argv += [str(LOCK_S), str(move_s), str(_GRACE_S), str(go or "-"), *map(str, pids)]
-    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    timeout_s = wait_s + LOCK_S + 2 * move_s + 10 * _GRACE_S + _SLACK_S
-    who = f"The CUDA calls ({action}) of sandbox {sandbox.name!r}"
-    try:
-        finished = sandbox.run(argv, env={"PATH": os.defpath, **env}, timeout_s=timeout_s)
-    except TimeoutError:
-        raise _UnansweredError(
-            f"{who} were killed: there was no answer after {timeout_s:g} s, not even from the program that makes them. So the "
-            "sandbox was ended."
-        ) from None
-    except ConfigurationError as error:
-        raise SnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
-    if (answer := _answer(finished)) is not None:
-        return answer
-    last = "\n".join(f"  {line}" for line in finished.output.strip().splitlines()[-_SHOWN:]) or "  nothing"
-    raise _UnansweredError(
-        f"{who} ended with code {finished.code} and no answer, so the sandbox was ended. The program said:\n{last}"
-    )
-
-
-class _UnansweredError(SnapshotError):
-    """Nobody can tell what the driver has done."""
-
-
-def _answer(finished: Finished) -> Answer | None:
-    for line in reversed(finished.output.splitlines()):
-        _, mark, text = line.partition(cuda_calls.MARK)
-        if mark:
-            return cast("Answer", json.loads(text))
-    return None
-
-
 def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]) -> SnapshotError:
     """The error for a suspension that failed; the sandbox is ended where its processes could not be put back."""
     if answer["hung"]:
         end = "What the driver has done cannot be told, so the sandbox was ended."
     elif answer["left"]:
-        end = f"It could not be put back, so the sandbox was ended:\n{_listed(answer['left'], commands)}"
+        end = f"It could not be put back, so the sandbox was ended:\n{listed(answer['left'], commands)}"
     else:
         end = "What had been done was put back: the engine sleeps on as before, and can be woken."
     if answer["hung"] or answer["left"]:
         sandbox.kill()
     return SnapshotError(
         f"The GPU state of sandbox {sandbox.name!r} could not be moved to host memory:\n"
-        f"{_listed(answer['failures'], commands)}\n{_advice(answer['failures'])}{end}"
+        f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}{end}"
     )
 
 
 def _still_held(left: Sequence[Holder]) -> str:
-    listed = "\n".join(f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in left[:_SHOWN])
+    named = "\n".join(f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in left[:_SHOWN])
     return (
-        f"After the checkpoint there are still processes with device files of the driver, which CRIU cannot dump:\n{listed}\n"
-        "The engine is back on its GPUs and sleeps on. NVML is let go of since driver 570; what else opens them (a profiler, "
-        "a monitor inside the engine) has to close them before the capture."
+        f"After the checkpoint there are still processes with device files of the driver, which CRIU cannot dump:\n{named}\n"
+        "The driver lets go of its own and of NVML's; what else opens them (a profiler, a monitor inside the engine) has to close "
+        "them before the capture."
     )
-
-
-def _listed(failures: Sequence[Failure], commands: Mapping[int, str]) -> str:
-    lines = []
-    for one in failures:
-        who = f"pid {one['pid']} ({commands.get(one['pid'], '?')}): " if one["pid"] else ""
-        lines.append(f"  - {who}{one['call']}: {one['name']}: {one['text']}")
-    return "\n".join(lines)
-
-
-_ADVICE = {
-    "MISSING": "GPU snapshots need libcuda of an NVIDIA driver 570 or newer; where it lies in a folder that the loader does not "
-    f"know, name that in {gpu.LIBRARIES_VARIABLE}.",
-    "CUDA_ERROR_NOT_READY": f"Work was still on the GPU after {LOCK_S:g} s: the engine has to be idle before the capture.",
-    "CUDA_ERROR_NOT_SUPPORTED": "The driver cannot checkpoint managed (UVM) memory, nor memory shared between processes before "
-    "driver 610.",
-    "CUDA_ERROR_NOT_INITIALIZED": "A process without CUDA of its own holds the driver's files (inherited, or NVML alone): it has "
-    "to close them or end before the capture.",
-    "CUDA_ERROR_OUT_OF_MEMORY": "There was too little free GPU memory (nvidia-smi names who has it); after that a process cannot "
-    "be restored a second time, but the snapshot can.",
-    "CUDA_ERROR_NO_DEVICE": "The driver sees no GPU from inside the sandbox: are there /dev/nvidia* files?",
-    cuda_calls.TIMEOUT: "A call that hangs: a process that is stopped (state T) answers never, and the kernel's log (dmesg, Xid) "
-    "may tell more.",
-}
-
-
-def _advice(failures: Sequence[Failure]) -> str:
-    told = dict.fromkeys(_ADVICE[one["name"]] for one in failures if one["name"] in _ADVICE)
-    return "".join(f"{advice}\n" for advice in told)
 
 
 def _command(pid: int) -> str:
