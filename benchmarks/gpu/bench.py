@@ -175,7 +175,7 @@ def snapshot(parent: Path, restores: int, port: int) -> dict[str, object]:
 def details(told: dict[str, object]) -> dict[str, float]:
     """The stages of one replica, seconds."""
     (replica,) = cast("list[dict[str, object]]", told["replicas"])
-    found = {name: float(cast("float", value)) for name, value in replica.items() if name.endswith("_s")}
+    found = {name: value for name, value in replica.items() if name.endswith("_s") and isinstance(value, float)}
     for stage in cast("list[dict[str, object]]", replica["stages"]):
         found[str(stage["stage"])] = float(cast("float", stage["seconds"]))
     return found
