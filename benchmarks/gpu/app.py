@@ -22,6 +22,8 @@ options = {
     "extra_args": ("--grammar-backend", "none"),
 }
 
+chosen = {**options, **varied.get("options", {})}
+
 deployment = Deployment(
     name="gpu-bench",
     model=Model(path=varied.get("model", "/tmp/qwen3-8b-fp8"), served_name="qwen3-8b-fp8"),
@@ -29,5 +31,5 @@ deployment = Deployment(
     port=varied.get("port", 8000),
     scaling=Scaling(target_concurrency=10, max_concurrency=1000),
     startup_timeout_s=500,
-    plugins=(SGLang(**{**options, **varied.get("options", {})}),),
+    plugins=(SGLang(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}),),
 )
