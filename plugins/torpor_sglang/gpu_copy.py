@@ -24,7 +24,9 @@ __all__ = ["CudaError", "Driver", "PinnedMemory", "Segment", "load_from_file", "
 
 _T = TypeVar("_T")
 
-THREADS = 8
+THREADS = min(12, os.cpu_count() or 1)
+"""8 threads brought 26 to 32 GB/s out of the page cache of a machine with 16 cores, of the 55 that its bus takes."""
+
 BUFFER_BYTES = 8 << 20
 """Small enough that pinning all buffers takes some 20 ms, large enough that Python's share of a copy vanishes."""
 

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["KeptMemory", "Place", "Sums"]
+__all__ = ["KeptMemory", "Place"]
 
 Place = Literal["file", "memory"]
-
-Sums = tuple[int, int]
-"""Two checksums of a range of memory, the second of which depends on the order of its words."""
 
 
 class KeptMemory:
@@ -41,7 +38,7 @@ class KeptMemory:
         places: which tags, and where to.
         folder: for the files.
         segments: the ranges of device memory behind a tag, now.
-        sums: the checksums of one range.
+        sums: a checksum of each range, which has to depend on the order of its words.
         driver: made when first needed, in the thread that has the CUDA context.
         tell: gets one line for each copy: what, how much, how long.
     """
@@ -52,7 +49,7 @@ class KeptMemory:
         places: Mapping[str, Place],
         folder: Path,
         segments: Callable[[str], Sequence[Segment]],
-        sums: Callable[[Segment], Sums],
+        sums: Callable[[Sequence[Segment]], Sequence[int]],
         driver: Callable[[], Driver] = Driver,
         tell: Callable[[str], None] = print,
     ) -> None:
@@ -78,7 +75,7 @@ class KeptMemory:
         started = time.perf_counter()
         driver = self._make_driver()
         segments = tuple(sorted(self._segments(tag), key=lambda segment: segment.address))
-        sums = tuple(map(self._sums, segments))
+        sums = tuple(self._sums(segments))
         summed = time.perf_counter()
         if self._places[tag] == "memory":
             where, descriptor = "pinned memory", -1
@@ -120,10 +117,10 @@ class KeptMemory:
             if failures:
                 raise failures[0]
             started = time.perf_counter()
-            wrong = [number for number, segment in enumerate(kept.segments) if self._sums(segment) != kept.sums[number]]
+            wrong = sum(now != then for now, then in zip(self._sums(kept.segments), kept.sums, strict=True))
             if wrong:
                 raise RuntimeError(
-                    f"{tag}: {len(wrong)} of {len(kept.segments)} ranges came back from {kept.where} with other content than "
+                    f"{tag}: {wrong} of {len(kept.segments)} ranges came back from {kept.where} with other content than "
                     "was kept there. The engine must not serve with them; delete that file and make the snapshot anew."
                 )
             self._tell(f"{tag}: checksums agree, {time.perf_counter() - started:.3f} s")
@@ -159,13 +156,13 @@ class _Asleep:
     Args:
         driver: of the context that the memory belongs to.
         segments: its ranges.
-        sums: the checksums of each.
+        sums: the checksum of each.
         descriptor: the open file, or -1.
         where: for messages.
     """
 
     def __init__(
-        self, driver: Driver, segments: tuple[Segment, ...], sums: tuple[Sums, ...], descriptor: int, where: str
+        self, driver: Driver, segments: tuple[Segment, ...], sums: tuple[int, ...], descriptor: int, where: str
     ) -> None:
         self.driver = driver
         self.segments = segments
@@ -174,9 +171,9 @@ class _Asleep:
         self.where = where
 
 
-def _digest(segments: Sequence[Segment], sums: Sequence[Sums]) -> str:
+def _digest(segments: Sequence[Segment], sums: Sequence[int]) -> str:
     """A name for the content: sizes and checksums, in order; 32 hex digits."""
-    facts = [(segment.size, *both) for segment, both in zip(segments, sums, strict=True)]
+    facts = [(segment.size, total) for segment, total in zip(segments, sums, strict=True)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 

@@ -50,7 +50,8 @@ class Memory:
         check(cuda.cuMemAlloc_v2(ctypes.byref(self.device), ctypes.c_size_t(size)))
         check(cuda.cuMemAlloc_v2(ctypes.byref(self.spare), ctypes.c_size_t(PINNED_BYTES)))
         check(cuda.cuMemHostAlloc(ctypes.byref(self.pinned), ctypes.c_size_t(PINNED_BYTES), 0))
-        content = random.Random(1).randbytes(size)
+        drawn = random.Random(1)
+        content = b"".join(drawn.randbytes(MIB) for _ in range(size // MIB))  # no more than 256 MiB in one call
         check(cuda.cuMemcpyHtoD_v2(self.device, content, ctypes.c_size_t(size)))
         ctypes.memmove(self.pinned, content, PINNED_BYTES)
         self.wanted = (hashlib.sha256(content).hexdigest(), hashlib.sha256(content[:PINNED_BYTES]).hexdigest())

@@ -20,10 +20,10 @@ from torpor_sglang.patches.after_import import after_import
 from torpor_sglang.patches.handlers import RESUME, around_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-    from torpor_sglang.kept_memory import Place, Sums
+    from torpor_sglang.kept_memory import Place
 
 __all__ = ["FOLDER_VARIABLE", "PATCH", "PLACES_VARIABLE", "keep_released", "places_text"]
 
@@ -34,7 +34,7 @@ FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
 """Where the files go."""
 
 _ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
-_BLOCK_WORDS = 2 << 20
+_BLOCK_WORDS = 4 << 20
 
 
 def places_text(places: Mapping[str, Place]) -> str:
@@ -87,17 +87,26 @@ def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
     ]
 
 
-def _sums(segment: Segment) -> Sums:
-    """Checksums of 64-bit words, on the device: 9 GB take it some 20 ms."""
+def _sums(segments: Sequence[Segment]) -> list[int]:
+    """A checksum of each range's 64-bit words, made on the device and fetched at once.
+
+    Each word counts with an odd factor by its place in a block, modulo 2**64, so that no change of one word goes unseen;
+    then each block with one by its place in the range. 10 GB took an H100 65 ms when every range was waited for.
+    """
     import torch  # noqa: PLC0415 - the engine's
 
-    words = torch.as_tensor(_Words(segment), device=f"cuda:{torch.cuda.current_device()}")
-    weights = torch.arange(1, 2 * min(_BLOCK_WORDS, len(words)), 2, device=words.device)
-    blocks = [(block * weights[: len(block)]).sum() for block in words.split(_BLOCK_WORDS)]
-    ordered = 0
-    for value in torch.stack(blocks).tolist():
-        ordered = (ordered * 1_000_003 + value) % (1 << 64)
-    return int(words.sum()), ordered
+    device = f"cuda:{torch.cuda.current_device()}"
+    factors = torch.arange(1, 2 * _BLOCK_WORDS, 2, device=device)
+    blocks = [torch.as_tensor(_Words(segment), device=device).split(_BLOCK_WORDS) for segment in segments]
+    totals = [(block * factors[: len(block)]).sum() for segment in blocks for block in segment]
+    values = iter(torch.stack(totals).tolist() if totals else [])
+    sums = []
+    for segment in blocks:
+        total = 0
+        for _ in segment:
+            total = (total * 1_000_003 + next(values)) % (1 << 64)
+        sums.append(total)
+    return sums
 
 
 class _Words:

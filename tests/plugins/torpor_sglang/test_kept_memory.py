@@ -21,7 +21,7 @@ from torpor_sglang.patches.handlers import RESUME, wrap_handler
 from torpor_sglang.patches.kept_memory import keep_released
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torpor_sglang.kept_memory import Place
 
@@ -42,6 +42,7 @@ def driver(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.Mo
     """The driver, with buffers of 64 bytes, so that a few hundred bytes are many copies."""
     monkeypatch.setattr(gpu_copy, "BUFFER_BYTES", 64)
     monkeypatch.setattr(gpu_copy, "PINNED_BLOCK_BYTES", 100)
+    monkeypatch.setattr(gpu_copy, "THREADS", 8)
     fake = ctypes.CDLL(str(library))
     fake.fake_forget()
     pinned = fake.fake_pinned()
@@ -71,9 +72,8 @@ class Device:
             ctypes.memset(block, 0xAA, len(block))
 
 
-def sums(segment: Segment) -> tuple[int, int]:
-    content = ctypes.string_at(segment.address, segment.size)
-    return sum(content), zlib.crc32(content)
+def sums(segments: Sequence[Segment]) -> list[int]:
+    return [zlib.crc32(ctypes.string_at(segment.address, segment.size)) for segment in segments]
 
 
 def keeping(
