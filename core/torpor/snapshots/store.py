@@ -99,7 +99,6 @@ def capture(
     deployment = boot.deployment
     check_target(folder)
     boot.check_asleep()
-    checks.check_environment(sandbox)
     inner = checks.check_connections(sandbox, deployment.port)
     opened = checks.open_files(sandbox, _kept_folders(boot))
     _check_files(opened)
