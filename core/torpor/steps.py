@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.errors import ConfigurationError
+from torpor.errors import BuildStepError, ConfigurationError
 
 if TYPE_CHECKING:
-    from torpor.recipe import BuildStep
+    from torpor.recipe import BuildStep, Recipe
 
-__all__ = ["runner_file", "script_argv", "script_file", "step_command"]
+__all__ = ["run_step", "runner_file", "script_argv", "script_file", "step_command"]
 
 
 def script_file(module: str) -> Path:
@@ -66,3 +68,32 @@ def step_command(step: BuildStep, *, python: str, runner: str, script: str | Non
         argv += ["--sync", mount]
     command = step.argv if script is None else (python, script, *step.argv)
     return (*argv, "--", *command)
+
+
+def run_step(step: BuildStep, recipe: Recipe) -> None:
+    """Run a build step on this machine, by this interpreter; its output goes where this process's goes.
+
+    The runner has the step's deadline and ends everything that the step started, whatever ends the wait for it.
+
+    Args:
+        step: what to run.
+        recipe: whose environment the step gets, under its own.
+
+    Raises:
+        BuildStepError: it failed.
+        ConfigurationError: its script was not found.
+    """
+    script = str(script_file(step.script)) if step.script else None
+    argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
+    process = subprocess.Popen(argv, env={**os.environ, **recipe.env, **step.env}, stdin=subprocess.DEVNULL)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()  # the runner ends the step's own processes before it goes
+        process.wait()
+        raise
+    if code != 0:
+        raise BuildStepError(
+            f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
+            f"The command was: {shlex.join(argv)}"
+        )

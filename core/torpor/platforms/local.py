@@ -13,23 +13,20 @@ outputs exist), packages are checked and listed but never installed, and the GPU
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.boot import Boot
-from torpor.errors import BuildStepError, ConfigurationError, DrainTimeoutError, SnapshotError
+from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
 from torpor.snapshots.backend import BACKENDS, CriuBackend, NoSnapshot, SnapshotBackend, Standby
 from torpor.snapshots.places import CACHE_VARIABLE, cache_root
-from torpor.steps import runner_file, script_file, step_command
+from torpor.steps import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +106,9 @@ class LocalServer:
                 continue
             if self._on_step:
                 self._on_step(step.name)
-            _run_step(step, self.recipe)
+            for mount in step.volumes:
+                Path(mount).mkdir(parents=True, exist_ok=True)
+            run_step(step, self.recipe)
 
     def cold_start(self) -> None:
         """Build and start cold, in the place that the backend gives; the guard stays shut."""
@@ -368,26 +367,3 @@ def _filled(path: Path) -> bool:
     if path.is_dir():
         return any(file.is_file() and file.stat().st_size > 0 for file in path.rglob("*"))
     return path.is_file() and path.stat().st_size > 0
-
-
-def _run_step(step: BuildStep, recipe: Recipe) -> None:
-    for mount in step.volumes:
-        Path(mount).mkdir(parents=True, exist_ok=True)
-    argv = step_command(
-        step,
-        python=sys.executable,
-        runner=str(runner_file()),
-        script=str(script_file(step.script)) if step.script else None,
-    )
-    process = subprocess.Popen(argv, env={**os.environ, **recipe.env, **step.env}, stdin=subprocess.DEVNULL)
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()  # the runner ends the step's own processes before it goes
-        process.wait()
-        raise
-    if code != 0:
-        raise BuildStepError(
-            f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
-            f"The command was: {shlex.join(argv)}"
-        )
