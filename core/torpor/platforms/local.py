@@ -7,7 +7,7 @@
 
 What a container image gives on Modal is mapped here: environment variables are set for the engine, volumes and the
 image's own disk become folders under a cache root, build steps run before the first start (and are skipped while their
-outputs exist), packages are checked and listed but never installed, and the GPU is checked.
+outputs exist, whole), packages are checked and listed but never installed, and the GPU is checked.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
 from torpor.snapshots.backend import BACKENDS, CriuBackend, NoSnapshot, SnapshotBackend, Standby
 from torpor.snapshots.places import CACHE_VARIABLE, cache_root
+from torpor.step_outputs import making
 from torpor.steps import run_step
 
 if TYPE_CHECKING:
@@ -94,21 +95,24 @@ class LocalServer:
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
 
     def build(self) -> None:
-        """Run the recipe's build steps; a step whose outputs exist is skipped.
+        """Run the recipe's build steps; a step whose outputs exist, made by a run that came to its end, is skipped.
 
         Raises:
-            BuildStepError: a step failed; its last lines are in the message.
+            BuildStepError: a step failed; its last lines stand above.
         """
         for volume in self.recipe.volumes:
             Path(volume).mkdir(parents=True, exist_ok=True)
         for step in self.recipe.steps:
-            if step.outputs and step.cache is None and all(_filled(Path(path)) for path in step.outputs):
-                continue
-            if self._on_step:
-                self._on_step(step.name)
-            for mount in step.volumes:
-                Path(mount).mkdir(parents=True, exist_ok=True)
-            run_step(step, self.recipe)
+            with making(step, self.root / "steps") as needed:
+                if needed:
+                    self._run(step)
+
+    def _run(self, step: BuildStep) -> None:
+        if self._on_step:
+            self._on_step(step.name)
+        for mount in step.volumes:
+            Path(mount).mkdir(parents=True, exist_ok=True)
+        run_step(step, self.recipe)
 
     def cold_start(self) -> None:
         """Build and start cold, in the place that the backend gives; the guard stays shut."""
@@ -360,10 +364,3 @@ def _gpu_names() -> list[str]:
         timeout=_GPU_QUERY_TIMEOUT_S,
     )
     return [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
-
-
-def _filled(path: Path) -> bool:
-    """Whether a file has content, or a folder a file."""
-    if path.is_dir():
-        return any(file.is_file() and file.stat().st_size > 0 for file in path.rglob("*"))
-    return path.is_file() and path.stat().st_size > 0
