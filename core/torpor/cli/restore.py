@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
 from torpor.snapshots.serving import Replicas
 
@@ -86,7 +87,7 @@ def run_restore(
     started = time.monotonic()
     stages: dict[str, list[dict[str, object]]] = {}
     told = _Told()
-    signal.signal(signal.SIGTERM, _interrupt)
+    ends_on_sigterm()
 
     def note(name: str, record: StageRecord) -> None:
         stages.setdefault(name, []).append({"stage": record.stage, "seconds": record.seconds})
@@ -180,10 +181,6 @@ def quiet_log() -> None:
         processors=[without_stages, structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(message: str) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torpor.apps import load_deployment
+from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.restore import quiet_log, run_restore
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
@@ -20,11 +21,9 @@ from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from torpor.deployment import Deployment
 
-__all__ = ["Progress", "ends_on_sigterm", "run_up", "stage_table"]
+__all__ = ["Progress", "run_up", "stage_table"]
 
 _ANSWER_TOKENS = 64
 _DOING = {
@@ -171,15 +170,6 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
             console.print(str(error))
             continue
         asleep = action == "sleep"
-
-
-def ends_on_sigterm() -> None:
-    """Have SIGTERM end the command as Ctrl-C does."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
 
 
 class Progress:
