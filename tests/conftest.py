@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from torpor.boot import Boot
+from torpor.captured_secrets import secret_names
 from torpor.process import session_members
-from torpor.snapshots.secret_names import secret_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

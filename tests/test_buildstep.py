@@ -295,11 +295,38 @@ time.sleep(600)
     wait_for(lambda: pid.exists() and pid.read_text() != "", "the command")
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, stderr
     assert stderr == f"torpor build step 'k': ended by {number.name}; nothing was published.\n"
     assert note.read_text() == f"tidied up after {int(number)}"
     assert not alive(int(pid.read_text()))
     assert kernels.entries() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_at_the_very_start_of_the_command_ends_it_too(tmp_path: Path, moment: str) -> None:
+    """Right before the thread that reads its output is started, and right after."""
+    pid = tmp_path / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    early = f"""
+import os, pathlib, signal, sys, threading, time
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import buildstep
+start = threading.Thread.start
+def interrupted(thread):
+    if {moment!r} == "after":
+        start(thread)
+    deadline = time.monotonic() + 60
+    while not (pathlib.Path({str(pid)!r}).exists() and pathlib.Path({str(pid)!r}).read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread.start = interrupted
+sys.exit(buildstep.main(["--name=k", "--timeout=60", "--", *sys.argv[1:]]))
+"""
+    ran = subprocess.run(python(early, *python(code)), capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
+    assert ran.stderr == "torpor build step 'k': ended by SIGTERM; nothing was published.\n"
+    assert not alive(int(pid.read_text()))
 
 
 def test_a_volume_that_cannot_be_committed_is_an_error(tmp_path: Path) -> None:
@@ -461,6 +488,27 @@ def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:
     kernels.new_image()
     assert kernels.build().returncode == 0
     assert kernels.runs == 2
+
+
+def test_half_a_result_of_a_build_that_was_killed_is_not_taken(kernels: Kernels) -> None:
+    """SIGKILL of the runner and of all that it started, in the middle: neither image nor volume passes for whole."""
+    there = kernels.volume.parent / "there"
+    stop = f"pathlib.Path({str(there)!r}).write_text(f'{{os.getppid()}} {{os.getpid()}}'); import time; time.sleep(600)"
+    argv = python(COMPILER.replace('(image / "triton").mkdir', f'{stop}\n(image / "triton").mkdir'))
+    argv += [str(kernels.image), str(kernels.count), "half"]
+    outputs = (str(kernels.image / "deep_gemm"),)
+    process = subprocess.Popen(command_line(argv, outputs=outputs, cache=kernels.cache("a")))
+    wait_for(lambda: there.exists() and len(there.read_text().split()) == 2, "half of the kernels")
+    for pid in map(int, there.read_text().split()):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+    assert len(list(kernels.image.rglob("*.cubin"))) == 20
+    assert [entry for entry in kernels.entries() if not entry.name.startswith(".tmp-")] == []
+    ran = kernels.build(key=("a",), probes=())
+    assert ran.returncode == 0, ran.stderr
+    assert kernels.runs == 2
+    assert {path.read_bytes()[:6] for path in kernels.image.rglob("*.cubin")} == {b"sm_90a"}
+    assert (kernels.image / "triton" / "helper.so").exists()
 
 
 def test_crash_and_retry_within_one_step_publish_a_whole_result(kernels: Kernels) -> None:

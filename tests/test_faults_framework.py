@@ -40,7 +40,7 @@ LIFE = textwrap.dedent("""
     from pathlib import Path
     from torpor import Deployment, Model
     from torpor.boot import Boot
-    from torpor.cli.up import ends_on_sigterm
+    from torpor.cli.interrupts import ends_on_sigterm
     from torpor.platforms.local import stops_on_failure
     from torpor.records import StageReport
     from torpor.testing import Fault, StandIn
@@ -61,7 +61,9 @@ LIFE = textwrap.dedent("""
     port, fault, stage, records, handler = int(sys.argv[1]), *sys.argv[2:]
     if handler:
         ends_on_sigterm()
-    engine = StandIn(fault=Fault(fault) if fault else None, token_s=0.02 if stage == "drain" else 0)
+    canary = stage.startswith("canary")
+    token_s = {"drain": 0.02, "canary": 0.3, "canary_check": 0.3}.get(stage, 0)
+    engine = StandIn(fault=Fault(fault) if fault else None, token_s=token_s, warmup_requests=0 if canary else 2)
     deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
     boot = Boot(deployment, report=StageReport(Path(records) if records else None, on_begin=tell))
     with stops_on_failure(boot):
@@ -108,13 +110,19 @@ STAGES = {
     "launch": "",
     "ready": Fault.HANG_AT_START,
     "warmup": Fault.HANG_IN_WARMUP,
+    "canary": "",
     "serving": "",
     "drain": "",
     "pre_snapshot": Fault.HANG_IN_SLEEP,
     "asleep": "",
     "post_restore": Fault.HANG_IN_WAKE,
+    "canary_check": "",
 }
-"""Every stage in which the framework may be caught, and the fault that keeps it there."""
+"""Every stage in which the framework may be caught, and the fault that keeps it there.
+
+The canary takes 5 s by itself here. Build steps and checks are in test_faults_build.py, a capture by CRIU in
+snapshots/test_faults_capture.py.
+"""
 
 
 def _ends() -> list[object]:

@@ -68,7 +68,8 @@ def watchers(boot_id: str = "") -> list[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
             argv = process.cmdline()
-            if lifeline.__file__ in argv and (boot_id in argv if boot_id else process.ppid() == os.getpid()):
+            mine = f"TORPOR_BOOT_ID={boot_id}" in argv if boot_id else process.ppid() == os.getpid()
+            if lifeline.__file__ in argv and mine:
                 found.append(process)
     return found
 

@@ -39,7 +39,7 @@ from torpor.lifecycle import Lifecycle
 from torpor.process import ends_started_engines, signals_held
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
-from torpor.steps import script_argv
+from torpor.steps import ends_with_this_process, script_argv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -340,16 +340,17 @@ class _Deadline:
 def _run_preflight(check: Preflight, recipe: Recipe) -> None:
     argv = script_argv(sys.executable, check.script, check.argv)
     try:
-        result = subprocess.run(
-            argv,
-            env={**os.environ, **recipe.env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=check.timeout_s,
-            check=False,
-        )
+        with ends_with_this_process() as lifeline:
+            result = subprocess.run(
+                argv,
+                env={**os.environ, **recipe.env, **lifeline.mark},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=check.timeout_s,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise PreflightError(
             f"Preflight check {check.name!r} took longer than {check.timeout_s:g} s. {check.cure}"

@@ -265,7 +265,8 @@ def _execute(options: _Options, tail: deque[str]) -> int | None:
             _end_tree(process, gentle, options.grace, strangers)
             raise
         if reader is not None:
-            reader.join(options.grace)
+            with contextlib.suppress(RuntimeError):  # the signal came before it had started
+                reader.join(options.grace)
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:

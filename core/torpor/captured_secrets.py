@@ -7,14 +7,13 @@ process was started with stays in its memory even after `os.environ.pop`, hence 
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import psutil
 import structlog
 
 from torpor.errors import SnapshotError
-from torpor.process import session_members
-from torpor.snapshots.secret_names import secret_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,20 +21,43 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.engine import Engine
 
-__all__ = ["check_captured", "check_environments"]
+__all__ = ["check_captured", "check_environments", "looks_secret", "secret_names"]
 
 PLATFORM_VARIABLES = frozenset({"MODAL_IDENTITY_TOKEN"})
 """What a platform itself puts into every container and nobody can keep out: Modal's own short-lived identity
 (modal.com/docs/guide/environment_variables). Every memory snapshot there holds it."""
 
+_SECRET = re.compile(
+    r"(^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET|AUTH|LICENSE)_?KEYS?)(_|$)",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(
+    r"^(TOKENIZERS_|MAX_|NUM_)|_(FILE|PATH|DIR|URL|URI)$|(^|_)((MAX|MIN|NUM)_(\w+_)?TOKENS|NEW_TOKENS?)(_|$)",
+    re.IGNORECASE,
+)
+"""Places, not secrets; and counts of tokens: SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK, SGLANG_INIT_NEW_TOKEN_RATIO
+(sglang/srt/environ.py), VLLM_MAX_TOKENS_PER_EXPERT_FUSED_MOE (vllm/envs.py)."""
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of that name will hold a secret."""
+    return bool(_SECRET.search(name)) and not _HARMLESS.search(name)
+
+
+def secret_names(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the variables that look like secrets and hold something; values are never told."""
+    return tuple(
+        sorted(name for name, value in env.items() if value and looks_secret(name) and name not in PLATFORM_VARIABLES)
+    )
+
 
 def check_captured(deployment: Deployment, engine: Engine) -> None:
-    """Look through the environments of the engine's tree and of this process.
+    """Look through the environments of all that a snapshot of the engine will hold.
 
     Raises:
         SnapshotError: see `check_environments`.
     """
-    check_environments(deployment, [os.environ, _environment(psutil.Process()), *map(_environment, _tree(engine))])
+    check_environments(deployment, [env for pid in engine.captured_pids() for env in _environments(pid)])
 
 
 def check_environments(deployment: Deployment, environments: Iterable[Mapping[str, str]]) -> None:
@@ -44,7 +66,7 @@ def check_environments(deployment: Deployment, environments: Iterable[Mapping[st
     Raises:
         SnapshotError: the names of the variables, never a value, and what to do.
     """
-    names = sorted({name for env in environments for name in secret_names(env)} - PLATFORM_VARIABLES)
+    names = sorted({name for env in environments for name in secret_names(env)})
     if not names:
         return
     if deployment.secrets_in_snapshot == "warn":
@@ -59,13 +81,11 @@ def check_environments(deployment: Deployment, environments: Iterable[Mapping[st
     )
 
 
-def _tree(engine: Engine) -> list[psutil.Process]:
-    return session_members(engine.pid) if engine.pid else []
-
-
-def _environment(process: psutil.Process) -> Mapping[str, str]:
-    """What a process was started with; nothing for one that has ended."""
+def _environments(pid: int) -> Iterable[Mapping[str, str]]:
+    """What a process was started with, and what this one has by now; nothing for one that has ended."""
+    if pid == os.getpid():
+        yield os.environ
     try:
-        return process.environ()
+        yield psutil.Process(pid).environ()
     except psutil.Error:
-        return {}
+        return

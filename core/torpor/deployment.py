@@ -122,7 +122,7 @@ class Deployment:
         canary_mismatch: `fail` ends a replica that answers differently after a wake; `warn` only logs it.
         secrets_in_snapshot: `refuse` takes no snapshot while an environment variable that looks like a secret (HF_TOKEN,
             *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
-            asked; a folder of CRIU's refuses in both cases.
+            asked.
     """
 
     name: str

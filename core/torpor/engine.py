@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
@@ -95,6 +96,13 @@ class Engine(ABC):
     @abstractmethod
     def log_tail(self) -> tuple[str, ...]:
         """The last output lines, oldest first."""
+
+    def captured_pids(self) -> tuple[int, ...]:
+        """Every process that a snapshot of this engine holds: its tree, and this process, whose child it is."""
+        from torpor.process import session_members  # noqa: PLC0415 - process.py implements this class
+
+        tree = session_members(self.pid) if self.pid else []
+        return (os.getpid(), *(process.pid for process in tree))
 
     def open_socket(self, port: int, timeout_s: float) -> socket.socket:
         """A TCP connection to a port on the engine's loopback; its time-out stays `timeout_s` seconds.

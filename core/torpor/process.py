@@ -31,6 +31,9 @@ __all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_mem
 LOG_VARIABLE = "TORPOR_ENGINE_LOG"
 """Where the engine's output goes besides the kept tail: a file (appended to), or `-` for standard error."""
 
+BOOT_ID_VARIABLE = "TORPOR_BOOT_ID"
+"""What every process of an engine has in its environment."""
+
 _TAIL_LINES = 200
 _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
@@ -55,12 +58,12 @@ class EngineProcess(Engine):
         self.guard_key = secrets.token_urlsafe(32) if guard else None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ended = threading.Event()
-        full_env = {**os.environ, **env, "TORPOR_BOOT_ID": self.boot_id}
+        full_env = {**os.environ, **env, BOOT_ID_VARIABLE: self.boot_id}
         sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
         boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
         if boot_fd is not None:
             full_env["TORPOR_BOOT_FD"] = str(boot_fd)
-        self._lifeline = Lifeline(self.boot_id)
+        self._lifeline = Lifeline(BOOT_ID_VARIABLE, self.boot_id)
         with contextlib.ExitStack() as unstarted:
             unstarted.callback(self._lifeline.release)
             self._process = _start(argv, full_env, cwd, boot_fd)

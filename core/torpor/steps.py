@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import secrets
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.errors import ConfigurationError
+from torpor.errors import BuildStepError, ConfigurationError
+from torpor.lifeline import Lifeline
 
 if TYPE_CHECKING:
-    from torpor.recipe import BuildStep
+    from torpor.recipe import BuildStep, Recipe
 
-__all__ = ["runner_file", "script_argv", "script_file", "step_command"]
+__all__ = ["ends_with_this_process", "run_step", "runner_file", "script_argv", "script_file", "step_command"]
+
+
+_RUN_ID_VARIABLE = "TORPOR_RUN_ID"
+_GENTLE_S = 3.0
+"""Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
+_RUNNER_ENDS_S = 30.0
+"""Seconds that a runner gets after SIGTERM: ten for the step to tidy up, ten to kill it, and some for a busy machine."""
+
+
+def ends_with_this_process(gentle_s: float = 0.0) -> Lifeline:
+    """What ends a command with everything that it started when this process ends, or when the `with` block fails.
+
+    Args:
+        gentle_s: see `Lifeline`.
+    """
+    return Lifeline(_RUN_ID_VARIABLE, secrets.token_hex(8), gentle_s=gentle_s)
 
 
 def script_file(module: str) -> Path:
@@ -66,3 +87,37 @@ def step_command(step: BuildStep, *, python: str, runner: str, script: str | Non
         argv += ["--sync", mount]
     command = step.argv if script is None else (python, script, *step.argv)
     return (*argv, "--", *command)
+
+
+def run_step(step: BuildStep, recipe: Recipe) -> None:
+    """Run a build step on this machine, by this interpreter; its output goes where this process's goes.
+
+    The runner has the step's deadline and ends everything that the step started. Runner and step end with this process,
+    too, and with a wait that fails (Ctrl-C).
+
+    Args:
+        step: what to run.
+        recipe: whose environment the step gets, under its own.
+
+    Raises:
+        BuildStepError: it failed.
+        ConfigurationError: its script was not found.
+    """
+    script = str(script_file(step.script)) if step.script else None
+    argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
+    with ends_with_this_process(_GENTLE_S) as lifeline:
+        env = {**os.environ, **recipe.env, **step.env, **lifeline.mark}
+        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL)
+        lifeline.tell(process.pid)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # the runner ends the step's own processes before it goes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_RUNNER_ENDS_S)
+            raise
+        if code != 0:
+            raise BuildStepError(
+                f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
+                f"The command was: {shlex.join(argv)}"
+            )

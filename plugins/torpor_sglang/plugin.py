@@ -61,6 +61,8 @@ class SGLang(Plugin):
             of prefills.
         metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
         open_metrics: serve them to everybody.
+        open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it takes the lifecycle key.
+        max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
         dummy_weights: random weights in place of the model's, for trying things out.
         api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
         warmup_prompt_words: prompt lengths of the warm-up, words.
@@ -98,6 +100,8 @@ class SGLang(Plugin):
     release_graphs: bool = False
     metrics: bool = True
     open_metrics: bool = False
+    open_docs: bool = False
+    max_body_bytes: int = 32 * 1024 * 1024
     dummy_weights: bool = False
     api_key_sha256: tuple[str, ...] = ()
     warmup_prompt_words: tuple[int, ...] = (8, 600)
@@ -131,6 +135,7 @@ class SGLang(Plugin):
             ("tensor_parallel", self.tensor_parallel, 1),
             ("cuda_graph_max_batch", self.cuda_graph_max_batch, 1),
             ("warmup_burst", self.warmup_burst, 0),
+            ("max_body_bytes", self.max_body_bytes, 1),
         ):
             if value is not None and value < lowest:
                 raise ConfigurationError(f"SGLang.{name} is {value}; the lowest allowed value is {lowest}.")
@@ -295,14 +300,15 @@ class SGLang(Plugin):
         return engine_argv(self.version, options)
 
     def _rules(self, deployment: Deployment) -> GuardRules:
-        metrics = ("/metrics",) if self.metrics else ()
+        metrics = ("/metrics",) if self.metrics and self.open_metrics else ()
         return GuardRules(
             public=self.public_paths,
-            open=metrics if self.open_metrics else (),
+            open=(*metrics, *(routes.DOCS if self.open_docs else ())),
             keyed=routes.KEYED,
             sleep=routes.SLEEP,
             wake=routes.WAKE,
             bearer_sha256=self.api_key_sha256,
+            max_body_bytes=self.max_body_bytes,
             max_in_flight=deployment.scaling.max_concurrency,
         )
 

@@ -13,7 +13,7 @@ judged from one that is new: it compares them with the route tables of the real 
 
 from __future__ import annotations
 
-__all__ = ["ANSWERED", "CLOSED", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
+__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
 
 PUBLIC = (
     "/v1/chat/completions",
@@ -40,6 +40,9 @@ KEYED = (
     "/v1/loads",
     "/v1/tokenize",
 )
+
+DOCS = ("/docs", "/openapi.json")
+"""Those of KEYED that describe the API; the page reads the document."""
 
 SLEEP = ("/pause_generation", "/release_memory_occupation")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -334,6 +335,29 @@ async def test_a_browsers_preflight_passes_without_a_bearer_key_on_public_paths_
     for path in ("/info", "/pause", "/no/such/path"):
         assert (await ask(guard, path, method="OPTIONS", headers=preflight)).status == 404
     assert [call.method for call in engine.calls] == ["OPTIONS"]
+
+
+@pytest.mark.parametrize(
+    "given", ["one", "two", "three", "none", "", "onetwo", "o" * 5000], ids=lambda given: given[:8] or "empty"
+)
+@in_loop
+async def test_every_compare_of_a_key_takes_the_same_time(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests of one length, by the compare that does not stop at a difference, and all of them every time."""
+    compared: list[tuple[int, int]] = []
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    _, guard = guarded(bearer_rules("one", "two", "three"))
+    await to_serving(guard)
+    monkeypatch.setattr(hmac, "compare_digest", compare_digest)
+    answer = await ask(guard, "/v1/models", headers=(("authorization", f"Bearer {given}"),))
+    assert (answer.status, compared) == (200 if given in ("one", "two", "three") else 401, [(32, 32)] * 3)
+    for key in (given, KEY, KEY[:-1] + "x"):
+        compared.clear()
+        answer = await ask(guard, "/info", key=key)
+        assert (answer.status, compared) == (200 if key == KEY else 403, [(32, 32)])
 
 
 # Limits --------------------------------------------------------------------------------------------------------------

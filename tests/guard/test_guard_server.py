@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import socket
 from typing import TYPE_CHECKING
@@ -17,9 +16,7 @@ from torpor.guard import GuardRules, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HAS_HTTPTOOLS = importlib.util.find_spec("httptools") is not None
-HAS_WEBSOCKETS = importlib.util.find_spec("websockets") is not None
-PARSERS = ("h11", "httptools") if HAS_HTTPTOOLS else ("h11",)
+PARSERS = ("h11", "httptools")
 
 # Every way to write /release and /info that a server, a proxy or a framework may take for the same.
 FORMS = (
@@ -301,12 +298,13 @@ def test_an_upgrade_to_anything_on_a_closed_path_is_404(server: GuardedServer) -
     assert server.engine.calls == []
 
 
-@pytest.mark.skipif(not HAS_WEBSOCKETS, reason="the package websockets is not installed")
-def test_a_websocket_that_is_not_public_gets_403_from_the_server() -> None:
-    """Closed before it was accepted."""
+@pytest.mark.parametrize("http", PARSERS)
+def test_a_websocket_that_is_not_public_gets_403_from_the_server(http: str) -> None:
+    """Closed before it was accepted; a public one while nothing serves, too. An open one is in flight."""
     upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     upgrade += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    with GuardedServer(ws="websockets-sansio") as server:
+    with GuardedServer(http=http, ws="websockets-sansio") as server:
+        assert statuses(server.send(request("/v1/chat", more=upgrade, close=False))) == [403]
         assert server.control("serve").status == 200
         for path in ("/v1/realtime", "/info", "/release", "/_torpor/state", "//v1/chat", "/v1/%63hat"):
             for key in (None, KEY):
@@ -315,8 +313,15 @@ def test_a_websocket_that_is_not_public_gets_403_from_the_server() -> None:
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
             connection.sendall(request("/v1/chat", more=upgrade, close=False))
             assert connection.recv(65536).startswith(b"HTTP/1.1 101 ")
-        assert server.engine.paths == ["/v1/chat"]
-        assert server.errors == []
+            connection.sendall(b"\x81\x82\x00\x00\x00\x00hi")  # a masked text frame (RFC 6455, 5.2)
+            assert read_until(connection, b"hi").endswith(b'\x81\x04"hi"')
+            refused = server.control("drain", body=b'{"deadline_s": 0.02}')
+            assert (refused.status, json.loads(refused.body)["in_flight"]) == (409, 1)
+        server.wait_until(lambda: server.guard.in_flight == 0)
+        server.sleep()
+        assert statuses(server.send(request("/v1/chat", more=upgrade, close=False))) == [403]
+        assert server.engine.paths == ["/v1/chat", *RULES.sleep]
+        assert (server.engine.violations, server.errors) == ([], [])
 
 
 @pytest.mark.parametrize("http", PARSERS)

@@ -24,6 +24,7 @@ deployment = Deployment(
     port={port},
     drain_timeout_s=0.3,
     startup_timeout_s=60,
+    secrets_in_snapshot={secrets!r},
 )
 """
 
@@ -34,11 +35,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_app(folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1, more: str = "") -> Path:
+def write_app(
+    folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1, more: str = "", secrets: str = "refuse"
+) -> Path:
     """Write the app file; what differs between two calls differs between the deployments."""
     folder.mkdir(exist_ok=True)
     app = folder / "kept.py"
-    app.write_text(_APP.format(folder=str(folder), port=port, token_s=token_s, warmups=warmups, more=more))
+    values = {"port": port, "token_s": token_s, "warmups": warmups, "more": more, "secrets": secrets}
+    app.write_text(_APP.format(folder=str(folder), **values))
     return app
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
 from torpor import CanaryError, PortInUseError, SnapshotError
 from torpor.apps import load_deployment
+from torpor.captured_secrets import secret_names
 from torpor.errors import DrainTimeoutError
 from torpor.platforms.local import (
     CriuBackend,
@@ -58,7 +60,7 @@ def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         patch.setenv("TORPOR_CACHE", str(root))
         if "root" in criu.program.parts:  # a private prefix: <prefix>/root/usr/sbin/criu
             patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
-        for name in [name for name in os.environ if "TOKEN" in name or "SECRET" in name or "KEY" in name]:
+        for name in secret_names(os.environ):
             patch.delenv(name)
         yield root
 
@@ -339,10 +341,28 @@ def test_a_secret_in_the_environment_is_refused_by_name(
     """Before the engine is started; the value is not told."""
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
     app = write_app(tmp_path / "app", port=free_port())
-    with pytest.raises(SnapshotError, match="MY_HUB_TOKEN") as error:
+    with pytest.raises(SnapshotError, match=r'MY_HUB_TOKEN.*secrets_in_snapshot="warn"') as error:
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     assert "swordfish" not in str(error.value)
     assert not (tmp_path / "kept").exists()
+
+
+def test_the_deployment_can_make_it_a_warning(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on any platform: the snapshot is made, and each look at it names the variable, never the value."""
+    monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
+    app = write_app(tmp_path / "app", port=free_port(), secrets="warn")
+    with structlog.testing.capture_logs() as logs:
+        create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    told = [(entry["log_level"], entry["variables"]) for entry in logs if entry["event"] == "secrets_in_snapshot"]
+    assert told == [("warning", ["MY_HUB_TOKEN"])] * 2  # at the start, and before the sleep
+    assert "swordfish" not in str(logs)
+    monkeypatch.delenv("MY_HUB_TOKEN")
+    port = free_port()
+    copies = restore_snapshot(tmp_path / "kept", port=port)
+    try:
+        assert chat(port)
+    finally:
+        copies.stop()
 
 
 def test_a_capture_with_a_request_in_flight_is_refused_and_nothing_is_lost(cache: Path, tmp_path: Path) -> None:

@@ -10,18 +10,23 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from torpor.cli.interrupts import interrupted, note_ctrl_c
 from torpor.errors import TorporError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from torpor.cli.restore import RestoreOptions
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as a shell says
+
 
 def main() -> None:
     """Run the command; Torpor's own errors become one paragraph on standard error and their exit code."""
+    note_ctrl_c()
     try:
         if (plain := _plain_restore(sys.argv[1:])) is not None:
             from torpor.cli.restore import run_restore  # noqa: PLC0415
@@ -31,15 +36,23 @@ def main() -> None:
             from torpor.cli.commands import app  # noqa: PLC0415
 
             app()
-    except TorporError as error:
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except Exception as error:
+        if interrupted():
+            _end_interrupted()
+        if not isinstance(error, TorporError):
+            raise
         if os.environ.get("TORPOR_DEBUG", "") not in ("", "0"):
             raise
         notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
         print(f"torpor: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("torpor: interrupted; everything it started was ended", file=sys.stderr)
-        sys.exit(130)
+
+
+def _end_interrupted() -> NoReturn:
+    print("torpor: interrupted; everything it started was ended", file=sys.stderr)
+    sys.exit(_INTERRUPTED)
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
 from torpor.snapshots.serving import Replicas
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from structlog.typing import EventDict
+
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
 
-__all__ = ["RestoreOptions", "run_restore"]
+__all__ = ["RestoreOptions", "quiet_log", "run_restore"]
 
 
 class RestoreOptions(TypedDict):
@@ -85,7 +88,7 @@ def run_restore(
     started = time.monotonic()
     stages: dict[str, list[dict[str, object]]] = {}
     told = _Told()
-    signal.signal(signal.SIGTERM, _interrupt)
+    ends_on_sigterm()
 
     def note(name: str, record: StageRecord) -> None:
         stages.setdefault(name, []).append({"stage": record.stage, "seconds": record.seconds})
@@ -96,7 +99,7 @@ def run_restore(
         full=verify == "full",
         on_death=_tell_death,
         on_stage=note,
-        beside=_quiet_log,
+        beside=quiet_log,
     )
     try:
         copies.start(replicas)
@@ -173,15 +176,20 @@ def _tell_death(name: str, last_lines: tuple[str, ...]) -> None:
     _say(f"{name} has ended; kill -HUP {os.getpid()} restores it. Its last lines:{said}")
 
 
-def _quiet_log() -> None:
-    """No log lines: the command's own output tells the stages."""
+def quiet_log() -> None:
+    """Log lines of warnings only, on standard error: the command's own output tells the stages."""
     import structlog  # noqa: PLC0415 - a tenth of a second
 
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+    def without_stages(_logger: object, _method: str, event: EventDict) -> EventDict:
+        if event["event"] == "stage":
+            raise structlog.DropEvent
+        return event
 
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        processors=[without_stages, structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
 
 
 def _say(message: str) -> None:

@@ -27,7 +27,9 @@ _MODES = ("root", "rootless")
 
 def run_create(app_file: str, folder: Path, *, mode: str, as_json: bool) -> None:
     """Start cold, sleep, keep, end."""
-    from torpor.cli.up import Progress, ends_on_sigterm, quiet_log  # noqa: PLC0415
+    from torpor.cli.interrupts import ends_on_sigterm  # noqa: PLC0415
+    from torpor.cli.restore import quiet_log  # noqa: PLC0415
+    from torpor.cli.up import Progress  # noqa: PLC0415
     from torpor.platforms.local import create_snapshot  # noqa: PLC0415
     from torpor.records import StageReport  # noqa: PLC0415
 

@@ -9,22 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from rich.console import Console
 from rich.table import Table
 
 from torpor.apps import load_deployment
+from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.restore import quiet_log, run_restore
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
 from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from torpor.deployment import Deployment
 
-__all__ = ["Progress", "ends_on_sigterm", "quiet_log", "run_up", "stage_table"]
+__all__ = ["Progress", "run_up", "stage_table"]
 
 _ANSWER_TOKENS = 64
 _DOING = {
@@ -86,8 +85,7 @@ def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str,
 
 def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> bool:
     """Serve from a snapshot where a fitting one is there; say which way is taken, and why."""
-    from torpor.cli.restore import run_restore  # noqa: PLC0415 - only with --snapshot
-    from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415
+    from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415 - only with --snapshot
     from torpor.snapshots.serving import misfits  # noqa: PLC0415
     from torpor.snapshots.store import inspect  # noqa: PLC0415
 
@@ -125,11 +123,6 @@ def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> b
         console.print(f"cold: the snapshot could not be restored: {error}", markup=False)
         return False
     return True
-
-
-def quiet_log() -> None:
-    """No log lines: the command's own output tells the stages."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
 
 
 def _ask(deployment: Deployment, console: Console, question: str, *, stream: bool) -> dict[str, object]:
@@ -177,15 +170,6 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
             console.print(str(error))
             continue
         asleep = action == "sleep"
-
-
-def ends_on_sigterm() -> None:
-    """Have SIGTERM end the command as Ctrl-C does."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
 
 
 class Progress:

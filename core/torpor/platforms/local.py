@@ -7,29 +7,27 @@
 
 What a container image gives on Modal is mapped here: environment variables are set for the engine, volumes and the
 image's own disk become folders under a cache root, build steps run before the first start (and are skipped while their
-outputs exist), packages are checked and listed but never installed, and the GPU is checked.
+outputs exist, whole), packages are checked and listed but never installed, and the GPU is checked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.boot import Boot
-from torpor.errors import BuildStepError, ConfigurationError, DrainTimeoutError, SnapshotError
+from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
 from torpor.snapshots.backend import BACKENDS, CriuBackend, NoSnapshot, SnapshotBackend, Standby
 from torpor.snapshots.places import CACHE_VARIABLE, cache_root
-from torpor.steps import runner_file, script_file, step_command
+from torpor.step_outputs import making
+from torpor.steps import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,19 +95,24 @@ class LocalServer:
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
 
     def build(self) -> None:
-        """Run the recipe's build steps; a step whose outputs exist is skipped.
+        """Run the recipe's build steps; a step whose outputs exist, made by a run that came to its end, is skipped.
 
         Raises:
-            BuildStepError: a step failed; its last lines are in the message.
+            BuildStepError: a step failed; its last lines stand above.
         """
         for volume in self.recipe.volumes:
             Path(volume).mkdir(parents=True, exist_ok=True)
         for step in self.recipe.steps:
-            if step.outputs and step.cache is None and all(_filled(Path(path)) for path in step.outputs):
-                continue
-            if self._on_step:
-                self._on_step(step.name)
-            _run_step(step, self.recipe)
+            with making(step, self.root / "steps") as needed:
+                if needed:
+                    self._run(step)
+
+    def _run(self, step: BuildStep) -> None:
+        if self._on_step:
+            self._on_step(step.name)
+        for mount in step.volumes:
+            Path(mount).mkdir(parents=True, exist_ok=True)
+        run_step(step, self.recipe)
 
     def cold_start(self) -> None:
         """Build and start cold, in the place that the backend gives; the guard stays shut."""
@@ -355,33 +358,3 @@ def _gpu_names() -> list[str]:
     from torpor.snapshots.gpu import look  # noqa: PLC0415 - only a deployment with a GPU asks
 
     return [gpu.name for gpu in look().gpus]
-
-
-def _filled(path: Path) -> bool:
-    """Whether a file has content, or a folder a file."""
-    if path.is_dir():
-        return any(file.is_file() and file.stat().st_size > 0 for file in path.rglob("*"))
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _run_step(step: BuildStep, recipe: Recipe) -> None:
-    for mount in step.volumes:
-        Path(mount).mkdir(parents=True, exist_ok=True)
-    argv = step_command(
-        step,
-        python=sys.executable,
-        runner=str(runner_file()),
-        script=str(script_file(step.script)) if step.script else None,
-    )
-    process = subprocess.Popen(argv, env={**os.environ, **recipe.env, **step.env}, stdin=subprocess.DEVNULL)
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()  # the runner ends the step's own processes before it goes
-        process.wait()
-        raise
-    if code != 0:
-        raise BuildStepError(
-            f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
-            f"The command was: {shlex.join(argv)}"
-        )

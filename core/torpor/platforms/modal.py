@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shlex
-import subprocess
 import sys
 from inspect import getattr_static
 from pathlib import Path
@@ -29,7 +27,7 @@ from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
 
 from torpor.deployment import Deployment
-from torpor.errors import BuildStepError, ConfigurationError, ServerUnavailableError
+from torpor.errors import ConfigurationError, ServerUnavailableError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import (
     RUNNER,
@@ -39,7 +37,7 @@ from torpor.platforms.container import (
     script_path,
     step_line,
 )
-from torpor.steps import runner_file, script_file, step_command
+from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,14 +227,7 @@ def fill_volumes(deployment: Deployment) -> None:
     """
     recipe = Lifecycle(deployment).recipe()
     for step in filling_steps(deployment, recipe):
-        script = str(script_file(step.script)) if step.script else None
-        argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
-        finished = subprocess.run(argv, env={**os.environ, **recipe.env, **step.env}, check=False)
-        if finished.returncode != 0:
-            raise BuildStepError(
-                f"Build step {step.name!r} failed with exit code {finished.returncode}; its output stands above. The command "
-                f"was: {shlex.join(argv)}"
-            )
+        run_step(step, recipe)
         for name in step.volumes.values():
             _volume(name).commit()
 

@@ -13,7 +13,7 @@ cuda         GPU state to host memory before a dump and back after a restore (cu
 front        one public port before any number of replicas (forward: how bytes are carried)
 store        a snapshot as a folder: capture, inspect, restore, remove
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
-             before a capture; secret_names; places: where snapshots lie by default)
+             before a capture; places: where snapshots lie by default)
 replica      the restored engine, as core sees it (serving: several of them behind one port)
 backend      the protocol of the local platform's backends, and `none`, `standby`, `criu`
 """

@@ -186,7 +186,7 @@ class CriuBackend:
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment.port)
-        return SandboxStarter(self._sandbox, deny_io_uring=deployment.gpu is not None)
+        return SandboxStarter(self._sandbox, deployment, deny_io_uring=deployment.gpu is not None)
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""

@@ -1,4 +1,4 @@
-"""What is looked at before a capture: a tree that reaches outside of its sandbox would come back broken, or tell secrets."""
+"""What is looked at before a capture: a tree that reaches outside of its sandbox would come back broken."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.secret_names import check_no_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torpor.snapshots.sandbox import Sandbox
 
-__all__ = [
-    "Connection",
-    "OpenFiles",
-    "check_connections",
-    "check_environment",
-    "open_files",
-    "open_paths",
-    "parse_connections",
-]
+__all__ = ["Connection", "OpenFiles", "check_connections", "open_files", "open_paths", "parse_connections"]
 
 _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
 _SETTLE_S = 2.0
@@ -77,15 +68,6 @@ class OpenFiles:
     lasting: dict[str, tuple[int, int]]
     vanishing: tuple[str, ...]
     io_uring: bool
-
-
-def check_environment(sandbox: Sandbox) -> None:
-    """Refuse a tree with what looks like a secret in the environment of any process.
-
-    Raises:
-        SnapshotError: the names of the variables.
-    """
-    check_no_secrets(*(_environment(pid) for pid in _tree(sandbox).values()))
 
 
 def check_connections(sandbox: Sandbox, port: int) -> tuple[Connection, ...]:
@@ -176,13 +158,6 @@ def _address(text: str) -> str:
 
 def _tree(sandbox: Sandbox) -> dict[int, int]:
     return {inside: pid for inside, pid in sandbox.host_pids().items() if inside != 1}
-
-
-def _environment(pid: int) -> dict[str, str]:
-    with contextlib.suppress(OSError):
-        items = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-        return dict(item.partition("=")[::2] for item in items if "=" in item)
-    return {}
 
 
 def open_paths(pid: int) -> Iterable[str]:

@@ -55,6 +55,8 @@ _CLONE_NEWTIME, _CLONE_NEWNS, _CLONE_NEWIPC = 0x80, 0x20000, 0x8000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x8, 0x4000, 0x40000
 _SIOCSIFFLAGS, _IFF_UP_AND_RUNNING, _IFNAMSIZ, _IFREQ_BYTES = 0x8914, 0x41, 16, 40
+_FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE = 0x3
+_LOG_BYTES, _LOG_LOOK_S, _BLOCK_BYTES = 1 << 20, 2.0, 512
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _BACKLOG = 128
 _RECEIVE_BYTES, _RECEIVE_FDS, _INT_BYTES = 65536, 4, 4
@@ -228,8 +230,13 @@ class Pid1:
 
     def serve(self) -> NoReturn:
         """Serve for ever."""
+        look = time.monotonic() + _LOG_LOOK_S
         while True:
-            for descriptor, _ in self._poll.poll():
+            events = self._poll.poll(_LOG_LOOK_S * 1000)
+            if time.monotonic() >= look:
+                _forget_old_lines(self._config["log"])
+                look = time.monotonic() + _LOG_LOOK_S
+            for descriptor, _ in events:
                 if descriptor in self._must_live:
                     os._exit(0)
                 elif descriptor == self._woken:
@@ -385,6 +392,22 @@ class Pid1:
                     os.kill(int(name), number)
             except ProcessLookupError:  # gone meanwhile
                 pass
+
+
+def _forget_old_lines(log: str) -> None:
+    """Give back the memory of all but the end of a log, which lies on a tmpfs and is appended to for months.
+
+    A hole, not a shorter file: nothing moves under those who write and read.
+    """
+    try:
+        descriptor = os.open(log, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # nothing was started yet
+        return
+    facts = os.fstat(descriptor)
+    if facts.st_blocks * _BLOCK_BYTES > 2 * _LOG_BYTES:
+        hole = ctypes.c_longlong(facts.st_size - _LOG_BYTES)
+        _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE, ctypes.c_longlong(0), hole)
+    os.close(descriptor)
 
 
 def _start(

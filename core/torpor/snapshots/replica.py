@@ -13,13 +13,13 @@ from typing_extensions import override
 from torpor.engine import Engine
 from torpor.errors import SnapshotError
 from torpor.snapshots.sandbox import FIRST_PID
-from torpor.snapshots.secret_names import check_no_secrets
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torpor.deployment import Deployment
     from torpor.guard import GuardRules
     from torpor.snapshots.sandbox import Sandbox
 
@@ -78,6 +78,10 @@ class SandboxEngine(Engine):
         return self.sandbox.log_tail()
 
     @override
+    def captured_pids(self) -> tuple[int, ...]:
+        return tuple(pid for inside, pid in self.sandbox.host_pids().items() if inside != 1)
+
+    @override
     def open_socket(self, port: int, timeout_s: float) -> socket.socket:
         try:
             return self.sandbox.connect(port, timeout_s=timeout_s)
@@ -86,19 +90,21 @@ class SandboxEngine(Engine):
 
 
 class SandboxStarter:
-    """Starts engines in a sandbox: `torpor.engine.engines_started_by(SandboxStarter(sandbox))`.
+    """Starts engines in a sandbox: `torpor.engine.engines_started_by(SandboxStarter(sandbox, deployment))`.
 
-    The environment is the caller's own with the engine's over it, as for a child process; no variable in it may look like
-    a secret, because it becomes part of every image.
+    The environment is the caller's own with the engine's over it, as for a child process. It becomes part of every image,
+    so what looks like a secret in it is found now, not after minutes of a start.
 
     Args:
         sandbox: empty; one engine is started in it.
+        deployment: whose engine; it says what becomes of a secret.
         deny_io_uring: by a seccomp filter, for a sandbox made as root; without it the engine is only asked not to use it.
     """
 
-    def __init__(self, sandbox: Sandbox, *, deny_io_uring: bool = False) -> None:
+    def __init__(self, sandbox: Sandbox, deployment: Deployment, *, deny_io_uring: bool = False) -> None:
         self.sandbox = sandbox
         self.deny_io_uring = deny_io_uring
+        self._deployment = deployment
 
     def __call__(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
@@ -107,14 +113,15 @@ class SandboxStarter:
 
         Raises:
             ConfigurationError: there is no such program, or it may not be run.
-            SnapshotError: a variable looks like a secret.
+            SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`).
         """
-        from torpor.guard import BOOT_FD_VARIABLE, boot_document_json  # noqa: PLC0415 - a restore has no use for it
+        from torpor.captured_secrets import check_environments  # noqa: PLC0415 - a restore has no use for it
+        from torpor.guard import BOOT_FD_VARIABLE, boot_document_json  # noqa: PLC0415
 
         boot_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
         full_env = {**os.environ, **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
-        check_no_secrets(full_env)
+        check_environments(self._deployment, [full_env])
         files: dict[int, bytes] = {}
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()

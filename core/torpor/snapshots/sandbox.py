@@ -368,6 +368,15 @@ class Sandbox:
         """
         side_files.unpack(self._folders, archive)
 
+    def end(self) -> None:
+        """Have the kernel end everything inside, without waiting for it; `kill` makes sure and lets go.
+
+        For a thread that ends a sandbox which another one is at work with: that one gets an error and can clear up.
+        """
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if not self._closed:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def kill(self, timeout_s: float = 10.0) -> None:
         """End the sandbox with everything inside, and make sure that no process of its namespaces is left. Harmless to repeat.
 
@@ -378,8 +387,7 @@ class Sandbox:
         if self._closed:
             return
         self.log_tail()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.end()
         ended = _readable(self._pidfd, timeout_s)  # the kernel ends pid 1 after everybody else in its pid namespace
         if self._outer:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -86,6 +86,37 @@ class Replica:
         boot.wake(new_boot_id=os.urandom(8).hex())
 
 
+class Begun:
+    """The sandboxes of a start, known before they hold anything: a start that fails does not wait for CRIU in them.
+
+    Attributes:
+        ended: whether the start has failed.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._sandboxes: list[Sandbox] = []
+        self._lock = threading.Lock()
+
+    def note(self, sandbox: Sandbox) -> None:
+        """There is one more.
+
+        Raises:
+            SnapshotError: the start has failed meanwhile.
+        """
+        with self._lock:
+            if self.ended:
+                raise SnapshotError("The start has failed meanwhile.")
+            self._sandboxes.append(sandbox)
+
+    def end(self) -> None:
+        """End them all, whatever goes on inside."""
+        with self._lock:
+            self.ended = True
+            for sandbox in self._sandboxes:
+                sandbox.end()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """A replica that serves.
@@ -140,8 +171,15 @@ def misfits(
     return reasons
 
 
-def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Replica:
+def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str, begun: Begun | None = None) -> Replica:
     """Restore one tree into a new sandbox; it sleeps.
+
+    Args:
+        folder: the snapshot.
+        manifest: its manifest.
+        criu: the program.
+        name: for messages.
+        begun: the start that it belongs to, if it may be ended by another thread.
 
     Raises:
         SnapshotError: CRIU could not, or the GPU driver; nothing is left running.
@@ -157,11 +195,15 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     )
     made = time.perf_counter()
     try:
+        if begun:
+            begun.note(sandbox)
         resumption = _resumption(sandbox, manifest)
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
         cuda = resumption.finish() if resumption else None
     except BaseException:
         sandbox.kill()
+        if begun and begun.ended:
+            _remove(work)  # it failed because it was ended: nobody will read CRIU's log
         raise
     return Replica(
         name=name,
@@ -252,7 +294,8 @@ class Replicas:
         criu = self._verified_criu(count)
         self.verify_s = time.perf_counter() - started
         names = [self._next_name() for _ in range(count)]
-        bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name) for name in names]
+        begun = Begun()
+        bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name, begun=begun) for name in names]
         try:
             deployment, recipe, differences = self._loaded()  # while CRIU works
             if reasons := [*differences, *changed_files(self.folder)]:
@@ -262,6 +305,7 @@ class Replicas:
             waking = [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
             serving = _results(waking)
         except BaseException:
+            begun.end()
             self._end(bringing)
             raise
         for one in serving:
@@ -278,7 +322,7 @@ class Replicas:
             self._front = None
         for one in serving:
             one.replica.sandbox.kill()
-            _forget(one.replica)
+            _remove(one.replica.work)
 
     def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
@@ -338,17 +382,17 @@ class Replicas:
         for one in dead:
             last = one.replica.sandbox.log_tail(20)
             one.replica.sandbox.kill()
-            _forget(one.replica)
+            _remove(one.replica.work)
             if self._on_death:
                 self._on_death(target.name, last)
 
     def _end(self, bringing: Sequence[_Task[Replica]]) -> None:
-        """End what was brought back by a start that failed; CRIU runs that go on are waited for."""
+        """End what was brought back by a start that failed; threads that still work are waited for."""
         for one in bringing:
             one.thread.join()
             if one.value is not None:
                 one.value.sandbox.kill()
-                _forget(one.value)
+                _remove(one.value.work)
         if self._front is not None and not self.serving:
             self._front.stop()
             self._front = None
@@ -430,7 +474,7 @@ def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
     return [one.value for one in tasks if one.value is not None]
 
 
-def _forget(replica: Replica) -> None:
+def _remove(work: Path) -> None:
     import shutil  # noqa: PLC0415
 
-    shutil.rmtree(replica.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)

@@ -114,7 +114,6 @@ def capture(
     deployment = boot.deployment
     check_target(folder)
     boot.check_asleep()
-    checks.check_environment(sandbox)
     inner = checks.check_connections(sandbox, deployment.port)
     engine, canary = boot.running_engine, boot.canary
     if canary is None:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.captured_secrets import looks_secret
 from torpor.errors import TorporError
 from torpor.recipe import BuildPlan, BuildStep, ImagePatch, Preflight, split_flags
 from torpor.steps import script_file
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PlanRules"]
 
-_SECRET_NAME = re.compile(
-    r"(^|_)(TOKEN|API_?KEY|SECRET|SECRET_KEY|ACCESS_KEY|PRIVATE_KEY|PASSWORD|PASSWD|CREDENTIALS?)$"
-)
 _SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|A(KIA|SIA)[A-Z0-9]{16})\b"
 )
@@ -145,14 +143,12 @@ class PlanRules:
     def test_plans_hold_no_secret(self, plugin: object, deployment: Deployment) -> None:
         """A secret is named in a plan, never written out."""
         known = {
-            value: name
-            for name, value in os.environ.items()
-            if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET
+            value: name for name, value in os.environ.items() if looks_secret(name) and len(value) >= _SHORTEST_SECRET
         }
         for hook, value in plan_all(plugin, deployment).items():
             for where, text in strings_in(value):
                 variable = re.search(r"\['(\w+)'\]$", where)
-                named = bool(text and variable and "env[" in where and _SECRET_NAME.search(variable.group(1)))
+                named = bool(text and variable and "env[" in where and looks_secret(variable.group(1)))
                 leaked = next((name for secret, name in known.items() if secret in text), None)
                 if named or leaked or _SECRET_VALUE.search(text):
                     whose = f" (it is the value of {leaked})" if leaked else ""

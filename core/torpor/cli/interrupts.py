@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM, noted and raised as KeyboardInterrupt.
+
+Noted, because what is raised may not arrive: an exception out of a signal handler inside the import of an extension
+module can come out as that module's own (seen: `TypeError: expected a message argument` out of `import ssl`).
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["ends_on_sigterm", "interrupted", "note_ctrl_c"]
+
+_noted: list[int] = []
+
+
+def note_ctrl_c() -> None:
+    """Have SIGINT noted as well as raised; not where it is ignored (`nohup ... &`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def ends_on_sigterm() -> None:
+    """Have SIGTERM end the command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def interrupted() -> bool:
+    """Whether one of the two has come."""
+    return bool(_noted)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _noted.append(number)
+    raise KeyboardInterrupt

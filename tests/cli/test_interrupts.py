@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM end a command with one line, whatever becomes of the exception on its way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import os, signal, sys, time
+import torpor.cli
+from torpor.cli import interrupts, restore
+
+def swallow(**options):
+    interrupts.ends_on_sigterm()
+    try:
+        if sys.argv[3]:
+            os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+            time.sleep(5)
+    except KeyboardInterrupt:
+        pass
+    raise TypeError("expected a message argument")  # as `import ssl` does when a signal comes in the middle of it
+
+restore.run_restore = swallow
+torpor.cli._plain_restore = lambda words: {}
+torpor.cli.main()
+"""
+
+
+def run(name: str) -> subprocess.CompletedProcess[str]:
+    """A command that gets a signal and turns what is raised into an error of its own."""
+    words = [sys.executable, "-c", CODE, "snapshot", "restore", name]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_became_another_error_is_still_an_interrupt(name: str) -> None:
+    """No traceback of somebody else's: the reason is known."""
+    ran = run(name)
+    assert (ran.returncode, ran.stderr) == (130, "torpor: interrupted; everything it started was ended\n")
+
+
+def test_the_same_error_without_an_interrupt_is_told_whole() -> None:
+    """A mistake of ours is not hidden."""
+    ran = run("")
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("TypeError: expected a message argument\n")

@@ -1,0 +1,27 @@
+"""What a command says beside its own output."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import structlog
+from torpor.cli.restore import quiet_log
+from torpor.records import StageRecord, StageReport
+quiet_log()
+report = StageReport()
+for ok in (True, False):
+    report.end(StageRecord(stage="ready", seconds=1.0, boot="cold", boot_id="", restore_count=0, ended_at=1.0, ok=ok))
+structlog.get_logger("torpor").info("engine_cannot_sleep", plugin="x")
+structlog.get_logger("torpor").warning("secrets_in_snapshot", variables=["HF_TOKEN"], deployment="x")
+"""
+
+
+def test_warnings_are_said_on_standard_error_and_nothing_else() -> None:
+    """The command tells the stages itself; standard output is the answer's or the JSON's."""
+    ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert "secrets_in_snapshot" in line
+    assert "variables=['HF_TOKEN']" in line

@@ -1,0 +1,197 @@
+"""The framework's end while CRIU works: no sandbox lives on, and half a snapshot is never taken for one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+import pytest
+
+from tests.conftest import is_running
+from tests.snapshots.conftest import MODES, wait_for
+from tests.snapshots.kept import chat, free_port, write_app
+from torpor import SnapshotError
+from torpor.platforms.local import inspect_snapshot
+from torpor.snapshots.criu import PREFIX_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.snapshots.criu import Criu
+
+pytestmark = [pytest.mark.criu, pytest.mark.slow]
+
+Moment = Literal["begun", "halted", "done", "free"]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+WRAPPER = """#!/bin/sh
+# CRIU, held at a moment of its work on a snapshot: before it, stopped in the middle of it, or right after it.
+moment=free
+read -r moment held < {moment}
+case "$1 $*" in
+    "dump "*.partial-*/images*|"restore "*{run}*) ;;
+    *) moment=free ;;
+esac
+hold() {{ touch "$held"; sleep 600; }}
+case "$moment" in
+    begun) hold ;;
+    halted)
+        {criu} "$@" &
+        criu=$!
+        sleep 0.02
+        kill -STOP "$criu"
+        hold ;;
+    done) {criu} "$@"; hold ;;
+    *) exec {criu} "$@" ;;
+esac
+"""
+
+
+class Held:
+    """An app, where its snapshot goes, and a CRIU that can be held.
+
+    Args:
+        folder: for everything of it.
+        criu: the real one.
+    """
+
+    def __init__(self, folder: Path, criu: Criu) -> None:
+        self.cache, self.snapshot = folder / "c", folder / "kept"
+        self.port = free_port()
+        self.app = write_app(folder / "app", port=self.port)
+        self._moment = folder / "moment"  # and where to say so, a file of each run's own: another's may end late
+        self._moment.write_text("free -\n")
+        program = folder / "prefix" / "sbin" / "criu"
+        program.parent.mkdir(parents=True)
+        names = {"moment": self._moment, "run": self.cache / "run"}
+        program.write_text(
+            WRAPPER.format(criu=shlex.join(criu.argv), **{name: shlex.quote(str(path)) for name, path in names.items()})
+        )
+        program.chmod(0o755)
+        self.env = {
+            **os.environ,
+            "TORPOR_CACHE": str(self.cache),
+            PREFIX_VARIABLE: str(folder / "prefix"),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+
+    def argv(self, *words: str) -> list[str]:
+        """A command line of `torpor snapshot`."""
+        return [sys.executable, "-m", "torpor.cli", "snapshot", *words]
+
+    def create(self) -> None:
+        """Make the snapshot, with nothing in the way."""
+        self._moment.write_text("free -\n")
+        command = self.argv("create", str(self.app), str(self.snapshot), "--mode", MODES[-1])
+        ran = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        assert ran.returncode == 0, ran.stderr
+
+    @contextmanager
+    def running(self, moment: Moment, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+        """A command and everything below it, once CRIU is where it is to be held, or once it serves."""
+        held = self._moment.with_name(f"held-{uuid.uuid4().hex}")
+        self._moment.write_text(f"{moment} {held}\n")
+        with (
+            (self.app.parent / "said").open("wb") as said,
+            subprocess.Popen(self.argv(*words), env=self.env, stdout=subprocess.DEVNULL, stderr=said) as process,
+        ):
+            below: list[psutil.Process] = []
+            try:
+                there = self._serves if moment == "free" else held.exists
+                assert wait_for(lambda: there() or process.poll() is not None, 120.0)
+                assert process.poll() is None, (self.app.parent / "said").read_text()
+                below = psutil.Process(process.pid).children(recursive=True)
+                yield process, below
+            finally:
+                process.kill()
+                for one in below:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+
+    def _serves(self) -> bool:
+        try:
+            return bool(chat(self.port, tokens=1))
+        except (OSError, AssertionError):
+            return False
+
+
+@pytest.fixture
+def held(criu: Criu, tmp_path: Path) -> Held:
+    """An app and a CRIU of this test's own."""
+    return Held(tmp_path, criu)
+
+
+@pytest.fixture(scope="module")
+def kept(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """The same with a snapshot, for tests that leave it as it is."""
+    made = Held(tmp_path_factory.mktemp("kept"), criu)
+    made.create()
+    return made
+
+
+def end(
+    process: subprocess.Popen[bytes], below: list[psutil.Process], number: signal.Signals, *, code: int = 130
+) -> None:
+    """Send a signal; the command has to end by it, with this code if it can, and with it everything below."""
+    assert len(below) >= 3  # outer, pid 1 and something in the sandbox
+    process.send_signal(number)
+    assert process.wait(30) == (-signal.SIGKILL if number == signal.SIGKILL else code)
+    assert wait_for(lambda: not [one for one in below if is_running(one)], 10.0), below
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["begun", "halted", "done"])
+def test_a_capture_that_is_ended_leaves_no_sandbox_and_no_snapshot(
+    held: Held, moment: Moment, number: signal.Signals
+) -> None:
+    """CRIU at its start, stopped in its work, or done and nothing written down yet. The next capture clears up."""
+    with held.running(moment, "create", str(held.app), str(held.snapshot), "--mode", MODES[-1]) as (process, below):
+        (partial,) = held.snapshot.parent.glob(".kept.partial-*")
+        end(process, below, number)
+    assert not held.snapshot.exists()
+    assert partial.exists() is (number == signal.SIGKILL)  # that one left no time to clear up
+    for folder in (held.snapshot, partial):
+        with pytest.raises(SnapshotError, match="holds no snapshot"):
+            inspect_snapshot(folder)
+    held.create()
+    assert not partial.exists()
+    assert inspect_snapshot(held.snapshot).served_name == "standin"
+
+
+@pytest.mark.parametrize("number", SIGNALS[:2], ids=lambda number: number.name)
+def test_an_older_snapshot_stays_when_the_capture_of_a_new_one_is_ended(held: Held, number: signal.Signals) -> None:
+    """It is replaced by a whole one or not at all."""
+    held.create()
+    before = inspect_snapshot(held.snapshot)
+    with held.running("done", "create", str(held.app), str(held.snapshot), "--mode", MODES[-1]) as (process, below):
+        end(process, below, number)
+    assert inspect_snapshot(held.snapshot) == before
+
+
+RESTORES: list[tuple[Moment, signal.Signals]] = [
+    ("begun", signal.SIGTERM),
+    ("done", signal.SIGKILL),
+    *(("halted", number) for number in SIGNALS),
+    *(("free", number) for number in SIGNALS),
+]
+
+
+@pytest.mark.parametrize(("moment", "number"), RESTORES, ids=lambda value: getattr(value, "name", value))
+def test_a_restore_that_is_ended_leaves_no_copy_and_the_snapshot_as_it_was(
+    kept: Held, moment: Moment, number: signal.Signals
+) -> None:
+    """In CRIU's work, which is not waited for, and while the copies serve; then the same snapshot serves."""
+    words = ("restore", str(kept.snapshot), "--replicas", "2", "--port", str(kept.port))
+    with kept.running(moment, *words) as (process, below):
+        end(process, below, number, code=0 if moment == "free" else 130)
+    with kept.running("free", *words) as (process, below):
+        assert chat(kept.port)
+        end(process, below, signal.SIGTERM, code=0)

@@ -1,0 +1,72 @@
+"""Secrets in a tree that lives in a sandbox: the same rule as anywhere, for everything that an image would hold."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+
+from tests.snapshots.conftest import wait_for
+from torpor import Deployment, Model, SnapshotError
+from torpor.captured_secrets import check_captured
+from torpor.snapshots.replica import SandboxEngine, SandboxStarter
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from torpor.snapshots.sandbox import Sandbox
+
+VALUE = "swordfish"
+DEPLOYMENT = Deployment(name="x", model=Model(path="/m"), plugins=(StandIn(),))
+
+HIDDEN = """
+import os, time
+began, beginning = os.pipe()       # closed by the exec
+if os.fork() == 0:                 # a process that left session and parent, and alone has the secret
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "60"], {"AWS_SECRET_ACCESS_KEY": "swordfish", "TOKENIZERS_PARALLELISM": "no"})
+    os._exit(0)
+os.close(beginning)
+os.wait()
+os.read(began, 1)
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+def test_every_process_of_the_sandbox_is_looked_at_and_nothing_else(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a variable came there. The framework's own process is in no image, so its variables do not count."""
+    monkeypatch.setenv("HF_TOKEN", VALUE)
+    sandbox.spawn([sys.executable, "-c", HIDDEN], env={"PATH": "/usr/bin:/bin"})
+    assert wait_for(lambda: "there" in sandbox.log_tail()), sandbox.log_tail()
+    engine = SandboxEngine(sandbox, boot_id="0" * 16, guard_key=None)
+    assert len(engine.captured_pids()) == 2
+    with pytest.raises(SnapshotError, match=r"what looks like a secret \(AWS_SECRET_ACCESS_KEY\)") as caught:
+        check_captured(DEPLOYMENT, engine)
+    assert VALUE not in str(caught.value)
+
+
+def test_an_engine_that_would_get_a_secret_is_not_started(sandbox: Sandbox) -> None:
+    """It is found before minutes of a start, whether it comes from the caller's environment or from the plugin."""
+    starter = SandboxStarter(sandbox, DEPLOYMENT)
+    with pytest.raises(SnapshotError, match=r"\(MY_API_KEY\)"):
+        starter([sys.executable, "-c", "pass"], env={"MY_API_KEY": VALUE}, cwd=None, guard=None)
+    assert len(sandbox.host_pids()) == 1
+    assert sandbox.poll() is None
+
+
+def test_the_option_starts_it_and_warns_by_name(sandbox: Sandbox) -> None:
+    """One policy for every platform."""
+    starter = SandboxStarter(sandbox, replace(DEPLOYMENT, secrets_in_snapshot="warn"))
+    with structlog.testing.capture_logs() as logs:
+        engine = starter(
+            [sys.executable, "-c", "import time; time.sleep(60)"], env={"MY_API_KEY": VALUE}, cwd=None, guard=None
+        )
+    assert engine.pid
+    assert [(entry["event"], entry["variables"]) for entry in logs] == [("secrets_in_snapshot", ["MY_API_KEY"])]
+    assert VALUE not in str(logs)
