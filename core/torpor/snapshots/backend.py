@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Mode, Sandbox
 
-__all__ = ["BACKENDS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+__all__ = ["BACKENDS", "STANDBY_WORKS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+
+STANDBY_WORKS = "The backend 'standby' works anywhere: torpor up APP --backend standby"
+"""What is offered where another backend cannot be used."""
 
 
 class SnapshotBackend(Protocol):
@@ -235,7 +238,8 @@ class CriuBackend:
 
     def _usable_mode(self) -> Mode:
         if self._mode is None and (reasons := self.available()):
-            raise SnapshotError("CRIU cannot be used here:\n" + "\n".join(f"  - {reason}" for reason in reasons))
+            listed = "\n".join(f"  - {reason}" for reason in reasons)
+            raise SnapshotError(f"CRIU cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         assert self._mode is not None
         return self._mode
 

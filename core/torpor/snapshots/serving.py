@@ -124,7 +124,7 @@ def misfits(folder: Path, manifest: Manifest, deployment: Deployment | None = No
         reasons += differences
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
-    with contextlib.suppress(OSError, ValueError):  # damaged: said above
+    with contextlib.suppress(SnapshotError):  # damaged: said above
         reasons += changed_files(folder)
     return reasons
 
@@ -140,7 +140,7 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str) -> Re
     from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
 
     started = time.perf_counter()
-    work = work_folder(f"{name}-{os.getpid()}-{os.urandom(4).hex()}")
+    work = work_folder(name)
     sandbox = Sandbox.create(
         name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), timeout_s=_RESTORE_TIMEOUT_S
     )
