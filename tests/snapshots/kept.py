@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
+import signal
 import socket
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 _APP = """
 from torpor import Deployment, Model
@@ -40,6 +45,32 @@ def write_app(folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1
     app = folder / "kept.py"
     app.write_text(_APP.format(folder=str(folder), port=port, token_s=token_s, warmups=warmups, more=more))
     return app
+
+
+@contextmanager
+def killing_criu(place: Path) -> Iterator[None]:
+    """SIGKILL the first CRIU that works on images under a folder; in the end there must have been one."""
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not killed and not ended.is_set():
+            for folder in Path("/proc").iterdir():
+                with contextlib.suppress(OSError):
+                    words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+                    if b"criu\0" in words and b"--images-dir\0" + os.fsencode(place) in words:
+                        os.kill(int(folder.name), signal.SIGKILL)
+                        killed.append(int(folder.name))
+                        break
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert killed, "there was no CRIU to kill"
 
 
 def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello") -> str:

@@ -190,7 +190,7 @@ class CriuBackend:
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=self._usable_mode(), scratch=scratch_folder())
         self._publish(deployment.port)
-        return SandboxStarter(self._sandbox)
+        return SandboxStarter(self._sandbox, deny_io_uring=self._sandbox.mode == "root")
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""

@@ -27,7 +27,10 @@ __all__ = ["SandboxEngine", "SandboxStarter"]
 
 _BOOT_FD = 3
 _NO_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
-"""CRIU cannot dump an io_uring: uvloop 0.21 heeds the first (0.23 does not), torch's TCPStore the second."""
+"""CRIU cannot dump an io_uring: uvloop 0.21 heeds the first (0.23 does not), torch's TCPStore the second.
+
+As root a seccomp filter denies it to whatever an engine loads; rootless CRIU can dump no process under a filter.
+"""
 
 
 class SandboxEngine(Engine):
@@ -93,10 +96,12 @@ class SandboxStarter:
 
     Args:
         sandbox: empty; one engine is started in it.
+        deny_io_uring: by a seccomp filter, for a sandbox made as root; without it the engine is only asked not to use it.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, *, deny_io_uring: bool = False) -> None:
         self.sandbox = sandbox
+        self.deny_io_uring = deny_io_uring
 
     def __call__(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
@@ -117,7 +122,7 @@ class SandboxStarter:
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
-        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files)
+        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, deny_io_uring=self.deny_io_uring)
         engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
         _ = engine.pid  # looked up while it lives, for messages after its end
         return engine
