@@ -423,6 +423,32 @@ def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made
     assert ran.stdout.strip()
 
 
+def commands_of_the_page() -> list[str]:
+    """The block of commands at the top of docs/snapshots.md, without the comments."""
+    page = (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
+    return [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("    torpor ")]
+
+
+@pytest.mark.timeout(400)
+def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> None:
+    """In its order, each once, with the stand-in app in place of the page's and another folder."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    places = {"apps/tiny_cpu.py": str(app), "APP": str(app), "/srv/tiny": str(tmp_path / "kept")}
+    lines = [" ".join(places.get(word, word) for word in line.split()) for line in commands_of_the_page()]
+    assert len(lines) >= 7
+    for line in lines:
+        words = line.split()[1:]
+        if words[:2] == ["snapshot", "restore"] or words[0] == "up":
+            with cli.running(*words) as command:
+                command.says("Ctrl-C ends it")
+                assert chat(port), line
+                command.end()
+        elif not any(word.startswith("/mnt/") for word in words):  # a folder that only an administrator makes
+            cli.run(*words)
+    assert engines_on(port) == []
+
+
 def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
     """Nothing is fetched in vain; the last line says that snapshots can be made."""
     said = cli.run("snapshot", "setup").stderr
