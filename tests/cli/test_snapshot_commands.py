@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import chat, engines_on, free_port, write_app
+from tests.snapshots.kept import chat, engines_on, free_port, when_criu_works, write_app
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.manifest import MANIFEST
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 TIMEOUT_S = 90.0
+INTERRUPTED = (130, -signal.SIGINT)
+"""For a shell both are 130. CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +310,35 @@ def test_a_killed_restore_takes_its_copies_along(cli: Cli, made: Made) -> None:
     with cli.running("snapshot", "restore", made.folder, "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
     assert list((cli.cache / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
+    cli: Cli, own: Made, tmp_path: Path, number: signal.Signals
+) -> None:
+    """No engine, no half of a snapshot; the one that was there before stays. What SIGKILL leaves goes with the next create."""
+    with cli.running("snapshot", "create", own.app, own.folder) as command:
+        with when_criu_works(tmp_path, lambda _: command.process.send_signal(number)):
+            code = command.process.wait(60)
+        assert code in ((-signal.SIGKILL,) if number == signal.SIGKILL else INTERRUPTED), command.said
+    assert wait_for(lambda: engines_on(own.port) == [])
+    assert json.loads((own.folder / MANIFEST).read_text()) == own.manifest
+    if number == signal.SIGKILL:
+        cli.run("snapshot", "create", own.app, own.folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: Made, number: signal.Signals) -> None:
+    """Several CRIUs work then; all are waited for, and what they brought back is ended."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with cli.running("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(free_port())) as command:
+        with when_criu_works(own.folder, lambda _: command.process.send_signal(number)):
+            assert command.process.wait(60) in INTERRUPTED, command.said
+        assert "torpor: interrupted; everything it started was ended" in command.said
+        assert "Ctrl-C ends it" not in command.said
+    assert engines_on(own.port) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
 
 
 def up(cli: Cli, app: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _APP = """
 from torpor import Deployment, Model
@@ -48,19 +49,19 @@ def write_app(folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1
 
 
 @contextmanager
-def killing_criu(place: Path) -> Iterator[None]:
-    """SIGKILL the first CRIU that works on images under a folder; in the end there must have been one."""
-    killed: list[int] = []
+def when_criu_works(place: Path, act: Callable[[int], None]) -> Iterator[None]:
+    """Do something, told its pid, as soon as a CRIU works on images under a folder; in the end there must have been one."""
+    seen: list[int] = []
     ended = threading.Event()
 
     def watch() -> None:
-        while not killed and not ended.is_set():
+        while not seen and not ended.is_set():
             for folder in Path("/proc").iterdir():
                 with contextlib.suppress(OSError):
                     words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
                     if b"criu\0" in words and b"--images-dir\0" + os.fsencode(place) in words:
-                        os.kill(int(folder.name), signal.SIGKILL)
-                        killed.append(int(folder.name))
+                        act(int(folder.name))
+                        seen.append(int(folder.name))
                         break
 
     watcher = threading.Thread(target=watch)
@@ -70,7 +71,12 @@ def killing_criu(place: Path) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
-    assert killed, "there was no CRIU to kill"
+    assert seen, "there was no CRIU"
+
+
+def killing_criu(place: Path) -> AbstractContextManager[None]:
+    """SIGKILL the first CRIU that works on images under a folder."""
+    return when_criu_works(place, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
 def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello") -> str:
