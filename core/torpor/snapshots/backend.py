@@ -238,8 +238,7 @@ class CriuBackend:
 
     def _usable_mode(self) -> Mode:
         if self._mode is None and (reasons := self.available()):
-            listed = "\n".join(f"  - {reason}" for reason in reasons)
-            raise SnapshotError(f"CRIU cannot be used here:\n{listed}\n{STANDBY_WORKS}")
+            raise SnapshotError("CRIU cannot be used here:\n" + "\n".join(f"  - {reason}" for reason in reasons))
         assert self._mode is not None
         return self._mode
 
