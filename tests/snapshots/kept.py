@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
+import signal
 import socket
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _APP = """
 from torpor import Deployment, Model
@@ -44,6 +50,37 @@ def write_app(
     values = {"port": port, "token_s": token_s, "warmups": warmups, "more": more, "secrets": secrets}
     app.write_text(_APP.format(folder=str(folder), **values))
     return app
+
+
+@contextmanager
+def when_criu_works(place: Path, act: Callable[[int], None]) -> Iterator[None]:
+    """Do something, told its pid, as soon as a CRIU works on images under a folder; in the end there must have been one."""
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not seen and not ended.is_set():
+            for folder in Path("/proc").iterdir():
+                with contextlib.suppress(OSError):
+                    words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+                    if b"criu\0" in words and b"--images-dir\0" + os.fsencode(place) in words:
+                        act(int(folder.name))
+                        seen.append(int(folder.name))
+                        break
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert seen, "there was no CRIU"
+
+
+def killing_criu(place: Path) -> AbstractContextManager[None]:
+    """SIGKILL the first CRIU that works on images under a folder."""
+    return when_criu_works(place, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
 def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello") -> str:

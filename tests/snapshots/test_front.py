@@ -122,6 +122,32 @@ def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Front, make
     assert {get(front.port)[1] for _ in range(6)} == {"b"}
 
 
+def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Front, make_target: MakeTarget) -> None:
+    """Its turn goes to the next, and so does the turn after that: nobody gets a double share."""
+    a, b, c = (make_target(name) for name in "abc")
+    set_ready(a, False)
+    for target in (a, b, c):
+        front.add(target)
+    assert Counter(get(front.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
+
+
+def test_many_at_once_all_find_the_one_that_is_ready(front: Front, make_target: MakeTarget) -> None:
+    """Connections that come together while the guards are being asked do not take each other's turns."""
+    a, b = make_target("a"), make_target("b")
+    set_ready(a, False)
+    front.add(a)
+    front.add(b)
+    answers: list[tuple[int, str]] = []
+    for _ in range(6):
+        time.sleep(READY_FOR_S)
+        threads = [threading.Thread(target=lambda: answers.append(get(front.port))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert Counter(answers) == {(200, "b"): 48}
+
+
 def test_guards_are_not_asked_more_often_than_every_250_ms(front: Front, make_target: MakeTarget) -> None:
     """However many connections come, also at once."""
     target = make_target("a")

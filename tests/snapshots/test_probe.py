@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,18 +20,21 @@ from torpor.snapshots.pid1 import StepError
 from torpor.snapshots.probe import Reason, available, usable_mode
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.sandbox import Mode
 
 ASK = """
-import json, sys
+import json, os, sys
 from pathlib import Path
+from torpor.snapshots import criu
 from torpor.snapshots.probe import available
+if "hidden" in sys.argv:
+    os.environ.update(PATH="/nowhere", TORPOR_CRIU_PREFIX="/nowhere")
+    criu._SYSTEM_FOLDERS = ()
 reasons = available(sys.argv[1], cache=Path(sys.argv[2]))
 print(json.dumps([[reason.code, reason.seen, reason.cure, reason.tried] for reason in reasons]))
 """
+FILTER = Path(__file__).with_name("filter_program.py")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take things away from a process")
 
 
@@ -38,9 +43,9 @@ def prefix_of(criu: Criu) -> Path:
     return criu.program.parents[3]
 
 
-def ask_behind(setup: str, criu: Criu, cache: Path, mode: Mode) -> list[Reason]:
-    """Probe in a process for which a shell command set something up (`"$@"` is the probe)."""
-    argv = ["sh", "-c", setup, "sh", sys.executable, "-c", ASK, mode, str(cache)]
+def ask_behind(setup: str, criu: Criu, cache: Path, mode: Mode, *more: str) -> list[Reason]:
+    """Probe in a process for which a shell command set something up (`"$@"` is the probe); `hidden`: without any CRIU."""
+    argv = ["sh", "-c", setup, "sh", sys.executable, "-c", ASK, mode, str(cache), *more]
     env = {**os.environ, PREFIX_VARIABLE: str(prefix_of(criu))}
     result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
@@ -94,6 +99,17 @@ def test_without_criu_the_setup_is_the_cure(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "cache").exists()
 
 
+def test_gvisor_is_told_before_anything_is_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its /proc/version, as seen in runsc 20240729: there no CRIU could help, so none is asked for."""
+    version = tmp_path / "version"
+    version.write_text("Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n")
+    monkeypatch.setattr(probe, "_VERSION_FILE", version)
+    monkeypatch.setenv(PREFIX_VARIABLE, str(tmp_path / "none"))
+    mode, (reason,) = usable_mode(cache=tmp_path / "cache")
+    assert (mode, reason.code, reason.tried) == (None, "gvisor", False)
+    assert "standby" in str(reason)
+
+
 def test_an_old_criu_is_named_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """3.17 and 4.1 call themselves content and fail."""
     program = tmp_path / "old" / "bin" / "criu"
@@ -123,12 +139,58 @@ def test_a_kernel_without_user_namespaces_is_named_with_its_setting(criu: Criu, 
 
 @as_root
 @pytest.mark.criu
-def test_a_root_without_capabilities_is_told_which_it_needs(criu: Criu, tmp_path: Path) -> None:
-    """As in a container."""
-    (reason,) = ask_behind('exec setpriv --bounding-set -all --inh-caps -all "$@"', criu, tmp_path, "root")
-    assert reason.code == "not_root"
-    assert "CAP" in reason.cure or "--cap-add" in reason.cure
+def test_what_else_stands_in_the_way_is_told_beside_a_missing_criu(criu: Criu, tmp_path: Path) -> None:
+    """Who is sent to the setup should not find out afterwards that the kernel refuses all the same."""
+    setup = (
+        'exec unshare --user --map-root-user sh -c \'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"\' sh "$@"'
+    )
+    reasons = ask_behind(setup, criu, tmp_path, "rootless", "hidden")
+    assert [reason.code for reason in reasons] == ["criu_missing", "user_namespaces"]
+
+
+@pytest.mark.criu
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is written for x86-64")
+def test_a_containers_seccomp_filter_is_named(mode: Mode, criu: Criu, tmp_path: Path) -> None:
+    """A real filter that refuses what Docker's default one refuses; that Docker's option lifts it is untried."""
+    (reason,) = ask_behind(f'exec {sys.executable} {FILTER} "$@"', criu, tmp_path, mode)
+    assert reason.code == "seccomp"
+    assert "seccomp=unconfined" in reason.cure
     assert str(reason).endswith("(untried)")
+
+
+CONTAINER = (
+    "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write"
+)
+"""Docker's default capabilities, but for setfcap, in setpriv's words."""
+
+
+def with_capabilities(names: str) -> str:
+    """A shell command that keeps these capabilities alone."""
+    kept = ",".join(f"+{name}" for name in names.split(",") if name)
+    return f'exec setpriv --bounding-set -all{"," if kept else ""}{kept} --inh-caps -all "$@"'
+
+
+@as_root
+@pytest.mark.criu
+@pytest.mark.parametrize("kept", ["", CONTAINER])
+def test_a_root_without_capabilities_is_told_which_it_needs(criu: Criu, tmp_path: Path, kept: str) -> None:
+    """As in a container. What it is told is true: with these four beside a container's own it works."""
+    (reason,) = ask_behind(with_capabilities(kept), criu, tmp_path, "root")
+    assert reason.code == "not_root"
+    assert "SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME" in reason.cure
+    told = f"{CONTAINER},sys_admin,sys_ptrace,net_admin,sys_time"
+    assert ask_behind(with_capabilities(told), criu, tmp_path, "root") == []
+
+
+@as_root
+@pytest.mark.criu
+def test_a_root_that_may_not_map_itself_is_told_why(criu: Criu, tmp_path: Path) -> None:
+    """Since Linux 5.12 user 0 needs CAP_SETFCAP to map itself into a user namespace; ordinary users need nothing."""
+    (reason,) = ask_behind(with_capabilities(""), criu, tmp_path, "rootless")
+    assert reason.code == "user_namespaces"
+    assert "SETFCAP" in reason.cure
+    assert reason.tried
+    assert ask_behind(with_capabilities("setfcap"), criu, tmp_path, "rootless") == []
 
 
 @as_root

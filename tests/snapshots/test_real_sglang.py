@@ -60,13 +60,61 @@ def ask(port: int, *, temperature: float) -> str:
         connection.close()
 
 
+OTHER_VERSION = """
+from dataclasses import dataclass, replace
+
+from torpor import ImagePatch, Plugin, hookimpl
+from torpor.apps import load_deployment
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOnThePath(Plugin):
+    plugin_name = "first_on_the_path"
+
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(env={{"PYTHONPATH": {path!r}}})
+
+
+newest = load_deployment({app!r})
+model, sglang = newest.plugins
+older = replace(sglang, version={version!r})
+deployment = replace(newest, name="tiny-older", port={port}, plugins=(model, FirstOnThePath(), older))
+"""
+"""The tiny app with another version of SGLang."""
+
+
+@pytest.mark.timeout(400)
+def test_replicas_of_0_5_16_sample_differently_too(criu: Criu, tmp_path: Path) -> None:
+    """The same code on another version: its own module is patched, its replicas differ, its greedy answers do not."""
+    older = ROOT / ".engines" / "sglang-parsers" / "0.5.16"
+    if not older.is_dir():
+        pytest.skip(f"{older.relative_to(ROOT)} is missing; run scripts/setup-local --parsers")
+    app = tmp_path / "older.py"
+    app.write_text(OTHER_VERSION.format(path=str(older), app=str(APP), version=older.name, port=free_port()))
+    with pytest.MonkeyPatch.context() as patch:
+        if "root" in criu.program.parts:
+            patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
+        if reasons := CriuBackend(mode=MODES[0]).available():
+            refuse("; ".join(reasons))
+        manifest = create_snapshot(app, tmp_path / "kept", mode=MODES[0])
+        assert manifest.deployment.engine == "sglang 0.5.16"
+        said = (tmp_path / "kept" / "logs" / "engine.log").read_text()
+        assert "torpor_sglang: SGLang 0.5.16; guarded" in said
+        assert_replicas_differ_where_they_should(tmp_path / "kept")
+
+
 def test_replicas_sample_differently_and_answer_greedily_alike(captured: tuple[Path, Manifest]) -> None:
     """The samplers are seeded anew at the wake; greedy answers, the canary's among them, are those of the original.
 
     Without that every replica of one image samples the same text (measured: three of three).
     """
+    assert_replicas_differ_where_they_should(captured[0])
+
+
+def assert_replicas_differ_where_they_should(folder: Path) -> None:
     port = free_port()
-    copies = restore_snapshot(captured[0], replicas=2, port=port)
+    copies = restore_snapshot(folder, replicas=2, port=port)
     try:
         assert len({ask(port, temperature=0.0) for _ in range(4)}) == 1
         assert len({ask(port, temperature=1.0) for _ in range(2)}) == 2

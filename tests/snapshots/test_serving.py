@@ -9,15 +9,20 @@ import shutil
 import signal
 import socket
 import stat
+import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 
 from tests.snapshots.conftest import MODES, refuse, wait_for
-from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
-from torpor import CanaryError, PortInUseError, SnapshotError
+from tests.snapshots.kept import Background, chat, engines_on, free_port, killing_criu, write_app
+from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.apps import load_deployment
 from torpor.captured_secrets import secret_names
 from torpor.errors import DrainTimeoutError
@@ -30,15 +35,18 @@ from torpor.platforms.local import (
     restore_snapshot,
 )
 from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.front import READY_FOR_S
 from torpor.snapshots.manifest import MANIFEST
+from torpor.snapshots.replica import SandboxEngine
 from torpor.snapshots.serving import Replicas
+from torpor.snapshots.store import capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from torpor.boot import Boot
     from torpor.snapshots.criu import Criu
-    from torpor.snapshots.sandbox import Mode
+    from torpor.snapshots.sandbox import Mode, Sandbox
 
 pytestmark = pytest.mark.criu
 
@@ -91,11 +99,11 @@ def change_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
-def refused(kept: Kept, *, full: bool = False) -> str:
+def refused(kept: Kept, *, full: bool = False, replicas: int = 1) -> str:
     """What a restore says that is refused; nothing may be left of it."""
     port = free_port()
     with pytest.raises(SnapshotError) as error:
-        restore_snapshot(kept.folder, port=port, full=full)
+        restore_snapshot(kept.folder, port=port, full=full, replicas=replicas)
     assert engines_on(kept.port) == []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))
@@ -376,7 +384,7 @@ def test_a_capture_with_a_request_in_flight_is_refused_and_nothing_is_lost(cache
         server.boot.serve()
         assert wait_for(lambda: _answers(port))
         request = Background(lambda: chat(port, tokens=20))
-        assert wait_for(lambda: _in_flight(server) == 1)
+        assert wait_for(lambda: _in_flight(server.boot) == 1)
         with pytest.raises(DrainTimeoutError, match="still in flight"):
             server.sleep()
         assert len(str(request.join()).split()) == 20
@@ -396,8 +404,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _in_flight(server: LocalServer) -> int:
-    with server.boot._control() as control:
+def _in_flight(boot: Boot) -> int:
+    with boot._control() as control:
         return int(control._client.get("/_torpor/state").json()["in_flight"])
 
 
@@ -416,6 +424,224 @@ def test_a_connected_client_is_named_and_the_original_can_be_woken(cache: Path, 
         server.wake()
     finally:
         server.stop()
+
+
+@contextmanager
+def asleep(app: Path, folder: Path, *, mode: Mode = MODES[-1]) -> Iterator[tuple[LocalServer, CriuBackend]]:
+    """A server of the app that sleeps in its sandbox, ready for a capture; it is ended with the block."""
+    backend = CriuBackend(folder=folder, app_file=app, mode=mode, public=False)
+    server = LocalServer(load_deployment(str(app)), backend=backend)
+    try:
+        server.cold_start()
+        yield server, backend
+    finally:
+        server.stop()
+
+
+def sandbox_of(server: LocalServer) -> Sandbox:
+    engine = server.boot.running_engine
+    assert isinstance(engine, SandboxEngine)
+    return engine.sandbox
+
+
+OWN_ADDRESS = """
+os.system("ip address add 192.0.2.7/32 dev lo")
+server = socket.create_server(("192.0.2.7", 0))
+connection = socket.create_connection(server.getsockname())
+"""
+"""An address of the sandbox's own that is no loopback: for the check as good as another machine's."""
+
+OUTSIDE = {
+    "a file in /tmp": ("f = open(sys.argv[1])", r"may be gone when it is restored:\n  - .*/lost\n"),
+    "a deleted file": ("f = open(sys.argv[1]); os.unlink(sys.argv[1])", r"may be gone.*\n  - .*/lost \(deleted\)\n"),
+    "an io_uring": (
+        "libc = ctypes.CDLL(None); assert libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0",
+        r"has an io_uring, which CRIU cannot dump.*use `--mode root`",
+    ),
+    "a connection outside": (
+        OWN_ADDRESS,
+        r"no copy of it could go on with:\n  - a connection leads outside, to 192\.0\.2\.7:\d+\n",
+    ),
+}
+"""What a process of the tree does, and what the refusal says of it."""
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
+    cache: Path, tmp_path: Path, what: str
+) -> None:
+    """Each by name, before CRIU begins; nothing is on the disk, and the original serves again. Once it is gone, it is kept."""
+    program, told = OUTSIDE[what]
+    if program == OWN_ADDRESS and not shutil.which("ip"):
+        pytest.skip("without iproute2 the test's program can have no such address")
+    (tmp_path / "lost").touch()
+    code = f"import ctypes, os, socket, sys, time\n{program}\nopen('/dev/shm/there', 'w')\ntime.sleep(60)"
+    app = write_app(tmp_path / "app", port=free_port())
+    with asleep(app, tmp_path / "kept") as (server, backend):
+        sandbox = sandbox_of(server)
+        there = ["test", "-e", "/dev/shm/there"]
+        end = ["sh", "-c", "kill -9 $(cat /dev/shm/pid) && rm /dev/shm/there"]
+        shell = f'echo $$ > /dev/shm/pid; exec {sys.executable} -c "$0" "$1"'
+        run = Background(lambda: sandbox.run(["sh", "-c", shell, code, str(tmp_path / "lost")], timeout_s=60.0))
+        assert wait_for(lambda: sandbox.run(there, timeout_s=5.0).code == 0, 20.0)
+        with pytest.raises(SnapshotError, match=told):
+            backend.capture(server.boot)
+        assert [path.name for path in tmp_path.iterdir() if path.name not in ("app", "lost")] == []
+        assert sandbox.run(end, timeout_s=5.0).code == 0
+        run.join()
+        server.wake()
+        backend.capture(server.boot)
+    assert inspect_snapshot(tmp_path / "kept").processes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: Path, tmp_path: Path) -> None:
+    """As root by a filter, which its copies have as well; rootless, where CRIU can dump none, by asking its libraries."""
+    app = write_app(tmp_path / "app", port=free_port())
+    with asleep(app, tmp_path / "kept", mode=mode) as (server, backend):
+        original = denials(sandbox_of(server))
+        backend.capture(server.boot)
+    assert original == {("2", "0", "0") if mode == "root" else ("0", "0", "0")}
+    copies = restore_snapshot(tmp_path / "kept", port=free_port())
+    try:
+        assert denials(copies.serving[0].replica.sandbox) == original
+    finally:
+        copies.stop()
+
+
+def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
+    """Of each process of the tree: its seccomp mode, and the two variables."""
+    found: set[tuple[str, ...]] = set()
+    for inside, pid in sandbox.host_pids().items():
+        if inside != 1:
+            seccomp = re.search(r"^Seccomp:\t(\d)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            env = dict(item.partition("=")[::2] for item in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+            assert seccomp
+            found.add((seccomp.group(1), env.get("UV_USE_IO_URING", ""), env.get("USE_LIBUV", "")))
+    return found
+
+
+def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Path, criu: Criu) -> None:
+    """The guard is asked: a copy of an engine that serves would come back in the middle of something."""
+    app = write_app(tmp_path / "app", port=free_port())
+    with asleep(app, tmp_path / "kept") as (server, _):
+        server.boot.serve()
+        with pytest.raises(GuardStateError, match="The engine is serving"):
+            capture(server.boot, sandbox_of(server), tmp_path / "kept", criu=criu, app_file=app)
+        assert [path.name for path in tmp_path.iterdir()] == ["app"]
+
+
+def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    """A tree that CRIU let go of in the middle cannot be trusted; the snapshot that was there before stays."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    before = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    with killing_criu(tmp_path), pytest.raises(SnapshotError, match=r"dump of sandbox 'kept' was ended by SIGKILL"):
+        create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    assert engines_on(port) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]
+    assert inspect_snapshot(tmp_path / "kept") == before
+
+
+def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept: Kept, cache: Path) -> None:
+    """No copy of several serves when one fails; the next restore succeeds."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with killing_criu(kept.folder):
+        assert "was ended by SIGKILL" in refused(kept, replicas=2)
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert taken_logs(cache) <= {"restore.log", "stats-restore"}
+    port = free_port()
+    copies = restore_snapshot(kept.folder, port=port, full=True)
+    try:
+        assert chat(port)
+    finally:
+        copies.stop()
+
+
+def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes(
+    cache: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room was there when it was looked at, and somebody else took it: here the look is what is wrong."""
+    app = write_app(tmp_path / "app", port=free_port())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with asleep(app, small_disk / "kept") as (server, backend):
+        with pytest.raises(SnapshotError, match="The disk is full: free some room or choose another folder"):
+            backend.capture(server.boot)
+        assert list(small_disk.iterdir()) == []
+        server.wake()
+
+
+def test_a_snapshot_that_is_removed_in_the_middle_of_a_restore_is_a_clear_error(
+    cache: Path, kept: Kept, tmp_path: Path
+) -> None:
+    """Here by the app file, which is read while CRIU works; nothing is left."""
+    app = tmp_path / "removes.py"
+    app.write_text(f"import shutil\nshutil.rmtree({str(kept.folder)!r})\n" + kept.app.read_text())
+    change_manifest(kept.folder, lambda content: content.update(app_file=str(app)))
+    assert "make the snapshot anew" in refused(kept)
+    assert taken_logs(cache) <= {"restore.log", "stats-restore"}
+
+
+def taken_logs(cache: Path) -> set[str]:
+    """Names of what failed restores left to be read (the message names the log, CRIU adds its figures); taken away."""
+    run = cache / "run"
+    names = {file.name for file in run.rglob("*") if file.is_file()}
+    shutil.rmtree(run)
+    run.mkdir()
+    return names
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copys_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_otherwise(
+    mode: Mode, cache: Path, tmp_path: Path
+) -> None:
+    """Monotonic and boot time go on from the dump where the machine's own are behind it; the time of day is the machine's."""
+    app = write_app(tmp_path / "app", port=free_port())
+    create_snapshot(app, tmp_path / "kept", mode=mode)
+    for ahead_s in (0.0, 90_000.0):  # as if this machine had been booted after the dump
+        dumped_at_s = inspect_snapshot(tmp_path / "kept").monotonic_s + ahead_s
+        clocks = {"monotonic_s": dumped_at_s, "boottime_s": dumped_at_s}
+        change_manifest(tmp_path / "kept", partial(dict.update, **clocks))
+        copies = restore_snapshot(tmp_path / "kept", port=free_port())
+        try:
+            sandbox = copies.serving[0].replica.sandbox
+            own_s = time.monotonic()
+            seen = sandbox.clock()
+            day_s = float(sandbox.run(["date", "+%s.%N"], timeout_s=10.0).output)
+        finally:
+            copies.stop()
+        expected_s = dumped_at_s if ahead_s else own_s
+        assert 0.0 <= seen.monotonic_s - expected_s < 60.0
+        assert seen.monotonic_s >= dumped_at_s
+        assert abs(day_s - time.time()) < 60.0
+
+
+def test_a_copy_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None:
+    """Two copies share the requests; while one sleeps the other gets all; awake it has its share again."""
+    app = write_app(tmp_path / "app", port=free_port(), token_s=0.05, warmups=0)
+    create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    port = free_port()
+    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
+    try:
+        first, second = (one.boot for one in copies.serving)
+        assert shares(port, first, second) == (2, 2)
+        first.sleep(for_snapshot=False)
+        time.sleep(READY_FOR_S)
+        assert shares(port, first, second) == (0, 4)
+        first.wake()
+        time.sleep(READY_FOR_S)
+        assert shares(port, first, second) == (2, 2)
+    finally:
+        copies.stop()
+
+
+def shares(port: int, *boots: Boot) -> tuple[int, ...]:
+    """How four requests at once are spread; all of them are answered."""
+    requests = [Background(lambda: chat(port, tokens=20)) for _ in range(4)]
+    seen = wait_for(lambda: found if sum(found := tuple(map(_in_flight, boots))) == 4 else ())
+    assert all(len(str(request.join()).split()) == 20 for request in requests)
+    return seen
 
 
 def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def run_rm(folder: Path) -> None:
 
 def run_setup(*, mirror: str, again: bool) -> None:
     """Get CRIU and try it; the reasons where it does not work here."""
-    from torpor.snapshots.backend import CriuBackend  # noqa: PLC0415
+    from torpor.snapshots.backend import STANDBY_WORKS, CriuBackend  # noqa: PLC0415
     from torpor.snapshots.criu_setup import install  # noqa: PLC0415
     from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
 
@@ -87,9 +87,7 @@ def run_setup(*, mirror: str, again: bool) -> None:
     console.print(f"CRIU {'.'.join(map(str, criu.version))} is at {criu.program}")
     if reasons := CriuBackend().available():
         listed = "\n".join(f"  - {reason}" for reason in reasons)
-        raise SnapshotError(
-            f"It does not work on this machine:\n{listed}\n`torpor up APP --backend standby` works anywhere."
-        )
+        raise SnapshotError(f"It does not work on this machine:\n{listed}\n{STANDBY_WORKS}")
     console.print("a small dump and restore worked: snapshots can be made here")
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from torpor.apps import load_deployment
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.restore import quiet_log, run_restore
-from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
+from torpor.errors import ConfigurationError, DrainTimeoutError, PortInUseError, SnapshotError, TorporError
 from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
 from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
@@ -104,8 +104,11 @@ def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> b
             console.print(f"  - {reason}", markup=False)
         return False
     console.print(f"restored: the snapshot {folder} fits", markup=False)
+    serves = False
 
     def ask_once() -> None:
+        nonlocal serves
+        serves = True
         answer = _ask(deployment, console, question, stream=not as_json)
         if as_json:
             print(json.dumps({"answer": answer}))
@@ -119,7 +122,11 @@ def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> b
             as_json=as_json and not question,
             then=ask_once if question else None,
         )
-    except SnapshotError as error:
+    except (PortInUseError, ConfigurationError):
+        raise  # a cold start would fail in the same way, later
+    except TorporError as error:
+        if serves:
+            raise
         console.print(f"cold: the snapshot could not be restored: {error}", markup=False)
         return False
     return True

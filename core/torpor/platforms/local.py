@@ -24,7 +24,14 @@ from torpor.boot import Boot
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
-from torpor.snapshots.backend import BACKENDS, CriuBackend, NoSnapshot, SnapshotBackend, Standby
+from torpor.snapshots.backend import (
+    BACKENDS,
+    STANDBY_WORKS,
+    CriuBackend,
+    NoSnapshot,
+    SnapshotBackend,
+    Standby,
+)
 from torpor.snapshots.places import CACHE_VARIABLE, cache_root
 from torpor.step_outputs import making
 from torpor.steps import run_step
@@ -87,7 +94,7 @@ class LocalServer:
         self.backend = backend or NoSnapshot()
         if reasons := self.backend.available(deployment):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
-            raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}")
+            raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         self.root = root or cache_root()
         self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
         check_gpu(deployment)

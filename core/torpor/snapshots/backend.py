@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Mode, Sandbox
 
-__all__ = ["BACKENDS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+__all__ = ["BACKENDS", "STANDBY_WORKS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+
+STANDBY_WORKS = "The backend 'standby' works anywhere: torpor up APP --backend standby"
+"""What is offered where another backend cannot be used."""
 
 
 class SnapshotBackend(Protocol):
@@ -186,7 +189,7 @@ class CriuBackend:
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment.port)
-        return SandboxStarter(self._sandbox, deployment, deny_io_uring=deployment.gpu is not None)
+        return SandboxStarter(self._sandbox, deployment)
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""

@@ -180,14 +180,17 @@ class Front:
         client.refuse(_REFUSAL)
 
     async def _pick(self, tried: set[_Backend]) -> _Backend | None:
-        """The next ready replica in turn."""
-        for _ in range(len(self._backends)):
-            if not self._backends:  # the last one died while another was asked
-                return None
-            backend = self._backends[self._turn % len(self._backends)]
-            self._turn += 1
+        """The next ready replica in turn; every one that is there now is looked at once, whoever else picks meanwhile."""
+        turn, self._turn = self._turn, self._turn + 1
+        present = tuple(self._backends)
+        for step in range(len(present)):
+            backend = present[(turn + step) % len(present)]
             if backend not in tried and await backend.is_ready():
                 return backend
+            if (
+                self._turn == turn + step + 1
+            ):  # nobody picked meanwhile: the next one begins behind the one that was passed
+                self._turn += 1
         return None
 
     async def _add(self, target: Target) -> None:

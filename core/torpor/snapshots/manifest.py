@@ -249,6 +249,9 @@ def damaged_files(folder: Path, manifest: Manifest, *, full: bool) -> tuple[str,
 
 
 def _damages(folder: Path, manifest: Manifest, *, full: bool) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"its folder {folder} is gone"
+        return
     for path, wanted in manifest.files.items():
         file = folder / path
         try:

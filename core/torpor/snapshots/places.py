@@ -5,13 +5,17 @@ It imports nothing of the platform: a restore asks it before anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
 __all__ = ["CACHE_VARIABLE", "cache_root", "criu_prefix", "scratch_folder", "snapshot_folder", "work_folder"]
 
 CACHE_VARIABLE = "TORPOR_CACHE"
 """Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
+
+_LEFT_FOR_S = 3600.0
 
 
 def cache_root() -> Path:
@@ -37,7 +41,21 @@ def snapshot_folder(name: str) -> Path:
 
 
 def work_folder(name: str) -> Path:
-    """A folder for one replica, made when missing: CRIU's log is in it."""
-    folder = cache_root() / "run" / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A new folder for one replica of this process: CRIU's log is in it. What killed processes left long ago goes."""
+    run = cache_root() / "run"
+    folder = run / f"{name}-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir(mode=0o700, parents=True)
+    _sweep(run)
     return folder
+
+
+def _sweep(run: Path) -> None:
+    """Remove folders whose process is gone; not at once, as the cache may be shared with a container that has pids of its own."""
+    for left in run.iterdir():
+        pid = left.name.rsplit("-", 2)[-2]
+        if not Path("/proc", pid).exists():
+            with contextlib.suppress(OSError):  # two may sweep at once
+                if time.time() - left.stat().st_mtime > _LEFT_FOR_S:
+                    import shutil  # noqa: PLC0415 - hardly ever
+
+                    shutil.rmtree(left)

@@ -86,6 +86,8 @@ def available(mode: Mode, *, cache: Path, prefix: Path | None = None, fresh: boo
     """
     if sys.platform != "linux":
         return (Reason(code="not_linux", seen=f"this is {sys.platform}", cure="use a Linux machine"),)
+    if _is_gvisor():
+        return (_GVISOR_REASON,)
     kept = cache / f"works-{mode}-{_key(prefix)}.json"
     if kept.exists() and not fresh:
         return ()
@@ -125,7 +127,8 @@ def _reasons(mode: Mode, cache: Path, prefix: Path | None) -> tuple[Reason, ...]
     try:
         criu = find(prefix, cache=cache)
     except SnapshotError as error:
-        return (Reason(code="criu_missing", seen=str(error).partition(". ")[0], cure=_SETUP_CURE),)
+        missing = Reason(code="criu_missing", seen=str(error).partition(". ")[0], cure=_SETUP_CURE)
+        return (missing, *_what_else_is_missing(mode))
     if mode == "root" and os.geteuid() != 0:
         return (Reason(code="not_root", seen=f"user {os.geteuid()} is not root", cure="use rootless, or run as root"),)
     log = cache / f"trial-{mode}.log"
@@ -139,6 +142,18 @@ def _reasons(mode: Mode, cache: Path, prefix: Path | None) -> tuple[Reason, ...]
     except OSError as error:
         return (Reason(code="sandbox", seen=f"{cache} cannot be used ({error})", cure="name another cache folder"),)
     return (reason,) if reason else ()
+
+
+def _what_else_is_missing(mode: Mode) -> tuple[Reason, ...]:
+    """Without a CRIU: whether there could at least be sandboxes, so that nobody gets one in vain."""
+    if mode == "root" and os.geteuid() != 0:
+        return ()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Sandbox.create("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
+    except (SnapshotError, OSError) as error:
+        return (_explain("sandbox", error, mode),)
+    return ()
 
 
 def _trial(criu: Criu, mode: Mode, folder: Path) -> Reason | None:
@@ -183,16 +198,12 @@ def _check_answer(sandbox: Sandbox) -> None:
 def _explain(step: str, error: Exception, mode: Mode) -> Reason:
     """Name what stands in the way, as well as the kernel lets it be told."""
     seen = " ".join(str(error).partition("The whole log: ")[0].split()).rstrip(".")
-    if _is_gvisor():
-        return Reason(
-            code="gvisor", seen="this is a gVisor sandbox, whose kernel CRIU cannot read", cure=_GVISOR, tried=False
-        )
     if step == "sandbox" and isinstance(error.__cause__, StepError):
         for code, holds, cure, tried in _hindrances(error.__cause__, mode):
             if holds:
                 return Reason(code=code, seen=seen, cure=cure, tried=tried)
     if mode == "root" and "Operation not permitted" in seen:
-        return Reason(code="not_root", seen=f"this root lacks a privilege ({seen})", cure=_CAPABILITIES, tried=False)
+        return Reason(code="not_root", seen=f"this root lacks a privilege ({seen})", cure=_CAPABILITIES)
     return Reason(code=step if step in _CODES else "sandbox", seen=seen, cure=_STANDBY)
 
 
@@ -203,17 +214,29 @@ def _hindrances(refused: StepError, mode: Mode) -> Iterator[tuple[str, bool, str
     yield "proc_masked", denied and refused.step == "mount proc on /proc" and not restricted, _MASKED, False
     yield "apparmor", denied and restricted and mode == "rootless", _APPARMOR, False
     yield "seccomp", denied and _under_seccomp(), _SECCOMP, False
+    unmapped = refused.step == "write /proc/self/uid_map" and os.geteuid() == 0
+    yield "user_namespaces", denied and mode == "rootless" and unmapped, _SETFCAP, True
     yield "user_namespaces", mode == "rootless" and "user namespace" in refused.step, _user_namespace_cure(), True
-    yield "not_root", denied and mode == "root", _CAPABILITIES, False
+    yield "not_root", denied and mode == "root", _CAPABILITIES, True
 
 
 _CODES = ("sandbox", "dump", "restore", "answer")
 _STANDBY = "the standby backend needs none of this (--backend standby)"
-_GVISOR = "use a machine or container with a kernel of its own (docker: --runtime runc), or the standby backend"
+_GVISOR_REASON = Reason(
+    code="gvisor",
+    seen="this is a gVisor sandbox, whose kernel CRIU cannot read",
+    cure="use a machine or container with a kernel of its own (docker: --runtime runc), or the standby backend",
+    tried=False,
+)
 _MASKED = "docker: --security-opt systempaths=unconfined; podman: --security-opt unmask=ALL"
 _APPARMOR = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`; or run as root"
 _SECCOMP = "docker: --security-opt seccomp=unconfined, and --privileged for root mode; or run outside of the container"
-_CAPABILITIES = "docker: --privileged, or --cap-add SYS_ADMIN,SYS_PTRACE,NET_ADMIN,CHECKPOINT_RESTORE"
+_CAPABILITIES = (
+    "give it SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME beside the capabilities that a container has by default (in docker, "
+    "untried: --privileged, or --cap-add each)"
+)
+_SETFCAP = "run as an ordinary user, or give root CAP_SETFCAP, which it needs to map itself (Linux 5.12 and later)"
+_VERSION_FILE = Path("/proc/version")
 
 
 def _user_namespace_cure() -> str:
@@ -236,5 +259,8 @@ def _under_seccomp() -> bool:
 
 
 def _is_gvisor() -> bool:
-    version = Path("/proc/version").read_text()
-    return "gVisor" in version or "#1 SMP Sun Jan 10 15:06:54 PST 2016" in version  # what it says for itself
+    try:
+        version = _VERSION_FILE.read_text()
+    except OSError:
+        return False
+    return "gVisor" in version or "#1 SMP Sun Jan 10 15:06:54 PST 2016" in version  # what runsc 20240729 says

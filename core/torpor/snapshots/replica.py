@@ -27,7 +27,10 @@ __all__ = ["SandboxEngine", "SandboxStarter"]
 
 _BOOT_FD = 3
 _NO_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
-"""CRIU cannot dump an io_uring: uvloop 0.21 heeds the first (0.23 does not), torch's TCPStore the second."""
+"""CRIU cannot dump an io_uring: uvloop 0.21 heeds the first (0.23 does not), torch's TCPStore the second.
+
+As root a seccomp filter denies it to whatever an engine loads; rootless CRIU can dump no process under a filter.
+"""
 
 
 class SandboxEngine(Engine):
@@ -93,17 +96,16 @@ class SandboxStarter:
     """Starts engines in a sandbox: `torpor.engine.engines_started_by(SandboxStarter(sandbox, deployment))`.
 
     The environment is the caller's own with the engine's over it, as for a child process. It becomes part of every image,
-    so what looks like a secret in it is found now, not after minutes of a start.
+    so what looks like a secret in it is found now, not after minutes of a start. As root io_uring, which CRIU cannot dump,
+    is denied to it by a seccomp filter; otherwise it is only asked not to use it.
 
     Args:
         sandbox: empty; one engine is started in it.
         deployment: whose engine; it says what becomes of a secret.
-        deny_io_uring: by a seccomp filter, for a sandbox made as root; without it the engine is only asked not to use it.
     """
 
-    def __init__(self, sandbox: Sandbox, deployment: Deployment, *, deny_io_uring: bool = False) -> None:
+    def __init__(self, sandbox: Sandbox, deployment: Deployment) -> None:
         self.sandbox = sandbox
-        self.deny_io_uring = deny_io_uring
         self._deployment = deployment
 
     def __call__(
@@ -126,7 +128,7 @@ class SandboxStarter:
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
-        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, deny_io_uring=self.deny_io_uring)
+        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, deny_io_uring=self.sandbox.mode == "root")
         engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
         _ = engine.pid  # looked up while it lives, for messages after its end
         return engine

@@ -166,7 +166,7 @@ def misfits(
         reasons += differences
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
-    with contextlib.suppress(OSError, ValueError):  # damaged: said above
+    with contextlib.suppress(SnapshotError):  # damaged: said above
         reasons += changed_files(folder)
     return reasons
 
@@ -189,7 +189,7 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str, begun
     from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
 
     started = time.perf_counter()
-    work = work_folder(f"{name}-{os.getpid()}-{os.urandom(4).hex()}")
+    work = work_folder(name)
     sandbox = Sandbox.create(
         name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), timeout_s=_RESTORE_TIMEOUT_S
     )

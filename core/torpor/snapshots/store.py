@@ -179,9 +179,16 @@ def changed_files(folder: Path) -> tuple[str, ...]:
     """Files outside of the snapshot that its processes have open or mapped, and that are not as they were.
 
     Each as a sentence. CRIU compares their sizes as well, but stops at the first.
+
+    Raises:
+        SnapshotError: there is no list of them.
     """
+    try:
+        noted = json.loads((folder / OUTSIDE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"{folder / OUTSIDE} cannot be used ({error}); make the snapshot anew.") from error
     found = []
-    for name, (size, changed_ns) in json.loads((folder / OUTSIDE).read_bytes()).items():
+    for name, (size, changed_ns) in noted.items():
         try:
             facts = os.stat(name)  # noqa: PTH116 - thousands of them: pathlib would double the time
         except OSError as error:
@@ -230,8 +237,8 @@ def _check_files(opened: OpenFiles) -> None:
         )
     if opened.io_uring:
         raise SnapshotError(
-            "A process of the engine has an io_uring, which CRIU cannot dump: deny it at launch (UV_USE_IO_URING=0 and "
-            "USE_LIBUV=0 are set; uvloop 0.23 ignores the first)."
+            "A process of the engine has an io_uring, which CRIU cannot dump. Rootless its libraries can only be asked not to "
+            "(UV_USE_IO_URING=0 and USE_LIBUV=0 are set; uvloop 0.23 ignores the first): use `--mode root`, where it is denied."
         )
 
 

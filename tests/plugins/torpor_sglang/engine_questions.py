@@ -7,13 +7,18 @@ the launcher's own.
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import contextlib
+import inspect
 import io
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -93,6 +98,93 @@ def ask_guarded(question: dict[str, Any]) -> object:
     return [asyncio.run(answer(http_server.app, *request)) for request in question["requests"]]
 
 
+RESUME = "resume_memory_occupation"
+
+
+def resuming_class() -> Any:
+    """Import the class that the patch changed: the one with the scheduler's handler of a resume."""
+    from importlib import import_module
+
+    for name in ("scheduler_components.weight_updater", "scheduler_update_weights_mixin"):
+        with contextlib.suppress(ModuleNotFoundError):
+            module = import_module(f"sglang.srt.managers.{name}")
+            kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+            (changed,) = (kind for kind in kinds if hasattr(vars(kind).get(RESUME), "__wrapped__"))
+            return changed
+    raise LookupError("this SGLang has neither module")
+
+
+def ask_reseed(_: dict[str, Any]) -> object:
+    """Tell which class the patch changed, and out of the real scheduler's source, which handler it gives its dispatcher."""
+    from sglang.srt import managers
+
+    tree = ast.parse(Path(managers.__path__[0], "scheduler.py").read_text())
+    handlers = [
+        ast.unparse(node.elts[1])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Tuple) and [*map(ast.unparse, node.elts[:1])] == ["ResumeMemoryOccupationReqInput"]
+    ]
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    changed = resuming_class().__name__
+    return {"changed": changed, "handlers": handlers, "scheduler_uses_it": changed in used}
+
+
+def ask_draws(question: dict[str, Any]) -> object:
+    """Let the real handler resume the KV cache in copies of one random state, and draw; without the patch, then with it."""
+    resume = getattr(resuming_class(), RESUME)
+    return {
+        "unpatched": [draw_after(inspect.unwrap(resume)) for _ in range(question["copies"])],
+        "patched": [draw_after(resume) for _ in range(question["copies"])],
+    }
+
+
+def draw_after(resume: Any) -> dict[str, float]:
+    """Take one random state, resume, and draw once from each source that a sampler may use."""
+    import random
+
+    import numpy as np  # type: ignore[import-not-found]  # the engine's
+    import torch
+    from sglang.srt.utils.common import set_random_seed
+
+    set_random_seed(42)
+    resume_kv_cache(resume, group=None)
+    return {"torch": torch.rand(1).item(), "numpy": float(np.random.rand()), "random": random.random()}
+
+
+def resume_kv_cache(resume: Any, group: Any) -> None:
+    """Call a handler of a resume as the scheduler of a rank does, with memory that was released."""
+    from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput
+    from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
+
+    kind = resuming_class()
+    subject: Any = object.__new__(type("Subject", (kind,), {}))  # what its __init__ wants of a GPU is not needed here
+    subject.offload_tags = {"kv_cache"}
+    subject.memory_saver_adapter = TorchMemorySaverAdapter.create(enable=False)
+    subject.scheduler, subject.tp_cpu_group = None, group
+    resume(subject, ResumeMemoryOccupationReqInput(tags=["kv_cache"]))
+    assert subject.offload_tags == set()
+
+
+def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
+    """Seed anew in so many processes with one group, as tensor-parallel ranks do; the seed of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [sys.executable, __file__, "--rank", f"{folder}/meet", str(question["ranks"])]
+        ranks = [
+            subprocess.Popen([*argv, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(question["ranks"])
+        ]
+        return [int(rank.communicate(timeout=120)[0].split()[-1]) for rank in ranks]
+
+
+def be_rank(meeting_place: str, ranks: int, rank: int) -> None:
+    """Join the group, resume as its ranks do, print the seed that this rank has then."""
+    import torch
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_place}", world_size=ranks, rank=rank)
+    resume_kv_cache(getattr(resuming_class(), RESUME), torch.distributed.group.WORLD)
+    print(torch.initial_seed(), flush=True)
+    torch.distributed.destroy_process_group()
+
+
 class KeyLayer:
     """A layer as SGLang's own key check is: it answers 401 before any route sees the request."""
 
@@ -143,6 +235,10 @@ def main() -> None:
 
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     apply_patches(os.environ)
+    if sys.argv[1:2] == ["--rank"]:
+        os.dup2(answers.fileno(), 1)
+        be_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        return
     for line in sys.stdin:
         question = json.loads(line)
         print(json.dumps(globals()[f"ask_{question['ask']}"](question)), file=answers, flush=True)

@@ -1,0 +1,487 @@
+"""`torpor snapshot` and `torpor up --snapshot` as a user types them, with the stand-in app."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from torpor.secret_names import secret_names
+
+from tests.snapshots.conftest import refuse, wait_for
+from tests.snapshots.kept import chat, engines_on, free_port, when_criu_works, write_app
+from torpor.snapshots.backend import CriuBackend
+from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.criu, pytest.mark.slow]
+
+TIMEOUT_S = 90.0
+INTERRUPTED = (130, -signal.SIGINT)
+"""For a shell both are 130. CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cli:
+    """The command line in an environment of its own.
+
+    Attributes:
+        env: with a cache root of the tests and the CRIU of this machine.
+        cache: the cache root.
+    """
+
+    env: dict[str, str]
+    cache: Path
+
+    def run(self, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; its exit code is part of what is tested."""
+        ran = subprocess.run(
+            self.argv(*words),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert ran.returncode == code, ran.stdout + ran.stderr
+        assert "Traceback" not in ran.stderr
+        return ran
+
+    @contextmanager
+    def running(self, *words: str | Path) -> Iterator[Running]:
+        """Start a command that stays; it is ended with the block."""
+        with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as answered:
+            process = subprocess.Popen(
+                self.argv(*words), env=self.env, stdin=subprocess.DEVNULL, stdout=answered, stderr=said
+            )
+            try:
+                yield Running(process, said.fileno(), answered.fileno())
+            finally:
+                process.terminate()
+                try:
+                    process.wait(30)
+                finally:
+                    process.kill()
+                    process.wait()
+
+    @staticmethod
+    def argv(*words: str | Path) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "torpor.cli", *map(str, words)]
+
+
+class Running:
+    """A command that runs: what it says, and how it ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: int, answered: int) -> None:
+        self.process = process
+        self._said, self._answered = said, answered
+
+    @property
+    def said(self) -> str:
+        """Standard error so far."""
+        return os.pread(self._said, 1 << 20, 0).decode()
+
+    @property
+    def answered(self) -> str:
+        """Standard output so far."""
+        return os.pread(self._answered, 1 << 20, 0).decode()
+
+    def says(self, text: str) -> str:
+        """Wait until it has said this; all that it said."""
+        assert wait_for(lambda: text in self.said or self.process.poll() is not None, TIMEOUT_S), self.said
+        assert text in self.said, self.said
+        return self.said
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """End it with a signal; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A snapshot that the command line made."""
+
+    folder: Path
+    app: Path
+    port: int
+    manifest: dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The command line; skipped where CRIU cannot be used."""
+    if reasons := CriuBackend().available():
+        refuse("; ".join(reasons))
+    cache = tmp_path_factory.mktemp("c")
+    env = {name: value for name, value in os.environ.items() if name not in secret_names(os.environ)}
+    with pytest.MonkeyPatch.context() as patch:
+        prefix = os.environ.get(PREFIX_VARIABLE) or str(_prefix())
+        for name, value in (("TORPOR_CACHE", str(cache)), (PREFIX_VARIABLE, prefix)):
+            patch.setenv(name, value)
+            env[name] = value
+        yield Cli(env={**env, "COLUMNS": "200"}, cache=cache)
+
+
+def _prefix() -> Path:
+    from torpor.snapshots.places import criu_prefix
+
+    return criu_prefix()
+
+
+@pytest.fixture(scope="module")
+def made(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A snapshot, made once by `torpor snapshot create`."""
+    port = free_port()
+    app = write_app(tmp_path_factory.mktemp("app"), port=port)
+    folder = tmp_path_factory.mktemp("made") / "snapshot"
+    manifest = json.loads(cli.run("snapshot", "create", app, folder, "--json").stdout)
+    return Made(folder=folder, app=app, port=port, manifest=manifest)
+
+
+@pytest.fixture
+def own(cli: Cli, tmp_path: Path) -> Made:
+    """A snapshot of this test alone."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    cli.run("snapshot", "create", app, tmp_path / "kept")
+    manifest = json.loads((tmp_path / "kept" / MANIFEST).read_text())
+    return Made(folder=tmp_path / "kept", app=app, port=port, manifest=manifest)
+
+
+def test_what_was_created_can_be_inspected(cli: Cli, made: Made) -> None:
+    """Create ends what it started and prints the manifest; inspect says the same, and that it fits here and now."""
+    assert engines_on(made.port) == []
+    inspected = json.loads(cli.run("snapshot", "inspect", made.folder, "--json").stdout)
+    assert inspected.pop("misfits") == []
+    assert inspected == made.manifest
+    table = cli.run("snapshot", "inspect", made.folder).stdout
+    assert "fits this machine and its app" in table
+    for word in ("kept", str(made.app), "canary", "rootless" if made.manifest["mode"] == "rootless" else "root"):
+        assert word in table
+
+
+def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
+    """The app as it is now, and the files."""
+    write_app(own.app.parent, port=own.port, warmups=3)
+    (own.folder / "images" / "inventory.img").unlink()
+    said = cli.run("snapshot", "inspect", own.folder).stdout
+    assert "does not fit: plugin standin was" in said
+    assert "does not fit: its file images/inventory.img is missing" in said
+    misfits = json.loads(cli.run("snapshot", "inspect", own.folder, "--json").stdout)["misfits"]
+    assert len(misfits) == said.count("does not fit: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        ("snapshot create APP DIR --mode wild", (2, "--mode is 'wild'; allowed are root and rootless")),
+        ("snapshot restore DIR --verify some", (2, "--verify is 'some'; allowed are fast and full")),
+        ("snapshot restore DIR --replicas 0", (1, "0 replicas were asked for; allowed are 1 to 64")),
+        ("snapshot inspect EMPTY", (1, "holds no snapshot: there is no manifest.json in it")),
+        ("snapshot restore EMPTY", (1, "`torpor snapshot create APP")),
+        ("snapshot rm EMPTY", (1, "Nothing was removed")),
+        ("snapshot create NOAPP DIR", (2, "There is no app file")),
+        ("up APP --backend some", (2, "--backend is 'some'; there are: none, standby, criu")),
+    ],
+)
+def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words: str, ends: tuple[int, str]) -> None:
+    """With the exit code of its kind, and no traceback."""
+    places = {"APP": made.app, "DIR": made.folder, "EMPTY": tmp_path, "NOAPP": tmp_path / "none.py"}
+    code, told = ends
+    said = cli.run(*(places.get(word, word) for word in words.split()), code=code).stderr
+    assert told in " ".join(said.split())
+    assert engines_on(made.port) == []
+
+
+def test_copies_serve_are_replaced_by_one_command_and_end_with_it(cli: Cli, made: Made) -> None:
+    """Two copies, verified by hash; one is killed: the others serve on, and the command that is told restores it."""
+    port = free_port()
+    line: list[str | Path] = [
+        "snapshot",
+        "restore",
+        made.folder,
+        "--replicas",
+        "2",
+        "--port",
+        str(port),
+        "--verify",
+        "full",
+    ]
+    with cli.running(*line, "--json") as command:
+        assert wait_for(lambda: command.answered, TIMEOUT_S), command.said
+        told = json.loads(command.answered)
+        assert (told["serving"], len(told["replicas"])) == (f"http://127.0.0.1:{port}", 2)
+        assert len({one["boot_id"] for one in told["replicas"]}) == 2
+        assert len({chat(port) for _ in range(4)}) == 1
+        before = set(engines_on(made.port))
+        os.kill(_leaders(made.port)[0], signal.SIGKILL)
+        said = command.says("has ended; ")
+        cure = re.search(r"kept-\d has ended; (kill -HUP \d+) restores it\. Its last lines:", said)
+        assert cure, said
+        assert wait_for(lambda: len(set(engines_on(made.port)) & before) == len(before) // 2)
+        assert {chat(port) for _ in range(4)}
+        subprocess.run(shlex.split(cure.group(1)), check=True)
+        command.says("2 of 2 copies serve")
+        assert wait_for(lambda: len(engines_on(made.port)) == len(before))
+        assert len({chat(port) for _ in range(4)}) == 1
+        assert command.end() == 0
+    assert engines_on(made.port) == []
+    assert list((cli.cache / "run").iterdir()) == []
+
+
+def _leaders(port: int) -> list[int]:
+    """The server process of each copy: the parent of its others."""
+    found = engines_on(port)
+    return [
+        pid for pid in found if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) not in found
+    ]
+
+
+def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(cli: Cli, own: Made) -> None:
+    """What runs serves on; a copy that dies then cannot be restored, and that is said in one line."""
+    port = free_port()
+    with cli.running("snapshot", "restore", own.folder, "--replicas", "2", "--port", str(port)) as command:
+        command.says("Ctrl-C ends it")
+        assert "removed" in cli.run("snapshot", "rm", own.folder).stderr
+        assert not own.folder.exists()
+        os.kill(_leaders(own.port)[0], signal.SIGKILL)
+        command.says("has ended")
+        command.process.send_signal(signal.SIGHUP)
+        said = command.says("no copy was restored")
+        assert f"{own.folder} is gone" in said
+        assert said.count("  - ") == 1
+        assert {chat(port) for _ in range(3)}
+        assert command.end(signal.SIGTERM) == 0
+    assert engines_on(own.port) == []
+
+
+def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, made: Made) -> None:
+    """On a port of its own each serves; on a taken one the second says so and leaves nothing."""
+    ports = free_port(), free_port()
+    lines = [("snapshot", "restore", made.folder, "--port", str(port)) for port in ports]
+    with cli.running(*lines[0]) as one, cli.running(*lines[1]) as other:
+        for command in (one, other):
+            command.says("Ctrl-C ends it")
+        running = set(engines_on(made.port))
+        assert chat(ports[0]) == chat(ports[1])
+        said = cli.run(*lines[0], code=2).stderr
+        assert f"Port {ports[0]} cannot be had" in said
+        assert "Nothing was restored" in said
+        assert set(engines_on(made.port)) == running
+        assert chat(ports[0])
+    assert engines_on(made.port) == []
+
+
+def test_a_killed_restore_takes_its_copies_along(cli: Cli, made: Made) -> None:
+    """SIGKILL of the command: no engine, no port, no mount stays; what it left in the cache goes with a later restore."""
+    port = free_port()
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with cli.running("snapshot", "restore", made.folder, "--replicas", "2", "--port", str(port)) as command:
+        command.says("Ctrl-C ends it")
+        assert engines_on(made.port)
+        assert command.end(signal.SIGKILL) == -signal.SIGKILL
+        assert wait_for(lambda: engines_on(made.port) == [])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    left = list((cli.cache / "run").iterdir())
+    assert len(left) == 2
+    for folder in left:
+        os.utime(folder, (1, 1))
+    with cli.running("snapshot", "restore", made.folder, "--port", str(port)) as command:
+        command.says("Ctrl-C ends it")
+    assert list((cli.cache / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
+    cli: Cli, own: Made, tmp_path: Path, number: signal.Signals
+) -> None:
+    """No engine, no half of a snapshot; the one that was there before stays. What SIGKILL leaves goes with the next create."""
+    with cli.running("snapshot", "create", own.app, own.folder) as command:
+        with when_criu_works(tmp_path, lambda _: command.process.send_signal(number)):
+            code = command.process.wait(60)
+        assert code in ((-signal.SIGKILL,) if number == signal.SIGKILL else INTERRUPTED), command.said
+    assert wait_for(lambda: engines_on(own.port) == [])
+    assert json.loads((own.folder / MANIFEST).read_text()) == own.manifest
+    if number == signal.SIGKILL:
+        cli.run("snapshot", "create", own.app, own.folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: Made, number: signal.Signals) -> None:
+    """Several CRIUs work then; all are waited for, and what they brought back is ended."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with cli.running("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(free_port())) as command:
+        with when_criu_works(own.folder, lambda _: command.process.send_signal(number)):
+            assert command.process.wait(60) in INTERRUPTED, command.said
+        assert "torpor: interrupted; everything it started was ended" in command.said
+        assert "Ctrl-C ends it" not in command.said
+    assert engines_on(own.port) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+def up(cli: Cli, app: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """`torpor up APP --snapshot DIR` with one question, so that it ends."""
+    return cli.run("up", app, "--snapshot", folder, "--ask", "hello", *more)
+
+
+def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_path: Path) -> None:
+    """Cold when there is none, restored when it fits, cold again and anew when the app has changed; each answers."""
+    port, folder = free_port(), tmp_path / "kept"
+    app = write_app(tmp_path / "app", port=port)
+    first = up(cli, app, folder)
+    assert f"cold: there is no snapshot in {folder}; it is made after the start" in first.stderr
+    made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
+    second = up(cli, app, folder)
+    assert f"restored: the snapshot {folder} fits" in second.stderr
+    assert json.loads((folder / MANIFEST).read_text())["created_at"] == made_at
+    write_app(tmp_path / "app", port=port, warmups=2)
+    third = up(cli, app, folder)
+    assert f"cold: the snapshot {folder} does not fit and is made anew after the start" in third.stderr
+    assert "  - plugin standin was" in third.stderr
+    assert json.loads((folder / MANIFEST).read_text())["created_at"] > made_at
+    assert "restored: " in up(cli, app, folder).stderr
+    assert all(ran.stdout.strip() for ran in (first, second, third))
+    assert engines_on(port) == []
+
+
+def test_up_starts_cold_when_a_copy_does_not_wake(cli: Cli, own: Made) -> None:
+    """Whatever goes wrong in a restore: the user wanted a server. It is said, and the snapshot is made anew."""
+    content = {**own.manifest, "canary_text": "something else"}
+    (own.folder / MANIFEST).write_text(json.dumps(content))
+    said = up(cli, own.app, own.folder).stderr
+    assert f"restored: the snapshot {own.folder} fits" in said
+    assert "cold: the snapshot could not be restored: " in said
+    assert "something else" in said
+    assert json.loads((own.folder / MANIFEST).read_text())["canary_text"] == own.manifest["canary_text"]
+    assert "restored: " in up(cli, own.app, own.folder).stderr
+
+
+def test_up_does_not_start_cold_on_a_port_that_is_taken(cli: Cli, own: Made) -> None:
+    """A cold start would fail in the same way a minute later."""
+    with socket.create_server(("127.0.0.1", own.port)):
+        said = cli.run("up", own.app, "--snapshot", own.folder, code=2).stderr
+    assert f"Port {own.port} cannot be had" in said
+    assert "cold:" not in said
+
+
+def test_a_server_that_criu_keeps_sleeps_and_wakes_by_signal(cli: Cli, tmp_path: Path) -> None:
+    """Asleep it holds no process, only its folder; awake it answers as before."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    with cli.running("up", app, "--backend", "criu") as command:
+        command.says("Ctrl-C ends it")
+        answer = chat(port)
+        command.process.send_signal(signal.SIGUSR1)
+        assert wait_for(lambda: engines_on(port) == [], 30.0), command.said
+        assert (cli.cache / "snapshots" / "kept" / MANIFEST).is_file()
+        command.process.send_signal(signal.SIGUSR2)
+        assert wait_for(lambda: _answers(port) == answer, 30.0), command.said
+        assert command.end() == 130
+    assert engines_on(port) == []
+
+
+def _answers(port: int) -> str:
+    try:
+        return chat(port)
+    except (OSError, AssertionError):
+        return ""
+
+
+@pytest.fixture
+def barred(cli: Cli, tmp_path: Path) -> Cli:
+    """The command line where there is no CRIU."""
+    env = {**cli.env, "TORPOR_CACHE": str(tmp_path / "cache"), PREFIX_VARIABLE: str(tmp_path / "none")}
+    if shutil.which("criu", path=f"{env['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"):
+        pytest.skip("this machine has a CRIU of its own")
+    return Cli(env=env, cache=tmp_path / "cache")
+
+
+def test_without_criu_every_command_says_why_and_offers_standby(barred: Cli, made: Made, tmp_path: Path) -> None:
+    """The reason, what to install, and what works without; standby then does."""
+    for words in (
+        ("snapshot", "create", made.app, tmp_path / "kept"),
+        ("up", made.app, "--backend", "criu"),
+        ("up", made.app, "--snapshot", tmp_path / "kept"),
+    ):
+        said = barred.run(*words, code=1).stderr
+        assert "none was found: run `torpor snapshot setup`" in said
+        assert "The backend 'standby' works anywhere: torpor up APP --backend standby" in said
+    assert not (tmp_path / "kept").exists()
+    assert "none was found" in barred.run("snapshot", "restore", made.folder, code=1).stderr
+    assert barred.run("up", made.app, "--backend", "standby", "--ask", "hello").stdout
+    assert engines_on(made.port) == []
+
+
+def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
+    """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
+    app = write_app(tmp_path / "app", port=free_port())
+    ran = cli.run("snapshot", "compare", app, "--restores", "2")
+    assert re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
+    assert re.search(r"a restored start is \d+\.\d times as fast as a cold one", ran.stderr)
+    assert ran.stdout.strip()
+    told = json.loads(cli.run("snapshot", "compare", app, "--restores", "1", "--json").stdout)
+    assert told["ratio"] == pytest.approx(told["cold_s"] / told["restored"][0]["first_token_s"])
+
+
+def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made) -> None:
+    """And says why."""
+    ran = barred.run("snapshot", "compare", made.app)
+    assert "snapshots cannot be made on this machine:" in ran.stderr
+    assert "torpor snapshot setup" in ran.stderr
+    assert "so this shows standby" in ran.stderr
+    assert ran.stdout.strip()
+
+
+def commands_of_the_page() -> list[str]:
+    """The block of commands at the top of docs/snapshots.md, without the comments."""
+    page = (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
+    return [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("    torpor ")]
+
+
+@pytest.mark.timeout(400)
+def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> None:
+    """In its order, each once, with the stand-in app in place of the page's and another folder."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    places = {"apps/tiny_cpu.py": str(app), "APP": str(app), "/srv/tiny": str(tmp_path / "kept")}
+    lines = [" ".join(places.get(word, word) for word in line.split()) for line in commands_of_the_page()]
+    assert len(lines) >= 7
+    for line in lines:
+        words = line.split()[1:]
+        if words[:2] == ["snapshot", "restore"] or words[0] == "up":
+            with cli.running(*words) as command:
+                command.says("Ctrl-C ends it")
+                assert chat(port), line
+                command.end()
+        elif not any(word.startswith("/mnt/") for word in words):  # a folder that only an administrator makes
+            cli.run(*words)
+    assert engines_on(port) == []
+
+
+def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
+    """Nothing is fetched in vain; the last line says that snapshots can be made."""
+    said = cli.run("snapshot", "setup").stderr
+    assert "is there already" in said
+    assert "a small dump and restore worked: snapshots can be made here" in said

@@ -1,0 +1,56 @@
+"""New random state at every resume, tried on the real modules of all supported versions (on a GPU they are the same)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.plugins.torpor_sglang.conftest import Questions
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+
+RESUMED = {
+    "0.5.6.post2": ("SchedulerUpdateWeightsMixin", "self"),
+    "0.5.16": ("SchedulerWeightUpdaterManager", "self.weight_updater"),
+    "0.5.23": ("SchedulerWeightUpdaterManager", "self.weight_updater"),
+}
+"""The class with the handler of a resume, and how the scheduler holds it."""
+
+
+def test_the_handler_that_is_made_to_seed_anew_is_the_schedulers_own(questions: Questions) -> None:
+    """In each version the class is changed whose `resume_memory_occupation` the scheduler hands to its dispatcher.
+
+    The class is looked for in the real module, the handler in the source of the real scheduler.
+    """
+    found = questions.ask("reseed")
+    changed, owner = RESUMED[questions.version]
+    assert found == {
+        "changed": changed,
+        "handlers": [f"{owner}.resume_memory_occupation"],
+        "scheduler_uses_it": True,
+    }
+
+
+def test_two_copies_of_one_random_state_differ_after_a_resume(questions: Questions) -> None:
+    """The real handler of each version, run on a CPU: what torch, numpy and Python draw differs then.
+
+    Without the patch, in the same process, both copies draw the same.
+    """
+    drawn = questions.ask("draws", copies=2)
+    unpatched, patched = drawn["unpatched"], drawn["patched"]
+    assert unpatched[0] == unpatched[1]
+    for source in ("torch", "numpy", "random"):
+        assert patched[0][source] != patched[1][source], source
+        assert patched[0][source] != unpatched[0][source], source
+
+
+def test_the_ranks_of_one_model_get_the_same_seed(asked: Callable[[str], Questions]) -> None:
+    """Two real processes with a real gloo group: tensor-parallel ranks sample for themselves and must agree."""
+    seeds = asked("0.5.23").ask("seeds_of_ranks", ranks=2)
+    assert len(seeds) == 2
+    assert seeds[0] == seeds[1]
+    assert seeds[0] < 1 << 32  # what torch begins with is larger, so each was seeded

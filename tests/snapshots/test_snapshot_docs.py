@@ -1,0 +1,75 @@
+"""The page about snapshots and the package's own list: what they name exists (its commands are run in tests/cli)."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.main import get_command
+
+import torpor.snapshots
+from torpor.cli.commands import app
+from torpor.platforms import local
+from torpor.snapshots import probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
+OWN, _, GVISOR = PAGE.partition("## Why gVisor")
+FOLDER = Path(str(torpor.snapshots.__file__)).parent
+
+
+def options(command: Any) -> Iterator[str]:
+    """Every option of a command and of the commands below it (typer carries a click of its own)."""
+    for parameter in command.params:
+        yield from parameter.opts
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
+
+
+def test_the_package_names_each_of_its_modules() -> None:
+    """And no module that is gone."""
+    modules = {file.stem for file in FOLDER.glob("*.py")} - {"__init__"}
+    text = str(torpor.snapshots.__doc__)
+    assert sorted(name for name in modules if not re.search(rf"\b{name}\b", text)) == []
+    named = re.findall(r"^(\w+) {3,}|[(;,] ?(\w+):|^ +\((\w+)|; (\w+);", text, re.MULTILINE)
+    assert len(named) > 10
+    for name in filter(None, (word for words in named for word in words)):
+        importlib.import_module(f"torpor.snapshots.{name}")
+
+
+def test_every_option_on_the_page_is_one_of_a_command() -> None:
+    """The part on gVisor names runsc's."""
+    known = set(options(get_command(app)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", OWN))
+    assert {"--verify", "--replicas", "--snapshot", "--backend", "--mode"} <= named
+    assert named - known == set()
+
+
+def test_every_function_on_the_page_is_exported() -> None:
+    """The same from Python."""
+    (line,) = re.findall(r"^The same from Python: (.*) in `torpor\.platforms\.local`", PAGE, re.MULTILINE)
+    names = re.findall(r"`(\w+)`", line)
+    assert len(names) == 4
+    assert set(names) <= set(local.__all__)
+
+
+def test_every_reason_is_on_the_page() -> None:
+    """The codes of the table are those that a reason can have."""
+    told = str(probe.Reason.__doc__).partition("code:")[2].partition("seen:")[0]
+    codes = set(re.findall(r"`(\w+)`", told))
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", OWN[OWN.index("| reason |") :], re.MULTILINE)
+    assert {code for row in rows for code in re.findall(r"`(\w+)`", row)} == codes
+    source = (FOLDER / "probe.py").read_text()
+    given = set(re.findall(r'code="(\w+)"|yield "(\w+)"', source))
+    assert {first or second for first, second in given} | set(probe._CODES) == codes
+
+
+@pytest.mark.parametrize("mark", ["runsc 0.0~", "2026-11-25", "CRIU 4.2.1", "kernel 6.18", "medians of 5"])
+def test_the_decision_on_gvisor_says_what_it_rests_on(mark: str) -> None:
+    """Versions, date and method: without them nobody could tell when to look again."""
+    assert mark in GVISOR
