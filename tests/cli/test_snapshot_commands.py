@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from torpor.secret_names import secret_names
 
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import chat, engines_on, free_port, when_criu_works, write_app
+from torpor.captured_secrets import secret_names
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.manifest import MANIFEST
