@@ -24,8 +24,8 @@ __all__ = ["CudaError", "Driver", "PinnedMemory", "Segment", "load_from_file", "
 
 _T = TypeVar("_T")
 
-THREADS = min(12, os.cpu_count() or 1)
-"""8 threads brought 26 to 32 GB/s out of the page cache of a machine with 16 cores, of the 55 that its bus takes."""
+THREADS = min(8, os.cpu_count() or 1)
+"""8 threads brought 26 to 32 GB/s out of the page cache of a machine with 16 cores, 12 no more (20, once); the bus takes 55."""
 
 BUFFER_BYTES = 8 << 20
 """Small enough that pinning all buffers takes some 20 ms, large enough that Python's share of a copy vanishes."""
