@@ -1,12 +1,13 @@
 # Two commands do everything: `make run` (set up, then the main job) and `make test` (set up, then all tests).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+ENGINE ?= python3
 QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers criu measure run test quick check lint types bench fuzz soak clean
+.PHONY: help setup engine parsers criu measure run test quick check lint types bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
 .venv/.made: pyproject.toml requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
@@ -52,6 +53,10 @@ measure: engine criu ## cold and restored starts of the real SGLang, replicas, m
 bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/guard.py
+
+gpu-bench:       ## on a machine with a Hopper card, by the engine's Python: make gpu-bench ENGINE=python3 (some ten minutes)
+	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
+	$(ENGINE) -m benchmarks.gpu.bench --model /tmp/qwen3-8b-fp8
 
 fuzz: setup      ## 50,000 raw HTTP requests against the guard
 	$(BIN)/python -m tests.fuzz_guard --requests 50000
