@@ -23,7 +23,7 @@ from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.sandbox import FIRST_PID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.snapshots.sandbox import Finished, Mode, Sandbox
 
@@ -223,14 +223,14 @@ def dump(
 
 
 def restore(
-    criu: Criu, sandbox: Sandbox, images: Path, *, work: Path, timeout_s: float, tcp: Tcp = "close"
+    criu: Criu | Callable[[], Criu], sandbox: Sandbox, images: Path, *, work: Path, timeout_s: float, tcp: Tcp = "close"
 ) -> Restored:
     """Lay the side files and restore the tree into an empty sandbox; `sandbox.poll` and `wait` follow it from then on.
 
     Any number may run at once from the same images: nothing is written there.
 
     Args:
-        criu: from `find`.
+        criu: from `find`; or what gives it, called when the side files are laid.
         sandbox: fresh, made with the same `mode`, `scratch` and `private` as the dumped one.
         images: what `dump` wrote.
         work: an existing private folder, one per replica; CRIU's log is `restore.log` in it.
@@ -247,12 +247,14 @@ def restore(
         started = time.perf_counter()
         sandbox.unpack_side_files(images / SIDE_FILES)
         laid = time.perf_counter()
-        _run(criu, argv, sandbox, work / RESTORE_LOG, timeout_s)
+        program = criu if isinstance(criu, Criu) else criu()
+        began = time.perf_counter()
+        _run(program, argv, sandbox, work / RESTORE_LOG, timeout_s)
         restored = time.perf_counter()
     except BaseException:
         sandbox.kill()
         raise
-    return Restored(criu_s=restored - laid, side_files_s=laid - started)
+    return Restored(criu_s=restored - began, side_files_s=laid - started)
 
 
 def expected_bytes(sandbox: Sandbox) -> int:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
@@ -171,13 +172,15 @@ def misfits(
     return reasons
 
 
-def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, name: str, begun: Begun | None = None) -> Replica:
+def bring_back(
+    folder: Path, manifest: Manifest, *, criu: Criu | Callable[[], Criu], name: str, begun: Begun | None = None
+) -> Replica:
     """Restore one tree into a new sandbox; it sleeps.
 
     Args:
         folder: the snapshot.
         manifest: its manifest.
-        criu: the program.
+        criu: the program, or what gives it; called when all is ready for it.
         name: for messages.
         begun: the start that it belongs to, if it may be ended by another thread.
 
@@ -291,12 +294,14 @@ class Replicas:
         if self._front is None:
             _check_port(self._host, self.port)
         started = time.perf_counter()
-        criu = self._verified_criu(count)
-        self.verify_s = time.perf_counter() - started
         names = [self._next_name() for _ in range(count)]
         begun = Begun()
-        bringing = [_Task(bring_back, self.folder, self.manifest, criu=criu, name=name, begun=begun) for name in names]
+        verified: _Later[Criu] = _Later()
+        make = partial(bring_back, self.folder, self.manifest, criu=verified.get, begun=begun)
+        bringing = [_Task(make, name=name) for name in names]  # empty sandboxes, until the snapshot is found to fit
         try:
+            verified.set(self._verified_criu(count))
+            self.verify_s = time.perf_counter() - started
             deployment, recipe, differences = self._loaded()  # while CRIU works
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
@@ -306,6 +311,7 @@ class Replicas:
             serving = _results(waking)
         except BaseException:
             begun.end()
+            verified.give_up()
             self._end(bringing)
             raise
         for one in serving:
@@ -443,6 +449,28 @@ def _clock(manifest: Manifest) -> Clock | None:
     from torpor.snapshots.sandbox import Clock  # noqa: PLC0415
 
     return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)
+
+
+class _Later(Generic[_T]):
+    """A value that other threads wait for."""
+
+    def __init__(self) -> None:
+        self._there = threading.Event()
+        self._value: _T | None = None
+
+    def set(self, value: _T) -> None:
+        self._value = value
+        self._there.set()
+
+    def give_up(self) -> None:
+        """There will be none; whoever waits gets an error that nobody reads."""
+        self._there.set()
+
+    def get(self) -> _T:
+        self._there.wait()
+        if self._value is None:
+            raise SnapshotError("The restore was given up before CRIU began.")
+        return self._value
 
 
 class _Task(Generic[_T]):
