@@ -349,6 +349,16 @@ def test_killing_leaves_nothing(make_sandbox: MakeSandbox) -> None:
     assert not sandbox.alive
 
 
+def test_another_sandbox_is_not_taken_for_a_rest_of_one_that_ended(make_sandbox: MakeSandbox) -> None:
+    """The kernel gives a namespace's number to the next one; a sandbox holds its own until it has looked for rests."""
+    first = make_sandbox("first")
+    os.kill(first.pid, signal.SIGKILL)
+    assert wait_for(lambda: not first.alive)
+    others = [make_sandbox(f"other-{number}") for number in range(3)]
+    first.kill(timeout_s=1.0)
+    assert [other.run(["true"], timeout_s=5.0).code for other in others] == [0, 0, 0]
+
+
 def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox) -> None:
     """A server that restores replicas all day must not run out of them."""
     make_sandbox().kill()

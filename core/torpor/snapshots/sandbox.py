@@ -107,7 +107,9 @@ class Sandbox:
         self._detached = bool(facts["detached"])
         self._folders = dict(zip(map(Path, str(facts["private"]).split("\0")), folders, strict=True))
         self._pidfd = os.pidfd_open(self.pid)
-        self._namespaces = {kind: _namespace(self.pid, kind) for kind in _NAMESPACES}
+        # Open until the end has been looked at: the kernel gives the number of a namespace that is gone to the next one.
+        self._held = [os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY) for kind in _NAMESPACES]
+        self._namespaces = {kind: os.fstat(held).st_ino for kind, held in zip(_NAMESPACES, self._held, strict=True)}
 
     @classmethod
     def create(
@@ -417,7 +419,7 @@ class Sandbox:
             self._closed = True
             if ended and self._code is None:
                 self._code = -signal.SIGKILL
-            for descriptor in (self._events, self._pidfd, *self._folders.values()):
+            for descriptor in (self._events, self._pidfd, *self._held, *self._folders.values()):
                 os.close(descriptor)
             self._channel.close(ended=ended)
 
@@ -525,10 +527,6 @@ def _readable(descriptor: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
-
-
-def _namespace(pid: int, kind: str) -> int:
-    return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
 
 
 def _members(namespaces: Mapping[str, int], kinds: Sequence[str]) -> list[int]:
