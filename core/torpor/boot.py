@@ -20,10 +20,8 @@ import time
 from typing import TYPE_CHECKING
 
 import httpx
-import structlog
 
 from torpor.canary import Canary, ask_canary, compare_canary
-from torpor.captured_secrets import check_captured
 from torpor.control import GuardControl, open_client
 from torpor.engine import engines_started_by
 from torpor.errors import (
@@ -35,8 +33,8 @@ from torpor.errors import (
     PreflightError,
     TorporError,
 )
+from torpor.events import log
 from torpor.lifecycle import Lifecycle
-from torpor.process import ends_started_engines, signals_held
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
 from torpor.steps import ends_with_this_process, script_argv
@@ -94,6 +92,8 @@ class Boot:
             PortInUseError: somebody else listens on the port.
             EngineError: the engine ended, hung or answered with an error.
         """
+        from torpor.process import ends_started_engines, signals_held  # noqa: PLC0415 - psutil: a wake has no use for it
+
         deployment = self.deployment
         with self._stage("preflight"):
             if self.starter is None:
@@ -139,6 +139,8 @@ class Boot:
         """
         with self._alone("sleep"):
             if for_snapshot:
+                from torpor.captured_secrets import check_captured  # noqa: PLC0415 - psutil: a wake has no use for it
+
                 check_captured(self.deployment, self.running_engine)
             self._sleep()
 
@@ -148,7 +150,7 @@ class Boot:
         with self._stage("drain", limit_s + _CONTROL_TIMEOUT_S), self._control() as control:
             control.drain(limit_s)
         if not deployment.engine.supports_sleep:
-            structlog.get_logger("torpor").info("engine_cannot_sleep", plugin=type(deployment.engine).__name__)
+            log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
         with self._stage("pre_snapshot", deployment.sleep_timeout_s):
             with self._client(deployment.sleep_timeout_s) as client:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
@@ -220,9 +222,7 @@ class Boot:
         except CanaryError as error:
             if self.deployment.canary_mismatch == "fail":
                 raise
-            structlog.get_logger("torpor").warning(
-                "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error)
-            )
+            log("warning", "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error))
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:

@@ -11,9 +11,9 @@ import re
 from typing import TYPE_CHECKING
 
 import psutil
-import structlog
 
 from torpor.errors import SnapshotError
+from torpor.events import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,7 +70,7 @@ def check_environments(deployment: Deployment, environments: Iterable[Mapping[st
     if not names:
         return
     if deployment.secrets_in_snapshot == "warn":
-        structlog.get_logger("torpor").warning("secrets_in_snapshot", variables=names, deployment=deployment.name)
+        log("warning", "secrets_in_snapshot", variables=names, deployment=deployment.name)
         return
     raise SnapshotError(
         f"Nothing was put to sleep: the environment holds what looks like a secret ({', '.join(names)}), and a snapshot keeps "

@@ -8,9 +8,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import structlog
-
 from torpor.errors import ConfigurationError
+from torpor.events import STAGE, log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,10 +79,7 @@ class StageReport:
         event = {**asdict(record), "seconds": round(record.seconds, 4)}
         if not event.pop("plugins"):
             event.pop("error" if record.ok else "", None)
-        logger = structlog.get_logger("torpor")
-        (logger.info if record.ok else logger.error)(
-            "stage", **{name: value for name, value in event.items() if value != ""}
-        )
+        log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
         if self.path:
             self._append(record, self.path)
         if self._on_end:
@@ -113,7 +109,7 @@ class StageReport:
             if whole_bytes is not None:
                 with contextlib.suppress(OSError):
                     os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
-            structlog.get_logger("torpor").warning("records_not_written", path=str(path), reason=error.strerror)
+            log("warning", "records_not_written", path=str(path), reason=error.strerror)
 
 
 def read_records(path: Path) -> list[StageRecord]:

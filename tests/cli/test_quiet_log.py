@@ -6,15 +6,14 @@ import subprocess
 import sys
 
 CODE = """
-import structlog
-from torpor.cli.restore import quiet_log
+from torpor.events import log, warnings_only
 from torpor.records import StageRecord, StageReport
-quiet_log()
+warnings_only()
 report = StageReport()
 for ok in (True, False):
     report.end(StageRecord(stage="ready", seconds=1.0, boot="cold", boot_id="", restore_count=0, ended_at=1.0, ok=ok))
-structlog.get_logger("torpor").info("engine_cannot_sleep", plugin="x")
-structlog.get_logger("torpor").warning("secrets_in_snapshot", variables=["HF_TOKEN"], deployment="x")
+log("info", "engine_cannot_sleep", plugin="x")
+log("warning", "secrets_in_snapshot", variables=["HF_TOKEN"], deployment="x")
 """
 
 

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, TypedDict
 
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
+from torpor.events import warnings_only
 from torpor.snapshots.serving import Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from structlog.typing import EventDict
-
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
 
-__all__ = ["RestoreOptions", "quiet_log", "run_restore"]
+__all__ = ["RestoreOptions", "run_restore"]
 
 
 class RestoreOptions(TypedDict):
@@ -86,6 +85,7 @@ def run_restore(
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
     started = time.monotonic()
+    warnings_only()
     stages: dict[str, list[dict[str, object]]] = {}
     told = _Told()
     ends_on_sigterm()
@@ -99,7 +99,6 @@ def run_restore(
         full=verify == "full",
         on_death=_tell_death,
         on_stage=note,
-        beside=quiet_log,
     )
     try:
         copies.start(replicas)
@@ -174,22 +173,6 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
 def _tell_death(name: str, last_lines: tuple[str, ...]) -> None:
     said = "".join(f"\n    {line}" for line in last_lines) or "\n    (it printed nothing)"
     _say(f"{name} has ended; kill -HUP {os.getpid()} restores it. Its last lines:{said}")
-
-
-def quiet_log() -> None:
-    """Log lines of warnings only, on standard error: the command's own output tells the stages."""
-    import structlog  # noqa: PLC0415 - a tenth of a second
-
-    def without_stages(_logger: object, _method: str, event: EventDict) -> EventDict:
-        if event["event"] == "stage":
-            raise structlog.DropEvent
-        return event
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("warning"),
-        processors=[without_stages, structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
 
 
 def _say(message: str) -> None:

@@ -28,15 +28,15 @@ _MODES = ("root", "rootless")
 def run_create(app_file: str, folder: Path, *, mode: str, as_json: bool) -> None:
     """Start cold, sleep, keep, end."""
     from torpor.cli.interrupts import ends_on_sigterm  # noqa: PLC0415
-    from torpor.cli.restore import quiet_log  # noqa: PLC0415
     from torpor.cli.up import Progress  # noqa: PLC0415
+    from torpor.events import warnings_only  # noqa: PLC0415
     from torpor.platforms.local import create_snapshot  # noqa: PLC0415
     from torpor.records import StageReport  # noqa: PLC0415
 
     if mode and mode not in _MODES:
         raise ConfigurationError(f"--mode is {mode!r}; allowed are {' and '.join(_MODES)}.")
     console = Console(stderr=True, highlight=False)
-    quiet_log()
+    warnings_only()
     ends_on_sigterm()
     progress = Progress(console, quiet=as_json)
     manifest = create_snapshot(

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from torpor.apps import load_deployment
 from torpor.cli.interrupts import ends_on_sigterm
-from torpor.cli.restore import quiet_log, run_restore
+from torpor.cli.restore import run_restore
 from torpor.errors import ConfigurationError, DrainTimeoutError, PortInUseError, SnapshotError, TorporError
+from torpor.events import warnings_only
 from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
 from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
@@ -48,7 +49,7 @@ def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str,
         return
     deployment = load_deployment(app_file)
     console = Console(stderr=True, highlight=False)
-    quiet_log()
+    warnings_only()
     progress = Progress(console, quiet=as_json)
     root = cache_root()
     record_file = root / "records" / f"{deployment.name}-{int(time.time())}.jsonl"

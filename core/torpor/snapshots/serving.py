@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
+from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files, different_deployment
 from torpor.snapshots.places import work_folder
 from torpor.snapshots.store import changed_files, inspect, read_identity
@@ -238,7 +239,6 @@ class Replicas:
         full: verify by hash before.
         on_death: told the name of a replica that ended by itself, and its last lines.
         on_stage: told the stages of every wake.
-        beside: called while CRIU works, before anything is woken; for what would otherwise delay the first answer.
 
     Attributes:
         manifest: the snapshot's.
@@ -254,7 +254,6 @@ class Replicas:
         full: bool = False,
         on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
-        beside: Callable[[], None] | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.verify_s = 0.0
@@ -263,7 +262,6 @@ class Replicas:
         self._port = port
         self._on_death = on_death
         self._on_stage = on_stage
-        self._beside = beside
         self._front: Front | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
@@ -302,7 +300,8 @@ class Replicas:
         try:
             verified.set(self._verified_criu(count))
             self.verify_s = time.perf_counter() - started
-            deployment, recipe, differences = self._loaded()  # while CRIU works
+            import_httpx()  # from here on, while CRIU works
+            deployment, recipe, differences = self._loaded()
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             front = self._started_front()
@@ -354,10 +353,7 @@ class Replicas:
         """What a wake will need, while CRIU still works."""
         import torpor.boot  # noqa: PLC0415
         import torpor.snapshots.replica  # noqa: PLC0415
-        import torpor.transport  # noqa: PLC0415, F401 - httpx, a tenth of a second
-
-        if self._beside:
-            self._beside()
+        import torpor.transport  # noqa: PLC0415, F401
 
     def _started_front(self) -> Front:
         if self._front is None:
