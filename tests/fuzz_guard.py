@@ -68,7 +68,9 @@ NOISE = (
     b"\x00" * 100,
 )
 _CONNECTIONS = 24
-_IDLE_S = 0.05
+_IDLE_S = 0.03
+_PROBE = b"GET /health HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n\r\n"
+_PROBE_S = 30.0
 
 
 @dataclass(kw_only=True)
@@ -191,16 +193,40 @@ class _Run:
 
     async def _send(self, data: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        answer = b""
+        writer.write(data)
+        answer = bytearray()
         try:
-            writer.write(data)
-            while piece := await asyncio.wait_for(reader.read(65536), _IDLE_S):
-                answer += piece
-        except (TimeoutError, ConnectionError):
-            pass  # an unfinished request: nobody answers it
+            while await self._more(reader, answer):
+                pass
+        except ConnectionError:
+            pass
         finally:
             writer.transport.abort()
         self._report.statuses.update(int(found) for found in re.findall(rb"^HTTP/1\.1 (\d{3})", answer, re.MULTILINE))
+
+    async def _more(self, reader: asyncio.StreamReader, answer: bytearray) -> bool:
+        """Read on; False at the end, or when nobody will answer: the request is unfinished, or all are answered.
+
+        That is so when nothing comes although the server has had time: it has answered somebody who came later.
+        """
+        for waiting_for_the_server in (True, False):
+            try:
+                piece = await asyncio.wait_for(reader.read(65536), _IDLE_S)
+            except TimeoutError:
+                if waiting_for_the_server:
+                    await asyncio.wait_for(self._probe(), _PROBE_S)
+                continue
+            answer += piece
+            return bool(piece)
+        return False
+
+    async def _probe(self) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(_PROBE)
+            await reader.read()
+        finally:
+            writer.transport.abort()
 
     # What is sent
 

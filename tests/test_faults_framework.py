@@ -159,7 +159,8 @@ def end_in_stage(port: int, stage: str, number: signal.Signals, *, handler: str 
                 time.sleep(0.02)
         finally:
             for one in marked(mark):
-                one.kill()
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
     assert left == []
     return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -264,8 +265,9 @@ def stopped(sandbox: Sandbox) -> list[int]:
     """Processes of the tree that stand still."""
     found = []
     for inside, pid in sandbox.host_pids().items():
-        if inside > 1 and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
-            found.append(inside)
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if inside > 1 and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                found.append(inside)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -76,9 +77,13 @@ def text_of(response: httpx.Response) -> str:
 
 
 def test_it_starts_quickly_with_unknown_flags(free_port: int) -> None:
-    """A real process tree within a second, the best of two; engine flags that it does not know do no harm."""
-    seconds = []
-    for _ in range(2):
+    """A real process tree in the time of two bare servers, the best of three; unknown engine flags do no harm."""
+    bare = [sys.executable, "-c", "import uvicorn.server, uvicorn.protocols.http.h11_impl"]
+    seconds, yardstick = [], []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run(bare, check=True)
+        yardstick.append(time.monotonic() - began)
         began = time.monotonic()
         engine = launch(free_port, "--mem-fraction-static", "0.9", "--enable-metrics", "--po", "1")
         with open_client(engine, port=free_port, timeout_s=5) as client:
@@ -87,7 +92,7 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int) -> None:
         assert len(living_members(engine.pid)) == 3
         assert engine.terminate(5) == 0
         assert wait_until_gone(engine.pid) == []
-    assert min(seconds) < 1.0
+    assert min(seconds) < 0.4 + 2 * min(yardstick)
 
 
 def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx
-import psutil
 import pytest
 
 from tests.conftest import living_members, wait_until_gone
@@ -78,4 +79,5 @@ def test_sigkill_of_the_framework_ends_the_real_engine(
         finally:
             process.kill()
             for pid in living_members(leader):
-                psutil.Process(pid).kill()
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

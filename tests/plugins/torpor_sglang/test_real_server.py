@@ -221,9 +221,10 @@ def alone(engine: RealEngine, model: Path, port: int) -> Iterator[psutil.Popen]:
 def wait_for_children(launcher: psutil.Popen, count: int) -> list[psutil.Process]:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        children: list[psutil.Process] = launcher.children(recursive=True)
-        if len(children) >= count:
-            return children
+        with suppress(psutil.NoSuchProcess):
+            children: list[psutil.Process] = launcher.children(recursive=True)
+            if len(children) >= count:
+                return children
         assert launcher.poll() is None, "the launcher ended by itself"
         time.sleep(0.05)
     pytest.fail(f"the launcher never had {count} children")
