@@ -6,6 +6,7 @@ and the library that reads options alone would take a tenth of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -38,6 +39,10 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         _end_interrupted()
+    except SystemExit:
+        if interrupted():  # click makes an exit of it
+            _end_interrupted()
+        raise
     except Exception as error:
         if interrupted():
             _end_interrupted()
@@ -51,8 +56,11 @@ def main() -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    print("torpor: interrupted; everything it started was ended", file=sys.stderr)
-    sys.exit(_INTERRUPTED)
+    print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read it has gone
+        sys.stdout.flush()
+    # Not sys.exit: CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not.
+    os._exit(_INTERRUPTED)
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
