@@ -253,6 +253,7 @@ def test_a_drain_that_times_out_leaves_the_server_serving(
     assert _public(boot).status_code == 200
 
 
+@pytest.mark.slow
 def test_requests_in_flight_are_answered_before_a_sleep(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_program_that_is_not_there_and_one_that_cannot_run_have_their_own_code
     assert "cannot be run: Permission denied" in not_runnable.stderr
 
 
+@pytest.mark.slow
 def test_past_its_deadline_the_whole_tree_is_ended(tmp_path: Path) -> None:
     """Also a helper that ignores SIGTERM, and one that left for a session of its own and lost its parent."""
     pids = tmp_path / "pids"

@@ -224,6 +224,7 @@ def test_a_failed_wake_leaves_no_process(
     assert living(server) == []
 
 
+@pytest.mark.slow
 def test_a_drain_that_is_not_over_in_time_ends_the_start(tmp_path: Path, servers: list[SnapshotServer]) -> None:
     """Elsewhere the server would serve on; a start that Modal calls failed must not leave it running."""
 
@@ -259,6 +260,7 @@ def test_a_drain_that_is_not_over_in_time_ends_the_start(tmp_path: Path, servers
     assert living(server) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_start_leaves_no_process(tmp_path: Path, servers: list[SnapshotServer]) -> None:
     """SIGINT is how a runner ends a container early; it may come in the middle of a warm-up."""
     server = a_server(tmp_path, servers, a_deployment(fault=Fault.HANG_IN_WARMUP))

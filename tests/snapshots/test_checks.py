@@ -58,6 +58,7 @@ except OSError as error:
     assert check_connections(sandbox, 8000) == ()
 
 
+@pytest.mark.slow
 def test_a_client_is_named_and_inner_connections_are_told(sandbox: Sandbox) -> None:
     """A connection to the engine's port is refused; those among the tree's own processes are kept by another option."""
     program = """

@@ -238,6 +238,7 @@ def test_a_locked_file_that_has_left_the_mirror_makes_apt_look_for_a_signed_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".criu.lock", "served"]
 
 
+@pytest.mark.slow
 def test_a_mirror_that_does_not_answer_is_an_error(downloader: str, tmp_path: Path) -> None:
     """With what to check."""
     lock = (Deb("pool/main/c/criu/criu_0_amd64.deb", "0" * 64, 1000),)

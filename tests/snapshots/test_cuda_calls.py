@@ -181,6 +181,7 @@ def test_a_process_that_is_suspended_already_is_refused(driver: FakeDriver, star
     assert states(driver, *pids) == ["checkpointed", "running"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["state", "lock", "checkpoint", "init"])
 def test_a_call_that_hangs_is_given_up_at_its_deadline_by_name(
     driver: FakeDriver, start: StartProcess, failing: str

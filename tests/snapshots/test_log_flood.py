@@ -45,6 +45,7 @@ def flood(sandbox: Sandbox) -> None:
     assert wait_for(lambda: sandbox.side_file_bytes() < 3_000_000, 20.0), sandbox.side_file_bytes()
 
 
+@pytest.mark.slow
 def test_a_log_flood_in_a_sandbox_is_forgotten_but_for_its_end(sandbox: Sandbox) -> None:
     """Lines go on to come, in order, and the last ones can be read."""
     flood(sandbox)

@@ -47,6 +47,7 @@ def watch(mode: str, patience_s: float = 1.0) -> tuple[subprocess.CompletedProce
     return ran, time.monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["crashes", "tracked"])
 def test_a_command_whose_server_died_is_ended(mode: str) -> None:
     """Exit code 1, which the build step tries again; Python's resource tracker is not the server."""
@@ -57,6 +58,7 @@ def test_a_command_whose_server_died_is_ended(mode: str) -> None:
     assert seconds < 20
 
 
+@pytest.mark.slow
 def test_a_command_that_works_is_left_alone() -> None:
     """Also with a helper that ended and that nobody collected, longer than the patience, while the server lives."""
     ran, _ = watch("works")

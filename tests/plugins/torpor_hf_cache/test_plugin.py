@@ -218,6 +218,7 @@ def test_a_gated_model_fails_the_step_at_once(recipe: Recipe, hub: HubServer) ->
     assert "org/tiny is gated" in ran.stderr
 
 
+@pytest.mark.slow
 def test_damage_on_the_way_is_tried_again(recipe: Recipe, hub: HubServer) -> None:
     """Exit code 76 may pass; here it does not."""
     hub.repositories["org/tiny"].corrupt = {"config.json": b"?" * 39}
