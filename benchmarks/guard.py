@@ -1,8 +1,9 @@
 """What the guard costs: the same minimal streaming application with it and without it, each in a server of its own.
 
-    .venv/bin/python benchmarks/guard.py [--runs 25] [--seconds 0.4]
+    .venv/bin/python benchmarks/guard.py [--runs 25] [--seconds 0.4] [--http h11]
 
-Both servers are uvicorn, as the engine's, and run side by side; the load goes to one of them at a time, in many short
+Both servers are uvicorn with h11, as SGLang's own dependencies give it (0.5.16, 0.5.23: uvicorn without httptools; with
+`--http httptools` the guard's 4 us weigh more), and run side by side; the load goes to one of them at a time, in many short
 pairs whose order alternates, so that a change of the machine's speed meets both. Every figure is the median of the pairs'
 ratios or differences. Beside the rates stands the processor time that the server itself spent, which other programs on
 the machine disturb less. The client writes its bytes itself and counts those that come back. Prints a table and writes
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torpor.guard.messages import App, Receive, Scope, Send
 
 ROOT = Path(__file__).resolve().parent.parent
+Parser: TypeAlias = Literal["h11", "httptools"]
+
 CONNECTIONS = 64
 STREAMS = 8
 CHUNKS = 1000
@@ -82,7 +85,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def serve(port: int, *, guarded: bool) -> None:
+def serve(port: int, *, guarded: bool, parser: Parser) -> None:
     """Run one of the two servers until it is killed."""
     import uvicorn  # noqa: PLC0415 - the client needs none
 
@@ -90,18 +93,18 @@ def serve(port: int, *, guarded: bool) -> None:
 
     rules = GuardRules(public=("/v1/chat", "/v1/stream"))
     app: App = Guard(application, rules, key=KEY, boot_id="benchmark") if guarded else application
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off", http=parser)
 
 
 class Running:
     """A server process of this file's, `bare` or `guarded`, on a free port."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parser: Parser) -> None:
         self.name = name
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        argv = [sys.executable, __file__, "--serve", name, "--port", str(self.port)]
+        argv = [sys.executable, __file__, "--serve", name, "--port", str(self.port), "--http", parser]
         self._process = subprocess.Popen(argv, cwd=ROOT)
 
     def __enter__(self) -> Self:
@@ -292,13 +295,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=25, help="pairs per figure (default 25, at least 5)")
     parser.add_argument("--seconds", type=float, default=0.4, help="load per sample, seconds (default 0.4)")
+    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser (default h11)")
     parser.add_argument("--serve", choices=("bare", "guarded"), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.port, guarded=args.serve == "guarded")
+        serve(args.port, guarded=args.serve == "guarded", parser=args.http)
         return 0
-    with Running("bare") as bare, Running("guarded") as guarded:
+    with Running("bare", args.http) as bare, Running("guarded", args.http) as guarded:
         open_door(guarded)
         figures = asyncio.run(measure((bare, guarded), args))
     report(figures)
