@@ -28,7 +28,7 @@ THREADS = min(8, os.cpu_count() or 1)
 """8 threads brought 26 to 32 GB/s out of the page cache of a machine with 16 cores, 12 no more (20, once); the bus takes 55."""
 
 BUFFER_BYTES = 8 << 20
-"""Small enough that pinning all buffers takes some 20 ms, large enough that Python's share of a copy vanishes."""
+"""A thread's pinned buffer: pinned anew for every wake, so that none of it is in a snapshot."""
 
 PINNED_BLOCK_BYTES = 512 << 20
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream

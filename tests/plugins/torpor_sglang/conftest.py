@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
 
+from torpor_sglang import SGLang
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -96,6 +97,19 @@ def _missing(path: Path, cure: str) -> None:
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"{message} ({REQUIRE_VARIABLE}=1)")
     pytest.skip(message)
+
+
+def cpu_plugin(engine: RealEngine, *, warmup_prompt_words: tuple[int, ...]) -> SGLang:
+    """The plugin for a real SGLang and the tiny model, on this machine's CPU."""
+    return SGLang(
+        version=engine.version,
+        python=str(engine.python),
+        device="cpu",
+        mem_fraction_static=0.1,
+        max_total_tokens=4096,
+        sleep_on_idle=True,
+        warmup_prompt_words=warmup_prompt_words,
+    )
 
 
 @pytest.fixture(scope="session")

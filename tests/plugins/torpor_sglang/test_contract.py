@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
+from tests.plugins.torpor_sglang.conftest import cpu_plugin
 from torpor import Deployment, Model, Scaling
 from torpor.testing import EngineContract, PluginContract
 from torpor.testing.engine_contract import EngineRules
@@ -44,15 +45,7 @@ class TestSGLangOnTheCpu(EngineContract):
     @override
     @pytest.fixture
     def plugin(self, real_engine: Callable[[str], RealEngine]) -> SGLang:
-        return SGLang(
-            version="0.5.23",
-            python=str(real_engine("0.5.23").python),
-            device="cpu",
-            mem_fraction_static=0.1,
-            max_total_tokens=4096,
-            sleep_on_idle=True,
-            warmup_prompt_words=(8, 60),
-        )
+        return cpu_plugin(real_engine("0.5.23"), warmup_prompt_words=(8, 60))
 
     @override
     @pytest.fixture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import is_running, wait_until_gone
+from tests.plugins.torpor_sglang.conftest import cpu_plugin
 from torpor import (
     CanaryError,
     Deployment,
@@ -24,7 +25,6 @@ from torpor import (
 )
 from torpor.boot import Boot
 from torpor.process import session_members
-from torpor_sglang import SGLang
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,21 +43,12 @@ NOTICED_S = 15.0
 
 @pytest.fixture
 def deployment(real_engine: Callable[[str], RealEngine], tiny_model: Path, free_port: int) -> Deployment:
-    engine = SGLang(
-        version="0.5.23",
-        python=str(real_engine("0.5.23").python),
-        device="cpu",
-        mem_fraction_static=0.1,
-        max_total_tokens=4096,
-        sleep_on_idle=True,
-        warmup_prompt_words=(8,),
-    )
     return Deployment(
         name="faults",
         model=Model(path=str(tiny_model), served_name="tiny-qwen3"),
         port=free_port,
         startup_timeout_s=240,
-        plugins=(engine,),
+        plugins=(cpu_plugin(real_engine("0.5.23"), warmup_prompt_words=(8,)),),
     )
 
 
