@@ -128,7 +128,7 @@ def drop() -> None:
 def image(folder: Path, manifest: Manifest) -> dict[str, object]:
     """How large the snapshot is, and whose memory it holds."""
     files = {path: facts.size / 1e6 for path, facts in manifest.files.items()}
-    pages = sorted(((size, path) for path, size in files.items() if "pages-" in path), reverse=True)
+    pages = sorted(((size, path) for path, size in files.items() if "memory-" in path), reverse=True)
     return {
         "total_mb": sum(files.values()),
         "processes": list(manifest.processes),

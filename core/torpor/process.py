@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import psutil
-from typing_extensions import override
 
+from torpor._override import override
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import override
-
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, ImagePatch, Plugin, hookimpl
+from torpor._override import override
 from torpor.deployment import plugin_name
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 

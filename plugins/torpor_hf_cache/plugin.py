@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import override
-
 from torpor import BuildPlan, BuildStep, ConfigurationError, ImagePatch, Plugin, Preflight, hookimpl
+from torpor._override import override
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import hashlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torpor_sglang.gpu_copy import Driver, PinnedMemory, Segment, load_from_file, save_to_file
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["KeptMemory", "Place"]
+    from torpor_sglang.places import Place
 
-Place = Literal["file", "memory"]
+__all__ = ["KeptMemory"]
 
 
 class KeptMemory:

@@ -6,24 +6,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from typing_extensions import override
-
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, Plugin, hookimpl
+from torpor._override import override
 from torpor.guard import GuardRules
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.flags import OptionValue, engine_argv
-from torpor_sglang.patches.kept_memory import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
+from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import check_extra_args
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
-from torpor_sglang.warmup import send, send_burst, warmup_requests
 
 if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, Recipe
-    from torpor_sglang.kept_memory import Place
+    from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
 
@@ -219,6 +217,8 @@ class SGLang(Plugin):
         }
         if self.device == "cpu":
             env["SGLANG_USE_CPU_ENGINE"] = "1"
+            # libgomp's threads spin at barriers by default: a token took 3 to 18 times as long where they shared their cores.
+            env["OMP_WAIT_POLICY"] = "passive"
             return ImagePatch(base=self.image, env=env)
         if self.weights_store != "saver":
             places: dict[str, Place] = {"weights": self.weights_store}
@@ -242,6 +242,8 @@ class SGLang(Plugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        from torpor_sglang.warmup import send, send_burst, warmup_requests  # noqa: PLC0415 - a restore warms nothing up
+
         model = deployment.model.served_name
         for request in warmup_requests(self.warmup_prompt_words):
             send(client, request, model=model, timeout_s=self.warmup_request_timeout_s)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from torpor.errors import ConfigurationError
 
 __all__ = ["ANY_ENGINE_VARIABLE", "DEFAULT_VERSION", "SUPPORTED_VERSIONS", "check_version", "installed_version"]
@@ -19,6 +17,8 @@ def installed_version() -> str:
     Raises:
         ConfigurationError: there is none.
     """
+    from importlib import metadata  # noqa: PLC0415 - 8 ms, and the plugin itself has no use for it
+
     try:
         return metadata.version("sglang")
     except metadata.PackageNotFoundError:

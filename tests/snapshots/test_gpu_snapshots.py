@@ -30,7 +30,7 @@ from torpor.snapshots.criu import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu_part import Gpu
 from torpor.snapshots.manifest import MANIFEST, read_manifest
 from torpor.snapshots.replica import SandboxEngine
-from torpor.snapshots.serving import bring_back
+from torpor.snapshots.serving import begin_sandbox, bring_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -383,7 +383,7 @@ def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine
     manifest = machine.capture()
     (machine.kept / "images" / "pstree.img").unlink()
     with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
-        bring_back(machine.kept, manifest, criu=criu, name="lost")
+        bring_back(machine.kept, manifest, criu=criu, begun=begin_sandbox(manifest, "lost"))
     assert wait_for(lambda: not _calls_running())
 
 

@@ -577,6 +577,6 @@ def test_without_a_temporary_folder_no_sandbox_is_made(
     mode: Mode, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of ours, not a stray one of the operating system."""
-    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
     with pytest.raises(SnapshotError, match="no folder for its socket"):
         Sandbox.create("one", mode=mode, scratch=scratch)

@@ -144,12 +144,15 @@ def create(
     app_file: AppFile,
     folder: Folder,
     mode: Annotated[str, typer.Option(help="root or rootless; by default what works here, rootless first.")] = "",
+    copy_memory: Annotated[
+        bool, typer.Option("--copy-memory", help="Copies get memory of their own, and need the folder no more.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start an app cold, put it to sleep and keep it in a folder."""
     from torpor.cli.snapshot import run_create  # noqa: PLC0415
 
-    run_create(app_file, folder, mode=mode, as_json=as_json)
+    run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json)
 
 
 @snapshot.command()

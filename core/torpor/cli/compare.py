@@ -47,7 +47,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
         process.wait(_COLD_TIMEOUT_S)
     manifest = inspect(folder)
-    size = sum(file.size for file in manifest.files.values())
+    size = manifest.image_bytes + manifest.side_file_bytes
     console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
     times = []
     for number in range(restores):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RestoreOptions", "run_restore"]
 
+_TURN_S = 0.0005
+
 
 class RestoreOptions(TypedDict):
     """The options of the command."""
@@ -101,7 +103,7 @@ def run_restore(
         on_stage=note,
     )
     try:
-        copies.start(replicas)
+        _start(copies, replicas)
         if then is None:
             told.listen()
         if as_json:
@@ -114,6 +116,16 @@ def run_restore(
             then()
     finally:
         copies.stop()
+
+
+def _start(copies: Replicas, count: int) -> None:
+    """Start them, with threads that take turns often: those that drive CRIU need Python for moments only, beside imports."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        copies.start(count)
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 def _serve(copies: Replicas, wanted: int, told: _Told) -> None:

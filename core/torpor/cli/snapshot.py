@@ -25,7 +25,7 @@ __all__ = ["run_create", "run_inspect", "run_rm", "run_setup"]
 _MODES = ("root", "rootless")
 
 
-def run_create(app_file: str, folder: Path, *, mode: str, as_json: bool) -> None:
+def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_json: bool) -> None:
     """Start cold, sleep, keep, end."""
     from torpor.cli.interrupts import ends_on_sigterm  # noqa: PLC0415
     from torpor.cli.up import Progress  # noqa: PLC0415
@@ -43,6 +43,7 @@ def run_create(app_file: str, folder: Path, *, mode: str, as_json: bool) -> None
         app_file,
         folder,
         mode=cast("Mode", mode) if mode else None,
+        copy_memory=copy_memory,
         report=StageReport(on_begin=progress.begin, on_end=progress.end),
         on_step=progress.step,
     )
@@ -95,7 +96,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
     table = Table(title=f"snapshot {folder}", title_justify="left", show_header=False)
     made = manifest.deployment
     machine = manifest.machine
-    total = sum(file.size for file in manifest.files.values())
+    total = manifest.image_bytes + manifest.side_file_bytes
     rows = {
         "deployment": f"{made.name} ({manifest.app_file})",
         "made": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(manifest.created_at))} by Torpor {made.torpor}",
@@ -104,7 +105,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "machine": f"{machine.architecture}, kernel {machine.kernel}, CRIU {machine.criu}, {len(machine.cpu)} CPU features",
         "GPUs": "\n".join(f"{gpu.uuid} {gpu}" for gpu in machine.gpus) or "none",
         "sandbox": f"{manifest.mode}, scratch {manifest.scratch}, tcp {manifest.tcp}",
-        "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files ({manifest.image_bytes / 1e6:.0f} MB images)",
+        "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files ({manifest.mapped_bytes / 1e6:.0f} MB that copies map)",
         "processes": "\n".join(manifest.processes),
         **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
         "canary": repr(manifest.canary_text[:80]),

@@ -167,6 +167,7 @@ def create_snapshot(
     folder: Path,
     *,
     mode: Mode | None = None,
+    copy_memory: bool = False,
     report: StageReport | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -176,6 +177,7 @@ def create_snapshot(
         app_file: where the deployment stands; a restore reads it again.
         folder: where the snapshot goes; one that is there is replaced when the new one is whole.
         mode: root or rootless; by default what works here, rootless first (with a GPU: root).
+        copy_memory: see `CriuBackend`.
         report: where stages are recorded.
         on_step: told the name of each build step before it runs.
 
@@ -187,7 +189,7 @@ def create_snapshot(
     from torpor.snapshots.store import check_target  # noqa: PLC0415
 
     check_target(folder)
-    backend = CriuBackend(folder=folder, app_file=Path(app_file), mode=mode, public=False)
+    backend = CriuBackend(folder=folder, app_file=Path(app_file), mode=mode, public=False, copy_memory=copy_memory)
     server = LocalServer(load_deployment(str(app_file)), backend=backend, report=report, on_step=on_step)
     try:
         server.cold_start()

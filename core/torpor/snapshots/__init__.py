@@ -5,6 +5,7 @@ criu_setup   CRIU 4.2 in a private prefix, for a machine whose own package is mi
 criu         finding CRIU, its options, dump and restore with deadlines, the reason of a failure out of its log
 sandbox      one namespaced sandbox per replica: the engine's tree lives in it, CRIU runs in it
              (pid1: its first process; channel: the way to it; side_files: what lies in its private folders)
+mapped_memory  memory that replicas map from the snapshot's files instead of copying it (criu_images: CRIU's image format)
 io_uring     io_uring denied to an engine, which CRIU cannot dump
 probe        whether all of this works here, by a real small dump and restore
 cuda         GPU state to host memory before a dump and back after a restore (cuda_run, cuda_calls: the driver's calls,

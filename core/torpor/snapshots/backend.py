@@ -136,6 +136,8 @@ class CriuBackend:
         mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         leave_running: keep the original after a capture and wake it, instead of a copy.
         public: whether the deployment's port of this machine leads to the engine.
+        copy_memory: have CRIU copy the memory into each copy, as it does by itself, instead of letting copies map it from the
+            snapshot's files (`torpor.snapshots.mapped_memory`): slower to restore, but then a copy needs the files no more.
         gpu_devices: how the paths of the GPU driver's device files begin; those of the NVIDIA driver by default.
     """
 
@@ -150,6 +152,7 @@ class CriuBackend:
         mode: Mode | None = None,
         leave_running: bool = False,
         public: bool = True,
+        copy_memory: bool = False,
         gpu_devices: Sequence[str] = (),
     ) -> None:
         self._folder = folder
@@ -158,6 +161,7 @@ class CriuBackend:
         self._gpu_devices = gpu_devices
         self._leave_running = leave_running
         self._public = public
+        self._copy_memory = copy_memory
         self._sandbox: Sandbox | None = None
         self._front: Front | None = None
         self._target: Target | None = None
@@ -209,6 +213,7 @@ class CriuBackend:
             criu=self._criu(),
             app_file=self._app_file,
             leave_running=self._leave_running,
+            copy_memory=self._copy_memory,
             gpu_devices=self._gpu_devices,
         )
         if not self._leave_running:
@@ -220,11 +225,12 @@ class CriuBackend:
         if self._sandbox is not None and self._sandbox.alive:
             boot.wake()
             return
-        from torpor.snapshots.serving import bring_back, restored_identity  # noqa: PLC0415
+        from torpor.snapshots.serving import begin_sandbox, bring_back, restored_identity  # noqa: PLC0415
 
         folder = self._folder or _default_folder(boot.deployment)
         manifest, identity = restored_identity(folder)
-        replica = bring_back(folder, manifest, criu=self._criu(), name=boot.deployment.name)
+        criu = self._criu()
+        replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
         self._sandbox = replica.sandbox
         replica.wake(boot, manifest, identity)
         self._publish(boot.deployment.port)

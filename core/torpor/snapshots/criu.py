@@ -7,7 +7,6 @@ CRIU 4.2 is the least: 3.x fails on the vDSO of new kernels, 4.1 on every INET s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import ConfigurationError, SnapshotError
+from torpor.events import log
 from torpor.snapshots.sandbox import FIRST_PID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torpor.snapshots.sandbox import Finished, Mode, Sandbox
 
@@ -57,6 +57,9 @@ PREFIX_VARIABLE = "TORPOR_CRIU_PREFIX"
 SIDE_FILES = "side.tar"
 """Name of the archive of the private folders, in the folder of the images."""
 
+LINK = "memory"
+"""Name in the scratch folder under which a replica finds the folder of the images, which it maps its memory from."""
+
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 
 Tcp = Literal["close", "established"]
@@ -75,6 +78,7 @@ _LOG_BYTES = 4 << 20
 _REASONS = 6
 _HARMLESS = re.compile(r"rlimit")
 _LEAVE_DUMPED_S = 30.0
+_BLOCK = 512  # of st_blocks (stat(2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,8 @@ class Criu:
 
     def identity(self) -> str:
         """A key for what holds for this very program until the next boot; 16 hex digits."""
+        import hashlib  # noqa: PLC0415 - a restore as root has no use for it
+
         facts = self.program.stat()
         text = f"{boot_id()} {self.program} {self.version} {facts.st_size} {facts.st_mtime_ns} {os.geteuid()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -107,13 +113,17 @@ class Dumped:
     Attributes:
         criu_s: seconds that CRIU took; the tree stands still for most of it.
         side_files_s: seconds for packing the private folders; the tree stands still.
+        mapping_s: seconds for having replicas map the memory; the tree stands still.
         image_bytes: size of the images.
+        mapped_bytes: what of it replicas map instead of copying it (`torpor.snapshots.mapped_memory`).
         side_file_bytes: size of the archive of the private folders.
     """
 
     criu_s: float
     side_files_s: float
+    mapping_s: float
     image_bytes: int
+    mapped_bytes: int
     side_file_bytes: int
 
 
@@ -174,7 +184,14 @@ def in_prefix(prefix: Path) -> tuple[str, ...] | None:
 
 
 def dump(
-    criu: Criu, sandbox: Sandbox, images: Path, *, timeout_s: float, leave_running: bool = False, tcp: Tcp = "close"
+    criu: Criu,
+    sandbox: Sandbox,
+    images: Path,
+    *,
+    timeout_s: float,
+    leave_running: bool = False,
+    tcp: Tcp = "close",
+    copy_memory: bool = False,
 ) -> Dumped:
     """Dump a sandbox's tree and its private folders.
 
@@ -186,6 +203,7 @@ def dump(
         timeout_s: seconds for CRIU; it is killed then.
         leave_running: let the tree run on; it is ended otherwise. The sandbox stays in both cases.
         tcp: what becomes of the tree's TCP connections.
+        copy_memory: have CRIU copy the memory into each replica, instead of letting replicas map it.
 
     Raises:
         SnapshotError: with CRIU's own reason. The images are removed but for `dump.log`. When CRIU gave up by itself, the
@@ -203,34 +221,38 @@ def dump(
         dumped = time.perf_counter()
         try:
             side_file_bytes = sandbox.pack_side_files(images / SIDE_FILES)
+            packed = time.perf_counter()
+            mapped_bytes = 0 if copy_memory else _map_memory(images, sandbox)
         except BaseException:
             sandbox.signal_tree(signal.SIGCONT)
             raise
-        packed = time.perf_counter()
+        done = time.perf_counter()
     sandbox.signal_tree(signal.SIGCONT if leave_running else signal.SIGKILL)
     if not leave_running:
         sandbox.wait(_LEAVE_DUMPED_S)
     image_bytes = 0
     for file in images.iterdir():
         file.chmod(0o600)
-        image_bytes += file.stat().st_size if file.suffix == ".img" else 0
+        image_bytes += file.stat().st_blocks * _BLOCK if file.suffix == ".img" else 0
     return Dumped(
         criu_s=dumped - started,
         side_files_s=packed - dumped,
+        mapping_s=done - packed,
         image_bytes=image_bytes,
+        mapped_bytes=mapped_bytes,
         side_file_bytes=side_file_bytes,
     )
 
 
 def restore(
-    criu: Criu | Callable[[], Criu], sandbox: Sandbox, images: Path, *, work: Path, timeout_s: float, tcp: Tcp = "close"
+    criu: Criu, sandbox: Sandbox, images: Path, *, work: Path, timeout_s: float, tcp: Tcp = "close"
 ) -> Restored:
     """Lay the side files and restore the tree into an empty sandbox; `sandbox.poll` and `wait` follow it from then on.
 
     Any number may run at once from the same images: nothing is written there.
 
     Args:
-        criu: from `find`; or what gives it, called when the side files are laid.
+        criu: from `find`.
         sandbox: fresh, made with the same `mode`, `scratch` and `private` as the dumped one.
         images: what `dump` wrote.
         work: an existing private folder, one per replica; CRIU's log is `restore.log` in it.
@@ -246,15 +268,16 @@ def restore(
     try:
         started = time.perf_counter()
         sandbox.unpack_side_files(images / SIDE_FILES)
+        link = sandbox.outside(sandbox.scratch) / LINK
+        link.unlink(missing_ok=True)  # of the images that a dumped replica itself came from
+        link.symlink_to(images.absolute())
         laid = time.perf_counter()
-        program = criu if isinstance(criu, Criu) else criu()
-        began = time.perf_counter()
-        _run(program, argv, sandbox, work / RESTORE_LOG, timeout_s)
+        _run(criu, argv, sandbox, work / RESTORE_LOG, timeout_s)
         restored = time.perf_counter()
     except BaseException:
         sandbox.kill()
         raise
-    return Restored(criu_s=restored - began, side_files_s=laid - started)
+    return Restored(criu_s=restored - laid, side_files_s=laid - started)
 
 
 def expected_bytes(sandbox: Sandbox) -> int:
@@ -302,6 +325,18 @@ def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
         major, minor, patch = match.groups(default="0")
         return int(major), int(minor), int(patch)
     return None
+
+
+def _map_memory(images: Path, sandbox: Sandbox) -> int:
+    from torpor.snapshots.mapped_memory import map_memory  # noqa: PLC0415 - a restore has no use for it
+
+    try:
+        found = map_memory(images, sandbox.scratch / LINK)
+    except OSError as error:
+        raise SnapshotError(f"The images in {images} cannot be rewritten: {error.strerror or error}.") from error
+    for pid, reason in found.kept.items():
+        log("info", "memory_copied", pid=pid, reason=reason)
+    return found.bytes
 
 
 def _options(mode: Mode, tcp: Tcp) -> tuple[str, ...]:

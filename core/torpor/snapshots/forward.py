@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, cast
 
-from typing_extensions import override
+from torpor._override import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -40,7 +40,7 @@ __all__ = [
     "write_private",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
 _HEAD_BYTES = 16
 _SHOWN = 8
@@ -133,6 +133,7 @@ class Manifest:
         processes: command of each process in it.
         stages: cold start and capture.
         image_bytes: CRIU's images.
+        mapped_bytes: what of them replicas map; CRIU copies the rest into each.
         side_file_bytes: the private folders' content.
         gpu: what of it was on GPUs; None for a deployment without one.
         machine: where it was made.
@@ -155,6 +156,7 @@ class Manifest:
     processes: tuple[str, ...]
     stages: tuple[Stage, ...]
     image_bytes: int
+    mapped_bytes: int
     side_file_bytes: int
     gpu: GpuPart | None
     machine: MachineFacts

@@ -8,8 +8,7 @@ import secrets
 import signal
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import override
-
+from torpor._override import override
 from torpor.engine import Engine
 from torpor.errors import SnapshotError
 from torpor.snapshots.sandbox import FIRST_PID

@@ -19,7 +19,6 @@ import marshal
 import math
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +27,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket as Socket  # noqa: N812 - `socket` is a method here
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
 
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots import io_uring, pid1, side_files
+from torpor.snapshots import pid1
 from torpor.snapshots.channel import Channel
 from torpor.snapshots.pid1 import FIRST_PID, StepError
 
@@ -43,10 +42,12 @@ if TYPE_CHECKING:
 
     Pipe = IO[bytes]
 
-__all__ = ["FIRST_PID", "Clock", "Finished", "Mode", "Sandbox"]
+__all__ = ["FIRST_PID", "BegunSandbox", "Clock", "Finished", "Mode", "Sandbox"]
 
 Mode = Literal["rootless", "root"]
 """`rootless`: in a user namespace, no privilege needed. `root`: without one; needs root (CAP_SYS_ADMIN)."""
+
+_S = TypeVar("_S", bound="Sandbox")
 
 DEV_SHM = Path("/dev/shm")  # noqa: S108 - private to every sandbox
 
@@ -142,39 +143,8 @@ class Sandbox:
         Raises:
             SnapshotError: the kernel refused, or it took too long; the message names the step.
         """
-        folders = sorted({*private, DEV_SHM, scratch}, key=lambda folder: len(folder.parts))
-        _make_mount_point(name, scratch)
-        with contextlib.ExitStack() as stack:
-            channel, listener = stack.enter_context(Channel.bound(name, control))
-            owner = [] if control else [os.pidfd_open(os.getpid())]
-            for descriptor in owner:
-                stack.callback(os.close, descriptor)
-            config: Config = {
-                "rootless": mode == "rootless",
-                "detached": control is not None,
-                "clock": _clock_offsets(clock) if clock else "",
-                "private": [(str(folder), "0700" if folder == scratch else "1777") for folder in folders],
-                "folders": [str(scratch / "tmp"), str(scratch / "log")],
-                "log": str(scratch / "log" / "engine.log"),
-                "listener": listener.fileno(),
-                "owner": owner,
-                "facts": {
-                    "name": name,
-                    "mode": mode,
-                    "scratch": str(scratch),
-                    "private": "\0".join(map(str, folders)),
-                    "detached": control is not None,
-                },
-            }
-            unmade = stack.enter_context(contextlib.ExitStack())
-            unmade.callback(channel.close, ended=True)
-            outer = _start_pid1(name, config, (listener.fileno(), *owner), timeout_s)
-            unmade.callback(_end, outer)
-            sandbox = cls(channel, None if control else outer)
-            unmade.pop_all()
-            if control:
-                outer.wait()  # it left its work to a process of nobody's
-        return sandbox
+        begun = BegunSandbox(name, mode=mode, scratch=scratch, private=private, clock=clock, control=control)
+        return begun.made(cls, timeout_s=timeout_s)
 
     @classmethod
     def attach(cls, control: Path) -> Self:
@@ -218,6 +188,10 @@ class Sandbox:
             ConfigurationError: there is no such program, or it may not be run.
             SnapshotError: the sandbox has a tree already, or is gone.
         """
+        import shutil  # noqa: PLC0415 - a restore has no use for these
+
+        from torpor.snapshots import io_uring  # noqa: PLC0415
+
         if deny_io_uring and not shutil.which(argv[0], path=env.get("PATH", os.defpath)):
             raise ConfigurationError(f"Sandbox {self.name!r} could not start {argv[0]}: there is no such program.")
         request: Message = {
@@ -352,6 +326,8 @@ class Sandbox:
         Raises:
             SnapshotError: it cannot be written (disk full, ...); no partial archive stays.
         """
+        from torpor.snapshots import side_files  # noqa: PLC0415 - imported when there is time for it
+
         return side_files.pack(self._folders, archive, emptied=self.log)
 
     def outside(self, folder: Path) -> Path:
@@ -368,6 +344,8 @@ class Sandbox:
         Raises:
             SnapshotError: the archive is missing or damaged, or holds a path outside of the private folders.
         """
+        from torpor.snapshots import side_files  # noqa: PLC0415 - imported when there is time for it
+
         side_files.unpack(self._folders, archive)
 
     def end(self) -> None:
@@ -441,6 +419,134 @@ class Sandbox:
         self.close()
 
 
+class BegunSandbox:
+    """A sandbox whose first process was started and gets ready by itself: 30 ms in which a restore has other things to do.
+
+    The arguments are those of `Sandbox.create`. Either `made` or `end` must be called.
+
+    Attributes:
+        name: for messages.
+        ended: whether `end` was called.
+
+    Raises:
+        SnapshotError: there is no place for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        mode: Mode,
+        scratch: Path,
+        private: Sequence[Path] = (),
+        clock: Clock | None = None,
+        control: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.ended = False
+        self._control = control
+        self._lock = threading.Lock()
+        self._waited_for = False
+        self._sandbox: Sandbox | None = None
+        folders = sorted({*private, DEV_SHM, scratch}, key=lambda folder: len(folder.parts))
+        _make_mount_point(name, scratch)
+        with contextlib.ExitStack() as stack:
+            self._channel, listener = stack.enter_context(Channel.bound(name, control))
+            owner = [] if control else [os.pidfd_open(os.getpid())]
+            for descriptor in owner:
+                stack.callback(os.close, descriptor)
+            config: Config = {
+                "rootless": mode == "rootless",
+                "detached": control is not None,
+                "clock": _clock_offsets(clock) if clock else "",
+                "private": [(str(folder), "0700" if folder == scratch else "1777") for folder in folders],
+                "folders": [str(scratch / "tmp"), str(scratch / "log")],
+                "log": str(scratch / "log" / "engine.log"),
+                "listener": listener.fileno(),
+                "owner": owner,
+                "facts": {
+                    "name": name,
+                    "mode": mode,
+                    "scratch": str(scratch),
+                    "private": "\0".join(map(str, folders)),
+                    "detached": control is not None,
+                },
+            }
+            unmade = stack.enter_context(contextlib.ExitStack())
+            unmade.callback(self._channel.close, ended=True)
+            self._said = os.memfd_create("stderr")
+            unmade.callback(os.close, self._said)
+            self._outer = self._start(config, (listener.fileno(), *owner))
+            self._undo = unmade.pop_all()
+            self._undo.callback(_end, self._outer)
+
+    def made(self, kind: type[_S], *, timeout_s: float) -> _S:
+        """Wait until pid 1 listens.
+
+        Raises:
+            SnapshotError: the kernel refused a step, it took too long, or another thread ended it.
+        """
+        with self._lock:
+            if self.ended:
+                raise SnapshotError(f"Sandbox {self.name!r} was ended before it was ready.")
+            self._waited_for = True
+        with cast("Pipe", self._outer.stdout) as stdout:
+            report = os.read(stdout.fileno(), 4096) if _readable(stdout.fileno(), timeout_s) else None
+        with self._lock:
+            if self.ended:
+                raise SnapshotError(f"Sandbox {self.name!r} was ended before it was ready.")
+            if report != pid1.READY:
+                error = self._failure(report, timeout_s)
+                self._undo.close()
+                raise error
+            with self._undo:
+                sandbox = kind(self._channel, None if self._control else self._outer)
+                self._undo.pop_all()
+            os.close(self._said)
+            self._sandbox = sandbox
+        if self._control:
+            self._outer.wait()  # it left its work to a process of nobody's
+        return sandbox
+
+    def end(self) -> None:
+        """End it, whatever goes on inside, also after `made`: who is at work with it gets an error. Harmless to repeat."""
+        with self._lock:
+            self.ended = True
+            self._undo.close()
+            if not self._waited_for:
+                cast("Pipe", self._outer.stdout).close()
+            if self._sandbox is not None:
+                self._sandbox.end()
+
+    def _start(self, config: Config, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        outer = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent), self.name],  # the name is for ps
+            env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        with contextlib.suppress(BrokenPipeError), cast("Pipe", outer.stdin) as stdin:  # it has ended: seen in `made`
+            stdin.write(marshal.dumps(dict(config), pid1.MESSAGE_VERSION))
+        return outer
+
+    def _failure(self, report: bytes | None, timeout_s: float) -> SnapshotError:
+        if report is None:
+            return SnapshotError(f"Sandbox {self.name!r} was not ready after {timeout_s:g} s and was ended.")
+        if report:
+            step, number = marshal.loads(report)  # noqa: S302 - pid 1 is our own program
+            error = SnapshotError(
+                f"Sandbox {self.name!r} cannot be made: the kernel refused to {step}: {os.strerror(number)}."
+            )
+            error.__cause__ = StepError(step, number)
+            return error
+        self._outer.wait()
+        last = os.pread(self._said, _TAIL_BYTES, 0).decode(errors="replace").strip()
+        return SnapshotError(f"Sandbox {self.name!r} cannot be made: its first process ended at once. It said: {last}")
+
+
 def _make_mount_point(name: str, scratch: Path) -> None:
     if not scratch.is_absolute():
         raise ConfigurationError(
@@ -452,43 +558,6 @@ def _make_mount_point(name: str, scratch: Path) -> None:
         raise SnapshotError(
             f"Sandbox {name!r}: the scratch folder's mount point {scratch} cannot be made: {error.strerror}."
         ) from error
-
-
-def _start_pid1(name: str, config: Config, descriptors: tuple[int, ...], timeout_s: float) -> subprocess.Popen[bytes]:
-    """Start the outer process and wait until pid 1 listens.
-
-    Raises:
-        SnapshotError: the kernel refused a step, or it took too long.
-    """
-    said = os.memfd_create("stderr")
-    try:
-        outer = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent), name],  # the name is for ps
-            env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-        with cast("Pipe", outer.stdin) as stdin, cast("Pipe", outer.stdout) as stdout:
-            stdin.write(marshal.dumps(dict(config), pid1.MESSAGE_VERSION))
-            stdin.close()
-            report = os.read(stdout.fileno(), 4096) if _readable(stdout.fileno(), timeout_s) else None
-        if report == pid1.READY:
-            return outer
-        _end(outer)
-        if report is None:
-            raise SnapshotError(f"Sandbox {name!r} was not ready after {timeout_s:g} s and was ended.")
-        if report:
-            step, number = marshal.loads(report)  # noqa: S302 - pid 1 is our own program
-            raise SnapshotError(
-                f"Sandbox {name!r} cannot be made: the kernel refused to {step}: {os.strerror(number)}."
-            ) from StepError(step, number)
-        last = os.pread(said, _TAIL_BYTES, 0).decode(errors="replace").strip()
-        raise SnapshotError(f"Sandbox {name!r} cannot be made: its first process ended at once. It said: {last}")
-    finally:
-        os.close(said)
 
 
 def _end(outer: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Replicas restored from one snapshot, behind one port.
 
-A restore of one replica takes about half a second, and most of it is the kernel filling memory. So everything else goes
-on beside it: the app file is read, plugins and HTTP client are imported and the deployment is compared while CRIU works; what does
+A restore of one replica takes about a third of a second, a third of which is CRIU's. So everything else goes
+on beside it: the sandbox gets ready while the snapshot is checked; the app file is read, plugins and HTTP client are imported and the deployment is compared while CRIU works; what does
 not fit ends the sandboxes again before anything was woken.
 """
 
@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
     from torpor.snapshots.cuda import Resumed, Resumption
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
-    from torpor.snapshots.sandbox import Clock, Sandbox
+    from torpor.snapshots.sandbox import BegunSandbox, Clock, Sandbox
     from torpor.snapshots.store import Identity
 
-__all__ = ["Replica", "Replicas", "bring_back", "misfits", "restored_identity"]
+__all__ = ["Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -86,37 +85,6 @@ class Replica:
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
         boot.wake(new_boot_id=os.urandom(8).hex())
-
-
-class Begun:
-    """The sandboxes of a start, known before they hold anything: a start that fails does not wait for CRIU in them.
-
-    Attributes:
-        ended: whether the start has failed.
-    """
-
-    def __init__(self) -> None:
-        self.ended = False
-        self._sandboxes: list[Sandbox] = []
-        self._lock = threading.Lock()
-
-    def note(self, sandbox: Sandbox) -> None:
-        """There is one more.
-
-        Raises:
-            SnapshotError: the start has failed meanwhile.
-        """
-        with self._lock:
-            if self.ended:
-                raise SnapshotError("The start has failed meanwhile.")
-            self._sandboxes.append(sandbox)
-
-    def end(self) -> None:
-        """End them all, whatever goes on inside."""
-        with self._lock:
-            self.ended = True
-            for sandbox in self._sandboxes:
-                sandbox.end()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,17 +141,21 @@ def misfits(
     return reasons
 
 
-def bring_back(
-    folder: Path, manifest: Manifest, *, criu: Criu | Callable[[], Criu], name: str, begun: Begun | None = None
-) -> Replica:
-    """Restore one tree into a new sandbox; it sleeps.
+def begin_sandbox(manifest: Manifest, name: str) -> BegunSandbox:
+    """Begin an empty sandbox for a copy; it gets ready by itself."""
+    from torpor.snapshots.sandbox import BegunSandbox  # noqa: PLC0415 - the package would be imported in a circle
+
+    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest))
+
+
+def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox) -> Replica:
+    """Restore one tree into a sandbox; it sleeps.
 
     Args:
         folder: the snapshot.
         manifest: its manifest.
-        criu: the program, or what gives it; called when all is ready for it.
-        name: for messages.
-        begun: the start that it belongs to, if it may be ended by another thread.
+        criu: the program.
+        begun: from `begin_sandbox`.
 
     Raises:
         SnapshotError: CRIU could not, or the GPU driver; nothing is left running.
@@ -193,24 +165,20 @@ def bring_back(
     from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
 
     started = time.perf_counter()
-    work = work_folder(name)
-    sandbox = Sandbox.create(
-        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), timeout_s=_RESTORE_TIMEOUT_S
-    )
+    sandbox = begun.made(Sandbox, timeout_s=_RESTORE_TIMEOUT_S)
     made = time.perf_counter()
+    work = work_folder(begun.name)
     try:
-        if begun:
-            begun.note(sandbox)
         resumption = _resumption(sandbox, manifest)
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
         cuda = resumption.finish() if resumption else None
     except BaseException:
         sandbox.kill()
-        if begun and begun.ended:
+        if begun.ended:
             _remove(work)  # it failed because it was ended: nobody will read CRIU's log
         raise
     return Replica(
-        name=name,
+        name=begun.name,
         sandbox=sandbox,
         work=work,
         sandbox_s=made - started,
@@ -292,14 +260,15 @@ class Replicas:
         if self._front is None:
             _check_port(self._host, self.port)
         started = time.perf_counter()
-        names = [self._next_name() for _ in range(count)]
-        begun = Begun()
-        verified: _Later[Criu] = _Later()
-        make = partial(bring_back, self.folder, self.manifest, criu=verified.get, begun=begun)
-        bringing = [_Task(make, name=name) for name in names]  # empty sandboxes, until the snapshot is found to fit
+        begun: list[BegunSandbox] = []
+        bringing: list[_Task[Replica]] = []
         try:
-            verified.set(self._verified_criu(count))
+            begun.extend(begin_sandbox(self.manifest, self._next_name()) for _ in range(count))
+            import torpor.snapshots.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
+
+            criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
+            bringing += [_Task(bring_back, self.folder, self.manifest, criu=criu, begun=one) for one in begun]
             import_httpx()  # from here on, while CRIU works
             deployment, recipe, differences = self._loaded()
             if reasons := [*differences, *changed_files(self.folder)]:
@@ -309,8 +278,8 @@ class Replicas:
             waking = [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
             serving = _results(waking)
         except BaseException:
-            begun.end()
-            verified.give_up()
+            for sandbox in begun:
+                sandbox.end()
             self._end(bringing)
             raise
         for one in serving:
@@ -445,28 +414,6 @@ def _clock(manifest: Manifest) -> Clock | None:
     from torpor.snapshots.sandbox import Clock  # noqa: PLC0415
 
     return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)
-
-
-class _Later(Generic[_T]):
-    """A value that other threads wait for."""
-
-    def __init__(self) -> None:
-        self._there = threading.Event()
-        self._value: _T | None = None
-
-    def set(self, value: _T) -> None:
-        self._value = value
-        self._there.set()
-
-    def give_up(self) -> None:
-        """There will be none; whoever waits gets an error that nobody reads."""
-        self._there.set()
-
-    def get(self) -> _T:
-        self._there.wait()
-        if self._value is None:
-            raise SnapshotError("The restore was given up before CRIU began.")
-        return self._value
 
 
 class _Task(Generic[_T]):

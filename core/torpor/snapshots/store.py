@@ -86,6 +86,7 @@ def capture(
     criu: Criu,
     app_file: Path,
     leave_running: bool = False,
+    copy_memory: bool = False,
     gpu_devices: Sequence[str] = (),
 ) -> Manifest:
     """Keep a sleeping engine in a folder.
@@ -97,6 +98,7 @@ def capture(
         criu: the program.
         app_file: where the deployment stands; a restore reads it again.
         leave_running: let the original stay, asleep; it is ended otherwise.
+        copy_memory: see `torpor.snapshots.backend.CriuBackend`.
         gpu_devices: how the paths of the GPU driver's device files begin; `torpor.snapshots.cuda.DEVICES` by default.
 
     Raises:
@@ -135,7 +137,15 @@ def capture(
         (partial / LOGS).mkdir(mode=0o700)
         checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
         tcp: Tcp = "established" if inner else "close"
-        dumped = dump(criu, sandbox, partial / IMAGES, timeout_s=_DUMP_TIMEOUT_S, leave_running=leave_running, tcp=tcp)
+        dumped = dump(
+            criu,
+            sandbox,
+            partial / IMAGES,
+            timeout_s=_DUMP_TIMEOUT_S,
+            leave_running=leave_running,
+            tcp=tcp,
+            copy_memory=copy_memory,
+        )
         if gpu and leave_running:
             gpu.resume()
         (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
@@ -148,6 +158,7 @@ def capture(
         stages += [
             Stage(stage="capture_criu", seconds=dumped.criu_s),
             Stage(stage="capture_side_files", seconds=dumped.side_files_s),
+            Stage(stage="capture_mapping", seconds=dumped.mapping_s),
         ]
         manifest = Manifest(
             schema=SCHEMA,
@@ -165,6 +176,7 @@ def capture(
             processes=processes,
             stages=tuple(stages),
             image_bytes=dumped.image_bytes,
+            mapped_bytes=dumped.mapped_bytes,
             side_file_bytes=dumped.side_file_bytes,
             gpu=gpu.part if gpu else None,
             machine=machine_facts(criu, driver=gpu.driver, gpus=gpu.gpus) if gpu else machine_facts(criu),
@@ -201,7 +213,7 @@ def changed_files(folder: Path) -> tuple[str, ...]:
 
 
 def remove(folder: Path) -> None:
-    """Delete a snapshot. Replicas that run go on: their memory is their own.
+    """Delete a snapshot. Replicas that run go on: what they map of its files stays on the disk until the last of them ends.
 
     Raises:
         SnapshotError: there is no snapshot.

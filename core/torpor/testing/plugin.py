@@ -6,8 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import override
-
+from torpor._override import override
 from torpor._version import __version__
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError

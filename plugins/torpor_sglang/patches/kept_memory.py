@@ -18,28 +18,18 @@ from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches import Patch
 from torpor_sglang.patches.after_import import after_import
 from torpor_sglang.patches.handlers import RESUME, around_handler
+from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-    from torpor_sglang.kept_memory import Place
+    from torpor_sglang.places import Place
 
-__all__ = ["FOLDER_VARIABLE", "PATCH", "PLACES_VARIABLE", "keep_released", "places_text"]
-
-PLACES_VARIABLE = "TORPOR_KEEP"
-"""What is kept where, e.g. `weights=file,cuda_graph=memory`; without it SGLang's own backup is all there is."""
-
-FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
-"""Where the files go."""
+__all__ = ["PATCH", "keep_released"]
 
 _ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
 _BLOCK_WORDS = 4 << 20
-
-
-def places_text(places: Mapping[str, Place]) -> str:
-    """What is kept where, as the variable has it."""
-    return ",".join(f"{tag}={place}" for tag, place in places.items())
 
 
 def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[int, int]]) -> None:

@@ -23,7 +23,7 @@ from torpor_sglang.patches.kept_memory import keep_released
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torpor_sglang.kept_memory import Place
+    from torpor_sglang.places import Place
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the driver's double")
 NO_SPACE = 28

@@ -1,0 +1,152 @@
+"""CRIU's image files, read and written without CRIU: a magic, then entries of a length and a protobuf message each.
+
+A message is kept as the list of its fields, in their order, unknown ones included, so that what is not understood here
+comes back as it was. Format: criu/image.c and images/*.proto of CRIU 4.2; wire format: protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from torpor.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = ["Field", "Image", "Message"]
+
+Field = tuple[int, int, int | bytes]
+"""Number, wire type, value: an int for a varint, bytes for everything else."""
+
+_MAGIC_BYTES = 8
+_LENGTH = struct.Struct("<I")
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+_MORE, _LOW_BITS = 0x80, 0x7F
+
+
+class Message:
+    """One protobuf message: its fields in their order."""
+
+    def __init__(self, fields: Iterable[Field] = ()) -> None:
+        self.fields: list[Field] = list(fields)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Message:
+        """Take a message apart.
+
+        Raises:
+            ValueError, IndexError: it is no message.
+        """
+        fields: list[Field] = []
+        at = 0
+        while at < len(data):
+            key, at = _varint(data, at)
+            kind = key & 7
+            value: int | bytes
+            if kind == _VARINT:
+                value, at = _varint(data, at)
+            else:
+                if kind == _BYTES:
+                    length, at = _varint(data, at)
+                else:
+                    length = _FIXED_BYTES[kind]
+                value, at = data[at : at + length], at + length
+                if len(value) != length:
+                    raise ValueError("the message was cut off")
+            fields.append((key >> 3, kind, value))
+        return cls(fields)
+
+    def pack(self) -> bytes:
+        """Put it together again."""
+        parts = []
+        for number, kind, value in self.fields:
+            parts.append(_packed(number << 3 | kind))
+            if isinstance(value, int):
+                parts.append(_packed(value))
+            else:
+                parts += [_packed(len(value)), value] if kind == _BYTES else [value]
+        return b"".join(parts)
+
+    def number(self, field: int, default: int = 0) -> int:
+        """The value of an integer field."""
+        return next((cast("int", value) for number, _, value in self.fields if number == field), default)
+
+    def data(self, field: int) -> bytes:
+        """The value of a string, bytes or message field; empty when it is not there."""
+        return next((cast("bytes", value) for number, _, value in self.fields if number == field), b"")
+
+    def replaced(self, **numbers: int) -> Message:
+        """A copy with other integers in some fields: `replaced(f3=0)`; a field that is not there is added at the end."""
+        wanted = {int(name[1:]): value for name, value in numbers.items()}
+        fields: list[Field] = [
+            (number, kind, wanted.pop(number) if number in wanted else value) for number, kind, value in self.fields
+        ]
+        return Message([*fields, *((number, _VARINT, value) for number, value in wanted.items())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image file: its magic and its messages."""
+
+    magic: bytes
+    messages: list[Message]
+
+    @classmethod
+    def read(cls, file: Path) -> Image:
+        """Read an image file.
+
+        Raises:
+            SnapshotError: it is missing or damaged.
+        """
+        try:
+            data = file.read_bytes()
+            at, messages = _MAGIC_BYTES, []
+            while at < len(data):
+                (length,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size
+                if at + length > len(data):
+                    raise ValueError("an entry was cut off")  # noqa: TRY301 - one wording for all damage
+                messages.append(Message.parse(data[at : at + length]))
+                at += length
+        except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
+            raise SnapshotError(f"CRIU's image {file} cannot be read: {error}") from error
+        return cls(magic=data[:_MAGIC_BYTES], messages=messages)
+
+    def write(self, file: Path) -> None:
+        """Write it in the place of the old one (0600), whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        packed = [message.pack() for message in self.messages]
+        unfinished = file.with_name(f".{file.name}.unfinished")
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            stream.write(self.magic)
+            for one in packed:
+                stream.write(_LENGTH.pack(len(one)) + one)
+        unfinished.rename(file)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & _LOW_BITS) << shift
+        if byte < _MORE:
+            return value, at
+        shift += 7
+
+
+def _packed(value: int) -> bytes:
+    out = bytearray()
+    while value > _LOW_BITS:
+        out.append(value & _LOW_BITS | _MORE)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
