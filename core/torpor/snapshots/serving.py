@@ -1,8 +1,8 @@
 """Replicas restored from one snapshot, behind one port.
 
-A restore of one replica takes about a third of a second, a third of which is CRIU's. So everything else goes
-on beside it: the sandbox gets ready while the snapshot is checked; the app file is read, plugins and HTTP client are imported and the deployment is compared while CRIU works; what does
-not fit ends the sandboxes again before anything was woken.
+A restore of one replica takes about a third of a second, a third of it CRIU's. So everything else goes on beside something:
+the snapshot is checked while the sandbox gets ready; the app file is read, plugins and HTTP client are imported and the
+deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken.
 """
 
 from __future__ import annotations
