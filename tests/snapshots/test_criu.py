@@ -47,10 +47,10 @@ class Answer(TypedDict):
     monotonic: float
 
 
-def start(sandbox: Sandbox, *arguments: str, deny_io_uring: bool = False) -> None:
+def start(sandbox: Sandbox, *arguments: str, filtered: bool = False) -> None:
     """Start the tree and wait until it answers."""
     env = {"PATH": os.environ["PATH"]}
-    sandbox.spawn([sys.executable, str(PROGRAM), *arguments], env=env, deny_io_uring=deny_io_uring)
+    sandbox.spawn([sys.executable, str(PROGRAM), *arguments], env=env, filtered=filtered)
     assert wait_for(sandbox.log_tail, 20.0), sandbox.poll()
 
 
@@ -225,7 +225,7 @@ def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
 ) -> None:
     """The filter is taken along; rootless refuses it, by name."""
     with Sandbox.create("original", mode="root", scratch=scratch) as original:
-        start(original, "0", deny_io_uring=True)
+        start(original, "0", filtered=True)
         dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
     with Sandbox.create("replica", mode="root", scratch=scratch) as replica:
         restore(criu, replica, tmp_path / "images", work=work, timeout_s=TIMEOUT_S)
@@ -233,7 +233,7 @@ def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
         status = Path(f"/proc/{replica.host_pids()[FIRST_PID]}/status").read_text()
         assert "Seccomp:\t2" in status
     with Sandbox.create("rootless", mode="rootless", scratch=scratch) as rootless:
-        start(rootless, "0", deny_io_uring=True)
+        start(rootless, "0", filtered=True)
         with pytest.raises(SnapshotError, match="seccomp"):
             dump(criu, rootless, tmp_path / "none", timeout_s=TIMEOUT_S)
         assert ask(rootless)["pid"] == FIRST_PID

@@ -67,7 +67,7 @@ class Card:
         made = self.sandbox()
         env = {name: value for name, value in os.environ.items() if name.startswith(("PATH", "LD_", "TORPOR_"))}
         places = ":".join(gpu.library_candidates("libcuda.so.1"))
-        made.spawn([sys.executable, str(PROGRAM), places, str(self.mebibytes)], env=env, deny_io_uring=True)
+        made.spawn([sys.executable, str(PROGRAM), places, str(self.mebibytes)], env=env, filtered=True)
         assert wait_for(lambda: "up" in made.log_tail() or made.poll() is not None, TIMEOUT_S)
         assert made.poll() is None, made.log_tail()
         return made

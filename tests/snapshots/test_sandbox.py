@@ -193,13 +193,11 @@ def test_ignored_signals_are_not_inherited(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("argv", "seen"), [(["no-such-program"], "No such file"), (["/etc/passwd"], "Permission denied")]
 )
-@pytest.mark.parametrize("deny_io_uring", [False, True])
-def test_a_program_that_cannot_be_run_is_an_error(
-    sandbox: Sandbox, argv: list[str], seen: str, deny_io_uring: bool
-) -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_program_that_cannot_be_run_is_an_error(sandbox: Sandbox, argv: list[str], seen: str, filtered: bool) -> None:
     """The message names it."""
     with pytest.raises(ConfigurationError, match=f"could not start {argv[0]}: ({seen}|there is no such program)"):
-        sandbox.spawn(argv, env=ENV, deny_io_uring=deny_io_uring)
+        sandbox.spawn(argv, env=ENV, filtered=filtered)
     assert sandbox.poll() is None
 
 
@@ -549,7 +547,7 @@ def test_denied_io_uring_answers_as_if_the_kernel_had_none(sandbox: Sandbox) -> 
         libc = ctypes.CDLL(None, use_errno=True)
         print(os.getpid(), libc.syscall(425, 4, ctypes.create_string_buffer(120)), ctypes.get_errno())
         """,
-        deny_io_uring=True,
+        filtered=True,
     )
     assert sandbox.wait(5.0) == 0
     assert sandbox.log_tail() == (f"{FIRST_PID} -1 {errno.ENOSYS}",)

@@ -6,7 +6,7 @@ criu         finding CRIU, its options, dump and restore with deadlines, the rea
 sandbox      one namespaced sandbox per replica: the engine's tree lives in it, CRIU runs in it
              (pid1: its first process; channel: the way to it; side_files: what lies in its private folders)
 mapped_memory  memory that replicas map from the snapshot's files instead of copying it (criu_images: CRIU's image format)
-io_uring     io_uring denied to an engine, which CRIU cannot dump
+engine_filter  system calls denied to an engine that is going to be dumped
 probe        whether all of this works here, by a real small dump and restore
 cuda         GPU state to host memory before a dump and back after a restore (cuda_run, cuda_calls: the driver's calls,
              made inside the sandbox; gpu: the GPUs of this machine; gpu_part: what a manifest says of them; gpu_needs:

@@ -331,7 +331,7 @@ def _map_memory(images: Path, sandbox: Sandbox) -> int:
     from torpor.snapshots.mapped_memory import map_memory  # noqa: PLC0415 - a restore has no use for it
 
     try:
-        found = map_memory(images, sandbox.scratch / LINK)
+        found = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered)
     except OSError as error:
         raise SnapshotError(f"The images in {images} cannot be rewritten: {error.strerror or error}.") from error
     for pid, reason in found.kept.items():
@@ -427,7 +427,7 @@ def _advice(log: Path, sandbox: Sandbox) -> str:
     if holders := _holders_of_rings(sandbox):
         told.append(
             f"io_uring, which CRIU cannot dump, is in use by {', '.join(holders)}: deny it at launch (as root `spawn` does with "
-            "deny_io_uring; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment)."
+            "filtered; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment)."
         )
     return "".join(f"{advice}\n" for advice in told)
 

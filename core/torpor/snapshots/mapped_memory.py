@@ -8,7 +8,8 @@ what it writes to becomes its own, page by page. Short runs, stacks, code and li
 Two things behave otherwise in a mapping of a file than in anonymous memory, so what counts on them is left alone:
 
 * MADV_DONTNEED brings the captured bytes back, not zeroes. glibc, CPython, mimalloc and tcmalloc never count on zeroes after
-  it; jemalloc and Go's runtime do: a process that has one of them in it is not touched.
+  it; jemalloc and Go's runtime do. Engines that are started as root are refused it (`torpor.snapshots.engine_filter`), and
+  allocators that are refused count on nothing; otherwise a process that has one of the two in it is not touched.
 * mremap(2) that lets a mapping grow shows the file's next bytes, or ends in SIGBUS behind its end. glibc does that in realloc(3)
   with blocks that have a mapping of their own: they are known by their headers and stay CRIU's. Other C libraries are not known
   so well: a process without glibc is not touched.
@@ -83,12 +84,13 @@ class Mapped:
     kept: Mapping[int, str]
 
 
-def map_memory(images: Path, mount: Path) -> Mapped:
+def map_memory(images: Path, mount: Path, *, filtered: bool) -> Mapped:
     """Have the replicas of a dump map its memory. The dump is whole before and after; between, it is not.
 
     Args:
         images: folder that CRIU has written.
         mount: path inside a replica's sandbox under which it finds this folder.
+        filtered: whether the tree lives under `torpor.snapshots.engine_filter`.
 
     Raises:
         SnapshotError: an image is damaged.
@@ -103,7 +105,7 @@ def map_memory(images: Path, mount: Path) -> Mapped:
         pid = int(mm_file.stem.removeprefix("mm-"))
         mm = Image.read(mm_file)
         areas = [Message.parse(value) for number, _, value in mm.messages[0].fields if number == _MM_VMAS]  # type: ignore[arg-type]
-        if reason := _reason_to_keep(areas, names, looked_at):
+        if reason := _reason_to_keep(areas, names, looked_at, filtered=filtered):
             kept[pid] = reason
             continue
         process = _Process(images, pid, areas)
@@ -144,7 +146,10 @@ class _Process:
         self.mapped, self._left = self._sorted_runs()
 
     def split_pages(self, file: Path) -> None:
-        """Let the pages file become `file`; CRIU gets a new one with what is left to it, and a list of that."""
+        """Let the pages file become `file`; CRIU gets a new one with what is left to it, and a list of that.
+
+        What is left to CRIU, and pages of zeroes (much of a GPU's saved memory is), take no room in `file`.
+        """
         self._pages.rename(file)
         with file.open("r+b") as source, os.fdopen(_created(self._pages), "wb") as target:
             for entry, run in self._left:
@@ -152,6 +157,8 @@ class _Process:
                     source.seek(run.offset)
                     target.write(source.read(run.end - run.start))
                     _punch_hole(source.fileno(), run.offset, run.end - run.start)
+            for start, end in _zeroes(source, self.mapped):
+                _punch_hole(source.fileno(), start, end - start)
         left = [
             entry.replaced(**{f"f{_RUN_START}": run.start, f"f{_pages_field(entry)}": (run.end - run.start) // _PAGE})
             for entry, run in self._left
@@ -253,7 +260,9 @@ def _can_be_mapped(area: Message) -> bool:
     )
 
 
-def _reason_to_keep(areas: Iterable[Message], names: Mapping[int, str], looked_at: dict[str, str]) -> str:
+def _reason_to_keep(
+    areas: Iterable[Message], names: Mapping[int, str], looked_at: dict[str, str], *, filtered: bool
+) -> str:
     """Why the memory of a process is not to be touched; empty when it may be."""
     glibc = False
     programs = {
@@ -263,9 +272,9 @@ def _reason_to_keep(areas: Iterable[Message], names: Mapping[int, str], looked_a
     }
     for name in sorted(names.get(program, "") for program in programs):
         glibc = glibc or Path(name).name == "libc.so.6"
-        if name not in looked_at:
+        if not filtered and name not in looked_at:
             looked_at[name] = needs_zeroes(Path(name))
-        if found := looked_at[name]:
+        if found := looked_at.get(name):
             return f"{name} holds {found}, which counts on zeroes after MADV_DONTNEED"
     return "" if glibc else "its C library is not glibc"
 
@@ -317,6 +326,24 @@ def _words(stream: BinaryIO) -> Iterator[memoryview]:
         view.cast("Q") as words,
     ):
         yield words
+
+
+def _zeroes(stream: BinaryIO, runs: Iterable[_Run]) -> Iterator[tuple[int, int]]:
+    """Where pages of zeroes lie in a file, bytes."""
+    nothing = bytes(_PAGE)
+    with _words(stream) as words:
+        for run in runs:
+            start = None
+            last = run.offset + run.end - run.start
+            for at in range(run.offset, last, _PAGE):
+                zero = not words[at // 8] and words[at // 8 : (at + _PAGE) // 8].tobytes() == nothing
+                if zero and start is None:
+                    start = at
+                elif not zero and start is not None:
+                    yield start, at
+                    start = None
+            if start is not None:
+                yield start, last
 
 
 def _created(file: Path) -> int:

@@ -95,8 +95,8 @@ class SandboxStarter:
     """Starts engines in a sandbox: `torpor.engine.engines_started_by(SandboxStarter(sandbox, deployment))`.
 
     The environment is the caller's own with the engine's over it, as for a child process. It becomes part of every image,
-    so what looks like a secret in it is found now, not after minutes of a start. As root io_uring, which CRIU cannot dump,
-    is denied to it by a seccomp filter; otherwise it is only asked not to use it.
+    so what looks like a secret in it is found now, not after minutes of a start. As root it starts
+    under `torpor.snapshots.engine_filter`; otherwise it is only asked not to use io_uring.
 
     Args:
         sandbox: empty; one engine is started in it.
@@ -127,7 +127,7 @@ class SandboxStarter:
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
-        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, deny_io_uring=self.sandbox.mode == "root")
+        self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, filtered=self.sandbox.mode == "root")
         engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
         _ = engine.pid  # looked up while it lives, for messages after its end
         return engine

@@ -88,6 +88,7 @@ class Sandbox:
         mode: how it was made.
         pid: pid 1 of the sandbox, as this process sees it.
         scratch: the private folder, the same path inside; TMPDIR of the engine is `scratch/tmp`.
+        filtered: whether its tree was started under `torpor.snapshots.engine_filter`.
         log: the engine's output, a path inside: `scratch/log/engine.log`. Read it with `log_tail`.
     """
 
@@ -98,6 +99,7 @@ class Sandbox:
         self._code: int | None = None
         self._last_words: tuple[str, ...] = ()
         self._closed = False
+        self.filtered = False
         self.pid, _ = channel.peer()
         facts, folders = channel.ask({"op": "facts"}, timeout_s=_ANSWER_S)
         _, (self._events,) = channel.ask({"op": "watch"}, timeout_s=_ANSWER_S)
@@ -170,7 +172,7 @@ class Sandbox:
         env: Mapping[str, str],
         cwd: Path | None = None,
         files: Mapping[int, bytes] | None = None,
-        deny_io_uring: bool = False,
+        filtered: bool = False,
     ) -> None:
         """Start the engine as process `FIRST_PID`, leader of a session of its own.
 
@@ -182,7 +184,7 @@ class Sandbox:
             env: the whole environment; TMPDIR is set over it.
             cwd: working folder; `scratch` by default.
             files: content of unlinked files on the private scratch folder, open for reading at these descriptors (3 and up).
-            deny_io_uring: by a seccomp filter, which only a dump as root can take along (see `torpor.snapshots.io_uring`).
+            filtered: under a seccomp filter, which only a dump as root can take along (see `torpor.snapshots.engine_filter`).
 
         Raises:
             ConfigurationError: there is no such program, or it may not be run.
@@ -190,18 +192,19 @@ class Sandbox:
         """
         import shutil  # noqa: PLC0415 - a restore has no use for these
 
-        from torpor.snapshots import io_uring  # noqa: PLC0415
+        from torpor.snapshots import engine_filter  # noqa: PLC0415
 
-        if deny_io_uring and not shutil.which(argv[0], path=env.get("PATH", os.defpath)):
+        if filtered and not shutil.which(argv[0], path=env.get("PATH", os.defpath)):
             raise ConfigurationError(f"Sandbox {self.name!r} could not start {argv[0]}: there is no such program.")
         request: Message = {
             "op": "spawn",
-            "argv": io_uring.command(argv) if deny_io_uring else list(argv),
+            "argv": engine_filter.command(argv) if filtered else list(argv),
             "env": {**env, "TMPDIR": str(self.scratch / "tmp")},
             "cwd": str(cwd or self.scratch),
             "files": dict(files or {}),
         }
         self._ask(request, timeout_s=_ANSWER_S)
+        self.filtered = filtered
 
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout_s: float

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.io_uring`: denied once, denied for good."""
+"""`torpor.snapshots.engine_filter`: denied once, denied for good."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from torpor.snapshots.io_uring import command, deny_io_uring
+from torpor.snapshots.engine_filter import command, deny_calls
 
 TRY = """
 import ctypes, os
@@ -35,6 +35,16 @@ def test_children_inherit_the_denial() -> None:
     assert run(command([sys.executable, "-c", spawn])) == f"-1 {errno.ENOSYS}"
 
 
+def test_memory_is_not_given_back_by_dontneed() -> None:
+    """EINVAL, and the bytes stay; other advice is heard."""
+    code = (
+        "import mmap; memory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); memory[0] = 7\n"
+        "try: memory.madvise(mmap.MADV_DONTNEED)\n"
+        "except OSError as error: print(error.errno, memory[0], memory.madvise(mmap.MADV_WILLNEED))"
+    )
+    assert run(command([sys.executable, "-c", code])) == f"{errno.EINVAL} 7 None"
+
+
 def test_everything_else_goes_on(tmp_path: object) -> None:
     """Files, threads, sockets, subprocesses."""
     work = (
@@ -44,8 +54,8 @@ def test_everything_else_goes_on(tmp_path: object) -> None:
 
 
 def test_it_works_in_this_process_too() -> None:
-    """`deny_io_uring` is what the program runs; twice is once."""
-    code = f"from torpor.snapshots.io_uring import deny_io_uring; deny_io_uring(); deny_io_uring(); {TRY.strip()}"
+    """`deny_calls` is what the program runs; twice is once."""
+    code = f"from torpor.snapshots.engine_filter import deny_calls; deny_calls(); deny_calls(); {TRY.strip()}"
     assert run([sys.executable, "-c", code.replace("; import ctypes", "\nimport ctypes")]) == f"-1 {errno.ENOSYS}"
 
 
@@ -53,4 +63,4 @@ def test_an_architecture_whose_numbers_are_unknown_is_an_error(monkeypatch: pyte
     """A filter for the wrong one would deny some other call."""
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(OSError, match="riscv64"):
-        deny_io_uring()
+        deny_calls()
