@@ -1,7 +1,7 @@
 """The flagship's model and engine flags on one Hopper card, with weights made on the spot.
 
-The benchmark says by TORPOR_GPU_BENCH (JSON) what varies: `gpu`, `model` (folder), `python`, `port`, and `options` of the
-SGLang plugin over those below.
+The benchmark says by TORPOR_GPU_BENCH (JSON) what varies: `gpu`, `model` (folder), `python`, `port`, `canary_mismatch`, and
+`options` of the SGLang plugin over those below.
 """
 
 import json
@@ -31,5 +31,6 @@ deployment = Deployment(
     port=varied.get("port", 8000),
     scaling=Scaling(target_concurrency=10, max_concurrency=1000),
     startup_timeout_s=500,
+    canary_mismatch=varied.get("canary_mismatch", "fail"),
     plugins=(SGLang(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}),),
 )

@@ -5,7 +5,7 @@
 Run it on the machine with the card, as root, with the engine's Python (Torpor and SGLang importable), and with a model from
 `benchmarks/gpu/make_model.py`. Every row is written to FILE as soon as it is done, and a row that is there is not run again:
 on a machine that allows ten minutes a command, several commands give one file. Each row names its configuration and the
-machine; compare seconds only within one machine.
+machine's boot; compare seconds only within one of them.
 
     flagship    the flagship's flags with the weights outside of the snapshot: capture, then restores
     profile     the same with the snapshot profile: fewer graph sizes
@@ -13,6 +13,8 @@ machine; compare seconds only within one machine.
     standby     the flagship's flags, weights and graphs pinned: sleeps and wakes in one process
     kv-only     standby that releases the KV cache alone
     loaded      as flagship, with the weights read from safetensors
+    cold        a cold start alone, with the profile's flags; cold-deep_gemm, cold-triton, cold-tvm-ffi, cold-all without that
+                folder of compiled kernels, which is put back afterwards
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ from torpor.apps import load_deployment
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local import LocalServer, Standby, restore_snapshot
 from torpor.records import StageReport
+from torpor.snapshots.backend import NoSnapshot
+from torpor.snapshots.criu import boot_id
+from torpor.snapshots.places import cache_root
 from torpor.snapshots.store import inspect
 
 if TYPE_CHECKING:
@@ -51,10 +56,12 @@ APP = Path(__file__).with_name("app.py")
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 SAMPLED, SAMPLED_TOKENS = 32, 32
 COLD_LIMIT_S, RESTORE_LIMIT_S = 580.0, 90.0
+KERNELS = ("deep_gemm", "triton", "tvm-ffi")
 LOG_LINES = ("torpor_sglang:", "Capture", "Load weight end", "Memory pool end", "max_total_num_tokens")
 
 PLAIN: dict[str, object] = {"prefill_graphs": False}
 OUTSIDE: dict[str, object] = {**PLAIN, "weights_store": "file"}
+PROFILE: dict[str, object] = {**OUTSIDE, "cuda_graph_max_batch": 32}
 PINNED: dict[str, object] = {**PLAIN, "weights_store": "memory", "release_graphs": True}
 
 
@@ -64,16 +71,19 @@ class Row:
 
     kind: str
     options: dict[str, object] = field(default_factory=dict)
-    loaded: bool = False
+    without: tuple[str, ...] = ()
 
 
 ROWS = {
     "flagship": Row("criu", OUTSIDE),
-    "profile": Row("criu", {**OUTSIDE, "cuda_graph_max_batch": 32}),
+    "profile": Row("criu", PROFILE),
     "standby": Row("standby", PINNED),
     "saver": Row("criu", PLAIN),
     "kv-only": Row("standby", {**PLAIN, "sleep_tags": ["kv_cache"]}),
-    "loaded": Row("criu", {**OUTSIDE, "dummy_weights": False}, loaded=True),
+    "loaded": Row("criu", {**OUTSIDE, "dummy_weights": False}),
+    "cold": Row("cold", PROFILE),
+    **{f"cold-{name}": Row("cold", PROFILE, without=(name,)) for name in KERNELS},
+    "cold-all": Row("cold", PROFILE, without=KERNELS),
 }
 
 
@@ -92,7 +102,12 @@ def main() -> None:
             figures = measure(ROWS[name], options)
         except Exception as error:  # the next row may do; what was seen is kept
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
-        figures |= {"options": ROWS[name].options, "at": time.time(), "took_s": time.monotonic() - started}
+        figures |= {
+            "options": ROWS[name].options,
+            "machine_boot": boot_id()[:8],
+            "at": time.time(),
+            "took_s": time.monotonic() - started,
+        }
         results["rows"][name] = figures
         options.results.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps({name: figures}), flush=True)
@@ -127,6 +142,8 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, object]:
     os.environ["TORPOR_GPU_BENCH"] = json.dumps(varied)
     if row.kind == "standby":
         return standby(options.restores)
+    if row.kind == "cold":
+        return cold(row.without)
     return snapshot(options.snapshots, options.restores, options.port)
 
 
@@ -233,11 +250,38 @@ def standby(wakes: int) -> dict[str, object]:
     }
 
 
-def ask(port: int, began: float) -> float:
+def cold(without: Sequence[str]) -> dict[str, object]:
+    """A cold start to its first token, some folders of compiled kernels put aside; SGLang makes them anew meanwhile."""
+    deployment = load_deployment(str(APP))
+    kernels = cache_root() / "images" / deployment.name / "kernels"
+    aside = [(kernels / name, kernels / f"{name}.aside") for name in without if (kernels / name).exists()]
+    for there, away in aside:
+        there.rename(away)
+    server = LocalServer(deployment, backend=NoSnapshot(), report=StageReport())
+    began = time.monotonic()
+    try:
+        server.start()
+        token_s = ask(deployment.port, began, limit_s=COLD_LIMIT_S)
+        stages = {record.stage: record.seconds for record in server.boot.report.records}
+        log = interesting(lines_of(server.boot.running_engine))
+    finally:
+        server.stop()
+        for there, away in aside:
+            shutil.rmtree(there, ignore_errors=True)
+            away.rename(there)
+    return {
+        "cold_ready_s": stages["launch"] + stages["ready"],
+        "first_token_s": token_s,
+        "stages_s": stages,
+        "log": log,
+    }
+
+
+def ask(port: int, began: float, *, limit_s: float = 30.0) -> float:
     """Seconds from `began` to the first token of a streamed answer."""
-    with subprocess.Popen(["sleep", "60"], text=True) as idle:  # `first_token` watches a process
+    with subprocess.Popen(["sleep", "600"], text=True) as idle:  # `first_token` watches a process
         try:
-            return first_token(idle, began, port=port, model="qwen3-8b-fp8", timeout_s=30.0).first_token_s
+            return first_token(idle, began, port=port, model="qwen3-8b-fp8", timeout_s=limit_s).first_token_s
         finally:
             idle.kill()
 
@@ -313,8 +357,11 @@ def show(results: dict[str, dict[str, object]]) -> None:
         if "error" in figures:
             print(f"{name}: {str(figures['error'])[:2000]}")
             continue
-        times = cast("list[float]", figures.get("restored_s") or figures.get("woken_s"))
         cold = cast("float", figures["cold_ready_s"])
+        if "first_token_s" in figures:
+            print(f"{name}: cold start {cold:.1f} s to ready, {figures['first_token_s']:.1f} s to the first token")
+            continue
+        times = cast("list[float]", figures.get("restored_s") or figures.get("woken_s"))
         print(
             f"{name}: cold start {cold:.1f} s to ready; back in {statistics.median(times):.2f} s (median of {len(times)}: "
             f"{', '.join(f'{one:.2f}' for one in times)}), {cold / statistics.median(times):.0f} times as fast"

@@ -249,6 +249,9 @@ class SGLang(Plugin):
             send(client, request, model=model, timeout_s=self.warmup_request_timeout_s)
         burst = min(self.warmup_burst, deployment.scaling.max_concurrency)
         send_burst(client, burst, model=model, timeout_s=self.warmup_request_timeout_s)
+        # The canary comes next. After a wake it is asked with an empty prefix cache; with prefixes of these requests in it,
+        # other kernels run, and close calls between two tokens fall otherwise (seen on an H100 with random weights).
+        self._flush_when_idle(client)
 
     @hookimpl(trylast=True)
     @override
