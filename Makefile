@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers criu measure run test quick check lint types bench gpu-bench fuzz soak clean
+.PHONY: help setup engine parsers criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -49,6 +49,9 @@ types: setup
 
 measure: engine criu ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
 	$(BIN)/python benchmarks/local.py
+
+restores: engine criu ## 1,000 restores in a row, and what they leave behind (some five minutes)
+	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
 
 bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py

@@ -54,8 +54,9 @@ def main() -> None:
         "load": os.getloadavg(),
     }
     results["image"] = image(folder, manifest)
-    results["warm"] = starts(options.app, folder, deployment, options.runs, drop_caches=False)
-    if options.drop_caches:
+    if options.runs:
+        results["warm"] = starts(options.app, folder, deployment, options.runs, drop_caches=False)
+    if options.runs and options.drop_caches:
         results["dropped"] = starts(options.app, folder, deployment, options.runs, drop_caches=True)
     results["memory"] = [memory(folder, deployment, count) for count in options.replicas]
     if options.many:
@@ -72,7 +73,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--many", type=int, default=200, help="restores in a row, each answering the canary")
     parser.add_argument(
-        "--replicas", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 4, 8], metavar="N,N"
+        "--replicas",
+        type=lambda text: [int(word) for word in text.split(",") if word],
+        default=[1, 2, 4, 8],
+        metavar="N,N",
     )
     parser.add_argument("--drop-caches", action="store_true")
     return parser.parse_args()
@@ -127,7 +131,7 @@ def drop() -> None:
 
 def image(folder: Path, manifest: Manifest) -> dict[str, object]:
     """How large the snapshot is, and whose memory it holds."""
-    files = {path: facts.size / 1e6 for path, facts in manifest.files.items()}
+    files = {path: (folder / path).stat().st_blocks * 512 / 1e6 for path in manifest.files}
     pages = sorted(((size, path) for path, size in files.items() if "memory-" in path), reverse=True)
     return {
         "total_mb": sum(files.values()),

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.nvidia import FakeDriver, build
-from torpor import Deployment, Model, doctor
+from torpor import Deployment, Model, Plugin, doctor
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.gpu import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
+from torpor.testing.broken_rules import contract_findings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torpor.doctor import Finding
+    from torpor.findings import Finding
 
 
 @pytest.fixture
@@ -124,10 +125,24 @@ def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypat
     assert "1.0 GB available, 4.4 GB wanted" in memory.seen
 
 
-def test_several_gpus_are_untried(with_gpu: FakeDriver) -> None:
-    """Said as a warning beside everything else."""
-    findings = doctor.diagnose(deployment("H200:2"))
-    assert any(finding.level == "warning" and "uses 2 GPUs" in finding.seen for finding in findings)
+def test_plugins_are_held_against_the_contract() -> None:
+    """Each broken rule is an error, with what was seen, the rule and what to do; kept rules are one line."""
+
+    class Bare(Plugin):  # no dataclass
+        plugin_name = "bare"
+
+        def warmup(self) -> None:  # type: ignore[override]  # no marker
+            """It never runs."""
+
+    made = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(Bare(), StandIn()))
+    found = list(contract_findings(made))
+    assert {(finding.level, finding.what) for finding in found} == {("error", "contract")}
+    marker = next(finding for finding in found if "has warmup without @hookimpl" in finding.seen)
+    assert marker.seen.startswith("plugin bare: ")
+    assert " Rule: every hook implementation carries the marker" in marker.seen
+    assert marker.cure.startswith("put @hookimpl")
+    (kept,) = contract_findings(deployment(None))
+    assert (kept.level, kept.seen) == ("ok", "every rule is kept by standin")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -7,9 +7,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError, SnapshotError
+from torpor.findings import Finding
 from torpor.snapshots import probe
 from torpor.snapshots.criu import find, memory_bytes
 from torpor.snapshots.gpu import look
@@ -21,35 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.deployment import Deployment
+    from torpor.findings import Level
     from torpor.snapshots.gpu import Driver
     from torpor.snapshots.probe import Reason
 
-__all__ = ["Finding", "Level", "diagnose"]
-
-Level = Literal["ok", "warning", "error"]
+__all__ = ["diagnose"]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _WEIGHT_BYTES = 9_660_000_000  # Qwen3-8B-FP8, measured on an H200
 _OTHER_BYTES = 3_300_000_000  # the rest of the same engine's images
 _ON_GPU_BYTES = 4022 << 20  # what the same engine holds on the GPU while it sleeps, with CUDA graphs
 _MARGIN = 1.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: `error`: no snapshot of the deployment can be made here; `warning`: one may fail, or nothing was asked for.
-        what: one word or two.
-        seen: what was seen.
-        cure: what to do; empty when nothing has to be done.
-    """
-
-    level: Level
-    what: str
-    seen: str
-    cure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +110,6 @@ def _named_gpu(deployment: Deployment) -> Iterator[Finding]:
         check_gpu(deployment)
     except ConfigurationError as error:
         yield Finding(level="error", what="GPU", seen=str(error), cure="use such a machine, or change Deployment.gpu")
-    if deployment.gpu_count > 1:
-        yield Finding(
-            level="warning",
-            what="GPU",
-            seen=f"deployment {deployment.name!r} uses {deployment.gpu_count} GPUs",
-            cure="snapshots of several GPUs are untried; the driver cannot checkpoint memory shared between processes before 610",
-        )
 
 
 def _memory(needed: _Bytes, deployment: Deployment | None, bad: Level) -> Iterator[Finding]:

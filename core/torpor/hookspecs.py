@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, ClassVar
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import httpx
 
     from torpor.deployment import Deployment
@@ -75,6 +77,10 @@ class Plugin:
     def engine_python(self) -> str:
         """The interpreter that runs the engine, where the engine is a Python program."""
         return sys.executable
+
+    def flag_reasons(self) -> Mapping[str, str]:
+        """Why each flag of `engine_argv` is set, by the flag's name; for `torpor plan`."""
+        return {}
 
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
         """The engine's command line, for `torpor plan`; `launch` starts exactly this."""

@@ -1,4 +1,4 @@
-"""What every stage took: one structlog event, one JSON line and one table row per stage."""
+"""What every stage took: one structlog event, one JSON line and one table row per stage; on request a Prometheus text file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torpor.errors import ConfigurationError
 from torpor.events import STAGE, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["BootKind", "StageRecord", "StageReport", "read_records"]
+__all__ = ["METRICS_VARIABLE", "BootKind", "StageRecord", "StageReport", "metrics_text", "read_records"]
 
 BootKind = Literal["cold", "restored"]
+
+METRICS_VARIABLE = "TORPOR_METRICS_FILE"
+"""A file that holds the latest of every stage as Prometheus text, written anew at the end of each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class StageReport:
         self.records: list[StageRecord] = []
         self._on_begin = on_begin
         self._on_end = on_end
+        self._metrics_failed = False
 
     def begin(self, stage: str) -> None:
         """Announce a stage, for progress displays."""
@@ -82,6 +86,8 @@ class StageReport:
         log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
         if self.path:
             self._append(record, self.path)
+        if metrics := os.environ.get(METRICS_VARIABLE):
+            self._write_metrics(metrics)
         if self._on_end:
             self._on_end(record)
 
@@ -95,6 +101,18 @@ class StageReport:
             if record.stage == stage:
                 return record.seconds
         raise KeyError(stage)
+
+    def _write_metrics(self, name: str) -> None:
+        """Whole or not at all: a collector may read at any moment."""
+        unfinished = f"{name}.{os.getpid()}.unfinished"
+        try:
+            with open(unfinished, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib is not needed otherwise
+                file.write(metrics_text(self.records))
+            os.replace(unfinished, name)  # noqa: PTH105
+        except OSError as error:
+            if not self._metrics_failed:  # as below: said once
+                log("warning", "metrics_not_written", path=name, reason=error.strerror)
+            self._metrics_failed = True
 
     def _append(self, record: StageRecord, path: Path) -> None:
         whole_bytes: int | None = None
@@ -110,6 +128,29 @@ class StageReport:
                 with contextlib.suppress(OSError):
                     os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
             log("warning", "records_not_written", path=str(path), reason=error.strerror)
+
+
+def metrics_text(records: Sequence[StageRecord]) -> str:
+    """The latest of every stage in Prometheus' text format (0.0.4), for a node exporter's textfile collector.
+
+    `torpor_stage_seconds`, `torpor_stage_ok` and `torpor_stage_end_timestamp_seconds`, each with the labels stage and boot (cold,
+    restored); `torpor_restores_total`.
+    """
+    latest = {(record.stage, record.boot): record for record in records}.values()
+    lines = []
+    for name, meaning, values in (
+        ("seconds", "Wall time of the latest run of a stage.", [f"{record.seconds:.6f}" for record in latest]),
+        ("ok", "Whether the latest run of a stage succeeded.", [f"{record.ok:d}" for record in latest]),
+        ("end_timestamp_seconds", "When it ended, Unix time.", [f"{record.ended_at:.3f}" for record in latest]),
+    ):
+        lines += [f"# HELP torpor_stage_{name} {meaning}", f"# TYPE torpor_stage_{name} gauge"]
+        lines += [
+            f'torpor_stage_{name}{{stage="{record.stage}",boot="{record.boot}"}} {value}'
+            for record, value in zip(latest, values, strict=True)
+        ]
+    restores = max((record.restore_count for record in records), default=0)
+    lines += ["# HELP torpor_restores_total Wakes of this replica.", "# TYPE torpor_restores_total counter"]
+    return "\n".join([*lines, f"torpor_restores_total {restores}", ""])
 
 
 def read_records(path: Path) -> list[StageRecord]:

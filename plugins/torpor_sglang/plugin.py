@@ -12,7 +12,7 @@ from torpor.guard import GuardRules
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
-from torpor_sglang.flags import OptionValue, engine_argv
+from torpor_sglang.flags import FLAGS, OptionValue, engine_argv
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import check_extra_args
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
@@ -201,6 +201,11 @@ class SGLang(Plugin):
         check_extra_args(self.version, recipe.engine_args)
         flags = self._flags(deployment, serving=True)
         return (self.python, "-m", "torpor_sglang.serve", *flags, *self.extra_args, *recipe.engine_args)
+
+    @override
+    def flag_reasons(self) -> dict[str, str]:
+        other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
+        return {flag.name(self.version): flag.reason for flag in FLAGS if flag.option != other}
 
     @hookimpl
     @override

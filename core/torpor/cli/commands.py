@@ -60,11 +60,17 @@ def _options(
 
 
 @app.command()
-def plan(app_file: AppFile, as_json: AsJson = False) -> None:
+def plan(
+    app_file: AppFile,
+    diff: Annotated[
+        str, typer.Option(metavar="OTHER", help="Show what differs in another app file, or in a saved plan (.json).")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show everything that an app will do, without doing it."""
     from torpor.cli.plan import show_plan  # noqa: PLC0415
 
-    show_plan(app_file, as_json=as_json)
+    show_plan(app_file, other=diff, as_json=as_json)
 
 
 @app.command()
@@ -94,7 +100,7 @@ def doctor(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show what this machine lacks for snapshots, and what to do about it.
+    """Show what is known to fail with an app, and what this machine lacks for snapshots, with what to do about it.
 
     Exit code 0: nothing; 1: warnings; 2: errors.
     """

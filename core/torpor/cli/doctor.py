@@ -1,4 +1,4 @@
-"""`torpor doctor`: what this machine lacks for snapshots."""
+"""`torpor doctor`: what is known to fail with an app, and what this machine lacks for snapshots."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from torpor.apps import load_deployment
+from torpor.cautions import cautions
 from torpor.doctor import diagnose
+from torpor.findings import Finding
+from torpor.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from torpor.doctor import Finding
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
 
 __all__ = ["run_doctor"]
 
@@ -24,10 +29,11 @@ def run_doctor(app_file: str, *, as_json: bool) -> None:
     """Look, say what was seen, and exit with 0 (nothing lacks), 1 (warnings) or 2 (errors).
 
     Args:
-        app_file: what is to be snapshotted; empty for nothing in particular.
+        app_file: what is to be deployed; empty for the machine alone.
         as_json: print JSON.
     """
-    findings = diagnose(load_deployment(app_file) if app_file else None)
+    deployment = load_deployment(app_file) if app_file else None
+    findings = (*(_of_app(deployment) if deployment else ()), *diagnose(deployment))
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
         typer.echo(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -35,6 +41,28 @@ def run_doctor(app_file: str, *, as_json: bool) -> None:
         for finding in findings:
             typer.echo(_lines(finding))
     sys.exit(code)
+
+
+def _of_app(deployment: Deployment) -> Iterator[Finding]:
+    """What stands out in the app itself, before anything of the machine."""
+    found = cautions(deployment, Lifecycle(deployment).recipe())
+    yield from found
+    if not any(finding.level != "ok" for finding in found):
+        yield Finding(level="ok", what="app", seen=f"nothing stands out in the values of {deployment.name!r}")
+    if deployment.snapshot:
+        yield Finding(
+            level="ok",
+            what="modal run",
+            seen="starts without a snapshot and takes none; only `modal deploy` uses snapshots",
+        )
+    try:
+        from torpor.testing.broken_rules import contract_findings  # noqa: PLC0415 - needs pytest
+    except ImportError:
+        yield Finding(
+            level="ok", what="contract", seen="not looked at: that takes pytest (pip install 'torpor[testing]')"
+        )
+        return
+    yield from contract_findings(deployment)
 
 
 def _lines(finding: Finding) -> str:

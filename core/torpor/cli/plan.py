@@ -1,18 +1,22 @@
-"""`torpor plan`: what an app will do, from its values alone."""
+"""`torpor plan`: what an app will do, from its values alone, and what would change from one app to another."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from torpor.apps import load_deployment
+from torpor.cautions import cautions
 from torpor.deployment import plugin_name
+from torpor.errors import ConfigurationError
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
+from torpor.plan_diff import changes
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
@@ -35,6 +39,7 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             "guarded": engine.guarded,
             "public_paths": list(engine.public_paths),
             "command": list(engine.engine_argv(deployment, recipe)),
+            "flags": _flags(deployment, recipe),
         },
         "gpu": deployment.gpu,
         "port": deployment.port,
@@ -51,21 +56,88 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             asdict(check) | {"plugin": recipe.origins[f"preflight:{check.name}"]} for check in recipe.preflight
         ],
         "hooks": {hook: list(lifecycle.implementers(hook)) for hook in HOOK_NAMES},
+        "warnings": [asdict(finding) for finding in cautions(deployment, recipe) if finding.level != "ok"],
     }
+
+
+def _flags(deployment: Deployment, recipe: Recipe) -> dict[str, dict[str, str]]:
+    """The engine's flags with their values and reasons; a flag that a plugin asked for has the plugin as its reason."""
+    engine = deployment.engine
+    reasons = engine.flag_reasons()
+    flags: dict[str, dict[str, str]] = {}
+    flag = ""
+    for word in engine.engine_argv(deployment, recipe):
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            origin = recipe.origins.get(f"flag:{flag}")
+            reason = f"plugin {origin} asked for it" if origin else reasons.get(flag, "given in the app")
+            flags[flag] = {"value": value, "reason": reason}
+        elif flag:
+            flags[flag]["value"] = f"{flags[flag]['value']} {word}".strip()
+    return flags
 
 
 def _image(recipe: Recipe) -> dict[str, object]:
     return asdict(recipe.image) | {"origins": dict(recipe.origins)}
 
 
-def show_plan(app_file: str, *, as_json: bool) -> None:
-    """Print the plan of an app file."""
+def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
+    """Print the plan of an app file, or what differs in another one.
+
+    Args:
+        app_file: the app.
+        other: an app file, or a plan that `--json` printed; empty for none.
+        as_json: print JSON.
+    """
     deployment = load_deployment(app_file)
+    if other:
+        _show_changes(plan_of(deployment), _plan_in(other), as_json=as_json)
+        return
     if as_json:
         typer.echo(json.dumps(plan_of(deployment), indent=2))
         return
     for line in _lines(deployment):
         typer.echo(line)
+
+
+def _plan_in(name: str) -> dict[str, object]:
+    if not name.endswith(".json"):
+        return plan_of(load_deployment(name))
+    try:
+        plan = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{name} cannot be read as a plan: {error}. `torpor plan APP --json` prints one."
+        ) from error
+    if not isinstance(plan, dict) or not {"deployment", "engine", "image"} <= set(plan):
+        raise ConfigurationError(f"{name} holds no plan; `torpor plan APP --json` prints one.")
+    return cast("dict[str, object]", plan)
+
+
+def _show_changes(before: dict[str, object], after: dict[str, object], *, as_json: bool) -> None:
+    found = changes(_values(before), _values(after))
+    if as_json:
+        typer.echo(json.dumps([asdict(change) for change in found], indent=2))
+        return
+    for change in found:
+        typer.echo(change.path)
+        if change.kind != "added":
+            typer.echo(f"  - {_shown(change.before)}")
+        if change.kind != "removed":
+            typer.echo(f"  + {_shown(change.after)}")
+    if not found:
+        typer.echo("the plans are the same")
+
+
+def _values(plan: dict[str, object]) -> dict[str, object]:
+    """A plan as JSON has it, without the command line, which says the same as the flags."""
+    values: dict[str, dict[str, object]] = json.loads(json.dumps(plan))
+    values["engine"].pop("command", None)
+    return dict(values)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _lines(deployment: Deployment) -> list[str]:
@@ -103,8 +175,16 @@ def _lines(deployment: Deployment) -> list[str]:
         f"  before each launch: {check.name}  [{recipe.origins[f'preflight:{check.name}']}]"
         for check in recipe.preflight
     ]
-    lines += ["", "engine command", f"  {shlex.join(engine.engine_argv(deployment, recipe))}", "", "stages"]
+    lines += ["", "engine command", f"  {shlex.join(engine.engine_argv(deployment, recipe))}", "", "why each flag"]
+    lines += [
+        f"  {name} {one['value']}".rstrip() + f"\n      {one['reason']}"
+        for name, one in _flags(deployment, recipe).items()
+    ]
+    lines += ["", "stages"]
     lines += [f"  {hook:<16}  {', '.join(lifecycle.implementers(hook)) or '-'}" for hook in HOOK_NAMES]
+    warnings = [finding for finding in cautions(deployment, recipe) if finding.level != "ok"]
+    lines += ["", "warnings"] if warnings else []
+    lines += [f"  {finding.what}: {finding.seen}\n      -> {finding.cure}" for finding in warnings]
     return lines
 
 

@@ -1,0 +1,162 @@
+"""What stands out in a deployment's own values: combinations that are known to fail, or to cost time at every start.
+
+No account, no network, no GPU and no engine is needed. Times are from benchmarks/gpu/NOTES.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from torpor.captured_secrets import secret_names
+from torpor.deployment import plugin_name
+from torpor.findings import Finding
+from torpor.recipe import IMAGE_ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+
+__all__ = ["cautions"]
+
+_COMPILED_START_S = 120.0
+_UNCOMPILED_START_S = 340.0
+_ANY_ENGINE_VARIABLE = "TORPOR_ANY_ENGINE"
+_MOVING_TAGS = ("latest", "main", "master", "dev", "nightly")
+_CACHE_NAME = re.compile(r"(^|_)CACHE(_|$)|^HF_HOME$")
+_PINNED = re.compile(r"==|@|\.whl$")
+
+
+def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
+    """Everything that stands out; empty when nothing does.
+
+    Args:
+        deployment: what is to be deployed.
+        recipe: what its plugins ask for.
+    """
+    return (
+        *_gpus(deployment),
+        *_start(deployment, recipe),
+        *_unpinned(deployment, recipe),
+        *_caches(deployment, recipe),
+        *_secrets(deployment, recipe),
+        *_engine(deployment),
+    )
+
+
+def _gpus(deployment: Deployment) -> Iterator[Finding]:
+    if deployment.gpu_snapshot and deployment.gpu_count > 1:
+        yield Finding(
+            level="warning",
+            what="GPUs",
+            seen=f"{deployment.gpu_count} GPUs go into one snapshot ({deployment.gpu})",
+            cure="snapshots of several GPUs are untried, and the driver cannot checkpoint memory that processes share before "
+            "610: take one GPU, or set Deployment.gpu_snapshot=False",
+        )
+
+
+def _start(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    if deployment.gpu is None:
+        return
+    compiled = any(step.gpu for step in recipe.steps)
+    likely_s = _COMPILED_START_S if compiled else _UNCOMPILED_START_S
+    if deployment.startup_timeout_s < likely_s:
+        yield Finding(
+            level="warning",
+            what="start-up",
+            seen=f"Deployment.startup_timeout_s is {deployment.startup_timeout_s:g} s; a start like this one took up to "
+            f"{likely_s:g} s on one Hopper card ({'with' if compiled else 'without'} kernels compiled in the build)",
+            cure=f"set it to {2 * likely_s:g} s" + ("" if compiled else ", or compile in the build (plugin DeepGEMM)"),
+        )
+
+
+def _unpinned(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    base = recipe.image.base or ""
+    tag = "" if "@" in base else base.rpartition("/")[2].partition(":")[2]
+    if base and "@" not in base and (not tag or tag in _MOVING_TAGS):
+        yield Finding(
+            level="warning",
+            what="image",
+            seen=f"the image {base} names {f'the tag {tag}, which moves' if tag else 'no tag'}",
+            cure="name a version's tag, or a digest (image@sha256:...)",
+        )
+    if deployment.model.repo_id and not deployment.model.revision:
+        yield Finding(
+            level="warning",
+            what="model",
+            seen=f"{deployment.model.repo_id} has no revision: each build may get other weights",
+            cure="set Model.revision to a commit",
+        )
+    if loose := [line for line in recipe.image.pip if not _PINNED.search(line)]:
+        yield Finding(
+            level="warning",
+            what="packages",
+            seen=f"no exact version: {', '.join(loose)}",
+            cure="pin each one with ==, or two builds may differ",
+        )
+
+
+def _caches(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    places = (*recipe.volumes, IMAGE_ROOT)
+    for name, value in recipe.env.items():
+        if _CACHE_NAME.search(name) and value.startswith("/") and not any(_lies_in(value, place) for place in places):
+            yield Finding(
+                level="warning",
+                what="cache",
+                seen=f"{name}={value} lies neither on a volume nor under {IMAGE_ROOT} of the image: each start fills it anew",
+                cure=f"mount a volume there (ImagePatch.volumes), or let a build step fill {IMAGE_ROOT}/...",
+            )
+    if deployment.model.repo_id and not recipe.volumes and not recipe.steps:
+        yield Finding(
+            level="warning",
+            what="weights",
+            seen=f"nothing keeps {deployment.model.repo_id}: each start downloads it",
+            cure="add torpor_hf_cache.HFCache(volume=...)",
+        )
+
+
+def _secrets(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    refused = deployment.snapshot and deployment.secrets_in_snapshot == "refuse"
+    for name in secret_names(recipe.env):
+        origin = recipe.origins.get(f"env:{name}", "?")
+        yield Finding(
+            level="error" if refused else "warning",
+            what="secret",
+            seen=f"{name} is in the serving environment (plugin {origin})"
+            + (", so no snapshot will be taken" if refused else ", and in every snapshot"),
+            cure="give it to a build step alone (BuildStep.secrets); a serving engine needs none",
+        )
+    for step in recipe.steps:
+        if step.secrets:
+            yield Finding(
+                level="ok",
+                what="secret",
+                seen=f"build step {step.name!r} wants {', '.join(step.secrets)}; on Modal: `modal secret list` shows "
+                "whether it is there",
+            )
+
+
+def _engine(deployment: Deployment) -> Iterator[Finding]:
+    if os.environ.get(_ANY_ENGINE_VARIABLE, "") not in ("", "0"):
+        engine = deployment.engine
+        yield Finding(
+            level="warning",
+            what="engine",
+            seen=f"{_ANY_ENGINE_VARIABLE} is set: {plugin_name(engine)} {engine.engine_version} may be a version whose routes and "
+            "flags were never checked",
+            cure=f"unset {_ANY_ENGINE_VARIABLE}, and use a version that the plugin names as supported",
+        )
+    if not deployment.engine.guarded:
+        yield Finding(
+            level="warning",
+            what="guard",
+            seen=f"{plugin_name(deployment.engine)} runs without a guard: every route of it is public",
+            cure="put a proxy in front, or an engine plugin that is guarded",
+        )
+
+
+def _lies_in(path: str, place: str) -> bool:
+    return path == place or path.startswith(place.rstrip("/") + "/")

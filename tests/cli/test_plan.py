@@ -1,0 +1,82 @@
+"""`torpor plan`: reasons of flags, warnings, and what differs between two apps, as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGSHIP, TINY = str(ROOT / "apps" / "qwen3_sglang.py"), str(ROOT / "apps" / "tiny_cpu.py")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command."""
+    return subprocess.run(
+        [sys.executable, "-m", "torpor.cli", "plan", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_every_flag_has_a_value_and_a_reason() -> None:
+    """The same flags as on the command line, in its order."""
+    plan = json.loads(run(FLAGSHIP, "--json").stdout)
+    command, flags = plan["engine"]["command"], plan["engine"]["flags"]
+    assert list(flags) == [word for word in command if word.startswith("--")]
+    assert all(flag["reason"] and flag["reason"] != "given in the app" for flag in flags.values())
+    assert flags["--cuda-graph-max-bs"]["value"] == "1000"
+    shown = run(FLAGSHIP).stdout
+    assert "  --enable-memory-saver\n      without it releasing memory answers 200 and frees nothing\n" in shown
+    assert plan["warnings"] == []
+    assert "\nwarnings\n" not in shown
+
+
+def test_warnings_stand_at_the_end(tmp_path: Path) -> None:
+    """With what to do."""
+    app = tmp_path / "app.py"
+    app.write_text(Path(FLAGSHIP).read_text().replace("startup_timeout_s=10 * MINUTES_S", "startup_timeout_s=30"))
+    shown = run(str(app)).stdout
+    assert "\nwarnings\n  start-up: Deployment.startup_timeout_s is 30 s" in shown
+    assert shown.splitlines()[-1].startswith("      -> set it to ")
+    assert [one["what"] for one in json.loads(run(str(app), "--json").stdout)["warnings"]] == ["start-up"]
+
+
+def test_a_diff_shows_what_would_change(tmp_path: Path) -> None:
+    """Against another app file, and against a plan that was saved."""
+    saved = tmp_path / "before.json"
+    saved.write_text(run(FLAGSHIP, "--json").stdout)
+    assert run(FLAGSHIP, "--diff", str(saved)).stdout == "the plans are the same\n"
+    other = tmp_path / "app.py"
+    other.write_text(Path(FLAGSHIP).read_text().replace("cuda_graph_max_batch=1000", "cuda_graph_max_batch=32"))
+    for one in (str(other), FLAGSHIP):
+        shown = run(FLAGSHIP, "--diff", one)
+        assert (shown.returncode, shown.stderr) == (0, "")
+    shown = run(str(saved.with_name("app.py")), "--diff", str(saved))
+    assert "engine.flags.--cuda-graph-max-bs.value\n  - 32\n  + 1000\n" in shown.stdout
+    told = json.loads(run(FLAGSHIP, "--diff", str(other), "--json").stdout)
+    assert {
+        "path": "engine.flags.--cuda-graph-max-bs.value",
+        "kind": "changed",
+        "before": "1000",
+        "after": "32",
+    } in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("gone.json", None, "cannot be read as a plan"),
+        ("list.json", "[]", "holds no plan"),
+        ("x.json", "{", "as a plan"),
+    ],
+)
+def test_what_is_no_plan_is_refused(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+    """One paragraph and exit code 2."""
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    shown = run(TINY, "--diff", str(tmp_path / name))
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr

@@ -1,0 +1,37 @@
+"""`torpor.plan_diff`: every value that differs, and none that does not."""
+
+from __future__ import annotations
+
+from torpor.plan_diff import Change, changes
+
+
+def test_equal_plans_have_no_changes() -> None:
+    """However deep."""
+    plan = {"a": 1, "b": {"c": [1, {"d": 2}]}, "e": None}
+    assert changes(plan, {"b": {"c": [1, {"d": 2}]}, "a": 1, "e": None}) == ()
+
+
+def test_values_are_changed_added_and_removed_by_path() -> None:
+    """In the order of the first plan, then what is new in the second."""
+    before = {"a": 1, "b": {"c": "x", "gone": True}, "same": 0}
+    after = {"a": 2, "b": {"c": "y", "new": None}, "same": 0, "z": {"k": 1}}
+    assert changes(before, after) == (
+        Change(path="a", kind="changed", before=1, after=2),
+        Change(path="b.c", kind="changed", before="x", after="y"),
+        Change(path="b.gone", kind="removed", before=True, after=None),
+        Change(path="b.new", kind="added", before=None, after=None),
+        Change(path="z", kind="added", before=None, after={"k": 1}),
+    )
+
+
+def test_lists_are_compared_item_by_item() -> None:
+    """A word that moved in is one addition, not a change of all that follow; a type that changed is a change."""
+    assert changes({"l": ["a", "b", "c"]}, {"l": ["a", "x", "b", "c"]}) == (
+        Change(path="l", kind="added", before=None, after="x"),
+    )
+    assert changes({"l": ["a", "b"]}, {"l": ["a", "c"]}) == (Change(path="l", kind="changed", before="b", after="c"),)
+    assert changes({"l": ["a", "b"]}, {"l": []}) == (
+        Change(path="l", kind="removed", before="a", after=None),
+        Change(path="l", kind="removed", before="b", after=None),
+    )
+    assert changes({"l": [1]}, {"l": "1"}) == (Change(path="l", kind="changed", before=[1], after="1"),)
