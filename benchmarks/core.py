@@ -130,7 +130,7 @@ def measure(runs: int) -> list[Figure]:
     plan = [process_ms([TORPOR, "plan", "apps/qwen3_sglang.py"]) for _ in range(runs + 1)][1:]
     return [
         figure("import torpor, over bare Python", 60, over_bare([sys.executable, "-c", "import torpor"], runs)),
-        figure("torpor --help, over bare Python", 250, over_bare([TORPOR, "--help"], runs)),
+        figure("torpor --help, over bare Python", 200, over_bare([TORPOR, "--help"], runs)),
         figure("torpor plan apps/qwen3_sglang.py", 1500, plan),
         figure("port open -> ready", 60, [lag for lag, _ in boots]),
         figure("core's own share of a wake", 50, [own for _, own in boots]),

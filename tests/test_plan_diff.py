@@ -34,4 +34,9 @@ def test_lists_are_compared_item_by_item() -> None:
         Change(path="l", kind="removed", before="a", after=None),
         Change(path="l", kind="removed", before="b", after=None),
     )
+    steps = {"steps": [{"name": "fetch", "argv": ["a"]}, {"name": "compile", "argv": ["b"]}]}
+    assert changes(steps, {"steps": [{"name": "compile", "argv": ["c"]}]}) == (
+        Change(path="steps.'fetch'", kind="removed", before=steps["steps"][0], after=None),
+        Change(path="steps.'compile'.argv", kind="changed", before="b", after="c"),
+    )
     assert changes({"l": [1]}, {"l": "1"}) == (Change(path="l", kind="changed", before=[1], after="1"),)

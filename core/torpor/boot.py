@@ -35,6 +35,7 @@ from torpor.errors import (
 )
 from torpor.events import log
 from torpor.lifecycle import Lifecycle
+from torpor.progress import followed_lines
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
 from torpor.steps import ends_with_this_process, script_argv
@@ -102,7 +103,11 @@ class Boot:
                 _run_preflight(check, self.recipe)
         with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self.starter):
             self.engine = self.lifecycle.launch(self.recipe)
-        with self._stage("ready"), self._client(deployment.startup_timeout_s) as client:
+        with (
+            self._stage("ready"),
+            self._client(deployment.startup_timeout_s) as client,
+            followed_lines(self.running_engine.log_tail, deployment.engine.log_progress),
+        ):
             wait_ready(
                 self.running_engine,
                 client,

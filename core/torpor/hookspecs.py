@@ -78,6 +78,10 @@ class Plugin:
         """The interpreter that runs the engine, where the engine is a Python program."""
         return sys.executable
 
+    def log_progress(self, line: str) -> str:  # noqa: ARG002
+        """What a line of the engine's log says about how far its start is, a few words; empty for any other line."""
+        return ""
+
     def flag_reasons(self) -> Mapping[str, str]:
         """Why each flag of `engine_argv` is set, by the flag's name; for `torpor plan`."""
         return {}

@@ -43,10 +43,19 @@ def _changes(before: Mapping[str, object], after: Mapping[str, object], above: s
             yield Change(path=path, kind="added", before=None, after=after[name])
         elif isinstance(before[name], dict) and isinstance(after[name], dict):
             yield from _changes(cast("dict[str, object]", before[name]), cast("dict[str, object]", after[name]), path)
+        elif (old := _by_name(before[name])) and (new := _by_name(after[name])):
+            yield from _changes(old, new, path)
         elif isinstance(before[name], list) and isinstance(after[name], list):
             yield from _changes_in_list(cast("list[object]", before[name]), cast("list[object]", after[name]), path)
         elif before[name] != after[name]:
             yield Change(path=path, kind="changed", before=before[name], after=after[name])
+
+
+def _by_name(items: object) -> dict[str, object]:
+    """A list of things with names of their own (build steps) as a mapping; empty for anything else."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) and "name" in item for item in items):
+        return {}
+    return {f"{item['name']!r}": item for item in items}
 
 
 def _changes_in_list(before: Sequence[object], after: Sequence[object], path: str) -> Iterator[Change]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, Plugin, hookimpl
 from torpor._override import override
 from torpor.guard import GuardRules
+from torpor.progress import tell
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
@@ -203,6 +204,12 @@ class SGLang(Plugin):
         return (self.python, "-m", "torpor_sglang.serve", *flags, *self.extra_args, *recipe.engine_args)
 
     @override
+    def log_progress(self, line: str) -> str:
+        from torpor_sglang.log_progress import log_progress  # noqa: PLC0415 - a restore has no use for it
+
+        return log_progress(line)
+
+    @override
     def flag_reasons(self) -> dict[str, str]:
         other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
         return {flag.name(self.version): flag.reason for flag in FLAGS if flag.option != other}
@@ -250,9 +257,12 @@ class SGLang(Plugin):
         from torpor_sglang.warmup import send, send_burst, warmup_requests  # noqa: PLC0415 - a restore warms nothing up
 
         model = deployment.model.served_name
-        for request in warmup_requests(self.warmup_prompt_words):
+        requests = warmup_requests(self.warmup_prompt_words)
+        for number, request in enumerate(requests, start=1):
+            tell(f"request {number} of {len(requests)}")
             send(client, request, model=model, timeout_s=self.warmup_request_timeout_s)
         burst = min(self.warmup_burst, deployment.scaling.max_concurrency)
+        tell(f"{burst} requests at once")
         send_burst(client, burst, model=model, timeout_s=self.warmup_request_timeout_s)
         # The canary comes next. After a wake it is asked with an empty prefix cache; with prefixes of these requests in it,
         # other kernels run, and close calls between two tokens fall otherwise (seen on an H100 with random weights).

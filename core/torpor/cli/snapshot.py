@@ -31,6 +31,7 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
     from torpor.cli.up import Progress  # noqa: PLC0415
     from torpor.events import warnings_only  # noqa: PLC0415
     from torpor.platforms.local import create_snapshot  # noqa: PLC0415
+    from torpor.progress import listening  # noqa: PLC0415
     from torpor.records import StageReport  # noqa: PLC0415
 
     if mode and mode not in _MODES:
@@ -39,14 +40,15 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
     warnings_only()
     ends_on_sigterm()
     progress = Progress(console, quiet=as_json)
-    manifest = create_snapshot(
-        app_file,
-        folder,
-        mode=cast("Mode", mode) if mode else None,
-        copy_memory=copy_memory,
-        report=StageReport(on_begin=progress.begin, on_end=progress.end),
-        on_step=progress.step,
-    )
+    with listening(progress.told):
+        manifest = create_snapshot(
+            app_file,
+            folder,
+            mode=cast("Mode", mode) if mode else None,
+            copy_memory=copy_memory,
+            report=StageReport(on_begin=progress.begin, on_end=progress.end),
+            on_step=progress.step,
+        )
     if as_json:
         print(json.dumps(asdict(manifest), indent=2))
     else:

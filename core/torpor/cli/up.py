@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from torpor.cli.restore import run_restore
 from torpor.errors import ConfigurationError, DrainTimeoutError, PortInUseError, SnapshotError, TorporError
 from torpor.events import warnings_only
 from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
+from torpor.progress import listening
 from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
 
@@ -62,7 +64,7 @@ def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str,
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
     ends_on_sigterm()
     try:
-        with stops_on_failure(server.boot):
+        with stops_on_failure(server.boot), listening(progress.told):
             server.start()
             answer = _ask(deployment, console, question, stream=not as_json) if question else None
             if answer is None:
@@ -181,16 +183,17 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
 
 
 class Progress:
-    """One live line on a terminal, one plain line per finished stage anywhere.
+    """One live line on a terminal, one plain line per finished stage anywhere; how far a stage is, in the live line or a line each.
 
     Args:
         console: where to.
-        quiet: print nothing.
+        quiet: print how far a stage is as lines of JSON, and nothing else.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console = console
         self._quiet = quiet
+        self._stage = ""
         self._status = console.status("") if console.is_terminal and not quiet else None
 
     def step(self, name: str) -> None:
@@ -200,9 +203,19 @@ class Progress:
 
     def begin(self, stage: str) -> None:
         """A stage begins."""
+        self._stage = stage
         if self._status:
             self._status.update(f"{_DOING.get(stage, stage)} ...")
             self._status.start()
+
+    def told(self, text: str) -> None:
+        """How far it is; for `torpor.progress.listening`."""
+        if self._quiet:
+            print(json.dumps({"stage": self._stage, "progress": text}), file=sys.stderr, flush=True)
+        elif self._status:
+            self._status.update(f"{_DOING.get(self._stage, self._stage)}: {text} ...")
+        else:
+            self._console.print(f"{'':<6} {self._stage:<13} {text}", markup=False)
 
     def end(self, record: StageRecord) -> None:
         """A stage ended."""

@@ -107,6 +107,7 @@ def capture(
             says so).
         GuardStateError: the engine is not asleep, or a request is in flight.
     """
+    from torpor.progress import followed_value  # noqa: PLC0415
     from torpor.snapshots import checks, cuda  # noqa: PLC0415 - a restore has no use for what a capture imports
     from torpor.snapshots.criu import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
     from torpor.snapshots.machine import deployment_facts, machine_facts  # noqa: PLC0415
@@ -137,15 +138,16 @@ def capture(
         (partial / LOGS).mkdir(mode=0o700)
         checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
         tcp: Tcp = "established" if inner else "close"
-        dumped = dump(
-            criu,
-            sandbox,
-            partial / IMAGES,
-            timeout_s=_DUMP_TIMEOUT_S,
-            leave_running=leave_running,
-            tcp=tcp,
-            copy_memory=copy_memory,
-        )
+        with followed_value(lambda: _written(partial / IMAGES)):
+            dumped = dump(
+                criu,
+                sandbox,
+                partial / IMAGES,
+                timeout_s=_DUMP_TIMEOUT_S,
+                leave_running=leave_running,
+                tcp=tcp,
+                copy_memory=copy_memory,
+            )
         if gpu and leave_running:
             gpu.resume()
         (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
@@ -223,6 +225,12 @@ def remove(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
     folder.rename(doomed)  # from here on nobody can begin to restore it
     shutil.rmtree(doomed)
+
+
+def _written(images: Path) -> str:
+    """What a dump has written so far, in words."""
+    size = sum(file.stat().st_size for file in images.iterdir()) if images.is_dir() else 0
+    return f"{size / 1e9:.2f} GB of the snapshot are written" if size else ""
 
 
 def _check_private(folder: Path) -> None:
