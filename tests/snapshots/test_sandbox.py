@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -20,7 +21,7 @@ import pytest
 
 from tests.snapshots.conftest import exists, wait_for
 from torpor import ConfigurationError, SnapshotError
-from torpor.snapshots.sandbox import FIRST_PID, Clock, Sandbox
+from torpor.snapshots.sandbox import FIRST_PID, BegunSandbox, Clock, Sandbox
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
@@ -578,3 +579,31 @@ def test_without_a_temporary_folder_no_sandbox_is_made(
     monkeypatch.setenv("TMPDIR", "/nowhere")
     with pytest.raises(SnapshotError, match="no folder for its socket"):
         Sandbox.create("one", mode=mode, scratch=scratch)
+
+
+def test_what_was_begun_can_be_ended_before_it_is_ready(mode: Mode, scratch: Path) -> None:
+    """Its first process is gone, no descriptor stays open, and nobody gets it any more."""
+    before = psutil.Process().num_fds()
+    begun = BegunSandbox("one", mode=mode, scratch=scratch)
+    outer = begun._outer
+    begun.end()
+    begun.end()
+    assert outer.poll() is not None
+    with pytest.raises(SnapshotError, match="'one' was ended before it was ready"):
+        begun.made(Sandbox, timeout_s=10.0)
+    assert psutil.Process().num_fds() == before
+
+
+def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path) -> None:
+    """Whether that comes before the sandbox is ready or after: who waits gets an error or a sandbox that is ended."""
+    before = psutil.Process().num_fds()
+    for number in range(10):
+        begun = BegunSandbox(f"n{number}", mode=mode, scratch=scratch)
+        ender = threading.Timer(number * 0.005, begun.end)
+        ender.start()
+        with contextlib.suppress(SnapshotError), begun.made(Sandbox, timeout_s=10.0) as sandbox:
+            ender.join()
+            assert wait_for(lambda: not sandbox.alive, 5.0)
+        ender.join()
+        assert begun.ended
+    assert psutil.Process().num_fds() == before
