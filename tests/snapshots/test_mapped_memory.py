@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -128,6 +129,38 @@ def test_a_page_given_back_shows_what_was_captured(copies: Callable[[str], Sandb
     replica = copies("one")
     assert int.from_bytes(bytes.fromhex(ask(replica, "write 5")["first"]), "little") == 5
     assert int.from_bytes(bytes.fromhex(ask(replica, "trim")["first"]), "little") == 1
+
+
+@pytest.mark.criu
+@pytest.mark.parametrize("copy_memory", [False, True])
+def test_a_snapshot_of_a_copy_stands_on_its_own(
+    criu: Criu,
+    copies: Callable[[str], Sandbox],
+    make_sandbox: MakeSandbox,
+    images: Path,
+    tmp_path: Path,
+    *,
+    copy_memory: bool,
+) -> None:
+    """What the copy had mapped and what it has written are both in it; the first snapshot may go."""
+    replica = copies("one")
+    untouched = ask(replica)
+    ask(replica, "write 5")
+    ask(replica, "trim")  # some of it as captured
+    before = ask(replica)
+    assert before != untouched
+    again = tmp_path / "again"
+    dumped = dump(criu, replica, again, timeout_s=TIMEOUT_S, copy_memory=copy_memory)
+    assert dumped.mapped_bytes > MEGABYTES << 20
+    shutil.rmtree(images)
+    for name in ("two", "three"):
+        copy = make_sandbox(name)
+        (tmp_path / name).mkdir(mode=0o700)
+        restore(criu, copy, again, work=tmp_path / name, timeout_s=TIMEOUT_S)
+        assert {Path(file).parent for file in mappings(copy)} == {again}
+        assert ask(copy) == before
+    written = sum(file.stat().st_blocks * 512 for file in again.glob("*.img"))
+    assert written < 2.2 * (MEGABYTES << 20)
 
 
 @pytest.mark.criu

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.mapped_memory import is_memory_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -113,6 +114,8 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
     for name in {path for pid in _tree(sandbox).values() for path in open_paths(pid)}:
         if "[io_uring]" in name:
             io_uring = True
+        if is_memory_file(name):  # of the snapshot that this replica came from: its content goes into the new one
+            continue
         if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
             continue
         path = Path(name.removesuffix(_DELETED))

@@ -222,7 +222,7 @@ def dump(
         try:
             side_file_bytes = sandbox.pack_side_files(images / SIDE_FILES)
             packed = time.perf_counter()
-            mapped_bytes = 0 if copy_memory else _map_memory(images, sandbox)
+            mapped_bytes = _map_memory(images, sandbox, anew=not copy_memory)
         except BaseException:
             sandbox.signal_tree(signal.SIGCONT)
             raise
@@ -290,10 +290,16 @@ def expected_bytes(sandbox: Sandbox) -> int:
 
 
 def memory_bytes(pid: int) -> int:
-    """Anonymous and shared memory of a process, swapped or not, in bytes; 0 for one that cannot be looked at."""
+    """Memory of a process that a dump writes, swapped or not, in bytes: anonymous, shared, and mapped from a snapshot.
+
+    0 for one that cannot be looked at.
+    """
+    from torpor.snapshots.mapped_memory import mapped_bytes  # noqa: PLC0415 - a restore has no use for it
+
     with contextlib.suppress(OSError):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        return 1024 * sum(map(int, re.findall(r"^(?:Anonymous|Swap|Pss_Shmem): +(\d+) kB", rollup, re.MULTILINE)))
+        in_kb = re.findall(r"^(?:Anonymous|Swap|Pss_Shmem): +(\d+) kB", rollup, re.MULTILINE)
+        return 1024 * sum(map(int, in_kb)) + mapped_bytes(pid)
     return 0
 
 
@@ -327,11 +333,11 @@ def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
     return None
 
 
-def _map_memory(images: Path, sandbox: Sandbox) -> int:
+def _map_memory(images: Path, sandbox: Sandbox, *, anew: bool) -> int:
     from torpor.snapshots.mapped_memory import map_memory  # noqa: PLC0415 - a restore has no use for it
 
     try:
-        found = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered)
+        found = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered, anew=anew)
     except OSError as error:
         raise SnapshotError(f"The images in {images} cannot be rewritten: {error.strerror or error}.") from error
     for pid, reason in found.kept.items():

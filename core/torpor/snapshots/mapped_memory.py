@@ -13,6 +13,9 @@ Two things behave otherwise in a mapping of a file than in anonymous memory, so 
 * mremap(2) that lets a mapping grow shows the file's next bytes, or ends in SIGBUS behind its end. glibc does that in realloc(3)
   with blocks that have a mapping of their own: they are known by their headers and stay CRIU's. Other C libraries are not known
   so well: a process without glibc is not touched.
+
+A replica that is dumped again maps files of the snapshot that it came from. Their content, with what it has written since, goes
+into the new files, so that every snapshot stands on its own.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +35,10 @@ from torpor.snapshots.criu_images import Image, Message
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Mapped", "map_memory", "needs_zeroes"]
+__all__ = ["Mapped", "is_memory_file", "map_memory", "mapped_bytes", "needs_zeroes"]
 
+_MEMORY_FILE = re.compile(r"/.*/memory-\d+\.img")
+_PIECE_BYTES = 16 << 20
 _PAGE = 4096
 _LEAST_PAGES = 16
 _MOST_MAPPINGS = 16_000
@@ -84,13 +90,31 @@ class Mapped:
     kept: Mapping[int, str]
 
 
-def map_memory(images: Path, mount: Path, *, filtered: bool) -> Mapped:
+def is_memory_file(path: str) -> bool:
+    """Whether a path is that of a snapshot's memory file; not of one that was removed."""
+    return _MEMORY_FILE.fullmatch(path) is not None
+
+
+def mapped_bytes(pid: int) -> int:
+    """How much memory a process maps from a snapshot, in bytes; 0 for one that cannot be looked at."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            words = line.split(None, 5)
+            if is_memory_file(words[-1]):
+                start, _, end = words[0].partition("-")
+                total += int(end, 16) - int(start, 16)
+    return total
+
+
+def map_memory(images: Path, mount: Path, *, filtered: bool, anew: bool = True) -> Mapped:
     """Have the replicas of a dump map its memory. The dump is whole before and after; between, it is not.
 
     Args:
         images: folder that CRIU has written.
         mount: path inside a replica's sandbox under which it finds this folder.
         filtered: whether the tree lives under `torpor.snapshots.engine_filter`.
+        anew: map what was not mapped before; otherwise only what the tree itself maps from a snapshot.
 
     Raises:
         SnapshotError: an image is damaged.
@@ -99,6 +123,7 @@ def map_memory(images: Path, mount: Path, *, filtered: bool) -> Mapped:
     files = Image.read(images / "files.img")
     names = _names(files)
     next_id = 1 + max((entry.number(_FILE_ID) for entry in files.messages), default=0)
+    old = {number: Path(name) for number, name in names.items() if is_memory_file(name)}
     looked_at: dict[str, str] = {}
     mapped, kept = 0, {}
     for mm_file in sorted(images.glob("mm-*.img")):
@@ -107,8 +132,7 @@ def map_memory(images: Path, mount: Path, *, filtered: bool) -> Mapped:
         areas = [Message.parse(value) for number, _, value in mm.messages[0].fields if number == _MM_VMAS]  # type: ignore[arg-type]
         if reason := _reason_to_keep(areas, names, looked_at, filtered=filtered):
             kept[pid] = reason
-            continue
-        process = _Process(images, pid, areas)
+        process = _Process(images, pid, areas, old, anew=anew and not reason)
         if not process.mapped:
             continue
         file = images / f"memory-{pid}.img"
@@ -138,12 +162,27 @@ def needs_zeroes(program: Path) -> str:
 class _Process:
     """One process of a dump: which of its pages are to be mapped, and which are left to CRIU."""
 
-    def __init__(self, images: Path, pid: int, areas: Sequence[Message]) -> None:
+    def __init__(
+        self, images: Path, pid: int, areas: Sequence[Message], old: Mapping[int, Path], *, anew: bool
+    ) -> None:
         self._areas = areas
+        self._anew = anew
+        self._copies: list[_Copy] = []
         self._pagemap_file = images / f"pagemap-{pid}.img"
         self._pagemap = Image.read(self._pagemap_file)
         self._pages = images / f"pages-{self._pagemap.messages[0].number(_PAGES_ID)}.img"
+        for area in areas:
+            if (file := old.get(area.number(_VMA_FILE))) and area.number(_VMA_STATUS) & _PRIVATE_FILE:
+                self._copies.append(
+                    _Copy(area.number(_VMA_START), area.number(_VMA_END), file, area.number(_VMA_OFFSET))
+                )
         self.mapped, self._left = self._sorted_runs()
+        at = self._pages.stat().st_size
+        for copy in self._copies:
+            copy.offset = at
+            self.mapped.append(_Run(copy.start, copy.end, at))
+            at += copy.end - copy.start
+        self.mapped.sort()
 
     def split_pages(self, file: Path) -> None:
         """Let the pages file become `file`; CRIU gets a new one with what is left to it, and a list of that.
@@ -157,6 +196,8 @@ class _Process:
                     source.seek(run.offset)
                     target.write(source.read(run.end - run.start))
                     _punch_hole(source.fileno(), run.offset, run.end - run.start)
+            for copy in self._copies:
+                copy.write(source)
             for start, end in _zeroes(source, self.mapped):
                 _punch_hole(source.fileno(), start, end - start)
         left = [
@@ -199,7 +240,10 @@ class _Process:
                         area = next(areas)
                     end = min(last, area.number(_VMA_END))
                     run = _Run(start, end, offset)
-                    if present and _can_be_mapped(area):
+                    copy = next((copy for copy in self._copies if copy.start <= start < copy.end), None)
+                    if present and copy:
+                        copy.written.append(run)
+                    elif present and self._anew and _can_be_mapped(area):
                         for piece, own in blocks.parted(run, area.number(_VMA_END)):
                             if own or piece.end - piece.start < _LEAST_PAGES * _PAGE or len(mapped) >= _MOST_MAPPINGS:
                                 left.append((entry, piece))
@@ -211,6 +255,32 @@ class _Process:
                         offset += end - start
                     start = end
         return mapped, left
+
+
+class _Copy:
+    """An area that a replica maps from the snapshot it came from: its content goes into the new file, at `offset`."""
+
+    def __init__(self, start: int, end: int, file: Path, file_offset: int) -> None:
+        self.start, self.end = start, end
+        self.offset = 0
+        self.written: list[_Run] = []
+        self._file, self._file_offset = file, file_offset
+
+    def write(self, target: BinaryIO) -> None:
+        """Write what was mapped, and over it the pages that the replica has written to, which lie further up in `target`."""
+        target.truncate(max(target.seek(0, os.SEEK_END), self.offset + self.end - self.start))
+        with self._file.open("rb") as source:
+            for at, size in _data(source, self._file_offset, self.end - self.start):
+                source.seek(at)
+                target.seek(self.offset + at - self._file_offset)
+                target.write(source.read(size))
+        for run in self.written:
+            target.seek(run.offset)
+            content = target.read(run.end - run.start)
+            target.seek(self.offset + run.start - self.start)
+            target.write(content)
+            target.flush()
+            _punch_hole(target.fileno(), run.offset, run.end - run.start)
 
 
 class _Blocks:
@@ -344,6 +414,21 @@ def _zeroes(stream: BinaryIO, runs: Iterable[_Run]) -> Iterator[tuple[int, int]]
                     start = None
             if start is not None:
                 yield start, last
+
+
+def _data(stream: BinaryIO, offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where in a part of a file there is more than holes: position and size, bytes, in pieces of at most 16 MiB."""
+    at, last = offset, offset + size
+    while at < last:
+        try:
+            at = os.lseek(stream.fileno(), at, os.SEEK_DATA)
+        except OSError:  # ENXIO: holes up to the end
+            return
+        end = min(os.lseek(stream.fileno(), at, os.SEEK_HOLE), last)
+        while at < end:
+            piece = min(end - at, _PIECE_BYTES)
+            yield at, piece
+            at += piece
 
 
 def _created(file: Path) -> int:

@@ -167,6 +167,9 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSand
     started = time.perf_counter()
     sandbox = begun.made(Sandbox, timeout_s=_RESTORE_TIMEOUT_S)
     made = time.perf_counter()
+    sandbox.filtered = (
+        manifest.mode == "root"
+    )  # every engine that was started as root lives under the filter, and its copies do
     work = work_folder(begun.name)
     try:
         resumption = _resumption(sandbox, manifest)
