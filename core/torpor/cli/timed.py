@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
 
-__all__ = ["cold_start", "restored_start", "standby_wake"]
+__all__ = ["COLD_TIMEOUT_S", "RESTORE_TIMEOUT_S", "cold_start", "restored_start", "standby_wake"]
 
-_COLD_TIMEOUT_S = 900.0
-_RESTORE_TIMEOUT_S = 60.0
+COLD_TIMEOUT_S = 900.0
+RESTORE_TIMEOUT_S = 60.0
 _FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
 
 
@@ -41,7 +41,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
         records = Path(folder) / "records.jsonl"
         with running(command("up", app_file, "--backend", "none", "--records", str(records))) as (process, began):
             zero = _wall(began)
-            clocks = _clocks(process, began, deployment, _COLD_TIMEOUT_S)
+            clocks = _clocks(process, began, deployment, COLD_TIMEOUT_S)
             spans = [span_of(record, zero) for record in read_records(records)]
     return _start("cold", number, spans, clocks)
 
@@ -65,7 +65,7 @@ def restored_start(
     """
     with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
         zero = _wall(began)
-        clocks = _clocks(process, began, deployment, _RESTORE_TIMEOUT_S)
+        clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
         assert process.stdout is not None
         told = cast("dict[str, object]", json.loads(process.stdout.readline()))
         if then is not None:
@@ -88,8 +88,8 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
         zero = _wall(began)
         server.wake()
         engine = server.boot.running_engine
-        ready_s = ready(engine, began, port=deployment.port, timeout_s=_RESTORE_TIMEOUT_S)
-        clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, _RESTORE_TIMEOUT_S)}
+        ready_s = ready(engine, began, port=deployment.port, timeout_s=RESTORE_TIMEOUT_S)
+        clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, RESTORE_TIMEOUT_S)}
     finally:
         server.stop()
     return _start("restored", number, [span_of(record, zero) for record in report.records[before:]], clocks)
@@ -134,11 +134,17 @@ def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[
     for stage in _FROM_THE_COMMAND:
         if (seconds := cast("float | None", replica[f"{stage}_s"])) is not None:  # without a GPU there is no `cuda`
             spans.append(Span(stage=stage, start_s=spans[-1].end_s, seconds=seconds, exact=False))
-    for one in cast("list[dict[str, object]]", replica["stages"]):
-        seconds = cast("float", one["seconds"])
-        start_s = max(0.0, cast("float", one["ended_at"]) - seconds - zero)
-        spans.append(Span(stage=str(one["stage"]), start_s=start_s, seconds=seconds))
-    return spans
+    woken = [_woken_span(one, zero) for one in cast("list[dict[str, object]]", replica["stages"])]
+    here_s = spans[-1].end_s
+    waited_s = max(0.0, min((span.start_s for span in woken), default=here_s) - here_s)
+    # The app file and the plugins are imported beside CRIU's work; what of that is left when CRIU is done shows here.
+    return [*spans, Span(stage="imports", start_s=here_s, seconds=waited_s, exact=False), *woken]
+
+
+def _woken_span(told: dict[str, object], zero: float) -> Span:
+    seconds = cast("float", told["seconds"])
+    start_s = max(0.0, cast("float", told["ended_at"]) - seconds - zero)
+    return Span(stage=str(told["stage"]), start_s=start_s, seconds=seconds)
 
 
 def _wall(monotonic_s: float) -> float:

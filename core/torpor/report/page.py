@@ -223,7 +223,8 @@ def _total(number: int, start: Start) -> str:
 
 
 def _place(start_s: float, seconds: float, scale_s: float) -> str:
-    return f"left:{_percent(start_s, scale_s)};width:{_percent(seconds, scale_s)}"
+    # A stage of microseconds is a line of 2 pixels (`min-width`); at the very end it must not stick out.
+    return f"left:min({_percent(start_s, scale_s)},100% - 2px);width:{_percent(seconds, scale_s)}"
 
 
 def _percent(seconds: float, scale_s: float) -> str:

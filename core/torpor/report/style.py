@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["GROUPS", "STYLE", "group_of"]
 
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "process": ("process, checks", ("process", "preflight", "verify")),
+    "process": ("process, checks", ("process", "preflight", "verify", "imports")),
     "load": ("engine start", ("launch", "ready")),
     "warm": ("warm-up, canary", ("warmup", "canary", "canary_check")),
     "sleep": ("falling asleep", ("drain", "pre_snapshot")),
