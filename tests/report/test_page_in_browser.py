@@ -90,9 +90,9 @@ def leaves(content: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def shown(text: str) -> tuple[float, float]:
     """A number as a reader sees it, in base units, and what rounding may have taken of it."""
-    match = re.fullmatch(r"(\d+)(?:\.(\d+))?(?: (GB|MB|kB|bytes|s|times))?(?:/s)?", text)
+    match = re.fullmatch(r"(\d+)(?:\.(\d+))?(?: (GB|MB|kB|bytes|s|ms|times))?(?:/s)?", text)
     assert match, text
-    scale = {"GB": 1e9, "MB": 1e6, "kB": 1e3}.get(match[3] or "", 1.0)
+    scale = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "ms": 1e-3}.get(match[3] or "", 1.0)
     whole, digits = match[1], match[2] or ""
     return float(f"{whole}.{digits or 0}") * scale, scale * 0.5000001 * 10 ** -len(digits)
 

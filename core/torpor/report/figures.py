@@ -6,12 +6,15 @@ from html import escape
 
 __all__ = ["bytes_text", "figure", "seconds_text"]
 
+_MILLISECOND = 1e-3
 _KILO, _MEGA, _GIGA = 1e3, 1e6, 1e9
 _SECONDS_WITH_MS, _SECONDS_WITH_CS = 10.0, 100.0
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds with milliseconds below 10 s, with hundredths below 100 s, else with tenths."""
+    """Seconds with milliseconds below 10 s, with hundredths below 100 s, else with tenths; less than 1 ms in that unit."""
+    if 0 < seconds < _MILLISECOND:
+        return f"{seconds / _MILLISECOND:.2f} ms"
     digits = 3 if seconds < _SECONDS_WITH_MS else 2 if seconds < _SECONDS_WITH_CS else 1
     return f"{seconds:.{digits}f} s"
 

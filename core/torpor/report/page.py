@@ -47,7 +47,7 @@ def page(recordings: Sequence[Bench | Recorded]) -> str:
 
 def _bench_section(bench: Bench) -> str:
     what = "restored start" if bench.backend == "criu" else "wake"
-    order = f"{len(bench.starts) // 2} cold starts and as many {what}s, in the order in which they ran."
+    order = f"{len(bench.starts) // 2} of each kind, in the order in which they ran."
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(bench.at))
     machine = bench.machine
     who = f"{escape(bench.engine)} serving {escape(bench.model)}, backend {escape(bench.backend)}"

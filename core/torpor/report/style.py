@@ -89,6 +89,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem;
   .card { padding: .85rem .8rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; }
   .tiles > div { padding: .75rem .8rem; }
+  .tiles > div:last-child { grid-column: 1 / -1; }
   .tiles dd { font-size: 1.35rem; }
   .rows li { grid-template-columns: 5.9rem minmax(0, 1fr) 4.1rem; gap: .45rem; font-size: .78rem; }
   th, td { padding: .35rem .22rem; font-size: .78rem; }
