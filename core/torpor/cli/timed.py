@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torpor.cli.timing import command, first_token, port_taken, ready, running
+from torpor.errors import EngineTimeoutError
 from torpor.platforms.local import LocalServer, Standby
 from torpor.records import StageReport, read_records
 from torpor.report.starts import Span, Start, span_of
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
+    from torpor.records import StageRecord
 
 __all__ = ["COLD_TIMEOUT_S", "RESTORE_TIMEOUT_S", "cold_start", "restored_start", "standby_wake"]
 
 COLD_TIMEOUT_S = 900.0
 RESTORE_TIMEOUT_S = 60.0
+_RECORD_TIMEOUT_S = 10.0
+_POLL_S = 0.002
 _FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
 
 
@@ -42,7 +46,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
         with running(command("up", app_file, "--backend", "none", "--records", str(records))) as (process, began):
             zero = _wall(began)
             clocks = _clocks(process, began, deployment, COLD_TIMEOUT_S)
-            spans = [span_of(record, zero) for record in read_records(records)]
+            spans = [span_of(record, zero) for record in _records_to_the_end(process, records)]
     return _start("cold", number, spans, clocks)
 
 
@@ -93,6 +97,22 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
     finally:
         server.stop()
     return _start("restored", number, [span_of(record, zero) for record in report.records[before:]], clocks)
+
+
+def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
+    """The stages of a cold start; the first token may come before the record of the stage that let it through.
+
+    Raises:
+        EngineTimeoutError: that record did not come.
+    """
+    deadline = time.monotonic() + _RECORD_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.is_file() and file.read_bytes().endswith(b"\n"):
+            records = read_records(file)
+            if records[-1].stage == "serve":
+                return records
+        time.sleep(_POLL_S)
+    raise EngineTimeoutError("The server answered, but did not write down its stage `serve`; is its disk full?")
 
 
 def _clocks(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> dict[str, float]:
