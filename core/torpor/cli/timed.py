@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from torpor.records import StageReport, read_records
 from torpor.report.starts import Span, Start, span_of
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Sequence
 
     from torpor.cli.timing import Polled
@@ -70,8 +72,7 @@ def restored_start(
     with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
         zero = _wall(began)
         clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
-        assert process.stdout is not None
-        told = cast("dict[str, object]", json.loads(process.stdout.readline()))
+        told = _told(process)
         if then is not None:
             then()
     return _start("restored", number, _restored_spans(told, began, zero), clocks), told
@@ -97,6 +98,19 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
     finally:
         server.stop()
     return _start("restored", number, [span_of(record, zero) for record in report.records[before:]], clocks)
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The line of JSON that a restore prints once it serves.
+
+    Raises:
+        EngineTimeoutError: it did not come.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline() if select.select([process.stdout], [], [], _RECORD_TIMEOUT_S)[0] else ""
+    if not line:
+        raise EngineTimeoutError("The copy answered, but the command did not tell how it was restored.")
+    return cast("dict[str, object]", json.loads(line))
 
 
 def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
