@@ -98,7 +98,7 @@ def _tiles(bench: Bench, what: str) -> str:
         shown = figure(median, seconds_text(median), f"spread.{boot}.first_token_s.median")
         rows.append(f"<div><dt>{name} to first token, median</dt><dd>{shown}</dd></div>")
     ratio = figure(bench.ratio, f"{bench.ratio:.1f} times", "ratio")
-    rows.append(f"<div><dt>the {what} is as fast, by medians</dt><dd>{ratio}</dd></div>")
+    rows.append(f"<div><dt>ratio of the two medians</dt><dd>{ratio}</dd></div>")
     return f'<dl class="tiles">{"".join(rows)}</dl>'
 
 

@@ -51,7 +51,7 @@ figure { margin: .8rem 0 0; }
 .tiles > div, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.15rem; }
 .tiles dt { font-size: .875rem; }
 .tiles dd { margin: .1rem 0 0; font-size: 1.75rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.2; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; margin-top: .8rem; }
 .card header { display: flex; justify-content: space-between; gap: 1rem; align-items: baseline; margin-bottom: .5rem; }
 .rows { list-style: none; margin: 0; padding: 0; }
 .rows li { display: grid; grid-template-columns: 7.4rem minmax(0, 1fr) 4.6rem; gap: .6rem; align-items: center;
