@@ -76,11 +76,15 @@ def plan(
 @app.command()
 def up(
     app_file: AppFile,
+    *,
     backend: Annotated[str, typer.Option(help="How the sleeping server is kept: none, standby or criu.")] = "standby",
     snapshot: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Restore this snapshot if it fits; else start cold and make it.")
     ] = None,
     ask: Annotated[str, typer.Option(help="Ask this once it serves, stream the answer, then stop.")] = "",
+    records: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Stage records go here; by default under the cache root.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an app's whole lifecycle on this machine.
@@ -89,7 +93,7 @@ def up(
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json)
+    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json, records=records)
 
 
 @app.command()
@@ -217,3 +221,32 @@ def compare(
     from torpor.cli.compare import run_compare  # noqa: PLC0415
 
     run_compare(app_file, restores=restores, as_json=as_json)
+
+
+@app.command()
+def bench(
+    app_file: AppFile,
+    starts: Annotated[int, typer.Option(help="How many starts of each kind; they take turns.")] = 5,
+    backend: Annotated[str, typer.Option(help="criu or standby; by default criu where it works here.")] = "",
+    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write JSON; - for standard output.")] = "",
+    html_file: Annotated[str, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = "",
+) -> None:
+    """Time cold starts against restored starts (criu) or wakes (standby) of an app on this machine."""
+    from torpor.cli.bench import run_bench  # noqa: PLC0415
+
+    run_bench(app_file, starts=starts, backend=backend, json_file=json_file, html_file=html_file)
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="JSON of `torpor bench`, or stage records of `torpor up`.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="PAGE.html", help="Where to; by default standard output.")
+    ] = "-",
+) -> None:
+    """Draw recorded starts as one HTML page that needs nothing else."""
+    from torpor.cli.report import run_report  # noqa: PLC0415
+
+    run_report(files, output=output)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from torpor.apps import load_deployment
-from torpor.cli.timing import command, first_token, running
+from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, restored_start
+from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.platforms.local import LocalServer
 from torpor.snapshots.backend import CriuBackend
@@ -18,13 +19,13 @@ from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import inspect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torpor.deployment import Deployment
     from torpor.snapshots.manifest import Manifest
 
 __all__ = ["run_compare"]
 
-_COLD_TIMEOUT_S = 900.0
-_RESTORE_TIMEOUT_S = 60.0
 _QUESTION = "Tell me about the moon."
 _ANSWER_TOKENS = 64
 
@@ -41,18 +42,18 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print("so this shows standby: the process stays, asleep")
         _show_standby(app_file)
         return
-    cold_s = _time_cold(app_file, deployment)
+    cold_s = cold_start(app_file, deployment).total_s
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
-        process.wait(_COLD_TIMEOUT_S)
+        process.wait(COLD_TIMEOUT_S)
     manifest = inspect(folder)
     size = manifest.image_bytes + manifest.side_file_bytes
     console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
     times = []
     for number in range(restores):
         last = number == restores - 1 and not as_json
-        restored_s, told = _time_restore(folder=str(folder), deployment=deployment, question=_QUESTION if last else "")
+        restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
         times.append((restored_s, told))
         console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
     ratio = cold_s / statistics.median(seconds for seconds, _ in times)
@@ -64,32 +65,22 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
 
 
-def _time_cold(app_file: str, deployment: Deployment) -> float:
-    with running(command("up", app_file, "--backend", "none")) as (process, began):
-        return first_token(
-            process, began, port=deployment.port, model=deployment.model.served_name, timeout_s=_COLD_TIMEOUT_S
-        ).first_token_s
-
-
-def _time_restore(*, folder: str, deployment: Deployment, question: str) -> tuple[float, dict[str, object]]:
+def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:
     """Restore once and time the first token; with a question, stream the copy's answer to standard output as well."""
-    with running(command("snapshot", "restore", folder, "--json")) as (process, began):
-        seen = first_token(
-            process, began, port=deployment.port, model=deployment.model.served_name, timeout_s=_RESTORE_TIMEOUT_S
+
+    def ask() -> None:
+        chat(
+            f"http://127.0.0.1:{deployment.port}",
+            model=deployment.model.served_name,
+            prompt=question,
+            max_tokens=_ANSWER_TOKENS,
+            timeout_s=RESTORE_TIMEOUT_S,
+            on_text=lambda text: print(text, end="", flush=True),
         )
-        assert process.stdout is not None
-        told = cast("dict[str, object]", json.loads(process.stdout.readline()))
-        if question:
-            chat(
-                f"http://127.0.0.1:{deployment.port}",
-                model=deployment.model.served_name,
-                prompt=question,
-                max_tokens=_ANSWER_TOKENS,
-                timeout_s=_RESTORE_TIMEOUT_S,
-                on_text=lambda text: print(text, end="", flush=True),
-            )
-            print(flush=True)
-        return seen.first_token_s, told
+        print(flush=True)
+
+    start, told = restored_start(folder, deployment, then=ask if question else None)
+    return start.total_s, told
 
 
 def _show_standby(app_file: str) -> None:

@@ -93,7 +93,9 @@ def run_restore(
     ends_on_sigterm()
 
     def note(name: str, record: StageRecord) -> None:
-        stages.setdefault(name, []).append({"stage": record.stage, "seconds": record.seconds})
+        stages.setdefault(name, []).append(
+            {"stage": record.stage, "seconds": record.seconds, "ended_at": record.ended_at}
+        )
 
     copies = Replicas(
         Path(folder),

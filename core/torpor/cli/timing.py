@@ -1,4 +1,4 @@
-"""Times what a user sees: from the start of a command to the first token of a streamed answer."""
+"""Times what a user sees: from the start of a command to its port, to readiness, to the first token of a streamed answer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import contextlib
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from torpor.errors import EngineTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["FirstToken", "command", "first_token", "running"]
+__all__ = ["FirstToken", "Polled", "command", "first_token", "port_taken", "ready", "running"]
 
 _POLL_S = 0.002
 _STOP_S = 30.0
 _PROMPT = "Say hello."
+_HEALTH_TIMEOUT_S = 5.0
+_Seen = TypeVar("_Seen")
+
+
+class Polled(Protocol):
+    """What is waited for: a command, or an engine; its end ends the wait."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +77,32 @@ def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]
                 process.communicate()
 
 
+def port_taken(process: Polled, began: float, *, port: int, timeout_s: float) -> float:
+    """Seconds until a loopback port takes a connection; arguments and errors as of `first_token`."""
+
+    def look() -> float:
+        with socket.create_connection(("127.0.0.1", port), timeout=_HEALTH_TIMEOUT_S):
+            return time.monotonic() - began
+
+    return _waited(process, began, timeout_s, look, "connection on its port")
+
+
+def ready(process: Polled, began: float, *, port: int, timeout_s: float) -> float:
+    """Seconds until `/health` answers 200; arguments and errors as of `first_token`."""
+
+    def look() -> float | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_HEALTH_TIMEOUT_S)
+        try:
+            connection.request("GET", "/health")
+            return time.monotonic() - began if connection.getresponse().status == http.client.OK else None
+        finally:
+            connection.close()
+
+    return _waited(process, began, timeout_s, look, "answer 200 of /health")
+
+
 def first_token(
-    process: subprocess.Popen[str], began: float, *, port: int, model: str, timeout_s: float, tokens: int = 8
+    process: Polled, began: float, *, port: int, model: str, timeout_s: float, tokens: int = 8
 ) -> FirstToken:
     """Ask as soon as somebody answers, and wait for the first token.
 
@@ -83,14 +117,19 @@ def first_token(
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended.
     """
+    return _waited(process, began, timeout_s, lambda: _ask(port, model, tokens, began), "token")
+
+
+def _waited(process: Polled, began: float, timeout_s: float, look: Callable[[], _Seen | None], what: str) -> _Seen:
+    """Look again and again until something is seen."""
     while time.monotonic() - began < timeout_s:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            if (answer := _ask(port, model, tokens, began)) is not None:
-                return answer
-        if process.poll() is not None:
-            raise EngineTimeoutError(f"The command ended with code {process.returncode} before it gave a token.")
+            if (seen := look()) is not None:
+                return seen
+        if (code := process.poll()) is not None:
+            raise EngineTimeoutError(f"The command ended with code {code} before there was a {what}.")
         time.sleep(_POLL_S)
-    raise EngineTimeoutError(f"There was no token after {timeout_s:g} s.")
+    raise EngineTimeoutError(f"There was no {what} after {timeout_s:g} s.")
 
 
 def _ask(port: int, model: str, tokens: int, began: float) -> FirstToken | None:

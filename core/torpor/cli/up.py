@@ -43,7 +43,9 @@ _DOING = {
 }
 
 
-def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str, as_json: bool) -> None:
+def run_up(
+    app_file: str, *, backend: str, snapshot: Path | None, question: str, as_json: bool, records: Path | None = None
+) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
@@ -53,8 +55,7 @@ def run_up(app_file: str, *, backend: str, snapshot: Path | None, question: str,
     console = Console(stderr=True, highlight=False)
     warnings_only()
     progress = Progress(console, quiet=as_json)
-    root = cache_root()
-    record_file = root / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
+    record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     keeper = make_backend(backend, app_file=Path(app_file))
     if snapshot is not None:

@@ -1,0 +1,215 @@
+"""`torpor bench`: cold starts against restored starts or wakes of one app, in turn, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from torpor._version import __version__
+from torpor.apps import load_deployment
+from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
+from torpor.cli.timed import cold_start, restored_start, standby_wake
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.events import warnings_only
+from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot
+from torpor.readiness import check_port_free
+from torpor.report import Bench, Floor, Machine, page
+from torpor.report.figures import bytes_text, seconds_text
+from torpor.report.measured import BACKENDS
+from torpor.snapshots.manifest import IMAGES
+from torpor.snapshots.places import snapshot_folder
+from torpor.snapshots.store import remove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from torpor.deployment import Deployment
+    from torpor.report import Start
+
+__all__ = ["read_bandwidth", "run_bench"]
+
+_MAX_STARTS = 1000
+_READ_BYTES = 1 << 20
+_READ_AT_MOST_BYTES = 2 << 30
+_READ_AT_LEAST_S = 0.2
+_READINGS = 3
+_CLOCK_NAMES = {"port_s": "port", "ready_s": "ready", "first_token_s": "first token"}
+
+
+def run_bench(app_file: str, *, starts: int, backend: str, json_file: str, html_file: str) -> None:
+    """Measure, print the table, write what was asked for.
+
+    Args:
+        app_file: whose deployment.
+        starts: how many of each kind.
+        backend: `criu` or `standby`; empty for CRIU where it works.
+        json_file: where the JSON goes; `-` for standard output, empty for nowhere.
+        html_file: where the page goes; likewise.
+
+    Raises:
+        ConfigurationError: one of these cannot be; nothing was started.
+        PortInUseError: somebody else has the deployment's port.
+        TorporError: a start failed; everything that was started was ended.
+    """
+    if not 1 <= starts <= _MAX_STARTS:
+        raise ConfigurationError(f"--starts is {starts}; allowed are 1 to {_MAX_STARTS} starts of each kind.")
+    if json_file == html_file == STANDARD_OUTPUT:
+        raise ConfigurationError("--json and --html both name standard output; give one of them a file.")
+    check_output("--json", json_file)
+    check_output("--html", html_file)
+    if backend and backend not in BACKENDS:
+        raise ConfigurationError(f"--backend is {backend!r}; bench knows {' and '.join(BACKENDS)}.")
+    deployment = load_deployment(app_file)
+    console = Console(stderr=True, highlight=False)
+    warnings_only()
+    ends_on_sigterm()
+    check_port_free(deployment.port)
+    chosen = _chosen(backend, deployment, console)
+    LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
+    measured = _measured(app_file, deployment, chosen, starts, console)
+    console.print(_table(measured))
+    _print_floor(measured, console)
+    console.print(f"a {_word(measured)} is {measured.ratio:.1f} times as fast as a cold start")
+    write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
+    write_output("--html", html_file, page([measured]))
+
+
+def read_bandwidth(folder: Path) -> float:
+    """Bytes per second at which one thread reads a folder's files out of the page cache.
+
+    They are read once before, so that they are in it, 2 GB of them at most; then at least three times and for a fifth of a
+    second. The fastest counts: a floor must not be raised by what else the machine does.
+
+    Raises:
+        SnapshotError: there is nothing to read.
+    """
+    if not _read(folder):
+        raise SnapshotError(f"{folder} holds nothing, so there is nothing to measure; make the snapshot anew.")
+    began, rates = time.perf_counter(), list[float]()
+    while len(rates) < _READINGS or time.perf_counter() - began < _READ_AT_LEAST_S:
+        before = time.perf_counter()
+        total = _read(folder)
+        rates.append(total / (time.perf_counter() - before))
+    return max(rates)
+
+
+def _read(folder: Path) -> int:
+    total, buffer = 0, bytearray(_READ_BYTES)
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            with file.open("rb", buffering=0) as stream:
+                while total < _READ_AT_MOST_BYTES and (count := stream.readinto(buffer)):
+                    total += count
+    return total
+
+
+def _chosen(backend: str, deployment: Deployment, console: Console) -> str:
+    """The backend to use; CRIU is asked whether it works only where it is wanted."""
+    if backend == "standby" or not (reasons := CriuBackend().available(deployment)):
+        return backend or "criu"
+    listed = "; ".join(reasons)
+    if backend:
+        raise ConfigurationError(f"--backend criu cannot be used here: {listed}. --backend standby works anywhere.")
+    console.print(f"standby, as CRIU cannot be used here: {listed}", markup=False)
+    return "standby"
+
+
+def _measured(app_file: str, deployment: Deployment, backend: str, count: int, console: Console) -> Bench:
+    facts = os.uname()
+    machine = Machine(
+        cpus=len(os.sched_getaffinity(0)),
+        architecture=platform.machine(),
+        kernel=facts.release,
+        load=os.getloadavg()[0],
+    )
+    at, done, floor = time.time(), [], None
+    with _restoring(app_file, deployment, backend, console) as (restored, folder):
+        for number in range(1, count + 1):
+            for start in (cold_start(app_file, deployment, number=number), restored(number)):
+                done.append(start)
+                console.print(f"{start.boot:<8} {number:>3}  {seconds_text(start.total_s)} to the first token")
+        if folder is not None:
+            floor = _floor(folder)
+    return Bench(
+        torpor=__version__,
+        app=app_file,
+        deployment=deployment.name,
+        engine=type(deployment.engine).__name__,
+        model=deployment.model.served_name,
+        backend=backend,
+        at=at,
+        machine=machine,
+        starts=tuple(done),
+        floor=floor,
+    )
+
+
+@contextlib.contextmanager
+def _restoring(
+    app_file: str, deployment: Deployment, backend: str, console: Console
+) -> Iterator[tuple[Callable[[int], Start], Path | None]]:
+    """What makes one restored start or wake; with CRIU, and the snapshot, which goes with the block."""
+    if backend == "standby":
+        yield lambda number: standby_wake(deployment, number=number), None
+        return
+    folder = snapshot_folder(f"{deployment.name}-bench")
+    manifest = create_snapshot(app_file, folder)
+    console.print(f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}")
+    try:
+        yield lambda number: restored_start(folder, deployment, number=number)[0], folder
+    finally:
+        remove(folder)
+
+
+def _floor(folder: Path) -> Floor:
+    from torpor.snapshots.store import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
+
+    manifest = inspect(folder)
+    return Floor(
+        image_bytes=manifest.image_bytes,
+        mapped_bytes=manifest.mapped_bytes,
+        side_file_bytes=manifest.side_file_bytes,
+        bandwidth_bytes_per_s=read_bandwidth(folder / IMAGES),
+    )
+
+
+def _word(measured: Bench) -> str:
+    return "restored start" if measured.backend == "criu" else "wake"
+
+
+def _table(measured: Bench) -> Table:
+    count = len(measured.starts) // 2
+    table = Table(title=f"{measured.deployment}: seconds, {count} of each kind", title_justify="left")
+    for column in ("start", "until"):
+        table.add_column(column)
+    for column in ("median", "min", "p95", "max"):
+        table.add_column(column, justify="right")
+    for boot, clocks in measured.spread.items():
+        for clock, of in clocks.items():
+            values = [f"{value:.3f}" for value in (of.median, of.min, of.p95, of.max)]
+            table.add_row("cold" if boot == "cold" else _word(measured), _CLOCK_NAMES[clock], *values)
+    return table
+
+
+def _print_floor(measured: Bench, console: Console) -> None:
+    if (floor := measured.floor) is None:
+        console.print("bytes moved: none through files, the process stays")
+        return
+    console.print(
+        f"bytes of the snapshot: images {bytes_text(floor.image_bytes)}, {bytes_text(floor.mapped_bytes)} of them mapped; "
+        f"side files {bytes_text(floor.side_file_bytes)}; copied into each copy {bytes_text(floor.copied_bytes)}"
+    )
+    console.print(
+        f"floor: {floor.copied_s:.4f} s for what is copied ({floor.all_s:.4f} s if all were), at "
+        f"{bytes_text(floor.bandwidth_bytes_per_s)}/s, the fastest at which one thread"
+        " read the images from the page cache just now"
+    )

@@ -1,0 +1,186 @@
+"""One start of an app, timed from outside: cold, restored from a snapshot, or woken in its own process."""
+
+from __future__ import annotations
+
+import json
+import select
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torpor.cli.timing import command, first_token, port_taken, ready, running
+from torpor.errors import EngineTimeoutError
+from torpor.platforms.local import LocalServer, Standby
+from torpor.records import StageReport, read_records
+from torpor.report.starts import Span, Start, span_of
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Sequence
+
+    from torpor.cli.timing import Polled
+    from torpor.deployment import Deployment
+    from torpor.records import StageRecord
+
+__all__ = ["COLD_TIMEOUT_S", "RESTORE_TIMEOUT_S", "cold_start", "restored_start", "standby_wake"]
+
+COLD_TIMEOUT_S = 900.0
+RESTORE_TIMEOUT_S = 60.0
+_RECORD_TIMEOUT_S = 10.0
+_POLL_S = 0.002
+_FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
+
+
+def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Start:
+    """Start an app cold by the command line, end it after the first answer.
+
+    Args:
+        app_file: of the deployment.
+        deployment: says port and served name.
+        number: the how manieth it is.
+
+    Raises:
+        EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / "records.jsonl"
+        with running(command("up", app_file, "--backend", "none", "--records", str(records))) as (process, began):
+            zero = _wall(began)
+            clocks = _clocks(process, began, deployment, COLD_TIMEOUT_S)
+            spans = [span_of(record, zero) for record in _records_to_the_end(process, records)]
+    return _start("cold", number, spans, clocks)
+
+
+def restored_start(
+    folder: Path, deployment: Deployment, *, number: int = 1, then: Callable[[], None] | None = None
+) -> tuple[Start, dict[str, object]]:
+    """Restore a snapshot by the command line, end it after the first answer.
+
+    Args:
+        folder: the snapshot.
+        deployment: says port and served name.
+        number: the how manieth it is.
+        then: called while it still serves.
+
+    Returns:
+        The start, and what the command told of it.
+
+    Raises:
+        EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
+    """
+    with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
+        zero = _wall(began)
+        clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
+        told = _told(process)
+        if then is not None:
+            then()
+    return _start("restored", number, _restored_spans(told, began, zero), clocks), told
+
+
+def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
+    """Start an app in this process, put it to sleep, and time its wake and first answer; it is ended after that.
+
+    Raises:
+        TorporError: it did not start, sleep or wake.
+    """
+    report = StageReport()
+    server = LocalServer(deployment, backend=Standby(), report=report)
+    try:
+        server.cold_start()
+        server.sleep()
+        before, began = len(report.records), time.monotonic()
+        zero = _wall(began)
+        server.wake()
+        engine = server.boot.running_engine
+        ready_s = ready(engine, began, port=deployment.port, timeout_s=RESTORE_TIMEOUT_S)
+        clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, RESTORE_TIMEOUT_S)}
+    finally:
+        server.stop()
+    return _start("restored", number, [span_of(record, zero) for record in report.records[before:]], clocks)
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The line of JSON that a restore prints once it serves.
+
+    Raises:
+        EngineTimeoutError: it did not come.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline() if select.select([process.stdout], [], [], _RECORD_TIMEOUT_S)[0] else ""
+    if not line:
+        raise EngineTimeoutError("The copy answered, but the command did not tell how it was restored.")
+    return cast("dict[str, object]", json.loads(line))
+
+
+def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
+    """The stages of a cold start; the first token may come before the record of the stage that let it through.
+
+    Raises:
+        EngineTimeoutError: that record did not come.
+    """
+    deadline = time.monotonic() + _RECORD_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.is_file() and file.read_bytes().endswith(b"\n"):
+            records = read_records(file)
+            if records[-1].stage == "serve":
+                return records
+        time.sleep(_POLL_S)
+    raise EngineTimeoutError("The server answered, but did not write down its stage `serve`; is its disk full?")
+
+
+def _clocks(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> dict[str, float]:
+    port = deployment.port
+    return {
+        "port_s": port_taken(process, began, port=port, timeout_s=timeout_s),
+        "ready_s": ready(process, began, port=port, timeout_s=timeout_s),
+        "first_token_s": _asked(process, began, deployment, timeout_s),
+    }
+
+
+def _asked(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> float:
+    model = deployment.model.served_name
+    return first_token(process, began, port=deployment.port, model=model, timeout_s=timeout_s).first_token_s
+
+
+def _start(boot: str, number: int, stages: Sequence[Span], clocks: dict[str, float]) -> Start:
+    """The stages, with what lies before the first and after the last of them."""
+    spans = list(stages)
+    if boot == "cold" or "port_s" in clocks:
+        spans.insert(0, Span(stage="process", start_s=0.0, seconds=min((span.start_s for span in spans), default=0.0)))
+    served_s = max((span.end_s for span in spans), default=0.0)
+    spans.append(Span(stage="first_answer", start_s=served_s, seconds=max(0.0, clocks["first_token_s"] - served_s)))
+    return Start(
+        number=number,
+        boot="cold" if boot == "cold" else "restored",
+        spans=tuple(spans),
+        port_s=clocks.get("port_s"),
+        ready_s=clocks["ready_s"],
+        first_token_s=clocks["first_token_s"],
+    )
+
+
+def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[Span]:
+    """The stages of a restore; the command tells lengths of its own and the ends of the engine's."""
+    (replica,) = cast("list[dict[str, object]]", told["replicas"])
+    at_s = cast("float", told["began_at"]) - began
+    spans = [Span(stage="verify", start_s=at_s, seconds=cast("float", told["verify_s"]), exact=False)]
+    for stage in _FROM_THE_COMMAND:
+        if (seconds := cast("float | None", replica[f"{stage}_s"])) is not None:  # without a GPU there is no `cuda`
+            spans.append(Span(stage=stage, start_s=spans[-1].end_s, seconds=seconds, exact=False))
+    woken = [_woken_span(one, zero) for one in cast("list[dict[str, object]]", replica["stages"])]
+    here_s = spans[-1].end_s
+    waited_s = max(0.0, min((span.start_s for span in woken), default=here_s) - here_s)
+    # The app file and the plugins are imported beside CRIU's work; what of that is left when CRIU is done shows here.
+    return [*spans, Span(stage="imports", start_s=here_s, seconds=waited_s, exact=False), *woken]
+
+
+def _woken_span(told: dict[str, object], zero: float) -> Span:
+    seconds = cast("float", told["seconds"])
+    start_s = max(0.0, cast("float", told["ended_at"]) - seconds - zero)
+    return Span(stage=str(told["stage"]), start_s=start_s, seconds=seconds)
+
+
+def _wall(monotonic_s: float) -> float:
+    """A monotonic time as Unix time, by what both clocks say now."""
+    return time.time() - (time.monotonic() - monotonic_s)

@@ -1,0 +1,239 @@
+"""What `torpor bench` measured: a value, its JSON, and the value back from the JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+from torpor.report.starts import KINDS, MILESTONES, Kind, Span, Spread, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["BACKENDS", "CLOCKS", "FORMAT", "SCHEMA", "Bench", "Floor", "Machine"]
+
+FORMAT, SCHEMA = "torpor.bench", 1
+BACKENDS = ("criu", "standby")
+
+CLOCKS = {
+    "zero of a cold or restored start": "just before the command is started: torpor up APP --backend none, or torpor "
+    "snapshot restore DIR. Interpreter and imports are in the figure.",
+    "zero of a wake": "the call that wakes the sleeping process (backend standby); its start and its sleep are not in the figure.",
+    "port_s": "until the public port takes a connection on loopback, looked for every 2 ms; none for a wake, whose port is open.",
+    "ready_s": "until /health answers 200, asked every 2 ms.",
+    "first_token_s": "until the first token of a streamed greedy chat arrives, asked as soon as /health is 200.",
+    "spans": "seconds of each stage by the monotonic clock of the process that went through it; begins are placed by the wall "
+    "clock, or, where exact is false, after the span before.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        cpus: that this process may use.
+        architecture: e.g. `x86_64`.
+        kernel: release.
+        load: the load average of the last minute before the first start.
+    """
+
+    cpus: int
+    architecture: str
+    kernel: str
+    load: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """The bytes of a snapshot, and the time that to move them takes at least.
+
+    Attributes:
+        image_bytes: CRIU's images.
+        mapped_bytes: what of them a copy maps from the files; nothing of it is moved before it is used.
+        side_file_bytes: the private folders' content.
+        bandwidth_bytes_per_s: the fastest at which one thread read the image files out of the page cache, on the spot.
+    """
+
+    image_bytes: int
+    mapped_bytes: int
+    side_file_bytes: int
+    bandwidth_bytes_per_s: float
+
+    @property
+    def copied_bytes(self) -> int:
+        """What is copied into every copy: all but what it maps."""
+        return self.image_bytes - self.mapped_bytes + self.side_file_bytes
+
+    @property
+    def copied_s(self) -> float:
+        """The floor of a restore: seconds to move what is copied."""
+        return self.copied_bytes / self.bandwidth_bytes_per_s
+
+    @property
+    def all_s(self) -> float:
+        """The floor if everything were copied."""
+        return (self.image_bytes + self.side_file_bytes) / self.bandwidth_bytes_per_s
+
+    def as_json(self) -> dict[str, object]:
+        """As in the file."""
+        return {**asdict(self), "copied_bytes": self.copied_bytes, "copied_s": self.copied_s, "all_s": self.all_s}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Cold starts and restored starts (or wakes) of one app, in turn.
+
+    Attributes:
+        torpor: version.
+        app: the app file as it was given.
+        deployment: its name.
+        engine: the engine plugin's name.
+        model: the served name.
+        backend: `criu` or `standby`.
+        at: Unix time of the first start, seconds.
+        machine: where.
+        starts: in the order in which they ran.
+        floor: of the snapshot; None for standby, which moves nothing through files.
+    """
+
+    torpor: str
+    app: str
+    deployment: str
+    engine: str
+    model: str
+    backend: str
+    at: float
+    machine: Machine
+    starts: tuple[Start, ...]
+    floor: Floor | None
+
+    @property
+    def spread(self) -> dict[str, dict[str, Spread]]:
+        """Median and spread by boot and clock, as far as there is one."""
+        found: dict[str, dict[str, Spread]] = {}
+        for boot in ("cold", "restored"):
+            found[boot] = {}
+            for clock in MILESTONES:
+                values = [getattr(start, clock) for start in self.starts if start.boot == boot]
+                if values and None not in values:
+                    found[boot][clock] = Spread.of(values)
+        return found
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast a restored start is: medians, to the first token."""
+        spread = self.spread
+        return spread["cold"]["first_token_s"].median / spread["restored"]["first_token_s"].median
+
+    def as_json(self) -> dict[str, object]:
+        """As in the file: with the clocks in words, and what follows from the starts."""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            **asdict(self),
+            "floor": self.floor.as_json() if self.floor else None,
+            "starts": [{**asdict(start), "spans": list(map(asdict, start.spans))} for start in self.starts],
+            "spread": {boot: {name: asdict(one) for name, one in of.items()} for boot, of in self.spread.items()},
+            "ratio": self.ratio,
+            "clocks": CLOCKS,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> Bench:
+        """The value of a file's content.
+
+        Raises:
+            ValueError: something is missing or of a wrong type, or the figures do not follow from the starts.
+        """
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"it has schema {content.get('schema')!r}; this Torpor reads {SCHEMA}")
+        machine, floor = _part(content, "machine"), content.get("floor")
+        bench = cls(
+            **{name: _text(content, name) for name in ("torpor", "app", "deployment", "engine", "model")},
+            backend=_one_of(content, "backend", BACKENDS),
+            at=_number(content, "at"),
+            machine=Machine(
+                cpus=_whole(machine, "cpus"),
+                architecture=_text(machine, "architecture"),
+                kernel=_text(machine, "kernel"),
+                load=_number(machine, "load"),
+            ),
+            starts=tuple(map(_start, _parts(content, "starts"))),
+            floor=None if floor is None else _floor(_part(content, "floor")),
+        )
+        if not all("first_token_s" in of for of in bench.spread.values()):
+            raise ValueError("it needs a cold and a restored start at least, each with first_token_s")
+        written = bench.as_json()
+        for name in ("spread", "ratio", "floor"):
+            if content.get(name) != written[name]:
+                raise ValueError(f"its {name} does not follow from what was measured: the file was changed")
+        return bench
+
+
+def _start(content: Mapping[str, object]) -> Start:
+    clocks = {name: None if content.get(name) is None else _number(content, name) for name in MILESTONES}
+    return Start(
+        number=_whole(content, "number"),
+        boot=cast("Kind", _one_of(content, "boot", KINDS)),
+        spans=tuple(map(_span, _parts(content, "spans"))),
+        **clocks,
+    )
+
+
+def _span(content: Mapping[str, object]) -> Span:
+    return Span(
+        stage=_text(content, "stage"),
+        start_s=_number(content, "start_s"),
+        seconds=_number(content, "seconds"),
+        exact=content.get("exact") is True,
+        error=_text(content, "error"),
+    )
+
+
+def _floor(content: Mapping[str, object]) -> Floor:
+    bandwidth = _number(content, "bandwidth_bytes_per_s")
+    if not bandwidth:
+        raise ValueError("bandwidth_bytes_per_s is 0")
+    sizes = {name: _whole(content, name) for name in ("image_bytes", "mapped_bytes", "side_file_bytes")}
+    return Floor(**sizes, bandwidth_bytes_per_s=bandwidth)
+
+
+def _number(content: Mapping[str, object], name: str) -> float:
+    value = content.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}, not a number of 0 or more")
+    return value
+
+
+def _whole(content: Mapping[str, object], name: str) -> int:
+    value = _number(content, name)
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}, not a whole number")  # noqa: TRY004 - of the file, not of a call
+    return value
+
+
+def _text(content: Mapping[str, object], name: str) -> str:
+    if not isinstance(value := content.get(name), str):
+        raise ValueError(f"{name} is {value!r}, not a text")  # noqa: TRY004
+    return value
+
+
+def _one_of(content: Mapping[str, object], name: str, allowed: tuple[str, ...]) -> str:
+    if (value := _text(content, name)) not in allowed:
+        raise ValueError(f"{name} is {value!r}, none of {', '.join(allowed)}")
+    return value
+
+
+def _part(content: Mapping[str, object], name: str) -> Mapping[str, object]:
+    if not isinstance(value := content.get(name), dict):
+        raise ValueError(f"{name} is no object")  # noqa: TRY004
+    return value
+
+
+def _parts(content: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    value = content.get(name)
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"{name} is no list of objects")
+    return value

@@ -1,0 +1,92 @@
+"""Reads a file of recorded starts: what `torpor bench` measured, or stage records."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torpor.errors import ConfigurationError
+from torpor.records import read_records
+from torpor.report.measured import FORMAT, Bench
+from torpor.report.starts import starts_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.records import StageRecord
+    from torpor.report.starts import Start
+
+__all__ = ["Recorded", "read_report"]
+
+_WANTED = (
+    "Give the JSON of `torpor bench APP --json FILE`, or a file of stage records: `torpor up` prints the path of its own at its "
+    "end, they lie in the folder `records` of the cache root."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """The starts of a file of stage records.
+
+    Attributes:
+        name: the file's name.
+        starts: starts, sleeps and wakes, in order.
+    """
+
+    name: str
+    starts: tuple[Start, ...]
+
+
+def read_report(file: Path) -> Bench | Recorded:
+    """Read one file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of neither kind; the message says what to give instead.
+    """
+    try:
+        text = file.read_bytes().decode()
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}. {_WANTED}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file} is no text, so it holds no JSON. {_WANTED}") from error
+    content = _first_value(text)
+    if content is None:
+        raise ConfigurationError(f"{file} holds no JSON{'' if text.strip() else ': it is empty'}. {_WANTED}")
+    if content.get("format") == FORMAT:
+        try:
+            return Bench.from_json(json.loads(text))
+        except ValueError as error:
+            raise ConfigurationError(f"{file} is a damaged file of `torpor bench`: {error}. Measure again.") from error
+    if "stage" in content and "seconds" in content:
+        records = read_records(file)
+        for number, record in enumerate(records, start=1):
+            _check(record, f"{file}:{number}")
+        return Recorded(name=file.name, starts=starts_of(records))
+    raise ConfigurationError(f"{file} holds JSON of another kind. {_WANTED}")
+
+
+def _first_value(text: str) -> dict[str, object] | None:
+    """The whole text as JSON, or else its first line; an empty object for JSON that is none; None for no JSON."""
+    for part in (text, text.strip().partition("\n")[0]):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else {}
+    return None
+
+
+def _check(record: StageRecord, where: str) -> None:
+    """Records are kept as they were read; a page can only be drawn of numbers."""
+    for name in ("seconds", "ended_at"):
+        value = getattr(record, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ConfigurationError(
+                f"{where}: {name} is {value!r}, not a number of 0 or more; remove the line or the file."
+            )
+    if record.boot not in ("cold", "restored") or not isinstance(record.stage, str):
+        raise ConfigurationError(
+            f"{where}: no stage {record.stage!r} of a start {record.boot!r} is known (cold or restored); remove the line."
+        )

@@ -1,0 +1,141 @@
+"""Starts as they were timed: spans on one clock each, and the spread of several starts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torpor.records import StageRecord
+
+__all__ = ["KINDS", "MILESTONES", "Kind", "Span", "Spread", "Start", "starts_of"]
+
+Kind = Literal["cold", "restored", "sleep"]
+KINDS: tuple[Kind, ...] = ("cold", "restored", "sleep")
+MILESTONES = ("port_s", "ready_s", "first_token_s")
+_P95 = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One stage of a start, on the start's own clock.
+
+    Attributes:
+        stage: its name.
+        start_s: seconds from the start's zero until it began.
+        seconds: how long it took.
+        exact: whether `start_s` was measured; False where only the length was, and it is drawn after the span before.
+        error: what went wrong in it; empty when nothing did.
+    """
+
+    stage: str
+    start_s: float
+    seconds: float
+    exact: bool = True
+    error: str = ""
+
+    @property
+    def end_s(self) -> float:
+        """Seconds from the start's zero until it ended."""
+        return self.start_s + self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One start, wake or sleep.
+
+    Attributes:
+        number: the how manieth of its kind, from 1.
+        boot: `cold`, `restored` (from a snapshot, or woken in its own process), or `sleep` for the way there.
+        spans: its stages, in order.
+        port_s: seconds from its zero until the public port took a connection; None where nobody looked.
+        ready_s: until `/health` answered 200.
+        first_token_s: until the first token of the first streamed answer.
+    """
+
+    number: int
+    boot: Kind
+    spans: tuple[Span, ...]
+    port_s: float | None = None
+    ready_s: float | None = None
+    first_token_s: float | None = None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from its zero to its first token, or to the end of its last span where nobody asked."""
+        return (
+            max((span.end_s for span in self.spans), default=0.0) if self.first_token_s is None else self.first_token_s
+        )
+
+    @property
+    def drawn_s(self) -> float:
+        """Seconds that a drawing of it has to hold."""
+        return max((self.total_s, *(span.end_s for span in self.spans)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Median and spread of one figure, seconds.
+
+    Attributes:
+        median: of all.
+        min: the least.
+        p95: by nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20 it is the greatest.
+        max: the greatest.
+    """
+
+    median: float
+    min: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one value or more."""
+        ordered = sorted(values)
+        rank = math.ceil(_P95 * len(ordered))
+        return cls(median=statistics.median(ordered), min=ordered[0], p95=ordered[rank - 1], max=ordered[-1])
+
+
+def starts_of(records: Sequence[StageRecord]) -> tuple[Start, ...]:
+    """Stage records of one server as its starts, sleeps and wakes, each with a zero of its own.
+
+    The zero is the beginning of the first stage, which is later than the start of the process.
+    """
+    groups: list[list[StageRecord]] = []
+    for record in records:
+        if not groups or _begins(record, groups[-1][-1]):
+            groups.append([])
+        groups[-1].append(record)
+    counts = dict.fromkeys(KINDS, 0)
+    starts = []
+    for group in groups:
+        kind: Kind = "sleep" if group[0].stage == "drain" else group[0].boot
+        counts[kind] += 1
+        zero = min(record.ended_at - record.seconds for record in group)
+        starts.append(Start(number=counts[kind], boot=kind, spans=tuple(span_of(record, zero) for record in group)))
+    return tuple(starts)
+
+
+def span_of(record: StageRecord, zero: float) -> Span:
+    """A stage record on the clock of its start.
+
+    Args:
+        record: with the Unix time of its end.
+        zero: Unix time of the start's zero, seconds.
+    """
+    start_s = max(0.0, record.ended_at - record.seconds - zero)
+    return Span(stage=record.stage, start_s=start_s, seconds=record.seconds, error=record.error)
+
+
+def _begins(record: StageRecord, last: StageRecord) -> bool:
+    """Whether a record begins another start than the one before it belongs to."""
+    return (
+        (record.boot, record.restore_count) != (last.boot, last.restore_count)
+        or record.stage in ("preflight", "drain")
+        or last.stage in ("serve", "pre_snapshot")
+    )

@@ -1,0 +1,1 @@
+"""Tests of recorded starts and of their page."""

@@ -1,0 +1,46 @@
+"""The page about `torpor bench`: the options and fields that it names are those that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+import torpor.report
+from tests.report.recorded import measured
+from tests.snapshots.test_snapshot_docs import options
+from torpor.cli.commands import app
+
+PAGE = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+
+
+def test_every_field_of_the_json_is_in_the_table() -> None:
+    """And the table names none that is gone."""
+    content = measured().as_json()
+    fields = set(content)
+    for name in ("machine", "floor"):
+        part = content[name]
+        assert isinstance(part, dict)
+        fields |= set(part)
+    starts = content["starts"]
+    assert isinstance(starts, list)
+    fields |= {*starts[0], *starts[0]["spans"][0], "cold", "restored", "median", "min", "p95", "max"}
+    table = PAGE.partition("## The JSON")[2].partition("`report` refuses")[0]
+    named = set(re.findall(r"`([\w.\[\]]+)`", table)) - {"torpor.bench", "starts[].spans"}
+    assert named == fields
+
+
+def test_every_option_on_the_page_is_one_of_a_command() -> None:
+    """Those of `bench` are all there."""
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE))
+    assert {"--starts", "--backend", "--json", "--html", "--records"} <= named
+    assert named - set(options(get_command(app))) == set()
+
+
+def test_the_package_names_each_of_its_modules() -> None:
+    """And no module that is gone."""
+    folder = Path(str(torpor.report.__file__)).parent
+    modules = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    named = set(re.findall(r"^(\w+) {3,}", str(torpor.report.__doc__), re.MULTILINE))
+    assert named == modules

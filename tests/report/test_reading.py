@@ -1,0 +1,129 @@
+"""Files of recorded starts: both kinds are read back as they were written, anything else is refused with a cure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.report.recorded import RECORDS, measured
+from torpor import ConfigurationError
+from torpor.records import StageReport
+from torpor.report import Recorded, page, read_report, starts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("backend", ["criu", "standby"])
+def test_a_bench_is_read_back_as_it_was_written(tmp_path: Path, backend: str) -> None:
+    """Every number to its last bit, so that the page from the file is the page of the bench."""
+    bench = measured(backend=backend)
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(bench.as_json(), indent=2))
+    read = read_report(file)
+    assert read == bench
+    assert page([read]) == page([bench])
+
+
+def test_stage_records_are_read_from_the_file_that_a_start_writes(tmp_path: Path) -> None:
+    """`StageReport` writes it; one line is enough."""
+    for records in (RECORDS, RECORDS[:1]):
+        report = StageReport(tmp_path / f"{len(records)}.jsonl")
+        for one in records:
+            report.end(one)
+        assert report.path is not None
+        assert read_report(report.path) == Recorded(name=report.path.name, starts=starts_of(records))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"a text\n", "holds no JSON"),
+        (b"\xff\xfe\x00", "is no text"),
+        (b"[" * 100_000, "holds no JSON"),
+        (b"[1, 2]", "another kind"),
+        (b"17", "another kind"),
+        (b'{"stages": []}', "another kind"),
+        (b'{"format": "torpor.bench", "schema": 2}', "schema 2; this Torpor reads 1"),
+        (b'{"format": "torpor.bench", "schema": 1}\n{}', "damaged"),
+        (b'{"stage": "launch", "seconds": 1}', "not a stage record"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_give(tmp_path: Path, content: bytes, said: str) -> None:
+    """One paragraph that names the file and the next step."""
+    file = tmp_path / "given.json"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        read_report(file)
+    message = str(caught.value)
+    assert str(file) in message
+    assert "\n" not in message
+    assert any(word in message for word in ("Give the JSON", "Measure again", "remove the line"))
+
+
+@pytest.mark.parametrize("place", ["missing.json", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, place: str) -> None:
+    """No such file, or a folder."""
+    with pytest.raises(ConfigurationError, match=r"cannot be read: .*Give the JSON"):
+        read_report(tmp_path / place)
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, object]], None]:
+    """A change of one value in a file's content."""
+    *way, name = path.split(".")
+
+    def change(content: dict[str, object]) -> None:
+        place: object = content
+        for word in way:
+            place = place[int(word)] if isinstance(place, list) else cast("dict[str, object]", place)[word]
+        cast("dict[str, object]", place)[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set("starts.0.first_token_s", 0.25), "spread does not follow"),
+        (_set("spread.cold.first_token_s.median", 0.25), "spread does not follow"),
+        (_set("ratio", 1000.0), "ratio does not follow"),
+        (_set("floor.copied_s", 0.0), "floor does not follow"),
+        (_set("starts", []), "a cold and a restored start"),
+        (_set("starts.1.first_token_s", None), "a cold and a restored start"),
+        (_set("starts.1.spans.0.seconds", "long"), "seconds is 'long', not a number"),
+        (_set("starts.1.spans.0.seconds", float("nan")), "seconds is nan"),
+        (_set("starts.1.spans.0.start_s", -1.0), "start_s is -1.0"),
+        (_set("starts.0.boot", "warm"), "boot is 'warm'"),
+        (_set("floor.bandwidth_bytes_per_s", 0), "bandwidth_bytes_per_s is 0"),
+        (_set("machine.cpus", True), "cpus is True"),
+        (_set("machine", None), "machine is no object"),
+        (_set("model", 3), "model is 3, not a text"),
+        (_set("starts.0.spans", {}), "spans is no list"),
+    ],
+)
+def test_a_bench_that_was_damaged_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, object]], None], said: str
+) -> None:
+    """What cannot be, and figures that do not follow from the starts: no page shows numbers that were never measured."""
+    content = json.loads(json.dumps(measured().as_json()))
+    change(content)
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=f"damaged file of `torpor bench`: .*{said}"):
+        read_report(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seconds", "x"), ("seconds", -1), ("ended_at", None), ("boot", "warm"), ("stage", 7)]
+)
+def test_a_record_that_cannot_be_drawn_is_named_with_its_line(tmp_path: Path, name: str, value: object) -> None:
+    """The second line of a file whose first is right."""
+    file = tmp_path / "records.jsonl"
+    file.write_text(f"{json.dumps(asdict(RECORDS[0]))}\n{json.dumps({**asdict(RECORDS[1]), name: value})}\n")
+    with pytest.raises(ConfigurationError, match=r"records\.jsonl:2: .*remove the line"):
+        read_report(file)

@@ -1,0 +1,58 @@
+"""Starts as values: stage records grouped into starts, and the spread of several."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.report.recorded import RECORDS, record
+from torpor.report import Spread, starts_of
+
+
+def test_records_become_starts_sleeps_and_wakes() -> None:
+    """A stage belongs to the start that it is part of; each has its own zero, so an hour of serving is in none."""
+    starts = starts_of(RECORDS)
+    assert [(start.boot, start.number, len(start.spans)) for start in starts] == [
+        ("cold", 1, 5),
+        ("sleep", 1, 2),
+        ("restored", 1, 3),
+        ("sleep", 2, 2),
+        ("restored", 2, 1),
+    ]
+    assert [(span.stage, span.start_s, span.seconds) for span in starts[0].spans] == [
+        ("preflight", 0.0, 0.25),
+        ("launch", 0.25, 0.5),
+        ("ready", 0.75, 9.5),
+        ("warmup", 10.25, 2.0),
+        ("canary", 12.25, 0.125),
+    ]
+    assert starts[0].total_s == 12.375
+    assert starts[4].spans[0].error.startswith("EngineTimeoutError")
+
+
+def test_a_second_start_in_one_file_is_one_of_its_own() -> None:
+    """Also after one that failed, whatever its last stage was."""
+    failed = record("launch", 1.0, 0.5, error="EngineExitedError: gone")
+    again = [record("preflight", 5.0, 0.1), record("launch", 5.1, 0.5), record("serve", 6.0, 0.1)]
+    starts = starts_of([record("preflight", 0.0, 1.0), failed, *again, record("preflight", 9.0, 0.1)])
+    assert [(start.boot, start.number, len(start.spans)) for start in starts] == [
+        ("cold", 1, 2),
+        ("cold", 2, 3),
+        ("cold", 3, 1),
+    ]
+
+
+def test_no_records_are_no_starts() -> None:
+    """An empty list draws nothing."""
+    assert starts_of([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("count", "median", "p95"), [(1, 1.0, 1.0), (4, 2.5, 4.0), (19, 10.0, 19.0), (20, 10.5, 19.0), (100, 50.5, 95.0)]
+)
+def test_the_spread_is_by_nearest_rank(count: int, median: float, p95: float) -> None:
+    """Of 1..n in any order: the median between the middle two, p95 a value that was seen."""
+    values = [float(value) for value in range(1, count + 1)]
+    random.Random(count).shuffle(values)
+    assert Spread.of(values) == Spread(median=median, min=1.0, p95=p95, max=float(count))
