@@ -211,3 +211,19 @@ def compare(
     from torpor.cli.compare import run_compare  # noqa: PLC0415
 
     run_compare(app_file, restores=restores, as_json=as_json)
+
+
+@app.command()
+def boots(
+    app_name: Annotated[
+        str, typer.Argument(metavar="[APP_NAME]", help="Name of an app on Modal, or its id (ap-...).")
+    ] = "",
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read this saved log; - is standard input.")] = None,
+    hours: Annotated[float, typer.Option(help="How far back the app's log is read.")] = 24.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For fetching the log.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an app's starts on Modal were: cold, restored, failed."""
+    from torpor.cli.boots import run_boots  # noqa: PLC0415
+
+    run_boots(app_name, file=file, hours=hours, timeout_s=timeout, as_json=as_json)
