@@ -227,3 +227,37 @@ def boots(
     from torpor.cli.boots import run_boots  # noqa: PLC0415
 
     run_boots(app_name, file=file, hours=hours, timeout_s=timeout, as_json=as_json)
+
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="Where the server answers, without a path.")]
+KeyEnv = Annotated[
+    str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
+]
+
+
+@app.command()
+def probe(
+    url: Url,
+    *,
+    model: Annotated[str, typer.Option(help="Served name; by default the first that the server lists.")] = "",
+    prompt: Annotated[str, typer.Option(help="The question.")] = "Why is the sky blue? Answer in three sentences.",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    key_env: KeyEnv = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For all of it.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Wait for a server, stream one answer, tell its times.
+
+    Exit code 0: it answered; 1: no answer in time, or a refusal; 2: wrong input.
+    """
+    from torpor.cli.probe import run_probe  # noqa: PLC0415
+
+    run_probe(
+        url,
+        model=model,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        key_env=key_env,
+        timeout_s=timeout,
+        as_json=as_json,
+    )
