@@ -229,20 +229,16 @@ def boots(
     run_boots(app_name, file=file, hours=hours, timeout_s=timeout, as_json=as_json)
 
 
-Url = Annotated[str, typer.Argument(metavar="URL", help="Where the server answers, without a path.")]
-KeyEnv = Annotated[
-    str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
-]
-
-
 @app.command()
 def probe(
-    url: Url,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server answers, without a path.")],
     *,
     model: Annotated[str, typer.Option(help="Served name; by default the first that the server lists.")] = "",
     prompt: Annotated[str, typer.Option(help="The question.")] = "Why is the sky blue? Answer in three sentences.",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    key_env: KeyEnv = "",
+    key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
+    ] = "",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For all of it.")] = 600.0,
     as_json: AsJson = False,
 ) -> None:
@@ -261,3 +257,26 @@ def probe(
         timeout_s=timeout,
         as_json=as_json,
     )
+
+
+@app.command()
+def prewarm(
+    target: Annotated[
+        str, typer.Argument(metavar="URL|APP", help="URL of the server; or app file, or name, of a deployed app.")
+    ],
+    *,
+    requests: Annotated[int, typer.Option(help="Concurrent requests of one round.")] = 16,
+    attempts: Annotated[int, typer.Option(help="Rounds.")] = 8,
+    pause: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Between two rounds, for the app to scale down.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For all of it.")] = 3600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Drive cold starts of a deployed app until restores begin.
+
+    Exit code 0: a restored start was seen; 1: it gave up; 2: wrong input.
+    """
+    from torpor.cli.prewarm import run_prewarm  # noqa: PLC0415
+
+    run_prewarm(target, requests=requests, attempts=attempts, pause=pause, timeout_s=timeout, as_json=as_json)

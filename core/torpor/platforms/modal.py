@@ -59,6 +59,7 @@ __all__ = [
     "DownloadOptions",
     "SnapshotServer",
     "app_logs",
+    "app_url",
     "cls_options",
     "concurrency",
     "deployed_url",
@@ -424,14 +425,26 @@ def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
         ServerUnavailableError: it is not deployed, or Modal cannot be reached.
         ConfigurationError: there are no credentials, or they are refused.
     """
+    return app_url(deployment.name, class_name)
+
+
+def app_url(name: str, class_name: str = "Server") -> str:
+    """The URL of a class of the deployed app of that name.
+
+    Raises:
+        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
+        ConfigurationError: that is no name, or there are no credentials, or they are refused.
+    """
     with _answers_of_modal():
         try:
-            return _url_of(modal.Cls.from_name(deployment.name, class_name))
+            return _url_of(modal.Cls.from_name(name, class_name))
         except NotFoundError as error:
             raise ServerUnavailableError(
-                f"{deployment.name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
+                f"{name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
                 "`modal run`, which brings up its own."
             ) from error
+        except InvalidError as error:
+            raise ConfigurationError(f"{name!r} is no name of an app: {error}") from error
 
 
 @contextlib.contextmanager
