@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 UNAVAILABLE = Reply(status=503, headers={"Retry-After": "0"})
 
 
-def replica(tag: str, boot: str, *, restores: int = 0, pause_s: float = 0.0) -> Reply:
+def replica(tag: str, boot: str, *, wakes: int = 0, pause_s: float = 0.0) -> Reply:
     """What the guard answers to `/ready`."""
-    headers = {"torpor-boot": boot, "torpor-replica": tag, "torpor-restores": str(restores)}
+    headers = {"torpor-boot": boot, "torpor-replica": tag, "torpor-wakes": str(wakes)}
     return Reply(headers=headers, pieces=(b'{"state": "serving"}',), pause_s=pause_s)
 
 
@@ -59,14 +59,14 @@ def test_it_goes_on_until_a_restored_replica_answers() -> None:
     script = [
         replica("a", "cold"),
         UNAVAILABLE,
-        replica("b", "woken", restores=1),
-        replica("c", "restored", restores=1),
+        replica("b", "woken", wakes=1),
+        replica("c", "restored", wakes=1),
     ]
     told: list[Round] = []
     with ChatServer(script) as server:
         ended = drive(server.url, on_round=told.append)
     assert ended.end == "restored"
-    assert [(one.tag, one.boot, one.restores) for each in ended.rounds for one in each.new] == [
+    assert [(one.tag, one.boot, one.wakes) for each in ended.rounds for one in each.new] == [
         ("a", "cold", "0"),
         ("b", "woken", "1"),
         ("c", "restored", "1"),
@@ -95,7 +95,7 @@ def test_the_requests_of_a_round_are_sent_at_once() -> None:
 
 def test_a_restored_replica_ends_the_round() -> None:
     """Nobody waits for the cold starts beside it."""
-    with ChatServer([replica("a", "restored", restores=1), replica("b", "cold", pause_s=20.0)]) as server:
+    with ChatServer([replica("a", "restored", wakes=1), replica("b", "cold", pause_s=20.0)]) as server:
         ended = drive(server.url, requests=2)
     assert (ended.end, ended.rounds[0].answered) == ("restored", 1)
     assert ended.seconds < 15
@@ -180,7 +180,7 @@ def test_the_real_guard_tells_a_copy_from_the_replica_that_it_came_from() -> Non
                 in_place = drive(url, attempts=1)
         restored = drive(url, attempts=1)
     seen = [ended.rounds[0].new[0] for ended in (cold, in_place, restored)]
-    assert [(one.boot, one.restores) for one in seen] == [("cold", "0"), ("woken", "1"), ("restored", "2")]
+    assert [(one.boot, one.wakes) for one in seen] == [("cold", "0"), ("woken", "1"), ("restored", "2")]
     assert seen[0].tag == seen[1].tag != seen[2].tag
     assert BOOT_ID not in str(seen)
     assert [ended.end for ended in (cold, in_place, restored)] == ["attempts", "attempts", "restored"]
@@ -209,10 +209,10 @@ def command(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_verdict_is_on_standard_output_and_the_rounds_beside_it() -> None:
     """Exit code 0 for a restored start."""
-    with ChatServer([replica("a", "cold"), replica("b", "restored", restores=1)]) as server:
+    with ChatServer([replica("a", "cold"), replica("b", "restored", wakes=1)]) as server:
         done = command(server.url, "--requests", "1", "--pause", "0")
     assert done.returncode == 0
-    assert done.stdout.startswith("restores have begun, after 1 other starts in 2 rounds, ")
+    assert done.stdout.startswith("restores have begun (other starts seen: 1, rounds: 2, ")
     first, second = done.stderr.splitlines()
     assert (first.startswith("round 1: 1 answers in "), "replicas: a cold after " in first) == (True, True)
     assert "replicas: b restored after " in second
@@ -227,7 +227,7 @@ def test_giving_up_is_exit_code_1_with_the_count_in_the_json() -> None:
     assert (done.returncode, said["end"], said["starts"], said["url"]) == (1, "attempts", 2, server.url)
     assert [one["restored"] for one in said["rounds"]] == [False, False]
     assert text.returncode == 1
-    assert text.stdout.startswith("gave up without a restored start, after 1 other starts in 2 rounds, ")
+    assert text.stdout.startswith("gave up without a restored start (other starts seen: 1, rounds: 2, ")
     assert "only replicas that ran before" in text.stdout
 
 

@@ -2,9 +2,9 @@
 
 What a start was is told by the replica itself, in the guard's answer to `/ready` (see docs/guard.md):
 
-    torpor-boot      cold, woken (slept and woke in place: it made the snapshot) or restored
-    torpor-restores  its wakes
-    torpor-replica   a tag that tells one replica from another
+    torpor-boot     cold, woken (slept and woke in place: it made the snapshot) or restored
+    torpor-wakes    how often it woke
+    torpor-replica  a tag that tells one replica from another
 
 A replica that does not say so can be judged by the app's log alone.
 """
@@ -42,13 +42,13 @@ class Replica:
     Attributes:
         tag: what it calls itself in public.
         boot: `cold`, `woken` or `restored`.
-        restores: its wakes, as it counts them.
+        wakes: how often it woke, as it counts them.
         seconds: from the beginning of the round to its first answer.
     """
 
     tag: str
     boot: str
-    restores: str
+    wakes: str
     seconds: float
 
 
@@ -230,7 +230,7 @@ class _Driver:
         """Who answered; None for one that does not say what its start was."""
         boot, tag = response.headers.get("torpor-boot", ""), response.headers.get("torpor-replica", "")
         if boot in _KINDS and tag:
-            return Replica(tag=tag, boot=boot, restores=response.headers.get("torpor-restores", ""), seconds=seconds)
+            return Replica(tag=tag, boot=boot, wakes=response.headers.get("torpor-wakes", ""), seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
                 f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "

@@ -280,7 +280,7 @@ async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path
         await to_serving(guard)
         answer = await ask(guard, path)
         assert answer.status == 200
-        told.append((answer.headers["torpor-boot"], answer.headers["torpor-restores"]))
+        told.append((answer.headers["torpor-boot"], answer.headers["torpor-wakes"]))
         tags.append(answer.headers["torpor-replica"])
         said = str(answer.headers) + str(answer.json)
         assert not any(secret in said for secret in (KEY, BOOT_ID, "fedcba9876543210"))

@@ -161,7 +161,7 @@ def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp
     lines = [LogLine(text=text, container="ta-elsewhere") for text in [RESTORING, *log.splitlines()]]
     (start,) = classify(lines).starts
     assert (start.kind, start.proof, start.note, start.restore_count) == ("restored", "proved", "", 1)
-    assert (ready.status_code, ready.headers["torpor-boot"], ready.headers["torpor-restores"]) == (200, "restored", "1")
+    assert (ready.status_code, ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == (200, "restored", "1")
 
 
 def test_a_deployed_app_is_prewarmed_by_its_name(plane: ModalPlane, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_replica_says_in_its_log_whether_it_was_restored(
     assert last.served_at is not None
     assert before < last.captured_at < last.served_at
     ready = httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False)
-    assert (ready.headers["torpor-boot"], ready.headers["torpor-restores"]) == ("restored" if copied else "woken", "1")
+    assert (ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == ("restored" if copied else "woken", "1")
 
 
 def test_without_snapshots_start_serves_at_once(tmp_path: Path, servers: list[SnapshotServer]) -> None:

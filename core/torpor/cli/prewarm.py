@@ -94,16 +94,16 @@ def _round_line(one: Round) -> str:
 
 
 def _verdict(ended: Prewarmed) -> str:
-    seen = f"{ended.starts} other starts in {len(ended.rounds)} rounds, {ended.seconds:.1f} s"
+    seen = f"(other starts seen: {ended.starts}, rounds: {len(ended.rounds)}, {ended.seconds:.1f} s)"
     if ended.end == "restored":
-        return f"restores have begun, after {seen}"
+        return f"restores have begun {seen}"
     if ended.end == "timeout":
         why = f"; last seen: {ended.last_seen}" if ended.last_seen else ""
-        return f"gave up at the deadline without a restored start, after {seen}{why}"
+        return f"gave up at the deadline without a restored start {seen}{why}"
     hint = ""
     if not ended.rounds[-1].new:
         hint = "; the last round met only replicas that ran before: give the app time to scale down with --pause"
-    return f"gave up without a restored start, after {seen}{hint}"
+    return f"gave up without a restored start {seen}{hint}"
 
 
 def _say(line: str) -> None:

@@ -53,7 +53,7 @@ class Control:
         """
         kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
         tag = hashlib.sha256(b"torpor-replica " + self._boot_id.encode()).hexdigest()[:_TAG_DIGITS]
-        return {"torpor-boot": kind, "torpor-restores": str(self.wakes), "torpor-replica": tag}
+        return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one of `paths`."""
