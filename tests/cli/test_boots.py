@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.platforms.modal_lines import AT, COLD_ID, CREATED, CREATING, FAILED, RESTORING, after, cold, log, woken
 
-if TYPE_CHECKING:
-    from pathlib import Path
+PAGE = (Path(__file__).parents[2] / "docs" / "boots.md").read_text(encoding="utf-8")
 
 SAVED = log(
     *((10, "ta-A", line) for line in (*cold(10), CREATING)),
@@ -140,6 +140,29 @@ def test_bytes_that_are_no_text_are_read_over(tmp_path: Path) -> None:
     file = tmp_path / "odd.log"
     file.write_bytes(b"\xff\xfe\x00\n" + RESTORING.encode() + b"\r\n\x80")
     assert boots("--file", str(file)).stdout.splitlines()[-1] == "restores: 1 of 1 succeeded (100%); 1 claimed"
+
+
+def test_the_page_shows_what_the_command_says_of_its_log() -> None:
+    """The two blocks of docs/boots.md belong together, letter by letter."""
+    saved, shown = (PAGE.split(f"```{kind}\n")[1].split("```")[0] for kind in ("log", "text"))
+    assert boots("--file", "-", stdin=saved).stdout == shown
+
+
+def test_the_page_names_the_options_that_there_are() -> None:
+    """Of the three commands; a renamed one is found here."""
+    known = {option for name in ("boots", "prewarm", "probe") for option in options_of(name)}
+    foreign = {"--since", "--timestamps", "--show-container-id"}  # of `modal app logs`
+    named = set(re.findall(r"--[a-z][a-z-]+", PAGE))
+    assert named - foreign <= known
+    assert {"--file", "--json", "--attempts", "--pause", "--timeout", "--model", "--key-env"} <= named
+
+
+def options_of(name: str) -> set[str]:
+    """The long options that a command's help names."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "torpor.cli", name, "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", shown.stdout))
 
 
 @pytest.mark.parametrize(

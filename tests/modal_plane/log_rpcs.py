@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from grpclib import GRPCError, Status
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from grpclib.server import Stream
 
     from tests.modal_plane.store import LogEntry
+
+_HANG_S = 60.0
 
 
 class LogRPCs(ContainerRPCs):
@@ -34,6 +37,8 @@ class LogRPCs(ContainerRPCs):
         request = await self._receive(stream)
         if self.store.logs_fail is not None:
             raise GRPCError(self.store.logs_fail, "as the test wants it")
+        if self.store.logs_hang:
+            await asyncio.sleep(_HANG_S)  # the client goes first, which cancels this
         answer = api_pb2.AppCountLogsResponse(app_id=request.app_id)
         start = int(_seconds(request.since)) // request.bucket_secs * request.bucket_secs
         for begin in range(start, int(_seconds(request.until)) + 1, request.bucket_secs):

@@ -111,6 +111,7 @@ class Store:
     tasks: dict[str, Task] = field(default_factory=dict)
     logs: dict[str, list[LogEntry]] = field(default_factory=dict)
     logs_fail: Status | None = None
+    logs_hang: bool = False
     web_url: str | None = None
     failing_command: str | None = None
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

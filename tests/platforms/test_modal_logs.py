@@ -324,11 +324,13 @@ def test_the_log_comes_through_the_clients_own_calls(plane: ModalPlane, tmp_path
     assert plane.store.of(api_pb2.AppFetchLogsRequest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
         (("nosuch",), 2, "Modal has no app 'nosuch'"),
         (("small", "--hours", "0"), 2, "at most 840 hours"),
+        (("small", "--timeout", "0"), 2, "--timeout is 0"),
         (("not/a name",), 2, "Modal has no app 'not/a name'"),
     ],
 )
@@ -341,9 +343,33 @@ def test_an_app_or_a_range_that_is_none_is_one_paragraph(
     assert words in done.output
 
 
+@pytest.mark.slow
 def test_refused_credentials_say_how_to_log_in(plane: ModalPlane, tmp_path: Path) -> None:
     """As everywhere else that Modal is asked."""
     plane.store.logs_fail = Status.UNAUTHENTICATED
     done = plane.python("-m", "torpor.cli", "boots", "small", cwd=tmp_path)
     assert (done.code, "Traceback" in done.output) == (2, False)
     assert "Log in with `modal setup`" in done.output
+
+
+@pytest.mark.slow
+def test_a_log_that_does_not_come_is_not_waited_for(plane: ModalPlane, tmp_path: Path) -> None:
+    """The deadline is over all calls; exit code 1, as nothing is wrong with what was asked."""
+    plane.store.logs_hang = True
+    began = time.monotonic()
+    done = plane.python("-m", "torpor.cli", "boots", "small", "--timeout", "2", cwd=tmp_path)
+    assert (done.code, "Traceback" in done.output) == (1, False)
+    assert "did not send the log of 'small' within 2 s" in done.output
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.slow
+def test_a_platform_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
+    """In time, whatever the client tries again."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with ModalPlane(home) as gone:
+        pass
+    done = gone.python("-m", "torpor.cli", "boots", "small", "--timeout", "3", cwd=tmp_path)
+    assert (done.code, "Traceback" in done.output) == (1, False)
+    assert re.search(r"Modal cannot be reached|within 3 s", done.output)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from torpor.cli.probe import checked_timeout
 from torpor.errors import ConfigurationError
 from torpor.platforms.modal_logs import KINDS, classify, read_lines
 
@@ -49,7 +50,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     else:
         from torpor.platforms.modal import app_logs  # noqa: PLC0415 - a saved log needs no modal
 
-        report = classify(app_logs(app_name, hours=hours, timeout_s=timeout_s))
+        report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:
         print(json.dumps(_as_values(report), indent=2))
     elif sys.stdout.isatty():
