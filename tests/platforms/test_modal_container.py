@@ -164,19 +164,19 @@ def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp
     assert (ready.status_code, ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == (200, "restored", "1")
 
 
-def test_a_deployed_app_is_prewarmed_by_its_name(plane: ModalPlane, tmp_path: Path) -> None:
+def test_a_deployed_app_is_prewarmed_by_its_file(plane: ModalPlane, tmp_path: Path) -> None:
     """The real client finds the URL; a server that says nothing of its start is judged by the app's log."""
     deployed(plane, tmp_path, free_port())
     missing = plane.python("-m", "torpor.cli", "prewarm", "nosuch", cwd=tmp_path)
-    assert (missing.code, "'nosuch' is not deployed" in missing.output) == (1, True)
+    assert (missing.code, "'nosuch' is not deployed" in missing.output) == (1, True)  # a name is looked up as it is
     with ChatServer([Reply(pieces=(b"ok",), pause_s=2.0)]) as silent:
         plane.serve_web_at(silent.url)
         again = plane.modal("deploy", "held_app.py", cwd=tmp_path / "app")
         assert again.code == 0, again.output
         platform = threading.Thread(target=restores_when_asked, args=(plane, silent))
         platform.start()
-        argv = ("prewarm", "held", "--requests", "2", "--attempts", "1", "--json")
-        done = plane.python("-m", "torpor.cli", *argv, cwd=tmp_path)
+        argv = ("prewarm", "held_app.py", "--requests", "2", "--attempts", "1", "--json")
+        done = plane.python("-m", "torpor.cli", *argv, cwd=tmp_path / "app")
         platform.join()
     assert (done.code, len(silent.seen)) == (0, 2), done.output
     assert '"restored_in_log": 1' in done.output

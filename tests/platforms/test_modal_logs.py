@@ -265,11 +265,26 @@ def test_json_records_are_read_as_well() -> None:
     assert classify(read_lines('{"event": "other", "stage": "serve"}\n{"event": "sta')).starts == ()
 
 
-def test_a_record_that_was_cut_off_is_counted_and_not_guessed() -> None:
-    """Its stage stands at its end."""
-    whole = stage("serve", "cold", COLD_ID, 10, 1.0, 0)
-    report = read((10, "ta-A", whole[: whole.index(" stage=")]))
-    assert (report.starts, report.unreadable) == ((), 1)
+@pytest.mark.parametrize("kept", [" ok=", " stage=", "rve", " copy=", "ue restore_count"])
+def test_a_record_that_was_cut_off_is_counted_and_not_guessed(kept: str) -> None:
+    """Half a word would say something else: that a copy woke in place, or that a stage was none."""
+    text = (
+        after("b1", copy=True)
+        if kept in (" copy=", "ue restore_count")
+        else stage("serve", "cold", COLD_ID, 10, 1.0, 0)
+    )
+    report = read((9, "ta-A", RESTORING), (10, "ta-A", text[: text.index(kept)]))
+    assert (kinds(report), report.unreadable) == ([("ta-A", "restored", "claimed")], 1)
+
+
+def test_a_start_that_failed_and_the_next_one_are_two() -> None:
+    """Also where the log names no containers."""
+    lines = [stage("preflight", "cold", "", 5, 1.0, 0, "PreflightError: no weights"), *cold(20, serves=True)]
+    starts = classify(read_lines("\n".join(lines))).starts
+    assert [(start.kind, start.note, start.served_at) for start in starts] == [
+        ("cold", "PreflightError: no weights", None),
+        ("cold", "", AT + 20),
+    ]
 
 
 @given(st.lists(st.sampled_from([RESTORING, CREATED, CREATING, FAILED, SEGFAULT, after("b", copy=True), *cold(9)])))

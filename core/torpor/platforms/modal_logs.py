@@ -48,6 +48,22 @@ _PLATFORM = (
     ("restoring", re.compile(r"restoring (?:function|container)\b", re.IGNORECASE)),
     ("segfault", re.compile(r"(?:runner|container) segmentation fault\b", re.IGNORECASE)),
 )
+# Of `torpor.boot`; see StageRecord.stage.
+_STAGES = frozenset(
+    [
+        "preflight",
+        "launch",
+        "ready",
+        "warmup",
+        "canary",
+        "drain",
+        "pre_snapshot",
+        "post_restore",
+        "canary_check",
+        "serve",
+        "stop",
+    ]
+)
 _RESTORING = re.compile(r"\brestoring\b", re.IGNORECASE)
 _EXIT_CODE = re.compile(r"exit code:? *(-?\d+)", re.IGNORECASE)
 # structlog's console lines: `... [info     ] stage   boot=cold boot_id=... error='...' seconds=0.1 stage=serve`
@@ -243,12 +259,12 @@ class _Reader:
     def take(self, line: LogLine) -> None:
         line = replace(line, text=_clean(line.text))
         if (facts := _own_facts(line.text)) is not None:
-            if facts.get("event") == AFTER_SNAPSHOT and "boot_id" in facts:
-                self._after_snapshot(line, facts)
-            elif "boot" in facts and "stage" in facts and "seconds" in facts:
-                self._stage(line, facts)
-            else:
+            if not _whole(facts):
                 self.unreadable += 1
+            elif facts["event"] == AFTER_SNAPSHOT:
+                self._after_snapshot(line, facts)
+            else:
+                self._stage(line, facts)
             return
         for what, pattern in _PLATFORM:
             if pattern.match(line.text):
@@ -325,9 +341,8 @@ class _Reader:
     def _cold_start(self, line: LogLine, boot_id: str) -> _Open:
         mine = self._mine(line)
         for start in mine:
-            if start.cold and not start.woke and start.boot_id == boot_id:
-                return start
-            if start.cold and not start.boot_id:  # its preflight, which has no boot id yet
+            goes_on = start.cold and not start.woke and not start.error
+            if goes_on and start.boot_id in ("", boot_id):  # a preflight has no boot id yet
                 return start
         retried = [one for one in mine if one.kind == "restore_failed" and not one.cold]
         if retried:
@@ -377,6 +392,13 @@ def _own_facts(text: str) -> dict[str, object] | None:
         return None
     facts = {name: _value(value) for name, value in _PAIR.findall(text[found.end() :])}
     return {**facts, "event": AFTER_SNAPSHOT if AFTER_SNAPSHOT in found[0] else "stage"}
+
+
+def _whole(facts: dict[str, object]) -> bool:
+    """Whether a record says what it is there for; half a word at a cut end would say something else."""
+    if facts["event"] == AFTER_SNAPSHOT:
+        return "boot_id" in facts and isinstance(facts.get("copy"), bool)
+    return facts.get("boot") in ("cold", "restored") and str(facts.get("stage")) in _STAGES and "seconds" in facts
 
 
 def _value(text: str) -> object:
