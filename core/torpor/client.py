@@ -18,16 +18,30 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     import httpx
 
-__all__ = ["API_KEY_VARIABLE", "PROMPT", "SYSTEM_PROMPTS", "ChatResult", "ask_in_turn", "chat", "errors_told", "main"]
+__all__ = [
+    "API_KEY_VARIABLE",
+    "PROMPT",
+    "SYSTEM_PROMPTS",
+    "ChatResult",
+    "ask_in_turn",
+    "chat",
+    "checked_url",
+    "errors_told",
+    "get_when_there",
+    "main",
+    "open_async_client",
+]
+
+T = TypeVar("T")
 
 API_KEY_VARIABLE = "TORPOR_API_KEY"
 """Environment variable with the bearer key of a server that demands one."""
@@ -58,18 +72,22 @@ class ChatResult:
         ttft_s: seconds from the call to the first token, waiting for the server included.
         total_s: seconds from the call to the end of the answer.
         tokens: completion tokens as the server counted them; chunks of text where it did not.
+        waited_s: seconds from the call until the request was sent that got the answer.
+        model: the served name that was asked.
     """
 
     text: str
     ttft_s: float
     total_s: float
     tokens: int
+    waited_s: float
+    model: str
 
 
 def chat(
     url: str,
     *,
-    model: str,
+    model: str | None,
     prompt: str,
     system: str | None = None,
     max_tokens: int | None = None,
@@ -82,7 +100,7 @@ def chat(
 
     Args:
         url: where the server answers, without a path.
-        model: the served name.
+        model: the served name; None for the first that the server lists at `/v1/models`.
         prompt: the user's message.
         system: the system prompt; None for none.
         max_tokens: longest answer, tokens; None leaves it to the server.
@@ -107,8 +125,10 @@ def chat(
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     key = api_key or os.environ.get(API_KEY_VARIABLE)
+    root = checked_url(url)
     question = _Question(
-        url=f"{_checked(url)}/v1/chat/completions",
+        url=f"{root}/v1/chat/completions",
+        models_url=f"{root}/v1/models",
         body=body,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         on_text=on_text or (lambda _: None),
@@ -117,7 +137,12 @@ def chat(
     return asyncio.run(question.ask_within(timeout_s))
 
 
-def _checked(url: str) -> str:
+def checked_url(url: str) -> str:
+    """A server's URL, without a slash at its end.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"The server's URL is {url!r}; it has to begin with http:// or https://.")
     return url.rstrip("/")
@@ -171,10 +196,12 @@ class _Answer:
             self.pieces.append(text)
         return text
 
-    def result(self, began: float) -> ChatResult:
+    def result(self, began: float, sent: float, model: str) -> ChatResult:
         """The finished answer; times count from `began`."""
         ended = time.monotonic()
         return ChatResult(
+            waited_s=sent - began,
+            model=model,
             text="".join(self.pieces),
             ttft_s=(self.first_at or ended) - began,
             total_s=ended - began,
@@ -185,6 +212,7 @@ class _Answer:
 @dataclass
 class _Question:
     url: str
+    models_url: str
     body: dict[str, object]
     headers: dict[str, str]
     on_text: Callable[[str], None]
@@ -207,23 +235,37 @@ class _Question:
             ) from None
 
     async def _ask(self) -> ChatResult:
-        import httpx  # noqa: PLC0415 - only asking needs it
+        async with open_async_client(self.headers) as client:
+            return await _until_there(lambda: self._answered(client), self._note_wait)
 
-        pause_s = _FIRST_PAUSE_S
-        # The deadline over all of it is asyncio's; httpx's own would be one per socket operation.
-        limits = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
-        async with httpx.AsyncClient(timeout=limits, headers=self.headers) as client:
-            while True:
-                try:
-                    await self._try_once(client)
-                except _TryLaterError as later:
-                    if str(later) != self._waiting_for:
-                        self._waiting_for = str(later)
-                        self.on_wait(self._waiting_for)
-                    await asyncio.sleep(pause_s if later.pause_s is None else later.pause_s)
-                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-                else:
-                    return self._answer.result(self._began)
+    def _note_wait(self, reason: str) -> None:
+        self._waiting_for = reason
+        self.on_wait(reason)
+
+    async def _answered(self, client: httpx.AsyncClient) -> ChatResult:
+        if self.body["model"] is None:
+            self.body["model"] = await self._first_model(client)
+        sent = time.monotonic()
+        await self._try_once(client)
+        return self._answer.result(self._began, sent, str(self.body["model"]))
+
+    async def _first_model(self, client: httpx.AsyncClient) -> str:
+        """The first name that the server lists (OpenAI's API, `GET /v1/models`).
+
+        Raises:
+            _TryLaterError: the server is not ready.
+            EngineRequestError: it refuses, or lists nothing.
+        """
+        import httpx  # noqa: PLC0415
+
+        response = await _get(client, self.models_url)
+        try:
+            return str(response.raise_for_status().json()["data"][0]["id"])
+        except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            raise EngineRequestError(
+                f"GET {self.models_url} was answered with {response.status_code} and names no model: "
+                f"{response.text.strip()[:_QUOTED]!r}. Name the served model yourself."
+            ) from error
 
     async def _try_once(self, client: httpx.AsyncClient) -> None:
         import httpx  # noqa: PLC0415
@@ -258,10 +300,7 @@ class _Question:
             _TryLaterError: the server is not ready.
             EngineRequestError: it refuses, or what comes is no stream of chat chunks.
         """
-        if response.status_code in _WAITING:
-            raise _TryLaterError(
-                f"the server answers {response.status_code}", _retry_after(response.headers.get("Retry-After", ""))
-            )
+        _check_there(response)
         if response.status_code != _OK:
             said = (await response.aread()).decode(errors="replace").strip()
             raise EngineRequestError(
@@ -277,6 +316,69 @@ class _Question:
             f"The answer from {self.url} ended without its final event, after {len(self._answer.pieces)} pieces of text; "
             f"its last line was {self._answer.last_line[:_QUOTED]!r}."
         )
+
+
+def open_async_client(headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
+    """A client without a deadline over an answer: that is asyncio's; httpx's own would be one per socket operation."""
+    import httpx  # noqa: PLC0415 - only asking needs it
+
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S), headers=headers, limits=limits, follow_redirects=False
+    )
+
+
+async def get_when_there(client: httpx.AsyncClient, url: str, *, on_wait: Callable[[str], None]) -> httpx.Response:
+    """GET until somebody answers who is not waking up any more. The deadline is the caller's.
+
+    Args:
+        client: of `open_async_client`.
+        url: what to get; redirects are followed.
+        on_wait: told, in one line, why it waits, whenever the reason changes.
+
+    Raises:
+        ConfigurationError: the URL is none.
+        ServerUnavailableError: it redirects without end.
+    """
+    return await _until_there(lambda: _get(client, url), on_wait)
+
+
+async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    import httpx  # noqa: PLC0415
+
+    try:
+        response = await client.get(url, follow_redirects=True)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
+    except httpx.TooManyRedirects as error:
+        raise ServerUnavailableError(f"{url} redirects without end: {error}") from error
+    except httpx.TransportError as error:
+        raise _TryLaterError(f"{type(error).__name__}: {error}") from error
+    _check_there(response)
+    return response
+
+
+def _check_there(response: httpx.Response) -> None:
+    """Raise `_TryLaterError` for the answer of a server that is not ready."""
+    if response.status_code in _WAITING:
+        raise _TryLaterError(
+            f"the server answers {response.status_code}", _retry_after(response.headers.get("Retry-After", ""))
+        )
+
+
+async def _until_there(step: Callable[[], Awaitable[T]], on_wait: Callable[[str], None]) -> T:
+    """Repeat a step, with pauses that grow, until it no longer says to try later."""
+    pause_s, reason = _FIRST_PAUSE_S, ""
+    while True:
+        try:
+            return await step()
+        except _TryLaterError as later:
+            if str(later) != reason:
+                reason = str(later)
+                on_wait(reason)
+            wanted_s = later.pause_s
+        await asyncio.sleep(pause_s if wanted_s is None else wanted_s)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
 def _redirect(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Request | None:

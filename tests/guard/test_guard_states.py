@@ -264,6 +264,52 @@ async def test_a_wake_may_bring_a_new_boot_id() -> None:
     assert (await control(guard, "state")).json["boot_id"] == "another"
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+@in_loop
+async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path: str) -> None:
+    """Cold, woken in place, restored as a copy under a boot id of its own; what was restored stays restored."""
+    _, guard = guarded()
+    told: list[tuple[str, str]] = []
+    tags: list[str] = []
+    for identity in (None, {}, {"boot_id": "fedcba9876543210"}, {"boot_id": "fedcba9876543210"}):
+        if identity is not None:
+            await to_asleep(guard)
+            assert (await control(guard, "wake", identity)).status == 200
+            for step in RULES.wake:
+                assert (await ask(guard, step, method="POST", key=KEY)).status == 200
+        await to_serving(guard)
+        answer = await ask(guard, path)
+        assert answer.status == 200
+        told.append((answer.headers["torpor-boot"], answer.headers["torpor-wakes"]))
+        tags.append(answer.headers["torpor-replica"])
+        said = str(answer.headers) + str(answer.json)
+        assert not any(secret in said for secret in (KEY, BOOT_ID, "fedcba9876543210"))
+    assert told == [("cold", "0"), ("woken", "1"), ("restored", "2"), ("restored", "3")]
+    assert [tag == tags[0] for tag in tags] == [True, True, False, False]
+    assert tags[2] == tags[3]
+    assert len(tags[0]) == 12
+
+
+@in_loop
+async def test_a_wake_that_is_refused_changes_nothing_that_is_told() -> None:
+    """Out of order it is no wake, and the boot id in it names nobody."""
+    _, guard = guarded()
+    await to_serving(guard)
+    before = (await ask(guard, "/ready")).headers
+    assert (await control(guard, "wake", {"boot_id": "another"})).status == 409
+    assert (await ask(guard, "/ready")).headers == before
+
+
+@in_loop
+async def test_what_the_start_was_is_told_on_no_other_path() -> None:
+    """Neither on the engine's answers, which the guard does not touch, nor on a refusal."""
+    _, guard = guarded()
+    await to_serving(guard)
+    for path in ("/v1/models", "/secret", "/metrics"):
+        headers = (await ask(guard, path)).headers
+        assert [name for name in headers if name.startswith("torpor-")] == []
+
+
 @in_loop
 async def test_a_key_sent_at_the_wrong_time_is_not_taken() -> None:
     """Only asleep -> waking replaces it."""

@@ -12,5 +12,6 @@ functions end with a failure that says so (or with a value that the test gave).
 from tests.modal_plane.container import Container
 from tests.modal_plane.plane import Finished, ModalPlane
 from tests.modal_plane.reader import DeployedApp, DeployedFunction, Layer, WebServer
+from tests.modal_plane.store import LogEntry
 
-__all__ = ["Container", "DeployedApp", "DeployedFunction", "Finished", "Layer", "ModalPlane", "WebServer"]
+__all__ = ["Container", "DeployedApp", "DeployedFunction", "Finished", "Layer", "LogEntry", "ModalPlane", "WebServer"]

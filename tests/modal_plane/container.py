@@ -96,10 +96,14 @@ class Container:
         """Wait until it asks to be snapshotted, which it does when the enter methods before the snapshot are over."""
         self._wait(lambda: self.task.snapshots > 0, "ask for a snapshot")
 
-    def restore(self) -> None:
-        """Let it go on as the runtime does after a restore: by a file with what changed."""
+    def restore(self, *, task_id: str = "") -> None:
+        """Let it go on as the runtime does after a restore: by a file with what changed.
+
+        Args:
+            task_id: the container that it is restored in; by default the one that it was captured in.
+        """
         beside = self._restored.with_suffix(".tmp")
-        beside.write_text(json.dumps({"task_id": self._task_id, "snapshot_debug": "0"}))
+        beside.write_text(json.dumps({"task_id": task_id or self._task_id, "snapshot_debug": "0"}))
         beside.rename(self._restored)
 
     def wait_until_ready(self) -> None:

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from grpclib.server import Server
+from modal_proto import api_pb2
 
 from tests.modal_plane.blobs import BlobServer
 from tests.modal_plane.reader import DeployedApp
 from tests.modal_plane.service import control_plane
-from tests.modal_plane.store import Outcome, Store
+from tests.modal_plane.store import App, Outcome, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from tests.modal_plane.store import LogEntry
 
 __all__ = ["Finished", "ModalPlane"]
 
@@ -81,6 +84,16 @@ class ModalPlane:
     def answer_calls(self, function: str, value: object) -> None:
         """Let calls of a function end with `value`; without this they fail, because there are no containers."""
         self.store.outcomes[function] = Outcome(value=value)
+
+    def publish(self, name: str) -> str:
+        """Make a deployed app exist that nobody deployed here, without functions; its id."""
+        app = App(self.store.new_id("ap"), name, state=api_pb2.APP_STATE_DEPLOYED)
+        self.store.apps[app.app_id] = app
+        return app.app_id
+
+    def add_logs(self, app_id: str, *entries: LogEntry) -> None:
+        """Put entries into an app's log; they have to come in the order of their times."""
+        self.store.logs.setdefault(app_id, []).extend(entries)
 
     # --- what a test reads --------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from tests.modal_plane.container_rpcs import ContainerRPCs
+from tests.modal_plane.log_rpcs import LogRPCs
 from tests.modal_plane.store import ENVIRONMENT, App, Outcome, StoredFunction, content_id
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BUILDER_VERSION = "2025.06"
 _LOG_POLL_S = 30.0
 
 
-class ControlPlane(ContainerRPCs):
+class ControlPlane(LogRPCs):
     """Answers the real client from a `Store`, and keeps every request there."""
 
     # --- session ------------------------------------------------------------------------------------------------------

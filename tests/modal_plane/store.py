@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from google.protobuf.message import Message
+    from grpclib import Status
 
 _M = TypeVar("_M", bound="Message")
 
@@ -49,6 +50,16 @@ class Outcome:
 
     value: object = None
     failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """A piece of an app's log: a line, several, or a part of one."""
+
+    data: str
+    at: float
+    container: str = ""
+    source: api_pb2.FileDescriptor.ValueType = api_pb2.FILE_DESCRIPTOR_STDOUT
 
 
 @dataclass
@@ -98,6 +109,9 @@ class Store:
     calls: dict[str, str] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
+    logs: dict[str, list[LogEntry]] = field(default_factory=dict)
+    logs_fail: Status | None = None
+    logs_hang: bool = False
     web_url: str | None = None
     failing_command: str | None = None
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

@@ -6,15 +6,19 @@ import fcntl
 import re
 import socket
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
-from tests.modal_plane import Container, ModalPlane
+from tests.chat_server import ChatServer, Reply
+from tests.modal_plane import Container, LogEntry, ModalPlane
+from tests.platforms.modal_lines import RESTORING
 from tests.platforms.small import free_port
 
+from torpor.platforms.modal_logs import LogLine, classify
 from torpor.testing import Fault
 
 if TYPE_CHECKING:
@@ -139,6 +143,51 @@ def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane
         *("post_restore", "canary_check", "serve"),
     ]
     assert [boot for boot, _ in stages] == ["cold"] * 7 + ["restored"] * 3
+
+
+@needs_eth0
+def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp_path: Path) -> None:
+    """The real entrypoint hands on the new container's id; log and door of the replica tell that it is a copy."""
+    port = free_port()
+    server = deployed(plane, tmp_path, port)
+    with Container(plane, server, tmp_path, snapshot=True) as container:
+        container.wait_for_snapshot()
+        captured = len(container.log())
+        container.restore(task_id="ta-elsewhere")
+        container.wait_until_ready()
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=5)
+        log = container.log()[captured:]
+        assert container.kill_switch() == 0
+    lines = [LogLine(text=text, container="ta-elsewhere") for text in [RESTORING, *log.splitlines()]]
+    (start,) = classify(lines).starts
+    assert (start.kind, start.proof, start.note, start.restore_count) == ("restored", "proved", "", 1)
+    assert (ready.status_code, ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == (200, "restored", "1")
+
+
+def test_a_deployed_app_is_prewarmed_by_its_file(plane: ModalPlane, tmp_path: Path) -> None:
+    """The real client finds the URL; a server that says nothing of its start is judged by the app's log."""
+    deployed(plane, tmp_path, free_port())
+    missing = plane.python("-m", "torpor.cli", "prewarm", "nosuch", cwd=tmp_path)
+    assert (missing.code, "'nosuch' is not deployed" in missing.output) == (1, True)  # a name is looked up as it is
+    with ChatServer([Reply(pieces=(b"ok",), pause_s=2.0)]) as silent:
+        plane.serve_web_at(silent.url)
+        again = plane.modal("deploy", "held_app.py", cwd=tmp_path / "app")
+        assert again.code == 0, again.output
+        platform = threading.Thread(target=restores_when_asked, args=(plane, silent))
+        platform.start()
+        argv = ("prewarm", "held_app.py", "--requests", "2", "--attempts", "1", "--json")
+        done = plane.python("-m", "torpor.cli", *argv, cwd=tmp_path / "app")
+        platform.join()
+    assert (done.code, len(silent.seen)) == (0, 2), done.output
+    assert '"restored_in_log": 1' in done.output
+
+
+def restores_when_asked(plane: ModalPlane, server: ChatServer) -> None:
+    """Log a restore as soon as the first request has come."""
+    deadline = time.monotonic() + 60
+    while not server.seen and time.monotonic() < deadline:
+        time.sleep(0.01)
+    plane.add_logs(plane.app("held").app_id, LogEntry(data=RESTORING + "\n", at=time.time(), container="ta-B"))
 
 
 @needs_eth0

@@ -16,12 +16,14 @@ import httpx
 import modal
 import pytest
 from tests.conftest import is_running
+from tests.platforms.modal_lines import RESTORING
 from tests.platforms.small import Patch, a_deployment, load
 from typing_extensions import override
 
 from torpor import CanaryError, ConfigurationError, DrainTimeoutError, Plugin, PortInUseError, TorporError, hookimpl
 from torpor.platforms import modal as platform
 from torpor.platforms.modal import SnapshotServer, cls_options
+from torpor.platforms.modal_logs import LogLine, classify
 from torpor.process import session_members
 from torpor.testing import Fault, StandIn
 
@@ -189,6 +191,43 @@ def test_start_sleeps_wake_serves_and_stop_leaves_nothing(tmp_path: Path, server
     SnapshotServer.stop(server)
     SnapshotServer.stop(server)
     assert living(server) == []
+
+
+@pytest.mark.parametrize("container", ["ta-first", "ta-second"])
+def test_a_replica_says_in_its_log_whether_it_was_restored(
+    tmp_path: Path,
+    servers: list[SnapshotServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    container: str,
+) -> None:
+    """A copy wakes in another container than it slept in: it gets a boot id of its own, and its door says so too."""
+    deployment = a_deployment()
+    server = a_server(tmp_path, servers, deployment)
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-first")
+    before = time.time()
+    SnapshotServer.start(server)
+    assert server._boot is not None
+    first_id = server._boot.running_engine.boot_id
+    cold = capsys.readouterr().out
+    monkeypatch.setenv("MODAL_TASK_ID", container)
+    SnapshotServer.wake(server)
+    warm = capsys.readouterr().out
+    copied = container == "ta-second"
+    boot_id = server._boot.running_engine.boot_id
+    assert (boot_id != first_id) == copied
+    lines = [("ta-first", line) for line in cold.splitlines()]
+    lines += [(container, line) for line in ([RESTORING] if copied else []) + warm.splitlines()]
+    starts = classify(LogLine(text=line, container=place) for place, line in lines).starts
+    last = starts[-1]
+    expected = [("ta-first", "cold", ""), ("ta-second", "restored", "proved")] if copied else [("ta-first", "cold", "")]
+    assert [(start.container, start.kind, start.proof) for start in starts] == expected
+    assert (last.boot_id, last.restore_count) == (boot_id, 1)
+    assert last.captured_at is not None
+    assert last.served_at is not None
+    assert before < last.captured_at < last.served_at
+    ready = httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False)
+    assert (ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == ("restored" if copied else "woken", "1")
 
 
 def test_without_snapshots_start_serves_at_once(tmp_path: Path, servers: list[SnapshotServer]) -> None:

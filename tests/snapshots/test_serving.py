@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import structlog
 
@@ -34,6 +35,7 @@ from torpor.platforms.local import (
     remove_snapshot,
     restore_snapshot,
 )
+from torpor.prewarm import prewarm
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.front import READY_FOR_S
 from torpor.snapshots.manifest import MANIFEST
@@ -146,6 +148,23 @@ def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept)
     finally:
         copies.stop()
     assert engines_on(original.port) == []
+
+
+def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
+    """What `torpor prewarm` looks for; two copies have two tags, and neither is a boot id."""
+    port = free_port()
+    copies = restore_snapshot(original.folder, replicas=2, port=port)
+    try:
+        ended = prewarm(f"http://127.0.0.1:{port}", requests=1, attempts=1, pause_s=0.0, timeout_s=30.0)
+        answers = [httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False) for _ in range(8)]
+        boot_ids = {one.boot.running_engine.boot_id for one in copies.serving}
+    finally:
+        copies.stop()
+    assert ended.end == "restored"
+    assert {(one.headers["torpor-boot"], one.headers["torpor-wakes"]) for one in answers} == {("restored", "1")}
+    tags = {one.headers["torpor-replica"] for one in answers}
+    assert len(tags) == len(boot_ids) == 2
+    assert tags & boot_ids == set()
 
 
 def test_two_restores_at_once_do_not_meet(original: Kept) -> None:

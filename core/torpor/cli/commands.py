@@ -250,3 +250,72 @@ def report(
     from torpor.cli.report import run_report  # noqa: PLC0415
 
     run_report(files, output=output)
+
+
+@app.command()
+def boots(
+    app_name: Annotated[
+        str, typer.Argument(metavar="[APP_NAME]", help="Name of an app on Modal, or its id (ap-...).")
+    ] = "",
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read this saved log; - is standard input.")] = None,
+    hours: Annotated[float, typer.Option(help="How far back the app's log is read.")] = 24.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For fetching the log.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an app's starts on Modal were: cold, restored, failed."""
+    from torpor.cli.boots import run_boots  # noqa: PLC0415
+
+    run_boots(app_name, file=file, hours=hours, timeout_s=timeout, as_json=as_json)
+
+
+@app.command()
+def probe(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server answers, without a path.")],
+    *,
+    model: Annotated[str, typer.Option(help="Served name; by default the first that the server lists.")] = "",
+    prompt: Annotated[str, typer.Option(help="The question.")] = "Why is the sky blue? Answer in three sentences.",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
+    ] = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For all of it.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Wait for a server, stream one answer, tell its times.
+
+    Exit code 0: it answered; 1: no answer in time, or a refusal; 2: wrong input.
+    """
+    from torpor.cli.probe import run_probe  # noqa: PLC0415
+
+    run_probe(
+        url,
+        model=model,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        key_env=key_env,
+        timeout_s=timeout,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def prewarm(
+    target: Annotated[
+        str, typer.Argument(metavar="URL|APP", help="URL of the server; or app file, or name, of a deployed app.")
+    ],
+    *,
+    requests: Annotated[int, typer.Option(help="Concurrent requests of one round.")] = 16,
+    attempts: Annotated[int, typer.Option(help="Rounds.")] = 8,
+    pause: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Between two rounds, for the app to scale down.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For all of it.")] = 3600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Drive cold starts of a deployed app until restores begin.
+
+    Exit code 0: a restored start was seen; 1: it gave up; 2: wrong input.
+    """
+    from torpor.cli.prewarm import run_prewarm  # noqa: PLC0415
+
+    run_prewarm(target, requests=requests, attempts=attempts, pause=pause, timeout_s=timeout, as_json=as_json)

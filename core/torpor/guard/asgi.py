@@ -213,7 +213,8 @@ class Guard:
     async def _answer_health(self, send: Send) -> None:
         serving = self._machine.state is State.SERVING
         retry = {} if serving else {"retry-after": str(self._rules.retry_after_s)}
-        await answer(send, _OK if serving else _UNAVAILABLE, {"state": self._machine.state}, retry)
+        headers = {**retry, **self._control.boot_headers}
+        await answer(send, _OK if serving else _UNAVAILABLE, {"state": self._machine.state}, headers)
 
     async def _conflict(self, send: Send, error: str) -> None:
         await conflict(send, error, self._machine.state)

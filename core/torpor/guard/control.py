@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING
 
 from torpor.guard.keys import LifecycleKey
@@ -19,6 +20,7 @@ _METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", 
 _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
 _MAX_DRAIN_S = 24 * 3600
 _OK, _BAD_REQUEST = 200, 400
+_TAG_DIGITS = 12
 
 
 class Control:
@@ -28,6 +30,9 @@ class Control:
         machine: what they move.
         key: what `wake` replaces.
         boot_id: what `state` tells.
+
+    Attributes:
+        wakes: how often the engine woke so far.
     """
 
     paths = tuple(CONTROL + name for name in _METHODS)
@@ -36,6 +41,19 @@ class Control:
         self._machine = machine
         self._key = key
         self._boot_id = boot_id
+        self._is_copy = False
+        self.wakes = 0
+
+    @property
+    def boot_headers(self) -> dict[str, str]:
+        """What everybody may know of this boot: no id that a control call would take, and no key.
+
+        `cold` never slept, `woken` slept and woke in place, `restored` woke as a copy of a snapshot: core gives a copy a boot
+        id of its own. The replica's tag is a digest of that id; it tells one replica from another and nothing else.
+        """
+        kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
+        tag = hashlib.sha256(b"torpor-replica " + self._boot_id.encode()).hexdigest()[:_TAG_DIGITS]
+        return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one of `paths`."""
@@ -89,6 +107,8 @@ class Control:
             return
         if new_key is not None:
             self._key.replace(new_key)
+        self.wakes += 1
+        self._is_copy |= boot_id != self._boot_id
         self._boot_id = boot_id
         await self._tell(send, None)
 

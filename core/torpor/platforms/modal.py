@@ -13,21 +13,26 @@ of the two by their order. Facts about the client are of version 1.6.4, seen by 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
+import secrets
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from inspect import getattr_static
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 import modal
-from modal.exception import AuthError, NotFoundError
+from modal.exception import AuthError, InvalidError, LogsFetchError, NotFoundError
 from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
 
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, ServerUnavailableError
+from torpor.events import log
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import (
     RUNNER,
@@ -37,6 +42,7 @@ from torpor.platforms.container import (
     script_path,
     step_line,
 )
+from torpor.platforms.modal_logs import AFTER_SNAPSHOT, LogLine
 from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
@@ -52,6 +58,8 @@ __all__ = [
     "Concurrency",
     "DownloadOptions",
     "SnapshotServer",
+    "app_logs",
+    "app_url",
     "cls_options",
     "concurrency",
     "deployed_url",
@@ -63,6 +71,9 @@ __all__ = [
 
 _MAX_SCALEDOWN_S = 3600
 _MODULE_LEVEL = "<module>"
+_CONTAINER_VARIABLE = "MODAL_TASK_ID"  # another one after a restore; client 1.6.4, seen by running it
+_CONTAINER_PREFIX = "ta-"
+_LOG_DAYS = 35  # the longest range that the service answers; client 1.6.4, modal/_logs.py
 
 Volumes = dict["str | PurePosixPath", "modal.Volume | modal.CloudBucketMount"]
 
@@ -257,6 +268,7 @@ class SnapshotServer:
     deployment: ClassVar[Deployment]
     _marked: ClassVar[dict[str, object]] = {}
     _boot: Boot | None = None
+    _captured: tuple[str, float] | None = None  # container and Unix time
 
     def __init_subclass__(cls, *, deployment: Deployment | None = None) -> None:
         super().__init_subclass__()
@@ -291,6 +303,7 @@ class SnapshotServer:
             self._boot.cold_start()
             if self.deployment.snapshot:
                 self._boot.sleep()
+                self._captured = (os.environ.get(_CONTAINER_VARIABLE, ""), time.time())
             else:
                 self._boot.serve()
 
@@ -300,7 +313,31 @@ class SnapshotServer:
             raise ConfigurationError(f"{type(self).__name__}.wake ran without start; Modal calls it after start.")
         if self.deployment.snapshot:
             with _ended_on_failure(self._boot):
-                self._boot.wake()
+                self._boot.wake(new_boot_id=self._tell_where(self._boot))
+
+    def _tell_where(self, boot: Boot) -> str | None:
+        """Log this replica's own word for what its start is, for `torpor boots`; a new boot id for a copy.
+
+        A copy wakes in another container than the one that went to sleep. Copies of one snapshot need names of their own:
+        whoever counts replicas has nothing else.
+        """
+        here = os.environ.get(_CONTAINER_VARIABLE, "")
+        there, captured_at = self._captured or ("", 0.0)
+        copy = here != there
+        old = boot.running_engine.boot_id
+        new = secrets.token_hex(8) if copy else None
+        log(
+            "info",
+            AFTER_SNAPSHOT,
+            copy=copy,
+            boot_id=new or old,
+            captured_boot_id=old,
+            captured_at=round(captured_at, 3),
+            captured_in=there,
+            restored_in=here,
+            restore_count=boot.restore_count + 1,
+        )
+        return new
 
     def serve(self) -> None:
         """Nothing to do: the engine listens, and Modal sends requests to its port."""
@@ -388,13 +425,33 @@ def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
         ServerUnavailableError: it is not deployed, or Modal cannot be reached.
         ConfigurationError: there are no credentials, or they are refused.
     """
+    return app_url(deployment.name, class_name)
+
+
+def app_url(name: str, class_name: str = "Server") -> str:
+    """The URL of a class of the deployed app of that name.
+
+    Raises:
+        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
+        ConfigurationError: that is no name, or there are no credentials, or they are refused.
+    """
+    with _answers_of_modal():
+        try:
+            return _url_of(modal.Cls.from_name(name, class_name))
+        except NotFoundError as error:
+            raise ServerUnavailableError(
+                f"{name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
+                "`modal run`, which brings up its own."
+            ) from error
+        except InvalidError as error:
+            raise ConfigurationError(f"{name!r} is no name of an app: {error}") from error
+
+
+@contextlib.contextmanager
+def _answers_of_modal() -> Iterator[None]:
+    """Say in Torpor's errors why Modal does not answer."""
     try:
-        return _url_of(modal.Cls.from_name(deployment.name, class_name))
-    except NotFoundError as error:
-        raise ServerUnavailableError(
-            f"{deployment.name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
-            "`modal run`, which brings up its own."
-        ) from error
+        yield
     except AuthError as error:
         raise ConfigurationError(f"Modal refuses to answer: {error} Log in with `modal setup`.") from error
     except ModalConnectionError as error:
@@ -406,3 +463,54 @@ def _url_of(server: modal.Cls) -> str:
     if not url:
         raise ServerUnavailableError("Modal gave the class no URL: it has no running web server.")
     return url
+
+
+# --- its log ----------------------------------------------------------------------------------------------------------
+
+
+def app_logs(name: str, *, hours: float = 24.0, timeout_s: float = 60.0) -> list[LogLine]:
+    """The log of an app, oldest line first.
+
+    Args:
+        name: the app's name, or its id (`ap-...`), which also finds stopped and ephemeral apps.
+        hours: how far back.
+        timeout_s: seconds for all of it.
+
+    Raises:
+        ConfigurationError: there is no such app, the range is none, it holds too much, or there are no credentials.
+        ServerUnavailableError: Modal cannot be reached, or was not done in time.
+    """
+    if not 0 < hours <= 24 * _LOG_DAYS:
+        raise ConfigurationError(
+            f"The log of the last {hours:g} hours was asked for; Modal gives more than 0 and at most {24 * _LOG_DAYS} hours."
+        )
+    with _answers_of_modal():
+        try:
+            return asyncio.run(_fetch_logs(name, datetime.now(UTC) - timedelta(hours=hours), timeout_s))
+        except (NotFoundError, InvalidError) as error:
+            raise ConfigurationError(
+                f"Modal has no app {name!r} ({error}). `modal app list` shows names and ids; the id of a stopped app finds it too."
+            ) from error
+        except LogsFetchError as error:
+            raise ConfigurationError(f"The log of {name!r} cannot be fetched: {error} Ask for fewer hours.") from error
+        except TimeoutError:
+            raise ServerUnavailableError(
+                f"Modal did not send the log of {name!r} within {timeout_s:g} s. Ask for fewer hours, or allow more time."
+            ) from None
+
+
+async def _fetch_logs(name: str, since: datetime, timeout_s: float) -> list[LogLine]:
+    """Put lines together that came in pieces, each container's and stream's for itself."""
+    lines: list[LogLine] = []
+    begun: dict[tuple[str, str], LogLine] = {}
+    async with asyncio.timeout(timeout_s):
+        app = await modal.App.lookup.aio(name)
+        async for entry in app.logs.fetch.aio(since=since):
+            container = next((word for word in entry.context_ids if word.startswith(_CONTAINER_PREFIX)), "")
+            at, place = entry.timestamp.timestamp(), (container, str(entry.source))
+            first = begun.pop(place, LogLine(text="", at=at, container=container))
+            *whole, rest = (first.text + entry.message).split("\n")
+            lines += (LogLine(text=text, at=first.at, container=container) for text in whole)
+            if rest:
+                begun[place] = LogLine(text=rest, at=at if whole else first.at, container=container)
+    return [*lines, *begun.values()]

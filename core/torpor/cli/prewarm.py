@@ -1,0 +1,110 @@
+"""`torpor prewarm`: cold starts until restores begin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from torpor.cli.probe import checked_timeout
+from torpor.prewarm import prewarm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torpor.platforms.modal_logs import BootsReport
+    from torpor.prewarm import Prewarmed, Round
+
+__all__ = ["run_prewarm"]
+
+_PAUSE_S = 90.0  # Modal's own scale-down window is 60 s where an app names none (client 1.6.4)
+_MARGIN_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    url: str
+    pause_s: float
+    read_log: Callable[[float], BootsReport] | None
+
+
+def run_prewarm(
+    target: str, *, requests: int, attempts: int, pause: float | None, timeout_s: float, as_json: bool
+) -> None:
+    """Drive starts; the verdict goes to standard output, every round to standard error.
+
+    Args:
+        target: URL, app file or name of a deployed app.
+        requests: requests of one burst.
+        attempts: bursts.
+        pause: seconds between two bursts; None: what the app needs to scale down.
+        timeout_s: seconds for all of it.
+        as_json: print JSON.
+
+    Raises:
+        SystemExit: with 1, when it gave up.
+        TorporError: the target is none, or it refuses.
+    """
+    checked_timeout(timeout_s)
+    found = _find(target)
+    ended = prewarm(
+        found.url,
+        requests=requests,
+        attempts=attempts,
+        pause_s=found.pause_s if pause is None else pause,
+        timeout_s=timeout_s,
+        read_log=found.read_log,
+        on_round=lambda one: _say(_round_line(one)),
+        on_wait=lambda reason: _say(f"waiting: {reason}"),
+    )
+    if as_json:
+        rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
+        print(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": found.url}, indent=2))
+    else:
+        print(_verdict(ended))
+    if ended.end != "restored":
+        sys.exit(1)
+
+
+def _find(target: str) -> _Target:
+    if target.startswith(("http://", "https://")):
+        return _Target(url=target, pause_s=_PAUSE_S, read_log=None)
+    from torpor.platforms.modal import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
+    from torpor.platforms.modal_logs import classify  # noqa: PLC0415
+
+    name, pause_s = target, _PAUSE_S
+    if target.endswith(".py"):
+        from torpor.apps import load_deployment  # noqa: PLC0415
+
+        deployment = load_deployment(target)
+        name, pause_s = deployment.name, deployment.scaling.scaledown_window_s + _MARGIN_S
+    return _Target(url=app_url(name), pause_s=pause_s, read_log=lambda hours: classify(app_logs(name, hours=hours)))
+
+
+def _round_line(one: Round) -> str:
+    new = [f"{replica.tag} {replica.boot} after {replica.seconds:.1f} s" for replica in one.new]
+    if one.known:
+        new.append(f"{one.known} that ran before")
+    if one.restored_in_log:
+        new.append(f"{one.restored_in_log} restored by the app's log")
+    return (
+        f"round {one.number}: {one.answered} answers in {one.seconds:.1f} s; replicas: {', '.join(new) or 'none named'}"
+    )
+
+
+def _verdict(ended: Prewarmed) -> str:
+    seen = f"(other starts seen: {ended.starts}, rounds: {len(ended.rounds)}, {ended.seconds:.1f} s)"
+    if ended.end == "restored":
+        return f"restores have begun {seen}"
+    if ended.end == "timeout":
+        why = f"; last seen: {ended.last_seen}" if ended.last_seen else ""
+        return f"gave up at the deadline without a restored start {seen}{why}"
+    hint = ""
+    if not ended.rounds[-1].new:
+        hint = "; the last round met only replicas that ran before: give the app time to scale down with --pause"
+    return f"gave up without a restored start {seen}{hint}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

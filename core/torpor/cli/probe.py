@@ -1,0 +1,107 @@
+"""`torpor probe`: wait for a server, stream one answer, tell its times."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from torpor.client import chat
+from torpor.errors import ConfigurationError, EngineRequestError
+
+if TYPE_CHECKING:
+    from torpor.client import ChatResult
+
+__all__ = ["checked_timeout", "key_from", "run_probe"]
+
+
+def run_probe(
+    url: str, *, model: str, prompt: str, max_tokens: int, key_env: str, timeout_s: float, as_json: bool
+) -> None:
+    """Ask once; the answer goes to standard output as it comes, everything else to standard error.
+
+    Args:
+        url: where the server answers, without a path.
+        model: the served name; empty for the first that the server lists.
+        prompt: the question.
+        max_tokens: longest answer, tokens.
+        key_env: environment variable with the bearer key; empty for `TORPOR_API_KEY`, if it is set.
+        timeout_s: seconds for all of it.
+        as_json: the answer and its times as JSON in place of the answer.
+
+    Raises:
+        ConfigurationError: an option is wrong.
+        ServerUnavailableError: no answer in time.
+        EngineRequestError: the server refuses, or answers with no text.
+    """
+    if max_tokens < 1:
+        raise ConfigurationError(f"--max-tokens is {max_tokens}; an answer has at least 1 token.")
+    result = chat(
+        url,
+        model=model or None,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        timeout_s=checked_timeout(timeout_s),
+        api_key=key_from(key_env),
+        on_text=None if as_json else (lambda text: print(text, end="", flush=True)),
+        on_wait=_say_why,
+    )
+    if not result.text:
+        raise EngineRequestError(f"{url} answered, and there was no text in it. Allow more tokens: --max-tokens.")
+    if as_json:
+        print(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
+    else:
+        print(flush=True)
+        _say(_line(result))
+
+
+def checked_timeout(timeout_s: float) -> float:
+    """A deadline that ends.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise ConfigurationError(f"--timeout is {timeout_s:g}; it has to be a number of seconds above 0.")
+    return timeout_s
+
+
+def key_from(variable: str) -> str | None:
+    """The bearer key in an environment variable; None without a variable's name.
+
+    Raises:
+        ConfigurationError: the variable is not set, or holds what no header can carry.
+    """
+    if not variable:
+        return None
+    key = os.environ.get(variable, "")
+    if not key or not all("!" <= letter <= "~" for letter in key):
+        seen = "is not set" if not key else "holds something else than visible ASCII characters"
+        raise ConfigurationError(f"--key-env names {variable!r}, which {seen}. Put the bearer key into it.")
+    return key
+
+
+def _rate(result: ChatResult) -> float | None:
+    """Tokens per second behind the first one; None for an answer of one token, or one that came in one piece."""
+    seconds = result.total_s - result.ttft_s
+    return (result.tokens - 1) / seconds if result.tokens > 1 and seconds > 0 else None
+
+
+def _line(result: ChatResult) -> str:
+    rate = _rate(result)
+    speed = "" if rate is None else f", {rate:.1f} tokens/s"
+    return (
+        f"{result.model}: first token after {result.ttft_s:.3f} s ({result.waited_s:.3f} s of it waiting for the server), "
+        f"{result.tokens} tokens in {result.total_s:.3f} s{speed}"
+    )
+
+
+def _say_why(reason: str) -> None:
+    _say(f"waiting: {reason}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
