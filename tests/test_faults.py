@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from torpor.boot import Boot
     from torpor.testing.pytest_plugin import StandInDeployment, Timeouts
 
+pytestmark = pytest.mark.slow
+
 SHORT_S = 0.6
 """The deadline of the stage that hangs."""
 

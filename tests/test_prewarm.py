@@ -23,6 +23,8 @@ from torpor.prewarm import Prewarmed, Round, prewarm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 UNAVAILABLE = Reply(status=503, headers={"Retry-After": "0"})
 
 

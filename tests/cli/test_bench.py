@@ -24,6 +24,8 @@ from torpor.snapshots.places import criu_prefix
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CLOCKS = ("port_s", "ready_s", "first_token_s")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 FLAGSHIP, TINY = str(ROOT / "apps" / "qwen3_sglang.py"), str(ROOT / "apps" / "tiny_cpu.py")
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.chat_server import ChatServer, Reply, answer
 
+pytestmark = pytest.mark.slow
+
 UNAVAILABLE = Reply(status=503, headers={"Retry-After": "0"})
 MODELS = Reply(pieces=(b'{"data": [{"id": "served"}, {"id": "other"}]}',))
 

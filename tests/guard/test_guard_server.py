@@ -16,6 +16,8 @@ from torpor.guard import GuardRules, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 PARSERS = ("h11", "httptools")
 
 # Every way to write /release and /info that a server, a proxy or a framework may take for the same.
