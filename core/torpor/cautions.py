@@ -31,7 +31,7 @@ _PINNED = re.compile(r"==|@|\.whl$")
 
 
 def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
-    """Everything that stands out; empty when nothing does.
+    """Everything that stands out, as warnings and errors; empty when nothing does.
 
     Args:
         deployment: what is to be deployed.
@@ -129,14 +129,6 @@ def _secrets(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
             + (", so no snapshot will be taken" if refused else ", and in every snapshot"),
             cure="give it to a build step alone (BuildStep.secrets); a serving engine needs none",
         )
-    for step in recipe.steps:
-        if step.secrets:
-            yield Finding(
-                level="ok",
-                what="secret",
-                seen=f"build step {step.name!r} wants {', '.join(step.secrets)}; on Modal: `modal secret list` shows "
-                "whether it is there",
-            )
 
 
 def _engine(deployment: Deployment) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import typer
 from torpor.apps import load_deployment
 from torpor.cautions import cautions
 from torpor.doctor import diagnose
+from torpor.errors import TorporError
 from torpor.findings import Finding
 from torpor.lifecycle import Lifecycle
 
@@ -45,9 +46,10 @@ def run_doctor(app_file: str, *, as_json: bool) -> None:
 
 def _of_app(deployment: Deployment) -> Iterator[Finding]:
     """What stands out in the app itself, before anything of the machine."""
-    found = cautions(deployment, Lifecycle(deployment).recipe())
+    recipe = Lifecycle(deployment).recipe()
+    found = cautions(deployment, recipe)
     yield from found
-    if not any(finding.level != "ok" for finding in found):
+    if not found:
         yield Finding(level="ok", what="app", seen=f"nothing stands out in the values of {deployment.name!r}")
     if deployment.snapshot:
         yield Finding(
@@ -55,6 +57,8 @@ def _of_app(deployment: Deployment) -> Iterator[Finding]:
             what="modal run",
             seen="starts without a snapshot and takes none; only `modal deploy` uses snapshots",
         )
+    if names := tuple(dict.fromkeys(name for step in recipe.steps for name in step.secrets)):
+        yield _of_secrets(names)
     try:
         from torpor.testing.broken_rules import contract_findings  # noqa: PLC0415 - needs pytest
     except ImportError:
@@ -63,6 +67,29 @@ def _of_app(deployment: Deployment) -> Iterator[Finding]:
         )
         return
     yield from contract_findings(deployment)
+
+
+def _of_secrets(names: tuple[str, ...]) -> Finding:
+    """Whether the secrets that build steps want are there, as far as that can be asked."""
+    from torpor.platforms.modal import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
+
+    listed = ", ".join(names)
+    if not is_logged_in():
+        return Finding(
+            level="ok", what="secrets", seen=f"build steps want {listed}; nobody is logged in to Modal here to ask"
+        )
+    try:
+        missing = missing_secrets(names)
+    except TorporError as error:
+        return Finding(level="warning", what="secrets", seen=f"build steps want {listed}; {error}")
+    if missing:
+        return Finding(
+            level="error",
+            what="secrets",
+            seen=f"Modal has no secret {' and none '.join(missing)}, which build steps want",
+            cure="; ".join(f"modal secret create {name} KEY=VALUE" for name in missing),
+        )
+    return Finding(level="ok", what="secrets", seen=f"Modal has {listed}")
 
 
 def _lines(finding: Finding) -> str:

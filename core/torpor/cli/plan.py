@@ -56,7 +56,7 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             asdict(check) | {"plugin": recipe.origins[f"preflight:{check.name}"]} for check in recipe.preflight
         ],
         "hooks": {hook: list(lifecycle.implementers(hook)) for hook in HOOK_NAMES},
-        "warnings": [asdict(finding) for finding in cautions(deployment, recipe) if finding.level != "ok"],
+        "warnings": [asdict(finding) for finding in cautions(deployment, recipe)],
     }
 
 
@@ -182,7 +182,7 @@ def _lines(deployment: Deployment) -> list[str]:
     ]
     lines += ["", "stages"]
     lines += [f"  {hook:<16}  {', '.join(lifecycle.implementers(hook)) or '-'}" for hook in HOOK_NAMES]
-    warnings = [finding for finding in cautions(deployment, recipe) if finding.level != "ok"]
+    warnings = cautions(deployment, recipe)
     lines += ["", "warnings"] if warnings else []
     lines += [f"  {finding.what}: {finding.seen}\n      -> {finding.cure}" for finding in warnings]
     return lines

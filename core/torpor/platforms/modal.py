@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 import modal
+from modal.config import config
 from modal.exception import AuthError, InvalidError, LogsFetchError, NotFoundError
 from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
@@ -46,7 +47,7 @@ from torpor.platforms.modal_logs import AFTER_SNAPSHOT, LogLine
 from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import PurePosixPath
     from types import FrameType
 
@@ -66,6 +67,8 @@ __all__ = [
     "download_options",
     "fill_volumes",
     "image",
+    "is_logged_in",
+    "missing_secrets",
     "web_url",
 ]
 
@@ -463,6 +466,40 @@ def _url_of(server: modal.Cls) -> str:
     if not url:
         raise ServerUnavailableError("Modal gave the class no URL: it has no running web server.")
     return url
+
+
+def is_logged_in() -> bool:
+    """Whether there are credentials for Modal here; whether they hold is not asked."""
+    return bool(config.get("token_id"))
+
+
+def missing_secrets(names: Sequence[str], *, timeout_s: float = 20.0) -> tuple[str, ...]:
+    """Those of the names that no secret of the account has.
+
+    Args:
+        names: of secrets.
+        timeout_s: seconds for all of them.
+
+    Raises:
+        ConfigurationError: Modal refuses the credentials.
+        ServerUnavailableError: Modal cannot be reached, or did not answer in time.
+    """
+
+    async def look() -> tuple[str, ...]:
+        missing = []
+        async with asyncio.timeout(timeout_s):
+            for name in names:
+                try:
+                    await modal.Secret.from_name(name).hydrate.aio()
+                except NotFoundError:
+                    missing.append(name)
+        return tuple(missing)
+
+    with _answers_of_modal():
+        try:
+            return asyncio.run(look())
+        except TimeoutError:
+            raise ServerUnavailableError(f"Modal did not say within {timeout_s:g} s which secrets there are.") from None
 
 
 # --- its log ----------------------------------------------------------------------------------------------------------
