@@ -22,6 +22,7 @@ __all__ = ["ends_with_this_process", "run_step", "runner_file", "script_argv", "
 
 
 _RUN_ID_VARIABLE = "TORPOR_RUN_ID"
+_STANDARD_ERROR = 2
 _GENTLE_S = 3.0
 """Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
 _RUNNER_ENDS_S = 30.0
@@ -90,7 +91,9 @@ def step_command(step: BuildStep, *, python: str, runner: str, script: str | Non
 
 
 def run_step(step: BuildStep, recipe: Recipe) -> None:
-    """Run a build step on this machine, by this interpreter; its output goes where this process's goes.
+    """Run a build step on this machine, by this interpreter; all that it prints goes to standard error.
+
+    Standard output is for what a command was asked for.
 
     The runner has the step's deadline and ends everything that the step started. Runner and step end with this process,
     too, and with a wait that fails (Ctrl-C).
@@ -107,7 +110,7 @@ def run_step(step: BuildStep, recipe: Recipe) -> None:
     argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
     with ends_with_this_process(_GENTLE_S) as lifeline:
         env = {**os.environ, **recipe.env, **step.env, **lifeline.mark}
-        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR)
         lifeline.tell(process.pid)
         try:
             code = process.wait()

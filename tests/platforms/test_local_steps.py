@@ -52,6 +52,14 @@ def test_a_step_whose_outputs_are_there_is_not_run_again(tmp_path: Path) -> None
     assert runs.read_text() == "x\n" * 3
 
 
+def test_what_a_step_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Standard output is for what a command was asked for: an answer, JSON."""
+    server_of(tmp_path, a_step("import sys; print('one'); print('two', file=sys.stderr)")).build()
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert {"one", "two"} <= set(shown.err.splitlines())
+
+
 def test_a_failed_step_is_named_with_its_code_and_its_command(tmp_path: Path) -> None:
     """Nothing after it runs."""
     later = tmp_path / "later"
