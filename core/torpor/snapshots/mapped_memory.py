@@ -279,8 +279,8 @@ class _Copy:
             content = target.read(run.end - run.start)
             target.seek(self.offset + run.start - self.start)
             target.write(content)
-            target.flush()
             _punch_hole(target.fileno(), run.offset, run.end - run.start)
+        target.flush()  # the file is looked at past this buffer next
 
 
 class _Blocks:
