@@ -31,7 +31,6 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
     from torpor.cli.up import Progress  # noqa: PLC0415
     from torpor.events import warnings_only  # noqa: PLC0415
     from torpor.platforms.local import create_snapshot  # noqa: PLC0415
-    from torpor.progress import listening  # noqa: PLC0415
     from torpor.records import StageReport  # noqa: PLC0415
 
     if mode and mode not in _MODES:
@@ -39,8 +38,8 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
     console = Console(stderr=True, highlight=False)
     warnings_only()
     ends_on_sigterm()
-    progress = Progress(console, quiet=as_json)
-    with listening(progress.told):
+    progress = Progress(console, as_json=as_json)
+    with progress.listening():
         manifest = create_snapshot(
             app_file,
             folder,

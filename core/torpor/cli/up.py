@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -24,6 +25,8 @@ from torpor.records import StageRecord, StageReport
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor.deployment import Deployment
 
 __all__ = ["Progress", "run_up", "stage_table"]
@@ -54,7 +57,7 @@ def run_up(
     deployment = load_deployment(app_file)
     console = Console(stderr=True, highlight=False)
     warnings_only()
-    progress = Progress(console, quiet=as_json)
+    progress = Progress(console, as_json=as_json)
     record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     keeper = make_backend(backend, app_file=Path(app_file))
@@ -65,7 +68,7 @@ def run_up(
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
     ends_on_sigterm()
     try:
-        with stops_on_failure(server.boot), listening(progress.told):
+        with stops_on_failure(server.boot), progress.listening():
             server.start()
             answer = _ask(deployment, console, question, stream=not as_json) if question else None
             if answer is None:
@@ -184,47 +187,70 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
 
 
 class Progress:
-    """One live line on a terminal, one plain line per finished stage anywhere; how far a stage is, in the live line or a line each.
+    """What long work is at: one live line on a terminal, a plain line for each change elsewhere, or lines of JSON.
 
     Args:
         console: where to.
-        quiet: print how far a stage is as lines of JSON, and nothing else.
+        as_json: print lines of JSON on standard error, and nothing else: `build_step`; `stage` with `progress`; `stage` with
+            `seconds` and `ok` at its end.
     """
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
+    def __init__(self, console: Console, *, as_json: bool) -> None:
         self._console = console
-        self._quiet = quiet
+        self._as_json = as_json
         self._stage = ""
-        self._status = console.status("") if console.is_terminal and not quiet else None
+        self._status = console.status("") if console.is_terminal and not as_json else None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Show what is told of how far the work is (`torpor.progress`), while the block runs."""
+        with listening(self._told):
+            try:
+                yield
+            finally:
+                if self._status:
+                    self._status.stop()
 
     def step(self, name: str) -> None:
         """A build step begins."""
-        if not self._quiet:
-            self._console.print(f"build step: {name}")
+        if self._as_json:
+            self._print_json(build_step=name)
+        else:
+            self._console.print(f"build step: {name}", markup=False)
 
     def begin(self, stage: str) -> None:
         """A stage begins."""
         self._stage = stage
-        if self._status:
-            self._status.update(f"{_DOING.get(stage, stage)} ...")
-            self._status.start()
-
-    def told(self, text: str) -> None:
-        """How far it is; for `torpor.progress.listening`."""
-        if self._quiet:
-            print(json.dumps({"stage": self._stage, "progress": text}), file=sys.stderr, flush=True)
-        elif self._status:
-            self._status.update(f"{_DOING.get(self._stage, self._stage)}: {text} ...")
-        else:
-            self._console.print(f"{'':<6} {self._stage:<13} {text}", markup=False)
+        self._show_live("")
 
     def end(self, record: StageRecord) -> None:
         """A stage ended."""
+        self._stage = ""
         if self._status:
             self._status.stop()
-        if not self._quiet:
+        if self._as_json:
+            self._print_json(stage=record.stage, seconds=record.seconds, ok=record.ok)
+        else:
             mark = "ok" if record.ok else "FAILED"
             self._console.print(f"{mark:<6} {record.stage:<13} {record.seconds:8.3f} s  {_DOING.get(record.stage, '')}")
+
+    def _told(self, text: str) -> None:
+        if self._as_json:
+            self._print_json(stage=self._stage, progress=text)
+        elif self._status:
+            self._show_live(text)
+        else:
+            self._console.print(f"{'':<6} {self._stage:<13} {text}", markup=False)
+
+    def _show_live(self, text: str) -> None:
+        """Show what is done, and how far it is; between two stages (a snapshot is written there) the latter alone."""
+        if self._status:
+            doing = _DOING.get(self._stage, self._stage)
+            self._status.update(f"{': '.join(filter(None, (doing, text)))} ...")
+            self._status.start()
+
+    def _print_json(self, **facts: object) -> None:
+        print(json.dumps(facts), file=sys.stderr, flush=True)
 
 
 def stage_table(records: list[StageRecord]) -> Table:
