@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from torpor.records import METRICS_VARIABLE, StageRecord, StageReport, metrics_text
@@ -80,3 +81,23 @@ def test_without_a_request_there_is_none(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     StageReport().end(record("one", 1.0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_that_wake_side_by_side_do_not_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several threads writes the file whole; nothing fails and nothing is left."""
+    file = tmp_path / "torpor.prom"
+    monkeypatch.setenv(METRICS_VARIABLE, str(file))
+    reports = [StageReport() for _ in range(8)]
+
+    def write(report: StageReport) -> None:
+        for number in range(25):
+            report.end(record("serve", float(number), boot="restored"))
+
+    threads = [threading.Thread(target=write, args=(report,)) for report in reports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(report._metrics_failed for report in reports)
+    assert file.read_text() == metrics_text(reports[0].records)
+    assert list(tmp_path.iterdir()) == [file]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -104,7 +105,9 @@ class StageReport:
 
     def _write_metrics(self, name: str) -> None:
         """Whole or not at all: a collector may read at any moment."""
-        unfinished = f"{name}.{os.getpid()}.unfinished"
+        unfinished = (
+            f"{name}.{os.getpid()}.{threading.get_ident()}"  # copies of a snapshot wake in threads of their own
+        )
         try:
             with open(unfinished, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib is not needed otherwise
                 file.write(metrics_text(self.records))
