@@ -212,7 +212,8 @@ class SGLang(Plugin):
     @override
     def flag_reasons(self) -> dict[str, str]:
         other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
-        return {flag.name(self.version): flag.reason for flag in FLAGS if flag.option != other}
+        given = {word.partition("=")[0]: "given in SGLang.extra_args" for word in self.extra_args}
+        return given | {flag.name(self.version): flag.reason for flag in FLAGS if flag.option != other}
 
     @hookimpl
     @override

@@ -27,12 +27,27 @@ def test_every_flag_has_a_value_and_a_reason() -> None:
     plan = json.loads(run(FLAGSHIP, "--json").stdout)
     command, flags = plan["engine"]["command"], plan["engine"]["flags"]
     assert list(flags) == [word for word in command if word.startswith("--")]
-    assert all(flag["reason"] and flag["reason"] != "given in the app" for flag in flags.values())
+    assert all(flag["reason"] and "gives no reason" not in flag["reason"] for flag in flags.values())
     assert flags["--cuda-graph-max-bs"]["value"] == "1000"
     shown = run(FLAGSHIP).stdout
     assert "  --enable-memory-saver\n      without it releasing memory answers 200 and frees nothing\n" in shown
     assert plan["warnings"] == []
     assert "\nwarnings\n" not in shown
+
+
+def test_flags_that_nobody_explains_or_that_come_twice_are_told_as_they_are(tmp_path: Path) -> None:
+    """A plugin without reasons is named; what the app gives is said to be given; every value of a flag is there."""
+    app = tmp_path / "app.py"
+    flags = 'extra_args=("--log-level", "info", "--log-level=debug"), metrics=True)'
+    app.write_text(Path(FLAGSHIP).read_text().replace("metrics=True)", flags))
+    given = json.loads(run(str(app), "--json").stdout)["engine"]["flags"]["--log-level"]
+    assert given == {"value": "info debug", "reason": "given in SGLang.extra_args"}
+    app.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), plugins=(StandIn(),))\n"
+    )
+    flags_of_stand_in = json.loads(run(str(app), "--json").stdout)["engine"]["flags"]
+    assert {flag["reason"] for flag in flags_of_stand_in.values()} == {"plugin standin gives no reason"}
 
 
 def test_warnings_stand_at_the_end(tmp_path: Path) -> None:

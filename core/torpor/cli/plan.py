@@ -61,17 +61,21 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
 
 
 def _flags(deployment: Deployment, recipe: Recipe) -> dict[str, dict[str, str]]:
-    """The engine's flags with their values and reasons; a flag that a plugin asked for has the plugin as its reason."""
+    """The engine's flags with their values and reasons; one that a plugin asked for has the plugin as its reason.
+
+    A flag that is given several times has all its values.
+    """
     engine = deployment.engine
-    reasons = engine.flag_reasons()
+    reasons, unknown = engine.flag_reasons(), f"plugin {plugin_name(engine)} gives no reason"
     flags: dict[str, dict[str, str]] = {}
     flag = ""
     for word in engine.engine_argv(deployment, recipe):
         if word.startswith("--"):
             flag, _, value = word.partition("=")
             origin = recipe.origins.get(f"flag:{flag}")
-            reason = f"plugin {origin} asked for it" if origin else reasons.get(flag, "given in the app")
-            flags[flag] = {"value": value, "reason": reason}
+            reason = f"plugin {origin} asked for it" if origin else reasons.get(flag, unknown)
+            flags.setdefault(flag, {"value": "", "reason": reason})
+            flags[flag]["value"] = f"{flags[flag]['value']} {value}".strip()
         elif flag:
             flags[flag]["value"] = f"{flags[flag]['value']} {word}".strip()
     return flags
@@ -151,13 +155,17 @@ def _lines(deployment: Deployment) -> list[str]:
             f"  engine    {plugin_name(engine)} {engine.engine_version} on {deployment.gpu or 'the CPU'}, port {deployment.port}"
             f"{', behind the guard' if engine.guarded else ', WITHOUT a guard: every route of it is public'}"
         ),
-        f"  scaling   {scaling.target_concurrency} requests target, {scaling.max_concurrency} at most per replica",
+        (
+            f"  scaling   {scaling.target_concurrency} requests target, {scaling.max_concurrency} at most per replica; replicas "
+            f"from {scaling.min_containers} to {scaling.max_containers or 'what the platform allows'}, "
+            f"{scaling.buffer_containers} kept ahead, each idle for {scaling.scaledown_window_s} s at most"
+        ),
         f"  snapshot  memory {_on(deployment.snapshot)}, GPU {_on(bool(deployment.gpu_snapshot))}",
         "",
         "image",
         f"  base      {recipe.image.base or '(the platform default)'}",
     ]
-    lines += [f"  pip       {line}" for line in recipe.image.pip] + [f"  apt       {name}" for name in recipe.image.apt]
+    lines += [f"  apt       {name}" for name in recipe.image.apt] + [f"  pip       {line}" for line in recipe.image.pip]
     lines += [
         f"  volume    {path} <- {volume}  [{recipe.origins[f'volume:{path}']}]"
         for path, volume in recipe.volumes.items()
@@ -180,12 +188,24 @@ def _lines(deployment: Deployment) -> list[str]:
         f"  {name} {one['value']}".rstrip() + f"\n      {one['reason']}"
         for name, one in _flags(deployment, recipe).items()
     ]
-    lines += ["", "stages"]
-    lines += [f"  {hook:<16}  {', '.join(lifecycle.implementers(hook)) or '-'}" for hook in HOOK_NAMES]
+    lines += ["", *_stage_table(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins])]
     warnings = cautions(deployment, recipe)
     lines += ["", "warnings"] if warnings else []
     lines += [f"  {finding.what}: {finding.seen}\n      -> {finding.cure}" for finding in warnings]
     return lines
+
+
+def _stage_table(lifecycle: Lifecycle, plugins: list[str]) -> list[str]:
+    """Which plugin is called in which stage, and as the how manieth."""
+    widths = [len(name) for name in plugins]
+    rows = [("stages", plugins)]
+    for hook in HOOK_NAMES:
+        called = list(lifecycle.implementers(hook))
+        rows.append((f"  {hook}", [str(called.index(name) + 1) if name in called else "-" for name in plugins]))
+    return [
+        f"{stage:<18}  {'  '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))}".rstrip()
+        for stage, cells in rows
+    ]
 
 
 def _on(switch: bool) -> str:
