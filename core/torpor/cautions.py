@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from torpor.captured_secrets import secret_names
@@ -102,7 +103,11 @@ def _unpinned(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
 def _caches(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     places = (*recipe.volumes, IMAGE_ROOT)
     for name, value in recipe.env.items():
-        if _CACHE_NAME.search(name) and value.startswith("/") and not any(_lies_in(value, place) for place in places):
+        if (
+            _CACHE_NAME.search(name)
+            and value.startswith("/")
+            and not any(PurePosixPath(value).is_relative_to(place) for place in places)
+        ):
             yield Finding(
                 level="warning",
                 what="cache",
@@ -148,7 +153,3 @@ def _engine(deployment: Deployment) -> Iterator[Finding]:
             seen=f"{plugin_name(deployment.engine)} runs without a guard: every route of it is public",
             cure="put a proxy in front, or an engine plugin that is guarded",
         )
-
-
-def _lies_in(path: str, place: str) -> bool:
-    return path == place or path.startswith(place.rstrip("/") + "/")

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from torpor.cli.probe import checked_timeout
+from torpor.cli.probe import checked_timeout, say
 from torpor.prewarm import prewarm
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def run_prewarm(
         pause_s=found.pause_s if pause is None else pause,
         timeout_s=timeout_s,
         read_log=found.read_log,
-        on_round=lambda one: _say(_round_line(one)),
-        on_wait=lambda reason: _say(f"waiting: {reason}"),
+        on_round=lambda one: say(_round_line(one)),
+        on_wait=lambda reason: say(f"waiting: {reason}"),
     )
     if as_json:
         rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
@@ -104,7 +104,3 @@ def _verdict(ended: Prewarmed) -> str:
     if not ended.rounds[-1].new:
         hint = "; the last round met only replicas that ran before: give the app time to scale down with --pause"
     return f"gave up without a restored start {seen}{hint}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from torpor.errors import ConfigurationError, EngineRequestError
 if TYPE_CHECKING:
     from torpor.client import ChatResult
 
-__all__ = ["checked_timeout", "key_from", "run_probe"]
+__all__ = ["checked_timeout", "key_from", "run_probe", "say"]
 
 
 def run_probe(
@@ -55,7 +55,7 @@ def run_probe(
         print(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
     else:
         print(flush=True)
-        _say(_line(result))
+        say(_line(result))
 
 
 def checked_timeout(timeout_s: float) -> float:
@@ -100,8 +100,9 @@ def _line(result: ChatResult) -> str:
 
 
 def _say_why(reason: str) -> None:
-    _say(f"waiting: {reason}")
+    say(f"waiting: {reason}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell a line on standard error: standard output is for the answer."""
     print(line, file=sys.stderr, flush=True)

@@ -21,7 +21,6 @@ into the new files, so that every snapshot stands on its own.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import re
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from torpor.snapshots.criu_images import Image, Message
+from torpor.snapshots.pid1 import punch_hole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,8 +61,6 @@ _MODE = 0o100600
 
 _BLOCK_FLAGS, _OWN_MAPPING = 7, 2  # of a size in a header of glibc's malloc (malloc/malloc.c: IS_MMAPPED)
 _BLOCK_OFFSETS = (0, 16, 48)  # where such a header stands in its first page: malloc, and aligned to 32 and 64 bytes
-
-_PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE (linux/falloc.h)
 
 _JEMALLOC, _GO_SECTIONS = b"<jemalloc>", (b".go.buildinfo", b".note.go.buildid")
 _ELF = struct.Struct("<16xHHIQQQIHHHHHH")
@@ -195,11 +193,11 @@ class _Process:
                 if entry.number(_RUN_FLAGS) & _PRESENT:
                     source.seek(run.offset)
                     target.write(source.read(run.end - run.start))
-                    _punch_hole(source.fileno(), run.offset, run.end - run.start)
+                    punch_hole(source.fileno(), run.offset, run.end - run.start)
             for copy in self._copies:
                 copy.write(source)
             for start, end in _zeroes(source, self.mapped):
-                _punch_hole(source.fileno(), start, end - start)
+                punch_hole(source.fileno(), start, end - start)
         left = [
             entry.replaced(**{f"f{_RUN_START}": run.start, f"f{_pages_field(entry)}": (run.end - run.start) // _PAGE})
             for entry, run in self._left
@@ -279,7 +277,7 @@ class _Copy:
             content = target.read(run.end - run.start)
             target.seek(self.offset + run.start - self.start)
             target.write(content)
-            _punch_hole(target.fileno(), run.offset, run.end - run.start)
+            punch_hole(target.fileno(), run.offset, run.end - run.start)
         target.flush()  # the file is looked at past this buffer next
 
 
@@ -433,11 +431,6 @@ def _data(stream: BinaryIO, offset: int, size: int) -> Iterator[tuple[int, int]]
 
 def _created(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-
-def _punch_hole(descriptor: int, offset: int, size: int) -> None:
-    """Give back the room of some bytes of a file, which become zeroes; on a disk without holes they stay (fallocate(2))."""
-    ctypes.CDLL(None).fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(size))
 
 
 def _sections(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:

@@ -405,9 +405,14 @@ def _forget_old_lines(log: str) -> None:
         return
     facts = os.fstat(descriptor)
     if facts.st_blocks * _BLOCK_BYTES > 2 * _LOG_BYTES:
-        hole = ctypes.c_longlong(facts.st_size - _LOG_BYTES)
-        _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE, ctypes.c_longlong(0), hole)
+        punch_hole(descriptor, 0, facts.st_size - _LOG_BYTES)
     os.close(descriptor)
+
+
+def punch_hole(descriptor: int, offset: int, size: int) -> None:
+    """Give back the room of some bytes of a file, which become zeroes; on a disk without holes they stay (fallocate(2))."""
+    where = ctypes.c_longlong(offset), ctypes.c_longlong(size)
+    _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE, *where)
 
 
 def _start(
