@@ -74,7 +74,7 @@ def test_nothing_stands_out_in_a_sound_deployment() -> None:
             replace(SOUND, startup_timeout_s=60),
             "warning",
             "start-up",
-            "is 60 s; a start like this one took up to 120 s",
+            "is 60 s; a start like this one took up to 128 s",
         ),
         (
             asking(replace(STEP, gpu=False), volumes={"/vol/hub": "hub"}),
@@ -86,7 +86,7 @@ def test_nothing_stands_out_in_a_sound_deployment() -> None:
             replace(asking(replace(STEP, gpu=False)), startup_timeout_s=200),
             "warning",
             "start-up",
-            "up to 340 s on one Hopper card (without kernels compiled in the build)",
+            "up to 331 s on one Hopper card (without kernels compiled in the build)",
         ),
         (asking(base="engine/image"), "warning", "image", "names no tag"),
         (asking(base="registry:5000/engine/image:latest"), "warning", "image", "names the tag latest, which moves"),

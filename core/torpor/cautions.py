@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cautions"]
 
-_COMPILED_START_S = 120.0
-_UNCOMPILED_START_S = 340.0
+_COMPILED_START_S = 128.0  # JIT caches partly warm
+_UNCOMPILED_START_S = 331.0  # none at all
 _ANY_ENGINE_VARIABLE = "TORPOR_ANY_ENGINE"
 _MOVING_TAGS = ("latest", "main", "master", "dev", "nightly")
 _CACHE_NAME = re.compile(r"(^|_)CACHE(_|$)|^HF_HOME$")
