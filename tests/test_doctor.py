@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.command_line import torpor
 from tests.snapshots.nvidia import FakeDriver, build
 from torpor import Deployment, Model, Plugin, doctor
 from torpor.snapshots.criu import PREFIX_VARIABLE
@@ -146,9 +147,7 @@ def test_plugins_are_held_against_the_contract() -> None:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torpor.cli", "doctor", *words], capture_output=True, text=True, timeout=60, check=False
-    )
+    return torpor("doctor", *words)
 
 
 def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.chat_server import ChatServer, Reply
+from tests.command_line import torpor
 from tests.guard.engine import BOOT_ID, OTHER_KEY
 from tests.guard.server import GuardedServer
 from tests.platforms.modal_lines import RESTORING, after, woken
@@ -21,6 +19,7 @@ from torpor.platforms.modal_logs import BootsReport, LogLine, classify
 from torpor.prewarm import Prewarmed, Round, prewarm
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
 pytestmark = pytest.mark.slow
@@ -198,15 +197,7 @@ def server_key(server: GuardedServer) -> str:
 
 def command(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run it."""
-    return subprocess.run(
-        [sys.executable, "-m", "torpor.cli", "prewarm", *argv],
-        env={name: value for name, value in os.environ.items() if not name.startswith(("TORPOR_", "MODAL_"))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return torpor("prewarm", *argv, without=("TORPOR_", "MODAL_"))
 
 
 def test_the_verdict_is_on_standard_output_and_the_rounds_beside_it() -> None:

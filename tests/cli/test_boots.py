@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import torpor
 from tests.platforms.modal_lines import AT, COLD_ID, CREATED, CREATING, FAILED, RESTORING, after, cold, log, woken
 
 PAGE = (Path(__file__).parents[2] / "docs" / "boots.md").read_text(encoding="utf-8")
@@ -37,16 +38,9 @@ restores: 2 of 3 succeeded (67%); 1 proved, 1 claimed
 """
 
 
-def boots(*argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def boots(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command, with nothing that leads to an account of this machine."""
-    return subprocess.run(
-        [sys.executable, "-m", "torpor.cli", "boots", *argv],
-        input=stdin or "",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return torpor("boots", *argv, stdin=stdin)
 
 
 @pytest.fixture

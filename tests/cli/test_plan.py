@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.command_line import torpor
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = pytest.mark.slow
 
@@ -17,9 +21,7 @@ FLAGSHIP, TINY = str(ROOT / "apps" / "qwen3_sglang.py"), str(ROOT / "apps" / "ti
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """The command."""
-    return subprocess.run(
-        [sys.executable, "-m", "torpor.cli", "plan", *words], capture_output=True, text=True, timeout=60, check=False
-    )
+    return torpor("plan", *words)
 
 
 def test_every_flag_has_a_value_and_a_reason() -> None:

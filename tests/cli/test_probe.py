@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.chat_server import ChatServer, Reply, answer
+from tests.command_line import torpor
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = pytest.mark.slow
 
@@ -21,16 +23,7 @@ MODELS = Reply(pieces=(b'{"data": [{"id": "served"}, {"id": "other"}]}',))
 
 def probe(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command with these environment variables besides the usual ones."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
-    return subprocess.run(
-        [sys.executable, "-m", "torpor.cli", "probe", *argv],
-        env={**kept, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return torpor("probe", *argv, without=("TORPOR_",), env=variables)
 
 
 def test_the_answer_alone_is_on_standard_output() -> None:
