@@ -45,9 +45,9 @@ CHAT_TEMPLATE = (
 
 def let_torchvision_import() -> None:
     """Apply the launcher's patches: transformers imports torchvision, a CUDA build beside a CPU build of torch."""
-    from torpor_sglang.patches import apply_patches  # noqa: PLC0415 - on the path of an engine's Python
+    from torpor_sglang.patches import apply_all  # noqa: PLC0415 - on the path of an engine's Python
 
-    apply_patches(os.environ)
+    apply_all(os.environ)
 
 
 def write_tokenizer(folder: Path) -> tuple[int, int, int]:

@@ -58,6 +58,7 @@ class Plugin:
         public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
         ready_path: an engine path that answers 200 from the moment at which chat requests are served.
         guarded: the engine's server process runs `torpor.guard`.
+        compiles_for_engine: a build step of this plugin, which launches none, runs the engine's `kernel_compile_argv`.
     """
 
     plugin_name: ClassVar[str] = ""
@@ -67,6 +68,7 @@ class Plugin:
     public_paths: ClassVar[tuple[str, ...]] = ()
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
+    compiles_for_engine: ClassVar[bool] = False
 
     @property
     def engine_version(self) -> str:
@@ -97,6 +99,19 @@ class Plugin:
     def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:  # noqa: ARG002
         """The engine's own kernel compile command with the serving flags, or None when it has none."""
         return None
+
+    def kernel_compile_env(self, deployment: Deployment, *, fast: bool, at_load: bool) -> dict[str, str]:  # noqa: ARG002
+        """Variables that switch the engine's FP8 GEMM kernels on and say how they are compiled.
+
+        Args:
+            deployment: the engine's.
+            fast: only a selection of batch shapes; the others are compiled when they are first met.
+            at_load: load the kernels of every shape with the model, ahead of any request.
+
+        Raises:
+            ConfigurationError: the engine's version cannot do that.
+        """
+        return {}
 
     @hookspec
     def prepare_image(self, deployment: Deployment) -> ImagePatch | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,9 +18,9 @@ __all__ = ["DeepGEMM"]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
 _FOLDER_VARIABLES = ("SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")
 _WITHOUT_KERNELS = ("T4", "L4", "A10", "A10G", "A100", "A100-40GB", "A100-80GB", "L40S")
-_FAST_WARMUP_SINCE = (0, 5, 16)
 _KEYED_PACKAGES = (
     "sglang",
+    "vllm",
     "sgl-kernel",
     "sglang-kernel",
     "sgl-deep-gemm",
@@ -45,12 +44,13 @@ class DeepGEMM(Plugin):
             the image, model revision, every flag.
         timeout_s: seconds that one attempt may take.
         retries: further attempts after a crash; an attempt goes on from what the last one compiled.
-        fast_warmup: compile some 3,000 batch shapes in place of 16,000 and more (SGLang from 0.5.16 on); the others are
-            compiled when they are first met.
+        fast_warmup: compile a selection of batch shapes (SGLang from 0.5.16 on: some 3,000 of 16,000 and more; vLLM: what its
+            heuristic picks, in place of all); the others are compiled when they are first met.
         precompile: load the kernels of every shape when the model is loaded, ahead of any request.
     """
 
     plugin_name: ClassVar[str] = "deepgemm"
+    compiles_for_engine: ClassVar[bool] = True
 
     volume: str = "deepgemm-cache"
     timeout_s: float = 3600.0
@@ -93,20 +93,7 @@ class DeepGEMM(Plugin):
         return BuildPlan(steps=(step,))
 
     def _switches(self, deployment: Deployment) -> dict[str, str]:
-        """Sources: SGLang `srt/environ.py` and `srt/layers/deep_gemm_wrapper/` of 0.5.6.post2, 0.5.16 and 0.5.23."""
-        switches = {"SGLANG_ENABLE_JIT_DEEPGEMM": "1"}
-        if not self.precompile:
-            switches["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] = "0"
-        if self.fast_warmup:
-            version = deployment.engine.engine_version
-            if _numbers(version) < _FAST_WARMUP_SINCE:
-                raise ConfigurationError(
-                    f"DeepGEMM.fast_warmup is True, but the engine {plugin_name(deployment.engine)!r} is version "
-                    f"{version or 'unknown'}: SGLANG_JIT_DEEPGEMM_FAST_WARMUP is known from SGLang 0.5.16 on. Leave the "
-                    "option out, or choose a newer engine."
-                )
-            switches["SGLANG_JIT_DEEPGEMM_FAST_WARMUP"] = "1"
-        return switches
+        return deployment.engine.kernel_compile_env(deployment, fast=self.fast_warmup, at_load=self.precompile)
 
     def _key(self, deployment: Deployment, argv: tuple[str, ...]) -> tuple[str, ...]:
         engine, model = deployment.engine, deployment.model
@@ -120,13 +107,8 @@ class DeepGEMM(Plugin):
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """`0.5.6.post2` is (0, 5, 6): enough to tell releases apart."""
-    return tuple(int(number) for number in re.findall(r"\d+", version.partition(".post")[0])[:3])
-
-
 def _check_gpu(deployment: Deployment) -> None:
-    """DeepGEMM needs compute capability 9.0 or more; below it SGLang's compile command ends well, without a kernel."""
+    """DeepGEMM needs compute capability 9.0 or more; below it engines go without, and compile commands end well."""
     name = (deployment.gpu or "").partition(":")[0].rstrip("!")
     if not name or name.upper() in _WITHOUT_KERNELS:
         raise ConfigurationError(

@@ -1,269 +1,183 @@
-"""Our options as SGLang's command line: one record per flag, with its name in every supported version.
-
-Flags are written out in full: argparse takes an unambiguous beginning too, and which ones are unambiguous changes from
-version to version. Every record is tried on the real parsers of all supported versions by the tests.
-"""
+"""Our options as SGLang's command line, in every supported version."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from torpor.engines.flags import Flag, FlagTable
+from torpor_sglang.versions import SUPPORTED_VERSIONS
 
-from torpor.errors import ConfigurationError
-from torpor_sglang.versions import check_version
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["FLAGS", "Flag", "OptionValue", "engine_argv", "flag_name"]
-
-OptionValue = str | int | float | bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flag:
-    """One option and the flag that carries it.
-
-    Args:
-        option: the option's name on our side.
-        instead: what a user writes to change it, a sentence.
-        flag: the flag in all supported versions but those of `renamed`.
-        reason: why we set it.
-        source: where SGLang defines it, per version, relative to `sglang/srt/`.
-        fixed: the flag's value where the option is only on or off, e.g. `dummy`.
-        renamed: version and flag where it has another name.
-        aliases: other spellings that SGLang takes for it, in any version.
-        needless: versions that do without being told what the flag asks for, and have no such flag.
-    """
-
-    option: str
-    instead: str
-    flag: str
-    reason: str
-    source: str
-    fixed: str = ""
-    renamed: tuple[tuple[str, str], ...] = ()
-    aliases: tuple[str, ...] = ()
-    needless: tuple[str, ...] = ()
-
-    def name(self, version: str) -> str:
-        """Return the flag's name in a version."""
-        return dict(self.renamed).get(version, self.flag)
-
-    def spellings(self) -> tuple[str, ...]:
-        """Return every name that it has in any version."""
-        return (self.flag, *(name for _, name in self.renamed), *self.aliases)
+__all__ = ["FLAGS"]
 
 
 def _source(old: int, middle: int, new: str) -> str:
     return f"0.5.6.post2 server_args.py:{old}; 0.5.16 server_args.py:{middle}; 0.5.23 arg_groups/fields/{new}"
 
 
-FLAGS = (
-    Flag(
-        option="model_path",
-        instead="Use Deployment.model.",
-        flag="--model-path",
-        aliases=("--model",),
-        reason="the repository id or the folder of the weights",
-        source=_source(2126, 456, "model.py:51"),
-    ),
-    Flag(
-        option="revision",
-        instead="Use Model.revision.",
-        flag="--revision",
-        reason="pins the weights to one commit; without it the engine would ask the hub for the newest",
-        source=_source(2216, 529, "model.py:122"),
-    ),
-    Flag(
-        option="served_model_name",
-        instead="Use Model.served_name.",
-        flag="--served-model-name",
-        reason="the name that clients send and /v1/models shows; by default it would be the model path",
-        source=_source(2746, 1124, "serving.py:168"),
-    ),
-    Flag(
-        option="host",
-        instead="Leave it out: the engine listens on every interface, behind the guard.",
-        flag="--host",
-        reason="the engine's default is the loopback address, which a platform's web server port does not reach",
-        source=_source(2239, 1054, "serving.py:65"),
-    ),
-    Flag(
-        option="port",
-        instead="Use Deployment.port.",
-        flag="--port",
-        reason="the port that the platform publishes",
-        source=_source(2245, 1055, "serving.py:66"),
-    ),
-    Flag(
-        option="tp_size",
-        instead="Use SGLang(tensor_parallel=...).",
-        flag="--tp-size",
-        aliases=("--tensor-parallel-size",),
-        reason="GPUs that share one model; '--tp' is an abbreviation only",
-        source=_source(2491, 888, "parallel.py:45"),
-    ),
-    Flag(
-        option="device",
-        instead="Use SGLang(device=...).",
-        flag="--device",
-        reason="a CPU has to be asked for; GPUs are found",
-        source=_source(2484, 1018, "device.py:24"),
-    ),
-    Flag(
-        option="max_running_requests",
-        instead="Use Scaling.max_concurrency.",
-        flag="--max-running-requests",
-        reason="requests in one batch; kept equal to what the platform lets in at once",
-        source=_source(2377, 694, "schedule.py:31"),
-    ),
-    Flag(
-        option="max_total_tokens",
-        instead="Use SGLang(max_total_tokens=...).",
-        flag="--max-total-tokens",
-        reason="size of the KV cache in tokens; on a CPU the default takes most of the memory (15 GB of 24 measured)",
-        source=_source(2389, 701, "schedule.py:39"),
-    ),
-    Flag(
-        option="cuda_graph_max_batch",
-        instead="Use SGLang(cuda_graph_max_batch=...).",
-        flag="--cuda-graph-max-bs-decode",
-        reason=(
-            "the largest batch with a captured CUDA graph: every size costs start-up time and memory. "
-            "--cuda-graph-max-bs is a deprecated alias in 0.5.16 and ambiguous, thus an error, in 0.5.23"
+FLAGS = FlagTable(
+    engine="SGLang",
+    versions=SUPPORTED_VERSIONS,
+    flags=(
+        Flag(
+            option="model_path",
+            instead="Use Deployment.model.",
+            flag="--model-path",
+            aliases=("--model",),
+            reason="the repository id or the folder of the weights",
+            source=_source(2126, 456, "model.py:51"),
         ),
-        source=_source(3510, 1546, "exec_.py:629"),
-        renamed=(("0.5.6.post2", "--cuda-graph-max-bs"),),
-    ),
-    Flag(
-        option="no_prefill_graphs",
-        instead="Use SGLang(prefill_graphs=...).",
-        flag="--disable-prefill-cuda-graph",
-        reason=(
-            "0.5.16 and later capture CUDA graphs of prefills, too: 47 of 98 s of a start (58 shapes, measured), and their "
-            "memory cannot be released (breakable_cuda_graph_backend.py)"
+        Flag(
+            option="revision",
+            instead="Use Model.revision.",
+            flag="--revision",
+            reason="pins the weights to one commit; without it the engine would ask the hub for the newest",
+            source=_source(2216, 529, "model.py:122"),
         ),
-        source="0.5.6.post2 has none unless told to (server_args.py:3638); "
-        "0.5.16 server_args.py:1566; 0.5.23 arg_groups/fields/exec_.py:662",
-        needless=("0.5.6.post2",),
-    ),
-    Flag(
-        option="memory_saver",
-        instead="Use SGLang(memory_saver=...).",
-        flag="--enable-memory-saver",
-        reason="without it releasing memory answers 200 and frees nothing",
-        source=_source(3715, 2827, "exec_.py:58"),
-    ),
-    Flag(
-        option="weights_backup",
-        instead="Use SGLang(weights_backup=...).",
-        flag="--enable-weights-cpu-backup",
-        reason="without it the weights are lost at the release and the engine answers nonsense after the wake",
-        source=_source(3720, 2831, "exec_.py:62"),
-    ),
-    Flag(
-        option="mem_fraction_static",
-        instead="Use SGLang(mem_fraction_static=...).",
-        flag="--mem-fraction-static",
-        reason="share of the memory for weights and KV cache",
-        source=_source(2371, 690, "schedule.py:27"),
-    ),
-    Flag(
-        option="metrics",
-        instead="Use SGLang(metrics=...).",
-        flag="--enable-metrics",
-        reason="Prometheus metrics at /metrics, which the guard keeps behind its key unless told otherwise",
-        source=_source(2616, 1274, "observability.py:70"),
-    ),
-    Flag(
-        option="dummy_weights",
-        instead="Use SGLang(dummy_weights=...).",
-        flag="--load-format",
-        fixed="dummy",
-        reason="random weights in the real shapes: start-up and sleep can be tried without a download",
-        source=_source(2159, 486, "model.py:58"),
-    ),
-    Flag(
-        option="load_format",
-        instead="Use SGLang(load_format=...).",
-        flag="--load-format",
-        reason="how weights are read, e.g. by a faster loader",
-        source=_source(2159, 486, "model.py:58"),
-    ),
-    Flag(
-        option="skip_server_warmup",
-        instead="Leave it out: it is always set.",
-        flag="--skip-server-warmup",
-        reason=(
-            "the engine's own warm-up sleeps for a second and sends one short completion; ours is chat-shaped and "
-            "comes right after it"
+        Flag(
+            option="served_model_name",
+            instead="Use Model.served_name.",
+            flag="--served-model-name",
+            reason="the name that clients send and /v1/models shows; by default it would be the model path",
+            source=_source(2746, 1124, "serving.py:168"),
         ),
-        source=_source(2262, 1089, "serving.py:116"),
-    ),
-    Flag(
-        option="attention_backend",
-        instead="Use SGLang(attention_backend=...).",
-        flag="--attention-backend",
-        reason="torch_native is the one that runs on a CPU without AMX",
-        source=_source(2938, 1398, "exec_.py:207"),
-    ),
-    Flag(
-        option="sleep_on_idle",
-        instead="Use SGLang(sleep_on_idle=...).",
-        flag="--sleep-on-idle",
-        reason="an idle scheduler polls without pause; on a machine with few cores it takes one away",
-        source=_source(2568, 1039, "device.py:74"),
-    ),
-    Flag(
-        option="disable_overlap_schedule",
-        instead="Leave it out: it is set for a CPU.",
-        flag="--disable-overlap-schedule",
-        reason="the overlapping scheduler is written for GPU streams",
-        source=_source(3592, 848, "schedule.py:193"),
+        Flag(
+            option="host",
+            instead="Leave it out: the engine listens on every interface, behind the guard.",
+            flag="--host",
+            reason="the engine's default is the loopback address, which a platform's web server port does not reach",
+            source=_source(2239, 1054, "serving.py:65"),
+        ),
+        Flag(
+            option="port",
+            instead="Use Deployment.port.",
+            flag="--port",
+            reason="the port that the platform publishes",
+            source=_source(2245, 1055, "serving.py:66"),
+        ),
+        Flag(
+            option="tp_size",
+            instead="Use SGLang(tensor_parallel=...).",
+            flag="--tp-size",
+            aliases=("--tensor-parallel-size",),
+            reason="GPUs that share one model; '--tp' is an abbreviation only",
+            source=_source(2491, 888, "parallel.py:45"),
+        ),
+        Flag(
+            option="device",
+            instead="Use SGLang(device=...).",
+            flag="--device",
+            reason="a CPU has to be asked for; GPUs are found",
+            source=_source(2484, 1018, "device.py:24"),
+        ),
+        Flag(
+            option="max_running_requests",
+            instead="Use Scaling.max_concurrency.",
+            flag="--max-running-requests",
+            reason="requests in one batch; kept equal to what the platform lets in at once",
+            source=_source(2377, 694, "schedule.py:31"),
+        ),
+        Flag(
+            option="max_total_tokens",
+            instead="Use SGLang(max_total_tokens=...).",
+            flag="--max-total-tokens",
+            reason="size of the KV cache in tokens; on a CPU the default takes most of the memory (15 GB of 24 measured)",
+            source=_source(2389, 701, "schedule.py:39"),
+        ),
+        Flag(
+            option="cuda_graph_max_batch",
+            instead="Use SGLang(cuda_graph_max_batch=...).",
+            flag="--cuda-graph-max-bs-decode",
+            reason=(
+                "the largest batch with a captured CUDA graph: every size costs start-up time and memory. "
+                "--cuda-graph-max-bs is a deprecated alias in 0.5.16 and ambiguous, thus an error, in 0.5.23"
+            ),
+            source=_source(3510, 1546, "exec_.py:629"),
+            renamed=(("0.5.6.post2", "--cuda-graph-max-bs"),),
+        ),
+        Flag(
+            option="no_prefill_graphs",
+            instead="Use SGLang(prefill_graphs=...).",
+            flag="--disable-prefill-cuda-graph",
+            reason=(
+                "0.5.16 and later capture CUDA graphs of prefills, too: 47 of 98 s of a start (58 shapes, measured), and their "
+                "memory cannot be released (breakable_cuda_graph_backend.py)"
+            ),
+            source="0.5.6.post2 has none unless told to (server_args.py:3638); "
+            "0.5.16 server_args.py:1566; 0.5.23 arg_groups/fields/exec_.py:662",
+            needless=("0.5.6.post2",),
+        ),
+        Flag(
+            option="memory_saver",
+            instead="Use SGLang(memory_saver=...).",
+            flag="--enable-memory-saver",
+            reason="without it releasing memory answers 200 and frees nothing",
+            source=_source(3715, 2827, "exec_.py:58"),
+        ),
+        Flag(
+            option="weights_backup",
+            instead="Use SGLang(weights_backup=...).",
+            flag="--enable-weights-cpu-backup",
+            reason="without it the weights are lost at the release and the engine answers nonsense after the wake",
+            source=_source(3720, 2831, "exec_.py:62"),
+        ),
+        Flag(
+            option="mem_fraction_static",
+            instead="Use SGLang(mem_fraction_static=...).",
+            flag="--mem-fraction-static",
+            reason="share of the memory for weights and KV cache",
+            source=_source(2371, 690, "schedule.py:27"),
+        ),
+        Flag(
+            option="metrics",
+            instead="Use SGLang(metrics=...).",
+            flag="--enable-metrics",
+            reason="Prometheus metrics at /metrics, which the guard keeps behind its key unless told otherwise",
+            source=_source(2616, 1274, "observability.py:70"),
+        ),
+        Flag(
+            option="dummy_weights",
+            instead="Use SGLang(dummy_weights=...).",
+            flag="--load-format",
+            fixed="dummy",
+            reason="random weights in the real shapes: start-up and sleep can be tried without a download",
+            source=_source(2159, 486, "model.py:58"),
+        ),
+        Flag(
+            option="load_format",
+            instead="Use SGLang(load_format=...).",
+            flag="--load-format",
+            reason="how weights are read, e.g. by a faster loader",
+            shared=True,
+            source=_source(2159, 486, "model.py:58"),
+        ),
+        Flag(
+            option="skip_server_warmup",
+            instead="Leave it out: it is always set.",
+            flag="--skip-server-warmup",
+            reason=(
+                "the engine's own warm-up sleeps for a second and sends one short completion; ours is chat-shaped and "
+                "comes right after it"
+            ),
+            source=_source(2262, 1089, "serving.py:116"),
+        ),
+        Flag(
+            option="attention_backend",
+            instead="Use SGLang(attention_backend=...).",
+            flag="--attention-backend",
+            reason="torch_native is the one that runs on a CPU without AMX",
+            source=_source(2938, 1398, "exec_.py:207"),
+        ),
+        Flag(
+            option="sleep_on_idle",
+            instead="Use SGLang(sleep_on_idle=...).",
+            flag="--sleep-on-idle",
+            reason="an idle scheduler polls without pause; on a machine with few cores it takes one away",
+            source=_source(2568, 1039, "device.py:74"),
+        ),
+        Flag(
+            option="disable_overlap_schedule",
+            instead="Leave it out: it is set for a CPU.",
+            flag="--disable-overlap-schedule",
+            reason="the overlapping scheduler is written for GPU streams",
+            source=_source(3592, 848, "schedule.py:193"),
+        ),
     ),
 )
-
-
-def flag_name(version: str, option: str) -> str:
-    """Return the flag that carries an option in a version.
-
-    Raises:
-        ConfigurationError: there is no such option, or the version is not supported.
-    """
-    check_version(version)
-    for flag in FLAGS:
-        if flag.option == option:
-            return flag.name(version)
-    raise ConfigurationError(f"SGLang option {option!r} is unknown; known: {', '.join(flag.option for flag in FLAGS)}.")
-
-
-def engine_argv(version: str, options: Mapping[str, OptionValue]) -> tuple[str, ...]:
-    """Return the engine's flags for a set of options.
-
-    Args:
-        version: the SGLang version that will read them.
-        options: values by option name; None and False leave the flag out, True writes it without a value.
-
-    Returns:
-        Flags and values in the order of `FLAGS`, whatever the order of the options.
-
-    Raises:
-        ConfigurationError: an unknown option, an unsupported version, or two options that want one flag.
-    """
-    for option in options:
-        flag_name(version, option)
-    argv: list[str] = []
-    for flag in FLAGS:
-        value = options.get(flag.option)
-        if value is None or value is False or version in flag.needless:
-            continue
-        name = flag.name(version)
-        if name in argv:
-            raise ConfigurationError(
-                f"SGLang option {flag.option} wants {name}, which another option has set; give one."
-            )
-        argv.append(name)
-        if flag.fixed or value is not True:
-            argv.append(flag.fixed or str(value))
-    return tuple(argv)

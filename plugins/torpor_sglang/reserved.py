@@ -1,45 +1,16 @@
-"""Flags that an extra engine argument must not be: ours, and those that would open a way round the guard.
-
-Checked twice: `check_extra_args` looks at the command line before the start, and the launcher looks at the arguments as
-SGLang has parsed them, whatever they came from, and at the environment.
-"""
+"""Flags of SGLang's that an extra argument must not be: ours, and those that would open a way round the guard."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torpor.errors import ConfigurationError
+from torpor.engines.reserved import Reservations, Reserved
 from torpor_sglang.flags import FLAGS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-__all__ = ["RESERVED", "Reserved", "check_environment", "check_extra_args", "check_parsed_args", "reserved_flags"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """Flags that are refused for one reason.
-
-    Args:
-        flags: every spelling of every one of them, in full.
-        why: what they would do.
-        instead: what to use in their place.
-        harmless: values of the parsed arguments that leave the guard in place, by attribute; others stop the launcher.
-    """
-
-    flags: tuple[str, ...]
-    why: str
-    instead: str
-    harmless: tuple[tuple[str, tuple[object, ...]], ...] = ()
-
+__all__ = ["RESERVED"]
 
 _ONE_DOOR = "Use the one HTTP server, which the guard stands before."
 _NO_SPLIT = "Serve the whole model from one engine."
 
-RESERVED = (
+_RESERVED = (
     Reserved(
         flags=("--tokenizer-worker-num", "--enable-http-worker-reuseport"),
         why="each HTTP worker would import the server anew, without the guard",
@@ -172,85 +143,10 @@ RESERVED = (
 )
 
 # Servers that SGLang starts for an environment variable; flag for flag the same as above.
-_RESERVED_ENVIRONMENT = (
+_ENVIRONMENT = (
     ("SGLANG_GRPC_PORT", "opens a gRPC server beside the HTTP server (0.5.16 environ.py:882, 0.5.23 environ.py:1714)"),
     ("SGLANG_RUST_SERVER", "replaces the HTTP server by another (0.5.23 environ.py:2160)"),
     ("DUMPER_SERVER_PORT", "opens a control server on every interface (debug_utils/dumper.py)"),
 )
-_OFF = ("", "0", "false", "False", "off", "-1")
 
-
-def check_parsed_args(version: str, server_args: object) -> None:
-    """Refuse arguments, as SGLang has parsed them, that the guard could be passed by.
-
-    Args:
-        version: the SGLang version that parsed them.
-        server_args: its `ServerArgs`; attributes that a version lacks are harmless.
-
-    Raises:
-        ConfigurationError: names the argument, its value and the reason.
-    """
-    for entry in RESERVED:
-        for attribute, harmless in entry.harmless:
-            value = getattr(server_args, attribute, harmless[0])
-            if value not in harmless:
-                raise ConfigurationError(
-                    f"SGLang {version} would start with {attribute}={value!r}: {entry.why}. {entry.instead}"
-                )
-
-
-def check_environment(environ: Mapping[str, str]) -> None:
-    """Refuse environment variables for which SGLang opens a server beside the guarded one.
-
-    Raises:
-        ConfigurationError: names the variable and the reason.
-    """
-    for name, why in _RESERVED_ENVIRONMENT:
-        if environ.get(name, "") not in _OFF:
-            raise ConfigurationError(f"The environment variable {name}={environ[name]} is refused: it {why}. Unset it.")
-
-
-def reserved_flags() -> tuple[str, ...]:
-    """Return every flag that an extra argument must not be, in full: ours, and those of `RESERVED`."""
-    return tuple(sorted(dict(_refusals())))
-
-
-def check_extra_args(version: str, argv: Sequence[str]) -> None:
-    """Refuse extra engine arguments that the plugin sets itself or that the guard could be passed by.
-
-    Every spelling that argparse takes is caught: `--flag value`, `--flag=value`, and a beginning such as `--tok`, which
-    is refused wherever it could mean a reserved flag.
-
-    Args:
-        version: the SGLang version that will read them.
-        argv: flags and values as the user wrote them.
-
-    Raises:
-        ConfigurationError: names the argument, the reason and what to use instead.
-    """
-    refused = dict(_refusals())
-    for argument in argv:
-        if argument == "--" or re.match(r"-[A-Za-z]", argument):
-            raise ConfigurationError(
-                f"Engine argument {argument!r} is no flag of SGLang {version}; write flags as --name."
-            )
-        if not argument.startswith("--"):
-            continue
-        name = argument.partition("=")[0]
-        if name in refused:
-            raise ConfigurationError(f"Engine argument {argument!r} is refused: {refused[name]}")
-        if meant := [flag for flag in refused if flag.startswith(name)]:
-            raise ConfigurationError(
-                f"Engine argument {argument!r} is refused: SGLang {version} may take it as an abbreviation of "
-                f"{' or '.join(meant)}, which is not for extra arguments. Write the flag that you mean in full."
-            )
-
-
-def _refusals() -> Iterator[tuple[str, str]]:
-    """Give for every reserved flag the end of the message that refuses it."""
-    for flag in FLAGS:
-        for name in flag.spellings():
-            yield name, f"the plugin sets it ({flag.reason}). {flag.instead}"
-    for entry in RESERVED:
-        for name in entry.flags:
-            yield name, f"{entry.why}. {entry.instead}"
+RESERVED = Reservations(table=FLAGS, reserved=_RESERVED, environment=_ENVIRONMENT)

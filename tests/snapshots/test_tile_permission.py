@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import wait_for
+from torpor.launcher.tile_permission import has_tiles
 from torpor.snapshots.criu import dump, restore
-from torpor_sglang.patches import tile_permission
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.criu,
-    pytest.mark.skipif(not tile_permission.PATCH.applies(), reason="this processor has no AMX"),
+    pytest.mark.skipif(not has_tiles(), reason="this processor has no AMX"),
 ]
 
 PROGRAM = Path(__file__).with_name("tile_program.py")

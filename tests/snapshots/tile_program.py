@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from torpor.launcher.tile_permission import TilePermission, has_permission, request_permission
 from torpor_sglang.patches.handlers import RELEASE, RESUME, wrap_handler
-from torpor_sglang.patches.tile_permission import _Permission, has_permission, request_permission
 
 CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27849c0 c3")  # ldtilecfg [rdi]; tilezero tmm0; tilerelease; ret
 ONE_TILE = bytes([1, *[0] * 15, 64, *[0] * 31, 1, *[0] * 15])  # palette 1; tile 0 has 1 row of 64 bytes
@@ -41,7 +41,7 @@ function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(ctypes.addressof(ctypes.c_cha
 
 if sys.argv[1] == "patched":
     module = sys.modules[__name__]
-    permission = _Permission()
+    permission = TilePermission()
     wrap_handler(module, RELEASE, before=permission.note)
     wrap_handler(module, RESUME, before=permission.renew)
 request_permission()

@@ -1,70 +1,37 @@
-"""What the launcher changes in SGLang: a short list of named patches, each with its reason and where it was tested.
-
-A patch changes the running process only, never a file of SGLang's. `TORPOR_PATCHES=-name,-other` switches patches off;
-the launcher logs at every start which ones are on. The guard is a patch as well, but not one of this list: it needs the
-boot document, and switching it off has a variable of its own.
-"""
+"""What the launcher changes in SGLang (`torpor.launcher.patches`): the list, in the order in which they are applied."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import ConfigurationError
+from torpor.launcher.orphans import orphans
+from torpor.launcher.patches import apply_patches
+from torpor.launcher.tqdm_lock import tqdm_lock
+from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
-__all__ = ["PATCHES_VARIABLE", "Patch", "PatchReport", "all_patches", "apply_patches"]
+    from torpor.launcher.patches import Patch, PatchReport
 
-PATCHES_VARIABLE = "TORPOR_PATCHES"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patch:
-    """One change to the engine's process.
-
-    Args:
-        name: how it is named in logs and in `TORPOR_PATCHES`.
-        reason: why the engine needs it, in one sentence.
-        versions: the SGLang versions that it was tested with.
-        applies: tells whether this process needs it.
-        apply: makes the change; called at most once in a process.
-    """
-
-    name: str
-    reason: str
-    versions: tuple[str, ...]
-    applies: Callable[[], bool]
-    apply: Callable[[], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchReport:
-    """Which patches a process has on, which it has no need of, and which were switched off."""
-
-    on: tuple[Patch, ...]
-    not_needed: tuple[Patch, ...]
-    off: tuple[Patch, ...]
+__all__ = ["all_patches", "apply_all"]
 
 
 def all_patches() -> tuple[Patch, ...]:
     """Return the patches in the order in which they are applied."""
-    from torpor_sglang.patches import (  # noqa: PLC0415 - a cycle
+    from torpor_sglang.patches import (  # noqa: PLC0415 - the plugin itself has no use for them
         cpu_kernels,
         cpu_seconds,
         detokenizer_thread,
         kept_memory,
-        orphans,
         reseed,
         tile_permission,
         torchvision_schemas,
-        tqdm_lock,
     )
 
     return (
-        orphans.PATCH,
-        tqdm_lock.PATCH,
+        orphans(SUPPORTED_VERSIONS),
+        tqdm_lock(SUPPORTED_VERSIONS),
         cpu_kernels.PATCH,
         torchvision_schemas.PATCH,
         cpu_seconds.PATCH,
@@ -75,39 +42,6 @@ def all_patches() -> tuple[Patch, ...]:
     )
 
 
-def apply_patches(environ: Mapping[str, str], patches: Sequence[Patch] | None = None) -> PatchReport:
-    """Apply to this process every patch that it needs and that is not switched off.
-
-    Args:
-        environ: the environment that may hold `TORPOR_PATCHES`.
-        patches: the patches to choose from; by default all.
-
-    Raises:
-        ConfigurationError: `TORPOR_PATCHES` names a patch that does not exist.
-    """
-    patches = all_patches() if patches is None else patches
-    off = _switched_off(environ.get(PATCHES_VARIABLE, ""), tuple(patch.name for patch in patches))
-    chosen = [patch for patch in patches if patch.name not in off]
-    on = tuple(patch for patch in chosen if patch.applies())
-    for patch in on:
-        patch.apply()
-    return PatchReport(
-        on=on,
-        not_needed=tuple(patch for patch in chosen if patch not in on),
-        off=tuple(patch for patch in patches if patch.name in off),
-    )
-
-
-def _switched_off(value: str, names: Sequence[str]) -> frozenset[str]:
-    words = [word.strip() for word in value.split(",") if word.strip()]
-    for word in words:
-        if word == "-guard":
-            raise ConfigurationError(
-                f"{PATCHES_VARIABLE}={value}: the guard is not switched off here. For debugging, start the launcher "
-                "without a boot document and with TORPOR_UNGUARDED=1."
-            )
-        if not word.startswith("-") or word[1:] not in names:
-            raise ConfigurationError(
-                f"{PATCHES_VARIABLE}={value}: {word!r} is not '-' and the name of a patch; patches are {', '.join(names)}."
-            )
-    return frozenset(word[1:] for word in words)
+def apply_all(environ: Mapping[str, str]) -> PatchReport:
+    """Apply to this process every patch that it needs and that the environment does not switch off."""
+    return apply_patches(environ, all_patches())

@@ -9,8 +9,8 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from torpor_sglang.patches import Patch
-from torpor_sglang.patches.after_import import after_import
+from torpor.launcher.after_import import after_import
+from torpor.launcher.patches import Patch
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

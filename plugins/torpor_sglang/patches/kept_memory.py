@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.launcher.after_import import after_import
+from torpor.launcher.patches import Patch
 from torpor_sglang.gpu_copy import Segment
 from torpor_sglang.kept_memory import KeptMemory
-from torpor_sglang.patches import Patch
-from torpor_sglang.patches.after_import import after_import
 from torpor_sglang.patches.handlers import RESUME, around_handler
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE
 

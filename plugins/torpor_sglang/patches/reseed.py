@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from torpor_sglang.patches import Patch
+from torpor.launcher.patches import Patch
 from torpor_sglang.patches.handlers import RESUME, around_handler
 
 __all__ = ["PATCH", "reseed"]

@@ -87,6 +87,12 @@ class AnEngine(Plugin):
         return dict(self.caches)
 
     @override
+    def kernel_compile_env(self, deployment: Deployment, *, fast: bool, at_load: bool) -> dict[str, str]:
+        if fast and self.version == "0.5.6.post2":
+            raise ConfigurationError("an_engine 0.5.6.post2 compiles every shape; leave fast_warmup out.")
+        return {"SGLANG_ENABLE_JIT_DEEPGEMM": "1", "SHAPES": f"{'few' if fast else 'all'}", "AT_LOAD": f"{at_load}"}
+
+    @override
     def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:
         return self.command
 
@@ -131,6 +137,8 @@ def test_the_image_gets_the_switch_and_the_engines_own_cache_folders() -> None:
     assert DeepGEMM().prepare_image(deployment()) == ImagePatch(
         env={
             "SGLANG_ENABLE_JIT_DEEPGEMM": "1",
+            "SHAPES": "all",
+            "AT_LOAD": "True",
             "SGLANG_DG_CACHE_DIR": "/opt/torpor/kernels/deep_gemm",
             "TRITON_CACHE_DIR": "/opt/torpor/kernels/triton",
         }
@@ -153,7 +161,9 @@ def test_the_compile_step_is_the_engines_own_command_on_the_gpu() -> None:
             "engine=an_engine 0.5.6.post2",
             f"model=Qwen/Qwen3-8B-FP8 {COMMIT}",
             "gpus=1",
+            "AT_LOAD=True",
             "SGLANG_ENABLE_JIT_DEEPGEMM=1",
+            "SHAPES=all",
             "python3",
             "-m",
             "sglang.compile_deep_gemm",
@@ -176,20 +186,14 @@ def test_flags_that_other_plugins_give_the_engine_reach_the_compilation_and_its_
     assert step.cache.key[-2:] == ("--load-format", "dummy")
 
 
-@pytest.mark.parametrize("version", ["0.5.16", "0.5.23", "0.6.0", "1.0"])
-def test_fast_warmup_is_set_where_the_engine_knows_it(version: str) -> None:
+def test_how_kernels_are_compiled_is_the_engines_answer() -> None:
     """In the image, because serving compiles the same shapes; and in the key."""
-    plan = deployment(DeepGEMM(fast_warmup=True), AnEngine(version=version))
+    plan = deployment(DeepGEMM(fast_warmup=True, precompile=False), AnEngine(version="0.5.16"))
     recipe = Lifecycle(plan).recipe()
-    assert recipe.env["SGLANG_JIT_DEEPGEMM_FAST_WARMUP"] == "1"
+    assert (recipe.env["SHAPES"], recipe.env["AT_LOAD"]) == ("few", "False")
     assert recipe.steps[0].cache is not None
-    assert "SGLANG_JIT_DEEPGEMM_FAST_WARMUP=1" in recipe.steps[0].cache.key
-
-
-def test_precompilation_at_load_can_be_switched_off() -> None:
-    """Its default is the engine's own: on."""
-    assert "SGLANG_JIT_DEEPGEMM_PRECOMPILE" not in Lifecycle(deployment()).recipe().env
-    assert Lifecycle(deployment(DeepGEMM(precompile=False))).recipe().env["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] == "0"
+    assert {"SHAPES=few", "AT_LOAD=False"} <= set(recipe.steps[0].cache.key)
+    assert Lifecycle(deployment()).recipe().env["AT_LOAD"] == "True"
 
 
 def test_no_token_of_the_step_has_a_line_break() -> None:
@@ -234,7 +238,7 @@ def test_importing_the_package_imports_no_torpor() -> None:
         ),
         (
             lambda: deployment(DeepGEMM(fast_warmup=True)),
-            "DeepGEMM.fast_warmup is True, but the engine 'an_engine' is version 0.5.6.post2",
+            "an_engine 0.5.6.post2 compiles every shape; leave fast_warmup out.",
         ),
         (lambda: deployment(gpu=None), "DeepGEMM has no kernels for Deployment.gpu None: it needs a Hopper GPU"),
         (lambda: deployment(gpu="A100-80GB:2"), "DeepGEMM has no kernels for Deployment.gpu 'A100-80GB:2'"),

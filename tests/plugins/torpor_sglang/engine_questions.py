@@ -59,10 +59,10 @@ def ask_checked(question: dict[str, Any]) -> object:
     from sglang.srt.server_args import prepare_server_args
 
     from torpor import ConfigurationError
-    from torpor_sglang.reserved import check_parsed_args
+    from torpor_sglang.reserved import RESERVED
 
     try:
-        check_parsed_args(metadata.version("sglang"), prepare_server_args(question["argv"]))
+        RESERVED.check_parsed_args(metadata.version("sglang"), prepare_server_args(question["argv"]))
     except ConfigurationError as error:
         return {"refused": str(error)}
     return {}
@@ -89,7 +89,7 @@ def ask_guarded(question: dict[str, Any]) -> object:
     from sglang.srt.entrypoints import http_server
 
     from torpor.guard import BootDocument, GuardRules
-    from torpor_sglang.patches.guard import install_guard
+    from torpor.launcher.guarded_app import install_guard
 
     listed = {name: tuple(found) for name, found in question["rules"].items()}
     rules = GuardRules(public=listed["public"], keyed=listed["keyed"], sleep=listed["sleep"], wake=listed["wake"])
@@ -231,10 +231,10 @@ def main() -> None:
     """Answer until the input ends; whatever SGLang prints goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from torpor_sglang.patches import apply_patches
+    from torpor_sglang.patches import apply_all
 
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-    apply_patches(os.environ)
+    apply_all(os.environ)
     if sys.argv[1:2] == ["--rank"]:
         os.dup2(answers.fileno(), 1)
         be_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

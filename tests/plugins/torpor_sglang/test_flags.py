@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor import ConfigurationError
-from torpor_sglang.flags import FLAGS, Flag, OptionValue, engine_argv, flag_name
-from torpor_sglang.reserved import check_extra_args, reserved_flags
+from torpor_sglang.flags import FLAGS
+from torpor_sglang.reserved import RESERVED
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     from tests.plugins.torpor_sglang.conftest import Questions
+    from torpor.engines.flags import Flag, OptionValue
 
 VALUES: dict[str, OptionValue] = {
     "model_path": "Qwen/Qwen3-8B-FP8",
@@ -97,15 +98,15 @@ SOUNDS_LIKE_A_DOOR = re.compile(
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.option)
+@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
 def test_every_flag_is_read_by_the_real_parser_as_the_option_meant(questions: Questions, flag: Flag) -> None:
     """A flag, alone beside the model, is taken in full by the version's parser and gives the option's value."""
     if questions.version in flag.needless:
-        assert engine_argv(questions.version, {flag.option: VALUES[flag.option]}) == ()
+        assert FLAGS.argv(questions.version, {flag.option: VALUES[flag.option]}) == ()
         return
     base: dict[str, OptionValue] = {} if flag.option == "model_path" else {"model_path": "some/model"}
     value = VALUES[flag.option]
-    answer = questions.parse(engine_argv(questions.version, base | {flag.option: value}))
+    answer = questions.parse(FLAGS.argv(questions.version, base | {flag.option: value}))
     assert "error" not in answer
     values = answer["values"]
     assert isinstance(values, dict)
@@ -117,11 +118,11 @@ def test_every_flag_is_read_by_the_real_parser_as_the_option_meant(questions: Qu
 def test_all_flags_together_are_read_by_the_real_parser(questions: Questions) -> None:
     """The whole set that a plugin may ask for is one valid command line."""
     together = {option: value for option, value in VALUES.items() if option != "load_format"}
-    assert "error" not in questions.parse(engine_argv(questions.version, together))
+    assert "error" not in questions.parse(FLAGS.argv(questions.version, together))
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.option)
+@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
 def test_flags_are_written_in_full(questions: Questions, flag: Flag) -> None:
     """No flag leans on argparse's abbreviations: its name is among the version's own spellings."""
     spellings = {name for names in questions.ask("options") for name in names}
@@ -157,16 +158,16 @@ def test_the_version_asked_is_the_version_answering(questions: Questions) -> Non
 @pytest.mark.sglang
 def test_every_other_flag_of_the_engine_may_be_passed_through(questions: Questions) -> None:
     """A flag that is not reserved is not refused, whatever it begins with."""
-    reserved = set(reserved_flags())
+    reserved = set(RESERVED.flags())
     for name in itertools.chain.from_iterable(questions.ask("options")):
         if name.startswith("--") and name not in reserved:
-            check_extra_args(questions.version, (name,))
+            RESERVED.check_extra_args(questions.version, (name,))
 
 
 @pytest.mark.sglang
 def test_every_spelling_of_a_reserved_flag_is_reserved(questions: Questions) -> None:
     """The parser's aliases are reserved with the flag."""
-    reserved = set(reserved_flags())
+    reserved = set(RESERVED.flags())
     for names in questions.ask("options"):
         long = {name for name in names if name.startswith("--")}
         assert not long & reserved or long <= reserved
@@ -177,27 +178,27 @@ def test_every_reserved_flag_is_real(asked: object, request: pytest.FixtureReque
     """No reserved flag is a misspelling: some supported version has it."""
     ask = request.getfixturevalue("asked")
     real = {name for version in SUPPORTED_VERSIONS for names in ask(version).ask("options") for name in names}
-    assert not set(reserved_flags()) - real
+    assert not set(RESERVED.flags()) - real
 
 
 @pytest.mark.sglang
 def test_every_option_that_sounds_like_a_door_has_been_judged(questions: Questions) -> None:
     """A new version's new ports, servers and keys are noticed: each is reserved, or judged harmless above."""
-    known = set(reserved_flags()) | set(JUDGED)
+    known = set(RESERVED.flags()) | set(JUDGED)
     names = {name for names in questions.ask("options") for name in names if name.startswith("--")}
     assert sorted(name for name in names - known if SOUNDS_LIKE_A_DOOR.search(name)) == []
 
 
 def test_options_that_are_off_leave_no_flag() -> None:
     """None and False write nothing; True writes the flag alone."""
-    argv = engine_argv("0.5.16", {"model_path": "m", "revision": None, "metrics": False, "memory_saver": True})
+    argv = FLAGS.argv("0.5.16", {"model_path": "m", "revision": None, "metrics": False, "memory_saver": True})
     assert argv == ("--model-path", "m", "--enable-memory-saver")
 
 
 def test_the_order_of_the_flags_does_not_depend_on_the_order_of_the_options() -> None:
     """The same options give the same command line, so that a cache key made of it holds."""
-    one = engine_argv("0.5.23", {"port": 1, "host": "h"})
-    other = engine_argv("0.5.23", {"host": "h", "port": 1})
+    one = FLAGS.argv("0.5.23", {"port": 1, "host": "h"})
+    other = FLAGS.argv("0.5.23", {"host": "h", "port": 1})
     assert one == other == ("--host", "h", "--port", "1")
 
 
@@ -211,13 +212,13 @@ def test_the_order_of_the_flags_does_not_depend_on_the_order_of_the_options() ->
 )
 def test_the_graph_limit_has_each_versions_own_name(version: str, flag: str) -> None:
     """One option, and the flag that the version knows it by."""
-    assert engine_argv(version, {"cuda_graph_max_batch": 1000}) == (flag, "1000")
+    assert FLAGS.argv(version, {"cuda_graph_max_batch": 1000}) == (flag, "1000")
 
 
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones() -> None:
     """A misspelt option is not dropped."""
     with pytest.raises(ConfigurationError, match=r"'cuda_graph_max_bs' is unknown; known: model_path, .*metrics"):
-        engine_argv("0.5.23", {"cuda_graph_max_bs": 8})
+        FLAGS.argv("0.5.23", {"cuda_graph_max_bs": 8})
 
 
 def test_an_unsupported_version_has_no_flags() -> None:
@@ -225,16 +226,16 @@ def test_an_unsupported_version_has_no_flags() -> None:
     with pytest.raises(
         ConfigurationError, match=r"0\.4\.0 is not supported; supported are 0\.5\.6\.post2, 0\.5\.16, 0\.5\.23"
     ):
-        flag_name("0.4.0", "port")
+        FLAGS.argv("0.4.0", {"port": 1})
 
 
 def test_two_options_cannot_set_one_flag() -> None:
     """Dummy weights and a load format exclude each other."""
     with pytest.raises(ConfigurationError, match="load_format wants --load-format, which another option has set"):
-        engine_argv("0.5.23", {"dummy_weights": True, "load_format": "pt"})
+        FLAGS.argv("0.5.23", {"dummy_weights": True, "load_format": "pt"})
 
 
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.option)
+@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
 def test_every_flag_has_a_reason_and_a_source(flag: Flag) -> None:
     """A record says why we set the flag and where each version defines it."""
     assert len(flag.reason) > 20

@@ -16,9 +16,10 @@ import pytest
 from tests.conftest import is_running
 from torpor import ConfigurationError
 from torpor.guard import BootDocument, GuardRules
-from torpor_sglang.patches import Patch, all_patches, apply_patches
+from torpor.launcher.guarded_app import install_guard
+from torpor.launcher.patches import Patch, apply_patches
+from torpor_sglang.patches import all_patches, apply_all
 from torpor_sglang.patches.cpu import choose_cpu
-from torpor_sglang.patches.guard import install_guard
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ def test_a_word_that_switches_nothing_off_is_an_error(value: str) -> None:
     """A misspelt name is not ignored; the message lists the names."""
     names = ", ".join(found.name for found in all_patches())
     with pytest.raises(ConfigurationError, match=f"patches are {re.escape(names)}\\."):
-        apply_patches({"TORPOR_PATCHES": value})
+        apply_all({"TORPOR_PATCHES": value})
 
 
 def test_the_guard_is_not_switched_off_with_the_patches() -> None:
     """An unguarded server is asked for in another way, so that it cannot happen by a list of patches."""
     with pytest.raises(ConfigurationError, match=r"the guard is not switched off here.*TORPOR_UNGUARDED=1"):
-        apply_patches({"TORPOR_PATCHES": "-guard"})
+        apply_all({"TORPOR_PATCHES": "-guard"})
 
 
 def test_every_patch_has_a_name_a_reason_and_tested_versions() -> None:
@@ -101,8 +102,8 @@ def test_the_cpu_switch_follows_the_device_flag(argv: tuple[str, ...], cpu: bool
 def test_a_missing_kernel_raises_when_it_is_called_and_not_before() -> None:
     """On a CPU any name can be imported from sgl_kernel; calling one says what is missing; other submodules stay missing."""
     code = """
-from torpor_sglang.patches import apply_patches
-apply_patches({})
+from torpor_sglang.patches import apply_all
+apply_all({})
 from sgl_kernel import rmsnorm
 from sgl_kernel.kvcacheio import transfer_kv
 for call in (rmsnorm, transfer_kv):
@@ -126,7 +127,7 @@ except ImportError as error:
 
 def test_kernels_are_left_alone_on_a_gpu_engine() -> None:
     """Without the CPU switch a missing kernel library stays missing."""
-    ran = run_python("from torpor_sglang.patches import apply_patches; apply_patches({}); import sgl_kernel")
+    ran = run_python("from torpor_sglang.patches import apply_all; apply_all({}); import sgl_kernel")
     assert "No module named 'sgl_kernel'" in ran.stderr
 
 
@@ -135,8 +136,8 @@ def test_a_real_kernel_library_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "sgl_kernel.py").write_text("where = 'real'\n")
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
-from torpor_sglang.patches import apply_patches
-apply_patches({{}})
+from torpor_sglang.patches import apply_all
+apply_all({{}})
 import sgl_kernel
 print(sgl_kernel.where)
 """
@@ -150,8 +151,8 @@ def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
         """
 import multiprocessing, os, sys, time
 if __name__ in ("__main__", "__mp_main__"):
-    from torpor_sglang.patches import apply_patches
-    apply_patches({})
+    from torpor_sglang.patches import apply_all
+    apply_all({})
 def child():
     print(os.getpid(), flush=True)
     time.sleep(60)
@@ -178,8 +179,8 @@ def test_a_process_spawned_by_a_forked_one_lives(tmp_path: Path) -> None:
         """
 import multiprocessing, os
 if __name__ in ("__main__", "__mp_main__"):
-    from torpor_sglang.patches import apply_patches
-    apply_patches({})
+    from torpor_sglang.patches import apply_all
+    apply_all({})
 def child():
     print("alive", flush=True)
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from torpor.guard import GuardRules
 from torpor.process import session_members
 from torpor.readiness import wait_ready
 from torpor_sglang import routes
-from torpor_sglang.flags import OptionValue, engine_argv
+from torpor_sglang.flags import FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.plugins.torpor_sglang.conftest import RealEngine
+    from torpor.engines.flags import OptionValue
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
@@ -67,7 +68,7 @@ def launched(engine: RealEngine, model: Path, port: int) -> Iterator[Engine]:
     }
     rules = GuardRules(public=routes.PUBLIC, keyed=routes.KEYED, sleep=routes.SLEEP, wake=routes.WAKE)
     started = Engine.start(
-        (str(engine.python), "-m", "torpor_sglang.serve", *engine_argv(engine.version, options)),
+        (str(engine.python), "-m", "torpor_sglang.serve", *FLAGS.argv(engine.version, options)),
         env={**engine.env, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
         guard=rules,
     )
@@ -201,7 +202,7 @@ def alone(engine: RealEngine, model: Path, port: int) -> Iterator[psutil.Popen]:
         "max_total_tokens": 4096,
     }
     options |= {"attention_backend": "torch_native", "disable_overlap_schedule": True, "mem_fraction_static": 0.1}
-    argv = (str(engine.python), "-m", "torpor_sglang.serve", *engine_argv(engine.version, options))
+    argv = (str(engine.python), "-m", "torpor_sglang.serve", *FLAGS.argv(engine.version, options))
     launcher = psutil.Popen(
         argv,
         env={**os.environ, **engine.env, "TORPOR_UNGUARDED": "1"},

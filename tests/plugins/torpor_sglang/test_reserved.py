@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor import ConfigurationError
-from torpor_sglang.reserved import RESERVED, check_environment, check_extra_args, check_parsed_args, reserved_flags
+from torpor_sglang.reserved import RESERVED
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
     from tests.plugins.torpor_sglang.conftest import Questions
 
-HARMLESS = [(attribute, values) for entry in RESERVED for attribute, values in entry.harmless]
+HARMLESS = [(attribute, values) for entry in RESERVED.reserved for attribute, values in entry.harmless]
 
 
-@pytest.mark.parametrize("flag", reserved_flags())
+@pytest.mark.parametrize("flag", RESERVED.flags())
 def test_a_reserved_flag_is_refused_with_a_reason(flag: str) -> None:
     """The message names the argument, says why, and ends with what to do in its place."""
     for argument in (flag, f"{flag}=1"):
         with pytest.raises(
             ConfigurationError, match=f"^Engine argument '{argument}' is refused: .+[a-z0-9)]\\."
         ) as caught:
-            check_extra_args("0.5.23", ("--page-size", "16", argument))
+            RESERVED.check_extra_args("0.5.23", ("--page-size", "16", argument))
         assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("flag", reserved_flags())
+@pytest.mark.parametrize("flag", RESERVED.flags())
 def test_no_beginning_of_a_reserved_flag_slips_through(flag: str) -> None:
     """Argparse completes an unambiguous beginning, so every beginning is refused, with a value attached too."""
     for length in range(3, len(flag)):
         for argument in (flag[:length], f"{flag[:length]}=1"):
             with pytest.raises(ConfigurationError, match="is refused"):
-                check_extra_args("0.5.16", (argument,))
+                RESERVED.check_extra_args("0.5.16", (argument,))
 
 
 @pytest.mark.parametrize("argument", ["--", "-h", "-tp"])
 def test_what_is_no_long_flag_is_refused(argument: str) -> None:
     """A lone `--` would turn later flags into positions, and SGLang has no short flags but its help."""
     with pytest.raises(ConfigurationError, match="write flags as --name"):
-        check_extra_args("0.5.23", (argument, "x"))
+        RESERVED.check_extra_args("0.5.23", (argument, "x"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_no_long_flag_is_refused(argument: str) -> None:
 )
 def test_other_flags_and_values_pass(argv: tuple[str, ...]) -> None:
     """Values, negative numbers and longer flags that begin like a reserved one are the user's business."""
-    check_extra_args("0.5.6.post2", argv)
+    RESERVED.check_extra_args("0.5.6.post2", argv)
 
 
 @pytest.mark.parametrize(("attribute", "values"), HARMLESS)
@@ -68,14 +68,14 @@ def test_a_parsed_argument_that_opens_a_way_round_the_guard_stops_the_launcher(
 ) -> None:
     """Whatever an argument came from, its value is judged again once SGLang has parsed it."""
     for value in values:
-        check_parsed_args("0.5.23", SimpleNamespace(**{attribute: value}))
+        RESERVED.check_parsed_args("0.5.23", SimpleNamespace(**{attribute: value}))
     with pytest.raises(ConfigurationError, match=f"would start with {attribute}='other': "):
-        check_parsed_args("0.5.23", SimpleNamespace(**{attribute: "other"}))
+        RESERVED.check_parsed_args("0.5.23", SimpleNamespace(**{attribute: "other"}))
 
 
 def test_arguments_that_a_version_lacks_are_harmless() -> None:
     """An old version has none of the newer doors."""
-    check_parsed_args("0.5.6.post2", SimpleNamespace(model_path="m"))
+    RESERVED.check_parsed_args("0.5.6.post2", SimpleNamespace(model_path="m"))
 
 
 @pytest.mark.sglang
@@ -117,8 +117,8 @@ def test_a_config_file_cannot_bring_in_what_the_command_line_may_not_say(
 @pytest.mark.parametrize("name", ["SGLANG_GRPC_PORT", "SGLANG_RUST_SERVER", "DUMPER_SERVER_PORT"])
 def test_a_variable_that_opens_a_server_is_refused(name: str) -> None:
     """Variables that start a second server are refused by name; unset or off they are harmless."""
-    check_environment({})
-    check_environment({name: ""})
-    check_environment({name: "0"})
+    RESERVED.check_environment({})
+    RESERVED.check_environment({name: ""})
+    RESERVED.check_environment({name: "0"})
     with pytest.raises(ConfigurationError, match=f"{name}=30001 is refused"):
-        check_environment({name: "30001"})
+        RESERVED.check_environment({name: "30001"})

@@ -121,7 +121,7 @@ def test_the_launcher_needs_nothing_that_the_engine_lacks() -> None:
     code = (
         "import sys\n"
         "for name in ('pluggy', 'httpx', 'structlog', 'modal', 'typer', 'rich', 'psutil'): sys.modules[name] = None\n"
-        "import torpor_sglang, torpor_sglang.serve, torpor_sglang.patches.guard\n"
+        "import torpor_sglang, torpor_sglang.serve, torpor.launcher.guarded_app\n"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     ran = subprocess.run(

@@ -8,15 +8,15 @@ from types import ModuleType
 
 import pytest
 
-from torpor_sglang.patches import tile_permission
+from torpor.launcher import tile_permission
 from torpor_sglang.patches.handlers import RELEASE, RESUME, wrap_handler
 
-needs_tiles = pytest.mark.skipif(not tile_permission.PATCH.applies(), reason="this CPU has no AMX")
+needs_tiles = pytest.mark.skipif(not tile_permission.has_tiles(), reason="this CPU has no AMX")
 
 
 def in_a_process(program: str) -> str:
     """The permission is a process's for good, so each question gets one of its own."""
-    code = f"from torpor_sglang.patches.tile_permission import has_permission, request_permission\n{program}"
+    code = f"from torpor.launcher.tile_permission import has_permission, request_permission\n{program}"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert asked.returncode == 0, asked.stderr
     return asked.stdout.strip()
@@ -56,7 +56,7 @@ def test_a_resume_asks_anew_for_what_was_there_at_the_release(
 
     Updater.__module__ = "handlers"
     handlers.Updater = Updater  # type: ignore[attr-defined]
-    permission = tile_permission._Permission()
+    permission = tile_permission.TilePermission()
     wrap_handler(handlers, RELEASE, before=permission.note)
     wrap_handler(handlers, RESUME, before=permission.renew)
     assert Updater().release_memory_occupation("all") == "asleep"

@@ -1,9 +1,9 @@
 """Warm-up requests: whatever a first real request would compile, import or allocate happens here.
 
-SGLang's own warm-up (switched off by `--skip-server-warmup`) sends one plain `/generate` of 8 tokens. A restored server
-that had only that took 29 to 34 s for its first chat request, because the chat path imports and compiles more
-(ai-dynamo/dynamo#9435). So these are chat-shaped: short and long prompts, streamed and not, greedy and sampled, alone
-and in a small burst.
+Engines' own warm-ups do not do: SGLang's sends one plain `/generate` of 8 tokens, and a restored server that had only that
+took 29 to 34 s for its first chat request, because the chat path imports and compiles more (ai-dynamo/dynamo#9435);
+vLLM's runs the model alone, without its HTTP server. So these are chat-shaped: short and long prompts, streamed and not,
+greedy and sampled, alone and in a small burst.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor import EngineRequestError
+from torpor.errors import EngineRequestError
+from torpor.progress import tell
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["WarmupRequest", "send", "send_burst", "warmup_requests"]
+__all__ = ["WarmupRequest", "send", "send_burst", "warm_up", "warmup_requests"]
 
 TOKENS = 16
 _OK = 200
@@ -61,6 +62,27 @@ def warmup_requests(prompt_words: tuple[int, ...]) -> tuple[WarmupRequest, ...]:
     greedy = tuple(WarmupRequest(prompt_words=words, stream=False, temperature=0.0) for words in lengths)
     sampled = tuple(WarmupRequest(prompt_words=words, stream=True, temperature=0.8) for words in lengths)
     return greedy + sampled
+
+
+def warm_up(client: httpx.Client, *, model: str, prompt_words: tuple[int, ...], burst: int, timeout_s: float) -> None:
+    """Send the whole set, one request after the other, then a burst.
+
+    Args:
+        client: bound to the engine.
+        model: served model name.
+        prompt_words: prompt lengths, words.
+        burst: requests sent at once at the end.
+        timeout_s: seconds without a byte for one request, which may compile kernels.
+
+    Raises:
+        EngineRequestError: the engine answered with an error or with nothing.
+    """
+    requests = warmup_requests(prompt_words)
+    for number, request in enumerate(requests, start=1):
+        tell(f"request {number} of {len(requests)}")
+        send(client, request, model=model, timeout_s=timeout_s)
+    tell(f"{burst} requests at once")
+    send_burst(client, burst, model=model, timeout_s=timeout_s)
 
 
 def send(client: httpx.Client, request: WarmupRequest, *, model: str, timeout_s: float) -> int:

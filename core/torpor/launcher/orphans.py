@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 
-from torpor_sglang.patches import Patch
+from torpor.launcher.patches import Patch
 
-__all__ = ["PATCH"]
+__all__ = ["orphans"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT_VARIABLE = "TORPOR_PARENT_PID"  # set by each process for those that it spawns
@@ -33,13 +33,15 @@ def _name_parent() -> None:
     os.environ[_PARENT_VARIABLE] = str(os.getpid())
 
 
-PATCH = Patch(
-    name="orphans",
-    reason=(
-        "SGLang asks for the signal that ends a child with its parent only after about ten seconds of imports; until "
-        "then a killed launcher would leave its scheduler behind"
-    ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
-    applies=_is_linux,
-    apply=_end_with_parent,
-)
+def orphans(versions: tuple[str, ...]) -> Patch:
+    """Return the patch, for an engine's versions with which it was tested."""
+    return Patch(
+        name="orphans",
+        reason=(
+            "engines ask for the signal that ends a child with its parent only after some ten seconds of imports, or never; until "
+            "then a killed launcher would leave its children behind"
+        ),
+        versions=versions,
+        applies=_is_linux,
+        apply=_end_with_parent,
+    )

@@ -1,0 +1,237 @@
+"""`ChatServer`: what is the same for every engine that is an OpenAI-like HTTP server behind the guard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torpor._override import override
+from torpor.engine import Engine
+from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.guard import GuardRules
+from torpor.hookspecs import Plugin, hookimpl
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor.deployment import Deployment
+    from torpor.engines.reserved import Reservations
+    from torpor.recipe import Recipe
+
+__all__ = ["ChatServer", "Routes", "call"]
+
+_OK = 200
+
+
+class Routes(Protocol):
+    """A module that says who may call which of an engine's routes."""
+
+    @property
+    def KEYED(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
+        """With the lifecycle key, while the engine is awake."""
+
+    @property
+    def DOCS(self) -> tuple[str, ...]:  # noqa: N802
+        """Those of KEYED that describe the API."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatServer(Plugin):
+    """Base of engine plugins; a subclass names its engine's flags, routes and calls.
+
+    Attributes:
+        version: the engine's version.
+        image: registry reference of an image with that version.
+        python: interpreter in which the engine is installed.
+        device: `cuda` or `cpu`.
+        tensor_parallel: GPUs that share the model; at most the deployment's GPUs.
+        attention_backend: the engine's name of it; None leaves the choice to the engine.
+        load_format: how weights are read, the engine's name of it; None leaves it to the engine, or to another plugin.
+        dummy_weights: random weights in place of the model's, for trying things out.
+        metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
+        open_metrics: serve them to everybody.
+        open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it takes the lifecycle key.
+        max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
+        api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
+        warmup_prompt_words: prompt lengths of the warm-up, words.
+        warmup_burst: requests sent at once at the end of the warm-up.
+        warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
+        extra_args: further engine flags, passed through.
+    """
+
+    guarded: ClassVar[bool] = True
+    ready_path: ClassVar[str] = "/v1/models"
+    supported_versions: ClassVar[tuple[str, ...]] = ()
+    default_images: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Version and image of those that need no `image`."""
+    launcher: ClassVar[str] = ""
+    """Module that the engine's interpreter runs, with the engine's flags."""
+    routes: ClassVar[Routes]
+    reserved: ClassVar[Reservations]
+
+    version: str = ""
+    image: str | None = None
+    python: str = "python3"
+    device: str = "cuda"
+    tensor_parallel: int = 1
+    attention_backend: str | None = None
+    load_format: str | None = None
+    dummy_weights: bool = False
+    metrics: bool = True
+    open_metrics: bool = False
+    open_docs: bool = False
+    max_body_bytes: int = 32 * 1024 * 1024
+    api_key_sha256: tuple[str, ...] = ()
+    warmup_prompt_words: tuple[int, ...] = (8, 600)
+    warmup_burst: int = 4
+    warmup_request_timeout_s: float = 500.0
+    extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.version not in self.supported_versions:
+            raise ConfigurationError(
+                f"{name}.version is {self.version!r}; supported are {', '.join(self.supported_versions)}."
+            )
+        if self.device not in ("cuda", "cpu"):
+            raise ConfigurationError(f"{name}.device is {self.device!r}; allowed are 'cuda' and 'cpu'.")
+        if self.device == "cuda" and self.image is None and self.version not in dict(self.default_images):
+            example = dict(self.default_images).get(self.supported_versions[0], "registry/image:tag").partition(":")[0]
+            raise ConfigurationError(
+                f"{name}.image is required for version {self.version}: give the registry reference of an image that holds it, "
+                f"e.g. image='{example}:v{self.version}-...' with the tag from the engine's releases."
+            )
+        self.at_least("tensor_parallel", 1)
+        self.at_least("warmup_burst", 0)
+        self.at_least("max_body_bytes", 1)
+        if not self.warmup_prompt_words:
+            raise ConfigurationError(f"{name}.warmup_prompt_words is empty; give at least one prompt length in words.")
+        self.reserved.check_extra_args(self.version, self.extra_args)
+
+    def at_least(self, option: str, lowest: int) -> None:
+        """Refuse a number below the lowest allowed; None is allowed.
+
+        Raises:
+            ConfigurationError: names option, value and limit.
+        """
+        value = getattr(self, option)
+        if value is not None and value < lowest:
+            raise ConfigurationError(
+                f"{type(self).__name__}.{option} is {value}; the lowest allowed value is {lowest}."
+            )
+
+    def between_0_and_1(self, option: str) -> None:
+        """Refuse a share that is none; None is allowed.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        value = getattr(self, option)
+        if value is not None and not 0 < value < 1:
+            raise ConfigurationError(f"{type(self).__name__}.{option} is {value}; it has to be between 0 and 1.")
+
+    @property
+    @override
+    def engine_version(self) -> str:
+        return self.version
+
+    @property
+    @override
+    def engine_python(self) -> str:
+        return self.python
+
+    def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
+        """The plugin's own flags; a compile run keeps only what kernels depend on."""
+        raise NotImplementedError
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        table = self.reserved.table
+        unset = {flag.option for flag in table if flag.shared and not getattr(self, flag.option)}
+        taken = {flag.name(self.version) for flag in table if getattr(self, flag.option, None)}
+        free = {flag.name(self.version) for flag in table if flag.option in unset} - taken
+        self.reserved.check_extra_args(self.version, recipe.engine_args, free=free)
+        flags = self.engine_flags(deployment, serving=True)
+        return (self.python, "-m", self.launcher, *flags, *self.extra_args, *recipe.engine_args)
+
+    @override
+    def flag_reasons(self) -> dict[str, str]:
+        given = {word.partition("=")[0]: f"given in {type(self).__name__}.extra_args" for word in self.extra_args}
+        other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
+        return given | {flag.name(self.version): flag.reason for flag in self.reserved.table if flag.option != other}
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        if self.tensor_parallel > max(1, deployment.gpu_count):
+            raise ConfigurationError(
+                f"{type(self).__name__}.tensor_parallel is {self.tensor_parallel}, but Deployment.gpu is {deployment.gpu!r}: "
+                "ask for as many GPUs."
+            )
+        argv = self.engine_argv(deployment, recipe)
+        return Engine.start(argv, env=recipe.env, guard=self.guard_rules(deployment))
+
+    @hookimpl
+    @override
+    def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        from torpor.engines.warmup import warm_up  # noqa: PLC0415 - a restore warms nothing up
+
+        warm_up(
+            client,
+            model=deployment.model.served_name,
+            prompt_words=self.warmup_prompt_words,
+            burst=min(self.warmup_burst, deployment.scaling.max_concurrency),
+            timeout_s=self.warmup_request_timeout_s,
+        )
+        self.forget_prompts(client)
+
+    def forget_prompts(self, client: httpx.Client) -> None:
+        """Empty the prefix cache at the end of the warm-up.
+
+        The canary comes next. After a wake it is asked with an empty prefix cache; with prefixes of the warm-up in it, other
+        kernels run, and close calls between two tokens fall otherwise (seen on an H100 with random weights).
+        """
+        raise NotImplementedError
+
+    def sleep_steps(self) -> tuple[str, ...]:
+        """The paths that put the engine to sleep, in order; for the guard."""
+        raise NotImplementedError
+
+    def wake_steps(self) -> tuple[str, ...]:
+        """The paths that wake it, in order."""
+        raise NotImplementedError
+
+    def guard_rules(self, deployment: Deployment) -> GuardRules:
+        """Who may call what while the engine serves, sleeps and wakes."""
+        metrics = ("/metrics",) if self.metrics and self.open_metrics else ()
+        return GuardRules(
+            public=self.public_paths,
+            open=(*metrics, *(self.routes.DOCS if self.open_docs else ())),
+            keyed=self.routes.KEYED,
+            sleep=self.sleep_steps(),
+            wake=self.wake_steps(),
+            bearer_sha256=self.api_key_sha256,
+            max_body_bytes=self.max_body_bytes,
+            max_in_flight=deployment.scaling.max_concurrency,
+        )
+
+
+def call(client: httpx.Client, path: str, body: object = None, *, engine: str) -> httpx.Response:
+    """Post a management call and demand 200.
+
+    Args:
+        client: bound to the engine, with the lifecycle key.
+        path: with its query, if it has one.
+        body: JSON; None sends no body.
+        engine: the engine's name, for the message.
+
+    Raises:
+        EngineRequestError: anything else came back.
+    """
+    response = client.post(path) if body is None else client.post(path, json=body)
+    if response.status_code != _OK:
+        told = "" if body is None else f" {body}"
+        raise EngineRequestError(
+            f"{engine} answered POST {path}{told} with {response.status_code}: {response.text[:500]!r}."
+        )
+    return response

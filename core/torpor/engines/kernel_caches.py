@@ -1,0 +1,26 @@
+"""Homes for the kernel caches that engines share: one root for all.
+
+The defaults are spread over `~/.cache`, `~/.triton`, `/tmp` and `~/.nv`. Setting a variable that an engine does not read is
+harmless, so all of them are always set; the engine's plugin adds its own.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEEP_GEMM_FOLDER", "shared_cache_env"]
+
+DEEP_GEMM_FOLDER = "deep_gemm"
+
+
+def shared_cache_env(root: str) -> dict[str, str]:
+    """Variables that put every shared cache under `root`, an absolute path.
+
+    Sources: triton `knobs.py` 3.9; flashinfer `jit/env.py` 0.5.3 and 0.7.2; apache-tvm-ffi `cpp/extension.py` 0.1.11;
+    torch `_inductor/runtime/cache_dir_utils.py`; CUDA's programming guide, appendix "environment variables".
+    """
+    return {
+        "TRITON_CACHE_DIR": f"{root}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{root}/inductor",
+        "FLASHINFER_WORKSPACE_BASE": f"{root}/flashinfer",
+        "TVM_FFI_CACHE_DIR": f"{root}/tvm-ffi",
+        "CUDA_CACHE_PATH": f"{root}/cuda",
+    }
