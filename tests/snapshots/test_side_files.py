@@ -91,6 +91,35 @@ def listing(folder: Path) -> dict[str, tuple[int, str | bytes]]:
     return found
 
 
+def test_runs_of_zeros_take_no_room(full: Folders, empty: Folders, tmp_path: Path) -> None:
+    """A ring of messages, all but empty: neither in the archive nor in the memory of a replica."""
+    ring = full.outside[SHM] / "ring"
+    with ring.open("wb") as file:
+        for at in (0, 3 << 20, (3 << 20) + 65536, 20_000_001):
+            file.seek(at)
+            file.write(os.urandom(70_000))
+        file.truncate(40_000_003)
+    assert pack(full.opened, tmp_path / "side.tar", emptied=SCRATCH / "log") < 1_000_000
+    unpack(empty.opened, tmp_path / "side.tar")
+    copy = empty.outside[SHM] / "ring"
+    assert copy.read_bytes() == ring.read_bytes()
+    assert copy.stat().st_blocks * 512 < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("pieces", "size"), [("0+4", "3"), ("-1+4", "9"), ("8+4", "9"), ("0+5", "9"), ("x", "9"), ("0+4", "x")]
+)
+def test_pieces_that_do_not_fit_are_refused(empty: Folders, tmp_path: Path, pieces: str, size: str) -> None:
+    """Outside of the file, longer than what is there, or no numbers: the archive is damaged."""
+    archive = tmp_path / "side.tar"
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("private/shm/file")
+        member.size, member.pax_headers = 4, {"TORPOR.pieces": pieces, "TORPOR.size": size}
+        tar.addfile(member, io.BytesIO(b"data"))
+    with pytest.raises(SnapshotError, match=r"side\.tar cannot be laid"):
+        unpack(empty.opened, archive)
+
+
 def test_the_log_is_packed_empty(full: Folders, empty: Folders, tmp_path: Path) -> None:
     """A replica must find it, and begins its own."""
     (full.outside[SCRATCH] / "log").write_text("what the first engine said")

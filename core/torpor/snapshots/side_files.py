@@ -1,4 +1,9 @@
-"""What lies in a sandbox's private folders, packed beside CRIU's images: CRIU keeps open files by path only."""
+"""What lies in a sandbox's private folders, packed beside CRIU's images: CRIU keeps open files by path only.
+
+A tar archive, but that runs of zeros are left out of a file's content: engines keep rings of messages in /dev/shm that are
+hundreds of megabytes long and all but empty (vLLM 0.32: 420 MB). A member with such runs says in its extended header where
+its pieces lie.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import os
 import stat
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from torpor.errors import SnapshotError
 
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["pack", "unpack"]
 
 _COPY_BYTES = 1 << 20
+_BLOCK = 1 << 16
+_ZEROS = bytes(_BLOCK)
+_PIECES, _SIZE = "TORPOR.pieces", "TORPOR.size"
 
 
 def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
@@ -64,7 +72,7 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
         with tarfile.open(archive, mode="r:") as tar:
             for member in tar:
                 _lay(tar, member, folders, laid)
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, ValueError, tarfile.TarError, EOFError) as error:
         raise SnapshotError(
             f"The side files {archive} cannot be laid: {error}. The snapshot is damaged, or this machine has too little "
             "memory; make it anew if the file is damaged."
@@ -83,10 +91,73 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Pat
                 continue
             if member.isreg() and inside != emptied:
                 with open(f"{path}/{name}", "rb") as content:  # noqa: PTH123
-                    tar.addfile(member, content)
+                    _add_file(tar, member, content)
             else:
                 member.size = 0
                 tar.addfile(member)
+
+
+def _add_file(tar: tarfile.TarFile, member: tarfile.TarInfo, content: io.BufferedReader) -> None:
+    """Add a file without its runs of zeros."""
+    pieces = _pieces(content)
+    member.pax_headers = {
+        _PIECES: ",".join(f"{start}+{length}" for start, length in pieces),
+        _SIZE: str(member.size),
+    }
+    member.size = sum(length for _, length in pieces)
+    tar.addfile(member, cast("IO[bytes]", _Joined(content, pieces)))
+
+
+def _pieces(content: io.BufferedReader) -> list[tuple[int, int]]:
+    """Where a file holds more than zeros: start and length, bytes, in ascending order."""
+    pieces: list[tuple[int, int]] = []
+    at = 0
+    while block := content.read(_BLOCK):
+        if block != _ZEROS[: len(block)]:
+            start, length = pieces[-1] if pieces else (at, 0)
+            if start + length == at:
+                pieces[-1:] = [(start, length + len(block))]
+            else:
+                pieces.append((at, len(block)))
+        at += len(block)
+    return pieces
+
+
+class _Joined:
+    """Reads a file's pieces as if nothing lay between them."""
+
+    def __init__(self, content: io.BufferedReader, pieces: list[tuple[int, int]]) -> None:
+        self._content = content
+        self._left = list(reversed(pieces))
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; less than `size` only at the end."""
+        data = b""
+        while len(data) < size and self._left:
+            start, length = self._left.pop()
+            self._content.seek(start)
+            chunk = self._content.read(min(length, size - len(data)))
+            if not chunk:
+                break  # it became shorter: tarfile says so
+            data += chunk
+            if length > len(chunk):
+                self._left.append((start + len(chunk), length - len(chunk)))
+        return data
+
+
+def _write(stream: io.BufferedWriter, content: IO[bytes], member: tarfile.TarInfo) -> None:
+    """Write a file's pieces to where they belong; what lies between them takes no room."""
+    size = int(member.pax_headers.get(_SIZE, member.size))
+    for piece in filter(None, member.pax_headers.get(_PIECES, f"0+{member.size}").split(",")):
+        start, length = (int(number) for number in piece.split("+"))
+        if not 0 <= start <= start + length <= size:
+            raise tarfile.TarError(f"{member.name!r} has a piece outside of itself")
+        stream.seek(start)
+        while length:
+            if not (chunk := content.read(min(_COPY_BYTES, length))):
+                raise tarfile.TarError(f"{member.name!r} is shorter than its pieces")
+            length -= stream.write(chunk)
+    stream.truncate(size)
 
 
 def _lay(
@@ -114,8 +185,7 @@ def _lay(
     elif member.isreg():
         content = tar.extractfile(member) or io.BytesIO()
         with _created(target) as stream:
-            while chunk := content.read(_COPY_BYTES):
-                stream.write(chunk)
+            _write(stream, content, member)
     else:
         raise tarfile.TarError(f"{member.name!r} is of a kind that is never packed")
     laid[path] = member.isdir()

@@ -1,0 +1,167 @@
+"""Our options as vLLM's command line, in every supported version."""
+
+from __future__ import annotations
+
+from torpor.engines.flags import Flag, FlagTable
+from torpor_vllm.versions import SUPPORTED_VERSIONS
+
+__all__ = ["FLAGS"]
+
+
+def _source(engine_args: str) -> str:
+    return f"0.32.0 and 0.33.0 engine/arg_utils.py, {engine_args}"
+
+
+def _frontend(where: str) -> str:
+    return f"0.32.0 entrypoints/launchers/cli_args.py, 0.33.0 entrypoints/common/cli_args.py, {where}"
+
+
+FLAGS = FlagTable(
+    engine="vLLM",
+    versions=SUPPORTED_VERSIONS,
+    flags=(
+        Flag(
+            option="revision",
+            instead="Use Model.revision.",
+            flag="--revision",
+            reason="pins the weights, and with them the tokenizer, to one commit; without it the engine would ask for the newest",
+            source=_source("ModelConfig; config/model.py:609 for the tokenizer"),
+        ),
+        Flag(
+            option="served_model_name",
+            instead="Use Model.served_name.",
+            flag="--served-model-name",
+            reason="the name that clients send and /v1/models shows; a request with another one gets 404",
+            source=_source("ModelConfig"),
+        ),
+        Flag(
+            option="host",
+            instead="Leave it out: the engine listens on every interface, behind the guard.",
+            flag="--host",
+            reason="every interface, said openly: a platform's web server port does not reach the loopback address",
+            source=_frontend("FrontendArgs.host"),
+        ),
+        Flag(
+            option="port",
+            instead="Use Deployment.port.",
+            flag="--port",
+            reason="the port that the platform publishes",
+            source=_frontend("FrontendArgs.port"),
+        ),
+        Flag(
+            option="tensor_parallel",
+            instead="Use VLLM(tensor_parallel=...).",
+            flag="--tensor-parallel-size",
+            reason="GPUs that share one model",
+            source=_source("ParallelConfig"),
+        ),
+        Flag(
+            option="max_num_seqs",
+            instead="Use Scaling.max_concurrency.",
+            flag="--max-num-seqs",
+            reason="requests in one batch; kept equal to what the platform lets in at once",
+            source=_source("SchedulerConfig"),
+        ),
+        Flag(
+            option="max_model_len",
+            instead="Use VLLM(max_model_len=...).",
+            flag="--max-model-len",
+            reason="longest prompt and answer together, tokens; the model's own length may need more KV cache than there is",
+            source=_source("ModelConfig"),
+        ),
+        Flag(
+            option="memory_utilization",
+            instead="Use VLLM(memory_utilization=...).",
+            flag="--gpu-memory-utilization",
+            aliases=("--device-memory-utilization",),
+            reason="share of the memory for weights, KV cache and graphs",
+            source=_source("CacheConfig"),
+        ),
+        Flag(
+            option="kv_cache_bytes",
+            instead="Use VLLM(kv_cache_bytes=...).",
+            flag="--kv-cache-memory-bytes",
+            reason="size of the KV cache; on a CPU the default takes most of the memory",
+            source=_source("CacheConfig; v1/worker/cpu_worker.py"),
+        ),
+        Flag(
+            option="sleep_mode",
+            instead="Leave it out: it is set for a GPU.",
+            flag="--enable-sleep-mode",
+            reason="without it weights and KV cache cannot be released (a CPU has no such allocator and only pauses)",
+            source=_source("ModelConfig; config/model.py:666"),
+        ),
+        Flag(
+            option="offload_graphs",
+            instead="Use VLLM(offload_graphs=...).",
+            flag="--sleep-mode-offload-cudagraph",
+            reason="CUDA graphs' memory goes to the host during the sleep, too, and comes back at the same addresses",
+            source=_source("ModelConfig; config/model.py:384"),
+        ),
+        Flag(
+            option="eager",
+            instead="Use VLLM(eager=...).",
+            flag="--enforce-eager",
+            reason="no torch.compile and no CUDA graphs: the fastest start and the slowest answers",
+            source=_source("ModelConfig"),
+        ),
+        Flag(
+            option="cuda_graph_max_batch",
+            instead="Use VLLM(cuda_graph_max_batch=...).",
+            flag="--max-cudagraph-capture-size",
+            reason="the largest batch with a captured CUDA graph: every size costs start-up time and memory",
+            source=_source("CompilationConfig"),
+        ),
+        Flag(
+            option="dummy_weights",
+            instead="Use VLLM(dummy_weights=...).",
+            flag="--load-format",
+            fixed="dummy",
+            reason="random weights in the real shapes: start-up and sleep can be tried without a download",
+            source=_source("LoadConfig"),
+        ),
+        Flag(
+            option="load_format",
+            instead="Use VLLM(load_format=...).",
+            flag="--load-format",
+            reason="how weights are read, e.g. by a faster loader",
+            source=_source("LoadConfig"),
+            shared=True,
+        ),
+        Flag(
+            option="load_strategy",
+            instead="Use VLLM(load_strategy=...).",
+            flag="--safetensors-load-strategy",
+            reason="how safetensors files are read; `prefetch` reads ahead into the page cache, for network file systems",
+            source=_source("LoadConfig"),
+        ),
+        Flag(
+            option="attention_backend",
+            instead="Use VLLM(attention_backend=...).",
+            flag="--attention-backend",
+            reason="the kernels of the attention, by vLLM's name of them",
+            source=_source("AttentionConfig"),
+        ),
+        Flag(
+            option="worker_extension",
+            instead="Leave it out: it is always set.",
+            flag="--worker-extension-cls",
+            reason="lets the workers make their random state new after a restore: it is the same in every copy",
+            source=_source("ParallelConfig; v1/worker/worker_base.py"),
+        ),
+        Flag(
+            option="no_access_log",
+            instead="Use VLLM(access_log=...).",
+            flag="--disable-uvicorn-access-log",
+            reason="one line for every request would fill the log that errors quote",
+            source=_frontend("FrontendArgs.disable_uvicorn_access_log"),
+        ),
+        Flag(
+            option="no_metrics",
+            instead="Use VLLM(metrics=...).",
+            flag="--disable-log-stats",
+            reason="without statistics there are no metrics but uvicorn's",
+            source=_source("EngineArgs.disable_log_stats"),
+        ),
+    ),
+)

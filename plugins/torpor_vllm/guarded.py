@@ -1,0 +1,59 @@
+"""The guard as a layer that vLLM adds to its own application: `--middleware torpor_vllm.guarded.BootGuard`.
+
+vLLM builds its application late, inside its server, and takes layers by name (entrypoints/serve/middleware/register.py of
+0.32.0 and 0.33.0). The launcher leaves the boot document here and names the layer last, which makes it the outermost; what a
+hosting standard could still put outside of it (model_hosting_container_standards, by variables of its own) is refused
+when the server starts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from torpor._override import override
+from torpor.guard import BootDocument, Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+    from typing import Protocol
+
+    Scope = MutableMapping[str, object]
+    Receive = Callable[[], Awaitable[MutableMapping[str, object]]]
+    Send = Callable[[MutableMapping[str, object]], Awaitable[None]]
+
+    class Layer(Protocol):
+        """One of Starlette's `Middleware` records."""
+
+        cls: type
+
+    class Application(Protocol):
+        """What is asked of vLLM's FastAPI application."""
+
+        user_middleware: list[Layer]
+
+
+__all__ = ["MIDDLEWARE", "BootGuard"]
+
+MIDDLEWARE = "torpor_vllm.guarded.BootGuard"
+
+
+class BootGuard(Guard):
+    """The guard with this process's boot document."""
+
+    document: ClassVar[BootDocument | None] = None
+    """The launcher puts it here, before vLLM is imported."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        boot = self.document
+        if boot is None:
+            raise RuntimeError("the guard has no boot document: start vLLM by `python -m torpor_vllm.serve`")
+        super().__init__(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection; the first one, the server's own `lifespan`, looks whether the guard is outermost."""
+        if scope["type"] == "lifespan":
+            outermost = cast("Application", scope["app"]).user_middleware[0].cls
+            if outermost is not type(self):
+                raise RuntimeError(f"{outermost.__name__} stands outside of the guard: nothing is served")
+        await super().__call__(scope, receive, send)

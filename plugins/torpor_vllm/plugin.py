@@ -1,0 +1,265 @@
+"""`VLLM`: the engine plugin."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
+from torpor._override import override
+from torpor.engines.chat_server import ChatServer, call
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+from torpor_vllm import routes
+from torpor_vllm.caches import COMPILE_FOLDER, cache_env
+from torpor_vllm.reserved import RESERVED
+from torpor_vllm.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
+
+if TYPE_CHECKING:
+    import httpx
+
+    from torpor import Deployment
+    from torpor.engines.chat_server import Routes
+    from torpor.engines.flags import OptionValue
+
+__all__ = ["VLLM"]
+
+SleepLevel = Literal[1, 2]
+_KERNELS = f"{IMAGE_ROOT}/kernels"
+_EXTENSION, _RENEW = "torpor_vllm.worker.Renewal", "torpor_renew"
+_IDLE_TIMEOUT_S = 10.0
+_SEED_BITS = 32  # numpy takes no larger seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLM(ChatServer):
+    """Serves the model with vLLM, behind the guard, and puts it to sleep by its sleep mode.
+
+    The options that every engine has are those of `ChatServer`; `version` is 0.33.0 or 0.32.0.
+
+    Attributes:
+        sleep_level: 1 keeps the weights in pinned memory of the worker, and so in every snapshot; 2 drops them, and the wake
+            reads them again from the model's files.
+        max_model_len: longest prompt and answer together, tokens; None leaves it to the model.
+        memory_utilization: share of the device's memory for vLLM, 0 to 1; None leaves it to vLLM (0.92).
+        kv_cache_bytes: size of the KV cache; on a CPU set it. None leaves it to vLLM.
+        eager: neither compile nor capture graphs: the fastest start and the slowest answers.
+        cuda_graph_max_batch: largest batch with a CUDA graph, requests; None leaves it to vLLM.
+        offload_graphs: take the memory of CUDA graphs to the host during the sleep, too.
+        load_strategy: how safetensors files are read: `lazy`, `eager`, `prefetch`; None leaves it to vLLM.
+        startup_plan: let vLLM keep the profiled memory of a start and skip the profiling in the next.
+        access_log: a line in the log for every request.
+        compile_volume: name of the volume that keeps compiled kernels for the next build.
+        compile_timeout_s: seconds that the throw-away start of the image's build may take.
+    """
+
+    plugin_name: ClassVar[str] = "vllm"
+    supports_sleep: ClassVar[bool] = True
+    sleep_is_idempotent: ClassVar[bool] = True  # "Executor is already sleeping." (v1/executor/abstract.py:400)
+    health_safe_while_asleep: ClassVar[bool] = (
+        True  # it looks whether the engine's process lives, and generates nothing
+    )
+    public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
+    supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
+    default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
+        (version, f"vllm/vllm-openai:v{version}") for version in SUPPORTED_VERSIONS
+    )
+    launcher: ClassVar[str] = "torpor_vllm.serve"
+    routes: ClassVar[Routes] = routes
+    reserved = RESERVED
+
+    version: str = DEFAULT_VERSION
+    sleep_level: SleepLevel = 1
+    max_model_len: int | None = None
+    memory_utilization: float | None = None
+    kv_cache_bytes: int | None = None
+    eager: bool = False
+    cuda_graph_max_batch: int | None = None
+    offload_graphs: bool = False
+    load_strategy: str | None = None
+    startup_plan: bool = False
+    access_log: bool = False
+    compile_volume: str = "vllm-cache"
+    compile_timeout_s: float = 1800.0
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sleep_level not in get_args(SleepLevel):
+            raise ConfigurationError(
+                f"VLLM.sleep_level is {self.sleep_level!r}; allowed are 1 (weights kept in host memory) and 2 (weights dropped "
+                "and read again at the wake)."
+            )
+        if self.sleep_level == 2 and self.dummy_weights:  # noqa: PLR2004 - the level's name
+            raise ConfigurationError(
+                "VLLM.sleep_level is 2, which reads the weights again at the wake, and dummy_weights has none to read. "
+                "Use sleep_level=1 with dummy weights."
+            )
+        if self.offload_graphs and (self.eager or self.device == "cpu"):
+            raise ConfigurationError(
+                "VLLM.offload_graphs is on, but there are no CUDA graphs with eager=True or on a CPU: leave it out."
+            )
+        if not self.compile_volume or "/" in self.compile_volume:
+            raise ConfigurationError(
+                f"VLLM.compile_volume is {self.compile_volume!r}; it has to be a volume's name, without '/'."
+            )
+        for option in ("max_model_len", "kv_cache_bytes", "cuda_graph_max_batch"):
+            self.at_least(option, 1)
+        self.between_0_and_1("memory_utilization")
+
+    @override
+    def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:
+        return cache_env(_KERNELS)
+
+    @override
+    def kernel_compile_env(self, deployment: Deployment, *, fast: bool, at_load: bool) -> dict[str, str]:
+        # Sources: vLLM 0.33.0 envs.py:1600 and 1626; `relax` is a heuristic's selection of shapes, and vLLM's default.
+        shapes = ("relax" if fast else "full") if at_load else "skip"
+        return {"VLLM_USE_DEEP_GEMM": "1", "VLLM_DEEP_GEMM_WARMUP": shapes}
+
+    @override
+    def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:
+        # vLLM has no command that only compiles, so an engine is started for it; on a CPU nothing of it is worth keeping.
+        if self.device == "cpu":
+            return None
+        return (
+            self.python,
+            "-m",
+            "torpor_vllm.compile",
+            *self.engine_flags(deployment, serving=False),
+            *self.extra_args,
+        )
+
+    @override
+    def log_progress(self, line: str) -> str:
+        from torpor_vllm.log_progress import log_progress  # noqa: PLC0415 - a restore has no use for it
+
+        return log_progress(line)
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        env = {
+            # /sleep and /wake_up exist only in development mode; the guard closes what else comes with it.
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_NO_USAGE_STATS": "1",  # a thread that reports over the network would be in the snapshot
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "VLLM_HOST_IP": "127.0.0.1",  # its processes meet on loopback, which every copy of a snapshot has
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # vLLM sets it itself (env_override.py); said here for its children
+            "TOKENIZERS_PARALLELISM": "false",
+            # A stale NCCL graph registration pins the graphs' memory during the sleep (config/vllm.py warns of it).
+            "NCCL_GRAPH_REGISTER": "0",
+            **self.kernel_cache_env(deployment),
+        }
+        if self.startup_plan:
+            env["VLLM_ENABLE_STARTUP_PLAN"] = "1"
+        if self.device == "cpu":
+            # libgomp's threads spin at barriers by default; two engines that share cores would wait for each other.
+            env |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            return ImagePatch(base=self.image, env=env)
+        return ImagePatch(base=self.image or dict(self.default_images)[self.version], env=env)
+
+    @hookimpl
+    @override
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
+        # A plugin that compiles for the engine (DeepGEMM) runs the same command; once is enough.
+        others = (plugin for plugin in deployment.plugins if plugin is not self)
+        if any(getattr(plugin, "compiles_for_engine", False) for plugin in others) or self.eager:
+            return None
+        argv = self.kernel_compile_argv(deployment)
+        if argv is None:
+            return None
+        mount = f"{VOLUME_ROOT}/{self.compile_volume}"
+        key = (
+            f"engine=vllm {self.version}",
+            f"model={deployment.model.source} {deployment.model.revision or ''}".rstrip(),
+        )
+        step = BuildStep(
+            name="compile vLLM's graphs",
+            argv=argv,
+            order=20,
+            timeout_s=self.compile_timeout_s,
+            retries=1,
+            gpu=True,
+            volumes={mount: self.compile_volume},
+            outputs=(f"{_KERNELS}/{COMPILE_FOLDER}",),
+            cache=Cache(
+                volume_dir=mount,
+                image_dir=_KERNELS,
+                key=(*key, f"gpus={deployment.gpu_count}", *argv),
+                probes=(("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),),
+            ),
+            engine_args=True,
+        )
+        return BuildPlan(steps=(step,))
+
+    @hookimpl(trylast=True)
+    @override
+    def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        # `wait` lets nothing be aborted; the guard has drained, so it does not wait long.
+        answer = call(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM").json()
+        if answer.get("status") != "sleeping":
+            raise EngineRequestError(f"vLLM was told to sleep and answered {answer!r}; nothing may be captured.")
+
+    @hookimpl(tryfirst=True)
+    @override
+    def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        if self.sleep_level == 1:
+            answer = call(client, "/wake_up", engine="vLLM").json()
+        else:
+            call(client, "/wake_up?tags=weights", engine="vLLM")
+            call(client, "/collective_rpc", {"method": "reload_weights"}, engine="vLLM")
+            answer = call(client, "/wake_up?tags=kv_cache", engine="vLLM").json()
+        if answer.get("status") != "awake":
+            raise EngineRequestError(f"vLLM was woken and answered {answer!r}; it does not serve.")
+        seed = str(secrets.randbits(_SEED_BITS))
+        call(client, "/collective_rpc", {"method": _RENEW, "args": [seed]}, engine="vLLM")
+
+    @override
+    def sleep_steps(self) -> tuple[str, ...]:
+        return routes.SLEEP
+
+    @override
+    def wake_steps(self) -> tuple[str, ...]:
+        return routes.WAKE[self.sleep_level]
+
+    @override
+    def forget_prompts(self, client: httpx.Client) -> None:
+        deadline = time.monotonic() + _IDLE_TIMEOUT_S
+        while not (answer := call(client, "/reset_prefix_cache", engine="vLLM").json()).get("success"):
+            if time.monotonic() > deadline:
+                raise EngineRequestError(
+                    f"vLLM was not idle {_IDLE_TIMEOUT_S:g} s after the warm-up: POST /reset_prefix_cache gives {answer!r}."
+                )
+            time.sleep(0.05)
+
+    @override
+    def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
+        cpu = self.device == "cpu"
+        options: dict[str, OptionValue] = {
+            "revision": deployment.model.revision,
+            "served_model_name": deployment.model.served_name,
+            "tensor_parallel": self.tensor_parallel,
+            "max_num_seqs": deployment.scaling.max_concurrency,
+            "max_model_len": self.max_model_len,
+            "memory_utilization": self.memory_utilization,
+            "kv_cache_bytes": self.kv_cache_bytes,
+            "sleep_mode": not cpu,
+            "offload_graphs": self.offload_graphs,
+            "eager": self.eager,
+            "cuda_graph_max_batch": self.cuda_graph_max_batch,
+            "dummy_weights": self.dummy_weights,
+            "load_format": self.load_format,
+            "load_strategy": self.load_strategy,
+            "attention_backend": self.attention_backend,
+            "worker_extension": _EXTENSION,
+            "no_metrics": not self.metrics,
+        }
+        if serving:
+            options |= {
+                "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
+                "port": deployment.port,
+                "no_access_log": not self.access_log,
+            }
+        return (deployment.model.source, *RESERVED.table.argv(self.version, options))

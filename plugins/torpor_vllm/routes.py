@@ -1,0 +1,125 @@
+"""Who may call which of vLLM's routes: one exact path, one class, in every supported version that has it.
+
+    PUBLIC    inference, while serving
+    KEYED     with the lifecycle key, while the engine is awake
+    SLEEP     with the lifecycle key, while draining with nothing in flight
+    WAKE      with the lifecycle key, once each and in the order that the level of the sleep asks for, while waking
+    ANSWERED  by the guard itself, from its state; they never reach the engine
+    CLOSED    never; each group with the reason
+
+The development routes, sleep and wake among them, exist because the plugin sets VLLM_SERVER_DEV_MODE=1. A path that no list
+names is closed. The lists of closed paths exist so that a test can tell a route that was judged from one that is new: it
+compares them with the route tables of the real applications of all supported versions.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
+
+PUBLIC = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+)
+
+KEYED = (
+    "/detokenize",
+    "/docs",
+    "/is_sleeping",
+    "/load",
+    "/metrics",
+    "/openapi.json",
+    "/reset_prefix_cache",
+    "/server_info",  # holds every argument of the engine
+    "/tokenize",
+    "/version",
+)
+
+DOCS = ("/docs", "/openapi.json")
+"""Those of KEYED that describe the API; the page reads the document."""
+
+SLEEP = ("/sleep",)
+
+WAKE = {
+    1: ("/wake_up", "/collective_rpc"),
+    2: ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"),
+}
+"""By level: weights and KV cache at once, then the renewal; or weights, their reading, KV cache, renewal."""
+
+ANSWERED = ("/health", "/ready")
+
+CLOSED = (
+    (
+        "they generate or answer health for a hosting standard, past the guard's own answer",
+        ("/invocations", "/ping"),
+    ),
+    (
+        "they put memory or scheduling to sleep in other ways than the lifecycle's",
+        ("/is_paused", "/pause", "/release_kv_cache_memory", "/resume"),
+    ),
+    (
+        "they replace or read the model's weights, from a place that the caller gives",
+        (
+            "/finish_weight_update",
+            "/get_world_size",
+            "/init_weight_transfer_engine",
+            "/shutdown_weight_transfer_engine",
+            "/start_draft_weight_update",
+            "/start_weight_update",
+            "/update_weight_version",
+            "/update_weights",
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/weight_checker",
+            "/weight_info",
+        ),
+    ),
+    (
+        "they change how the engine runs for everybody",
+        (
+            "/abort_requests",
+            "/fault_tolerance/apply",
+            "/fault_tolerance/status",
+            "/inference/v1/abort_requests",
+            "/is_scaling_elastic_ep",
+            "/kv_event_sources",
+            "/reset_encoder_cache",
+            "/reset_mm_cache",
+            "/scale_elastic_ep",
+            "/start_profile",
+            "/stop_profile",
+        ),
+    ),
+    (
+        "they keep something in the server between requests, which a replica restored from a snapshot does not share",
+        (
+            "/v1/realtime",
+            "/v1/responses",
+            "/v1/responses/{response_id}",
+            "/v1/responses/{response_id}/cancel",
+        ),
+    ),
+    (
+        "they are other tasks, or other dialects of the public paths, that a chat model's deployment does not offer",
+        (
+            "/generative_scoring",
+            "/inference/v1/generate",
+            "/tokenizer_info",
+            "/v1/chat/completions/batch",
+            "/v1/chat/completions/derender",
+            "/v1/chat/completions/render",
+            "/v1/completions/derender",
+            "/v1/completions/render",
+            "/v1/decisions",
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/messages/render",
+            "/v1/responses/render",
+            "/v1/systemone",
+        ),
+    ),
+    (
+        "the API's description is at /openapi.json and /docs",
+        ("/docs/oauth2-redirect", "/redoc"),
+    ),
+)

@@ -1,0 +1,131 @@
+"""`python -m torpor_vllm.serve MODEL <engine flags>`: the one way in which vLLM is started.
+
+What `vllm serve` does, through the same interface of vLLM's own command line, with the guard as the outermost layer of its
+application and the patches of `torpor.launcher`. The flags are vLLM's; its own parser reads them.
+
+Environment:
+    TORPOR_BOOT_FD        the pipe with the guard's boot document; without it nothing is started
+    TORPOR_UNGUARDED=1    start without a guard all the same, for debugging
+    TORPOR_PATCHES        patches to switch off: -name,-other
+    TORPOR_ANY_ENGINE=1   try a vLLM version that is not supported
+
+The module's top level runs again in every process that vLLM spawns (its engine core, its workers), so the patches reach
+those as well; whatever is not in `main` must therefore be cheap and harmless to repeat.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from torpor.launcher import boot as launcher
+from torpor.launcher.orphans import orphans
+from torpor.launcher.patches import apply_patches
+from torpor.launcher.tqdm_lock import tqdm_lock
+from torpor_vllm.reserved import RESERVED
+from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torpor.guard import BootDocument
+    from torpor.launcher.patches import PatchReport
+
+__all__ = ["Arguments", "Command", "main", "parsed", "prepare_process"]
+
+NAME = "torpor_vllm"
+
+
+class Arguments(Protocol):
+    """What is touched of vLLM's parsed arguments."""
+
+    model_tag: str
+    model: str
+    middleware: list[str]
+
+
+class Command(Protocol):
+    """vLLM's `serve` command."""
+
+    def subparser_init(self, subparsers: object) -> object:
+        """Add its parser."""
+
+    def validate(self, args: Arguments) -> None:
+        """Look at the arguments."""
+
+    def cmd(self, args: Arguments) -> None:
+        """Serve until the end."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Start the server and stay until it ends.
+
+    Args:
+        argv: the model, then the engine's flags.
+
+    Returns:
+        The process's exit code: 0 after a server that ended by itself, 2 for a configuration that cannot work.
+    """
+    return launcher.exit_code_of(lambda: _start(argv), launcher=NAME)
+
+
+def _start(argv: Sequence[str]) -> None:
+    boot = launcher.take_boot_document()
+    version = installed_version()
+    check_version(version)
+    RESERVED.check_environment(os.environ)
+    report = prepare_process()
+    launcher.end_tree_on_sigterm()
+    guard = "guarded" if boot else "NOT GUARDED: every route is open"
+    launcher.log(NAME, f"vLLM {version}; {guard}; {report.describe(version)}")
+    _serve(argv, version, boot)
+
+
+def prepare_process() -> PatchReport:
+    """Do what every process of the engine needs before it imports anything of vLLM's."""
+    return apply_patches(os.environ, (orphans(SUPPORTED_VERSIONS), tqdm_lock(SUPPORTED_VERSIONS)))
+
+
+def parsed(argv: Sequence[str], version: str) -> tuple[Command, Arguments]:
+    """Let vLLM's own parser of `vllm serve` read the arguments, through the interface of its command line.
+
+    Args:
+        argv: the model, then the engine's flags.
+        version: the installed one, for messages.
+
+    Returns:
+        The command and its arguments, judged; vLLM's parser ends the process on those that it does not know.
+
+    Raises:
+        ConfigurationError: an argument would open a way round the guard.
+    """
+    from vllm.entrypoints.cli.serve import cmd_init  # noqa: PLC0415 - most of a cold start
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    parser = FlexibleArgumentParser(prog=f"python -m {NAME}.serve")
+    command: Command
+    (command,) = cmd_init()
+    command.subparser_init(parser.add_subparsers(required=True))
+    args: Arguments = parser.parse_args(["serve", *argv])
+    RESERVED.check_parsed_args(version, args)
+    return command, args
+
+
+def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None:
+    """Run vLLM's server in this process, as `vllm serve` does (entrypoints/cli/main.py and serve.py)."""
+    command, args = parsed(argv, version)
+    if boot is not None:
+        from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - spawned processes have no use for it
+
+        BootGuard.document = boot
+        args.middleware = [MIDDLEWARE]
+    command.validate(args)
+    command.cmd(args)
+
+
+if __name__ == "__mp_main__":  # a process that vLLM spawned
+    prepare_process()
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
