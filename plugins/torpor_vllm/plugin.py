@@ -13,6 +13,7 @@ from torpor.engines.chat_server import ChatServer, call
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
+from torpor_vllm.compiling import PROGRAM
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
 
@@ -123,13 +124,8 @@ class VLLM(ChatServer):
         # vLLM has no command that only compiles, so an engine is started for it; on a CPU nothing of it is worth keeping.
         if self.device == "cpu":
             return None
-        return (
-            self.python,
-            "-m",
-            "torpor_vllm.compile",
-            *self.engine_flags(deployment, serving=False),
-            *self.extra_args,
-        )
+        flags = self.engine_flags(deployment, serving=False)
+        return (self.python, "-c", PROGRAM, *flags, *self.extra_args)
 
     @override
     def log_progress(self, line: str) -> str:
@@ -253,11 +249,11 @@ class VLLM(ChatServer):
             "load_format": self.load_format,
             "load_strategy": self.load_strategy,
             "attention_backend": self.attention_backend,
-            "worker_extension": _EXTENSION,
             "no_metrics": not self.metrics,
         }
         if serving:
             options |= {
+                "worker_extension": _EXTENSION,  # no part of what compiled graphs depend on (config/parallel.py:943)
                 "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
                 "port": deployment.port,
                 "no_access_log": not self.access_log,
