@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-from tiny_gguf import write_tiny_gguf
-from torpor_llamacpp import LlamaCpp
-from typing_extensions import override
-
 from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Lifecycle, Model, Recipe
 from torpor.testing import EngineContract
+from typing_extensions import override
+
+from tiny_gguf import write_tiny_gguf
+from torpor_llamacpp import LlamaCpp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
