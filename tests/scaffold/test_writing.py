@@ -112,18 +112,22 @@ def test_an_interrupt_undoes_what_was_written(tmp_path: Path, there: bool) -> No
     assert everything(tmp_path) == ({"a/b": "/"} if there else {})
 
 
-def test_a_folder_that_somebody_else_makes_meanwhile_is_left_to_them(tmp_path: Path) -> None:
-    """The rename at the end is refused by the system itself."""
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_folder_that_somebody_else_fills_meanwhile_is_left_to_them(tmp_path: Path, there: bool) -> None:
+    """Under a new name the rename at the end is refused by the system itself; an empty folder is looked at again."""
     folder = tmp_path / "a"
+    if there:
+        folder.mkdir()
 
     def overtaken() -> Iterator[tuple[str, str]]:
         yield from FILES
-        folder.mkdir()
-        (folder / "theirs").touch()
+        folder.mkdir(exist_ok=True)
+        (folder / "README.md").write_text("theirs")
 
-    with pytest.raises(ConfigurationError, match=r"/a: Directory not empty"):
+    said = r"is not empty \(README.md\), and nothing" if there else "/a: Directory not empty"
+    with pytest.raises(ConfigurationError, match=said):
         write_project(folder, overtaken())
-    assert everything(tmp_path) == {"a/theirs": ""}
+    assert everything(tmp_path) == {"a/README.md": "theirs"}
 
 
 @pytest.mark.parametrize("name", ["new", "closed"])

@@ -45,12 +45,12 @@ def write_project(folder: Path, files: Iterable[tuple[str, str]]) -> None:
         ) from error
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path, *, but: Path | None = None) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} is there, and no folder; choose another one with --into.")
-    if found := sorted(entry.name for entry in folder.iterdir()):
+    if found := sorted(entry.name for entry in folder.iterdir() if entry != but):
         raise ConfigurationError(
             f"{folder} is not empty ({', '.join(found[:3])}{', ...' if found[3:] else ''}), and nothing in it is overwritten: "
             "choose another name, or the project's own folder with --into, one that is new or empty."
@@ -73,6 +73,7 @@ def _write(folder: Path, files: Iterable[tuple[str, str]], undo: contextlib.Exit
     if not there:
         stage.rename(folder)
         return
+    _check_free(folder, but=stage)
     for entry in sorted(stage.iterdir()):
         undo.callback(_remove, folder / entry.name)
         entry.rename(folder / entry.name)
