@@ -315,7 +315,7 @@ class Checked(Plugin):
     ("code", "timeout_s", "says"),
     [
         ("import sys; sys.exit('3 files are truncated')", 5.0, "failed: 3 files are truncated Download them again."),
-        ("import sys; sys.exit(7)", 5.0, "failed: exit code 7, no output Download them again."),
+        ("import sys; sys.exit(7)", 5.0, "failed: exit code 7, no output. Download them again."),
         ("import time; time.sleep(60)", 0.2, "took longer than 0.2 s. Download them again."),
     ],
 )

@@ -365,5 +365,5 @@ def _run_preflight(check: Preflight, recipe: Recipe) -> None:
             f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
         ) from error
     if result.returncode != 0:
-        said = (result.stderr or result.stdout).strip() or f"exit code {result.returncode}, no output"
+        said = (result.stderr or result.stdout).strip() or f"exit code {result.returncode}, no output."
         raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

@@ -1,4 +1,4 @@
-"""The command `torpor`: plan, up, snapshot, bench, report, boots, probe, prewarm, doctor, plugins.
+"""The command `torpor`: plan, up, snapshot, bench, report, boots, probe, prewarm, doctor, plugins, new.
 
 The options are in `torpor.cli.commands`. A plain `torpor snapshot restore` goes past them: a restore takes half a second,
 and the library that reads options alone would take a tenth of it.

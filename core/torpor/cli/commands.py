@@ -28,6 +28,13 @@ start   launch            start the engine process
 wake    post_restore      wake the engine, once per restored replica
 """
 
+_NEW_EXAMPLES = """Examples:
+
+\b
+torpor new prompt-file            torpor-prompt-file/, module torpor_prompt_file, class PromptFile
+torpor new LlamaCpp --engine      torpor-llamacpp/, module torpor_llamacpp, class LlamaCpp
+"""
+
 app = typer.Typer(
     name="torpor",
     help=_HELP,
@@ -119,6 +126,27 @@ def plugins(as_json: AsJson = False) -> None:
     from torpor.cli.plugins import list_plugins  # noqa: PLC0415
 
     list_plugins(as_json=as_json)
+
+
+@app.command(epilog=_NEW_EXAMPLES)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the plugin is called, e.g. prompt-file.")],
+    *,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="A plugin that launches an engine; it brings a small one.")
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The project's own folder, new or empty; by default torpor-NAME, here."),
+    ] = None,
+) -> None:
+    """Make a complete plugin project: package, hooks, contract test, an app to try it in, CI.
+
+    Exit code 0: it is made, whole; 2: a name that cannot be, a folder that is in use or closed, and nothing was made.
+    """
+    from torpor.cli.new import run_new  # noqa: PLC0415
+
+    run_new(name, engine=engine, into=into)
 
 
 key = typer.Typer(help="Bearer keys for the public paths.", no_args_is_help=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-from tiny_gguf import write_tiny_gguf
-from torpor_llamacpp import LlamaCpp
-from typing_extensions import override
-
 from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Lifecycle, Model, Recipe
 from torpor.testing import EngineContract
+from typing_extensions import override
+
+from tiny_gguf import write_tiny_gguf
+from torpor_llamacpp import LlamaCpp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +57,8 @@ class TestLlamaCpp(EngineContract):
 
 @pytest.fixture
 def server(tiny: Deployment) -> Iterator[tuple[Engine, httpx.Client]]:
-    """The server without a guard, and a client."""
-    argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch()))
+    """The server without a guard, for this machine alone, and a client."""
+    argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch(engine_args=("--host", "127.0.0.1"))))
     engine = Engine.start(argv, env={"TORPOR_UNGUARDED": "1"})
     with httpx.Client(base_url=f"http://127.0.0.1:{tiny.port}", trust_env=False, timeout=10) as client:
         while True:

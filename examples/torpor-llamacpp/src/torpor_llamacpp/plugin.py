@@ -6,17 +6,20 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torpor import BuildPlan, ConfigurationError, Engine, ImagePatch, Plugin, Preflight, hookimpl
+from torpor.guard import GuardRules
 from typing_extensions import override
 
-from torpor import ConfigurationError, Engine, ImagePatch, Plugin, hookimpl
-from torpor.guard import GuardRules
-
 if TYPE_CHECKING:
-    import httpx
+    from collections.abc import Mapping
 
+    import httpx
     from torpor import Deployment, Recipe
 
 __all__ = ["LlamaCpp"]
+
+ENGINE_VERSION = "2026.10"
+"""The lowest xllamacpp that this plugin was tried with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class LlamaCpp(Plugin):
 
     @property
     @override
+    def engine_version(self) -> str:
+        return ENGINE_VERSION
+
+    @property
+    @override
     def engine_python(self) -> str:
         return self.python or sys.executable
 
@@ -71,10 +79,35 @@ class LlamaCpp(Plugin):
         flags = [str(word) for option in options.items() for word in option]
         return (self.engine_python, "-m", "torpor_llamacpp.serve", *flags, *recipe.engine_args)
 
+    @override
+    def flag_reasons(self) -> Mapping[str, str]:
+        return {
+            "--model": "the deployment's model",
+            "--served-name": "the name that clients send",
+            "--port": "the deployment's port",
+            "--context-tokens": "option context_tokens",
+            "--parallel": "option parallel",
+            "--threads": "option threads",
+        }
+
     @hookimpl
     @override
     def prepare_image(self, deployment: Deployment) -> ImagePatch:
-        return ImagePatch(base=self.image, pip=("uvicorn>=0.35", "xllamacpp>=2026.10,<2026.12"))
+        return ImagePatch(base=self.image, pip=("uvicorn>=0.35", f"xllamacpp>={ENGINE_VERSION},<2026.12"))
+
+    @hookimpl
+    @override
+    def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
+        path = deployment.model.path
+        if path is None:
+            return None
+        check = Preflight(
+            name="model file",
+            argv=("test", "-s", path),
+            timeout_s=10,
+            cure=f"Put the GGUF file there, or name another one: Model(path=...) is {path}.",
+        )
+        return BuildPlan(preflight=(check,))
 
     @hookimpl
     @override

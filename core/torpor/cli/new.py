@@ -1,0 +1,52 @@
+"""`torpor new`: a plugin project, and how to go on with it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import typer
+
+from torpor.cli.interrupts import ends_on_sigterm
+from torpor.scaffold import Names, names_of, project_files, write_project
+
+__all__ = ["run_new"]
+
+
+def run_new(name: str, *, engine: bool, into: Path | None) -> None:
+    """Write the project, list what was made, and name the commands that install, test and use it."""
+    names = names_of(name)
+    folder = into or Path(names.distribution)
+    files = project_files(names, engine=engine)
+    ends_on_sigterm()
+    write_project(folder, files.items())
+    kind = "an engine plugin" if engine else "a plugin"
+    typer.echo(f"made {folder}: {kind}, {names.class_name} of {names.module}")
+    for path in files:
+        typer.echo(f"  {path}")
+    typer.echo("go on with")
+    commands = _commands(folder, names)
+    width = max(len(command) for _, command in commands)
+    for what, command in commands:
+        typer.echo(f"  {command:<{width}}  # {what}")
+
+
+def _commands(folder: Path, names: Names) -> tuple[tuple[str, str], ...]:
+    """What to do next, as this shell finds the programs."""
+    place = str(folder) if folder.is_absolute() else f"./{folder}"
+    return (
+        ("install it with its tests' needs", f"{_program('pip')} install -e {shlex.quote(f'{place}[test]')}"),
+        ("test it", f"{_program('pytest')} {shlex.quote(place)}"),
+        (f"use {names.class_name} in an app", f"{_program('torpor')} plan {shlex.quote(f'{place}/app.py')}"),
+    )
+
+
+def _program(name: str) -> str:
+    """A program of this Python's environment: by its name where the shell finds that one, else by its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not own.exists() or (found and Path(found).absolute() == own.absolute()):
+        return name
+    return shlex.quote(str(own))

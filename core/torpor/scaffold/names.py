@@ -1,0 +1,95 @@
+"""How a plugin's name becomes that of the project, the module, the entry point and the class."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from torpor.discovery import GROUP
+from torpor.errors import ConfigurationError
+
+__all__ = ["Names", "names_of"]
+
+_ALLOWED = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508; a digit first would make no class
+_SEPARATORS = re.compile(r"[-_.]+")  # PEP 503
+_PREFIX = "torpor-"
+_LONGEST = 40
+_STAND_IN = "standin"
+_TAKEN = frozenset(
+    (
+        *("APP", "BuildPlan", "ClassVar", "ConfigurationError", "Deployment", "Engine", "EngineContract", "GuardRules"),
+        *("ImagePatch", "Iterator", "Lifecycle", "Mapping", "Model", "Path", "Plugin", "PluginContract", "Preflight"),
+        *("QUESTION", "Recipe", "StandIn"),
+    )
+)
+"""Names that the templates' own code uses, whatever the plugin is called."""
+_COLLECTED = "Test"  # pytest would take the plugin for a test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """One plugin's names.
+
+    Attributes:
+        distribution: the project, as an index knows it: `torpor-prompt-file`.
+        module: what is imported: `torpor_prompt_file`.
+        entry: the entry point's name and the plugin's `plugin_name`: `prompt_file`.
+        class_name: `PromptFile`.
+    """
+
+    distribution: str
+    module: str
+    entry: str
+    class_name: str
+
+
+def names_of(name: str) -> Names:
+    """Read a name as a user gives it: `prompt-file`, `prompt_file`, `PromptFile` or `torpor-prompt-file`.
+
+    Capitals are the class's: `LlamaCpp` is the class of that name in the module `torpor_llamacpp`.
+
+    Args:
+        name: letters, digits, and `-`, `_`, `.` inside; `torpor-` before it is not counted.
+
+    Raises:
+        ConfigurationError: it is none, or the plugin could not be told from something that is there.
+    """
+    parts = [part for part in _SEPARATORS.split(name) if part]
+    if len(parts) > 1 and parts[0].lower() == "torpor":
+        parts = parts[1:]
+    if not _ALLOWED.fullmatch(name) or not parts[0][0].isalpha() or len("-".join(parts)) > _LONGEST:
+        raise ConfigurationError(
+            f"{name!r} cannot be a plugin's name: it has 1 to {_LONGEST} letters and digits, a letter first, and '-', '_' or '.' "
+            "between them, as in prompt-file (the project is then torpor-prompt-file, the class PromptFile)."
+        )
+    entry = "_".join(parts).lower()
+    names = Names(
+        distribution=_PREFIX + "-".join(parts).lower(),
+        module=f"torpor_{entry}",
+        entry=entry,
+        class_name="".join(part[0].upper() + part[1:] for part in parts),
+    )
+    _check_free(name, names)
+    return names
+
+
+def _check_free(name: str, names: Names) -> None:
+    if names.entry in {_STAND_IN, *_bundled()}:
+        raise ConfigurationError(
+            f"{name!r} would make a second plugin {names.entry!r}: Torpor has one of that name. Choose another name."
+        )
+    if names.class_name in _TAKEN or keyword.iskeyword(names.class_name) or names.class_name.startswith(_COLLECTED):
+        whose = (
+            "pytest would collect" if names.class_name.startswith(_COLLECTED) else "Python or the project's code uses"
+        )
+        raise ConfigurationError(
+            f"{name!r} would make a class {names.class_name}, a name that {whose}. "
+            f"Choose another one, e.g. my-{names.distribution.removeprefix(_PREFIX)}."
+        )
+
+
+def _bundled() -> set[str]:
+    """Names of the plugins that come with Torpor, as its distribution lists them."""
+    return {entry.name for entry in entry_points(group=GROUP) if entry.dist and entry.dist.name == "torpor"}

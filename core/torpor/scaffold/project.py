@@ -1,0 +1,63 @@
+"""The files of a new project: every template with its names filled in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING
+
+from torpor._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from importlib.resources.abc import Traversable
+
+    from torpor.scaffold.names import Names
+
+__all__ = ["project_files"]
+
+_SUFFIX = ".template"
+"""Keeps tools from taking a template for what it makes: linters, pytest, git (a `.gitignore`), build backends."""
+
+_DOT = "dot-"  # begins the name of what will begin with a dot
+_MODULE = "MODULE"
+
+
+def project_files(names: Names, *, engine: bool) -> dict[str, str]:
+    """The project, as path (with `/`, from the project's folder) to text, in alphabetical order.
+
+    Args:
+        names: what to fill in.
+        engine: whether the plugin launches an engine.
+    """
+    values = {**asdict(names), **_kind(engine=engine)}
+    root = files("torpor.scaffold") / "templates"
+    made = {}
+    for folder in ("shared", "engine" if engine else "plugin"):
+        for path, template in _templates(root / folder):
+            name = path.removesuffix(_SUFFIX).replace(_MODULE, names.module)
+            made[name] = Template(template).substitute(values)
+    return dict(sorted(made.items()))
+
+
+def _kind(*, engine: bool) -> dict[str, str]:
+    """What the two kinds have otherwise in files that both have; lower bounds as Torpor's own."""
+    release = ".".join(__version__.split(".")[:2])
+    needs = [f"torpor>={release}", "typing_extensions>=4.12", *(["uvicorn>=0.35"] if engine else [])]
+    test_needs = ["torpor[testing]", *(["httpx>=0.28"] if engine else [])]
+    return {
+        "kind": "An engine" if engine else "A plugin",
+        "needs": ", ".join(f'"{need}"' for need in needs),
+        "test_needs": ", ".join(f'"{need}"' for need in test_needs),
+    }
+
+
+def _templates(folder: Traversable, before: str = "") -> Iterator[tuple[str, str]]:
+    """Paths under the folder, and what is there; the path with its leading dots."""
+    for entry in folder.iterdir():
+        name = f".{entry.name.removeprefix(_DOT)}" if entry.name.startswith(_DOT) else entry.name
+        if entry.is_dir():
+            yield from _templates(entry, f"{before}{name}/")
+        elif name.endswith(_SUFFIX):
+            yield f"{before}{name}", entry.read_text(encoding="utf-8")

@@ -1,0 +1,92 @@
+"""A folder that is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from torpor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = ["write_project"]
+
+_STAGE = ".torpor-new-"
+
+
+def write_project(folder: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Write files into a folder that is not there yet, or is empty; an error or an interrupt leaves nothing behind.
+
+    They are written under another name and renamed at the end. A process that is killed outright leaves that other folder
+    (`.torpor-new-...`), never half a project under the right name, if that is new.
+
+    Args:
+        folder: where to; folders above it are made.
+        files: path from the folder, and text.
+
+    Raises:
+        ConfigurationError: something is there, or it cannot be written.
+    """
+    folder = folder.absolute()
+    try:
+        _check_free(folder)
+        with contextlib.ExitStack() as undo:
+            _write(folder, files, undo)
+            undo.pop_all()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The project cannot be written to {folder}: {error.strerror} ({error.filename2 or error.filename}). Nothing of it was "
+            "left there. Make room or get leave to write there, or choose another folder with --into."
+        ) from error
+
+
+def _check_free(folder: Path, *, but: Path | None = None) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is there, and no folder; choose another one with --into.")
+    if found := sorted(entry.name for entry in folder.iterdir() if entry != but):
+        raise ConfigurationError(
+            f"{folder} is not empty ({', '.join(found[:3])}{', ...' if found[3:] else ''}), and nothing in it is overwritten: "
+            "choose another name, or the project's own folder with --into, one that is new or empty."
+        )
+
+
+def _write(folder: Path, files: Iterable[tuple[str, str]], undo: contextlib.ExitStack) -> None:
+    there = folder.is_dir()  # it stays the folder that it is: a mount, or where somebody's shell is
+    place = folder if there else folder.parent
+    for missing in reversed([parent for parent in (place, *place.parents) if not parent.exists()]):
+        undo.callback(_remove_empty, missing)
+        missing.mkdir()
+    stage = place / f"{_STAGE}{secrets.token_hex(4)}"
+    undo.callback(shutil.rmtree, stage, ignore_errors=True)
+    stage.mkdir()
+    for path, text in files:
+        file = stage / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    if not there:
+        stage.rename(folder)
+        return
+    _check_free(folder, but=stage)
+    for entry in sorted(stage.iterdir()):
+        undo.callback(_remove, folder / entry.name)
+        entry.rename(folder / entry.name)
+    stage.rmdir()
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not made, or the project is in it
+        folder.rmdir()
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""Projects as a stranger makes them: by a Torpor from its wheel, in an environment of their own, checked by their own tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "core" / "torpor" / "scaffold" / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A virtual environment, and a folder to work in."""
+
+    programs: Path
+    folder: Path
+
+    def run(self, program: str, *words: str | Path, within: str = ".", timeout_s: float = 300.0) -> str:
+        """Run a program of the environment; what it printed. Its own words are the failure's message."""
+        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        done = subprocess.run(
+            [self.programs / program, *words],
+            cwd=self.folder / within,
+            env={**env, "PATH": f"{self.programs}{os.pathsep}{env['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+        assert done.returncode == 0, f"{program} {words}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+        return done.stdout
+
+    def install(self, *what: str | Path) -> None:
+        """Install by pip, from wherever pip looks here."""
+        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what, timeout_s=900)
+
+
+def environment(folder: Path) -> Environment:
+    """A fresh one, in a folder of its own."""
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
+    (folder / "work").mkdir()
+    return Environment(programs=folder / "venv" / "bin", folder=folder / "work")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Torpor's wheel, built from its source distribution, so that both have to hold the templates."""
+    builder = environment(tmp_path_factory.mktemp("build"))
+    builder.install("hatchling>=1.27")
+    builder.run("python", "-c", f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_sdist as build; "
+                f"build({str(builder.folder)!r})")  # fmt: skip
+    source = next(builder.folder.glob("torpor-*.tar.gz"))
+    pip = ("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation")
+    builder.run("python", *pip, source)
+    return next(builder.folder.glob("torpor-*.whl"))
+
+
+def test_the_wheel_holds_every_template(wheel: Path) -> None:
+    """To the byte, and no other file beside the modules."""
+    here = {f"torpor/scaffold/templates/{file.relative_to(TEMPLATES)}": file for file in TEMPLATES.rglob("*.template")}
+    with zipfile.ZipFile(wheel) as packed:
+        there = {name for name in packed.namelist() if name.startswith("torpor/scaffold/templates/")}
+        assert there == set(here)
+        assert all(packed.read(name) == file.read_bytes() for name, file in here.items())
+
+
+@pytest.mark.parametrize(("name", "engine"), [("prompt-file", False), ("ToyEngine", True)], ids=["plugin", "engine"])
+def test_a_made_project_is_installed_keeps_the_contract_and_is_planned(
+    tmp_path: Path, wheel: Path, free_port: int, name: str, engine: bool
+) -> None:
+    """By the commands that `torpor new` and the project's CI file name; and its app answers."""
+    here = environment(tmp_path)
+    here.install(f"{wheel}[testing]")
+    said = here.run("torpor", "new", name, *(["--engine"] if engine else []))
+    project = re.findall(r"^made (\S+):", said)[0]
+    commands = re.findall(r"^  (\S+) (.*?) +#", said, re.MULTILINE)
+    assert [program for program, _ in commands] == ["pip", "pytest", "torpor"]
+    here.install("--editable", f"./{project}[test,lint]")
+
+    assert re.search(r"\n=+ \d+ passed in ", here.run("pytest", "-p", "no:cacheprovider", within=project))
+    assert here.run("ruff", "check", within=project) == "All checks passed!\n"
+    here.run("ruff", "format", "--check", within=project)
+    assert here.run("mypy", "--strict", within=project).startswith("Success: no issues found in")
+
+    entry, kind = ("toyengine", "ToyEngine") if engine else ("prompt_file", "PromptFile")
+    listed = {one["name"]: one for one in json.loads(here.run("torpor", "plugins", "--json"))}
+    assert (listed[entry]["status"], listed[entry]["launches"]) == ("loaded", engine)
+    assert listed[entry]["target"] == f"torpor_{entry}:{kind}"
+
+    plan = json.loads(here.run("torpor", "plan", f"{project}/app.py", "--json"))
+    assert plan["engine"]["plugin"] == (entry if engine else "standin")
+    assert {hook: entry in called for hook, called in plan["hooks"].items()} == {
+        **dict.fromkeys(("prepare_image", "compile_kernels", "warmup", "pre_snapshot", "post_restore"), True),
+        "launch": engine,
+    }
+    assert plan["warnings"] == []
+
+    app = here.folder / project / "app.py"
+    app.write_text(app.read_text().replace("port=8000", f"port={free_port}"))
+    records = ("--records", tmp_path / "records.jsonl")
+    answer = json.loads(here.run("torpor", "up", app, "--ask", "Torpor", "--json", *records))["answer"]
+    assert (answer["tokens"], len(answer["text"].split())) == (64, 64)
+
+    here.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", f"./{project}")
+    built = f"torpor_{entry}-0.1.0"
+    with zipfile.ZipFile(here.folder / f"{built}-py3-none-any.whl") as packed:
+        assert {f"torpor_{entry}/py.typed", f"{built}.dist-info/licenses/LICENSE"} <= set(packed.namelist())

@@ -1,0 +1,110 @@
+"""A plugin's name as users write it, and what is made of it."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor import ConfigurationError
+from torpor.scaffold import Names, names_of, project_files
+from torpor.scaffold.names import _TAKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROMPT_FILE = Names(
+    distribution="torpor-prompt-file", module="torpor_prompt_file", entry="prompt_file", class_name="PromptFile"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt-file", "prompt_file", "Prompt.File", "torpor-prompt-file", "torpor_prompt_file", "prompt-_.file"]
+)
+def test_a_project_has_one_name_however_it_is_spelt(name: str) -> None:
+    """As package indexes compare names (PEP 503)."""
+    assert names_of(name) == PROMPT_FILE
+
+
+def test_capitals_are_the_classs() -> None:
+    """A package index knows none."""
+    assert names_of("LlamaCpp") == Names(
+        distribution="torpor-llamacpp", module="torpor_llamacpp", entry="llamacpp", class_name="LlamaCpp"
+    )
+    assert names_of("class").class_name == "Class"
+    assert names_of("torpor").distribution == "torpor-torpor"
+    assert names_of("a" * 40).class_name == "A" + "a" * 39
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "-",
+        "2fast",
+        "torpor-2fast",
+        "a/b",
+        "../a",
+        "a b",
+        "-a",
+        "a-",
+        "a.",
+        "\u00e9",
+        "\uff41",
+        "a\n",
+        "a" * 41,
+        "torpor-",
+    ],
+)
+def test_what_no_index_or_python_could_take_is_refused(name: str) -> None:
+    """With what is allowed, and an example."""
+    with pytest.raises(
+        ConfigurationError, match="cannot be a plugin's name: it has 1 to 40 letters and digits"
+    ) as raised:
+        names_of(name)
+    assert repr(name) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["sglang", "SGLang", "deepgemm", "hf-cache", "torpor_hf_cache", "standin"])
+def test_a_second_plugin_of_a_name_that_torpor_has_is_refused(name: str) -> None:
+    """Its module would hide the other one."""
+    with pytest.raises(ConfigurationError, match=r"would make a second plugin '(sglang|deepgemm|hf_cache|standin)'"):
+        names_of(name)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("engine", "Engine"), ("stand-in", "StandIn"), ("none", "None")])
+def test_a_class_that_would_hide_another_is_refused(name: str, kind: str) -> None:
+    """What the project imports, and what Python keeps for itself."""
+    with pytest.raises(ConfigurationError, match=f"a class {kind}, a name that Python or the project's code uses"):
+        names_of(name)
+
+
+def test_a_class_that_pytest_would_take_for_a_test_is_refused() -> None:
+    """It collects what begins with Test."""
+    with pytest.raises(ConfigurationError, match=r"TestBed, a name that pytest would collect.*e\.g\. my-test-bed"):
+        names_of("test-bed")
+
+
+def test_the_names_that_are_taken_are_those_that_the_templates_use() -> None:
+    """Beside the plugin's class, in every file that has it; keywords are asked of Python."""
+    used = set()
+    for engine in (False, True):
+        for path, text in project_files(names_of("zyx"), engine=engine).items():
+            if path.endswith(".py") and "Zyx" in text:
+                used |= set(_bound(ast.parse(text)))
+    capital = {name for name in used if name[0].isupper() and "_" not in name and "Zyx" not in name}
+    assert capital == _TAKEN
+    assert keyword.iskeyword("None")
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """Names that a module imports, defines or assigns to."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
