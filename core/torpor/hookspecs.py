@@ -92,6 +92,10 @@ class Plugin:
         """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
         return ()
 
+    def load_formats(self) -> Mapping[str, tuple[str, ...]]:
+        """The engine's fast ways to read weights: its name of each, and the Python packages that each needs in the image."""
+        return {}
+
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it
         """Variables that put every kernel cache of the engine under `IMAGE_ROOT/kernels`."""
         return {}

@@ -31,6 +31,18 @@ WeightsStore = Literal["saver", "file", "memory"]
 _OK = 200
 _IDLE_TIMEOUT_S = 10.0
 _FAST_COMPILE_SINCE = "0.5.16"
+# Choices of --load-format (0.5.16 server_args.py, 0.5.23 arg_groups/choices.py) and what the package's extras name for them;
+# for fastsafetensors there is no extra.
+_STREAMER, _FASTSAFETENSORS = ("runai-model-streamer>=0.15.7",), ("fastsafetensors>=0.3.3",)
+_LOAD_FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
+    "0.5.6.post2": {},
+    "0.5.16": {"runai_streamer": _STREAMER, "fastsafetensors": _FASTSAFETENSORS},
+    "0.5.23": {
+        "runai_streamer": _STREAMER,
+        "fastsafetensors": _FASTSAFETENSORS,
+        "instanttensor": ("instanttensor>=0.1.9",),
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +166,10 @@ class SGLang(ChatServer):
                 )
             switches["SGLANG_JIT_DEEPGEMM_FAST_WARMUP"] = "1"
         return switches
+
+    @override
+    def load_formats(self) -> dict[str, tuple[str, ...]]:
+        return {} if self.device == "cpu" else dict(_LOAD_FORMATS[self.version])
 
     @override
     def log_progress(self, line: str) -> str:

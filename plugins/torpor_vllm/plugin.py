@@ -30,6 +30,12 @@ SleepLevel = Literal[1, 2]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
 _EXTENSION, _RENEW = "torpor_vllm.worker.Renewal", "torpor_renew"
 _IDLE_TIMEOUT_S = 10.0
+# Names and needs as in 0.32.0 and 0.33.0 (config/load.py, the wheels' extras).
+_LOAD_FORMATS: dict[str, tuple[str, ...]] = {
+    "runai_streamer": ("runai-model-streamer>=0.15.7",),
+    "fastsafetensors": ("fastsafetensors>=0.3.3",),
+    "instanttensor": ("instanttensor>=0.2.2",),
+}
 _SEED_BITS = 32  # numpy takes no larger seed
 
 
@@ -126,6 +132,10 @@ class VLLM(ChatServer):
             return None
         flags = self.engine_flags(deployment, serving=False)
         return (self.python, "-c", PROGRAM, *flags, *self.extra_args)
+
+    @override
+    def load_formats(self) -> dict[str, tuple[str, ...]]:
+        return {} if self.device == "cpu" else dict(_LOAD_FORMATS)
 
     @override
     def log_progress(self, line: str) -> str:

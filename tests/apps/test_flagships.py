@@ -1,10 +1,11 @@
-"""The flagship: what the real Modal client sends for it, and what the container finds when it imports it."""
+"""The flagship on each engine: what the real Modal client sends for it, and what the container finds when it imports it."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,38 +21,114 @@ if TYPE_CHECKING:
     from tests.modal_plane import DeployedFunction
 
 REPOSITORY = Path(__file__).parents[2]
-APP = REPOSITORY / "apps" / "qwen3_sglang.py"
 MODEL, REVISION = "Qwen/Qwen3-8B-FP8", "220b46e3b2180893580a4454f21f22d3ebb187d3"
 WEIGHTS = {"/vol/huggingface-cache": "huggingface-cache"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flagship:
+    """One app file, and what is the engine's own in what is deployed.
+
+    Attributes:
+        file: relative to the repository.
+        package: the engine's plugin.
+        base: the image that everything is built on.
+        env: variables of the engine's in the image.
+        compiles: words of its compile command.
+    """
+
+    file: str
+    package: str
+    base: str
+    env: tuple[str, ...]
+    compiles: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """The file as a module."""
+        return Path(self.file).stem
+
+    @property
+    def name(self) -> str:
+        """The deployed app's."""
+        return self.module.replace("_", "-")
+
+
+FLAGSHIPS = (
+    Flagship(
+        file="apps/qwen3_sglang.py",
+        package="torpor_sglang",
+        base="lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime",
+        env=("SGLANG_DG_CACHE_DIR=/opt/torpor/kernels/deep_gemm", "SGLANG_ENABLE_JIT_DEEPGEMM=1"),
+        compiles=("sglang.compile_deep_gemm", "--tp-size"),
+    ),
+    Flagship(
+        file="apps/qwen3_vllm.py",
+        package="torpor_vllm",
+        base="vllm/vllm-openai:v0.33.0",
+        env=(
+            "DG_JIT_CACHE_DIR=/opt/torpor/kernels/deep_gemm",
+            "VLLM_CACHE_ROOT=/opt/torpor/kernels/vllm",
+            "VLLM_USE_DEEP_GEMM=1",
+            "VLLM_SERVER_DEV_MODE=1",
+        ),
+        compiles=("--enable-sleep-mode", "--max-cudagraph-capture-size"),
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=FLAGSHIPS, ids=lambda flagship: flagship.module)
+def flagship(request: pytest.FixtureRequest) -> Flagship:
+    """Each flagship in turn."""
+    found: Flagship = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalPlane]:
+def plane(flagship: Flagship, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalPlane]:
     """A control plane to which the flagship is deployed, by the command of its docstring."""
     with ModalPlane(tmp_path_factory.mktemp("home")) as started:
-        finished = started.modal("deploy", "apps/qwen3_sglang.py", cwd=REPOSITORY)
+        finished = started.modal("deploy", flagship.file, cwd=REPOSITORY)
         assert finished.code == 0, finished.output
         yield started
         assert started.store.unknown_calls == []
 
 
 @pytest.fixture
-def server(plane: ModalPlane) -> DeployedFunction:
+def server(flagship: Flagship, plane: ModalPlane) -> DeployedFunction:
     """The deployed class."""
-    return plane.app("qwen3-sglang").service("Server")
+    return plane.app(flagship.name).service("Server")
 
 
-def test_the_app_has_at_most_60_lines_of_code() -> None:
+def test_the_app_has_at_most_60_lines_of_code(flagship: Flagship) -> None:
     """A deployment is values; work belongs into the framework and its plugins."""
-    body = APP.read_text().split('"""', 2)[2]
+    body = (REPOSITORY / flagship.file).read_text().split('"""', 2)[2]
     code = [line for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(code) <= 60
 
 
+def test_the_two_flagships_differ_in_the_engine_alone() -> None:
+    """The plugin, its import, and the deployment's name: line by line, comments and docstring aside."""
+    sglang, vllm = (
+        [line for line in (REPOSITORY / flagship.file).read_text().split('"""', 2)[2].splitlines() if "# " not in line]
+        for flagship in FLAGSHIPS
+    )
+    assert len(sglang) == len(vllm)
+    differing = [(one.strip(), other.strip()) for one, other in zip(sglang, vllm, strict=True) if one != other]
+    assert differing == [
+        ("from torpor_sglang import SGLang", "from torpor_vllm import VLLM"),
+        ('name="qwen3-sglang",', 'name="qwen3-vllm",'),
+        (
+            'SGLang(version="0.5.6.post2", cuda_graph_max_batch=1000, metrics=True),',
+            'VLLM(version="0.33.0", cuda_graph_max_batch=1000, metrics=True),',
+        ),
+    ]
+
+
 @pytest.mark.slow
-def test_the_class_has_the_flagships_values(plane: ModalPlane, server: DeployedFunction) -> None:
+def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlane, server: DeployedFunction) -> None:
     """GPU, volume, snapshot flags, concurrency, port and timeouts, as the platform is told."""
-    assert plane.app("qwen3-sglang").objects == ("Server", "Server.*", "download")
+    assert plane.app(flagship.name).objects == ("Server", "Server.*", "download")
     assert server.gpu == ("H100!", 1)
     assert server.volumes == WEIGHTS
     assert server.secrets == ()
@@ -63,21 +140,20 @@ def test_the_class_has_the_flagships_values(plane: ModalPlane, server: DeployedF
 
 
 @pytest.mark.slow
-def test_the_image_is_the_engines_own_with_an_empty_entrypoint(server: DeployedFunction) -> None:
+def test_the_image_is_the_engines_own_with_an_empty_entrypoint(flagship: Flagship, server: DeployedFunction) -> None:
     """The engine's entrypoint would start a server of its own; nothing pins the hub's client."""
     layers = server.layers
-    assert layers[0].commands == ("FROM lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime",)
+    assert layers[0].commands == (f"FROM {flagship.base}",)
     assert layers[1].commands == ("FROM base", "ENTRYPOINT []")
     assert not any("huggingface-hub" in run or "huggingface_hub" in run for layer in layers for run in layer.runs)
 
 
 @pytest.mark.slow
-def test_the_environment_is_in_the_image_before_the_steps(server: DeployedFunction) -> None:
+def test_the_environment_is_in_the_image_before_the_steps(flagship: Flagship, server: DeployedFunction) -> None:
     """Kernel caches on the image's own disk, the hub cache on the volume, the hub offline at serve time."""
     commands = [command for layer in server.layers for command in layer.commands]
     env = [command.removeprefix("ENV ") for command in commands if command.startswith("ENV ")]
-    assert "SGLANG_DG_CACHE_DIR=/opt/torpor/kernels/deep_gemm" in env
-    assert "SGLANG_ENABLE_JIT_DEEPGEMM=1" in env
+    assert set(flagship.env) <= set(env)
     assert "HF_HUB_CACHE=/vol/huggingface-cache/hub" in env
     assert "HF_HUB_OFFLINE=1" in env
     assert "TORCHINDUCTOR_COMPILE_THREADS=1" in env
@@ -86,7 +162,7 @@ def test_the_environment_is_in_the_image_before_the_steps(server: DeployedFuncti
 
 
 @pytest.mark.slow
-def test_weights_are_fetched_before_kernels_are_compiled(server: DeployedFunction) -> None:
+def test_weights_are_fetched_before_kernels_are_compiled(flagship: Flagship, server: DeployedFunction) -> None:
     """Two steps, in this order whatever the plugins' order; each with what it needs and nothing more."""
     steps = [layer for layer in server.layers if any("buildstep.py --name" in run for run in layer.runs)]
     fetch, compile_ = steps
@@ -98,7 +174,7 @@ def test_weights_are_fetched_before_kernels_are_compiled(server: DeployedFunctio
     assert fetch.env["HF_HUB_OFFLINE"] == "0"
     compiled = shlex.split(compile_.runs[0])
     assert compiled[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "compile DeepGEMM kernels"]
-    assert {"sglang.compile_deep_gemm", "--tp-size", MODEL} <= set(compiled)
+    assert {*flagship.compiles, MODEL} <= set(compiled)
     assert (compile_.gpu, compile_.gpu_count) == ("H100!", 1)
     assert compile_.volumes == {**WEIGHTS, "/vol/deepgemm-cache": "deepgemm-cache"}
 
@@ -122,41 +198,43 @@ def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunc
 
 
 @pytest.mark.slow
-def test_sources_of_torpor_and_the_three_plugins_are_mounted(server: DeployedFunction) -> None:
+def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship, server: DeployedFunction) -> None:
     """The launcher, the guard and the scripts of the preflight checks among them; Python files only."""
     files = server.files
-    packages = {"torpor", "torpor_sglang", "torpor_deepgemm", "torpor_hf_cache"}
-    assert {name.split("/")[2] for name in files} == {"qwen3_sglang.py", *packages}
+    packages = {"torpor", flagship.package, "torpor_deepgemm", "torpor_hf_cache"}
+    assert {name.split("/")[2] for name in files} == {f"{flagship.module}.py", *packages}
     assert all(name.endswith(".py") for name in files)
-    for name in ("torpor/buildstep.py", "torpor_sglang/serve.py", "torpor_hf_cache/download.py"):
+    for name in ("torpor/buildstep.py", f"{flagship.package}/serve.py", "torpor_hf_cache/download.py"):
         assert f"/root/{name}" in files
     assert any(name.startswith("/root/torpor/guard") for name in files)
 
 
 @pytest.mark.slow
-def test_the_download_function_fills_the_serving_volume(plane: ModalPlane, server: DeployedFunction) -> None:
+def test_the_download_function_fills_the_serving_volume(
+    flagship: Flagship, plane: ModalPlane, server: DeployedFunction
+) -> None:
     """The cure for an emptied Volume: same image, same volume, no GPU."""
-    download = plane.app("qwen3-sglang").function("download")
+    download = plane.app(flagship.name).function("download")
     assert download.layers == server.layers
     assert (download.volumes, download.gpu) == (WEIGHTS, ("", 0))
     assert download.definition.timeout_secs >= 3600
 
 
 @pytest.mark.slow
-def test_deploying_again_builds_nothing(plane: ModalPlane, server: DeployedFunction) -> None:
+def test_deploying_again_builds_nothing(flagship: Flagship, plane: ModalPlane, server: DeployedFunction) -> None:
     """The plugins' values are repeatable: no clock, no order of a set, no path of this machine in a layer."""
     before, built = server.layers, list(plane.store.built)
-    finished = plane.modal("deploy", str(APP), cwd=plane.home)
+    finished = plane.modal("deploy", str(REPOSITORY / flagship.file), cwd=plane.home)
     assert finished.code == 0, finished.output
-    assert plane.app("qwen3-sglang").service("Server").layers == before
+    assert plane.app(flagship.name).service("Server").layers == before
     assert plane.store.built == built
     assert not any(str(REPOSITORY) in command for layer in before for command in layer.commands)
 
 
 LOOK = """
 import importlib, json, sys
-sys.path[:0] = sys.argv[1:]
-module = importlib.import_module("qwen3_sglang")
+name, *sys.path[:0] = sys.argv[1:]
+module = importlib.import_module(name)
 print(json.dumps({
     "deployment": repr(module.deployment),
     "server": type(getattr(module, "Server")).__qualname__,
@@ -168,7 +246,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
-    server: DeployedFunction, tmp_path: Path
+    flagship: Flagship, server: DeployedFunction, tmp_path: Path
 ) -> None:
     """No environment of this machine, no package metadata, no engine: what the container has, and the same values."""
     server.write_files(tmp_path)
@@ -178,7 +256,7 @@ def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
     empty = tmp_path / "empty"
     empty.mkdir()
     seen = run(
-        [sys.executable, "-I", "-S", "-c", LOOK, str(tmp_path / "root"), str(packages)],
+        [sys.executable, "-I", "-S", "-c", LOOK, flagship.module, str(tmp_path / "root"), str(packages)],
         cwd=empty,
         env={"MODAL_IS_REMOTE": "1", "HOME": str(empty), "MODAL_CONFIG_PATH": str(empty / "none.toml")},
         timeout_s=60,
@@ -186,24 +264,24 @@ def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
     assert seen.code == 0, seen.output
     there = json.loads(seen.output)
     here = run(
-        [sys.executable, "-c", LOOK, str(APP.parent)],
+        [sys.executable, "-c", LOOK, flagship.module, str(REPOSITORY / "apps")],
         cwd=empty,
         env=ModalPlane.clean_environment() | {"HOME": str(empty)},
         timeout_s=60,
     )
     assert here.code == 0, here.output
     assert there["deployment"] == json.loads(here.output)["deployment"]
-    assert (there["server"], there["module"]) == ("Cls", "qwen3_sglang")
-    assert not {"sglang", "torch", "huggingface_hub", "typer", "pytest"} & set(there["modules"])
+    assert (there["server"], there["module"]) == ("Cls", flagship.module)
+    assert not {"sglang", "vllm", "torch", "huggingface_hub", "typer", "pytest"} & set(there["modules"])
 
 
 @pytest.mark.slow
-def test_modal_run_asks_the_server_of_the_run_by_its_served_name(plane: ModalPlane) -> None:
+def test_modal_run_asks_the_server_of_the_run_by_its_served_name(flagship: Flagship, plane: ModalPlane) -> None:
     """Two system prompts, the real model name, streamed; `--no-twice` and `--prompt` reach the entry point."""
     with ChatServer([answer("Blue ", "light.", tokens=2), answer("The sea.", tokens=1)]) as chat:
         plane.serve_web_at(chat.url)
-        twice = plane.modal("run", "apps/qwen3_sglang.py", "--prompt", "Why blue?", cwd=REPOSITORY)
-        once = plane.modal("run", "apps/qwen3_sglang.py", "--no-twice", cwd=REPOSITORY)
+        twice = plane.modal("run", flagship.file, "--prompt", "Why blue?", cwd=REPOSITORY)
+        once = plane.modal("run", flagship.file, "--no-twice", cwd=REPOSITORY)
     assert (twice.code, once.code) == (0, 0), twice.output + once.output
     assert "Blue light." in twice.output
     assert "The sea." in twice.output
@@ -217,27 +295,27 @@ def test_modal_run_asks_the_server_of_the_run_by_its_served_name(plane: ModalPla
 
 
 @pytest.mark.slow
-def test_modal_run_of_the_download_goes_as_far_as_a_container(plane: ModalPlane) -> None:
-    """`modal run apps/qwen3_sglang.py::download` is what the error about an emptied Volume names."""
-    finished = plane.modal("run", "apps/qwen3_sglang.py::download", cwd=REPOSITORY)
+def test_modal_run_of_the_download_goes_as_far_as_a_container(flagship: Flagship, plane: ModalPlane) -> None:
+    """`modal run APP::download` is what the error about an emptied Volume names."""
+    finished = plane.modal("run", f"{flagship.file}::download", cwd=REPOSITORY)
     assert finished.code != 0
     assert "download needs a container" in finished.output
 
 
 @pytest.mark.slow
-def test_python_asks_the_deployed_server(plane: ModalPlane) -> None:
-    """`python apps/qwen3_sglang.py` finds the class of the deployed app."""
+def test_python_asks_the_deployed_server(flagship: Flagship, plane: ModalPlane) -> None:
+    """`python APP` finds the class of the deployed app."""
     with ChatServer([answer("Deployed.")]) as chat:
         plane.serve_web_at(chat.url)
-        assert plane.modal("deploy", "apps/qwen3_sglang.py", cwd=REPOSITORY).code == 0
-        asked = plane.python("apps/qwen3_sglang.py", "--no-twice", cwd=REPOSITORY)
+        assert plane.modal("deploy", flagship.file, cwd=REPOSITORY).code == 0
+        asked = plane.python(flagship.file, "--no-twice", cwd=REPOSITORY)
     assert (asked.code, "Deployed." in asked.output) == (0, True), asked.output
 
 
 @pytest.mark.slow
-def test_python_says_when_it_is_not_deployed(tmp_path: Path) -> None:
+def test_python_says_when_it_is_not_deployed(flagship: Flagship, tmp_path: Path) -> None:
     """On a control plane that has never seen the app."""
     with ModalPlane(tmp_path) as empty:
-        asked = empty.python("apps/qwen3_sglang.py", cwd=REPOSITORY)
+        asked = empty.python(flagship.file, cwd=REPOSITORY)
     assert asked.code == 1
-    assert asked.output.startswith("error: 'qwen3-sglang' is not deployed")
+    assert asked.output.startswith(f"error: '{flagship.name}' is not deployed")

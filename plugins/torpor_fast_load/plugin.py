@@ -1,0 +1,55 @@
+"""`FastLoad`: the engine reads its weights with the first fast loader that its version has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torpor import ConfigurationError, ImagePatch, Plugin, hookimpl
+from torpor._override import override
+from torpor.deployment import plugin_name
+
+if TYPE_CHECKING:
+    from torpor import Deployment
+
+__all__ = ["FastLoad"]
+
+KNOWN = ("runai_streamer", "fastsafetensors", "instanttensor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLoad(Plugin):
+    """Chooses the engine's `--load-format` and installs what it needs; knows nothing of either engine.
+
+    Weights are read at a cold start, the one that makes the snapshot, and by a vLLM that sleeps at level 2 at every wake.
+
+    Attributes:
+        prefer: loaders by preference, the engines' own names of them. The default begins with the one that reads with threads
+            of the CPU; the other two may open GPUDirect storage, which is one thing more that a snapshot has to survive.
+            None of the three was timed here: with local files and 8 GB of weights, reading was not what a start took.
+    """
+
+    plugin_name: ClassVar[str] = "fast_load"
+
+    prefer: tuple[str, ...] = KNOWN
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.prefer if name not in KNOWN]
+        if unknown or not self.prefer:
+            raise ConfigurationError(
+                f"FastLoad.prefer is {self.prefer!r}; give one or more of {', '.join(KNOWN)}, the preferred one first."
+            )
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        engine = deployment.engine
+        formats = engine.load_formats()
+        for name in self.prefer:
+            if name in formats:
+                return ImagePatch(pip=formats[name], engine_args=("--load-format", name))
+        raise ConfigurationError(
+            f"FastLoad finds no loader: the engine {plugin_name(engine)!r} {engine.engine_version} has "
+            f"{', '.join(formats) or 'none of the fast ones'}, and FastLoad.prefer names {', '.join(self.prefer)}. Choose a "
+            "newer engine, add one that it has to prefer, or drop FastLoad() from Deployment.plugins."
+        )

@@ -1,0 +1,89 @@
+"""`FastLoad` beside both engines: what it chooses, what it brings, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from typing_extensions import override
+
+from torpor import ConfigurationError, Deployment, Model, Plugin
+from torpor.lifecycle import Lifecycle
+from torpor.testing import PluginContract, StandIn
+from torpor_fast_load import FastLoad
+from torpor_sglang import SGLang
+from torpor_vllm import VLLM
+
+MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21f22d3ebb187d3")
+
+
+def deployment(plugin: Plugin, engine: Plugin) -> Deployment:
+    return Deployment(name="fast", model=MODEL, gpu="H100!", plugins=(plugin, engine))
+
+
+def sglang(version: str) -> SGLang:
+    return SGLang(version=version, image=f"registry/sglang:{version}")
+
+
+class TestFastLoad(PluginContract):
+    """Beside vLLM."""
+
+    @override
+    @pytest.fixture
+    def plugin(self) -> FastLoad:
+        return FastLoad()
+
+    @override
+    @pytest.fixture
+    def deployment(self, plugin: Plugin) -> Deployment:
+        return deployment(plugin, VLLM())
+
+
+@pytest.mark.parametrize(
+    ("engine", "prefer", "chosen", "package"),
+    [
+        (VLLM(), ("runai_streamer", "fastsafetensors"), "runai_streamer", "runai-model-streamer"),
+        (VLLM(version="0.32.0"), ("instanttensor",), "instanttensor", "instanttensor"),
+        (sglang("0.5.23"), ("instanttensor", "runai_streamer"), "instanttensor", "instanttensor"),
+        (sglang("0.5.16"), ("instanttensor", "fastsafetensors"), "fastsafetensors", "fastsafetensors"),
+    ],
+)
+def test_the_first_preferred_loader_that_the_version_has_is_chosen(
+    engine: Plugin, prefer: tuple[str, ...], chosen: str, package: str
+) -> None:
+    """Its flag ends the engine's command, its package is in the image; the plugin's code names no engine."""
+    made = deployment(FastLoad(prefer=prefer), engine)
+    recipe = Lifecycle(made).recipe()
+    assert made.engine.engine_argv(made, recipe)[-2:] == ("--load-format", chosen)
+    assert [requirement.partition(">=")[0] for requirement in recipe.image.pip] == [package]
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (SGLang(), "the engine 'sglang' 0.5.6.post2 has none of the fast ones"),
+        (SGLang(device="cpu"), "the engine 'sglang' 0.5.6.post2 has none"),
+        (VLLM(device="cpu"), "the engine 'vllm' 0.33.0 has none of the fast ones"),
+        (StandIn(), "the engine 'standin' .* has none of the fast ones"),
+    ],
+)
+def test_an_engine_without_any_is_told_so(engine: Plugin, said: str) -> None:
+    """Nothing is chosen that the engine's parser would refuse."""
+    with pytest.raises(ConfigurationError, match=said):
+        Lifecycle(deployment(FastLoad(), engine)).recipe()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [VLLM(load_format="safetensors"), VLLM(dummy_weights=True), SGLang(version="0.5.23", image="i", load_format="pt")],
+)
+def test_an_engine_that_was_told_its_format_takes_no_other(engine: Plugin) -> None:
+    """Two answers to one question are an error that says where the other one is."""
+    made = deployment(FastLoad(), engine)
+    with pytest.raises(ConfigurationError, match=r"'--load-format' is refused: the plugin sets it"):
+        made.engine.engine_argv(made, Lifecycle(made).recipe())
+
+
+@pytest.mark.parametrize("prefer", [(), ("tensorizer",)])
+def test_a_preference_that_is_none_is_refused(prefer: tuple[str, ...]) -> None:
+    """The message lists the known ones."""
+    with pytest.raises(ConfigurationError, match="give one or more of runai_streamer, fastsafetensors, instanttensor"):
+        FastLoad(prefer=prefer)
