@@ -1,0 +1,240 @@
+"""What the plugin asks for, over its options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, Model
+from torpor.lifecycle import Lifecycle
+from torpor.steps import step_command
+from torpor_deepgemm import DeepGEMM
+from torpor_vllm import VLLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from torpor import Plugin
+
+KERNELS = "/opt/torpor/kernels"
+AWAKE, ASLEEP = {"status": "awake"}, {"status": "sleeping"}
+
+
+@pytest.fixture
+def an_engine() -> Iterator[Engine]:
+    """Some process: only its HTTP calls count here."""
+    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    yield engine
+    engine.terminate(0.0)
+
+
+def deployment(*others: Plugin, **options: Any) -> Deployment:
+    return Deployment(name="d", model=Model(path="/model"), gpu="H100!", plugins=(*others, VLLM(**options)))
+
+
+def env_of(**options: Any) -> dict[str, str]:
+    return dict(Lifecycle(deployment(**options)).recipe().env)
+
+
+def argv_of(**options: Any) -> tuple[str, ...]:
+    made = deployment(**options)
+    return made.engine.engine_argv(made, Lifecycle(made).recipe())
+
+
+def calls_of(
+    engine: Engine, answers: Callable[[str], object], *, sleep: bool = True, wake: bool = True, **options: Any
+) -> list[tuple[str, object]]:
+    """The management calls of a sleep and a wake; `answers` gives the JSON of each by its path and query."""
+    calls: list[tuple[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        target = request.url.raw_path.decode()
+        calls.append((target, json.loads(request.content or b"null")))
+        return httpx.Response(200, json=answers(target))
+
+    lifecycle = Lifecycle(deployment(**options))
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://engine") as client:
+        if sleep:
+            lifecycle.pre_snapshot(engine, client)
+        if wake:
+            lifecycle.post_restore(engine, client)
+    return calls
+
+
+def like_vllm(target: str) -> object:
+    """What 0.33.0 answers (entrypoints/serve/dev/sleep/api_router.py)."""
+    return ASLEEP if target.startswith("/sleep") or target.endswith("tags=weights") else AWAKE
+
+
+def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engine) -> None:
+    """Weights come back from host memory; then each copy gets a random state of its own."""
+    *calls, renewal = calls_of(an_engine, like_vllm)
+    assert calls == [("/sleep?level=1&mode=wait", None), ("/wake_up", None)]
+    path, body = renewal
+    assert path == "/collective_rpc"
+    assert isinstance(body, dict)
+    assert (body["method"], 0 <= int(body["args"][0]) < 2**32) == ("torpor_renew", True)
+
+
+def test_every_wake_brings_another_seed(an_engine: Engine) -> None:
+    """Copies of one snapshot would otherwise sample the same text."""
+    seeds = {str(calls_of(an_engine, like_vllm, sleep=False)[-1][1]) for _ in range(3)}
+    assert len(seeds) == 3
+
+
+def test_level_2_reads_the_weights_again_before_the_kv_cache_is_there(an_engine: Engine) -> None:
+    """The order of vLLM's own snapshots (vllm/snapshot/server.py): weights, their reading, KV cache."""
+    assert [path for path, _ in calls_of(an_engine, like_vllm, sleep_level=2)] == [
+        "/sleep?level=2&mode=wait",
+        "/wake_up?tags=weights",
+        "/collective_rpc",
+        "/wake_up?tags=kv_cache",
+        "/collective_rpc",
+    ]
+    assert calls_of(an_engine, like_vllm, sleep_level=2)[2][1] == {"method": "reload_weights"}
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_the_guard_lets_exactly_the_calls_of_a_sleep_and_a_wake_pass(an_engine: Engine, level: int) -> None:
+    """In this order, once each."""
+    made = deployment(sleep_level=level)
+    engine = made.engine
+    assert isinstance(engine, VLLM)
+    rules = engine.guard_rules(made)
+    paths = [path.partition("?")[0] for path, _ in calls_of(an_engine, like_vllm, sleep_level=level)]
+    assert (*rules.sleep, *rules.wake) == tuple(paths)
+
+
+@pytest.mark.parametrize(
+    ("sleep", "answer", "said"),
+    [(True, AWAKE, "told to sleep and answered"), (False, ASLEEP, "woken and answered .* it does not serve")],
+)
+def test_an_engine_that_does_not_do_as_it_was_told_is_an_error(
+    an_engine: Engine, sleep: bool, answer: object, said: str
+) -> None:
+    """200 alone says nothing: vLLM warns and answers 200 where there is nothing to do."""
+    with pytest.raises(EngineRequestError, match=said):
+        calls_of(an_engine, lambda _: answer, sleep=sleep, wake=not sleep)
+
+
+def test_the_sleep_routes_are_on_and_what_a_snapshot_should_not_hold_is_off() -> None:
+    """Development mode for sleep and wake; no usage reports, no pool of compile workers, loopback only."""
+    env = env_of()
+    assert {name: env[name] for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_HOST_IP")} == {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    assert (env["VLLM_WORKER_MULTIPROC_METHOD"], env["TORCHINDUCTOR_COMPILE_THREADS"]) == ("spawn", "1")
+    assert (env["VLLM_CACHE_ROOT"], env["DG_JIT_CACHE_DIR"]) == (f"{KERNELS}/vllm", f"{KERNELS}/deep_gemm")
+    assert "VLLM_ENABLE_STARTUP_PLAN" not in env
+    assert env_of(startup_plan=True)["VLLM_ENABLE_STARTUP_PLAN"] == "1"
+
+
+def test_a_cpu_has_no_sleep_mode_and_no_image() -> None:
+    """VLLM refuses the flag there; its sleep only pauses. Threads do not spin."""
+    assert "--enable-sleep-mode" in argv_of()
+    assert "--enable-sleep-mode" not in argv_of(device="cpu")
+    assert env_of(device="cpu")["OMP_WAIT_POLICY"] == "passive"
+    assert Lifecycle(deployment(device="cpu")).recipe().image.base is None
+    assert Lifecycle(deployment(version="0.32.0")).recipe().image.base == "vllm/vllm-openai:v0.32.0"
+
+
+def test_options_become_flags() -> None:
+    """The model comes first, without a flag."""
+    argv = argv_of(eager=True, max_model_len=8, memory_utilization=0.5, kv_cache_bytes=9, load_strategy="prefetch")
+    assert argv[:4] == ("python3", "-m", "torpor_vllm.serve", "/model")
+    words = " ".join(argv)
+    for flags in (
+        "--enforce-eager",
+        "--max-model-len 8",
+        "--gpu-memory-utilization 0.5",
+        "--kv-cache-memory-bytes 9",
+        "--safetensors-load-strategy prefetch",
+        "--worker-extension-cls torpor_vllm.worker.Renewal",
+    ):
+        assert flags in words
+    assert "--disable-log-stats" in argv_of(metrics=False)
+    assert "--sleep-mode-offload-cudagraph" in argv_of(offload_graphs=True)
+
+
+def test_kernels_come_from_one_throw_away_start_with_the_serving_flags() -> None:
+    """Without port and without anything of Torpor's, which the image does not hold at that time; kept by key."""
+    made = deployment(cuda_graph_max_batch=64, extra_args=("--tool-call-parser", "hermes"))
+    [step] = Lifecycle(made).recipe().steps
+    assert step.argv[:2] == ("python3", "-c")
+    assert step.argv[3:] == (
+        *("/model", "--served-model-name", "model", "--tensor-parallel-size", "1", "--max-num-seqs", "100"),
+        *("--enable-sleep-mode", "--max-cudagraph-capture-size", "64", "--tool-call-parser", "hermes"),
+    )
+    assert "torpor" not in " ".join(step.argv)
+    compile(step.argv[2], "one line", "exec")
+    line = step_command(step, python="python3", runner="/opt/torpor/buildstep.py", script=None)
+    assert not [token for token in line if "\n" in token or "$" in token]
+    assert step.outputs == (f"{KERNELS}/vllm/torch_compile_cache",)
+    assert step.cache is not None
+    assert "engine=vllm 0.33.0" in step.cache.key
+
+
+def test_kernels_are_compiled_once_whoever_compiles_them() -> None:
+    """DeepGEMM runs the same command, so the engine's own step is left out; nor is there one where nothing compiles."""
+    [step] = Lifecycle(deployment(DeepGEMM())).recipe().steps
+    assert step.name == "compile DeepGEMM kernels"
+    assert step.argv[:3] == ("--", "python3", "-c")
+    assert Lifecycle(deployment(eager=True)).recipe().steps == ()
+    assert Lifecycle(deployment(device="cpu")).recipe().steps == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "shapes"),
+    [({}, "full"), ({"fast_warmup": True}, "relax"), ({"precompile": False}, "skip")],
+)
+def test_how_deep_gemm_warms_up_is_said_in_vllms_words(options: dict[str, bool], shapes: str) -> None:
+    """VLLM_DEEP_GEMM_WARMUP of 0.33.0."""
+    recipe = Lifecycle(deployment(DeepGEMM(**options))).recipe()  # type: ignore[arg-type] # flags
+    assert recipe.env["VLLM_DEEP_GEMM_WARMUP"] == shapes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"version": "0.9.0"}, "version is '0.9.0'; supported are 0.33.0, 0.32.0"),
+        ({"sleep_level": 0}, "sleep_level is 0; allowed are 1"),
+        ({"sleep_level": 2, "dummy_weights": True}, "dummy_weights has none to read"),
+        ({"offload_graphs": True, "eager": True}, "there are no CUDA graphs"),
+        ({"compile_volume": "a/b"}, "compile_volume is 'a/b'; it has to be a volume's name"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes is 0; the lowest allowed value is 1"),
+        ({"memory_utilization": 1.5}, "memory_utilization is 1.5; it has to be between 0 and 1"),
+        ({"extra_args": ("--middleware", "x.Y")}, "the guard has to be the outermost layer"),
+        ({"extra_args": ("--api_server_count=2",)}, "each server process has a guard with a state of its own"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], said: str) -> None:
+    """Each message says what to set."""
+    with pytest.raises(ConfigurationError, match=said):
+        VLLM(**options)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("(Worker pid=9) INFO [cpu_model_runner.py:68] Starting to load model /m...", "loading weights"),
+        ("Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00]", "loading weights, 1 of 2 files"),
+        ("INFO [default_loader.py:501] Loading weights took 0.01 seconds", "weights are loaded"),
+        (
+            "Capturing CUDA graphs (decode, FULL):  12%|#  | 3/24 [00:01<00:09]",
+            "capturing CUDA graphs (decode, FULL), 3 of 24",
+        ),
+        ("DeepGEMM warmup:  40%|####", "compiling DeepGEMM kernels, 40 %"),
+        ("INFO [kv_cache_utils.py:2327] CPU KV cache size: 2,097,152 tokens, Maximum", "the KV cache is allocated"),
+        ("INFO 11-26 [entry.py:140] Starting vLLM server on http://127.0.0.1:8123", ""),
+    ],
+)
+def test_lines_of_the_log_that_tell_how_far_a_start_is(line: str, told: str) -> None:
+    """As 0.32.0 and 0.33.0 write them."""
+    assert VLLM().log_progress(line) == told
