@@ -10,16 +10,28 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 import pytest
 
+from tests import shown
 from torpor.boot import Boot
 from torpor.captured_secrets import secret_names
 from torpor.process import session_members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from torpor import Deployment
     from torpor.recipe import Recipe
     from torpor.records import StageReport
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """See `tests.shown`."""
+    return (yield from shown.note_report(item))
+
+
+def pytest_sessionfinish() -> None:
+    """See `tests.shown`."""
+    shown.write_down()
 
 
 def pytest_configure() -> None:

@@ -53,21 +53,27 @@ class Plugin:
         plugin_name: the entry-point name; errors, records and `torpor plan` use it.
         engine_version: version of the engine that this plugin is set up for.
         supports_sleep: the engine can release its memory and get it back.
+        sleep_levels: depths of sleep that the plugin offers, a few words each.
+        memory_tags: parts of the engine's memory that a wake may bring back one by one, the engine's names of them.
         sleep_is_idempotent: a second sleep or wake is harmless (SGLang: deadly; vLLM: harmless).
         health_safe_while_asleep: the engine's own health route may be asked while memory is released.
         public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
         ready_path: an engine path that answers 200 from the moment at which chat requests are served.
         guarded: the engine's server process runs `torpor.guard`.
+        compile_step: what the engine's kernels are compiled by while the image is built, a few words.
         compiles_for_engine: a build step of this plugin, which launches none, runs the engine's `kernel_compile_argv`.
     """
 
     plugin_name: ClassVar[str] = ""
     supports_sleep: ClassVar[bool] = False
+    sleep_levels: ClassVar[tuple[str, ...]] = ()
+    memory_tags: ClassVar[tuple[str, ...]] = ()
     sleep_is_idempotent: ClassVar[bool] = False
     health_safe_while_asleep: ClassVar[bool] = False
     public_paths: ClassVar[tuple[str, ...]] = ()
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
+    compile_step: ClassVar[str] = ""
     compiles_for_engine: ClassVar[bool] = False
 
     @property

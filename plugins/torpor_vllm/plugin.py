@@ -63,6 +63,12 @@ class VLLM(ChatServer):
 
     plugin_name: ClassVar[str] = "vllm"
     supports_sleep: ClassVar[bool] = True
+    sleep_levels: ClassVar[tuple[str, ...]] = (
+        "1: KV cache dropped, weights kept in host memory",
+        "2: KV cache and weights dropped, weights read again",
+    )
+    memory_tags: ClassVar[tuple[str, ...]] = ("weights", "kv_cache")
+    compile_step: ClassVar[str] = "one throw-away start, with the serving flags"
     sleep_is_idempotent: ClassVar[bool] = True  # "Executor is already sleeping." (v1/executor/abstract.py:400)
     health_safe_while_asleep: ClassVar[bool] = (
         True  # it looks whether the engine's process lives, and generates nothing

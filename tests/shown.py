@@ -1,0 +1,97 @@
+"""What tests show of each engine, written down: the rows of the documentation's table that nobody types.
+
+A test that runs the real engine carries a mark:
+
+    @pytest.mark.shows("snapshot by CRIU, on a CPU", engine="sglang", version="0.5.23")
+
+`{name}` in engine or version stands for a parameter of the test. With TORPOR_RECORD=FILE the marks of all tests that passed are
+added to FILE, `{"ROW": {"ENGINE": "VERSION, VERSION"}}`; `make record` does it for what this machine can run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import pytest
+
+__all__ = ["RECORD_VARIABLE", "RESULTS", "ROWS", "Results", "merged", "read_results", "shown_by"]
+
+RECORD_VARIABLE = "TORPOR_RECORD"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "engine-results.json"
+ROWS = (
+    "flags and routes, against the real parser and application",
+    "contract: start, guard, two sleeps and wakes, end",
+    "faults of the real engine",
+    "snapshot by CRIU, on a CPU",
+    "snapshot by CRIU and the CUDA driver, on a GPU",
+    "standby, on a GPU",
+    "deployment as the real modal client sends it",
+)
+Results = dict[str, dict[str, str]]
+_shown: set[tuple[str, str, str]] = set()
+
+
+def shown_by(item: pytest.Item) -> set[tuple[str, str, str]]:
+    """Row, engine and version of every mark of a test.
+
+    Raises:
+        ValueError: a mark names a row that the table does not have.
+    """
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    found = set()
+    for mark in item.iter_markers("shows"):
+        (row,) = mark.args
+        if row not in ROWS:
+            raise ValueError(f"{item.nodeid} shows {row!r}; rows are {', '.join(ROWS)}")
+        engine, version = (str(mark.kwargs[key]).format(**parameters) for key in ("engine", "version"))
+        found.add((row, engine, version))
+    return found
+
+
+def merged(results: Results, shown: set[tuple[str, str, str]]) -> Results:
+    """Results with what was shown added: rows in the order of `ROWS`, versions newest first."""
+    versions: dict[tuple[str, str], set[str]] = {
+        (row, engine): set(told.split(", ")) for row, engines in results.items() for engine, told in engines.items()
+    }
+    for row, engine, version in shown:
+        versions.setdefault((row, engine), set()).add(version)
+    return {
+        row: {
+            engine: ", ".join(sorted(found, key=_numbers, reverse=True))
+            for (other, engine), found in sorted(versions.items())
+            if other == row
+        }
+        for row in ROWS
+        if any(other == row for other, _ in versions)
+    }
+
+
+def read_results(file: Path) -> Results:
+    """What was written down before; nothing where there is no file."""
+    results: Results = json.loads(file.read_text()) if file.exists() else {}
+    return results
+
+
+def note_report(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember the marks of a test that passed."""
+    report = yield
+    if report.when == "call" and report.passed:
+        _shown.update(shown_by(item))
+    return report
+
+
+def write_down() -> None:
+    """At the end of the session, where it was asked for."""
+    if (name := os.environ.get(RECORD_VARIABLE)) and _shown:
+        file = Path(name)
+        file.write_text(json.dumps(merged(read_results(file), _shown), indent=2) + "\n")
+
+
+def _numbers(version: str) -> tuple[tuple[int, str], ...]:
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in version.split("."))
