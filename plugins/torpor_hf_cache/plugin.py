@@ -76,7 +76,7 @@ class HFCache(Plugin):
             # Token file, Xet's chunks and remote code live under HF_HOME: off the volume, on the container's own disk.
             "HF_HOME": f"{IMAGE_ROOT}/hf",
             "HF_XET_CACHE": f"{IMAGE_ROOT}/hf/xet",
-            # Without it SGLang lists the repository at each start, and may mend (that is: delete) cached files
+            # Without it an engine may list the repository at each start, and mend (that is: delete) cached files
             # (`model_loader/weight_utils.py` 0.5.6.post2); also no connection to the hub gets into a snapshot.
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
