@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,9 @@ def shown_by(item: pytest.Item) -> set[tuple[str, str, str]]:
         (row,) = mark.args
         if row not in ROWS:
             raise ValueError(f"{item.nodeid} shows {row!r}; rows are {', '.join(ROWS)}")
-        engine, version = (str(mark.kwargs[key]).format(**parameters) for key in ("engine", "version"))
-        found.add((row, engine, version))
+        with suppress(KeyError):  # a test of the same class that is of no one version
+            engine, version = (str(mark.kwargs[key]).format(**parameters) for key in ("engine", "version"))
+            found.add((row, engine, version))
     return found
 
 

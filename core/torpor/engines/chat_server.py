@@ -27,12 +27,24 @@ class Routes(Protocol):
     """A module that says who may call which of an engine's routes."""
 
     @property
-    def KEYED(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
+    def PUBLIC(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
+        """Everybody, while the engine serves."""
+
+    @property
+    def KEYED(self) -> tuple[str, ...]:  # noqa: N802
         """With the lifecycle key, while the engine is awake."""
 
     @property
     def DOCS(self) -> tuple[str, ...]:  # noqa: N802
         """Those of KEYED that describe the API."""
+
+    @property
+    def ANSWERED(self) -> tuple[str, ...]:  # noqa: N802
+        """The guard answers in the engine's place."""
+
+    @property
+    def CLOSED(self) -> tuple[tuple[str, tuple[str, ...]], ...]:  # noqa: N802
+        """Nobody ever; a reason, and its paths."""
 
 
 @dataclass(frozen=True, kw_only=True)

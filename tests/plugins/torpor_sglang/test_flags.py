@@ -1,21 +1,22 @@
-"""Our options as SGLang's flags, held against the real argument parsers of all supported versions."""
+"""Our options as SGLang's flags, and what else may be said to it, held against the real parsers of all supported versions."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from torpor import ConfigurationError
+from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
+from tests.shown import ROWS
+from torpor_sglang import SGLang
 from torpor_sglang.flags import FLAGS
-from torpor_sglang.reserved import RESERVED
-from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from tests.plugins.torpor_sglang.conftest import Questions
-    from torpor.engines.flags import Flag, OptionValue
+    from torpor.engines.flags import OptionValue
 
 VALUES: dict[str, OptionValue] = {
     "model_path": "Qwen/Qwen3-8B-FP8",
@@ -91,45 +92,38 @@ JUDGED = {
     "--unified-cache-external-linker-backend": "goes out to a store",
     "--unified-cache-external-linker-config": "goes out to a store",
 }
-SOUNDS_LIKE_A_DOOR = re.compile(
-    "port|grpc|ssl|tls|key|http|endpoint|bootstrap|sidecar|url|server|addr|host|listen|bind|socket|ray|worker|remote|zmq|ipc|"
-    "custom|hook|node|external|file|pickle|trust"
-)
+
+
+class TestTheTable(FlagRules):
+    """SGLang's."""
+
+    engine = SGLang
+    values = VALUES
+
+
+class TestExtraArguments(ReservedRules):
+    """SGLang's."""
+
+    engine = SGLang
+    passing = (
+        (),
+        ("--page-size", "16"),
+        ("--chunked-prefill-size", "-1"),
+        ("--schedule-policy=fcfs",),
+        ("--json-model-override-args", '{"rope_theta": 1}'),
+        ("--enable-metrics-for-all-schedulers",),
+    )
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
-def test_every_flag_is_read_by_the_real_parser_as_the_option_meant(questions: Questions, flag: Flag) -> None:
-    """A flag, alone beside the model, is taken in full by the version's parser and gives the option's value."""
-    if questions.version in flag.needless:
-        assert FLAGS.argv(questions.version, {flag.option: VALUES[flag.option]}) == ()
-        return
-    base: dict[str, OptionValue] = {} if flag.option == "model_path" else {"model_path": "some/model"}
-    value = VALUES[flag.option]
-    answer = questions.parse(FLAGS.argv(questions.version, base | {flag.option: value}))
-    assert "error" not in answer
-    values = answer["values"]
-    assert isinstance(values, dict)
-    attributes = [name[2:].replace("-", "_") for name in (flag.name(questions.version), *flag.aliases)]
-    assert [values[name] for name in attributes if name in values] == [flag.fixed or str(value)]
+@pytest.mark.shows(ROWS[0], engine="sglang", version="{questions}")
+class TestTheRealParsers(RealFlagRules):
+    """SGLang's."""
 
-
-@pytest.mark.sglang
-def test_all_flags_together_are_read_by_the_real_parser(questions: Questions) -> None:
-    """The whole set that a plugin may ask for is one valid command line."""
-    together = {option: value for option, value in VALUES.items() if option != "load_format"}
-    assert "error" not in questions.parse(FLAGS.argv(questions.version, together))
-
-
-@pytest.mark.sglang
-@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
-def test_flags_are_written_in_full(questions: Questions, flag: Flag) -> None:
-    """No flag leans on argparse's abbreviations: its name is among the version's own spellings."""
-    spellings = {name for names in questions.ask("options") for name in names}
-    if questions.version in flag.needless:
-        assert flag.flag not in spellings
-        return
-    assert flag.name(questions.version) in spellings
+    engine = SGLang
+    values = VALUES
+    before: ClassVar[tuple[str, ...]] = ("--model-path", "some/model")
+    judged: ClassVar[Mapping[str, str]] = JUDGED
 
 
 @pytest.mark.sglang
@@ -138,7 +132,6 @@ def test_flags_are_written_in_full(questions: Questions, flag: Flag) -> None:
     [
         ("0.5.23", ("--cuda-graph-max-bs", "8"), "ambiguous option: --cuda-graph-max-bs"),
         ("0.5.6.post2", ("--cuda-graph-max-bs-decode", "8"), "unrecognized arguments: --cuda-graph-max-bs-decode"),
-        ("0.5.16", ("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
     ],
 )
 def test_a_flag_that_a_version_lacks_is_refused_by_its_real_parser(
@@ -156,50 +149,24 @@ def test_the_version_asked_is_the_version_answering(questions: Questions) -> Non
 
 
 @pytest.mark.sglang
-def test_every_other_flag_of_the_engine_may_be_passed_through(questions: Questions) -> None:
-    """A flag that is not reserved is not refused, whatever it begins with."""
-    reserved = set(RESERVED.flags())
-    for name in itertools.chain.from_iterable(questions.ask("options")):
-        if name.startswith("--") and name not in reserved:
-            RESERVED.check_extra_args(questions.version, (name,))
-
-
-@pytest.mark.sglang
-def test_every_spelling_of_a_reserved_flag_is_reserved(questions: Questions) -> None:
-    """The parser's aliases are reserved with the flag."""
-    reserved = set(RESERVED.flags())
-    for names in questions.ask("options"):
-        long = {name for name in names if name.startswith("--")}
-        assert not long & reserved or long <= reserved
-
-
-@pytest.mark.sglang
-def test_every_reserved_flag_is_real(asked: object, request: pytest.FixtureRequest) -> None:
-    """No reserved flag is a misspelling: some supported version has it."""
-    ask = request.getfixturevalue("asked")
-    real = {name for version in SUPPORTED_VERSIONS for names in ask(version).ask("options") for name in names}
-    assert not set(RESERVED.flags()) - real
-
-
-@pytest.mark.sglang
-def test_every_option_that_sounds_like_a_door_has_been_judged(questions: Questions) -> None:
-    """A new version's new ports, servers and keys are noticed: each is reserved, or judged harmless above."""
-    known = set(RESERVED.flags()) | set(JUDGED)
-    names = {name for names in questions.ask("options") for name in names if name.startswith("--")}
-    assert sorted(name for name in names - known if SOUNDS_LIKE_A_DOOR.search(name)) == []
+@pytest.mark.slow
+def test_a_config_file_cannot_bring_in_what_the_command_line_may_not_say(
+    questions: Questions, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The launcher judges SGLang's own arguments after SGLang has read its configuration file."""
+    config = tmp_path / "engine.yaml"
+    config.write_text("tokenizer-worker-num: 2\n")
+    argv = ("--model-path", str(tiny_model), "--device", "cpu", "--attention-backend", "torch_native")
+    harmless = questions.ask("checked", argv=argv)
+    refused = questions.ask("checked", argv=(*argv, "--config", str(config)))
+    assert harmless == {}
+    assert "would start with tokenizer_worker_num=2" in refused["refused"]
 
 
 def test_options_that_are_off_leave_no_flag() -> None:
     """None and False write nothing; True writes the flag alone."""
     argv = FLAGS.argv("0.5.16", {"model_path": "m", "revision": None, "metrics": False, "memory_saver": True})
     assert argv == ("--model-path", "m", "--enable-memory-saver")
-
-
-def test_the_order_of_the_flags_does_not_depend_on_the_order_of_the_options() -> None:
-    """The same options give the same command line, so that a cache key made of it holds."""
-    one = FLAGS.argv("0.5.23", {"port": 1, "host": "h"})
-    other = FLAGS.argv("0.5.23", {"host": "h", "port": 1})
-    assert one == other == ("--host", "h", "--port", "1")
 
 
 @pytest.mark.parametrize(
@@ -213,31 +180,3 @@ def test_the_order_of_the_flags_does_not_depend_on_the_order_of_the_options() ->
 def test_the_graph_limit_has_each_versions_own_name(version: str, flag: str) -> None:
     """One option, and the flag that the version knows it by."""
     assert FLAGS.argv(version, {"cuda_graph_max_batch": 1000}) == (flag, "1000")
-
-
-def test_an_unknown_option_is_an_error_that_lists_the_known_ones() -> None:
-    """A misspelt option is not dropped."""
-    with pytest.raises(ConfigurationError, match=r"'cuda_graph_max_bs' is unknown; known: model_path, .*metrics"):
-        FLAGS.argv("0.5.23", {"cuda_graph_max_bs": 8})
-
-
-def test_an_unsupported_version_has_no_flags() -> None:
-    """A version without records is refused, not guessed."""
-    with pytest.raises(
-        ConfigurationError, match=r"0\.4\.0 is not supported; supported are 0\.5\.6\.post2, 0\.5\.16, 0\.5\.23"
-    ):
-        FLAGS.argv("0.4.0", {"port": 1})
-
-
-def test_two_options_cannot_set_one_flag() -> None:
-    """Dummy weights and a load format exclude each other."""
-    with pytest.raises(ConfigurationError, match="load_format wants --load-format, which another option has set"):
-        FLAGS.argv("0.5.23", {"dummy_weights": True, "load_format": "pt"})
-
-
-@pytest.mark.parametrize("flag", FLAGS.flags, ids=lambda flag: flag.option)
-def test_every_flag_has_a_reason_and_a_source(flag: Flag) -> None:
-    """A record says why we set the flag and where each version defines it."""
-    assert len(flag.reason) > 20
-    assert all(version in flag.source for version in SUPPORTED_VERSIONS)
-    assert flag.instead.endswith(".")

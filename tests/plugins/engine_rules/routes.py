@@ -1,0 +1,250 @@
+"""Rules about who may call which of an engine's routes: against the real applications, and with the real guard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from tests.guard.engine import BOOT_ID, KEY, Message, Receive, Scope, Send
+from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_serving
+from torpor import ConfigurationError, Deployment, Lifecycle, Model, Scaling
+from torpor.engine import engines_started_by
+from torpor.guard import Guard, GuardRules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from tests.plugins.local_engines import Questions
+    from torpor.engines.chat_server import ChatServer
+
+__all__ = ["RealRouteRules", "RouteRules"]
+
+OF_TOMORROW = (
+    "/update_weights_from_the_future",
+    "/v2/chat/completions",
+    "/v1/chat/completions/{chat_id}",
+    "/release_memory_occupation/all",
+    "/resume_memory_occupation_v2",
+    "/sleep/3",
+)
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE")
+
+
+def listed(engine: type[ChatServer]) -> tuple[str, ...]:
+    """Every path that the plugin's lists name, steps of every kind of sleep among them."""
+    lists = engine.routes
+    return (*lists.PUBLIC, *lists.KEYED, *steps(engine), *lists.ANSWERED, *closed(engine))
+
+
+def steps(engine: type[ChatServer]) -> tuple[str, ...]:
+    """The paths of a sleep and a wake, each once."""
+    plugin = engine()
+    return tuple(dict.fromkeys((*plugin.sleep_steps(), *plugin.wake_steps())))
+
+
+def closed(engine: type[ChatServer]) -> tuple[str, ...]:
+    """The paths that are never open."""
+    return tuple(path for _, paths in engine.routes.CLOSED for path in paths)
+
+
+class RealRouteRules:
+    """The lists against the route tables of the real applications of all supported versions.
+
+    Attributes:
+        engine: the plugin.
+        question: what the question process wants to know for a route table.
+        late: paths that the table gets when the server starts, or for tasks that a chat model has not.
+        probe: the path that tells whether the engine is idle.
+    """
+
+    engine: ClassVar[type[ChatServer]]
+    question: ClassVar[Mapping[str, object]] = {}
+    late: ClassVar[frozenset[str]] = frozenset()
+    probe: ClassVar[str]
+
+    def test_every_route_of_the_real_application_has_been_judged(self, questions: Questions) -> None:
+        """A route that no list names is closed anyway; this says that it is new and has to be judged."""
+        assert sorted(set(questions.ask("routes", **self.question)) - set(listed(self.engine))) == []
+
+    def test_every_listed_route_is_real(self, asked: Callable[[str], Questions]) -> None:
+        """No path is misspelt: some supported version has it."""
+        versions = self.engine.supported_versions
+        real = {path for version in versions for path in asked(version).ask("routes", **self.question)}
+        own = {"/ready"}  # the guard's; a version of the engine may have it or not
+        assert sorted(set(listed(self.engine)) - real - self.late - own) == []
+
+    def test_every_version_has_the_routes_that_serving_sleep_and_wake_call(self, questions: Questions) -> None:
+        """Public paths, the sleep and wake sequences and the idle probe exist in each version."""
+        needed = {*self.engine.routes.PUBLIC, *steps(self.engine), self.probe}
+        assert needed <= set(questions.ask("routes", **self.question))
+
+
+class NotStartedError(Exception):
+    """The rules are seen; no engine is started."""
+
+
+def rules_of(plugin: ChatServer, *, max_concurrency: int = 100) -> GuardRules:
+    """The rules that the plugin hands to the engine's launcher."""
+    found: list[GuardRules | None] = []
+
+    def starter(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None) -> object:
+        found.append(guard)
+        raise NotStartedError
+
+    scaling = Scaling(target_concurrency=1, max_concurrency=max_concurrency)
+    deployment = Deployment(name="x", model=Model(path="/m"), plugins=(plugin,), scaling=scaling)
+    with engines_started_by(starter), suppress(NotStartedError):  # type: ignore[arg-type] # it gives no engine
+        plugin.launch(deployment, Lifecycle(deployment).recipe())
+    (rules,) = found
+    assert rules is not None
+    return rules
+
+
+class Anything:
+    """An application that has every route there could be; bodies that come wait for the gate."""
+
+    def __init__(self) -> None:
+        self.reached: list[tuple[str, str]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200."""
+        self.reached.append((str(scope["method"]), str(scope["path"])))
+        message: Message = {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def guarded(plugin: ChatServer, *, max_concurrency: int = 100) -> tuple[Anything, Guard]:
+    """An application with every route behind the plugin's rules."""
+    app = Anything()
+    return app, Guard(app, rules_of(plugin, max_concurrency=max_concurrency), key=KEY, boot_id=BOOT_ID)
+
+
+class RouteRules:
+    """What the plugin's rules make of every route that its engine has, had, or will have."""
+
+    engine: ClassVar[type[ChatServer]]
+
+    def test_no_path_is_in_two_classes(self) -> None:
+        """A path has one class."""
+        assert [path for path, count in Counter(listed(self.engine)).items() if count > 1] == []
+
+    def test_no_management_route_is_public(self) -> None:
+        """Only the three paths of the OpenAI API that clients of a chat model need are open."""
+        paths = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+        assert paths == self.engine.routes.PUBLIC == self.engine.public_paths
+
+    @pytest.mark.parametrize("path", OF_TOMORROW)
+    @in_loop
+    async def test_a_route_that_only_a_new_version_has_is_closed(self, path: str) -> None:
+        """Nobody has judged it, so nobody gets there, with the key or without, by whatever method."""
+        assert path not in listed(self.engine)
+        app, guard = guarded(self.engine())
+        await to_serving(guard)
+        for method in METHODS:
+            for key in (None, KEY):
+                assert (await ask(guard, path, method=method, key=key)).status == 404
+        assert app.reached == []
+
+    @pytest.mark.parametrize("opened", [False, True], ids=["default", "opened"])
+    @in_loop
+    async def test_every_closed_route_is_closed_whatever_the_options(self, opened: bool) -> None:
+        """In all supported versions; the steps belong to the lifecycle, in their order."""
+        app, guard = guarded(self.engine(open_metrics=opened, open_docs=opened))
+        await to_serving(guard)
+        for path in closed(self.engine):
+            for method in METHODS:
+                assert (await ask(guard, path, method=method)).status == 404
+                assert (await ask(guard, path, method=method, key=KEY)).status == 404
+        for path in steps(self.engine):
+            assert (await ask(guard, path, method="POST")).status == 404
+            assert (await ask(guard, path, method="POST", key=KEY)).status == 409
+        assert app.reached == []
+
+    @in_loop
+    async def test_public_routes_are_open_and_keyed_ones_take_the_key(self) -> None:
+        """And nothing else is."""
+        app, guard = guarded(self.engine())
+        await to_serving(guard)
+        for path in self.engine.routes.PUBLIC:
+            assert (await ask(guard, path, method="POST")).status == 200
+        for path in self.engine.routes.KEYED:
+            assert (await ask(guard, path)).status == 404
+            assert (await ask(guard, path, key=KEY)).status == 200
+        assert [path for _, path in app.reached] == [*self.engine.routes.PUBLIC, *self.engine.routes.KEYED]
+
+    @pytest.mark.parametrize(
+        ("options", "opened"),
+        [
+            ({}, ()),
+            ({"open_metrics": True}, ("/metrics",)),
+            ({"open_metrics": True, "metrics": False}, ()),
+            ({"open_docs": True}, ("/docs", "/openapi.json")),
+            ({"open_docs": True, "open_metrics": True}, ("/docs", "/metrics", "/openapi.json")),
+        ],
+    )
+    @in_loop
+    async def test_metrics_and_docs_are_opened_by_options_of_their_own(
+        self, options: dict[str, bool], opened: tuple[str, ...]
+    ) -> None:
+        """To everybody, bearer keys or not; what holds the engine's arguments never is."""
+        plugin = self.engine(api_key_sha256=("0" * 64,), **options)  # type: ignore[arg-type] # flags
+        _, guard = guarded(plugin)
+        assert {(await ask(guard, path)).status for path in opened} <= {503}
+        await to_serving(guard)
+        answered = [path for path in self.engine.routes.KEYED if (await ask(guard, path)).status == 200]
+        assert tuple(answered) == opened
+        assert (await ask(guard, "/server_info")).status == 404
+        assert (await ask(guard, "/v1/models")).status == 401
+
+    @in_loop
+    async def test_the_limits_are_the_options_and_the_deployments(self) -> None:
+        """A body's size by the plugin's option, requests in flight by the deployment's concurrency."""
+        _, guard = guarded(self.engine(max_body_bytes=10), max_concurrency=2)
+        await to_serving(guard)
+        path = self.engine.routes.PUBLIC[0]
+        assert (await ask(guard, path, method="POST", body=b"x" * 10)).status == 200
+        assert (await ask(guard, path, method="POST", body=b"x" * 11)).status == 413
+        assert (await ask(guard, path, method="POST", body=(b"x" * 6, b"x" * 6))).status == 413
+        running = [Exchange(guard, path, method="POST", body=(b"x",), ends=False) for _ in range(2)]
+        await settle()
+        busy = await ask(guard, path, method="POST")
+        assert (busy.status, busy.code, busy.headers["retry-after"]) == (503, "too_many_requests", "2")
+        assert (await control(guard, "state")).json["in_flight"] == 2
+        for exchange in running:
+            exchange.feed(b"", more=False)
+            await exchange.task
+            assert exchange.status == 200
+
+    @in_loop
+    async def test_the_steps_of_a_sleep_and_a_wake_pass_in_their_order_and_once(self) -> None:
+        """Whatever the engine makes of a repeated call, it never sees one."""
+        plugin = self.engine()
+        app, guard = guarded(plugin)
+        await to_serving(guard)
+        assert (await control(guard, "drain", {"deadline_s": 1})).status == 200
+        await self._walk(guard, plugin.sleep_steps())
+        assert (await control(guard, "asleep")).status == 200
+        assert (await control(guard, "wake")).status == 200
+        await self._walk(guard, plugin.wake_steps())
+        assert (await control(guard, "serve")).status == 200
+        assert [path for _, path in app.reached] == [*plugin.sleep_steps(), *plugin.wake_steps()]
+
+    async def _walk(self, guard: Guard, path_by_path: tuple[str, ...]) -> None:
+        for at, path in enumerate(path_by_path):
+            for other in set(path_by_path) - {path}:
+                assert (await ask(guard, other, method="POST", key=KEY)).status == 409
+            assert (await ask(guard, path, method="POST", key=KEY)).status == 200
+            if path not in path_by_path[at + 1 : at + 2]:
+                assert (await ask(guard, path, method="POST", key=KEY)).status == 409
+
+    def test_a_body_limit_of_nothing_is_refused(self) -> None:
+        """Before a launch, not at it."""
+        with pytest.raises(ConfigurationError, match="max_body_bytes is 0; the lowest allowed value is 1"):
+            self.engine(max_body_bytes=0)
