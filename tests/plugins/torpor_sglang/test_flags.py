@@ -14,7 +14,7 @@ from torpor_sglang.reserved import check_extra_args, reserved_flags
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
-    from tests.plugins.torpor_sglang.conftest import Questions
+    from tests.plugins.local_engines import Questions
 
 VALUES: dict[str, OptionValue] = {
     "model_path": "Qwen/Qwen3-8B-FP8",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from tests.plugins.local_engines import RealEngine
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -14,7 +14,7 @@ from torpor_sglang.versions import SUPPORTED_VERSIONS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.plugins.torpor_sglang.conftest import Questions
+    from tests.plugins.local_engines import Questions
 
 HARMLESS = [(attribute, values) for entry in RESERVED for attribute, values in entry.harmless]
 

@@ -13,7 +13,7 @@ from torpor_sglang.versions import SUPPORTED_VERSIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.plugins.torpor_sglang.conftest import Questions
+    from tests.plugins.local_engines import Questions
 
 CLOSED = tuple(path for _, paths in routes.CLOSED for path in paths)
 ALL = (*routes.PUBLIC, *routes.KEYED, *routes.SLEEP, *routes.WAKE, *routes.ANSWERED, *CLOSED)
