@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
-QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
+QUICK := not slow and not sglang and not vllm and not criu and not gpu
+.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -25,15 +25,18 @@ engine: setup    ## set up the local engine: the real SGLang on the CPU
 parsers: engine  ## fetch the other supported SGLang versions, for their argument parsers
 	@$(BIN)/python scripts/setup-local --parsers
 
+vllm: setup      ## set up the real vLLM on the CPU, and the deployed version's argument parser and routers
+	@$(BIN)/python scripts/setup-local --engine vllm --parsers
+
 criu: setup      ## get CRIU into a private folder of this user; where it cannot work, say why
 	@$(BIN)/torpor snapshot setup || true
 
 run: engine criu ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 
-test: parsers criu ## set up, then all tests that this machine can run, the real SGLang included
+test: parsers vllm criu ## set up, then all tests that this machine can run, the real SGLang and the real vLLM included
 	$(BIN)/pytest -n 2 -m '$(QUICK)'
-	TORPOR_REQUIRE_SGLANG=1 $(BIN)/pytest -m 'not ($(QUICK))'
+	TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 $(BIN)/pytest -m 'not ($(QUICK))'
 
 quick: setup     ## the tests that end within a minute
 	$(BIN)/pytest -n 2 -m '$(QUICK)'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.torpor_sglang.conftest import LOCAL_VERSION, find_engine
+from tests.plugins.torpor_sglang.conftest import LOCAL
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tiny_model.py"
 
@@ -27,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_the_same_model_is_made_every_time(tmp_path: Path) -> None:
     """Weights and tokenizer come from fixed seeds and texts, so a snapshot key made of their files holds."""
-    python = find_engine(LOCAL_VERSION).python
+    python = LOCAL.find(LOCAL.version).python
     for name in ("one", "two"):
         made = make(python, tmp_path / name)
         assert made.returncode == 0, made.stderr

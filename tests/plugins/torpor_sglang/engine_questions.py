@@ -1,7 +1,7 @@
 """Answers questions about one real SGLang: a line of JSON in, a line of JSON out.
 
-Run by an engine's Python, with the version in question first on its path. Nothing of SGLang's is replaced; the patches are
-the launcher's own.
+Run as a module by an engine's Python, with the version in question on its path. Nothing of SGLang's is replaced; the
+patches are the launcher's own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import ast
 import asyncio
 import contextlib
 import inspect
-import io
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +18,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from tests.plugins.answering import answer_questions, keep_answers_apart, parse, paths
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,14 +44,8 @@ def ask_options(_: dict[str, Any]) -> object:
 
 
 def ask_parse(question: dict[str, Any]) -> object:
-    """Parse a command line; give the values as text, or the parser's complaint."""
-    complaint = io.StringIO()
-    with contextlib.redirect_stderr(complaint):
-        try:
-            parsed = parser().parse_args(question["argv"])
-        except SystemExit:
-            return {"error": complaint.getvalue()}
-    return {"values": {name: str(value) for name, value in vars(parsed).items()}}
+    """Parse a command line."""
+    return parse(parser(), question["argv"])
 
 
 def ask_checked(question: dict[str, Any]) -> object:
@@ -73,15 +67,6 @@ def ask_routes(_: dict[str, Any]) -> object:
     from sglang.srt.entrypoints import http_server
 
     return sorted(set(paths(http_server.app.routes)))
-
-
-def paths(routes: list[Any]) -> list[str]:
-    """Flatten a route table."""
-    found: list[str] = []
-    for route in routes:
-        included = getattr(route, "original_router", None)  # how newer FastAPI keeps an included router
-        found += paths(included.routes) if included is not None else [route.path]
-    return found
 
 
 def ask_guarded(question: dict[str, Any]) -> object:
@@ -168,7 +153,14 @@ def resume_kv_cache(resume: Any, group: Any) -> None:
 def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
     """Seed anew in so many processes with one group, as tensor-parallel ranks do; the seed of each."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = [sys.executable, __file__, "--rank", f"{folder}/meet", str(question["ranks"])]
+        argv = [
+            sys.executable,
+            "-m",
+            "tests.plugins.torpor_sglang.engine_questions",
+            "--rank",
+            f"{folder}/meet",
+            str(question["ranks"]),
+        ]
         ranks = [
             subprocess.Popen([*argv, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(question["ranks"])
         ]
@@ -228,9 +220,8 @@ async def answer(app: Any, path: str, key: str) -> int:
 
 
 def main() -> None:
-    """Answer until the input ends; whatever SGLang prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Answer until the input ends, or be one of the ranks of a question."""
+    answers = keep_answers_apart()
     from torpor_sglang.patches import apply_all
 
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
@@ -239,9 +230,7 @@ def main() -> None:
         os.dup2(answers.fileno(), 1)
         be_rank(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
         return
-    for line in sys.stdin:
-        question = json.loads(line)
-        print(json.dumps(globals()[f"ask_{question['ask']}"](question)), file=answers, flush=True)
+    answer_questions(globals(), answers)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from tests.plugins.local_engines import RealEngine
     from torpor import Plugin
 
 MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21f22d3ebb187d3")

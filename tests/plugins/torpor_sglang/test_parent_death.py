@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from tests.plugins.local_engines import RealEngine
 
 FRAMEWORK = textwrap.dedent("""
     import sys, threading, time

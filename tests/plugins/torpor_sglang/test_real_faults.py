@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from tests.plugins.local_engines import RealEngine
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.plugins.torpor_sglang.conftest import RealEngine
+    from tests.plugins.local_engines import RealEngine
     from torpor.engines.flags import OptionValue
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]

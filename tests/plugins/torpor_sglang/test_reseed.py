@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.plugins.torpor_sglang.conftest import Questions
+    from tests.plugins.local_engines import Questions
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from tests.shown import ROWS
 from torpor_sglang import SGLang, routes
 
 if TYPE_CHECKING:
-    from tests.plugins.torpor_sglang.conftest import Questions
+    from tests.plugins.local_engines import Questions
 
 
 class TestRoutes(RouteRules):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
-from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
-from tests.shown import ROWS
 from typing_extensions import override
 
+from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
+from tests.shown import ROWS
 from torpor_vllm import VLLM
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.guard.exchange import in_loop
 
+from tests.guard.exchange import in_loop
 from torpor.guard import BootDocument, GuardRules, State
 from torpor_vllm.guarded import MIDDLEWARE, BootGuard
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+
 from tests.plugins.engine_rules.routes import RealRouteRules, RouteRules
 from tests.shown import ROWS
-
 from torpor_vllm import VLLM
 
 if TYPE_CHECKING:

@@ -1,0 +1,48 @@
+"""What the question processes of the engines share. Imported by an engine's Python: nothing but the standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+
+def keep_answers_apart() -> IO[str]:
+    """Return where answers go; whatever the engine prints goes to standard error from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def answer_questions(module: Mapping[str, Any], answers: IO[str]) -> None:
+    """Answer with the module's functions `ask_<what>` until the input ends: a line of JSON in, a line of JSON out."""
+    for line in sys.stdin:
+        question = json.loads(line)
+        print(json.dumps(module[f"ask_{question['ask']}"](question)), file=answers, flush=True)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, dict[str, str] | str]:
+    """Parse a command line; give the values as text, or the parser's complaint and its exit code."""
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint):
+        try:
+            parsed = parser.parse_args(argv)
+        except SystemExit as end:
+            return {"error": complaint.getvalue(), "exit": str(end.code)}
+    return {"values": {name: str(value) for name, value in vars(parsed).items()}}
+
+
+def paths(routes: Sequence[Any]) -> list[str]:
+    """Flatten a route table, with the routes of included routers."""
+    found: list[str] = []
+    for route in routes:
+        included = getattr(route, "original_router", None)  # how newer FastAPI keeps an included router
+        found += paths(included.routes) if included is not None else [route.path]
+    return found

@@ -1,0 +1,135 @@
+"""The engines that `scripts/setup-local` has set up on this machine, and a process of each that answers questions about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+ENGINES = ROOT / ".engines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealEngine:
+    """One version of an engine on this machine.
+
+    Args:
+        version: its version.
+        python: the interpreter that has its dependencies.
+        env: the environment with that version first on its path.
+    """
+
+    version: str
+    python: Path
+    env: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalEngine:
+    """An engine that `scripts/setup-local` knows.
+
+    Args:
+        name: its name there, and in `torpor_<name>`.
+        title: its name in a message.
+        version: the version that runs here; of the others there are argument parsers and routers.
+        folder: where they are set up.
+    """
+
+    name: str
+    title: str
+    version: str
+    folder: Path = ENGINES
+
+    def find(self, version: str) -> RealEngine:
+        """Return a version, or skip the test (or fail it, where the engine is required) with what to do."""
+        python = self.folder / f"{self.name}-{self.version}" / "bin" / "python"
+        parsers = self.folder / f"{self.name}-parsers" / version
+        if not python.exists():
+            self._missing(python, f"scripts/setup-local --engine {self.name}")
+        if version != self.version and not parsers.is_dir():
+            self._missing(parsers, f"scripts/setup-local --engine {self.name} --parsers")
+        path = "" if version == self.version else str(parsers)
+        return RealEngine(version=version, python=python, env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""})
+
+    def _missing(self, path: Path, cure: str) -> None:
+        message = f"{path.relative_to(self.folder.parent)} is missing; run {cure}"
+        variable = f"TORPOR_REQUIRE_{self.name.upper()}"
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{message} ({variable}=1)")
+        pytest.skip(message)
+
+    @contextmanager
+    def asking(self, logs: Path) -> Iterator[Callable[[str], Questions]]:
+        """Give what asks a version; one process per version answers, and each is ended here."""
+        running: dict[str, Questions] = {}
+
+        def start(version: str) -> Questions:
+            if version not in running:
+                running[version] = Questions(self, self.find(version), logs / f"{version}.log")
+            return running[version]
+
+        try:
+            yield start
+        finally:
+            for questions in running.values():
+                questions.close()
+
+
+class Questions:
+    """A process that imports one version of an engine and answers questions about it."""
+
+    def __init__(self, local: LocalEngine, engine: RealEngine, log: Path) -> None:
+        self.version = engine.version
+        self._title = local.title
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [engine.python, "-m", f"tests.plugins.torpor_{local.name}.engine_questions"],
+                cwd=ROOT,
+                env={**os.environ, **engine.env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def ask(self, what: str, **question: object) -> Any:
+        """Ask one question and return its answer."""
+        stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        line = ""
+        with suppress(BrokenPipeError):  # an earlier question was its end
+            print(json.dumps({"ask": what, **question}), file=stdin, flush=True)
+            line = stdout.readline()
+        if not line:
+            pytest.fail(f"{self._title} {self.version} did not answer {what!r}:\n{self._log.read_text()[-3000:]}")
+        return json.loads(line)
+
+    def parse(self, argv: Sequence[str]) -> dict[str, dict[str, str] | str]:
+        """Let the real parser read a command line."""
+        return cast("dict[str, dict[str, str] | str]", self.ask("parse", argv=list(argv)))
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                cast("IO[str]", stream).close()
+        self._process.terminate()
+        self._process.wait(20)
+
+
+def make_tiny_model(engine: RealEngine, folder: Path) -> Path:
+    """Make the tiny random Qwen3 with an engine's own libraries."""
+    script = ROOT / "scripts" / "make_tiny_model.py"
+    made = subprocess.run([engine.python, script, folder], capture_output=True, text=True, timeout=200, check=False)
+    assert made.returncode == 0, made.stderr
+    return folder

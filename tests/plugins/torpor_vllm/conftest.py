@@ -1,0 +1,43 @@
+"""The real vLLM of every version that the tests know, as far as it is set up on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugins.local_engines import LocalEngine, make_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.plugins.local_engines import Questions, RealEngine
+
+LOCAL = LocalEngine(name="vllm", title="vLLM", version="0.32.0")
+VERSIONS = ("0.32.0", "0.33.0")  # the one that runs on a CPU, and the one that is deployed
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> Callable[[str], RealEngine]:
+    """Find a version's real vLLM."""
+    return LOCAL.find
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Questions]]:
+    """Ask a version's real vLLM; one process per version answers all tests."""
+    with LOCAL.asking(tmp_path_factory.mktemp("questions")) as ask:
+        yield ask
+
+
+@pytest.fixture(params=VERSIONS)
+def questions(request: pytest.FixtureRequest, asked: Callable[[str], Questions]) -> Questions:
+    """Ask each version's real vLLM in turn."""
+    return asked(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the tiny random Qwen3."""
+    return make_tiny_model(LOCAL.find(LOCAL.version), tmp_path_factory.mktemp("models") / "tiny-qwen3")
