@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.local_engines import LocalEngine, make_tiny_model
+from torpor_vllm import VLLM
+from torpor_vllm.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,7 +17,19 @@ if TYPE_CHECKING:
     from tests.plugins.local_engines import Questions, RealEngine
 
 LOCAL = LocalEngine(name="vllm", title="vLLM", version="0.32.0")
-VERSIONS = ("0.32.0", "0.33.0")  # the one that runs on a CPU, and the one that is deployed
+
+
+def cpu_plugin(engine: RealEngine, *, warmup_prompt_words: tuple[int, ...]) -> VLLM:
+    """The plugin for a real vLLM and the tiny model, on this machine's CPU."""
+    return VLLM(
+        version=engine.version,
+        python=str(engine.python),
+        device="cpu",
+        eager=True,
+        kv_cache_bytes=64 * 1024 * 1024,
+        max_model_len=2048,
+        warmup_prompt_words=warmup_prompt_words,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +45,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         yield ask
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=SUPPORTED_VERSIONS)
 def questions(request: pytest.FixtureRequest, asked: Callable[[str], Questions]) -> Questions:
     """Ask each version's real vLLM in turn."""
     return asked(request.param)
