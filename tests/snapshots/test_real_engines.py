@@ -1,14 +1,17 @@
-"""The real SGLang 0.5.23 with the tiny model on the CPU: captured once, restored, asked."""
+"""Real engines with the tiny model on the CPU, SGLang 0.5.23 and vLLM 0.32.0: captured once, restored, asked."""
 
 from __future__ import annotations
 
 import http.client
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.plugins.local_engines import LocalEngine
+from tests.shown import ROWS
 from tests.snapshots.conftest import MODES, refuse
 from tests.snapshots.kept import free_port
 from torpor.cli.timing import command, first_token, running
@@ -19,27 +22,63 @@ if TYPE_CHECKING:
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.manifest import Manifest
 
-pytestmark = [pytest.mark.criu, pytest.mark.sglang, pytest.mark.slow]
+pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "apps" / "tiny_cpu.py"
+VLLM_APP = Path(__file__).with_name("tiny_vllm.py")
 COLD_STAGES = ("launch", "ready", "warmup")
 
 
-@pytest.fixture(scope="module", params=MODES)
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A real engine that runs here.
+
+    Attributes:
+        engine: its plugin's name.
+        version: the one that runs here.
+        app: a deployment of the tiny model.
+    """
+
+    engine: str
+    version: str
+    app: Path
+
+    def needed(self) -> None:
+        """Skip, or fail where the engine is required."""
+        LocalEngine(name=self.engine, title=self.engine, version=self.version).find(self.version)
+
+
+SGLANG = Kind(engine="sglang", version="0.5.23", app=APP)
+VLLM = Kind(engine="vllm", version="0.32.0", app=VLLM_APP)
+CAPTURED = [
+    pytest.param(
+        (kind, mode),
+        id=f"{kind.engine}-{mode}",
+        marks=[
+            getattr(pytest.mark, kind.engine),
+            pytest.mark.shows(ROWS[3], engine=kind.engine, version=kind.version),
+        ],
+    )
+    for kind in (SGLANG, VLLM)
+    for mode in MODES
+]
+
+
+@pytest.fixture(scope="module", params=CAPTURED)
 def captured(
     request: pytest.FixtureRequest, criu: Criu, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest]:
-    """A snapshot of the tiny app, made once for each mode."""
-    if not (ROOT / ".engines" / "sglang-0.5.23" / "bin" / "python").exists():
-        pytest.skip(".engines/sglang-0.5.23 is missing; run scripts/setup-local")
+    """A snapshot of the tiny app, made once for each engine and mode."""
+    kind, mode = request.param
+    kind.needed()
     with pytest.MonkeyPatch.context() as patch:
         if "root" in criu.program.parts:
             patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
-        if reasons := CriuBackend(mode=request.param).available():
+        if reasons := CriuBackend(mode=mode).available():
             refuse("; ".join(reasons))
         folder = tmp_path_factory.mktemp("real") / "snapshot"
-        return folder, create_snapshot(APP, folder, mode=request.param)
+        return folder, create_snapshot(kind.app, folder, mode=mode)
 
 
 def ask(port: int, *, temperature: float) -> str:
@@ -84,7 +123,9 @@ deployment = replace(newest, name="tiny-older", port={port}, plugins=(model, Fir
 """The tiny app with another version of SGLang."""
 
 
+@pytest.mark.sglang
 @pytest.mark.timeout(400)
+@pytest.mark.shows(ROWS[3], engine="sglang", version="0.5.16")
 def test_replicas_of_0_5_16_sample_differently_too(criu: Criu, tmp_path: Path) -> None:
     """The same code on another version: its own module is patched, its replicas differ, its greedy answers do not."""
     older = ROOT / ".engines" / "sglang-parsers" / "0.5.16"
@@ -133,7 +174,9 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
 
 
 def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Path, Manifest]) -> None:
-    """SGLang counts CPU time every few seconds; a restored process's begins anew, which must not end its scheduler."""
+    """SGLang counts CPU time every few seconds; a restored process's begins anew, which must not end its scheduler.
+    vLLM writes its statistics every ten.
+    """
     port = free_port()
     copies = restore_snapshot(captured[0], port=port)
     try:

@@ -1,0 +1,28 @@
+"""The tiny app with vLLM in SGLang's place; its engine is set up by scripts/setup-local --engine vllm."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torpor.apps import load_deployment
+from torpor_vllm import VLLM
+
+ROOT = Path(__file__).parents[2]
+
+sglang = load_deployment(str(ROOT / "apps" / "tiny_cpu.py"))
+model, _ = sglang.plugins
+
+deployment = replace(
+    sglang,
+    name="tiny-vllm",
+    plugins=(
+        model,
+        VLLM(
+            version="0.32.0",
+            python=str(ROOT / ".engines" / "vllm-0.32.0" / "bin" / "python"),
+            device="cpu",
+            eager=True,
+            kv_cache_bytes=64 * 1024 * 1024,
+            max_model_len=2048,
+        ),
+    ),
+)
