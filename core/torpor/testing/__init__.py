@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from torpor.testing.contract import PluginContract
     from torpor.testing.engine_contract import EngineContract
     from torpor.testing.faults import Fault
-    from torpor.testing.plugin import StandIn
+    from torpor.testing.plugin import StandIn, StandInVLLM
 
-__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn"]
+__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
 
 _HOME = {
     "EngineContract": "torpor.testing.engine_contract",
     "Fault": "torpor.testing.faults",
     "PluginContract": "torpor.testing.contract",
     "StandIn": "torpor.testing.plugin",
+    "StandInVLLM": "torpor.testing.plugin",
 }
 
 
