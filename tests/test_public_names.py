@@ -121,7 +121,7 @@ def test_an_error_survives_a_pickle() -> None:
         "torpor.guard",
         "torpor.testing",
         "torpor.testing.faults",
-        "torpor.testing.standin.__main__",
+        "torpor.testing.standin.server",
         "torpor.testing.standin.sglang",
         "torpor.testing.standin.vllm",
         "torpor_sglang",

@@ -1,0 +1,134 @@
+"""The stand-in's server process: its flags, its children, its HTTP server."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from torpor.testing.faults import EXIT_CODE, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from torpor.guard import BootDocument
+    from torpor.testing.standin.app import StandInApp, StandInOptions
+
+__all__ = ["main"]
+
+DIALECTS = ("sglang", "vllm")
+UNGUARDED_VARIABLE = "TORPOR_UNGUARDED"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM; the process's exit code."""
+    from torpor.guard import read_boot  # noqa: PLC0415 - the fork below copies what is imported
+
+    args = _parse(argv)
+    fault = Fault(args.fault) if args.fault else None
+    boot = read_boot()
+    if boot is None and os.environ.get(UNGUARDED_VARIABLE) != "1":
+        _say(
+            f"no boot document (TORPOR_BOOT_FD), so nothing is started; {UNGUARDED_VARIABLE}=1 would start it without a guard"
+        )
+        return 2
+    if fault is Fault.EXIT_AT_START:
+        _say(f"fault {fault}: exiting with code {EXIT_CODE}")
+        return EXIT_CODE
+
+    from torpor.testing.standin.scheduler import fork_children  # noqa: PLC0415
+
+    kind = _app_class(args.dialect)
+    deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
+    link, children = fork_children(kind.scheduler(fault), deaf=deaf)
+    kind.prepare_process(children)
+    _say(f"pid {os.getpid()}, {args.dialect}, children {children[0]} and {children[1]}")
+    if fault is Fault.HANG_AT_START:
+        time.sleep(3600)
+    if fault is Fault.SLOW_START:
+        time.sleep(args.fault_s)
+    try:
+        _serve(args.host, args.port, kind(_options(args), link), boot, deaf=fault is Fault.IGNORE_SIGTERM)
+    finally:
+        if fault is not Fault.CHILDREN_IGNORE_SIGTERM:
+            _kill_all(children)
+    return 0
+
+
+def _app_class(dialect: str) -> type[StandInApp]:
+    if dialect == "vllm":
+        from torpor.testing.standin.vllm import VLLMApp  # noqa: PLC0415
+
+        return VLLMApp
+    from torpor.testing.standin.sglang import SGLangApp  # noqa: PLC0415
+
+    return SGLangApp
+
+
+def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, deaf: bool) -> None:
+    from uvicorn.config import Config  # noqa: PLC0415 - most of the start
+    from uvicorn.server import Server  # noqa: PLC0415
+
+    from torpor.guard import Guard  # noqa: PLC0415
+
+    class StandInServer(Server):
+        """Uvicorn's server, but for what it does on a signal."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+            """Finish what is in flight and return from `run`; uvicorn's own raises the signal again."""
+            self.should_exit = not deaf
+
+    guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
+    config = Config(
+        guarded,
+        host=host,
+        port=port,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+    )
+    StandInServer(config).run()
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m torpor.testing.standin", allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", default="standin")
+    parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
+    parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
+    parser.add_argument("--fault-s", type=float, default=1.0)
+    parser.add_argument("--token-s", type=float, default=0.0)
+    parser.add_argument("--journal", default="")
+    args, _ = parser.parse_known_args(argv)
+    return args
+
+
+def _options(args: argparse.Namespace) -> StandInOptions:
+    from torpor.testing.standin.app import StandInOptions  # noqa: PLC0415
+
+    return StandInOptions(
+        served_name=args.served_model_name,
+        fault=Fault(args.fault) if args.fault else None,
+        fault_s=args.fault_s,
+        token_s=args.token_s,
+        journal=args.journal,
+    )
+
+
+def _kill_all(pids: tuple[int, ...]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _say(message: str) -> None:
+    print(f"standin: {message}", file=sys.stderr, flush=True)
