@@ -14,6 +14,7 @@ from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.testing.faults import Fault
+from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RESEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +157,7 @@ class StandInVLLM(StandIn):
     dialect: ClassVar[str] = "vllm"
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
     keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")
-    engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({"VLLM_SERVER_DEV_MODE": "1"})
+    engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({DEV_MODE_VARIABLE: "1"})
 
     @hookimpl(trylast=True)
     @override
@@ -168,4 +169,4 @@ class StandInVLLM(StandIn):
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         client.post("/wake_up").raise_for_status()
         # Every copy of a snapshot has the same random state until it is told otherwise.
-        client.post("/collective_rpc", json={"method": "torpor_reseed"}).raise_for_status()
+        client.post("/collective_rpc", json={"method": RESEED}).raise_for_status()

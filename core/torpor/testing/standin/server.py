@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
     link, children = fork_children(kind.scheduler(fault), deaf=deaf)
     kind.prepare_process(children)
-    _say(f"pid {os.getpid()}, {args.dialect}, children {children[0]} and {children[1]}")
+    _say(f"pid {os.getpid()}, {args.dialect}, scheduler {children[0]}, second child {children[1]}")
     if fault is Fault.HANG_AT_START:
         time.sleep(3600)
     if fault is Fault.SLOW_START:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from torpor.testing.standin.exchange import Exchange
     from torpor.testing.standin.link import SchedulerLink
 
-__all__ = ["RESEED", "VLLMApp", "VLLMEngineCore"]
+__all__ = ["DEV_MODE_VARIABLE", "RESEED", "VLLMApp", "VLLMEngineCore"]
 
 RESEED = "torpor_reseed"
 """The worker's method that Torpor adds to vLLM: take a new seed from the kernel."""
 
 DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
+"""vLLM's: only with 1 there are management routes."""
+
 _SLEEP_TAGS = ("weights", "kv_cache")
 _LEVELS = ("0", "1", "2")
 _MODES = ("abort", "wait", "keep")
