@@ -18,7 +18,7 @@ import psutil
 import pytest
 from typing_extensions import override
 
-from tests.conftest import BOTH_DIALECTS, wait_until_gone
+from tests.conftest import BOTH_DIALECTS, living_members, wait_until_gone
 from torpor import (
     CanaryError,
     EngineExitedError,
@@ -270,6 +270,25 @@ def test_an_exit_while_serving_is_noticed_at_once(
     assert wait_until_gone(engine.pid) == []
     with pytest.raises(EngineExitedError, match=f"{EXITED} in stage drain"):
         boot.sleep()
+
+
+@pytest.mark.parametrize(("asleep", "stage"), [(False, "pre_snapshot"), (True, "post_restore")])
+def test_an_engine_core_that_dies_is_told_by_the_next_stage(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, *, asleep: bool, stage: str
+) -> None:
+    """Of vLLM: the server lives for some seconds more and answers 500; its log says why, and all of it is ended."""
+    boot = make_boot(standin_deployment(engine=StandInVLLM()))
+    boot.cold_start()
+    boot.serve()
+    if asleep:
+        boot.sleep()
+    engine = boot.running_engine
+    os.kill(min(pid for pid in living_members(engine.pid) if pid != engine.pid), signal.SIGKILL)
+    says = f"(?s)stage {stage}.*(EngineDeadError|The server had an error while processing your request)"
+    with pytest.raises((EngineRequestError, EngineExitedError), match=says):
+        (boot.wake if asleep else boot.sleep)()
+    assert (boot.report.records[-1].stage, boot.report.records[-1].ok) == (stage, False)
+    assert wait_until_gone(engine.pid) == []
 
 
 @BOTH_DIALECTS

@@ -59,6 +59,7 @@ class StandIn(Plugin):
     )
     """What the guard takes for the sleep and for the wake, in this order, once each."""
     engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Variables without which the engine has no management routes."""
     keyed_paths: ClassVar[tuple[str, ...]] = ("/model_info", "/server_info", "/metrics", "/flush_cache")
 
     fault: Fault | None = None
