@@ -24,7 +24,7 @@ from torpor import (
     TorporError,
     hookimpl,
 )
-from torpor.boot import Boot
+from torpor.boot import Boot, _Deadline
 from torpor.records import StageReport, read_records
 from torpor.testing import Fault, StandIn
 
@@ -383,6 +383,25 @@ def test_a_launch_that_returns_nothing_is_an_error(standin_deployment: StandInDe
     with pytest.raises(PluginError, match=r"'standin': launch returned None; it has to return the started engine"):
         boot.cold_start()
     assert wait_until_gone(int(TRANSCRIPT[-1])) == []
+
+
+def test_a_deadline_has_passed_also_when_its_timer_comes_late(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """A request of the hook's times out after as many seconds; on a busy machine it may be the first to."""
+    boot = make_boot(standin_deployment())
+    boot.cold_start()
+    deadline = _Deadline(boot.running_engine, 0.05)
+    with deadline:
+        assert deadline._timer is not None
+        deadline._timer.cancel()  # its thread does not get to it
+        time.sleep(0.06)
+    assert deadline.passed
+    in_time = _Deadline(boot.running_engine, 20.0)
+    with in_time:
+        pass
+    assert not in_time.passed
+    assert boot.running_engine.poll() is None
 
 
 def test_stages_out_of_order_say_what_comes_first(standin_deployment: StandInDeployment) -> None:
