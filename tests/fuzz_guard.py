@@ -32,7 +32,7 @@ import psutil
 from torpor.engine import Engine
 from torpor.guard import GuardRules
 from torpor.testing import StandIn, StandInVLLM
-from torpor.testing.standin.vllm import RESEED
+from torpor.testing.standin.vllm import RENEW
 
 __all__ = ["FuzzReport", "fuzz"]
 
@@ -390,7 +390,7 @@ class _Run:
     def _wake(self) -> None:
         self._post("/_torpor/wake")
         for path in self._rules.wake:
-            self._post(path, {"method": RESEED})
+            self._post(path, {"method": RENEW, "args": ["1"]})
         self._post("/_torpor/serve")
 
     def _check_state(self, state: str) -> None:

@@ -16,6 +16,7 @@ from torpor import (
     BuildPlan,
     CanaryError,
     DrainTimeoutError,
+    EngineRequestError,
     ImagePatch,
     Plugin,
     PluginError,
@@ -26,7 +27,7 @@ from torpor import (
 )
 from torpor.boot import Boot, _Deadline
 from torpor.records import StageReport, read_records
-from torpor.testing import Fault, StandIn
+from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -425,6 +426,44 @@ def test_a_second_sleep_is_refused_and_ends_the_boot(
     log = "\n".join(boot.running_engine.log_tail())
     assert "unmapped" not in log
     assert "already sleeping" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets", ["", "reload_weights"])
+def test_a_path_that_is_two_steps_of_a_wake_passes_twice(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, forgets: str
+) -> None:
+    """Level 2 of vLLM drops the weights: they are woken, loaded, and only then is the rest woken; in this order only."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Dropping(StandInVLLM):
+        steps = (("/sleep",), ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"))
+
+        @hookimpl(trylast=True)
+        @override
+        def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            client.post("/sleep?level=2&mode=wait").raise_for_status()
+
+        @hookimpl(tryfirst=True)
+        @override
+        def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            client.post("/wake_up?tags=weights").raise_for_status()
+            if not forgets:
+                client.post("/collective_rpc", json={"method": "reload_weights"}).raise_for_status()
+            client.post("/wake_up?tags=kv_cache").raise_for_status()
+            client.post("/collective_rpc", json={"method": "torpor_renew", "args": ["7"]}).raise_for_status()
+
+    boot = make_boot(standin_deployment(engine=Dropping()))
+    boot.cold_start()
+    boot.sleep()
+    if forgets:
+        with pytest.raises(EngineRequestError, match=r"/wake_up\?tags=kv_cache with 409.*out of order"):
+            boot.wake()
+        return
+    boot.wake()
+    boot.sleep()
+    boot.wake()
+    assert _public(boot).status_code == 200
 
 
 def test_a_canary_check_without_a_canary_is_an_error(

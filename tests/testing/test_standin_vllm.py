@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import living_members, wait_until_gone
 from tests.testing.unguarded import chat, text_of
 from torpor.testing.standin.sglang import SGLangScheduler
-from torpor.testing.standin.vllm import RESEED, VLLMEngineCore
+from torpor.testing.standin.vllm import RENEW, VLLMEngineCore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ def test_it_answers_as_vllm_does(started: Started) -> None:
     unknown = client.post("/collective_rpc", json={"method": "dance"})
     assert unknown.status_code == 500
     assert "Method 'dance' is not implemented" in unknown.json()["error"]["message"]
+    assert client.post("/collective_rpc", json={"method": RENEW, "args": ["7"]}).json() == {"results": ["7"]}
     for path in ("/release_memory_occupation", "/resume_memory_occupation", "/flush_cache", "/health_generate"):
         assert client.post(path, json={}).status_code == 404
     assert not is_sleeping(client)
@@ -190,15 +191,15 @@ def test_an_engine_core_dies_of_a_forward_pass_on_memory_that_sleeps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "wakes", "reseeds"),
+    ("scheduler", "wakes", "seeds"),
     [
         (SGLangScheduler, {"op": "resume", "tags": []}, {"op": "resume", "tags": []}),
-        (VLLMEngineCore, {"op": "wake", "tags": []}, {"op": "rpc", "method": RESEED}),
+        (VLLMEngineCore, {"op": "wake", "tags": []}, {"op": "rpc", "method": RENEW}),
     ],
     ids=["sglang", "vllm"],
 )
 def test_copies_sample_the_same_until_they_seed_anew(
-    scheduler: type[Scheduler], wakes: Command, reseeds: Command
+    scheduler: type[Scheduler], wakes: Command, seeds: Command
 ) -> None:
     """SGLang's does so at the resume, by itself; vLLM's when it is told to, and not at the wake."""
     one = scheduler(None)
@@ -208,10 +209,10 @@ def test_copies_sample_the_same_until_they_seed_anew(
         return copied.answer({"op": "generate", "prompt": "a", "tokens": 50, "greedy": False})["words"]
 
     assert sampled(one) == sampled(two)
-    if wakes != reseeds:
+    if wakes != seeds:
         two.answer({"op": "sleep", "level": 1})
         two.answer(wakes)
         assert sampled(one) == sampled(two)
-    two.answer(reseeds)
-    three.answer(reseeds)
+    two.answer({**seeds, "args": ["7"]})
+    three.answer({**seeds, "args": ["8"]})
     assert sampled(two) != sampled(three)

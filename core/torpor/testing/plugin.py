@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.testing.faults import Fault
-from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RESEED
+from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,4 +171,5 @@ class StandInVLLM(StandIn):
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         client.post("/wake_up").raise_for_status()
         # Every copy of a snapshot has the same random state until it is told otherwise.
-        client.post("/collective_rpc", json={"method": RESEED}).raise_for_status()
+        seed = str(secrets.randbits(32))
+        client.post("/collective_rpc", json={"method": RENEW, "args": [seed]}).raise_for_status()

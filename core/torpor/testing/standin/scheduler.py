@@ -42,6 +42,7 @@ class Command(TypedDict, total=False):
     tags: list[str]
     level: int
     method: str
+    args: list[str]
 
 
 class Answer(TypedDict, total=False):
@@ -49,6 +50,7 @@ class Answer(TypedDict, total=False):
 
     words: list[str]
     asleep: bool
+    results: list[str | None]
     error: str
 
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torpor.testing.standin.exchange import Exchange
     from torpor.testing.standin.link import SchedulerLink
 
-__all__ = ["DEV_MODE_VARIABLE", "RESEED", "VLLMApp", "VLLMEngineCore"]
+__all__ = ["DEV_MODE_VARIABLE", "RENEW", "VLLMApp", "VLLMEngineCore"]
 
-RESEED = "torpor_reseed"
-"""The worker's method that Torpor adds to vLLM: take a new seed from the kernel."""
+RENEW = "torpor_renew"
+"""The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): take this seed."""
 
 DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
 """vLLM's: only with 1 there are management routes."""
@@ -61,8 +61,8 @@ class VLLMEngineCore(Scheduler):
                 self._sleep(command["level"])
             case "wake":
                 self._wake(command["tags"])
-            case "rpc" if failure := self._call(command["method"]):
-                return {"error": failure}
+            case "rpc":
+                return self._call(command["method"], command["args"])
         return {"asleep": bool(self._sleeping)}
 
     @override
@@ -95,17 +95,18 @@ class VLLMEngineCore(Scheduler):
             self._sleeping.difference_update(tags or _SLEEP_TAGS)
             self._wakes += not self._sleeping
 
-    def _call(self, method: str) -> str:
-        """Call a method of the worker; what is wrong with it, or nothing."""
-        if method == RESEED:
-            self._random.seed()
-        elif method == "reload_weights" and "weights" not in self._sleeping:
-            self._dropped = False
-        elif method == "reload_weights":
-            return "the weights' memory is asleep"
-        else:
-            return f"Method '{method}' is not implemented."
-        return ""
+    def _call(self, method: str, args: list[str]) -> Answer:
+        """Call a method of the one worker."""
+        match method, args:
+            case (name, [seed]) if name == RENEW and seed.isdecimal():
+                self._random.seed(int(seed))
+                return {"results": [seed]}
+            case "reload_weights", [] if "weights" not in self._sleeping:
+                self._dropped = False
+                return {"results": [None]}
+            case "reload_weights", []:
+                return {"error": "the weights' memory is asleep"}
+        return {"error": f"Method '{method}' is not implemented, or not with {len(args)} argument(s)."}
 
 
 class VLLMApp(StandInApp):
@@ -218,15 +219,15 @@ class VLLMApp(StandInApp):
 
     async def _collective_rpc(self, exchange: Exchange) -> None:
         body = await exchange.json()
-        method = body.get("method") if isinstance(body, dict) else None
-        if method is None:
+        if not isinstance(body, dict) or body.get("method") is None:
             await self._refuse(exchange, _BAD_REQUEST, "Missing 'method' in request body")
             return
-        answer = await self._ask({"op": "rpc", "method": str(method)})
+        args = [str(word) for word in body.get("args", [])]
+        answer = await self._ask({"op": "rpc", "method": str(body["method"]), "args": args})
         if "error" in answer:
             await self._refuse(exchange, _ERROR, f"Call to collective_rpc method failed: {answer['error']}")
         else:
-            await exchange.answer(_OK, {"results": [None]})
+            await exchange.answer(_OK, {"results": answer["results"]})
 
 
 def _warn(message: str) -> None:
