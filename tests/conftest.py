@@ -14,6 +14,7 @@ from tests import shown
 from torpor.boot import Boot
 from torpor.captured_secrets import secret_names
 from torpor.process import session_members
+from torpor.testing import StandIn, StandInVLLM
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from torpor import Deployment
     from torpor.recipe import Recipe
     from torpor.records import StageReport
+
+BOTH_DIALECTS = pytest.mark.parametrize(
+    "standin",
+    [pytest.param(StandIn, id="sglang"), pytest.param(StandInVLLM, id="vllm", marks=pytest.mark.slow)],
+)
+"""Runs a test with the stand-in's plugin class of either dialect, `standin`; the second time among the slow tests."""
 
 
 @pytest.hookimpl(wrapper=True)

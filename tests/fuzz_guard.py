@@ -31,16 +31,18 @@ import psutil
 
 from torpor.engine import Engine
 from torpor.guard import GuardRules
+from torpor.testing import StandIn, StandInVLLM
+from torpor.testing.standin.vllm import RENEW
 
 __all__ = ["FuzzReport", "fuzz"]
 
 PUBLIC = ("/v1/chat/completions", "/v1/models")
-KEYED = ("/model_info", "/server_info", "/metrics", "/flush_cache")
-SLEEP = ("/pause_generation", "/release_memory_occupation")
-WAKE = ("/resume_memory_occupation", "/continue_generation")
+DIALECTS: dict[str, type[StandIn]] = {standin.dialect: standin for standin in (StandIn, StandInVLLM)}
+KEYED = StandIn.keyed_paths + StandInVLLM.keyed_paths
+STEPS = tuple(path for standin in DIALECTS.values() for steps in standin.steps for path in steps)
 CLOSED = ("/update_weights_from_disk", "/health_generate", "/docs", "/openapi.json", "/load_lora_adapter", "/")
 CONTROL = tuple(f"/_torpor/{name}" for name in ("state", "serve", "drain", "asleep", "wake", "", "../metrics"))
-TARGETS = (*PUBLIC, *KEYED, *SLEEP, *WAKE, *SLEEP, *WAKE, *CLOSED, *CONTROL, "/health", "/ready")
+TARGETS = (*PUBLIC, *PUBLIC, *KEYED, *STEPS, *STEPS, *CLOSED, *CONTROL, "/health", "/ready")
 METHODS = (
     "GET",
     "POST",
@@ -56,7 +58,6 @@ METHODS = (
     "PRI",
     "X" * 40,
 )
-RULES = GuardRules(public=PUBLIC, keyed=KEYED, sleep=SLEEP, wake=WAKE, max_body_bytes=4096, max_in_flight=50)
 CHAT = {"model": "standin", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 NOISE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)),  # a TLS handshake
@@ -100,12 +101,13 @@ class FuzzReport:
     descriptor_growth: int = 0
 
 
-def fuzz(requests: int, *, seed: int, folder: Path) -> FuzzReport:
+def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = StandIn) -> FuzzReport:
     """Fuzz a stand-in engine of its own.
 
     Args:
         requests: how many, about; half while serving and half while asleep.
         seed: the same one gives the same bytes.
+        standin: the plugin class of the engine's dialect.
         folder: for the engine's journal and log.
     """
     report = FuzzReport(seed=seed)
@@ -113,9 +115,14 @@ def fuzz(requests: int, *, seed: int, folder: Path) -> FuzzReport:
     journal.touch()
     port = _free_port()
     argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(port), "--journal", str(journal)]
-    engine = Engine.start(argv, env={"TORPOR_ENGINE_LOG": str(log)}, guard=RULES)
+    sleep, wake = standin.steps
+    rules = GuardRules(
+        public=PUBLIC, keyed=standin.keyed_paths, sleep=sleep, wake=wake, max_body_bytes=4096, max_in_flight=50
+    )
+    env = {"TORPOR_ENGINE_LOG": str(log), **standin.engine_env}
+    engine = Engine.start([*argv, "--dialect", standin.dialect], env=env, guard=rules)
     try:
-        _Run(report, engine, port, journal).run(requests)
+        _Run(report, engine, port, journal, rules).run(requests)
     finally:
         engine.terminate(5)
     report.broken += [f"the server logged: {error}" for error in _errors(log.read_text(errors="replace"))]
@@ -133,11 +140,12 @@ def _errors(log: str) -> list[str]:
 
 
 class _Run:
-    def __init__(self, report: FuzzReport, engine: Engine, port: int, journal: Path) -> None:
+    def __init__(self, report: FuzzReport, engine: Engine, port: int, journal: Path, rules: GuardRules) -> None:
         self._report = report
         self._engine = engine
         self._port = port
         self._journal = journal
+        self._rules = rules
         self._random = random.Random(report.seed)
         key = engine.guard_key or ""
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"torpor-key": key}, trust_env=False)
@@ -154,7 +162,7 @@ class _Run:
             self._fuzz(requests // 2 - requests // 10)
             self._check_state("serving")
             self._sleep()
-            self._report.reached = self._new_calls(0, ignore=SLEEP)
+            self._report.reached = self._new_calls(0, ignore=self._rules.sleep)
             slept = self._lines()
             self._fuzz(requests - requests // 2)
             self._report.seconds = time.monotonic() - started
@@ -336,7 +344,7 @@ class _Run:
     def _body(self) -> tuple[bytes, list[str]]:
         """A body, and the headers that say how long it is, or something else."""
         pick = self._random
-        inner = f"POST {pick.choice(SLEEP + WAKE)} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+        inner = f"POST {pick.choice(STEPS)} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
         body = pick.choice((b"", b"", b"{}", json.dumps(CHAT).encode(), inner, pick.randbytes(50), b"x" * 5000))
         chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         if pick.random() < 0.6:
@@ -375,14 +383,14 @@ class _Run:
 
     def _sleep(self) -> None:
         self._post("/_torpor/drain", {"deadline_s": 10})
-        for path in SLEEP:
+        for path in self._rules.sleep:
             self._post(path)
         self._post("/_torpor/asleep")
 
     def _wake(self) -> None:
         self._post("/_torpor/wake")
-        for path in WAKE:
-            self._post(path)
+        for path in self._rules.wake:
+            self._post(path, {"method": RENEW, "args": ["1"]})
         self._post("/_torpor/serve")
 
     def _check_state(self, state: str) -> None:
@@ -413,10 +421,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Raw HTTP against the guard in front of the stand-in engine.")
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
+    parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory() as folder:
-        report = fuzz(args.requests, seed=seed, folder=Path(folder))
+        report = fuzz(args.requests, seed=seed, folder=Path(folder), standin=DIALECTS[args.dialect])
     rate = report.requests / max(report.seconds, 0.001)
     print(f"seed {report.seed}: {report.requests} requests, {report.seconds:.0f} s, about {rate:.0f}/s")
     print(f"statuses: {', '.join(f'{status} {count}' for status, count in sorted(report.statuses.items()))}")

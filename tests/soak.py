@@ -35,6 +35,7 @@ __all__ = ["GROWTH_BYTES", "Size", "SoakResult", "soak"]
 CLIENTS = 8
 AWAKE_S = (0.3, 2.0)
 ASLEEP_S = (0.0, 1.0)
+CLOSED = ("/release_memory_occupation", "/sleep")
 PAUSE_S = 0.02
 """Seconds that a client waits between two requests: a mixed load, and not a benchmark."""
 
@@ -86,16 +87,17 @@ class SoakResult:
         return found
 
 
-def soak(*, seconds: float, port: int, seed: int = 0) -> SoakResult:
+def soak(*, seconds: float, port: int, seed: int = 0, standin: type[StandIn] = StandIn) -> SoakResult:
     """Run the soak; the engine and the clients are ended with it.
 
     Args:
         seconds: how long, at least `_SETTLING_CYCLES` cycles.
         port: a free one.
         seed: of the pauses between sleeps and wakes.
+        standin: the plugin class of the engine's dialect.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-    engine = StandIn(token_s=0.002)
+    engine = standin(token_s=0.002)
     deployment = Deployment(
         name="soak", model=Model(path="/models/soak"), plugins=(engine,), port=port, drain_timeout_s=_DRAIN_S
     )
@@ -186,7 +188,7 @@ class _Clients:
             ("chat", _chat),
             ("stream", _stream),
             ("models", lambda client, _: client.get("/v1/models")),
-            ("closed", lambda client, _: client.post("/release_memory_occupation", json={})),
+            ("closed", lambda client, _: client.post(dice.choice(CLOSED), json={})),
             ("health", lambda client, _: client.get("/health")),
         )
         headers = {"connection": "close"} if number % 2 else {}

@@ -11,11 +11,12 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from tests.conftest import wait_until_gone
+from tests.conftest import BOTH_DIALECTS, wait_until_gone
 from torpor import (
     BuildPlan,
     CanaryError,
     DrainTimeoutError,
+    EngineRequestError,
     ImagePatch,
     Plugin,
     PluginError,
@@ -24,9 +25,9 @@ from torpor import (
     TorporError,
     hookimpl,
 )
-from torpor.boot import Boot
+from torpor.boot import Boot, _Deadline
 from torpor.records import StageReport, read_records
-from torpor.testing import Fault, StandIn
+from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,12 +186,15 @@ def test_all_hooks_run_in_order_through_a_start_and_two_restores(
     ]
 
 
-def test_every_stage_is_recorded(standin_deployment: StandInDeployment, make_boot: MakeBoot, tmp_path: Path) -> None:
+@BOTH_DIALECTS
+def test_every_stage_is_recorded(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], tmp_path: Path
+) -> None:
     """One record per stage, in order, with boot, restore count and each plugin's share; the file holds the same."""
     path = tmp_path / "records" / "boot.jsonl"
     begun: list[str] = []
     report = StageReport(path, on_begin=begun.append)
-    boot = make_boot(standin_deployment(Recorder()), report=report)
+    boot = make_boot(standin_deployment(Recorder(), engine=standin()), report=report)
     boot.cold_start()
     boot.serve()
     boot.sleep()
@@ -203,16 +207,19 @@ def test_every_stage_is_recorded(standin_deployment: StandInDeployment, make_boo
     assert [record.restore_count for record in records] == [0] * len(cold) + [1] * len(woke)
     assert all(record.ok and record.error == "" and record.seconds >= 0 for record in records)
     assert {record.boot_id for record in records[1:]} == {boot.running_engine.boot_id}
-    assert list(records[3].plugins) == ["recorder", "standin"]
-    assert list(records[7].plugins) == ["recorder", "standin"]
-    assert list(records[8].plugins) == ["standin", "recorder"]
+    assert list(records[3].plugins) == ["recorder", standin.plugin_name]
+    assert list(records[7].plugins) == ["recorder", standin.plugin_name]
+    assert list(records[8].plugins) == [standin.plugin_name, "recorder"]
     assert read_records(path) == records
     assert report.seconds("ready") == records[2].seconds
 
 
-def test_a_boot_can_sleep_before_it_ever_served(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+@BOTH_DIALECTS
+def test_a_boot_can_sleep_before_it_ever_served(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
     """The boot that makes a snapshot sleeps right after its canary; the first public answer comes after the wake."""
-    boot = make_boot(standin_deployment())
+    boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     assert _public(boot).status_code == 503
     boot.sleep()
@@ -221,9 +228,12 @@ def test_a_boot_can_sleep_before_it_ever_served(standin_deployment: StandInDeplo
     assert _public(boot).status_code == 200
 
 
-def test_a_wake_brings_a_new_key(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+@BOTH_DIALECTS
+def test_a_wake_brings_a_new_key(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
     """The key that is in every copy of the snapshot opens nothing after the wake."""
-    boot = make_boot(standin_deployment())
+    boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     old = boot.running_engine.guard_key
     assert old is not None
@@ -234,11 +244,12 @@ def test_a_wake_brings_a_new_key(standin_deployment: StandInDeployment, make_boo
     assert answer.status_code == 403
 
 
+@BOTH_DIALECTS
 def test_a_drain_that_times_out_leaves_the_server_serving(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], background: ThreadPoolExecutor
 ) -> None:
     """Nothing is put to sleep under a request, and nothing is ended: the answer arrives, and a later sleep works."""
-    deployment = standin_deployment(engine=StandIn(token_s=0.01, warmup_requests=0), drain_timeout_s=0.2)
+    deployment = standin_deployment(engine=standin(token_s=0.01, warmup_requests=0), drain_timeout_s=0.2)
     boot = make_boot(deployment)
     boot.cold_start()
     boot.serve()
@@ -253,12 +264,13 @@ def test_a_drain_that_times_out_leaves_the_server_serving(
     assert _public(boot).status_code == 200
 
 
+@BOTH_DIALECTS
 @pytest.mark.slow
 def test_requests_in_flight_are_answered_before_a_sleep(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, background: ThreadPoolExecutor
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], background: ThreadPoolExecutor
 ) -> None:
     """A drain waits for what is in flight; new requests are refused meanwhile, with a hint when to come again."""
-    boot = make_boot(standin_deployment(engine=StandIn(token_s=0.1, warmup_requests=0), drain_timeout_s=10))
+    boot = make_boot(standin_deployment(engine=standin(token_s=0.1, warmup_requests=0), drain_timeout_s=10))
     boot.cold_start()
     boot.serve()
     answer = background.submit(lambda: _chat(boot, tokens=20))
@@ -271,11 +283,15 @@ def test_requests_in_flight_are_answered_before_a_sleep(
     assert len(answer.result().json()["choices"][0]["message"]["content"].split()) == 20
 
 
+@BOTH_DIALECTS
 def test_a_canary_that_differs_may_be_let_through(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, capsys: pytest.CaptureFixture[str]
+    standin_deployment: StandInDeployment,
+    make_boot: MakeBoot,
+    standin: type[StandIn],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`canary_mismatch="warn"` logs the difference and serves."""
-    deployment = standin_deployment(engine=StandIn(fault=Fault.DIFFERENT_AFTER_WAKE))
+    deployment = standin_deployment(engine=standin(fault=Fault.DIFFERENT_AFTER_WAKE))
     boot = make_boot(replace(deployment, canary_mismatch="warn"))
     boot.cold_start()
     boot.sleep()
@@ -370,6 +386,25 @@ def test_a_launch_that_returns_nothing_is_an_error(standin_deployment: StandInDe
     assert wait_until_gone(int(TRANSCRIPT[-1])) == []
 
 
+def test_a_deadline_has_passed_also_when_its_timer_comes_late(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """A request of the hook's times out after as many seconds; on a busy machine it may be the first to."""
+    boot = make_boot(standin_deployment())
+    boot.cold_start()
+    deadline = _Deadline(boot.running_engine, 0.05)
+    with deadline:
+        assert deadline._timer is not None
+        deadline._timer.cancel()  # its thread does not get to it
+        time.sleep(0.06)
+    assert deadline.passed
+    in_time = _Deadline(boot.running_engine, 20.0)
+    with in_time:
+        pass
+    assert not in_time.passed
+    assert boot.running_engine.poll() is None
+
+
 def test_stages_out_of_order_say_what_comes_first(standin_deployment: StandInDeployment) -> None:
     """Before the cold start there is no engine to put to sleep; stopping nothing is harmless."""
     boot = Boot(standin_deployment())
@@ -378,16 +413,57 @@ def test_stages_out_of_order_say_what_comes_first(standin_deployment: StandInDep
         boot.sleep()
 
 
+@BOTH_DIALECTS
 def test_a_second_sleep_is_refused_and_ends_the_boot(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The guard refuses it; the engine never sees it (it would die of it), and core ends what is out of step."""
-    boot = make_boot(standin_deployment())
+    """The guard refuses it; the engine never sees it (SGLang's would die of it), and core ends what is out of step."""
+    boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     boot.sleep()
     with pytest.raises(TorporError, match="The guard refused 'drain' with 409"):
         boot.sleep()
-    assert "unmapped" not in "\n".join(boot.running_engine.log_tail())
+    log = "\n".join(boot.running_engine.log_tail())
+    assert "unmapped" not in log
+    assert "already sleeping" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets", ["", "reload_weights"])
+def test_a_path_that_is_two_steps_of_a_wake_passes_twice(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, forgets: str
+) -> None:
+    """Level 2 of vLLM drops the weights: they are woken, loaded, and only then is the rest woken; in this order only."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Dropping(StandInVLLM):
+        steps = (("/sleep",), ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"))
+
+        @hookimpl(trylast=True)
+        @override
+        def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            client.post("/sleep?level=2&mode=wait").raise_for_status()
+
+        @hookimpl(tryfirst=True)
+        @override
+        def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+            client.post("/wake_up?tags=weights").raise_for_status()
+            if not forgets:
+                client.post("/collective_rpc", json={"method": "reload_weights"}).raise_for_status()
+            client.post("/wake_up?tags=kv_cache").raise_for_status()
+            client.post("/collective_rpc", json={"method": "torpor_renew", "args": ["7"]}).raise_for_status()
+
+    boot = make_boot(standin_deployment(engine=Dropping()))
+    boot.cold_start()
+    boot.sleep()
+    if forgets:
+        with pytest.raises(EngineRequestError, match=r"/wake_up\?tags=kv_cache with 409.*out of order"):
+            boot.wake()
+        return
+    boot.wake()
+    boot.sleep()
+    boot.wake()
+    assert _public(boot).status_code == 200
 
 
 def test_a_canary_check_without_a_canary_is_an_error(

@@ -13,7 +13,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import httpx
 import pytest
@@ -25,7 +25,7 @@ from tests.conftest import living_members, wait_until_gone
 from tests.platforms.small import free_port
 from torpor import Deployment, EngineExitedError, GuardStateError, Model
 from torpor.boot import Boot
-from torpor.testing import Fault, StandIn
+from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD
 
 if TYPE_CHECKING:
@@ -33,16 +33,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SLEEP = ["/pause_generation", "/release_memory_occupation"]
-WAKE = ["/resume_memory_occupation", "/continue_generation"]
+STEPS = tuple(path for standin in (StandIn, StandInVLLM) for steps in standin.steps for path in steps)
 CLOSED = (
     "/update_weights_from_disk",
     "/health_generate",
+    "/is_sleeping",
     "/server_info",
     "/flush_cache",
     "/_torpor/wake",
-    *SLEEP,
-    *WAKE,
+    *STEPS,
 )
 CHAT = "/v1/chat/completions"
 LONG = 60
@@ -51,6 +50,8 @@ LONG = 60
 
 class BootMachine(RuleBasedStateMachine):
     """A boot of the stand-in, and a second opinion of where it is: starting, serving, asleep or dead."""
+
+    standin: ClassVar[type[StandIn]] = StandIn
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class BootMachine(RuleBasedStateMachine):
         handle, journal = tempfile.mkstemp(prefix="torpor-journal-")
         os.close(handle)
         self.journal = Path(journal)
-        engine = StandIn(fault=Fault.EXIT_WHILE_SERVING, token_s=0.005, warmup_requests=1, journal=journal)
+        engine = self.standin(fault=Fault.EXIT_WHILE_SERVING, token_s=0.005, warmup_requests=1, journal=journal)
         model = Model(path="/m", served_name="standin")
         self.boot = Boot(Deployment(name="x", model=model, plugins=(engine,), port=free_port(), stop_timeout_s=2.0))
         self.boot.cold_start()
@@ -86,10 +87,12 @@ class BootMachine(RuleBasedStateMachine):
     def judge(self) -> None:
         """No call that the engine's state forbids: steps in their order, once each, and nothing while it sleeps."""
         asleep: list[str] = []
+        sleep, wake = self.standin.steps
+        steps = [*sleep, *wake]
         for path in self.reached():
-            if path in SLEEP + WAKE:
-                assert asleep == (SLEEP + WAKE)[: (SLEEP + WAKE).index(path)]
-                asleep = [] if path == WAKE[-1] else [*asleep, path]
+            if path in steps:
+                assert asleep == steps[: steps.index(path)]
+                asleep = [] if path == steps[-1] else [*asleep, path]
             else:
                 assert asleep == [], f"{path} came after {asleep}"
                 assert path in (CHAT, "/v1/models", "/flush_cache")
@@ -176,9 +179,11 @@ class BootMachine(RuleBasedStateMachine):
         assert self.reached() == before
 
     @precondition(lambda self: self.state != "dead")
-    @rule(path=st.sampled_from(SLEEP + WAKE))
-    def step_out_of_order(self, path: str) -> None:
+    @rule(number=st.integers(min_value=0, max_value=10))
+    def step_out_of_order(self, number: int) -> None:
         """Somebody with the key, outside of a drain or a wake."""
+        steps = [path for steps in self.standin.steps for path in steps]
+        path = steps[number % len(steps)]
         before = self.reached()
         headers = {"torpor-key": str(self.boot.running_engine.guard_key)}
         assert self.public.post(path, json={}, headers=headers).status_code == 409
@@ -195,7 +200,7 @@ class BootMachine(RuleBasedStateMachine):
         else:
             children = [pid for pid in living_members(engine.pid) if pid != engine.pid]
             os.kill(min(children) if how == "child" else engine.pid, signal.SIGKILL)
-            if how == "child":
+            if how == "child" and self.standin is StandIn:
                 os.kill(engine.pid, signal.SIGQUIT)  # what a scheduler of SGLang's does when it fails
         assert engine.wait(10) is not None
         with pytest.raises(EngineExitedError):
@@ -217,11 +222,19 @@ class BootMachine(RuleBasedStateMachine):
             assert wait_until_gone(self.boot.running_engine.pid) == []
 
 
-BootMachine.TestCase.settings = settings(
+class VLLMBootMachine(BootMachine):
+    """The same with vLLM's dialect, where a repeated step would do no harm, and is refused all the same."""
+
+    standin = StandInVLLM
+
+
+SETTINGS = settings(
     max_examples=12,
     stateful_step_count=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.generate],  # a walk that failed is shown as it was: to shorten it would take minutes
 )
+BootMachine.TestCase.settings = VLLMBootMachine.TestCase.settings = SETTINGS
 TestBootMachine = BootMachine.TestCase
+TestVLLMBootMachine = VLLMBootMachine.TestCase

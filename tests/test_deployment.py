@@ -87,7 +87,10 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: a_deployment(plugins=(Extra(), Extra(words=("a",)), StandIn())),
         r"holds 'extra' twice; remove one of the two",
     ),
-    "no plugin": (lambda: a_deployment(plugins=()), r"'tiny' has no engine: .*none given.*implements launch. Add one"),
+    "no plugin": (
+        lambda: a_deployment(plugins=()),
+        r"'tiny' has no engine: .*none given.*implements launch. Add an engine's plugin",
+    ),
     "no engine": (lambda: a_deployment(plugins=(Extra(),)), r"'tiny' has no engine: none of its plugins \(extra\)"),
     "second engine": (
         lambda: a_deployment(plugins=(StandIn(), OtherEngine())),

@@ -9,16 +9,16 @@ import sys
 import textwrap
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
 from typing_extensions import override
 
-from tests.conftest import wait_until_gone
+from tests.conftest import BOTH_DIALECTS, living_members, wait_until_gone
 from torpor import (
     CanaryError,
     EngineExitedError,
@@ -31,7 +31,7 @@ from torpor import (
     TorporError,
     hookimpl,
 )
-from torpor.testing import Fault, StandIn
+from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD, EXIT_CODE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Case:
     Attributes:
         error: the very class of the error.
         stage: where it appears.
-        says: parts of the message, regular expressions in order.
+        says: parts of the message, regular expressions in order; `{plugin}` stands for the engine plugin's name.
         limit_s: seconds from the boot's begin to the error, at most.
     """
 
@@ -93,14 +93,14 @@ CASES = {
     Fault.EXIT_IN_WARMUP: Case(
         error=EngineExitedError,
         stage="warmup",
-        says=(EXITED, "in stage warmup", "hook warmup of plugin 'standin'", LAST_LINES),
+        says=(EXITED, "in stage warmup", "hook warmup of plugin '{plugin}'", LAST_LINES),
     ),
     Fault.ERROR_IN_WARMUP: Case(
         error=EngineRequestError,
         stage="warmup",
         says=(
             "POST http://127.0.0.1:.*/v1/chat/completions with 500",
-            "plugin 'standin'",
+            "plugin '{plugin}'",
             "illegal memory",
             LAST_LINES,
         ),
@@ -110,7 +110,7 @@ CASES = {
         stage="warmup",
         says=(
             f"not done within {SHORT_S:g} s in stage warmup",
-            "hook warmup of plugin 'standin'",
+            "hook warmup of plugin '{plugin}'",
             "timeout",
             LAST_LINES,
         ),
@@ -121,7 +121,7 @@ CASES = {
         stage="pre_snapshot",
         says=(
             "/release_memory_occupation with 400",
-            "hook pre_snapshot of plugin 'standin'",
+            "hook pre_snapshot of plugin '{plugin}'",
             "memory saver is not enabled",
         ),
     ),
@@ -130,7 +130,7 @@ CASES = {
         stage="pre_snapshot",
         says=(
             f"not done within {SHORT_S:g} s in stage pre_snapshot",
-            "hook pre_snapshot of plugin 'standin'",
+            "hook pre_snapshot of plugin '{plugin}'",
             LAST_LINES,
         ),
         limit_s=SHORT_S + SLACK_S,
@@ -141,14 +141,14 @@ CASES = {
     Fault.EXIT_AT_WAKE: Case(
         error=EngineExitedError,
         stage="post_restore",
-        says=(EXITED, "hook post_restore of plugin 'standin'", "fault exit_at_wake"),
+        says=(EXITED, "hook post_restore of plugin '{plugin}'", "fault exit_at_wake"),
     ),
     Fault.HANG_IN_WAKE: Case(
         error=EngineTimeoutError,
         stage="post_restore",
         says=(
             f"not done within {SHORT_S:g} s in stage post_restore",
-            "hook post_restore of plugin 'standin'",
+            "hook post_restore of plugin '{plugin}'",
             LAST_LINES,
         ),
         limit_s=SHORT_S + SLACK_S,
@@ -156,7 +156,13 @@ CASES = {
     Fault.DIFFERENT_AFTER_WAKE: Case(
         error=CanaryError,
         stage="canary_check",
-        says=("answers .* differently", "recorded 16 tokens", "now 16 tokens", "part at character 0", "weights backup"),
+        says=(
+            "answers .* differently",
+            "recorded 16 tokens",
+            "now 16 tokens",
+            "part at character 0",
+            "keeps its weights",
+        ),
     ),
     Fault.SHORTER_AFTER_WAKE: Case(
         error=CanaryError,
@@ -164,6 +170,18 @@ CASES = {
         says=("recorded 16 tokens", "now 8 tokens", r"part at character [1-9]\d+"),
     ),
 }
+
+VLLM_CASES = {
+    Fault.REFUSE_SLEEP: replace(
+        CASES[Fault.REFUSE_SLEEP],
+        says=(
+            r"/sleep\?level=1&mode=wait with 500",
+            "hook pre_snapshot of plugin '{plugin}'",
+            "Call to sleep method failed",
+        ),
+    )
+}
+"""Where vLLM's dialect has other words."""
 
 HANGS: dict[Fault, Timeouts] = {
     Fault.HANG_AT_START: {"startup_timeout_s": SHORT_S},
@@ -198,16 +216,18 @@ def test_every_fault_is_tested() -> None:
     assert set(CASES) | NO_ERROR == set(Fault)
 
 
+@BOTH_DIALECTS
 @pytest.mark.parametrize("fault", CASES)
 def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, fault: Fault
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], fault: Fault
 ) -> None:
     """The class says what kind, the message where and what was seen; the engine's session is empty afterwards."""
-    case = CASES[fault]
-    engine = StandIn(fault=fault, fault_s=0.5)
+    case = {**CASES, **(VLLM_CASES if standin is StandInVLLM else {})}[fault]
+    says = ".*".join(case.says).replace("{plugin}", standin.plugin_name)
+    engine = standin(fault=fault, fault_s=0.5)
     boot = make_boot(standin_deployment(engine=engine, **HANGS.get(fault, {})))
     began = time.monotonic()
-    with pytest.raises(case.error, match="(?s)" + ".*".join(case.says)) as caught:
+    with pytest.raises(case.error, match=f"(?s){says}") as caught:
         live(boot, fault)
     assert time.monotonic() - began < case.limit_s
     assert type(caught.value) is case.error
@@ -221,16 +241,22 @@ def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
     assert wait_until_gone(boot.running_engine.pid) == []
 
 
-def test_a_slow_start_is_waited_for(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+@BOTH_DIALECTS
+def test_a_slow_start_is_waited_for(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
     """Slow is no fault: the engine is ready when it is ready."""
-    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.SLOW_START, fault_s=0.5)))
+    boot = make_boot(standin_deployment(engine=standin(fault=Fault.SLOW_START, fault_s=0.5)))
     live(boot)
     assert boot.report.seconds("ready") >= 0.5
 
 
-def test_an_exit_while_serving_is_noticed_at_once(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+@BOTH_DIALECTS
+def test_an_exit_while_serving_is_noticed_at_once(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
     """The next stage says what happened, and the left-over children are gone."""
-    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.EXIT_WHILE_SERVING)))
+    boot = make_boot(standin_deployment(engine=standin(fault=Fault.EXIT_WHILE_SERVING)))
     boot.cold_start()
     boot.serve()
     engine = boot.running_engine
@@ -246,9 +272,31 @@ def test_an_exit_while_serving_is_noticed_at_once(standin_deployment: StandInDep
         boot.sleep()
 
 
-def test_a_log_flood_costs_no_memory(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+@pytest.mark.parametrize(("asleep", "stage"), [(False, "pre_snapshot"), (True, "post_restore")])
+def test_an_engine_core_that_dies_is_told_by_the_next_stage(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, *, asleep: bool, stage: str
+) -> None:
+    """Of vLLM: the server lives for some seconds more and answers 500; its log says why, and all of it is ended."""
+    boot = make_boot(standin_deployment(engine=StandInVLLM()))
+    boot.cold_start()
+    boot.serve()
+    if asleep:
+        boot.sleep()
+    engine = boot.running_engine
+    os.kill(min(pid for pid in living_members(engine.pid) if pid != engine.pid), signal.SIGKILL)
+    says = f"(?s)stage {stage}.*(EngineDeadError|The server had an error while processing your request)"
+    with pytest.raises((EngineRequestError, EngineExitedError), match=says):
+        (boot.wake if asleep else boot.sleep)()
+    assert (boot.report.records[-1].stage, boot.report.records[-1].ok) == (stage, False)
+    assert wait_until_gone(engine.pid) == []
+
+
+@BOTH_DIALECTS
+def test_a_log_flood_costs_no_memory(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
     """100 MB of output, a tenth of it one line: this process grows by less than a tenth of that, the tail is whole."""
-    boot = make_boot(standin_deployment(engine=StandIn(fault=Fault.LOG_FLOOD, warmup_requests=1), warmup_timeout_s=60))
+    boot = make_boot(standin_deployment(engine=standin(fault=Fault.LOG_FLOOD, warmup_requests=1), warmup_timeout_s=60))
     before = psutil.Process().memory_info().rss
     boot.cold_start()
     assert psutil.Process().memory_info().rss - before < 10_000_000
@@ -257,15 +305,16 @@ def test_a_log_flood_costs_no_memory(standin_deployment: StandInDeployment, make
     assert sum(map(len, tail)) < 500_000
 
 
+@BOTH_DIALECTS
 @pytest.mark.parametrize("fault", [Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM])
 def test_what_ignores_sigterm_is_killed(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, fault: Fault
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], fault: Fault
 ) -> None:
     """After the grace; a server process that ends by itself does not wait for its deaf children."""
     grace_s = (
         SHORT_S if fault is Fault.IGNORE_SIGTERM else 20.0
     )  # time for a server that ends by itself, on a busy machine
-    boot = make_boot(standin_deployment(engine=StandIn(fault=fault), stop_timeout_s=grace_s))
+    boot = make_boot(standin_deployment(engine=standin(fault=fault), stop_timeout_s=grace_s))
     boot.cold_start()
     began = time.monotonic()
     code = boot.stop()
@@ -310,8 +359,12 @@ def test_another_program_that_takes_the_port_is_found_out(
     assert wait_until_gone(boot.running_engine.pid) == []
 
 
-def test_a_second_release_does_not_reach_the_engine(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
-    """A plugin that releases once more: the guard refuses it, and the engine lives to be ended in order."""
+@BOTH_DIALECTS
+def test_a_second_sleep_does_not_reach_the_engine(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
+) -> None:
+    """A plugin that sleeps once more: the guard refuses it, and the engine lives to be ended in order."""
+    again = standin.steps[0][-1]
 
     @dataclass(frozen=True, kw_only=True)
     class Twice(Plugin):
@@ -320,26 +373,29 @@ def test_a_second_release_does_not_reach_the_engine(standin_deployment: StandInD
         @hookimpl(trylast=True)
         @override
         def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-            client.post("/release_memory_occupation", json={}).raise_for_status()
+            client.post(again, json={}).raise_for_status()
 
-    boot = make_boot(standin_deployment(Twice()))
-    with pytest.raises(
-        EngineRequestError, match=r"(?s)/release_memory_occupation with 409.*plugin 'twice'.*out of order"
-    ):
+    boot = make_boot(standin_deployment(Twice(), engine=standin()))
+    with pytest.raises(EngineRequestError, match=f"(?s){again} with 409.*plugin 'twice'.*out of order"):
         live(boot)
-    assert "Traceback" not in "".join(boot.running_engine.log_tail())
+    log = "".join(boot.running_engine.log_tail())
+    assert "Traceback" not in log
+    assert "already sleeping" not in log
     assert wait_until_gone(boot.running_engine.pid) == []
 
 
+@BOTH_DIALECTS
 def test_a_wake_of_an_engine_that_is_awake_is_refused(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """A second resume would end SGLang; the guard says no, and core ends what is out of step."""
-    boot = make_boot(standin_deployment())
+    """A second resume would end SGLang, if not vLLM; the guard says no, and core ends what is out of step."""
+    boot = make_boot(standin_deployment(engine=standin()))
     live(boot)
     with pytest.raises(GuardStateError, match=r"The guard refused 'wake' with 409: .*serving"):
         boot.wake()
-    assert "KeyError" not in "".join(boot.running_engine.log_tail())
+    log = "".join(boot.running_engine.log_tail())
+    assert "KeyError" not in log
+    assert "not sleeping" not in log
     assert wait_until_gone(boot.running_engine.pid) == []
 
 
@@ -369,14 +425,14 @@ SCRIPT = textwrap.dedent("""
     from torpor.boot import Boot
     from torpor.platforms.local import stops_on_failure
     from torpor.records import StageReport
-    from torpor.testing import Fault, StandIn
+    from torpor import testing
 
     def tell(name):
         if boot.engine:
             print(name, boot.engine.pid, flush=True)
 
-    port, fault, stage = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    engine = StandIn(fault=Fault(fault) if fault else None)
+    port, fault, stage, standin = int(sys.argv[1]), *sys.argv[2:]
+    engine = getattr(testing, standin)(fault=testing.Fault(fault) if fault else None)
     deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
     boot = Boot(deployment, report=StageReport(on_begin=tell))
     with stops_on_failure(boot):
@@ -390,24 +446,25 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
+@BOTH_DIALECTS
 @pytest.mark.parametrize(
     ("stage", "fault"),
     [
         ("ready", Fault.HANG_AT_START),
-        pytest.param("warmup", Fault.HANG_IN_WARMUP, marks=pytest.mark.slow),
+        ("warmup", Fault.HANG_IN_WARMUP),
         ("serving", None),
-        pytest.param("pre_snapshot", Fault.HANG_IN_SLEEP, marks=pytest.mark.slow),
-        pytest.param("post_restore", Fault.HANG_IN_WAKE, marks=pytest.mark.slow),
+        ("pre_snapshot", Fault.HANG_IN_SLEEP),
+        ("post_restore", Fault.HANG_IN_WAKE),
     ],
 )
 def test_ctrl_c_leaves_no_process(
-    tmp_path: Path, free_port: int, stage: Literal["ready", "warmup", "serving"], fault: Fault | None
+    tmp_path: Path, free_port: int, standin: type[StandIn], stage: str, fault: Fault | None
 ) -> None:
     """SIGINT to the framework's own process while it waits in a stage: it ends, and so does the whole engine."""
     script = tmp_path / "boots.py"
     script.write_text(SCRIPT)
     with subprocess.Popen(
-        [sys.executable, str(script), str(free_port), fault or "", stage],
+        [sys.executable, str(script), str(free_port), fault or "", stage, standin.__name__],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -21,9 +21,10 @@ import psutil
 import pytest
 from typing_extensions import override
 
+from tests.conftest import BOTH_DIALECTS
 from torpor import ConfigurationError, GuardStateError, Plugin, hookimpl
 from torpor.records import StageRecord, StageReport, read_records
-from torpor.testing import Fault
+from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ LIFE = textwrap.dedent("""
     from torpor.cli.interrupts import ends_on_sigterm
     from torpor.platforms.local import stops_on_failure
     from torpor.records import StageReport
-    from torpor.testing import Fault, StandIn
+    from torpor import testing
 
     def tell(name):
         print("stage", name, flush=True)
@@ -58,12 +59,14 @@ LIFE = textwrap.dedent("""
         except httpx.TransportError:
             pass
 
-    port, fault, stage, records, handler = int(sys.argv[1]), *sys.argv[2:]
+    port, fault, stage, records, handler, standin = int(sys.argv[1]), *sys.argv[2:]
     if handler:
         ends_on_sigterm()
     canary = stage.startswith("canary")
     token_s = {"drain": 0.02, "canary": 0.3, "canary_check": 0.3}.get(stage, 0)
-    engine = StandIn(fault=Fault(fault) if fault else None, token_s=token_s, warmup_requests=0 if canary else 2)
+    engine = getattr(testing, standin)(
+        fault=testing.Fault(fault) if fault else None, token_s=token_s, warmup_requests=0 if canary else 2
+    )
     deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
     boot = Boot(deployment, report=StageReport(Path(records) if records else None, on_begin=tell))
     with stops_on_failure(boot):
@@ -86,9 +89,17 @@ LIFE = textwrap.dedent("""
 """A whole life in a process of its own, which tells where it is."""
 
 
-def command(port: int, *, fault: str = "", stage: str = "", records: str = "", handler: str = "") -> list[str]:
+def command(
+    port: int,
+    *,
+    fault: str = "",
+    stage: str = "",
+    records: str = "",
+    handler: str = "",
+    standin: type[StandIn] = StandIn,
+) -> list[str]:
     """The command line of `LIFE`."""
-    return [sys.executable, "-c", LIFE, str(port), fault, stage, records, handler]
+    return [sys.executable, "-c", LIFE, str(port), fault, stage, records, handler, standin.__name__]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -136,11 +147,13 @@ def _ends() -> list[object]:
     ]
 
 
-def end_in_stage(port: int, stage: str, number: signal.Signals, *, handler: str = "") -> int:
+def end_in_stage(
+    port: int, stage: str, number: signal.Signals, *, handler: str = "", standin: type[StandIn] = StandIn
+) -> int:
     """Send the framework's process a signal in a stage; its exit code. Fails if anything of it lives on."""
     mark = uuid.uuid4().hex
     with subprocess.Popen(
-        command(port, fault=STAGES[stage], stage=stage, handler=handler),
+        command(port, fault=STAGES[stage], stage=stage, handler=handler, standin=standin),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -169,6 +182,13 @@ def end_in_stage(port: int, stage: str, number: signal.Signals, *, handler: str 
 def test_no_process_outlives_the_framework(free_port: int, stage: str, number: signal.Signals) -> None:
     """SIGINT ends the engine in order; SIGTERM without a handler and SIGKILL give the framework no chance to."""
     assert end_in_stage(free_port, stage, number) == -number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ready", "warmup", "serving", "asleep", "post_restore"])
+def test_no_process_outlives_the_framework_in_the_other_dialect(free_port: int, stage: str) -> None:
+    """A tree of vLLM's ends by other means when one of its processes fails; the framework's end takes all of it, too."""
+    assert end_in_stage(free_port, stage, signal.SIGKILL, standin=StandInVLLM) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("stage", ["serving", pytest.param("post_restore", marks=pytest.mark.slow)])
@@ -238,8 +258,13 @@ JUMPING_CLOCK = textwrap.dedent("""
 """Put before every program of the engine: the clocks that asyncio, uvicorn and the guard read."""
 
 
+@BOTH_DIALECTS
 def test_a_clock_that_jumps_an_hour_between_sleep_and_wake_changes_nothing(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standin_deployment: StandInDeployment,
+    make_boot: MakeBoot,
+    standin: type[StandIn],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Wall and monotonic clock, in the framework and in the engine: what a replica sees that was restored later.
 
@@ -248,7 +273,7 @@ def test_a_clock_that_jumps_an_hour_between_sleep_and_wake_changes_nothing(
     flag = tmp_path / "jumped"
     (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK.format(flag=str(flag)))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), *sys.path))))
-    boot = make_boot(standin_deployment())
+    boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     boot.serve()
     boot.sleep()
@@ -269,8 +294,9 @@ def test_a_clock_that_jumps_an_hour_between_sleep_and_wake_changes_nothing(
     assert httpx.post(url, json=body, trust_env=False, timeout=5).status_code == 200
 
 
+@BOTH_DIALECTS
 def test_of_two_wakes_at_once_one_wins_and_the_engine_serves(
-    standin_deployment: StandInDeployment, make_boot: MakeBoot
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
     """The second is refused before it touches anything: a second resume, or the end of the engine, would hit the first."""
     inside, refused = threading.Event(), threading.Event()
@@ -285,7 +311,7 @@ def test_of_two_wakes_at_once_one_wins_and_the_engine_serves(
             inside.set()
             assert refused.wait(5)
 
-    boot = make_boot(standin_deployment(Slow()))
+    boot = make_boot(standin_deployment(Slow(), engine=standin()))
     boot.cold_start()
     boot.serve()
     boot.sleep()

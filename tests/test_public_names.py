@@ -49,7 +49,7 @@ ALL = [
 ]
 """Golden: third parties write their plugins with these."""
 
-TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn"]
+TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
 
 BLOCKED = ("httpx", "structlog", "pluggy", "modal", "psutil", "typer", "rich", "huggingface_hub", "pytest", "uvicorn")
 
@@ -121,8 +121,9 @@ def test_an_error_survives_a_pickle() -> None:
         "torpor.guard",
         "torpor.testing",
         "torpor.testing.faults",
-        "torpor.testing.scheduler",
-        "torpor.testing.standin_app",
+        "torpor.testing.standin.server",
+        "torpor.testing.standin.sglang",
+        "torpor.testing.standin.vllm",
         "torpor_sglang",
         "torpor_deepgemm",
         "torpor_hf_cache",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tests.conftest import BOTH_DIALECTS
 from tests.soak import GROWTH_BYTES, Size, SoakResult, soak
+
+if TYPE_CHECKING:
+    from torpor.testing import StandIn
 
 
 @pytest.mark.slow
-def test_ten_seconds_of_mixed_load_with_sleeps_and_wakes_lose_and_leak_nothing(free_port: int) -> None:
+@BOTH_DIALECTS
+def test_ten_seconds_of_mixed_load_with_sleeps_and_wakes_lose_and_leak_nothing(
+    free_port: int, standin: type[StandIn]
+) -> None:
     """Every request is answered, and answers of every kind were seen; descriptors, threads and memory stay."""
-    result = soak(seconds=10, port=free_port)
+    result = soak(seconds=10, port=free_port, standin=standin)
     assert result.complaints() == []
     assert result.cycles >= 4
     for kind in ("chat 200", "chat 503", "stream 200", "stream 503", "models 200", "closed 404", "health 503"):

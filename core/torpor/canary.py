@@ -83,5 +83,6 @@ def compare_canary(recorded: Canary, seen: Canary) -> None:
     raise CanaryError(
         f"After the wake the engine answers {PROMPT!r} differently: recorded {recorded.tokens} tokens {recorded.text!r}, "
         f"now {seen.tokens} tokens {seen.text!r} (they part at character {common}). The memory did not come back as it was; "
-        "check weights backup and the memory saver's tags. canary_mismatch='warn' would let it serve all the same."
+        "check that the engine keeps its weights while it sleeps, or loads them again, and that it wakes all that it put to "
+        "sleep. canary_mismatch='warn' would let it serve all the same."
     )

@@ -189,7 +189,7 @@ class Deployment:
         if not engines:
             raise ConfigurationError(
                 f"Deployment {self.name!r} has no engine: none of its plugins ({', '.join(sorted(seen)) or 'none given'}) "
-                "implements launch. Add one, e.g. torpor_sglang.SGLang()."
+                "implements launch. Add an engine's plugin; `torpor plugins` lists what is installed."
             )
         if len(engines) > 1:
             raise ConfigurationError(

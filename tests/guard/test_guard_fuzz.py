@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import BOTH_DIALECTS
 from tests.fuzz_guard import PUBLIC, fuzz
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torpor.testing import StandIn
 
-def test_no_bytes_reach_more_than_the_public_paths(tmp_path: Path) -> None:
+
+@BOTH_DIALECTS
+def test_no_bytes_reach_more_than_the_public_paths(tmp_path: Path, standin: type[StandIn]) -> None:
     """Fifteen hundred requests, the same ones every time."""
-    report = fuzz(1500, seed=7, folder=tmp_path)
+    report = fuzz(1500, seed=7, folder=tmp_path, standin=standin)
     assert report.broken == []
     assert set(report.reached) == set(PUBLIC), "the fuzz is no use if nothing ever passes"
     assert {200, 400, 403, 404, 405, 413, 503} <= set(report.statuses)

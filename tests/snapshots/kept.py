@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _APP = """
 from torpor import Deployment, Model
-from torpor.testing import StandIn
+from torpor.testing import {standin}
 
 deployment = Deployment(
     name="kept",
     model=Model(path={folder!r}, served_name="standin"),
-    plugins=(StandIn(token_s={token_s}, warmup_requests={warmups}{more}),),
+    plugins=({standin}(token_s={token_s}, warmup_requests={warmups}{more}),),
     port={port},
     drain_timeout_s=0.3,
     startup_timeout_s=60,
@@ -42,12 +42,26 @@ def free_port() -> int:
 
 
 def write_app(
-    folder: Path, *, port: int, token_s: float = 0.0, warmups: int = 1, more: str = "", secrets: str = "refuse"
+    folder: Path,
+    *,
+    port: int,
+    token_s: float = 0.0,
+    warmups: int = 1,
+    more: str = "",
+    secrets: str = "refuse",
+    standin: str = "StandIn",
 ) -> Path:
     """Write the app file; what differs between two calls differs between the deployments."""
     folder.mkdir(exist_ok=True)
     app = folder / "kept.py"
-    values = {"port": port, "token_s": token_s, "warmups": warmups, "more": more, "secrets": secrets}
+    values = {
+        "port": port,
+        "token_s": token_s,
+        "warmups": warmups,
+        "more": more,
+        "secrets": secrets,
+        "standin": standin,
+    }
     app.write_text(_APP.format(folder=str(folder), **values))
     return app
 

@@ -21,6 +21,7 @@ import httpx
 import pytest
 import structlog
 
+from tests.conftest import BOTH_DIALECTS
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, free_port, killing_criu, write_app
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from torpor.boot import Boot
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.sandbox import Mode, Sandbox
+    from torpor.testing import StandIn
 
 pytestmark = pytest.mark.criu
 
@@ -148,6 +150,26 @@ def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept)
     finally:
         copies.stop()
     assert engines_on(original.port) == []
+
+
+@BOTH_DIALECTS
+def test_copies_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: type[StandIn]) -> None:
+    """All of them have the random state of the snapshot until the wake, which seeds anew, whoever does that."""
+    if reasons := CriuBackend(mode=MODES[-1]).available():
+        refuse("; ".join(reasons))
+    app = write_app(tmp_path / "app", port=free_port(), standin=standin.__name__)
+    create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=free_port())
+    try:
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "temperature": 1.0}
+        texts = []
+        for one in copies.serving:
+            with one.boot._control() as control:
+                answer = control._client.post("/v1/chat/completions", json=body).json()
+                texts.append(answer["choices"][0]["message"]["content"])
+        assert len(set(texts)) == 2
+    finally:
+        copies.stop()
 
 
 def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None:

@@ -521,7 +521,7 @@ LIVE_CASES = {
         rule="test_sleeps_and_wakes_twice",
         plugin="@value\nclass Broken(StandIn):\n    fault: Fault = Fault.DIFFERENT_AFTER_WAKE",
         extra=LIVE,
-        says=("After 'asleep': CanaryError", "exactly what post_restore takes back"),
+        says=("After 'asleep': CanaryError", "exactly what post_restore wakes"),
     ),
     "reached asleep": Case(
         rule="test_nobody_reaches_a_sleeping_engine",

@@ -1,4 +1,4 @@
-"""The stand-in engine speaks SGLang's dialect and dies of what SGLang dies of; without the guard, so that it can."""
+"""The stand-in engine, and what it dies of in SGLang's dialect; without the guard, so that it can."""
 
 from __future__ import annotations
 
@@ -9,74 +9,30 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from tests.conftest import living_members, wait_until_gone
-from torpor import ConfigurationError, Engine
+from tests.conftest import BOTH_DIALECTS, living_members, wait_until_gone
+from tests.testing.unguarded import chat, launch, text_of
+from torpor import ConfigurationError
 from torpor.control import open_client
 from torpor.readiness import wait_ready
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.testing.unguarded import Started
     from torpor.testing.pytest_plugin import StandInDeployment
 
 
 pytest_plugins = "pytester"
 
 
-class Started(Protocol):
-    """Starts the stand-in without a guard."""
-
-    def __call__(self, *flags: str) -> tuple[Engine, httpx.Client]:
-        """Return it, ready, with a client."""
-
-
-@pytest.fixture
-def started(free_port: int) -> Iterator[Started]:
-    """A factory of stand-ins that anyone may talk to, see `Started`."""
-    running: list[tuple[Engine, httpx.Client]] = []
-
-    def run(*flags: str) -> tuple[Engine, httpx.Client]:
-        engine = launch(free_port, *flags)
-        client = open_client(engine, port=free_port, timeout_s=5)
-        running.append((engine, client))
-        wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=10)
-        return running[-1]
-
-    yield run
-    for engine, client in running:
-        client.close()
-        engine.terminate(0.0)
-
-
-def launch(port: int, *flags: str, unguarded: str = "1") -> Engine:
-    """Start the stand-in's module."""
-    argv = (sys.executable, "-m", "torpor.testing.standin", "--port", str(port), *flags)
-    return Engine.start(argv, env={"TORPOR_UNGUARDED": unguarded})
-
-
-def chat(client: httpx.Client, prompt: str = "Hello.", **options: object) -> httpx.Response:
-    """Ask one question, greedily unless told otherwise."""
-    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8, "temperature": 0, **options}
-    return client.post("/v1/chat/completions", json=body)
-
-
-def text_of(response: httpx.Response) -> str:
-    """The answer's text, streamed or not."""
-    if "text/event-stream" not in response.headers["content-type"]:
-        return str(response.json()["choices"][0]["message"]["content"])
-    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
-    assert events[-1] == "[DONE]"
-    return "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1])
-
-
-def test_it_starts_quickly_with_unknown_flags(free_port: int) -> None:
+@BOTH_DIALECTS
+def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[StandIn]) -> None:
     """A real process tree in the time of two bare servers, the best of three; unknown engine flags do no harm."""
     bare = [sys.executable, "-c", "import uvicorn.server, uvicorn.protocols.http.h11_impl"]
     seconds, yardstick = [], []
@@ -85,7 +41,7 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int) -> None:
         subprocess.run(bare, check=True)
         yardstick.append(time.monotonic() - began)
         began = time.monotonic()
-        engine = launch(free_port, "--mem-fraction-static", "0.9", "--enable-metrics", "--po", "1")
+        engine = launch(free_port, "--dialect", standin.dialect, "--mem-fraction-static", "0.9", "--po", "1")
         with open_client(engine, port=free_port, timeout_s=5) as client:
             wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=10)
         seconds.append(time.monotonic() - began)
@@ -102,9 +58,10 @@ def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:
     assert "no boot document (TORPOR_BOOT_FD), so nothing is started" in engine.log_tail()[-1]
 
 
-def test_greedy_answers_repeat_and_sampled_ones_do_not(started: Started) -> None:
+@BOTH_DIALECTS
+def test_greedy_answers_repeat_and_sampled_ones_do_not(started: Started, standin: type[StandIn]) -> None:
     """Streamed or whole, the greedy answer is the same; usage counts its tokens."""
-    _, client = started()
+    _, client = started("--dialect", standin.dialect)
     whole = chat(client)
     assert whole.json()["usage"]["completion_tokens"] == len(text_of(whole).split()) == 8
     assert whole.json()["choices"][0]["finish_reason"] == "length"

@@ -1,4 +1,4 @@
-"""The kit on a good plugin: the stand-in keeps every rule."""
+"""The kit on good plugins: the stand-in keeps every rule, in both dialects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor.testing import EngineContract, StandIn
+from torpor.testing import EngineContract, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
     from torpor import Deployment
@@ -26,3 +26,17 @@ class TestStandIn(EngineContract):
     @pytest.fixture
     def live_deployment(self, standin_deployment: StandInDeployment) -> Deployment:
         return standin_deployment()
+
+
+class TestStandInVLLM(EngineContract):
+    """The same engine in vLLM's dialect."""
+
+    @override
+    @pytest.fixture
+    def plugin(self) -> StandInVLLM:
+        return StandInVLLM()
+
+    @override
+    @pytest.fixture
+    def live_deployment(self, standin_deployment: StandInDeployment) -> Deployment:
+        return standin_deployment(engine=StandInVLLM())

@@ -23,5 +23,5 @@ def show_new_key(*, as_json: bool) -> None:
         return
     typer.echo(f"key     {key}")
     typer.echo(f"sha256  {digest}")
-    typer.echo("The key is shown once: give it to the clients, and the SHA-256 to the engine, as in", err=True)
-    typer.echo(f'  SGLang(api_key_sha256=("{digest}",))', err=True)
+    typer.echo("The key is shown once: give it to the clients, and the SHA-256 to the engine's plugin, as in", err=True)
+    typer.echo(f'  api_key_sha256=("{digest}",)', err=True)

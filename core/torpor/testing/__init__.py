@@ -7,7 +7,8 @@
         def plugin(self) -> MyPlugin:
             return MyPlugin(option="value")
 
-`PluginContract` is for every plugin, `EngineContract` also for those that launch an engine. The fixtures come with the
+`PluginContract` is for every plugin, `EngineContract` also for those that launch an engine. The stand-in speaks SGLang's
+dialect (`StandIn`) and vLLM's (`StandInVLLM`), with the same faults on request (`Fault`). The fixtures come with the
 pytest plugin that the distribution registers (`torpor.testing.pytest_plugin`). Needs the extra `torpor[testing]`.
 
 Lazy (PEP 562): the stand-in's process and a test session that has nothing to do with Torpor pay for nothing.
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
     from torpor.testing.contract import PluginContract
     from torpor.testing.engine_contract import EngineContract
     from torpor.testing.faults import Fault
-    from torpor.testing.plugin import StandIn
+    from torpor.testing.plugin import StandIn, StandInVLLM
 
-__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn"]
+__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
 
 _HOME = {
     "EngineContract": "torpor.testing.engine_contract",
     "Fault": "torpor.testing.faults",
     "PluginContract": "torpor.testing.contract",
     "StandIn": "torpor.testing.plugin",
+    "StandInVLLM": "torpor.testing.plugin",
 }
 
 

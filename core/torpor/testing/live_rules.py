@@ -105,7 +105,7 @@ class LiveRules:
             broken(
                 f"After {life.stages[-1]!r}: {type(life.failure).__name__}: {life.failure}",
                 rule="an engine that supports sleep sleeps and wakes again and again, and gives the same greedy answer each time.",
-                cure="do what the error says; release in pre_snapshot exactly what post_restore takes back, once each.",
+                cure="do what the error says; put to sleep in pre_snapshot exactly what post_restore wakes, once each.",
             )
 
     @_live
@@ -122,7 +122,7 @@ class LiveRules:
         if through:
             broken(
                 f"While asleep, GET and POST without a key give {through!r} in place of 503.",
-                rule="no request reaches an engine whose memory is released: it would end it.",
+                rule="no request reaches an engine that sleeps: it would end the engine, or hang until the wake.",
                 cure="let the guard be the outermost layer of the engine's server, and add no route beside it.",
             )
 

@@ -28,7 +28,7 @@ _SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|A(KIA|SIA)[A-Z0-9]{16})\b"
 )
 _SHORTEST_SECRET = 8
-_ABSENT = ("modal", "sglang", "torch")
+_ABSENT = ("modal", "sglang", "torch", "vllm")
 _VALUES = {"prepare_image": ImagePatch, "compile_kernels": BuildPlan}
 
 

@@ -1,9 +1,11 @@
-"""`StandIn`: the engine plugin that runs the stand-in engine."""
+"""`StandIn` and `StandInVLLM`: the engine plugins that run the stand-in engine, one per dialect."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
@@ -13,14 +15,17 @@ from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.testing.faults import Fault
+from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import httpx
 
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
 
-__all__ = ["StandIn"]
+__all__ = ["StandIn", "StandInVLLM"]
 
 _TAGS = ("kv_cache", "weights")
 
@@ -28,6 +33,8 @@ _TAGS = ("kv_cache", "weights")
 @dataclass(frozen=True, kw_only=True)
 class StandIn(Plugin):
     """Runs the stand-in engine: a real process tree and real HTTP, no model; for tests of plugins and of core.
+
+    This one speaks SGLang's dialect; `StandInVLLM` has the same options and speaks vLLM's.
 
     Attributes:
         fault: what goes wrong, by name (`torpor.testing.Fault`); None for nothing.
@@ -46,6 +53,15 @@ class StandIn(Plugin):
     public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
+    dialect: ClassVar[str] = "sglang"
+    steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
+        ("/pause_generation", "/release_memory_occupation"),
+        ("/resume_memory_occupation", "/continue_generation"),
+    )
+    """What the guard takes for the sleep and for the wake, in this order, once each."""
+    engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Variables without which the engine has no management routes."""
+    keyed_paths: ClassVar[tuple[str, ...]] = ("/model_info", "/server_info", "/metrics", "/flush_cache")
 
     fault: Fault | None = None
     fault_s: float = 1.0
@@ -76,8 +92,15 @@ class StandIn(Plugin):
 
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
-        argv = [self.engine_python, "-m", "torpor.testing.standin", "--port", str(deployment.port)]
-        argv += ["--served-model-name", deployment.model.served_name, "--token-s", str(self.token_s)]
+        argv = [self.engine_python, "-m", "torpor.testing.standin", "--dialect", self.dialect]
+        argv += [
+            "--port",
+            str(deployment.port),
+            "--served-model-name",
+            deployment.model.served_name,
+            "--token-s",
+            str(self.token_s),
+        ]
         if self.fault is not None:
             argv += ["--fault", str(self.fault), "--fault-s", str(self.fault_s)]
         if self.journal:
@@ -87,14 +110,15 @@ class StandIn(Plugin):
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        sleep, wake = self.steps
         rules = GuardRules(
             public=self.public_paths,
-            keyed=("/model_info", "/server_info", "/metrics", "/flush_cache"),
-            sleep=("/pause_generation", "/release_memory_occupation"),
-            wake=("/resume_memory_occupation", "/continue_generation"),
+            keyed=self.keyed_paths,
+            sleep=sleep,
+            wake=wake,
             max_in_flight=deployment.scaling.max_concurrency,
         )
-        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
+        return Engine.start(self.engine_argv(deployment, recipe), env={**recipe.env, **self.engine_env}, guard=rules)
 
     @hookimpl
     @override
@@ -119,3 +143,33 @@ class StandIn(Plugin):
         # Once each, as for SGLang: a second resume ends the engine.
         client.post("/resume_memory_occupation", json={"tags": list(_TAGS)}).raise_for_status()
         client.post("/continue_generation", json={}).raise_for_status()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandInVLLM(StandIn):
+    """The same engine in vLLM's dialect: it may be put to sleep and woken twice, and chats sent while asleep wait.
+
+    Attributes:
+        fault: as of `StandIn`, and so are all the others.
+    """
+
+    plugin_name: ClassVar[str] = "standin_vllm"
+    sleep_is_idempotent: ClassVar[bool] = True
+    health_safe_while_asleep: ClassVar[bool] = True
+    dialect: ClassVar[str] = "vllm"
+    steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
+    keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")
+    engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({DEV_MODE_VARIABLE: "1"})
+
+    @hookimpl(trylast=True)
+    @override
+    def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        client.post("/sleep", params={"level": 1, "mode": "wait"}).raise_for_status()
+
+    @hookimpl(tryfirst=True)
+    @override
+    def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        client.post("/wake_up").raise_for_status()
+        # Every copy of a snapshot has the same random state until it is told otherwise.
+        seed = str(secrets.randbits(32))
+        client.post("/collective_rpc", json={"method": RENEW, "args": [seed]}).raise_for_status()

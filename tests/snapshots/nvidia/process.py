@@ -48,9 +48,9 @@ def main(argv: list[str]) -> int:
     if "--keep" in rest:  # a descriptor of the device of which the driver knows nothing
         os.open(os.environ["TORPOR_FAKE_DEVICE"], os.O_RDONLY)
     if rest[:1] == ["standin"]:
-        from torpor.testing import standin
+        from torpor.testing.standin.server import main as serve
 
-        return standin.main(rest[1:])
+        return serve(rest[1:])
     print("up", flush=True)
     while True:
         signal.pause()

@@ -1,15 +1,4 @@
-"""A stand-in for an engine: `python -m torpor.testing.standin --port 8000 [--fault NAME]`.
-
-A real process tree with a real HTTP server that speaks SGLang's dialect behind the real guard, ready in a fraction of a
-second, with faults on request (`torpor.testing.faults`). It ends the way SGLang ends: when its scheduler fails, that
-sends SIGQUIT to the server process, which kills the whole tree.
-
-Flags of its own are below; unknown ones are accepted and ignored, so that a plugin's engine arguments do no harm.
-
-Environment:
-    TORPOR_BOOT_FD        the pipe with the guard's boot document; without it nothing is started
-    TORPOR_UNGUARDED=1    start without a guard all the same, for debugging
-"""
+"""The stand-in's server process: its flags, its children, its HTTP server."""
 
 from __future__ import annotations
 
@@ -28,10 +17,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torpor.guard import BootDocument
-    from torpor.testing.standin_app import StandInApp
+    from torpor.testing.standin.app import StandInApp, StandInOptions
 
 __all__ = ["main"]
 
+DIALECTS = ("sglang", "vllm")
 UNGUARDED_VARIABLE = "TORPOR_UNGUARDED"
 
 
@@ -51,31 +41,33 @@ def main(argv: Sequence[str]) -> int:
         _say(f"fault {fault}: exiting with code {EXIT_CODE}")
         return EXIT_CODE
 
-    from torpor.testing.scheduler import fork_children  # noqa: PLC0415
+    from torpor.testing.standin.scheduler import fork_children  # noqa: PLC0415
 
-    link, children = fork_children(fault)
-    _kill_tree_on_sigquit(children)
-    _say(f"pid {os.getpid()}, scheduler {children[0]}, detokenizer {children[1]}")
-
-    from torpor.testing.standin_app import StandInApp, StandInOptions  # noqa: PLC0415
-
-    options = StandInOptions(
-        served_name=args.served_model_name,
-        fault=fault,
-        fault_s=args.fault_s,
-        token_s=args.token_s,
-        journal=args.journal,
-    )
+    kind = _app_class(args.dialect)
+    deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
+    link, children = fork_children(kind.scheduler(fault), deaf=deaf)
+    kind.prepare_process(children)
+    _say(f"pid {os.getpid()}, {args.dialect}, scheduler {children[0]}, second child {children[1]}")
     if fault is Fault.HANG_AT_START:
         time.sleep(3600)
     if fault is Fault.SLOW_START:
         time.sleep(args.fault_s)
     try:
-        _serve(args.host, args.port, StandInApp(options, link), boot, deaf=fault is Fault.IGNORE_SIGTERM)
+        _serve(args.host, args.port, kind(_options(args), link), boot, deaf=fault is Fault.IGNORE_SIGTERM)
     finally:
         if fault is not Fault.CHILDREN_IGNORE_SIGTERM:
             _kill_all(children)
     return 0
+
+
+def _app_class(dialect: str) -> type[StandInApp]:
+    if dialect == "vllm":
+        from torpor.testing.standin.vllm import VLLMApp  # noqa: PLC0415
+
+        return VLLMApp
+    from torpor.testing.standin.sglang import SGLangApp  # noqa: PLC0415
+
+    return SGLangApp
 
 
 def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, deaf: bool) -> None:
@@ -99,7 +91,7 @@ def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, 
         loop="asyncio",
         http="h11",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
     )
@@ -111,7 +103,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="standin")
-    parser.add_argument("--dialect", choices=("sglang",), default="sglang")
+    parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
     parser.add_argument("--token-s", type=float, default=0.0)
@@ -120,15 +112,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _kill_tree_on_sigquit(children: tuple[int, ...]) -> None:
-    """What SGLang's server does when a child of it reports its own failure."""
+def _options(args: argparse.Namespace) -> StandInOptions:
+    from torpor.testing.standin.app import StandInOptions  # noqa: PLC0415
 
-    def kill_tree(_number: int, _frame: FrameType | None) -> None:
-        _say("Received sigquit from a child process. It usually means the child failed.")
-        _kill_all(children)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    signal.signal(signal.SIGQUIT, kill_tree)
+    return StandInOptions(
+        served_name=args.served_model_name,
+        fault=Fault(args.fault) if args.fault else None,
+        fault_s=args.fault_s,
+        token_s=args.token_s,
+        journal=args.journal,
+    )
 
 
 def _kill_all(pids: tuple[int, ...]) -> None:
@@ -139,7 +132,3 @@ def _kill_all(pids: tuple[int, ...]) -> None:
 
 def _say(message: str) -> None:
     print(f"standin: {message}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""The stand-in's HTTP application, as far as it is the same in both dialects: chats, models, faults, the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeAlias
+
+from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault
+from torpor.testing.standin.chat import Chat
+from torpor.testing.standin.exchange import Exchange
+from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from torpor.testing.standin.exchange import Receive, Scope, Send
+    from torpor.testing.standin.scheduler import Answer, Command, Scheduler
+
+__all__ = ["Routes", "StandInApp", "StandInOptions", "hang"]
+
+Routes: TypeAlias = dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]]
+"""By path: the methods, and what answers."""
+
+_DEFAULT_TOKENS = 128
+_OK, _BAD_REQUEST, _NOT_FOUND, _WRONG_METHOD, _ERROR, _UNAVAILABLE = 200, 400, 404, 405, 500, 503
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandInOptions:
+    """How the stand-in behaves.
+
+    Attributes:
+        served_name: the model's name in answers.
+        fault: what goes wrong, if anything.
+        fault_s: seconds, for the faults that take some.
+        token_s: seconds per token of an answer; requests stay in flight that long.
+        journal: file that gets a JSON line per request that reached the engine itself; none by default.
+    """
+
+    served_name: str = "standin"
+    fault: Fault | None = None
+    fault_s: float = 1.0
+    token_s: float = 0.0
+    journal: str = ""
+
+
+class StandInApp(ABC):
+    """The ASGI application; each dialect has its own.
+
+    Args:
+        options: how it behaves.
+        link: the socket to the scheduler.
+    """
+
+    scheduler: ClassVar[type[Scheduler]]
+    """What the first child process runs."""
+
+    def __init__(self, options: StandInOptions, link: socket.socket) -> None:
+        self._options = options
+        self._socket = link
+        self._link: SchedulerLink | None = None
+        self._running = 0
+        self._idle, self._unpaused = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._unpaused.set()
+        self._routes = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/models": ("GET", self._models),
+            **self._dialect(),
+        }
+
+    @classmethod
+    @abstractmethod
+    def prepare_process(cls, children: tuple[int, ...]) -> None:
+        """Prepare the server's process for what a child does when it fails."""
+
+    @abstractmethod
+    def _dialect(self) -> Routes:
+        """The routes that this engine has and the other does not, or has differently."""
+
+    @abstractmethod
+    async def _refuse(self, exchange: Exchange, status: int, message: str) -> None:
+        """Answer with an error in this engine's form."""
+
+    @abstractmethod
+    async def _scheduler_is_gone(self, exchange: Exchange) -> None:
+        """Answer a request that needed the scheduler, which has ended."""
+
+    def _knows(self, model: object) -> bool:  # noqa: ARG002 - of the dialects one asks
+        """Whether a chat with this model's name is answered."""
+        return True
+
+    async def _next_token(self) -> bool:
+        """Wait as long as a token takes; False when its request is aborted instead."""
+        await asyncio.sleep(self._options.token_s)
+        return True
+
+    async def _started(self, link: SchedulerLink) -> None:
+        """The server's loop runs: take the link to the scheduler."""
+        self._link = link
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; anything but HTTP is refused."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        elif scope["type"] == "http":
+            await self._answer(Exchange(scope, receive, send))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._started(await SchedulerLink.open(self._socket))
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, exchange: Exchange) -> None:
+        self._note(exchange)
+        methods, handler = self._routes.get(exchange.path, ("", None))
+        if handler is None:
+            await exchange.answer(_NOT_FOUND, {"detail": "Not Found"})
+        elif exchange.method not in methods.split():
+            await exchange.answer(_WRONG_METHOD, {"detail": "Method Not Allowed"})
+        elif self._options.fault is Fault.NEVER_READY:
+            await exchange.answer(_UNAVAILABLE, {"detail": "Server is starting"})
+        else:
+            try:
+                await handler(exchange)
+            except SchedulerGoneError:
+                await self._scheduler_is_gone(exchange)
+
+    async def _ask(self, command: Command) -> Answer:
+        assert self._link is not None, "the server answers only once it has started"
+        return await self._link.ask(command)
+
+    async def _chat(self, exchange: Exchange) -> None:
+        body = await exchange.json()
+        messages = body.get("messages") if isinstance(body, dict) else None
+        if not isinstance(body, dict) or not isinstance(messages, list) or not messages:
+            await self._refuse(exchange, _BAD_REQUEST, "messages: a non-empty list is required")
+            return
+        model = body.get("model") or self._options.served_name
+        if not self._knows(model):
+            await self._refuse(exchange, _NOT_FOUND, f"The model `{model}` does not exist.")
+            return
+        prompt = json.dumps(messages)
+        await self._chat_fault(prompt)
+        if self._options.fault is Fault.ERROR_IN_WARMUP:
+            await self._refuse(exchange, _ERROR, "CUDA error: an illegal memory access")
+            return
+        await self._until_unpaused()  # a paused request has not reached the scheduler, so it is none that runs
+        with self._counted():
+            answer = await self._ask(
+                {
+                    "op": "generate",
+                    "prompt": prompt,
+                    "tokens": max(1, _as_int(body.get("max_tokens"), _DEFAULT_TOKENS)),
+                    "greedy": body.get("temperature") == 0,
+                }
+            )
+            chat = Chat(
+                model=str(model),
+                words=answer["words"],
+                prompt_tokens=len(prompt.split()),
+                next_token=self._next_token,
+            )
+            await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
+
+    async def _until_unpaused(self) -> None:
+        while not self._unpaused.is_set():  # it may be paused again before who waits here is run
+            await self._unpaused.wait()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
+
+    async def _chat_fault(self, prompt: str) -> None:
+        match self._options.fault:
+            case Fault.EXIT_IN_WARMUP:
+                self._exit()
+            case Fault.HANG_IN_WARMUP:
+                await hang()
+            case Fault.LOG_FLOOD:
+                _flood()
+            case Fault.EXIT_WHILE_SERVING if CRASH_WORD in prompt:
+                self._exit()
+
+    async def _sleep_fault(self, exchange: Exchange, status: int, message: str) -> bool:
+        """Do what a fault does in place of the sleep; whether the request is answered by that."""
+        match self._options.fault:
+            case Fault.REFUSE_SLEEP:
+                await self._refuse(exchange, status, message)
+                return True
+            case Fault.HANG_IN_SLEEP:
+                await hang()
+        return False
+
+    def _fell_asleep(self) -> None:
+        if self._options.fault is Fault.EXIT_WHILE_ASLEEP:
+            asyncio.get_running_loop().call_later(self._options.fault_s, self._exit)
+
+    async def _wake_fault(self) -> None:
+        match self._options.fault:
+            case Fault.EXIT_AT_WAKE:
+                self._exit()
+            case Fault.HANG_IN_WAKE:
+                await hang()
+
+    async def _models(self, exchange: Exchange) -> None:
+        name = self._options.served_name
+        await exchange.answer(_OK, {"object": "list", "data": [{"id": name, "object": "model", "root": name}]})
+
+    def _note(self, exchange: Exchange) -> None:
+        if self._options.journal:
+            line = json.dumps({"at": time.time(), "method": exchange.method, "path": exchange.path})
+            with Path(self._options.journal).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def _exit(self) -> NoReturn:
+        """End the server process alone, as a crash would; its children stay."""
+        print(f"standin: fault {self._options.fault}: exiting with code {EXIT_CODE}", flush=True)
+        os._exit(EXIT_CODE)
+
+
+async def hang() -> None:
+    """Never return."""
+    await asyncio.Event().wait()
+
+
+def _flood() -> None:
+    """Print as an engine does whose log level was left on debug; the last tenth has no line end."""
+    line = b"standin: " + b"x" * 990 + b"\n"
+    for _ in range(FLOOD_BYTES * 9 // 10 // len(line)):
+        sys.stdout.buffer.write(line)
+    for _ in range(FLOOD_BYTES // 10 // 1000):
+        sys.stdout.buffer.write(b"y" * 1000)
+    sys.stdout.buffer.write(b"\nstandin: the flood is over\n")
+    sys.stdout.buffer.flush()
+
+
+def _as_int(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default

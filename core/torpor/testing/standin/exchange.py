@@ -1,0 +1,73 @@
+"""One HTTP request to the stand-in, and its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TypeAlias, cast
+from urllib.parse import parse_qs
+
+__all__ = ["Exchange", "Message", "Receive", "Scope", "Send"]
+
+Scope: TypeAlias = MutableMapping[str, object]
+Message: TypeAlias = MutableMapping[str, object]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        scope: the server's.
+        receive: the server's.
+        send: the server's.
+
+    Attributes:
+        method: of the request.
+        path: of the request, without the query.
+        query: every value of every parameter, in order.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method = str(scope["method"])
+        self.path = str(scope["path"])
+        self.query = parse_qs(cast("bytes", scope.get("query_string", b"")).decode())
+        self._receive = receive
+        self._send = send
+
+    async def json(self) -> object:
+        """The body as JSON; None when it is none."""
+        body = b""
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += cast("bytes", message.get("body", b""))
+            more = bool(message.get("more_body", False))
+        try:
+            return cast("object", json.loads(body))
+        except ValueError:
+            return None
+
+    async def answer(self, status: int, value: object) -> None:
+        """Send JSON."""
+        await self._whole(status, "application/json", json.dumps(value).encode())
+
+    async def answer_text(self, status: int, text: str) -> None:
+        """Send plain text."""
+        await self._whole(status, "text/plain; charset=utf-8", text.encode())
+
+    async def begin(self, status: int, content_type: str, *extra: tuple[bytes, bytes]) -> None:
+        """Send the status line and headers."""
+        headers = [(b"content-type", content_type.encode()), *extra]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def chunk(self, data: bytes, *, more: bool) -> None:
+        """Send a piece of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _whole(self, status: int, content_type: str, body: bytes) -> None:
+        await self.begin(status, content_type, (b"content-length", str(len(body)).encode()))
+        await self.chunk(body, more=False)

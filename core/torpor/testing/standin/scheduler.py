@@ -1,0 +1,162 @@
+"""The stand-in's scheduler: the child process that holds the "memory" and makes the answers.
+
+What its memory does, and what it dies of, is the dialect's. Standard library only, and forked before the server is
+there, so that it starts in a millisecond.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NoReturn, TypedDict
+
+from torpor.testing.faults import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Answer", "Command", "Scheduler", "fork_children", "wait_for_ever"]
+
+_WORDS = (
+    *("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island", "juniper", "kelp", "lagoon"),
+    *("meadow", "nectar", "orchard", "prairie", "quartz", "river", "summit", "thicket", "upland", "valley", "willow"),
+    *("yarrow", "zephyr", "bay", "cliff", "dune", "estuary", "forest", "glacier", "heath"),
+)
+
+
+class Command(TypedDict, total=False):
+    """What the server asks: one JSON line. `op` is `generate`, or one of the dialect's own."""
+
+    op: str
+    prompt: str
+    tokens: int
+    greedy: bool
+    running: int
+    tags: list[str]
+    level: int
+    method: str
+    args: list[str]
+
+
+class Answer(TypedDict, total=False):
+    """What comes back: one JSON line."""
+
+    words: list[str]
+    asleep: bool
+    results: list[str | None]
+    error: str
+
+
+class Scheduler(ABC):
+    """Answers one command after another; each dialect has its own.
+
+    Args:
+        fault: what goes wrong, if anything.
+    """
+
+    def __init__(self, fault: Fault | None) -> None:
+        self._fault = fault
+        self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every copy of a snapshot
+        self._wakes = 0
+
+    def run(self, link: socket.socket) -> None:
+        """Serve until the server's end of the socket is closed."""
+        with link.makefile("rw", encoding="utf-8") as lines:
+            for line in lines:
+                lines.write(json.dumps(self.answer(json.loads(line))) + "\n")
+                lines.flush()
+
+    def answer(self, command: Command) -> Answer:
+        """Do what is asked.
+
+        Raises:
+            Exception: what the engine's own would die of.
+        """
+        if command["op"] != "generate":
+            return self.change(command)
+        self.check_memory()
+        return {"words": self._generate(command["prompt"], command["tokens"], greedy=command["greedy"])}
+
+    @abstractmethod
+    def change(self, command: Command) -> Answer:
+        """Put memory to sleep, wake it, or whatever else the dialect has."""
+
+    @abstractmethod
+    def check_memory(self) -> None:
+        """Raise what a forward pass would raise now."""
+
+    @abstractmethod
+    def fail(self) -> None:
+        """What the process does once its traceback is printed; it exits with code 1 after that."""
+
+    @property
+    def garbled(self) -> bool:
+        """Whether the weights hold something else than they should, so that every answer does."""
+        return bool(self._wakes) and self._fault is Fault.DIFFERENT_AFTER_WAKE
+
+    def _generate(self, prompt: str, tokens: int, *, greedy: bool) -> list[str]:
+        if not greedy:
+            return self._random.choices(_WORDS, k=tokens)
+        if self._wakes and self._fault is Fault.SHORTER_AFTER_WAKE:
+            tokens = (tokens + 1) // 2
+        salt = "garbled" if self.garbled else ""
+        return [_word(f"{salt}{prompt}/{number}") for number in range(tokens)]
+
+
+def fork_children(scheduler: Scheduler, *, deaf: bool) -> tuple[socket.socket, tuple[int, int]]:
+    """Fork a scheduler and a second child.
+
+    The second one stands for a detokenizer, a worker or a resource tracker. It does nothing and notices nothing, not even
+    its parent's end: whoever ends the engine has to end it.
+
+    Args:
+        scheduler: what the first child runs.
+        deaf: whether both ignore SIGTERM.
+
+    Returns:
+        The server's end of the scheduler's socket, and both process ids.
+    """
+    ours, theirs = socket.socketpair()
+    first = os.fork()
+    if first == 0:
+        ours.close()
+        _child(lambda: scheduler.run(theirs), scheduler.fail, deaf=deaf)
+    second = os.fork()
+    if second == 0:
+        ours.close()
+        theirs.close()
+        _child(wait_for_ever, scheduler.fail, deaf=deaf)
+    theirs.close()
+    return ours, (first, second)
+
+
+def wait_for_ever() -> NoReturn:
+    """Do nothing until a signal ends the process."""
+    while True:
+        signal.pause()
+
+
+def _child(work: Callable[[], None], fail: Callable[[], None], *, deaf: bool) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = 1
+    try:
+        work()
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        fail()
+    finally:
+        os._exit(code)
+
+
+def _word(text: str) -> str:
+    return _WORDS[hashlib.sha256(text.encode()).digest()[0] % len(_WORDS)]

@@ -1,0 +1,171 @@
+"""SGLang's dialect, as far as Torpor and its tests speak it.
+
+Routes and their behaviour follow SGLang 0.5.6.post2, 0.5.16 and 0.5.23 (`srt/entrypoints/http_server.py`): the release
+and the resume need a JSON body and take GET and POST; chats block while generation is paused; a health probe generates
+a token, and thereby ends an engine that sleeps (measured on 0.5.16 and later).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from torpor._override import override
+from torpor.testing.standin.app import StandInApp, hang
+from torpor.testing.standin.scheduler import Answer, Command, Scheduler, wait_for_ever
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from torpor.testing.faults import Fault
+    from torpor.testing.standin.app import Routes
+    from torpor.testing.standin.exchange import Exchange
+
+__all__ = ["SGLangApp", "SGLangScheduler"]
+
+_MEMORY_TAGS = ("kv_cache", "weights", "cuda_graph")
+_OK, _BAD_REQUEST = 200, 400
+
+
+class SGLangScheduler(Scheduler):
+    """Dies of what SGLang's dies of (0.5.6.post2 to 0.5.23).
+
+    A release with requests running (AssertionError), a release of released memory, a resume of memory that is there
+    (KeyError), a forward pass on released memory. As there, its traceback goes to standard error and its parent gets
+    SIGQUIT. Seeds anew at a resume, which SGLang does by Torpor's patch.
+    """
+
+    def __init__(self, fault: Fault | None) -> None:
+        super().__init__(fault)
+        self._released: set[str] = set()
+
+    @override
+    def change(self, command: Command) -> Answer:
+        if command["op"] == "release":
+            self._release(command["tags"], command["running"])
+        else:
+            self._resume(command["tags"])
+        return {}
+
+    @override
+    def check_memory(self) -> None:
+        if self._released:
+            raise RuntimeError(f"Pointer argument cannot be accessed: {sorted(self._released)} is unmapped")
+
+    @override
+    def fail(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(os.getppid(), signal.SIGQUIT)
+        wait_for_ever()  # as SGLang's: the parent's SIGKILL is what ends it
+
+    def _release(self, tags: list[str], running: int) -> None:
+        assert running == 0, "release_memory_occupation should be called only when server is idle."
+        for tag in tags:
+            if tag in self._released:
+                raise RuntimeError(f"Cannot pause allocation that is not active: {tag}")
+        self._released.update(tags)
+
+    def _resume(self, tags: list[str]) -> None:
+        for tag in tags:
+            self._released.remove(tag)
+        self._wakes += 1
+        self._random.seed()
+
+
+class SGLangApp(StandInApp):
+    """The ASGI application."""
+
+    scheduler = SGLangScheduler
+
+    @classmethod
+    @override
+    def prepare_process(cls, children: tuple[int, ...]) -> None:
+        """Kill the whole tree when a child reports its own failure by SIGQUIT."""
+
+        def kill_tree(_number: int, _frame: FrameType | None) -> None:
+            message = "Received sigquit from a child process. It usually means the child failed."
+            print(f"standin: {message}", file=sys.stderr, flush=True)
+            for pid in (*children, os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+        signal.signal(signal.SIGQUIT, kill_tree)
+
+    @override
+    def _dialect(self) -> Routes:
+        return {
+            "/model_info": ("GET", self._model_info),
+            "/server_info": ("GET", self._server_info),
+            "/metrics": ("GET", self._metrics),
+            "/health": ("GET", self._health),
+            "/health_generate": ("GET", self._health),
+            "/flush_cache": ("GET POST", self._flush_cache),
+            "/pause_generation": ("POST", self._pause),
+            "/continue_generation": ("POST", self._continue),
+            "/release_memory_occupation": ("GET POST", self._release),
+            "/resume_memory_occupation": ("GET POST", self._resume),
+        }
+
+    @override
+    async def _refuse(self, exchange: Exchange, status: int, message: str) -> None:
+        await exchange.answer(status, {"object": "error", "message": message})
+
+    @override
+    async def _scheduler_is_gone(self, exchange: Exchange) -> None:
+        await hang()  # whoever watches the tree ends this process too
+
+    async def _model_info(self, exchange: Exchange) -> None:
+        await exchange.answer(_OK, {"model_path": self._options.served_name, "is_generation": True})
+
+    async def _server_info(self, exchange: Exchange) -> None:
+        await exchange.answer(_OK, {"served_model_name": self._options.served_name, "running": self._running})
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        await exchange.answer_text(_OK, f"sglang:num_running_reqs {self._running}\n")
+
+    async def _health(self, exchange: Exchange) -> None:
+        await self._until_unpaused()
+        await self._ask({"op": "generate", "prompt": "health", "tokens": 1, "greedy": True})
+        await exchange.answer_text(_OK, "")
+
+    async def _flush_cache(self, exchange: Exchange) -> None:
+        idle = self._running == 0
+        await exchange.answer_text(
+            _OK if idle else _BAD_REQUEST, "Cache flushed.\n" if idle else "Requests are running.\n"
+        )
+
+    async def _pause(self, exchange: Exchange) -> None:
+        self._unpaused.clear()
+        await exchange.answer(_OK, {"status": "ok", "message": "Generation paused successfully."})
+
+    async def _continue(self, exchange: Exchange) -> None:
+        self._unpaused.set()
+        await exchange.answer(_OK, {"status": "ok", "message": "Generation continued successfully."})
+
+    async def _release(self, exchange: Exchange) -> None:
+        tags = await self._tags(exchange)
+        if tags is None or await self._sleep_fault(exchange, _BAD_REQUEST, "memory saver is not enabled"):
+            return
+        await self._ask({"op": "release", "tags": tags, "running": self._running})
+        self._fell_asleep()
+        await exchange.answer(_OK, None)
+
+    async def _resume(self, exchange: Exchange) -> None:
+        tags = await self._tags(exchange)
+        if tags is None:
+            return
+        await self._wake_fault()
+        await self._ask({"op": "resume", "tags": tags})
+        await exchange.answer(_OK, None)
+
+    async def _tags(self, exchange: Exchange) -> list[str] | None:
+        """The tags of a release or resume; None when the request was answered with an error."""
+        body = await exchange.json()
+        if not isinstance(body, dict):
+            await self._refuse(exchange, _BAD_REQUEST, "a JSON body is required")
+            return None
+        given = body.get("tags")
+        return [str(tag) for tag in given] if isinstance(given, list) and given else list(_MEMORY_TAGS)

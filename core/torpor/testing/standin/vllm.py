@@ -1,0 +1,234 @@
+"""vLLM's dialect, as far as Torpor and its tests speak it.
+
+Routes and their behaviour follow vLLM 0.32 (seen on a CPU) and 0.33 (read): `entrypoints/serve/dev/*/api_router.py`,
+`v1/executor/abstract.py`, `v1/engine/core.py`. A sleep pauses the scheduler first, so chats sent while asleep wait; a
+second sleep or wake is a warning in the log; health generates nothing; a chat with another model's name gets 404. An
+engine core that dies answers 500, and the server shuts down (`entrypoints/launchers/launcher.py`; read, not seen).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from torpor._override import override
+from torpor.testing.standin.app import StandInApp
+from torpor.testing.standin.scheduler import Answer, Command, Scheduler
+
+if TYPE_CHECKING:
+    import socket
+
+    from torpor.testing.faults import Fault
+    from torpor.testing.standin.app import Routes, StandInOptions
+    from torpor.testing.standin.exchange import Exchange
+    from torpor.testing.standin.link import SchedulerLink
+
+__all__ = ["DEV_MODE_VARIABLE", "RENEW", "VLLMApp", "VLLMEngineCore"]
+
+RENEW = "torpor_renew"
+"""The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): take this seed."""
+
+DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
+"""vLLM's: only with 1 there are management routes."""
+
+_SLEEP_TAGS = ("weights", "kv_cache")
+_LEVELS = ("0", "1", "2")
+_MODES = ("abort", "wait", "keep")
+_WATCHDOG_S = 5.0  # `watchdog_loop` of vLLM: how long a server without requests outlives its engine core
+_OK, _BAD_REQUEST, _ERROR, _UNAVAILABLE = 200, 400, 500, 503
+_ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
+
+
+class VLLMEngineCore(Scheduler):
+    """Sleeps and wakes as vLLM's engine core: whatever is out of order does nothing but warn.
+
+    Dies of a forward pass on memory that sleeps. After a sleep of level 2 the weights hold garbage until they are loaded
+    again. Its random state is that of the snapshot until it is told to seed anew.
+    """
+
+    def __init__(self, fault: Fault | None) -> None:
+        super().__init__(fault)
+        self._sleeping: set[str] = set()
+        self._dropped = False
+
+    @override
+    def change(self, command: Command) -> Answer:
+        match command["op"]:
+            case "sleep":
+                self._sleep(command["level"])
+            case "wake":
+                self._wake(command["tags"])
+            case "rpc":
+                return self._call(command["method"], command["args"])
+        return {"asleep": bool(self._sleeping)}
+
+    @override
+    def check_memory(self) -> None:
+        if self._sleeping:
+            raise RuntimeError(f"CUDA error: an illegal memory access: {sorted(self._sleeping)} is asleep")
+
+    @override
+    def fail(self) -> None:
+        _warn("EngineCore encountered a fatal error.")
+
+    @property
+    @override
+    def garbled(self) -> bool:
+        return self._dropped or super().garbled
+
+    def _sleep(self, level: int) -> None:
+        if "weights" in self._sleeping:
+            _warn("Executor is already sleeping.")
+            return
+        self._sleeping.update(_SLEEP_TAGS)
+        self._dropped = self._dropped or level > 1
+
+    def _wake(self, tags: list[str]) -> None:
+        if not self._sleeping:
+            _warn("Executor is not sleeping.")
+        elif strange := [tag for tag in tags if tag not in self._sleeping]:
+            _warn(f"Tag {strange[0]} is not in sleeping tags {sorted(self._sleeping)}")
+        else:
+            self._sleeping.difference_update(tags or _SLEEP_TAGS)
+            self._wakes += not self._sleeping
+
+    def _call(self, method: str, args: list[str]) -> Answer:
+        """Call a method of the one worker."""
+        match method, args:
+            case (name, [seed]) if name == RENEW and seed.isdecimal():
+                self._random.seed(int(seed))
+                return {"results": [seed]}
+            case "reload_weights", [] if "weights" not in self._sleeping:
+                self._dropped = False
+                return {"results": [None]}
+            case "reload_weights", []:
+                return {"error": "the weights' memory is asleep"}
+        return {"error": f"Method '{method}' is not implemented, or not with {len(args)} argument(s)."}
+
+
+class VLLMApp(StandInApp):
+    """The ASGI application.
+
+    Args:
+        options: how it behaves.
+        link: the socket to the engine core.
+    """
+
+    scheduler = VLLMEngineCore
+
+    def __init__(self, options: StandInOptions, link: socket.socket) -> None:
+        super().__init__(options, link)
+        self._mode = "wait"  # how the last sleep treats what is in flight
+        self._watchdog: asyncio.Task[None] | None = None
+
+    @classmethod
+    @override
+    def prepare_process(cls, children: tuple[int, ...]) -> None:
+        """Do nothing: an engine core sends no signal, the end of its socket tells of its death."""
+
+    @override
+    def _dialect(self) -> Routes:
+        routes: Routes = {"/health": ("GET", self._health), "/metrics": ("GET", self._metrics)}
+        if os.environ.get(DEV_MODE_VARIABLE) == "1":
+            routes |= {
+                "/sleep": ("POST", self._sleep),
+                "/wake_up": ("POST", self._wake_up),
+                "/is_sleeping": ("GET", self._is_sleeping),
+                "/collective_rpc": ("POST", self._collective_rpc),
+                "/server_info": ("GET", self._server_info),
+            }
+        return routes
+
+    @override
+    async def _started(self, link: SchedulerLink) -> None:
+        await super()._started(link)
+        self._watchdog = asyncio.create_task(self._watch(link))
+
+    async def _watch(self, link: SchedulerLink) -> None:
+        await link.gone.wait()
+        self._unpaused.set()  # what waits for a wake fails now
+        await asyncio.sleep(_WATCHDOG_S)
+        signal.raise_signal(signal.SIGTERM)
+
+    @override
+    async def _refuse(self, exchange: Exchange, status: int, message: str) -> None:
+        kind = _ERROR_TYPES[status]
+        await exchange.answer(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
+
+    @override
+    async def _scheduler_is_gone(self, exchange: Exchange) -> None:
+        _warn("EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.")
+        signal.raise_signal(signal.SIGTERM)
+        await self._refuse(exchange, _ERROR, "The server had an error while processing your request.")
+
+    @override
+    def _knows(self, model: object) -> bool:
+        return model == self._options.served_name
+
+    @override
+    async def _next_token(self) -> bool:
+        await super()._next_token()
+        if self._unpaused.is_set() or self._mode == "wait":
+            return True
+        if self._mode == "abort":
+            return False
+        await self._until_unpaused()
+        return True
+
+    async def _health(self, exchange: Exchange) -> None:
+        dead = self._link is None or self._link.gone.is_set()
+        await exchange.answer_text(_UNAVAILABLE if dead else _OK, "")
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        await exchange.answer_text(_OK, f"vllm:num_requests_running {self._running}\n")
+
+    async def _server_info(self, exchange: Exchange) -> None:
+        await exchange.answer(_OK, {"vllm_config": f"model='{self._options.served_name}'", "vllm_env": {}})
+
+    async def _sleep(self, exchange: Exchange) -> None:
+        level, mode = exchange.query.get("level", ["1"])[-1], exchange.query.get("mode", ["abort"])[-1]
+        if level not in _LEVELS or mode not in _MODES:
+            await self._refuse(exchange, _BAD_REQUEST, f"level is one of {_LEVELS}, mode one of {_MODES}")
+            return
+        if await self._sleep_fault(exchange, _ERROR, "Call to sleep method failed: CUDA error: out of memory"):
+            return
+        self._mode = mode
+        self._unpaused.clear()
+        if mode != "keep":
+            await self._idle.wait()
+        if level != "0":
+            await self._ask({"op": "sleep", "level": int(level)})
+        self._fell_asleep()
+        await exchange.answer(_OK, {"status": "sleeping", "level": int(level)})
+
+    async def _wake_up(self, exchange: Exchange) -> None:
+        await self._wake_fault()
+        tags = exchange.query.get("tags")
+        memory = [tag for tag in tags or [] if tag != "scheduling"]
+        answer = await self._ask({"op": "wake", "tags": memory} if memory or not tags else {"op": "look"})
+        if not answer["asleep"]:
+            self._unpaused.set()
+        await exchange.answer(_OK, {"status": "sleeping" if answer["asleep"] else "awake", "tags": tags})
+
+    async def _is_sleeping(self, exchange: Exchange) -> None:
+        answer = await self._ask({"op": "look"})
+        await exchange.answer(_OK, {"is_sleeping": answer["asleep"] or not self._unpaused.is_set()})
+
+    async def _collective_rpc(self, exchange: Exchange) -> None:
+        body = await exchange.json()
+        if not isinstance(body, dict) or body.get("method") is None:
+            await self._refuse(exchange, _BAD_REQUEST, "Missing 'method' in request body")
+            return
+        args = [str(word) for word in body.get("args", [])]
+        answer = await self._ask({"op": "rpc", "method": str(body["method"]), "args": args})
+        if "error" in answer:
+            await self._refuse(exchange, _ERROR, f"Call to collective_rpc method failed: {answer['error']}")
+        else:
+            await exchange.answer(_OK, {"results": answer["results"]})
+
+
+def _warn(message: str) -> None:
+    print(f"standin: {message}", file=sys.stderr, flush=True)
