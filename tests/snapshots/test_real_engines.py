@@ -174,9 +174,7 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
 
 
 def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Path, Manifest]) -> None:
-    """SGLang counts CPU time every few seconds; a restored process's begins anew, which must not end its scheduler.
-    vLLM writes its statistics every ten.
-    """
+    """What counts CPU time, SGLang's metrics, finds that it began anew; that must not end a scheduler."""
     port = free_port()
     copies = restore_snapshot(captured[0], port=port)
     try:

@@ -1,0 +1,27 @@
+"""Locks between processes that keep their names as long as anybody holds them."""
+
+from __future__ import annotations
+
+from torpor.launcher.patches import Patch
+from torpor_vllm.versions import SUPPORTED_VERSIONS
+
+__all__ = ["PATCH"]
+
+
+def _keep_names() -> None:
+    """Leave the unlinking of a semaphore to Python's resource tracker, which does it when the processes have ended."""
+    from multiprocessing.synchronize import SemLock  # noqa: PLC0415 - 5 ms, for processes that spawn others
+
+    SemLock._cleanup = staticmethod(lambda _name: None)  # type: ignore[attr-defined]  # noqa: SLF001 - CPython 3.11 to 3.13
+
+
+PATCH = Patch(
+    name="named-locks",
+    reason=(
+        "vLLM's engine core makes a lock, hands it to its workers and forgets it, upon which Python unlinks the semaphore in "
+        "/dev/shm; CRIU cannot dump the workers' mapping of it then without root"
+    ),
+    versions=SUPPORTED_VERSIONS,
+    applies=lambda: True,
+    apply=_keep_names,
+)
