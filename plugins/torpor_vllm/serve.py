@@ -23,7 +23,7 @@ from torpor.launcher import boot as launcher
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
 from torpor.launcher.tqdm_lock import tqdm_lock
-from torpor_vllm import named_locks
+from torpor_vllm import named_locks, sigterm
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
 
@@ -85,7 +85,8 @@ def _start(argv: Sequence[str]) -> None:
 
 def prepare_process() -> PatchReport:
     """Do what every process of the engine needs before it imports anything of vLLM's."""
-    return apply_patches(os.environ, (orphans(SUPPORTED_VERSIONS), tqdm_lock(SUPPORTED_VERSIONS), named_locks.PATCH))
+    patches = (orphans(SUPPORTED_VERSIONS), tqdm_lock(SUPPORTED_VERSIONS), named_locks.PATCH, sigterm.PATCH)
+    return apply_patches(os.environ, patches)
 
 
 def parsed(argv: Sequence[str], version: str) -> tuple[Command, Arguments]:

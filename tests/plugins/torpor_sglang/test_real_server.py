@@ -6,21 +6,22 @@ import os
 import signal
 import socket
 import time
-from contextlib import contextmanager, suppress
-from subprocess import DEVNULL
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
-import psutil
 import pytest
+from typing_extensions import override
 
 from tests.conftest import is_running, wait_until_gone
+from tests.plugins.engine_rules.launcher import RealLauncherRules
+from tests.plugins.torpor_sglang.conftest import LOCAL, cpu_plugin
 from torpor.control import GuardControl, open_client
 from torpor.engine import Engine
 from torpor.guard import GuardRules
 from torpor.process import session_members
 from torpor.readiness import wait_ready
-from torpor_sglang import routes
+from torpor_sglang import SGLang, routes
 from torpor_sglang.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -173,62 +174,14 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
         assert [member for member in members if is_running(member)] == []
 
 
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    ("number", "after_s"),
-    [(signal.SIGTERM, 1.5), (signal.SIGKILL, 1.5), (signal.SIGKILL, 0.0)],
-    ids=["SIGTERM", "SIGKILL", "SIGKILL at once"],
-)
-def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
-    real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals, after_s: float
-) -> None:
-    """The scheduler, still importing, ends with the launcher, without anybody else's help."""
-    engine = real_engine("0.5.23")
-    # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
-    with alone(engine, tiny_model, free_port()) as launcher:
-        children = wait_for_children(launcher, 2)  # the scheduler and multiprocessing's resource tracker
-        time.sleep(after_s)  # after 1.5 s they import SGLang, mostly; at first not even the launcher
-        launcher.send_signal(number)
-        _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
-        assert [process for process in alive if is_running(process)] == []
+class TestTheLauncher(RealLauncherRules):
+    """SGLang's."""
 
+    local = LOCAL
 
-@contextmanager
-def alone(engine: RealEngine, model: Path, port: int) -> Iterator[psutil.Popen]:
-    options: dict[str, OptionValue] = {
-        "model_path": str(model),
-        "port": port,
-        "device": "cpu",
-        "max_total_tokens": 4096,
-    }
-    options |= {"attention_backend": "torch_native", "disable_overlap_schedule": True, "mem_fraction_static": 0.1}
-    argv = (str(engine.python), "-m", "torpor_sglang.serve", *FLAGS.argv(engine.version, options))
-    launcher = psutil.Popen(
-        argv,
-        env={**os.environ, **engine.env, "TORPOR_UNGUARDED": "1"},
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield launcher
-    finally:
-        for process in [*session_members(launcher.pid), launcher]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        launcher.wait(10)
-
-
-def wait_for_children(launcher: psutil.Popen, count: int) -> list[psutil.Process]:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with suppress(psutil.NoSuchProcess):
-            children: list[psutil.Process] = launcher.children(recursive=True)
-            if len(children) >= count:
-                return children
-        assert launcher.poll() is None, "the launcher ended by itself"
-        time.sleep(0.05)
-    pytest.fail(f"the launcher never had {count} children")
+    @override
+    def plugin(self, engine: RealEngine) -> SGLang:
+        return cpu_plugin(engine, warmup_prompt_words=(8,))
 
 
 @pytest.mark.timeout(200)
