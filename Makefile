@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 QUICK := not slow and not sglang and not vllm and not criu and not gpu
-.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
+.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -55,6 +55,9 @@ measure: engine criu ## cold and restored starts of the real SGLang, replicas, m
 
 restores: engine criu ## 1,000 restores in a row, and what they leave behind (some five minutes)
 	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
+
+record: parsers vllm criu ## run what shows something of an engine, and write it into docs/engine-results.json
+	TORPOR_RECORD=docs/engine-results.json $(BIN)/pytest -m shows
 
 bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py

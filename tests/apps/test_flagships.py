@@ -14,6 +14,7 @@ from tests.apps.container_packages import link_container_packages
 from tests.chat_server import ChatServer, answer
 from tests.modal_plane import ModalPlane
 from tests.modal_plane.plane import run
+from tests.shown import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Flagship:
     Attributes:
         file: relative to the repository.
         package: the engine's plugin.
+        version: the engine's.
         base: the image that everything is built on.
         env: variables of the engine's in the image.
         compiles: words of its compile command.
@@ -39,6 +41,7 @@ class Flagship:
 
     file: str
     package: str
+    version: str
     base: str
     env: tuple[str, ...]
     compiles: tuple[str, ...]
@@ -58,6 +61,7 @@ FLAGSHIPS = (
     Flagship(
         file="apps/qwen3_sglang.py",
         package="torpor_sglang",
+        version="0.5.6.post2",
         base="lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime",
         env=("SGLANG_DG_CACHE_DIR=/opt/torpor/kernels/deep_gemm", "SGLANG_ENABLE_JIT_DEEPGEMM=1"),
         compiles=("sglang.compile_deep_gemm", "--tp-size"),
@@ -65,6 +69,7 @@ FLAGSHIPS = (
     Flagship(
         file="apps/qwen3_vllm.py",
         package="torpor_vllm",
+        version="0.33.0",
         base="vllm/vllm-openai:v0.33.0",
         env=(
             "DG_JIT_CACHE_DIR=/opt/torpor/kernels/deep_gemm",
@@ -77,7 +82,17 @@ FLAGSHIPS = (
 )
 
 
-@pytest.fixture(scope="module", params=FLAGSHIPS, ids=lambda flagship: flagship.module)
+SHOWN = [
+    pytest.param(
+        flagship,
+        id=flagship.module,
+        marks=pytest.mark.shows(ROWS[6], engine=flagship.module.removeprefix("qwen3_"), version=flagship.version),
+    )
+    for flagship in FLAGSHIPS
+]
+
+
+@pytest.fixture(scope="module", params=SHOWN)
 def flagship(request: pytest.FixtureRequest) -> Flagship:
     """Each flagship in turn."""
     found: Flagship = request.param

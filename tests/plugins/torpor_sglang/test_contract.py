@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from tests.plugins.torpor_sglang.conftest import cpu_plugin
+from tests.plugins.torpor_sglang.conftest import LOCAL, cpu_plugin
+from tests.shown import ROWS
 from torpor import Deployment, Model, Scaling
 from torpor.testing import EngineContract, PluginContract
 from torpor.testing.engine_contract import EngineRules
@@ -39,13 +40,14 @@ class TestSGLang(PluginContract, EngineRules):
 
 @pytest.mark.sglang
 @pytest.mark.slow
+@pytest.mark.shows(ROWS[1], engine="sglang", version=LOCAL.version)
 class TestSGLangOnTheCpu(EngineContract):
     """The real server, started, put to sleep and woken twice."""
 
     @override
     @pytest.fixture
     def plugin(self, real_engine: Callable[[str], RealEngine]) -> SGLang:
-        return cpu_plugin(real_engine("0.5.23"), warmup_prompt_words=(8, 60))
+        return cpu_plugin(real_engine(LOCAL.version), warmup_prompt_words=(8, 60))
 
     @override
     @pytest.fixture
