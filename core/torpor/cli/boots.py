@@ -48,7 +48,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     if file is not None:
         report = classify(read_lines(_text(file)))
     else:
-        from torpor.platforms.modal import app_logs  # noqa: PLC0415 - a saved log needs no modal
+        from torpor.platforms.modal_account import app_logs  # noqa: PLC0415 - a saved log needs no modal
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:

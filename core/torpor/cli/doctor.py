@@ -71,7 +71,7 @@ def _of_app(deployment: Deployment) -> Iterator[Finding]:
 
 def _of_secrets(names: tuple[str, ...]) -> Finding:
     """Whether the secrets that build steps want are there, as far as that can be asked."""
-    from torpor.platforms.modal import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
+    from torpor.platforms.modal_account import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
 
     listed = ", ".join(names)
     if not is_logged_in():

@@ -70,7 +70,7 @@ def run_prewarm(
 def _find(target: str) -> _Target:
     if target.startswith(("http://", "https://")):
         return _Target(url=target, pause_s=_PAUSE_S, read_log=None)
-    from torpor.platforms.modal import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
+    from torpor.platforms.modal_account import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
     from torpor.platforms.modal_logs import classify  # noqa: PLC0415
 
     name, pause_s = target, _PAUSE_S

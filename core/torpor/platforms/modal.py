@@ -13,26 +13,21 @@ of the two by their order. Facts about the client are of version 1.6.4, seen by 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
 import secrets
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from inspect import getattr_static
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import modal
-from modal.config import config
-from modal.exception import AuthError, InvalidError, LogsFetchError, NotFoundError
-from modal.exception import ConnectionError as ModalConnectionError
 from modal.partial_function import PartialFunction
 
 from torpor.deployment import Deployment
-from torpor.errors import ConfigurationError, ServerUnavailableError
+from torpor.errors import ConfigurationError
 from torpor.events import log
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import (
@@ -43,11 +38,12 @@ from torpor.platforms.container import (
     script_path,
     step_line,
 )
-from torpor.platforms.modal_logs import AFTER_SNAPSHOT, LogLine
+from torpor.platforms.modal_account import deployed_url, web_url
+from torpor.platforms.modal_logs import AFTER_SNAPSHOT
 from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import PurePosixPath
     from types import FrameType
 
@@ -59,24 +55,18 @@ __all__ = [
     "Concurrency",
     "DownloadOptions",
     "SnapshotServer",
-    "app_logs",
-    "app_url",
     "cls_options",
     "concurrency",
     "deployed_url",
     "download_options",
     "fill_volumes",
     "image",
-    "is_logged_in",
-    "missing_secrets",
     "web_url",
 ]
 
 _MAX_SCALEDOWN_S = 3600
 _MODULE_LEVEL = "<module>"
 _CONTAINER_VARIABLE = "MODAL_TASK_ID"  # another one after a restore; client 1.6.4, seen by running it
-_CONTAINER_PREFIX = "ta-"
-_LOG_DAYS = 35  # the longest range that the service answers; client 1.6.4, modal/_logs.py
 
 Volumes = dict["str | PurePosixPath", "modal.Volume | modal.CloudBucketMount"]
 
@@ -407,147 +397,3 @@ def _check_class(cls: type[SnapshotServer], frame: FrameType | None) -> None:
             f"imports that module and looks for {name!r} there, and would not find it. Write `class {name}(SnapshotServer, "
             "deployment=deployment)` in the app file itself."
         )
-
-
-# --- where a server answers -------------------------------------------------------------------------------------------
-
-
-def web_url(server: type[SnapshotServer]) -> str:
-    """The URL of a class of a running app, for a local entrypoint under `modal run`: that of the ephemeral app.
-
-    Raises:
-        ServerUnavailableError: Modal gave the class no URL.
-    """
-    return _url_of(cast("modal.Cls", server))
-
-
-def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
-    """The URL of the deployed app's class.
-
-    Raises:
-        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
-        ConfigurationError: there are no credentials, or they are refused.
-    """
-    return app_url(deployment.name, class_name)
-
-
-def app_url(name: str, class_name: str = "Server") -> str:
-    """The URL of a class of the deployed app of that name.
-
-    Raises:
-        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
-        ConfigurationError: that is no name, or there are no credentials, or they are refused.
-    """
-    with _answers_of_modal():
-        try:
-            return _url_of(modal.Cls.from_name(name, class_name))
-        except NotFoundError as error:
-            raise ServerUnavailableError(
-                f"{name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
-                "`modal run`, which brings up its own."
-            ) from error
-        except InvalidError as error:
-            raise ConfigurationError(f"{name!r} is no name of an app: {error}") from error
-
-
-@contextlib.contextmanager
-def _answers_of_modal() -> Iterator[None]:
-    """Say in Torpor's errors why Modal does not answer."""
-    try:
-        yield
-    except AuthError as error:
-        raise ConfigurationError(f"Modal refuses to answer: {error} Log in with `modal setup`.") from error
-    except ModalConnectionError as error:
-        raise ServerUnavailableError(f"Modal cannot be reached: {error}") from error
-
-
-def _url_of(server: modal.Cls) -> str:
-    url: str | None = server().serve.get_web_url()
-    if not url:
-        raise ServerUnavailableError("Modal gave the class no URL: it has no running web server.")
-    return url
-
-
-def is_logged_in() -> bool:
-    """Whether there are credentials for Modal here; whether they hold is not asked."""
-    return bool(config.get("token_id"))
-
-
-def missing_secrets(names: Sequence[str], *, timeout_s: float = 20.0) -> tuple[str, ...]:
-    """Those of the names that no secret of the account has.
-
-    Args:
-        names: of secrets.
-        timeout_s: seconds for all of them.
-
-    Raises:
-        ConfigurationError: Modal refuses the credentials.
-        ServerUnavailableError: Modal cannot be reached, or did not answer in time.
-    """
-
-    async def look() -> tuple[str, ...]:
-        missing = []
-        async with asyncio.timeout(timeout_s):
-            for name in names:
-                try:
-                    await modal.Secret.from_name(name).hydrate.aio()
-                except NotFoundError:
-                    missing.append(name)
-        return tuple(missing)
-
-    with _answers_of_modal():
-        try:
-            return asyncio.run(look())
-        except TimeoutError:
-            raise ServerUnavailableError(f"Modal did not say within {timeout_s:g} s which secrets there are.") from None
-
-
-# --- its log ----------------------------------------------------------------------------------------------------------
-
-
-def app_logs(name: str, *, hours: float = 24.0, timeout_s: float = 60.0) -> list[LogLine]:
-    """The log of an app, oldest line first.
-
-    Args:
-        name: the app's name, or its id (`ap-...`), which also finds stopped and ephemeral apps.
-        hours: how far back.
-        timeout_s: seconds for all of it.
-
-    Raises:
-        ConfigurationError: there is no such app, the range is none, it holds too much, or there are no credentials.
-        ServerUnavailableError: Modal cannot be reached, or was not done in time.
-    """
-    if not 0 < hours <= 24 * _LOG_DAYS:
-        raise ConfigurationError(
-            f"The log of the last {hours:g} hours was asked for; Modal gives more than 0 and at most {24 * _LOG_DAYS} hours."
-        )
-    with _answers_of_modal():
-        try:
-            return asyncio.run(_fetch_logs(name, datetime.now(UTC) - timedelta(hours=hours), timeout_s))
-        except (NotFoundError, InvalidError) as error:
-            raise ConfigurationError(
-                f"Modal has no app {name!r} ({error}). `modal app list` shows names and ids; the id of a stopped app finds it too."
-            ) from error
-        except LogsFetchError as error:
-            raise ConfigurationError(f"The log of {name!r} cannot be fetched: {error} Ask for fewer hours.") from error
-        except TimeoutError:
-            raise ServerUnavailableError(
-                f"Modal did not send the log of {name!r} within {timeout_s:g} s. Ask for fewer hours, or allow more time."
-            ) from None
-
-
-async def _fetch_logs(name: str, since: datetime, timeout_s: float) -> list[LogLine]:
-    """Put lines together that came in pieces, each container's and stream's for itself."""
-    lines: list[LogLine] = []
-    begun: dict[tuple[str, str], LogLine] = {}
-    async with asyncio.timeout(timeout_s):
-        app = await modal.App.lookup.aio(name)
-        async for entry in app.logs.fetch.aio(since=since):
-            container = next((word for word in entry.context_ids if word.startswith(_CONTAINER_PREFIX)), "")
-            at, place = entry.timestamp.timestamp(), (container, str(entry.source))
-            first = begun.pop(place, LogLine(text="", at=at, container=container))
-            *whole, rest = (first.text + entry.message).split("\n")
-            lines += (LogLine(text=text, at=first.at, container=container) for text in whole)
-            if rest:
-                begun[place] = LogLine(text=rest, at=at if whole else first.at, container=container)
-    return [*lines, *begun.values()]
