@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
@@ -47,6 +48,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
+@functools.cache
 def pages(site: Path) -> dict[str, Elements]:
     """Every page by its file's name; the one for missing pages is made for a site at the root of a host."""
     return {
