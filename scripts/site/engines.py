@@ -150,11 +150,13 @@ def _options(plugin: Installed) -> str:
     cls, told = plugin.cls, parse(plugin.cls)
     if not is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is no dataclass, so its options are not known.")
-    meanings = told.entries("Attributes") | told.entries("Args")
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):  # an engine plugin tells of its own options, a base of those that all have
+        meanings |= parse(base).entries("Attributes") | parse(base).entries("Args")
     rows: list[list[str]] = []
     for field in fields(cls):
         if field.name not in meanings:
-            raise ValueError(f"{cls.__name__}.{field.name} is not in the docstring of its class.")
+            raise ValueError(f"{cls.__name__}.{field.name} is not in the docstring of its class, nor of a base.")
         default = "(required)" if field.default is MISSING else f"`{field.default!r}`"
         rows.append([f"`{field.name}`", _cell(default), _cell(meanings[field.name])])
     head = f"### {cls.__name__}\n\n`from {plugin.package} import {cls.__name__}`, entry point `{plugin.name}`."
