@@ -36,6 +36,9 @@ DISTRIBUTION = "torpor"
 RESULTS = Path(__file__).parents[2] / "docs" / "engine-results.json"
 """What tests of engines found out: `{"ROW": {"ENGINE": "TEXT"}}`, a row of the table each. Written by the tests, if at all."""
 
+_NO_CAPABILITY = ("plugin_name", "compiles_for_engine")
+"""Declared by every plugin, and by those that launch no engine."""
+
 
 class FlagRecord(Protocol):
     """What a record in `FLAGS` has at least."""
@@ -88,7 +91,7 @@ def engine_plugins() -> tuple[Installed, ...]:
 def declared_capabilities() -> dict[str, str]:
     """What `Plugin` lets an engine plugin declare, and what each means: its docstring's attributes that are class variables."""
     told = parse(Plugin).entries("Attributes")
-    return {name: told[name] for name in get_type_hints(Plugin) if name in told and name != "plugin_name"}
+    return {name: told[name] for name in get_type_hints(Plugin) if name in told and name not in _NO_CAPABILITY}
 
 
 def capability_table(results: Path = RESULTS) -> str:
