@@ -3,18 +3,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 QUICK := not slow and not sglang and not vllm and not criu and not gpu
-.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types record bench gpu-bench fuzz soak clean
+.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
-.venv/.made: pyproject.toml requirements/dev.txt
+.venv/.made: pyproject.toml requirements/dev.txt requirements/docs.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@echo "setting up .venv"
 	@$(PYTHON) -m venv .venv || { echo "make: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt \
+	  --requirement requirements/docs.txt
 	@touch $@
 
 setup: .venv/.made  ## set up .venv: Torpor and what its tests need
@@ -50,6 +51,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+docs: setup      ## build the site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 measure: engine criu ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
 	$(BIN)/python benchmarks/local.py
 
@@ -74,4 +78,4 @@ soak: setup      ## 10 minutes of mixed load with sleeps and wakes in between
 	$(BIN)/python -m tests.soak --seconds 600
 
 clean:           ## remove everything that was set up here
-	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache site

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,8 @@ def table_rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
 
 
-def test_the_diagram_has_exactly_the_states() -> None:
-    """A state that is added is drawn."""
-    diagram = PAGE[PAGE.index("stateDiagram") : PAGE.index("note right")]
-    drawn = set(re.findall(r"^ +(\w+) -->|--> (\w+)", diagram, re.MULTILINE))
-    assert {first or second for first, second in drawn} == {state.value for state in State}
+def test_the_table_has_exactly_the_states() -> None:
+    """A state that is added is there (the drawing of the machine is tested in tests/docs/test_generated.py)."""
     assert table_rows()[0][1:] == [state.value for state in State]
 
 

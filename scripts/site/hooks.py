@@ -1,0 +1,88 @@
+"""What mkdocs calls while it builds the site (see `hooks:` in mkdocs.yml).
+
+Pages of docs/ read well where they lie, too: links in them go to files of the repository. Here such a link becomes one to
+the page that is made of the file, e.g. `../SECURITY.md` one to `security.md`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkdocs.structure.files import File
+from scripts.site import commands, engines, guard_states, hook_reference, llms, modules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+__all__ = ["ADOPTED", "PARTS", "on_env", "on_files", "on_page_markdown", "on_post_build"]
+
+ROOT = Path(__file__).parents[2]
+
+ADOPTED = {
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+    "gpu-figures.md": "benchmarks/gpu/NOTES.md",
+    "h100-2026-11-25.svg": "benchmarks/gpu/h100-2026-11-25.svg",
+    "h100-2026-11-25.json": "benchmarks/gpu/h100-2026-11-25.json",
+}
+"""Files of the site that are made of files outside of docs/: there is one source of each."""
+
+PARTS: dict[str, Callable[[], str]] = {
+    "hook_timeline": hook_reference.hook_timeline,
+    "hook_reference": hook_reference.hook_reference,
+    "capabilities": engines.capability_table,
+    "flags": engines.flag_tables,
+    "options": engines.option_tables,
+    "commands": commands.command_reference,
+    "module_map": modules.module_map,
+}
+"""What `<!-- generated: NAME -->` stands for."""
+
+_PART = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+_DRAWING = re.compile(r"^!\[[^\]]*\]\(guard-states\.svg\)$", re.MULTILINE)
+_LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of files outside of docs/."""
+    for target, source in ADOPTED.items():
+        files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs calls by name
+    """Fill in what is generated, and mend links to files of the repository."""
+    source = page.file.src_uri
+    folder = posixpath.dirname(ADOPTED.get(source, f"docs/{source}"))
+    markdown = _LINK.sub(lambda link: page_of(link[1], folder) + link[2], markdown)
+    markdown = _DRAWING.sub(lambda _: f'<div class="drawing">\n{guard_states.svg()}</div>', markdown)
+    return _PART.sub(lambda part: PARTS[part[1]](), markdown)
+
+
+def page_of(target: str, folder: str) -> str:
+    """The site's file for a link's target.
+
+    Args:
+        target: path in a link.
+        folder: folder of the repository in which the file with that link lies; empty for the root.
+    """
+    path = posixpath.normpath(posixpath.join(folder, target))
+    made_of = {source: page for page, source in ADOPTED.items()}
+    return made_of.get(path, path.removeprefix("docs/"))
+
+
+def on_env(env: object, config: MkDocsConfig, files: Files) -> None:  # noqa: ARG001 - mkdocs calls by name
+    """Keep each page's Markdown, as filled in, for `on_post_build`."""
+    llms.remember(files)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write llms.txt, and every page as Markdown beside its HTML."""
+    llms.write(config)

@@ -1,0 +1,129 @@
+"""Every block of Python in the README and in docs/ is run, found in the file that it shows, or part of a project that is run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, Block, blocks
+
+PRELUDES = {
+    "README.md": (
+        "import pytest\n"
+        "from torpor import Deployment, Model, Scaling\n"
+        "from torpor.testing import PluginContract\n"
+        "from torpor_deepgemm import DeepGEMM\n"
+        "from torpor_hf_cache import HFCache\n"
+        "from torpor_sglang import SGLang\n"
+    ),
+}
+"""What a page's blocks leave out for shortness: imports, nothing else."""
+
+PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
+
+
+def shows_a_file(block: Block) -> bool:
+    """Whether it shows a part of a file of this repository."""
+    return bool(block.title) and (ROOT / block.title).exists()
+
+
+def pages_with(kind: str) -> list[Path]:
+    """Pages with blocks of their own: `plain` ones, or `project` files."""
+    found = [block for block in PYTHON if not shows_a_file(block) and bool(block.title) is (kind == "project")]
+    return sorted({block.page for block in found})
+
+
+def source_of(page: Path) -> str:
+    """A page's plain blocks as one module, on the lines on which they stand."""
+    lines = PRELUDES.get(page.name, "").splitlines()
+    for block in PYTHON:
+        if block.page == page and not block.title:
+            lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def test_preludes_only_import() -> None:
+    """A page whose code needs more than that has to show it."""
+    for text in PRELUDES.values():
+        assert {type(node) for node in ast.parse(text).body} <= {ast.Import, ast.ImportFrom}
+    assert set(PRELUDES) <= {page.name for page in pages_with("plain")}
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if shows_a_file(block)], ids=lambda block: block.where)
+def test_a_block_that_shows_a_file_is_in_that_file(block: Block) -> None:
+    """Word for word."""
+    assert block.text in (ROOT / block.title).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", pages_with("plain"), ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, in one module, somewhere else."""
+    monkeypatch.chdir(tmp_path)
+    assert set(vars(run(source_of(page), page.name, monkeypatch))) > set(vars(types.ModuleType("empty")))
+
+
+def test_the_deployment_of_the_readme_is_the_flagships(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves out are defaults and comments."""
+    shown = run(source_of(ROOT / "README.md"), "README.md", monkeypatch)
+    source = (
+        (ROOT / "apps" / "qwen3_sglang.py").read_text().partition("\napp = ")[0]
+    )  # the rest registers it with Modal
+    assert shown.deployment == run(source, "app.py", monkeypatch).deployment
+
+
+def run(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Run a module's source; dataclasses in it look their module up."""
+    module = types.ModuleType(f"shown_{Path(name).stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, name, "exec"), vars(module))  # the pages' own code
+    return module
+
+
+@pytest.mark.slow
+def test_the_contract_of_the_readme_is_kept_by_its_plugin(tmp_path: Path) -> None:
+    """Its two blocks, run as a stranger would."""
+    (tmp_path / "test_readme.py").write_text(source_of(ROOT / "README.md"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_code_of_the_pages_is_typed_right(tmp_path: Path) -> None:
+    """Everything in it that has types, in one run of mypy."""
+    for page in pages_with("plain"):
+        (tmp_path / f"page_{page.stem.replace('-', '_')}.py").write_text(source_of(page))
+    for block in PYTHON:
+        if block.title and not shows_a_file(block):
+            (tmp_path / block.title).write_text(block.text)
+    files = sorted(str(file) for file in tmp_path.glob("*.py"))
+    assert len(files) > 3
+    options = (
+        "--config-file=",
+        "--check-untyped-defs",
+        "--ignore-missing-imports",
+        f"--cache-dir={tmp_path / 'cache'}",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, *files],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": os.pathsep.join(str(ROOT / folder) for folder in ("core", "plugins"))},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

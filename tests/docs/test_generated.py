@@ -1,0 +1,158 @@
+"""The tools that make parts of the site: what they do with plugins, results and docstrings that are not there yet."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from scripts.site import engines, guard_states, hook_reference, hooks, llms
+from scripts.site.docstrings import parse
+
+from tests.docs.pages import ROOT
+from torpor.guard import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """A flag of an engine that nobody has."""
+
+    option: str = "depth"
+    flag: str = "--depth"
+    reason: str = "deep | deeper"
+    source: str = "args.py:1"
+    instead: str = "Use Deep(depth=...)."
+
+
+def test_the_drawing_is_the_machine_as_it_is() -> None:
+    """`python -m scripts.site.guard_states` makes it anew."""
+    assert guard_states.DIAGRAM.read_text(encoding="utf-8") == guard_states.svg()
+
+
+def test_the_walk_finds_every_state_and_the_known_ways() -> None:
+    """Every state is entered and left; only a failed step leads to the end."""
+    found = guard_states.transitions()
+    assert {one.source for one in found} == {state.value for state in State}
+    assert {one.target for one in found} == {state.value for state in State} | {guard_states.END}
+    assert {one.label for one in found if one.target == guard_states.END} == {"a sleep step fails", "a wake step fails"}
+    ways = {(one.source, one.target): one.label for one in found}
+    assert ways["draining", "asleep"] == "asleep, after every step"
+    assert ways["waking", "serving"] == "serve, after every step"
+    assert ways["asleep", "waking"] == "wake"
+    assert {one.label for one in found if (one.source, one.target) == ("draining", "serving")} == {
+        "deadline, or caller gone",
+        "serve, before any step",
+    }
+
+
+def test_a_state_without_a_place_cannot_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing fails."""
+    monkeypatch.delitem(guard_states._PLACES, "waking")
+    with pytest.raises(KeyError, match="state 'waking' without a place"):
+        guard_states.svg()
+
+
+def test_results_of_tests_become_rows(tmp_path: Path) -> None:
+    """A file that tests wrote; an engine that it does not name was not tested."""
+    file = tmp_path / "results.json"
+    before = engines.capability_table(tmp_path / "none.json")
+    file.write_text(json.dumps({"snapshot, CRIU": {"sglang": "0.5.23 on a CPU"}, "dry run": {"other": "x"}}))
+    added = engines.capability_table(file).removeprefix(before).splitlines()[1:]
+    names = [engine.name for engine in engines.engine_plugins()]
+    tested = ["0.5.23 on a CPU" if name == "sglang" else "not tested" for name in names]
+    assert added[0] == f"| snapshot, CRIU | {' | '.join(tested)} |"
+    assert added[1] == f"| dry run | {' | '.join(['not tested'] * len(names))} |"
+
+
+def test_an_engine_with_a_module_of_flags_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called; one without says so; records that lack something are an error that names it."""
+    module = types.ModuleType("torpor_deep.flags")
+    package = types.ModuleType("torpor_deep")
+    package.__path__ = []
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "torpor_deep", package)
+    monkeypatch.setitem(sys.modules, "torpor_deep.flags", module)
+    known = engines.engine_plugins()
+    deep = engines.Installed("deep", "torpor_deep", known[0].cls)
+    bare = engines.Installed("bare", "torpor_deepgemm", known[0].cls)
+    monkeypatch.setattr(engines, "engine_plugins", lambda: (deep, bare))
+    module.FLAGS = (Record(),)  # type: ignore[attr-defined]
+    shown = engines.flag_tables()
+    assert "| `--depth` | deep \\| deeper<br><small>args.py:1</small> | Use Deep(depth=...). |" in shown
+    assert "### Flags of bare\n\nIts plugin keeps no table of flags." in shown
+    module.FLAGS = ("--depth",)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=r"torpor_deep\.flags\.FLAGS holds '--depth'"):
+        engines.flag_tables()
+
+
+def test_docstrings_are_taken_apart() -> None:
+    """Summary, text, sections, and entries that go on over several lines."""
+
+    class Told:
+        """Does this.
+
+        And that,
+        twice.
+
+        Attributes:
+            one: a thing that
+                goes on.
+            two: another.
+
+        Must not:
+            Stop.
+        """
+
+    told = parse(Told)
+    assert (told.summary, told.text) == ("Does this.", "And that,\ntwice.")
+    assert told.entries("Attributes") == {"one": "a thing that goes on.", "two": "another."}
+    assert told.sections["Must not"] == "Stop."
+    assert told.entries("Args") == {}
+    with pytest.raises(ValueError, match="no docstring"):
+        parse(type("Silent", (), {}))
+
+
+@pytest.mark.parametrize(
+    ("target", "folder", "page"),
+    [
+        ("../SECURITY.md", "docs", "security.md"),
+        ("docs/guard.md", "", "guard.md"),
+        ("guard.md", "docs", "guard.md"),
+        ("../benchmarks/gpu/NOTES.md", "docs", "gpu-figures.md"),
+        ("h100-2026-11-25.json", "benchmarks/gpu", "h100-2026-11-25.json"),
+    ],
+)
+def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folder: str, page: str) -> None:
+    """From wherever they are made."""
+    assert hooks.page_of(target, folder) == page
+
+
+def test_files_that_become_pages_exist() -> None:
+    """And no page is made twice."""
+    for page, source in hooks.ADOPTED.items():
+        assert (ROOT / source).is_file()
+        assert not (ROOT / "docs" / page).exists()
+
+
+def test_a_first_sentence_is_plain_text() -> None:
+    """Without links, emphasis and code; headings, tables and lists are passed over."""
+    markdown = "# Title `x`\n\n- a list\n\nSee **this** and [that](x.md), or `it`. More.\n"
+    assert llms.first_sentence(markdown) == "See this and that, or it."
+    assert llms.title_of(markdown) == "Title x"
+    with pytest.raises(ValueError, match="no paragraph"):
+        llms.first_sentence("# Title\n\n- a\n")
+    with pytest.raises(ValueError, match="no title"):
+        llms.title_of("Text")
+
+
+def test_signatures_are_those_of_the_source() -> None:
+    """With their types."""
+    assert hook_reference.signature("launch") == (
+        "def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None"
+    )

@@ -1,0 +1,185 @@
+"""The built site: no warning, nothing from anywhere else, every page reachable, and llms.txt says what there is."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import fields, is_dataclass
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, cast
+from urllib.parse import unquote, urlsplit
+
+from mkdocs.config import load_config
+from scripts.site import commands, engines, llms, modules
+from scripts.site.docstrings import parse, prose
+
+from tests.docs.pages import DOCS, ROOT
+from torpor.hookspecs import HOOK_NAMES, Plugin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FETCHED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")}
+
+
+class Elements(HTMLParser):
+    """What a page fetches, where it links to, what can be linked to in it, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element begins."""
+        for name, value in attrs:
+            if (tag, name) in FETCHED and value:
+                self.fetched.append(value)
+            if (tag, name) == ("a", "href") and value:
+                self.links.append(value)
+            if name == "id" and value:
+                self.anchors.add(value)
+
+    def handle_data(self, data: str) -> None:
+        """Text between elements."""
+        self.text += data
+
+
+@functools.cache
+def pages(site: Path) -> dict[str, Elements]:
+    """Every page by its file's name; the one for missing pages is made for a site at the root of a host."""
+    return {
+        file.name: Elements(file.read_text(encoding="utf-8")) for file in site.glob("*.html") if file.name != "404.html"
+    }
+
+
+def navigation() -> list[str]:
+    """The pages of mkdocs.yml, in order."""
+    nav = load_config(str(ROOT / "mkdocs.yml")).nav
+    return [page for _, part in llms.nav_pages(cast("list[object]", nav)) for page in part]
+
+
+def flat(text: str) -> str:
+    """Text without marks of code, on one line; quotes as a page shows them."""
+    return prose(text.replace("`", ""))
+
+
+def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
+    """No font, script, picture or style sheet: neither by an element nor by a style sheet."""
+    for name, page in pages(site).items():
+        assert [link for link in page.fetched if urlsplit(link).scheme or link.startswith("//")] == [], name
+    for sheet in site.rglob("*.css"):
+        found = re.findall(r"(?:url\(|@import )\s*[\"']?((?:https?:)?//[^\"')]+)", sheet.read_text(encoding="utf-8"))
+        assert found == [], sheet
+
+
+def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
+    """Page and place in it."""
+    known = pages(site)
+    for name, page in known.items():
+        for link in page.links:
+            split = urlsplit(link)
+            if split.scheme or split.netloc:
+                assert split.scheme == "https", f"{name}: {link}"
+                continue
+            target = unquote(split.path) or name
+            assert (site / target).exists(), f"{name}: {link}"
+            if split.fragment and target in known:
+                assert unquote(split.fragment) in known[target].anchors | {"__top"}, f"{name}: {link}"
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    """Once."""
+    assert sorted(navigation()) == sorted(
+        file.with_suffix(".md").name for file in site.glob("*.html") if file.stem != "404"
+    )
+
+
+def test_llms_txt_lists_the_navigation(site: Path) -> None:
+    """As llmstxt.org has it: title, summary, lists of links, each to a page's Markdown, with its title."""
+    lines = (site / "llms.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# Torpor"
+    assert re.fullmatch(r"> \S.*", lines[2])
+    links = [re.fullmatch(r"- \[(.+)\]\((\S+)\): (\S.*[.!?])", line) for line in lines if line.startswith("- ")]
+    assert [link[2] for link in links if link] == navigation()
+    for link in links:
+        assert link
+        assert (site / link[2]).read_text(encoding="utf-8").replace("`", "").startswith(f"# {link[1]}\n")
+
+
+def test_the_markdown_of_a_page_is_whole(site: Path) -> None:
+    """What is generated is in it, too; no mark of it is left."""
+    for page in navigation():
+        assert "<!-- generated" not in (site / page).read_text(encoding="utf-8"), page
+    assert "## prepare_image" in (site / "hooks.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_hooks_has_every_word_of_their_docstrings(site: Path) -> None:
+    """Summary, each section, and the example as it can be copied."""
+    text = " ".join(pages(site)["hooks.html"].text.split())
+    for name in HOOK_NAMES:
+        told = parse(getattr(Plugin, name))
+        assert flat(told.summary) in text.replace("\u2019", "'"), name
+        assert {"When", "Where", "Returns", "Must not", "Example"} == set(told.sections)
+        for heading, body in told.sections.items():
+            assert flat(body) in text, f"{name}: {heading}"
+
+
+def test_the_page_of_engines_has_every_engine_flag_and_reason(site: Path) -> None:
+    """And what each engine plugin declares."""
+    text = " ".join(pages(site)["engines.html"].text.split())
+    found = engines.engine_plugins()
+    assert "sglang" in [engine.name for engine in found]
+    for name, meaning in engines.declared_capabilities().items():
+        assert name in text
+        assert flat(meaning) in text
+    for engine in found:
+        assert f"Flags of {engine.name}" in text
+        for record in engines.flags_of(engine.package):
+            for said in (record.flag, record.reason, record.source, record.instead):
+                assert flat(said) in text, f"{engine.name}: {said}"
+
+
+def test_the_page_of_plugins_has_every_option(site: Path) -> None:
+    """With its default."""
+    text = " ".join(pages(site)["plugins.html"].text.split())
+    for plugin in engines.plugins():
+        assert f"from {plugin.package} import {plugin.cls.__name__}" in text
+        assert is_dataclass(plugin.cls)
+        for field in fields(plugin.cls):
+            assert re.search(rf"\b{field.name} {re.escape(repr(field.default))}", text), f"{plugin.name}.{field.name}"
+
+
+def test_the_page_of_commands_has_every_command(site: Path) -> None:
+    """With its own help."""
+    text = pages(site)["commands.html"].text
+    assert len(commands.command_names()) > 10
+    for words in commands.command_names():
+        assert commands.help_of(words) in text, words
+
+
+def test_the_map_has_every_module(site: Path) -> None:
+    """Of core and plugins."""
+    text = pages(site)["architecture.html"].text
+    for folder in modules.packages():
+        assert f"{folder.relative_to(ROOT)}/" in text
+        for file in folder.glob("*.py"):
+            assert file.name in text
+
+
+def test_security_is_told_in_one_place(site: Path) -> None:
+    """The page is made of SECURITY.md."""
+    assert not (DOCS / "security.md").exists()
+    text = " ".join(pages(site)["security.html"].text.split())
+    for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            assert line.removeprefix("## ") in text
+
+
+def test_the_drawing_of_the_guard_is_in_its_pages(site: Path) -> None:
+    """As an element of the page, so that it follows light and dark."""
+    for name in ("guard.html", "design.html"):
+        assert '<svg class="guard-states"' in (site / name).read_text(encoding="utf-8")
