@@ -36,10 +36,13 @@ NOT_RUN = {
     "torpor probe http://127.0.0.1:18473 > answer.txt": "asks a server that is starting; tests/cli/test_probe.py does that",
 }
 """Commands that a page shows with their output and that no test runs from the page, each with the reason."""
+OWN_TESTS = {"new.md": ROOT / "tests" / "scaffold" / "test_new_docs.py"}
+"""Pages that a test of their own goes through from top to bottom."""
 NEEDS_SERVER = re.compile(r"^curl ")
 
 SHOWN = [command for page in PAGES for command in commands(page)]
-RUN = [one for one in SHOWN if one.words not in NOT_RUN and not NEEDS_SERVER.match(one.words)]
+ELSEWHERE = [one for one in SHOWN if one.block.page.name in OWN_TESTS]
+RUN = [one for one in SHOWN if one not in ELSEWHERE and one.words not in NOT_RUN and not NEEDS_SERVER.match(one.words)]
 SLOW = ("torpor up", "torpor doctor", "python -m pytest")
 
 
@@ -112,6 +115,8 @@ def test_what_is_not_run_is_named_with_its_reason() -> None:
     """And nothing is named that no page shows."""
     assert set(NOT_RUN) - {command.words for command in SHOWN} == set()
     assert len(RUN) >= 5
+    for page, test in OWN_TESTS.items():
+        assert page in test.read_text()
 
 
 def known_options(command: Any) -> set[str]:
