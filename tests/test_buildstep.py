@@ -23,6 +23,8 @@ from torpor.steps import step_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+pytestmark = pytest.mark.slow  # each test runs processes of its own
+
 SCRIPT = Path(buildstep.__file__)
 
 

@@ -65,6 +65,7 @@ def test_an_event_may_be_cut_anywhere() -> None:
         assert chat(server.url, model="m", prompt="Why?").text == "Grün ist grün."
 
 
+@pytest.mark.slow
 def test_it_waits_as_long_as_retry_after_says() -> None:
     """503 with Retry-After, in seconds or as a date, is the guard's way to say "waking"; the reason is told once."""
     told: list[str] = []
@@ -78,6 +79,7 @@ def test_it_waits_as_long_as_retry_after_says() -> None:
     assert told == ["the server answers 503"]
 
 
+@pytest.mark.slow
 def test_without_retry_after_it_backs_off() -> None:
     """Pauses grow, so that a replica that is waking is not hammered."""
     with ChatServer([UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, answer("x")]) as server:
@@ -142,6 +144,7 @@ def test_a_redirect_in_a_circle_ends() -> None:
     assert len(server.seen) == 20
 
 
+@pytest.mark.slow
 def test_the_deadline_covers_the_waiting() -> None:
     """A server that never comes is given up in time, and the error says what was last seen."""
     with ChatServer([UNAVAILABLE]) as server:

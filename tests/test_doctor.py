@@ -126,6 +126,7 @@ def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypat
     assert "1.0 GB available, 4.4 GB wanted" in memory.seen
 
 
+@pytest.mark.slow
 def test_plugins_are_held_against_the_contract() -> None:
     """Each broken rule is an error, with what was seen, the rule and what to do; kept rules are one line."""
 
@@ -150,6 +151,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return torpor("doctor", *words)
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Path) -> None:
     """2 with an app that cannot be snapshotted here, 1 without one; as a table and as JSON."""
     app = tmp_path / "app.py"

@@ -159,6 +159,7 @@ def options_of(name: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]+", shown.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.modal_plane import DeployedFunction, Finished
 
+pytestmark = pytest.mark.slow  # each test runs processes of its own
+
 PLUGIN = '''
 """Somebody else's plugin: a package of its own, beside the app."""
 from dataclasses import dataclass

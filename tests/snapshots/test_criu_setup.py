@@ -188,6 +188,7 @@ def test_a_working_one_is_kept_and_a_broken_one_replaced(debian: Mirror, tmp_pat
     assert install(prefix, mirror=debian.root, lock=debian.lock).version == (4, 2, 1)
 
 
+@pytest.mark.slow
 def test_two_setups_at_once_do_the_work_once(debian: Mirror, tmp_path: Path) -> None:
     """The second waits for the first and finds its work done."""
     debian.delay_s = 0.1
@@ -222,6 +223,7 @@ def test_an_old_prefix_survives_a_failed_setup(debian: Mirror, tmp_path: Path) -
     assert find(prefix).version == (4, 2, 1)
 
 
+@pytest.mark.slow
 def test_a_locked_file_that_has_left_the_mirror_makes_apt_look_for_a_signed_one(
     debian: Mirror, downloader: str, tmp_path: Path
 ) -> None:
@@ -246,6 +248,7 @@ def test_a_mirror_that_does_not_answer_is_an_error(downloader: str, tmp_path: Pa
         install(tmp_path / "criu", mirror="http://127.0.0.1:1/debian", lock=lock)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_too_slow_is_an_error(debian: Mirror, downloader: str, tmp_path: Path) -> None:
     """No wait without a deadline."""
     debian.delay_s = 1.0

@@ -325,6 +325,7 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
+@pytest.mark.slow
 def test_the_first_build_compiles_and_the_next_with_the_same_key_skips(machine: Machine) -> None:
     """Kernels and the other JIT caches come back to the image's disk; the marker says what they belong to."""
     ran = machine.build(None, "--tp-size", "1")
@@ -344,6 +345,7 @@ def test_the_first_build_compiles_and_the_next_with_the_same_key_skips(machine: 
     assert set(marker["files"]) == {"deep_gemm/cache/kernel.abc/kernel.cubin", "triton/k/helper.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["GPU", "nvcc", "package", "flag", "option"])
 def test_another_key_compiles_anew(machine: Machine, change: str) -> None:
     """GPU, compiler and packages as found inside the image, the engine's flags, this plugin's own options."""
@@ -362,6 +364,7 @@ def test_another_key_compiles_anew(machine: Machine, change: str) -> None:
     assert len(machine.kept) == 2
 
 
+@pytest.mark.slow
 def test_a_compilation_that_ends_well_without_a_kernel_fails(machine: Machine) -> None:
     """SGLang's command does that where DeepGEMM is switched off or not supported."""
     machine.variables["MODE"] = "is switched off"
@@ -372,6 +375,7 @@ def test_a_compilation_that_ends_well_without_a_kernel_fails(machine: Machine) -
     assert machine.kept == []
 
 
+@pytest.mark.slow
 def test_a_crash_is_tried_again_once(machine: Machine) -> None:
     """By default."""
     machine.variables["MODE"] = "crashes once"
@@ -380,6 +384,7 @@ def test_a_crash_is_tried_again_once(machine: Machine) -> None:
     assert len(machine.kept) == 1
 
 
+@pytest.mark.slow
 def test_a_compilation_that_hangs_is_ended_at_its_time_limit(machine: Machine) -> None:
     """And not tried again: that would cost the GPU's time twice."""
     machine.variables["MODE"] = "hangs"
