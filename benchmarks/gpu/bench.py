@@ -18,6 +18,8 @@ machine's boot; compare seconds only within one of them.
                 folder of compiled kernels, which is put back afterwards; cold-fast and cold-deep_gemm-fast with DeepGEMM's
                 short list of batch shapes (`DeepGEMM(fast_warmup=True)`), cold-lazy and cold-deep_gemm-lazy with none
                 (`DeepGEMM(precompile=False)`). The engine's whole log of each goes beside FILE.
+    vllm-1      vLLM in place of SGLang (vllm_app.py), the weights read from safetensors and kept in the snapshot
+    vllm-2      the same, the weights dropped by the sleep and read from safetensors again after the restore
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class Row:
     options: dict[str, object] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    app: str = "app.py"
 
 
 # What the options of the DeepGEMM plugin set; the plugin itself would compile in a build step, ahead of the start.
@@ -105,6 +108,8 @@ ROWS = {
     "cold-deep_gemm-fast": Row("cold", PROFILE, without=("deep_gemm",), env=FAST),
     "cold-deep_gemm-lazy": Row("cold", PROFILE, without=("deep_gemm",), env=LAZY),
     "huge-pages": Row("huge-pages", PROFILE),
+    "vllm-1": Row("criu", {"level": 1}, app="vllm_app.py"),
+    "vllm-2": Row("criu", {"level": 2}, app="vllm_app.py"),
 }
 
 
@@ -169,17 +174,17 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         return cold(row, log=options.results.with_name(f"{name}.log"))
     if row.kind == "huge-pages":
         return huge_pages(options.snapshots, options.restores, options.port)
-    return snapshot(options.snapshots, options.restores, options.port)
+    return snapshot(options.snapshots, options.restores, options.port, APP.with_name(row.app))
 
 
-def snapshot(parent: Path, restores: int, port: int) -> dict[str, object]:
+def snapshot(parent: Path, restores: int, port: int, app: Path = APP) -> dict[str, object]:
     """Capture once, then restore: from the start of the command to the first token."""
     folder = parent / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = time.monotonic()
     made = subprocess.run(
-        command("snapshot", "create", str(APP), str(folder)),
+        command("snapshot", "create", str(app), str(folder)),
         capture_output=True,
         text=True,
         timeout=COLD_LIMIT_S,
