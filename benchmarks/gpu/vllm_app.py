@@ -29,7 +29,7 @@ ENV = {
     "VLLM_USE_DEEP_GEMM": "0",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
-FLAGS = ("--enable-sleep-mode", "--attention-backend", "TRITON_ATTN", "--gpu-memory-utilization", "0.85")
+FLAGS = ("--enable-sleep-mode", "--gpu-memory-utilization", "0.85")
 
 
 @dataclass(frozen=True, kw_only=True)
