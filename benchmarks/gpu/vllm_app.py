@@ -1,8 +1,8 @@
 """The flagship's model on vLLM on one Hopper card, for rows `vllm-1` and `vllm-2` of the GPU benchmark.
 
-A plugin as a third party would write its first: it starts vLLM's own server, without a guard, and calls the routes of
-vLLM's sleep mode. Options come by TORPOR_GPU_BENCH as in `app.py`: `level` 1 keeps the weights in host memory and so in the
-snapshot, 2 drops them and reads them again from the model's folder after a wake; `load_format` and `flags` are vLLM's.
+A plugin as a third party would write its first: it starts vLLM's own server behind the guard (vllm_serve.py) and calls the
+routes of vLLM's sleep mode. Options come by TORPOR_GPU_BENCH as in `app.py`: `level` 1 keeps the weights in host memory and so in
+the snapshot, 2 drops them and reads them again from the model's folder after a wake; `load_format` and `flags` are vLLM's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from typing_extensions import override
 
 from torpor import Deployment, Engine, ImagePatch, Model, Plugin, Scaling, hookimpl
+from torpor.guard import GuardRules
 
 if TYPE_CHECKING:
     import httpx
@@ -34,7 +35,7 @@ FLAGS = ("--enable-sleep-mode", "--gpu-memory-utilization", "0.85")
 
 @dataclass(frozen=True, kw_only=True)
 class SleepingVLLM(Plugin):
-    """vLLM with its sleep mode; nothing stands before its routes.
+    """vLLM with its sleep mode.
 
     Attributes:
         level: how deep it sleeps: 1 or 2.
@@ -45,7 +46,9 @@ class SleepingVLLM(Plugin):
     plugin_name: ClassVar[str] = "sleeping_vllm"
     supports_sleep: ClassVar[bool] = True
     sleep_is_idempotent: ClassVar[bool] = True
-    ready_path: ClassVar[str] = "/health"
+    public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+    ready_path: ClassVar[str] = "/v1/models"
+    guarded: ClassVar[bool] = True
 
     level: int = 1
     load_format: str = "auto"
@@ -62,7 +65,7 @@ class SleepingVLLM(Plugin):
             "--load-format",
             self.load_format,
         )
-        serve = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model.source)
+        serve = (sys.executable, "-m", "benchmarks.gpu.vllm_serve", "serve", model.source)
         return (*serve, *named, *FLAGS, *self.flags, *recipe.engine_args)
 
     @hookimpl
@@ -73,7 +76,9 @@ class SleepingVLLM(Plugin):
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
-        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env)
+        wake = ("/wake_up",) if self.level == 1 else ("/wake_up", "/collective_rpc", "/wake_up")
+        rules = GuardRules(public=self.public_paths, sleep=("/sleep",), wake=wake)
+        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
 
     @hookimpl
     @override
