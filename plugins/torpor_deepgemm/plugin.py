@@ -47,7 +47,7 @@ class DeepGEMM(Plugin):
         retries: further attempts after a crash; an attempt goes on from what the last one compiled.
         fast_warmup: compile some 3,000 batch shapes in place of 16,000 and more (SGLang from 0.5.16 on); the others are
             compiled when they are first met. Going through the long lists takes half of a start even if every kernel is
-            there: Qwen3-8B-FP8 on an H100 was ready after 28 s with the short ones, 66 s with the long ones, of the same 30 kernels.
+            there: Qwen3-8B-FP8 on an H100 was ready after 28 s with the short ones, after 66 s with the long ones.
         precompile: load the kernels of every shape when the model is loaded, ahead of any request.
     """
 
