@@ -13,8 +13,13 @@ machine's boot; compare seconds only within one of them.
     standby     the flagship's flags, weights and graphs pinned: sleeps and wakes in one process
     kv-only     standby that releases the KV cache alone
     loaded      as flagship, with the weights read from safetensors
+    huge-pages  as profile, restored once more with transparent huge pages `always`, and again as the machine had them
     cold        a cold start alone, with the profile's flags; cold-deep_gemm, cold-triton, cold-tvm-ffi, cold-all without that
-                folder of compiled kernels, which is put back afterwards
+                folder of compiled kernels, which is put back afterwards; cold-fast and cold-deep_gemm-fast with DeepGEMM's
+                short list of batch shapes (`DeepGEMM(fast_warmup=True)`), cold-lazy and cold-deep_gemm-lazy with none
+                (`DeepGEMM(precompile=False)`). The engine's whole log of each goes beside FILE.
+    vllm-1      vLLM in place of SGLang (vllm_app.py), the weights read from safetensors and kept in the snapshot
+    vllm-2      the same, the weights dropped by the sleep and read from safetensors again after the restore
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from benchmarks.local import shares
 from torpor.apps import load_deployment
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local import LocalServer, Standby, restore_snapshot
+from torpor.process import LOG_VARIABLE
 from torpor.records import StageReport
 from torpor.snapshots.backend import NoSnapshot
 from torpor.snapshots.criu import boot_id
@@ -57,7 +63,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 SAMPLED, SAMPLED_TOKENS = 32, 32
 COLD_LIMIT_S, RESTORE_LIMIT_S = 580.0, 90.0
 KERNELS = ("deep_gemm", "triton", "tvm-ffi")
-LOG_LINES = ("torpor_sglang:", "Capture", "Load weight end", "Memory pool end", "max_total_num_tokens")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+LOG_LINES = (
+    "torpor_sglang:",
+    "Capture",
+    "Load weight end",
+    "Memory pool end",
+    "max_total_num_tokens",
+    "DeepGEMM JIT Comp",
+)
 
 PLAIN: dict[str, object] = {"prefill_graphs": False}
 OUTSIDE: dict[str, object] = {**PLAIN, "weights_store": "file"}
@@ -72,8 +86,13 @@ class Row:
     kind: str
     options: dict[str, object] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    app: str = "app.py"
 
 
+# What the options of the DeepGEMM plugin set; the plugin itself would compile in a build step, ahead of the start.
+FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+LAZY = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
 ROWS = {
     "flagship": Row("criu", OUTSIDE),
     "profile": Row("criu", PROFILE),
@@ -84,6 +103,13 @@ ROWS = {
     "cold": Row("cold", PROFILE),
     **{f"cold-{name}": Row("cold", PROFILE, without=(name,)) for name in KERNELS},
     "cold-all": Row("cold", PROFILE, without=KERNELS),
+    "cold-fast": Row("cold", PROFILE, env=FAST),
+    "cold-lazy": Row("cold", PROFILE, env=LAZY),
+    "cold-deep_gemm-fast": Row("cold", PROFILE, without=("deep_gemm",), env=FAST),
+    "cold-deep_gemm-lazy": Row("cold", PROFILE, without=("deep_gemm",), env=LAZY),
+    "huge-pages": Row("huge-pages", PROFILE),
+    "vllm-1": Row("criu", {"level": 1}, app="vllm_app.py"),
+    "vllm-2": Row("criu", {"level": 2}, app="vllm_app.py"),
 }
 
 
@@ -99,11 +125,12 @@ def main() -> None:
             continue
         started = time.monotonic()
         try:
-            figures = measure(ROWS[name], options)
+            figures = measure(name, options)
         except Exception as error:  # the next row may do; what was seen is kept
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
         figures |= {
             "options": ROWS[name].options,
+            "env": ROWS[name].env,
             "machine_boot": boot_id()[:8],
             "at": time.time(),
             "took_s": time.monotonic() - started,
@@ -130,8 +157,9 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def measure(row: Row, options: argparse.Namespace) -> dict[str, object]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
     """The figures of one row."""
+    row = ROWS[name]
     varied = {
         "gpu": gpu_query("name")[0].split()[1],
         "model": str(options.model),
@@ -143,18 +171,20 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, object]:
     if row.kind == "standby":
         return standby(options.restores)
     if row.kind == "cold":
-        return cold(row.without)
-    return snapshot(options.snapshots, options.restores, options.port)
+        return cold(row, log=options.results.with_name(f"{name}.log"))
+    if row.kind == "huge-pages":
+        return huge_pages(options.snapshots, options.restores, options.port)
+    return snapshot(options.snapshots, options.restores, options.port, APP.with_name(row.app))
 
 
-def snapshot(parent: Path, restores: int, port: int) -> dict[str, object]:
+def snapshot(parent: Path, restores: int, port: int, app: Path = APP) -> dict[str, object]:
     """Capture once, then restore: from the start of the command to the first token."""
     folder = parent / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = time.monotonic()
     made = subprocess.run(
-        command("snapshot", "create", str(APP), str(folder)),
+        command("snapshot", "create", str(app), str(folder)),
         capture_output=True,
         text=True,
         timeout=COLD_LIMIT_S,
@@ -165,6 +195,21 @@ def snapshot(parent: Path, restores: int, port: int) -> dict[str, object]:
     created_s = time.monotonic() - begun
     manifest = inspect(folder)
     stages = {stage.stage: stage.seconds for stage in manifest.stages}
+    return {
+        "cold_ready_s": stages["launch"] + stages["ready"],
+        "created_s": created_s,
+        "stages_s": stages,
+        "image_bytes": manifest.image_bytes,
+        "largest": largest(folder),
+        **restored(folder, restores, port),
+        "canary": manifest.canary_text,
+        "log": interesting((folder / "logs" / "engine.log").read_text().splitlines()),
+        **once_more(folder, port),
+    }
+
+
+def restored(folder: Path, restores: int, port: int) -> dict[str, object]:
+    """Restore again and again: seconds from the start of the command to the first token, the parts of each, the answers."""
     times, parts, texts = [], [], set()
     for _ in range(restores):
         with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
@@ -175,18 +220,23 @@ def snapshot(parent: Path, restores: int, port: int) -> dict[str, object]:
         texts.add(seen.text)
         parts.append({**shares(told, began, seen.first_token_s), **details(told)})
     return {
-        "cold_ready_s": stages["launch"] + stages["ready"],
-        "created_s": created_s,
-        "stages_s": stages,
-        "image_bytes": manifest.image_bytes,
-        "largest": largest(folder),
         "restored_s": times,
         "parts_s": {name: statistics.median(part[name] for part in parts) for name in parts[0]},
+        "parts_each": parts,
         "texts": sorted(texts),
-        "canary": manifest.canary_text,
-        "log": interesting((folder / "logs" / "engine.log").read_text().splitlines()),
-        **once_more(folder, port),
     }
+
+
+def huge_pages(parent: Path, restores: int, port: int) -> dict[str, object]:
+    """The restores of one snapshot with transparent huge pages as they are, `always`, and as they were."""
+    figures = snapshot(parent, restores, port)
+    before = HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
+    HUGE_PAGES.write_text("always")
+    try:
+        always = restored(parent / "snapshot", restores, port)
+    finally:
+        HUGE_PAGES.write_text(before)
+    return {**figures, "huge_pages": before, "always": always, "again": restored(parent / "snapshot", restores, port)}
 
 
 def details(told: dict[str, object]) -> dict[str, float]:
@@ -250,31 +300,41 @@ def standby(wakes: int) -> dict[str, object]:
     }
 
 
-def cold(without: Sequence[str]) -> dict[str, object]:
+def cold(row: Row, log: Path) -> dict[str, object]:
     """A cold start to its first token, some folders of compiled kernels put aside; SGLang makes them anew meanwhile."""
     deployment = load_deployment(str(APP))
     kernels = cache_root() / "images" / deployment.name / "kernels"
-    aside = [(kernels / name, kernels / f"{name}.aside") for name in without if (kernels / name).exists()]
+    aside = [(kernels / name, kernels / f"{name}.aside") for name in row.without if (kernels / name).exists()]
     for there, away in aside:
         there.rename(away)
+    log.unlink(missing_ok=True)
+    os.environ |= {**row.env, LOG_VARIABLE: str(log)}
     server = LocalServer(deployment, backend=NoSnapshot(), report=StageReport())
     began = time.monotonic()
     try:
         server.start()
         token_s = ask(deployment.port, began, limit_s=COLD_LIMIT_S)
         stages = {record.stage: record.seconds for record in server.boot.report.records}
-        log = interesting(lines_of(server.boot.running_engine))
     finally:
         server.stop()
+        made = {there.name: files_in(there) for there, _ in aside}
         for there, away in aside:
             shutil.rmtree(there, ignore_errors=True)
             away.rename(there)
+        for name in (*row.env, LOG_VARIABLE):
+            del os.environ[name]
     return {
         "cold_ready_s": stages["launch"] + stages["ready"],
         "first_token_s": token_s,
         "stages_s": stages,
-        "log": log,
+        "files_made": made,
+        "log": interesting(log.read_text(errors="replace").replace("\r", "\n").splitlines()),
     }
+
+
+def files_in(folder: Path) -> int:
+    """How many files there are in a folder; none where it is not there."""
+    return sum(file.is_file() for file in folder.rglob("*"))
 
 
 def ask(port: int, began: float, *, limit_s: float = 30.0) -> float:
@@ -370,6 +430,10 @@ def show(results: dict[str, dict[str, object]]) -> None:
             print(f"    image {cast('int', figures['image_bytes']) / 1e9:.2f} GB")
         if "gpu_asleep_mib" in figures:
             print(f"    GPU memory asleep {figures['gpu_asleep_mib']} MiB, serving {figures['gpu_serving_mib']} MiB")
+        for other in ("always", "again"):
+            if other in figures:
+                more = cast("list[float]", cast("dict[str, object]", figures[other])["restored_s"])
+                print(f"    {other}: {statistics.median(more):.2f} s ({', '.join(f'{one:.2f}' for one in more)})")
         print(f"    sampled requests finished: {figures['sampled_finished']} of {figures['sampled_asked']}")
         for part, seconds in cast("dict[str, float]", figures["parts_s"]).items():
             print(f"    {part:<26} {seconds:8.3f} s")

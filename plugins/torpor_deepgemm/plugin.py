@@ -45,7 +45,9 @@ class DeepGEMM(Plugin):
         timeout_s: seconds that one attempt may take.
         retries: further attempts after a crash; an attempt goes on from what the last one compiled.
         fast_warmup: compile a selection of batch shapes (SGLang from 0.5.16 on: some 3,000 of 16,000 and more; vLLM: what its
-            heuristic picks, in place of all); the others are compiled when they are first met.
+            heuristic picks, in place of all); the others are compiled when they are first met. In SGLang going through the long
+            lists takes half of a start even if every kernel is there: Qwen3-8B-FP8 on an H100 was ready after 28 s with the short
+            ones, after 66 s with the long ones.
         precompile: load the kernels of every shape when the model is loaded, ahead of any request.
     """
 
