@@ -39,6 +39,7 @@ CHAT: dict[str, object] = {
     "temperature": 0,
 }
 START_S = 240.0
+SPAWNED = "-forked-scheduler"
 
 
 def free_port() -> int:
@@ -166,7 +167,7 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
         control.serve()
         assert text_of(public.post("/v1/chat/completions", json=CHAT)) == before
         members = session_members(engine.pid)
-        assert len(members) >= 3  # HTTP server, scheduler, detokenizer
+        assert len(members) >= 2  # the HTTP server, in which the detokenizer is, and the scheduler
         os.kill(engine.pid, signal.SIGTERM)  # the launcher alone: it ends its own tree
         assert engine.wait(30.0) is not None
         assert [member for member in members if is_running(member)] == []
@@ -178,15 +179,25 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
     [(signal.SIGTERM, 1.5), (signal.SIGKILL, 1.5), (signal.SIGKILL, 0.0)],
     ids=["SIGTERM", "SIGKILL", "SIGKILL at once"],
 )
+@pytest.mark.parametrize(("patches", "count"), [("", 1), (SPAWNED, 2)], ids=["forked", "spawned"])
 def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
-    real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals, after_s: float
+    real_engine: Callable[[str], RealEngine],
+    tiny_model: Path,
+    *,
+    number: signal.Signals,
+    after_s: float,
+    patches: str,
+    count: int,
 ) -> None:
-    """The scheduler, still importing, ends with the launcher, without anybody else's help."""
+    """The scheduler, forked or still importing, ends with the launcher, without anybody else's help."""
     engine = real_engine("0.5.23")
+    engine.env["TORPOR_PATCHES"] = patches
     # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
     with alone(engine, tiny_model, free_port()) as launcher:
-        children = wait_for_children(launcher, 2)  # the scheduler and multiprocessing's resource tracker
-        time.sleep(after_s)  # after 1.5 s they import SGLang, mostly; at first not even the launcher
+        children = wait_for_children(
+            launcher, count
+        )  # the scheduler; if spawned, multiprocessing's resource tracker, too
+        time.sleep(after_s)  # after 1.5 s a spawned one imports SGLang, mostly; at first not even the launcher
         launcher.send_signal(number)
         _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
         assert [process for process in alive if is_running(process)] == []
