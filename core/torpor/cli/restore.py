@@ -5,6 +5,7 @@ Its time counts: what is imported here is imported before CRIU begins.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
@@ -22,23 +23,25 @@ from torpor.snapshots.serving import Replicas
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import TypedDict
 
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
+    from torpor.snapshots.first_process import FirstProcess
 
-__all__ = ["RestoreOptions", "run_restore"]
+    class RestoreOptions(TypedDict):
+        """The options of the command."""
+
+        folder: str | Path
+        replicas: int
+        port: int
+        verify: str
+        as_json: bool
+
+
+__all__ = ["run_restore"]
 
 _TURN_S = 0.0005
-
-
-class RestoreOptions(TypedDict):
-    """The options of the command."""
-
-    folder: str | Path
-    replicas: int
-    port: int
-    verify: str
-    as_json: bool
 
 
 class _Told:
@@ -73,6 +76,7 @@ def run_restore(
     verify: str,
     as_json: bool,
     then: Callable[[], None] | None = None,
+    first: FirstProcess | None = None,
 ) -> None:
     """Restore, say so, serve until SIGINT or SIGTERM, end everything.
 
@@ -83,6 +87,7 @@ def run_restore(
         verify: `fast` or `full`.
         as_json: tell what was restored as one line of JSON.
         then: called once they serve, in place of waiting for a signal.
+        first: for the first sandbox, started before this module was imported.
     """
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
@@ -103,6 +108,7 @@ def run_restore(
         full=verify == "full",
         on_death=_tell_death,
         on_stage=note,
+        first=first,
     )
     try:
         _start(copies, replicas)
@@ -128,6 +134,7 @@ def _start(copies: Replicas, count: int) -> None:
         copies.start(count)
     finally:
         sys.setswitchinterval(usual_s)
+        gc.enable()
 
 
 def _serve(copies: Replicas, wanted: int, told: _Told) -> None:

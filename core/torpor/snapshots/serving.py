@@ -12,9 +12,8 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
 from torpor.snapshots.light_httpx import import_httpx
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.records import StageRecord
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.cuda import Resumed, Resumption
+    from torpor.snapshots.first_process import FirstProcess
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import BegunSandbox, Clock, Sandbox
@@ -44,8 +44,7 @@ _RESTORE_TIMEOUT_S = 120.0
 _MAX_REPLICAS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replica:
+class Replica(NamedTuple):
     """A restored tree that still sleeps.
 
     Attributes:
@@ -87,8 +86,7 @@ class Replica:
         boot.wake(new_boot_id=os.urandom(8).hex())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(NamedTuple):
     """A replica that serves.
 
     Attributes:
@@ -141,11 +139,11 @@ def misfits(
     return reasons
 
 
-def begin_sandbox(manifest: Manifest, name: str) -> BegunSandbox:
-    """Begin an empty sandbox for a copy; it gets ready by itself."""
+def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
+    """Begin an empty sandbox for a copy, by a process that was started before or by a new one; it gets ready by itself."""
     from torpor.snapshots.sandbox import BegunSandbox  # noqa: PLC0415 - the package would be imported in a circle
 
-    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest))
+    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first)
 
 
 def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox) -> Replica:
@@ -210,6 +208,7 @@ class Replicas:
         full: verify by hash before.
         on_death: told the name of a replica that ended by itself, and its last lines.
         on_stage: told the stages of every wake.
+        first: for the first sandbox; who started it ends it where nothing comes of it.
 
     Attributes:
         manifest: the snapshot's.
@@ -225,6 +224,7 @@ class Replicas:
         full: bool = False,
         on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
+        first: FirstProcess | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.verify_s = 0.0
@@ -233,6 +233,7 @@ class Replicas:
         self._port = port
         self._on_death = on_death
         self._on_stage = on_stage
+        self._first = first
         self._front: Front | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
@@ -266,7 +267,9 @@ class Replicas:
         begun: list[BegunSandbox] = []
         bringing: list[_Task[Replica]] = []
         try:
-            begun.extend(begin_sandbox(self.manifest, self._next_name()) for _ in range(count))
+            for _ in range(count):
+                first, self._first = self._first, None
+                begun.append(begin_sandbox(self.manifest, self._next_name(), first=first))
             import torpor.snapshots.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
 
             criu = self._verified_criu(count)
