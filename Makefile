@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 QUICK := not slow and not sglang and not criu and not gpu
-.PHONY: help setup engine parsers criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
+.PHONY: help setup bytecode engine parsers criu measure restores run test quick check lint types bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -28,7 +28,10 @@ parsers: engine  ## fetch the other supported SGLang versions, for their argumen
 criu: setup      ## get CRIU into a private folder of this user; where it cannot work, say why
 	@$(BIN)/torpor snapshot setup || true
 
-run: engine criu ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
+bytecode: setup  ## byte code of Torpor itself, as pip makes it of a wheel; Python makes it by itself unless it is told not to
+	@$(BIN)/python -m compileall -q core plugins
+
+run: engine criu bytecode ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 
 test: parsers criu ## set up, then all tests that this machine can run, the real SGLang included
@@ -47,13 +50,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-measure: engine criu ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
+measure: engine criu bytecode ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
 	$(BIN)/python benchmarks/local.py
 
-restores: engine criu ## 1,000 restores in a row, and what they leave behind (some five minutes)
+restores: engine criu bytecode ## 1,000 restores in a row, and what they leave behind (some five minutes)
 	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
 
-bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
+bench: bytecode  ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/guard.py
 
