@@ -2,7 +2,8 @@
 
 A restore of one replica takes about a third of a second, a third of it CRIU's. So everything else goes on beside something:
 the snapshot is checked while the sandbox gets ready; the app file is read, plugins and HTTP client are imported and the
-deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken.
+deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken. The port opens
+while the engine wakes.
 """
 
 from __future__ import annotations
@@ -266,6 +267,7 @@ class Replicas:
         started = time.perf_counter()
         begun: list[BegunSandbox] = []
         bringing: list[_Task[Replica]] = []
+        waking: list[_Task[Serving]] = []
         try:
             for _ in range(count):
                 first, self._first = self._first, None
@@ -279,14 +281,14 @@ class Replicas:
             deployment, recipe, differences = self._loaded()
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
-            front = self._started_front()
             self._import_beside()
-            waking = [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
+            waking += [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
+            front = self._started_front()  # while the engines wake
             serving = _results(waking)
         except BaseException:
             for sandbox in begun:
                 sandbox.end()
-            self._end(bringing)
+            self._end(bringing, waking)
             raise
         for one in serving:
             front.add(one.target)
@@ -332,7 +334,7 @@ class Replicas:
 
     def _started_front(self) -> Front:
         if self._front is None:
-            from torpor.snapshots.front import Front  # noqa: PLC0415 - beside CRIU's work
+            from torpor.snapshots.front import Front  # noqa: PLC0415 - asyncio, when there is time for it
 
             front = Front(host=self._host, port=self.port, on_death=self._bury)
             front.start()
@@ -342,12 +344,13 @@ class Replicas:
     def _wake(self, replica: Replica, deployment: Deployment, recipe: Recipe) -> Serving:
         from torpor.boot import Boot  # noqa: PLC0415
         from torpor.records import StageReport  # noqa: PLC0415
-        from torpor.snapshots.front import Target  # noqa: PLC0415
 
         on_stage = self._on_stage
         report = StageReport(on_end=(lambda record: on_stage(replica.name, record)) if on_stage else None)
         boot = Boot(deployment, recipe=recipe, report=report)
         replica.wake(boot, self.manifest, self._identity)
+        from torpor.snapshots.front import Target  # noqa: PLC0415 - asyncio, which is imported while the engine wakes
+
         target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port)
         return Serving(replica=replica, boot=boot, target=target)
 
@@ -363,8 +366,10 @@ class Replicas:
             if self._on_death:
                 self._on_death(target.name, last)
 
-    def _end(self, bringing: Sequence[_Task[Replica]]) -> None:
+    def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
         """End what was brought back by a start that failed; threads that still work are waited for."""
+        for task in waking:
+            task.thread.join()
         for one in bringing:
             one.thread.join()
             if one.value is not None:
