@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,18 +41,26 @@ if TYPE_CHECKING:
 __all__ = ["run_restore"]
 
 _TURN_S = 0.0005
+_SIGNALS = 4096  # one byte each
 
 
 class _Told:
-    """What the signals asked for."""
+    """What the signals asked for.
+
+    It is waited for by a pipe that the signals themselves write to: one that comes in the moment before a wait for an event
+    would be noted and not looked at until the next (seen: a command that had just said that it serves did not end).
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Event()
+        self._woken = -1
         self.end = False
         self.again = False
 
     def listen(self) -> None:
         """From now on a signal is noted, and no longer raises."""
+        self._woken, waker = os.pipe()
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker)
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGHUP, self._note)
@@ -65,7 +72,10 @@ class _Told:
             raise KeyboardInterrupt  # asked twice: what is going on is not waited for
         else:
             self.end = True
-        self.changed.set()
+
+    def wait(self) -> None:
+        """Until a signal came since the last call."""
+        os.read(self._woken, _SIGNALS)
 
 
 def run_restore(
@@ -139,8 +149,7 @@ def _start(copies: Replicas, count: int) -> None:
 
 def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
     while not told.end:
-        told.changed.wait()
-        told.changed.clear()
+        told.wait()
         if told.again and not told.end:
             told.again = False
             missing = wanted - len(copies.serving)
