@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 QUICK := not slow and not sglang and not vllm and not criu and not gpu
-.PHONY: help setup engine parsers vllm criu measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
+.PHONY: help setup bytecode engine parsers vllm criu measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -32,7 +32,10 @@ vllm: setup      ## set up the real vLLM on the CPU, and the deployed version's 
 criu: setup      ## get CRIU into a private folder of this user; where it cannot work, say why
 	@$(BIN)/torpor snapshot setup || true
 
-run: engine criu ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
+bytecode: setup  ## byte code of Torpor itself, as pip makes it of a wheel; Python makes it by itself unless it is told not to
+	@$(BIN)/python -m compileall -q core plugins
+
+run: engine criu bytecode ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 
 test: parsers vllm criu ## set up, then all tests that this machine can run, the real SGLang and the real vLLM included
@@ -54,16 +57,16 @@ types: setup
 docs: setup      ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-measure: engine criu ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
+measure: engine criu bytecode ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
 	$(BIN)/python benchmarks/local.py
 
-restores: engine criu ## 1,000 restores in a row, and what they leave behind (some five minutes)
+restores: engine criu bytecode ## 1,000 restores in a row, and what they leave behind (some five minutes)
 	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
 
 record: parsers vllm criu ## run what shows something of an engine, and write it into docs/engine-results.json
 	TORPOR_RECORD=docs/engine-results.json $(BIN)/pytest -m shows
 
-bench: setup     ## what the command line, a start and a wake cost (JSON and a table)
+bench: bytecode  ## what the command line, a start and a wake cost (JSON and a table)
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/guard.py
 

@@ -5,7 +5,8 @@
 A start is timed as a user sees it: from the start of the command to the first token of a streamed answer. Cold and restored
 starts alternate, so that a change of the machine's speed meets both; every figure is a median. `--drop-caches` repeats
 both with the page cache dropped before each (root; it slows the whole machine). Prints a table and writes
-benchmarks/results/local.json.
+benchmarks/results/local.json. `make measure` makes Torpor's byte code before; a Python that may not write it
+(PYTHONDONTWRITEBYTECODE) compiles all of Torpor at every start, a third of our own share of a restore.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ Environment:
     TORPOR_ANY_ENGINE=1   try an SGLang version that is not supported
 
 The module's top level runs again in every process that SGLang spawns (its scheduler, its detokenizer), so the patches
-reach those as well; whatever is not in `main` must therefore be cheap and harmless to repeat.
+reach those as well; whatever is not in `main` must therefore be cheap and harmless to repeat. On a CPU the scheduler is a
+fork and the detokenizer a thread, which have the patches of this process.
 """
 
 from __future__ import annotations

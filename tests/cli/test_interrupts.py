@@ -23,7 +23,7 @@ def swallow(**options):
     raise TypeError("expected a message argument")  # as `import ssl` does when a signal comes in the middle of it
 
 restore.run_restore = swallow
-torpor.cli._plain_restore = lambda words: {}
+torpor.cli._plain_restore = lambda words: {"folder": "nowhere"}
 torpor.cli.main()
 """
 

@@ -1,4 +1,6 @@
-"""A tree whose memory is looked at and written to: `memory_program.py MEGABYTES`; one command for each connection.
+"""A tree whose memory is looked at and written to: `memory_program.py MEGABYTES [FORKS]`; one command for each connection.
+
+The leader listens on port 8000. Each fork has written to one page in 32 of the leader's buffer, and listens on the next port.
 
 sum        SHA-256 of a large buffer, and of a block that malloc gave a mapping of its own
 write N    write the page's address and the number into every page of both, then as `sum`
@@ -12,11 +14,13 @@ import ctypes
 import hashlib
 import json
 import mmap
+import os
 import socket
 import sys
 
 _PAGE = 4096
 _BLOCK = 1 << 19
+_WRITTEN = 32 * _PAGE
 _LIBC = ctypes.CDLL(None)
 _LIBC.malloc.restype = _LIBC.realloc.restype = ctypes.c_void_p
 
@@ -29,7 +33,14 @@ def main() -> None:
         buffer[page : page + 8] = (page + 1).to_bytes(8, "little")
     block = _LIBC.malloc(ctypes.c_size_t(_BLOCK))
     ctypes.memset(ctypes.c_void_p(block), 7, _BLOCK)
-    with socket.create_server(("127.0.0.1", 8000)) as server:
+    port = 8000
+    for fork in range(1, 1 + int(sys.argv[2] if len(sys.argv) > 2 else 0)):
+        if os.fork() == 0:
+            for page in range(0, size, _WRITTEN):
+                buffer[page : page + 8] = fork.to_bytes(8, "big")
+            port += fork
+            break
+    with socket.create_server(("127.0.0.1", port)) as server:
         print("ready", flush=True)
         while True:
             connection, _ = server.accept()

@@ -11,7 +11,6 @@ import stat
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -499,7 +498,7 @@ def test_a_tree_that_has_ended_cannot_be_dumped(criu: Criu, sandbox: Sandbox, tm
 def test_a_missing_program_is_an_error(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
     """The prefix may be removed while a server runs; its tree runs on."""
     start(sandbox, "0")
-    gone = replace(criu, argv=("/no/such/criu",), cache=None)
+    gone = criu._replace(argv=("/no/such/criu",), cache=None)
     with pytest.raises(SnapshotError, match="did not start"):
         dump(gone, sandbox, tmp_path / "images", timeout_s=TIMEOUT_S)
     assert ask(sandbox)["pid"] == FIRST_PID

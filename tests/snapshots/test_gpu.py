@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,23 +118,23 @@ def test_the_deployments_gpu_is_looked_for_the_same_way(driver: FakeDriver) -> N
 
 def test_gpus_are_compared_one_by_one() -> None:
     """The very same one is there, or is not, or is something else now."""
-    other = replace(CARD, uuid="GPU-2")
+    other = CARD._replace(uuid="GPU-2")
     assert list(different_gpus([CARD], [other, CARD])) == []
     (missing,) = different_gpus([CARD], [other])
     assert missing == (
         f"its GPU {UUID}, NVIDIA H200 (143771 MiB, compute capability 9.0), is not in this machine, which has GPU-2 (NVIDIA "
         "H200); a restore onto another GPU, even of the same kind, is untried"
     )
-    changed = list(different_gpus([CARD], [replace(CARD, name="NVIDIA H20", memory_mib=1, compute_capability="9.1")]))
+    changed = list(different_gpus([CARD], [CARD._replace(name="NVIDIA H20", memory_mib=1, compute_capability="9.1")]))
     assert [words.partition(" of its")[0] for words in changed] == ["the name", "the memory", "the compute capability"]
-    assert described([CARD, other, replace(CARD, name="NVIDIA T4")]) == "2 x NVIDIA H200, 1 x NVIDIA T4"
+    assert described([CARD, other, CARD._replace(name="NVIDIA T4")]) == "2 x NVIDIA H200, 1 x NVIDIA T4"
     assert described([]) == "none"
 
 
 def test_too_little_free_gpu_memory_is_told_with_its_holders() -> None:
     """For all copies together; a GPU that the snapshot does not need does not count."""
     full = GpuUse(gpu=CARD, used_bytes=0, free_bytes=10 * MIB, held_bytes={17: 5 * MIB})
-    driver = Driver(version="580.1", uses=(full, GpuUse(gpu=replace(CARD, uuid="GPU-2"), used_bytes=0, free_bytes=0)))
+    driver = Driver(version="580.1", uses=(full, GpuUse(gpu=CARD._replace(uuid="GPU-2"), used_bytes=0, free_bytes=0)))
     assert list(full_gpus({UUID: 5 * MIB}, driver, copies=2)) == []
     (reason,) = full_gpus({UUID: 5 * MIB}, driver, copies=3)
     assert reason == f"GPU {UUID} (NVIDIA H200) has 10 MiB free and 15 MiB are needed; held by pid 17 5 MiB"
@@ -145,7 +144,7 @@ def test_a_restore_takes_what_came_free_on_the_gpus_of_the_tree() -> None:
     """Or what its processes were said to hold, if that is more; what others free elsewhere meanwhile does not count."""
 
     def driver(first: int, second: int) -> Driver:
-        cards = (CARD, replace(CARD, uuid="GPU-2"))
+        cards = (CARD, CARD._replace(uuid="GPU-2"))
         uses = (
             GpuUse(gpu=gpu, used_bytes=used, free_bytes=0) for gpu, used in zip(cards, (first, second), strict=True)
         )

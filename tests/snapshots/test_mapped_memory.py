@@ -32,18 +32,18 @@ MEGABYTES = 24
 TIMEOUT_S = 60.0
 
 
-def ask(sandbox: Sandbox, command: str = "sum") -> dict[str, str]:
+def ask(sandbox: Sandbox, command: str = "sum", *, port: int = 8000) -> dict[str, str]:
     """One command to `memory_program.py`."""
-    with sandbox.connect(8000, timeout_s=20.0) as connection, connection.makefile("rw") as lines:
+    with sandbox.connect(port, timeout_s=20.0) as connection, connection.makefile("rw") as lines:
         lines.write(command + "\n")
         lines.flush()
         answer: dict[str, str] = json.loads(lines.readline())
     return answer
 
 
-def mappings(sandbox: Sandbox) -> dict[str, int]:
-    """Bytes of each snapshot file that the tree's leader maps."""
-    pid = sandbox.host_pids()[FIRST_PID]
+def mappings(sandbox: Sandbox, pid: int = FIRST_PID) -> dict[str, int]:
+    """Bytes of each snapshot file that a process of the tree maps, by default its leader."""
+    pid = sandbox.host_pids()[pid]
     found: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         if match := re.match(r"(\w+)-(\w+) (\S+) .* (\S*/memory-\d+\.img)$", line):
@@ -161,6 +161,38 @@ def test_a_snapshot_of_a_copy_stands_on_its_own(
         assert ask(copy) == before
     written = sum(file.stat().st_blocks * 512 for file in again.glob("*.img"))
     assert written < 2.2 * (MEGABYTES << 20)
+
+
+@pytest.mark.criu
+def test_what_forks_have_in_common_is_written_once(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """They map their parent's file; each has its own pages all the same, and no one sees what another writes.
+
+    So it is with a snapshot of a copy, which stands on its own.
+    """
+    ports = (8000, 8001, 8002)
+    tree = make_sandbox("original")
+    tree.spawn([sys.executable, str(PROGRAM), str(MEGABYTES), "2"], env={"PATH": os.environ["PATH"]})
+    assert wait_for(lambda: len(tree.log_tail()) == len(ports), 20.0), tree.poll()
+    before = [ask(tree, port=port) for port in ports]
+    assert len({answer["buffer"] for answer in before}) == len(ports)
+    for name, earlier in (("one", ""), ("two", "one")):
+        images = tmp_path / f"images-{name}"
+        dump(criu, tree, images, timeout_s=TIMEOUT_S)
+        shutil.rmtree(tmp_path / f"images-{earlier}", ignore_errors=not earlier)
+        assert sum(file.stat().st_blocks * 512 for file in images.glob("*.img")) < 1.8 * (MEGABYTES << 20)
+        tree = make_sandbox(name)
+        (tmp_path / name).mkdir(mode=0o700)
+        restore(criu, tree, images, work=tmp_path / name, timeout_s=TIMEOUT_S)
+        assert [ask(tree, port=port) for port in ports] == before
+        leader, *forks = sorted(pid for pid in tree.host_pids() if pid >= FIRST_PID)
+        for fork in forks:
+            files = mappings(tree, fork)
+            assert {Path(file).parent for file in files} == {images}
+            assert files[str(images / f"memory-{leader}.img")] > 0.9 * (MEGABYTES << 20)
+        before[1] = ask(tree, "write 5", port=8001)
+        assert [ask(tree, port=port) for port in ports] == before
+        before[1] = ask(tree, "write 1", port=8001)  # now it has its parent's content, in pages of its own
+        assert before[1]["buffer"] == before[0]["buffer"]
 
 
 @pytest.mark.criu

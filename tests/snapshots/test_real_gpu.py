@@ -118,8 +118,9 @@ def keep(card: Card, criu: Criu, images: Path) -> GpuPart:
         assert cuda.holders(original, card.devices) == ()
         assert before - card.used_bytes() >= card.mebibytes << 20
         taken = dump(criu, original, images, timeout_s=TIMEOUT_S)
-    told("suspended", {"seconds": state.seconds, **asdict(state.part)})
-    told("dumped", asdict(taken))
+    held = [process._asdict() for process in state.part.processes]
+    told("suspended", {"seconds": state.seconds, "memory": dict(state.part.memory), "processes": held})
+    told("dumped", taken._asdict())
     first, second = state.part.processes
     assert first.pid == 1000 < second.pid
     assert state.part.memory_bytes >= card.mebibytes << 20
@@ -135,7 +136,7 @@ def test_device_and_pinned_memory_come_back_in_every_copy(card: Card, criu: Criu
         (tmp_path / f"work{number}").mkdir()
         resumption = cuda.Resumption(copy, part, wait_s=TIMEOUT_S)
         took = restore(criu, copy, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
-        told("restored", asdict(took))
+        told("restored", took._asdict())
         told("resumed", asdict(resumption.finish()))
         assert [one.pid for one in cuda.holders(copy, card.devices)] == [one.pid for one in part.processes]
         card.check(copy)

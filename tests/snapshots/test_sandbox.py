@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.conftest import is_running
 from tests.snapshots.conftest import exists, wait_for
 from torpor import ConfigurationError, SnapshotError
+from torpor.snapshots.first_process import FirstProcess
 from torpor.snapshots.sandbox import FIRST_PID, BegunSandbox, Clock, Sandbox
 
 if TYPE_CHECKING:
@@ -607,3 +609,42 @@ def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path
         ender.join()
         assert begun.ended
     assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_was_started_before_makes_the_sandbox(mode: Mode, scratch: Path) -> None:
+    """What it is to make is said later; the sandbox is as any other, and ends as any other."""
+    before = psutil.Process().num_fds()
+    with FirstProcess("early") as first:
+        begun = BegunSandbox("one", mode=mode, scratch=scratch, first=first)
+    with begun.made(Sandbox, timeout_s=10.0) as sandbox:
+        assert sandbox.name == "one"
+        assert sandbox.run([sys.executable, "-c", "print(1)"], timeout_s=20.0).output == "1\n"
+    assert first.process.poll() is not None
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_nobody_told_what_to_make_is_ended(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    """With the block in which it was started, and with a sandbox that cannot be begun; no descriptor stays open."""
+    before = psutil.Process().num_fds()
+    with FirstProcess("early") as first:
+        assert first.process.poll() is None
+    assert first.process.poll() is not None
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    first = FirstProcess("early")
+    with pytest.raises(SnapshotError, match="no folder for its socket"):
+        BegunSandbox("one", mode="rootless", scratch=scratch, first=first)
+    assert first.process.poll() is not None
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_nobody_told_what_to_make_ends_with_its_owner() -> None:
+    """Also with one that was killed."""
+    program = (
+        "import time; from torpor.snapshots.first_process import FirstProcess\n"
+        "print(FirstProcess('early').process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        first = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+    assert wait_for(lambda: not is_running(first), 10.0)

@@ -303,7 +303,7 @@ def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, origin
     assert "warmup_requests=2" in said
     app.unlink()
     assert "There is no app file" in refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
-    assert list((cache / "run").iterdir()) == []
+    assert list((cache / "run").glob("*")) == []  # the folder itself is made with the first sandbox that gets ready
 
 
 def test_a_file_that_changed_since_is_named(kept: Kept) -> None:
@@ -342,6 +342,20 @@ def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Pa
         with pytest.raises(PortInUseError, match="Nothing was restored"):
             restore_snapshot(kept.folder, port=taken.getsockname()[1])
     assert not list((cache / "run").glob("*"))
+
+
+def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cache: Path, tmp_path: Path) -> None:
+    """Here by the app file, which is read while CRIU works; the copies, which wake by then, are ended."""
+    port, app = free_port(), tmp_path / "takes.py"
+    take = f"import pathlib, socket\ntaken = socket.create_server(('127.0.0.1', {port}))\n"
+    keep = f"pathlib.Path({str(tmp_path / 'number')!r}).write_text(str(taken.detach()))\n"
+    app.write_text(take + keep + kept.app.read_text())
+    change_manifest(kept.folder, lambda content: content.update(app_file=str(app)))
+    with pytest.raises(PortInUseError, match=str(port)):
+        restore_snapshot(kept.folder, replicas=2, port=port)
+    os.close(int((tmp_path / "number").read_text()))
+    assert engines_on(kept.port) == []
+    assert list((cache / "run").glob("*")) == []
 
 
 def test_copies_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:

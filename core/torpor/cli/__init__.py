@@ -7,6 +7,7 @@ and the library that reads options alone would take a tenth of it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -30,9 +31,7 @@ def main() -> None:
     note_ctrl_c()
     try:
         if (plain := _plain_restore(sys.argv[1:])) is not None:
-            from torpor.cli.restore import run_restore  # noqa: PLC0415
-
-            run_restore(**plain)
+            _restore(plain)
         else:
             from torpor.cli.commands import app  # noqa: PLC0415
 
@@ -55,6 +54,17 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _restore(options: RestoreOptions) -> None:
+    """Restore, with a sandbox on its way while the rest is imported."""
+    gc.disable()  # until the copies serve: imports leave no garbage, and looking for it takes a twentieth of a restore's CPU
+    from torpor.snapshots.first_process import FirstProcess  # noqa: PLC0415
+
+    with FirstProcess(str(options["folder"])) as first:
+        from torpor.cli.restore import run_restore  # noqa: PLC0415
+
+        run_restore(**options, first=first)
+
+
 def _end_interrupted() -> NoReturn:
     print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # whoever read it has gone
@@ -66,9 +76,9 @@ def _end_interrupted() -> NoReturn:
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
     """The options of `snapshot restore DIR [--replicas N] [--port P] [--verify HOW] [--json]` in plain words.
 
-    None for every other line; those, mistakes among them, are for the full parser.
+    None for every other line; those, mistakes among them, are for the full parser, and so is another system than Linux.
     """
-    if words[:2] != ["snapshot", "restore"]:
+    if words[:2] != ["snapshot", "restore"] or sys.platform != "linux":
         return None
     options: RestoreOptions = {"folder": "", "replicas": 1, "port": 0, "verify": "fast", "as_json": False}
     rest = iter(words[2:])

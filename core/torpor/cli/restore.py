@@ -5,14 +5,14 @@ Its time counts: what is imported here is imported before CRIU begins.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
@@ -22,35 +22,45 @@ from torpor.snapshots.serving import Replicas
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import TypedDict
 
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
+    from torpor.snapshots.first_process import FirstProcess
 
-__all__ = ["RestoreOptions", "run_restore"]
+    class RestoreOptions(TypedDict):
+        """The options of the command."""
+
+        folder: str | Path
+        replicas: int
+        port: int
+        verify: str
+        as_json: bool
+
+
+__all__ = ["run_restore"]
 
 _TURN_S = 0.0005
-
-
-class RestoreOptions(TypedDict):
-    """The options of the command."""
-
-    folder: str | Path
-    replicas: int
-    port: int
-    verify: str
-    as_json: bool
+_SIGNALS = 4096  # one byte each
 
 
 class _Told:
-    """What the signals asked for."""
+    """What the signals asked for.
+
+    It is waited for by a pipe that the signals themselves write to: one that comes in the moment before a wait for an event
+    would be noted and not looked at until the next (seen: a command that had just said that it serves did not end).
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Event()
+        self._woken = -1
         self.end = False
         self.again = False
 
     def listen(self) -> None:
         """From now on a signal is noted, and no longer raises."""
+        self._woken, waker = os.pipe()
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker)
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGHUP, self._note)
@@ -62,7 +72,10 @@ class _Told:
             raise KeyboardInterrupt  # asked twice: what is going on is not waited for
         else:
             self.end = True
-        self.changed.set()
+
+    def wait(self) -> None:
+        """Until a signal came since the last call."""
+        os.read(self._woken, _SIGNALS)
 
 
 def run_restore(
@@ -73,6 +86,7 @@ def run_restore(
     verify: str,
     as_json: bool,
     then: Callable[[], None] | None = None,
+    first: FirstProcess | None = None,
 ) -> None:
     """Restore, say so, serve until SIGINT or SIGTERM, end everything.
 
@@ -83,6 +97,7 @@ def run_restore(
         verify: `fast` or `full`.
         as_json: tell what was restored as one line of JSON.
         then: called once they serve, in place of waiting for a signal.
+        first: for the first sandbox, started before this module was imported.
     """
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
@@ -103,6 +118,7 @@ def run_restore(
         full=verify == "full",
         on_death=_tell_death,
         on_stage=note,
+        first=first,
     )
     try:
         _start(copies, replicas)
@@ -128,12 +144,12 @@ def _start(copies: Replicas, count: int) -> None:
         copies.start(count)
     finally:
         sys.setswitchinterval(usual_s)
+        gc.enable()
 
 
 def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
     while not told.end:
-        told.changed.wait()
-        told.changed.clear()
+        told.wait()
         if told.again and not told.end:
             told.again = False
             missing = wanted - len(copies.serving)

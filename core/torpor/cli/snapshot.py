@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
@@ -49,7 +48,7 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
             on_step=progress.step,
         )
     if as_json:
-        print(json.dumps(asdict(manifest), indent=2))
+        print(json.dumps(manifest.as_dict(), indent=2))
     else:
         console.print(_table(folder, manifest))
         console.print(f"restore it: torpor snapshot restore {folder}")
@@ -62,7 +61,7 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
     manifest = inspect(folder)
     reasons = misfits(folder, manifest)
     if as_json:
-        print(json.dumps({**asdict(manifest), "misfits": reasons}, indent=2))
+        print(json.dumps({**manifest.as_dict(), "misfits": reasons}, indent=2))
         return
     console = Console(highlight=False)
     console.print(_table(folder, manifest))

@@ -23,9 +23,26 @@ Standard library only: it runs in the engine's environment, whose packages are t
 
 from __future__ import annotations
 
-from torpor.guard.asgi import Guard
+from typing import TYPE_CHECKING
+
 from torpor.guard.document import BOOT_FD_VARIABLE, BootDocument, boot_document_json, read_boot
 from torpor.guard.rules import GuardRules
-from torpor.guard.states import State
+
+if TYPE_CHECKING:
+    from torpor.guard.asgi import Guard
+    from torpor.guard.states import State
 
 __all__ = ["BOOT_FD_VARIABLE", "BootDocument", "Guard", "GuardRules", "State", "boot_document_json", "read_boot"]
+
+_LATE = {"Guard": "torpor.guard.asgi", "State": "torpor.guard.states"}
+"""Imported when they are first used (PEP 562): they want asyncio, for which core and plugins, who say the rules, have no use."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module 'torpor.guard' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - only for those who use a name
+
+    value: object = getattr(importlib.import_module(_LATE[name]), name)
+    globals()[name] = value
+    return value

@@ -9,10 +9,17 @@ import sys
 
 from torpor.launcher.patches import Patch
 
-__all__ = ["orphans"]
+__all__ = ["end_with", "orphans"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT_VARIABLE = "TORPOR_PARENT_PID"  # set by each process for those that it spawns
+
+
+def end_with(parent_pid: int) -> None:
+    """Have this process end with its parent; at once, if that has ended already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def _is_linux() -> bool:
@@ -22,9 +29,7 @@ def _is_linux() -> bool:
 def _end_with_parent() -> None:
     # multiprocessing.parent_process() is still None while a spawned process imports the main module again.
     if "--multiprocessing-fork" in sys.orig_argv:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.environ.get(_PARENT_VARIABLE) != str(os.getppid()):  # it ended before the call above
-            os._exit(1)
+        end_with(int(os.environ.get(_PARENT_VARIABLE, "0")))
     _name_parent()
     os.register_at_fork(after_in_child=_name_parent)
 

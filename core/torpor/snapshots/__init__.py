@@ -4,8 +4,10 @@ criu_setup   CRIU 4.2 in a private prefix, for a machine whose own package is mi
              (criu_lock: which packages; mirror: where from, and how they are checked; debs: what is unpacked of them)
 criu         finding CRIU, its options, dump and restore with deadlines, the reason of a failure out of its log
 sandbox      one namespaced sandbox per replica: the engine's tree lives in it, CRIU runs in it
-             (pid1: its first process; channel: the way to it; side_files: what lies in its private folders)
-mapped_memory  memory that replicas map from the snapshot's files instead of copying it (criu_images: CRIU's image format)
+             (pid1: its first process; first_process: how that is started; channel: the way to it; side_files: what lies in
+             its private folders)
+mapped_memory  memory that replicas map from the snapshot's files instead of copying it (common_pages: what forks have in
+             common; criu_images: CRIU's image format)
 engine_filter  system calls denied to an engine that is going to be dumped
 probe        whether all of this works here, by a real small dump and restore
 cuda         GPU state to host memory before a dump and back after a restore (cuda_run, cuda_calls: the driver's calls,

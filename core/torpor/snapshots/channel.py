@@ -40,8 +40,8 @@ class Channel:
 
     @classmethod
     @contextlib.contextmanager
-    def bound(cls, name: str, control: Path | None) -> Iterator[tuple[Channel, socket.socket]]:
-        """A new socket for pid 1 to listen on, and the channel to it.
+    def bound(cls, name: str, control: Path | None, listener: socket.socket) -> Iterator[Channel]:
+        """Give the socket that pid 1 will listen on an address, and make the channel to it.
 
         Raises:
             SnapshotError: something lies at `control` already, or others may write in its folder.
@@ -61,15 +61,14 @@ class Channel:
             else:
                 folder, path = control.parent, control
                 _check_private(folder)
-            bound = stack.enter_context(socket.socket(socket.AF_UNIX))
             folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                bound.bind(f"/proc/self/fd/{folder_fd}/{path.name}")  # a socket's address holds 108 bytes at most
+                listener.bind(f"/proc/self/fd/{folder_fd}/{path.name}")  # a socket's address holds 108 bytes at most
             except OSError as error:
                 raise SnapshotError(f"Sandbox {name!r} cannot listen at {path}: {error.strerror}.") from error
             finally:
                 os.close(folder_fd)
-            yield cls(name, path, keep_path=control is not None), bound
+            yield cls(name, path, keep_path=control is not None)
 
     def peer(self) -> tuple[int, int]:
         """Pid and user of pid 1, as this process sees them."""

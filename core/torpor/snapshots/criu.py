@@ -14,9 +14,8 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.events import log
@@ -81,8 +80,7 @@ _LEAVE_DUMPED_S = 30.0
 _BLOCK = 512  # of st_blocks (stat(2))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Criu:
+class Criu(NamedTuple):
     """A usable CRIU.
 
     Attributes:
@@ -106,8 +104,7 @@ class Criu:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dumped:
+class Dumped(NamedTuple):
     """What a dump gave.
 
     Attributes:
@@ -127,8 +124,7 @@ class Dumped:
     side_file_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Restored:
+class Restored(NamedTuple):
     """What a restore took, in seconds: the side files are laid before CRIU starts."""
 
     criu_s: float

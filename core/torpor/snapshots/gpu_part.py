@@ -5,8 +5,7 @@ It imports nothing: a restore reads a manifest before it imports anything else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(NamedTuple):
     """One GPU.
 
     Attributes:
@@ -34,8 +32,7 @@ class Gpu:
         return f"{self.name} ({self.memory_mib} MiB, compute capability {self.compute_capability})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuProcess:
+class GpuProcess(NamedTuple):
     """A process whose GPU state lies in its own memory.
 
     Attributes:
@@ -51,8 +48,7 @@ class GpuProcess:
     checkpoint_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuPart:
+class GpuPart(NamedTuple):
     """What of a snapshot was on GPUs.
 
     Attributes:

@@ -1,14 +1,15 @@
 """`manifest.json`: what a snapshot is, and everything that must fit before it is restored.
 
-Reading it needs nothing of the engine and no plugin: a restore reads it before it imports anything else.
+Reading it needs nothing of the engine and no plugin: a restore reads it before it imports anything else. Hence named
+tuples, here and in the other modules that come before CRIU's start: a frozen dataclass takes 0.5 ms to make and its module 6
+ms to import, a named tuple 0.1 ms.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
@@ -46,8 +47,7 @@ _HEAD_BYTES = 16
 _SHOWN = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileFacts:
+class FileFacts(NamedTuple):
     """One file of the snapshot: size in bytes, its first 16 bytes (hex), SHA-256 (hex)."""
 
     size: int
@@ -55,8 +55,7 @@ class FileFacts:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineFacts:
+class MachineFacts(NamedTuple):
     """The machine, as far as a restored process depends on it.
 
     Attributes:
@@ -78,8 +77,7 @@ class MachineFacts:
     gpus: tuple[Gpu, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeploymentFacts:
+class DeploymentFacts(NamedTuple):
     """What was started.
 
     Attributes:
@@ -105,16 +103,14 @@ class DeploymentFacts:
     env: Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(NamedTuple):
     """What one stage of the cold start or the capture took, seconds."""
 
     stage: str
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(NamedTuple):
     """A snapshot.
 
     Attributes:
@@ -165,7 +161,25 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, readable by its owner alone."""
-        write_private(folder / MANIFEST, asdict(self))
+        write_private(folder / MANIFEST, self.as_dict())
+
+    def as_dict(self) -> dict[str, object]:
+        """As JSON has it: what is in it by name, all the way down."""
+        return cast("dict[str, object]", _named(self))
+
+
+def _named(value: object) -> object:
+    """A value with its named tuples as dicts; `json` would write them as lists."""
+    if isinstance(value, dict):
+        return {name: _named(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        names = getattr(value, "_fields", None)
+        return (
+            [_named(part) for part in value]
+            if names is None
+            else {name: _named(getattr(value, name)) for name in names}
+        )
+    return value
 
 
 def write_private(file: Path, content: object) -> None:
@@ -295,10 +309,10 @@ def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tup
     found = []
     words = {"torpor": "Torpor", "name": "deployment", "port": "Deployment.port", "engine": "engine"}
     words |= {"model": "model", "revision": "model revision"}
-    for item in fields(DeploymentFacts):
-        then, now = getattr(made_of, item.name), getattr(here, item.name)
-        if item.name in words and then != now:
-            found.append(f"{words[item.name]} was {then or 'none'!s} when it was made; now it is {now or 'none'!s}")
+    for name, word in words.items():
+        then, now = getattr(made_of, name), getattr(here, name)
+        if then != now:
+            found.append(f"{word} was {then or 'none'!s} when it was made; now it is {now or 'none'!s}")
     for name in sorted({*made_of.plugins, *here.plugins}):
         then, now = made_of.plugins.get(name, "not there"), here.plugins.get(name, "not there")
         if then != now:

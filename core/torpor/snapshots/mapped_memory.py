@@ -14,6 +14,8 @@ Two things behave otherwise in a mapping of a file than in anonymous memory, so 
   with blocks that have a mapping of their own: they are known by their headers and stay CRIU's. Other C libraries are not known
   so well: a process without glibc is not touched.
 
+What a fork still has in common with its parent goes into one file only (`torpor.snapshots.common_pages`).
+
 A replica that is dumped again maps files of the snapshot that it came from. Their content, with what it has written since, goes
 into the new files, so that every snapshot stands on its own.
 """
@@ -27,8 +29,9 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
+from torpor.snapshots.common_pages import CommonPages, Run
 from torpor.snapshots.criu_images import Image, Message
 from torpor.snapshots.pid1 import punch_hole
 
@@ -65,14 +68,6 @@ _BLOCK_OFFSETS = (0, 16, 48)  # where such a header stands in its first page: ma
 _JEMALLOC, _GO_SECTIONS = b"<jemalloc>", (b".go.buildinfo", b".note.go.buildid")
 _ELF = struct.Struct("<16xHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
-
-
-class _Run(NamedTuple):
-    """Pages in a row: addresses, and where the first one lies in the pages file, bytes."""
-
-    start: int
-    end: int
-    offset: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +118,7 @@ def map_memory(images: Path, mount: Path, *, filtered: bool, anew: bool = True) 
     next_id = 1 + max((entry.number(_FILE_ID) for entry in files.messages), default=0)
     old = {number: Path(name) for number, name in names.items() if is_memory_file(name)}
     looked_at: dict[str, str] = {}
+    common = CommonPages()
     mapped, kept = 0, {}
     for mm_file in sorted(images.glob("mm-*.img")):
         pid = int(mm_file.stem.removeprefix("mm-"))
@@ -135,7 +131,8 @@ def map_memory(images: Path, mount: Path, *, filtered: bool, anew: bool = True) 
             continue
         file = images / f"memory-{pid}.img"
         process.split_pages(file)
-        mm.messages[0] = _with_areas(mm.messages[0], process.new_areas(next_id))
+        runs = common.taken_out(file, [run._replace(file=next_id) for run in process.mapped])
+        mm.messages[0] = _with_areas(mm.messages[0], process.new_areas(runs))
         mm.write(mm_file)
         files.messages.append(_file_entry(next_id, mount / file.name, file.stat().st_size))
         mapped += sum(run.end - run.start for run in process.mapped)
@@ -178,7 +175,7 @@ class _Process:
         at = self._pages.stat().st_size
         for copy in self._copies:
             copy.offset = at
-            self.mapped.append(_Run(copy.start, copy.end, at))
+            self.mapped.append(Run(copy.start, copy.end, at))
             at += copy.end - copy.start
         self.mapped.sort()
 
@@ -204,9 +201,9 @@ class _Process:
         ]
         Image(magic=self._pagemap.magic, messages=[self._pagemap.messages[0], *left]).write(self._pagemap_file)
 
-    def new_areas(self, file_id: int) -> Iterator[Message]:
+    def new_areas(self, mapped: Iterable[Run]) -> Iterator[Message]:
         """The areas of the process, those with mapped runs in them cut at the runs' ends."""
-        runs = iter(self.mapped)
+        runs = iter(mapped)
         run = next(runs, None)
         for area in self._areas:
             start, end = area.number(_VMA_START), area.number(_VMA_END)
@@ -214,18 +211,19 @@ class _Process:
                 if start < run.start:
                     yield area.replaced(f1=start, f2=run.start)
                 flags = area.number(_VMA_FLAGS) & ~_MAP_ANONYMOUS
-                numbers = {"f1": run.start, "f2": run.end, "f3": run.offset, "f4": file_id, "f6": flags}
+                numbers = {"f1": run.start, "f2": run.end, "f3": run.offset, "f4": run.file, "f6": flags}
                 yield area.replaced(**numbers, f7=_REGULAR_AREA | _PRIVATE_FILE, f10=os.O_RDONLY)
                 start = run.end
                 run = next(runs, None)
             if start < end:
                 yield area.replaced(f1=start)
 
-    def _sorted_runs(self) -> tuple[list[_Run], list[tuple[Message, _Run]]]:
+    def _sorted_runs(self) -> tuple[list[Run], list[tuple[Message, Run]]]:
         """Runs to be mapped, and entries of CRIU's list with what stays of them."""
-        mapped: list[_Run] = []
-        left: list[tuple[Message, _Run]] = []
+        mapped: list[Run] = []
+        left: list[tuple[Message, Run]] = []
         offset = 0
+        copies = {copy.start: copy for copy in self._copies}
         areas = iter(self._areas)
         area = next(areas)
         with self._pages.open("rb") as stream, _words(stream) as words:
@@ -237,8 +235,8 @@ class _Process:
                     while area.number(_VMA_END) <= start:
                         area = next(areas)
                     end = min(last, area.number(_VMA_END))
-                    run = _Run(start, end, offset)
-                    copy = next((copy for copy in self._copies if copy.start <= start < copy.end), None)
+                    run = Run(start, end, offset)
+                    copy = copies.get(area.number(_VMA_START))
                     if present and copy:
                         copy.written.append(run)
                     elif present and self._anew and _can_be_mapped(area):
@@ -261,7 +259,7 @@ class _Copy:
     def __init__(self, start: int, end: int, file: Path, file_offset: int) -> None:
         self.start, self.end = start, end
         self.offset = 0
-        self.written: list[_Run] = []
+        self.written: list[Run] = []
         self._file, self._file_offset = file, file_offset
 
     def write(self, target: BinaryIO) -> None:
@@ -288,17 +286,17 @@ class _Blocks:
         self._words = words
         self._until = 0  # address up to which the last block found reaches
 
-    def parted(self, run: _Run, area_end: int) -> Iterator[tuple[_Run, bool]]:
+    def parted(self, run: Run, area_end: int) -> Iterator[tuple[Run, bool]]:
         """Pieces of a run, and whether each belongs to such a block."""
         at = run.start
         while at < run.end:
             block = at < self._until
             end = min(self._until, run.end) if block else self._next_block(run, at, area_end)
             if end > at:
-                yield _Run(at, end, run.offset + at - run.start), block
+                yield Run(at, end, run.offset + at - run.start), block
             at = end
 
-    def _next_block(self, run: _Run, at: int, area_end: int) -> int:
+    def _next_block(self, run: Run, at: int, area_end: int) -> int:
         """Address of the next block's first page in the run, or the run's end."""
         page_words = _PAGE // 8
         first = (run.offset + at - run.start) // 8
@@ -396,7 +394,7 @@ def _words(stream: BinaryIO) -> Iterator[memoryview]:
         yield words
 
 
-def _zeroes(stream: BinaryIO, runs: Iterable[_Run]) -> Iterator[tuple[int, int]]:
+def _zeroes(stream: BinaryIO, runs: Iterable[Run]) -> Iterator[tuple[int, int]]:
     """Where pages of zeroes lie in a file, bytes."""
     nothing = bytes(_PAGE)
     with _words(stream) as words:

@@ -21,17 +21,16 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from socket import socket as Socket  # noqa: N812 - `socket` is a method here
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeVar, cast
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots import pid1
 from torpor.snapshots.channel import Channel
+from torpor.snapshots.first_process import FirstProcess
 from torpor.snapshots.pid1 import FIRST_PID, StepError
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ _S = TypeVar("_S", bound="Sandbox")
 
 DEV_SHM = Path("/dev/shm")  # noqa: S108 - private to every sandbox
 
-_PID1 = "import sys; sys.path.append(sys.argv[1]); import pid1; sys.path.pop(); pid1.main()"
 _NAMESPACES = ("pid", "mnt", "net", "ipc")
 _ANSWER_S = 10.0
 _TAIL_BYTES = 256 * 1024
@@ -59,16 +57,14 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CANNOT_BE_RUN = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clock:
+class Clock(NamedTuple):
     """Two readings of a sandbox's clocks, in seconds (clock_gettime(2))."""
 
     monotonic_s: float
     boottime_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
+class Finished(NamedTuple):
     """A command that ran in a sandbox.
 
     Attributes:
@@ -425,7 +421,7 @@ class Sandbox:
 class BegunSandbox:
     """A sandbox whose first process was started and gets ready by itself: 30 ms in which a restore has other things to do.
 
-    The arguments are those of `Sandbox.create`. Either `made` or `end` must be called.
+    The arguments are those of `Sandbox.create`, and the process, if it was started before. Either `made` or `end` must be called.
 
     Attributes:
         name: for messages.
@@ -444,6 +440,7 @@ class BegunSandbox:
         private: Sequence[Path] = (),
         clock: Clock | None = None,
         control: Path | None = None,
+        first: FirstProcess | None = None,
     ) -> None:
         self.name = name
         self.ended = False
@@ -452,12 +449,10 @@ class BegunSandbox:
         self._waited_for = False
         self._sandbox: Sandbox | None = None
         folders = sorted({*private, DEV_SHM, scratch}, key=lambda folder: len(folder.parts))
-        _make_mount_point(name, scratch)
-        with contextlib.ExitStack() as stack:
-            self._channel, listener = stack.enter_context(Channel.bound(name, control))
-            owner = [] if control else [os.pidfd_open(os.getpid())]
-            for descriptor in owner:
-                stack.callback(os.close, descriptor)
+        self._first = first or FirstProcess(name, detached=control is not None)
+        with self._first, contextlib.ExitStack() as stack:
+            _make_mount_point(name, scratch)
+            self._channel = stack.enter_context(Channel.bound(name, control, self._first.listener))
             config: Config = {
                 "rootless": mode == "rootless",
                 "detached": control is not None,
@@ -465,8 +460,8 @@ class BegunSandbox:
                 "private": [(str(folder), "0700" if folder == scratch else "1777") for folder in folders],
                 "folders": [str(scratch / "tmp"), str(scratch / "log")],
                 "log": str(scratch / "log" / "engine.log"),
-                "listener": listener.fileno(),
-                "owner": owner,
+                "listener": self._first.listener.fileno(),
+                "owner": self._first.owner,
                 "facts": {
                     "name": name,
                     "mode": mode,
@@ -475,13 +470,11 @@ class BegunSandbox:
                     "detached": control is not None,
                 },
             }
-            unmade = stack.enter_context(contextlib.ExitStack())
-            unmade.callback(self._channel.close, ended=True)
-            self._said = os.memfd_create("stderr")
-            unmade.callback(os.close, self._said)
-            self._outer = self._start(config, (listener.fileno(), *owner))
-            self._undo = unmade.pop_all()
-            self._undo.callback(_end, self._outer)
+            self._first.tell(config)
+            self._outer = self._first.process
+            self._undo = contextlib.ExitStack()
+            self._undo.callback(self._channel.close, ended=True)
+            self._undo.callback(self._first.end)
 
     def made(self, kind: type[_S], *, timeout_s: float) -> _S:
         """Wait until pid 1 listens.
@@ -505,7 +498,7 @@ class BegunSandbox:
             with self._undo:
                 sandbox = kind(self._channel, None if self._control else self._outer)
                 self._undo.pop_all()
-            os.close(self._said)
+            self._first.let_go()
             self._sandbox = sandbox
         if self._control:
             self._outer.wait()  # it left its work to a process of nobody's
@@ -521,20 +514,6 @@ class BegunSandbox:
             if self._sandbox is not None:
                 self._sandbox.end()
 
-    def _start(self, config: Config, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        outer = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PID1, str(Path(pid1.__file__).parent), self.name],  # the name is for ps
-            env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-        with contextlib.suppress(BrokenPipeError), cast("Pipe", outer.stdin) as stdin:  # it has ended: seen in `made`
-            stdin.write(marshal.dumps(dict(config), pid1.MESSAGE_VERSION))
-        return outer
-
     def _failure(self, report: bytes | None, timeout_s: float) -> SnapshotError:
         if report is None:
             return SnapshotError(f"Sandbox {self.name!r} was not ready after {timeout_s:g} s and was ended.")
@@ -546,8 +525,9 @@ class BegunSandbox:
             error.__cause__ = StepError(step, number)
             return error
         self._outer.wait()
-        last = os.pread(self._said, _TAIL_BYTES, 0).decode(errors="replace").strip()
-        return SnapshotError(f"Sandbox {self.name!r} cannot be made: its first process ended at once. It said: {last}")
+        return SnapshotError(
+            f"Sandbox {self.name!r} cannot be made: its first process ended at once. It said: {self._first.words()}"
+        )
 
 
 def _make_mount_point(name: str, scratch: Path) -> None:
@@ -561,12 +541,6 @@ def _make_mount_point(name: str, scratch: Path) -> None:
         raise SnapshotError(
             f"Sandbox {name!r}: the scratch folder's mount point {scratch} cannot be made: {error.strerror}."
         ) from error
-
-
-def _end(outer: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(outer.pid, signal.SIGKILL)  # it leads a session; what it forked is in it
-    outer.wait()
 
 
 def _clock_offsets(clock: Clock) -> str:

@@ -2,7 +2,8 @@
 
 A restore of one replica takes about a third of a second, a third of it CRIU's. So everything else goes on beside something:
 the snapshot is checked while the sandbox gets ready; the app file is read, plugins and HTTP client are imported and the
-deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken.
+deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken. The port opens
+while the engine wakes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
 from torpor.snapshots.light_httpx import import_httpx
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torpor.records import StageRecord
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.cuda import Resumed, Resumption
+    from torpor.snapshots.first_process import FirstProcess
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import BegunSandbox, Clock, Sandbox
@@ -44,8 +45,7 @@ _RESTORE_TIMEOUT_S = 120.0
 _MAX_REPLICAS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replica:
+class Replica(NamedTuple):
     """A restored tree that still sleeps.
 
     Attributes:
@@ -87,8 +87,7 @@ class Replica:
         boot.wake(new_boot_id=os.urandom(8).hex())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(NamedTuple):
     """A replica that serves.
 
     Attributes:
@@ -141,11 +140,11 @@ def misfits(
     return reasons
 
 
-def begin_sandbox(manifest: Manifest, name: str) -> BegunSandbox:
-    """Begin an empty sandbox for a copy; it gets ready by itself."""
+def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
+    """Begin an empty sandbox for a copy, by a process that was started before or by a new one; it gets ready by itself."""
     from torpor.snapshots.sandbox import BegunSandbox  # noqa: PLC0415 - the package would be imported in a circle
 
-    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest))
+    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first)
 
 
 def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox) -> Replica:
@@ -210,6 +209,7 @@ class Replicas:
         full: verify by hash before.
         on_death: told the name of a replica that ended by itself, and its last lines.
         on_stage: told the stages of every wake.
+        first: for the first sandbox; who started it ends it where nothing comes of it.
 
     Attributes:
         manifest: the snapshot's.
@@ -225,6 +225,7 @@ class Replicas:
         full: bool = False,
         on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
+        first: FirstProcess | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.verify_s = 0.0
@@ -233,6 +234,7 @@ class Replicas:
         self._port = port
         self._on_death = on_death
         self._on_stage = on_stage
+        self._first = first
         self._front: Front | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
@@ -265,8 +267,11 @@ class Replicas:
         started = time.perf_counter()
         begun: list[BegunSandbox] = []
         bringing: list[_Task[Replica]] = []
+        waking: list[_Task[Serving]] = []
         try:
-            begun.extend(begin_sandbox(self.manifest, self._next_name()) for _ in range(count))
+            for _ in range(count):
+                first, self._first = self._first, None
+                begun.append(begin_sandbox(self.manifest, self._next_name(), first=first))
             import torpor.snapshots.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
 
             criu = self._verified_criu(count)
@@ -276,14 +281,14 @@ class Replicas:
             deployment, recipe, differences = self._loaded()
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
-            front = self._started_front()
             self._import_beside()
-            waking = [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
+            waking += [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
+            front = self._started_front()  # while the engines wake
             serving = _results(waking)
         except BaseException:
             for sandbox in begun:
                 sandbox.end()
-            self._end(bringing)
+            self._end(bringing, waking)
             raise
         for one in serving:
             front.add(one.target)
@@ -329,7 +334,7 @@ class Replicas:
 
     def _started_front(self) -> Front:
         if self._front is None:
-            from torpor.snapshots.front import Front  # noqa: PLC0415 - beside CRIU's work
+            from torpor.snapshots.front import Front  # noqa: PLC0415 - asyncio, when there is time for it
 
             front = Front(host=self._host, port=self.port, on_death=self._bury)
             front.start()
@@ -339,12 +344,13 @@ class Replicas:
     def _wake(self, replica: Replica, deployment: Deployment, recipe: Recipe) -> Serving:
         from torpor.boot import Boot  # noqa: PLC0415
         from torpor.records import StageReport  # noqa: PLC0415
-        from torpor.snapshots.front import Target  # noqa: PLC0415
 
         on_stage = self._on_stage
         report = StageReport(on_end=(lambda record: on_stage(replica.name, record)) if on_stage else None)
         boot = Boot(deployment, recipe=recipe, report=report)
         replica.wake(boot, self.manifest, self._identity)
+        from torpor.snapshots.front import Target  # noqa: PLC0415 - asyncio, which is imported while the engine wakes
+
         target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port)
         return Serving(replica=replica, boot=boot, target=target)
 
@@ -360,8 +366,10 @@ class Replicas:
             if self._on_death:
                 self._on_death(target.name, last)
 
-    def _end(self, bringing: Sequence[_Task[Replica]]) -> None:
+    def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
         """End what was brought back by a start that failed; threads that still work are waited for."""
+        for task in waking:
+            task.thread.join()
         for one in bringing:
             one.thread.join()
             if one.value is not None:

@@ -7,9 +7,8 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, read_manifest
@@ -32,8 +31,7 @@ _CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _SHOWN = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Identity:
+class Identity(NamedTuple):
     """What a copy has to be addressed with until its wake: the boot id and the lifecycle key of the original."""
 
     boot_id: str

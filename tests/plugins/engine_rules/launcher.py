@@ -35,9 +35,13 @@ class RealLauncherRules:
 
     Attributes:
         local: the engine.
+        children: processes that its launcher has as soon as it computes.
+        patches: what is switched off (`TORPOR_PATCHES`).
     """
 
     local: ClassVar[LocalEngine]
+    children: ClassVar[int] = 2  # one that computes, and multiprocessing's resource tracker
+    patches: ClassVar[str] = ""
 
     def plugin(self, engine: RealEngine) -> ChatServer:
         """The engine's plugin for this machine's CPU."""
@@ -52,10 +56,10 @@ class RealLauncherRules:
     def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
         self, real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals, after_s: float
     ) -> None:
-        """What it spawned, still importing, ends with it, without anybody else's help."""
+        """What it forked, or spawned and still imports, ends with it, without anybody else's help."""
         # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
         with self._alone(real_engine(self.local.version), tiny_model) as launcher:
-            children = wait_for_children(launcher, 2)  # one that computes, and multiprocessing's resource tracker
+            children = wait_for_children(launcher, self.children)
             time.sleep(after_s)  # after 1.5 s they import the engine, mostly; at first not even the launcher
             launcher.send_signal(number)
             _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
@@ -71,7 +75,7 @@ class RealLauncherRules:
         recipe = Lifecycle(deployment).recipe()
         launcher = psutil.Popen(
             plugin.engine_argv(deployment, recipe),
-            env={**os.environ, **engine.env, **recipe.env, "TORPOR_UNGUARDED": "1"},
+            env={**os.environ, **engine.env, **recipe.env, "TORPOR_UNGUARDED": "1", "TORPOR_PATCHES": self.patches},
             stdout=DEVNULL,
             stderr=DEVNULL,
             start_new_session=True,

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import httpx
 import pytest
@@ -41,6 +41,7 @@ CHAT: dict[str, object] = {
     "temperature": 0,
 }
 START_S = 240.0
+SPAWNED = "-forked-scheduler"
 
 
 def free_port() -> int:
@@ -168,20 +169,28 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
         control.serve()
         assert text_of(public.post("/v1/chat/completions", json=CHAT)) == before
         members = session_members(engine.pid)
-        assert len(members) >= 3  # HTTP server, scheduler, detokenizer
+        assert len(members) >= 2  # the HTTP server, in which the detokenizer is, and the scheduler
         os.kill(engine.pid, signal.SIGTERM)  # the launcher alone: it ends its own tree
         assert engine.wait(30.0) is not None
         assert [member for member in members if is_running(member)] == []
 
 
 class TestTheLauncher(RealLauncherRules):
-    """SGLang's."""
+    """SGLang's, whose scheduler is forked on a CPU."""
 
     local = LOCAL
+    children: ClassVar[int] = 1
 
     @override
     def plugin(self, engine: RealEngine) -> SGLang:
         return cpu_plugin(engine, warmup_prompt_words=(8,))
+
+
+class TestTheLauncherThatSpawns(TestTheLauncher):
+    """SGLang's, with the fork switched off: the scheduler, and multiprocessing's resource tracker."""
+
+    patches: ClassVar[str] = SPAWNED
+    children: ClassVar[int] = 2
 
 
 @pytest.mark.timeout(200)
