@@ -25,12 +25,13 @@ __all__ = ["ADOPTED", "PARTS", "on_env", "on_files", "on_page_markdown", "on_pos
 
 ROOT = Path(__file__).parents[2]
 
+_FIGURES = ROOT / "benchmarks" / "gpu"
+
 ADOPTED = {
     "security.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
     "gpu-figures.md": "benchmarks/gpu/NOTES.md",
-    "h100-2026-11-25.svg": "benchmarks/gpu/h100-2026-11-25.svg",
-    "h100-2026-11-25.json": "benchmarks/gpu/h100-2026-11-25.json",
+    **{file.name: f"benchmarks/gpu/{file.name}" for kind in ("svg", "json") for file in _FIGURES.glob(f"*.{kind}")},
 }
 """Files of the site that are made of files outside of docs/: there is one source of each."""
 
