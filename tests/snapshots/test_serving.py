@@ -209,6 +209,41 @@ def test_a_snapshot_is_for_its_owner_alone(original: Kept) -> None:
     assert (modes, folders) == ({0o600}, {0o700})
 
 
+UNGUARDED = """
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torpor import Engine, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unguarded(StandIn):
+    guarded: ClassVar[bool] = False
+
+    @hookimpl
+    def launch(self, deployment, recipe):
+        env = {**recipe.env, "TORPOR_UNGUARDED": "1"}
+        return Engine.start(self.engine_argv(deployment, recipe), env=env)
+
+
+deployment = replace(deployment, plugins=(Unguarded(warmup_requests=1),))
+"""
+
+
+def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_path: Path) -> None:
+    """There is no /ready then; its own ready path is asked."""
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    app.write_text(app.read_text() + UNGUARDED)
+    create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
+    try:
+        assert len({chat(port) for _ in range(4)}) == 1
+    finally:
+        copies.stop()
+
+
 def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
     """Whoever could write it could have put anything into the memory that is about to run."""
     kept.folder.chmod(0o755)

@@ -192,7 +192,7 @@ class CriuBackend:
             self._front = Front(port=deployment.port)
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
-        self._publish(deployment.port)
+        self._publish(deployment)
         return SandboxStarter(self._sandbox, deployment)
 
     def capture(self, boot: Boot) -> Manifest:
@@ -233,7 +233,7 @@ class CriuBackend:
         replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
         self._sandbox = replica.sandbox
         replica.wake(boot, manifest, identity)
-        self._publish(boot.deployment.port)
+        self._publish(boot.deployment)
 
     def close(self) -> None:
         """End the sandbox and let go of the port."""
@@ -271,15 +271,16 @@ class CriuBackend:
 
         return find(criu_prefix(), cache=criu_prefix())
 
-    def _publish(self, port: int) -> None:
-        """Lead the public port to the sandbox; the guard keeps the door shut until it serves."""
+    def _publish(self, deployment: Deployment) -> None:
+        """Lead the public port to the sandbox; a guard keeps the door shut until it serves."""
         if self._front is None or self._sandbox is None:
             return
-        from torpor.snapshots.front import Target  # noqa: PLC0415
+        from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415
 
         if self._target is not None:
             self._front.remove(self._target)
-        self._target = Target(name=self._sandbox.name, sandbox=self._sandbox, port=port)
+        sandbox, path = self._sandbox, ready_path(deployment.engine)
+        self._target = Target(name=sandbox.name, sandbox=sandbox, port=deployment.port, ready_path=path)
         self._front.add(self._target)
 
     def _end_sandbox(self) -> None:

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from torpor.hookspecs import Plugin
     from torpor.snapshots.sandbox import Sandbox
 
     Choose = Callable[[set["_Backend"]], Awaitable["_Backend | None"]]
 
-__all__ = ["READY_FOR_S", "Front", "Target"]
+__all__ = ["READY_FOR_S", "Front", "Target", "ready_path"]
 
 READY_FOR_S = 0.25
-"""Seconds for which an answer of `GET /ready` is good."""
+"""Seconds for which an answer on the ready path is good."""
 
 _READY_TIMEOUT_S = 1.0
 _CONNECT_TIMEOUT_S = 5.0
@@ -40,7 +41,7 @@ _BACKLOG = 1024
 _SPARE_SOCKETS = 16
 _HELPERS = 4
 _ROUNDS_TO_CLOSE = 3
-_READY_REQUEST = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_READY_REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _READY_ANSWERS = (b"HTTP/1.1 200", b"HTTP/1.0 200")
 _NOBODY = b'{"error": "no replica is ready"}'
 _REFUSAL = (
@@ -50,6 +51,15 @@ _REFUSAL = (
 Result = TypeVar("Result")
 
 
+def ready_path(engine: Plugin) -> str:
+    """Where a replica of this engine says that it may get requests.
+
+    Without a guard nothing tells traffic from the lifecycle's own requests, so such a replica is put behind the front only when
+    it has woken.
+    """
+    return "/ready" if engine.guarded else engine.ready_path
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A replica behind the front.
@@ -57,19 +67,21 @@ class Target:
     Attributes:
         name: for messages and callbacks.
         sandbox: where it runs.
-        port: where its guard listens on the sandbox's loopback.
+        port: where its server listens on the sandbox's loopback.
+        ready_path: answers 200 when it may get requests: the guard's own, or the engine's where there is no guard.
     """
 
     name: str
     sandbox: Sandbox
     port: int
+    ready_path: str = "/ready"
 
 
 class Front:
     """The public port, served by a thread of its own.
 
-    A new connection goes to the next replica whose guard answers `GET /ready` with 200, in turn; the answer is good for
-    250 ms and asked for anew after a failed connection. When none is ready, the client gets 503 with Retry-After.
+    A new connection goes to the next replica that answers 200 on its ready path, in turn; the answer is good for 250 ms and
+    asked for anew after a failed connection. When none is ready, the client gets 503 with Retry-After.
 
     Args:
         host: address to listen on.
@@ -121,7 +133,7 @@ class Front:
             ) from error
 
     def add(self, target: Target) -> None:
-        """Put a replica behind the port; it gets connections as soon as its guard says ready."""
+        """Put a replica behind the port; it gets connections as soon as it says that it is ready."""
         self._do(self._add(target))
 
     def remove(self, target: Target) -> None:
@@ -278,7 +290,7 @@ class _Backend:
         self._refill()
 
     async def is_ready(self) -> bool:
-        """Whether its guard says so, or said so less than 250 ms ago; many may ask at once."""
+        """Whether it says so, or said so less than 250 ms ago; many may ask at once."""
         if time.monotonic() - self._checked_at >= READY_FOR_S and not self._closed:
             if self._checking is None:
                 self._checking = self._begin(self._check())
@@ -323,7 +335,8 @@ class _Backend:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 upstream = await self.connect()
                 with contextlib.closing(upstream):
-                    await self._loop.sock_sendall(upstream, _READY_REQUEST)
+                    request = _READY_REQUEST.format(path=self.target.ready_path).encode()
+                    await self._loop.sock_sendall(upstream, request)
                     answer = await self._loop.sock_recv(upstream, 64)
             ready = answer.startswith(_READY_ANSWERS)
         except (OSError, SnapshotError):  # TimeoutError is an OSError

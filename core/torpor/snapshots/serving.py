@@ -349,9 +349,10 @@ class Replicas:
         report = StageReport(on_end=(lambda record: on_stage(replica.name, record)) if on_stage else None)
         boot = Boot(deployment, recipe=recipe, report=report)
         replica.wake(boot, self.manifest, self._identity)
-        from torpor.snapshots.front import Target  # noqa: PLC0415 - asyncio, which is imported while the engine wakes
+        from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
 
-        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port)
+        path = ready_path(deployment.engine)
+        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
         return Serving(replica=replica, boot=boot, target=target)
 
     def _bury(self, target: Target) -> None:
