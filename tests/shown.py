@@ -5,11 +5,13 @@ A test that runs the real engine carries a mark:
     @pytest.mark.shows("snapshot by CRIU, on a CPU", engine="sglang", version="0.5.23")
 
 `{name}` in engine or version stands for a parameter of the test. With TORPOR_RECORD=FILE the marks of all tests that passed are
-added to FILE, `{"ROW": {"ENGINE": "VERSION, VERSION"}}`; `make record` does it for what this machine can run.
+added to FILE, `{"ROW": {"ENGINE": "VERSION, VERSION"}}`; `make record` does it for what this machine can run. What needs a GPU is
+read from the results of `benchmarks/gpu`: a row counts if every restore gave the canary's text and every sampled request ended.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from contextlib import suppress
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-__all__ = ["RECORD_VARIABLE", "RESULTS", "ROWS", "Results", "merged", "read_results", "shown_by"]
+__all__ = ["RECORD_VARIABLE", "RESULTS", "ROWS", "Results", "merged", "read_results", "shown_by", "shown_by_benchmark"]
 
 RECORD_VARIABLE = "TORPOR_RECORD"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "engine-results.json"
@@ -35,6 +37,7 @@ ROWS = (
     "deployment as the real modal client sends it",
 )
 Results = dict[str, dict[str, str]]
+Figures = dict[str, dict[str, dict[str, object]]]
 _shown: set[tuple[str, str, str]] = set()
 
 
@@ -80,6 +83,25 @@ def read_results(file: Path) -> Results:
     return results
 
 
+def shown_by_benchmark(results: Figures, version: str) -> set[tuple[str, str, str]]:
+    """What a file of the GPU benchmark's results shows of SGLang.
+
+    Args:
+        results: its content; rows of other engines begin with their name, and are of plugins of the benchmark's own.
+        version: SGLang's, which the benchmark's deployment names.
+    """
+    found = set()
+    for name, row in results.get("rows", {}).items():
+        whole = bool(row.get("sampled_asked")) and row.get("sampled_finished") == row["sampled_asked"]
+        if name.startswith("vllm") or not whole:
+            continue
+        if row.get("restored_s") and row.get("texts") == [row.get("canary")]:
+            found.add((ROWS[4], "sglang", version))
+        if row.get("woken_s"):  # the lifecycle itself compares the canary at every wake
+            found.add((ROWS[5], "sglang", version))
+    return found
+
+
 def note_report(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember the marks of a test that passed."""
     report = yield
@@ -91,8 +113,11 @@ def note_report(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.
 def write_down() -> None:
     """At the end of the session, where it was asked for."""
     if (name := os.environ.get(RECORD_VARIABLE)) and _shown:
+        version: str = importlib.import_module("benchmarks.gpu.app").deployment.engine.engine_version
+        figures = sorted((RESULTS.parents[1] / "benchmarks" / "gpu").glob("*.json"))
+        on_a_gpu = [shown_by_benchmark(json.loads(one.read_text()), version) for one in figures]
         file = Path(name)
-        file.write_text(json.dumps(merged(read_results(file), _shown), indent=2) + "\n")
+        file.write_text(json.dumps(merged(read_results(file), _shown.union(*on_a_gpu)), indent=2) + "\n")
 
 
 def _numbers(version: str) -> tuple[tuple[int, str], ...]:

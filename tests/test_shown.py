@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.shown import RESULTS, ROWS, merged, read_results, shown_by
+from tests.shown import RESULTS, ROWS, merged, read_results, shown_by, shown_by_benchmark
 from torpor.discovery import installed_plugins
 from torpor_sglang import SGLang
 from torpor_vllm import VLLM
@@ -55,6 +55,19 @@ def test_a_row_that_the_table_does_not_have_is_an_error() -> None:
     mark = pytest.mark.shows("snapshots", engine="vllm", version="1").mark
     with pytest.raises(ValueError, match="shows 'snapshots'; rows are flags and routes"):
         shown_by(cast("pytest.Item", Item(mark)))
+
+
+def test_a_benchmarks_rows_count_where_every_answer_was_right() -> None:
+    """One restore with another text, or one request that never ended, and the row shows nothing."""
+    whole = {"sampled_asked": 32, "sampled_finished": 32, "restored_s": [1.5], "texts": ["a"], "canary": "a"}
+    woken = {"sampled_asked": 32, "sampled_finished": 32, "woken_s": [0.4]}
+    rows: dict[str, dict[str, object]] = {"flagship": dict(whole), "standby": dict(woken), "vllm-1": dict(whole)}
+    assert shown_by_benchmark({"rows": rows}, "0.5.16") == {
+        (ROWS[4], "sglang", "0.5.16"),
+        (ROWS[5], "sglang", "0.5.16"),
+    }
+    for wrong in ({"texts": ["a", "b"]}, {"sampled_finished": 31}):
+        assert shown_by_benchmark({"rows": {"flagship": whole | wrong}}, "0.5.16") == set()
 
 
 def test_the_record_speaks_of_engines_and_versions_that_there_are() -> None:
