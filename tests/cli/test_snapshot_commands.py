@@ -455,7 +455,13 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
     app = write_app(tmp_path / "app", port=free_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
-    assert re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
+    asked = ran.stderr.index("the last copy is asked, too: Tell me about the moon.\n")
+    restored = re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
+    assert restored
+    assert asked < restored.start()
+    assert ran.stderr.index("starting cold, timed") < ran.stderr.index("starting cold once more, for the snapshot")
+    (folder,) = re.findall(r"^snapshot +\d+ MB in (\S+)$", ran.stderr, re.MULTILINE)
+    assert ran.stderr.endswith(f"\nserve from the snapshot: torpor snapshot restore {folder}\n")
     assert re.search(r"a restored start is \d+\.\d times as fast as a cold one", ran.stderr)
     assert ran.stdout.strip()
     told = json.loads(cli.run("snapshot", "compare", app, "--restores", "1", "--json").stdout)

@@ -42,17 +42,21 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print("so this shows standby: the process stays, asleep")
         _show_standby(app_file)
         return
+    console.print("starting cold, timed until the first token ...")  # a minute of a real engine in which nothing is said
     cold_s = cold_start(app_file, deployment).total_s
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
+    console.print("starting cold once more, for the snapshot ...")
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
         process.wait(COLD_TIMEOUT_S)
     manifest = inspect(folder)
     size = manifest.image_bytes + manifest.side_file_bytes
-    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
+    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
     times = []
     for number in range(restores):
         last = number == restores - 1 and not as_json
+        if last:
+            console.print(f"the last copy is asked, too: {_QUESTION}")
         restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
         times.append((restored_s, told))
         console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
@@ -63,6 +67,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     else:
         console.print(_stages(manifest, times))
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
+        console.print(f"serve from the snapshot: torpor snapshot restore {folder}", soft_wrap=True)
 
 
 def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:
