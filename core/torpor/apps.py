@@ -34,9 +34,7 @@ def load_deployment(path: str) -> Deployment:
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
-        raise ConfigurationError(
-            f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
-        )
+        raise ConfigurationError(_no_app_file(file, path))
     found = {name: value for name, value in vars(_import(file)).items() if isinstance(value, Deployment)}
     if isinstance(chosen := found.get("deployment"), Deployment):
         return chosen
@@ -46,6 +44,17 @@ def load_deployment(path: str) -> Deployment:
         f"{path} holds {'several deployments: ' + ', '.join(sorted(found)) if found else 'no deployment'}. "
         "Assign the one to use to a module-level name: deployment = Deployment(...)."
     )
+
+
+def _no_app_file(file: Path, path: str) -> str:
+    """What is there in its place, and which path was probably meant."""
+    if file.is_dir():
+        inside = file / "app.py"
+        cure = f"Did you mean {inside}?" if inside.is_file() else "Give the path of a Python file, e.g. apps/tiny_cpu.py."
+        return f"There is no app file {path!r}: that is a folder. {cure}"
+    if file.exists():
+        return f"There is no app file {path!r}: it is there, but it is not called *.py. Give the path of a Python file."
+    return f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
 
 
 def _import(file: Path) -> ModuleType:
