@@ -50,7 +50,9 @@ def _no_app_file(file: Path, path: str) -> str:
     """What is there in its place, and which path was probably meant."""
     if file.is_dir():
         inside = file / "app.py"
-        cure = f"Did you mean {inside}?" if inside.is_file() else "Give the path of a Python file, e.g. apps/tiny_cpu.py."
+        cure = (
+            f"Did you mean {inside}?" if inside.is_file() else "Give the path of a Python file, e.g. apps/tiny_cpu.py."
+        )
         return f"There is no app file {path!r}: that is a folder. {cure}"
     if file.exists():
         return f"There is no app file {path!r}: it is there, but it is not called *.py. Give the path of a Python file."
