@@ -468,6 +468,15 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     assert told["ratio"] == pytest.approx(told["cold_s"] / told["restored"][0]["first_token_s"])
 
 
+def test_compare_looks_for_the_port_first(cli: Cli, tmp_path: Path) -> None:
+    """One paragraph that says who is in the way, before anything is built or started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ran = cli.run("snapshot", "compare", write_app(tmp_path / "app", port=port), code=2)
+    said = " ".join(ran.stderr.split())
+    assert said.startswith(f"torpor: PortInUseError: Port {port} is in use: another program listens there")
+
+
 def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made) -> None:
     """And says why."""
     ran = barred.run("snapshot", "compare", made.app)

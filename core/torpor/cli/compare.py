@@ -14,6 +14,7 @@ from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, rest
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.platforms.local import LocalServer
+from torpor.readiness import check_port_free
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import inspect
@@ -34,6 +35,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby."""
     console = Console(stderr=True, highlight=False)
     deployment = load_deployment(app_file)
+    check_port_free(deployment.port)
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons := CriuBackend().available(deployment):
         console.print("snapshots cannot be made on this machine:")
@@ -42,7 +44,8 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print("so this shows standby: the process stays, asleep")
         _show_standby(app_file)
         return
-    console.print("starting cold, timed until the first token ...")  # a minute of a real engine in which nothing is said
+    # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
+    console.print("starting cold, timed until the first token ...")
     cold_s = cold_start(app_file, deployment).total_s
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
