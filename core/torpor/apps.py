@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_deployment"]
 
+_MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)' \((?!most likely)")
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
@@ -79,8 +80,9 @@ def _import(file: Path) -> ModuleType:
 
 def _where(file: Path, error: BaseException) -> str:
     """The line of the app file that an exception passed through."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    if isinstance(error, SyntaxError) and error.filename == str(file):
+    seen_as = file.absolute()  # Python loads a file by its whole path, whatever path it was given
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == seen_as]
+    if isinstance(error, SyntaxError) and Path(error.filename or "").absolute() == seen_as:
         lines = [error.lineno]
     return f"{file}:{lines[-1]}" if lines else str(file)
 
@@ -96,6 +98,10 @@ def _explain(error: Exception) -> str:
         return f"{owner} has no option {argument!r}.{hint}{listed}"
     if isinstance(error, ModuleNotFoundError):
         return f"the module {error.name!r} is not installed in {sys.executable}; install it, or mend the import."
+    if isinstance(error, ImportError) and (missing := _MISSING_NAME.search(str(error))):
+        close = get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "Mend the import."
+        return f"{missing[2]} has no {missing[1]!r}. {hint}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,23 @@ def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, p
     done = torpor("plan", path, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"torpor: ConfigurationError: There is no app file {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from torpor.testing import StandInn", "torpor.testing has no 'StandInn'. Did you mean 'StandIn'?"),
+        ("from torpor.testing import Qwerty", "torpor.testing has no 'Qwerty'. Mend the import."),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("import torpor_sglangg", f"the module 'torpor_sglangg' is not installed in {sys.executable}; install it, "),
+    ],
+)
+def test_a_mistake_in_an_app_file_is_told_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    """And with what was probably meant."""
+    (tmp_path / "app.py").write_text(f"{line}\n")
+    done = torpor("plan", "app.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"torpor: ConfigurationError: app.py:1: {said}")
 
 
 def test_warnings_stand_at_the_end(tmp_path: Path) -> None:
