@@ -12,7 +12,7 @@ help:            ## show this list
 .venv/.made: pyproject.toml requirements/dev.txt requirements/docs.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
-	@echo "setting up .venv"
+	@echo "setting up .venv (350 MB; a minute or two)"
 	@$(PYTHON) -m venv .venv || { echo "make: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt \
 	  --requirement requirements/docs.txt
@@ -56,6 +56,7 @@ types: setup
 
 docs: setup      ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html"
 
 measure: engine criu bytecode ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
 	$(BIN)/python benchmarks/local.py

@@ -83,6 +83,10 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: a_deployment(plugins=(StandIn,)),
         r"holds the class StandIn; write StandIn\(\)",
     ),
+    "name in place of an instance": (
+        lambda: a_deployment(plugins=("sglang", StandIn())),
+        r"holds the text 'sglang', which has no hooks; import the plugin's class and put an instance of it there",
+    ),
     "same plugin twice": (
         lambda: a_deployment(plugins=(Extra(), Extra(words=("a",)), StandIn())),
         r"holds 'extra' twice; remove one of the two",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_deployment"]
 
+_MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)' \((?!most likely)")
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
@@ -34,9 +35,7 @@ def load_deployment(path: str) -> Deployment:
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
-        raise ConfigurationError(
-            f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
-        )
+        raise ConfigurationError(_no_app_file(file, path))
     found = {name: value for name, value in vars(_import(file)).items() if isinstance(value, Deployment)}
     if isinstance(chosen := found.get("deployment"), Deployment):
         return chosen
@@ -46,6 +45,19 @@ def load_deployment(path: str) -> Deployment:
         f"{path} holds {'several deployments: ' + ', '.join(sorted(found)) if found else 'no deployment'}. "
         "Assign the one to use to a module-level name: deployment = Deployment(...)."
     )
+
+
+def _no_app_file(file: Path, path: str) -> str:
+    """What is there in its place, and which path was probably meant."""
+    if file.is_dir():
+        inside = file / "app.py"
+        cure = (
+            f"Did you mean {inside}?" if inside.is_file() else "Give the path of a Python file, e.g. apps/tiny_cpu.py."
+        )
+        return f"There is no app file {path!r}: that is a folder. {cure}"
+    if file.exists():
+        return f"There is no app file {path!r}: it is there, but it is not called *.py. Give the path of a Python file."
+    return f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
 
 
 def _import(file: Path) -> ModuleType:
@@ -68,8 +80,9 @@ def _import(file: Path) -> ModuleType:
 
 def _where(file: Path, error: BaseException) -> str:
     """The line of the app file that an exception passed through."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    if isinstance(error, SyntaxError) and error.filename == str(file):
+    seen_as = file.absolute()  # Python loads a file by its whole path, whatever path it was given
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == seen_as]
+    if isinstance(error, SyntaxError) and Path(error.filename or "").absolute() == seen_as:
         lines = [error.lineno]
     return f"{file}:{lines[-1]}" if lines else str(file)
 
@@ -85,6 +98,10 @@ def _explain(error: Exception) -> str:
         return f"{owner} has no option {argument!r}.{hint}{listed}"
     if isinstance(error, ModuleNotFoundError):
         return f"the module {error.name!r} is not installed in {sys.executable}; install it, or mend the import."
+    if isinstance(error, ImportError) and (missing := _MISSING_NAME.search(str(error))):
+        close = get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "Mend the import."
+        return f"{missing[2]} has no {missing[1]!r}. {hint}"
     return f"{type(error).__name__}: {error}"
 
 

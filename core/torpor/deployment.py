@@ -181,6 +181,11 @@ class Deployment:
                 raise ConfigurationError(
                     f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}()."
                 )
+            if isinstance(plugin, str):  # pluggy would register it, and never call it
+                raise ConfigurationError(
+                    f"Deployment.plugins holds the text {plugin!r}, which has no hooks; import the plugin's class and "
+                    "put an instance of it there. `torpor plugins` lists where each class is (MODULE:CLASS)."
+                )
             name = plugin_name(plugin)
             if name in seen:
                 raise ConfigurationError(f"Deployment.plugins holds {name!r} twice; remove one of the two.")

@@ -25,9 +25,10 @@ made torpor-prompt-file: a plugin, PromptFile of torpor_prompt_file
   tests/test_contract.py
   tests/test_plugin.py
 go on with
-  pip install -e './torpor-prompt-file[test]'  # install it with its tests' needs
-  pytest ./torpor-prompt-file                  # test it
-  torpor plan ./torpor-prompt-file/app.py      # use PromptFile in an app
+  pip install -e './torpor-prompt-file[test]'         # install it with its tests' needs
+  pytest ./torpor-prompt-file                         # test it
+  torpor plan ./torpor-prompt-file/app.py             # use PromptFile in an app
+  torpor up ./torpor-prompt-file/app.py --ask Hello.  # run its whole life, and ask once
 """
 
 
@@ -50,10 +51,11 @@ def test_programs_that_the_shell_does_not_find_are_named_by_their_paths(tmp_path
     folder, programs = tmp_path / "my engine", Path(sys.executable).parent
     done = torpor("new", "LlamaCpp", "--engine", "--into", str(folder), env={"PATH": "/usr/bin:/bin"})
     assert done.stdout.splitlines()[0] == f"made {folder}: an engine plugin, LlamaCpp of torpor_llamacpp"
-    assert [line.partition("  #")[0].strip() for line in done.stdout.splitlines()[-3:]] == [
+    assert [line.partition("  #")[0].strip() for line in done.stdout.splitlines()[-4:]] == [
         f"{programs}/pip install -e '{folder}[test]'",
         f"{programs}/pytest '{folder}'",
         f"{programs}/torpor plan '{folder}/app.py'",
+        f"{programs}/torpor up '{folder}/app.py' --ask Hello.",
     ]
     assert files_of(folder) == project_files(names_of("LlamaCpp"), engine=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,61 @@ def test_flags_that_nobody_explains_or_that_come_twice_are_told_as_they_are(tmp_
     assert given == {"value": "info debug", "reason": "given in SGLang.extra_args"}
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
-        "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), plugins=(StandIn(),))\n"
+        "class Mute(StandIn):\n    def flag_reasons(self): return {}\n"
+        "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), plugins=(Mute(),))\n"
     )
-    flags_of_stand_in = json.loads(run(str(app), "--json").stdout)["engine"]["flags"]
-    assert {flag["reason"] for flag in flags_of_stand_in.values()} == {"plugin standin gives no reason"}
+    flags_of_mute = json.loads(run(str(app), "--json").stdout)["engine"]["flags"]
+    assert {flag["reason"] for flag in flags_of_mute.values()} == {"plugin standin gives no reason"}
+
+
+def test_every_flag_of_the_stand_in_has_its_reason(tmp_path: Path) -> None:
+    """The first plan that somebody sees is one of it."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import Fault, StandIn\n"
+        "engine = StandIn(fault=Fault.SLOW_START, journal='/j', extra_args=('--quiet=1',))\n"
+        "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), plugins=(engine,))\n"
+    )
+    flags = json.loads(run(str(app), "--json").stdout)["engine"]["flags"]
+    assert {"--fault", "--fault-s", "--journal", "--quiet"} <= set(flags)
+    assert [name for name, flag in flags.items() if "gives no reason" in flag["reason"]] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("project", "'project': that is a folder. Did you mean project/app.py?"),
+        ("empty", "'empty': that is a folder. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("notes.txt", "'notes.txt': it is there, but it is not called *.py. Give the path of a Python file."),
+        ("ap.py", "'ap.py'; give the path of a Python file, e.g. apps/tiny_cpu.py."),
+    ],
+)
+def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, path: str, said: str) -> None:
+    """A folder names the app in it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "app.py").touch()
+    (tmp_path / "notes.txt").touch()
+    done = torpor("plan", path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"torpor: ConfigurationError: There is no app file {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from torpor.testing import StandInn", "torpor.testing has no 'StandInn'. Did you mean 'StandIn'?"),
+        ("from torpor.testing import Qwerty", "torpor.testing has no 'Qwerty'. Mend the import."),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("import torpor_sglangg", f"the module 'torpor_sglangg' is not installed in {sys.executable}; install it, "),
+    ],
+)
+def test_a_mistake_in_an_app_file_is_told_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    """And with what was probably meant."""
+    (tmp_path / "app.py").write_text(f"{line}\n")
+    done = torpor("plan", "app.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"torpor: ConfigurationError: app.py:1: {said}")
 
 
 def test_warnings_stand_at_the_end(tmp_path: Path) -> None:

@@ -455,11 +455,26 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
     app = write_app(tmp_path / "app", port=free_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
-    assert re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
+    asked = ran.stderr.index("the last copy is asked, too: Tell me about the moon.\n")
+    restored = re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
+    assert restored
+    assert asked < restored.start()
+    assert ran.stderr.index("starting cold, timed") < ran.stderr.index("starting cold once more, for the snapshot")
+    (folder,) = re.findall(r"^snapshot +\d+ MB in (\S+)$", ran.stderr, re.MULTILINE)
+    assert ran.stderr.endswith(f"\nserve from the snapshot: torpor snapshot restore {folder}\n")
     assert re.search(r"a restored start is \d+\.\d times as fast as a cold one", ran.stderr)
     assert ran.stdout.strip()
     told = json.loads(cli.run("snapshot", "compare", app, "--restores", "1", "--json").stdout)
     assert told["ratio"] == pytest.approx(told["cold_s"] / told["restored"][0]["first_token_s"])
+
+
+def test_compare_looks_for_the_port_first(cli: Cli, tmp_path: Path) -> None:
+    """One paragraph that says who is in the way, before anything is built or started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ran = cli.run("snapshot", "compare", write_app(tmp_path / "app", port=port), code=2)
+    said = " ".join(ran.stderr.split())
+    assert said.startswith(f"torpor: PortInUseError: Port {port} is in use: another program listens there")
 
 
 def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made) -> None:

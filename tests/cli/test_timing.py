@@ -35,7 +35,7 @@ def test_the_end_of_the_command_ends_the_wait(what: str) -> None:
     """With its exit code, and what it did not come to; not at the deadline."""
     with subprocess.Popen(["sh", "-c", "exit 3"], text=True) as ended:
         ended.wait(10.0)
-        with pytest.raises(EngineTimeoutError, match=f"ended with code 3 before there was a {what}"):
+        with pytest.raises(EngineTimeoutError, match=f"ended with code 3; it came to no {what}"):
             CLOCKS[what](ended, free_port(), 60.0)
 
 

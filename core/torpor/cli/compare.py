@@ -14,6 +14,7 @@ from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, rest
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.platforms.local import LocalServer
+from torpor.readiness import check_port_free
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import inspect
@@ -34,6 +35,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby."""
     console = Console(stderr=True, highlight=False)
     deployment = load_deployment(app_file)
+    check_port_free(deployment.port)
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons := CriuBackend().available(deployment):
         console.print("snapshots cannot be made on this machine:")
@@ -42,17 +44,22 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print("so this shows standby: the process stays, asleep")
         _show_standby(app_file)
         return
+    # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
+    console.print("starting cold, timed until the first token ...")
     cold_s = cold_start(app_file, deployment).total_s
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
+    console.print("starting cold once more, for the snapshot ...")
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
         process.wait(COLD_TIMEOUT_S)
     manifest = inspect(folder)
     size = manifest.image_bytes + manifest.side_file_bytes
-    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}")
+    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
     times = []
     for number in range(restores):
         last = number == restores - 1 and not as_json
+        if last:
+            console.print(f"the last copy is asked, too: {_QUESTION}")
         restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
         times.append((restored_s, told))
         console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
@@ -63,6 +70,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     else:
         console.print(_stages(manifest, times))
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
+        console.print(f"serve from the snapshot: torpor snapshot restore {folder}", soft_wrap=True)
 
 
 def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:

@@ -40,6 +40,7 @@ def _commands(folder: Path, names: Names) -> tuple[tuple[str, str], ...]:
         ("install it with its tests' needs", f"{_program('pip')} install -e {shlex.quote(f'{place}[test]')}"),
         ("test it", f"{_program('pytest')} {shlex.quote(place)}"),
         (f"use {names.class_name} in an app", f"{_program('torpor')} plan {shlex.quote(f'{place}/app.py')}"),
+        ("run its whole life, and ask once", f"{_program('torpor')} up {shlex.quote(f'{place}/app.py')} --ask Hello."),
     )
 
 

@@ -127,7 +127,7 @@ def _waited(process: Polled, began: float, timeout_s: float, look: Callable[[], 
             if (seen := look()) is not None:
                 return seen
         if (code := process.poll()) is not None:
-            raise EngineTimeoutError(f"The command ended with code {code} before there was a {what}.")
+            raise EngineTimeoutError(f"The command ended with code {code}; it came to no {what}.")
         time.sleep(_POLL_S)
     raise EngineTimeoutError(f"There was no {what} after {timeout_s:g} s.")
 

@@ -87,7 +87,7 @@ def run_up(
         print(json.dumps(payload, indent=2))
     else:
         console.print(stage_table(report.records))
-        console.print(f"records: {record_file}")
+        console.print(f"records: {record_file}", soft_wrap=True)
 
 
 def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> bool:

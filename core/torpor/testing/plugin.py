@@ -107,6 +107,18 @@ class StandIn(Plugin):
             argv += ["--journal", self.journal]
         return (*argv, *self.extra_args, *recipe.engine_args)
 
+    @override
+    def flag_reasons(self) -> Mapping[str, str]:
+        return {
+            "--dialect": "whose routes for sleep and wake it has, and whose habits",
+            "--port": "the deployment's port",
+            "--served-model-name": "the name that clients send",
+            "--token-s": "option token_s: seconds for each token",
+            "--fault": "option fault: what goes wrong",
+            "--fault-s": "option fault_s: seconds, for the faults that take some",
+            "--journal": "option journal: where each request is written down",
+        } | {word.partition("=")[0]: "given in extra_args" for word in self.extra_args if word.startswith("--")}
+
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
