@@ -105,7 +105,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "machine": f"{machine.architecture}, kernel {machine.kernel}, CRIU {machine.criu}, {len(machine.cpu)} CPU features",
         "GPUs": "\n".join(f"{gpu.uuid} {gpu}" for gpu in machine.gpus) or "none",
         "sandbox": f"{manifest.mode}, scratch {manifest.scratch}, tcp {manifest.tcp}",
-        "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files ({manifest.mapped_bytes / 1e6:.0f} MB that copies map)",
+        "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files (a copy maps {manifest.mapped_bytes / 1e6:.0f} MB of memory)",
         "processes": "\n".join(manifest.processes),
         **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
         "canary": repr(manifest.canary_text[:80]),
