@@ -36,9 +36,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return (yield from shown.note_report(item))
 
 
-def pytest_sessionfinish() -> None:
-    """See `tests.shown`."""
-    shown.write_down()
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """See `tests.shown`: a session in which anything failed shows nothing."""
+    if exitstatus == pytest.ExitCode.OK:
+        shown.write_down()
 
 
 def pytest_configure() -> None:
