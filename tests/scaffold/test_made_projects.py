@@ -85,7 +85,7 @@ def test_a_made_project_is_installed_keeps_the_contract_and_is_planned(
     said = here.run("torpor", "new", name, *(["--engine"] if engine else []))
     project = re.findall(r"^made (\S+):", said)[0]
     commands = re.findall(r"^  (\S+) (.*?) +#", said, re.MULTILINE)
-    assert [program for program, _ in commands] == ["pip", "pytest", "torpor"]
+    assert [program for program, _ in commands] == ["pip", "pytest", "torpor", "torpor"]
     here.install("--editable", f"./{project}[test,lint]")
 
     assert re.search(r"\n=+ \d+ passed in ", here.run("pytest", "-p", "no:cacheprovider", within=project))
