@@ -75,7 +75,7 @@ class VLLM(ChatServer):
     )
     public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
-    # The engine's own image: vLLM's wheel pins its torch, CUDA and FlashInfer to the patch, and this is the set that its makers test.
+    # The engine's own image: its wheel pins torch, CUDA and FlashInfer to the patch, and this is the set that its makers test.
     default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
         (version, f"vllm/vllm-openai:v{version}") for version in SUPPORTED_VERSIONS
     )
