@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
-from torpor.engines.chat_server import ChatServer, call
+from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
@@ -186,18 +186,14 @@ class SGLang(ChatServer):
         env = {
             # /health answers from the server's status instead of generating a token for a second (0.5.6.post2 to 0.5.23).
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
-            # No pool of Inductor workers may be alive in a snapshot; SGLang does not set this, vLLM does.
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            # Stale NCCL graph registrations hang after a release (torch_memory_saver#88).
-            "NCCL_GRAPH_REGISTER": "0",
+            **SNAPSHOT_ENV,
             **self.kernel_cache_env(deployment),
         }
         if self.device == "cpu":
             env["SGLANG_USE_CPU_ENGINE"] = "1"
             # libgomp's threads spin at barriers by default: a token took 3 to 18 times as long where they shared their cores.
             env["OMP_WAIT_POLICY"] = "passive"
-            return ImagePatch(base=self.image, env=env)
+            return ImagePatch(base=self.base_image, env=env)
         if self.weights_store != "saver":
             places: dict[str, Place] = {"weights": self.weights_store}
             if self.release_graphs:
@@ -205,7 +201,7 @@ class SGLang(ChatServer):
             env |= {PLACES_VARIABLE: places_text(places), FOLDER_VARIABLE: f"{IMAGE_ROOT}/kept"}
         if self.release_graphs:
             env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # 0.5.16 environ.py:832
-        return ImagePatch(base=self.image or dict(self.default_images)[self.version], env=env)
+        return ImagePatch(base=self.base_image, env=env)
 
     @hookimpl(trylast=True)
     @override

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
-from torpor.engines.chat_server import ChatServer, call
+from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
@@ -159,10 +159,7 @@ class VLLM(ChatServer):
             "VLLM_NO_USAGE_STATS": "1",  # a thread that reports over the network would be in the snapshot
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "VLLM_HOST_IP": "127.0.0.1",  # its processes meet on loopback, which every copy of a snapshot has
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # vLLM sets it itself (env_override.py); said here for its children
-            "TOKENIZERS_PARALLELISM": "false",
-            # A stale NCCL graph registration pins the graphs' memory during the sleep (config/vllm.py warns of it).
-            "NCCL_GRAPH_REGISTER": "0",
+            **SNAPSHOT_ENV,
             **self.kernel_cache_env(deployment),
         }
         if self.startup_plan:
@@ -170,8 +167,7 @@ class VLLM(ChatServer):
         if self.device == "cpu":
             # libgomp's threads spin at barriers by default; two engines that share cores would wait for each other.
             env |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            return ImagePatch(base=self.image, env=env)
-        return ImagePatch(base=self.image or dict(self.default_images)[self.version], env=env)
+        return ImagePatch(base=self.base_image, env=env)
 
     @hookimpl
     @override

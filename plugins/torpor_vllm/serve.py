@@ -33,29 +33,27 @@ if TYPE_CHECKING:
     from torpor.guard import BootDocument
     from torpor.launcher.patches import PatchReport
 
-__all__ = ["Arguments", "Command", "main", "parsed", "prepare_process"]
+__all__ = ["main"]
 
 NAME = "torpor_vllm"
 
 
-class Arguments(Protocol):
+class _Arguments(Protocol):
     """What is touched of vLLM's parsed arguments."""
 
-    model_tag: str
-    model: str
     middleware: list[str]
 
 
-class Command(Protocol):
+class _Command(Protocol):
     """vLLM's `serve` command."""
 
     def subparser_init(self, subparsers: object) -> object:
         """Add its parser."""
 
-    def validate(self, args: Arguments) -> None:
+    def validate(self, args: _Arguments) -> None:
         """Look at the arguments."""
 
-    def cmd(self, args: Arguments) -> None:
+    def cmd(self, args: _Arguments) -> None:
         """Serve until the end."""
 
 
@@ -76,47 +74,33 @@ def _start(argv: Sequence[str]) -> None:
     version = installed_version()
     check_version(version)
     RESERVED.check_environment(os.environ)
-    report = prepare_process()
+    report = _prepare_process()
     launcher.end_tree_on_sigterm()
     guard = "guarded" if boot else "NOT GUARDED: every route is open"
     launcher.log(NAME, f"vLLM {version}; {guard}; {report.describe(version)}")
     _serve(argv, version, boot)
 
 
-def prepare_process() -> PatchReport:
+def _prepare_process() -> PatchReport:
     """Do what every process of the engine needs before it imports anything of vLLM's."""
     patches = (orphans(SUPPORTED_VERSIONS), tqdm_lock(SUPPORTED_VERSIONS), named_locks.PATCH, sigterm.PATCH)
     return apply_patches(os.environ, patches)
 
 
-def parsed(argv: Sequence[str], version: str) -> tuple[Command, Arguments]:
-    """Let vLLM's own parser of `vllm serve` read the arguments, through the interface of its command line.
+def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None:
+    """Run vLLM's server in this process, as `vllm serve` does, through the interface of its command line.
 
-    Args:
-        argv: the model, then the engine's flags.
-        version: the installed one, for messages.
-
-    Returns:
-        The command and its arguments, judged; vLLM's parser ends the process on those that it does not know.
-
-    Raises:
-        ConfigurationError: an argument would open a way round the guard.
+    That is entrypoints/cli/main.py and serve.py; its parser ends the process on arguments that it does not know.
     """
     from vllm.entrypoints.cli.serve import cmd_init  # noqa: PLC0415 - most of a cold start
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
 
     parser = FlexibleArgumentParser(prog=f"python -m {NAME}.serve")
-    command: Command
+    command: _Command
     (command,) = cmd_init()
     command.subparser_init(parser.add_subparsers(required=True))
-    args: Arguments = parser.parse_args(["serve", *argv])
+    args: _Arguments = parser.parse_args(["serve", *argv])
     RESERVED.check_parsed_args(version, args)
-    return command, args
-
-
-def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None:
-    """Run vLLM's server in this process, as `vllm serve` does (entrypoints/cli/main.py and serve.py)."""
-    command, args = parsed(argv, version)
     if boot is not None:
         from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - spawned processes have no use for it
 
@@ -127,7 +111,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
 
 if __name__ == "__mp_main__":  # a process that vLLM spawned
-    prepare_process()
+    _prepare_process()
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from torpor.launcher.tile_permission import has_permission, has_tiles, request_permission
 
-__all__ = ["METHOD", "Renewal"]
-
-METHOD = "torpor_renew"
+__all__ = ["Renewal"]
 
 
 class Renewal:

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from torpor.engines.reserved import Reservations
     from torpor.recipe import Recipe
 
-__all__ = ["ChatServer", "Routes", "call"]
+__all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call"]
+
+SNAPSHOT_ENV = {
+    # No pool of Inductor workers may be alive in a snapshot; SGLang does not set this, vLLM does.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A stale NCCL graph registration hangs after a release (torch_memory_saver#88) or pins memory (vLLM config/vllm.py).
+    "NCCL_GRAPH_REGISTER": "0",
+}
+"""What every engine that is built on torch needs for a snapshot."""
 
 _OK = 200
 
@@ -152,6 +161,13 @@ class ChatServer(Plugin):
     def engine_python(self) -> str:
         return self.python
 
+    @property
+    def base_image(self) -> str | None:
+        """The image to start from; None on a CPU, where the engine is the machine's own, unless one was named."""
+        if self.device == "cpu":
+            return self.image
+        return self.image or dict(self.default_images)[self.version]
+
     def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
         """The plugin's own flags; a compile run keeps only what kernels depend on."""
         raise NotImplementedError
@@ -159,9 +175,8 @@ class ChatServer(Plugin):
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
         table = self.reserved.table
-        unset = {flag.option for flag in table if flag.shared and not getattr(self, flag.option)}
         taken = {flag.name(self.version) for flag in table if getattr(self, flag.option, None)}
-        free = {flag.name(self.version) for flag in table if flag.option in unset} - taken
+        free = {flag.name(self.version) for flag in table if flag.shared} - taken
         self.reserved.check_extra_args(self.version, recipe.engine_args, free=free)
         flags = self.engine_flags(deployment, serving=True)
         return (self.python, "-m", self.launcher, *flags, *self.extra_args, *recipe.engine_args)
