@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from torpor.launcher import boot as launcher
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
+from torpor.launcher.process_identity import process_identity
 from torpor.launcher.tqdm_lock import tqdm_lock
 from torpor_vllm import named_locks, sigterm
 from torpor_vllm.reserved import RESERVED
@@ -83,7 +84,13 @@ def _start(argv: Sequence[str]) -> None:
 
 def _prepare_process() -> PatchReport:
     """Do what every process of the engine needs before it imports anything of vLLM's."""
-    patches = (orphans(SUPPORTED_VERSIONS), tqdm_lock(SUPPORTED_VERSIONS), named_locks.PATCH, sigterm.PATCH)
+    patches = (
+        orphans(SUPPORTED_VERSIONS),
+        process_identity(SUPPORTED_VERSIONS),
+        tqdm_lock(SUPPORTED_VERSIONS),
+        named_locks.PATCH,
+        sigterm.PATCH,
+    )
     return apply_patches(os.environ, patches)
 
 

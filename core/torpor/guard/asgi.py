@@ -10,6 +10,7 @@ from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKe
 from torpor.guard.messages import HeldEnd, LimitedBody, Refusal, answer, conflict, refuse
 from torpor.guard.rules import HEALTH
 from torpor.guard.states import State, StateMachine
+from torpor.launcher.process_identity import keep_process_identities
 
 if TYPE_CHECKING:
     from torpor.guard.messages import App, Headers, Receive, Scope, Send
@@ -74,6 +75,7 @@ class Guard:
         self._control = Control(self._machine, self._key, boot_id)
         self._too_large = Refusal(413, "body_too_large", f"A body may have {rules.max_body_bytes} bytes.")
         self._busy = _unavailable("too_many_requests", f"{rules.max_in_flight} requests are in flight.")
+        keep_process_identities()
 
     @property
     def state(self) -> State:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
 from torpor.guard.rules import CONTROL
+from torpor.launcher.process_identity import restored
 
 if TYPE_CHECKING:
     from torpor.guard.messages import Receive, Scope, Send
@@ -110,6 +111,7 @@ class Control:
         self.wakes += 1
         self._is_copy |= boot_id != self._boot_id
         self._boot_id = boot_id
+        restored()  # notice it now: a process that begins from here on is none of those that came back
         await self._tell(send, None)
 
     def _new_key(self, options: dict[str, object]) -> LifecycleKey | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
+from torpor.launcher.process_identity import process_identity
 from torpor.launcher.tqdm_lock import tqdm_lock
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
@@ -28,10 +29,12 @@ def all_patches() -> tuple[Patch, ...]:
         reseed,
         tile_permission,
         torchvision_schemas,
+        watched_children,
     )
 
     return (
         orphans(SUPPORTED_VERSIONS),
+        process_identity(SUPPORTED_VERSIONS),
         tqdm_lock(SUPPORTED_VERSIONS),
         cpu_kernels.PATCH,
         torchvision_schemas.PATCH,
@@ -41,6 +44,7 @@ def all_patches() -> tuple[Patch, ...]:
         kept_memory.PATCH,
         tile_permission.PATCH,
         reseed.PATCH,
+        watched_children.PATCH,
     )
 
 

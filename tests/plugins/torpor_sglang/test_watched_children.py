@@ -1,0 +1,54 @@
+"""The patch `watched-children`: a process of the engine that ends with an error ends the server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import types
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor_sglang.patches.watched_children import watch_children
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+SPAWN = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[BaseProcess]:
+    """Processes that the watch found dead; the patch is taken back with the test."""
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", multiprocessing.process.BaseProcess.start)
+    found: SimpleQueue[BaseProcess] = SimpleQueue()
+    watch_children(types.ModuleType("engine"), found.put)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.fault("the scheduler of an engine without a watchdog is killed", area="crash", outcome="held")
+def test_a_child_that_is_killed_is_noticed(ended: SimpleQueue[BaseProcess]) -> None:
+    """SGLang 0.5.6.post2 would serve on without a scheduler."""
+    well, killed = SPAWN.Process(target=os._exit, args=(0,)), SPAWN.Process(target=signal.pause)
+    for process in (well, killed):
+        process.start()
+    assert killed.pid
+    os.kill(killed.pid, signal.SIGKILL)
+    assert ended.get(timeout=5.0) is killed
+    well.join(5.0)
+    with pytest.raises(Empty):
+        ended.get(timeout=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_an_engine_with_a_watchdog_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 0.5.16 on."""
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    module = types.ModuleType("engine")
+    module.SubprocessWatchdog = object  # type: ignore[attr-defined]
+    watch_children(module)
+    assert multiprocessing.process.BaseProcess.start is start
