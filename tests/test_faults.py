@@ -143,6 +143,15 @@ CASES = {
         stage="post_restore",
         says=(EXITED, "hook post_restore of plugin '{plugin}'", "fault exit_at_wake"),
     ),
+    Fault.REFUSE_WAKE: Case(
+        error=EngineRequestError,
+        stage="post_restore",
+        says=(
+            "/resume_memory_occupation with 400",
+            "hook post_restore of plugin '{plugin}'",
+            "cannot resume the memory",
+        ),
+    ),
     Fault.HANG_IN_WAKE: Case(
         error=EngineTimeoutError,
         stage="post_restore",
@@ -179,7 +188,11 @@ VLLM_CASES = {
             "hook pre_snapshot of plugin '{plugin}'",
             "Call to sleep method failed",
         ),
-    )
+    ),
+    Fault.REFUSE_WAKE: replace(
+        CASES[Fault.REFUSE_WAKE],
+        says=("/wake_up with 500", "hook post_restore of plugin '{plugin}'", "Call to wake_up method failed"),
+    ),
 }
 """Where vLLM's dialect has other words."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torpor.records import METRICS_VARIABLE, StageRecord, StageReport, metrics_text
@@ -50,6 +51,20 @@ def test_every_stage_is_there_once_for_each_kind_of_boot() -> None:
         "# TYPE torpor_restores_total counter\n"
         "torpor_restores_total 2\n"
     )
+
+
+def test_restarts_are_counted_by_their_reason() -> None:
+    """Each restart once, however many stages it had; without one the metric is not there (see above)."""
+    first = replace(record("serve", 0.1), restarts=1, reason="engine ended")
+    records = [record("serve", 0.1), replace(first, stage="launch"), first, replace(first, restarts=2)]
+    records += [replace(first, restarts=3, reason="wake failed")]
+    lines = metrics_text(records).splitlines()
+    assert lines[-4:] == [
+        "# HELP torpor_restarts_total Restarts of this replica.",
+        "# TYPE torpor_restarts_total counter",
+        'torpor_restarts_total{reason="engine ended"} 2',
+        'torpor_restarts_total{reason="wake failed"} 1',
+    ]
 
 
 def test_the_file_is_whole_after_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

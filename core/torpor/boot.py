@@ -51,6 +51,7 @@ __all__ = ["Boot"]
 
 _DEATH_NOTICE_S = 0.5
 _CONTROL_TIMEOUT_S = 10.0
+_SECOND_WAKE_S = 0.5
 
 
 class Boot:
@@ -63,6 +64,8 @@ class Boot:
         recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
         report: where stages are recorded.
         starter: where the engine is started; a child process of this one by default.
+        restarts: how often this replica was started again before.
+        reason: why this start is not a plain one, e.g. `wake failed`; it is in the records and told by the guard.
     """
 
     def __init__(
@@ -72,8 +75,12 @@ class Boot:
         recipe: Recipe | None = None,
         report: StageReport | None = None,
         starter: Starter | None = None,
+        restarts: int = 0,
+        reason: str = "",
     ) -> None:
         self.starter = starter
+        self.restarts = restarts
+        self.reason = reason
         self.deployment = deployment
         self.report = report or StageReport()
         self._plugin_seconds: dict[str, float] = {}
@@ -127,7 +134,7 @@ class Boot:
 
     def _serve(self) -> None:
         with self._stage("serve", _CONTROL_TIMEOUT_S), self._control() as control:
-            control.serve()
+            control.serve(reason=self.reason)
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish what is in flight, put the engine to sleep and shut the guard.
@@ -196,11 +203,21 @@ class Boot:
         self._kind = "restored"
         self.restore_count += 1
         with self._stage("post_restore", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
-            GuardControl(self.running_engine, client).wake(new_boot_id=new_boot_id)
+            self._wake_guard(client, new_boot_id)
             self.lifecycle.post_restore(self.running_engine, client)
         with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)
         self._serve()
+
+    def _wake_guard(self, client: httpx.Client, new_boot_id: str | None) -> None:
+        """Ask twice where no connection came about: the guard has seen nothing, so the second call is its first."""
+        control = GuardControl(self.running_engine, client)
+        try:
+            control.wake(new_boot_id=new_boot_id)
+        except httpx.ConnectError:
+            if self.running_engine.wait(_SECOND_WAKE_S) is not None:
+                raise
+            control.wake(new_boot_id=new_boot_id)
 
     def stop(self) -> int | None:
         """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
@@ -312,6 +329,8 @@ class Boot:
                 ok=failure is None,
                 error="" if failure is None else f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
                 plugins=self._plugin_seconds,
+                restarts=self.restarts,
+                reason=self.reason,
             )
         )
 

@@ -110,13 +110,17 @@ class GuardControl:
                 "sleeping engine that answers nobody."
             )
 
-    def serve(self) -> None:
-        """Open the door."""
-        self._post("serve")
+    def serve(self, *, reason: str = "") -> None:
+        """Open the door.
 
-    def _post(self, transition: str) -> None:
+        Args:
+            reason: why this start is not a plain one; the guard tells it to everybody, see `torpor.guard`.
+        """
+        self._post("serve", {"reason": reason} if reason else None)
+
+    def _post(self, transition: str, options: dict[str, str] | None = None) -> None:
         if self._engine.guard_key is not None:
-            self._expect(self._client.post(f"/_torpor/{transition}"), transition)
+            self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
 
     def _expect(self, response: httpx.Response, transition: str) -> None:
         if response.status_code != _OK:

@@ -120,6 +120,9 @@ class Deployment:
         snapshot: whether the platform may snapshot the sleeping server.
         gpu_snapshot: whether GPU memory goes into the snapshot too; the default is "when there is a GPU".
         canary_mismatch: `fail` ends a replica that answers differently after a wake; `warn` only logs it.
+        cold_start_on_failed_wake: whether a replica whose wake fails is started cold and serves; False ends it with an error.
+        max_restarts: how often in a row an engine that ends while it serves is started again; 0 for never. A replica that has
+            served for 5 minutes counts from 0 again. On Modal the container ends instead, and the platform starts another.
         secrets_in_snapshot: `refuse` takes no snapshot while an environment variable that looks like a secret (HF_TOKEN,
             *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
             asked.
@@ -141,6 +144,8 @@ class Deployment:
     snapshot: bool = True
     gpu_snapshot: bool | None = None
     canary_mismatch: Literal["fail", "warn"] = "fail"
+    cold_start_on_failed_wake: bool = True
+    max_restarts: int = 5
     secrets_in_snapshot: Literal["refuse", "warn"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -161,6 +166,7 @@ class Deployment:
             raise ConfigurationError(
                 f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'."
             )
+        _at_least("Deployment.max_restarts", self.max_restarts, 0, "restarts")
         if self.secrets_in_snapshot not in ("refuse", "warn"):
             raise ConfigurationError(
                 f"Deployment.secrets_in_snapshot is {self.secrets_in_snapshot!r}; allowed: 'refuse', 'warn'."

@@ -38,6 +38,8 @@ class StageRecord:
         ok: whether the stage succeeded.
         error: class and first line of what went wrong; empty when `ok`.
         plugins: seconds inside each plugin's hook.
+        restarts: how often this replica was started again so far.
+        reason: why this start is not a plain one, e.g. `wake failed`; empty for a plain one.
     """
 
     stage: str
@@ -49,6 +51,8 @@ class StageRecord:
     ok: bool = True
     error: str = ""
     plugins: dict[str, float] = field(default_factory=dict)
+    restarts: int = 0
+    reason: str = ""
 
 
 class StageReport:
@@ -84,6 +88,8 @@ class StageReport:
         event = {**asdict(record), "seconds": round(record.seconds, 4)}
         if not event.pop("plugins"):
             event.pop("error" if record.ok else "", None)
+        if not record.restarts:
+            del event["restarts"]
         log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
         if self.path:
             self._append(record, self.path)
@@ -137,7 +143,7 @@ def metrics_text(records: Sequence[StageRecord]) -> str:
     """The latest of every stage in Prometheus' text format (0.0.4), for a node exporter's textfile collector.
 
     `torpor_stage_seconds`, `torpor_stage_ok` and `torpor_stage_end_timestamp_seconds`, each with the labels stage and boot (cold,
-    restored); `torpor_restores_total`.
+    restored); `torpor_restores_total`; once there was a restart `torpor_restarts_total`, with the label reason.
     """
     latest = {(record.stage, record.boot): record for record in records}.values()
     lines = []
@@ -153,7 +159,20 @@ def metrics_text(records: Sequence[StageRecord]) -> str:
         ]
     restores = max((record.restore_count for record in records), default=0)
     lines += ["# HELP torpor_restores_total Wakes of this replica.", "# TYPE torpor_restores_total counter"]
-    return "\n".join([*lines, f"torpor_restores_total {restores}", ""])
+    lines += [f"torpor_restores_total {restores}", *_restart_lines(records)]
+    return "\n".join([*lines, ""])
+
+
+def _restart_lines(records: Sequence[StageRecord]) -> list[str]:
+    restarts = sorted({(record.reason, record.restarts) for record in records if record.restarts})
+    if not restarts:
+        return []
+    reasons = [reason for reason, _ in restarts]
+    return [
+        "# HELP torpor_restarts_total Restarts of this replica.",
+        "# TYPE torpor_restarts_total counter",
+        *(f'torpor_restarts_total{{reason="{reason}"}} {reasons.count(reason)}' for reason in dict.fromkeys(reasons)),
+    ]
 
 
 def read_records(path: Path) -> list[StageRecord]:

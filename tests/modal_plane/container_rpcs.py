@@ -66,6 +66,12 @@ class ContainerRPCs(ModalClientBase):
         await stream.send_message(Empty())
         self._task.snapshots += 1
 
+    async def ContainerStop(self, stream: Stream[api_pb2.ContainerStopRequest, api_pb2.ContainerStopResponse]) -> None:
+        request = await self._receive(stream)
+        self._task.stops += 1
+        self._task.kill = request.graceful
+        await stream.send_message(api_pb2.ContainerStopResponse())
+
     async def TaskResult(self, stream: Stream[api_pb2.TaskResultRequest, Empty]) -> None:
         request = await self._receive(stream)
         self._task.failure = request.result

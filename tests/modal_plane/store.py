@@ -73,6 +73,7 @@ class Task:
         snapshots: how often it asked to be snapshotted.
         ready: it is past its enter methods and asks for calls.
         kill: it is to end when it asks for a call the next time.
+        stops: how often it asked to be stopped itself.
     """
 
     calls: int = 0
@@ -81,6 +82,7 @@ class Task:
     snapshots: int = 0
     ready: bool = False
     kill: bool = False
+    stops: int = 0
 
 
 @dataclass(repr=False)

@@ -50,7 +50,12 @@ def free_port() -> int:
 
 
 def a_deployment(
-    patch: Patch | None = None, *, fault: Fault | None = None, gpu: str | None = None, snapshot: bool = True
+    patch: Patch | None = None,
+    *,
+    fault: Fault | None = None,
+    gpu: str | None = None,
+    snapshot: bool = True,
+    cold_start_on_failed_wake: bool = True,
 ) -> Deployment:
     """A deployment whose engine starts within a second."""
     return Deployment(
@@ -60,6 +65,7 @@ def a_deployment(
         gpu=gpu,
         port=free_port(),
         snapshot=snapshot,
+        cold_start_on_failed_wake=cold_start_on_failed_wake,
         startup_timeout_s=20.0,
         warmup_timeout_s=5.0,
         sleep_timeout_s=5.0,

@@ -20,6 +20,7 @@ from tests.platforms.small import free_port
 
 from torpor.platforms.modal_logs import LogLine, classify
 from torpor.testing import Fault
+from torpor.testing.faults import CRASH_WORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Weights(Plugin):
 
 deployment = Deployment(
     name="held", model=Model(path="/models/small"), port=PORT, startup_timeout_s=20, warmup_timeout_s=10,
-    sleep_timeout_s=10, wake_timeout_s=10, stop_timeout_s=2,
+    sleep_timeout_s=10, wake_timeout_s=10, stop_timeout_s=2, cold_start_on_failed_wake=COLD_START,
     plugins=(Weights(), StandIn(fault=STANDIN_FAULT, extra_args=("--host", "0.0.0.0"))))
 app = modal.App(deployment.name)
 
@@ -89,22 +90,29 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
         assert started.store.unknown_calls == []
 
 
-def deployed(plane: ModalPlane, folder: Path, port: int, fault: str = "") -> DeployedFunction:
+def deployed(
+    plane: ModalPlane, folder: Path, port: int, fault: str = "", *, cold_start: bool = True
+) -> DeployedFunction:
     """The app, deployed by the real client."""
     app = folder / "app"
     app.mkdir()
     volume = folder / "volume"
     volume.mkdir()
     standin_fault = repr(str(fault)) if fault in tuple(Fault) else "None"
-    source = APP.replace("STANDIN_FAULT", standin_fault).replace("FAULT", fault or "none").replace("PORT", str(port))
+    source = (
+        APP.replace("COLD_START", str(cold_start))
+        .replace("STANDIN_FAULT", standin_fault)
+        .replace("FAULT", fault or "none")
+        .replace("PORT", str(port))
+    )
     (app / "held_app.py").write_text(source.replace("VOLUME/", f"{volume}/").replace("VOLUME", repr(str(volume))))
     finished = plane.modal("deploy", "held_app.py", cwd=app)
     assert finished.code == 0, finished.output
     return plane.app("held").service("Server")
 
 
-def ask(port: int) -> int:
-    body = {"model": "small", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4}
+def ask(port: int, words: str = "Hello.") -> int:
+    body = {"model": "small", "messages": [{"role": "user", "content": words}], "max_tokens": 4}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
 
@@ -210,13 +218,69 @@ def test_a_failure_in_an_enter_method_is_reported_and_leaves_no_process(
 ) -> None:
     """The entrypoint runs no exit method then, and ends with exit code 0."""
     port = free_port()
-    server = deployed(plane, tmp_path, port, fault)
+    server = deployed(plane, tmp_path, port, fault, cold_start=False)
     with Container(plane, server, tmp_path) as container:
         assert container.wait() == 0
     assert container.task.failure is not None
     assert container.task.failure.status == container.task.failure.GENERIC_STATUS_FAILURE
     assert "Error" in container.task.failure.exception
     assert not container.task.ready
+    assert engines(port) == []
+
+
+@needs_eth0
+@pytest.mark.fault("a replica on Modal does not wake", area="wake", outcome="restarted")
+def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_engine_ends(
+    plane: ModalPlane, tmp_path: Path
+) -> None:
+    """Modal sees a container that is ready; `torpor boots` sees a failed restore and a cold start. Then the engine is killed.
+
+    The container then tells Modal to stop it, runs its exit methods and ends.
+    """
+    port = free_port()
+    server = deployed(plane, tmp_path, port, Fault.DIFFERENT_AFTER_WAKE)
+    with Container(plane, server, tmp_path, snapshot=True) as container:
+        container.wait_for_snapshot()
+        captured = len(container.log())
+        container.restore(task_id="ta-elsewhere")
+        container.wait_until_ready()
+        assert ask(port) == 200
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=5)
+        log = container.log()[captured:]
+        (leader,) = [one for one in engines(port) if one.ppid() not in {other.pid for other in engines(port)}]
+        leader.kill()
+        assert container.wait() == 0
+        rest = container.log()
+    assert (ready.headers["torpor-boot"], ready.headers["torpor-boot-reason"]) == ("cold", "wake failed")
+    assert "wake_failed_starting_cold" in log
+    lines = [LogLine(text=text, container="ta-elsewhere") for text in [RESTORING, *log.splitlines()]]
+    restored, cold = classify(lines).starts
+    assert (restored.kind, "CanaryError" in restored.note) == ("restored", True)
+    assert (cold.kind, cold.note, cold.served_at is not None) == ("cold", "", True)
+    assert container.task.failure is None
+    assert container.task.stops == 1
+    assert "engine_ended_while_serving" in rest
+    assert "exit_code=-9" in rest
+    assert engines(port) == []
+
+
+@needs_eth0
+@pytest.mark.fault("a request ends the engine on Modal", area="engine", outcome="restarted")
+def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(plane: ModalPlane, tmp_path: Path) -> None:
+    """It is not ready for ever with nothing behind it."""
+    port = free_port()
+    server = deployed(plane, tmp_path, port, Fault.EXIT_WHILE_SERVING)
+    with Container(plane, server, tmp_path, snapshot=True) as container:
+        container.wait_for_snapshot()
+        container.restore()
+        container.wait_until_ready()
+        began = time.monotonic()
+        with pytest.raises(httpx.TransportError):
+            ask(port, CRASH_WORD)
+        assert time.monotonic() - began < 1.0
+        assert container.wait() == 0
+        assert "exit_code=21" in container.log()
+    assert container.task.stops == 1
     assert engines(port) == []
 
 

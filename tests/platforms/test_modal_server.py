@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 import modal
+import modal.experimental
 import pytest
+import structlog
 from tests.conftest import is_running
 from tests.platforms.modal_lines import RESTORING
 from tests.platforms.small import Patch, a_deployment, load
@@ -255,12 +257,74 @@ def test_a_failed_start_leaves_no_process(tmp_path: Path, servers: list[Snapshot
 def test_a_failed_wake_leaves_no_process(
     tmp_path: Path, servers: list[SnapshotServer], fault: Fault, error: type[TorporError]
 ) -> None:
-    """A replica that woke wrong never serves, and does not linger either."""
-    server = a_server(tmp_path, servers, a_deployment(fault=fault))
+    """A replica that woke wrong never serves, and does not linger either; here its deployment wants no cold start then."""
+    server = a_server(tmp_path, servers, a_deployment(fault=fault, cold_start_on_failed_wake=False))
     SnapshotServer.start(server)
     with pytest.raises(error):
         SnapshotServer.wake(server)
     assert living(server) == []
+
+
+@pytest.mark.fault("a replica on Modal does not wake", area="wake", outcome="restarted")
+@pytest.mark.parametrize("fault", [Fault.EXIT_AT_WAKE, Fault.DIFFERENT_AFTER_WAKE, Fault.REFUSE_WAKE])
+def test_a_replica_that_does_not_wake_starts_cold_and_serves(
+    tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """In the same container: Modal would restore the same snapshot for ever. Log, records and door say what it is."""
+    deployment = a_deployment(fault=fault)
+    server = a_server(tmp_path, servers, deployment)
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-first")
+    SnapshotServer.start(server)
+    failed = server._boot
+    assert failed is not None
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-second")
+    with structlog.testing.capture_logs() as logs:
+        SnapshotServer.wake(server)
+    assert [member for member in session_members(failed.running_engine.pid) if is_running(member)] == []
+    assert ask(deployment) == 200
+    ready = httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False)
+    assert (ready.headers["torpor-boot"], ready.headers["torpor-boot-reason"]) == ("cold", "wake failed")
+    assert server._boot is not None
+    last = server._boot.report.records[-1]
+    assert (last.stage, last.boot, last.reason, last.restarts) == ("serve", "cold", "wake failed", 1)
+    (told,) = [entry for entry in logs if entry["event"] == "wake_failed_starting_cold"]
+    assert told["log_level"] == "error"
+    assert "modal deploy" in told["next_step"]
+
+
+@pytest.mark.fault("an engine on Modal ends while it serves", area="engine", outcome="restarted")
+def test_an_engine_that_ends_while_it_serves_ends_its_container(
+    tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is noticed within a second, without a request: exit code and last lines are logged, Modal is told once."""
+    asked = threading.Event()
+    monkeypatch.setattr(modal.experimental, "stop_fetching_inputs", asked.set)
+    server = a_server(tmp_path, servers, a_deployment())
+    SnapshotServer.start(server)
+    SnapshotServer.wake(server)
+    with structlog.testing.capture_logs() as logs:
+        os.kill(engine_pid(server), signal.SIGKILL)
+        assert asked.wait(1.0)
+    SnapshotServer.stop(server)
+    (told,) = [entry for entry in logs if entry["event"] == "engine_ended_while_serving"]
+    assert (told["exit_code"], told["replica"]) == (-signal.SIGKILL, "small")
+    assert any("standin: pid" in line for line in told["last_lines"])
+    assert living(server) == []
+
+
+def test_a_stop_on_purpose_is_no_death(
+    tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modal's exit method ends the engine; nobody is told of an engine that ended by itself."""
+    asked = threading.Event()
+    monkeypatch.setattr(modal.experimental, "stop_fetching_inputs", asked.set)
+    server = a_server(tmp_path, servers, a_deployment(snapshot=False))
+    SnapshotServer.start(server)
+    SnapshotServer.wake(server)
+    with structlog.testing.capture_logs() as logs:
+        SnapshotServer.stop(server)
+        assert not asked.wait(0.5)
+    assert [entry for entry in logs if entry["event"] == "engine_ended_while_serving"] == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from typing import TYPE_CHECKING
 
 from torpor.guard.keys import LifecycleKey
@@ -22,6 +23,7 @@ _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other ca
 _MAX_DRAIN_S = 24 * 3600
 _OK, _BAD_REQUEST = 200, 400
 _TAG_DIGITS = 12
+_REASON = re.compile(r"[A-Za-z0-9 -]{0,64}")
 
 
 class Control:
@@ -43,6 +45,7 @@ class Control:
         self._key = key
         self._boot_id = boot_id
         self._is_copy = False
+        self._reason = ""
         self.wakes = 0
 
     @property
@@ -51,10 +54,12 @@ class Control:
 
         `cold` never slept, `woken` slept and woke in place, `restored` woke as a copy of a snapshot: core gives a copy a boot
         id of its own. The replica's tag is a digest of that id; it tells one replica from another and nothing else.
+        `torpor-boot-reason` says why a start is not a plain one, e.g. `wake failed`.
         """
         kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
         tag = hashlib.sha256(b"torpor-replica " + self._boot_id.encode()).hexdigest()[:_TAG_DIGITS]
-        return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag}
+        reason = {"torpor-boot-reason": self._reason} if self._reason else {}
+        return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag, **reason}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one of `paths`."""
@@ -71,9 +76,21 @@ class Control:
             await self._drain(options, receive, send)
         elif name == "wake":
             await self._wake(options, send)
+        elif name == "serve":
+            await self._serve(options, send)
         else:
-            in_order = machine.serve() if name == "serve" else machine.asleep()
-            await self._tell(send, None if in_order else f"{name} is out of order")
+            await self._tell(send, None if machine.asleep() else f"{name} is out of order")
+
+    async def _serve(self, options: dict[str, object], send: Send) -> None:
+        reason = options.get("reason", "")
+        if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+            await _bad(send, "reason has to be at most 64 letters, digits, dashes and blanks")
+            return
+        if not self._machine.serve():
+            await self._tell(send, "serve is out of order")
+            return
+        self._reason = reason
+        await self._tell(send, None)
 
     async def _drain(self, options: dict[str, object], receive: Receive, send: Send) -> None:
         """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost."""

@@ -17,7 +17,9 @@ import contextlib
 import math
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
 from inspect import getattr_static
 from pathlib import Path
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 _MAX_SCALEDOWN_S = 3600
+_CONTAINER_ENDS_S = 20.0
 _MODULE_LEVEL = "<module>"
 _CONTAINER_VARIABLE = "MODAL_TASK_ID"  # another one after a restore; client 1.6.4, seen by running it
 
@@ -251,6 +254,10 @@ class SnapshotServer:
     `wake` after it and after every restore, then `serve` tells Modal the port, `stop` runs at the end. What Modal would
     take without a word and get wrong in the container is refused by the class statement.
 
+    A replica that does not wake starts cold in the same container (`Deployment.cold_start_on_failed_wake`): Modal calls a
+    snapshot restored as soon as the process runs, and would restore the same one for ever. An engine that ends while it
+    serves ends its container, and Modal starts another one.
+
     Attributes:
         deployment: what to serve.
 
@@ -262,6 +269,7 @@ class SnapshotServer:
     _marked: ClassVar[dict[str, object]] = {}
     _boot: Boot | None = None
     _captured: tuple[str, float] | None = None  # container and Unix time
+    _stopping: threading.Event | None = None  # of the thread that watches the serving engine
 
     def __init_subclass__(cls, *, deployment: Deployment | None = None) -> None:
         super().__init_subclass__()
@@ -299,14 +307,57 @@ class SnapshotServer:
                 self._captured = (os.environ.get(_CONTAINER_VARIABLE, ""), time.time())
             else:
                 self._boot.serve()
+                self._watch(self._boot)
 
     def wake(self) -> None:
-        """Wake the engine, in the container that took the snapshot and in every restored one."""
+        """Wake the engine, in the container that took the snapshot and in every restored one; a failed wake starts it cold.
+
+        A half-woken engine is not woken again: a second resume ends SGLang. `Boot.wake` itself tries twice where the engine
+        saw nothing of the first call.
+
+        Raises:
+            TorporError: the wake failed and the deployment wants no cold start then, or that failed, too.
+        """
         if self._boot is None:
             raise ConfigurationError(f"{type(self).__name__}.wake ran without start; Modal calls it after start.")
         if self.deployment.snapshot:
-            with _ended_on_failure(self._boot):
-                self._boot.wake(new_boot_id=self._tell_where(self._boot))
+            try:
+                with _ended_on_failure(self._boot):
+                    self._boot.wake(new_boot_id=self._tell_where(self._boot))
+            except Exception as error:
+                if not self.deployment.cold_start_on_failed_wake:
+                    raise
+                self._start_cold(self._boot, error)
+            self._watch(self._boot)
+
+    def _start_cold(self, failed: Boot, error: Exception) -> None:
+        """Serve all the same after a wake that failed; nothing inside a container can take its snapshot away from Modal."""
+        from torpor.boot import Boot  # noqa: PLC0415 - as in `start`
+        from torpor.supervision import WAKE_FAILED  # noqa: PLC0415
+
+        log(
+            "error",
+            "wake_failed_starting_cold",
+            boot_id=failed.running_engine.boot_id,
+            error=f"{type(error).__name__}: {error}",
+            next_step="Every replica of this snapshot may pay this: deploy again (`modal deploy`), and Modal takes a new one.",
+        )
+        self._boot = Boot(self.deployment, recipe=failed.recipe, report=failed.report, restarts=1, reason=WAKE_FAILED)
+        with _ended_on_failure(self._boot):
+            self._boot.cold_start()
+            self._boot.serve()
+
+    def _watch(self, boot: Boot) -> None:
+        """Have the container end with its engine: behind a dead port it would stay until the next request fails on it."""
+        from torpor.supervision import watch_engine  # noqa: PLC0415
+
+        stopping = self._stopping = threading.Event()
+        watch_engine(
+            boot.running_engine,
+            name=self.deployment.name,
+            stopping=stopping,
+            on_end=lambda: _end_container(stopping),
+        )
 
     def _tell_where(self, boot: Boot) -> str | None:
         """Log this replica's own word for what its start is, for `torpor boots`; a new boot id for a copy.
@@ -337,6 +388,8 @@ class SnapshotServer:
 
     def stop(self) -> None:
         """End the engine's whole process tree."""
+        if self._stopping is not None:
+            self._stopping.set()
         if self._boot is not None:
             self._boot.stop()
 
@@ -362,6 +415,26 @@ def _ended_on_failure(boot: Boot) -> Iterator[None]:
     except BaseException:
         boot.stop()
         raise
+
+
+def _end_container(stopping: threading.Event) -> None:
+    """Ask Modal to send no more requests and end this container; end it ourselves where that leads nowhere in time.
+
+    The call is the one by which Modal's own proxy ends a container whose port is dead (`modal._runtime.asgi`, client 1.6.4).
+    The kill switch that it brings about, and SIGINT, run the exit method, which sets `stopping`.
+    """
+    from modal.experimental import stop_fetching_inputs  # noqa: PLC0415 - for the container alone
+
+    try:
+        stop_fetching_inputs()
+    except Exception as error:
+        log("error", "container_not_stopped_by_modal", error=f"{type(error).__name__}: {error}")
+    else:
+        if stopping.wait(_CONTAINER_ENDS_S):
+            return
+    os.kill(os.getpid(), signal.SIGINT)
+    if not stopping.wait(_CONTAINER_ENDS_S):
+        os._exit(1)
 
 
 def _make_importable() -> None:

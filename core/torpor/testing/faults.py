@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 
-__all__ = ["CRASH_WORD", "EXIT_CODE", "FLOOD_BYTES", "Fault"]
+__all__ = ["CRASH_WORD", "EXIT_CODE", "FLOOD_BYTES", "Fault", "happens"]
 
 EXIT_CODE = 21
 """What the stand-in exits with when its fault is an exit, so that a test knows it from any other end."""
@@ -48,6 +49,8 @@ class Fault(StrEnum):
     """Ends `fault_s` seconds after it fell asleep."""
     EXIT_AT_WAKE = "exit_at_wake"
     """Ends on the call that wakes it, without an answer."""
+    REFUSE_WAKE = "refuse_wake"
+    """Answers the call that wakes it with an error."""
     HANG_IN_WAKE = "hang_in_wake"
     """Never answers the call that wakes it."""
     DIFFERENT_AFTER_WAKE = "different_after_wake"
@@ -58,3 +61,18 @@ class Fault(StrEnum):
     """The server process ends on SIGTERM, its children do not."""
     IGNORE_SIGTERM = "ignore_sigterm"
     """No process of the tree ends on SIGTERM."""
+
+
+def happens(once: str) -> bool:
+    """Whether a fault happens now.
+
+    Args:
+        once: a file; the fault happens in the process that makes it, and in no other after that. Empty: always.
+    """
+    if not once:
+        return True
+    try:
+        Path(once).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -39,6 +39,7 @@ class StandIn(Plugin):
     Attributes:
         fault: what goes wrong, by name (`torpor.testing.Fault`); None for nothing.
         fault_s: seconds, for the faults that take some (a slow start, an end while asleep).
+        fault_once: a file; a fault at the wake happens in the process that makes it, and in no other after that.
         token_s: seconds per token of an answer.
         warmup_requests: chats sent as warm-up.
         journal: file that gets a JSON line for every request that reached the engine itself; empty for none.
@@ -65,6 +66,7 @@ class StandIn(Plugin):
 
     fault: Fault | None = None
     fault_s: float = 1.0
+    fault_once: str = ""
     token_s: float = 0.0
     warmup_requests: int = 2
     journal: str = ""
@@ -103,6 +105,8 @@ class StandIn(Plugin):
         ]
         if self.fault is not None:
             argv += ["--fault", str(self.fault), "--fault-s", str(self.fault_s)]
+        if self.fault_once:
+            argv += ["--fault-once", self.fault_once]
         if self.journal:
             argv += ["--journal", self.journal]
         return (*argv, *self.extra_args, *recipe.engine_args)
@@ -116,6 +120,7 @@ class StandIn(Plugin):
             "--token-s": "option token_s: seconds for each token",
             "--fault": "option fault: what goes wrong",
             "--fault-s": "option fault_s: seconds, for the faults that take some",
+            "--fault-once": "option fault_once: the file whose maker has the fault",
             "--journal": "option journal: where each request is written down",
         } | {word.partition("=")[0]: "given in extra_args" for word in self.extra_args if word.startswith("--")}
 

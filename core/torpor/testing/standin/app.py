@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeAlias
 
-from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault
+from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault, happens
 from torpor.testing.standin.chat import Chat
 from torpor.testing.standin.exchange import Exchange
 from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
@@ -43,6 +43,7 @@ class StandInOptions:
         served_name: the model's name in answers.
         fault: what goes wrong, if anything.
         fault_s: seconds, for the faults that take some.
+        fault_once: see `torpor.testing.faults.happens`; for the faults at a wake.
         token_s: seconds per token of an answer; requests stay in flight that long.
         journal: file that gets a JSON line per request that reached the engine itself; none by default.
     """
@@ -50,6 +51,7 @@ class StandInOptions:
     served_name: str = "standin"
     fault: Fault | None = None
     fault_s: float = 1.0
+    fault_once: str = ""
     token_s: float = 0.0
     journal: str = ""
 
@@ -218,12 +220,18 @@ class StandInApp(ABC):
         if self._options.fault is Fault.EXIT_WHILE_ASLEEP:
             asyncio.get_running_loop().call_later(self._options.fault_s, self._exit)
 
-    async def _wake_fault(self) -> None:
+    async def _wake_fault(self, exchange: Exchange, status: int, message: str) -> bool:
+        """Do what a fault does in place of the wake; whether the request is answered by that."""
+        faults = (Fault.EXIT_AT_WAKE, Fault.REFUSE_WAKE, Fault.HANG_IN_WAKE)
+        if self._options.fault not in faults or not happens(self._options.fault_once):
+            return False
         match self._options.fault:
             case Fault.EXIT_AT_WAKE:
                 self._exit()
             case Fault.HANG_IN_WAKE:
                 await hang()
+        await self._refuse(exchange, status, message)
+        return True
 
     async def _models(self, exchange: Exchange) -> None:
         name = self._options.served_name

@@ -17,7 +17,7 @@ import traceback
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
-from torpor.testing.faults import Fault
+from torpor.testing.faults import Fault, happens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,12 +59,20 @@ class Scheduler(ABC):
 
     Args:
         fault: what goes wrong, if anything.
+        fault_once: see `torpor.testing.faults.happens`.
     """
 
-    def __init__(self, fault: Fault | None) -> None:
+    def __init__(self, fault: Fault | None, fault_once: str) -> None:
         self._fault = fault
+        self._fault_once = fault_once
         self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every copy of a snapshot
         self._wakes = 0
+        self._faulty = False
+
+    def _woke(self) -> None:
+        self._wakes += 1
+        if self._fault in (Fault.DIFFERENT_AFTER_WAKE, Fault.SHORTER_AFTER_WAKE) and not self._faulty:
+            self._faulty = happens(self._fault_once)
 
     def run(self, link: socket.socket) -> None:
         """Serve until the server's end of the socket is closed."""
@@ -99,12 +107,12 @@ class Scheduler(ABC):
     @property
     def garbled(self) -> bool:
         """Whether the weights hold something else than they should, so that every answer does."""
-        return bool(self._wakes) and self._fault is Fault.DIFFERENT_AFTER_WAKE
+        return self._faulty and self._fault is Fault.DIFFERENT_AFTER_WAKE
 
     def _generate(self, prompt: str, tokens: int, *, greedy: bool) -> list[str]:
         if not greedy:
             return self._random.choices(_WORDS, k=tokens)
-        if self._wakes and self._fault is Fault.SHORTER_AFTER_WAKE:
+        if self._faulty and self._fault is Fault.SHORTER_AFTER_WAKE:
             tokens = (tokens + 1) // 2
         salt = "garbled" if self.garbled else ""
         return [_word(f"{salt}{prompt}/{number}") for number in range(tokens)]

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     kind = _app_class(args.dialect)
     deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
-    link, children = fork_children(kind.scheduler(fault), deaf=deaf)
+    link, children = fork_children(kind.scheduler(fault, args.fault_once), deaf=deaf)
     kind.prepare_process(children)
     _say(f"pid {os.getpid()}, {args.dialect}, scheduler {children[0]}, second child {children[1]}")
     if fault is Fault.HANG_AT_START:
@@ -106,6 +106,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
+    parser.add_argument("--fault-once", default="")
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--journal", default="")
     args, _ = parser.parse_known_args(argv)
@@ -119,6 +120,7 @@ def _options(args: argparse.Namespace) -> StandInOptions:
         served_name=args.served_model_name,
         fault=Fault(args.fault) if args.fault else None,
         fault_s=args.fault_s,
+        fault_once=args.fault_once,
         token_s=args.token_s,
         journal=args.journal,
     )

@@ -38,8 +38,8 @@ class SGLangScheduler(Scheduler):
     SIGQUIT. Seeds anew at a resume, which SGLang does by Torpor's patch.
     """
 
-    def __init__(self, fault: Fault | None) -> None:
-        super().__init__(fault)
+    def __init__(self, fault: Fault | None, fault_once: str) -> None:
+        super().__init__(fault, fault_once)
         self._released: set[str] = set()
 
     @override
@@ -71,7 +71,7 @@ class SGLangScheduler(Scheduler):
     def _resume(self, tags: list[str]) -> None:
         for tag in tags:
             self._released.remove(tag)
-        self._wakes += 1
+        self._woke()
         self._random.seed()
 
 
@@ -155,9 +155,8 @@ class SGLangApp(StandInApp):
 
     async def _resume(self, exchange: Exchange) -> None:
         tags = await self._tags(exchange)
-        if tags is None:
+        if tags is None or await self._wake_fault(exchange, _BAD_REQUEST, "cannot resume the memory"):
             return
-        await self._wake_fault()
         await self._ask({"op": "resume", "tags": tags})
         await exchange.answer(_OK, None)
 

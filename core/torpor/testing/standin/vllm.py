@@ -49,8 +49,8 @@ class VLLMEngineCore(Scheduler):
     again. Its random state is that of the snapshot until it is told to seed anew.
     """
 
-    def __init__(self, fault: Fault | None) -> None:
-        super().__init__(fault)
+    def __init__(self, fault: Fault | None, fault_once: str) -> None:
+        super().__init__(fault, fault_once)
         self._sleeping: set[str] = set()
         self._dropped = False
 
@@ -93,7 +93,8 @@ class VLLMEngineCore(Scheduler):
             _warn(f"Tag {strange[0]} is not in sleeping tags {sorted(self._sleeping)}")
         else:
             self._sleeping.difference_update(tags or _SLEEP_TAGS)
-            self._wakes += not self._sleeping
+            if not self._sleeping:
+                self._woke()
 
     def _call(self, method: str, args: list[str]) -> Answer:
         """Call a method of the one worker."""
@@ -205,7 +206,8 @@ class VLLMApp(StandInApp):
         await exchange.answer(_OK, {"status": "sleeping", "level": int(level)})
 
     async def _wake_up(self, exchange: Exchange) -> None:
-        await self._wake_fault()
+        if await self._wake_fault(exchange, _ERROR, "Call to wake_up method failed: CUDA error: out of memory"):
+            return
         tags = exchange.query.get("tags")
         memory = [tag for tag in tags or [] if tag != "scheduling"]
         answer = await self._ask({"op": "wake", "tags": memory} if memory or not tags else {"op": "look"})
