@@ -134,7 +134,7 @@ class EngineProcess(Engine):
         self._process.wait()
         self._ended.set()
         self._kill_rest()
-        self._lifeline.release()
+        self._lifeline.sweep()  # what left the session before its parent ended
 
     def _remember_members(self) -> None:
         """Note who belongs to the tree, by start time: a pid alone may be somebody else's a moment later."""
