@@ -20,6 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from torpor.launcher import boot as launcher
+from torpor.launcher.http_limits import http_limits
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
 from torpor.launcher.process_identity import process_identity
@@ -88,6 +89,7 @@ def _prepare_process() -> PatchReport:
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),
         tqdm_lock(SUPPORTED_VERSIONS),
+        http_limits(SUPPORTED_VERSIONS),
         named_locks.PATCH,
         sigterm.PATCH,
     )

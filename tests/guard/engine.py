@@ -21,7 +21,7 @@ KEY = "k" * 43
 OTHER_KEY = "o" * 43
 BOOT_ID = "0123456789abcdef"
 RULES = GuardRules(
-    public=("/v1/chat", "/v1/models", "/v1/stream", "/v1/crash", "/v1/late_crash", "/v1/afterwards"),
+    public=("/v1/chat", "/v1/models", "/v1/stream", "/v1/crash", "/v1/late_crash", "/v1/afterwards", "/v1/polling"),
     open=("/metrics",),
     keyed=("/info", "/flush"),
     sleep=("/pause", "/release"),
@@ -125,7 +125,7 @@ class TinyEngine:
                 self.hung_up += 1
             elif path in ("/v1/stream", "/v1/late_crash"):
                 await self._stream(path, receive, send)
-            elif await self._open_gate(receive):
+            elif await (self._poll(receive) if path == "/v1/polling" else self._open_gate(receive)):
                 await self._answer(send, path, b"{}")
             if path == "/v1/afterwards":
                 await asyncio.sleep(0.05)
@@ -153,6 +153,17 @@ class TinyEngine:
         finally:
             for task in (gate, gone):
                 task.cancel()
+
+    async def _poll(self, receive: Receive) -> bool:
+        """Wait for the gate as engines do: look now and then whether the client is still there."""
+        while not self.gate.is_set():
+            look = asyncio.ensure_future(receive())
+            done, _ = await asyncio.wait({look}, timeout=0.002)
+            look.cancel()
+            if done and look.result()["type"] == "http.disconnect":
+                self.hung_up += 1
+                return False
+        return True
 
     async def _answer(self, send: Send, path: str, body: bytes) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -38,7 +38,7 @@ class GuardedServer:
     """Uvicorn on a thread, with the guard and the tiny engine in it.
 
     Args:
-        http: uvicorn's HTTP parser.
+        http: uvicorn's HTTP parser, or a class in its place.
         ws: uvicorn's websocket implementation.
         rules: the guard's.
 
@@ -47,7 +47,9 @@ class GuardedServer:
         errors: what the server logged as an error: an exception that came out of the guard.
     """
 
-    def __init__(self, *, http: str = "h11", ws: str = "none", rules: GuardRules = RULES) -> None:
+    def __init__(
+        self, *, http: str | type[asyncio.Protocol] = "h11", ws: str = "none", rules: GuardRules = RULES
+    ) -> None:
         self.port = 0
         self.errors: list[str] = []
         self._options = (http, ws, rules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torpor.launcher.http_limits import http_limits
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
 from torpor.launcher.process_identity import process_identity
@@ -36,6 +37,7 @@ def all_patches() -> tuple[Patch, ...]:
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),
         tqdm_lock(SUPPORTED_VERSIONS),
+        http_limits(SUPPORTED_VERSIONS),
         cpu_kernels.PATCH,
         torchvision_schemas.PATCH,
         cpu_seconds.PATCH,

@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
     if fault is Fault.SLOW_START:
         time.sleep(args.fault_s)
     try:
-        _serve(args.host, args.port, kind(_options(args), link), boot, deaf=fault is Fault.IGNORE_SIGTERM)
+        app, deaf = kind(_options(args), link), fault is Fault.IGNORE_SIGTERM
+        _serve(args.host, args.port, app, boot, http=args.http, deaf=deaf)
     finally:
         if fault is not Fault.CHILDREN_IGNORE_SIGTERM:
             _kill_all(children)
@@ -70,11 +71,12 @@ def _app_class(dialect: str) -> type[StandInApp]:
     return SGLangApp
 
 
-def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, deaf: bool) -> None:
+def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, http: str, deaf: bool) -> None:
     from uvicorn.config import Config  # noqa: PLC0415 - most of the start
     from uvicorn.server import Server  # noqa: PLC0415
 
     from torpor.guard import Guard  # noqa: PLC0415
+    from torpor.launcher.http_limits import limit_uvicorn  # noqa: PLC0415
 
     class StandInServer(Server):
         """Uvicorn's server, but for what it does on a signal."""
@@ -83,13 +85,14 @@ def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, 
             """Finish what is in flight and return from `run`; uvicorn's own raises the signal again."""
             self.should_exit = not deaf
 
+    limit_uvicorn()
     guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
     config = Config(
         guarded,
         host=host,
         port=port,
         loop="asyncio",
-        http="h11",
+        http=http,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -104,6 +107,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="standin")
     parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
+    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
     parser.add_argument("--fault-once", default="")

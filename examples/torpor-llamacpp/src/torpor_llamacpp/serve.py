@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import uvicorn
 from torpor.guard import Guard, read_boot
+from torpor.launcher.http_limits import limit_uvicorn
 
 from torpor_llamacpp.model import Model
 
@@ -169,6 +170,7 @@ def main(argv: Sequence[str]) -> int:
     model.load()
     app = App(model, args.parallel)
     guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
+    limit_uvicorn()  # heads, headers, their time: uvicorn's own parsers have few limits
     uvicorn.run(guarded, host=args.host, port=args.port, lifespan="off", ws="none", log_level="warning")
     return 0
 

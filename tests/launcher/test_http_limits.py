@@ -1,0 +1,217 @@
+"""What a client may send before and around a body, with both of uvicorn's parsers and the guard behind them."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.guard.server import GuardedServer, read_all, read_until, request, statuses
+from torpor.control import GuardControl, open_client
+from torpor.engine import Engine
+from torpor.guard import GuardRules
+from torpor.launcher import http_limits
+from torpor.launcher.http_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
+from torpor.launcher.limited_h11 import LimitedH11Protocol
+from torpor.launcher.limited_httptools import LimitedHttpToolsProtocol
+from torpor.readiness import wait_ready
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+PARSERS: dict[str, type[asyncio.Protocol]] = {"h11": LimitedH11Protocol, "httptools": LimitedHttpToolsProtocol}
+GOOD = request("/v1/models", close=False)
+LAST = request("/v1/models")
+HEAD = b"GET /v1/models HTTP/1.1\r\nHost: test\r\n"
+CHUNKED = b"POST /v1/chat HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=PARSERS)
+def server(request: pytest.FixtureRequest) -> Iterator[GuardedServer]:
+    """The guard in a server with limits, one per parser, serving."""
+    with GuardedServer(http=PARSERS[request.param]) as running:
+        assert running.control("serve").status == 200
+        yield running
+        assert running.errors == []
+
+
+def flood(port: int, start: bytes, piece: bytes, megabytes: int) -> tuple[bytes, int]:
+    """Send a beginning and then pieces until the server closes; the answer, and how many bytes it took."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        try:
+            connection.sendall(start)
+            while sent < megabytes * 2**20:
+                connection.sendall(piece)
+                sent += len(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return read_all(connection), sent
+
+
+@pytest.mark.fault("a client sends a head that never ends", area="heads", outcome="refused")
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (HEAD + b"a: ", b"x" * 65536),
+        (HEAD, b"a: b\r\n" * 10922),
+        (HEAD, b"x" * 65536),
+        (b"GET /" + b"a" * 100, b"a" * 65536),
+        (b"X" * 10, b"X" * 65536),
+        (b"", b"\r\n" * 32768),
+        (CHUNKED + b"1;", b"x" * 65536),
+        (CHUNKED + b"1;a=", b"x" * 65536),
+        (CHUNKED + b"0\r\nt: ", b"x" * 65536),
+        (CHUNKED + b"0\r\n", b"t: x\r\n" * 10922),
+        (CHUNKED + b"0" * 100, b"0" * 65536),
+        (CHUNKED, (b"1;" + b"x" * 500 + b"\r\nx\r\n") * 130),
+    ],
+    ids=[
+        *("value", "lines", "name", "target", "method", "line ends"),
+        *("chunk extension", "chunk value", "trailer", "trailers", "chunk size", "extensions"),
+    ],
+)
+def test_what_never_ends_is_cut_off_early(server: GuardedServer, start: bytes, piece: bytes) -> None:
+    """A head, a chunk's header or trailers without an end cost the server one read, not their size."""
+    answer, sent = flood(server.port, start, piece, 16)
+    assert sent < 12 * 2**20  # the kernel's buffers, at most
+    assert all(status >= 400 for status in statuses(answer))
+    server.wait_until(lambda: server.guard.in_flight == 0)
+    assert server.ask("/v1/models").status == 200
+
+
+@pytest.mark.fault("a head is longer than allowed and comes in one piece", area="heads", outcome="refused")
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (f"a: {'x' * (MAX_HEAD_BYTES + 8192)}\r\n", 431),
+        ("a: b\r\n" * (MAX_HEADERS + 1), 431),
+        ("a:\r\n" * 4000, 431),
+    ],
+    ids=["one value", "headers", "empty headers"],
+)
+def test_a_whole_head_over_the_limit_is_431_and_the_connection_closes(
+    server: GuardedServer, head: str, status: int
+) -> None:
+    """It is judged by its size and its number of headers, however it comes."""
+    answer = server.send(request("/v1/models", more=head, close=False))
+    assert statuses(answer) == [status]
+    assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.fault("a request's target is longer than allowed", area="heads", outcome="refused")
+def test_a_long_target_is_414_and_the_connection_closes(server: GuardedServer) -> None:
+    """A query counts."""
+    answer = server.send(request(f"/v1/models?{'x' * MAX_TARGET_BYTES}", close=False))
+    assert statuses(answer) == [414]
+
+
+def test_a_head_within_the_limits_passes(server: GuardedServer) -> None:
+    """Long cookies and many headers are an ordinary client's."""
+    headers = f"cookie: {'c' * 20_000}\r\n" + "".join(f"x-{n}: v\r\n" for n in range(100))
+    assert server.ask(f"/v1/models?{'q' * 8000}", more=headers).status == 200
+
+
+@pytest.mark.fault("a client sends its head byte by byte", area="heads", outcome="refused")
+@pytest.mark.parametrize(
+    "begin", [b"", b"GET /v1/models HTTP/1.1\r\nHost: t\r\n", b"\r\n"], ids=["nothing", "head", "end"]
+)
+def test_a_head_that_takes_too_long_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, server: GuardedServer
+) -> None:
+    """From the connection on for the first head; each byte gives no more time."""
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.4)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        began = time.monotonic()
+        connection.sendall(begin)
+        connection.settimeout(0.05)
+        answer = b""
+        while time.monotonic() - began < 5:
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                connection.sendall(b"a" if begin else b"")
+                continue
+            except ConnectionResetError:
+                break
+            answer += piece
+            if not piece:
+                break
+        assert time.monotonic() - began < 3
+    assert statuses(answer) in ([408], [400], [])
+
+
+def test_a_second_head_has_its_own_time_and_a_running_request_has_none(
+    monkeypatch: pytest.MonkeyPatch, server: GuardedServer
+) -> None:
+    """The clock stands while an answer is made."""
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.2)
+    server.run(server.engine.gate.clear)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(request("/v1/chat", method="POST", body=b"{}", close=False) + b"\r\n")
+        time.sleep(0.5)
+        server.run(server.engine.gate.set)
+        assert statuses(read_until(connection, b"200 OK")) == [200]
+
+
+@pytest.mark.fault("a client sends thousands of requests without reading an answer", area="heads", outcome="held")
+def test_pipelined_requests_are_answered_in_order_and_bounded(server: GuardedServer) -> None:
+    """More than are parsed ahead wait as bytes, and all are answered."""
+    assert server.send(GOOD * 300 + LAST).count(b"HTTP/1.1 200 OK") == 301
+
+
+@pytest.mark.fault("a client queues requests behind one that takes long", area="heads", outcome="refused")
+def test_what_queues_behind_a_running_request_is_bounded(server: GuardedServer) -> None:
+    """Otherwise an engine that asks whether its client is still there takes 256 KB each time that it asks."""
+    server.run(server.engine.gate.clear)
+    start = request("/v1/polling", method="POST", body=b"{}", close=False)
+    _, sent = flood(server.port, start, GOOD * 1000, 24)
+    assert sent < 16 * 2**20
+    server.run(server.engine.gate.set)
+    server.wait_until(lambda: server.guard.in_flight == 0)
+
+
+def test_trailers_reach_nobody(server: GuardedServer) -> None:
+    """A header behind the body was not there when the request was judged."""
+    tail = b"2\r\n{}\r\n0\r\ntorpor-key: x\r\nauthorization: Bearer y\r\n\r\n"
+    data = CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert statuses(server.send(data + tail)) == [200]
+    assert "authorization" not in str(server.engine.calls[-1].headers)
+
+
+@pytest.mark.fault("a client asks for another protocol and sends requests behind it", area="heads", outcome="held")
+@pytest.mark.parametrize("protocol", ["websocket", "h2c", "x"])
+def test_nothing_behind_an_upgrade_is_read_as_a_request(server: GuardedServer, protocol: str) -> None:
+    """It is answered as if it had not asked; whether what follows is HTTP, two readers may believe differently."""
+    upgrade = f"Connection: upgrade\r\nUpgrade: {protocol}\r\n"
+    answer = server.send(request("/v1/models", more=upgrade, close=False) + b"\x00\x01" * 2000 + LAST)
+    assert statuses(answer)[0] == 200
+    assert server.engine.paths == ["/v1/models"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a client sends a head of 200 MB to an engine that sleeps", area="heads", outcome="refused")
+@pytest.mark.parametrize("http", PARSERS)
+def test_a_server_that_the_launcher_has_limited_keeps_its_memory(free_port: int, http: str) -> None:
+    """In a process of its own, by `limit_uvicorn`: before the guard serves, as while it sleeps."""
+    argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(free_port), "--http", http]
+    engine = Engine.start(argv, env={}, guard=GuardRules(public=("/v1/models",)))
+    try:
+        with open_client(engine, port=free_port, timeout_s=5) as client:
+            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)
+            control = GuardControl(engine, client)
+            control.drain(5.0)
+            control.asleep()
+        process = psutil.Process(engine.pid)
+        before = process.memory_info().rss
+        for piece in (b"x" * 65536, b"a: b\r\n" * 10922):
+            _, sent = flood(free_port, HEAD + b"a: ", piece, 200)
+            assert sent < 12 * 2**20
+        assert process.memory_info().rss - before < 16 * 2**20
+    finally:
+        engine.terminate(5)
