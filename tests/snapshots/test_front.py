@@ -302,21 +302,6 @@ def grows(port: int) -> bool:
     return get(port, "/flooded") != before
 
 
-def test_an_exposed_port_leads_to_one_replica_ready_or_not(front: Front, make_target: MakeTarget) -> None:
-    """For the lifecycle, which talks to a replica before it is ready; gone with the replica."""
-    a, b = make_target("a"), make_target("b")
-    set_ready(b, False)
-    port = front.expose(b)
-    front.add(a)
-    assert {get(port)[1] for _ in range(3)} == {"b"}
-    front.add(b)
-    front.remove(b)
-    front.remove(b)
-    with pytest.raises(ConnectionRefusedError):
-        get(port)
-    assert get(front.port) == (200, "a")
-
-
 def test_a_removed_replica_keeps_the_connections_that_it_has(front: Front, make_target: MakeTarget) -> None:
     """Draining: no new one, and those that stream go on."""
     target = make_target("a")
@@ -367,14 +352,12 @@ def test_stopping_closes_everything(make_target: MakeTarget) -> None:
     front = Front()
     front.start()
     front.add(target)
-    exposed = front.expose(target)
     with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
         assert ask(connection, "/name") == (200, "a")
         front.stop()
         assert connection.recv(1) == b""
-    for port in (front.port, exposed):
-        with pytest.raises(ConnectionRefusedError):
-            get(port)
+    with pytest.raises(ConnectionRefusedError):
+        get(front.port)
     front.stop()
     assert threading.active_count() == threads
     assert sorted(Path("/proc/self/fd").iterdir()) == before

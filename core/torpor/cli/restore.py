@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor import descriptors
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
@@ -106,6 +107,7 @@ def run_restore(
     stages: dict[str, list[dict[str, object]]] = {}
     told = _Told()
     ends_on_sigterm()
+    descriptors.raise_limit()
 
     def note(name: str, record: StageRecord) -> None:
         stages.setdefault(name, []).append(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from torpor import descriptors
 from torpor.apps import load_deployment
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.restore import run_restore
@@ -67,6 +68,7 @@ def run_up(
     for package, plugin in missing_packages(deployment, server.recipe).items():
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
     ends_on_sigterm()
+    descriptors.raise_limit()
     try:
         with stops_on_failure(server.boot), progress.listening():
             server.start()

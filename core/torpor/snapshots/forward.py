@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import socket
 from typing import TYPE_CHECKING, cast
 
@@ -11,55 +13,94 @@ from torpor._override import override
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Side"]
+__all__ = ["MAX_HEAD_BYTES", "Side"]
+
+MAX_HEAD_BYTES = 64 * 1024
+"""A client whose first request has a longer head is joined all the same: the engine's own server refuses it."""
 
 _LINGER_S = 1.0
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_METHODS_BEGIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r\n"
+_LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Side(asyncio.Protocol):
     """One of the two ends that are joined.
 
+    A client's end keeps the head of the first request until it is whole, and only then asks to be joined: who connects and
+    says nothing, or drips a head, costs no replica anything. What it sends is looked at for the blank line alone.
+
     Args:
         all_sides: where it is listed while it is open.
-        other: the end that it is joined to from the start; that one reads from then on.
-        on_made: told when it is connected; it does not read until it is joined or refused.
+        other: the client's end that this one, a replica's, is joined to from the start; that one reads from then on.
+        on_head: told when a client's first head is there; it does not read until it is joined or refused.
+        on_lost: told when it is closed.
+
+    Attributes:
+        is_client: whether it is a client's end.
+        owed: of a client's end: whether it sent something since the replica last did.
     """
 
     def __init__(
-        self, all_sides: set[Side], *, other: Side | None = None, on_made: Callable[[Side], None] | None = None
+        self,
+        all_sides: set[Side],
+        *,
+        other: Side | None = None,
+        on_head: Callable[[Side], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         self._all_sides = all_sides
         self._other = other
-        self._on_made = on_made
-        self._ended = False
+        self.is_client = other is None
+        self._on_head = on_head
+        self._on_lost = on_lost
+        self._held = bytearray()
+        self._ended = self._finishing = False
+        self._lingering: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
+        self._written = self._seen_passed = 0
+        self._made_at = self._passed_at = 0.0
+        self.owed = False
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._all_sides.add(self)
+        self._made_at = self._passed_at = asyncio.get_running_loop().time()
         stream: socket.socket = transport.get_extra_info("socket")
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next one
+        with contextlib.suppress(OSError):  # it may have been reset already
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next one
         if self._other:
             self._other._join(self)  # noqa: SLF001 - its own class
-        elif self._on_made:
-            self._transport.pause_reading()
-            self._on_made(self)
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._other and (writer := self._other.open_transport):
-            writer.write(data)
+        if self._other:
+            if writer := self._other.open_transport:
+                self._other._written += len(data)  # noqa: SLF001 - its own class
+                self.owed = self.is_client
+                self._other.owed = False
+                writer.write(data)
+        elif self._on_head:
+            self._hold(data)
 
     @override
     def eof_received(self) -> bool:
-        """Pass the end on and stay open: the other direction may go on (half-closed)."""
+        """Pass a client's end on and stay open: its answer may still come (half-closed). A server's end is the end."""
         self._ended = True
-        if self._other and (writer := self._other.open_transport):
-            if self._other._ended:  # noqa: SLF001
+        if self._finishing or self._on_head:  # it was refused, or left before it asked anything
+            return False
+        if self._other is None:
+            return True
+        other, writer = self._other, self._other.open_transport
+        if writer is None or other._ended:  # noqa: SLF001 - its own class
+            if writer:
                 writer.close()
-                return False
-            writer.write_eof()
+            return False
+        if self.is_client:
+            other._end_writing(writer)  # noqa: SLF001
+        else:
+            other.finish()
         return True
 
     @override
@@ -76,8 +117,17 @@ class Side(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._all_sides.discard(self)
-        if self._other and (transport := self._other.open_transport):
-            if exc:
+        if self._lingering:
+            self._lingering.cancel()
+        self._on_head = None
+        self._held.clear()
+        if self._on_lost:
+            self._on_lost()
+        other, self._other = self._other, None
+        if other and (transport := other.open_transport):
+            if other._finishing:  # noqa: SLF001 - a server that closes over unread bytes: its answer came before
+                transport.resume_reading()
+            elif exc:
                 transport.abort()
             else:
                 transport.close()
@@ -88,22 +138,108 @@ class Side(asyncio.Protocol):
         transport = self._transport
         return None if transport is None or transport.is_closing() else transport
 
+    @property
+    def made(self) -> bool:
+        """Whether it was connected at all."""
+        return self._transport is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it has asked something, and was neither joined nor refused yet."""
+        return self._on_head is None and self._other is None and not self._finishing and self.open_transport is not None
+
+    @property
+    def joined(self) -> bool:
+        """Whether a replica stands behind it, and did not end its side."""
+        return self._other is not None and not self._finishing
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait here for the one who reads there."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    @property
+    def answered(self) -> int:
+        """Bytes of a replica that were taken so far."""
+        return self._written
+
     def refuse(self, answer: bytes) -> None:
         """Answer and close. What the client still sends is read away: closed over it, the answer could be lost (RST)."""
+        self._on_head = None
+        self._held.clear()
         if transport := self.open_transport:
+            self._written += len(answer)
             transport.write(answer)
-            transport.write_eof()
+            self.finish()
+
+    def finish(self) -> None:
+        """Nothing more is written; close when the client has taken what there is, and had a moment to hang up first."""
+        if (transport := self.open_transport) and not self._finishing:
+            self._finishing = True
+            self._end_writing(transport)
             transport.resume_reading()
-            asyncio.get_running_loop().call_later(_LINGER_S, transport.close)
+            self._linger()
 
     def abort(self) -> None:
         """Close at once."""
         if self._transport:
             self._transport.abort()
 
+    def check(self, now: float, *, head_timeout_s: float, stall_timeout_s: float) -> None:
+        """Close it when its time is over: no whole head, or not one byte taken of what waits for it."""
+        if self._on_head and now - self._made_at >= head_timeout_s:
+            if self._held:
+                self.refuse(_LATE)
+            else:
+                self.abort()
+            return
+        passed = self._written - self.unsent
+        if passed != self._seen_passed or passed == self._written:
+            self._seen_passed, self._passed_at = passed, now
+        elif now - self._passed_at >= stall_timeout_s:
+            self.abort()
+            if self._other:
+                self._other.abort()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what came of the first request until its head is whole."""
+        searched = max(0, len(self._held) - 2)
+        self._held += data
+        if self._on_head and (
+            self._held[0] not in _METHODS_BEGIN  # not HTTP
+            or len(self._held) > MAX_HEAD_BYTES
+            or _BLANK_LINE.search(self._held, searched)
+        ):
+            on_head, self._on_head = self._on_head, None
+            if self._transport:
+                self._transport.pause_reading()
+            on_head(self)
+
     def _join(self, other: Side) -> None:
         self._other = other
+        writer = other.open_transport
         if transport := self.open_transport:
+            if writer and self._held:
+                other._written += len(self._held)
+                writer.write(bytes(self._held))
+                self.owed = True
+            self._held.clear()
             transport.resume_reading()
-        elif writer := other.open_transport:
+        elif writer:
             writer.close()
+
+    def _end_writing(self, transport: asyncio.Transport) -> None:
+        try:
+            transport.write_eof()
+        except OSError:  # reset: ENOTCONN
+            transport.abort()
+
+    def _linger(self) -> None:
+        self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._close_lingering)
+
+    def _close_lingering(self) -> None:
+        if transport := self.open_transport:
+            if self.unsent:
+                self._linger()  # one who takes nothing is found by `check`
+            else:
+                transport.close()

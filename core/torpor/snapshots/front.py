@@ -3,6 +3,10 @@
 A connection is taken on the public port, joined to a connection that begins inside a ready replica's network namespace
 (`Sandbox.socket`), and forwarded byte for byte in both directions; no HTTP is parsed. No veth pair, no packet filter and
 no privilege is needed, and a replica stays unreachable for everything else on the machine.
+
+The port survives its clients. A connection has 60 s for the head of its first request, and only then costs a replica
+anything; one that takes nothing of its answer for 300 s is closed; a quiet one is the engine's to close. Connections are
+limited (`Limits`), and the one too many gets 503 at once.
 """
 
 from __future__ import annotations
@@ -14,41 +18,62 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from torpor.errors import PortInUseError, SnapshotError
+from torpor.errors import ConfigurationError, PortInUseError, SnapshotError
 from torpor.snapshots.forward import Side
+from torpor.snapshots.listener import MAX_CONNECTIONS, Listener
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
+    from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
 
     from torpor.hookspecs import Plugin
-    from torpor.snapshots.sandbox import Sandbox
 
-    Choose = Callable[[set["_Backend"]], Awaitable["_Backend | None"]]
+__all__ = [
+    "CONNECTIONS_VARIABLE",
+    "HEAD_VARIABLE",
+    "READY_FOR_S",
+    "STALL_VARIABLE",
+    "Front",
+    "Limits",
+    "Target",
+    "ready_path",
+]
 
-__all__ = ["READY_FOR_S", "Front", "Target", "ready_path"]
+CONNECTIONS_VARIABLE = "TORPOR_MAX_CONNECTIONS"
+HEAD_VARIABLE = "TORPOR_HEAD_TIMEOUT_S"
+STALL_VARIABLE = "TORPOR_STALL_TIMEOUT_S"
 
 READY_FOR_S = 0.25
 """Seconds for which an answer on the ready path is good."""
 
 _READY_TIMEOUT_S = 1.0
 _CONNECT_TIMEOUT_S = 5.0
-_BACKLOG = 1024
 _SPARE_SOCKETS = 16
+_DESCRIPTORS_A_REPLICA = _SPARE_SOCKETS + 4
+_SWEEP_S = 5.0
+_LOOK_S = 0.05
+_QUIET_S = 2.0
 _HELPERS = 4
 _ROUNDS_TO_CLOSE = 3
 _READY_REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _READY_ANSWERS = (b"HTTP/1.1 200", b"HTTP/1.0 200")
-_NOBODY = b'{"error": "no replica is ready"}'
-_REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(_NOBODY), _NOBODY)
-)
 Result = TypeVar("Result")
+
+
+def _unavailable(body: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    )
+
+
+_NOBODY = _unavailable(b'{"error": "no replica is ready"}')
+_FULL = _unavailable(b'{"error": "too many connections"}')
 
 
 def ready_path(engine: Plugin) -> str:
@@ -58,6 +83,59 @@ def ready_path(engine: Plugin) -> str:
     it has woken.
     """
     return "/ready" if engine.guarded else engine.ready_path
+
+
+class Place(Protocol):
+    """Where a replica runs, as far as the front asks: a `Sandbox`."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the replica ends."""
+
+    def socket(self) -> Socket:
+        """A TCP socket from which the replica's loopback is reached."""
+
+    def sockets(self, count: int) -> list[Socket]:
+        """As `socket`, several at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a client of the public port may take.
+
+    Attributes:
+        connections: at once; fewer where the limit of open descriptors (RLIMIT_NOFILE) is low: a connection takes two, and 48 are
+            kept for everything else.
+        head_timeout_s: seconds for the head of a connection's first request.
+        stall_timeout_s: seconds in which a client has to take something of what waits for it.
+    """
+
+    connections: int = MAX_CONNECTIONS
+    head_timeout_s: float = 60.0
+    stall_timeout_s: float = 300.0
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Self:
+        """The limits that environment variables say.
+
+        Raises:
+            ConfigurationError: a variable is not a number from 1 on.
+        """
+        return cls(
+            connections=int(_positive(environ, CONNECTIONS_VARIABLE, cls.connections)),
+            head_timeout_s=_positive(environ, HEAD_VARIABLE, cls.head_timeout_s),
+            stall_timeout_s=_positive(environ, STALL_VARIABLE, cls.stall_timeout_s),
+        )
+
+
+def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
+    value = environ.get(name, "")
+    try:
+        number = float(value) if value else float(default)
+    except ValueError:
+        number = 0.0
+    if not 1 <= number < float("inf"):
+        raise ConfigurationError(f"The environment variable {name} is {value!r}; allowed is a number from 1 on.")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +150,7 @@ class Target:
     """
 
     name: str
-    sandbox: Sandbox
+    sandbox: Place
     port: int
     ready_path: str = "/ready"
 
@@ -87,27 +165,47 @@ class Front:
         host: address to listen on.
         port: port to listen on; 0 takes a free one, see `port`.
         on_death: told the target whose leader or sandbox ended, once each, in a thread of its own; it was taken out before.
+        limits: what its clients may take; by default what the environment says.
+
+    Raises:
+        ConfigurationError: an environment variable of the limits is not a number.
     """
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 0, on_death: Callable[[Target], None] | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        on_death: Callable[[Target], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits.of(os.environ)
         self._host, self._port = host, port
         self._on_death = on_death
         self._backends: list[_Backend] = []
-        self._exposed: dict[int, tuple[_Backend, asyncio.Server]] = {}
         self._turn = 0
         self._sides: set[Side] = set()
+        self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="torpor-front")
         self._thread = threading.Thread(target=self._loop.run_forever, name="torpor-front", daemon=True)
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._loop, self._take, answer=_FULL, most=self.limits.connections)
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         return self._port
+
+    @property
+    def connections(self) -> int:
+        """The clients' connections that are open now."""
+        return self._listener.open
+
+    @property
+    def most_connections(self) -> int:
+        """How many may be open at once, as the limit of open descriptors allows."""
+        return self._listener.most
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -122,7 +220,7 @@ class Front:
         """
         self._thread.start()
         try:
-            self._server, self._port = self._do(self._listen(self._pick, self._host, self._port))
+            self._port = self._do(self._listen())
         except OSError as error:
             self.stop()
             if error.errno != errno.EADDRINUSE:
@@ -137,16 +235,22 @@ class Front:
         self._do(self._add(target))
 
     def remove(self, target: Target) -> None:
-        """Send it no new connection, and close its `expose`d port; connections that it has go on. Harmless to repeat."""
+        """Send it no new connection; connections that it has go on. Harmless to repeat."""
         self._do(self._remove(target))
 
-    def expose(self, target: Target) -> int:
-        """A loopback port of the host that always leads to this one replica, ready or not; for the lifecycle's client.
+    def drain(self, limit_s: float) -> int:
+        """Refuse whoever comes from now on, and let those who are joined take their answers.
+
+        A connection is over when its replica has closed it and the client has what was sent; one that its replica leaves open,
+        asked for nothing and quiet for two seconds, counts as over, too.
 
         Args:
-            target: behind the front or not; the port is closed by `remove` and `stop`.
+            limit_s: seconds to wait at most.
+
+        Returns:
+            How many connections are not over; `stop` cuts them.
         """
-        return self._do(self._expose(target))
+        return self._do(self._drain(limit_s))
 
     def stop(self) -> None:
         """Close the port and every connection. Harmless to repeat."""
@@ -170,26 +274,82 @@ class Front:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _listen(self, choose: Choose, host: str, port: int) -> tuple[asyncio.Server, int]:
+    async def _listen(self) -> int:
+        self._loop.set_exception_handler(_tell_unexpected)
+        port = self._listener.listen(self._host, self._port)
+        self._sweep()
+        return port
+
+    def _take(self, connection: socket.socket) -> None:
+        self._begin(self._accept(connection))
+
+    async def _accept(self, connection: socket.socket) -> None:
         def begin(client: Side) -> None:
-            self._begin(self._serve(client, choose))
+            self._begin(self._serve(client))
 
-        server = await self._loop.create_server(lambda: Side(self._sides, on_made=begin), host, port, backlog=_BACKLOG)
-        return server, server.sockets[0].getsockname()[1]
+        client = Side(self._sides, on_head=begin, on_lost=self._listener.left)
+        try:
+            await self._loop.connect_accepted_socket(lambda: client, connection)
+        except BaseException:
+            connection.close()
+            if not client.made:
+                self._listener.left()
+            raise
 
-    async def _serve(self, client: Side, choose: Choose) -> None:
-        """Join a new connection to a replica, or to another when one fails."""
+    async def _serve(self, client: Side) -> None:
+        """Join a connection that has asked something to a replica, or to another when one fails."""
         tried: set[_Backend] = set()
-        while backend := await choose(tried):
-            tried.add(backend)
-            try:
-                upstream = await backend.connect()
-            except (OSError, SnapshotError):
-                backend.note_failure()
-                continue
+        try:
+            while not self._draining and (backend := await self._pick(tried)):
+                tried.add(backend)
+                try:
+                    upstream = await backend.connect()
+                except (OSError, SnapshotError):
+                    backend.note_failure()
+                    continue
+                await self._join(client, upstream)
+                return
+            client.refuse(_NOBODY)
+        except BaseException:
+            client.abort()
+            raise
+
+    async def _join(self, client: Side, upstream: socket.socket) -> None:
+        try:
             await self._loop.create_connection(lambda: Side(self._sides, other=client), sock=upstream)
-            return
-        client.refuse(_REFUSAL)
+        except BaseException:
+            upstream.close()
+            raise
+
+    def _sweep(self) -> None:
+        """Close the connections whose time is over."""
+        now, limits = self._loop.time(), self.limits
+        for side in tuple(self._sides):
+            side.check(now, head_timeout_s=limits.head_timeout_s, stall_timeout_s=limits.stall_timeout_s)
+        self._loop.call_later(min(_SWEEP_S, limits.head_timeout_s / 4, limits.stall_timeout_s / 4), self._sweep)
+
+    async def _drain(self, limit_s: float) -> int:
+        self._draining = True
+        deadline = self._loop.time() + limit_s
+        quiet: dict[Side, tuple[int, float]] = {}
+        while True:
+            now = self._loop.time()
+            left = [side for side in self._sides if side.is_client and not self._is_over(side, quiet, now)]
+            if not left or now >= deadline:
+                return len(left)
+            await asyncio.sleep(_LOOK_S)
+
+    def _is_over(self, side: Side, quiet: dict[Side, tuple[int, float]], now: float) -> bool:
+        """Whether a client has all that was asked for, as far as bytes can tell."""
+        if side.unsent:
+            return False
+        if not side.joined:
+            return not side.asks
+        answered, since = quiet.get(side, (-1, now))
+        if answered != side.answered or side.owed:
+            quiet[side] = side.answered, now
+            return False
+        return now - since >= _QUIET_S
 
     async def _pick(self, tried: set[_Backend]) -> _Backend | None:
         """The next ready replica in turn; every one that is there now is looked at once, whoever else picks meanwhile."""
@@ -206,6 +366,7 @@ class Front:
         return None
 
     async def _add(self, target: Target) -> None:
+        self._listener.fit(more=_DESCRIPTORS_A_REPLICA)
         backend = _Backend(target, self._loop, self._helpers, self._begin)
         self._backends.append(backend)
         self._loop.add_reader(backend.end, self._ended, backend)
@@ -213,21 +374,6 @@ class Front:
     async def _remove(self, target: Target) -> None:
         for backend in [backend for backend in self._backends if backend.target is target]:
             self._take_out(backend)
-        for port, (backend, server) in list(self._exposed.items()):
-            if backend.target is target:
-                del self._exposed[port]
-                server.close()
-                backend.close()
-
-    async def _expose(self, target: Target) -> int:
-        backend = _Backend(target, self._loop, self._helpers, self._begin)
-
-        async def choose(tried: set[_Backend]) -> _Backend | None:
-            return None if backend in tried else backend
-
-        server, port = await self._listen(choose, "127.0.0.1", 0)
-        self._exposed[port] = backend, server
-        return port
 
     def _ended(self, backend: _Backend) -> None:
         self._take_out(backend)
@@ -241,18 +387,14 @@ class Front:
         backend.close()
 
     async def _stop(self) -> None:
-        for server in [*([self._server] if self._server else []), *(server for _, server in self._exposed.values())]:
-            server.close()
+        self._listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for side in list(self._sides):
+        for side in tuple(self._sides):
             side.abort()
         for backend in list(self._backends):
             self._take_out(backend)
-        for backend, _ in self._exposed.values():
-            backend.close()
-        self._exposed.clear()
         for _ in range(_ROUNDS_TO_CLOSE):
             await asyncio.sleep(0)
 
@@ -308,10 +450,7 @@ class _Backend:
             OSError: nobody listens, or not in time.
             SnapshotError: the sandbox is gone.
         """
-        if self._spare:
-            upstream = self._spare.popleft()
-        else:
-            upstream = await self._loop.run_in_executor(self._helpers, self.target.sandbox.socket)
+        upstream = self._spare.popleft() if self._spare else await self._made()
         self._refill()
         try:
             upstream.setblocking(False)
@@ -321,6 +460,15 @@ class _Backend:
             upstream.close()
             raise
         return upstream
+
+    async def _made(self) -> socket.socket:
+        """A new socket of its network namespace; closed where nobody waits for it any more."""
+        making = self._helpers.submit(self.target.sandbox.socket)
+        try:
+            return await asyncio.wrap_future(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_close_made)
+            raise
 
     def close(self) -> None:
         """Let go of everything."""
@@ -364,3 +512,18 @@ class _Backend:
                 spare.close()
             else:
                 self._spare.append(spare)
+
+
+def _close_made(making: Future[socket.socket]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()
+
+
+def _tell_unexpected(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Log what nobody expected; a connection that was reset at the wrong moment is no news."""
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        return
+    from torpor.events import log  # noqa: PLC0415 - only when there is something to say
+
+    log("error", "front_failed", detail=f"{context.get('message')}: {error!r}")

@@ -243,8 +243,15 @@ class Sandbox:
         return self.sockets(1)[0]
 
     def sockets(self, count: int) -> list[Socket]:
-        """As `socket`, several for one question to pid 1 (0.1 ms); 32 at most."""
+        """As `socket`, several for one question to pid 1 (0.1 ms); 32 at most, and fewer where descriptors run out.
+
+        Raises:
+            OSError: there is no descriptor left for even one (EMFILE).
+            SnapshotError: the sandbox is gone.
+        """
         _, descriptors = self._ask({"op": "sockets", "count": count}, timeout_s=_ANSWER_S)
+        if not descriptors:  # the kernel leaves out those for which there is no room
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return [Socket(fileno=descriptor) for descriptor in descriptors]
 
     def connect(self, port: int, *, timeout_s: float) -> Socket:

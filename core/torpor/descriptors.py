@@ -1,0 +1,35 @@
+"""How many descriptors this process may open, and how many it has open."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+
+__all__ = ["limit", "open_now", "raise_limit"]
+
+_MOST = 1 << 20
+"""Nothing of ours needs more, and a program that walks over all possible descriptors takes seconds for a billion."""
+
+
+def limit() -> int:
+    """The soft limit of this process (RLIMIT_NOFILE)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else min(soft, _MOST)
+
+
+def open_now() -> int:
+    """How many are open; the limit itself where not even that can be read."""
+    try:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        return limit()
+
+
+def raise_limit() -> None:
+    """Raise the soft limit to the hard one, at most to 1,048,576; for a process that is ours alone: a command."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
