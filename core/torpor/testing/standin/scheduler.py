@@ -62,7 +62,7 @@ class Scheduler(ABC):
         fault_once: see `torpor.testing.faults.happens`.
     """
 
-    def __init__(self, fault: Fault | None, fault_once: str) -> None:
+    def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
         self._fault = fault
         self._fault_once = fault_once
         self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every copy of a snapshot

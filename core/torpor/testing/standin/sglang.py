@@ -38,7 +38,7 @@ class SGLangScheduler(Scheduler):
     SIGQUIT. Seeds anew at a resume, which SGLang does by Torpor's patch.
     """
 
-    def __init__(self, fault: Fault | None, fault_once: str) -> None:
+    def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
         super().__init__(fault, fault_once)
         self._released: set[str] = set()
 

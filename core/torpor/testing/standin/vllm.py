@@ -49,7 +49,7 @@ class VLLMEngineCore(Scheduler):
     again. Its random state is that of the snapshot until it is told to seed anew.
     """
 
-    def __init__(self, fault: Fault | None, fault_once: str) -> None:
+    def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
         super().__init__(fault, fault_once)
         self._sleeping: set[str] = set()
         self._dropped = False
