@@ -11,8 +11,8 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from torpor import ImagePatch, Plugin, SnapshotError, hookimpl
-from torpor.captured_secrets import secret_names
+from torpor import Deployment, ImagePatch, Model, Plugin, SnapshotError, hookimpl
+from torpor.captured_secrets import check_environments, secret_names
 from torpor.platforms.local import LocalServer, Standby
 from torpor.platforms.modal import SnapshotServer
 from torpor.process import LOG_VARIABLE
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import MakeBoot
-    from torpor import Deployment, Engine, Recipe
+    from torpor import Engine, Recipe
     from torpor.boot import Boot
     from torpor.testing.pytest_plugin import StandInDeployment
 
@@ -165,6 +165,57 @@ def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path:
         server.stop()
 
 
+@pytest.mark.fault("a secret stands in a variable of a harmless name", area="secrets", outcome="refused")
+def test_a_secret_in_a_value_is_refused_by_name_and_kind(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY with a password, DATABASE_URL, ...; the message holds the kind and not the value."""
+    boot = serving(make_boot(standin_deployment()))
+    monkeypatch.setenv("SOME_MIRROR", f"https://me:{VALUE}@mirror.test/simple")
+    with pytest.raises(SnapshotError, match=r"\(SOME_MIRROR: a URL with a password\)") as caught:
+        boot.sleep()
+    assert VALUE not in str(caught.value)
+    assert status(boot.deployment) == 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talkative(Plugin):
+    """Puts a secret on the engine's command line."""
+
+    plugin_name = "talkative"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(engine_args=("--hub-token", VALUE))
+
+
+@pytest.mark.fault("a secret stands on the engine's command line", area="secrets", outcome="refused")
+def test_a_secret_among_the_engines_arguments_is_refused() -> None:
+    """Every user of the machine could read it there; the message names the flag."""
+    deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
+    with pytest.raises(SnapshotError, match=r"the engine's arguments hold .*\(--api-key\).*extra_args") as caught:
+        check_environments(deployment, [], command_lines=[("python", "-m", "engine", "--api-key", VALUE)])
+    assert VALUE not in str(caught.value)
+    with structlog.testing.capture_logs() as logs:
+        check_environments(replace(deployment, secrets_in_snapshot="warn"), [], command_lines=[(f"--api-key={VALUE}",)])
+    assert logs[0]["arguments"] == ["--api-key"]
+
+
+@pytest.mark.fault("the platform puts a secret into every container", area="secrets", outcome="held")
+def test_what_the_platform_sets_is_a_warning_and_never_ends_a_start() -> None:
+    """Nobody could take it away; a name of the user's own beside it is still refused."""
+    deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
+    container = {"MODAL_TASK_ID": "ta-1", "MODAL_IDENTITY_TOKEN": VALUE, "MODAL_OTHER_SECRET": VALUE, "PATH": "/"}
+    with structlog.testing.capture_logs() as logs:
+        check_environments(deployment, [container, container])
+    (warning,) = logs
+    assert (warning["log_level"], warning["variables"]) == ("warning", ["MODAL_IDENTITY_TOKEN", "MODAL_OTHER_SECRET"])
+    assert VALUE not in str(logs)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\)"):
+        check_environments(deployment, [{**container, "HF_TOKEN": VALUE}])
+
+
 @pytest.fixture
 def modal_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotServer]:
     """A server as Modal makes one; ended with the test, and so is what it does to this process's environment."""
@@ -195,6 +246,18 @@ def test_on_modal_the_engines_tree_is_looked_at_before_the_snapshot(
         modal_server.start()
     assert modal_server._boot is not None
     assert modal_server._boot.running_engine.poll() is not None
+
+
+def test_on_modal_a_secret_among_the_engines_arguments_ends_the_start_before_the_launch(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin's arguments count like variables."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Talkative()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(--hub-token\)") as caught:
+        modal_server.start()
+    assert VALUE not in str(caught.value)
+    assert modal_server._boot is not None
+    assert modal_server._boot.engine is None
 
 
 @pytest.mark.parametrize("how", [{"snapshot": False}, {"secrets_in_snapshot": "warn"}])

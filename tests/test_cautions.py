@@ -109,6 +109,19 @@ def test_nothing_stands_out_in_a_sound_deployment() -> None:
             "secret",
             "and in every snapshot",
         ),
+        (
+            asking(env={"MIRROR": "https://u:p@h.test"}),
+            "error",
+            "secret",
+            "(plugin asks) and holds a URL with a password",
+        ),
+        (asking(engine_args=("--hub-token", "x")), "error", "secret", "--hub-token is among the engine's arguments"),
+        (
+            asking(replace(STEP, env={"HF_TOKEN": "x"}), volumes={"/vol/hub": "hub"}),
+            "warning",
+            "secret",
+            "HF_TOKEN is written out in build step",
+        ),
     ],
 )
 def test_each_thing_is_found_alone(deployment: Deployment, level: str, what: str, seen: str) -> None:

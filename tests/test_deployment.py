@@ -185,3 +185,22 @@ def test_the_engine_is_the_plugin_that_launches() -> None:
     """Wherever it stands; a plugin that only inherits `launch` from `Plugin` launches nothing."""
     assert a_deployment(plugins=(Extra(), StandIn())).engine == StandIn()
     assert a_deployment(plugins=(StandIn(), Extra())).engine == StandIn()
+
+
+@pytest.mark.fault("a name or path of a deployment has a line break or NUL", area="recipe", outcome="refused")
+@pytest.mark.parametrize("text", ["a\nb", "a\0", "a\u2028b", "a\r"], ids=ascii)
+def test_names_and_paths_are_one_line(text: str) -> None:
+    """They become arguments, log lines and lines of a Dockerfile."""
+    with pytest.raises(ConfigurationError, match=r"Model\.path is .*one line"):
+        Model(path=f"/models/{text}")
+    with pytest.raises(ConfigurationError, match=r"Model\.served_name is .*one line"):
+        Model(path="/models/a", served_name=text)
+    with pytest.raises(ConfigurationError, match=r"Deployment\.region is .*one line"):
+        a_deployment(region=text)
+
+
+@pytest.mark.parametrize("repo_id", ["../..", "a/..", "../a", "./a", "a/b/c", "a/b\n", "ä/b"])
+def test_a_repository_is_owner_and_name(repo_id: str) -> None:
+    """It becomes a folder's name."""
+    with pytest.raises(ConfigurationError, match=r"Model\.repo_id is"):
+        Model(repo_id=repo_id, revision="0" * 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from torpor import (
     Recipe,
 )
 from torpor.recipe import requirement_name, split_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def a_step(name: str = "download", order: int = 10, **fields: object) -> BuildStep:
@@ -189,3 +193,102 @@ def test_a_step_that_cannot_run_is_refused(fields: dict[str, object], says: str)
     """Nothing to run, no time to run in."""
     with pytest.raises(ConfigurationError, match=says):
         BuildStep(**{"name": "x", "order": 1, "timeout_s": 1, **fields})  # type: ignore[arg-type]
+
+
+BREAKS = ["\n", "\r", "\r\n", "\0", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
+
+
+def with_break(field: str, text: str) -> object:
+    """A value with that text in one field."""
+    cache = {"volume_dir": "/vol/k", "image_dir": "/opt/k", "key": ("v1",)}
+    made: dict[str, Callable[[], object]] = {
+        "base": lambda: ImagePatch(base=text),
+        "apt": lambda: ImagePatch(apt=(text,)),
+        "pip": lambda: ImagePatch(pip=(text,)),
+        "env": lambda: ImagePatch(env={"A": text}),
+        "env name": lambda: ImagePatch(env={text: "1"}),
+        "mount": lambda: ImagePatch(volumes={f"/vol/{text}": "cache"}),
+        "volume": lambda: ImagePatch(volumes={"/vol/c": text}),
+        "source": lambda: ImagePatch(python_sources=(text,)),
+        "engine argument": lambda: ImagePatch(engine_args=("--x", text)),
+        "step name": lambda: a_step(text),
+        "argv": lambda: BuildStep(name="s", argv=("run", text), order=1, timeout_s=1),
+        "script": lambda: BuildStep(name="s", argv=(), script=text, order=1, timeout_s=1),
+        "step env": lambda: a_step(env={"A": text}),
+        "step env name": lambda: a_step(env={text: "1"}),
+        "step volume": lambda: a_step(volumes={"/vol/c": text}),
+        "output": lambda: a_step(outputs=(text,)),
+        "secret": lambda: a_step(secrets=(text,)),
+        "cache key": lambda: Cache(**{**cache, "key": (text,)}),  # type: ignore[arg-type]
+        "cache folder": lambda: Cache(**{**cache, "image_dir": text}),  # type: ignore[arg-type]
+        "probe": lambda: Cache(**cache, probes=(("nvcc", text),)),  # type: ignore[arg-type]
+    }
+    return made[field]()
+
+
+FIELDS = [
+    *("base", "apt", "pip", "env", "env name", "mount", "volume", "source", "step name", "script", "step env"),
+    *("step env name", "step volume", "output", "secret", "cache folder"),
+]
+
+
+@pytest.mark.fault("a line break in a value would become a line of a Dockerfile", area="recipe", outcome="refused")
+@pytest.mark.parametrize("line_break", BREAKS, ids=ascii)
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_line_break_is_refused_where_the_value_is_made(field: str, line_break: str) -> None:
+    """Every reader's line breaks, and NUL; in every field that becomes part of a Dockerfile, also at its very end."""
+    for text in (f"x{line_break}RUN id", f"x{line_break}"):
+        with pytest.raises(ConfigurationError) as caught:
+            with_break(field, text)
+        assert line_break not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["engine argument", "argv", "cache key", "probe"])
+def test_an_argument_may_have_lines_but_no_nul(field: str) -> None:
+    """A step on this machine may run a program of several lines; one that becomes a Dockerfile's line is refused there."""
+    with_break(field, "x\ny")
+    with pytest.raises(ConfigurationError, match=r"'x\\x00y'; an argument is text without NUL"):
+        with_break(field, "x\0y")
+
+
+def test_a_value_of_a_variable_is_never_in_the_message() -> None:
+    """It may be a secret; the message says which variable and where in it."""
+    with pytest.raises(ConfigurationError, match=r"ImagePatch\.env: KEY has a line break at character 7") as caught:
+        ImagePatch(env={"KEY": "secret\nvalue"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "Ä", "A.B", "A$B", "${A}"])
+def test_a_variables_name_has_to_be_one(name: str) -> None:
+    """`ENV A B=1` would set something else."""
+    with pytest.raises(ConfigurationError, match=r"ImagePatch\.env has the name"):
+        ImagePatch(env={name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        (lambda: ImagePatch(base="ubuntu AS other"), "a registry reference of one word"),
+        (lambda: ImagePatch(base=""), "a registry reference of one word"),
+        (lambda: ImagePatch(base="--platform=x"), "a registry reference of one word"),
+        (lambda: ImagePatch(apt=("-o=Dpkg::Options",)), "a Debian package is written like"),
+        (lambda: ImagePatch(apt=("curl git",)), "a Debian package is written like"),
+        (lambda: ImagePatch(pip=("--index-url=http://x.test",)), "An option of pip is none"),
+        (lambda: ImagePatch(pip=("",)), "begins with a package's name"),
+        (lambda: ImagePatch(apt=(1,)), "1, a int; it has to be text"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_word_of_its_kind_is_refused(patch: Callable[[], ImagePatch], message: str) -> None:
+    """A word more in a base image or a package would be read as something else."""
+    with pytest.raises(ConfigurationError, match=message):
+        patch()
+
+
+def test_ordinary_values_pass() -> None:
+    """References with a digest, packages with a version, requirements with markers and URLs, values of any one line."""
+    ImagePatch(
+        base="localhost:5000/team/engine:v1.2-cu129@sha256:0123abcd",
+        apt=("curl", "libstdc++6", "gcc-12=12.2.0-14", "libc6:amd64"),
+        pip=("a[x,y]>=1,<2 ; python_version < '3.13'", "b @ https://x.test/b-1.whl", "torch==2.9.0+cu129"),
+        env={"_A1": "", "B": "\t'quoted' \"twice\" $HOME `id` \\ # ü %s", "C": "\\"},
+    )

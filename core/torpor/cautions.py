@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from torpor.captured_secrets import secret_names
 from torpor.deployment import plugin_name
 from torpor.findings import Finding
 from torpor.recipe import IMAGE_ROOT
+from torpor.secret_shapes import BY_NAME, secret_arguments, secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,15 +125,36 @@ def _caches(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
 
 def _secrets(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     refused = deployment.snapshot and deployment.secrets_in_snapshot == "refuse"
-    for name in secret_names(recipe.env):
+    outcome = ", so no snapshot will be taken" if refused else ", and in every snapshot"
+    level: Literal["error", "warning"] = "error" if refused else "warning"
+    for name, kind in secrets_in(recipe.env).items():
         origin = recipe.origins.get(f"env:{name}", "?")
         yield Finding(
-            level="error" if refused else "warning",
+            level=level,
             what="secret",
-            seen=f"{name} is in the serving environment (plugin {origin})"
-            + (", so no snapshot will be taken" if refused else ", and in every snapshot"),
+            seen=f"{name} is in the serving environment (plugin {origin}){_of_kind(kind)}{outcome}",
             cure="give it to a build step alone (BuildStep.secrets); a serving engine needs none",
         )
+    extra: tuple[str, ...] = getattr(deployment.engine, "extra_args", ())
+    for flag, kind in secret_arguments((*extra, *recipe.engine_args)).items():
+        yield Finding(
+            level=level,
+            what="secret",
+            seen=f"{flag} is among the engine's arguments{_of_kind(kind)}{outcome}",
+            cure="take it out: command lines are read by every user of the machine, and kept in snapshots",
+        )
+    for step in recipe.steps:
+        for name, kind in {**secrets_in(step.env), **secret_arguments(step.argv)}.items():
+            yield Finding(
+                level="warning",
+                what="secret",
+                seen=f"{name} is written out in build step {step.name!r}{_of_kind(kind)}, and stays in the image's layers",
+                cure="name the platform's secret instead: BuildStep(secrets=('my-secret',))",
+            )
+
+
+def _of_kind(kind: str) -> str:
+    return "" if kind == BY_NAME else f" and holds {kind}"
 
 
 def _engine(deployment: Deployment) -> Iterator[Finding]:

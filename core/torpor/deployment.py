@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO_ID = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
+_LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _GPU = re.compile(r"[A-Za-z0-9-]+!?(:[1-8])?")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
@@ -43,6 +44,8 @@ class Model:
     def __post_init__(self) -> None:
         if (self.repo_id is None) == (self.path is None):
             raise ConfigurationError("Model: give either repo_id ('owner/name' on the hub) or path (a local folder).")
+        _one_line("Model.path", self.path)
+        _one_line("Model.served_name", self.served_name)
         if self.repo_id is not None:
             if not _REPO_ID.fullmatch(self.repo_id):
                 raise ConfigurationError(f"Model.repo_id is {self.repo_id!r}; it has to be 'owner/name'.")
@@ -155,6 +158,7 @@ class Deployment:
             )
         if self.gpu is not None and not _GPU.fullmatch(self.gpu):
             raise ConfigurationError(f"Deployment.gpu is {self.gpu!r}; write it like 'H100', 'H100!' or 'H100!:2'.")
+        _one_line("Deployment.region", self.region)
         if not _LOWEST_PORT <= self.port <= _MAX_PORT:
             raise ConfigurationError(f"Deployment.port is {self.port}; allowed are {_LOWEST_PORT} to {_MAX_PORT}.")
         for item in fields(self):
@@ -233,6 +237,11 @@ def plugin_name(plugin: object) -> str:
 def _launches(plugin: object) -> bool:
     """Whether `launch` carries the mark that `@hookimpl` leaves (pluggy: attribute `<project>_impl`)."""
     return getattr(getattr(plugin, "launch", None), "torpor_impl", None) is not None
+
+
+def _one_line(name: str, value: str | None) -> None:
+    if value is not None and _LINE_BREAK.search(value):
+        raise ConfigurationError(f"{name} is {value!r}; it has to be one line, without NUL.")
 
 
 def _at_least(name: str, value: int, lowest: int, unit: str) -> None:

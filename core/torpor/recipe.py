@@ -7,13 +7,14 @@ objects, so that every platform can render them and `torpor plan` can print them
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError, ConflictError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "IMAGE_ROOT",
@@ -31,6 +32,14 @@ IMAGE_ROOT = "/opt/torpor"
 
 VOLUME_ROOT = "/vol"
 """Where Volumes are mounted: a fresh path, because engine images already hold files under `/root/.cache`."""
+
+
+LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+"""NUL, which no argument or variable can hold, and whatever some reader of lines takes for the end of one."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]*")
+_DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?(/[A-Za-z0-9._-]+)?")
+_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,28 @@ class ImagePatch:
     python_sources: tuple[str, ...] = ()
     engine_args: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what would become another line of a Dockerfile, or another word of one."""
+        if self.base is not None and not _IMAGE.fullmatch(_text("ImagePatch.base", self.base)):
+            raise ConfigurationError(
+                f"ImagePatch.base is {_shown(self.base)}; it has to be a registry reference of one word, e.g. 'registry/image:tag'."
+            )
+        for name in self.apt:
+            if not _DEBIAN_PACKAGE.fullmatch(_text("ImagePatch.apt", name)):
+                raise ConfigurationError(
+                    f"ImagePatch.apt holds {_shown(name)}; a Debian package is written like 'curl' or 'curl=8.5.0-2'."
+                )
+        for requirement in self.pip:
+            if not requirement_name(_text("ImagePatch.pip", requirement)) or requirement.lstrip().startswith("-"):
+                raise ConfigurationError(
+                    f"ImagePatch.pip holds {_shown(requirement)}; a requirement begins with a package's name, e.g. 'foo>=1.2'. "
+                    "An option of pip is none."
+                )
+        _check_env("ImagePatch.env", self.env)
+        _check_texts("ImagePatch.volumes", (*self.volumes, *self.volumes.values()))
+        _check_texts("ImagePatch.python_sources", self.python_sources)
+        _check_words("ImagePatch.engine_args", self.engine_args)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
@@ -71,6 +102,13 @@ class Cache:
     image_dir: str
     key: tuple[str, ...]
     probes: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no folder and no argument can hold."""
+        _check_texts("Cache.volume_dir", (self.volume_dir,))
+        _check_texts("Cache.image_dir", (self.image_dir,))
+        _check_words("Cache.key", self.key)
+        _check_words("Cache.probes", (word for probe in self.probes for word in probe))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +153,14 @@ class BuildStep:
                 f"BuildStep {self.name!r}: timeout_s is {self.timeout_s} (above 0 is allowed), retries is {self.retries} "
                 "(0 or more is allowed)."
             )
+        where = f"Build step {self.name!r}:"
+        _check_texts(f"{where} name", (self.name,))
+        _check_words(f"{where} argv", self.argv)  # line breaks are refused where it becomes a line, not on this machine
+        _check_texts(f"{where} outputs", self.outputs)
+        _check_texts(f"{where} secrets", self.secrets)
+        _check_texts(f"{where} volumes", (*self.volumes, *self.volumes.values()))
+        _check_texts(f"{where} script", () if self.script is None else (self.script,))
+        _check_env(f"{where} env", self.env)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +180,9 @@ class Preflight:
     timeout_s: float
     cure: str
     script: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_words(f"Preflight {self.name!r}: argv", self.argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +315,57 @@ class _Claims:
 
     def origins(self) -> dict[str, str]:
         return {f"{kind}:{name}": plugin for (kind, name), (plugin, _) in self._claims.items()}
+
+
+def _text(where: str, value: object) -> str:
+    """The value, which has to be text of one line.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{where} holds {value!r}, a {type(value).__name__}; it has to be text.")
+    if found := LINE_BREAK.search(value):
+        raise ConfigurationError(
+            f"{where} has {_named(found)} in {_shown(value)}; it becomes part of one line of a Dockerfile. Write it on one line."
+        )
+    return value
+
+
+def _check_texts(where: str, values: Iterable[object]) -> None:
+    for value in values:
+        _text(where, value)
+
+
+def _check_words(where: str, words: Iterable[object]) -> None:
+    """Refuse what no argument of a command can hold."""
+    for word in words:
+        if not isinstance(word, str) or "\0" in word:
+            raise ConfigurationError(f"{where} holds {_shown(word)}; an argument is text without NUL.")
+
+
+def _named(found: re.Match[str]) -> str:
+    return "NUL" if found.group() == "\0" else "a line break"
+
+
+def _check_env(where: str, env: Mapping[str, str]) -> None:
+    """Refuse names that are none, and values of several lines; a value is never shown, as it may be a secret."""
+    for name, value in env.items():
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+            raise ConfigurationError(
+                f"{where} has the name {_shown(name)}; a variable's name is made of letters, digits and '_', and does not begin "
+                "with a digit."
+            )
+        if found := LINE_BREAK.search(str(value)):
+            raise ConfigurationError(
+                f"{where}: {name} has {_named(found)} at character {found.start() + 1}; it becomes part of a Dockerfile's line. "
+                "Write it on one line, or put the text into a file and name the file."
+            )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def requirement_name(requirement: str) -> str:

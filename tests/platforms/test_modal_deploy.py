@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from typing import TYPE_CHECKING
 
@@ -156,6 +157,39 @@ def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, fol
     assert compile_.runs[0].endswith("""-- cc 'it'"'"'s; $(rm)'""")
     assert (compile_.gpu, compile_.gpu_count, compile_.env) == ("L4", 2, {})
     assert compile_.volumes == {"/vol/weights": "toy-weights", "/vol/kernels": "toy-kernels"}
+
+
+def docker_value(text: str) -> str:
+    """What a Dockerfile's ENV line makes of a quoted value, by the rules of its reference ("Environment replacement")."""
+    value, at, quote = "", 0, ""
+    while at < len(text):
+        character = text[at]
+        if quote == "'":
+            quote, value = ("", value) if character == "'" else (quote, value + character)
+        elif quote == '"':
+            assert character not in "$\\`"  # these would mean something
+            quote, value = ("", value) if character == '"' else (quote, value + character)
+        elif character in "'\"":
+            quote = character
+        else:
+            assert character not in "$\\ \t"
+            value += character
+        at += 1
+    assert not quote
+    return value
+
+
+def test_every_value_of_a_variable_reaches_the_image_as_it_was_written(plane: ModalPlane, folder: Path) -> None:
+    """Quotes, backslashes, dollars, blanks, hashes, other scripts: rendered by the client, read back as a builder does."""
+    letters = "ab'\"\\$`#{}()<>|&;*?!~=%@ \tü漢"
+    chosen = random.Random(7)
+    values = {f"V{number}": "".join(chosen.choices(letters, k=chosen.randint(0, 12))) for number in range(300)}
+    values |= {"END": "x\\", "BOTH": "'\"'", "HEREDOC": "<<EOF", "COMMENT": "# escape=`", "JSON": '{"a": ["b", "$c"]}'}
+    package = folder / "toy_plugin" / "__init__.py"
+    package.write_text(PLUGIN.replace("""{"QUOTED": "a b$c'd"}""", repr(values)))
+    lines = [line for layer in deploy(plane, folder).layers for line in layer.commands if line.startswith("ENV ")]
+    named = dict(line.removeprefix("ENV ").split("=", 1) for line in lines)
+    assert {name: docker_value(text) for name, text in named.items() if name in values} == values
 
 
 @pytest.mark.slow

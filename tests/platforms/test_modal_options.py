@@ -119,9 +119,11 @@ def test_a_deployment_without_a_base_image_is_an_error() -> None:
         image(a_deployment(Patch(base=None)))
 
 
-def test_a_line_break_in_a_step_is_an_error() -> None:
+@pytest.mark.fault("a build step's command has a line break", area="recipe", outcome="refused")
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\u2028", "\x85", "\v"], ids=ascii)
+def test_a_line_break_in_a_step_is_an_error(line_break: str) -> None:
     """A RUN line ends at a line break, whatever the quotes: the rest would be another Dockerfile command."""
-    step = BuildStep(name="odd", argv=("sh", "-c", "a\nb"), order=10, timeout_s=5)
+    step = BuildStep(name="odd", argv=("sh", "-c", f"a{line_break}b"), order=10, timeout_s=5)
     with pytest.raises(ConfigurationError, match="'odd' has a line break in"):
         image(a_deployment(Patch(steps=(step,))))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
-from torpor.recipe import IMAGE_ROOT
+from torpor.recipe import IMAGE_ROOT, LINE_BREAK
 from torpor.steps import step_command
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def step_line(step: BuildStep) -> str:
     """
     script = script_path(step.script) if step.script else None
     argv = step_command(step, python="python3", runner=RUNNER, script=script)
-    broken = [token for token in argv if "\n" in token or "\r" in token]
+    broken = [token for token in argv if LINE_BREAK.search(token)]
     if broken:
         raise ConfigurationError(
             f"Build step {step.name!r} has a line break in {broken[0]!r}; a step is one line of a Dockerfile. "

@@ -299,7 +299,8 @@ class SnapshotServer:
         if (
             self.deployment.snapshot
         ):  # now, not after minutes of a start; `Boot.sleep` looks again, at the engine's tree
-            check_environments(self.deployment, [{**os.environ, **self._boot.recipe.env}])
+            arguments = (*getattr(self.deployment.engine, "extra_args", ()), *self._boot.recipe.engine_args)
+            check_environments(self.deployment, [{**os.environ, **self._boot.recipe.env}], command_lines=[arguments])
         with _ended_on_failure(self._boot):
             self._boot.cold_start()
             if self.deployment.snapshot:

@@ -122,7 +122,7 @@ class SandboxStarter:
         boot_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
         full_env = {**os.environ, **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
-        check_environments(self._deployment, [full_env])
+        check_environments(self._deployment, [full_env], command_lines=[argv])
         files: dict[int, bytes] = {}
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()

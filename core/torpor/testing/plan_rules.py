@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.captured_secrets import looks_secret
 from torpor.errors import TorporError
 from torpor.recipe import BuildPlan, BuildStep, ImagePatch, Preflight, split_flags
+from torpor.secret_shapes import looks_secret, secret_value
 from torpor.steps import script_file
 from torpor.testing.failing import broken, told
 from torpor.testing.inspection import PLANNING_HOOKS, plan, plan_all, strings_in
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PlanRules"]
 
-_SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|A(KIA|SIA)[A-Z0-9]{16})\b"
-)
 _SHORTEST_SECRET = 8
 _ABSENT = ("modal", "sglang", "torch", "vllm")
 _VALUES = {"prepare_image": ImagePatch, "compile_kernels": BuildPlan}
@@ -150,7 +147,7 @@ class PlanRules:
                 variable = re.search(r"\['(\w+)'\]$", where)
                 named = bool(text and variable and "env[" in where and looks_secret(variable.group(1)))
                 leaked = next((name for secret, name in known.items() if secret in text), None)
-                if named or leaked or _SECRET_VALUE.search(text):
+                if named or leaked or secret_value(text):
                     whose = f" (it is the value of {leaked})" if leaked else ""
                     broken(
                         f"{type(plugin).__name__}.{hook} writes a secret out at {where}{whose}.",
