@@ -29,8 +29,11 @@ from pathlib import Path
 import httpx
 import psutil
 
+from torpor.control import open_client
 from torpor.engine import Engine
 from torpor.guard import GuardRules
+from torpor.guard.identity import IDENTITY
+from torpor.guard.keys import LifecycleKey
 from torpor.testing import StandIn, StandInVLLM
 from torpor.testing.standin.vllm import RENEW
 
@@ -41,7 +44,9 @@ DIALECTS: dict[str, type[StandIn]] = {standin.dialect: standin for standin in (S
 KEYED = StandIn.keyed_paths + StandInVLLM.keyed_paths
 STEPS = tuple(path for standin in DIALECTS.values() for steps in standin.steps for path in steps)
 CLOSED = ("/update_weights_from_disk", "/health_generate", "/docs", "/openapi.json", "/load_lora_adapter", "/")
-CONTROL = tuple(f"/_torpor/{name}" for name in ("state", "serve", "drain", "asleep", "wake", "", "../metrics"))
+CONTROL = tuple(
+    f"/_torpor/{name}" for name in ("state", "serve", "drain", "asleep", "wake", "identity", "", "../metrics")
+)
 TARGETS = (*PUBLIC, *PUBLIC, *KEYED, *STEPS, *STEPS, *CLOSED, *CONTROL, "/health", "/ready")
 METHODS = (
     "GET",
@@ -148,8 +153,9 @@ class _Run:
         self._rules = rules
         self._random = random.Random(report.seed)
         key = engine.guard_key or ""
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"torpor-key": key}, trust_env=False)
+        self._client = open_client(engine, port=port, timeout_s=_PROBE_S)  # has the guard prove itself under fire
         self._key = key
+        self._kept = tuple(LifecycleKey(key).digests.values())
 
     def run(self, requests: int) -> None:
         with self._client:
@@ -292,6 +298,7 @@ class _Run:
             f"/{path}",
             f"{path}/",
             f"http://fuzz{path}",
+            f"{IDENTITY}?nonce={pick.choice(('0' * 64, '0' * 63, 'f' * 65, 'F' * 64, '%30' * 64, '0' * 9000, '', chr(0xFF)))}",
             f"{pick.choice(PUBLIC)}{pick.choice(('/..', '/../..', '/../../', '%2f..', ';', '?', '#', '%00', '%0d%0a', ''))}{path}",
             f"{path}{pick.choice(('?x=1', '#x', ';x', '%20', '%00', '.', '/.', '/..', '%2e', '*', '.json', chr(0xFF)))}",
             f"/{pick.choice(('.', '..', '%2e', '%2e%2e', 'x/..', '_torpor/..', 'health/..', 'v1', 'api'))}{path}",
@@ -338,7 +345,16 @@ class _Run:
         at = pick.randrange(len(key))
         other = "A" if key[at] != "A" else "B"
         return pick.choice(
-            ("", key[:-1], key + "A", key.swapcase(), key[:at] + other + key[at + 1 :], f"{key},{key}", "x" * 8000)
+            (
+                *self._kept,
+                "",
+                key[:-1],
+                key + "A",
+                key.swapcase(),
+                key[:at] + other + key[at + 1 :],
+                f"{key},{key}",
+                "x" * 8000,
+            )
         )
 
     def _body(self) -> tuple[bytes, list[str]]:

@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import is_running, living_members, wait_until_gone
 from torpor import ConfigurationError, Engine
 from torpor.guard import GuardRules
+from torpor.guard.keys import LifecycleKey
 from torpor.process import LOG_VARIABLE, ends_started_engines, signals_held
 
 if TYPE_CHECKING:
@@ -91,12 +92,13 @@ boot = read_boot()
 again = read_boot()
 child = "import os; print(sorted(os.listdir('/proc/self/fd')), [k for k in os.environ if k == 'TORPOR_BOOT_FD'])"
 seen = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip()
-print(json.dumps([boot.key, boot.boot_id, boot.rules.public, again is None, seen]))
+print(json.dumps([boot.key.digests, boot.boot_id, boot.rules.public, again is None, seen]))
 """
     engine = Engine.start((sys.executable, "-c", code), guard=GuardRules(public=("/v1/models",)))
     assert engine.wait(10) == 0
-    key, boot_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
-    assert (key, boot_id, public, nothing_left) == (engine.guard_key, engine.boot_id, ["/v1/models"], True)
+    digests, boot_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
+    assert (boot_id, public, nothing_left) == (engine.boot_id, ["/v1/models"], True)
+    assert digests == LifecycleKey(engine.guard_key).digests
     assert seen == "['0', '1', '2', '3'] []"  # the fourth is the listing's own
 
 

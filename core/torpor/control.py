@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 import httpx
 
 from torpor.errors import DrainTimeoutError, GuardStateError
+from torpor.guard.keys import LifecycleKey
+from torpor.transport import KEY_HEADER, EngineTransport
 
 if TYPE_CHECKING:
     from torpor.engine import Engine
 
-__all__ = ["GuardControl", "open_client"]
+__all__ = ["KEY_HEADER", "GuardControl", "open_client"]
 
-KEY_HEADER = "torpor-key"
 _OK, _CONFLICT = 200, 409
 _ANSWER_MARGIN_S = 5.0
 
 
 def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
     """A client bound to the engine, for one stage: closed at its end, so that no socket crosses a snapshot.
+
+    It carries the lifecycle key, and shows it only to an engine that has proven on the same connection who it is.
 
     Args:
         engine: whose guard key the client carries.
@@ -35,18 +38,9 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         headers=headers,
         timeout=httpx.Timeout(timeout_s, connect=5.0),
         verify=False,  # noqa: S501 - loopback speaks no TLS, and reading the certificates took 20 ms of every stage
-        transport=_transport(engine),
+        transport=EngineTransport(engine),
         trust_env=False,  # a proxy variable must not send loopback traffic, and the key, elsewhere
     )
-
-
-def _transport(engine: Engine) -> httpx.BaseTransport | None:
-    """The default one, unless the engine can only be reached by sockets that it makes."""
-    if not engine.private_network:
-        return None
-    from torpor.transport import EngineTransport  # noqa: PLC0415 - only for engines in a sandbox
-
-    return EngineTransport(engine)
 
 
 class GuardControl:
@@ -86,7 +80,9 @@ class GuardControl:
         """
         if self._engine.guard_key is not None:
             new_key = secrets.token_urlsafe(32)
-            identity = {"key": new_key} if new_boot_id is None else {"key": new_key, "boot_id": new_boot_id}
+            identity: dict[str, object] = {"key": LifecycleKey(new_key).digests}
+            if new_boot_id is not None:
+                identity["boot_id"] = new_boot_id
             self._expect(self._client.post("/_torpor/wake", json=identity), "wake")
             self._engine.guard_key = new_key
             self._client.headers[KEY_HEADER] = new_key

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from torpor.errors import EngineExitedError, EngineTimeoutError, ForeignServerError, PortInUseError
+from torpor.errors import EngineExitedError, EngineTimeoutError, PortInUseError
+from torpor.identity import check_listener
 
 if TYPE_CHECKING:
     from torpor.engine import Engine
@@ -20,6 +21,9 @@ POLL_S = 0.02
 """Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
 
 REQUEST_TIMEOUT_S = 2.0
+_LOOK_S = 1.0
+"""Seconds between two looks at whose the port is, while what listens there is not ready."""
+
 _TAIL_IN_MESSAGES = 20
 _OK = 200
 
@@ -56,18 +60,20 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
     Raises:
         EngineExitedError: the engine ended; exit code and log tail are in the message.
         EngineTimeoutError: not ready in time; the last answer is in the message.
-        ForeignServerError: something else answers on the port.
+        ForeignServerError: somebody else listens on the port; the key was not sent.
     """
     deadline = time.monotonic() + timeout_s
+    next_look = 0.0
     last = "nothing listens on the port yet"
     while time.monotonic() < deadline:
         if engine.wait(POLL_S) is not None:
             raise exited_error(engine, "before it was ready")
         if not _listening(engine, port):
             continue
+        if engine.guard_key is not None and time.monotonic() >= next_look:
+            check_listener(engine, port, "somebody else listens there")
+            next_look = time.monotonic() + _LOOK_S
         try:
-            if engine.guard_key is not None:
-                _check_identity(engine, client, port)
             response = client.get(ready_path, timeout=REQUEST_TIMEOUT_S)
         except httpx.HTTPError as error:
             last = f"GET {ready_path}: {type(error).__name__}: {error}"
@@ -106,20 +112,3 @@ def _listening(engine: Engine, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _check_identity(engine: Engine, client: httpx.Client, port: int) -> None:
-    """The guard knows the boot that made it; anything else on the port is not ours."""
-    response = client.get("/_torpor/state", timeout=REQUEST_TIMEOUT_S)
-    seen = ""
-    if response.status_code == _OK:
-        try:
-            seen = str(response.json().get("boot_id", ""))
-        except (ValueError, AttributeError):
-            seen = ""
-    if seen != engine.boot_id:
-        raise ForeignServerError(
-            f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, boot {engine.boot_id}): "
-            f"GET /_torpor/state gave {response.status_code} {response.text[:200]!r}. Another program took the port: "
-            f"`ss -ltnp 'sport = :{port}'` names it."
-        )

@@ -1,4 +1,6 @@
-"""httpx over sockets that an engine makes itself: how the lifecycle's client reaches an engine in a network of its own.
+"""httpx over sockets that an engine makes itself: how the lifecycle's client reaches its engine, and nobody else.
+
+A request that carries the lifecycle key goes over a connection on which the engine has proven who it is (`torpor.identity`).
 
 httpx takes no network backend. Its own transport speaks by httpcore, which does, but whose import takes 20 ms of a restore;
 the standard library's HTTP/1.1 is there already, as httpx imports it for cookies.
@@ -7,12 +9,14 @@ the standard library's HTTP/1.1 is there already, as httpx imports it for cookie
 from __future__ import annotations
 
 import contextlib
+import socket
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
 
 import httpx
 
 from torpor._override import override
+from torpor.identity import check_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +24,11 @@ if TYPE_CHECKING:
 
     from torpor.engine import Engine
 
-__all__ = ["EngineTransport"]
+__all__ = ["KEY_HEADER", "EngineTransport"]
+
+KEY_HEADER = "torpor-key"
+PROOF_TIMEOUT_S = 10.0
+"""Seconds for the engine's proof; a guard answers in a millisecond, unless the engine holds its event loop."""
 
 _NO_LIMIT_S = 3600.0
 _READ_BYTES = 65536
@@ -28,6 +36,8 @@ _READ_BYTES = 65536
 
 class EngineTransport(httpx.BaseTransport):
     """Sends requests over `Engine.open_socket`, whatever host the address names; a connection for each.
+
+    Nothing here opens a connection but `Engine.open_socket`: http.client would open another one where a server closed its own.
 
     Args:
         engine: who makes the sockets.
@@ -42,12 +52,20 @@ class EngineTransport(httpx.BaseTransport):
         stream = request.stream
         assert isinstance(stream, httpx.SyncByteStream)
         connection = HTTPConnection(request.url.host)
+        connection.auto_open = 0
         try:
             with _httpx_errors(httpx.ConnectTimeout, httpx.ConnectError):
                 port = request.url.port or 80
-                connection.sock = self._engine.open_socket(
-                    port, _NO_LIMIT_S if limits_s["connect"] is None else limits_s["connect"]
-                )
+                connection.sock = self._engine.open_socket(port, _limit_s(limits_s["connect"]))
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if KEY_HEADER in request.headers and self._engine.guard_key is not None:
+                with _httpx_errors(httpx.ReadTimeout, httpx.ReadError):
+                    check_engine(
+                        self._engine,
+                        connection.sock,
+                        port=port,
+                        timeout_s=min(_limit_s(limits_s["read"]), PROOF_TIMEOUT_S),
+                    )
             with _httpx_errors(httpx.WriteTimeout, httpx.WriteError):
                 connection.sock.settimeout(limits_s["write"])
                 connection.putrequest(
@@ -63,6 +81,10 @@ class EngineTransport(httpx.BaseTransport):
             connection.close()
             raise
         return httpx.Response(answer.status, headers=answer.getheaders(), stream=_Body(connection, answer))
+
+
+def _limit_s(given: float | None) -> float:
+    return _NO_LIMIT_S if given is None else given
 
 
 class _Body(httpx.SyncByteStream):

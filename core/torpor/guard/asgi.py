@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor.guard.control import Control
+from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
 from torpor.guard.messages import HeldEnd, LimitedBody, Refusal, answer, conflict, refuse
 from torpor.guard.rules import HEALTH
@@ -41,6 +42,7 @@ class _Access(Enum):
     KEYED = auto()
     STEP = auto()
     CONTROL = auto()
+    IDENTITY = auto()
 
 
 class _Route(NamedTuple):
@@ -57,14 +59,14 @@ class Guard:
     Args:
         app: the engine's ASGI application, with all of its own middlewares.
         rules: which paths are whose.
-        key: the lifecycle key of this boot. Only its SHA-256 is kept.
+        key: the lifecycle key of this boot, or what the boot document holds in its place. Only digests are kept.
         boot_id: told to the holder of the key, so that core knows its own engine.
 
     Raises:
         ValueError: the key is too short, or not what a header can carry.
     """
 
-    def __init__(self, app: App, rules: GuardRules, *, key: str, boot_id: str) -> None:
+    def __init__(self, app: App, rules: GuardRules, *, key: LifecycleKey | str, boot_id: str) -> None:
         self._app = app
         self._rules = rules
         self._routes = _routes(rules)
@@ -163,10 +165,12 @@ class Guard:
         access = route.access if route else None
         if access is _Access.HEALTH and scope["method"] in ("GET", "HEAD"):
             await self._answer_health(send)
+        elif KEY_HEADER in headers and not self._key.fits(headers[KEY_HEADER]):
+            await self._refuse(send, _FORBIDDEN)
+        elif access is _Access.IDENTITY:
+            await self._control.prove(scope, headers, send)
         elif KEY_HEADER not in headers:
             await self._refuse(send, _CLOSED)
-        elif not self._key.fits(headers[KEY_HEADER]):
-            await self._refuse(send, _FORBIDDEN)
         elif access is _Access.CONTROL:
             await self._control(scope, receive, send)
         elif route is None or access is _Access.HEALTH:
@@ -234,6 +238,7 @@ def _routes(rules: GuardRules) -> dict[str, _Route]:
         (_Access.OPEN, rules.open),
         (_Access.HEALTH, HEALTH),
         (_Access.CONTROL, Control.paths),
+        (_Access.IDENTITY, (IDENTITY,)),
     )
     public = (_Access.OPEN, _Access.PUBLIC)
     return {path: _Route(access, path.encode(), access in public) for access, paths in groups for path in paths}

@@ -1,25 +1,36 @@
-"""The guard's own routes, /_torpor/*: core moves the state by them. Whoever gets here has shown the lifecycle key."""
+"""The guard's own routes, /_torpor/*: core moves the state by them.
+
+Whoever gets here has shown the lifecycle key, but for `identity`, by which core knows its own engine before it shows the key.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
 from torpor.guard.rules import CONTROL
 from torpor.launcher.process_identity import restored
 
 if TYPE_CHECKING:
-    from torpor.guard.messages import Receive, Scope, Send
+    from collections.abc import Sequence
+
+    from torpor.guard.messages import Headers, Receive, Scope, Send
     from torpor.guard.states import StateMachine
 
 __all__ = ["Control"]
 
 _METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", "wake": "POST"}
 _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
+_NOT_GET = Refusal(405, "method_not_allowed", "This call is a GET.")
+_NO_NONCE = Refusal(400, "bad_nonce", f"The query has to be nonce= and {2 * NONCE_BYTES} hex digits in lower case.")
+_NO_ENDS = Refusal(501, "unknown_connection", "The server does not say who is connected, so nothing can be proven.")
+_NONCE = re.compile(rb"nonce=([0-9a-f]{%d})" % (2 * NONCE_BYTES))
+_FORWARDING = (b"x-forwarded-for", b"forwarded")  # by these a server takes a client's word for who the client is
 _MAX_DRAIN_S = 24 * 3600
 _OK, _BAD_REQUEST = 200, 400
 _TAG_DIGITS = 12
@@ -91,6 +102,20 @@ class Control:
             return
         self._reason = reason
         await self._tell(send, None)
+
+    async def prove(self, scope: Scope, headers: Headers, send: Send) -> None:
+        """Prove to whoever asks, in whatever state, that this is the guard of this boot; see `torpor.guard.identity`."""
+        nonce = _NONCE.fullmatch(cast("bytes", scope.get("query_string", b"")))
+        client, server = (cast("Sequence[object] | None", scope.get(end)) for end in ("client", "server"))
+        if scope["method"] != "GET":
+            await refuse(send, _NOT_GET)
+        elif nonce is None:
+            await refuse(send, _NO_NONCE)
+        elif not client or not server or any(name in headers for name in _FORWARDING):
+            await refuse(send, _NO_ENDS)
+        else:
+            found = proof(self._key.proof_key, bytes.fromhex(nonce[1].decode()), client=client, server=server)
+            await answer(send, _OK, {"proof": found})
 
     async def _drain(self, options: dict[str, object], receive: Receive, send: Send) -> None:
         """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost."""

@@ -1,4 +1,4 @@
-"""The boot document: how core hands the lifecycle key and the rules to the engine's launcher, through a pipe."""
+"""The boot document: how core hands the lifecycle key's digests and the rules to the engine's launcher, through a pipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 
-from torpor.guard.rules import GuardRules, check_key
+from torpor.guard.keys import LifecycleKey
+from torpor.guard.rules import GuardRules
 
 __all__ = ["BOOT_FD_VARIABLE", "BootDocument", "boot_document_json", "read_boot"]
 
@@ -21,7 +22,7 @@ class BootDocument:
     """What core hands the engine's launcher.
 
     Attributes:
-        key: the lifecycle key of this boot; not in the repr.
+        key: what the guard keeps of this boot's lifecycle key; not in the repr. A key in plain text becomes that at once.
         boot_id: the boot's identity.
         rules: which paths are whose.
 
@@ -29,24 +30,24 @@ class BootDocument:
         ValueError: the key is too short, or not what a header can carry.
     """
 
-    key: str = field(repr=False)
+    key: LifecycleKey | str = field(repr=False)
     boot_id: str
     rules: GuardRules
 
     def __post_init__(self) -> None:
-        check_key(self.key)
+        object.__setattr__(self, "key", LifecycleKey(self.key))
         if not isinstance(self.boot_id, str) or not self.boot_id:
             raise ValueError("boot_id has to be a string with something in it")
 
 
 def boot_document_json(*, key: str, boot_id: str, rules: GuardRules) -> str:
-    """Return the document as it goes through the pipe.
+    """Return the document as it goes through the pipe: it holds the key's digests, never the key.
 
     Raises:
         ValueError: the key or the boot id is no such thing, or the document doesn't fit a pipe.
     """
     document = BootDocument(key=key, boot_id=boot_id, rules=rules)
-    text = json.dumps(asdict(document))
+    text = json.dumps({"key": LifecycleKey(document.key).digests, "boot_id": boot_id, "rules": asdict(rules)})
     if len(text) > _MAX_BYTES:
         raise ValueError(f"the boot document has {len(text)} bytes, more than the {_MAX_BYTES} of a pipe: fewer rules")
     return text

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import re
 from typing import TYPE_CHECKING
 
+from torpor.guard.identity import proof_key, sha256
 from torpor.guard.rules import check_key
 
 if TYPE_CHECKING:
@@ -16,19 +17,33 @@ __all__ = ["BEARER_HEADER", "KEY_HEADER", "BearerKeys", "LifecycleKey"]
 KEY_HEADER = b"torpor-key"
 BEARER_HEADER = b"authorization"
 
+_HEX = re.compile("[0-9a-f]{64}")
+
 
 class LifecycleKey:
-    """The key of this boot, which core alone holds.
+    """What the guard keeps of the key of this boot, which core alone holds.
+
+    Core hands over nothing else (`digests`): the key itself is in no boot document, and in no memory of the engine's until a
+    call shows it.
 
     Args:
-        key: the key; its SHA-256 is what is kept.
+        key: the key, or its digests as `digests` gives them.
 
     Raises:
-        ValueError: the key is too short, or not what a header can carry.
+        ValueError: the key is too short, or not what a header can carry; or the digests are none.
     """
 
+    _digest: bytes
+    _proof_key: bytes
+
     def __init__(self, key: object) -> None:
-        self._digest = _sha256(check_key(key).encode())
+        if isinstance(key, LifecycleKey):
+            self._digest, self._proof_key = key._digest, key._proof_key  # noqa: SLF001 - its own class
+        elif isinstance(key, dict):
+            self._digest, self._proof_key = _digests(key)
+        else:
+            plain = check_key(key).encode()
+            self._digest, self._proof_key = sha256(plain), proof_key(plain)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LifecycleKey) and hmac.compare_digest(self._digest, other._digest)
@@ -37,11 +52,21 @@ class LifecycleKey:
 
     def fits(self, given: bytes) -> bool:
         """Whether a header's value is the key."""
-        return hmac.compare_digest(_sha256(given), self._digest)
+        return hmac.compare_digest(sha256(given), self._digest)
 
     def replace(self, other: LifecycleKey) -> None:
         """Become another key."""
-        self._digest = other._digest
+        self._digest, self._proof_key = other._digest, other._proof_key
+
+    @property
+    def proof_key(self) -> bytes:
+        """What proves that this is the guard of this boot; see `torpor.guard.identity`."""
+        return self._proof_key
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What core hands over in the key's place, as it stands in JSON."""
+        return {"sha256": self._digest.hex(), "proof": self._proof_key.hex()}
 
 
 class BearerKeys:
@@ -61,10 +86,14 @@ class BearerKeys:
         scheme, _, key = headers.get(BEARER_HEADER, b"").partition(b" ")
         if scheme.lower() != b"bearer":
             return False
-        digest = _sha256(key.strip())
+        digest = sha256(key.strip())
         # Every digest is compared, so that the time tells nothing about which one fits.
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
 
 
-def _sha256(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+def _digests(given: dict[object, object]) -> tuple[bytes, bytes]:
+    found = [given.get(name) for name in ("sha256", "proof")]
+    if len(given) != len(found) or not all(isinstance(item, str) and _HEX.fullmatch(item) for item in found):
+        raise ValueError("key has to be a string, or the two digests of one: sha256 and proof, 64 hex digits each")
+    first, second = (bytes.fromhex(str(item)) for item in found)
+    return first, second
