@@ -17,7 +17,7 @@ from torpor.platforms.local import LocalServer
 from torpor.readiness import check_port_free
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
-from torpor.snapshots.store import inspect
+from torpor.snapshots.store import check_target, inspect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     console = Console(stderr=True, highlight=False)
     deployment = load_deployment(app_file)
     check_port_free(deployment.port)
+    check_target(snapshot_folder(deployment.name))
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons := CriuBackend().available(deployment):
         console.print("snapshots cannot be made on this machine:")

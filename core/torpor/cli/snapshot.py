@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.store import inspect, remove
@@ -51,7 +53,7 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
         print(json.dumps(manifest.as_dict(), indent=2))
     else:
         console.print(_table(folder, manifest))
-        console.print(f"restore it: torpor snapshot restore {folder}")
+        console.print(f"restore it: torpor snapshot restore {shlex.quote(str(folder))}", markup=False, soft_wrap=True)
 
 
 def run_inspect(folder: Path, *, as_json: bool) -> None:
@@ -73,8 +75,8 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
 
 def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
-    remove(folder)
-    Console(stderr=True, highlight=False).print(f"removed {folder}")
+    removed = remove(folder)
+    Console(stderr=True, highlight=False).print(f"removed {removed}", markup=False)
 
 
 def run_setup(*, mirror: str, again: bool) -> None:
@@ -93,7 +95,7 @@ def run_setup(*, mirror: str, again: bool) -> None:
 
 
 def _table(folder: Path, manifest: Manifest) -> Table:
-    table = Table(title=f"snapshot {folder}", title_justify="left", show_header=False)
+    table = Table(title=_plain(f"snapshot {folder}"), title_justify="left", show_header=False)
     made = manifest.deployment
     machine = manifest.machine
     total = manifest.image_bytes + manifest.side_file_bytes
@@ -112,8 +114,14 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
     }
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, _plain(text))
     return table
+
+
+def _plain(text: str) -> Text:
+    """A text out of a file as it can be shown: no markup, no control characters, nothing that the terminal cannot encode."""
+    lines = ["".join(one if one.isprintable() else repr(one)[1:-1] for one in line) for line in text.split("\n")]
+    return Text("\n".join(lines))
 
 
 def _gpu_rows(part: GpuPart, driver: str) -> str:

@@ -96,9 +96,10 @@ def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> b
     """Serve from a snapshot where a fitting one is there; say which way is taken, and why."""
     from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415 - only with --snapshot
     from torpor.snapshots.serving import misfits  # noqa: PLC0415
-    from torpor.snapshots.store import inspect  # noqa: PLC0415
+    from torpor.snapshots.store import check_target, inspect  # noqa: PLC0415
 
     console = Console(stderr=True, highlight=False)
+    check_target(folder)
     deployment = load_deployment(app_file)
     if not (folder / MANIFEST).is_file():
         console.print(f"cold: there is no snapshot in {folder}; it is made after the start", markup=False)

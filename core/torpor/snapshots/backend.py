@@ -165,6 +165,7 @@ class CriuBackend:
         self._sandbox: Sandbox | None = None
         self._front: Front | None = None
         self._target: Target | None = None
+        self._work: Path | None = None
 
     def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:
         """Why CRIU cannot be used here, decided by a real small dump and restore (kept until the next boot).
@@ -184,7 +185,9 @@ class CriuBackend:
         from torpor.snapshots.places import scratch_folder  # noqa: PLC0415
         from torpor.snapshots.replica import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
+        from torpor.snapshots.store import check_target  # noqa: PLC0415
 
+        check_target(self._folder or _default_folder(deployment))  # now, not after the minutes of a cold start
         mode = self._usable_mode(deployment)
         if self._public and self._front is None:
             from torpor.snapshots.front import Front  # noqa: PLC0415
@@ -231,7 +234,7 @@ class CriuBackend:
         manifest, identity = restored_identity(folder)
         criu = self._criu()
         replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
-        self._sandbox = replica.sandbox
+        self._sandbox, self._work = replica.sandbox, replica.work
         replica.wake(boot, manifest, identity)
         self._publish(boot.deployment)
 
@@ -290,6 +293,11 @@ class CriuBackend:
         if self._sandbox is not None:
             self._sandbox.kill()
             self._sandbox = None
+        if self._work is not None:
+            from torpor.snapshots.places import release_work_folder  # noqa: PLC0415
+
+            release_work_folder(self._work)
+            self._work = None
 
 
 BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {

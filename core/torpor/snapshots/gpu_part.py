@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part"]
+    from torpor.snapshots.reading import Fields
+
+__all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part", "read_gpu"]
+
+_LAST_PID = 1 << 22  # PID_MAX_LIMIT of the kernel
+_LONGEST_S = 4e9
 
 
 class Gpu(NamedTuple):
@@ -65,19 +70,46 @@ class GpuPart(NamedTuple):
         return sum(self.memory.values())
 
 
-def gpu_part(content: Mapping[str, object]) -> GpuPart:
-    """The GPU part out of a manifest's JSON.
+def gpu_part(fields: Fields) -> GpuPart:
+    """The GPU part out of a manifest.
 
     Raises:
-        TypeError, KeyError, ValueError, AttributeError: it is damaged.
+        SnapshotError: it is damaged.
     """
-    processes, memory = content["processes"], content["memory"]
-    if not isinstance(processes, list) or not isinstance(memory, dict):
-        raise TypeError("gpu.processes has to be a list and gpu.memory an object")
-    return GpuPart(
-        processes=tuple(GpuProcess(**one) for one in processes),
-        memory={str(uuid): int(size) for uuid, size in memory.items()},
+    memory = fields.inner("memory")
+    part = GpuPart(
+        processes=tuple(_process(one) for one in fields.each("processes")),
+        memory={uuid: memory.whole(uuid) for uuid in memory.names()},
     )
+    fields.end()
+    return part
+
+
+def read_gpu(fields: Fields) -> Gpu:
+    """A GPU out of a manifest.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    gpu = Gpu(
+        uuid=fields.text("uuid"),
+        name=fields.text("name"),
+        memory_mib=fields.whole("memory_mib"),
+        compute_capability=fields.text("compute_capability"),
+    )
+    fields.end()
+    return gpu
+
+
+def _process(fields: Fields) -> GpuProcess:
+    process = GpuProcess(
+        pid=fields.whole("pid", 1, _LAST_PID),
+        command=fields.text("command"),
+        lock_s=fields.number("lock_s", _LONGEST_S),
+        checkpoint_s=fields.number("checkpoint_s", _LONGEST_S),
+    )
+    fields.end()
+    return process
 
 
 def described(gpus: Sequence[Gpu]) -> str:

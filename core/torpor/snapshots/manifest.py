@@ -7,13 +7,16 @@ ms to import, a named tuple 0.1 ms.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
-from torpor.snapshots.gpu_part import Gpu, GpuPart, described, different_gpus, gpu_part
+from torpor.snapshots.gpu_part import Gpu, GpuPart, described, different_gpus, gpu_part, read_gpu
+from torpor.snapshots.reading import Fields, check_owned, opened_file, opened_folder, read_json, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +29,8 @@ __all__ = [
     "IMAGES",
     "LOGS",
     "MANIFEST",
+    "MANIFEST_BYTES",
+    "OUTSIDE",
     "PRIVATE",
     "SCHEMA",
     "DeploymentFacts",
@@ -43,7 +48,15 @@ __all__ = [
 
 SCHEMA = 3
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
+MANIFEST_BYTES = 16 << 20
+"""The longest manifest that is read; one of a large engine has some 100 kB."""
+
 _HEAD_BYTES = 16
+_SHA256_DIGITS = 64
+_LAST_TIME_S = 253_402_300_799  # the year 9999
+_LONGEST_CLOCK_S = 4e9  # a time namespace takes offsets up to half of KTIME_MAX
+_MOST_TOKENS = 1_000_000
+_LAST_PORT = 65_535
 _SHOWN = 8
 
 
@@ -196,52 +209,122 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         SnapshotError: there is none, it is damaged, or another version of Torpor made it.
     """
-    file = folder / MANIFEST
     try:
-        content = json.loads(file.read_bytes())
+        folder_fd = opened_folder(folder)
+        try:
+            fields = read_json(folder, MANIFEST, folder_fd, most=MANIFEST_BYTES)
+        finally:
+            os.close(folder_fd)
     except FileNotFoundError:
         raise SnapshotError(
             f"{folder} holds no snapshot: there is no {MANIFEST} in it. `torpor snapshot create APP {folder}` makes one."
         ) from None
-    except (OSError, ValueError) as error:
-        raise SnapshotError(f"{file} cannot be read ({error}); make the snapshot anew.") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        made_by = ""
-        if isinstance(content, dict) and isinstance(content.get("deployment"), dict):
-            made_by = f" by Torpor {content['deployment'].get('torpor', '?')}"
+    except OSError as error:
         raise SnapshotError(
-            f"{file} was made{made_by} in format {schema!r}; this is Torpor {__version__}, which reads format {SCHEMA}. "
-            "Use the version that made it, or make the snapshot anew."
+            f"{folder} holds no snapshot: it cannot be opened as a folder ({error.strerror})."
+        ) from error
+    content = fields.content
+    if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
+        made = content.get("deployment")
+        made_by = f" by Torpor {shown(made.get('torpor', '?'))}" if isinstance(made, dict) else ""
+        raise SnapshotError(
+            f"{folder / MANIFEST} was made{made_by} in format {shown(content.get('schema'))}; this is Torpor {__version__}, which "
+            f"reads format {SCHEMA}. Use the version that made it, or make the snapshot anew."
         )
-    try:
-        return _manifest(content)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise SnapshotError(f"{file} is damaged ({type(error).__name__}: {error}); make the snapshot anew.") from error
+    return _manifest(fields)
 
 
-def _manifest(content: dict[str, object]) -> Manifest:
-    machine = cast("dict[str, list[str]]", content["machine"])
-    gpus = cast("list[dict[str, object]]", machine["gpus"])
-    deployment = cast("dict[str, object]", content["deployment"])
-    files_ = cast("dict[str, dict[str, object]]", content["files"])
-    given = {
-        **content,
-        "processes": tuple(cast("list[str]", content["processes"])),
-        "stages": tuple(Stage(**stage) for stage in cast("list[dict[str, object]]", content["stages"])),  # type: ignore[arg-type]
-        "machine": MachineFacts(
-            **{
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in machine.items()},  # type: ignore[arg-type]
-                "gpus": tuple(Gpu(**gpu) for gpu in gpus),  # type: ignore[arg-type]
-            }
-        ),
-        "gpu": None if content["gpu"] is None else gpu_part(cast("dict[str, object]", content["gpu"])),
-        "deployment": DeploymentFacts(
-            **{**deployment, "argv": tuple(cast("list[str]", deployment["argv"]))}  # type: ignore[arg-type]
-        ),
-        "files": {path: FileFacts(**facts) for path, facts in files_.items()},  # type: ignore[arg-type]
-    }
-    return Manifest(**given)  # type: ignore[arg-type]
+def _manifest(fields: Fields) -> Manifest:
+    """The manifest out of its fields, in the order in which they are written."""
+    manifest = Manifest(
+        schema=fields.whole("schema"),
+        created_at=fields.number("created_at", _LAST_TIME_S),
+        app_file=fields.path("app_file"),
+        served_name=fields.text("served_name"),
+        mode=cast("Mode", fields.choice("mode", ("root", "rootless"))),
+        scratch=fields.path("scratch"),
+        tcp=cast("Tcp", fields.choice("tcp", ("close", "established"))),
+        monotonic_s=fields.number("monotonic_s", _LONGEST_CLOCK_S),
+        boottime_s=fields.number("boottime_s", _LONGEST_CLOCK_S),
+        canary_prompt=fields.text("canary_prompt"),
+        canary_tokens=fields.whole("canary_tokens", 1, _MOST_TOKENS),
+        canary_text=fields.text("canary_text"),
+        processes=fields.texts("processes"),
+        stages=tuple(_stage(stage) for stage in fields.each("stages")),
+        image_bytes=fields.whole("image_bytes"),
+        mapped_bytes=fields.whole("mapped_bytes"),
+        side_file_bytes=fields.whole("side_file_bytes"),
+        gpu=None if fields.content.get("gpu") is None else gpu_part(fields.inner("gpu")),
+        machine=_machine(fields.inner("machine")),
+        deployment=_deployment(fields.inner("deployment")),
+        files=_files(fields.inner("files")),
+    )
+    if manifest.gpu is None:
+        fields.take("gpu")
+    fields.end()
+    return manifest
+
+
+def _stage(fields: Fields) -> Stage:
+    stage = Stage(stage=fields.text("stage"), seconds=fields.number("seconds", _LONGEST_CLOCK_S))
+    fields.end()
+    return stage
+
+
+def _machine(fields: Fields) -> MachineFacts:
+    criu_file = fields.items("criu_file")
+    match criu_file:
+        case [str(path), int(size), int(changed_ns)]:
+            pass
+        case _:
+            fields.refuse("criu_file", criu_file, "a path and two numbers")
+    facts = MachineFacts(
+        architecture=fields.text("architecture"),
+        kernel=fields.text("kernel"),
+        criu=fields.text("criu"),
+        criu_file=(path, size, changed_ns),
+        cpu=fields.texts("cpu"),
+        driver=fields.text("driver"),
+        gpus=tuple(read_gpu(gpu) for gpu in fields.each("gpus")),
+    )
+    fields.end()
+    return facts
+
+
+def _deployment(fields: Fields) -> DeploymentFacts:
+    facts = DeploymentFacts(
+        torpor=fields.text("torpor"),
+        name=fields.text("name", empty=False),
+        port=fields.whole("port", 1, _LAST_PORT),
+        plugins=_texts(fields.inner("plugins")),
+        engine=fields.text("engine"),
+        model=fields.text("model"),
+        revision=fields.text("revision"),
+        argv=fields.texts("argv"),
+        env=_texts(fields.inner("env")),
+    )
+    fields.end()
+    return facts
+
+
+def _texts(fields: Fields) -> dict[str, str]:
+    return {name: fields.text(name) for name in fields.names()}
+
+
+def _files(fields: Fields) -> dict[str, FileFacts]:
+    files = {}
+    for path in fields.names():
+        parts = path.split("/")
+        if "\0" in path or path == MANIFEST or not set(parts).isdisjoint(("", ".", "..")):
+            fields.refuse(path, path, "the path of a file in the snapshot")
+        facts = fields.inner(path)
+        files[path] = FileFacts(
+            size=facts.whole("size"),
+            head=facts.digits("head", 2 * _HEAD_BYTES),
+            sha256=facts.digits("sha256", _SHA256_DIGITS),
+        )
+        facts.end()
+    return files
 
 
 def describe_files(folder: Path) -> dict[str, FileFacts]:
@@ -261,27 +344,73 @@ def damaged_files(folder: Path, manifest: Manifest, *, full: bool) -> tuple[str,
         manifest: its manifest.
         full: compare the hash of every file, not only size and first bytes.
     """
-    return tuple(_damages(folder, manifest, full=full))
+    found = list(_damages(folder, manifest, full=full))
+    more = [f"so are {len(found) - _SHOWN} more files"] if len(found) > _SHOWN else []
+    return tuple(found[:_SHOWN] + more)
 
 
 def _damages(folder: Path, manifest: Manifest, *, full: bool) -> Iterator[str]:
-    if not folder.is_dir():
-        yield f"its folder {folder} is gone"
-        return
-    for path, wanted in manifest.files.items():
-        file = folder / path
+    with contextlib.ExitStack() as opened:
         try:
-            size, head = file.stat().st_size, _head(file)
-        except FileNotFoundError:
-            yield f"its file {path} is missing"
-            continue
+            folders = {"": opened_folder(folder)}
         except OSError as error:
-            yield f"its file {path} cannot be read: {error.strerror}"
-            continue
-        if size != wanted.size:
-            yield f"its file {path} has {size} bytes, not {wanted.size}: it was cut or changed"
-        elif head != wanted.head or (full and _sha256(file) != wanted.sha256):
-            yield f"its file {path} was changed: its content is not what was written"
+            gone = isinstance(error, FileNotFoundError)
+            yield f"its folder {folder} {'is gone' if gone else f'cannot be opened: {error.strerror}'}"
+            return
+        opened.callback(_close_all, folders)
+        told: set[str] = set()
+        for path, wanted in manifest.files.items():
+            parent, _, name = path.rpartition("/")
+            try:
+                descriptor, facts = opened_file(name, _inner_folder(folders, parent))
+                try:
+                    size, head = facts.st_size, os.read(descriptor, _HEAD_BYTES).hex()
+                    same = size == wanted.size and (not full or _sha256(descriptor) == wanted.sha256)
+                finally:
+                    os.close(descriptor)
+            except FileNotFoundError:
+                yield f"its file {path} is missing"
+            except SnapshotError as error:
+                yield f"its file {path} {error}"
+            except _FolderError as error:
+                if parent not in told:
+                    yield f"its folder {parent} {error}"
+                told.add(parent)
+            except OSError as error:
+                yield f"its file {path} cannot be read: {error.strerror}"
+            else:
+                if size != wanted.size:
+                    yield f"its file {path} has {size} bytes, not {wanted.size}: it was cut or changed"
+                elif head != wanted.head or not same:
+                    yield f"its file {path} was changed: its content is not what was written"
+
+
+class _FolderError(Exception):
+    """A folder of a snapshot that is not to be trusted: the rest of a sentence about it."""
+
+
+def _close_all(folders: Mapping[str, int]) -> None:
+    for folder_fd in folders.values():
+        os.close(folder_fd)
+
+
+def _inner_folder(folders: dict[str, int], path: str) -> int:
+    """A descriptor of a folder of the snapshot, opened part by part: no part is a link, and all are this user's own.
+
+    Raises:
+        OSError: it cannot be opened.
+        _FolderError: it is not to be trusted; the rest of a sentence about it.
+    """
+    if path not in folders:
+        parent, _, name = path.rpartition("/")
+        parent_fd = _inner_folder(folders, parent)
+        try:
+            check_owned(os.stat(name, dir_fd=parent_fd, follow_symlinks=False), stat.S_IFDIR)
+            folders[path] = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+            check_owned(os.fstat(folders[path]), stat.S_IFDIR)
+        except SnapshotError as error:
+            raise _FolderError(error) from None
+    return folders[path]
 
 
 def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
@@ -339,8 +468,9 @@ def _head(file: Path) -> str:
         os.close(descriptor)
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path | int) -> str:
     import hashlib  # noqa: PLC0415 - a fast check needs none
 
-    with file.open("rb") as stream:
+    with open(file, "rb", closefd=not isinstance(file, int)) as stream:
+        stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()

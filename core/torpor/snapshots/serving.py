@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
+from torpor.snapshots.folders import checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files, different_deployment
-from torpor.snapshots.places import work_folder
+from torpor.snapshots.places import release_work_folder, work_folder
 from torpor.snapshots.store import changed_files, inspect, read_identity
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.cuda import Resumed, Resumption
     from torpor.snapshots.first_process import FirstProcess
+    from torpor.snapshots.folders import Mark
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import BegunSandbox, Clock, Sandbox
@@ -107,6 +109,7 @@ def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
     Raises:
         SnapshotError: it cannot be used; the message says why.
     """
+    folder = real_folder(folder)
     return inspect(folder), read_identity(folder)
 
 
@@ -124,6 +127,7 @@ def misfits(
     """
     from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
+    folder = real_folder(folder)
     reasons = list(damaged_files(folder, manifest, full=full))
     try:
         criu = known_criu(manifest.machine)
@@ -147,7 +151,9 @@ def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None =
     return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first)
 
 
-def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox) -> Replica:
+def bring_back(
+    folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox, mark: Mark | None = None
+) -> Replica:
     """Restore one tree into a sandbox; it sleeps.
 
     Args:
@@ -155,15 +161,18 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSand
         manifest: its manifest.
         criu: the program.
         begun: from `begin_sandbox`.
+        mark: which folder was looked at; the one that is there now by default.
 
     Raises:
-        SnapshotError: CRIU could not, or the GPU driver; nothing is left running.
+        SnapshotError: another folder has come in its place, CRIU could not, or the GPU driver; nothing is left running.
     """
     from torpor.snapshots.criu import restore  # noqa: PLC0415
     from torpor.snapshots.manifest import IMAGES  # noqa: PLC0415
     from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
 
     started = time.perf_counter()
+    folder = real_folder(folder)
+    mark = mark or checked(folder)
     sandbox = begun.made(Sandbox, timeout_s=_RESTORE_TIMEOUT_S)
     made = time.perf_counter()
     sandbox.filtered = (
@@ -172,12 +181,14 @@ def bring_back(folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSand
     work = work_folder(begun.name)
     try:
         resumption = _resumption(sandbox, manifest)
-        took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+        with unchanged(folder, mark):  # CRIU and the replica open files by path
+            took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
         cuda = resumption.finish() if resumption else None
     except BaseException:
         sandbox.kill()
-        if begun.ended:
-            _remove(work)  # it failed because it was ended: nobody will read CRIU's log
+        release_work_folder(
+            work, remove=begun.ended
+        )  # when it failed because it was ended, nobody will read CRIU's log
         raise
     return Replica(
         name=begun.name,
@@ -227,7 +238,7 @@ class Replicas:
         on_stage: Callable[[str, StageRecord], None] | None = None,
         first: FirstProcess | None = None,
     ) -> None:
-        self.folder = folder.absolute()
+        self.folder = real_folder(folder)
         self.verify_s = 0.0
         self._full = full
         self._host = host
@@ -239,6 +250,7 @@ class Replicas:
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._made = 0
+        self._mark = checked(self.folder)
         self.manifest, self._identity = restored_identity(self.folder)
 
     @property
@@ -276,7 +288,9 @@ class Replicas:
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            bringing += [_Task(bring_back, self.folder, self.manifest, criu=criu, begun=one) for one in begun]
+            bringing += [
+                _Task(bring_back, self.folder, self.manifest, criu=criu, begun=one, mark=self._mark) for one in begun
+            ]
             import_httpx()  # from here on, while CRIU works
             deployment, recipe, differences = self._loaded()
             if reasons := [*differences, *changed_files(self.folder)]:
@@ -304,7 +318,7 @@ class Replicas:
             self._front = None
         for one in serving:
             one.replica.sandbox.kill()
-            _remove(one.replica.work)
+            release_work_folder(one.replica.work)
 
     def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
@@ -363,7 +377,7 @@ class Replicas:
         for one in dead:
             last = one.replica.sandbox.log_tail(20)
             one.replica.sandbox.kill()
-            _remove(one.replica.work)
+            release_work_folder(one.replica.work)
             if self._on_death:
                 self._on_death(target.name, last)
 
@@ -375,7 +389,7 @@ class Replicas:
             one.thread.join()
             if one.value is not None:
                 one.value.sandbox.kill()
-                _remove(one.value.work)
+                release_work_folder(one.value.work)
         if self._front is not None and not self.serving:
             self._front.stop()
             self._front = None
@@ -455,9 +469,3 @@ def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
         if one.error is not None:
             raise one.error
     return [one.value for one in tasks if one.value is not None]
-
-
-def _remove(work: Path) -> None:
-    import shutil  # noqa: PLC0415
-
-    shutil.rmtree(work, ignore_errors=True)

@@ -12,10 +12,12 @@ import io
 import os
 import stat
 import tarfile
+import time
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.reading import ANEW, opened_file, opened_folder, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +28,11 @@ _COPY_BYTES = 1 << 20
 _BLOCK = 1 << 16
 _ZEROS = bytes(_BLOCK)
 _PIECES, _SIZE = "TORPOR.pieces", "TORPOR.size"
+_MOST_BYTES = 1 << 40  # of a file with its runs of zeros
+_MOST_SECONDS = 1 << 36  # of a time of change, before and after 1970
+_LAST_ID = (1 << 32) - 2
+_UNPACK_S = 110.0  # a restore has 120
+_ERRORS = (OSError, ValueError, OverflowError, RecursionError, EOFError, tarfile.TarError)
 
 
 def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
@@ -67,16 +74,33 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
     Raises:
         SnapshotError: the archive is missing or damaged, holds a path outside of the folders, or there is no room.
     """
-    laid = {PurePosixPath(folder): True for folder in folders}
     try:
-        with tarfile.open(archive, mode="r:") as tar:
-            for member in tar:
-                _lay(tar, member, folders, laid)
-    except (OSError, ValueError, tarfile.TarError, EOFError) as error:
+        folder_fd = opened_folder(archive.parent)
+        try:
+            descriptor, _ = opened_file(archive.name, folder_fd)
+        finally:
+            os.close(folder_fd)
+        with os.fdopen(descriptor, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            _lay_all(tar, folders)
+    except SnapshotError as error:
+        raise SnapshotError(f"The side files {archive} cannot be laid: the archive {error}; {ANEW}") from None
+    except _ERRORS as error:
         raise SnapshotError(
-            f"The side files {archive} cannot be laid: {error}. The snapshot is damaged, or this machine has too little "
-            "memory; make it anew if the file is damaged."
+            f"The side files {archive} cannot be laid: {shown(str(error), 500)}. The snapshot is damaged, or this machine has too "
+            "little memory; make it anew if the file is damaged."
         ) from error
+
+
+def _lay_all(tar: tarfile.TarFile, folders: Mapping[Path, int]) -> None:
+    laid = {PurePosixPath(folder): True for folder in folders}
+    deadline = time.monotonic() + _UNPACK_S
+    for member in tar:
+        try:
+            _lay(tar, member, folders, laid)
+        except _ERRORS as error:
+            raise tarfile.TarError(f"{member.name!r}: {error}") from error
+        if time.monotonic() > deadline:
+            raise tarfile.TarError(f"{member.name!r} was laid, and then {_UNPACK_S:g} s were over")
 
 
 def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Path) -> None:
@@ -89,6 +113,8 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Pat
             member = tar.gettarinfo(f"{path}/{name}", arcname=str(inside))
             if member is None:  # a socket: CRIU binds it again
                 continue
+            if member.ischr() or member.isblk():
+                raise SnapshotError(f"{inside} is a device, which no snapshot holds. Remove it before the capture.")
             if member.isreg() and inside != emptied:
                 with open(f"{path}/{name}", "rb") as content:  # noqa: PTH123
                     _add_file(tar, member, content)
@@ -148,15 +174,19 @@ class _Joined:
 def _write(stream: io.BufferedWriter, content: IO[bytes], member: tarfile.TarInfo) -> None:
     """Write a file's pieces to where they belong; what lies between them takes no room."""
     size = int(member.pax_headers.get(_SIZE, member.size))
+    if not 0 <= size <= _MOST_BYTES:
+        raise tarfile.TarError(f"it has a size of {size} bytes")
     for piece in filter(None, member.pax_headers.get(_PIECES, f"0+{member.size}").split(",")):
         start, length = (int(number) for number in piece.split("+"))
         if not 0 <= start <= start + length <= size:
-            raise tarfile.TarError(f"{member.name!r} has a piece outside of itself")
+            raise tarfile.TarError("it has a piece outside of itself")
         stream.seek(start)
         while length:
             if not (chunk := content.read(min(_COPY_BYTES, length))):
-                raise tarfile.TarError(f"{member.name!r} is shorter than its pieces")
+                raise tarfile.TarError("it is shorter than its pieces")
             length -= stream.write(chunk)
+    if content.read(1):
+        raise tarfile.TarError("it is longer than its pieces")
     stream.truncate(size)
 
 
@@ -166,30 +196,44 @@ def _lay(
     """Lay one member and note whether it is a folder; its own folder must have been laid, so no link can lead elsewhere."""
     path = PurePosixPath("/", member.name)
     if not laid.get(path.parent) or ".." in path.parts:
-        raise tarfile.TarError(f"it holds {member.name!r}, which lies in none of its folders")
+        raise tarfile.TarError("it lies in none of the private folders")
+    if path in laid:
+        raise tarfile.TarError("it stands in the archive twice")
+    _check_numbers(member)
     target = _outside(path, folders)
     if member.isdir():
         with contextlib.suppress(FileExistsError):
             os.mkdir(target)  # noqa: PTH102 - paths under /proc/self/fd, not for pathlib
         if not stat.S_ISDIR(os.lstat(target).st_mode):
-            raise tarfile.TarError(f"{member.name!r} is no folder")
+            raise tarfile.TarError("it is no folder")
     elif member.issym():
         os.symlink(member.linkname, target)  # noqa: PTH211
     elif member.islnk():
         original = PurePosixPath("/", member.linkname)
         if laid.get(original) is not False:
-            raise tarfile.TarError(f"{member.name!r} is a link to {member.linkname!r}, which is no file of its own")
+            raise tarfile.TarError(f"it is a link to {member.linkname!r}, which is no file of the archive")
         os.link(_outside(original, folders), target, follow_symlinks=False)
     elif member.isfifo():
         os.mkfifo(target)
-    elif member.isreg():
+    elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
         content = tar.extractfile(member) or io.BytesIO()
         with _created(target) as stream:
             _write(stream, content, member)
     else:
-        raise tarfile.TarError(f"{member.name!r} is of a kind that is never packed")
+        raise tarfile.TarError("it is of a kind that is never packed")
     laid[path] = member.isdir()
     _dress(target, member)
+
+
+def _check_numbers(member: tarfile.TarInfo) -> None:
+    for what, value, least, most in (
+        ("size", member.size, 0, _MOST_BYTES),
+        ("user", member.uid, 0, _LAST_ID),
+        ("group", member.gid, 0, _LAST_ID),
+        ("time of change", member.mtime, -_MOST_SECONDS, _MOST_SECONDS),
+    ):
+        if not least <= value <= most:  # NaN neither
+            raise tarfile.TarError(f"its {what} is {value:g}")
 
 
 def _outside(path: PurePosixPath, folders: Mapping[Path, int]) -> str:
@@ -209,5 +253,6 @@ def _dress(target: str, member: tarfile.TarInfo) -> None:
     if os.geteuid() == 0:
         os.chown(target, member.uid, member.gid, follow_symlinks=False)
     if not member.issym():
-        os.chmod(target, member.mode)  # noqa: PTH101
+        # Never set-user-ID nor set-group-ID: nothing that an engine keeps there is to run as somebody else.
+        os.chmod(target, member.mode & (0o1777 if member.isdir() else 0o777))  # noqa: PTH101
         os.utime(target, (member.mtime, member.mtime))

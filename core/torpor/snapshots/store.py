@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -11,7 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, read_manifest
+from torpor.snapshots.folders import (
+    check_place,
+    check_same,
+    checked,
+    found_instead,
+    made_whole,
+    real_folder,
+    recover,
+    remove_folder,
+)
+from torpor.snapshots.manifest import IMAGES, LOGS, OUTSIDE, PRIVATE, SCHEMA, read_manifest
+from torpor.snapshots.reading import ANEW, opened_folder, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,13 +30,25 @@ if TYPE_CHECKING:
     from torpor.snapshots.checks import OpenFiles
     from torpor.snapshots.criu import Criu, Tcp
     from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.reading import Fields
     from torpor.snapshots.sandbox import Sandbox
 
-__all__ = ["Identity", "capture", "changed_files", "check_target", "inspect", "read_identity", "remove"]
+__all__ = [
+    "Identity",
+    "capture",
+    "changed_files",
+    "check_target",
+    "inspect",
+    "outside_files",
+    "read_identity",
+    "remove",
+]
 
 _DUMP_TIMEOUT_S = 300.0
 _MARGIN_BYTES = 64 << 20
-_PRIVATE_BITS = 0o077
+_PRIVATE_BYTES = 64 << 10
+_OUTSIDE_BYTES = 64 << 20
+_WORD_CHARACTERS = 1024
 _CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _SHOWN = 8
 
@@ -44,8 +66,10 @@ def inspect(folder: Path) -> Manifest:
     Raises:
         SnapshotError: there is none, it is open to others, damaged, or of another version.
     """
+    folder = real_folder(folder)
+    mark = checked(folder)
     manifest = read_manifest(folder)
-    _check_private(folder)
+    check_same(folder, mark)
     return manifest
 
 
@@ -55,25 +79,40 @@ def read_identity(folder: Path) -> Identity:
     Raises:
         SnapshotError: it is missing or damaged.
     """
-    try:
-        return Identity(**json.loads((folder / PRIVATE).read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise SnapshotError(f"{folder / PRIVATE} cannot be used ({error}); make the snapshot anew.") from error
+    fields = _read(folder, PRIVATE, most=_PRIVATE_BYTES)
+    key = None if fields.content.get("guard_key") is None else _word(fields, "guard_key")
+    if key is None:
+        fields.take("guard_key")
+    identity = Identity(boot_id=_word(fields, "boot_id"), guard_key=key)
+    fields.end()
+    return identity
 
 
 def check_target(folder: Path) -> None:
     """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
 
+    Args:
+        folder: a symbolic link stands for what it leads to.
+
     Raises:
-        SnapshotError: something else is there, or CRIU could not reach it.
+        SnapshotError: something else is there, which the message names, or CRIU could not reach it.
     """
-    if folder.absolute().is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
+    folder = real_folder(folder)
+    if folder.is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
         raise SnapshotError(
             f"{folder} lies in /dev/shm, which every sandbox has for itself, and so has the CRIU in it. For a snapshot in memory, "
             "mount a tmpfs elsewhere before the start: mount -t tmpfs -o size=32G,mode=700 snapshots /mnt/snapshots"
         )
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SnapshotError(f"{folder} exists and is no snapshot; choose another folder, or remove it yourself.")
+    check_place(folder)
+    recover(folder, clear=False)
+    try:
+        empty = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise SnapshotError(f"{folder} cannot be looked at: {error.strerror}.") from error
+    if not empty and (reason := found_instead(folder)):
+        raise SnapshotError(
+            f"{folder} exists and is no snapshot; choose another folder, or remove it yourself. What was found: {reason}."
+        )
 
 
 def capture(
@@ -113,6 +152,7 @@ def capture(
 
     started = time.perf_counter()
     deployment = boot.deployment
+    folder = real_folder(folder)
     check_target(folder)
     boot.check_asleep()
     inner = checks.check_connections(sandbox, deployment.port)
@@ -129,7 +169,7 @@ def capture(
         # From here on the tree holds no device file, and its memory is all that there is to save.
         opened = checks.open_files(sandbox, _kept_folders(boot))
         _check_files(opened)
-        _check_room(folder.absolute().parent, expected_bytes(sandbox))
+        _check_room(folder.parent, expected_bytes(sandbox))
         processes = _commands(sandbox)
         clock = sandbox.clock()
         partial = stack.enter_context(_made_whole(folder))
@@ -195,16 +235,13 @@ def changed_files(folder: Path) -> tuple[str, ...]:
     Raises:
         SnapshotError: there is no list of them.
     """
-    try:
-        noted = json.loads((folder / OUTSIDE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise SnapshotError(f"{folder / OUTSIDE} cannot be used ({error}); make the snapshot anew.") from error
     found = []
-    for name, (size, changed_ns) in noted.items():
+    for name, size, changed_ns in _outside(folder):
         try:
             facts = os.stat(name)  # noqa: PTH116 - thousands of them: pathlib would double the time
-        except OSError as error:
-            found.append(f"{name}, which the engine has open, cannot be reached: {error.strerror}")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            found.append(f"{name}, which the engine has open, cannot be reached: {why}")
             continue
         if (facts.st_size, facts.st_mtime_ns) != (size, changed_ns):
             found.append(f"{name}, which the engine has open, has changed since")
@@ -212,38 +249,70 @@ def changed_files(folder: Path) -> tuple[str, ...]:
     return tuple(found[:_SHOWN] + more)
 
 
-def remove(folder: Path) -> None:
-    """Delete a snapshot. Replicas that run go on: what they map of its files stays on the disk until the last of them ends.
+def outside_files(folder: Path) -> tuple[str, ...]:
+    """Files outside of a snapshot that its processes have open or mapped.
 
     Raises:
-        SnapshotError: there is no snapshot.
+        SnapshotError: there is no list of them, or it is damaged.
     """
-    if not (folder / MANIFEST).is_file():
-        raise SnapshotError(f"{folder} holds no snapshot: there is no {MANIFEST} in it. Nothing was removed.")
-    doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
-    folder.rename(doomed)  # from here on nobody can begin to restore it
-    shutil.rmtree(doomed)
+    return tuple(name for name, _, _ in _outside(folder))
+
+
+def remove(folder: Path) -> Path:
+    """Delete a snapshot. Replicas that run go on: what they map of its files stays on the disk until the last of them ends.
+
+    Args:
+        folder: a symbolic link stands for what it leads to; it stays.
+
+    Returns:
+        The folder that was removed.
+
+    Raises:
+        SnapshotError: it is no snapshot that Torpor wrote for this user; the message says what it is.
+    """
+    folder = real_folder(folder)
+    if reason := found_instead(folder):
+        raise SnapshotError(
+            f"{folder} holds no snapshot: {reason}. Nothing was removed; if it is to go all the same, delete it yourself."
+        )
+    remove_folder(folder)
+    return folder
+
+
+def _outside(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of each file outside, as they were at the capture."""
+    fields = _read(folder, OUTSIDE, most=_OUTSIDE_BYTES)
+    for name in fields.names():
+        match noted := fields.take(name):
+            case [int(size), int(changed_ns)] if name.startswith("/") and "\0" not in name:
+                yield name, size, changed_ns
+            case _:
+                fields.refuse(name, noted, "an absolute path with a size and a time")
+
+
+def _read(folder: Path, name: str, *, most: int) -> Fields:
+    try:
+        folder_fd = opened_folder(folder)
+        try:
+            return read_json(folder, name, folder_fd, most=most)
+        finally:
+            os.close(folder_fd)
+    except OSError as error:
+        raise SnapshotError(f"{folder / name} cannot be read ({error.strerror}); {ANEW}") from error
+
+
+def _word(fields: Fields, name: str) -> str:
+    """What goes into a header of HTTP: visible ASCII, and not too much of it."""
+    word = fields.text(name, empty=False)
+    if len(word) > _WORD_CHARACTERS or not word.isascii() or not word.isprintable():
+        fields.refuse(name, "(not shown)", f"1 to {_WORD_CHARACTERS} visible characters of ASCII")
+    return word
 
 
 def _written(images: Path) -> str:
     """What a dump has written so far, in words."""
     size = sum(file.stat().st_size for file in images.iterdir()) if images.is_dir() else 0
     return f"{size / 1e9:.2f} GB of the snapshot are written" if size else ""
-
-
-def _check_private(folder: Path) -> None:
-    """A snapshot is memory that will be run: nobody else may write it, and nobody else may read it."""
-    facts = folder.stat()
-    if facts.st_uid != os.geteuid():
-        raise SnapshotError(
-            f"{folder} belongs to user {facts.st_uid}, not to you ({os.geteuid()}): to restore it would run their code. "
-            "Make one of your own."
-        )
-    if facts.st_mode & _PRIVATE_BITS:
-        raise SnapshotError(
-            f"{folder} is open to other users (mode {facts.st_mode & 0o777:o}): it holds memory and keys. If nobody has "
-            f"changed it: chmod 700 {folder}"
-        )
 
 
 def _check_files(opened: OpenFiles) -> None:
@@ -329,28 +398,9 @@ def _write_lines(file: Path, lines: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _made_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the target that takes its place when the block succeeds, and vanishes otherwise."""
-    folder = folder.absolute()
-    _sweep(folder)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(mode=0o700)
+    """See `torpor.snapshots.folders.made_whole`; the disk's refusals are told as errors of the snapshot."""
     try:
-        yield partial
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
-            folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a capture left that was killed."""
-    for kind in ("partial", "removed"):
-        for left in folder.parent.glob(f".{folder.name}.{kind}-*"):
-            pid = left.name.rpartition("-")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(left, ignore_errors=True)
+        with made_whole(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise SnapshotError(f"The snapshot {folder} cannot be written: {error.strerror or error}.") from error
