@@ -194,6 +194,100 @@ def test_nothing_behind_an_upgrade_is_read_as_a_request(server: GuardedServer, p
     assert server.engine.paths == ["/v1/models"]
 
 
+@pytest.mark.fault("a client goes on with a body that was answered", area="heads", outcome="refused")
+@pytest.mark.parametrize(
+    "head", [b"Content-Length: 900000\r\n", b"Transfer-Encoding: chunked\r\n"], ids=["length", "chunked"]
+)
+def test_the_rest_of_an_answered_body_is_not_read_for_ever(server: GuardedServer, head: bytes) -> None:
+    """An engine that answers without reading, as with 405, leaves a body that nobody counts."""
+    piece = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+    answer, sent = flood(server.port, b"POST /v1/models HTTP/1.1\r\nHost: t\r\n" + head + b"\r\n" + piece, piece, 16)
+    assert statuses(answer)[:1] in ([200], [413], [])
+    assert sent < 12 * 2**20
+
+
+def test_a_connection_is_kept_where_the_rest_of_an_answered_body_is_short(server: GuardedServer) -> None:
+    """Ordinary clients send head and body apart, and use the connection again."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(request("/v1/models", method="POST", body=b"{}", close=False)[:-2])
+        assert statuses(read_until(connection, b"{}")) == [200]
+        connection.sendall(b"{}" + LAST)
+        assert statuses(read_all(connection)) == [200]
+
+
+AMBIGUOUS = (
+    "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+    "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+    "Content-Length: 5\r\nContent-Length: 6\r\n",
+    "Content-Length: 2, 3\r\n",
+    "Content-Length: +2\r\n",
+    "Content-Length: 0x2\r\n",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+    "Transfer-Encoding: chunked, identity\r\n",
+    "Transfer-Encoding: xchunked\r\n",
+    "Transfer-Encoding : chunked\r\n",
+)
+
+
+@pytest.mark.fault("a request's body has two lengths", area="heads", outcome="refused")
+@pytest.mark.parametrize("more", AMBIGUOUS)
+@pytest.mark.parametrize("asleep", [False, True], ids=["serving", "asleep"])
+def test_an_ambiguous_request_is_400_and_the_connection_is_closed(
+    server: GuardedServer, more: str, asleep: bool
+) -> None:
+    """A proxy in front may read its end elsewhere, so nothing behind it is taken for a request."""
+    if asleep:
+        server.sleep()
+    reached = len(server.engine.calls)
+    for path in ("/v1/chat", "/secret", "/health", "/_torpor/state"):
+        answer = server.send(request(path, method="POST", more=more, body=b"0\r\n\r\n", close=False) + GOOD)
+        assert len(statuses(answer)) == 1, path
+        assert statuses(answer)[0] in (400, 501), path
+        assert b"connection: close" in answer.lower(), path
+    assert len(server.engine.calls) == reached
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/chat HTTP/1.0\r\nHost: t\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/chat HTTP/1.1\r\nHost: t\r\nHost: u\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+    ids=["chunks in HTTP/1.0", "two hosts"],
+)
+def test_what_a_proxy_may_route_or_read_otherwise_is_ambiguous_too(server: GuardedServer, head: bytes) -> None:
+    """RFC 9112, 3.2 and 6.1: both are faults of the sender."""
+    answer = server.send(head + GOOD)
+    assert statuses(answer) == [400]
+    assert server.engine.calls == []
+
+
+@pytest.mark.fault("a refused request's body does not come", area="heads", outcome="refused")
+@pytest.mark.parametrize("asleep", [False, True], ids=["serving", "asleep"])
+@pytest.mark.parametrize(
+    "more",
+    ["Content-Length: 900\r\n", "Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\nContent-Length: 900\r\n"],
+)
+def test_a_refusal_whose_body_was_not_read_closes_the_connection(
+    server: GuardedServer, more: str, asleep: bool
+) -> None:
+    """Nobody waits for the rest, and nobody takes it for a request."""
+    if asleep:
+        server.sleep()
+    path = "/v1/chat" if asleep else "/secret"
+    answer = server.send(request(path, method="POST", more=more, close=False))
+    assert statuses(answer) == [503 if asleep else 404]
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_refusal_whose_short_body_was_read_keeps_the_connection(server: GuardedServer) -> None:
+    """A load balancer keeps its connections while a replica sleeps."""
+    server.sleep()
+    refused = request("/v1/chat", method="POST", body=b"{}", close=False)
+    answer = server.send(refused + refused + LAST)
+    assert answer.count(b"HTTP/1.1 503") == 3
+
+
 @pytest.mark.slow
 @pytest.mark.fault("a client sends a head of 200 MB to an engine that sleeps", area="heads", outcome="refused")
 @pytest.mark.parametrize("http", PARSERS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from torpor.guard.control import Control
 from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
-from torpor.guard.messages import HeldEnd, LimitedBody, Refusal, answer, conflict, refuse
+from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, conflict, refuse
 from torpor.guard.rules import HEALTH
 from torpor.guard.states import State, StateMachine
 from torpor.launcher.process_identity import keep_process_identities
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard"]
 
-_LENGTH, _ENCODING = b"content-length", b"transfer-encoding"
-_ONCE = (KEY_HEADER, BEARER_HEADER, _LENGTH, _ENCODING)
+_LENGTH, _ENCODING, _HOST = b"content-length", b"transfer-encoding", b"host"
+_ONCE = (KEY_HEADER, BEARER_HEADER, _LENGTH, _ENCODING, _HOST)
 _MAX_LENGTH_DIGITS = 19
 _POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
 _OK, _UNAVAILABLE = 200, 503
@@ -97,12 +97,12 @@ class Guard:
         pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
         headers = dict(pairs)
         route = self._route(scope)
-        if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(pairs, headers):
-            await self._refuse(send, _AMBIGUOUS)
+        if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(scope, pairs, headers):
+            await self._refuse(OwnAnswer(scope, receive, send, ambiguous=True), _AMBIGUOUS)
         elif route is None or not route.public or KEY_HEADER in headers:
             await self._not_public(scope, headers, route, receive, send)
         elif refusal := self._public_refusal(scope, headers, route):
-            await self._refuse(send, refusal)
+            await self._refuse(OwnAnswer(scope, receive, send), refusal)
         elif self._asks_for_bearer or _LENGTH not in headers:
             await self._pass(scope, headers, receive, send)
         else:
@@ -150,7 +150,7 @@ class Guard:
             if not body.unanswered:
                 raise
         if body.unanswered:
-            await self._refuse(send, self._too_large)
+            await self._refuse(OwnAnswer(scope, receive, send, ended=body.ended), self._too_large)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._machine.arrive()
@@ -163,33 +163,34 @@ class Guard:
         self, scope: Scope, headers: Headers, route: _Route | None, receive: Receive, send: Send
     ) -> None:
         access = route.access if route else None
+        own = OwnAnswer(scope, receive, send)
         if access is _Access.HEALTH and scope["method"] in ("GET", "HEAD"):
-            await self._answer_health(send)
+            await self._answer_health(own.send)
         elif KEY_HEADER in headers and not self._key.fits(headers[KEY_HEADER]):
-            await self._refuse(send, _FORBIDDEN)
+            await self._refuse(own, _FORBIDDEN)
         elif access is _Access.IDENTITY:
-            await self._control.prove(scope, headers, send)
+            await self._control.prove(scope, headers, own.send)
         elif KEY_HEADER not in headers:
-            await self._refuse(send, _CLOSED)
+            await self._refuse(own, _CLOSED)
         elif access is _Access.CONTROL:
-            await self._control(scope, receive, send)
+            await self._control(scope, own.receive, own.send)
         elif route is None or access is _Access.HEALTH:
-            await self._refuse(send, _CLOSED)
+            await self._refuse(own, _CLOSED)
         elif refusal := self._length_refusal(headers):
-            await self._refuse(send, refusal)
+            await self._refuse(own, refusal)
         else:
             await self._keyed(scope, headers, route, receive, send)
 
     async def _keyed(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
         """What the holder of the lifecycle key asks of the engine."""
-        path, held = str(scope["path"]), HeldEnd(send)
+        path, held, own = str(scope["path"]), HeldEnd(send), OwnAnswer(scope, receive, send)
         is_step = route.access is _Access.STEP
         if is_step and scope["method"] != "POST":
-            await self._refuse(send, _NOT_POST)
+            await self._refuse(own, _NOT_POST)
         elif is_step and not self._machine.begin_step(path):
-            await self._conflict(send, f"{path} is out of order, was called before, or follows a step that failed")
+            await self._conflict(own.send, f"{path} is out of order, was called before, or follows a step that failed")
         elif not is_step and not self._machine.engine_is_awake:
-            await self._conflict(send, f"{path} would reach an engine that is not awake")
+            await self._conflict(own.send, f"{path} would reach an engine that is not awake")
         else:
             try:
                 await self._pass(scope, headers, receive, held.send)
@@ -209,7 +210,9 @@ class Guard:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
         headers, route = dict(pairs), self._route(scope)
-        known = route is not None and route.public and KEY_HEADER not in headers and not _ambiguous(pairs, headers)
+        known = (
+            route is not None and route.public and KEY_HEADER not in headers and not _ambiguous(scope, pairs, headers)
+        )
         if known and route is not None and self._public_refusal(scope, headers, route) is None:
             await self._count(_without_keys(scope) if self._asks_for_bearer else scope, receive, send)
         else:
@@ -225,8 +228,8 @@ class Guard:
     async def _conflict(self, send: Send, error: str) -> None:
         await conflict(send, error, self._machine.state)
 
-    async def _refuse(self, send: Send, refusal: Refusal) -> None:
-        await refuse(send, refusal, self._rules.retry_after_s)
+    async def _refuse(self, own: OwnAnswer, refusal: Refusal) -> None:
+        await refuse(own.send, refusal, self._rules.retry_after_s)
 
 
 def _routes(rules: GuardRules) -> dict[str, _Route]:
@@ -248,9 +251,11 @@ def _unavailable(code: str, message: str) -> Refusal:
     return Refusal(_UNAVAILABLE, code, message, "server_error", retry=True)
 
 
-def _ambiguous(pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
+def _ambiguous(scope: Scope, pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
     """Whether two readers of these headers might each believe something else of who is asking or how long the body is."""
-    if _ENCODING in headers and (_LENGTH in headers or headers[_ENCODING].lower() != b"chunked"):
+    if _ENCODING in headers and (
+        _LENGTH in headers or headers[_ENCODING].lower() != b"chunked" or scope.get("http_version") == "1.0"
+    ):
         return True
     names = [name for name, _ in pairs]
     return any(names.count(name) > 1 for name in _ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ __all__ = [
     "HeldEnd",
     "LimitedBody",
     "Message",
+    "OwnAnswer",
     "Receive",
     "Refusal",
     "Scope",
@@ -36,6 +38,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_CONTROL_BYTES = 4096
+MAX_SKIPPED_BYTES = 64 * 1024
+SKIPPING_S = 1.0
 _CONFLICT = 409
 
 
@@ -105,6 +109,61 @@ async def hung_up(receive: Receive) -> None:
         pass
 
 
+class OwnAnswer:
+    """An answer of the guard's own to a request whose body it may not have read.
+
+    What is left of a short body is read and dropped before the answer, so that the connection takes the next request. Where
+    that does not end soon (`MAX_SKIPPED_BYTES`, `SKIPPING_S`), where the client waits for a word before it sends the body, or
+    where nobody can tell its end, the answer closes the connection: two readers must not take what follows for different things.
+
+    Args:
+        scope: of the request.
+        receive: the server's.
+        send: the server's.
+        ended: whether the body was read to its end.
+        ambiguous: whether its end is in doubt.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, ended: bool = False, ambiguous: bool = False
+    ) -> None:
+        headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
+        has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        # From HTTP/2 on a request is a stream of its own, and the header that closes is forbidden.
+        one_connection = scope.get("http_version") in ("1.0", "1.1")
+        self._receive = receive
+        self._send = send
+        self._ended = ended or not has_body
+        self._readable = not ambiguous and b"expect" not in headers
+        self._closes = one_connection and (ambiguous or not self._ended)
+
+    async def receive(self) -> Message:
+        """For whoever reads the body after all."""
+        message = await self._receive()
+        self._ended = self._ended or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """For the answer."""
+        if message["type"] == "http.response.start" and self._closes and not await self._skipped():
+            pairs = cast("list[tuple[bytes, bytes]]", message["headers"])
+            message = {**message, "headers": [*pairs, (b"connection", b"close")]}
+        await self._send(message)
+
+    async def _skipped(self) -> bool:
+        """Read what is left of the body; whether it has an end that is near."""
+        if not self._readable:
+            return False
+        left = MAX_SKIPPED_BYTES
+        try:
+            async with asyncio.timeout(SKIPPING_S):
+                while not self._ended and left >= 0:
+                    left -= len(cast("bytes", (await self.receive()).get("body", b"")))
+        except TimeoutError:
+            return False
+        return self._ended
+
+
 class LimitedBody:
     """A request body of unknown length, counted as it comes.
 
@@ -115,6 +174,9 @@ class LimitedBody:
         receive: the server's.
         send: the server's.
         limit: largest body, bytes.
+
+    Attributes:
+        ended: whether the whole body has come.
     """
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
@@ -122,6 +184,7 @@ class LimitedBody:
         self._send = send
         self._left = limit
         self._answered = False
+        self.ended = False
 
     @property
     def exceeded(self) -> bool:
@@ -138,6 +201,7 @@ class LimitedBody:
         if self.exceeded:
             return {"type": "http.disconnect"}
         message = await self._receive()
+        self.ended = self.ended or not message.get("more_body", False)
         self._left -= len(cast("bytes", message.get("body", b"")))
         return {"type": "http.disconnect"} if self.exceeded else message
 

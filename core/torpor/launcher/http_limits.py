@@ -9,6 +9,7 @@ time. With these limits both parsers behave the same:
     a request's target       MAX_TARGET_BYTES, else 414
     time for a head          HEAD_TIMEOUT_S from the connection or the head's first byte on, else 408
     chunk headers, trailers  MAX_HEAD_BYTES more than 8 times the body's bytes so far, else 400; trailers are dropped
+    the rest of a body       MAX_SKIPPED_BYTES and HEAD_TIMEOUT_S after the answer, else the connection ends
     pipelined requests       MAX_PIPELINED parsed ahead, MAX_QUEUED_BYTES received ahead, else the connection ends
 
 Every refusal closes the connection. No request is turned into a websocket: no engine has a public route for one.
@@ -43,6 +44,7 @@ __all__ = [
     "MAX_HEAD_BYTES",
     "MAX_PIPELINED",
     "MAX_QUEUED_BYTES",
+    "MAX_SKIPPED_BYTES",
     "MAX_TARGET_BYTES",
     "HeadClock",
     "framing_left",
@@ -57,6 +59,7 @@ MAX_TARGET_BYTES = 8 * 1024
 HEAD_TIMEOUT_S = 20.0
 MAX_PIPELINED = 16
 MAX_QUEUED_BYTES = 1024 * 1024
+MAX_SKIPPED_BYTES = 64 * 1024
 _FRAMING_PER_BODY_BYTE = 8  # chunks of one byte have 5
 _H11 = "uvicorn.protocols.http.h11_impl"
 _MESSAGES = {

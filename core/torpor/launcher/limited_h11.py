@@ -33,7 +33,8 @@ class LimitedH11Protocol(H11Protocol):
         super().data_received(data)
         if self.conn.queued > limits.MAX_QUEUED_BYTES:
             self.transport.close()
-        waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        idle = self.cycle is None or self.cycle.response_complete
+        waiting = idle and not self.transport.is_closing()
         self._clock.set(waiting=waiting)
 
     @override
@@ -43,11 +44,11 @@ class LimitedH11Protocol(H11Protocol):
     @override
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            if (
-                self.cycle is None
-                or self.cycle.response_complete
-                or (self.conn.body_is_wrong and not self.cycle.response_started)
-            ):
+            if self.conn.body_is_wrong:
+                answers = not self.cycle.response_started
+            else:  # a request that nobody knows yet
+                answers = self.cycle is None or self.cycle.response_complete
+            if answers:
                 self.transport.write(refusal_bytes(self.conn.status))
             self.transport.close()
 
@@ -57,8 +58,12 @@ class LimitedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _head_is_late(self) -> None:
-        self.conn.status = HTTPStatus.REQUEST_TIMEOUT
-        self.send_400_response("")
+        has_begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if has_begun:
+            self.conn.status = HTTPStatus.REQUEST_TIMEOUT
+            self.send_400_response("")
+        else:
+            self.transport.close()
 
 
 class _LimitedConnection(h11.Connection):
@@ -75,6 +80,7 @@ class _LimitedConnection(h11.Connection):
         self.status: int = HTTPStatus.BAD_REQUEST
         self.queued = 0
         self._framing = 0
+        self._skipped = 0
         self.body_is_wrong = False
 
     @override
@@ -99,7 +105,7 @@ class _LimitedConnection(h11.Connection):
 
     def _check(self, event: object) -> None:
         if isinstance(event, h11.Request):
-            self.queued = self._framing = 0
+            self.queued = self._framing = self._skipped = 0
             if len(event.target) > limits.MAX_TARGET_BYTES:
                 raise h11.RemoteProtocolError("target too long", HTTPStatus.REQUEST_URI_TOO_LONG)
             size = sum(len(name) + len(value) + 4 for name, value in event.headers)
@@ -107,5 +113,9 @@ class _LimitedConnection(h11.Connection):
                 raise h11.RemoteProtocolError("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif isinstance(event, h11.Data):
             self._framing = framing_left(self._framing, len(event.data))
+            if self.our_state is h11.DONE:  # what nobody reads any more
+                self._skipped += len(event.data)
+                if self._skipped > limits.MAX_SKIPPED_BYTES:
+                    raise h11.RemoteProtocolError("a body that was answered goes on")
         elif event is h11.NEED_DATA and self._framing > limits.MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError("more framing than body")

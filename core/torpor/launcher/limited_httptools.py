@@ -34,6 +34,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._in_head = True  # in one, or before one
         self._framing = 0  # bytes of this head, or of chunk headers and trailers beyond what the body allows
         self._trailers = 0
+        self._skipped = 0
         self._queued = 0  # bytes behind a whole request that is not answered yet
         self._held = bytearray()  # those that the parser has not got yet
         self._ended = False  # behind a request for another protocol nothing is HTTP
@@ -70,11 +71,11 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
                     self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 self.send_400_response("")
                 return
-        self._clock.set(waiting=self._in_head and (self.cycle is None or self.cycle.response_complete))
+        self._clock.set(waiting=self.cycle is None or self.cycle.response_complete)
 
     @override
     def on_message_begin(self) -> None:
-        self._in_head, self._framing, self._trailers = True, 0, 0
+        self._in_head, self._framing, self._trailers, self._skipped = True, 1, 0, 0  # 1: one has begun
         super().on_message_begin()
 
     @override
@@ -103,6 +104,10 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
     @override
     def on_body(self, body: bytes) -> None:
         self._framing = framing_left(self._framing, len(body))
+        if self.cycle.response_complete:  # what nobody reads any more
+            self._skipped += len(body)
+            if self._skipped > limits.MAX_SKIPPED_BYTES:
+                raise _LimitError
         super().on_body(body)
 
     @override
@@ -125,8 +130,11 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            answered = self.cycle is None or self.cycle.response_complete
-            if answered or not (self._in_head or self.pipeline or self.cycle.response_started):
+            if self._in_head:  # of a request that nobody knows yet
+                answers = self.cycle is None or self.cycle.response_complete
+            else:
+                answers = not (self.pipeline or self.cycle.response_started)
+            if answers:
                 self.transport.write(refusal_bytes(self._status))
             self.transport.close()
 
@@ -136,5 +144,8 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _head_is_late(self) -> None:
-        self._status = HTTPStatus.REQUEST_TIMEOUT
-        self.send_400_response("")
+        if self._in_head and self._framing > 0:
+            self._status = HTTPStatus.REQUEST_TIMEOUT
+            self.send_400_response("")
+        else:
+            self.transport.close()
