@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from torpor.canary import Canary, ask_canary, compare_canary
+from torpor.child_process import run_child
 from torpor.control import GuardControl, open_client
 from torpor.engine import engines_started_by
 from torpor.errors import (
@@ -38,7 +39,7 @@ from torpor.lifecycle import Lifecycle
 from torpor.progress import followed_lines
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
-from torpor.steps import ends_with_this_process, script_argv
+from torpor.steps import script_argv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -368,17 +369,7 @@ class _Deadline:
 def _run_preflight(check: Preflight, recipe: Recipe) -> None:
     argv = script_argv(sys.executable, check.script, check.argv)
     try:
-        with ends_with_this_process() as lifeline:
-            result = subprocess.run(
-                argv,
-                env={**os.environ, **recipe.env, **lifeline.mark},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=check.timeout_s,
-                check=False,
-            )
+        result = run_child(argv, env={**os.environ, **recipe.env}, timeout_s=check.timeout_s)
     except subprocess.TimeoutExpired:
         raise PreflightError(
             f"Preflight check {check.name!r} took longer than {check.timeout_s:g} s. {check.cure}"
@@ -388,5 +379,7 @@ def _run_preflight(check: Preflight, recipe: Recipe) -> None:
             f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
         ) from error
     if result.returncode != 0:
-        said = (result.stderr or result.stdout).strip() or f"exit code {result.returncode}, no output."
+        said = (result.stderr or result.stdout).decode(
+            errors="replace"
+        ).strip() or f"exit code {result.returncode}, no output."
         raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

@@ -5,37 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import secrets
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.child_process import ends_with_this_process
 from torpor.errors import BuildStepError, ConfigurationError
-from torpor.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from torpor.recipe import BuildStep, Recipe
 
-__all__ = ["ends_with_this_process", "run_step", "runner_file", "script_argv", "script_file", "step_command"]
+__all__ = ["run_step", "runner_file", "script_argv", "script_file", "step_command"]
 
 
-_RUN_ID_VARIABLE = "TORPOR_RUN_ID"
 _STANDARD_ERROR = 2
 _GENTLE_S = 3.0
 """Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
 _RUNNER_ENDS_S = 30.0
 """Seconds that a runner gets after SIGTERM: ten for the step to tidy up, ten to kill it, and some for a busy machine."""
-
-
-def ends_with_this_process(gentle_s: float = 0.0) -> Lifeline:
-    """What ends a command with everything that it started when this process ends, or when the `with` block fails.
-
-    Args:
-        gentle_s: see `Lifeline`.
-    """
-    return Lifeline(_RUN_ID_VARIABLE, secrets.token_hex(8), gentle_s=gentle_s)
 
 
 def script_file(module: str) -> Path:

@@ -66,8 +66,8 @@ def _restore(options: RestoreOptions) -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # whoever read it has gone
+    with contextlib.suppress(OSError):  # the terminal, or whoever read it, has gone
+        print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
         sys.stdout.flush()
     # Not sys.exit: CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not.
     os._exit(_INTERRUPTED)

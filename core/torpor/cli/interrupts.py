@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted and raised as KeyboardInterrupt.
+"""Ctrl-C, SIGTERM and a closed terminal, noted and raised as KeyboardInterrupt.
 
 Noted, because what is raised may not arrive: an exception out of a signal handler inside the import of an extension
 module can come out as that module's own (seen: `TypeError: expected a message argument` out of `import ssl`).
@@ -24,12 +24,14 @@ def note_ctrl_c() -> None:
 
 
 def ends_on_sigterm() -> None:
-    """Have SIGTERM end the command as Ctrl-C does."""
+    """Have SIGTERM end the command as Ctrl-C does, and SIGHUP (a closed terminal) unless it is ignored (`nohup`)."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def interrupted() -> bool:
-    """Whether one of the two has come."""
+    """Whether one of them has come."""
     return bool(_noted)
 
 

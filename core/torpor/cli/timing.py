@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from torpor.child_process import ends_with_this_process
 from torpor.errors import EngineTimeoutError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ __all__ = ["FirstToken", "Polled", "command", "first_token", "port_taken", "read
 
 _POLL_S = 0.002
 _STOP_S = 30.0
+_GENTLE_S = 2.0
+"""Seconds that a command gets to end in order after the end of this process: nobody waits for it any more."""
 _PROMPT = "Say hello."
 _HEALTH_TIMEOUT_S = 5.0
 _Seen = TypeVar("_Seen")
@@ -57,11 +61,21 @@ def command(*words: str) -> list[str]:
 def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]]:
     """Start a command; yields it and the monotonic time just before. SIGTERM ends it after the block.
 
-    Its standard output is a pipe; its standard error is shown when it fails.
+    Its standard output is a pipe; its standard error is shown when it fails. It ends with this process, with all that it
+    started, however this process ends.
     """
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as said, ends_with_this_process(_GENTLE_S) as lifeline:
         began = time.monotonic()
-        process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True)
+        process = subprocess.Popen(
+            list(argv),
+            env={**os.environ, **lifeline.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            start_new_session=True,
+        )
+        lifeline.tell(process.pid)
         try:
             yield process, began
         except EngineTimeoutError as error:
@@ -70,11 +84,10 @@ def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]
             raise
         finally:
             process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            lifeline.sweep()  # a process that it left behind may hold the pipe
+            process.communicate()
 
 
 def port_taken(process: Polled, began: float, *, port: int, timeout_s: float) -> float:

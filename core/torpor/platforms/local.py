@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.boot import Boot
+from torpor.child_process import run_child
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
@@ -342,9 +343,7 @@ def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
         missing |= {f"pip:{name}": plugin for name, plugin in wanted.items() if name not in here}
     if recipe.image.apt and shutil.which("dpkg-query"):
         for name in recipe.image.apt:
-            found = subprocess.run(
-                ["dpkg-query", "-W", name], capture_output=True, check=False, timeout=_QUERY_TIMEOUT_S
-            )
+            found = run_child(["dpkg-query", "-W", name], timeout_s=_QUERY_TIMEOUT_S)
             if found.returncode != 0:
                 missing[f"apt:{name}"] = recipe.origins.get(f"apt:{name}", "?")
     return missing
@@ -353,14 +352,13 @@ def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
 def _installed(python: str) -> set[str]:
     code = "import importlib.metadata as m; print(*{d.name for d in m.distributions() if d.name}, sep='\\n')"
     try:
-        listed = subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, check=True, timeout=_QUERY_TIMEOUT_S
-        )
+        listed = run_child([python, "-c", code], timeout_s=_QUERY_TIMEOUT_S)
+        listed.check_returncode()
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigurationError(
             f"The engine's interpreter {python!r} cannot be asked for its packages: {error}."
         ) from error
-    return {requirement_name(line) for line in listed.stdout.split()}
+    return {requirement_name(line) for line in listed.stdout.decode(errors="replace").split()}
 
 
 def _gpu_names() -> list[str]:

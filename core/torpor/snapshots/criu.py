@@ -312,19 +312,14 @@ def candidates(prefix: Path | None = None) -> Iterator[tuple[str, ...]]:
 
 def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
     """Ask it; None when it does not run (wrong architecture, missing libraries, ...)."""
+    from torpor.child_process import run_child  # noqa: PLC0415 - a restore seldom asks
+
     try:
-        said = subprocess.run(
-            [*argv, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_VERSION_TIMEOUT_S,
-            check=False,
-        ).stdout
+        said = run_child([*argv, "--version"], timeout_s=_VERSION_TIMEOUT_S).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if match := re.search(r"Version: (\d+)\.(\d+)(?:\.(\d+))?", said):
-        major, minor, patch = match.groups(default="0")
+    if match := re.search(rb"Version: (\d+)\.(\d+)(?:\.(\d+))?", said):
+        major, minor, patch = match.groups(default=b"0")
         return int(major), int(minor), int(patch)
     return None
 

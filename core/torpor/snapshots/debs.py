@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from torpor.child_process import run_child
 from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -76,15 +77,11 @@ def _content(package: Path) -> Iterator[tarfile.TarFile]:
 
 def _by_dpkg(package: Path) -> bytes:
     try:
-        return subprocess.run(
-            ["dpkg-deb", "--fsys-tarfile", str(package)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-            timeout=_DPKG_TIMEOUT_S,
-        ).stdout
+        unpacked = run_child(["dpkg-deb", "--fsys-tarfile", str(package)], timeout_s=_DPKG_TIMEOUT_S)
+        unpacked.check_returncode()
     except subprocess.SubprocessError as error:
         raise SnapshotError(f"dpkg-deb cannot read {package.name}: {error}.") from error
+    return unpacked.stdout
 
 
 def _data_member(package: Path) -> tuple[str, bytes]:

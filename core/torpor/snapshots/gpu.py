@@ -271,10 +271,13 @@ def _ask_smi() -> Driver:
 
 def _smi_rows(what: str, columns: str) -> Iterator[Sequence[str]]:
     argv = ["nvidia-smi", f"--query-{what}={columns}", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_SMI_TIMEOUT_S)
+    from torpor.child_process import run_child  # noqa: PLC0415 - NVML answers first
+
+    listed = run_child(argv, timeout_s=_SMI_TIMEOUT_S)
     if listed.returncode != 0:
-        raise ValueError(f"{' '.join(argv)} gave code {listed.returncode}: {(listed.stdout + listed.stderr).strip()}")
-    for line in filter(str.strip, listed.stdout.splitlines()):
+        said = (listed.stdout + listed.stderr).decode(errors="replace").strip()
+        raise ValueError(f"{' '.join(argv)} gave code {listed.returncode}: {said}")
+    for line in filter(str.strip, listed.stdout.decode(errors="replace").splitlines()):
         row = [word.strip() for word in line.split(",")]
         if len(row) != len(columns.split(",")):
             raise ValueError(f"{' '.join(argv)} said {line!r}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from torpor.child_process import run_child
 from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -182,19 +183,14 @@ def _by_urllib(address: str, file: Path, deadline: float) -> None:
 def _run(argv: Sequence[str], deadline: float) -> None:
     program = Path(argv[0]).name
     try:
-        result = subprocess.run(
+        result = run_child(
             argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            timeout=max(0.1, deadline - time.monotonic()),
-            check=False,
+            timeout_s=max(0.1, deadline - time.monotonic()),
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
         )
     except subprocess.TimeoutExpired:
         raise SnapshotError(f"{program} was not done in time. {_CURE}") from None
     if result.returncode != 0:
-        errors = [line[3:] for line in result.stderr.splitlines() if line.startswith("E: ")] or [result.stderr.strip()]
+        said = result.stderr.decode(errors="replace")
+        errors = [line[3:] for line in said.splitlines() if line.startswith("E: ")] or [said.strip()]
         raise SnapshotError(f"{program} failed: {'; '.join(errors)[:2000]}. {_CURE}")

@@ -6,10 +6,10 @@ import dataclasses
 import os
 import pickle
 import re
-import subprocess
 import sys
 from importlib.metadata import entry_points
 
+from torpor.child_process import run_child
 from torpor.deployment import plugin_name
 from torpor.testing.failing import broken
 
@@ -110,25 +110,23 @@ class ValueRules:
         """A plugin's module loads without the engine's and the platform's libraries."""
         module = type(plugin).__module__
         code = f"import sys, {module}; print(*[name for name in {_HEAVY!r} if name in sys.modules])"
-        loaded = subprocess.run(
+        loaded = run_child(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_IMPORT_TIMEOUT_S,
+            timeout_s=_IMPORT_TIMEOUT_S,
         )
+        output, errors = (stream.decode(errors="replace").strip() for stream in (loaded.stdout, loaded.stderr))
         rule = "a plugin's module imports in a bare interpreter and brings in no engine and no platform."
         if loaded.returncode != 0:
-            last = loaded.stderr.strip().rpartition("\n")[2]
+            last = errors.rpartition("\n")[2]
             broken(
                 f"`import {module}` fails in a fresh interpreter: {last}.",
                 rule=rule,
                 cure="keep the class in an importable module, and import what only the container has inside launch or warmup.",
             )
-        if loaded.stdout.strip():
+        if output:
             broken(
-                f"`import {module}` also imports {', '.join(loaded.stdout.split())}.",
+                f"`import {module}` also imports {', '.join(output.split())}.",
                 rule=rule,
                 cure="move that import under `if TYPE_CHECKING:` or into the hook that acts (launch, warmup, ...).",
             )
