@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,3 +147,38 @@ def _under_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for statement in node.body:
                 yield from ast.walk(statement)
+
+
+STARTERS = {
+    "subprocess": {
+        "core/torpor/child_process.py": "the way for commands",
+        "core/torpor/process.py": "engines; a lifeline ends them",
+        "core/torpor/lifeline.py": "the watchers themselves",
+        "core/torpor/steps.py": "build steps; a lifeline ends them",
+        "core/torpor/cli/timing.py": "commands of our own; a lifeline ends them",
+        "core/torpor/snapshots/first_process.py": "sandboxes; their first process ends with its owner",
+        "core/torpor/buildstep.py": "runs in an image, where nothing of Torpor is; here the step's lifeline holds it",
+        "plugins/torpor_deepgemm/watch.py": "a build step's program; the step's lifeline ends it",
+    },
+    "fork": {
+        "core/torpor/lifeline.py": "the watchers themselves",
+        "core/torpor/snapshots/pid1.py": "inside a sandbox, which ends with its owner",
+        "core/torpor/snapshots/probe.py": "a program inside a sandbox",
+        "core/torpor/testing/standin/scheduler.py": "a stand-in for an engine; the engine's lifeline ends it",
+    },
+}
+"""Who may start processes, and what ends them with the framework's own."""
+
+STARTS = {
+    "subprocess": re.compile(r"subprocess\.(?:run|Popen|call|check_call|check_output)\((?!\[nvcc)"),
+    "fork": re.compile(r"^(?!.*\").*\bos\.(?:fork|forkpty|posix_spawn|posix_spawnp|spawn\w+|system|popen)\(", re.M),
+}
+
+
+@pytest.mark.parametrize("how", STARTERS)
+def test_no_process_is_started_that_nothing_ends(how: str) -> None:
+    """Every file that starts processes says what ends them; one that is new has to use `torpor.child_process`."""
+    found = {
+        str(file.relative_to(ROOT)) for file in sources(CORE, PLUGINS) if STARTS[how].search(file.read_text("utf-8"))
+    }
+    assert found == set(STARTERS[how])

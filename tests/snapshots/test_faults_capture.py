@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import is_running
 from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import chat, free_port, write_app
+from tests.test_lifeline import children_first
 from torpor import SnapshotError
 from torpor.platforms.local import inspect_snapshot
 from torpor.snapshots.criu import PREFIX_VARIABLE
@@ -87,11 +88,15 @@ class Held:
         """A command line of `torpor snapshot`."""
         return [sys.executable, "-m", "torpor.cli", "snapshot", *words]
 
+    def freed(self) -> dict[str, str]:
+        """The environment, with a CRIU that nothing holds."""
+        self._moment.write_text("free -\n")
+        return self.env
+
     def create(self) -> None:
         """Make the snapshot, with nothing in the way."""
-        self._moment.write_text("free -\n")
         command = self.argv("create", str(self.app), str(self.snapshot), "--mode", MODES[-1])
-        ran = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        ran = subprocess.run(command, env=self.freed(), capture_output=True, text=True, timeout=120, check=False)
         assert ran.returncode == 0, ran.stderr
 
     @contextmanager
@@ -195,3 +200,24 @@ def test_a_restore_that_is_ended_leaves_no_copy_and_the_snapshot_as_it_was(
     with kept.running("free", *words) as (process, below):
         assert chat(kept.port)
         end(process, below, signal.SIGTERM, code=0)
+
+
+@pytest.mark.fault(
+    "a supervisor kills the children of a capture or restore, then the command", area="snapshots", outcome="held"
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sandbox_ends_when_the_children_of_its_owner_are_killed_first(criu: Criu, mode: str, tmp_path: Path) -> None:
+    """While CRIU works on the capture, while it works on the restore, and while the copy serves."""
+    held = Held(tmp_path, criu)
+    create = ("create", str(held.app), str(held.snapshot), "--mode", mode)
+    with held.running("halted", *create) as (process, below):
+        children_first(psutil.Process(process.pid))
+        assert wait_for(lambda: not [one for one in below if is_running(one)], 10.0), below
+    ran = subprocess.run(held.argv(*create), env=held.freed(), capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    moments: tuple[Moment, ...] = ("halted", "free")
+    for moment in moments:
+        with held.running(moment, "restore", str(held.snapshot)) as (process, below):
+            assert len(below) >= 3
+            children_first(psutil.Process(process.pid))
+            assert wait_for(lambda: not [one for one in below if is_running(one)], 10.0), below

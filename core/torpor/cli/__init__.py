@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from torpor.cli.interrupts import interrupted, note_ctrl_c
+from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
 from torpor.errors import TorporError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _end_interrupted() -> NoReturn:
     with contextlib.suppress(OSError):  # the terminal, or whoever read it, has gone
         print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
         sys.stdout.flush()
+    end_as_hung_up()
     # Not sys.exit: CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not.
     os._exit(_INTERRUPTED)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from torpor._version import __version__
 from torpor.apps import load_deployment
+from torpor.bounds import checked_count
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.timed import cold_start, restored_start, standby_wake
@@ -60,8 +61,7 @@ def run_bench(app_file: str, *, starts: int, backend: str, json_file: str, html_
         PortInUseError: somebody else has the deployment's port.
         TorporError: a start failed; everything that was started was ended.
     """
-    if not 1 <= starts <= _MAX_STARTS:
-        raise ConfigurationError(f"--starts is {starts}; allowed are 1 to {_MAX_STARTS} starts of each kind.")
+    checked_count("--starts", starts, most=_MAX_STARTS, what="starts of each kind")
     if json_file == html_file == STANDARD_OUTPUT:
         raise ConfigurationError("--json and --html both name standard output; give one of them a file.")
     check_output("--json", json_file)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from torpor.apps import load_deployment
+from torpor.bounds import checked_count
+from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, restored_start
 from torpor.cli.timing import command, running
 from torpor.client import chat
+from torpor.errors import EngineTimeoutError
 from torpor.platforms.local import LocalServer
 from torpor.readiness import check_port_free
 from torpor.snapshots.backend import CriuBackend
@@ -29,10 +33,19 @@ __all__ = ["run_compare"]
 
 _QUESTION = "Tell me about the moon."
 _ANSWER_TOKENS = 64
+_MAX_RESTORES = 1000
 
 
 def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
-    """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby."""
+    """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby.
+
+    Raises:
+        ConfigurationError: `restores` is too small or too large; nothing was started.
+        EngineTimeoutError: no snapshot was made; a note holds what the command said.
+        TorporError: a start failed; everything that was started was ended.
+    """
+    checked_count("--restores", restores, most=_MAX_RESTORES, what="restores")
+    ends_on_sigterm()
     console = Console(stderr=True, highlight=False)
     deployment = load_deployment(app_file)
     check_port_free(deployment.port)
@@ -51,8 +64,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
     console.print("starting cold once more, for the snapshot ...")
-    with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
-        process.wait(COLD_TIMEOUT_S)
+    _create(app_file, folder)
     manifest = inspect(folder)
     size = manifest.image_bytes + manifest.side_file_bytes
     console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
@@ -72,6 +84,16 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         console.print(_stages(manifest, times))
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
         console.print(f"serve from the snapshot: torpor snapshot restore {folder}", soft_wrap=True)
+
+
+def _create(app_file: str, folder: Path) -> None:
+    with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
+        try:
+            code = process.wait(COLD_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise EngineTimeoutError(f"There was no snapshot of {app_file} after {COLD_TIMEOUT_S:g} s.") from None
+        if code != 0:
+            raise EngineTimeoutError(f"No snapshot of {app_file} was made: the command ended with code {code}.")
 
 
 def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:

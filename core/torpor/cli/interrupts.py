@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["ends_on_sigterm", "interrupted", "note_ctrl_c"]
+__all__ = ["end_as_hung_up", "ends_on_sigterm", "interrupted", "note_ctrl_c"]
 
 _noted: list[int] = []
 
@@ -33,6 +33,13 @@ def ends_on_sigterm() -> None:
 def interrupted() -> bool:
     """Whether one of them has come."""
     return bool(_noted)
+
+
+def end_as_hung_up() -> None:
+    """End by SIGHUP, if that came: whoever waits for this process sees what it would have seen."""
+    if signal.SIGHUP in _noted:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGHUP)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from torpor.bounds import checked_count, checked_seconds
 from torpor.client import chat
 from torpor.errors import ConfigurationError, EngineRequestError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torpor.client import ChatResult
 
 __all__ = ["checked_timeout", "key_from", "run_probe", "say"]
+
+_MAX_TOKENS = 1_000_000
 
 
 def run_probe(
@@ -37,8 +39,7 @@ def run_probe(
         ServerUnavailableError: no answer in time.
         EngineRequestError: the server refuses, or answers with no text.
     """
-    if max_tokens < 1:
-        raise ConfigurationError(f"--max-tokens is {max_tokens}; an answer has at least 1 token.")
+    checked_count("--max-tokens", max_tokens, most=_MAX_TOKENS, what="tokens")
     result = chat(
         url,
         model=model or None,
@@ -64,9 +65,7 @@ def checked_timeout(timeout_s: float) -> float:
     Raises:
         ConfigurationError: it is none.
     """
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise ConfigurationError(f"--timeout is {timeout_s:g}; it has to be a number of seconds above 0.")
-    return timeout_s
+    return checked_seconds("--timeout", timeout_s)
 
 
 def key_from(variable: str) -> str | None:

@@ -1,0 +1,48 @@
+"""Numbers that a command takes: refused at once where they cannot be meant, with what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+from torpor.errors import ConfigurationError
+
+__all__ = ["LONGEST_S", "checked_count", "checked_seconds"]
+
+LONGEST_S = 30 * 24 * 3600.0
+"""No command waits longer than a month."""
+
+
+def checked_count(option: str, value: int, *, most: int, what: str) -> int:
+    """A number of things, at least one.
+
+    Args:
+        option: with its dashes.
+        value: as given.
+        most: the largest that is allowed.
+        what: of what it is a number.
+
+    Raises:
+        ConfigurationError: it is outside.
+    """
+    if not 1 <= value <= most:
+        raise ConfigurationError(f"{option} is {value}; allowed are 1 to {most} {what}.")
+    return value
+
+
+def checked_seconds(option: str, value: float, *, zero: bool = False) -> float:
+    """A number of seconds, above zero and at most a month.
+
+    Args:
+        option: with its dashes.
+        value: as given.
+        zero: whether zero is allowed too.
+
+    Raises:
+        ConfigurationError: it is outside, infinite, or no number.
+    """
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0)) and value <= LONGEST_S):
+        least = "0" if zero else "more than 0"
+        raise ConfigurationError(
+            f"{option} is {value:g}; it has to be a number of seconds: {least}, and at most {LONGEST_S:.0f} (30 days)."
+        )
+    return value
