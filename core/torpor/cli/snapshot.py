@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.reading import plain
 from torpor.snapshots.store import inspect, remove
 
 if TYPE_CHECKING:
@@ -119,9 +120,8 @@ def _table(folder: Path, manifest: Manifest) -> Table:
 
 
 def _plain(text: str) -> Text:
-    """A text out of a file as it can be shown: no markup, no control characters, nothing that the terminal cannot encode."""
-    lines = ["".join(one if one.isprintable() else repr(one)[1:-1] for one in line) for line in text.split("\n")]
-    return Text("\n".join(lines))
+    """A text out of a file as it can be shown: no markup, no control characters."""
+    return Text(plain(text))
 
 
 def _gpu_rows(part: GpuPart, driver: str) -> str:

@@ -161,7 +161,7 @@ def found_instead(folder: Path) -> str:
     try:
         names = sorted(os.listdir(folder_fd))  # noqa: PTH208 - of a descriptor
         fields = read_json(folder, MANIFEST, folder_fd, most=MANIFEST_BYTES, closed=False)
-        return _other_content(fields.content, names) or _other_images(folder_fd)
+        return _other_kind(fields.content) or _other_images(folder_fd) or _others(fields.content, names)
     except FileNotFoundError:
         return f"there is no {MANIFEST} in it; it holds {_listed(names)}"
     except SnapshotError as error:
@@ -170,11 +170,16 @@ def found_instead(folder: Path) -> str:
         os.close(folder_fd)
 
 
-def _other_content(content: Mapping[str, object], names: list[str]) -> str:
-    """What a manifest and the names beside it say against a snapshot."""
-    schema, made, listed = content.get("schema"), content.get("deployment"), content.get("files")
-    if type(schema) is not int or not isinstance(made, dict) or not isinstance(made.get("torpor"), str):
-        return f"its {MANIFEST} is not of a snapshot, but says {_listed(sorted(content))}"
+def _other_kind(content: Mapping[str, object]) -> str:
+    schema, made = content.get("schema"), content.get("deployment")
+    if type(schema) is int and isinstance(made, dict) and isinstance(made.get("torpor"), str):
+        return ""
+    return f"its {MANIFEST} is not of a snapshot, but says {_listed(sorted(content))}"
+
+
+def _others(content: Mapping[str, object], names: list[str]) -> str:
+    """What stands beside the parts of a snapshot."""
+    listed = content.get("files")
     own = _PARTS | {str(path).partition("/")[0] for path in listed} if isinstance(listed, dict) else _PARTS
     others = [name for name in names if name not in own]
     return f"beside a snapshot it holds {_listed(others)}, which Torpor did not write" if others else ""
@@ -201,11 +206,11 @@ def check_place(folder: Path) -> None:
     Raises:
         SnapshotError: it is a mount point, its parent takes nothing from this user, or everybody may rename there.
     """
-    _named(folder, "partial", _NO_BOOT)
     if folder.parent == folder or os.path.ismount(folder):
         raise SnapshotError(
             f"{folder} is a mount point, which cannot be replaced; choose a folder in it: {folder / 'kept'}"
         )
+    _named(folder, "partial", _NO_BOOT)
     _check_parents(folder)
     parent = next(parent for parent in folder.parents if os.path.lexists(parent))
     if not parent.is_dir():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from torpor._version import __version__
 from torpor.errors import SnapshotError
 from torpor.snapshots.gpu_part import Gpu, GpuPart, described, different_gpus, gpu_part, read_gpu
-from torpor.snapshots.reading import Fields, check_owned, opened_file, opened_folder, read_json, shown
+from torpor.snapshots.reading import Fields, check_owned, is_short_path, opened_file, opened_folder, read_json, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -315,7 +315,7 @@ def _files(fields: Fields) -> dict[str, FileFacts]:
     files = {}
     for path in fields.names():
         parts = path.split("/")
-        if "\0" in path or path == MANIFEST or not set(parts).isdisjoint(("", ".", "..")):
+        if "\0" in path or path == MANIFEST or not set(parts).isdisjoint(("", ".", "..")) or not is_short_path(path):
             fields.refuse(path, path, "the path of a file in the snapshot")
         facts = fields.inner(path)
         files[path] = FileFacts(

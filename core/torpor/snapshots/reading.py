@@ -28,9 +28,11 @@ __all__ = [
     "MOST_BYTES",
     "Fields",
     "check_owned",
+    "is_short_path",
     "opened_file",
     "opened_folder",
     "parsed",
+    "plain",
     "read_json",
     "shown",
 ]
@@ -46,6 +48,7 @@ _READ_S = 20.0
 _PIECE_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 60
 _TEXT_CHARACTERS = 1 << 20
+_PATH_BYTES, _NAME_BYTES = 4096, 255
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -199,7 +202,7 @@ class Fields:
     def path(self, name: str) -> str:
         """An absolute path without `..`."""
         value = self.text(name)
-        if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
+        if not value.startswith("/") or "\0" in value or ".." in value.split("/") or not is_short_path(value):
             self.refuse(name, value, "an absolute path without `..`")
         return value
 
@@ -291,6 +294,11 @@ class Fields:
         return value
 
 
+def is_short_path(path: str) -> bool:
+    """Whether the kernel takes a path of that length (path_resolution(7)); others are errors wherever they are used."""
+    return len(path) < _PATH_BYTES and all(len(part) <= _NAME_BYTES for part in path.split("/"))
+
+
 def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
     """What was seen, for a message: in ASCII, on one line, not too long."""
     if isinstance(value, dict):
@@ -303,6 +311,15 @@ def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
     text = text or (repr(value)[1:-1] if isinstance(value, str) else repr(value))
     text = text.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def plain(text: str) -> str:
+    """A text out of a file as a terminal may show it: control characters and what is no character are escaped."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+    )
 
 
 def _content(descriptor: int, size: int, most: int) -> bytes:

@@ -21,6 +21,7 @@ from torpor.snapshots.folders import checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files, different_deployment
 from torpor.snapshots.places import release_work_folder, work_folder
+from torpor.snapshots.reading import plain
 from torpor.snapshots.store import changed_files, inspect, read_identity
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def misfits(
         reasons.append(f"its app file cannot be used: {error}")
     with contextlib.suppress(SnapshotError):  # damaged: said above
         reasons += changed_files(folder)
-    return reasons
+    return list(map(plain, reasons))
 
 
 def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
@@ -413,7 +414,7 @@ def _load(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment
 
 
 def _misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
-    listed = "\n".join(f"  - {reason}" for reason in reasons)
+    listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
     return SnapshotError(
         f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Mend what differs, or make it anew: "
         "torpor snapshot create"
