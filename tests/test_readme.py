@@ -1,13 +1,77 @@
-"""The README: short enough to be read whole."""
+"""The README: short enough to be read whole, and every claim about what differs from the example has tests."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import pytest
+
+from tests.docs.test_architecture import defined
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 LINES = 150
+
+SHOWN_BY = {
+    "the engine's port is published as it is": (
+        "guard/test_guard_access.py:test_what_is_not_exactly_a_public_path_is_404_without_a_key",
+        "guard/test_guard_states.py:test_a_step_out_of_order_is_409_and_never_reaches_the_engine",
+    ),
+    "`/health` is the engine's own, asleep or not": (
+        "guard/test_guard_access.py:test_health_is_the_guards_own_answer_in_every_state",
+    ),
+    "the kernels' Volume is mounted at a path that SGLang does not write to": (
+        "plugins/torpor_deepgemm/test_plugin.py:test_the_compile_step_is_the_engines_own_command_on_the_gpu",
+        "plugins/torpor_deepgemm/test_plugin.py:test_the_serving_container_does_not_mount_the_kernels_volume",
+    ),
+    "the compile step's exit code is ignored": (
+        "plugins/torpor_deepgemm/test_plugin.py:test_a_compilation_that_ends_well_without_a_kernel_fails",
+        "plugins/torpor_deepgemm/test_plugin.py:test_a_compilation_that_hangs_is_ended_at_its_time_limit",
+        "plugins/torpor_deepgemm/test_plugin.py:test_a_crash_is_tried_again_once",
+    ),
+    "the hub is asked at serve time": (
+        "plugins/torpor_hf_cache/test_plugin.py:test_the_image_gets_the_volume_and_an_offline_hub",
+        "test_boot.py:test_a_failed_check_stops_the_start_before_the_launch",
+    ),
+    "three short warm-up requests, 10 s each": (
+        "test_warmup.py:test_the_set_is_short_and_long_streamed_and_not_greedy_and_sampled_and_a_burst",
+    ),
+    "nothing is checked after the wake": (
+        "plugins/engine_rules/faults.py:RealFaultRules.test_a_wake_with_another_answer_than_before_ends_the_engine",
+    ),
+    "a failed start leaves its processes": (
+        "test_faults.py:test_a_fault_gives_its_own_error_in_time_and_leaves_no_process",
+        "platforms/test_modal_server.py:test_a_failed_start_leaves_no_process",
+    ),
+}
+"""First cell of each row of the table, and the tests that show what its second cell says."""
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
     """What does not fit goes into docs/."""
     assert len(README.read_text().splitlines()) <= LINES
+
+
+def test_every_difference_from_the_example_is_claimed_once_and_shown_by_a_test() -> None:
+    """A row without tests has to go, and so has a test's entry without a row."""
+    table = README.read_text().partition("| there | here | because |")[2].partition("\n\n")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert rows == list(SHOWN_BY)
+
+
+@pytest.mark.parametrize("test", sorted({test for tests in SHOWN_BY.values() for test in tests}))
+def test_what_shows_a_claim_is_there(test: str) -> None:
+    """The test exists under that name, and asserts something."""
+    file, _, name = test.partition(":")
+    source = ROOT / "tests" / file
+    assert name in defined(source)
+    body = re.split(rf"def {name.rpartition('.')[2]}\(", source.read_text())[1].partition("\ndef ")[0]
+    assert re.search(r"\bassert\b|pytest\.raises", body)
+
+
+def test_the_example_is_named_with_its_commit_and_the_day_it_was_read() -> None:
+    """A claim about somebody else's file has a source and a date."""
+    assert re.search(
+        r"modal-examples/blob/[0-9a-f]{40}/\S+sglang_snapshot\.py\), as read on 20\d\d-\d\d-\d\d", README.read_text()
+    )
