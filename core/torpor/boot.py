@@ -227,6 +227,11 @@ class Boot:
         return self.engine.terminate(self.deployment.stop_timeout_s)
 
     @property
+    def kind(self) -> BootKind:
+        """What its latest start was."""
+        return self._kind
+
+    @property
     def running_engine(self) -> Engine:
         """The engine of this boot.
 

@@ -2,6 +2,7 @@
 
     watch_engine   a thread notices the end and says it once, with exit code and last lines
     BackOff        how long to wait before the next restart of a replica, and when to give up
+    ReplicaEvent   what a user is told: it ended, it was started again, it was given up
 
 An engine that ends while it serves is started again after 0, 1, 2, 4, ... 60 s. One that has served for five minutes counts
 from the beginning again. After `Deployment.max_restarts` restarts in a row the replica is given up.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.events import log
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torpor.engine import Engine
+    from torpor.records import BootKind
 
-__all__ = ["ENGINE_ENDED", "WAKE_FAILED", "BackOff", "log_engine_end", "watch_engine"]
+__all__ = ["ENGINE_ENDED", "WAKE_FAILED", "BackOff", "ReplicaEvent", "log_engine_end", "watch_engine"]
 
 WAKE_FAILED = "wake failed"
 """Reason of a replica that was started cold because it did not wake."""
@@ -32,6 +34,65 @@ _SERVED_LONG_S = 300.0
 _LONGEST_PAUSE_S = 60.0
 _LOOK_S = 0.2
 _TAIL_LINES = 20
+
+
+class ReplicaEvent(NamedTuple):
+    """What happened to a replica by itself.
+
+    Attributes:
+        event: `replica_ended`, `wake_failed`, `restore_failed`, `replica_restarted`, `restart_failed` or `replica_given_up`.
+        replica: its name.
+        boot: what the start was that followed, `cold` or `restored`.
+        reason: why it was one.
+        restart: how often this replica was started again so far.
+        seconds: what that took.
+        exit_code: the engine's; negative for a signal.
+        last_lines: of its output.
+        error: what failed.
+    """
+
+    event: str
+    replica: str
+    boot: BootKind | None = None
+    reason: str = ""
+    restart: int = 0
+    seconds: float | None = None
+    exit_code: int | None = None
+    last_lines: tuple[str, ...] = ()
+    error: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        """Without what is empty."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, "", ()) and value != 0} | (
+            {"exit_code": self.exit_code} if self.exit_code is not None else {}
+        )
+
+    def described(self) -> str:
+        """One line for a person; the end of an engine is followed by its last lines."""
+        match self.event:
+            case "replica_ended":
+                said = "".join(f"\n    {line}" for line in self.last_lines) or "\n    (it printed nothing)"
+                return f"replica {self.replica} has ended (exit code {self.exit_code}). Its last lines:{said}"
+            case "wake_failed":
+                return f"replica {self.replica} did not wake: {self.error}"
+            case "restore_failed":
+                return f"replica {self.replica} could not be restored: {self.error}"
+            case "replica_restarted":
+                how = "restored" if self.boot == "restored" else "started cold"
+                again = f" (restart {self.restart})" if self.restart else ""
+                return f"replica {self.replica} was {how} in {self.seconds or 0.0:.2f} s: {self.reason}{again}"
+            case "restart_failed":
+                return f"replica {self.replica} could not be started again (restart {self.restart}): {self.error}"
+            case _:
+                return (
+                    f"replica {self.replica} is given up after {self.restart} restarts in a row (Deployment.max_restarts). "
+                    "What it said stands above."
+                )
+
+    def log(self) -> None:
+        """Log it, for who has no terminal."""
+        facts = {name: list(value) if isinstance(value, tuple) else value for name, value in self.as_json().items()}
+        log("info" if self.event == "replica_restarted" else "error", str(facts.pop("event")), **facts)
 
 
 class BackOff:
@@ -67,6 +128,10 @@ class BackOff:
         self._in_a_row += 1
         self.restarts += 1
         return pause_s
+
+    def note_restart(self) -> None:
+        """It was started again for another reason than its end; that is none in the row."""
+        self.restarts += 1
 
     def forgive(self) -> None:
         """Count from the beginning again: somebody asked for a restart by hand."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -24,7 +23,7 @@ from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, when_cri
 from torpor.captured_secrets import secret_names
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.manifest import MANIFEST
+from torpor.snapshots.manifest import FAILURES, MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,8 +209,9 @@ def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words:
     assert engines_on(made.port) == []
 
 
-def test_copies_serve_are_replaced_by_one_command_and_end_with_it(cli: Cli, made: Made) -> None:
-    """Two copies, verified by hash; one is killed: the others serve on, and the command that is told restores it."""
+@pytest.mark.fault("a replica of two is killed", area="engine", outcome="restarted")
+def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: Cli, made: Made) -> None:
+    """Two copies, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON."""
     port, folders = free_port(), work_folders(cli)
     line: list[str | Path] = [
         "snapshot",
@@ -232,14 +232,17 @@ def test_copies_serve_are_replaced_by_one_command_and_end_with_it(cli: Cli, made
         assert len({chat(port) for _ in range(4)}) == 1
         before = set(engines_on(made.port))
         os.kill(_leaders(made.port)[0], signal.SIGKILL)
-        said = command.says("has ended; ")
-        cure = re.search(r"kept-\d has ended; (kill -HUP \d+) restores it\. Its last lines:", said)
-        assert cure, said
+        command.says("has ended (exit code -9). Its last lines:")
         assert wait_for(lambda: len(set(engines_on(made.port)) & before) == len(before) // 2)
         assert {chat(port) for _ in range(4)}
-        subprocess.run(shlex.split(cure.group(1)), check=True)
-        command.says("2 of 2 copies serve")
+        said = command.says("(restart 1)")
+        assert re.search(r"replica kept-3 was restored in \d+\.\d\d s: engine ended \(restart 1\)", said), said
         assert wait_for(lambda: len(engines_on(made.port)) == len(before))
+        _, ended, again = map(json.loads, command.answered.splitlines())
+        assert (ended["event"], ended["exit_code"]) == ("replica_ended", -9)
+        assert (again["event"], again["boot"], again["restart"]) == ("replica_restarted", "restored", 1)
+        command.process.send_signal(signal.SIGHUP)
+        command.says("2 of 2 copies serve")
         assert len({chat(port) for _ in range(4)}) == 1
         assert command.end() == 0
     assert engines_on(made.port) == []
@@ -254,8 +257,11 @@ def _leaders(port: int) -> list[int]:
     ]
 
 
+@pytest.mark.fault(
+    "a snapshot is removed while its replicas serve and one is killed", area="engine", outcome="restarted"
+)
 def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(cli: Cli, own: Made) -> None:
-    """What runs serves on; a copy that dies then cannot be restored, and that is said in one line."""
+    """What runs serves on; a copy that dies then cannot be restored, which is said, and is started cold."""
     port = free_port()
     with cli.running("snapshot", "restore", own.folder, "--replicas", "2", "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
@@ -263,13 +269,38 @@ def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(
         assert not own.folder.exists()
         os.kill(_leaders(own.port)[0], signal.SIGKILL)
         command.says("has ended")
-        command.process.send_signal(signal.SIGHUP)
-        said = command.says("no copy was restored")
-        assert f"{own.folder} is gone" in said
-        assert said.count("  - ") == 1
+        said = command.says("was started cold in")
+        assert str(own.folder) in said.partition("could not be restored: ")[2]
         assert {chat(port) for _ in range(3)}
         assert command.end(signal.SIGTERM) == 0
     assert engines_on(own.port) == []
+
+
+@pytest.mark.fault("an engine ends again and again", area="engine", outcome="refused")
+def test_a_restore_whose_last_replica_is_given_up_ends_with_an_error(cli: Cli, own: Made) -> None:
+    """The limit is the deployment's; here none at all. Exit code 1, one paragraph, nothing left."""
+    own.app.write_text(own.app.read_text().replace("port=", "max_restarts=0, port=", 1))
+    with cli.running("snapshot", "restore", own.folder) as command:
+        command.says("Ctrl-C ends it")
+        os.kill(_leaders(own.port)[0], signal.SIGKILL)
+        assert command.process.wait(10) == 1
+        assert "is given up after 0 restarts in a row" in command.said
+        assert "EngineError: No replica of" in command.said
+    assert engines_on(own.port) == []
+
+
+@pytest.mark.fault("a snapshot is marked bad", area="wake", outcome="refused")
+def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own: Made) -> None:
+    """With the reason, and both ways out."""
+    (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
+    said = " ".join(cli.run("snapshot", "restore", own.folder, code=1).stderr.split())
+    assert "it is marked bad: 3 of its replicas in a row did not wake" in said
+    assert "CanaryError: other words" in said
+    assert "torpor snapshot create" in said
+    assert "marked bad" in cli.run("snapshot", "inspect", own.folder, "--json").stdout
+    with cli.running("snapshot", "restore", own.folder, "--even-if-bad") as command:
+        command.says("Ctrl-C ends it")
+        assert not (own.folder / FAILURES).exists()
 
 
 def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, made: Made) -> None:

@@ -362,10 +362,10 @@ def _forget_facts(content: dict[str, object], name: str) -> None:
 
 
 def test_a_copy_that_answers_differently_never_serves(kept: Kept) -> None:
-    """The canary of the original is demanded of every copy."""
+    """The canary of the original is demanded of every copy; here without the cold start that could take its place."""
     change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
     with pytest.raises(CanaryError):
-        restore_snapshot(kept.folder, port=free_port())
+        Replicas(kept.folder, port=free_port(), cold_start=False).start()
     assert engines_on(kept.port) == []
 
 

@@ -204,18 +204,22 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
 @snapshot.command()
 def restore(
     folder: Folder,
+    *,
     replicas: Annotated[int, typer.Option(help="How many copies to restore.")] = 1,
     port: Annotated[int, typer.Option(help="The public port; by default the deployment's.")] = 0,
     verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
+    even_if_bad: Annotated[
+        bool, typer.Option("--even-if-bad", help="Also a snapshot that is marked bad: its replicas did not wake.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore copies of a snapshot and serve until Ctrl-C.
 
-    SIGHUP restores copies anew that have ended.
+    A copy that ends by itself is restored again, at first at once; SIGHUP does so for those that wait or were given up.
     """
     from torpor.cli.restore import run_restore  # noqa: PLC0415
 
-    run_restore(folder=folder, replicas=replicas, port=port, verify=verify, as_json=as_json)
+    run_restore(folder=folder, replicas=replicas, port=port, verify=verify, as_json=as_json, even_if_bad=even_if_bad)
 
 
 @snapshot.command()

@@ -5,6 +5,7 @@ Its time counts: what is imported here is imported before CRIU begins.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torpor import descriptors
 from torpor.cli.interrupts import ends_on_sigterm
-from torpor.errors import ConfigurationError, TorporError
+from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
 from torpor.snapshots.serving import Replicas
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
     from torpor.snapshots.first_process import FirstProcess
+    from torpor.supervision import ReplicaEvent
 
     class RestoreOptions(TypedDict):
         """The options of the command."""
@@ -53,15 +55,15 @@ class _Told:
     """
 
     def __init__(self) -> None:
-        self._woken = -1
+        self._woken = self._waker = -1
         self.end = False
         self.again = False
 
     def listen(self) -> None:
         """From now on a signal is noted, and no longer raises."""
-        self._woken, waker = os.pipe()
-        os.set_blocking(waker, False)
-        signal.set_wakeup_fd(waker)
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        signal.set_wakeup_fd(self._waker)
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGHUP, self._note)
@@ -74,8 +76,14 @@ class _Told:
         else:
             self.end = True
 
+    def look(self) -> None:
+        """End the wait of the other thread, as a signal does: something has changed."""
+        if self._waker >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._waker, b"\0")
+
     def wait(self) -> None:
-        """Until a signal came since the last call."""
+        """Until a signal came since the last call, or something has changed."""
         os.read(self._woken, _SIGNALS)
 
 
@@ -86,17 +94,19 @@ def run_restore(
     port: int,
     verify: str,
     as_json: bool,
+    even_if_bad: bool = False,
     then: Callable[[], None] | None = None,
     first: FirstProcess | None = None,
 ) -> None:
-    """Restore, say so, serve until SIGINT or SIGTERM, end everything.
+    """Restore, say so, serve until SIGINT or SIGTERM, end everything. A replica that ends by itself is started again.
 
     Args:
         folder: the snapshot.
         replicas: how many copies.
         port: public port; 0 for the deployment's.
         verify: `fast` or `full`.
-        as_json: tell what was restored as one line of JSON.
+        as_json: tell what was restored as one line of JSON, and what happens to replicas by themselves as one more each.
+        even_if_bad: also a snapshot whose replicas did not wake several times in a row.
         then: called once they serve, in place of waiting for a signal.
         first: for the first sandbox, started before this module was imported.
     """
@@ -114,13 +124,19 @@ def run_restore(
             {"stage": record.stage, "seconds": record.seconds, "ended_at": record.ended_at}
         )
 
+    def tell(event: ReplicaEvent) -> None:
+        _tell(event, as_json=as_json)
+        told.look()
+
     copies = Replicas(
         Path(folder),
         port=port or None,
         full=verify == "full",
-        on_death=_tell_death,
         on_stage=note,
+        on_event=tell,
         first=first,
+        supervised=then is None,
+        even_if_bad=even_if_bad,
     )
     try:
         _start(copies, replicas)
@@ -154,13 +170,19 @@ def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
         told.wait()
         if told.again and not told.end:
             told.again = False
-            missing = wanted - len(copies.serving)
+            copies.restart_now()
+            missing = wanted - len(copies.serving) - copies.restarting
             try:
                 if missing > 0:
                     copies.start(missing)
                 _say(f"{len(copies.serving)} of {wanted} copies serve")
             except TorporError as error:
                 _say(f"no copy was restored: {error}")
+        elif not told.end and not copies.serving and not copies.restarting:
+            raise EngineError(
+                f"No replica of {copies.folder} serves any more: each ended by itself again and again (Deployment.max_restarts). "
+                "The last lines of each stand above."
+            )
 
 
 def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
@@ -172,6 +194,8 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
         "replicas": [
             {
                 "name": one.replica.name,
+                "boot": one.boot.kind,
+                "reason": one.boot.reason,
                 "boot_id": one.boot.running_engine.boot_id,
                 "sandbox_s": one.replica.sandbox_s,
                 "side_files_s": one.replica.side_files_s,
@@ -192,7 +216,8 @@ def _cuda_calls(resumed: Resumed | None) -> list[dict[str, float]]:
 
 def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]], seconds: float) -> None:
     for one in copies.serving:
-        took = [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
+        took = [f"cold ({one.boot.reason})"] if one.boot.kind == "cold" else []
+        took += [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
         took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
         _say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
@@ -202,9 +227,13 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
     )
 
 
-def _tell_death(name: str, last_lines: tuple[str, ...]) -> None:
-    said = "".join(f"\n    {line}" for line in last_lines) or "\n    (it printed nothing)"
-    _say(f"{name} has ended; kill -HUP {os.getpid()} restores it. Its last lines:{said}")
+def _tell(event: ReplicaEvent, *, as_json: bool) -> None:
+    """What happened to a replica by itself."""
+    if as_json:
+        print(json.dumps(event.as_json()), flush=True)
+    _say(event.described())
+    if event.event == "replica_given_up":
+        _say(f"kill -HUP {os.getpid()} tries it again")
 
 
 def _say(message: str) -> None:

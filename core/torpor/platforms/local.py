@@ -108,19 +108,7 @@ class LocalServer:
         Raises:
             BuildStepError: a step failed; its last lines stand above.
         """
-        for volume in self.recipe.volumes:
-            Path(volume).mkdir(parents=True, exist_ok=True)
-        for step in self.recipe.steps:
-            with making(step, self.root / "steps") as needed:
-                if needed:
-                    self._run(step)
-
-    def _run(self, step: BuildStep) -> None:
-        if self._on_step:
-            self._on_step(step.name)
-        for mount in step.volumes:
-            Path(mount).mkdir(parents=True, exist_ok=True)
-        run_step(step, self.recipe)
+        run_build_steps(self.recipe, self.root, on_step=self._on_step)
 
     def cold_start(self) -> None:
         """Build and start cold, in the place that the backend gives; the guard stays shut."""
@@ -204,6 +192,8 @@ def restore_snapshot(
 ) -> Replicas:
     """Restore copies of a snapshot behind one port; they serve until `stop` of what is returned.
 
+    One that ends by itself is restored again; see `torpor.supervision` for how often.
+
     Args:
         folder: the snapshot.
         replicas: how many copies.
@@ -218,7 +208,7 @@ def restore_snapshot(
     """
     from torpor.snapshots.serving import Replicas  # noqa: PLC0415
 
-    copies = Replicas(folder, port=port, host=host, full=full)
+    copies = Replicas(folder, port=port, host=host, full=full, supervised=True)
     copies.start(replicas)
     return copies
 
@@ -243,6 +233,29 @@ def remove_snapshot(folder: Path) -> None:
     from torpor.snapshots.store import remove  # noqa: PLC0415
 
     remove(folder)
+
+
+def run_build_steps(recipe: Recipe, root: Path, *, on_step: Callable[[str], None] | None = None) -> None:
+    """Run the build steps of a relocated recipe; a step whose outputs exist, made by a run that came to its end, is skipped.
+
+    Args:
+        recipe: from `relocate`.
+        root: the cache root.
+        on_step: told the name of each build step before it runs.
+
+    Raises:
+        BuildStepError: a step failed; its last lines stand above.
+    """
+    for volume in recipe.volumes:
+        Path(volume).mkdir(parents=True, exist_ok=True)
+    for step in recipe.steps:
+        with making(step, root / "steps") as needed:
+            if needed:
+                if on_step:
+                    on_step(step.name)
+                for mount in step.volumes:
+                    Path(mount).mkdir(parents=True, exist_ok=True)
+                run_step(step, recipe)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
+from torpor.snapshots.manifest import FAILURES, IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
 from torpor.snapshots.reading import ANEW, check_owned, opened_folder, read_json, shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ __all__ = [
 
 _PRIVATE_BITS = 0o077
 _WORLD_WRITES = stat.S_IWOTH
-_PARTS = {MANIFEST, PRIVATE, OUTSIDE, IMAGES, LOGS}
+_PARTS = {MANIFEST, PRIVATE, OUTSIDE, IMAGES, LOGS, FAILURES}
 _SHOWN = 5
 _ATTEMPTS = 5
 _LEFT_FOR_S = 3600.0
@@ -181,7 +181,7 @@ def _others(content: Mapping[str, object], names: list[str]) -> str:
     """What stands beside the parts of a snapshot."""
     listed = content.get("files")
     own = _PARTS | {str(path).partition("/")[0] for path in listed} if isinstance(listed, dict) else _PARTS
-    others = [name for name in names if name not in own]
+    others = [name for name in names if name not in own and not name.startswith(f".{FAILURES}.")]
     return f"beside a snapshot it holds {_listed(others)}, which Torpor did not write" if others else ""
 
 

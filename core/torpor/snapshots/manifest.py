@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox import Mode
 
 __all__ = [
+    "FAILURES",
     "IMAGES",
     "LOGS",
     "MANIFEST",
@@ -48,6 +49,7 @@ __all__ = [
 
 SCHEMA = 3
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
+FAILURES = "failures.json"  # comes later, see `torpor.snapshots.failures`
 MANIFEST_BYTES = 16 << 20
 """The longest manifest that is read; one of a large engine has some 100 kB."""
 

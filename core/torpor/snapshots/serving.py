@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
+from torpor.snapshots.failures import bad_reason, forget_failures, note_failure
 from torpor.snapshots.folders import checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files, different_deployment
 from torpor.snapshots.places import release_work_folder, work_folder
 from torpor.snapshots.reading import plain
+from torpor.snapshots.replacement import Attempt, Replacement
 from torpor.snapshots.store import changed_files, inspect, read_identity
+from torpor.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.boot import Boot
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
-    from torpor.records import StageRecord
+    from torpor.records import StageRecord, StageReport
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.cuda import Resumed, Resumption
     from torpor.snapshots.first_process import FirstProcess
@@ -46,6 +49,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _RESTORE_TIMEOUT_S = 120.0
 _MAX_REPLICAS = 64
+_CODE_S = 0.5
 
 
 class Replica(NamedTuple):
@@ -59,6 +63,7 @@ class Replica(NamedTuple):
         side_files_s: seconds for laying its private files.
         criu_s: seconds that CRIU took.
         cuda: what bringing its processes back to their GPUs took; None without a GPU.
+        began_at: monotonic clock, seconds.
     """
 
     name: str
@@ -68,11 +73,17 @@ class Replica(NamedTuple):
     side_files_s: float
     criu_s: float
     cuda: Resumed | None = None
+    began_at: float = 0.0
 
     @property
     def cuda_s(self) -> float | None:
         """Seconds until its processes were back on their GPUs; None without a GPU."""
         return self.cuda.seconds if self.cuda else None
+
+    def end(self) -> None:
+        """End it, and remove what was written for it."""
+        self.sandbox.kill()
+        release_work_folder(self.work)
 
     def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
         """Wake it under a new boot id and a new lifecycle key, and demand the canary of its original.
@@ -97,11 +108,17 @@ class Serving(NamedTuple):
         replica: its sandbox and what bringing it back took.
         boot: its lifecycle.
         target: what the front knows of it.
+        back_off: when it is started again, should it end.
     """
 
     replica: Replica
     boot: Boot
     target: Target
+    back_off: BackOff
+
+    def end(self) -> None:
+        """End it, and remove what was written for it."""
+        self.replica.end()
 
 
 def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
@@ -129,7 +146,7 @@ def misfits(
     from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
     folder = real_folder(folder)
-    reasons = list(damaged_files(folder, manifest, full=full))
+    reasons = [*_bad(folder), *damaged_files(folder, manifest, full=full)]
     try:
         criu = known_criu(manifest.machine)
         reasons += unfit_machine(manifest, criu, copies=copies)
@@ -199,6 +216,7 @@ def bring_back(
         side_files_s=took.side_files_s,
         criu_s=took.criu_s,
         cuda=cuda,
+        began_at=started,
     )
 
 
@@ -214,6 +232,10 @@ def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
 class Replicas:
     """Copies of one snapshot that serve behind one port, until `stop`.
 
+    A wake that fails is tried once more from the same snapshot. One that fails twice is noted in the snapshot
+    (`torpor.snapshots.failures`), and the replica starts cold behind the same port, unless the deployment or `cold_start`
+    forbids it.
+
     Args:
         folder: the snapshot.
         port: public port; the deployment's by default.
@@ -222,6 +244,10 @@ class Replicas:
         on_death: told the name of a replica that ended by itself, and its last lines.
         on_stage: told the stages of every wake.
         first: for the first sandbox; who started it ends it where nothing comes of it.
+        supervised: start a replica again that ended by itself: from the snapshot, or cold where that cannot be used any more.
+        cold_start: whether a replica that does not wake may start cold; the deployment may still forbid it.
+        even_if_bad: restore a snapshot that is marked bad, too.
+        on_event: told what happens to replicas by themselves, in threads of its own; by default that is logged.
 
     Attributes:
         manifest: the snapshot's.
@@ -238,6 +264,10 @@ class Replicas:
         on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
         first: FirstProcess | None = None,
+        supervised: bool = False,
+        cold_start: bool = True,
+        even_if_bad: bool = False,
+        on_event: Callable[[ReplicaEvent], None] | None = None,
     ) -> None:
         self.folder = real_folder(folder)
         self.verify_s = 0.0
@@ -247,10 +277,19 @@ class Replicas:
         self._on_death = on_death
         self._on_stage = on_stage
         self._first = first
+        self._supervised = supervised
+        self._cold_start = cold_start
+        self._even_if_bad = even_if_bad
+        self._tell = on_event or ReplicaEvent.log
         self._front: Front | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
+        self._one_cold_start = threading.Lock()
+        self._attempts: set[Attempt] = set()
+        self._stopped = False
         self._made = 0
+        self._app: tuple[Deployment, Recipe] | None = None
+        self._replacement = Replacement(self._start_again, self._tell)
         self._mark = checked(self.folder)
         self.manifest, self._identity = restored_identity(self.folder)
 
@@ -265,6 +304,11 @@ class Replicas:
         with self._lock:
             return tuple(self._serving)
 
+    @property
+    def restarting(self) -> int:
+        """How many replicas are being started again now, or wait for it."""
+        return self._replacement.under_way
+
     def start(self, count: int = 1) -> None:
         """Restore replicas and serve.
 
@@ -277,14 +321,55 @@ class Replicas:
             raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {_MAX_REPLICAS}.")
         if self._front is None:
             _check_port(self._host, self.port)
+        self._stopped = False
+        self._replacement.allow()
+        with self._attempt() as attempt:
+            self._publish(self._brought_up(attempt, count))
+
+    def restart_now(self) -> None:
+        """Let replicas that wait for their restart have it at once."""
+        self._replacement.hurry()
+
+    def stop(self) -> None:
+        """End every replica and let go of the port. Harmless to repeat."""
+        self._replacement.stop()
+        with self._lock:
+            self._stopped = True
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.end()
+        self._replacement.join()
+        with self._lock:
+            serving, self._serving = self._serving, []
+        if self._front is not None:
+            self._front.stop()
+            self._front = None
+        for one in serving:
+            one.end()
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[Attempt]:
+        """A start that `stop` can end."""
+        attempt = Attempt()
+        with self._lock:
+            if self._stopped:
+                raise SnapshotError("The server was stopped before the start began.")
+            self._attempts.add(attempt)
+        try:
+            yield attempt
+        finally:
+            with self._lock:
+                self._attempts.discard(attempt)
+
+    def _brought_up(self, attempt: Attempt, count: int) -> list[Serving]:
         started = time.perf_counter()
-        begun: list[BegunSandbox] = []
         bringing: list[_Task[Replica]] = []
         waking: list[_Task[Serving]] = []
         try:
+            begun = []
             for _ in range(count):
                 first, self._first = self._first, None
-                begun.append(begin_sandbox(self.manifest, self._next_name(), first=first))
+                begun.append(self._begin(attempt, first))
             import torpor.snapshots.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
 
             criu = self._verified_criu(count)
@@ -297,35 +382,39 @@ class Replicas:
             if reasons := [*differences, *changed_files(self.folder)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._import_beside()
-            waking += [_Task(self._wake, replica, deployment, recipe) for replica in _results(bringing)]
-            front = self._started_front()  # while the engines wake
-            serving = _results(waking)
+            self._app = deployment, recipe
+            waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
+            self._started_front()  # while the engines wake
+            return _results(waking)
         except BaseException:
-            for sandbox in begun:
-                sandbox.end()
+            attempt.end()
             self._end(bringing, waking)
             raise
-        for one in serving:
-            front.add(one.target)
-        with self._lock:
-            self._serving += serving
 
-    def stop(self) -> None:
-        """End every replica and let go of the port. Harmless to repeat."""
+    def _publish(self, serving: Sequence[Serving]) -> None:
+        """Put replicas behind the port, unless somebody stopped the server meanwhile."""
+        front = self._started_front()
         with self._lock:
-            serving, self._serving = self._serving, []
-        if self._front is not None:
-            self._front.stop()
-            self._front = None
+            stopped = self._stopped
+            if not stopped:
+                self._serving += serving
         for one in serving:
-            one.replica.sandbox.kill()
-            release_work_folder(one.replica.work)
+            if stopped:
+                one.end()
+            else:
+                one.back_off.serves()
+                front.add(one.target)
+
+    def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> BegunSandbox:
+        name = self._next_name()
+        return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
 
     def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
         from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
-        reasons = list(damaged_files(self.folder, self.manifest, full=self._full))
+        reasons = [] if self._even_if_bad else _bad(self.folder)
+        reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
             criu = known_criu(self.manifest.machine)
             reasons += unfit_machine(self.manifest, criu, copies=copies)
@@ -356,48 +445,166 @@ class Replicas:
             self._front = front
         return self._front
 
-    def _wake(self, replica: Replica, deployment: Deployment, recipe: Recipe) -> Serving:
+    def _woken(
+        self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
+    ) -> Serving:
+        """Wake a replica, another one from the same snapshot if that fails, and start cold if that fails, too."""
+        deployment, _ = self._deployment()
+        back_off = back_off or BackOff(deployment.max_restarts)
+        try:
+            return self._wake(replica, reason, back_off)
+        except Exception as error:
+            replica.end()
+            self._tell_failed_wake(attempt, replica.name, error)
+        again: Replica | None = None
+        try:
+            again = bring_back(self.folder, self.manifest, criu=criu, begun=self._begin(attempt), mark=self._mark)
+            return self._wake(again, reason, back_off)
+        except Exception as error:
+            if again is not None:
+                again.end()
+            self._tell_failed_wake(attempt, again.name if again else replica.name, error)
+            note_failure(self.folder, error)
+            if not (self._cold_start and deployment.cold_start_on_failed_wake):
+                raise
+        back_off.note_restart()
+        return self._cold(attempt, WAKE_FAILED, back_off)
+
+    def _tell_failed_wake(self, attempt: Attempt, name: str, error: Exception) -> None:
+        if attempt.ended:
+            raise error  # it failed because it was ended
+        self._tell(ReplicaEvent("wake_failed", name, error=f"{type(error).__name__}: {error}"))
+
+    def _wake(self, replica: Replica, reason: str, back_off: BackOff) -> Serving:
         from torpor.boot import Boot  # noqa: PLC0415
+
+        deployment, recipe = self._deployment()
+        report = self._report(replica.name)
+        boot = Boot(deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason)
+        replica.wake(boot, self.manifest, self._identity)
+        forget_failures(self.folder)
+        return self._serving_replica(replica, boot, back_off)
+
+    def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
+        """Start a replica cold, in a sandbox as the restored ones have; one after the other, as each takes the whole machine."""
+        from torpor.snapshots.cold_start import start_cold  # noqa: PLC0415 - hardly ever
+
+        name = self._next_name()
+        deployment, recipe = self._deployment()
+        with self._one_cold_start:
+            replica, boot = start_cold(
+                attempt,
+                name,
+                self.manifest,
+                deployment,
+                recipe,
+                report=self._report(name),
+                restarts=back_off.restarts,
+                reason=reason,
+            )
+        if reason == WAKE_FAILED:
+            self._tell_restarted(replica, boot, back_off)
+        return self._serving_replica(replica, boot, back_off)
+
+    def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
+        from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
+
+        deployment = boot.deployment
+        path = ready_path(deployment.engine)
+        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
+        return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
+
+    def _report(self, name: str) -> StageReport:
         from torpor.records import StageReport  # noqa: PLC0415
 
         on_stage = self._on_stage
-        report = StageReport(on_end=(lambda record: on_stage(replica.name, record)) if on_stage else None)
-        boot = Boot(deployment, recipe=recipe, report=report)
-        replica.wake(boot, self.manifest, self._identity)
-        from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
+        return StageReport(on_end=(lambda record: on_stage(name, record)) if on_stage else None)
 
-        path = ready_path(deployment.engine)
-        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
-        return Serving(replica=replica, boot=boot, target=target)
+    def _deployment(self) -> tuple[Deployment, Recipe]:
+        if self._app is None:
+            raise SnapshotError("No deployment was loaded; call start first.")
+        return self._app
 
     def _bury(self, target: Target) -> None:
-        """A replica ended by itself: take it out, and say so."""
+        """A replica ended by itself: take it out, say so, and start it again where that is wanted."""
         with self._lock:
             dead = [one for one in self._serving if one.target is target]
             self._serving = [one for one in self._serving if one.target is not target]
         for one in dead:
+            code = one.replica.sandbox.wait(_CODE_S)
             last = one.replica.sandbox.log_tail(20)
-            one.replica.sandbox.kill()
-            release_work_folder(one.replica.work)
+            one.end()
+            self._tell(ReplicaEvent("replica_ended", target.name, exit_code=code, last_lines=last))
             if self._on_death:
                 self._on_death(target.name, last)
+            if self._supervised:
+                self._replacement.run(target.name, one.back_off)
+
+    def _start_again(self, name: str, back_off: BackOff) -> None:
+        """Start a replica in the place of one that ended: from the snapshot, or cold where that cannot be used any more."""
+        with self._attempt() as attempt:
+            try:
+                one = self._restored_again(attempt, back_off)
+            except SnapshotError as error:
+                deployment, _ = self._deployment()
+                if attempt.ended or not (self._cold_start and deployment.cold_start_on_failed_wake):
+                    raise
+                self._tell(ReplicaEvent("restore_failed", name, error=f"{type(error).__name__}: {error}"))
+                one = self._cold(attempt, ENGINE_ENDED, back_off)
+            self._publish([one])
+            if one.boot.reason == ENGINE_ENDED:
+                self._tell_restarted(one.replica, one.boot, back_off)
+
+    def _restored_again(self, attempt: Attempt, back_off: BackOff) -> Serving:
+        """A replica more, of the deployment that the others are of; the snapshot may have been changed or made anew meanwhile."""
+        from torpor.snapshots.machine import deployment_facts  # noqa: PLC0415
+
+        mark = checked(self.folder)
+        manifest, identity = restored_identity(self.folder)
+        differences = different_deployment(manifest.deployment, deployment_facts(*self._deployment()))
+        self._mark, self.manifest, self._identity = mark, manifest, identity
+        criu = self._verified_criu(1)
+        if reasons := [*differences, *changed_files(self.folder)]:
+            raise _misfit(self.folder, reasons)
+        replica = bring_back(self.folder, manifest, criu=criu, begun=self._begin(attempt), mark=mark)
+        return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
+
+    def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
+        self._tell(
+            ReplicaEvent(
+                "replica_restarted",
+                replica.name,
+                boot=boot.kind,
+                reason=boot.reason,
+                restart=back_off.restarts,
+                seconds=time.perf_counter() - replica.began_at,
+            )
+        )
 
     def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
         """End what was brought back by a start that failed; threads that still work are waited for."""
         for task in waking:
             task.thread.join()
+            if task.value is not None:
+                task.value.end()
         for one in bringing:
             one.thread.join()
             if one.value is not None:
-                one.value.sandbox.kill()
-                release_work_folder(one.value.work)
-        if self._front is not None and not self.serving:
+                one.value.end()
+        if self._front is not None and not self.serving and not self.restarting:
             self._front.stop()
             self._front = None
 
     def _next_name(self) -> str:
-        self._made += 1
-        return f"{self.manifest.deployment.name}-{self._made}"
+        with self._lock:
+            self._made += 1
+            return f"{self.manifest.deployment.name}-{self._made}"
+
+
+def _bad(folder: Path) -> list[str]:
+    """Why a snapshot is marked bad; nothing where it is not."""
+    reason = bad_reason(folder)
+    return [reason] if reason else []
 
 
 def _load(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment, Recipe, list[str]]:
