@@ -24,6 +24,7 @@ STANDARD_ONLY = [
     CORE / "buildstep.py",
     CORE / "__init__.py",
     CORE / "_version.py",
+    CORE / "snapshots" / "mirror_download.py",
     *(CORE / "guard").glob("*.py"),
     *(CORE / "launcher").glob("*.py"),
 ]
