@@ -144,7 +144,7 @@ def _foreign(engine: Engine, port: int, seen: str, owner: str | None = None) -> 
     ended = "" if code is None else f" The engine itself has ended with code {code}."
     if owner:
         cure = (
-            f"The port belongs to {owner}: end that program and start again, or choose another Deployment.port (`ss -ltnp "
+            f"Another program took the port: {owner}. End it and start again, or choose another Deployment.port (`ss -ltnp "
             f"'sport = :{port}'` lists who listens)."
         )
     else:

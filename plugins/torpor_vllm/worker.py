@@ -6,6 +6,7 @@ through POST /collective_rpc. Its names must not be the worker's own, hence the 
 
 from __future__ import annotations
 
+from torpor.launcher.renewal import renew_random_state
 from torpor.launcher.tile_permission import has_permission, has_tiles, request_permission
 
 __all__ = ["Renewal"]
@@ -31,5 +32,6 @@ class Renewal:
 
         if has_tiles() and not has_permission():
             request_permission()
-        set_random_seed(int(seed))
+        set_random_seed(int(seed))  # what else vLLM seeds on its platform
+        renew_random_state(seed=int(seed))
         return seed

@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor.guard.control import Control
+from torpor.guard.cors import ORIGIN, Cors
 from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
 from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, conflict, refuse
@@ -14,6 +15,9 @@ from torpor.guard.states import State, StateMachine
 from torpor.launcher.process_identity import keep_process_identities
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from torpor.guard.control import OnWake
     from torpor.guard.messages import App, Headers, Receive, Scope, Send
     from torpor.guard.rules import GuardRules
 
@@ -46,11 +50,16 @@ class _Access(Enum):
 
 
 class _Route(NamedTuple):
-    """One exact path: whose it is, and its bytes on the wire."""
+    """One exact path: whose it is, and its bytes on the wire; `public` requests go to the engine."""
 
     access: _Access
     raw: bytes
     public: bool
+
+    @property
+    def for_browsers(self) -> bool:
+        """Whether a page of another origin may read the guard's own answers, if it may read the engine's."""
+        return self.public or self.access is _Access.HEALTH
 
 
 class Guard:
@@ -61,20 +70,26 @@ class Guard:
         rules: which paths are whose.
         key: the lifecycle key of this boot, or what the boot document holds in its place. Only digests are kept.
         boot_id: told to the holder of the key, so that core knows its own engine.
+        on_wake: makes new what of the engine's own is the same in each replica of a snapshot, e.g. a sampler's generator. Called
+            at each wake, on the event loop, once every wake step is done and before the first public request; awaited if it
+            is a coroutine's. What it raises fails the wake. The process's default generators are renewed without it.
 
     Raises:
         ValueError: the key is too short, or not what a header can carry.
     """
 
-    def __init__(self, app: App, rules: GuardRules, *, key: LifecycleKey | str, boot_id: str) -> None:
+    def __init__(
+        self, app: App, rules: GuardRules, *, key: LifecycleKey | str, boot_id: str, on_wake: OnWake | None = None
+    ) -> None:
         self._app = app
+        self._cors = Cors(app)
         self._rules = rules
         self._routes = _routes(rules)
         self._bearers = BearerKeys(rules.bearer_sha256)
         self._asks_for_bearer = bool(rules.bearer_sha256)
         self._key = LifecycleKey(key)
         self._machine = StateMachine(rules)
-        self._control = Control(self._machine, self._key, boot_id)
+        self._control = Control(self._machine, self._key, boot_id, on_wake)
         self._too_large = Refusal(413, "body_too_large", f"A body may have {rules.max_body_bytes} bytes.")
         self._busy = _unavailable("too_many_requests", f"{rules.max_in_flight} requests are in flight.")
         keep_process_identities()
@@ -98,13 +113,13 @@ class Guard:
         headers = dict(pairs)
         route = self._route(scope)
         if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(scope, pairs, headers):
-            await self._refuse(OwnAnswer(scope, receive, send, ambiguous=True), _AMBIGUOUS)
+            await self._refuse(OwnAnswer(scope, receive, send, ambiguous=True), _AMBIGUOUS, route)
         elif route is None or not route.public or KEY_HEADER in headers:
             await self._not_public(scope, headers, route, receive, send)
         elif refusal := self._public_refusal(scope, headers, route):
-            await self._refuse(OwnAnswer(scope, receive, send), refusal)
-        elif self._asks_for_bearer or _LENGTH not in headers:
-            await self._pass(scope, headers, receive, send)
+            await self._refuse(OwnAnswer(scope, receive, send), refusal, route)
+        elif self._asks_for_bearer or _LENGTH not in headers or ORIGIN in headers:
+            await self._pass(scope, headers, route, receive, send)
         else:
             self._machine.arrive()
             try:
@@ -136,8 +151,10 @@ class Guard:
             return None
         return self._too_large
 
-    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _pass(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
         """Hand a request to the engine without the keys that it showed, counted until the engine is done with it."""
+        if ORIGIN in headers and route.public:
+            send = self._cors.watched(headers, send)
         if self._asks_for_bearer or KEY_HEADER in headers:
             scope = _without_keys(scope)
         if _bounded(scope, headers):
@@ -150,7 +167,7 @@ class Guard:
             if not body.unanswered:
                 raise
         if body.unanswered:
-            await self._refuse(OwnAnswer(scope, receive, send, ended=body.ended), self._too_large)
+            await self._refuse(OwnAnswer(scope, receive, send, ended=body.ended), self._too_large, route)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._machine.arrive()
@@ -164,22 +181,21 @@ class Guard:
     ) -> None:
         access = route.access if route else None
         own = OwnAnswer(scope, receive, send)
+        refusal: Refusal | None = None
         if access is _Access.HEALTH and scope["method"] in ("GET", "HEAD"):
-            await self._answer_health(own.send)
+            await self._openly(own, self._answer_health, route)
         elif KEY_HEADER in headers and not self._key.fits(headers[KEY_HEADER]):
-            await self._refuse(own, _FORBIDDEN)
+            refusal = _FORBIDDEN
         elif access is _Access.IDENTITY:
             await self._control.prove(scope, headers, own.send)
-        elif KEY_HEADER not in headers:
-            await self._refuse(own, _CLOSED)
+        elif KEY_HEADER not in headers or route is None or access is _Access.HEALTH:
+            refusal = _CLOSED
         elif access is _Access.CONTROL:
             await self._control(scope, own.receive, own.send)
-        elif route is None or access is _Access.HEALTH:
-            await self._refuse(own, _CLOSED)
-        elif refusal := self._length_refusal(headers):
-            await self._refuse(own, refusal)
-        else:
+        elif not (refusal := self._length_refusal(headers)):
             await self._keyed(scope, headers, route, receive, send)
+        if refusal:
+            await self._refuse(own, refusal, route)
 
     async def _keyed(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
         """What the holder of the lifecycle key asks of the engine."""
@@ -193,7 +209,7 @@ class Guard:
             await self._conflict(own.send, f"{path} would reach an engine that is not awake")
         else:
             try:
-                await self._pass(scope, headers, receive, held.send)
+                await self._pass(scope, headers, route, receive, held.send)
                 if is_step:
                     self._machine.end_step(succeeded=held.complete and held.status in _SUCCESS)
             finally:
@@ -228,8 +244,18 @@ class Guard:
     async def _conflict(self, send: Send, error: str) -> None:
         await conflict(send, error, self._machine.state)
 
-    async def _refuse(self, own: OwnAnswer, refusal: Refusal) -> None:
-        await refuse(own.send, refusal, self._rules.retry_after_s)
+    async def _refuse(self, own: OwnAnswer, refusal: Refusal, route: _Route | None = None) -> None:
+        async def refusing(send: Send) -> None:
+            await refuse(send, refusal, self._rules.retry_after_s)
+
+        await self._openly(own, refusing, route)
+
+    async def _openly(self, own: OwnAnswer, answering: Callable[[Send], Awaitable[None]], route: _Route | None) -> None:
+        """Answer in the engine's place; a browser gets the headers that the engine would give it, on its public paths."""
+        if route is not None and route.for_browsers and ORIGIN in own.headers:
+            await self._cors.answer(own.scope, own.headers, own.send, answering)
+        else:
+            await answering(own.send)
 
 
 def _routes(rules: GuardRules) -> dict[str, _Route]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import re
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
 from torpor.guard.rules import CONTROL
 from torpor.launcher.process_identity import restored
+from torpor.launcher.renewal import renew_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from torpor.guard.messages import Headers, Receive, Scope, Send
     from torpor.guard.states import StateMachine
 
-__all__ = ["Control"]
+__all__ = ["Control", "OnWake"]
+
+OnWake: TypeAlias = Callable[[], Awaitable[None] | None]
+"""What an engine does at each wake, by a plain function or a coroutine's."""
 
 _METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", "wake": "POST"}
 _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
@@ -32,7 +38,7 @@ _NO_ENDS = Refusal(501, "unknown_connection", "The server does not say who is co
 _NONCE = re.compile(rb"nonce=([0-9a-f]{%d})" % (2 * NONCE_BYTES))
 _FORWARDING = (b"x-forwarded-for", b"forwarded")  # by these a server takes a client's word for who the client is
 _MAX_DRAIN_S = 24 * 3600
-_OK, _BAD_REQUEST = 200, 400
+_OK, _BAD_REQUEST, _ERROR = 200, 400, 500
 _TAG_DIGITS = 12
 _REASON = re.compile(r"[A-Za-z0-9 -]{0,64}")
 
@@ -44,6 +50,7 @@ class Control:
         machine: what they move.
         key: what `wake` replaces.
         boot_id: what `state` tells.
+        on_wake: see `Guard`.
 
     Attributes:
         wakes: how often the engine woke so far.
@@ -51,10 +58,11 @@ class Control:
 
     paths = tuple(CONTROL + name for name in _METHODS)
 
-    def __init__(self, machine: StateMachine, key: LifecycleKey, boot_id: str) -> None:
+    def __init__(self, machine: StateMachine, key: LifecycleKey, boot_id: str, on_wake: OnWake | None = None) -> None:
         self._machine = machine
         self._key = key
         self._boot_id = boot_id
+        self._on_wake = on_wake
         self._is_copy = False
         self._reason = ""
         self.wakes = 0
@@ -97,6 +105,14 @@ class Control:
         if not isinstance(reason, str) or not _REASON.fullmatch(reason):
             await _bad(send, "reason has to be at most 64 letters, digits, dashes and blanks")
             return
+        if self._on_wake is not None and self._machine.begin_renewal():
+            try:
+                if inspect.isawaitable(done := self._on_wake()):
+                    await done
+            except Exception as error:
+                await self._tell_failed(send, "the engine's on_wake failed", error)
+                return
+            self._machine.end_step(succeeded=True)
         if not self._machine.serve():
             await self._tell(send, "serve is out of order")
             return
@@ -154,6 +170,12 @@ class Control:
         self._is_copy |= boot_id != self._boot_id
         self._boot_id = boot_id
         restored()  # notice it now: a process that begins from here on is none of those that came back
+        try:
+            renew_random_state()
+        except Exception as error:
+            self._machine.fail()
+            await self._tell_failed(send, "the random state cannot be made new", error)
+            return
         await self._tell(send, None)
 
     def _new_key(self, options: dict[str, object]) -> LifecycleKey | None:
@@ -179,6 +201,10 @@ class Control:
         if not isinstance(boot_id, str) or not boot_id:
             raise ValueError("boot_id has to be a string with something in it")
         return boot_id
+
+    async def _tell_failed(self, send: Send, what: str, error: Exception) -> None:
+        told = f"{what}: {type(error).__name__}: {error}"
+        await answer(send, _ERROR, {"error": told, "state": self._machine.state})
 
     async def _tell(self, send: Send, error: str | None) -> None:
         if error is None:

@@ -122,12 +122,17 @@ class OwnAnswer:
         send: the server's.
         ended: whether the body was read to its end.
         ambiguous: whether its end is in doubt.
+
+    Attributes:
+        scope: of the request.
+        headers: of the request; of one that comes twice the last.
     """
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, *, ended: bool = False, ambiguous: bool = False
     ) -> None:
-        headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
+        self.scope = scope
+        self.headers = headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
         has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         # From HTTP/2 on a request is a stream of its own, and the header that closes is forbidden.
         one_connection = scope.get("http_version") in ("1.0", "1.1")

@@ -76,6 +76,17 @@ class StateMachine:
         """A step has ended. One that failed leaves nothing but the engine's end: its memory may be half gone."""
         self._step_failed = not succeeded
 
+    def begin_renewal(self) -> bool:
+        """Whether the engine has just been woken and may make new what its steps did not; until `end_step` nothing passes."""
+        due = self.state is State.WAKING and self._steps_done
+        if due:
+            self._step_failed = True
+        return due
+
+    def fail(self) -> None:
+        """Nothing but the engine's end is left, as after a step that failed."""
+        self._step_failed = True
+
     def begin_drain(self) -> asyncio.Future[None] | None:
         """Refuse new requests from now on; a future that is done when none is in flight. None: out of order."""
         if self.state not in (State.STARTING, State.SERVING):

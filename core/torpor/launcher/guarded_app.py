@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from torpor.guard import BootDocument
+    from torpor.guard.control import OnWake
 
     ASGIApp = Callable[..., Awaitable[None]]
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["install_guard"]
 
 
-def install_guard(app: StarletteApp, boot: BootDocument) -> None:
+def install_guard(app: StarletteApp, boot: BootDocument, *, on_wake: OnWake | None = None) -> None:
     """Make the guard the outermost layer of an application.
 
     `add_middleware` would not do: engines add layers of their own after that (metrics, keys, a hosting standard's), each
@@ -34,7 +35,8 @@ def install_guard(app: StarletteApp, boot: BootDocument) -> None:
 
     Args:
         app: the object that the engine hands to its server.
-        boot: the lifecycle key, boot id and rules.
+        boot: what the guard keeps of the lifecycle key, boot id and rules.
+        on_wake: makes new at each wake what of the engine's own is the same in each replica of a snapshot; see `Guard`.
 
     Raises:
         ConfigurationError: the application has begun to serve.
@@ -46,6 +48,6 @@ def install_guard(app: StarletteApp, boot: BootDocument) -> None:
     build = app.build_middleware_stack
 
     def build_guarded() -> ASGIApp:
-        return Guard(build(), boot.rules, key=boot.key, boot_id=boot.boot_id)
+        return Guard(build(), boot.rules, key=boot.key, boot_id=boot.boot_id, on_wake=on_wake)
 
     app.build_middleware_stack = build_guarded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from torpor.launcher.patches import Patch
+from torpor.launcher.renewal import renew_random_state
 from torpor_sglang.patches.handlers import RESUME, around_handler
 
 __all__ = ["PATCH", "reseed"]
@@ -26,7 +27,8 @@ def reseed(scheduler: object) -> None:
     if group is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size(group) > 1:
         source = torch.distributed.get_global_rank(group, 0)
         torch.distributed.broadcast_object_list(seed, src=source, group=group)
-    set_random_seed(seed[0])
+    set_random_seed(seed[0])  # what else SGLang seeds on its platform
+    renew_random_state(seed=seed[0])
 
 
 PATCH = Patch(

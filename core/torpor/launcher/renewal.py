@@ -1,0 +1,98 @@
+"""Makes the random state of a process new: after a restore each replica has the snapshot's, and would sample the same text.
+
+The guard calls it at every wake, in the process that it stands in. Engines whose samplers are in other processes call it there.
+Only modules that are imported already are touched. What asks the kernel each time needs nothing: `secrets`, `os.urandom`,
+`random.SystemRandom`, `uuid.uuid4`.
+
+Out of reach is what has a state of its own that nobody lists: `random.Random()`, numpy's Generators (`default_rng`),
+`torch.Generator()`, generators in C++. An engine that samples with one of those makes it new in the guard's `on_wake`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["renew_random_state"]
+
+_SEED_BYTES = 4  # numpy's legacy state takes no larger seed
+_KERNEL_BYTES = 64
+_MULTICAST = 1 << 40  # RFC 4122, 4.5: a node that is no network card's address
+_NODE_BITS = 48
+
+
+class _Seeded(Protocol):
+    def seed(self, seed: int) -> None: ...
+
+
+class _Torch(Protocol):
+    def manual_seed(self, seed: int) -> object: ...
+
+
+class _OpenSSL(Protocol):
+    def RAND_add(self, data: bytes, entropy: float) -> None: ...  # noqa: N802 - OpenSSL's name
+
+
+def renew_random_state(*, seed: int | None = None) -> None:
+    """Make new what a process draws from.
+
+    `random`, numpy's legacy state and torch's generators (of CUDA, too) get the seed. OpenSSL's generator, the node and clock of
+    `uuid.uuid1` and the names of temporary files and semaphores get random bits of the kernel's.
+
+    Args:
+        seed: for processes that have to draw the same numbers, as ranks of one tensor-parallel group do; 0 up to 2**32.
+            By default one of the kernel's.
+    """
+    number = int.from_bytes(os.urandom(_SEED_BYTES), "little") if seed is None else seed
+    for name, renew in _SOURCES.items():
+        if (module := sys.modules.get(name)) is not None:
+            renew(module, number)
+
+
+def _renew_seeded(module: object, seed: int) -> None:
+    """Python's `random` and `numpy.random`: functions of the module's own over one hidden state."""
+    cast("_Seeded", module).seed(seed)
+
+
+def _renew_torch(module: object, seed: int) -> None:
+    """Seed all of torch's default generators; those of devices that are not initialised once they are."""
+    if hasattr(module, "manual_seed"):  # an import that failed half-way leaves a module without it
+        cast("_Torch", module).manual_seed(seed)
+
+
+def _renew_openssl(module: object, _seed: int) -> None:
+    cast("_OpenSSL", module).RAND_add(os.urandom(_KERNEL_BYTES), float(_KERNEL_BYTES))
+
+
+def _renew_uuid(module: object, _seed: int) -> None:
+    """Of `uuid1` and its relatives: another node, no last time, and no generator of libuuid's, whose state is hidden."""
+    facts = vars(module)
+    facts["_node"] = int.from_bytes(os.urandom(_NODE_BITS // 8), "big") | _MULTICAST
+    if "_generate_time_safe" in facts:
+        facts["_generate_time_safe"] = None  # uuid then makes them itself (uuid.py of Python 3.11 to 3.14)
+    for name in ("_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
+        if name in facts:
+            facts[name] = None
+
+
+def _renew_names(holder: object, attribute: str) -> None:
+    """Have a sequence of random names begin anew; tempfile's seeds itself when its process id is another one."""
+    if (sequence := getattr(holder, attribute, None)) is not None:
+        with contextlib.suppress(AttributeError):
+            sequence._rng_pid = None  # noqa: SLF001 - tempfile._RandomNameSequence of Python 3.11 to 3.14
+
+
+_SOURCES: dict[str, Callable[[object, int], None]] = {
+    "random": _renew_seeded,
+    "numpy.random": _renew_seeded,
+    "torch": _renew_torch,
+    "_ssl": _renew_openssl,
+    "uuid": _renew_uuid,
+    "tempfile": lambda module, _: _renew_names(module, "_name_sequence"),
+    "multiprocessing.synchronize": lambda module, _: _renew_names(getattr(module, "SemLock", None), "_rand"),
+}

@@ -1,0 +1,207 @@
+"""A wake makes new what each replica of a snapshot has in common, and has the engine do the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import uuid
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guard.engine import BOOT_ID, KEY, RULES, TinyEngine
+from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
+from torpor.guard import Guard
+from torpor.launcher import renewal
+from torpor.launcher.renewal import renew_random_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torpor.guard.control import OnWake
+
+
+@pytest.fixture(autouse=True)
+def _states() -> Iterator[None]:
+    """This process's own state is what it was afterwards."""
+    state, facts = random.getstate(), {**vars(uuid)}
+    yield
+    random.setstate(state)
+    vars(uuid).update({name: facts[name] for name in ("_node", "_generate_time_safe", "_last_timestamp")})
+
+
+def guarded(on_wake: OnWake | None = None) -> Guard:
+    """A tiny engine's guard."""
+    engine = TinyEngine()
+    engine.guard = Guard(engine, RULES, key=KEY, boot_id=BOOT_ID, on_wake=on_wake)
+    return engine.guard
+
+
+def replicas(draw: Callable[[], object]) -> tuple[object, object]:
+    """What two replicas of one snapshot draw first after their wakes."""
+    state = random.getstate()
+    drawn = []
+    for _ in range(2):
+        random.setstate(state)
+        renew_random_state()
+        drawn.append(draw())
+    return drawn[0], drawn[1]
+
+
+@pytest.mark.fault("two replicas are restored from one snapshot", area="random state", outcome="held")
+def test_two_replicas_draw_different_numbers() -> None:
+    """The default generator of Python, and names of temporary files."""
+    first, second = replicas(lambda: random.getrandbits(64))
+    assert first != second
+    names = tempfile._get_candidate_names()  # type: ignore[attr-defined]
+    next(names)
+    kept = names.rng.getstate()
+
+    def next_name() -> object:
+        names._rng.setstate(kept)
+        renew_random_state()
+        return next(names)
+
+    assert next_name() != next_name()
+
+
+def test_two_replicas_make_different_time_based_ids() -> None:
+    """At the same moment: node and clock sequence are random, and libuuid's hidden state is not asked."""
+    first, second = replicas(uuid.uuid1)
+    assert isinstance(first, uuid.UUID)
+    assert isinstance(second, uuid.UUID)
+    assert first.node != second.node
+    assert first.node >> 40 & 1, "no network card's address"
+    assert first.version == 1
+
+
+def test_ranks_that_sample_together_take_one_seed() -> None:
+    """As tensor-parallel ranks do, each of which samples for itself."""
+    drawn = []
+    for _ in range(2):
+        renew_random_state(seed=7)
+        drawn.append(random.random())
+    assert drawn[0] == drawn[1]
+
+
+class Library:
+    """A module that notes what it is seeded with."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.entropy: list[bytes] = []
+
+    def seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    manual_seed = seed
+
+    def RAND_add(self, data: bytes, entropy: float) -> None:  # noqa: N802 - OpenSSL's name
+        assert len(data) == entropy
+        self.entropy.append(data)
+
+
+def test_only_what_is_imported_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of numpy and torch the default generators; OpenSSL gets other bits each time, whatever the seed is."""
+    numpy, torch, openssl = Library(), Library(), Library()
+    modules = {"numpy.random": numpy, "torch": torch, "_ssl": openssl}
+    monkeypatch.setattr(renewal, "sys", SimpleNamespace(modules=modules))
+    for _ in range(2):
+        renew_random_state(seed=2**32 - 1)
+    assert numpy.seeds == torch.seeds == [2**32 - 1] * 2
+    assert len(set(openssl.entropy)) == 2
+    monkeypatch.setattr(renewal, "sys", SimpleNamespace(modules={"torch": object()}))
+    renew_random_state()
+
+
+@in_loop
+async def test_a_wake_renews_the_state_of_the_guards_process() -> None:
+    """With a new boot id and without one."""
+    for options in ({}, {"boot_id": "copy"}):
+        guard = guarded()
+        await to_asleep(guard)
+        random.seed(1)
+        expected = random.Random(1).random()
+        assert (await control(guard, "wake", options)).status == 200
+        assert random.random() != expected
+
+
+@in_loop
+async def test_the_engines_own_renewal_comes_between_wake_and_service() -> None:
+    """Once for each wake, when every step is done and nobody else is let in."""
+    seen: list[tuple[str, int]] = []
+    guard = guarded(lambda: seen.append((guard.state, guard.in_flight)))
+    await to_serving(guard)
+    assert seen == [], "a start is no wake"
+    for number in (1, 2):
+        await to_waking(guard)
+        assert (await control(guard, "serve")).status == 409
+        for step in ("/resume", "/continue"):
+            assert (await ask(guard, step, method="POST", key=KEY)).status == 200
+        assert (await control(guard, "serve")).status == 200
+        assert seen == [("waking", 0)] * number
+    assert (await ask(guard, "/v1/models")).status == 200
+
+
+@in_loop
+async def test_a_coroutine_is_waited_for_and_shuts_everybody_out() -> None:
+    """A second call to serve, and one to the engine, are refused meanwhile."""
+    began, go = asyncio.Event(), asyncio.Event()
+    calls: list[int] = []
+
+    async def renew() -> None:
+        calls.append(1)
+        began.set()
+        await go.wait()
+
+    guard = guarded(renew)
+    await to_waking(guard)
+    for step in ("/resume", "/continue"):
+        await ask(guard, step, method="POST", key=KEY)
+    serving = asyncio.ensure_future(control(guard, "serve"))
+    await began.wait()
+    assert (await control(guard, "serve")).status == 409
+    assert (await ask(guard, "/info", key=KEY)).status == 409
+    assert (await ask(guard, "/v1/models")).status == 503
+    go.set()
+    assert (await serving).status == 200
+    assert calls == [1]
+
+
+@pytest.mark.fault("an engine cannot make its own random state new at a wake", area="random state", outcome="refused")
+@in_loop
+async def test_a_renewal_that_fails_fails_the_wake() -> None:
+    """Nothing is served, however often it is asked; the answer says what was raised."""
+
+    def fail() -> None:
+        raise RuntimeError("no generator")
+
+    guard = guarded(fail)
+    await to_waking(guard)
+    for step in ("/resume", "/continue"):
+        await ask(guard, step, method="POST", key=KEY)
+    answer = await control(guard, "serve")
+    assert (answer.status, answer.json["error"]) == (500, "the engine's on_wake failed: RuntimeError: no generator")
+    assert (await control(guard, "serve")).status == 409
+    assert (await ask(guard, "/v1/models")).status == 503
+
+
+@in_loop
+async def test_a_state_that_cannot_be_renewed_fails_the_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that would answer as all the others does not answer."""
+
+    class Broken:
+        def seed(self, _seed: int) -> None:
+            raise OSError("no entropy")
+
+    guard = guarded()
+    await to_asleep(guard)
+    monkeypatch.setitem(sys.modules, "numpy.random", Broken())
+    answer = await control(guard, "wake")
+    assert (answer.status, answer.json["error"]) == (500, "the random state cannot be made new: OSError: no entropy")
+    for step in ("/resume", "/continue"):
+        assert (await ask(guard, step, method="POST", key=KEY)).status == 409
+    assert (await control(guard, "serve")).status == 409
