@@ -14,8 +14,10 @@ engine sleeps, so that a snapshot names it among the files that must be unchange
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from torpor_sglang.places import Place
 
 __all__ = ["KeptMemory"]
+
+_OTHERS_WRITE = 0o022
 
 
 class KeptMemory:
@@ -181,11 +185,12 @@ def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
     """The file with the segments' content, open for reading; written whole or not at all, unless it is there already."""
     size = sum(segment.size for segment in segments)
     with contextlib.suppress(FileNotFoundError):
-        if file.stat().st_size == size:
-            return os.open(file, os.O_RDONLY)
+        if (there := _opened(file, size)) >= 0:
+            return there
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A pid would not do: it is the same in every sandbox.
+    unfinished = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)  # a full disk is found before anything is copied
         save_to_file(driver, segments, descriptor)
@@ -197,4 +202,24 @@ def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
     finally:
         os.close(descriptor)
         unfinished.unlink(missing_ok=True)
-    return os.open(file, os.O_RDONLY)
+    return _opened(file, size)
+
+
+def _opened(file: Path, size: int) -> int:
+    """A descriptor of the file that is there, or -1 if it has another size; checked on the descriptor.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is a link, no regular file, another user's, or others may write to it.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    facts = os.fstat(descriptor)
+    own = facts.st_uid == os.geteuid() and not facts.st_mode & _OTHERS_WRITE
+    if stat.S_ISREG(facts.st_mode) and own and facts.st_size == size:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or not own:
+        raise OSError(
+            errno.EPERM, f"{file} is no regular file of this user's own: delete it, and whatever put it there"
+        )
+    return -1

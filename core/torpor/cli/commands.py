@@ -231,6 +231,17 @@ def rm(folder: Folder) -> None:
 
 
 @snapshot.command()
+def weights(
+    prune: Annotated[bool, typer.Option("--prune", help="Delete those that no snapshot needs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the weights that are kept outside of snapshots, with the snapshots that need them."""
+    from torpor.cli.snapshot import run_weights  # noqa: PLC0415
+
+    run_weights(delete=prune, as_json=as_json)
+
+
+@snapshot.command()
 def setup(
     mirror: Annotated[
         str, typer.Option(help="Root of a Debian mirror; by default the one of this machine's apt.")

@@ -1,4 +1,4 @@
-"""`torpor snapshot create`, `inspect`, `rm` and `setup`."""
+"""`torpor snapshot create`, `inspect`, `rm`, `weights` and `setup`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from torpor.snapshots.reading import plain
 from torpor.snapshots.store import inspect, remove
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torpor.snapshots.gpu_part import GpuPart
+    from torpor.snapshots.known_snapshots import KeptFile
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Mode
 
-__all__ = ["run_create", "run_inspect", "run_rm", "run_setup"]
+__all__ = ["run_create", "run_inspect", "run_rm", "run_setup", "run_weights"]
 
 _MODES = ("root", "rootless")
 
@@ -76,8 +78,49 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
 
 def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
-    removed = remove(folder)
-    Console(stderr=True, highlight=False).print(f"removed {removed}", markup=False)
+    from torpor.snapshots.known_snapshots import kept_files  # noqa: PLC0415
+
+    console = Console(stderr=True, highlight=False)
+    before = {file.path for file in kept_files() if file.snapshots}
+    console.print(f"removed {plain(str(remove(folder)))}", markup=False, soft_wrap=True)
+    for file in kept_files():
+        if file.path in before and not file.snapshots:
+            console.print(f"no snapshot needs {_file_text(file)} any more", markup=False, soft_wrap=True)
+            console.print("delete it: torpor snapshot weights --prune")
+
+
+def run_weights(*, delete: bool, as_json: bool) -> None:
+    """List what engines keep outside of snapshots, with the snapshots that need it; delete what none needs."""
+    from torpor.snapshots.known_snapshots import kept_files, prune  # noqa: PLC0415
+
+    removed = prune() if delete else ()
+    files = kept_files()
+    if as_json:
+        told = {"kept": _files_json(files), "deleted": _files_json(removed)}
+        print(json.dumps(told, indent=2))
+        return
+    console = Console(highlight=False)
+    for file in removed:
+        console.print(f"deleted {_file_text(file)}", markup=False, soft_wrap=True)
+    for file in files:
+        console.print(_file_text(file), markup=False, soft_wrap=True)
+        for folder in file.snapshots:
+            console.print(f"  needed by {plain(str(folder))}", markup=False, soft_wrap=True)
+        if not file.snapshots:
+            console.print(f"  needed by no snapshot{', but a process has it open' if delete else ''}", soft_wrap=True)
+    if not files and not removed:
+        console.print("no weights are kept outside of snapshots")
+
+
+def _file_text(file: KeptFile) -> str:
+    return f"{plain(str(file.path))} ({file.size / 1e9:.2f} GB)"
+
+
+def _files_json(files: Sequence[KeptFile]) -> list[dict[str, object]]:
+    return [
+        {"path": str(file.path), "bytes": file.size, "snapshots": [str(folder) for folder in file.snapshots]}
+        for file in files
+    ]
 
 
 def run_setup(*, mirror: str, again: bool) -> None:

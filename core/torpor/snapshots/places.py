@@ -16,6 +16,7 @@ from torpor.errors import SnapshotError
 
 __all__ = [
     "CACHE_VARIABLE",
+    "KEPT",
     "cache_root",
     "criu_prefix",
     "release_work_folder",
@@ -26,6 +27,9 @@ __all__ = [
 
 CACHE_VARIABLE = "TORPOR_CACHE"
 """Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
+
+KEPT = "kept"
+"""Folder in a deployment's image for what its engine keeps outside of snapshots; see `torpor.snapshots.known_snapshots`."""
 
 _LEFT_FOR_S = 3600.0
 _WORK_NAME = re.compile(r".+-\d+-[0-9a-f]{8}", re.DOTALL)

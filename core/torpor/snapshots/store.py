@@ -147,6 +147,7 @@ def capture(
     from torpor.progress import followed_value  # noqa: PLC0415
     from torpor.snapshots import checks, cuda  # noqa: PLC0415 - a restore has no use for what a capture imports
     from torpor.snapshots.criu import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
+    from torpor.snapshots.known_snapshots import note  # noqa: PLC0415
     from torpor.snapshots.machine import deployment_facts, machine_facts  # noqa: PLC0415
     from torpor.snapshots.manifest import Manifest, Stage, describe_files, write_private  # noqa: PLC0415
 
@@ -224,6 +225,7 @@ def capture(
             files=describe_files(partial),
         )
         manifest.write(partial)
+    note(folder)
     return manifest
 
 
@@ -275,7 +277,10 @@ def remove(folder: Path) -> Path:
         raise SnapshotError(
             f"{folder} holds no snapshot: {reason}. Nothing was removed; if it is to go all the same, delete it yourself."
         )
+    from torpor.snapshots.known_snapshots import forget  # noqa: PLC0415 - a restore has no use for it
+
     remove_folder(folder)
+    forget(folder)
     return folder
 
 
