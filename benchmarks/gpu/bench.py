@@ -267,7 +267,7 @@ def standby(wakes: int) -> dict[str, object]:
     """Sleeps and wakes in one process: from the call to the first token; the GPU's memory while asleep."""
     empty = used_mib()
     deployment = load_deployment(str(APP))
-    server = LocalServer(deployment, backend=Standby(), report=StageReport())
+    server = LocalServer(deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False)
     times, asleep, serving, stages = [], [], [], list[dict[str, float]]()
     try:
         server.start()

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         as_json: bool
 
 
-__all__ = ["run_restore"]
+__all__ = ["Served", "run_restore"]
 
 _TURN_S = 0.0005
 _SIGNALS = 4096  # one byte each
@@ -87,6 +87,57 @@ class _Told:
         os.read(self._woken, _SIGNALS)
 
 
+class Served:
+    """Replicas as a command serves them: what is told of them, the signals that it listens to, their end.
+
+    Args:
+        as_json: tell what was restored as one line of JSON, and what happens to replicas by themselves as one more each.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._began = time.monotonic()
+        self._stages: dict[str, list[dict[str, object]]] = {}
+        self._told = _Told()
+
+    def note(self, name: str, record: StageRecord) -> None:
+        """A stage of a wake ended."""
+        self._stages.setdefault(name, []).append(
+            {"stage": record.stage, "seconds": record.seconds, "ended_at": record.ended_at}
+        )
+
+    def tell(self, event: ReplicaEvent) -> None:
+        """Something happened to a replica by itself."""
+        _tell(event, as_json=self._as_json)
+        self.look()
+
+    def look(self) -> None:
+        """Have `serve` look whether a replica is left."""
+        self._told.look()
+
+    def serve(self, copies: Replicas, wanted: int, then: Callable[[], None] | None = None) -> None:
+        """Say what was restored, and serve until a signal, or do something else.
+
+        Args:
+            copies: they serve.
+            wanted: how many there are to be.
+            then: called in place of waiting for a signal.
+
+        Raises:
+            EngineError: the last replica was given up.
+        """
+        if then is None:
+            self._told.listen()
+        if self._as_json:
+            print(json.dumps(_described(copies, self._stages, self._began)), flush=True)
+        else:
+            _print_serving(copies, self._stages, time.monotonic() - self._began)
+        if then is None:
+            _serve(copies, wanted, self._told)
+        else:
+            then()
+
+
 def run_restore(
     *,
     folder: str | Path,
@@ -95,7 +146,6 @@ def run_restore(
     verify: str,
     as_json: bool,
     even_if_bad: bool = False,
-    then: Callable[[], None] | None = None,
     first: FirstProcess | None = None,
 ) -> None:
     """Restore, say so, serve until SIGINT or SIGTERM, end everything. A replica that ends by itself is started again.
@@ -105,51 +155,29 @@ def run_restore(
         replicas: how many copies.
         port: public port; 0 for the deployment's.
         verify: `fast` or `full`.
-        as_json: tell what was restored as one line of JSON, and what happens to replicas by themselves as one more each.
+        as_json: see `Served`.
         even_if_bad: also a snapshot whose replicas did not wake several times in a row.
-        then: called once they serve, in place of waiting for a signal.
         first: for the first sandbox, started before this module was imported.
     """
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
-    started = time.monotonic()
+    served = Served(as_json=as_json)
     warnings_only()
-    stages: dict[str, list[dict[str, object]]] = {}
-    told = _Told()
     ends_on_sigterm()
     descriptors.raise_limit()
-
-    def note(name: str, record: StageRecord) -> None:
-        stages.setdefault(name, []).append(
-            {"stage": record.stage, "seconds": record.seconds, "ended_at": record.ended_at}
-        )
-
-    def tell(event: ReplicaEvent) -> None:
-        _tell(event, as_json=as_json)
-        told.look()
-
     copies = Replicas(
         Path(folder),
         port=port or None,
         full=verify == "full",
-        on_stage=note,
-        on_event=tell,
+        on_stage=served.note,
+        on_event=served.tell,
         first=first,
-        supervised=then is None,
+        supervised=True,
         even_if_bad=even_if_bad,
     )
     try:
         _start(copies, replicas)
-        if then is None:
-            told.listen()
-        if as_json:
-            print(json.dumps(_described(copies, stages, started)), flush=True)
-        else:
-            _print_serving(copies, stages, time.monotonic() - started)
-        if then is None:
-            _serve(copies, replicas, told)
-        else:
-            then()
+        served.serve(copies, replicas)
     finally:
         copies.stop()
 

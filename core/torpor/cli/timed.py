@@ -85,7 +85,7 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
         TorporError: it did not start, sleep or wake.
     """
     report = StageReport()
-    server = LocalServer(deployment, backend=Standby(), report=report)
+    server = LocalServer(deployment, backend=Standby(), report=report, cold_on_failed_wake=False)
     try:
         server.cold_start()
         server.sleep()

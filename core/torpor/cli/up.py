@@ -17,18 +17,22 @@ from rich.table import Table
 from torpor import descriptors
 from torpor.apps import load_deployment
 from torpor.cli.interrupts import ends_on_sigterm
-from torpor.cli.restore import run_restore
-from torpor.errors import ConfigurationError, DrainTimeoutError, PortInUseError, SnapshotError, TorporError
+from torpor.cli.restore import Served
+from torpor.errors import ConfigurationError, DrainTimeoutError, TorporError
 from torpor.events import warnings_only
-from torpor.platforms.local import LocalServer, cache_root, missing_packages, stops_on_failure
+from torpor.platforms.local import LocalServer, cache_root, missing_packages
+from torpor.platforms.local_start import start_here
 from torpor.progress import listening
 from torpor.records import StageRecord, StageReport
-from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
+from torpor.snapshots.backend import BACKENDS, make_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.deployment import Deployment
+    from torpor.platforms.local_start import Way
+    from torpor.snapshots.serving import Replicas
+    from torpor.supervision import ReplicaEvent
 
 __all__ = ["Progress", "run_up", "stage_table"]
 
@@ -53,33 +57,56 @@ def run_up(
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
-    if snapshot is not None and _restored(app_file, snapshot, question=question, as_json=as_json):
-        return
     deployment = load_deployment(app_file)
     console = Console(stderr=True, highlight=False)
     warnings_only()
     progress = Progress(console, as_json=as_json)
+    served = Served(as_json=as_json and not question)
     record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
-    keeper = make_backend(backend, app_file=Path(app_file))
-    if snapshot is not None:
-        keeper = CriuBackend(folder=snapshot, app_file=Path(app_file), leave_running=True)
-    server = LocalServer(deployment, backend=keeper, report=report, on_step=progress.step)
-    for package, plugin in missing_packages(deployment, server.recipe).items():
-        console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
     ends_on_sigterm()
     descriptors.raise_limit()
-    try:
-        with stops_on_failure(server.boot), progress.listening():
-            server.start()
-            answer = _ask(deployment, console, question, stream=not as_json) if question else None
-            if answer is None:
+    started: LocalServer | Replicas | None = None
+    answer: dict[str, object] | None = None
+
+    def ask() -> None:
+        nonlocal answer
+        answer = _ask(deployment, console, question, stream=not as_json)
+
+    def tell(event: ReplicaEvent) -> None:
+        progress.event(event)
+        served.look()
+
+    with progress.listening():
+        try:
+            started = start_here(
+                deployment,
+                app_file=Path(app_file),
+                snapshot=snapshot,
+                backend=make_backend(backend, app_file=Path(app_file)),
+                report=report,
+                supervised=not question,
+                on_way=lambda way: _say_way(way, console),
+                on_cold=lambda server: _say_missing(server, console),
+                on_step=progress.step,
+                on_stage=served.note,
+                on_event=tell,
+            )
+            if not isinstance(started, LocalServer):
+                served.serve(started, 1, ask if question else None)
+                if as_json and question:
+                    print(json.dumps({"answer": answer}))
+                return
+            if question:
+                ask()
+            else:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
                 )
-                _serve_until_signal(server, console)
-    finally:
-        server.stop()
+                _serve_until_signal(started, console)
+        finally:
+            if started is not None:
+                started.stop()
     if as_json:
         payload = {
             "stages": [asdict(record) for record in report.records],
@@ -92,54 +119,15 @@ def run_up(
         console.print(f"records: {record_file}", soft_wrap=True)
 
 
-def _restored(app_file: str, folder: Path, *, question: str, as_json: bool) -> bool:
-    """Serve from a snapshot where a fitting one is there; say which way is taken, and why."""
-    from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415 - only with --snapshot
-    from torpor.snapshots.serving import misfits  # noqa: PLC0415
-    from torpor.snapshots.store import check_target, inspect  # noqa: PLC0415
+def _say_way(way: Way, console: Console) -> None:
+    console.print(way.said, markup=False)
+    for reason in way.reasons:
+        console.print(f"  - {reason}", markup=False)
 
-    console = Console(stderr=True, highlight=False)
-    check_target(folder)
-    deployment = load_deployment(app_file)
-    if not (folder / MANIFEST).is_file():
-        console.print(f"cold: there is no snapshot in {folder}; it is made after the start", markup=False)
-        return False
-    try:
-        reasons = misfits(folder, inspect(folder), deployment)
-    except SnapshotError as error:
-        reasons = [str(error)]
-    if reasons:
-        console.print(f"cold: the snapshot {folder} does not fit and is made anew after the start", markup=False)
-        for reason in reasons:
-            console.print(f"  - {reason}", markup=False)
-        return False
-    console.print(f"restored: the snapshot {folder} fits", markup=False)
-    serves = False
 
-    def ask_once() -> None:
-        nonlocal serves
-        serves = True
-        answer = _ask(deployment, console, question, stream=not as_json)
-        if as_json:
-            print(json.dumps({"answer": answer}))
-
-    try:
-        run_restore(
-            folder=folder,
-            replicas=1,
-            port=deployment.port,
-            verify="fast",
-            as_json=as_json and not question,
-            then=ask_once if question else None,
-        )
-    except (PortInUseError, ConfigurationError):
-        raise  # a cold start would fail in the same way, later
-    except TorporError as error:
-        if serves:
-            raise
-        console.print(f"cold: the snapshot could not be restored: {error}", markup=False)
-        return False
-    return True
+def _say_missing(server: LocalServer, console: Console) -> None:
+    for package, plugin in missing_packages(server.deployment, server.recipe).items():
+        console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
 
 
 def _ask(deployment: Deployment, console: Console, question: str, *, stream: bool) -> dict[str, object]:
@@ -161,20 +149,20 @@ def _ask(deployment: Deployment, console: Console, question: str, *, stream: boo
 
 
 def _serve_until_signal(server: LocalServer, console: Console) -> None:
-    """Serve; SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, the engine's death ends the command."""
+    """Serve; SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it; an engine that ends by itself is started again."""
     wanted: list[str] = []
     signal.signal(signal.SIGUSR1, lambda *_: wanted.append("sleep"))
     signal.signal(signal.SIGUSR2, lambda *_: wanted.append("wake"))
-    asleep = False
+    asleep = ended_asleep = False
     while True:
-        if asleep and not server.backend.process_stays:
+        if (asleep and not server.backend.process_stays) or ended_asleep:
             time.sleep(0.1)
         elif server.boot.running_engine.wait(0.1) is not None:
-            from torpor.readiness import exited_error  # noqa: PLC0415
-
-            raise exited_error(
-                server.boot.running_engine, "while it was serving" if not asleep else "while it was asleep"
-            )
+            if asleep:
+                ended_asleep = True
+                console.print("the engine ended while it was asleep; it is started cold when it is to wake")
+            else:
+                server.start_again()
         if not wanted:
             continue
         action = wanted.pop(0)
@@ -186,7 +174,12 @@ def _serve_until_signal(server: LocalServer, console: Console) -> None:
         except DrainTimeoutError as error:
             console.print(str(error))
             continue
-        asleep = action == "sleep"
+        except TorporError as error:
+            if action == "wake" or server.boot.running_engine.poll() is None:
+                raise
+            console.print(f"the engine did not go to sleep, and ended: {error}", markup=False)
+            continue  # it is started again
+        asleep, ended_asleep = action == "sleep", False
 
 
 class Progress:
@@ -236,6 +229,15 @@ class Progress:
         else:
             mark = "ok" if record.ok else "FAILED"
             self._console.print(f"{mark:<6} {record.stage:<13} {record.seconds:8.3f} s  {_DOING.get(record.stage, '')}")
+
+    def event(self, event: ReplicaEvent) -> None:
+        """Something happened to the engine by itself."""
+        if self._status:
+            self._status.stop()
+        if self._as_json:
+            self._print_json(**event.as_json())
+        else:
+            self._console.print(event.described(), markup=False, soft_wrap=True)
 
     def _told(self, text: str) -> None:
         if self._as_json:

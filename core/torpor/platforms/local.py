@@ -16,14 +16,16 @@ import contextlib
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.boot import Boot
 from torpor.child_process import run_child
-from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError
+from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError, TorporError
 from torpor.lifecycle import Lifecycle
+from torpor.readiness import exited_error
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
 from torpor.snapshots.backend import (
     BACKENDS,
@@ -36,6 +38,7 @@ from torpor.snapshots.backend import (
 from torpor.snapshots.places import CACHE_VARIABLE, cache_root
 from torpor.step_outputs import making
 from torpor.steps import run_step
+from torpor.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +68,7 @@ __all__ = [
 ]
 
 _QUERY_TIMEOUT_S = 20.0
+_TAIL_LINES = 20
 
 
 class LocalServer:
@@ -76,6 +80,9 @@ class LocalServer:
         root: cache root; `cache_root()` by default.
         report: where stages are recorded.
         on_step: told the name of each build step before it runs.
+        cold_on_failed_wake: whether it starts cold where a wake fails; the deployment may still forbid it. False shows the
+            failure, for whoever tests or times wakes.
+        on_event: told what happens to the engine by itself; by default that is logged.
 
     Raises:
         ConfigurationError: the deployment cannot run here (no such GPU, ...).
@@ -90,6 +97,8 @@ class LocalServer:
         root: Path | None = None,
         report: StageReport | None = None,
         on_step: Callable[[str], None] | None = None,
+        cold_on_failed_wake: bool = True,
+        on_event: Callable[[ReplicaEvent], None] | None = None,
     ) -> None:
         self.deployment = deployment
         self.backend = backend or NoSnapshot()
@@ -100,6 +109,9 @@ class LocalServer:
         self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
         check_gpu(deployment)
         self._on_step = on_step
+        self._cold_on_failed_wake = cold_on_failed_wake and deployment.cold_start_on_failed_wake
+        self._tell = on_event or ReplicaEvent.log
+        self._back_off = BackOff(deployment.max_restarts)
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
 
     def build(self) -> None:
@@ -124,15 +136,113 @@ class LocalServer:
                 self.boot.serve()
             else:
                 self.backend.capture(self.boot)
-                self.backend.restore(self.boot)
+                self._woken_or_cold()
+        self._back_off.serves()
 
     def sleep(self) -> None:
         """Put the serving engine to sleep."""
         self.backend.capture(self.boot)
 
     def wake(self) -> None:
-        """Wake the sleeping engine; it serves when this returns."""
-        self.backend.restore(self.boot)
+        """Wake the sleeping engine; it serves when this returns.
+
+        A wake that fails is tried once more where the backend kept a snapshot; then the engine is started cold, unless
+        `cold_on_failed_wake` or the deployment forbids it.
+
+        Raises:
+            TorporError: it did not wake, and there was no cold start, or that failed, too; nothing runs.
+        """
+        with self._ended_on_failure():
+            self._woken_or_cold()
+        self._back_off.serves()
+
+    def start_again(self) -> None:
+        """Start again after the engine ended by itself: from the snapshot where the backend keeps one, else cold.
+
+        With pauses, and no more often in a row than `Deployment.max_restarts`; see `torpor.supervision`. The public port stays
+        open meanwhile where the backend owns it (`criu`); with the others it is the engine's own.
+
+        Raises:
+            EngineExitedError: it ended too often; its last lines are in the message.
+        """
+        name, engine = self.deployment.name, self.boot.running_engine
+        error = exited_error(engine, "while it was serving")
+        last = engine.log_tail()[-_TAIL_LINES:]
+        self._tell(ReplicaEvent("replica_ended", name, exit_code=error.exit_code_seen, last_lines=last))
+        while (pause_s := self._back_off.ended()) is not None:
+            time.sleep(pause_s)
+            began = time.perf_counter()
+            try:
+                with self._ended_on_failure(keep_port=True):
+                    self._restarted(ENGINE_ENDED)
+            except TorporError as failed:
+                said = f"{type(failed).__name__}: {failed}"
+                self._tell(ReplicaEvent("restart_failed", name, restart=self._back_off.restarts, error=said))
+            else:
+                self._back_off.serves()
+                self._tell_restarted(began)
+                return
+        self._tell(ReplicaEvent("replica_given_up", name, restart=self._back_off.restarts))
+        raise error
+
+    def _restarted(self, reason: str) -> None:
+        self._renew(reason)
+        if not self.backend.process_stays:
+            try:
+                self.backend.restore(self.boot)
+            except TorporError as error:
+                self._tell_failure("restore_failed", error)
+                self._renew(reason)
+            else:
+                return
+        self.cold_start()
+        self.boot.serve()
+
+    def _woken_or_cold(self) -> None:
+        attempts = 1 if self.backend.process_stays else 2  # what failed in its own process has ended
+        for attempt in range(1, attempts + 1):
+            began = time.perf_counter()
+            try:
+                self.backend.restore(self.boot)
+            except Exception as error:
+                if isinstance(error, DrainTimeoutError) or not self._cold_on_failed_wake:
+                    raise
+                self._tell_failure("wake_failed", error)
+                self._renew(WAKE_FAILED if attempt == attempts else "")
+            else:
+                return
+        self._back_off.note_restart()
+        self.boot.restarts = self._back_off.restarts
+        self.cold_start()
+        self.boot.serve()
+        self._tell_restarted(began)
+
+    def _renew(self, reason: str) -> None:
+        """End what is left of the engine, and begin another boot in its place."""
+        self.boot.stop()
+        self.backend.clear()
+        self.boot = Boot(
+            self.deployment,
+            recipe=self.recipe,
+            report=self.boot.report,
+            restarts=self._back_off.restarts,
+            reason=reason,
+        )
+
+    def _tell_failure(self, event: str, error: Exception) -> None:
+        self._tell(ReplicaEvent(event, self.deployment.name, error=f"{type(error).__name__}: {error}"))
+
+    def _tell_restarted(self, began: float) -> None:
+        self._tell(
+            ReplicaEvent(
+                "replica_restarted",
+                self.deployment.name,
+                boot=self.boot.kind,
+                reason=self.boot.reason,
+                restart=self._back_off.restarts,
+                seconds=time.perf_counter() - began,
+            )
+        )
 
     def stop(self) -> None:
         """End the engine's whole tree and what the backend holds."""
@@ -140,14 +250,14 @@ class LocalServer:
         self.backend.close()
 
     @contextlib.contextmanager
-    def _ended_on_failure(self) -> Iterator[None]:
+    def _ended_on_failure(self, *, keep_port: bool = False) -> Iterator[None]:
         try:
-            with stops_on_failure(self.boot):
-                yield
+            yield
         except DrainTimeoutError:
             raise  # the engine serves on
         except BaseException:
-            self.backend.close()
+            self.boot.stop()
+            self.backend.clear() if keep_port else self.backend.close()
             raise
 
 

@@ -61,6 +61,12 @@ class SnapshotBackend(Protocol):
     def restore(self, boot: Boot) -> None:
         """Bring the kept server back to serving."""
 
+    def clear(self) -> None:
+        """Let go of the place of an engine that ended by itself, for `prepare` or `restore`; the public port stays.
+
+        Harmless to repeat.
+        """
+
     def close(self) -> None:
         """End what the backend itself started; the engine has been ended before. Harmless to repeat."""
 
@@ -97,6 +103,9 @@ class NoSnapshot:
         """
         raise SnapshotError(f"The backend 'none' keeps nothing, so there is no {boot.deployment.name!r} to wake.")
 
+    def clear(self) -> None:
+        """There is nothing to let go of."""
+
     def close(self) -> None:
         """There is nothing to end."""
 
@@ -122,6 +131,9 @@ class Standby:
     def restore(self, boot: Boot) -> None:
         """Wake the engine in its own process."""
         boot.wake()
+
+    def clear(self) -> None:
+        """There is nothing to let go of."""
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -237,6 +249,10 @@ class CriuBackend:
         self._sandbox, self._work = replica.sandbox, replica.work
         replica.wake(boot, manifest, identity)
         self._publish(boot.deployment)
+
+    def clear(self) -> None:
+        """End the sandbox; the port stays, and answers 503 with Retry-After meanwhile."""
+        self._end_sandbox()
 
     def close(self) -> None:
         """End the sandbox and let go of the port."""

@@ -326,6 +326,10 @@ class Replicas:
         with self._attempt() as attempt:
             self._publish(self._brought_up(attempt, count))
 
+    def allow_cold_start(self) -> None:
+        """From now on a replica that cannot be restored may start cold, unless the deployment forbids it."""
+        self._cold_start = True
+
     def restart_now(self) -> None:
         """Let replicas that wait for their restart have it at once."""
         self._replacement.hurry()
