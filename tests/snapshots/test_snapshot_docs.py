@@ -26,7 +26,7 @@ FOLDER = Path(str(torpor.snapshots.__file__)).parent
 def options(command: Any) -> Iterator[str]:
     """Every option of a command and of the commands below it (typer carries a click of its own)."""
     for parameter in command.params:
-        yield from parameter.opts
+        yield from (*parameter.opts, *parameter.secondary_opts)
     for below in getattr(command, "commands", {}).values():
         yield from options(below)
 

@@ -47,6 +47,14 @@ app = typer.Typer(
 
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Prove = Annotated[
+    bool | None,
+    typer.Option(
+        "--prove/--no-prove",
+        help="Restore and wake one replica of a new snapshot before it is put in place; by default without a GPU.",
+        show_default=False,
+    ),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -92,6 +100,7 @@ def up(
     records: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Stage records go here; by default under the cache root.")
     ] = None,
+    prove: Prove = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an app's whole lifecycle on this machine.
@@ -100,7 +109,7 @@ def up(
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json, records=records)
+    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json, records=records, prove=prove)
 
 
 @app.command()
@@ -181,16 +190,18 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The snapshot's fold
 def create(
     app_file: AppFile,
     folder: Folder,
+    *,
     mode: Annotated[str, typer.Option(help="root or rootless; by default what works here, rootless first.")] = "",
     copy_memory: Annotated[
         bool, typer.Option("--copy-memory", help="Copies get memory of their own, and need the folder no more.")
     ] = False,
+    prove: Prove = None,
     as_json: AsJson = False,
 ) -> None:
     """Start an app cold, put it to sleep and keep it in a folder."""
     from torpor.cli.snapshot import run_create  # noqa: PLC0415
 
-    run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json)
+    run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json, prove=prove)
 
 
 @snapshot.command()

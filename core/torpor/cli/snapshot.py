@@ -29,7 +29,9 @@ __all__ = ["run_create", "run_inspect", "run_rm", "run_setup", "run_weights"]
 _MODES = ("root", "rootless")
 
 
-def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_json: bool) -> None:
+def run_create(
+    app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_json: bool, prove: bool | None = None
+) -> None:
     """Start cold, sleep, keep, end."""
     from torpor.cli.interrupts import ends_on_sigterm  # noqa: PLC0415
     from torpor.cli.up import Progress  # noqa: PLC0415
@@ -49,6 +51,7 @@ def run_create(app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_
             folder,
             mode=cast("Mode", mode) if mode else None,
             copy_memory=copy_memory,
+            prove=prove,
             report=StageReport(on_begin=progress.begin, on_end=progress.end),
             on_step=progress.step,
         )

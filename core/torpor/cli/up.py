@@ -52,7 +52,14 @@ _DOING = {
 
 
 def run_up(
-    app_file: str, *, backend: str, snapshot: Path | None, question: str, as_json: bool, records: Path | None = None
+    app_file: str,
+    *,
+    backend: str,
+    snapshot: Path | None,
+    question: str,
+    as_json: bool,
+    records: Path | None = None,
+    prove: bool | None = None,
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
@@ -84,6 +91,7 @@ def run_up(
                 app_file=Path(app_file),
                 snapshot=snapshot,
                 backend=make_backend(backend, app_file=Path(app_file)),
+                prove=prove,
                 report=report,
                 supervised=not question,
                 on_way=lambda way: _say_way(way, console),

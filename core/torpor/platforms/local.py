@@ -267,6 +267,7 @@ def create_snapshot(
     *,
     mode: Mode | None = None,
     copy_memory: bool = False,
+    prove: bool | None = None,
     report: StageReport | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -277,6 +278,7 @@ def create_snapshot(
         folder: where the snapshot goes; one that is there is replaced when the new one is whole.
         mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         copy_memory: see `CriuBackend`.
+        prove: see `CriuBackend`.
         report: where stages are recorded.
         on_step: told the name of each build step before it runs.
 
@@ -288,7 +290,9 @@ def create_snapshot(
     from torpor.snapshots.store import check_target  # noqa: PLC0415
 
     check_target(folder)
-    backend = CriuBackend(folder=folder, app_file=Path(app_file), mode=mode, public=False, copy_memory=copy_memory)
+    backend = CriuBackend(
+        folder=folder, app_file=Path(app_file), mode=mode, public=False, copy_memory=copy_memory, prove=prove
+    )
     server = LocalServer(load_deployment(str(app_file)), backend=backend, report=report, on_step=on_step)
     try:
         server.cold_start()

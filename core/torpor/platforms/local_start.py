@@ -46,6 +46,7 @@ def start_here(
     app_file: Path,
     snapshot: Path | None = None,
     backend: SnapshotBackend | None = None,
+    prove: bool | None = None,
     report: StageReport | None = None,
     supervised: bool = True,
     on_way: Callable[[Way], None] | None = None,
@@ -65,6 +66,7 @@ def start_here(
         app_file: where it stands; a snapshot remembers it.
         snapshot: a snapshot's folder; None starts cold.
         backend: how a server without a snapshot is kept; with one it is kept there.
+        prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
         report: where the stages of a cold start are recorded.
         supervised: start restored replicas again that end by themselves; a `LocalServer` is told to by `start_again`.
         on_way: told which way is taken.
@@ -109,7 +111,7 @@ def start_here(
             else:
                 replicas.allow_cold_start()
                 return replicas
-        backend = CriuBackend(folder=snapshot, app_file=app_file, leave_running=True)
+        backend = CriuBackend(folder=snapshot, app_file=app_file, leave_running=True, prove=prove)
     server = LocalServer(deployment, backend=backend, report=report, on_step=on_step, on_event=on_event)
     if failed:
         server.boot.reason, server.boot.restarts = WAKE_FAILED, 1

@@ -16,7 +16,8 @@ cuda         GPU state to host memory before a dump and back after a restore (cu
 front        one public port before any number of replicas (forward: how bytes are carried)
 store        a snapshot as a folder: capture, inspect, restore, remove
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
-             before a capture; places: where snapshots lie by default)
+             before a capture; kernel_objects: what CRIU does not bring back; scheduling: what of it is set again; proof: one
+             trial restore; places: where snapshots lie by default)
 replica      the restored engine, as core sees it (serving: several of them behind one port)
 light_httpx  httpx without its command line, for the restore's sake
 backend      the protocol of the local platform's backends, and `none`, `standby`, `criu`

@@ -151,6 +151,8 @@ class CriuBackend:
         copy_memory: have CRIU copy the memory into each copy, as it does by itself, instead of letting copies map it from the
             snapshot's files (`torpor.snapshots.mapped_memory`): slower to restore, but then a copy needs the files no more.
         gpu_devices: how the paths of the GPU driver's device files begin; those of the NVIDIA driver by default.
+        prove: restore and wake one replica of each new snapshot before it is put in its place; by default where that costs
+            seconds: for deployments without a GPU.
     """
 
     name: ClassVar[str] = "criu"
@@ -166,8 +168,10 @@ class CriuBackend:
         public: bool = True,
         copy_memory: bool = False,
         gpu_devices: Sequence[str] = (),
+        prove: bool | None = None,
     ) -> None:
         self._folder = folder
+        self._prove = prove
         self._app_file = app_file or Path()
         self._wanted_mode = mode
         self._gpu_devices = gpu_devices
@@ -230,6 +234,7 @@ class CriuBackend:
             leave_running=self._leave_running,
             copy_memory=self._copy_memory,
             gpu_devices=self._gpu_devices,
+            proved=boot.deployment.gpu is None if self._prove is None else self._prove,
         )
         if not self._leave_running:
             self._end_sandbox()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DUMP_LOG",
+    "GHOST_BYTES",
     "LEAST",
     "PREFIX_VARIABLE",
     "RESTORE_LOG",
@@ -59,6 +60,9 @@ SIDE_FILES = "side.tar"
 LINK = "memory"
 """Name in the scratch folder under which a replica finds the folder of the images, which it maps its memory from."""
 
+GHOST_BYTES = 2047 << 20
+"""Largest deleted file whose content goes into a snapshot; CRIU's own limit is 1 MiB."""
+
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 
 Tcp = Literal["close", "established"]
@@ -66,7 +70,7 @@ Tcp = Literal["close", "established"]
 
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _VERSION_TIMEOUT_S = 10.0
-_OPTIONS = ("--file-locks", "--ext-unix-sk", "--link-remap", "--skip-in-flight")
+_OPTIONS = ("--file-locks", "--ext-unix-sk", "--link-remap", "--skip-in-flight", "--ghost-limit", str(GHOST_BYTES))
 _TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {
     "close": ("--tcp-close",),
     "established": ("--tcp-established", "--network-lock", "skip"),

@@ -38,6 +38,7 @@ __all__ = [
     "FileFacts",
     "MachineFacts",
     "Manifest",
+    "Scheduled",
     "Stage",
     "damaged_files",
     "describe_files",
@@ -47,7 +48,7 @@ __all__ = [
     "write_private",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
 FAILURES = "failures.json"  # comes later, see `torpor.snapshots.failures`
 MANIFEST_BYTES = 16 << 20
@@ -59,6 +60,9 @@ _LAST_TIME_S = 253_402_300_799  # the year 9999
 _LONGEST_CLOCK_S = 4e9  # a time namespace takes offsets up to half of KTIME_MAX
 _MOST_TOKENS = 1_000_000
 _LAST_PORT = 65_535
+_LAST_PID = 1 << 22  # proc(5): pid_max
+_LAST_CPU = 8191  # CONFIG_NR_CPUS
+_LAST_IO_PRIORITY = 0xFFFF
 _SHOWN = 8
 
 
@@ -125,6 +129,22 @@ class Stage(NamedTuple):
     seconds: float
 
 
+class Scheduled(NamedTuple):
+    """How one thread is scheduled, where that differs from its sandbox.
+
+    Attributes:
+        pid: its process, inside the sandbox.
+        tid: the thread, inside the sandbox.
+        cpus: processors that it may use; empty for those of the sandbox.
+        io_priority: as ioprio_get(2) gives it; -1 for that of the sandbox.
+    """
+
+    pid: int
+    tid: int
+    cpus: tuple[int, ...]
+    io_priority: int
+
+
 class Manifest(NamedTuple):
     """A snapshot.
 
@@ -142,6 +162,7 @@ class Manifest(NamedTuple):
         canary_tokens: tokens of the answer.
         canary_text: the answer that every replica has to give again.
         processes: command of each process in it.
+        scheduling: threads that are scheduled otherwise than their sandbox; CRIU does not bring that back.
         stages: cold start and capture.
         image_bytes: CRIU's images.
         mapped_bytes: what of them replicas map; CRIU copies the rest into each.
@@ -165,6 +186,7 @@ class Manifest(NamedTuple):
     canary_tokens: int
     canary_text: str
     processes: tuple[str, ...]
+    scheduling: tuple[Scheduled, ...]
     stages: tuple[Stage, ...]
     image_bytes: int
     mapped_bytes: int
@@ -252,6 +274,7 @@ def _manifest(fields: Fields) -> Manifest:
         canary_tokens=fields.whole("canary_tokens", 1, _MOST_TOKENS),
         canary_text=fields.text("canary_text"),
         processes=fields.texts("processes"),
+        scheduling=tuple(_scheduled(thread) for thread in fields.each("scheduling")),
         stages=tuple(_stage(stage) for stage in fields.each("stages")),
         image_bytes=fields.whole("image_bytes"),
         mapped_bytes=fields.whole("mapped_bytes"),
@@ -271,6 +294,20 @@ def _stage(fields: Fields) -> Stage:
     stage = Stage(stage=fields.text("stage"), seconds=fields.number("seconds", _LONGEST_CLOCK_S))
     fields.end()
     return stage
+
+
+def _scheduled(fields: Fields) -> Scheduled:
+    cpus = fields.items("cpus")
+    if not all(isinstance(cpu, int) and not isinstance(cpu, bool) and 0 <= cpu <= _LAST_CPU for cpu in cpus):
+        fields.refuse("cpus", cpus, f"numbers of processors, 0 to {_LAST_CPU}")
+    thread = Scheduled(
+        pid=fields.whole("pid", 1, _LAST_PID),
+        tid=fields.whole("tid", 1, _LAST_PID),
+        cpus=tuple(cast("list[int]", cpus)),
+        io_priority=fields.whole("io_priority", -1, _LAST_IO_PRIORITY),
+    )
+    fields.end()
+    return thread
 
 
 def _machine(fields: Fields) -> MachineFacts:

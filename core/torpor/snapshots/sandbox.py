@@ -323,6 +323,11 @@ class Sandbox:
         monotonic_s, boottime_s = cast("tuple[float, float]", answer["clock"])
         return Clock(monotonic_s=monotonic_s, boottime_s=boottime_s)
 
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """The folders that each sandbox has for itself."""
+        return tuple(self._folders)
+
     def pack_side_files(self, archive: Path) -> int:
         """Write what lies in the private folders to a tar archive (0600); bytes written.
 

@@ -202,6 +202,10 @@ def bring_back(
         with unchanged(folder, mark):  # CRIU and the replica open files by path
             took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
         cuda = resumption.finish() if resumption else None
+        if manifest.scheduling:
+            from torpor.snapshots.scheduling import schedule_again  # noqa: PLC0415 - most trees need none of it
+
+            schedule_again(sandbox, manifest.scheduling)
     except BaseException:
         sandbox.kill()
         release_work_folder(

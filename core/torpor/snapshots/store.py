@@ -20,7 +20,7 @@ from torpor.snapshots.folders import (
     recover,
     remove_folder,
 )
-from torpor.snapshots.manifest import IMAGES, LOGS, OUTSIDE, PRIVATE, SCHEMA, read_manifest
+from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, Stage, read_manifest
 from torpor.snapshots.reading import ANEW, opened_folder, read_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torpor.boot import Boot
     from torpor.snapshots.checks import OpenFiles
-    from torpor.snapshots.criu import Criu, Tcp
+    from torpor.snapshots.criu import Criu, Dumped, Tcp
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.reading import Fields
     from torpor.snapshots.sandbox import Sandbox
@@ -125,6 +125,7 @@ def capture(
     leave_running: bool = False,
     copy_memory: bool = False,
     gpu_devices: Sequence[str] = (),
+    proved: bool = False,
 ) -> Manifest:
     """Keep a sleeping engine in a folder.
 
@@ -137,11 +138,12 @@ def capture(
         leave_running: let the original stay, asleep; it is ended otherwise.
         copy_memory: see `torpor.snapshots.backend.CriuBackend`.
         gpu_devices: how the paths of the GPU driver's device files begin; `torpor.snapshots.cuda.DEVICES` by default.
+        proved: restore and wake one replica before the snapshot is put in its place (`torpor.snapshots.proof`).
 
     Raises:
-        SnapshotError: it cannot be kept; nothing of it stays on the disk, and the original is still asleep, unless CRIU
-            or a call of the GPU driver was killed in the middle, or the driver could not put its state back (the message
-            says so).
+        SnapshotError: it cannot be kept, or its trial replica failed; nothing of it stays on the disk, and the original is
+            still asleep, unless CRIU or a call of the GPU driver was killed in the middle, or the driver could not put its
+            state back (the message says so).
         GuardStateError: the engine is not asleep, or a request is in flight.
     """
     from torpor.progress import followed_value  # noqa: PLC0415
@@ -149,7 +151,9 @@ def capture(
     from torpor.snapshots.criu import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
     from torpor.snapshots.known_snapshots import note  # noqa: PLC0415
     from torpor.snapshots.machine import deployment_facts, machine_facts  # noqa: PLC0415
-    from torpor.snapshots.manifest import Manifest, Stage, describe_files, write_private  # noqa: PLC0415
+    from torpor.snapshots.manifest import Manifest, describe_files, write_private  # noqa: PLC0415
+    from torpor.snapshots.proof import life_of, prove  # noqa: PLC0415
+    from torpor.snapshots.scheduling import scheduled  # noqa: PLC0415
 
     started = time.perf_counter()
     deployment = boot.deployment
@@ -161,23 +165,22 @@ def capture(
     if canary is None:
         raise SnapshotError("No canary was recorded, so no copy could be checked; start the engine by Boot.cold_start.")
     devices = gpu_devices or cuda.DEVICES
-    _check_gpu_is_named(boot, sandbox, devices)
+    _check_devices(boot, sandbox, devices)
     with contextlib.ExitStack() as stack:
         gpu = None
         if deployment.gpu is not None:
             in_memory = _lies_in_memory(folder)
             gpu = stack.enter_context(cuda.suspended(sandbox, images_in_memory=in_memory, devices=devices))
         # From here on the tree holds no device file, and its memory is all that there is to save.
-        opened = checks.open_files(sandbox, _kept_folders(boot))
-        _check_files(opened)
+        opened = _checked_files(boot, sandbox)
         _check_room(folder.parent, expected_bytes(sandbox))
-        processes = _commands(sandbox)
+        processes, life, scheduling = _commands(sandbox), life_of(sandbox), scheduled(sandbox)
         clock = sandbox.clock()
         partial = stack.enter_context(_made_whole(folder))
         (partial / LOGS).mkdir(mode=0o700)
         checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
         tcp: Tcp = "established" if inner else "close"
-        with followed_value(lambda: _written(partial / IMAGES)):
+        with followed_value(lambda: _written(partial / IMAGES)), _log_kept(partial / IMAGES / DUMP_LOG, folder.name):
             dumped = dump(
                 criu,
                 sandbox,
@@ -193,14 +196,6 @@ def capture(
         _write_lines(partial / LOGS / "engine.log", engine.log_tail())
         write_private(partial / PRIVATE, {"boot_id": engine.boot_id, "guard_key": engine.guard_key})
         write_private(partial / OUTSIDE, opened.lasting)
-        stages = [Stage(stage=record.stage, seconds=record.seconds) for record in boot.report.records]
-        stages += [Stage(stage="capture_checks", seconds=checks_s)]
-        stages += [Stage(stage="capture_cuda", seconds=gpu.seconds)] if gpu else []
-        stages += [
-            Stage(stage="capture_criu", seconds=dumped.criu_s),
-            Stage(stage="capture_side_files", seconds=dumped.side_files_s),
-            Stage(stage="capture_mapping", seconds=dumped.mapping_s),
-        ]
         manifest = Manifest(
             schema=SCHEMA,
             created_at=time.time(),
@@ -215,7 +210,8 @@ def capture(
             canary_tokens=canary.tokens,
             canary_text=canary.text,
             processes=processes,
-            stages=tuple(stages),
+            scheduling=scheduling,
+            stages=_stages(boot, dumped, checks_s=checks_s, cuda_s=gpu.seconds if gpu else None),
             image_bytes=dumped.image_bytes,
             mapped_bytes=dumped.mapped_bytes,
             side_file_bytes=dumped.side_file_bytes,
@@ -225,7 +221,31 @@ def capture(
             files=describe_files(partial),
         )
         manifest.write(partial)
+        if proved:
+            took_s = prove(partial, manifest, read_identity(partial), criu=criu, boot=boot, before=life)
+            manifest = _with_stage(partial, manifest, "capture_proof", took_s)
     note(folder)
+    return manifest
+
+
+def _stages(boot: Boot, dumped: Dumped, *, checks_s: float, cuda_s: float | None) -> tuple[Stage, ...]:
+    """What the cold start and the capture took."""
+    stages = [Stage(stage=record.stage, seconds=record.seconds) for record in boot.report.records]
+    stages += [Stage(stage="capture_checks", seconds=checks_s)]
+    stages += [Stage(stage="capture_cuda", seconds=cuda_s)] if cuda_s is not None else []
+    return (
+        *stages,
+        Stage(stage="capture_criu", seconds=dumped.criu_s),
+        Stage(stage="capture_side_files", seconds=dumped.side_files_s),
+        Stage(stage="capture_mapping", seconds=dumped.mapping_s),
+    )
+
+
+def _with_stage(partial: Path, manifest: Manifest, stage: str, seconds: float) -> Manifest:
+    """Write a manifest anew with one more stage."""
+    manifest = manifest._replace(stages=(*manifest.stages, Stage(stage=stage, seconds=seconds)))
+    (partial / MANIFEST).unlink()
+    manifest.write(partial)
     return manifest
 
 
@@ -320,6 +340,17 @@ def _written(images: Path) -> str:
     return f"{size / 1e9:.2f} GB of the snapshot are written" if size else ""
 
 
+def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:
+    """What the tree has open outside of its private folders, once nothing in it stands against a capture."""
+    from torpor.snapshots import checks  # noqa: PLC0415
+    from torpor.snapshots.kernel_objects import check_objects  # noqa: PLC0415
+
+    opened = checks.open_files(sandbox, _kept_folders(boot))
+    _check_files(opened)
+    check_objects(sandbox)
+    return opened
+
+
 def _check_files(opened: OpenFiles) -> None:
     if opened.vanishing:
         listed = "\n".join(f"  - {name}" for name in opened.vanishing[:_SHOWN])
@@ -345,11 +376,17 @@ def _check_room(parent: Path, needed: int) -> None:
         )
 
 
-def _check_gpu_is_named(boot: Boot, sandbox: Sandbox, devices: Sequence[str]) -> None:
-    """Refuse a tree that holds the GPU driver's files though its deployment has no GPU: its restore would forget them."""
-    from torpor.snapshots.cuda import holders  # noqa: PLC0415
+def _check_devices(boot: Boot, sandbox: Sandbox, devices: Sequence[str]) -> None:
+    """Before the GPU state is touched: refuse what CRIU does not carry.
 
-    if boot.deployment.gpu is None and (found := holders(sandbox, devices)):
+    And a tree that holds the GPU driver's files though its deployment has no GPU: its restore would forget them.
+    """
+    from torpor.snapshots.cuda import holders  # noqa: PLC0415
+    from torpor.snapshots.kernel_objects import check_objects  # noqa: PLC0415
+
+    if boot.deployment.gpu is not None:
+        check_objects(sandbox, devices=devices)
+    elif found := holders(sandbox, devices):
         listed = "\n".join(
             f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in found[:_SHOWN]
         )
@@ -393,6 +430,24 @@ def _commands(sandbox: Sandbox) -> tuple[str, ...]:
             if inside != 1:
                 commands.append(f"{inside} {words[:120]}")
     return tuple(commands)
+
+
+@contextlib.contextmanager
+def _log_kept(log: Path, name: str) -> Iterator[None]:
+    """Keep CRIU's log of a dump that failed where the error says that it is; the rest of the snapshot is removed."""
+    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+
+    try:
+        yield
+    except SnapshotError as error:
+        kept = cache_root() / "logs" / f"{name}-{log.name}"
+        try:
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept.unlink(missing_ok=True)
+            _write_lines(kept, tuple(log.read_text(errors="replace").splitlines()))
+        except OSError:
+            raise error from None
+        raise SnapshotError(str(error).replace(str(log), str(kept))) from error
 
 
 def _write_lines(file: Path, lines: tuple[str, ...]) -> None:
