@@ -23,7 +23,7 @@ import httpx
 
 from torpor.canary import Canary, ask_canary, compare_canary
 from torpor.child_process import run_child
-from torpor.control import GuardControl, open_client
+from torpor.control import LETS_GO_S, GuardControl, open_client
 from torpor.engine import engines_started_by
 from torpor.errors import (
     CanaryError,
@@ -140,6 +140,9 @@ class Boot:
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish what is in flight, put the engine to sleep and shut the guard.
 
+        Idle connections are closed at once, and after `drain_timeout_s` what is still in flight is cut off: a client that never
+        reads, or drips its body, keeps no engine awake.
+
         Args:
             for_snapshot: whether the sleeping process will be written down, so that no secret may be in it; False for an
                 engine that only stays in memory.
@@ -147,7 +150,7 @@ class Boot:
         Raises:
             SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
             GuardStateError: another thread is at it; that one goes on.
-            DrainTimeoutError: requests were still in flight at the deadline; the engine serves on.
+            DrainTimeoutError: the engine did not let go of requests that were cut off; it serves on.
             EngineError: the engine did not go to sleep; it was ended.
         """
         with self._alone("sleep"):
@@ -155,20 +158,27 @@ class Boot:
                 from torpor.captured_secrets import check_captured  # noqa: PLC0415 - psutil: a wake has no use for it
 
                 check_captured(self.deployment, self.running_engine)
-            self._sleep()
+            self._sleep(for_snapshot=for_snapshot)
 
-    def _sleep(self) -> None:
+    def _sleep(self, *, for_snapshot: bool) -> None:
         deployment = self.deployment
         limit_s = deployment.drain_timeout_s
-        with self._stage("drain", limit_s + _CONTROL_TIMEOUT_S), self._control() as control:
-            control.drain(limit_s)
+        with self._stage("drain", limit_s + LETS_GO_S + _CONTROL_TIMEOUT_S), self._control() as control:
+            if was_cut := control.drain(limit_s, cut=True):
+                log(
+                    "warning",
+                    "requests_cut",
+                    count=was_cut,
+                    drain_timeout_s=limit_s,
+                    boot_id=self.running_engine.boot_id,
+                )
         if not deployment.engine.supports_sleep:
             log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
         with self._stage("pre_snapshot", deployment.sleep_timeout_s):
             with self._client(deployment.sleep_timeout_s) as client:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
-                control.asleep()
+                control.asleep(alone=for_snapshot)
 
     def check_asleep(self) -> None:
         """Make sure that the engine sleeps and answers nobody; see `GuardControl.check_asleep`."""

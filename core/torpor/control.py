@@ -14,10 +14,12 @@ from torpor.transport import KEY_HEADER, EngineTransport
 if TYPE_CHECKING:
     from torpor.engine import Engine
 
-__all__ = ["KEY_HEADER", "GuardControl", "open_client"]
+__all__ = ["KEY_HEADER", "LETS_GO_S", "GuardControl", "open_client"]
 
 _OK, _CONFLICT = 200, 409
 _ANSWER_MARGIN_S = 5.0
+LETS_GO_S = 10.0
+"""Seconds that an engine may take to let go of a request whose client was cut off; the guard waits as long."""
 
 
 def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
@@ -50,16 +52,25 @@ class GuardControl:
         self._engine = engine
         self._client = client
 
-    def drain(self, timeout_s: float) -> None:
+    def drain(self, timeout_s: float, *, cut: bool = False) -> int:
         """Close the door and wait until no request is in flight.
+
+        Args:
+            timeout_s: seconds that requests in flight get.
+            cut: close idle connections at once, and at the deadline the others as well; see `torpor.guard.connections`.
+
+        Returns:
+            How many requests were cut off at the deadline.
 
         Raises:
             DrainTimeoutError: some still were at the deadline; the guard serves on.
         """
         if self._engine.guard_key is None:
-            return
+            return 0
         response = self._client.post(
-            "/_torpor/drain", json={"deadline_s": timeout_s}, timeout=timeout_s + _ANSWER_MARGIN_S
+            "/_torpor/drain",
+            json={"deadline_s": timeout_s, "cut": cut},
+            timeout=timeout_s + LETS_GO_S + _ANSWER_MARGIN_S,
         )
         if response.status_code == _CONFLICT and "in_flight" in response.json():
             raise DrainTimeoutError(
@@ -67,10 +78,23 @@ class GuardControl:
                 "sleep and the server serves on. Try again later, or raise Deployment.drain_timeout_s."
             )
         self._expect(response, "drain")
+        return int(response.json().get("cut", 0))
 
-    def asleep(self) -> None:
-        """Shut the engine off from everybody, the lifecycle included."""
-        self._post("asleep")
+    def asleep(self, *, alone: bool = False) -> None:
+        """Shut the engine off from everybody, the lifecycle included.
+
+        Args:
+            alone: cut every connection that is still open: none may be in a snapshot.
+        """
+        self._post("asleep", {"alone": True} if alone else None)
+
+    def in_flight(self) -> int:
+        """How many requests the engine works on; 0 without a guard, which counts them."""
+        if self._engine.guard_key is None:
+            return 0
+        response = self._client.get("/_torpor/state")
+        self._expect(response, "state")
+        return int(response.json()["in_flight"])
 
     def wake(self, *, new_boot_id: str | None = None) -> None:
         """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
@@ -114,7 +138,7 @@ class GuardControl:
         """
         self._post("serve", {"reason": reason} if reason else None)
 
-    def _post(self, transition: str, options: dict[str, str] | None = None) -> None:
+    def _post(self, transition: str, options: dict[str, str] | dict[str, bool] | None = None) -> None:
         if self._engine.guard_key is not None:
             self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
 

@@ -115,7 +115,7 @@ class Deployment:
         startup_timeout_s: seconds for launch until ready, and for the enter methods on Modal.
         warmup_timeout_s: seconds for all warm-up hooks; one kernel that is compiled there can take minutes (on an H100 the
             first sampled request took more than 118 s without a FlashInfer cache).
-        drain_timeout_s: seconds that requests in flight get before a sleep is refused.
+        drain_timeout_s: seconds that requests in flight get before a sleep, or the end of a command that serves, cuts them off.
         sleep_timeout_s: seconds for all `pre_snapshot` hooks.
         wake_timeout_s: seconds for all `post_restore` hooks and the canary after them.
         stop_timeout_s: seconds between SIGTERM and SIGKILL.

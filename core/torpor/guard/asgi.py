@@ -9,7 +9,7 @@ from torpor.guard.control import Control
 from torpor.guard.cors import ORIGIN, Cors
 from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
-from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, conflict, refuse
+from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, closing, conflict, refuse
 from torpor.guard.rules import HEALTH
 from torpor.guard.states import State, StateMachine
 from torpor.launcher.process_identity import keep_process_identities
@@ -115,9 +115,9 @@ class Guard:
         if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(scope, pairs, headers):
             await self._refuse(OwnAnswer(scope, receive, send, ambiguous=True), _AMBIGUOUS, route)
         elif route is None or not route.public or KEY_HEADER in headers:
-            await self._not_public(scope, headers, route, receive, send)
+            await self._not_public(scope, headers, route, receive, self._last(send))
         elif refusal := self._public_refusal(scope, headers, route):
-            await self._refuse(OwnAnswer(scope, receive, send), refusal, route)
+            await self._refuse(OwnAnswer(scope, receive, self._last(send)), refusal, route)
         elif self._asks_for_bearer or _LENGTH not in headers or ORIGIN in headers:
             await self._pass(scope, headers, route, receive, send)
         else:
@@ -133,6 +133,10 @@ class Guard:
         if route is None or scope.get("root_path") or scope.get("raw_path") not in (route.raw, None):
             return None
         return route
+
+    def _last(self, send: Send) -> Send:
+        """For answers of the guard's: while it drains, each is the last one of its connection."""
+        return closing(send) if self._machine.state is State.DRAINING else send
 
     def _public_refusal(self, scope: Scope, headers: Headers, route: _Route) -> Refusal | None:
         """Why a request without the lifecycle key may not pass now; None if it may."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from torpor.guard.connections import Connections
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
@@ -38,6 +39,10 @@ _NO_ENDS = Refusal(501, "unknown_connection", "The server does not say who is co
 _NONCE = re.compile(rb"nonce=([0-9a-f]{%d})" % (2 * NONCE_BYTES))
 _FORWARDING = (b"x-forwarded-for", b"forwarded")  # by these a server takes a client's word for who the client is
 _MAX_DRAIN_S = 24 * 3600
+_LOOK_S = 0.05
+_LETS_GO_S = 10.0
+"""Seconds for the engine to let go of a request whose client was cut off: SGLang looks every four."""
+
 _OK, _BAD_REQUEST, _ERROR = 200, 400, 500
 _TAG_DIGITS = 12
 _REASON = re.compile(r"[A-Za-z0-9 -]{0,64}")
@@ -97,8 +102,12 @@ class Control:
             await self._wake(options, send)
         elif name == "serve":
             await self._serve(options, send)
+        elif machine.asleep():
+            if options.get("alone") is True:
+                Connections.of(receive).cut_all()
+            await self._tell(send, None)
         else:
-            await self._tell(send, None if machine.asleep() else f"{name} is out of order")
+            await self._tell(send, f"{name} is out of order")
 
     async def _serve(self, options: dict[str, object], send: Send) -> None:
         reason = options.get("reason", "")
@@ -134,7 +143,11 @@ class Control:
             await answer(send, _OK, {"proof": found})
 
     async def _drain(self, options: dict[str, object], receive: Receive, send: Send) -> None:
-        """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost."""
+        """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost.
+
+        With `cut`, idle connections are closed meanwhile, at the deadline the others as well, and it goes back only where the
+        engine does not let go of a request whose client it has lost.
+        """
         limit_s = options.get("deadline_s", 0)
         if isinstance(limit_s, bool) or not isinstance(limit_s, int | float) or not 0 <= limit_s <= _MAX_DRAIN_S:
             await _bad(send, f"deadline_s has to be a number of seconds, 0 to {_MAX_DRAIN_S}")
@@ -143,16 +156,42 @@ class Control:
         if idle is None:
             await self._tell(send, "drain is out of order")
             return
-        drained = False
+        drained, was_cut = False, 0
         try:
-            drained = await _done_before_hang_up(idle, receive, limit_s)
+            if options.get("cut") is True:
+                drained, was_cut = await self._emptied(idle, receive, limit_s)
+            else:
+                drained = await _done_before_hang_up(idle, receive, limit_s)
         finally:
             self._machine.end_drain(drained=drained)
-        if drained:
+        if was_cut and drained:
+            await answer(send, _OK, {"state": self._machine.state, "cut": was_cut})
+        elif drained:
             await self._tell(send, None)
         else:
             machine = self._machine
             await conflict(send, "requests are still in flight", machine.state, in_flight=machine.in_flight)
+
+    async def _emptied(self, idle: asyncio.Future[None], receive: Receive, limit_s: float) -> tuple[bool, int]:
+        """Wait for requests and connections to end, then cut them: whether none is in flight, and how many requests were cut."""
+        peers, loop = Connections.of(receive), asyncio.get_running_loop()
+        deadline, was_cut = loop.time() + limit_s, 0
+        gone = asyncio.ensure_future(hung_up(receive))
+        try:
+            peers.close_idle()
+            while not gone.done() and not (idle.done() and not peers.earlier) and loop.time() < deadline:
+                pending = {gone} if idle.done() else {gone, idle}
+                await asyncio.wait(pending, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                peers.close_idle()
+            if not gone.done():
+                was_cut = self._machine.in_flight
+                peers.cut_earlier()
+                if not idle.done():
+                    await asyncio.wait({gone, idle}, timeout=_LETS_GO_S, return_when=asyncio.FIRST_COMPLETED)
+            return idle.done() and not gone.done(), was_cut
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
 
     async def _wake(self, options: dict[str, object], send: Send) -> None:
         try:

@@ -24,6 +24,7 @@ __all__ = [
     "Scope",
     "Send",
     "answer",
+    "closing",
     "conflict",
     "hung_up",
     "read_options",
@@ -80,6 +81,19 @@ async def answer(send: Send, status: int, body: object, headers: Mapping[str, st
     pairs += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": data})
+
+
+def closing(send: Send) -> Send:
+    """Send the answer with a header that ends its connection."""
+
+    async def send_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            pairs = cast("list[tuple[bytes, bytes]]", message.get("headers", []))
+            if not any(name.lower() == b"connection" for name, _ in pairs):
+                message["headers"] = [*pairs, (b"connection", b"close")]
+        await send(message)
+
+    return send_last
 
 
 async def conflict(send: Send, error: str, state: str, **more: object) -> None:

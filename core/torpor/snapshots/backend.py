@@ -216,10 +216,21 @@ class CriuBackend:
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""
-        from torpor.snapshots.store import capture, check_target  # noqa: PLC0415
+        from torpor.snapshots.store import check_target  # noqa: PLC0415
 
         folder = self._folder or _default_folder(boot.deployment)
         check_target(folder)
+        try:
+            self._withdraw()  # no new connection, and no question whether it is ready, may meet the capture
+            return self._captured(boot, folder)
+        except BaseException:
+            if self._sandbox is not None and self._sandbox.alive:
+                self._publish(boot.deployment)
+            raise
+
+    def _captured(self, boot: Boot, folder: Path) -> Manifest:
+        from torpor.snapshots.store import capture  # noqa: PLC0415
+
         boot.sleep()
         if self._sandbox is None:
             raise SnapshotError(
@@ -244,6 +255,7 @@ class CriuBackend:
         """Wake the original where it was left running, else a copy out of the folder."""
         if self._sandbox is not None and self._sandbox.alive:
             boot.wake()
+            self._publish(boot.deployment)
             return
         from torpor.snapshots.serving import begin_sandbox, bring_back, restored_identity  # noqa: PLC0415
 
@@ -301,16 +313,19 @@ class CriuBackend:
             return
         from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415
 
-        if self._target is not None:
-            self._front.remove(self._target)
+        self._withdraw()
         sandbox, path = self._sandbox, ready_path(deployment.engine)
         self._target = Target(name=sandbox.name, sandbox=sandbox, port=deployment.port, ready_path=path)
         self._front.add(self._target)
 
-    def _end_sandbox(self) -> None:
+    def _withdraw(self) -> None:
+        """Lead no new connection to the sandbox; those that it has go on."""
         if self._front is not None and self._target is not None:
             self._front.remove(self._target)
             self._target = None
+
+    def _end_sandbox(self) -> None:
+        self._withdraw()
         if self._sandbox is not None:
             self._sandbox.kill()
             self._sandbox = None

@@ -178,7 +178,8 @@ class StandInApp(ABC):
                 prompt_tokens=len(prompt.split()),
                 next_token=self._next_token,
             )
-            await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
+            async with exchange.watched():
+                await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
 
     async def _until_unpaused(self) -> None:
         while not self._unpaused.is_set():  # it may be paused again before who waits here is run

@@ -38,7 +38,7 @@ class Chat:
 
     async def whole(self, exchange: Exchange) -> None:
         """Answer at once, when the last token is there."""
-        message = {"role": "assistant", "content": " ".join([word async for word in self._generated()])}
+        message = {"role": "assistant", "content": " ".join([word async for word in self._generated(exchange)])}
         choice = {"index": 0, "message": message, "finish_reason": self._finish}
         await exchange.answer(_OK, {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()})
 
@@ -46,14 +46,15 @@ class Chat:
         """Answer with an event per token."""
         await exchange.begin(_OK, "text/event-stream")
         await self._event(exchange, {"role": "assistant", "content": ""}, None)
-        async for word in self._generated():
+        async for word in self._generated(exchange):
             await self._event(exchange, {"content": word if self._tokens == 1 else f" {word}"}, None)
         await self._event(exchange, {}, self._finish, usage=self._usage())
         await exchange.chunk(b"data: [DONE]\n\n", more=False)
 
-    async def _generated(self) -> AsyncIterator[str]:
+    async def _generated(self, exchange: Exchange) -> AsyncIterator[str]:
+        """The tokens, as long as somebody listens: engines abort a request whose client has hung up."""
         for word in self._words:
-            if not await self._next_token():
+            if exchange.gone or not await self._next_token():
                 self._finish = "abort"
                 return
             self._tokens += 1

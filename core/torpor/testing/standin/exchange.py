@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import parse_qs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 __all__ = ["Exchange", "Message", "Receive", "Scope", "Send"]
 
@@ -27,6 +32,7 @@ class Exchange:
         method: of the request.
         path: of the request, without the query.
         query: every value of every parameter, in order.
+        gone: whether the client has hung up; seen while it is `watched`.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +41,22 @@ class Exchange:
         self.query = parse_qs(cast("bytes", scope.get("query_string", b"")).decode())
         self._receive = receive
         self._send = send
+        self.gone = False
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Notice meanwhile when the client hangs up; its body has been read."""
+        watch = asyncio.ensure_future(self._note_the_end())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _note_the_end(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
 
     async def json(self) -> object:
         """The body as JSON; None when it is none."""
