@@ -475,14 +475,14 @@ def test_a_capture_closes_idle_connections_and_cuts_what_is_in_flight_at_its_dea
         server.cold_start()
         server.boot.serve()
         assert wait_for(lambda: _answers(port))
-        short, long = Background(lambda: chat(port, tokens=20)), Background(lambda: _cut(port))
+        short, long = Background(lambda: chat(port, tokens=8)), Background(lambda: _cut(port))
         with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
             idle.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(1000).startswith(b"HTTP/1.1 200")
             assert wait_for(lambda: _in_flight(server.boot) == 2)
             server.sleep()
             assert idle.recv(1000) == b""
-        assert len(str(short.join()).split()) == 20
+        assert len(str(short.join()).split()) == 8
         assert long.join()
         server.wake()
         assert wait_for(lambda: _answers(port))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from torpor.guard.connections import Connections
 from torpor.guard.control import Control
 from torpor.guard.cors import ORIGIN, Cors
 from torpor.guard.identity import IDENTITY
@@ -115,7 +116,7 @@ class Guard:
         if (len(headers) != len(pairs) or _ENCODING in headers) and _ambiguous(scope, pairs, headers):
             await self._refuse(OwnAnswer(scope, receive, send, ambiguous=True), _AMBIGUOUS, route)
         elif route is None or not route.public or KEY_HEADER in headers:
-            await self._not_public(scope, headers, route, receive, self._last(send))
+            await self._not_public(scope, headers, route, receive, send)
         elif refusal := self._public_refusal(scope, headers, route):
             await self._refuse(OwnAnswer(scope, receive, self._last(send)), refusal, route)
         elif self._asks_for_bearer or _LENGTH not in headers or ORIGIN in headers:
@@ -184,7 +185,7 @@ class Guard:
         self, scope: Scope, headers: Headers, route: _Route | None, receive: Receive, send: Send
     ) -> None:
         access = route.access if route else None
-        own = OwnAnswer(scope, receive, send)
+        own = OwnAnswer(scope, receive, send if access is _Access.IDENTITY else self._last(send))
         refusal: Refusal | None = None
         if access is _Access.HEALTH and scope["method"] in ("GET", "HEAD"):
             await self._openly(own, self._answer_health, route)
@@ -195,7 +196,8 @@ class Guard:
         elif KEY_HEADER not in headers or route is None or access is _Access.HEALTH:
             refusal = _CLOSED
         elif access is _Access.CONTROL:
-            await self._control(scope, own.receive, own.send)
+            own = OwnAnswer(scope, receive, send)
+            await self._control(scope, own.receive, own.send, lambda: Connections.of(receive))
         elif not (refusal := self._length_refusal(headers)):
             await self._keyed(scope, headers, route, receive, send)
         if refusal:

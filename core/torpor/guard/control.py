@@ -12,7 +12,6 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from torpor.guard.connections import Connections
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
@@ -23,6 +22,7 @@ from torpor.launcher.renewal import renew_random_state
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torpor.guard.connections import Connections
     from torpor.guard.messages import Headers, Receive, Scope, Send
     from torpor.guard.states import StateMachine
 
@@ -85,8 +85,10 @@ class Control:
         reason = {"torpor-boot-reason": self._reason} if self._reason else {}
         return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag, **reason}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one of `paths`."""
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, connections: Callable[[], Connections]
+    ) -> None:
+        """Answer one of `paths`; `connections` gives those of the server at that moment."""
         name = str(scope["path"]).removeprefix(CONTROL)
         machine = self._machine
         if scope["method"] != _METHODS[name]:
@@ -97,14 +99,14 @@ class Control:
         elif (options := await read_options(receive)) is None:
             await _bad(send, f"the body has to be a JSON object of at most {MAX_CONTROL_BYTES} bytes")
         elif name == "drain":
-            await self._drain(options, receive, send)
+            await self._drain(options, receive, send, connections)
         elif name == "wake":
             await self._wake(options, send)
         elif name == "serve":
             await self._serve(options, send)
         elif machine.asleep():
             if options.get("alone") is True:
-                Connections.of(receive).cut_all()
+                connections().cut_all()
             await self._tell(send, None)
         else:
             await self._tell(send, f"{name} is out of order")
@@ -142,7 +144,9 @@ class Control:
             found = proof(self._key.proof_key, bytes.fromhex(nonce[1].decode()), client=client, server=server)
             await answer(send, _OK, {"proof": found})
 
-    async def _drain(self, options: dict[str, object], receive: Receive, send: Send) -> None:
+    async def _drain(
+        self, options: dict[str, object], receive: Receive, send: Send, connections: Callable[[], Connections]
+    ) -> None:
         """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost.
 
         With `cut`, idle connections are closed meanwhile, at the deadline the others as well, and it goes back only where the
@@ -159,7 +163,7 @@ class Control:
         drained, was_cut = False, 0
         try:
             if options.get("cut") is True:
-                drained, was_cut = await self._emptied(idle, receive, limit_s)
+                drained, was_cut = await self._emptied(idle, receive, limit_s, connections())
             else:
                 drained = await _done_before_hang_up(idle, receive, limit_s)
         finally:
@@ -172,9 +176,11 @@ class Control:
             machine = self._machine
             await conflict(send, "requests are still in flight", machine.state, in_flight=machine.in_flight)
 
-    async def _emptied(self, idle: asyncio.Future[None], receive: Receive, limit_s: float) -> tuple[bool, int]:
+    async def _emptied(
+        self, idle: asyncio.Future[None], receive: Receive, limit_s: float, peers: Connections
+    ) -> tuple[bool, int]:
         """Wait for requests and connections to end, then cut them: whether none is in flight, and how many requests were cut."""
-        peers, loop = Connections.of(receive), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         deadline, was_cut = loop.time() + limit_s, 0
         gone = asyncio.ensure_future(hung_up(receive))
         try:
