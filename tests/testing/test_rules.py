@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpcore  # noqa: F401  # httpx imports it when first used: inside an inner session it would be another module each time
 import pytest
 
+from torpor.snapshots.places import CACHE_VARIABLE, cache_root
 from torpor.testing import EngineContract, PluginContract
 
 pytest_plugins = "pytester"
@@ -20,13 +21,15 @@ def _no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
+CACHE = cache_root()
+
 HEADER = """
 import os, random, socket, subprocess, tempfile, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 from torpor import BuildPlan, BuildStep, Deployment, Engine, ImagePatch, Model, Plugin, Preflight, hookimpl
-from torpor.testing import Fault, StandIn
+from torpor.testing import Fault, StandIn, StandInVLLM
 
 value = dataclass(frozen=True, kw_only=True)
 """
@@ -489,6 +492,16 @@ OBSERVED = (
 """
 )
 
+WOKEN = (
+    LIVE
+    + """
+    @pytest.fixture
+    def life(self):
+        from torpor.testing.live import Life, Sampled
+        return Life(stages=["woke again"], guarded=True, woken=[{woken}] * 2)
+"""
+)
+
 LIVE_CASES = {
     "cannot start": Case(
         rule="test_starts_and_serves",
@@ -523,6 +536,30 @@ LIVE_CASES = {
         extra=LIVE,
         says=("After 'asleep': CanaryError", "exactly what post_restore wakes"),
     ),
+    "samples that repeat": Case(
+        rule="test_two_wakes_answer_differently",
+        plugin="@value\nclass Broken(StandIn):\n    fault: Fault = Fault.REPEATS_SAMPLES",
+        extra=LIVE,
+        says=("Two wakes sample the same text, (", "Guard(..., on_wake=...)"),
+    ),
+    "samples that repeat in vLLM's dialect": Case(
+        rule="test_two_wakes_answer_differently",
+        plugin="@value\nclass Broken(StandInVLLM):\n    fault: Fault = Fault.REPEATS_SAMPLES",
+        extra=LIVE,
+        says=("Two wakes sample the same text, (", "Guard(..., on_wake=...)"),
+    ),
+    "ids that repeat": Case(
+        rule="test_two_wakes_answer_differently",
+        plugin="@value\nclass Broken(StandIn):\n    fault: Fault = Fault.REPEATS_IDS",
+        extra=LIVE,
+        says=("Of two wakes answers have the same id: chatcmpl-", "draw ids from uuid.uuid4 or the secrets module"),
+    ),
+    "replicas of one name": Case(
+        rule="test_two_wakes_answer_differently",
+        plugin="@value\nclass Broken(StandIn):\n    pass",
+        extra=WOKEN.format(woken="Sampled(texts=('a', 'b'), ids=(None, None), replica='f00')"),
+        says=("Two wakes both call themselves f00", "draw ids"),
+    ),
     "reached asleep": Case(
         rule="test_nobody_reaches_a_sleeping_engine",
         plugin="@value\nclass Broken(StandIn):\n    public_paths = ('/v1/models',)",
@@ -541,6 +578,20 @@ LIVE_CASES = {
         extra=OBSERVED.format(observed="left_over=('4711 (worker)',)"),
         says=("still ran: 4711 (worker)", "keep the engine's children in its session"),
     ),
+}
+
+
+SNAPSHOT_CASES = {
+    standin: Case(
+        rule="test_two_replicas_of_a_snapshot_answer_differently",
+        plugin=f"@value\nclass Broken({standin}):\n    fault: Fault = Fault.{fault}",
+        extra=LIVE,
+        says=(says, "Guard(..., on_wake=...)"),
+    )
+    for standin, fault, says in (
+        ("StandIn", "REPEATS_IDS", "Of two replicas of one snapshot answers have the same id: chatcmpl-"),
+        ("StandInVLLM", "REPEATS_SAMPLES", "Two replicas of one snapshot sample the same text, ("),
+    )
 }
 
 
@@ -575,6 +626,38 @@ def test_a_live_rule_catches_the_engine_that_breaks_it(pytester: pytest.Pytester
     check_message(run_rule(pytester, "EngineContract", LIVE_CASES[name]), LIVE_CASES[name])
 
 
+@pytest.mark.criu
+@pytest.mark.parametrize("name", SNAPSHOT_CASES)
+def test_a_rule_about_replicas_catches_the_engine_that_breaks_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Real replicas of a real snapshot: what the engine does not make new is the same in both."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(CACHE))  # the inner session has another home
+    check_message(run_rule(pytester, "EngineContract", SNAPSHOT_CASES[name]), SNAPSHOT_CASES[name])
+
+
+@pytest.mark.parametrize(
+    ("woken", "says"),
+    [
+        ("Sampled(refused='400 no temperature')", "the engine gives no answer at temperature 1: 400 no temperature"),
+        (
+            "Sampled(texts=('a', 'a'), ids=(None, None))",
+            "the engine does not sample: at temperature 1 it gives one answer",
+        ),
+    ],
+)
+def test_an_engine_that_does_not_sample_is_skipped_with_the_reason(
+    pytester: pytest.Pytester, woken: str, says: str
+) -> None:
+    """Nothing can be told from its answers."""
+    pytester.makepyfile(broken=HEADER + "@value\nclass Broken(StandIn):\n    pass")
+    source = TESTS.format(contract="EngineContract", instance="Broken()") + WOKEN.format(woken=woken)
+    pytester.makepyfile(test_broken=source)
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-rs", "-k", "two_wakes")
+    assert set(result.parseoutcomes()) == {"skipped", "deselected"}
+    assert says in result.stdout.str()
+
+
 def check_message(output: str, case: Case) -> None:
     """One paragraph: what was seen, `Rule:`, `To do:`; and no traceback of the kit's own code."""
     start = next(part for part in case.says)
@@ -587,7 +670,9 @@ def check_message(output: str, case: Case) -> None:
 def test_every_rule_has_a_broken_plugin() -> None:
     """No rule goes without a plugin that breaks it; the entry-point rule needs an installed one and has its own test."""
     rules = {name for name in dir(EngineContract) if name.startswith("test_")}
-    covered = {case.rule for cases in (PLUGIN_CASES, ENGINE_CASES, LIVE_CASES) for case in cases.values()}
+    covered = {
+        case.rule for cases in (PLUGIN_CASES, ENGINE_CASES, LIVE_CASES, SNAPSHOT_CASES) for case in cases.values()
+    }
     assert rules - covered == {"test_has_the_name_of_its_entry_point"}
     assert {case.rule for case in PLUGIN_CASES.values()} <= set(dir(PluginContract))
 

@@ -1,4 +1,4 @@
-"""One whole life of an engine, observed: cold start, serving, two sleeps, two wakes, stop.
+"""One whole life of an engine, observed: cold start, serving, two sleeps, two wakes, stop; and two replicas of a snapshot.
 
 The contract's live rules are separate tests that all read one observation, so that an engine that takes minutes to start
 starts once, and the rules can run in any order.
@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 
+from torpor.boot import Boot
 from torpor.control import KEY_HEADER, open_client
-from torpor.platforms.local import LocalServer, Standby
+from torpor.platforms.local import CriuBackend, LocalServer, Standby
 from torpor.process import session_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from torpor.boot import Boot
     from torpor.deployment import Deployment
 
-__all__ = ["CLOSED_ROUTES", "OWN_ROUTES", "Life", "live_through"]
+__all__ = ["CHAT_ROUTE", "CLOSED_ROUTES", "OWN_ROUTES", "Life", "Sampled", "live_through", "restore_two"]
+
+CHAT_ROUTE = "/v1/chat/completions"
 
 OWN_ROUTES = ("/health", "/ready")
 """What the guard answers itself, from its state."""
@@ -54,6 +57,26 @@ CLOSED_ROUTES = (
 Those that end an open engine stand last."""
 
 _PROBE_TIMEOUT_S = 10.0
+_SAMPLES = 3
+_SAMPLED_TOKENS = 32
+_OK = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The same question, asked several times of one replica right after its wake, sampled at temperature 1.
+
+    Attributes:
+        texts: the answers, in order.
+        ids: the answers' ids, in order; None for an answer without one.
+        replica: what `/health` calls the replica; empty for an engine without a guard.
+        refused: why the engine did not answer; empty if it did.
+    """
+
+    texts: tuple[str, ...] = ()
+    ids: tuple[str | None, ...] = ()
+    replica: str = ""
+    refused: str = ""
 
 
 @dataclass(kw_only=True)
@@ -69,6 +92,7 @@ class Life:
         serving: status by request, without the key, while it served.
         asleep: the same while it slept.
         repeated: status of a lifecycle call made twice or out of order, with the key, by what it was.
+        woken: what it sampled after each wake, each under a replica id of its own.
         left_over: processes of the engine's session that lived on after the stop.
     """
 
@@ -80,6 +104,7 @@ class Life:
     serving: dict[str, int] = field(default_factory=dict)
     asleep: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
+    woken: list[Sampled] = field(default_factory=list)
     left_over: tuple[str, ...] = ()
 
 
@@ -134,15 +159,75 @@ def _sleep_and_wake(boot: Boot, life: Life) -> None:
         life.repeated["asleep while asleep"] = _keyed(boot, "/_torpor/asleep")
         life.repeated["serve while asleep"] = _keyed(boot, "/_torpor/serve")
     life.stages.append("asleep")
-    boot.wake()
+    boot.wake(new_boot_id=secrets.token_hex(8))
+    life.woken.append(_sampled(boot))
     life.stages.append("woke")
 
 
 def _again(boot: Boot, life: Life) -> None:
     boot.sleep()
     life.stages.append("asleep again")
-    boot.wake()
+    boot.wake(new_boot_id=secrets.token_hex(8))
+    life.woken.append(_sampled(boot))
     life.stages.append("woke again")
+
+
+def restore_two(deployment: Deployment, root: Path) -> tuple[Sampled, Sampled]:
+    """Capture the sleeping engine once and restore it twice, one replica after the other; what each samples first.
+
+    Args:
+        deployment: has to be able to start here; its build steps run first.
+        root: folder for its volumes, caches and the snapshot.
+
+    Raises:
+        TorporError: it cannot be captured or restored here; nothing is left running.
+    """
+    backend = CriuBackend(folder=root / "snapshot", app_file=root / "app.py", public=False)
+    server = LocalServer(deployment, backend=backend, root=root)
+    try:
+        server.cold_start()
+        backend.capture(server.boot)
+    finally:
+        server.stop()
+    first, second = (_restored(deployment, root, server.boot) for _ in range(2))
+    return first, second
+
+
+def _restored(deployment: Deployment, root: Path, original: Boot) -> Sampled:
+    backend = CriuBackend(folder=root / "snapshot", app_file=root / "app.py", public=False)
+    boot = Boot(deployment, recipe=original.recipe)
+    try:
+        backend.restore(boot)
+        return _sampled(boot)
+    finally:
+        boot.stop()
+        backend.close()
+
+
+def _sampled(boot: Boot) -> Sampled:
+    """Ask as a stranger asks."""
+    question = {
+        "model": boot.deployment.model.served_name,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        "max_tokens": _SAMPLED_TOKENS,
+        "temperature": 1.0,
+    }
+    texts, ids = [], []
+    with open_client(boot.running_engine, port=boot.deployment.port, timeout_s=_PROBE_TIMEOUT_S) as client:
+        client.headers.pop(KEY_HEADER, None)
+        for _ in range(_SAMPLES):
+            try:
+                response = client.post(CHAT_ROUTE, json=question)
+                answer = response.json()
+                message = answer["choices"][0]["message"]
+            except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+                return Sampled(refused=f"{type(error).__name__}: {error}")
+            if response.status_code != _OK:
+                return Sampled(refused=f"{response.status_code} {response.text[:200]!r}")
+            texts.append(f"{message.get('reasoning_content') or ''}{message.get('content') or ''}")
+            ids.append(answer.get("id"))
+        replica = client.get(OWN_ROUTES[0]).headers.get("torpor-replica", "")
+    return Sampled(texts=tuple(texts), ids=tuple(ids), replica=replica)
 
 
 def _public_and_closed(deployment: Deployment) -> Iterable[tuple[str, str]]:

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from torpor.errors import TorporError
+from torpor.platforms.local import CriuBackend
 from torpor.testing.failing import broken
-from torpor.testing.live import CLOSED_ROUTES, OWN_ROUTES, live_through
+from torpor.testing.live import CHAT_ROUTE, CLOSED_ROUTES, OWN_ROUTES, live_through, restore_two
 from torpor.testing.pytest_plugin import LIVE_MARKER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.deployment import Deployment
-    from torpor.testing.live import Life
+    from torpor.testing.live import Life, Sampled
 
 __all__ = ["LiveRules"]
 
@@ -109,6 +111,27 @@ class LiveRules:
             )
 
     @_live
+    def test_two_wakes_answer_differently(self, life: Life, live_deployment: Deployment) -> None:
+        """After each wake, under another replica id, the engine samples other text and gives its answers other ids."""
+        _need_sleep(live_deployment)
+        _need_chats(live_deployment)
+        _need(life, "woke again")
+        _differ(*life.woken, what="wakes")
+
+    @_live
+    def test_two_replicas_of_a_snapshot_answer_differently(self, live_deployment: Deployment, tmp_path: Path) -> None:
+        """The same of two replicas that are restored from one snapshot, where this machine can make one."""
+        _need_sleep(live_deployment)
+        _need_chats(live_deployment)
+        if reasons := CriuBackend(folder=tmp_path / "snapshot").available(live_deployment):
+            pytest.skip(f"this machine cannot capture this deployment: {'; '.join(reasons)}")
+        try:
+            first, second = restore_two(live_deployment, tmp_path)
+        except TorporError as error:
+            pytest.skip(f"the engine was not captured and restored here: {type(error).__name__}: {error}")
+        _differ(first, second, what="replicas of one snapshot")
+
+    @_live
     def test_nobody_reaches_a_sleeping_engine(self, life: Life, live_deployment: Deployment) -> None:
         """While it sleeps, the guard answers in the engine's place."""
         _need_sleep(live_deployment)
@@ -165,6 +188,35 @@ def _need(life: Life, stage: str) -> None:
 def _need_sleep(deployment: Deployment) -> None:
     if not deployment.engine.supports_sleep:
         pytest.skip("the engine plugin does not declare supports_sleep")
+
+
+def _need_chats(deployment: Deployment) -> None:
+    if CHAT_ROUTE not in deployment.engine.public_paths:
+        pytest.skip(f"the engine plugin does not list {CHAT_ROUTE} in public_paths, so nothing can be sampled")
+
+
+def _differ(first: Sampled, second: Sampled, *, what: str) -> None:
+    """Demand that two replicas have nothing in common that could be told from their answers."""
+    if refused := first.refused or second.refused:
+        pytest.skip(f"the engine gives no answer at temperature 1: {refused}")
+    rule = f"two {what} give different ids, sample different text and have different names."
+    cure = (
+        "draw ids from uuid.uuid4 or the secrets module, and make every generator of the engine's own new at each wake: "
+        "Guard(..., on_wake=...) or install_guard(..., on_wake=...); other processes of the engine have to be told."
+    )
+    ids = [name for name in (*first.ids, *second.ids) if name is not None]
+    if len(set(ids)) < len(ids):
+        broken(f"Of two {what} answers have the same id: {_repeated(ids)}.", rule=rule, cure=cure)
+    if first.replica and first.replica == second.replica:
+        broken(f"Two {what} both call themselves {first.replica}.", rule=rule, cure=cure)
+    if first.texts == second.texts and len(set(first.texts)) == 1:
+        pytest.skip(f"the engine does not sample: at temperature 1 it gives one answer each time, {first.texts[0]!r}")
+    if first.texts == second.texts:
+        broken(f"Two {what} sample the same text, {first.texts!r}.", rule=rule, cure=cure)
+
+
+def _repeated(names: list[str]) -> str:
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
 
 
 def _need_guard(deployment: Deployment) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -70,6 +71,9 @@ class StandInApp(ABC):
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         self._options = options
         self._socket = link
+        # The process's own generator, which the guard makes new at each wake; an engine that forgot to is the fault.
+        self._ids = random.Random() if options.fault is Fault.REPEATS_IDS else random  # noqa: S311
+        self._captured_ids: tuple[object, ...] | None = None
         self._link: SchedulerLink | None = None
         self._running = 0
         self._idle, self._unpaused = asyncio.Event(), asyncio.Event()
@@ -173,6 +177,7 @@ class StandInApp(ABC):
                 }
             )
             chat = Chat(
+                answer_id=f"chatcmpl-{self._ids.getrandbits(64):016x}",
                 model=str(model),
                 words=answer["words"],
                 prompt_tokens=len(prompt.split()),
@@ -218,11 +223,15 @@ class StandInApp(ABC):
         return False
 
     def _fell_asleep(self) -> None:
+        if self._options.fault is Fault.REPEATS_IDS:
+            self._captured_ids = self._captured_ids or self._ids.getstate()
         if self._options.fault is Fault.EXIT_WHILE_ASLEEP:
             asyncio.get_running_loop().call_later(self._options.fault_s, self._exit)
 
     async def _wake_fault(self, exchange: Exchange, status: int, message: str) -> bool:
         """Do what a fault does in place of the wake; whether the request is answered by that."""
+        if self._captured_ids is not None:
+            self._ids.setstate(self._captured_ids)
         faults = (Fault.EXIT_AT_WAKE, Fault.REFUSE_WAKE, Fault.HANG_IN_WAKE)
         if self._options.fault not in faults or not happens(self._options.fault_once):
             return False

@@ -20,6 +20,7 @@ class Chat:
     """One chat completion.
 
     Args:
+        answer_id: of this answer and of no other.
         model: the name in the answer.
         words: the answer, a token each.
         prompt_tokens: for the usage.
@@ -27,8 +28,15 @@ class Chat:
     """
 
     def __init__(
-        self, *, model: str, words: list[str], prompt_tokens: int, next_token: Callable[[], Awaitable[bool]]
+        self,
+        *,
+        answer_id: str,
+        model: str,
+        words: list[str],
+        prompt_tokens: int,
+        next_token: Callable[[], Awaitable[bool]],
     ) -> None:
+        self._id = answer_id
         self._model = model
         self._words = words
         self._prompt_tokens = prompt_tokens
@@ -66,7 +74,7 @@ class Chat:
         await exchange.chunk(f"data: {json.dumps(value)}\n\n".encode(), more=True)
 
     def _head(self, kind: str) -> dict[str, object]:
-        return {"id": "standin", "object": kind, "created": int(time.time()), "model": self._model}
+        return {"id": self._id, "object": kind, "created": int(time.time()), "model": self._model}
 
     def _usage(self) -> dict[str, int]:
         return {

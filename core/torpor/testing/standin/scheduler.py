@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict, cast
 
 from torpor.testing.faults import Fault, happens
 
@@ -66,11 +66,22 @@ class Scheduler(ABC):
         self._fault = fault
         self._fault_once = fault_once
         self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every copy of a snapshot
+        self._captured: object = None  # the random state of the first sleep, for a fault
         self._wakes = 0
         self._faulty = False
 
+    def _fell_asleep(self) -> None:
+        self._captured = self._captured or self._random.getstate()
+
+    def _seed(self, seed: int | None = None) -> None:
+        """Take a new random state, of the kernel's by default."""
+        if self._fault is not Fault.REPEATS_SAMPLES:
+            self._random.seed(seed)
+
     def _woke(self) -> None:
         self._wakes += 1
+        if self._fault is Fault.REPEATS_SAMPLES:
+            self._random.setstate(cast("tuple[object, ...]", self._captured))
         if self._fault in (Fault.DIFFERENT_AFTER_WAKE, Fault.SHORTER_AFTER_WAKE) and not self._faulty:
             self._faulty = happens(self._fault_once)
 

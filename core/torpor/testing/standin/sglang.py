@@ -67,12 +67,13 @@ class SGLangScheduler(Scheduler):
             if tag in self._released:
                 raise RuntimeError(f"Cannot pause allocation that is not active: {tag}")
         self._released.update(tags)
+        self._fell_asleep()
 
     def _resume(self, tags: list[str]) -> None:
         for tag in tags:
             self._released.remove(tag)
         self._woke()
-        self._random.seed()
+        self._seed()
 
 
 class SGLangApp(StandInApp):

@@ -84,6 +84,7 @@ class VLLMEngineCore(Scheduler):
             _warn("Executor is already sleeping.")
             return
         self._sleeping.update(_SLEEP_TAGS)
+        self._fell_asleep()
         self._dropped = self._dropped or level > 1
 
     def _wake(self, tags: list[str]) -> None:
@@ -100,7 +101,7 @@ class VLLMEngineCore(Scheduler):
         """Call a method of the one worker."""
         match method, args:
             case (name, [seed]) if name == RENEW and seed.isdecimal():
-                self._random.seed(int(seed))
+                self._seed(int(seed))
                 return {"results": [seed]}
             case "reload_weights", [] if "weights" not in self._sleeping:
                 self._dropped = False

@@ -41,7 +41,6 @@ class Model:
         self._params.model.path = args.model
         self._params.n_ctx = args.context_tokens
         self._params.n_parallel = args.parallel
-        self._params.api_keys = [secrets.token_urlsafe(32)]
         if args.threads:
             self._params.cpuparams.n_threads = args.threads
         self._server: Server | None = None
@@ -59,11 +58,18 @@ class Model:
             RuntimeError: the file is no model that llama.cpp can read.
         """
         if self._server is None:
+            self._params.api_keys = [secrets.token_urlsafe(32)]  # another one in each replica
             self._server = xllamacpp.Server(self._params)
 
     def unload(self) -> None:
         """Give all of the model's memory back."""
         self._server = None
+
+    def renew(self) -> None:
+        """Do nothing: every wake makes a new server object, and llama.cpp seeds each request's sampler from the kernel.
+
+        That is its default seed, `LLAMA_DEFAULT_SEED` (`llama-sampler.cpp`, `get_rng_seed`); ids come from there, too.
+        """
 
     def chat(self, body: dict[str, object], on_answer: Callable[[dict[str, object]], bool]) -> None:
         """Answer one chat request; blocks.
