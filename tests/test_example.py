@@ -14,10 +14,11 @@ import pytest
 
 import torpor
 from torpor import guard, testing
+from torpor.launcher import http_limits
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
-PUBLIC = {"torpor": torpor.__all__, "torpor.guard": guard.__all__, "torpor.testing": testing.__all__}
+PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, http_limits)}
 
 
 def run(*argv: str | Path, timeout_s: float, cwd: Path | None = None) -> str:
