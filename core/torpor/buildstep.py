@@ -13,6 +13,10 @@ image folder and the command is skipped. Otherwise the command builds in the ima
 need flock and rename), and the result is copied to `<volume>/.tmp-*`, marker last, and published by one rename: two
 builders at once cannot mix, the later one drops its copy. Modification times are kept: ninja compares them.
 
+A volume may be shared, damaged or hostile. Nothing on it is followed out of its folder or waited for: links, pipes, sockets and
+devices are damage, markers are bounded in bytes and checked field by field, modes lose their special bits and what others could
+write, and no copy takes more room than there is or more time than the step has. What is damaged is built anew.
+
 Committing. `--sync DIR` (and the cache's volume folder) is fsync'ed, which is what `sync DIR` of coreutils does and
 what commits a Modal Volume v2 from a shell (modal.com/docs/guide/volumes, "In v2, you can commit using `sync`").
 Volumes v1 have no commit from a shell; the platform commits them in the background and when a container ends.
@@ -47,7 +51,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 __all__ = ["MARKER", "Interrupted", "StepError", "main"]
@@ -70,6 +74,15 @@ _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
 _COPY_BYTES = 1024 * 1024
 _COPY_THREADS = 8
+_MARKER_BYTES = 64 * 1024 * 1024
+_NAME_BYTES = 4096
+_KEPT_MODE = 0o755
+_OWNERS_MODE = 0o600
+_LATEST_NS = 1 << 62
+_PROBE_BYTES = 1024 * 1024
+_LOCK_POLL_S = 0.2
+_OTHER_BUILDER_S = 60.0
+"""Seconds that another builder gets for its copy, beside the time of its command."""
 _RETRY_PAUSE_S = 1.0
 _KILL_S = 10.0
 _PROBE_TIMEOUT_S = 120.0
@@ -173,7 +186,7 @@ def _parse(argv: Sequence[str]) -> _Options:
 
 def _step(options: _Options) -> None:
     if options.cache_volume is not None and options.cache_image is not None:
-        _cached_step(options, options.cache_volume.absolute(), options.cache_image.absolute())
+        _cached_step(options, options.cache_volume.resolve(), options.cache_image.resolve())
     else:
         _run(options)
     for folder in options.sync:
@@ -217,7 +230,7 @@ def _attempt(options: _Options) -> None:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     began = time.monotonic()
     shown = _shown(options.command)
-    code = _execute(options, tail)
+    code = _execute(options.command, options.timeout, options.grace, lambda pipe: _stream(pipe, tail))
     took = f"after {time.monotonic() - began:.1f} s"
     if code is None:
         raise StepError(_TIMED_OUT, f"`{shown}` was ended {took}: its limit is {options.timeout:g} s.", tail)
@@ -239,20 +252,31 @@ def _shown(command: Sequence[str]) -> str:
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
-def _execute(options: _Options, tail: deque[str]) -> int | None:
-    """Run the command in a session of its own and return its exit code (negative for a signal), None past the deadline.
+def _execute(
+    command: Sequence[str],
+    timeout_s: float,
+    grace_s: float,
+    reading: Callable[[IO[bytes] | None], None],
+    reading_errors: Callable[[IO[bytes] | None], None] | None = None,
+) -> int | None:
+    """Run a command in a session of its own and return its exit code (negative for a signal), None past the deadline.
+
+    Its errors go with its output unless somebody reads them.
 
     Whatever it started is gone afterwards too: an engine's helpers would hold the GPU, and the output pipe.
     """
     strangers = _descendants(_processes())
     process: subprocess.Popen[bytes] | None = None
-    reader: threading.Thread | None = None
+    readers: list[threading.Thread] = []
     gentle = signal.SIGTERM
     try:
-        process = _start(options.command)
-        reader = threading.Thread(target=_stream, args=(process.stdout, tail), daemon=True)
-        reader.start()
-        return process.wait(options.timeout)
+        process = _start(command, subprocess.PIPE if reading_errors else subprocess.STDOUT)
+        readers.append(threading.Thread(target=reading, args=(process.stdout,), daemon=True))
+        if reading_errors:
+            readers.append(threading.Thread(target=reading_errors, args=(process.stderr,), daemon=True))
+        for reader in readers:
+            reader.start()
+        return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None
     except Interrupted as signalled:
@@ -260,23 +284,23 @@ def _execute(options: _Options, tail: deque[str]) -> int | None:
         raise
     finally:
         try:
-            _end_tree(process, gentle, options.grace, strangers)
+            _end_tree(process, gentle, grace_s, strangers)
         except Interrupted:  # the first signal came only now; further ones are ignored
-            _end_tree(process, gentle, options.grace, strangers)
+            _end_tree(process, gentle, grace_s, strangers)
             raise
-        if reader is not None:
+        for reader in readers:
             with contextlib.suppress(RuntimeError):  # the signal came before it had started
-                reader.join(options.grace)
+                reader.join(grace_s)
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},  # into a pipe, Python would keep its last words to itself
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -402,15 +426,15 @@ def _has_content(path: Path) -> bool:
 
 
 def _cached_step(options: _Options, volume: Path, image: Path) -> None:
-    if image in (Path("/"), Path.home()) or volume.is_relative_to(image) or image.is_relative_to(volume):
+    if image in (Path("/"), Path.home().resolve()) or volume.is_relative_to(image) or image.is_relative_to(volume):
         raise StepError(
             _CACHE_FAILED,
             f"{image} cannot be a cache's image folder: it is emptied before a build, so it has to be a folder of its own, "
             f"apart from the volume's ({volume}).",
         )
-    probes = {command: _probe(command) for command in options.probe}
+    probes = {command: _probe(command, options.grace) for command in options.probe}
     key = _key(options.key, probes)
-    with _folder_errors(volume, image), _locked(image):
+    with _folder_errors(volume, image), _locked(image, options):
         made = _read_marker(image, key)
         if made and _damage(image, made, "grown") is None and not _missing(options):
             _say(options, f"{image} holds the result of key {key[:12]} already; nothing to do.")
@@ -445,34 +469,78 @@ def _folder_errors(volume: Path, image: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(image: Path) -> Iterator[None]:
-    """Let one builder at a time into the image folder; a second one waits and then finds the first one's marker."""
+def _locked(image: Path, options: _Options) -> Iterator[None]:
+    """Let one builder at a time into the image folder; a second one waits and then finds the first one's marker.
+
+    Raises:
+        StepError: the first one is not done in the time that all its attempts may take.
+    """
     image.mkdir(parents=True, exist_ok=True)
-    with image.with_name(f".{image.name}.torpor-lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    deadline = time.monotonic() + (options.timeout + options.grace) * (options.retries + 1) + _OTHER_BUILDER_S
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    lock = os.open(image.with_name(f".{image.name}.torpor-lock"), flags, 0o600)
+    try:
+        while not _lock(lock):
+            if time.monotonic() > deadline:
+                raise StepError(_TIMED_OUT, f"another builder of {image} is still at it; wait for it or end it.")
+            time.sleep(_LOCK_POLL_S)
         yield
+    finally:
+        os.close(lock)
 
 
-def _probe(command: str) -> str:
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _probe(command: str, grace_s: float) -> str:
     """What a command prints, in the image; it tells apart what the key parts cannot know.
 
     Raises:
-        StepError: it cannot be run, fails, hangs or prints nothing.
+        StepError: it cannot be run, fails, hangs, prints nothing, or more than a probe does.
     """
+    seen: list[bytes] = []
+    complaints: list[bytes] = []
     try:
-        seen = subprocess.run(
-            shlex.split(command), capture_output=True, stdin=subprocess.DEVNULL, timeout=_PROBE_TIMEOUT_S, check=False
+        code = _execute(
+            shlex.split(command) or [""],
+            _PROBE_TIMEOUT_S,
+            grace_s,
+            lambda pipe: _keep(pipe, seen),
+            lambda pipe: _keep(pipe, complaints),
         )
-    except OSError as error:
-        raise StepError(_PROBE_FAILED, f"the probe `{command}` cannot be run in the image: {error.strerror}.") from None
-    except subprocess.TimeoutExpired:
-        raise StepError(_PROBE_FAILED, f"the probe `{command}` did not end within {_PROBE_TIMEOUT_S:g} s.") from None
-    output = seen.stdout.decode(errors="replace").strip()
-    if seen.returncode or not output:
-        what = f"ended with exit code {seen.returncode}" if seen.returncode else "printed nothing"
-        lines = (seen.stdout + seen.stderr).decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+    except (StepError, ValueError) as error:
+        why = error.__context__.strerror if isinstance(error.__context__, OSError) else str(error)
+        raise StepError(_PROBE_FAILED, f"the probe `{command}` cannot be run in the image: {why}.") from None
+    output = b"".join(seen)
+    text = output.decode(errors="replace").strip()
+    what = None
+    if code is None:
+        what = f"did not end within {_PROBE_TIMEOUT_S:g} s"
+    elif len(output) > _PROBE_BYTES:
+        what = f"printed more than {_PROBE_BYTES} bytes"
+    elif code:
+        what = f"ended with exit code {code}"
+    elif not text:
+        what = "printed nothing"
+    if what is not None:
+        said = (output + b"".join(complaints)).decode(errors="replace").strip()
+        lines = [line[:_TAIL_LINE_BYTES] for line in said.splitlines()[-_TAIL_LINES:]]
         raise StepError(_PROBE_FAILED, f"the probe `{command}` {what}; the cache key needs its output.", lines)
-    return output
+    return text
+
+
+def _keep(pipe: IO[bytes] | None, seen: list[bytes]) -> None:
+    """Keep the output up to a limit, and read on: a full pipe would hold the command."""
+    kept = 0
+    while pipe is not None and (chunk := os.read(pipe.fileno(), _READ_BYTES)):
+        if kept <= _PROBE_BYTES:
+            seen.append(chunk)
+            kept += len(chunk)
 
 
 def _key(parts: Sequence[str], probes: dict[str, str]) -> str:
@@ -487,10 +555,10 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
         _say(options, f"no result of key {key[:12]} in {source.parent}.")
         return False
     damage = _damage(source, marker, "size")
+    began = time.monotonic()
     if damage is None:
-        began = time.monotonic()
         _empty(image)
-        damage = _copy_all(source, image, marker)
+        damage = _no_room(image, marker) or _copy_all(source, image, marker, deadline=began + options.timeout)
     if damage is not None:
         _say(options, f"{source} is damaged, so the step is done anew: {damage}.")
         return False
@@ -514,7 +582,8 @@ def _prepare(image: Path, key: str) -> None:
 
 def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: _Marker) -> None:
     """Copy the result beside its place on the volume and put it there by one rename; an equal result there stays."""
-    damage = _copy_all(image, trial, marker)
+    deadline = time.monotonic() + options.timeout
+    damage = _copy_all(image, trial, marker, deadline=deadline, links=True)
     if damage is not None:
         raise StepError(_CACHE_FAILED, f"{image} changed while it was copied to the volume: {damage}.")
     _write_json(trial / MARKER, marker)
@@ -528,9 +597,12 @@ def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: 
             if (theirs := _read_marker(target, marker["key"])) and _damage(target, theirs, "content") is None:
                 _say(options, f"another builder published {target} first; its result stays.")
                 return
+            aside = trial.with_name(f"{trial.name}-damaged")
             with contextlib.suppress(FileNotFoundError):
-                target.rename(trial.with_name(f"{trial.name}-damaged"))
-            shutil.rmtree(trial.with_name(f"{trial.name}-damaged"), ignore_errors=True)
+                target.rename(aside)
+            with contextlib.suppress(OSError):
+                aside.unlink()  # a file or a link in the place of a folder
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             _say(options, f"published {target}.")
             return
@@ -564,9 +636,9 @@ def _describe(image: Path, key: str, parts: Sequence[str], probes: dict[str, str
             seen = path.stat()
             files[path.relative_to(image).as_posix()] = {
                 "size": seen.st_size,
-                "sha256": _sha256(path),
-                "mtime_ns": seen.st_mtime_ns,
-                "mode": stat.S_IMODE(seen.st_mode),
+                "sha256": _sha256(image, path.relative_to(image).as_posix(), links=True),
+                "mtime_ns": max(0, seen.st_mtime_ns),
+                "mode": _plain_mode(seen.st_mode),
             }
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"format": 1, "key": key, "parts": list(parts), "probes": probes, "created": created, "files": files}
@@ -578,13 +650,16 @@ def _read_marker(folder: Path, key: str) -> _Marker | None:
     if not isinstance(marker, dict) or marker.get("format") != 1 or marker.get("key") != key:
         return None
     try:
+        files: dict[str, _File] = {_inside(name): _entry(entry) for name, entry in marker["files"].items()}
+        if not _folders(files).isdisjoint(files):
+            return None  # a name that is a file and a folder at once
         return {
             "format": 1,
             "key": key,
             "parts": [str(part) for part in marker["parts"]],
             "probes": {str(command): str(output) for command, output in marker["probes"].items()},
             "created": str(marker["created"]),
-            "files": {_inside(name): _entry(entry) for name, entry in marker["files"].items()},
+            "files": files,
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -592,64 +667,144 @@ def _read_marker(folder: Path, key: str) -> _Marker | None:
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or str(path) != name:
         raise ValueError(f"{name!r} leads out of the folder")
+    if "\0" in name or len(os.fsencode(name)) > _NAME_BYTES or any(part.startswith(_OWN_PREFIX) for part in path.parts):
+        raise ValueError(f"{name!r} is no name of a result's file")
     return name
+
+
+def _folders(files: dict[str, _File]) -> set[str]:
+    """Every folder that the files lie in."""
+    return {str(folder) for name in files for folder in PurePosixPath(name).parents}
 
 
 def _entry(entry: dict[str, object]) -> _File:
     size, mtime_ns, mode, digest = entry["size"], entry["mtime_ns"], entry["mode"], entry["sha256"]
     if not (isinstance(size, int) and isinstance(mtime_ns, int) and isinstance(mode, int) and isinstance(digest, str)):
         raise TypeError("not a file's entry")
-    return {"size": size, "sha256": digest, "mtime_ns": mtime_ns, "mode": mode}
+    if size < 0 or not 0 <= mtime_ns < _LATEST_NS or mode < 0:
+        raise ValueError("a size, time or mode that no file has")
+    return {"size": size, "sha256": digest, "mtime_ns": mtime_ns, "mode": _plain_mode(mode)}
+
+
+def _plain_mode(mode: int) -> int:
+    """A file's mode without setuid, setgid and sticky bits, and not writable by others."""
+    return mode & _KEPT_MODE | _OWNERS_MODE
 
 
 def _damage(folder: Path, marker: _Marker, check: Literal["grown", "size", "content"]) -> str | None:
     """What is wrong with a folder, or None; `grown` allows longer files, as logs get while an engine serves."""
     for name, entry in marker["files"].items():
         try:
-            size = (folder / name).stat().st_size
+            facts = (folder / name).stat() if check == "grown" else (folder / name).lstat()
+            if not stat.S_ISREG(facts.st_mode):
+                return f"{name} is no regular file"
+            size = facts.st_size
+            if size < entry["size"] or (check != "grown" and size != entry["size"]):
+                return f"{name} has {size} bytes, {entry['size']} expected"
+            if check == "content" and _sha256(folder, name) != entry["sha256"]:
+                return f"{name} has another SHA-256 than recorded"
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if size < entry["size"] or (check != "grown" and size != entry["size"]):
-            return f"{name} has {size} bytes, {entry['size']} expected"
-        if check == "content" and _sha256(folder / name) != entry["sha256"]:
-            return f"{name} has another SHA-256 than recorded"
     return None if marker["files"] else "its marker lists no file"
 
 
-def _copy_all(source: Path, target: Path, marker: _Marker) -> str | None:
-    """Copy every listed file, modification times and modes included; the first difference in content, or None."""
+def _no_room(image: Path, marker: _Marker) -> str | None:
+    """That a result does not fit on the image's disk: a file of holes can claim any size."""
+    total, free = sum(entry["size"] for entry in marker["files"].values()), shutil.disk_usage(image).free
+    return f"it has {total} bytes, and {image} has {free} free" if total > free else None
+
+
+def _copy_all(source: Path, target: Path, marker: _Marker, *, deadline: float, links: bool = False) -> str | None:
+    """Copy every listed file, modification times and modes included; the first difference in content, or None.
+
+    Args:
+        source: folder to copy from.
+        target: folder to copy to, without any of the files.
+        marker: of what is there.
+        deadline: on the monotonic clock.
+        links: whether links are followed, as in a folder that the step itself has just filled.
+
+    Raises:
+        StepError: it was not done by the deadline.
+    """
     for folder in sorted({(target / name).parent for name in marker["files"]}):
         folder.mkdir(parents=True, exist_ok=True)
+
+    def copy(item: tuple[str, _File]) -> str | None:
+        return _copy(source, target, *item, deadline=deadline, links=links)
+
     with ThreadPoolExecutor(_COPY_THREADS) as pool:
-        seen = pool.map(lambda item: _copy(source / item[0], target / item[0], item[1]), marker["files"].items())
-        return next((damage for damage in seen if damage is not None), None)
+        return next((damage for damage in pool.map(copy, marker["files"].items()) if damage is not None), None)
 
 
-def _copy(source: Path, target: Path, entry: _File) -> str | None:
+def _copy(source: Path, target: Path, name: str, entry: _File, *, deadline: float, links: bool) -> str | None:
     digest = hashlib.sha256()
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while block := reader.read(_COPY_BYTES):
+    left = entry["size"]
+    try:
+        reader = _opened(source, name, links=links)
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    with reader, (target / name).open("xb") as writer:
+        while block := reader.read(min(_COPY_BYTES, left + 1)):
+            left -= len(block)
+            if left < 0:
+                return f"{name} has more than the {entry['size']} bytes that were recorded"
+            if time.monotonic() > deadline:
+                raise StepError(_TIMED_OUT, f"{source} could not be copied to {target} in time; it is too slow.")
             digest.update(block)
             writer.write(block)
-    target.chmod(entry["mode"])
-    os.utime(target, ns=(entry["mtime_ns"], entry["mtime_ns"]))
-    return None if digest.hexdigest() == entry["sha256"] else f"{source.name} has another SHA-256 than recorded"
+    (target / name).chmod(entry["mode"])
+    os.utime(target / name, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+    return None if digest.hexdigest() == entry["sha256"] else f"{name} has another SHA-256 than recorded"
 
 
-def _sha256(path: Path) -> str:
+def _sha256(folder: Path, name: str, *, links: bool = False) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as reader:
+    with _opened(folder, name, links=links) as reader:
         while block := reader.read(_COPY_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> object:
+def _opened(folder: Path, name: str, *, links: bool = False) -> IO[bytes]:
+    """Open a regular file below a folder: no pipe is waited for, and without `links` none is followed, in no part of the name.
+
+    Raises:
+        OSError: it is not there, or something else.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    if links:
+        return _regular(os.open(folder / name, flags))
+    *folders, leaf = PurePosixPath(name).parts
+    descriptor = os.open(folder, flags | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        document: object = json.loads(path.read_text())
-    except (OSError, ValueError):
+        for part in folders:
+            inner = os.open(part, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        if not stat.S_ISREG(os.stat(leaf, dir_fd=descriptor, follow_symlinks=False).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", name)
+        return _regular(os.open(leaf, flags | os.O_NOFOLLOW, dir_fd=descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _regular(descriptor: int) -> IO[bytes]:
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _read_json(path: Path) -> object:
+    """What a file holds; None for anything that is no JSON of a bearable size in a regular file."""
+    try:
+        with _opened(path.parent, path.name) as reader:
+            data = reader.read(_MARKER_BYTES + 1)
+        document: object = None if len(data) > _MARKER_BYTES else json.loads(data)
+    except (OSError, ValueError, RecursionError):
         return None
     return document
 

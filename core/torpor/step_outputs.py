@@ -7,8 +7,12 @@ goes when the step has succeeded. The note is locked meanwhile: a second process
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import os
+import stat
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +20,14 @@ from torpor.errors import BuildStepError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO
 
     from torpor.recipe import BuildStep
 
 __all__ = ["making"]
+
+_LOCK_POLL_S = 0.1
+_OTHERS_END_S = 60.0
+"""Seconds that another process gets beside its step's own time: to end what the step started, and to be slow."""
 
 
 @contextlib.contextmanager
@@ -39,10 +46,11 @@ def making(step: BuildStep, notes: Path) -> Iterator[bool]:
     if not step.outputs or step.cache is not None:
         yield True
         return
+    deadline = time.monotonic() + step.timeout_s * (step.retries + 1) + _OTHERS_END_S
     with contextlib.ExitStack() as stack:
         try:
-            note = stack.enter_context(_locked(notes / _key(step.outputs)))
-            needed = bool(note.read()) or not all(_filled(Path(path)) for path in step.outputs)
+            note = stack.enter_context(_locked(notes / _key(step.outputs), step, deadline))
+            needed = os.fstat(note).st_size > 0 or not all(_filled(Path(path)) for path in step.outputs)
             if needed:
                 _write(note, f"{step.name}\n" + "\n".join(step.outputs))
         except OSError as error:
@@ -55,18 +63,41 @@ def making(step: BuildStep, notes: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[IO[str]]:
+def _locked(file: Path, step: BuildStep, deadline: float) -> Iterator[int]:
+    """A note's descriptor, locked: a regular file, checked on the descriptor, not a link or a pipe.
+
+    Raises:
+        OSError: it cannot be made.
+        BuildStepError: another process had it until the deadline.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as note:
-        fcntl.flock(note, fcntl.LOCK_EX)  # let go by the kernel, however this process ends
-        note.seek(0)
+    note = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(note).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        while not _lock(note):  # let go by the kernel, however this process ends
+            if time.monotonic() > deadline:
+                raise BuildStepError(
+                    f"Build step {step.name!r} was not begun: another process is still at it, longer than all its attempts may "
+                    f"take. Wait for that process or end it (it holds {file})."
+                )
+            time.sleep(_LOCK_POLL_S)
         yield note
+    finally:
+        os.close(note)
 
 
-def _write(note: IO[str], text: str) -> None:
-    note.truncate(0)
-    note.write(text)
-    note.flush()
+def _lock(note: int) -> bool:
+    try:
+        fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(note: int, text: str) -> None:
+    os.ftruncate(note, 0)
+    os.pwrite(note, text.encode(), 0)
 
 
 def _key(outputs: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ __all__ = ["run_step", "runner_file", "script_argv", "script_file", "step_comman
 _STANDARD_ERROR = 2
 _GENTLE_S = 3.0
 """Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
+_RUNNER_SPARE_S = 300.0
 _RUNNER_ENDS_S = 30.0
 """Seconds that a runner gets after SIGTERM: ten for the step to tidy up, ten to kill it, and some for a busy machine."""
 
@@ -79,6 +80,11 @@ def step_command(step: BuildStep, *, python: str, runner: str, script: str | Non
     return (*argv, "--", *command)
 
 
+def _longest(step: BuildStep) -> float:
+    """Seconds in which the runner has ended a step itself: all attempts, as long a wait for another builder, and two copies."""
+    return 2 * step.timeout_s * (step.retries + 2) + _RUNNER_SPARE_S
+
+
 def run_step(step: BuildStep, recipe: Recipe) -> None:
     """Run a build step on this machine, by this interpreter; all that it prints goes to standard error.
 
@@ -102,7 +108,13 @@ def run_step(step: BuildStep, recipe: Recipe) -> None:
         process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR)
         lifeline.tell(process.pid)
         try:
-            code = process.wait()
+            code = process.wait(_longest(step))
+        except subprocess.TimeoutExpired:
+            process.kill()  # its own deadlines did not hold: a file system that hangs, a runner that was stopped
+            raise BuildStepError(
+                f"Build step {step.name!r} did not end, and neither did its runner, in {_longest(step):g} s, several times what it "
+                f"may take; it was ended. Look at the disks that it uses. The command was: {shlex.join(argv)}"
+            ) from None
         except BaseException:
             process.terminate()  # the runner ends the step's own processes before it goes
             with contextlib.suppress(subprocess.TimeoutExpired):

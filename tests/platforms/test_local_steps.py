@@ -6,14 +6,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import is_running
 from tests.platforms.small import Patch, a_deployment
 
-from torpor import BuildStep, BuildStepError
+from torpor import BuildStep, BuildStepError, ImagePatch, Recipe
 from torpor.platforms.local import LocalServer
+from torpor.steps import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,3 +100,16 @@ time.sleep(600)
         ended.set()
         watching.join()
     assert [pid for pid in map(int, pids.read_text().split()) if is_running(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the runner of a build step hangs itself", area="build steps", outcome="refused")
+def test_a_runner_whose_own_deadline_does_not_hold_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs stops it where no signal of its own reaches it: here it is stopped by its step."""
+    monkeypatch.setattr("torpor.steps._RUNNER_SPARE_S", 0.5)
+    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)"
+    step = BuildStep(name="stop", argv=(sys.executable, "-c", code), order=1, timeout_s=0.5)
+    began = time.monotonic()
+    with pytest.raises(BuildStepError, match="'stop' did not end, and neither did its runner"):
+        run_step(step, Recipe(image=ImagePatch()))
+    assert time.monotonic() - began < 20
