@@ -24,6 +24,7 @@ _STANDARD_ERROR = 2
 _GENTLE_S = 3.0
 """Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
 _RUNNER_SPARE_S = 300.0
+_KILLED_S = 5.0
 _RUNNER_ENDS_S = 30.0
 """Seconds that a runner gets after SIGTERM: ten for the step to tidy up, ten to kill it, and some for a busy machine."""
 
@@ -111,6 +112,8 @@ def run_step(step: BuildStep, recipe: Recipe) -> None:
             code = process.wait(_longest(step))
         except subprocess.TimeoutExpired:
             process.kill()  # its own deadlines did not hold: a file system that hangs, a runner that was stopped
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILLED_S)
             raise BuildStepError(
                 f"Build step {step.name!r} did not end, and neither did its runner, in {_longest(step):g} s, several times what it "
                 f"may take; it was ended. Look at the disks that it uses. The command was: {shlex.join(argv)}"
