@@ -12,6 +12,7 @@ from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
+from torpor_sglang.fields import FIELDS
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
@@ -85,6 +86,7 @@ class SGLang(ChatServer):
     launcher: ClassVar[str] = "torpor_sglang.serve"
     routes: ClassVar[Routes] = routes
     reserved = RESERVED
+    request_fields = FIELDS
 
     version: str = DEFAULT_VERSION
     cuda_graph_max_batch: int | None = None
@@ -187,6 +189,7 @@ class SGLang(ChatServer):
             # /health answers from the server's status instead of generating a token for a second (0.5.6.post2 to 0.5.23).
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
             **SNAPSHOT_ENV,
+            **self.request_env(),
             **self.kernel_cache_env(deployment),
         }
         if self.device == "cpu":

@@ -68,6 +68,24 @@ _RESERVED = (
         harmless=(("enable_custom_logit_processor", (False,)),),
     ),
     Reserved(
+        flags=("--trust-request-chat-template",),
+        why="with it a request may bring a template, which is code that the server renders, for ever if it likes",
+        instead="Give the server its template: --chat-template.",
+        harmless=(("trust_request_chat_template", (False,)),),
+    ),
+    Reserved(
+        flags=("--allowed-media-domains",),
+        why="the launcher judges where media comes from, in every version",
+        instead="Use SGLang(media_domains=...).",
+        harmless=(("allowed_media_domains", ([], None)),),
+    ),
+    Reserved(
+        flags=("--trust-mm-content-hashes",),
+        why="with it a request names the cache entry of its image, and so another caller's",
+        instead="Let the server hash what it gets.",
+        harmless=(("trust_mm_content_hashes", (False,)),),
+    ),
+    Reserved(
         flags=("--config",),
         why="a file could set any other flag, past this check",
         instead="Write the flags out.",
@@ -146,6 +164,15 @@ _RESERVED = (
 _ENVIRONMENT = (
     ("SGLANG_GRPC_PORT", "opens a gRPC server beside the HTTP server (0.5.16 environ.py:882, 0.5.23 environ.py:1714)"),
     ("SGLANG_RUST_SERVER", "replaces the HTTP server by another (0.5.23 environ.py:2160)"),
+    (
+        "SGLANG_ENABLE_REQUEST_DECOMPRESSION",
+        "unpacks bodies before their size is known: 32 MB become gigabytes (0.5.16 environ.py:235, 0.5.23 environ.py:333)",
+    ),
+    (
+        "SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES",
+        "lets headers set fields of a request, past what is refused there (0.5.16 environ.py:237, 0.5.23 environ.py:335)",
+    ),
+    ("SGLANG_HTTP_SERVER_APP_PATH", "replaces the application that the guard stands before (0.5.23 http_server.py)"),
     ("DUMPER_SERVER_PORT", "opens a control server on every interface (debug_utils/dumper.py)"),
 )
 

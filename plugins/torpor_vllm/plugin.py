@@ -14,6 +14,7 @@ from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
+from torpor_vllm.fields import FIELDS
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
 
@@ -82,6 +83,7 @@ class VLLM(ChatServer):
     launcher: ClassVar[str] = "torpor_vllm.serve"
     routes: ClassVar[Routes] = routes
     reserved = RESERVED
+    request_fields = FIELDS
 
     version: str = DEFAULT_VERSION
     sleep_level: SleepLevel = 1
@@ -160,6 +162,7 @@ class VLLM(ChatServer):
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "VLLM_HOST_IP": "127.0.0.1",  # its processes meet on loopback, which every copy of a snapshot has
             **SNAPSHOT_ENV,
+            **self.request_env(),
             **self.kernel_cache_env(deployment),
         }
         if self.startup_plan:

@@ -101,6 +101,43 @@ _RESERVED = (
         harmless=(("hf_token", (None,)),),
     ),
     Reserved(
+        flags=("--trust-request-chat-template", "--no-trust-request-chat-template"),
+        why="with it a request may bring a template, which is code that the server renders, for ever if it likes",
+        instead="Give the server its template: --chat-template.",
+        harmless=(("trust_request_chat_template", (False,)),),
+    ),
+    Reserved(
+        flags=("--trust-request-mm-kwargs", "--no-trust-request-mm-kwargs"),
+        why="with it a request sets how much memory its media takes",
+        instead="Give the server its settings: --mm-processor-kwargs, --media-io-kwargs.",
+        harmless=(("trust_request_mm_kwargs", (False,)),),
+    ),
+    Reserved(
+        flags=(
+            "--enable-prompt-embeds",
+            "--no-enable-prompt-embeds",
+            "--disable-prompt-embeds",
+            "--enable-mm-embeds",
+            "--no-enable-mm-embeds",
+            "--disable-mm-embeds",
+        ),
+        why="with it a request brings tensors, which torch loads and nobody checks",
+        instead="Send text and media.",
+        harmless=(("enable_prompt_embeds", (False,)), ("enable_mm_embeds", (False,))),
+    ),
+    Reserved(
+        flags=("--allowed-local-media-path",),
+        why="with it a request names files of the server's",
+        instead="Send media as data: URLs.",
+        harmless=(("allowed_local_media_path", ("",)),),
+    ),
+    Reserved(
+        flags=("--allowed-media-domains",),
+        why="the launcher judges where media comes from",
+        instead="Use VLLM(media_domains=...).",
+        harmless=(("allowed_media_domains", (None, [])),),
+    ),
+    Reserved(
         flags=("--config",),
         why="a file could set any other flag, past this check",
         instead="Write the flags out.",
@@ -162,6 +199,7 @@ _RESERVED = (
 _ENVIRONMENT = (
     ("VLLM_USE_RUST_FRONTEND", "replaces the HTTP server by another, without the guard (envs.py:1456)"),
     ("VLLM_API_KEY", "puts a key into the engine's memory and so into the snapshot (envs.py:829)"),
+    ("VLLM_ALLOW_INSECURE_SERIALIZATION", "has the engine's processes load pickles (envs.py)"),
     ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "adds routes that load adapters from where the caller says (envs.py)"),
 )
 

@@ -25,7 +25,7 @@ from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
 from torpor.launcher.process_identity import process_identity
 from torpor.launcher.tqdm_lock import tqdm_lock
-from torpor_vllm import named_locks, sigterm
+from torpor_vllm import named_locks, public_requests, sigterm
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
 
@@ -90,6 +90,7 @@ def _prepare_process() -> PatchReport:
         process_identity(SUPPORTED_VERSIONS),
         tqdm_lock(SUPPORTED_VERSIONS),
         http_limits(SUPPORTED_VERSIONS),
+        public_requests.PATCH,
         named_locks.PATCH,
         sigterm.PATCH,
     )

@@ -10,12 +10,21 @@ from torpor.engine import Engine
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
+from torpor.launcher.public_requests import (
+    ALLOWED_FIELDS_VARIABLE,
+    ANY_DOMAIN,
+    MAX_CHOICES,
+    MAX_CHOICES_VARIABLE,
+    MEDIA_DOMAINS_VARIABLE,
+    REFUSED_FIELDS_VARIABLE,
+)
 
 if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
     from torpor.engines.reserved import Reservations
+    from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
 
 __all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call"]
@@ -73,6 +82,11 @@ class ChatServer(Plugin):
         open_metrics: serve them to everybody.
         open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it takes the lifecycle key.
         max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
+        media_domains: hosts that media in a public request may be fetched from; `*` is every one, and what they redirect to.
+            Media that comes as a data: URL always passes; files are never opened.
+        max_choices: answers that one public request may ask for: `n` times its prompts.
+        allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with.
+        refused_fields: further request fields to refuse, e.g. `regex`.
         api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
         warmup_prompt_words: prompt lengths of the warm-up, words.
         warmup_burst: requests sent at once at the end of the warm-up.
@@ -89,6 +103,7 @@ class ChatServer(Plugin):
     """Module that the engine's interpreter runs, with the engine's flags."""
     routes: ClassVar[Routes]
     reserved: ClassVar[Reservations]
+    request_fields: ClassVar[RequestFields]
 
     version: str = ""
     image: str | None = None
@@ -102,6 +117,10 @@ class ChatServer(Plugin):
     open_metrics: bool = False
     open_docs: bool = False
     max_body_bytes: int = 32 * 1024 * 1024
+    media_domains: tuple[str, ...] = ()
+    max_choices: int = MAX_CHOICES
+    allowed_fields: tuple[str, ...] = ()
+    refused_fields: tuple[str, ...] = ()
     api_key_sha256: tuple[str, ...] = ()
     warmup_prompt_words: tuple[int, ...] = (8, 600)
     warmup_burst: int = 4
@@ -125,9 +144,41 @@ class ChatServer(Plugin):
         self.at_least("tensor_parallel", 1)
         self.at_least("warmup_burst", 0)
         self.at_least("max_body_bytes", 1)
+        self.at_least("max_choices", 1)
+        self._check_request_options()
         if not self.warmup_prompt_words:
             raise ConfigurationError(f"{name}.warmup_prompt_words is empty; give at least one prompt length in words.")
         self.reserved.check_extra_args(self.version, self.extra_args)
+
+    def _check_request_options(self) -> None:
+        """Refuse hosts that are none, and fields that the engine's requests have not."""
+        name = type(self).__name__
+        for host in self.media_domains:
+            if host != ANY_DOMAIN and (host != host.strip().lower() or set(host) & set("/:@,*") or not host):
+                raise ConfigurationError(
+                    f"{name}.media_domains holds {host!r}, which is no host: write it in lower case, without scheme, port or "
+                    "path, e.g. 'images.example.org'; '*' alone allows every one."
+                )
+        if ANY_DOMAIN in self.media_domains and len(self.media_domains) > 1:
+            raise ConfigurationError(f"{name}.media_domains holds '*' beside hosts; give either.")
+        known = set(self.request_fields.all())
+        for option in ("allowed_fields", "refused_fields"):
+            for field in getattr(self, option):
+                if field not in known:
+                    raise ConfigurationError(
+                        f"{name}.{option} holds {field!r}, which is no field of a request to {self.reserved.table.engine}; "
+                        f"known are {', '.join(sorted(known))}."
+                    )
+
+    def request_env(self) -> dict[str, str]:
+        """What the launcher's `public-requests` reads; nothing where the options are the defaults."""
+        given = {
+            MEDIA_DOMAINS_VARIABLE: ",".join(self.media_domains),
+            MAX_CHOICES_VARIABLE: "" if self.max_choices == MAX_CHOICES else str(self.max_choices),
+            ALLOWED_FIELDS_VARIABLE: ",".join(self.allowed_fields),
+            REFUSED_FIELDS_VARIABLE: ",".join(self.refused_fields),
+        }
+        return {variable: value for variable, value in given.items() if value}
 
     def at_least(self, option: str, lowest: int) -> None:
         """Refuse a number below the lowest allowed; None is allowed.

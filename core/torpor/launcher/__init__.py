@@ -8,6 +8,7 @@ engine's interpreter: it takes the guard's boot document, applies the plugin's p
     patches         named changes to the running engine, each with its reason, each to be switched off
     after_import    a change to a module of the engine's as soon as it is imported
     http_limits     limits on heads, with limited_h11 and limited_httptools, uvicorn's two parsers that keep them
+    public_requests what a public request may carry: media, templates, token ids, fields
     guarded_app     the guard as the outermost layer of a Starlette application
     orphans, tqdm_lock, tile_permission    what every engine's processes need
 

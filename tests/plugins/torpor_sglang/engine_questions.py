@@ -69,6 +69,21 @@ def ask_routes(_: dict[str, Any]) -> object:
     return sorted(set(paths(http_server.app.routes)))
 
 
+def ask_fields(_: dict[str, Any]) -> object:
+    """Give the fields of the public routes' requests."""
+    from sglang.srt.entrypoints.openai import protocol
+
+    kinds = (protocol.ChatCompletionRequest, protocol.CompletionRequest)
+    return sorted({name for kind in kinds for name in kind.model_fields})
+
+
+def ask_variables(_: dict[str, Any]) -> object:
+    """Give the environment variables that SGLang's own table names; 0.5.6.post2's is a module as well."""
+    from sglang.srt.environ import envs
+
+    return sorted(name for name in dir(envs) if name.isupper())
+
+
 def ask_guarded(question: dict[str, Any]) -> object:
     """Put the guard before the real application, then add layers as SGLang's launch does, then send requests."""
     from sglang.srt.entrypoints import http_server

@@ -86,9 +86,7 @@ JUDGED = {
     "--tokenizer-metrics-allowed-custom-labels": "labels",
     "--tokenizer-metrics-custom-labels-header": "labels",
     "--tool-server": "goes out",
-    "--trust-mm-content-hashes": "no door",
     "--trust-remote-code": "runs the model's own code: the user's choice of model",
-    "--trust-request-chat-template": "a sandboxed template",
     "--unified-cache-external-linker-backend": "goes out to a store",
     "--unified-cache-external-linker-config": "goes out to a store",
 }

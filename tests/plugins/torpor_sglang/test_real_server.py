@@ -203,7 +203,7 @@ def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
         log = "\n".join(engine.log_tail())
         left = wait_until_gone(engine.pid)  # killed a moment ago by the launcher's end
     assert (
-        "SGLang 0.5.6.post2; guarded; patches: orphans, process-identity, tqdm-lock, http-limits, cpu-kernels, "
+        "SGLang 0.5.6.post2; guarded; patches: orphans, process-identity, tqdm-lock, http-limits, public-requests, cpu-kernels, "
         "torchvision-schemas"
     ) in log
     assert "run_scheduler_process" in log

@@ -111,7 +111,7 @@ def test_the_start_says_which_patches_are_on_and_where_they_were_not_tested(tmp_
     line = next(line for line in ran.stderr.splitlines() if line.startswith("torpor_sglang: SGLang"))
     version, guarded, on, not_needed, off = line.split("; ")
     assert (version, guarded) == ("torpor_sglang: SGLang 0.4.0", "guarded")
-    names = ("orphans", "process-identity", "http-limits", "cpu-kernels")
+    names = ("orphans", "process-identity", "http-limits", "public-requests", "cpu-kernels")
     assert on.startswith(f"patches: {', '.join(f'{name} (not tested with it)' for name in names)}")
     assert "torchvision-schemas" in not_needed
     assert off == "switched off: tqdm-lock"

@@ -64,6 +64,21 @@ def ask_routes(question: dict[str, Any]) -> object:
     return sorted(set(paths(application.routes)))
 
 
+def ask_fields(_: dict[str, Any]) -> object:
+    """Give the fields of the public routes' requests."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return sorted({*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields})
+
+
+def ask_variables(_: dict[str, Any]) -> object:
+    """Give the environment variables that vLLM's own table names."""
+    from vllm import envs
+
+    return sorted(envs.environment_variables)
+
+
 def main() -> None:
     """Answer until the input ends."""
     answers = keep_answers_apart()

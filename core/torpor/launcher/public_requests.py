@@ -1,0 +1,253 @@
+"""What a public request may carry: looked at in the engine's process, before the engine acts on it.
+
+The guard reads no body; an engine has parsed it by the time that these rules see it, and nothing else has happened. Each
+engine's plugin lists its request fields (`fields.py`); its launcher calls `refusal` for every public request.
+
+Environment, set by the plugin's options and read once:
+    TORPOR_MEDIA_DOMAINS     hosts that media may be fetched from, separated by commas; `*` is every one; default none
+    TORPOR_MAX_CHOICES       answers that one request may ask for: `n` (or `best_of`) times its prompts; default 128
+    TORPOR_ALLOWED_FIELDS    refused fields that may come all the same
+    TORPOR_REFUSED_FIELDS    further fields that may not come
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = [
+    "ALLOWED_FIELDS_VARIABLE",
+    "ANY_DOMAIN",
+    "MAX_CHOICES",
+    "MAX_CHOICES_VARIABLE",
+    "MEDIA_DOMAINS_VARIABLE",
+    "REFUSED_FIELDS_VARIABLE",
+    "PublicRequestRules",
+    "RequestFields",
+]
+
+MEDIA_DOMAINS_VARIABLE = "TORPOR_MEDIA_DOMAINS"
+MAX_CHOICES_VARIABLE = "TORPOR_MAX_CHOICES"
+ALLOWED_FIELDS_VARIABLE = "TORPOR_ALLOWED_FIELDS"
+REFUSED_FIELDS_VARIABLE = "TORPOR_REFUSED_FIELDS"
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+ANY_DOMAIN = "*"
+
+_TEMPLATE_ARGUMENTS = (
+    "chat_template",
+    "conversation",
+    "max_length",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+)
+"""Arguments of transformers' `apply_chat_template` that are no variables of a template: code, sizes, forms of the result."""
+_TOKEN_LISTS = ("input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+_LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
+_MEDIA_TYPES = ("image", "video", "audio", "file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFields:
+    """Every field of an engine's public requests, in any supported version: each has been judged.
+
+    Args:
+        plain: what cannot hurt anybody but the caller, who waits for it or gets an error.
+        bounded: what `PublicRequestRules` looks into.
+        refused: what a public caller has no business with; a reason, and its fields.
+    """
+
+    plain: tuple[str, ...]
+    bounded: tuple[str, ...]
+    refused: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def all(self) -> tuple[str, ...]:
+        """Every field."""
+        return (*self.plain, *self.bounded, *(name for _, names in self.refused for name in names))
+
+
+class PublicRequest(Protocol):
+    """A request as pydantic made it."""
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """The fields that were given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicRequestRules:
+    """What is refused, and the limits.
+
+    Args:
+        refused: fields, each with the reason.
+        media_domains: hosts that media may be fetched from; `*` is every one.
+        max_choices: answers that one request may ask for.
+    """
+
+    refused: Mapping[str, str]
+    media_domains: tuple[str, ...] = ()
+    max_choices: int = MAX_CHOICES
+
+    @classmethod
+    def from_environment(cls, fields: RequestFields, environ: Mapping[str, str]) -> PublicRequestRules:
+        """The rules for an engine's fields and this process's environment."""
+        allowed = _words(environ.get(ALLOWED_FIELDS_VARIABLE, ""))
+        refused = {name: why for why, names in fields.refused for name in names if name not in allowed}
+        refused |= dict.fromkeys(_words(environ.get(REFUSED_FIELDS_VARIABLE, "")), "this deployment does not take it")
+        return cls(
+            refused=refused,
+            media_domains=_words(environ.get(MEDIA_DOMAINS_VARIABLE, "").lower()),
+            max_choices=int(environ.get(MAX_CHOICES_VARIABLE, "") or MAX_CHOICES),
+        )
+
+    def refusal(self, request: PublicRequest, vocabulary: int) -> str | None:
+        """Why a request is refused; None if it may pass.
+
+        Args:
+            request: the engine's own, parsed and not acted on.
+            vocabulary: how many tokens the model has.
+        """
+        return (
+            self._refused_field(request)
+            or _template_refusal(request)
+            or self._choices_refusal(request)
+            or _token_refusal(request, vocabulary)
+            or _logprobs_refusal(request)
+            or self._media_refusal(request)
+        )
+
+    def media_refusal(self, url: str) -> str | None:
+        """Why media is not read from there; None for data in the request and for allowed hosts."""
+        if url.startswith("data:"):
+            return None
+        if not url.startswith(("http://", "https://")):
+            return "Media has to be a data: URL or come from an allowed host by http(s); this server opens no files."
+        if self.media_domains == (ANY_DOMAIN,):
+            return None
+        host = _host(url)
+        if host is None or host not in self.media_domains:
+            allowed = ", ".join(self.media_domains) or "none"
+            return (
+                f"Media is not fetched from {host or 'this address'}; allowed hosts: {allowed}. Send it as a data: URL."
+            )
+        return None
+
+    def _refused_field(self, request: PublicRequest) -> str | None:
+        for name in request.model_fields_set:
+            if name in self.refused and getattr(request, name, None) not in (None, False):
+                return f"The field {name} is refused: {self.refused[name]}."
+        return None
+
+    def _choices_refusal(self, request: PublicRequest) -> str | None:
+        each = max(_number(request, "n"), _number(request, "best_of"))
+        asked = each * _prompts(getattr(request, "prompt", None))
+        if asked > self.max_choices:
+            return f"One request may ask for {self.max_choices} answers (n times prompts), not {asked}."
+        return None
+
+    def _media_refusal(self, request: PublicRequest) -> str | None:
+        for url in _media_urls(getattr(request, "messages", None)):
+            if why := self.media_refusal(url):
+                return why
+        return None
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _host(url: str) -> str | None:
+    """The host of an address that every parser reads alike; None for any other."""
+    if any(letter <= " " or letter in "\\@" or letter > "~" for letter in url):
+        return None
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _number(request: PublicRequest, name: str) -> int:
+    value = getattr(request, name, None)
+    return value if isinstance(value, int) else 1
+
+
+def _prompts(prompt: object) -> int:
+    """How many prompts there are: a list of texts or of lists of tokens is several, one text or list of tokens is one."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return len(prompt)
+    return 1
+
+
+def _template_refusal(request: PublicRequest) -> str | None:
+    given = getattr(request, "chat_template_kwargs", None)
+    if isinstance(given, dict):
+        for name in _TEMPLATE_ARGUMENTS:
+            if name in given:
+                return f"chat_template_kwargs.{name} is refused: the template and its tokens are the server's."
+    return None
+
+
+def _token_refusal(request: PublicRequest, vocabulary: int) -> str | None:
+    for name in ("prompt", *_TOKEN_LISTS):
+        for token in _tokens(getattr(request, name, None)):
+            if not 0 <= token < vocabulary:
+                return f"{name} holds the token id {token}; ids are 0 to {vocabulary - 1}."
+    return None
+
+
+def _tokens(value: object) -> Iterator[int]:
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, list):
+            yield from _tokens(item)
+        elif isinstance(item, int):
+            yield item
+
+
+def _logprobs_refusal(request: PublicRequest) -> str | None:
+    for name in _LOGPROBS:
+        value = getattr(request, name, None)
+        if isinstance(value, int) and not -1 < value <= MAX_LOGPROBS:
+            return f"{name} may be 0 to {MAX_LOGPROBS}, not {value}."
+    return None
+
+
+def _media_urls(messages: object) -> Iterator[str]:
+    """Every address in the parts of messages that are no text."""
+    for message in messages if isinstance(messages, list) else ():
+        for part in _parts(message):
+            yield from _urls(part)
+
+
+def _parts(message: object) -> Iterable[object]:
+    content = message.get("content") if isinstance(message, dict) else getattr(message, "content", None)
+    if content is None or isinstance(content, str):
+        return ()
+    if not isinstance(content, list) and isinstance(message, dict):
+        content = message["content"] = list(content)  # pydantic's own iterator gives its items only once
+    return cast("Iterable[object]", content)
+
+
+def _urls(part: object, *, media: bool = False) -> Iterator[str]:
+    if hasattr(part, "model_dump"):
+        part = part.model_dump()
+    if isinstance(part, str):
+        if media:
+            yield part
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            if name == "url" or name.endswith("_url"):
+                yield from _urls(value, media=True)
+            elif name in _MEDIA_TYPES or isinstance(value, dict | list):
+                yield from _urls(value, media=name in _MEDIA_TYPES)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _urls(value, media=media)

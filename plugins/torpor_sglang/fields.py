@@ -1,0 +1,113 @@
+"""What may be in a public request to SGLang: every field of its models in every supported version, judged.
+
+A test compares the lists with the real models (`ChatCompletionRequest`, `CompletionRequest` of entrypoints/openai/protocol.py).
+A field that no list names is new: add it to `plain`, `bounded` or `refused`, with what its code does as the reason.
+"""
+
+from __future__ import annotations
+
+from torpor.launcher.public_requests import RequestFields
+
+__all__ = ["FIELDS"]
+
+FIELDS = RequestFields(
+    plain=(
+        "cache_salt",
+        "continue_final_message",
+        "echo",
+        "extra_key",
+        "frequency_penalty",
+        "ignore_eos",
+        "logit_bias",  # its keys are checked by the engine (sampling_params.py, verify)
+        "max_completion_tokens",
+        "max_tokens",
+        "min_p",
+        "min_tokens",
+        "model",
+        "no_stop_trim",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning_effort",
+        "repetition_penalty",
+        "return_cached_tokens_details",
+        "return_flat_raw_output_top_logprobs",
+        "return_flat_raw_top_logprobs_b64",
+        "return_input_ids_in_sglext",
+        "return_meta_info",
+        "return_output_ids_in_sglext",
+        "return_prompt_token_ids",
+        "return_sampling_mask",
+        "return_spec_tokens_details",
+        "return_token_ids",
+        "sampling_logprobs_mode",
+        "seed",
+        "separate_reasoning",
+        "skip_special_tokens",
+        "stop",
+        "stream",
+        "stream_options",
+        "stream_reasoning",
+        "suffix",
+        "task",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "top_k",
+        "top_p",
+        "use_audio_in_video",
+        "user",
+        # Grammars: each is compiled by the scheduler's threads, for as long as SGLANG_GRAMMAR_TIMEOUT or its successors
+        # allow; see the table of parameters in SECURITY.md.
+        "ebnf",
+        "json_schema",
+        "regex",
+        "response_format",
+        "tools",
+    ),
+    bounded=(
+        "best_of",
+        "chat_template_kwargs",
+        "input_ids",
+        "logprobs",
+        "messages",
+        "n",
+        "prompt",
+        "stop_token_ids",
+        "top_logprobs",
+    ),
+    refused=(
+        (
+            "it names servers or ranks that the engine would talk to",
+            (
+                "bootstrap_host",
+                "bootstrap_port",
+                "bootstrap_room",
+                "data_parallel_rank",
+                "disagg_prefill_dp_rank",
+                "routed_dp_rank",
+            ),
+        ),
+        ("it is code that the engine would run, or that code's input", ("custom_logit_processor", "custom_params")),
+        (
+            "the scheduler would match it with Python's `re`, in which one expression can take for ever",
+            ("stop_regex",),
+        ),
+        (
+            "it keeps something between requests, which a replica restored from a snapshot does not share",
+            ("session_id", "session_params"),
+        ),
+        ("ids of requests are the server's: one that comes twice takes another's answer", ("rid",)),
+        ("it overtakes other callers", ("priority",)),
+        ("it chooses among the server's adapters", ("lora_path",)),
+        ("it makes names in the server's metrics", ("custom_labels",)),
+        (
+            "it hands out the model's inner state, megabytes for a prompt",
+            ("return_hidden_states", "return_routed_experts", "routed_experts_start_len"),
+        ),
+        (
+            "it changes how much memory media takes",
+            ("images_config", "max_dynamic_patch", "min_dynamic_patch", "mm_processor_kwargs", "video_config"),
+        ),
+        ("a watermark is the server's", ("watermark",)),
+    ),
+)

@@ -1,0 +1,108 @@
+"""Refuses what a public request must not carry, before SGLang acts on it.
+
+0.5.6.post2 and 0.5.16 render a caller's `chat_template_kwargs.chat_template` on the event loop: a loop of Jinja's in one request
+stops server and guard. All versions open `file://` and bare paths, fetch media from any address (0.5.23 has
+`--allowed-media-domains`, off by default), and take token ids that are not the model's, of which one ends the scheduler.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from torpor.launcher.after_import import after_import
+from torpor.launcher.patches import Patch
+from torpor.launcher.public_requests import PublicRequestRules
+from torpor_sglang.fields import FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import ModuleType
+
+    from torpor.launcher.public_requests import PublicRequest
+
+__all__ = ["PATCH", "check_downloads", "check_requests"]
+
+_SERVING = "sglang.srt.entrypoints.openai.serving_base"
+_MEDIA = "sglang.srt.utils.common"
+
+
+class _Model(Protocol):
+    vocab_size: int
+
+
+class _Tokenizer(Protocol):
+    model_config: _Model
+
+
+class _Serving(Protocol):
+    """What is touched of SGLang's handler of a route."""
+
+    tokenizer_manager: _Tokenizer
+
+    def create_error_response(self, message: str) -> object:
+        """Make an answer with status 400."""
+
+
+def check_requests(module: ModuleType) -> None:
+    """Have every request of the OpenAI-like routes looked at first (`OpenAIServingBase.handle_request`)."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    original: Callable[[_Serving, PublicRequest, object], Awaitable[object]] = module.OpenAIServingBase.handle_request
+
+    @functools.wraps(original)
+    async def handle_request(serving: _Serving, request: PublicRequest, raw_request: object) -> object:
+        if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size):
+            return serving.create_error_response(why)
+        return await original(serving, request, raw_request)
+
+    module.OpenAIServingBase.handle_request = handle_request
+
+
+def check_downloads(module: ModuleType) -> None:
+    """Have an allowed host lead nowhere else: redirects are judged like addresses, or not followed."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    if hasattr(module, "_assert_media_url_allowed"):  # 0.5.23, which asks it at each redirect
+
+        def check(url: str) -> None:
+            if why := rules.media_refusal(url):
+                raise ValueError(why)
+
+        module._assert_media_url_allowed = check  # type: ignore[attr-defined] # noqa: SLF001 - SGLang's
+    elif rules.media_domains != ("*",):
+        setattr(module, "requests", _NoRedirects(getattr(module, "requests")))  # noqa: B009, B010 - SGLang's, of two versions
+        if hasattr(module, "get_mm_http_session"):  # 0.5.16
+            session: Callable[[], object] = getattr(module, "get_mm_http_session")  # noqa: B009
+            setattr(module, "get_mm_http_session", lambda: _NoRedirects(session()))  # noqa: B010
+
+
+class _NoRedirects:
+    """The module `requests`, or a session of it, that answers a redirect as it is."""
+
+    def __init__(self, client: object) -> None:
+        self._client = client
+
+    def get(self, url: str, **options: object) -> object:
+        """Fetch this address and no other."""
+        get: Callable[..., object] = self._client.get  # type: ignore[attr-defined]
+        return get(url, **{**options, "allow_redirects": False})
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._client, name)
+
+
+def _apply() -> None:
+    after_import(_SERVING, check_requests)
+    after_import(_MEDIA, check_downloads)
+
+
+PATCH = Patch(
+    name="public-requests",
+    reason=(
+        "a request may bring a template that stops the event loop, name files and addresses that the server then reads, or hold "
+        "a token id that ends the scheduler"
+    ),
+    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    applies=lambda: True,
+    apply=_apply,
+)

@@ -1,0 +1,75 @@
+"""Refuses what a public request must not carry, before vLLM acts on it.
+
+vLLM itself refuses a caller's template, embeddings and local files unless a flag opens them, and these flags are reserved. It
+fetches media from any address, follows redirects, and takes 16384 for `n` (0.32.0 and 0.33.0 envs.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from torpor.launcher.after_import import after_import
+from torpor.launcher.patches import Patch
+from torpor.launcher.public_requests import PublicRequestRules
+from torpor_vllm.fields import FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import ModuleType
+
+    from torpor.launcher.public_requests import PublicRequest
+
+__all__ = ["PATCH", "check_requests"]
+
+_HANDLERS = (
+    ("vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat", "create_chat_completion"),
+    ("vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion", "create_completion"),
+)
+
+
+class _Model(Protocol):
+    def get_vocab_size(self) -> int:
+        """How many tokens it has."""
+
+
+class _Serving(Protocol):
+    """What is touched of vLLM's handler of a route."""
+
+    model_config: _Model
+
+    def create_error_response(self, message: str) -> object:
+        """Make an answer with status 400."""
+
+
+def check_requests(module: ModuleType, kind: str, method: str) -> None:
+    """Have every request of a route looked at first."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    handler = getattr(module, kind)
+    original: Callable[[_Serving, PublicRequest, object], Awaitable[object]] = getattr(handler, method)
+
+    @functools.wraps(original)
+    async def checked(serving: _Serving, request: PublicRequest, raw_request: object = None) -> object:
+        if why := rules.refusal(request, serving.model_config.get_vocab_size()):
+            return serving.create_error_response(why)
+        return await original(serving, request, raw_request)
+
+    setattr(handler, method, checked)
+
+
+def _apply() -> None:
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    if rules.media_domains != ("*",):
+        os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # an allowed host leads nowhere else
+    for name, kind, method in _HANDLERS:
+        after_import(name, functools.partial(check_requests, kind=kind, method=method))
+
+
+PATCH = Patch(
+    name="public-requests",
+    reason="a request may name any address that the server then reads, and ask for thousands of answers",
+    versions=("0.33.0", "0.32.0"),
+    applies=lambda: True,
+    apply=_apply,
+)

@@ -1,0 +1,225 @@
+"""What a public request may carry, as a rule over what an engine's pydantic has made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor import ConfigurationError
+from torpor.launcher.public_requests import PublicRequestRules
+from torpor_sglang import SGLang
+from torpor_sglang.fields import FIELDS as SGLANG_FIELDS
+from torpor_vllm import VLLM
+from torpor_vllm.fields import FIELDS as VLLM_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.engines.chat_server import ChatServer
+
+VOCABULARY = 1000
+RULES = PublicRequestRules.from_environment(SGLANG_FIELDS, {})
+
+
+@dataclass
+class Request:
+    """A request as far as the rules look at it."""
+
+    given: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """The fields that were given."""
+        return set(self.given)
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.given:
+            return self.given[name]
+        raise AttributeError(name)
+
+
+def told(rules: PublicRequestRules = RULES, /, **given: object) -> str:
+    """What the rules say of a request; nothing where it passes."""
+    return rules.refusal(Request(given), VOCABULARY) or ""
+
+
+def media(url: object, kind: str = "image_url") -> list[object]:
+    """Messages with one part that is no text."""
+    return [{"role": "user", "content": [{"type": "text", "text": "file:///x"}, {"type": kind, kind: url}]}]
+
+
+@pytest.mark.parametrize("rules", [RULES, PublicRequestRules.from_environment(VLLM_FIELDS, {})], ids=["sglang", "vllm"])
+def test_ordinary_requests_pass(rules: PublicRequestRules) -> None:
+    """Chats, completions, tools, several answers, tokens of the model."""
+    chat = [{"role": "user", "content": "look at http://10.0.0.1/ and file:///etc/passwd"}]
+    assert told(rules, messages=chat, n=4, stream=True, chat_template_kwargs={"enable_thinking": False}) == ""
+    assert told(rules, prompt=[0, 999], logprobs=5, max_tokens=1) == ""
+    assert told(rules, prompt=["one", "two"], n=64) == ""
+    assert told(rules, messages=media({"url": "data:image/png;base64,iVBORw0KGgo="})) == ""
+
+
+@pytest.mark.fault("a request brings a chat template of its own", area="request", outcome="refused")
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "padding", "max_length", "tokenizer_kwargs"])
+def test_a_template_of_the_callers_is_refused(name: str) -> None:
+    """It is code; and so are the arguments that set the size or the form of what a template makes."""
+    assert f"chat_template_kwargs.{name} is refused" in told(messages=[], chat_template_kwargs={name: "{{ 1 }}"})
+
+
+@pytest.mark.fault("a request names a file or an address for its media", area="request", outcome="refused")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "https://images.example.org/a.png",
+        "file:///etc/passwd",
+        "File:///etc/passwd",
+        "/etc/passwd",
+        "../../secret.png",
+        "HTTP://127.0.0.1/a.png",
+        "ftp://127.0.0.1/a",
+        "data",
+        "",
+        "iVBORw0KGgo=",
+    ],
+)
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "audio_url"])
+@pytest.mark.parametrize("form", [str, lambda url: {"url": url}, lambda url: {"detail": {"url": url}}])
+def test_media_comes_with_the_request_or_not_at_all(url: str, kind: str, form: type[str]) -> None:
+    """A path that looks like base64 and base64 that looks like a path are the same to an engine, so neither passes."""
+    assert "edia " in told(messages=media(form(url), kind))
+
+
+@pytest.mark.parametrize(
+    ("url", "passes"),
+    [
+        ("https://images.example.org/a.png", True),
+        ("http://images.example.org:8080/a.png", True),
+        ("https://IMAGES.example.org/a.png", True),
+        ("https://example.org/a.png", False),
+        ("https://images.example.org.evil.test/a.png", False),
+        ("https://images.example.org@evil.test/a.png", False),
+        ("https://evil.test\\@images.example.org/a.png", False),
+        ("https://evil.test/#@images.example.org/a.png", False),
+        ("https://images.example.org\t.evil.test/", False),
+        ("https://[::1/", False),
+        ("file://images.example.org/etc/passwd", False),
+    ],
+)
+def test_an_allowed_host_is_that_host_for_every_parser(url: str, passes: bool) -> None:
+    """Addresses in which two parsers may see two hosts are none."""
+    rules = PublicRequestRules.from_environment(
+        SGLANG_FIELDS, {"TORPOR_MEDIA_DOMAINS": "images.example.org, cdn.example.org"}
+    )
+    assert (told(rules, messages=media({"url": url})) == "") is passes
+
+
+def test_any_host_is_still_no_file() -> None:
+    """`*` is for addresses."""
+    rules = PublicRequestRules.from_environment(SGLANG_FIELDS, {"TORPOR_MEDIA_DOMAINS": "*"})
+    assert told(rules, messages=media({"url": "http://10.0.0.1/a.png"})) == ""
+    assert "opens no files" in told(rules, messages=media({"url": "file:///etc/passwd"}))
+
+
+def test_parts_that_are_objects_or_come_once_are_looked_at_and_left_whole() -> None:
+    """SGLang's parts are models; some of vLLM's come from an iterator that gives them once."""
+    part = SimpleNamespace(model_dump=lambda: {"type": "image_url", "image_url": {"url": "/etc/passwd"}})
+    assert "opens no files" in told(messages=[SimpleNamespace(content=[part])])
+
+    def once() -> Iterator[dict[str, object]]:
+        yield {"type": "text", "text": "hello"}
+
+    message: dict[str, object] = {"role": "user", "content": once()}
+    assert told(messages=[message]) == ""
+    assert message["content"] == [{"type": "text", "text": "hello"}]
+
+
+@pytest.mark.fault("a request holds a token id outside the vocabulary", area="request", outcome="refused")
+@pytest.mark.parametrize("name", ["prompt", "input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"])
+@pytest.mark.parametrize("tokens", [[-1], [5, VOCABULARY], [[1, 2], [3, -7]], [2**70]])
+def test_a_token_that_the_model_has_not_is_refused(name: str, tokens: list[object]) -> None:
+    """One of them ends the scheduler, and with it the replica."""
+    assert f"{name} holds the token id" in told(**{name: tokens})
+
+
+@pytest.mark.fault("a request asks for thousands of answers", area="request", outcome="refused")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n": 129},
+        {"n": 10**9},
+        {"best_of": 500},
+        {"prompt": ["x"] * 129},
+        {"prompt": [[1]] * 129},
+        {"prompt": ["x"] * 65, "n": 2},
+    ],
+)
+def test_answers_are_counted_over_prompts_and_choices(given: dict[str, object]) -> None:
+    """In flight at the guard it is one request, whatever it asks for."""
+    assert "may ask for 128 answers" in told(**given)
+
+
+@pytest.mark.fault("a request asks for the probability of every token", area="request", outcome="refused")
+@pytest.mark.parametrize("given", [{"top_logprobs": 21}, {"logprobs": 10**6}, {"prompt_logprobs": -1}])
+def test_logprobs_are_bounded(given: dict[str, object]) -> None:
+    """More than the vocabulary ends a scheduler; all of it is an answer of gigabytes."""
+    assert "may be 0 to 20" in told(**given)
+
+
+@pytest.mark.fault("a request sets what is the server's", area="request", outcome="refused")
+@pytest.mark.parametrize(
+    "name", ["rid", "priority", "lora_path", "session_params", "custom_logit_processor", "stop_regex"]
+)
+def test_a_refused_field_is_named_with_its_reason(name: str) -> None:
+    """Unset or off it does no harm; where the operator allows it, it passes; others can be refused as well."""
+    assert told(**{name: "x"}).startswith(f"The field {name} is refused: ")
+    assert told(**{name: None}) == told(**{name: False}) == ""
+    env = {"TORPOR_ALLOWED_FIELDS": name, "TORPOR_REFUSED_FIELDS": "regex", "TORPOR_MAX_CHOICES": "2"}
+    rules = PublicRequestRules.from_environment(SGLANG_FIELDS, env)
+    assert told(rules, **{name: "x"}) == ""
+    assert "The field regex is refused" in told(rules, regex="a+")
+    assert "may ask for 2 answers" in told(rules, n=3)
+
+
+@pytest.mark.parametrize("engine", [SGLang(device="cpu"), VLLM(device="cpu")], ids=["sglang", "vllm"])
+def test_the_options_reach_the_launcher_and_the_defaults_need_no_variable(engine: ChatServer) -> None:
+    """What a plugin says is what the launcher's rules are."""
+    kind = type(engine)
+    assert engine.request_env() == {}
+    given = kind(
+        device="cpu",
+        media_domains=("a.example",),
+        max_choices=3,
+        allowed_fields=("priority",),
+        refused_fields=("seed",),
+    )
+    rules = PublicRequestRules.from_environment(engine.request_fields, given.request_env())
+    assert (rules.media_domains, rules.max_choices) == (("a.example",), 3)
+    assert "priority" not in rules.refused
+    assert "seed" in rules.refused
+
+
+@pytest.mark.parametrize("kind", [SGLang, VLLM])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"media_domains": ("https://a.example",)}, "media_domains holds 'https://a.example', which is no host"),
+        ({"media_domains": ("A.example",)}, "which is no host"),
+        ({"media_domains": ("a.example:80",)}, "which is no host"),
+        ({"media_domains": ("*.example",)}, "which is no host"),
+        ({"media_domains": ("",)}, "which is no host"),
+        ({"media_domains": ("*", "a.example")}, "give either"),
+        ({"max_choices": 0}, "the lowest allowed value is 1"),
+        ({"allowed_fields": ("no_such",)}, "allowed_fields holds 'no_such', which is no field"),
+        ({"refused_fields": ("no_such",)}, "refused_fields holds 'no_such', which is no field"),
+    ],
+)
+def test_an_option_that_says_nothing_is_an_error(
+    kind: type[ChatServer], options: dict[str, tuple[str, ...]], said: str
+) -> None:
+    """A misspelt host would let nothing in, and a misspelt field would refuse nothing."""
+    with pytest.raises(ConfigurationError) as error:
+        kind(device="cpu", **options)  # type: ignore[arg-type] # by name
+    assert said in str(error.value)
