@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import time
 from typing import TYPE_CHECKING
 
 import httpx
+import psutil
 import pytest
 
-from torpor import Deployment, Engine, ForeignServerError, Model, listeners, transport
+from torpor import Deployment, Engine, EngineTimeoutError, ForeignServerError, Model, listeners, transport
 from torpor.boot import Boot
 from torpor.canary import ask_canary
 from torpor.control import GuardControl, open_client
@@ -277,6 +279,37 @@ def test_an_engine_that_is_not_ready_yet_is_no_stranger(free_port: int) -> None:
         _until_open("127.0.0.1", free_port)
         wait(engine, free_port, 20)
     finally:
+        engine.terminate(0.0)
+
+
+LEFT = """
+import os, signal, socket, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+        while True: listener.accept()[0].close()
+    os._exit(0)
+os.wait()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_left_the_engines_tree_is_no_stranger(free_port: int) -> None:
+    """It has the engine's boot id, also after a wake gave the engine another one; it is waited for until the deadline."""
+    engine = Engine.start([sys.executable, "-c", LEFT, str(free_port)], guard=RULES)
+    first = engine.boot_id
+    assert first
+    try:
+        _until_open("127.0.0.1", free_port)
+        engine.boot_id = "0" * 16
+        assert listeners.foreign_listener(engine, free_port) is None
+        with pytest.raises(EngineTimeoutError, match=r"not ready within 0\.5 s; last seen: GET /v1/models: R"):
+            wait(engine, free_port, 0.5)
+    finally:
+        for pid in psutil.pids():
+            if listeners._boot_id(pid) == first:
+                os.kill(pid, signal.SIGKILL)
         engine.terminate(0.0)
 
 

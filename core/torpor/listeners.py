@@ -102,10 +102,15 @@ def _sockets(pid: int) -> set[int]:
 
 
 def _is_of(engine: Engine, pid: int) -> bool:
-    """Whether a process was started by the engine and has left its tree: all of them have the boot id."""
+    """Whether a process was started by the engine and has left its tree: all of them have its first boot id."""
+    own = _boot_id(engine.pid) or engine.boot_id
+    return _boot_id(pid) == own
+
+
+def _boot_id(pid: int) -> str | None:
     with contextlib.suppress(psutil.Error, OSError):
-        return psutil.Process(pid).environ().get(BOOT_ID_VARIABLE) == engine.boot_id
-    return False
+        return psutil.Process(pid).environ().get(BOOT_ID_VARIABLE)
+    return None
 
 
 def _uids(tree: Iterable[psutil.Process]) -> set[int]:

@@ -98,6 +98,13 @@ def ask_guarded(question: dict[str, Any]) -> object:
     return [asyncio.run(answer(http_server.app, *request)) for request in question["requests"]]
 
 
+def ask_page(question: dict[str, Any]) -> object:
+    """Ask the guarded application as a page of another origin; status, and the origin that may read the answer."""
+    from sglang.srt.entrypoints import http_server
+
+    return asyncio.run(answer_with_origin(http_server.app, question["path"], "", question["origin"]))
+
+
 RESUME = "resume_memory_occupation"
 
 
@@ -207,6 +214,13 @@ class KeyLayer:
 
 async def answer(app: Any, path: str, key: str) -> int:
     """Send one GET to an ASGI application; return the status."""
+    status, _ = await answer_with_origin(app, path, key, "")
+    return status
+
+
+async def answer_with_origin(app: Any, path: str, key: str, origin: str) -> tuple[int, str]:
+    """Send one GET to an ASGI application; the status, and the origin that may read the answer."""
+    named = {b"torpor-key": key.encode(), b"origin": origin.encode()}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -217,18 +231,19 @@ async def answer(app: Any, path: str, key: str) -> int:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"host", b"localhost"), *([(b"torpor-key", key.encode())] if key else [])],
+        "headers": [(b"host", b"localhost"), *(pair for pair in named.items() if pair[1])],
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 8000),
     }
-    seen: list[int] = []
+    seen: list[tuple[int, str]] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            seen.append(message["status"])
+            allowed = dict(message["headers"]).get(b"access-control-allow-origin", b"")
+            seen.append((message["status"], allowed.decode()))
 
     await app(scope, receive, send)
     return seen[0]

@@ -48,3 +48,6 @@ def test_the_guard_is_outside_every_layer_that_the_engine_adds_later(questions: 
     from_the_guard, from_the_late_layer = answers[:5], answers[5]
     assert from_the_guard == [404, 404, 404, 503, 503]
     assert from_the_late_layer == 401
+    # SGLang's own CORSMiddleware lets every page read its answers, so every page can read the guard's.
+    assert questions.ask("page", path="/v1/models", origin="https://page.example") == [503, "https://page.example"]
+    assert questions.ask("page", path="/server_info", origin="https://page.example") == [404, ""]
