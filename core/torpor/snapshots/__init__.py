@@ -1,7 +1,7 @@
 """Snapshots of a running engine on a plain Linux machine, made with CRIU (Checkpoint/Restore In Userspace).
 
 criu_setup   CRIU 4.2 in a private prefix, for a machine whose own package is missing or too old
-             (criu_lock: which packages; mirror: where from, and how they are checked; debs: what is unpacked of them)
+             (criu_lock: which packages; mirror, mirror_download: where from, and how they are checked; debs: what is unpacked)
 criu         finding CRIU, its options, dump and restore with deadlines, the reason of a failure out of its log
 sandbox      one namespaced sandbox per replica: the engine's tree lives in it, CRIU runs in it
              (pid1: its first process; first_process: how that is started; channel: the way to it; side_files: what lies in
@@ -13,12 +13,15 @@ probe        whether all of this works here, by a real small dump and restore
 cuda         GPU state to host memory before a dump and back after a restore (cuda_run, cuda_calls: the driver's calls,
              made inside the sandbox; gpu: the GPUs of this machine; gpu_part: what a manifest says of them; gpu_needs:
              what stands in the way; host_memory: how much is available)
-front        one public port before any number of replicas (forward: how bytes are carried)
+front        one public port before any number of replicas (listener: who is let in; forward: how bytes are carried)
 store        a snapshot as a folder: capture, inspect, restore, remove
+             (reading: files that may be damaged or hostile; folders: what of a folder is ours; known_snapshots: who needs
+             kept weights; failures: wakes that failed)
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
              before a capture; kernel_objects: what CRIU does not bring back; scheduling: what of it is set again; proof: one
              trial restore; places: where snapshots lie by default)
-replica      the restored engine, as core sees it (serving: several of them behind one port)
+replica      the restored engine, as core sees it (serving: several of them behind one port; replacement: what takes the
+             place of one that ended; cold_start: one that starts cold where a restored one was to be)
 light_httpx  httpx without its command line, for the restore's sake
 backend      the protocol of the local platform's backends, and `none`, `standby`, `criu`
 """
