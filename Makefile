@@ -75,8 +75,9 @@ gpu-bench:       ## on a machine with a Hopper card, by the engine's Python: mak
 	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
 	$(ENGINE) -m benchmarks.gpu.bench --model /tmp/qwen3-8b-fp8
 
-fuzz: setup      ## 50,000 raw HTTP requests against the guard
-	$(BIN)/python -m tests.fuzz_guard --requests 50000
+fuzz: setup      ## 50,000 raw HTTP requests against the guard, half of them with either parser
+	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http h11
+	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http httptools
 
 soak: setup      ## 10 minutes of mixed load with sleeps and wakes in between
 	$(BIN)/python -m tests.soak --seconds 600

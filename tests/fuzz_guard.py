@@ -1,10 +1,12 @@
 """Raw bytes against the guard in front of the stand-in engine: `python -m tests.fuzz_guard --requests 50000`.
 
 Malformed requests, every way to write a path that a server or a framework may fold, wrong keys, headers that decide how
-long a body is, smuggled requests, noise. Half of it comes while the engine serves and half while it sleeps. Afterwards
+long a body is, smuggled requests, noise, heads without an end. With either of uvicorn's parsers, in the form with limits that
+launchers use. Half of it comes while the engine serves and half while it sleeps. Afterwards
 
 * the engine, which keeps a journal, saw public paths only, and nothing at all while it slept;
 * it lives, sleeps and wakes, and answers;
+* what has two readings, or is over a limit of heads, got one refusal and a closed connection, and nothing behind it was read;
 * nothing came out of the guard that a server would log as an error, and no answer was a 500;
 * the server's memory and descriptors are where they were.
 
@@ -73,6 +75,19 @@ NOISE = (
     b"GET /" + b"a" * 70_000,
     b"\x00" * 100,
 )
+AMBIGUOUS = (
+    "Content-Length: 2\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 2",
+    "Content-Length: 2\r\nContent-Length: 3",
+    "Content-Length: 2, 3",
+    "Content-Length: -2",
+    "Content-Length: 0x2",
+    "Transfer-Encoding: chunked, identity",
+    "Transfer-Encoding: gzip",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding:\x0bchunked",
+)
+_CLOSES_S = 10.0
 _CONNECTIONS = 24
 _IDLE_S = 0.03
 _PROBE = b"GET /health HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n\r\n"
@@ -106,20 +121,31 @@ class FuzzReport:
     descriptor_growth: int = 0
 
 
-def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = StandIn) -> FuzzReport:
+def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = StandIn, http: str = "h11") -> FuzzReport:
     """Fuzz a stand-in engine of its own.
 
     Args:
         requests: how many, about; half while serving and half while asleep.
         seed: the same one gives the same bytes.
         standin: the plugin class of the engine's dialect.
+        http: uvicorn's parser.
         folder: for the engine's journal and log.
     """
     report = FuzzReport(seed=seed)
     journal, log = folder / "journal", folder / "log"
     journal.touch()
     port = _free_port()
-    argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(port), "--journal", str(journal)]
+    argv = [
+        sys.executable,
+        "-m",
+        "torpor.testing.standin",
+        "--port",
+        str(port),
+        "--journal",
+        str(journal),
+        "--http",
+        http,
+    ]
     sleep, wake = standin.steps
     rules = GuardRules(
         public=PUBLIC, keyed=standin.keyed_paths, sleep=sleep, wake=wake, max_body_bytes=4096, max_in_flight=50
@@ -199,6 +225,10 @@ class _Run:
     async def _fuzz_all(self, until: int) -> None:
         async def worker() -> None:
             while self._report.requests < until:
+                if self._random.random() < 0.03:
+                    self._report.requests += 1
+                    await self._send_closing(*self._closing())
+                    continue
                 pieces = [self._one() for _ in range(self._random.choice((1, 1, 2, 5)))]
                 self._report.requests += len(pieces)
                 await self._send(b"".join(pieces))
@@ -217,6 +247,28 @@ class _Run:
         finally:
             writer.transport.abort()
         self._report.statuses.update(int(found) for found in re.findall(rb"^HTTP/1\.1 (\d{3})", answer, re.MULTILINE))
+
+    async def _send_closing(self, what: str, pieces: list[bytes], allowed: set[int]) -> None:
+        """Send what has to be refused once and to be the last that the server reads of its connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        answer = b""
+        try:
+            async with asyncio.timeout(_CLOSES_S):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                while data := await reader.read(65536):
+                    answer += data
+        except ConnectionError:
+            pass  # it closed while we wrote
+        except TimeoutError:
+            self._report.broken.append(f"{what}: the connection stayed open")
+        finally:
+            writer.transport.abort()
+        found = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", answer)]
+        self._report.statuses.update(found)
+        if len(found) > 1 or set(found) - allowed:
+            self._report.broken.append(f"{what}: got {found}")
 
     async def _more(self, reader: asyncio.StreamReader, answer: bytearray) -> bool:
         """Read on; False at the end, or when nobody will answer: the request is unfinished, or all are answered.
@@ -263,6 +315,27 @@ class _Run:
         length = f"Content-Length: {len(body)}\r\n\r\n{body}"
         head = self._random.choice(("GET /v1/models", "POST /v1/chat/completions"))
         return f"{head} HTTP/1.1\r\nHost: fuzz\r\n{length}".encode()
+
+    def _closing(self) -> tuple[str, list[bytes], set[int]]:
+        """What is ambiguous or over a limit, in words and bytes, and the statuses that it may get."""
+        pick = self._random
+        path = pick.choice((*PUBLIC, *CLOSED, *CONTROL[:2], *STEPS, "/health"))
+        start = f"{pick.choice(('GET', 'POST'))} {path} HTTP/1.1\r\nHost: fuzz\r\n"
+        good = f"GET {PUBLIC[1]} HTTP/1.1\r\nHost: fuzz\r\n\r\n".encode()
+        if pick.random() < 0.5:
+            more = pick.choice(AMBIGUOUS)
+            return more, [f"{start}{more}\r\n\r\n0\r\n\r\n".encode("latin-1") + good * pick.randint(1, 3)], {400, 501}
+        chunks = f"POST {PUBLIC[0]} HTTP/1.1\r\nHost: fuzz\r\nTransfer-Encoding: chunked\r\n\r\n"
+        large = {
+            "a long value": [f"{start}a: ".encode(), *[b"x" * pick.randint(1, 65536)] * 400],
+            "many headers": [start.encode(), *[b"a: b\r\n" * pick.randint(100, 9000)] * 300],
+            "a long target": [f"GET {path}?".encode(), *[b"x" * 4096] * 400],
+            "a whole head": [f"{start}a: {'x' * pick.randint(50_000, 200_000)}\r\n\r\n".encode() + good],
+            "chunk extensions": [chunks.encode(), *[b"1;" + b"x" * 20_000 + b"\r\ny\r\n"] * 200],
+            "trailers": [f"{chunks}0\r\n".encode(), *[b"t: x\r\n" * 5000] * 100],
+        }
+        what = pick.choice(tuple(large))
+        return what, large[what], {400, 404, 413, 414, 431, 503}
 
     def _damaged(self, data: bytes) -> bytes:
         damaged = bytearray(data)
@@ -438,12 +511,13 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
     parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
+    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser")
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory() as folder:
-        report = fuzz(args.requests, seed=seed, folder=Path(folder), standin=DIALECTS[args.dialect])
+        report = fuzz(args.requests, seed=seed, folder=Path(folder), standin=DIALECTS[args.dialect], http=args.http)
     rate = report.requests / max(report.seconds, 0.001)
-    print(f"seed {report.seed}: {report.requests} requests, {report.seconds:.0f} s, about {rate:.0f}/s")
+    print(f"{args.http}, seed {report.seed}: {report.requests} requests, {report.seconds:.0f} s, about {rate:.0f}/s")
     print(f"statuses: {', '.join(f'{status} {count}' for status, count in sorted(report.statuses.items()))}")
     print(f"reached the engine while it served: {dict(report.reached)}; while it slept: {dict(report.reached_asleep)}")
     print(f"server: {report.memory_growth_mib:+.1f} MiB, {report.descriptor_growth:+d} descriptors")

@@ -118,6 +118,47 @@ def assert_guarded(public: httpx.Client, keyed: httpx.Client) -> None:
     assert keyed.post("/release_memory_occupation", json=TAGS).status_code == 409
 
 
+JUDGED_BODIES: dict[str, dict[str, object]] = {
+    "chat_template_kwargs.chat_template is refused": {
+        "chat_template_kwargs": {"chat_template": "{% for a in range(10 ** 9) %}{% endfor %}"}
+    },
+    "this server opens no files": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]
+    },
+    "Media is not fetched from 169.254.169.254": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/a.png"}}]}
+        ]
+    },
+    "may ask for 128 answers": {"n": 129},
+    "The field priority is refused": {"priority": 9},
+    "The field bootstrap_host is refused": {"bootstrap_host": "127.0.0.1"},
+    "top_logprobs may be 0 to 20": {"logprobs": True, "top_logprobs": 100_000},
+}
+"""What a chat must not carry, by what the answer says."""
+
+
+def assert_requests_are_judged(public: httpx.Client) -> None:
+    """Each is 400 in no time, and the engine serves on."""
+    for said, body in JUDGED_BODIES.items():
+        answer = public.post("/v1/chat/completions", json=CHAT | body, timeout=5)
+        assert (answer.status_code, said in answer.text) == (400, True), answer.text
+    for prompt in ([-1], [5, 10**6], [[1], [-7]]):
+        answer = public.post(
+            "/v1/completions", json={"model": "tiny-qwen3", "prompt": prompt, "max_tokens": 2}, timeout=5
+        )
+        assert (answer.status_code, "holds the token id" in answer.text) == (400, True), answer.text
+    whole = public.post("/v1/completions", json={"model": "tiny-qwen3", "prompt": [1, 2, 3], "max_tokens": 2, "n": 2})
+    assert len(whole.json()["choices"]) == 2
+
+
+def assert_heads_are_limited(port: int) -> None:
+    """With whatever parser the engine has."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: t\r\na: " + b"x" * 50_000 + b"\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
 def put_to_sleep(control: GuardControl, keyed: httpx.Client) -> None:
     control.drain(20.0)
     deadline = time.monotonic() + 10.0
@@ -139,6 +180,7 @@ def assert_asleep(public: httpx.Client, keyed: httpx.Client) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.fault("a request brings a real engine what only its operator may say", area="request", outcome="refused")
 @pytest.mark.parametrize("version", ["0.5.23", "0.5.16"])
 def test_the_real_server_sleeps_and_wakes_behind_the_guard(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, version: str
@@ -160,8 +202,11 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
         assert before
         assert streamed_text(public) == before
         assert_guarded(public, keyed)
+        assert_requests_are_judged(public)
+        assert_heads_are_limited(port)
         put_to_sleep(control, keyed)
         assert_asleep(public, keyed)
+        assert_heads_are_limited(port)
         control.wake()
         assert keyed.post("/resume_memory_occupation", json=TAGS).status_code == 200
         assert keyed.post("/continue_generation", json={}).status_code == 200
