@@ -101,11 +101,11 @@ def killing_criu(place: Path) -> AbstractContextManager[None]:
     return when_criu_works(place, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
-def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello") -> str:
+def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello", model: str = "standin") -> str:
     """One answer through the public port, on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20.0)
     body = {
-        "model": "standin",
+        "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "temperature": temperature,

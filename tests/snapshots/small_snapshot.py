@@ -17,6 +17,7 @@ from torpor.snapshots.manifest import (
     DeploymentFacts,
     MachineFacts,
     Manifest,
+    Scheduled,
     Stage,
     describe_files,
     write_private,
@@ -38,7 +39,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         os.write(descriptor, name.encode() * 3)
         os.close(descriptor)
     write_private(folder / PRIVATE, {"boot_id": "0123456789abcdef", "guard_key": "key"})
-    write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0]})
+    write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, ""]})
     gpu = Gpu(uuid="GPU-1", name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(
         schema=SCHEMA,
@@ -54,6 +55,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         canary_tokens=16,
         canary_text=text,
         processes=("1000 python -m engine", "1001 python"),
+        scheduling=(Scheduled(pid=1000, tid=1000, cpus=(0,), io_priority=-1),),
         stages=(Stage(stage="launch", seconds=0.5), Stage(stage="capture_criu", seconds=1.5)),
         image_bytes=4096,
         mapped_bytes=2048,

@@ -345,13 +345,13 @@ def test_a_file_that_changed_since_is_named(kept: Kept) -> None:
     outside = kept.folder / "outside.json"
     files = json.loads(outside.read_text())
     name = next(iter(files))
-    files[name] = [files[name][0], 1]
-    files["/no/such/library.so"] = [1, 1]
+    files[name] = [files[name][0], 1, "another"]
+    files["/no/such/library.so"] = [1, 1, "some"]
     outside.write_text(json.dumps(files))
     change_manifest(kept.folder, lambda content: _forget_facts(content, "outside.json"))
     said = refused(kept)
-    assert f"{name}, which the engine has open, has changed since" in said
-    assert "/no/such/library.so, which the engine has open, cannot be reached" in said
+    assert f"{name}, which the engine has open or read, has changed since" in said
+    assert "/no/such/library.so, which the engine has open or read, cannot be reached" in said
 
 
 def _forget_facts(content: dict[str, object], name: str) -> None:

@@ -19,7 +19,7 @@ store        a snapshot as a folder: capture, inspect, restore, remove
              kept weights; failures: wakes that failed)
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
              before a capture; kernel_objects: what CRIU does not bring back; scheduling: what of it is set again; proof: one
-             trial restore; places: where snapshots lie by default)
+             trial restore; outside: open files, model and code that it depends on; places: where snapshots lie by default)
 replica      the restored engine, as core sees it (serving: several of them behind one port; replacement: what takes the
              place of one that ended; cold_start: one that starts cold where a restored one was to be)
 light_httpx  httpx without its command line, for the restore's sake

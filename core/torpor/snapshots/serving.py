@@ -158,7 +158,7 @@ def misfits(
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
     with contextlib.suppress(SnapshotError):  # damaged: said above
-        reasons += changed_files(folder)
+        reasons += changed_files(folder, full=full)
     return list(map(plain, reasons))
 
 
@@ -387,7 +387,7 @@ class Replicas:
             ]
             import_httpx()  # from here on, while CRIU works
             deployment, recipe, differences = self._loaded()
-            if reasons := [*differences, *changed_files(self.folder)]:
+            if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._import_beside()
             self._app = deployment, recipe
@@ -572,7 +572,7 @@ class Replicas:
         differences = different_deployment(manifest.deployment, deployment_facts(*self._deployment()))
         self._mark, self.manifest, self._identity = mark, manifest, identity
         criu = self._verified_criu(1)
-        if reasons := [*differences, *changed_files(self.folder)]:
+        if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
             raise _misfit(self.folder, reasons)
         replica = bring_back(self.folder, manifest, criu=criu, begun=self._begin(attempt), mark=mark)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)

@@ -21,6 +21,7 @@ from torpor.snapshots.folders import (
     remove_folder,
 )
 from torpor.snapshots.manifest import IMAGES, LOGS, MANIFEST, OUTSIDE, PRIVATE, SCHEMA, Stage, read_manifest
+from torpor.snapshots.outside import Noted, difference
 from torpor.snapshots.reading import ANEW, opened_folder, read_json
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def capture(
         opened = _checked_files(boot, sandbox)
         _check_room(folder.parent, expected_bytes(sandbox))
         processes, life, scheduling = _commands(sandbox), life_of(sandbox), scheduled(sandbox)
-        clock = sandbox.clock()
+        clock, outside = sandbox.clock(), _noted_outside(boot, opened)
         partial = stack.enter_context(_made_whole(folder))
         (partial / LOGS).mkdir(mode=0o700)
         checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
@@ -195,7 +196,7 @@ def capture(
         (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
         _write_lines(partial / LOGS / "engine.log", engine.log_tail())
         write_private(partial / PRIVATE, {"boot_id": engine.boot_id, "guard_key": engine.guard_key})
-        write_private(partial / OUTSIDE, opened.lasting)
+        write_private(partial / OUTSIDE, outside)
         manifest = Manifest(
             schema=SCHEMA,
             created_at=time.time(),
@@ -249,35 +250,30 @@ def _with_stage(partial: Path, manifest: Manifest, stage: str, seconds: float) -
     return manifest
 
 
-def changed_files(folder: Path) -> tuple[str, ...]:
-    """Files outside of the snapshot that its processes have open or mapped, and that are not as they were.
+def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
+    """What a snapshot depends on outside of itself and is not as it was: open files, the model, the engine's code.
 
-    Each as a sentence. CRIU compares their sizes as well, but stops at the first.
+    Each as a sentence. CRIU compares the sizes of open files as well, but stops at the first.
+
+    Args:
+        folder: the snapshot.
+        full: compare content even where size and time are the same.
 
     Raises:
         SnapshotError: there is no list of them.
     """
-    found = []
-    for name, size, changed_ns in _outside(folder):
-        try:
-            facts = os.stat(name)  # noqa: PTH116 - thousands of them: pathlib would double the time
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            found.append(f"{name}, which the engine has open, cannot be reached: {why}")
-            continue
-        if (facts.st_size, facts.st_mtime_ns) != (size, changed_ns):
-            found.append(f"{name}, which the engine has open, has changed since")
+    found = [what for entry in _outside(folder) if (what := difference(entry, full=full))]
     more = [f"so have {len(found) - _SHOWN} more files"] if len(found) > _SHOWN else []
     return tuple(found[:_SHOWN] + more)
 
 
 def outside_files(folder: Path) -> tuple[str, ...]:
-    """Files outside of a snapshot that its processes have open or mapped.
+    """Files outside of a snapshot that its processes have open or mapped, or have read.
 
     Raises:
         SnapshotError: there is no list of them, or it is damaged.
     """
-    return tuple(name for name, _, _ in _outside(folder))
+    return tuple(entry.name for entry in _outside(folder) if not entry.name.endswith("/"))
 
 
 def remove(folder: Path) -> Path:
@@ -304,15 +300,15 @@ def remove(folder: Path) -> Path:
     return folder
 
 
-def _outside(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of each file outside, as they were at the capture."""
+def _outside(folder: Path) -> Iterator[Noted]:
+    """What lies outside, as it was at the capture."""
     fields = _read(folder, OUTSIDE, most=_OUTSIDE_BYTES)
     for name in fields.names():
         match noted := fields.take(name):
-            case [int(size), int(changed_ns)] if name.startswith("/") and "\0" not in name:
-                yield name, size, changed_ns
+            case [int(size), int() | str() as changed, str(content)] if name.startswith("/") and "\0" not in name:
+                yield Noted(name, size, changed, content)
             case _:
-                fields.refuse(name, noted, "an absolute path with a size and a time")
+                fields.refuse(name, noted, "an absolute path with a size, a time and a hash")
 
 
 def _read(folder: Path, name: str, *, most: int) -> Fields:
@@ -338,6 +334,14 @@ def _written(images: Path) -> str:
     """What a dump has written so far, in words."""
     size = sum(file.stat().st_size for file in images.iterdir()) if images.is_dir() else 0
     return f"{size / 1e9:.2f} GB of the snapshot are written" if size else ""
+
+
+def _noted_outside(boot: Boot, opened: OpenFiles) -> dict[str, object]:
+    """What the snapshot will depend on outside of itself."""
+    from torpor.snapshots.outside import code_of, model_files, noted  # noqa: PLC0415
+
+    folders, files = code_of(boot.deployment, boot.recipe)
+    return noted(opened.lasting, [*files, *model_files(boot.deployment, boot.recipe)], folders)
 
 
 def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:

@@ -1,0 +1,231 @@
+"""What a snapshot depends on outside of itself: files that its processes have open, the model's, the engine's code.
+
+A restored process has read its weights and imported its modules already. Whoever replaces either expects another server, and
+would get the old one back. So a capture notes each file by size, time and hash, and each package of the engine's code as one
+entry. A restore compares sizes and times only; it reads a file where its time differs, because content counts: on another
+machine, or after another installation, the same files have other times.
+
+Of a file of more than 16 MiB the hash covers its size and 64 pieces that are spread over it: weights have gigabytes, and a
+model that was trained on differs everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+
+__all__ = ["Noted", "code_of", "difference", "model_files", "noted"]
+
+_WHOLE_BYTES = 16 << 20
+_PIECES, _PIECE_BYTES = 64, 64 << 10
+_MOST_FILES = 50_000
+_THREADS = 4
+_GUARD_SIDE = ("guard", "launcher")  # of Torpor itself: what runs in the engine's process
+_WITH_MODULE = "-m"
+
+
+class Noted(NamedTuple):
+    """One entry.
+
+    Attributes:
+        name: an absolute path; that of a folder with code ends with `/`.
+        size: bytes; of a folder how many files it has.
+        changed: time of change in nanoseconds; of a folder a digest of all names, sizes and times.
+        content: a hash; empty where the file could not be read.
+    """
+
+    name: str
+    size: int
+    changed: int | str
+    content: str
+
+
+def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: Iterable[Path]) -> dict[str, object]:
+    """The entries of a capture, as they are written.
+
+    Args:
+        opened: files that the tree has open, with size and time.
+        more: further files.
+        folders: folders with code.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a restore has no use for it
+
+    facts = dict(opened)
+    for path in more:
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        facts.setdefault(str(path), (found.st_size, found.st_mtime_ns))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = dict(zip(facts, pool.map(_hash, facts), strict=True))
+        code = list(pool.map(_noted_folder, sorted({f"{folder}/" for folder in folders})))
+    files = {name: [size, changed, hashes[name]] for name, (size, changed) in sorted(facts.items())}
+    return {**files, **{one.name: [one.size, one.changed, one.content] for one in code if one.size}}
+
+
+def difference(entry: Noted, *, full: bool) -> str:
+    """How something differs from what was noted, as a sentence; empty when it does not.
+
+    Args:
+        entry: what was noted.
+        full: read it even where size and time are the same.
+    """
+    if entry.name.endswith("/"):
+        count, quick = _quick(entry.name)
+        if not count:
+            return f"the code in {entry.name}, which the engine runs, cannot be found"
+        if (count, quick) == (entry.size, entry.changed) and not full:
+            return ""
+        return (
+            ""
+            if _content(entry.name) == entry.content
+            else f"the code in {entry.name}, which the engine runs, has changed"
+        )
+    try:
+        facts = os.stat(entry.name)  # noqa: PTH116 - thousands of them: pathlib would double the time
+    except (OSError, ValueError) as error:
+        return f"{entry.name}, which the engine has open or read, cannot be reached: {getattr(error, 'strerror', '') or error}"
+    same = facts.st_size == entry.size
+    if same and (facts.st_mtime_ns != entry.changed or full):
+        # Without a hash the time is all that there is; with one, content counts.
+        same = _hash(entry.name) == entry.content if entry.content else facts.st_mtime_ns == entry.changed
+    return "" if same else f"{entry.name}, which the engine has open or read, has changed since"
+
+
+def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
+    """The model's files: of a folder, or of a repository in the hub's cache."""
+    model = deployment.model
+    if model.path is not None:
+        yield from _files_of(Path(model.path))
+    elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
+        yield from _files_of(Path(cache, f"models--{model.repo_id.replace('/', '--')}", "snapshots", model.revision))
+
+
+def code_of(deployment: Deployment, recipe: Recipe) -> tuple[list[Path], list[Path]]:
+    """The engine's code: folders of Python packages, and further files.
+
+    That is the package that has the engine plugin's name, scripts and modules that the command line names with what lies
+    beside them, the plugins themselves, Torpor's guard and launcher, and of every other package that is installed for the
+    engine its list of files, which another installation changes.
+    """
+    engine = deployment.engine
+    argv = engine.engine_argv(deployment, recipe)
+    folders = _torpor_code(deployment)
+    files: list[Path] = []
+    places = [Path(place) for place in recipe.env.get("PYTHONPATH", "").split(os.pathsep) if place.startswith("/")]
+    installed = list(_site_packages(Path(engine.engine_python)))
+    named = [engine.plugin_name]
+    for word, following in zip(argv, (*argv[1:], ""), strict=True):
+        if word == _WITH_MODULE:
+            named.append(following.partition(".")[0])
+        elif word.endswith(".py") and Path(word).is_file():
+            script = Path(word).absolute()
+            files += script.parent.glob("*.py")
+            folders += [inner.parent for inner in script.parent.glob("*/__init__.py")]
+    for place in (*places, *installed):
+        folders += [place / name for name in named if name and (place / name).is_dir()]
+        files += [place / f"{name}.py" for name in named if name and (place / f"{name}.py").is_file()]
+    for place in installed:
+        files += [*place.glob("*.dist-info/RECORD"), *place.glob("*.pth")]
+    return folders, files
+
+
+def _torpor_code(deployment: Deployment) -> list[Path]:
+    """Plugins, and what of Torpor runs in the engine's process."""
+    root = Path(__file__).parents[1]
+    folders = [root / name for name in _GUARD_SIDE]
+    for plugin in deployment.plugins:
+        name = type(plugin).__module__
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and "." in name:  # a plugin that an app file defines is compared by its options
+            folders.append(Path(file).parent)
+    return folders
+
+
+def _site_packages(python: Path) -> Iterator[Path]:
+    if python.is_absolute():
+        for folder in sorted({python.parent.parent, python.resolve().parent.parent}):
+            yield from sorted(folder.glob("lib/python3*/site-packages"))
+
+
+def _files_of(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+    for folder, folders, names in os.walk(place):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _noted_folder(name: str) -> Noted:
+    count, quick = _quick(name)
+    return Noted(name, count, quick, _content(name) if count else "")
+
+
+def _quick(folder: str) -> tuple[int, str]:
+    """How many Python files a folder has, and a digest of their names, sizes and times."""
+    import hashlib  # noqa: PLC0415 - imported while CRIU works
+
+    digest, count = hashlib.sha256(), 0
+    for path, facts in _python_files(folder):
+        digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        count += 1
+    return count, digest.hexdigest()
+
+
+def _content(folder: str) -> str:
+    import hashlib  # noqa: PLC0415
+
+    digest = hashlib.sha256()
+    for path, _ in _python_files(folder):
+        digest.update(f"{path}\0{_hash(folder + path)}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _python_files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Path in the folder and facts of each Python file, always in the same order."""
+    left, count = [""], 0
+    while left:
+        below = left.pop()
+        try:
+            entries = sorted(os.scandir(folder + below), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            name = below + entry.name
+            if entry.name.endswith(".py"):
+                try:
+                    facts = entry.stat()
+                except OSError:
+                    continue
+                count += 1
+                yield name, facts
+            elif "." not in entry.name and entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                left.append(f"{name}/")
+        if count > _MOST_FILES:
+            return
+
+
+def _hash(name: str) -> str:
+    """A file's hash; empty when it cannot be read."""
+    import hashlib  # noqa: PLC0415
+
+    try:
+        with open(name, "rb", buffering=0) as stream:  # noqa: PTH123
+            size = os.fstat(stream.fileno()).st_size
+            if size <= _WHOLE_BYTES:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.sha256(str(size).encode())
+            for number in range(_PIECES):
+                digest.update(os.pread(stream.fileno(), _PIECE_BYTES, (size - _PIECE_BYTES) * number // (_PIECES - 1)))
+            return digest.hexdigest()
+    except (OSError, ValueError):
+        return ""
