@@ -19,8 +19,6 @@ from torpor.testing import StandIn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-AREA = "a snapshot's identity"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted(StandIn):
@@ -100,7 +98,9 @@ REPLACED = [
 ]
 
 
-@pytest.mark.fault("the model or the engine's code is replaced after a capture", area=AREA, outcome="refused")
+@pytest.mark.fault(
+    "the model or the engine's code is replaced after a capture", area="a snapshot's identity", outcome="refused"
+)
 @pytest.mark.parametrize("name", REPLACED)
 def test_what_was_replaced_does_not_fit(world: World, name: str) -> None:
     """Of the same size, too: the model behind a path, scripts, packages, a library that is open."""
@@ -109,7 +109,7 @@ def test_what_was_replaced_does_not_fit(world: World, name: str) -> None:
     assert str((world.root / name).parent).removesuffix("/deep") in world.misfits()
 
 
-@pytest.mark.fault("weights change and keep size and time", area=AREA, outcome="refused")
+@pytest.mark.fault("weights change and keep size and time", area="a snapshot's identity", outcome="refused")
 @pytest.mark.parametrize("name", REPLACED)
 def test_what_was_replaced_with_its_old_time_is_found_by_a_full_verification(world: World, name: str) -> None:
     """A quick one looks at sizes and times alone."""
@@ -121,7 +121,7 @@ def test_what_was_replaced_with_its_old_time_is_found_by_a_full_verification(wor
     assert str(path.parent).removesuffix("/deep") in world.misfits(full=True)
 
 
-@pytest.mark.fault("files were installed anew with other times", area=AREA, outcome="held")
+@pytest.mark.fault("files were installed anew with other times", area="a snapshot's identity", outcome="held")
 @pytest.mark.parametrize("name", REPLACED)
 def test_content_counts_where_only_times_differ(world: World, name: str) -> None:
     """As on another machine, or after another installation of the same files."""
@@ -138,7 +138,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.fault("a file of the engine's code or of the model is gone", area=AREA, outcome="refused")
+@pytest.mark.fault(
+    "a file of the engine's code or of the model is gone", area="a snapshot's identity", outcome="refused"
+)
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_gone_or_new_does_not_fit(world: World, change: str) -> None:
     """Whatever the times are."""
