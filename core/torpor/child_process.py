@@ -12,6 +12,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from torpor.lifeline import Lifeline
+from torpor.proxies import past_proxies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,9 +46,10 @@ def run_child(
         TimeoutExpired: it took too long, and was ended.
     """
     with ends_with_this_process() as lifeline:
+        given = os.environ if env is None else env
         process = subprocess.Popen(
             argv,
-            env={**(os.environ if env is None else env), **lifeline.mark},
+            env={**given, **past_proxies(given), **lifeline.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

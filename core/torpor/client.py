@@ -19,11 +19,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     import httpx
 
@@ -60,6 +61,10 @@ _CONNECT_TIMEOUT_S = 10.0
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 5.0
 _QUOTED = 500
+_MAX_BODY_BYTES = 1 << 20
+_MAX_LINE_BYTES = 4 << 20
+_MAX_ANSWER_BYTES = 1 << 30
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
 _INTERRUPTED = 130
 
 
@@ -235,7 +240,7 @@ class _Question:
             ) from None
 
     async def _ask(self) -> ChatResult:
-        async with open_async_client(self.headers) as client:
+        async with open_async_client(self.url, self.headers) as client:
             return await _until_there(lambda: self._answered(client), self._note_wait)
 
     def _note_wait(self, reason: str) -> None:
@@ -307,7 +312,7 @@ class _Question:
                 f"{response.request.method} {response.request.url} was answered with {response.status_code}: "
                 f"{said[:_QUOTED] or 'no text'}"
             )
-        async for line in response.aiter_lines():
+        async for line in _lines(response, self.url):
             if text := self._answer.take(line, self.url):
                 self.on_text(text)
             if self._answer.done:
@@ -318,14 +323,39 @@ class _Question:
         )
 
 
-def open_async_client(headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
-    """A client without a deadline over an answer: that is asyncio's; httpx's own would be one per socket operation."""
+def open_async_client(url: str, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
+    """A client without a deadline over an answer: that is asyncio's; httpx's own would be one per socket operation.
+
+    Args:
+        url: of the server, for a message; a server on this machine is asked past every proxy.
+        headers: sent with each request.
+
+    Raises:
+        ConfigurationError: the environment names a proxy that cannot be used.
+    """
     import httpx  # noqa: PLC0415 - only asking needs it
 
-    limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S), headers=headers, limits=limits, follow_redirects=False
-    )
+    from torpor.outward_client import OutwardClient  # noqa: PLC0415
+    from torpor.proxies import is_loopback  # noqa: PLC0415
+
+    def opened(*, trust_env: bool) -> httpx.AsyncClient:
+        return OutwardClient(
+            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            headers=headers,
+            limits=httpx.Limits(max_connections=None),
+            follow_redirects=False,
+            trust_env=trust_env,
+        )
+
+    try:
+        return opened(trust_env=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # e.g. ALL_PROXY=socks5://..., which needs a package
+        if is_loopback(urlsplit(url).hostname or ""):
+            return opened(trust_env=False)
+        raise ConfigurationError(
+            f"{url} cannot be asked through the proxy that the environment names: {error} Look at HTTP_PROXY, HTTPS_PROXY and "
+            "ALL_PROXY, or name the server in NO_PROXY."
+        ) from error
 
 
 async def get_when_there(client: httpx.AsyncClient, url: str, *, on_wait: Callable[[str], None]) -> httpx.Response:
@@ -347,7 +377,8 @@ async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
     import httpx  # noqa: PLC0415
 
     try:
-        response = await client.get(url, follow_redirects=True)
+        async with client.stream("GET", url, follow_redirects=True) as streamed:
+            response = await _bounded(streamed, url)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
     except httpx.TooManyRedirects as error:
@@ -356,6 +387,47 @@ async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
         raise _TryLaterError(f"{type(error).__name__}: {error}") from error
     _check_there(response)
     return response
+
+
+async def _lines(response: httpx.Response, url: str) -> AsyncIterator[str]:
+    """The lines of an answer, of which each has an end and all together, too.
+
+    Raises:
+        EngineRequestError: one is longer than any chat chunk, or there are more than any answer has.
+    """
+    pending, total = b"", 0
+    async for piece in response.aiter_bytes():
+        *lines, pending = (pending + piece).split(b"\n")
+        total += len(piece)
+        if len(pending) > _MAX_LINE_BYTES or total > _MAX_ANSWER_BYTES:
+            raise EngineRequestError(
+                f"{url} sent a line of more than {_MAX_LINE_BYTES} bytes, or an answer of more than {_MAX_ANSWER_BYTES}: that is "
+                "no chat. Name the server's root, or ask for fewer tokens."
+            )
+        for line in lines:
+            yield line.rstrip(b"\r").decode(errors="replace")
+    if pending:
+        yield pending.decode(errors="replace")
+
+
+async def _bounded(streamed: httpx.Response, url: str) -> httpx.Response:
+    """The whole answer, which has an end.
+
+    Raises:
+        EngineRequestError: it is longer than any that is asked for here.
+    """
+    import httpx  # noqa: PLC0415
+
+    body = bytearray()
+    async for piece in streamed.aiter_bytes():
+        body += piece
+        if len(body) > _MAX_BODY_BYTES:
+            raise EngineRequestError(
+                f"GET {url} is answered with more than {_MAX_BODY_BYTES} bytes. Give the URL of a server behind Torpor's guard, "
+                "without a path."
+            )
+    headers = [(name, value) for name, value in streamed.headers.multi_items() if name.lower() not in _FRAMING]
+    return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=streamed.request)
 
 
 def _check_there(response: httpx.Response) -> None:

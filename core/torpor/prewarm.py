@@ -16,8 +16,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from torpor.bounds import checked_count, checked_seconds
 from torpor.client import checked_url, get_when_there, open_async_client
-from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.errors import EngineRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +27,19 @@ if TYPE_CHECKING:
 
     from torpor.platforms.modal_logs import BootsReport
 
-__all__ = ["Prewarmed", "Replica", "Round", "prewarm"]
+__all__ = ["MAX_ATTEMPTS", "MAX_REQUESTS", "Prewarmed", "Replica", "Round", "prewarm"]
 
 End = Literal["restored", "attempts", "timeout"]
 
 _OK = 200
 _QUOTED = 300
+MAX_REQUESTS = 1000
+"""Of one round: each is a connection of its own, and a descriptor."""
+
+MAX_ATTEMPTS = 1000
+"""Rounds of one call."""
+
+_TAG_CHARACTERS = 200
 _KINDS = ("cold", "woken", "restored")
 
 
@@ -127,11 +135,10 @@ def prewarm(
         ConfigurationError: the URL or a number is none.
         EngineRequestError: the server refuses, or says nothing of its start and there is no log to read.
     """
-    for name, value in (("requests", requests), ("attempts", attempts)):
-        if value < 1:
-            raise ConfigurationError(f"--{name} is {value}; it has to be 1 at least.")
-    if not 0 <= pause_s < float("inf"):
-        raise ConfigurationError(f"--pause is {pause_s:g}; it has to be a number of seconds from 0 on.")
+    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
+    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+    checked_seconds("--pause", pause_s, zero=True)
+    checked_seconds("--timeout", timeout_s)
     driver = _Driver(
         url=f"{checked_url(url)}/ready",
         requests=requests,
@@ -177,7 +184,7 @@ class _Driver:
     async def _round(self, number: int) -> Round:
         """One burst; over when all were answered, a restored replica was seen, or at the deadline."""
         began, new, known, answered, silent = time.monotonic(), dict[str, Replica](), set[str](), 0, False
-        async with open_async_client({"Connection": "close"}) as client:
+        async with open_async_client(self.url, {"Connection": "close"}) as client:
             asked = [asyncio.create_task(self._ask(client)) for _ in range(self.requests)]
             waiting = set(asked)
             try:
@@ -230,7 +237,8 @@ class _Driver:
         """Who answered; None for one that does not say what its start was."""
         boot, tag = response.headers.get("torpor-boot", ""), response.headers.get("torpor-replica", "")
         if boot in _KINDS and tag:
-            return Replica(tag=tag, boot=boot, wakes=response.headers.get("torpor-wakes", ""), seconds=seconds)
+            wakes = response.headers.get("torpor-wakes", "")[:_TAG_CHARACTERS]
+            return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
                 f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "

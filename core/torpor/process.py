@@ -21,6 +21,7 @@ from torpor.engine import Engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
 from torpor.lifeline import Lifeline
+from torpor.proxies import past_proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class EngineProcess(Engine):
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ended = threading.Event()
         full_env = {**os.environ, **env, BOOT_ID_VARIABLE: self.boot_id}
+        full_env |= past_proxies(full_env)  # an engine asks itself whether it is ready
         sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
         boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
         if boot_fd is not None:

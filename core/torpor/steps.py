@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torpor.child_process import ends_with_this_process
 from torpor.errors import BuildStepError, ConfigurationError
+from torpor.proxies import past_proxies
 
 if TYPE_CHECKING:
     from torpor.recipe import BuildStep, Recipe
@@ -106,6 +107,7 @@ def run_step(step: BuildStep, recipe: Recipe) -> None:
     argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
     with ends_with_this_process(_GENTLE_S) as lifeline:
         env = {**os.environ, **recipe.env, **step.env, **lifeline.mark}
+        env |= past_proxies(env)
         process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR)
         lifeline.tell(process.pid)
         try:

@@ -37,6 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -290,6 +291,7 @@ def _environment() -> Iterator[None]:
         "HF_HUB_DISABLE_SHARED_BLOBS": "1",
     }
     os.environ.update(settings)
+    _pass_proxies_by()
     os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)  # 0.36 fails with it where hf_transfer is not installed
     os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")
     if not sys.stderr.isatty():
@@ -298,6 +300,17 @@ def _environment() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="torpor-xet-", ignore_cleanup_errors=True) as folder:
         os.environ["HF_XET_CACHE"] = folder
         yield
+
+
+def _pass_proxies_by() -> None:
+    """Have a hub on this machine asked past every proxy."""
+    host = (urlsplit(_endpoint()).hostname or "").rstrip(".")
+    if not (host in ("localhost", "::1") or host.endswith(".localhost") or host.startswith("127.")):
+        return
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    words = [word.strip() for word in listed.split(",") if word.strip()]
+    words += [word for word in (host, "localhost", "127.0.0.1", "::1") if word not in words]  # where it may redirect to
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(words)
 
 
 def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Manifest:

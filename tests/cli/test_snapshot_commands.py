@@ -192,7 +192,7 @@ def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
     [
         ("snapshot create APP DIR --mode wild", (2, "--mode is 'wild'; allowed are root and rootless")),
         ("snapshot restore DIR --verify some", (2, "--verify is 'some'; allowed are fast and full")),
-        ("snapshot restore DIR --replicas 0", (1, "0 replicas were asked for; allowed are 1 to 64")),
+        ("snapshot restore DIR --replicas 0", (2, "--replicas is 0; allowed are 1 to 64 replicas")),
         ("snapshot inspect EMPTY", (1, "holds no snapshot: there is no manifest.json in it")),
         ("snapshot restore EMPTY", (1, "`torpor snapshot create APP")),
         ("snapshot rm EMPTY", (1, "Nothing was removed")),

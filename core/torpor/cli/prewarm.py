@@ -7,8 +7,9 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from torpor.bounds import checked_count, checked_seconds
 from torpor.cli.probe import checked_timeout, say
-from torpor.prewarm import prewarm
+from torpor.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,10 @@ def run_prewarm(
         TorporError: the target is none, or it refuses.
     """
     checked_timeout(timeout_s)
+    if pause is not None:
+        checked_seconds("--pause", pause, zero=True)
+    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
+    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
     found = _find(target)
     ended = prewarm(
         found.url,

@@ -159,6 +159,9 @@ def run_restore(
         even_if_bad: also a snapshot whose replicas did not wake several times in a row.
         first: for the first sandbox, started before this module was imported.
     """
+    checked_count("--replicas", replicas, most=MAX_REPLICAS, what="replicas")
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigurationError(f"--port is {port}; allowed are 1 to {_MAX_PORT}, or 0 for the deployment's.")
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
     served = Served(as_json=as_json)

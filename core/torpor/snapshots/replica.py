@@ -120,10 +120,12 @@ class SandboxStarter:
         """
         from torpor.captured_secrets import check_environments  # noqa: PLC0415 - a restore has no use for it
         from torpor.guard import BOOT_FD_VARIABLE, boot_document_json  # noqa: PLC0415
+        from torpor.proxies import past_proxies  # noqa: PLC0415
 
         boot_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
         full_env = {**os.environ, **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
+        full_env |= past_proxies(full_env)
         if self._captured:
             check_environments(self._deployment, [full_env], command_lines=[argv])
         files: dict[int, bytes] = {}

@@ -48,7 +48,7 @@ __all__ = ["Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "res
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _RESTORE_TIMEOUT_S = 120.0
-_MAX_REPLICAS = 64
+MAX_REPLICAS = 64
 _CODE_S = 0.5
 
 
@@ -321,8 +321,8 @@ class Replicas:
             SnapshotError: the snapshot does not fit; every reason is listed, nothing is left running.
             TorporError: a replica did not wake; nothing is left running.
         """
-        if not 1 <= count <= _MAX_REPLICAS:
-            raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {_MAX_REPLICAS}.")
+        if not 1 <= count <= MAX_REPLICAS:
+            raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {MAX_REPLICAS}.")
         if self._front is None:
             _check_port(self._host, self.port)
         self._stopped = False

@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,19 @@ def test_a_fetch_brings_every_file_in_the_hubs_own_layout(client: Client) -> Non
     assert ran.returncode == 0, ran.stderr
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
     assert "6 files, 401.0 kB, fetched and checked" in ran.stdout
+
+
+def test_a_hub_on_this_machine_is_asked_past_the_proxy(client: Client) -> None:
+    """The environment's proxy is for other hosts; it would get the token."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.0)
+        client.variables |= dict.fromkeys(names, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        client.variables |= {"NO_PROXY": "", "no_proxy": ""}
+        ran = client.fetch()
+        with pytest.raises(BlockingIOError):  # nobody came
+            proxy.accept()
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_manifest_names_size_and_hash_of_every_file(client: Client, repository: Repository) -> None:
