@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor import descriptors
+from torpor.bounds import checked_count
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
-from torpor.snapshots.serving import Replicas
+from torpor.snapshots.serving import MAX_REPLICAS, Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Served", "run_restore"]
 
 _TURN_S = 0.0005
+_MAX_PORT = 65535
 _SIGNALS = 4096  # one byte each
 
 

@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox import BegunSandbox, Clock, Sandbox
     from torpor.snapshots.store import Identity
 
-__all__ = ["Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
+__all__ = ["MAX_REPLICAS", "Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _RESTORE_TIMEOUT_S = 120.0
-MAX_REPLICAS = 64
 _CODE_S = 0.5
+MAX_REPLICAS = 64
+"""Of one command."""
 
 
 class Replica(NamedTuple):
