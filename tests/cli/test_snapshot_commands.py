@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, when_criu_works, write_app
+from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, killing_criu, when_criu_works, write_app
 from torpor.captured_secrets import secret_names
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
@@ -424,6 +424,73 @@ def test_up_starts_cold_when_a_copy_does_not_wake(cli: Cli, own: Made) -> None:
     assert "something else" in said
     assert json.loads((own.folder / MANIFEST).read_text())["canary_text"] == own.manifest["canary_text"]
     assert "restored: " in up(cli, own.app, own.folder).stderr
+
+
+@pytest.mark.fault("a wake fails once under torpor up", area="wake", outcome="restarted")
+def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: Path) -> None:
+    """It is tried once more from the same snapshot, which is kept."""
+    folder, once = tmp_path / "kept", tmp_path / "once"
+    more = f", fault='exit_at_wake', fault_once={str(once)!r}"
+    app = write_app(tmp_path / "app", port=free_port(), more=more)
+    cli.run("snapshot", "create", app, folder)
+    made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
+    ran = up(cli, app, folder)
+    assert once.exists()
+    assert ran.stdout.strip()
+    assert "did not wake: " in ran.stderr
+    assert "cold:" not in ran.stderr
+    assert json.loads((folder / MANIFEST).read_text())["created_at"] == made_at
+
+
+@pytest.mark.fault("CRIU is killed in a restore under torpor up", area="restore", outcome="restarted")
+def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) -> None:
+    """A restore that fails is tried once more, and the snapshot is kept."""
+    for _ in range(ATTEMPTS):
+        with killing_criu(own.folder):
+            said = up(cli, own.app, own.folder).stderr
+        if "could not be restored: " in said:
+            break
+    else:
+        pytest.fail("CRIU was always done before it was killed")
+    assert "ended by SIGKILL" in said
+    assert "cold:" not in said
+    assert json.loads((own.folder / MANIFEST).read_text()) == own.manifest
+
+
+@pytest.mark.fault("a snapshot is marked bad under torpor up", area="wake", outcome="restarted")
+def test_up_makes_a_snapshot_anew_that_is_marked_bad(cli: Cli, own: Made) -> None:
+    """Without trying it; the mark goes with the old one."""
+    (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
+    said = up(cli, own.app, own.folder).stderr
+    assert f"cold: the snapshot {own.folder} does not fit and is made anew after the start" in said
+    assert "  - it is marked bad: 3 of its replicas" in said
+    assert not (own.folder / FAILURES).exists()
+    assert "restored: " in up(cli, own.app, own.folder).stderr
+
+
+@pytest.mark.fault("a server under torpor up is killed", area="engine", outcome="restarted")
+@pytest.mark.parametrize("way", ["restored", "left running", "criu"])
+def test_up_restores_an_engine_again_that_is_killed(cli: Cli, own: Made, tmp_path: Path, way: str) -> None:
+    """From its snapshot, whichever way it started; the port refuses nobody's connection meanwhile."""
+    folder = own.folder if way == "restored" else tmp_path / "other"
+    options = ["--backend", "criu"] if way == "criu" else ["--snapshot", str(folder)]
+    with cli.running("up", own.app, *options) as command:
+        command.says("Ctrl-C ends it")
+        answer = chat(own.port)
+        for restart in (1, 2):
+            (leader,) = _leaders(own.port)
+            os.kill(leader, signal.SIGKILL)
+            command.says(f"engine ended (restart {restart})")
+            with socket.create_connection(("127.0.0.1", own.port), 1.0):
+                pass
+            assert wait_for(lambda: _answers(own.port) == answer, 10.0), command.said
+        assert "was started cold" not in command.said
+        assert command.said.count("has ended (exit code -9)") == 2
+        os.kill(_leaders(own.port)[0], signal.SIGKILL)  # the third restart waits two seconds
+        assert wait_for(lambda: command.said.count("has ended (exit code -9)") == 3)
+        command.process.send_signal(signal.SIGTERM)
+        command.process.wait(2)
+    assert engines_on(own.port) == []
 
 
 def test_up_does_not_start_cold_on_a_port_that_is_taken(cli: Cli, own: Made) -> None:

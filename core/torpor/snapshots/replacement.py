@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from torpor.errors import SnapshotError
 from torpor.supervision import ReplicaEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torpor.snapshots.sandbox import BegunSandbox
     from torpor.supervision import BackOff
@@ -76,18 +77,22 @@ class Replacement:
         with self._changed:
             return len(self._threads)
 
-    def run(self, name: str, back_off: BackOff) -> None:
-        """Start a replica again, in the calling thread, until it serves, is given up, or `stop` is called."""
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[None]:
+        """Count the calling thread among those under way from here on: before anybody is told that a replica ended."""
         thread = threading.current_thread()
         with self._changed:
-            if self._stopping:
-                return
             self._threads.add(thread)
         try:
-            given_up = not self._serves_again(name, back_off)
+            yield
         finally:
             with self._changed:
                 self._threads.discard(thread)
+
+    def run(self, name: str, back_off: BackOff) -> None:
+        """Start a replica again, in the calling thread, until it serves, is given up, or `stop` is called."""
+        with self.expected():
+            given_up = not self._serves_again(name, back_off)
         if given_up:
             self._tell(ReplicaEvent("replica_given_up", name, restart=back_off.restarts))
 
@@ -118,7 +123,7 @@ class Replacement:
 
     def _serves_again(self, name: str, back_off: BackOff) -> bool:
         """Whether it does, or nobody wants it any more."""
-        while (pause_s := back_off.ended()) is not None:
+        while not self._stopping and (pause_s := back_off.ended()) is not None:
             if self._stopped_within(pause_s):
                 return True
             try:
@@ -130,7 +135,7 @@ class Replacement:
                 self._tell(ReplicaEvent("restart_failed", name, restart=back_off.restarts, error=said))
             else:
                 return True
-        return False
+        return self._stopping
 
     def _stopped_within(self, pause_s: float) -> bool:
         deadline = time.monotonic() + pause_s

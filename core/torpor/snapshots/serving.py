@@ -536,18 +536,24 @@ class Replicas:
 
     def _bury(self, target: Target) -> None:
         """A replica ended by itself: take it out, say so, and start it again where that is wanted."""
-        with self._lock:
-            dead = [one for one in self._serving if one.target is target]
-            self._serving = [one for one in self._serving if one.target is not target]
-        for one in dead:
-            code = one.replica.sandbox.wait(_CODE_S)
-            last = one.replica.sandbox.log_tail(20)
-            one.end()
-            self._tell(ReplicaEvent("replica_ended", target.name, exit_code=code, last_lines=last))
-            if self._on_death:
-                self._on_death(target.name, last)
+        with contextlib.ExitStack() as stack:
             if self._supervised:
-                self._replacement.run(target.name, one.back_off)
+                stack.enter_context(self._replacement.expected())
+            with self._lock:
+                dead = [one for one in self._serving if one.target is target]
+                self._serving = [one for one in self._serving if one.target is not target]
+            for one in dead:
+                self._tell_end(one)
+                if self._supervised:
+                    self._replacement.run(target.name, one.back_off)
+
+    def _tell_end(self, one: Serving) -> None:
+        sandbox, name = one.replica.sandbox, one.target.name
+        code, last = sandbox.wait(_CODE_S), sandbox.log_tail(20)
+        one.end()
+        self._tell(ReplicaEvent("replica_ended", name, exit_code=code, last_lines=last))
+        if self._on_death:
+            self._on_death(name, last)
 
     def _start_again(self, name: str, back_off: BackOff) -> None:
         """Start a replica in the place of one that ended: from the snapshot, or cold where that cannot be used any more."""
