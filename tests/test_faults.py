@@ -210,6 +210,8 @@ NO_ERROR = {
     Fault.EXIT_WHILE_SERVING,
     Fault.CHILDREN_IGNORE_SIGTERM,
     Fault.IGNORE_SIGTERM,
+    Fault.REPEATS_IDS,  # found by the kit's live rules: tests/testing/test_rules.py
+    Fault.REPEATS_SAMPLES,
 }
 """Faults that a start and a wake survive; each has a test of its own below."""
 
