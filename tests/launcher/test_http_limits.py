@@ -288,6 +288,25 @@ def test_a_refusal_whose_short_body_was_read_keeps_the_connection(server: Guarde
     assert answer.count(b"HTTP/1.1 503") == 3
 
 
+@pytest.mark.fault("a client drips its body", area="request", outcome="held")
+def test_a_body_that_drips_is_counted_until_it_ends_or_its_client_goes(server: GuardedServer) -> None:
+    """It is in flight, its bytes count against the limit as they come, and nothing of it stays."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(CHUNKED)
+        for _ in range(50):
+            connection.sendall(b"1\r\nx\r\n")
+        server.wait_until(lambda: server.guard.in_flight == 1)
+        connection.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        answer = read_all(connection)
+        assert statuses(answer) == [413]
+        assert b"connection: close" in answer.lower()
+    server.wait_until(lambda: server.guard.in_flight == 0)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"POST /v1/chat HTTP/1.1\r\nHost: t\r\nContent-Length: 900\r\n\r\n" + b"x" * 10)
+        server.wait_until(lambda: server.guard.in_flight == 1)
+    server.wait_until(lambda: server.guard.in_flight == 0)
+
+
 @pytest.mark.slow
 @pytest.mark.fault("a client sends a head of 200 MB to an engine that sleeps", area="heads", outcome="refused")
 @pytest.mark.parametrize("http", PARSERS)
