@@ -110,4 +110,29 @@ FIELDS = RequestFields(
         ),
         ("a watermark is the server's", ("watermark",)),
     ),
+    plain_headers=(
+        "x-api-key",  # what the Anthropic dialect has in place of a bearer key; that route is closed
+        "x-exa-integration",  # goes out to a tool server
+        "x-sglext-ids-framed",
+        "x-sglext-return-input-ids",
+        "x-sglext-return-output-ids",
+        "x-smg-routing-key",  # a word in metrics and in the order of a policy that is off
+    ),
+    refused_headers=(
+        ("it names a rank that the engine would talk to", ("x-data-parallel-rank",)),
+        (
+            "it sets a field of the request past what is refused there",
+            (
+                "x-override-bootstrap-host",
+                "x-override-bootstrap-port",
+                "x-override-bootstrap-room",
+                "x-override-conversation-id",
+                "x-override-disagg-prefill-dp-rank",
+                "x-override-priority",
+                "x-override-rid",
+                "x-override-routed-dp-rank",
+            ),
+        ),
+        ("bodies are not unpacked here", ("x-body-compressed",)),
+    ),
 )

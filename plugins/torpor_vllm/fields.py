@@ -88,4 +88,13 @@ FIELDS = RequestFields(
         ("it hands out the model's inner state", ("return_mm_kwargs", "routed_experts_prompt_start")),
         ("a watermark is the server's", ("watermarking",)),
     ),
+    plain_headers=(
+        "x-anthropic-billing-header",  # of a dialect whose routes are closed
+        "x-request-id",  # proxies set it; the engine adds letters of its own (VLLM_DISABLE_REQUEST_ID_RANDOMIZATION is refused)
+    ),
+    refused_headers=(
+        ("it names a rank that the engine would talk to", ("x-data-parallel-rank",)),
+        ("it overtakes other callers", ("x-vllm-priority",)),
+        ("sessions are the server's", ("x-session-id",)),
+    ),
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
 
-    from torpor.launcher.public_requests import PublicRequest
+    from torpor.launcher.public_requests import PublicRequest, RawRequest
 
 __all__ = ["PATCH", "check_requests"]
 
@@ -47,11 +47,12 @@ def check_requests(module: ModuleType, kind: str, method: str) -> None:
     """Have every request of a route looked at first."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
     handler = getattr(module, kind)
-    original: Callable[[_Serving, PublicRequest, object], Awaitable[object]] = getattr(handler, method)
+    original: Callable[[_Serving, PublicRequest, RawRequest | None], Awaitable[object]] = getattr(handler, method)
 
     @functools.wraps(original)
-    async def checked(serving: _Serving, request: PublicRequest, raw_request: object = None) -> object:
-        if why := rules.refusal(request, serving.model_config.get_vocab_size()):
+    async def checked(serving: _Serving, request: PublicRequest, raw_request: RawRequest | None = None) -> object:
+        headers = raw_request.headers if raw_request else None
+        if why := rules.refusal(request, serving.model_config.get_vocab_size(), headers):
             return serving.create_error_response(why)
         return await original(serving, request, raw_request)
 

@@ -200,6 +200,10 @@ _ENVIRONMENT = (
     ("VLLM_USE_RUST_FRONTEND", "replaces the HTTP server by another, without the guard (envs.py:1456)"),
     ("VLLM_API_KEY", "puts a key into the engine's memory and so into the snapshot (envs.py:829)"),
     ("VLLM_ALLOW_INSECURE_SERIALIZATION", "has the engine's processes load pickles (envs.py)"),
+    (
+        "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION",
+        "lets two requests with one X-Request-Id take each other's answers (envs.py)",
+    ),
     ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "adds routes that load adapters from where the caller says (envs.py)"),
 )
 

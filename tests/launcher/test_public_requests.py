@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.engines.chat_server import ChatServer
+    from torpor.launcher.public_requests import RequestFields
 
 VOCABULARY = 1000
 RULES = PublicRequestRules.from_environment(SGLANG_FIELDS, {})
@@ -181,6 +182,20 @@ def test_a_refused_field_is_named_with_its_reason(name: str) -> None:
     assert told(rules, **{name: "x"}) == ""
     assert "The field regex is refused" in told(rules, regex="a+")
     assert "may ask for 2 answers" in told(rules, n=3)
+
+
+@pytest.mark.fault("a header says what a refused field says", area="request", outcome="refused")
+@pytest.mark.parametrize("fields", [SGLANG_FIELDS, VLLM_FIELDS], ids=["sglang", "vllm"])
+def test_a_header_cannot_say_what_a_field_must_not(fields: RequestFields) -> None:
+    """Ranks, priorities and ids; a proxy's own headers pass."""
+    rules = PublicRequestRules.from_environment(fields, {})
+    request = Request({})
+    assert rules.refusal(request, VOCABULARY, {"x-request-id": "a", "x-forwarded-for": "b"}) is None
+    for why, names in fields.refused_headers:
+        for name in names:
+            assert rules.refusal(request, VOCABULARY, {name: "1"}) == f"The header {name} is refused: {why}."
+            allowing = PublicRequestRules.from_environment(fields, {"TORPOR_ALLOWED_FIELDS": name})
+            assert allowing.refusal(request, VOCABULARY, {name: "1"}) is None
 
 
 @pytest.mark.parametrize("engine", [SGLang(device="cpu"), VLLM(device="cpu")], ids=["sglang", "vllm"])

@@ -6,12 +6,14 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 def keep_answers_apart() -> IO[str]:
@@ -37,6 +39,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, dic
         except SystemExit as end:
             return {"error": complaint.getvalue(), "exit": str(end.code)}
     return {"values": {name: str(value) for name, value in vars(parsed).items()}}
+
+
+HEADER = re.compile(r"""["'](x-[a-z0-9-]+)["']""", re.IGNORECASE)
+
+
+def own_headers(folder: Path) -> list[str]:
+    """The headers that an engine's own code names, in lower case."""
+    texts = (file.read_text() for file in folder.rglob("*.py"))
+    return sorted({name.lower() for text in texts for name in HEADER.findall(text)})
 
 
 def paths(routes: Sequence[Any]) -> list[str]:

@@ -85,7 +85,7 @@ class ChatServer(Plugin):
         media_domains: hosts that media in a public request may be fetched from; `*` is every one, and what they redirect to.
             Media that comes as a data: URL always passes; files are never opened.
         max_choices: answers that one public request may ask for: `n` times its prompts.
-        allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with.
+        allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with; headers, too.
         refused_fields: further request fields to refuse, e.g. `regex`.
         api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
         warmup_prompt_words: prompt lengths of the warm-up, words.
@@ -161,7 +161,8 @@ class ChatServer(Plugin):
                 )
         if ANY_DOMAIN in self.media_domains and len(self.media_domains) > 1:
             raise ConfigurationError(f"{name}.media_domains holds '*' beside hosts; give either.")
-        known = set(self.request_fields.all())
+        fields = self.request_fields
+        known = {*fields.all(), *(name for _, names in fields.refused_headers for name in names)}
         for option in ("allowed_fields", "refused_fields"):
             for field in getattr(self, option):
                 if field not in known:

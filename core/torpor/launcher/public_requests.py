@@ -27,6 +27,7 @@ __all__ = [
     "MEDIA_DOMAINS_VARIABLE",
     "REFUSED_FIELDS_VARIABLE",
     "PublicRequestRules",
+    "RawRequest",
     "RequestFields",
 ]
 
@@ -64,15 +65,27 @@ class RequestFields:
         plain: what cannot hurt anybody but the caller, who waits for it or gets an error.
         bounded: what `PublicRequestRules` looks into.
         refused: what a public caller has no business with; a reason, and its fields.
+        plain_headers: headers of the engine's own that cannot hurt anybody, in lower case.
+        refused_headers: those that say what a refused field says; a reason, and its headers.
     """
 
     plain: tuple[str, ...]
     bounded: tuple[str, ...]
     refused: tuple[tuple[str, tuple[str, ...]], ...]
+    plain_headers: tuple[str, ...] = ()
+    refused_headers: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def all(self) -> tuple[str, ...]:
         """Every field."""
         return (*self.plain, *self.bounded, *(name for _, names in self.refused for name in names))
+
+
+class RawRequest(Protocol):
+    """A request as Starlette has it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers; names in any case."""
 
 
 class PublicRequest(Protocol):
@@ -89,11 +102,13 @@ class PublicRequestRules:
 
     Args:
         refused: fields, each with the reason.
+        refused_headers: headers, each with the reason.
         media_domains: hosts that media may be fetched from; `*` is every one.
         max_choices: answers that one request may ask for.
     """
 
     refused: Mapping[str, str]
+    refused_headers: Mapping[str, str]
     media_domains: tuple[str, ...] = ()
     max_choices: int = MAX_CHOICES
 
@@ -105,19 +120,24 @@ class PublicRequestRules:
         refused |= dict.fromkeys(_words(environ.get(REFUSED_FIELDS_VARIABLE, "")), "this deployment does not take it")
         return cls(
             refused=refused,
+            refused_headers={
+                name: why for why, names in fields.refused_headers for name in names if name not in allowed
+            },
             media_domains=_words(environ.get(MEDIA_DOMAINS_VARIABLE, "").lower()),
             max_choices=int(environ.get(MAX_CHOICES_VARIABLE, "") or MAX_CHOICES),
         )
 
-    def refusal(self, request: PublicRequest, vocabulary: int) -> str | None:
+    def refusal(self, request: PublicRequest, vocabulary: int, headers: Mapping[str, str] | None = None) -> str | None:
         """Why a request is refused; None if it may pass.
 
         Args:
             request: the engine's own, parsed and not acted on.
             vocabulary: how many tokens the model has.
+            headers: of the request.
         """
         return (
             self._refused_field(request)
+            or self._refused_header(headers or {})
             or _template_refusal(request)
             or self._choices_refusal(request)
             or _token_refusal(request, vocabulary)
@@ -145,6 +165,12 @@ class PublicRequestRules:
         for name in request.model_fields_set:
             if name in self.refused and getattr(request, name, None) not in (None, False):
                 return f"The field {name} is refused: {self.refused[name]}."
+        return None
+
+    def _refused_header(self, headers: Mapping[str, str]) -> str | None:
+        for name, why in self.refused_headers.items():
+            if name in headers:
+                return f"The header {name} is refused: {why}."
         return None
 
     def _choices_refusal(self, request: PublicRequest) -> str | None:

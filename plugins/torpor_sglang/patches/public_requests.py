@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
 
-    from torpor.launcher.public_requests import PublicRequest
+    from torpor.launcher.public_requests import PublicRequest, RawRequest
 
 __all__ = ["PATCH", "check_downloads", "check_requests"]
 
@@ -48,11 +48,13 @@ class _Serving(Protocol):
 def check_requests(module: ModuleType) -> None:
     """Have every request of the OpenAI-like routes looked at first (`OpenAIServingBase.handle_request`)."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
-    original: Callable[[_Serving, PublicRequest, object], Awaitable[object]] = module.OpenAIServingBase.handle_request
+    original: Callable[[_Serving, PublicRequest, RawRequest], Awaitable[object]] = (
+        module.OpenAIServingBase.handle_request
+    )
 
     @functools.wraps(original)
-    async def handle_request(serving: _Serving, request: PublicRequest, raw_request: object) -> object:
-        if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size):
+    async def handle_request(serving: _Serving, request: PublicRequest, raw_request: RawRequest) -> object:
+        if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, raw_request.headers):
             return serving.create_error_response(why)
         return await original(serving, request, raw_request)
 

@@ -42,6 +42,13 @@ class RealFieldRules:
         real = {name for version in self.engine.supported_versions for name in asked(version).ask("fields")}
         assert sorted(set(self.engine.request_fields.all()) - real) == []
 
+    def test_every_header_of_the_engines_own_has_been_judged(self, questions: Questions) -> None:
+        """A header may say what a field says: judge it in the plugin's fields.py (plain_headers or refused_headers)."""
+        fields = self.engine.request_fields
+        known = {*fields.plain_headers, *(name for _, names in fields.refused_headers for name in names)}
+        new = sorted(set(questions.ask("headers")) - known)
+        assert new == [], f"new in {questions.version}: classify these in the fields.py of {self.engine.plugin_name}"
+
     def test_every_variable_that_sounds_like_a_way_in_has_been_judged(self, questions: Questions) -> None:
         """A variable that no list names is new: reserve it in the plugin's reserved.py, or judge it in its test_fields.py."""
         known = {*dict(self.engine.reserved.environment), *self.judged}

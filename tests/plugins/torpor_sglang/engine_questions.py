@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.plugins.answering import answer_questions, keep_answers_apart, parse, paths
+from tests.plugins.answering import answer_questions, keep_answers_apart, own_headers, parse, paths
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +75,13 @@ def ask_fields(_: dict[str, Any]) -> object:
 
     kinds = (protocol.ChatCompletionRequest, protocol.CompletionRequest)
     return sorted({name for kind in kinds for name in kind.model_fields})
+
+
+def ask_headers(_: dict[str, Any]) -> object:
+    """Give the headers that SGLang's HTTP server reads by name."""
+    from sglang.srt import entrypoints
+
+    return own_headers(Path(entrypoints.__path__[0]))
 
 
 def ask_variables(_: dict[str, Any]) -> object:

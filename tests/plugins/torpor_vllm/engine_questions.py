@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.plugins.answering import answer_questions, keep_answers_apart, parse, paths
+from tests.plugins.answering import answer_questions, keep_answers_apart, own_headers, parse, paths
 
 if TYPE_CHECKING:
     import argparse
@@ -70,6 +71,13 @@ def ask_fields(_: dict[str, Any]) -> object:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
     return sorted({*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields})
+
+
+def ask_headers(_: dict[str, Any]) -> object:
+    """Give the headers that vLLM's HTTP server reads by name."""
+    from vllm import entrypoints
+
+    return own_headers(Path(entrypoints.__path__[0]))
 
 
 def ask_variables(_: dict[str, Any]) -> object:

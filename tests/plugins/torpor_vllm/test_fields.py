@@ -21,7 +21,6 @@ JUDGED = {
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "a log",
     "VLLM_DEEPEP_V2_ALLOW_HYBRID_MODE": "kernels",
     "VLLM_DEEPEP_V2_ALLOW_MULTIPLE_REDUCTION": "kernels",
-    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "ids are the server's: request_id is refused",
     "VLLM_DP_MASTER_PORT": "only with refused data parallelism",
     "VLLM_EC_SIDE_CHANNEL_PORT": "only with a refused transfer",
     "VLLM_ELASTIC_EP_DRAIN_REQUESTS": "only with refused elasticity",
