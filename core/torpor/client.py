@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
+from torpor.shortage import shortage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -295,6 +296,7 @@ class _Question:
                     f"The answer from {self.url} broke off after {len(self._answer.pieces)} pieces of text: "
                     f"{type(error).__name__}: {error}. The server may have been stopped; ask again."
                 ) from error
+            _check_means(error, self.url)
             raise _TryLaterError(f"{type(error).__name__}: {error}") from error
         raise ServerUnavailableError(f"{self.url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
 
@@ -384,6 +386,7 @@ async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
     except httpx.TooManyRedirects as error:
         raise ServerUnavailableError(f"{url} redirects without end: {error}") from error
     except httpx.TransportError as error:
+        _check_means(error, url)
         raise _TryLaterError(f"{type(error).__name__}: {error}") from error
     _check_there(response)
     return response
@@ -428,6 +431,16 @@ async def _bounded(streamed: httpx.Response, url: str) -> httpx.Response:
             )
     headers = [(name, value) for name, value in streamed.headers.multi_items() if name.lower() not in _FRAMING]
     return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=streamed.request)
+
+
+def _check_means(error: Exception, url: str) -> None:
+    """Raise for a request that this process lacks the means for: waiting would not help.
+
+    Raises:
+        ServerUnavailableError: it has too few descriptors, for one.
+    """
+    if shortage(error):
+        raise ServerUnavailableError(f"{url} could not be asked: {error}.") from error
 
 
 def _check_there(response: httpx.Response) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
 from torpor.errors import TorporError
+from torpor.shortage import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,13 +46,12 @@ def main() -> None:
     except Exception as error:
         if interrupted():
             _end_interrupted()
-        if not isinstance(error, TorporError):
-            raise
-        if os.environ.get("TORPOR_DEBUG", "") not in ("", "0"):
+        lack = shortage(error)
+        if not (lack or isinstance(error, TorporError)) or os.environ.get("TORPOR_DEBUG", "") not in ("", "0"):
             raise
         notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-        print(f"torpor: {type(error).__name__}: {error}{notes}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"torpor: {type(error).__name__}: {error}{lack and ' '}{lack}{notes}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, TorporError) else 1)
 
 
 def _restore(options: RestoreOptions) -> None:

@@ -60,7 +60,7 @@ _LOG_BYTES, _LOG_LOOK_S, _BLOCK_BYTES = 1 << 20, 2.0, 512
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _BACKLOG = 128
 _RECEIVE_BYTES, _RECEIVE_FDS, _INT_BYTES = 65536, 4, 4
-_HIGH_FD, _PAST_ALL_FDS = 200, 1 << 20
+_PAST_ALL_FDS, _EMFILE = 1 << 20, 24
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -449,7 +449,8 @@ def _become(
     """Turn a fork of pid 1 into the command; the report pipe closes at the exec or gets what went wrong."""
     step = f"enter {cwd}"
     try:
-        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+        beyond = max(files) + 1
+        report = _moved(report, beyond)
         os.setsid()
         _signal.set_wakeup_fd(-1)
         # What is ignored stays so over an exec: Python ignores the first two, a shell that starts us in the background the rest.
@@ -459,7 +460,7 @@ def _become(
             os.umask(umask)
         os.chdir(cwd)
         sources = {0: os.open(os.devnull, os.O_RDONLY), **files}
-        aside = {number: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD) for number, source in sources.items()}
+        aside = {number: _moved(source, beyond) for number, source in sources.items()}
         for number, source in aside.items():
             os.dup2(source, number)
         step = f"start {argv[0]}"
@@ -468,3 +469,11 @@ def _become(
         os.write(report, marshal.dumps((step, error.errno or 0), MESSAGE_VERSION))
     finally:
         os._exit(127)
+
+
+def _moved(descriptor: int, least: int) -> int:
+    """The same file under a number from `least` on, which an exec closes."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, least)
+    except OSError as error:  # EINVAL for a number beyond the limit, though it is a want of descriptors
+        raise OSError(_EMFILE, os.strerror(_EMFILE)) from error
