@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_HEADER", "LETS_GO_S", "GuardControl", "open_client"]
 
-_OK, _CONFLICT = 200, 409
+_OK, _CONFLICT, _ERROR = 200, 409, 500
 _ANSWER_MARGIN_S = 5.0
 LETS_GO_S = 10.0
 """Seconds that an engine may take to let go of a request whose client was cut off; the guard waits as long."""
@@ -143,6 +143,10 @@ class GuardControl:
             self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
 
     def _expect(self, response: httpx.Response, transition: str) -> None:
+        if response.status_code == _ERROR:
+            raise GuardStateError(
+                f"The engine could not {transition}: {response.text[:300]}. Its log has more; mend what was raised and start anew."
+            )
         if response.status_code != _OK:
             raise GuardStateError(
                 f"The guard refused {transition!r} with {response.status_code}: {response.text[:300]}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sys
 import tempfile
@@ -14,9 +15,12 @@ import pytest
 
 from tests.guard.engine import BOOT_ID, KEY, RULES, TinyEngine
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
-from torpor.guard import Guard
+from torpor import Engine, GuardStateError
+from torpor.control import GuardControl, open_client
+from torpor.guard import Guard, GuardRules
 from torpor.launcher import renewal
-from torpor.launcher.renewal import renew_random_state
+from torpor.launcher.renewal import generators_of_their_own, renew_random_state
+from torpor.readiness import wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,6 +191,58 @@ async def test_a_renewal_that_fails_fails_the_wake() -> None:
     assert (answer.status, answer.json["error"]) == (500, "the engine's on_wake failed: RuntimeError: no generator")
     assert (await control(guard, "serve")).status == 409
     assert (await ask(guard, "/v1/models")).status == 503
+
+
+FAILING = """
+import sys, uvicorn
+from torpor.guard import Guard, read_boot
+boot = read_boot()
+def fail(): raise RuntimeError("no generator")
+async def engine(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+guard = Guard(engine, boot.rules, key=boot.key, boot_id=boot.boot_id, on_wake=fail)
+uvicorn.run(guard, port=int(sys.argv[1]), lifespan="off", log_level="warning")
+"""
+
+
+@pytest.mark.fault("an engine's on_wake raises", area="random state", outcome="refused")
+def test_core_says_what_the_engine_raised_at_its_wake(free_port: int) -> None:
+    """The message has the error and no advice that is about something else."""
+    engine = Engine.start([sys.executable, "-c", FAILING, str(free_port)], guard=GuardRules(public=("/v1/models",)))
+    try:
+        with open_client(engine, port=free_port, timeout_s=10) as client:
+            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)
+            guard = GuardControl(engine, client)
+            guard.drain(1.0)
+            guard.asleep()
+            guard.wake()
+            with pytest.raises(
+                GuardStateError, match=r"could not serve: .*on_wake failed: RuntimeError: no generator"
+            ) as told:
+                guard.serve()
+        assert "once each" not in str(told.value)
+    finally:
+        engine.terminate(0.0)
+
+
+@in_loop
+async def test_generators_that_no_wake_reaches_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the engine's log, before the first snapshot; an engine with an on_wake of its own knows."""
+    gc.collect()
+    before = generators_of_their_own().get("random.Random", 0)
+    mine = [random.Random() for _ in range(3)]
+    assert generators_of_their_own()["random.Random"] == before + len(mine)
+    for on_wake, lines in ((None, 1), (lambda: None, 0)):
+        guard = guarded(on_wake)
+        for _ in range(2):
+            await to_waking(guard)
+            for step in ("/resume", "/continue"):
+                assert (await ask(guard, step, method="POST", key=KEY)).status == 200
+            assert (await control(guard, "serve")).status == 200
+        said = capsys.readouterr().err
+        assert said.count("that a wake does not make new") == lines
+        assert (f"{before + 3} of random.Random" in said) == bool(lines)
 
 
 @in_loop

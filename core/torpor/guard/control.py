@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -17,7 +18,7 @@ from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
 from torpor.guard.rules import CONTROL
 from torpor.launcher.process_identity import restored
-from torpor.launcher.renewal import renew_random_state
+from torpor.launcher.renewal import generators_of_their_own, renew_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,7 @@ class Control:
         self._key = key
         self._boot_id = boot_id
         self._on_wake = on_wake
+        self._warned = False
         self._is_copy = False
         self._reason = ""
         self.wakes = 0
@@ -105,6 +107,7 @@ class Control:
         elif name == "serve":
             await self._serve(options, send)
         elif machine.asleep():
+            self._warn_of_generators()
             if options.get("alone") is True:
                 connections().cut_all()
             await self._tell(send, None)
@@ -246,6 +249,20 @@ class Control:
         if not isinstance(boot_id, str) or not boot_id:
             raise ValueError("boot_id has to be a string with something in it")
         return boot_id
+
+    def _warn_of_generators(self) -> None:
+        """Say once, in the engine's log, what each replica will have in common, where the engine does nothing about it."""
+        if self._on_wake is not None or self._warned:
+            return
+        self._warned = True
+        if found := generators_of_their_own():
+            counted = ", ".join(f"{count} of {name}" for name, count in sorted(found.items()))
+            print(
+                f"torpor.guard: this process holds random generators that a wake does not make new: {counted}. Each replica of "
+                "one snapshot draws the same numbers from them; where answers or names depend on that, hand Guard an on_wake.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     async def _tell_failed(self, send: Send, what: str, error: Exception) -> None:
         told = f"{what}: {type(error).__name__}: {error}"
