@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +15,17 @@ import pytest
 
 from tests.plugins.local_engines import LocalEngine
 from tests.shown import ROWS
-from tests.snapshots.conftest import MODES, refuse
-from tests.snapshots.kept import free_port
+from tests.snapshots.conftest import MODES, refuse, wait_for
+from tests.snapshots.kept import Background, free_port
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local import CriuBackend, create_snapshot, restore_snapshot
 from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.serving import Replicas
 
 if TYPE_CHECKING:
     from torpor.snapshots.criu import Criu
     from torpor.snapshots.manifest import Manifest
+    from torpor.supervision import ReplicaEvent
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
@@ -81,12 +86,12 @@ def captured(
         return folder, create_snapshot(kind.app, folder, mode=mode)
 
 
-def ask(port: int, *, temperature: float) -> str:
+def ask(port: int, *, temperature: float, tokens: int = 16) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
     body = {
         "model": "tiny-qwen3",
         "messages": [{"role": "user", "content": "the quick brown fox"}],
-        "max_tokens": 16,
+        "max_tokens": tokens,
         "temperature": temperature,
     }
     try:
@@ -184,3 +189,37 @@ def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Pa
         assert not any("Counters can only be incremented" in line for line in engine.log_tail())
     finally:
         copies.stop()
+
+
+@pytest.mark.fault(
+    "the scheduler of a restored engine is killed in the middle of a request", area="engine", outcome="restarted"
+)
+def test_an_engine_whose_scheduler_is_killed_is_restored_again_and_serves(captured: tuple[Path, Manifest]) -> None:
+    """Its request gets an error, not silence; the next replica answers as the first one did."""
+    port = free_port()
+    events: list[ReplicaEvent] = []
+    replicas = Replicas(captured[0], port=port, supervised=True, on_event=events.append)
+    replicas.start()
+    try:
+        answer = ask(port, temperature=0.0)
+        sandbox = replicas.serving[0].replica.sandbox
+        request = Background(lambda: ask(port, temperature=0.0, tokens=400))
+        (scheduler,) = [pid for pid in sandbox.host_pids().values() if SCHEDULER.search(command_line(pid))]
+        os.kill(scheduler, signal.SIGKILL)
+        with pytest.raises((AssertionError, OSError, http.client.HTTPException, ValueError)):
+            request.join()
+        assert wait_for(lambda: [event.event for event in events] == ["replica_ended", "replica_restarted"], 30.0), (
+            events
+        )
+        assert (events[1].boot, events[1].reason, events[1].restart) == ("restored", "engine ended", 1)
+        assert ask(port, temperature=0.0) == answer
+    finally:
+        replicas.stop()
+
+
+SCHEDULER = re.compile(rb"sglang::scheduler|EngineCore")
+
+
+def command_line(pid: int) -> bytes:
+    """What a process calls itself."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

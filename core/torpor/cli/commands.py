@@ -105,7 +105,8 @@ def up(
 ) -> None:
     """Run an app's whole lifecycle on this machine.
 
-    While it serves, SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, and Ctrl-C ends it.
+    While it serves, SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, and Ctrl-C ends it. An engine that ends by itself is
+    started again.
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
