@@ -67,6 +67,9 @@ class Boot:
         starter: where the engine is started; a child process of this one by default.
         restarts: how often this replica was started again before.
         reason: why this start is not a plain one, e.g. `wake failed`; it is in the records and told by the guard.
+
+    Attributes:
+        asleep: whether the engine was put to sleep and not woken since.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Boot:
         self.restore_count = 0
         self.engine: Engine | None = None
         self.canary: Canary | None = None
+        self.asleep = False
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
@@ -179,6 +183,28 @@ class Boot:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
                 control.asleep(alone=for_snapshot)
+        self.asleep = True
+
+    def in_flight(self) -> int:
+        """How many requests its engine works on; 0 where nobody can tell."""
+        with contextlib.suppress(TorporError, httpx.HTTPError), self._control() as control:
+            return control.in_flight()
+        return 0
+
+    def drain(self, limit_s: float) -> int:
+        """Before the engine is ended: refuse new requests, and let those in flight end until they are cut off.
+
+        Nothing happens to an engine that sleeps, has ended or has no guard.
+
+        Args:
+            limit_s: seconds that requests in flight get.
+
+        Returns:
+            How many were cut off.
+        """
+        with contextlib.suppress(DrainTimeoutError, TorporError, httpx.HTTPError), self._control() as control:
+            return control.drain(limit_s, cut=True)
+        return 0
 
     def check_asleep(self) -> None:
         """Make sure that the engine sleeps and answers nobody; see `GuardControl.check_asleep`."""
@@ -219,6 +245,7 @@ class Boot:
         with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)
         self._serve()
+        self.asleep = False
 
     def _wake_guard(self, client: httpx.Client, new_boot_id: str | None) -> None:
         """Ask twice where no connection came about: the guard has seen nothing, so the second call is its first."""

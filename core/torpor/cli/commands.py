@@ -105,8 +105,10 @@ def up(
 ) -> None:
     """Run an app's whole lifecycle on this machine.
 
-    While it serves, SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it, and Ctrl-C ends it. An engine that ends by itself is
-    started again.
+    While it serves, SIGUSR1 sends the engine to sleep and SIGUSR2 wakes it. Ctrl-C, SIGTERM or a closed terminal ends it:
+    requests in flight are finished first, at most for the deployment's drain_timeout_s, and the exit code is 0. A second
+    signal ends it at once (130).
+    An engine that ends by itself is started again.
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
@@ -225,7 +227,7 @@ def restore(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Restore copies of a snapshot and serve until Ctrl-C.
+    """Restore copies of a snapshot and serve until Ctrl-C, SIGTERM or a closed terminal, which end it as they end `up`.
 
     A copy that ends by itself is restored again, at first at once; SIGHUP does so for those that wait or were given up.
     """

@@ -6,13 +6,17 @@ module can come out as that module's own (seen: `TypeError: expected a message a
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["end_as_hung_up", "ends_on_sigterm", "interrupted", "note_ctrl_c"]
+__all__ = ["Signals", "end_as_hung_up", "ends_on_sigterm", "interrupted", "note_ctrl_c"]
 
 _noted: list[int] = []
 
@@ -45,3 +49,96 @@ def end_as_hung_up() -> None:
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     _noted.append(number)
     raise KeyboardInterrupt
+
+
+_MANY = 4096  # one byte each
+
+
+class Signals:
+    """What the signals ask for while a command serves: the first one to end drains, the second one ends at once.
+
+    They are waited for by a pipe that the signals themselves write to: one that comes in the moment before a wait for an event
+    would be noted and not looked at until the next (seen: a command that had just said that it serves did not end).
+
+    Attributes:
+        end: SIGINT or SIGTERM came, or the terminal was closed.
+        hung_up: the terminal was closed: nobody reads what is said.
+        again: SIGHUP asked for what is missing (only where it means that).
+        wanted: `sleep` and `wake`, in the order in which SIGUSR1 and SIGUSR2 came.
+    """
+
+    def __init__(self) -> None:
+        self.end = self.hung_up = self.again = False
+        self.wanted: list[str] = []
+        self._woken = self._waker = -1
+        self._raising = self._had_terminal = False
+
+    def listen(self, *, hup_means_again: bool = False, sleeps: bool = False) -> None:
+        """From now on a signal is noted, and the first one no longer raises.
+
+        Args:
+            hup_means_again: SIGHUP asks for what is missing, unless it comes because the terminal was closed.
+            sleeps: SIGUSR1 and SIGUSR2 are listened to.
+        """
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        self._had_terminal = _has_terminal()
+        signal.signal(signal.SIGTERM, self._note_end)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._note_end)
+        if hup_means_again:
+            signal.signal(signal.SIGHUP, self._note_again)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note_end)
+        if sleeps:
+            signal.signal(signal.SIGUSR1, lambda *_: self.wanted.append("sleep"))
+            signal.signal(signal.SIGUSR2, lambda *_: self.wanted.append("wake"))
+
+    def look(self) -> None:
+        """End the wait of the other thread, as a signal does: something has changed."""
+        if self._waker >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._waker, b"\0")
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until a signal came since the last call, or something has changed, or the time is over."""
+        if timeout_s is None or select.select([self._woken], [], [], timeout_s)[0]:
+            os.read(self._woken, _MANY)
+
+    @contextlib.contextmanager
+    def ended_at_once(self) -> Iterator[None]:
+        """While nothing serves: the first signal to end raises, too; the block is left by it."""
+        self._raising = True
+        try:
+            if not self.end:
+                yield
+        except KeyboardInterrupt:
+            if not self._raising:
+                raise
+        finally:
+            self._raising = False
+
+    def _note_end(self, number: int, _frame: FrameType | None) -> None:
+        if self.end:
+            self._raising = False
+            _interrupt(number, None)  # asked twice: what is going on is not waited for
+        self.end = True
+        self.hung_up = number == signal.SIGHUP
+        if self._raising:
+            raise KeyboardInterrupt
+
+    def _note_again(self, number: int, frame: FrameType | None) -> None:
+        if self._had_terminal and not _has_terminal():
+            self._note_end(number, frame)
+        else:
+            self.again = True
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

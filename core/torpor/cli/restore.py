@@ -5,11 +5,9 @@ Its time counts: what is imported here is imported before CRIU begins.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from torpor import descriptors
 from torpor.bounds import checked_count
-from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.ending import drained, finished_or_ended
+from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
 from torpor.snapshots.serving import MAX_REPLICAS, Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
     from typing import TypedDict
 
     from torpor.records import StageRecord
@@ -46,47 +44,6 @@ __all__ = ["Served", "run_restore"]
 
 _TURN_S = 0.0005
 _MAX_PORT = 65535
-_SIGNALS = 4096  # one byte each
-
-
-class _Told:
-    """What the signals asked for.
-
-    It is waited for by a pipe that the signals themselves write to: one that comes in the moment before a wait for an event
-    would be noted and not looked at until the next (seen: a command that had just said that it serves did not end).
-    """
-
-    def __init__(self) -> None:
-        self._woken = self._waker = -1
-        self.end = False
-        self.again = False
-
-    def listen(self) -> None:
-        """From now on a signal is noted, and no longer raises."""
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._waker, False)
-        signal.set_wakeup_fd(self._waker)
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
-        signal.signal(signal.SIGHUP, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            self.again = True
-        elif self.end:
-            raise KeyboardInterrupt  # asked twice: what is going on is not waited for
-        else:
-            self.end = True
-
-    def look(self) -> None:
-        """End the wait of the other thread, as a signal does: something has changed."""
-        if self._waker >= 0:
-            with contextlib.suppress(OSError):
-                os.write(self._waker, b"\0")
-
-    def wait(self) -> None:
-        """Until a signal came since the last call, or something has changed."""
-        os.read(self._woken, _SIGNALS)
 
 
 class Served:
@@ -100,7 +57,7 @@ class Served:
         self._as_json = as_json
         self._began = time.monotonic()
         self._stages: dict[str, list[dict[str, object]]] = {}
-        self._told = _Told()
+        self._told = Signals()
 
     def note(self, name: str, record: StageRecord) -> None:
         """A stage of a wake ended."""
@@ -128,16 +85,14 @@ class Served:
         Raises:
             EngineError: the last replica was given up.
         """
-        if then is None:
-            self._told.listen()
+        self._told.listen(hup_means_again=then is None)
         if self._as_json:
             print(json.dumps(_described(copies, self._stages, self._began)), flush=True)
         else:
             _print_serving(copies, self._stages, time.monotonic() - self._began)
         if then is None:
             _serve(copies, wanted, self._told)
-        else:
-            then()
+        finished_or_ended(then, self._told, lambda: drained(copies, self._told))
 
 
 def run_restore(
@@ -150,7 +105,9 @@ def run_restore(
     even_if_bad: bool = False,
     first: FirstProcess | None = None,
 ) -> None:
-    """Restore, say so, serve until SIGINT or SIGTERM, end everything. A replica that ends by itself is started again.
+    """Restore, say so, serve until SIGINT or SIGTERM, finish requests in flight, end everything.
+
+    A replica that ends by itself is started again.
 
     Args:
         folder: the snapshot.
@@ -198,7 +155,7 @@ def _start(copies: Replicas, count: int) -> None:
         gc.enable()
 
 
-def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
+def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
     while not told.end:
         told.wait()
         if told.again and not told.end:
@@ -207,7 +164,8 @@ def _serve(copies: Replicas, wanted: int, told: _Told) -> None:
             missing = wanted - len(copies.serving) - copies.restarting
             try:
                 if missing > 0:
-                    copies.start(missing)
+                    with told.ended_at_once():
+                        copies.start(missing)
                 _say(f"{len(copies.serving)} of {wanted} copies serve")
             except TorporError as error:
                 _say(f"no copy was restored: {error}")

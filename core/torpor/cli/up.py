@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict
@@ -16,9 +15,10 @@ from rich.table import Table
 
 from torpor import descriptors
 from torpor.apps import load_deployment
-from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.ending import drained, finished_or_ended
+from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.restore import Served
-from torpor.errors import ConfigurationError, DrainTimeoutError, TorporError
+from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
 from torpor.platforms.local import LocalServer, cache_root, missing_packages
 from torpor.platforms.local_start import start_here
@@ -73,6 +73,7 @@ def run_up(
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     ends_on_sigterm()
     descriptors.raise_limit()
+    signals = Signals()
     started: LocalServer | Replicas | None = None
     answer: dict[str, object] | None = None
 
@@ -105,16 +106,23 @@ def run_up(
                 if as_json and question:
                     print(json.dumps({"answer": answer}))
                 return
-            if question:
-                ask()
-            else:
+            server = started
+            signals.listen(sleeps=True)
+            if not question:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
                 )
-                _serve_until_signal(started, console)
+                _serve_until_signal(server, console, signals)
+            finished_or_ended(ask if question else None, signals, lambda: drained(server, signals))
+        except KeyboardInterrupt:
+            if signals.end and isinstance(started, LocalServer):
+                started.boot.running_engine.terminate(0.0)  # asked twice: nothing is waited for
+            raise
         finally:
             if started is not None:
                 started.stop()
+    if signals.hung_up:
+        return
     if as_json:
         payload = {
             "stages": [asdict(record) for record in report.records],
@@ -156,38 +164,45 @@ def _ask(deployment: Deployment, console: Console, question: str, *, stream: boo
     return asdict(result)
 
 
-def _serve_until_signal(server: LocalServer, console: Console) -> None:
+def _serve_until_signal(server: LocalServer, console: Console, signals: Signals) -> None:
     """Serve; SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it; an engine that ends by itself is started again."""
-    wanted: list[str] = []
-    signal.signal(signal.SIGUSR1, lambda *_: wanted.append("sleep"))
-    signal.signal(signal.SIGUSR2, lambda *_: wanted.append("wake"))
     asleep = ended_asleep = False
-    while True:
+    while not signals.end:
         if (asleep and not server.backend.process_stays) or ended_asleep:
-            time.sleep(0.1)
+            signals.wait(0.1)
         elif server.boot.running_engine.wait(0.1) is not None:
             if asleep:
                 ended_asleep = True
                 console.print("the engine ended while it was asleep; it is started cold when it is to wake")
             else:
-                server.start_again()
-        if not wanted:
+                with signals.ended_at_once():
+                    server.start_again()
+        if not signals.wanted or signals.end:
             continue
-        action = wanted.pop(0)
+        action = signals.wanted.pop(0)
         if (action == "sleep") == asleep:
             console.print(f"already {'asleep' if asleep else 'awake'}")
-            continue
-        try:
-            server.sleep() if action == "sleep" else server.wake()
-        except DrainTimeoutError as error:
-            console.print(str(error))
-            continue
-        except TorporError as error:
-            if action == "wake" or server.boot.running_engine.poll() is None:
-                raise
-            console.print(f"the engine did not go to sleep, and ended: {error}", markup=False)
-            continue  # it is started again
-        asleep, ended_asleep = action == "sleep", False
+        elif action == "sleep":
+            asleep = _put_to_sleep(server, console, signals)
+        else:
+            with signals.ended_at_once():
+                server.wake()
+            asleep = ended_asleep = False
+
+
+def _put_to_sleep(server: LocalServer, console: Console, signals: Signals) -> bool:
+    """Whether it sleeps; where it cannot be done the engine serves on, wakes again, or was ended and is started again."""
+    try:
+        server.sleep()
+    except TorporError as error:
+        console.print(f"not asleep: {error}", markup=False, soft_wrap=True)
+        if not signals.end and server.boot.running_engine.poll() is None and server.boot.asleep:
+            with signals.ended_at_once():
+                server.wake()
+                console.print("woken again; it serves on")
+        return False
+    console.print("asleep")
+    return True
 
 
 class Progress:

@@ -156,6 +156,20 @@ class LocalServer:
             self._woken_or_cold()
         self._back_off.serves()
 
+    def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
+        """Before `stop`: refuse new requests, and let those in flight end until `drain_timeout_s` is over.
+
+        Args:
+            on_wait: told how many are in flight, where there are any.
+
+        Returns:
+            How many were cut off.
+        """
+        from torpor.draining import drain  # noqa: PLC0415 - once
+
+        limit_s = self.deployment.drain_timeout_s
+        return drain([self.boot], limit_s=limit_s, on_wait=on_wait, port=self.backend.drain)
+
     def start_again(self) -> None:
         """Start again after the engine ended by itself: from the snapshot where the backend keeps one, else cold.
 

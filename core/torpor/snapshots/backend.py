@@ -67,6 +67,13 @@ class SnapshotBackend(Protocol):
         Harmless to repeat.
         """
 
+    def drain(self, limit_s: float) -> int:
+        """Let clients of a public port of its own take their answers, for so many seconds; how many have not.
+
+        Args:
+            limit_s: seconds.
+        """
+
     def close(self) -> None:
         """End what the backend itself started; the engine has been ended before. Harmless to repeat."""
 
@@ -106,6 +113,10 @@ class NoSnapshot:
     def clear(self) -> None:
         """There is nothing to let go of."""
 
+    def drain(self, limit_s: float) -> int:  # noqa: ARG002 - the protocol's
+        """The engine's own server listens on the public port."""
+        return 0
+
     def close(self) -> None:
         """There is nothing to end."""
 
@@ -134,6 +145,10 @@ class Standby:
 
     def clear(self) -> None:
         """There is nothing to let go of."""
+
+    def drain(self, limit_s: float) -> int:  # noqa: ARG002 - the protocol's
+        """The engine's own server listens on the public port."""
+        return 0
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -270,6 +285,10 @@ class CriuBackend:
     def clear(self) -> None:
         """End the sandbox; the port stays, and answers 503 with Retry-After meanwhile."""
         self._end_sandbox()
+
+    def drain(self, limit_s: float) -> int:
+        """Let clients of the public port take their answers."""
+        return self._front.drain(limit_s) if self._front is not None else 0
 
     def close(self) -> None:
         """End the sandbox and let go of the port."""

@@ -339,6 +339,21 @@ class Replicas:
         """Let replicas that wait for their restart have it at once."""
         self._replacement.hurry()
 
+    def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
+        """Before `stop`: refuse new requests, and let those in flight end until `drain_timeout_s` is over.
+
+        Args:
+            on_wait: told how many are in flight, where there are any.
+
+        Returns:
+            How many were cut off.
+        """
+        from torpor.draining import drain  # noqa: PLC0415 - at the end
+
+        boots = [one.boot for one in self.serving]
+        limit_s = boots[0].deployment.drain_timeout_s if boots else 0.0
+        return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._front.drain if self._front else None)
+
     def stop(self) -> None:
         """End every replica and let go of the port. Harmless to repeat."""
         self._replacement.stop()
