@@ -56,6 +56,7 @@ class Thief:
 
     def __init__(self, port: int, answer: bytes | None) -> None:
         self.heard = b""
+        self._lock = threading.Lock()
         self._answer = answer
         self._kept: list[socket.socket] = []
         self._listener = socket.socket()
@@ -73,12 +74,16 @@ class Thief:
     def _serve(self, connection: socket.socket) -> None:
         self._kept.append(connection)
         with contextlib.suppress(OSError):
-            self.heard += connection.recv(65536)
+            self._hear(connection.recv(65536))
             if self._answer is not None:
                 connection.sendall(self._answer)
                 connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(65536):
-                self.heard += chunk
+                self._hear(chunk)
+
+    def _hear(self, data: bytes) -> None:
+        with self._lock:
+            self.heard += data
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -203,6 +208,20 @@ def test_a_client_without_the_key_asks_for_no_proof(
         client.headers.pop("torpor-key")
         assert client.get("/health").status_code == 200
     assert thief.heard.startswith(b"GET /health ")
+
+
+@pytest.mark.fault("a hook calls another server with the lifecycle's client", area="lifecycle key", outcome="refused")
+@pytest.mark.parametrize(
+    "url", ["https://models.example/list", "http://10.0.0.1/", "https://127.0.0.1/", "http://[::2]/"]
+)
+def test_the_lifecycles_client_goes_nowhere_else(engine: Engine, free_port: int, url: str) -> None:
+    """An absolute address would take the key along."""
+    client = open_client(engine, port=free_port, timeout_s=2)
+    with (
+        client,
+        pytest.raises(httpx.UnsupportedProtocol, match=r"reaches the engine on 127\.0\.0\.1 alone.*of your own"),
+    ):
+        client.get(url)
 
 
 @pytest.mark.fault("the engine ends and another program takes its port", area="lifecycle key", outcome="refused")

@@ -30,12 +30,13 @@ KEY_HEADER = "torpor-key"
 PROOF_TIMEOUT_S = 10.0
 """Seconds for the engine's proof; a guard answers in a millisecond, unless the engine holds its event loop."""
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NO_LIMIT_S = 3600.0
 _READ_BYTES = 65536
 
 
 class EngineTransport(httpx.BaseTransport):
-    """Sends requests over `Engine.open_socket`, whatever host the address names; a connection for each.
+    """Sends requests over `Engine.open_socket`, a connection for each; to this machine's loopback alone.
 
     Nothing here opens a connection but `Engine.open_socket`: http.client would open another one where a server closed its own.
 
@@ -48,6 +49,11 @@ class EngineTransport(httpx.BaseTransport):
 
     @override
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme != "http" or request.url.host not in _LOOPBACK:
+            raise httpx.UnsupportedProtocol(
+                f"The lifecycle's client reaches the engine on 127.0.0.1 alone, by HTTP, and not {request.url}: it carries the "
+                "lifecycle key. Use a client of your own for anything else."
+            )
         limits_s = {"connect": None, "read": None, "write": None, **request.extensions.get("timeout", {})}
         stream = request.stream
         assert isinstance(stream, httpx.SyncByteStream)
