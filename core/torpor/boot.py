@@ -112,7 +112,7 @@ class Boot:
             if self.starter is None:
                 check_port_free(deployment.port)
             for check in self.recipe.preflight:
-                _run_preflight(check, self.recipe)
+                run_preflight(check, self.recipe)
         with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self.starter):
             self.engine = self.lifecycle.launch(self.recipe)
         with (
@@ -408,7 +408,12 @@ class _Deadline:
             self.passed = self.passed or time.perf_counter() - self._began >= self.timeout_s
 
 
-def _run_preflight(check: Preflight, recipe: Recipe) -> None:
+def run_preflight(check: Preflight, recipe: Recipe) -> None:
+    """Run a plugin's check before a start.
+
+    Raises:
+        PreflightError: it failed, took too long or cannot be run; the message ends with the plugin's cure.
+    """
     argv = script_argv(sys.executable, check.script, check.argv)
     try:
         result = run_child(argv, env={**os.environ, **recipe.env}, timeout_s=check.timeout_s)

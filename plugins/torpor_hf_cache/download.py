@@ -42,7 +42,11 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["FetchError", "fetch", "main", "verify"]
+__all__ = ["RECHECK_VARIABLE", "FetchError", "fetch", "main", "verify"]
+
+RECHECK_VARIABLE = "TORPOR_RECHECK"
+"""Set to 1, every check of the weights hashes all of them (`torpor doctor APP --recheck`)."""
+
 
 _NO_REVISION, _NO_REPOSITORY, _UNKNOWN, _NOT_WRITABLE, _NO_SPACE, _UNREACHABLE, _DAMAGED, _DENIED = (
     65, 66, 70, 73, 74, 75, 76, 77,
@@ -122,8 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     try:
         if options.action == "verify":
-            files = verify(options.repo_id, options.revision, cache=options.cache)
-            print(f"{options.repo_id} at {options.revision}: {files} files are here in full size.")
+            recheck = options.recheck or os.environ.get(RECHECK_VARIABLE) == "1"
+            files = verify(options.repo_id, options.revision, cache=options.cache, recheck=recheck)
+            state = "are as the hub has them" if recheck else "are here in full size"
+            print(f"{options.repo_id} at {options.revision}: {files} files {state}.")
         else:
             with _environment():
                 fetch(
@@ -160,10 +166,11 @@ def _parse(argv: Sequence[str] | None) -> _Options:
         action.add_argument("repo_id", metavar="OWNER/NAME")
         action.add_argument("revision", metavar="COMMIT", help="40 hex digits")
         action.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the hub cache, as HF_HUB_CACHE")
+        mended = ", mend what differs" if name == "fetch" else ", whatever their times say"
+        action.add_argument("--recheck", action="store_true", help=f"hash all files again{mended}")
         if name == "fetch":
             action.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="only these files")
             action.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="not these files")
-            action.add_argument("--recheck", action="store_true", help="hash all files again, mend what differs")
     options = parser.parse_args(argv, namespace=_Options())
     if not re.fullmatch(r"[0-9a-f]{40}", options.revision):
         parser.error(f"the revision is {options.revision!r}; it has to be a commit, 40 lower-case hex digits.")
@@ -173,14 +180,23 @@ def _parse(argv: Sequence[str] | None) -> _Options:
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
-def verify(repo_id: str, revision: str, *, cache: Path) -> int:
-    """Check, without a network, that a fetched commit is complete: every file there, in full size.
+def verify(repo_id: str, revision: str, *, cache: Path, recheck: bool = False) -> int:
+    """Check, without a network, that a fetched commit is complete: every file there, in full size, and not written since.
+
+    The completion marker notes each file's place, time and blocks on the disk. A file that differs in them is hashed: damage
+    that keeps the size is found, and a copy of the volume, with other times, passes.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: the commit, 40 hex digits.
+        cache: the hub cache.
+        recheck: hash every file, whatever its time says.
 
     Returns:
         The number of files.
 
     Raises:
-        FetchError: nothing was fetched, the fetch did not end, or a file is missing or cut short (named, with sizes).
+        FetchError: nothing was fetched, the fetch did not end, or a file is missing, cut short or damaged (named).
     """
     place = _Place(cache, repo_id, revision)
     manifest = _read_complete(place)
@@ -188,9 +204,49 @@ def verify(repo_id: str, revision: str, *, cache: Path) -> int:
         if not place.folder.is_dir():
             raise FetchError(_NO_REPOSITORY, f"{cache} holds nothing of {repo_id}: it was never fetched, or emptied.")
         raise FetchError(_NO_REPOSITORY, f"{cache} holds no complete {place}: the fetch never ended.")
-    if damage := _wrong_size(place, manifest):
+    damage = _wrong_size(place, manifest) or _wrong_since(place, manifest, recheck=recheck)
+    if damage:
         raise FetchError(_DAMAGED, f"{place} is damaged: {damage[0][1]}{_and_more(len(damage) - 1)}.")
     return len(manifest.files)
+
+
+def _wrong_since(place: _Place, manifest: _Manifest, *, recheck: bool = False) -> list[tuple[str, str]]:
+    """Files that were written since the fetch and have another content now: pairs of name and what is wrong."""
+    noted = _noted(place)
+    suspects = [
+        name
+        for name in manifest.files
+        if recheck or (name in noted and _is_other(noted[name], _facts(place.snapshot / name)))
+    ]
+    wrong = _wrong_contents(place, manifest, suspects)
+    if suspects and not wrong:
+        with contextlib.suppress(OSError, ValueError):  # on a volume that may not be written to, they are hashed again
+            _write(place.complete, {**json.loads(place.complete.read_text()), "seen": _all_facts(place, manifest)})
+    return wrong
+
+
+def _noted(place: _Place) -> dict[str, list[int]]:
+    """What the completion marker notes of each file; nothing for one of an older version."""
+    try:
+        seen = json.loads(place.complete.read_text()).get("seen", {})
+        return {name: [int(number) for number in facts] for name, facts in seen.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _facts(path: Path) -> list[int]:
+    """Where a file lies and when it was written: device, inode, time of change (nanoseconds), blocks. Links are followed."""
+    found = path.stat()
+    return [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_blocks]
+
+
+def _all_facts(place: _Place, manifest: _Manifest) -> dict[str, list[int]]:
+    return {name: _facts(place.snapshot / name) for name in manifest.files}
+
+
+def _is_other(noted: list[int], now: list[int]) -> bool:
+    """Whether a file may have another content; the inode counts on the same device alone: a volume is mounted anew."""
+    return noted[2:] != now[2:] or (noted[:1] == now[:1] and noted[1:2] != now[1:2])
 
 
 def _and_more(count: int) -> str:
@@ -261,15 +317,17 @@ def fetch(
     """
     place = _Place(cache, repo_id, revision)
     done = _read_complete(place)
-    if done and not recheck and (done.allow, done.ignore) == (allow, ignore) and not _wrong_size(place, done):
+    same = done is not None and not recheck and (done.allow, done.ignore) == (allow, ignore)
+    if done and same and not _wrong_size(place, done) and not _wrong_since(place, done):
         print(f"{place}: {len(done.files)} files, {_amount(done.total)}, complete already; nothing to do.")
         return place.snapshot
     began = time.monotonic()
     with _diagnosed(place):
+        suspicious = bool(done and not _wrong_size(place, done) and _wrong_since(place, done))
         place.complete.unlink(missing_ok=True)
         manifest = _list(place, allow, ignore)
         _write(place.manifest, {"format": 1, "repo_id": repo_id, "revision": revision, **asdict(manifest)})
-        for name, _ in _damage(place, manifest) if recheck else _wrong_size(place, manifest):
+        for name, _ in _damage(place, manifest) if recheck or suspicious else _wrong_size(place, manifest):
             _forget(place, name)
         _download(place, manifest)
         _check(place, manifest)
@@ -412,10 +470,16 @@ def _damage(place: _Place, manifest: _Manifest) -> list[tuple[str, str]]:
     """What is missing, of the wrong size, or of the wrong content: pairs of name and what is wrong."""
     wrong = _wrong_size(place, manifest)
     sound = [name for name in manifest.files if name not in {name for name, _ in wrong}]
+    return wrong + _wrong_contents(place, manifest, sound)
+
+
+def _wrong_contents(place: _Place, manifest: _Manifest, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Which of the files have another content than the hub says: pairs of name and what is wrong."""
+    if not names:
+        return []
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        seen = pool.map(lambda name: _wrong_content(place.snapshot / name, manifest.files[name]), sound)
-        wrong += [(name, f"{name} {what}") for name, what in zip(sound, seen, strict=True) if what]
-    return wrong
+        seen = pool.map(lambda name: _wrong_content(place.snapshot / name, manifest.files[name]), names)
+        return [(name, f"{name} {what}") for name, what in zip(names, seen, strict=True) if what]
 
 
 def _wrong_content(path: Path, file: _File) -> str | None:
@@ -444,7 +508,7 @@ def _finish(place: _Place, manifest: _Manifest) -> None:
     digest = hashlib.sha256(place.manifest.read_bytes()).hexdigest()
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = {"manifest_sha256": digest, "files": len(manifest.files), "bytes": manifest.total, "created": created}
-    _write(place.complete, {"format": 1, **facts})
+    _write(place.complete, {"format": 1, **facts, "seen": _all_facts(place, manifest)})
 
 
 def _write(path: Path, document: Mapping[str, object]) -> None:

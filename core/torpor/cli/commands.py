@@ -121,6 +121,10 @@ def doctor(
         str,
         typer.Argument(metavar="[APP]", help="App file with a deployment; without one, what the machine is good for."),
     ] = "",
+    *,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Read all that the app's plugins fetched here, and compare it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is known to fail with an app, and what this machine lacks for snapshots, with what to do about it.
@@ -129,7 +133,7 @@ def doctor(
     """
     from torpor.cli.doctor import run_doctor  # noqa: PLC0415
 
-    run_doctor(app_file, as_json=as_json)
+    run_doctor(app_file, as_json=as_json, recheck=recheck)
 
 
 @app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from torpor.apps import load_deployment
 from torpor.cautions import cautions
 from torpor.doctor import diagnose
-from torpor.errors import TorporError
+from torpor.errors import ConfigurationError, TorporError
 from torpor.findings import Finding
 from torpor.lifecycle import Lifecycle
 
@@ -23,18 +24,29 @@ if TYPE_CHECKING:
 
 __all__ = ["run_doctor"]
 
+_RECHECK_TIMEOUT_S = 7200.0
 _EXIT_CODES = {"ok": 0, "warning": 1, "error": 2}
 
 
-def run_doctor(app_file: str, *, as_json: bool) -> None:
+def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False) -> None:
     """Look, say what was seen, and exit with 0 (nothing lacks), 1 (warnings) or 2 (errors).
 
     Args:
         app_file: what is to be deployed; empty for the machine alone.
         as_json: print JSON.
+        recheck: also read everything that the plugins fetched to this machine, and compare it.
+
+    Raises:
+        ConfigurationError: a recheck without an app.
     """
+    if recheck and not app_file:
+        raise ConfigurationError(
+            "--recheck reads what an app's plugins fetched; name the app: torpor doctor APP --recheck"
+        )
     deployment = load_deployment(app_file) if app_file else None
     findings = (*(_of_app(deployment) if deployment else ()), *diagnose(deployment))
+    if recheck and deployment:
+        findings += tuple(_rechecked(deployment))
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
         typer.echo(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -42,6 +54,31 @@ def run_doctor(app_file: str, *, as_json: bool) -> None:
         for finding in findings:
             typer.echo(_lines(finding))
     sys.exit(code)
+
+
+def _rechecked(deployment: Deployment) -> Iterator[Finding]:
+    """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
+    from torpor.boot import run_preflight  # noqa: PLC0415
+    from torpor.errors import PreflightError  # noqa: PLC0415
+    from torpor.platforms.local import relocate  # noqa: PLC0415
+    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+
+    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    if not recipe.preflight:
+        yield Finding(
+            level="ok", what="recheck", seen=f"no plugin of {deployment.name!r} checks anything before a start"
+        )
+    for check in recipe.preflight:
+        os.environ["TORPOR_RECHECK"] = "1"
+        try:
+            run_preflight(replace(check, timeout_s=_RECHECK_TIMEOUT_S), recipe)
+            yield Finding(level="ok", what=check.name, seen="all of it was read and is as it should be")
+        except PreflightError as error:
+            yield Finding(
+                level="error", what=check.name, seen=str(error).removesuffix(check.cure).strip(), cure=check.cure
+            )
+        finally:
+            del os.environ["TORPOR_RECHECK"]
 
 
 def _of_app(deployment: Deployment) -> Iterator[Finding]:

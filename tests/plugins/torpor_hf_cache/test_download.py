@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -312,12 +313,12 @@ def test_a_file_that_was_cut_short_on_the_volume_is_mended_by_the_next_fetch(cli
 
 
 def test_a_recheck_finds_and_mends_what_sizes_do_not_show(client: Client, hub: HubServer) -> None:
-    """A flipped bit, an hour or a year later."""
+    """A flipped bit, an hour or a year later, by a disk that tells no time."""
     assert client.fetch().returncode == 0
     blob = (client.snapshot / SECOND).resolve()
-    blob.write_bytes(b"!" + blob.read_bytes()[1:])
+    flip(blob, keep_time=True)
     assert client.fetch().returncode == 0
-    assert contents(client.snapshot)[SECOND][:1] == b"!"
+    assert contents(client.snapshot) != {**TEXTS, **WEIGHTS}
     hub.seen.clear()
     assert client.fetch("--recheck").returncode == 0
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
@@ -387,6 +388,68 @@ def test_verify_believes_only_a_marker_and_its_own_manifest(one_client: Client, 
         path.write_text(path.read_text().replace("2", "3"))
     assert one_client.verify().returncode == 66
     assert one_client.fetch().returncode == 0
+    assert one_client.verify().returncode == 0
+
+
+def flip(path: Path, *, keep_time: bool = False) -> None:
+    """Change a byte in the middle of a file, in place."""
+    facts = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(facts.st_size // 2)
+        stream.write(b"!")
+    if keep_time:
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.fault("a byte of the fetched weights changes", area="fetched weights", outcome="refused")
+def test_verify_finds_damage_that_keeps_the_size(one_client: Client) -> None:
+    """The marker notes when each file was written; what was written since is hashed. The next fetch brings it again."""
+    assert one_client.fetch().returncode == 0
+    flip((one_client.snapshot / FIRST).resolve())
+    ran = one_client.verify()
+    assert ran.returncode == 76
+    assert f"is damaged: {FIRST} has the SHA-256" in ran.stderr
+    assert one_client.fetch().returncode == 0
+    assert one_client.verify().returncode == 0
+    assert (one_client.snapshot / FIRST).read_bytes() == WEIGHTS[FIRST]
+
+
+@pytest.mark.fault("a file of the fetched weights is replaced", area="fetched weights", outcome="refused")
+def test_verify_finds_a_file_that_was_replaced_with_its_time(one_client: Client) -> None:
+    """It lies elsewhere on the disk then."""
+    assert one_client.fetch().returncode == 0
+    path = (one_client.snapshot / FIRST).resolve()
+    beside = path.with_name("beside")
+    shutil.copy2(path, beside)
+    flip(beside, keep_time=True)
+    beside.replace(path)
+    assert one_client.verify().returncode == 76
+
+
+@pytest.mark.fault("a bit of the fetched weights changes on the disk", area="fetched weights", outcome="refused")
+def test_a_recheck_finds_what_no_time_shows(one_client: Client) -> None:
+    """As a bad disk does it; by flag, and by the variable that `torpor doctor APP --recheck` sets."""
+    assert one_client.fetch().returncode == 0
+    flip((one_client.snapshot / FIRST).resolve(), keep_time=True)
+    assert one_client.verify().returncode == 0
+    assert one_client.run("verify", "--recheck").returncode == 76
+    one_client.variables["TORPOR_RECHECK"] = "1"
+    assert one_client.verify().returncode == 76
+
+
+@pytest.mark.fault("a volume is copied, with other times", area="fetched weights", outcome="held")
+def test_a_copied_volume_is_hashed_once_and_passes(one_client: Client) -> None:
+    """Content counts; the marker notes the new times, so that the next check is quick again."""
+    assert one_client.fetch().returncode == 0
+    for path in one_client.snapshot.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+    marker = one_client.folder / "torpor" / f"{COMMIT}.complete.json"
+    before = json.loads(marker.read_text())["seen"]
+    assert one_client.verify().returncode == 0
+    after = json.loads(marker.read_text())["seen"]
+    assert set(after) == set(before)
+    assert {facts[2] for facts in after.values()} == {1_000_000_000}
     assert one_client.verify().returncode == 0
 
 
