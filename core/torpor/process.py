@@ -61,13 +61,13 @@ class EngineProcess(Engine):
         self._ended = threading.Event()
         full_env = {**os.environ, **env, BOOT_ID_VARIABLE: self.boot_id}
         full_env |= past_proxies(full_env)  # an engine asks itself whether it is ready
-        sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
-        boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
-        if boot_fd is not None:
-            full_env["TORPOR_BOOT_FD"] = str(boot_fd)
         self._lifeline = Lifeline(BOOT_ID_VARIABLE, self.boot_id)
         with contextlib.ExitStack() as unstarted:
             unstarted.callback(self._lifeline.release)
+            sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
+            boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
+            if boot_fd is not None:
+                full_env["TORPOR_BOOT_FD"] = str(boot_fd)
             self._process = _start(argv, full_env, cwd, boot_fd)
             unstarted.pop_all()
         self._lifeline.tell(self._process.pid)

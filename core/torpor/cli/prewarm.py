@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from torpor import descriptors
 from torpor.bounds import checked_count, checked_seconds
 from torpor.cli.probe import checked_timeout, say
 from torpor.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
@@ -52,6 +53,7 @@ def run_prewarm(
         checked_seconds("--pause", pause, zero=True)
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
     checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+    descriptors.raise_limit()
     found = _find(target)
     ended = prewarm(
         found.url,
