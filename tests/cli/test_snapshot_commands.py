@@ -414,6 +414,46 @@ def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_
     assert engines_on(port) == []
 
 
+@pytest.mark.fault("every command is given a link to a snapshot", area="snapshot folders", outcome="held")
+def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: Path) -> None:
+    """The snapshot it leads to is shown, restored, replaced and removed; the link stays."""
+    link, port = tmp_path / "current", free_port()
+    link.symlink_to(own.folder.name)
+    assert json.loads(cli.run("snapshot", "inspect", link, "--json").stdout)["misfits"] == []
+    with cli.running("snapshot", "restore", link, "--port", str(port)) as command:
+        command.says("Ctrl-C ends it")
+        assert chat(port)
+        command.end()
+    assert f"restored: the snapshot {link} fits" in up(cli, own.app, link).stderr
+    cli.run("snapshot", "create", own.app, link)
+    assert link.is_symlink()
+    assert json.loads((own.folder / MANIFEST).read_text())["created_at"] > own.manifest["created_at"]
+    assert f"removed {own.folder}" in cli.run("snapshot", "rm", link).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "current"]
+    assert "there is no snapshot" in up(cli, own.app, link).stderr
+    assert (own.folder / MANIFEST).is_file()
+
+
+@pytest.mark.fault(
+    "a folder with a manifest of something else is given as a snapshot", area="snapshot folders", outcome="refused"
+)
+def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli, own: Made, tmp_path: Path) -> None:
+    """By each command that would delete it; nothing of it is touched."""
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / MANIFEST).write_text('{"manifest_version": 3, "name": "mine"}')
+    (folder / "main.js").write_text("years of work")
+    for words in (
+        ("snapshot", "rm", folder),
+        ("snapshot", "create", own.app, folder),
+        ("up", own.app, "--snapshot", folder),
+    ):
+        said = cli.run(*words, code=1).stderr
+        assert "its manifest.json is not of a snapshot, but says manifest_version, name" in said
+        assert "launch" not in said
+    assert (folder / "main.js").read_text() == "years of work"
+
+
 def test_up_starts_cold_when_a_copy_does_not_wake(cli: Cli, own: Made) -> None:
     """Whatever goes wrong in a restore: the user wanted a server. It is said, and the snapshot is made anew."""
     content = {**own.manifest, "canary_text": "something else"}

@@ -16,7 +16,8 @@ import pytest
 
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
-from torpor.snapshots.manifest import MANIFEST, OUTSIDE, PRIVATE, damaged_files
+from torpor.snapshots.failures import bad_reason
+from torpor.snapshots.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE, damaged_files
 from torpor.snapshots.store import changed_files, inspect, read_identity
 
 if TYPE_CHECKING:
@@ -365,3 +366,13 @@ def test_the_command_line_ends_with_a_code_and_one_paragraph_for_every_mutation(
     assert len(codes) == len(sample)
     assert set(codes) == {"0", "1"}
     assert "\x1b" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.fault("the list of failed wakes is damaged", area="snapshot files", outcome="held")
+@pytest.mark.parametrize(
+    "data", [*RAW, b'{"in_a_row": 9, "last_at": 1e300, "last": "x"}', b'{"in_a_row": -1, "last_at": 0, "last": 7}']
+)
+def test_a_damaged_list_of_failures_counts_for_nothing(kept: Path, data: bytes) -> None:
+    """The snapshot is tried."""
+    (kept / FAILURES).write_bytes(data)
+    assert bad_reason(kept) is None

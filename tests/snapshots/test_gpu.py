@@ -216,7 +216,10 @@ def test_a_machine_whose_memory_grows_can_be_said_to_have_more(tmp_path: Path, m
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "cgroup").write_text("")
     (tmp_path / "meminfo").write_text("MemTotal: 3000000 kB\nMemAvailable:   1000000 kB\n")
-    for said, available in (("10", 10**10 - 2_000_000 * 1024), ("1", 1_000_000 * 1024), ("much", 1_000_000 * 1024)):
+    for said, available in (
+        ("10", 10**10 - 2_000_000 * 1024),
+        *((other, 1_000_000 * 1024) for other in ("1", "much", "", "-5", "nan", "inf", "1e400")),
+    ):
         monkeypatch.setenv(MEMORY_VARIABLE, said)
         assert available_bytes(tmp_path, tmp_path) == available
 
@@ -234,5 +237,9 @@ def test_a_folder_on_a_tmpfs_lies_in_memory(tmp_path: Path) -> None:
     assert lies_in_memory(tmp_path, mounts)
     mounts.write_text(f"a {tmp_path} tmpfs rw 0 0\nb {tmp_path} ext4 rw 0 0\n")
     assert not lies_in_memory(tmp_path, mounts)
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff \xc3\xa9"))
+    named.mkdir()
+    mounts.write_bytes(b"a " + os.fsencode(named).replace(b" ", rb"\040") + b" tmpfs rw 0 0\n")
+    assert lies_in_memory(named, mounts)
     assert lies_in_memory(Path("/dev/shm"))
     assert not lies_in_memory(Path("/proc"))

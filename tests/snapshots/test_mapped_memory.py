@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -336,3 +337,33 @@ def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mm-1.img").write_bytes(content)
     with pytest.raises(SnapshotError, match=r"mm-1\.img cannot be read"):
         Image.read(tmp_path / "mm-1.img")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("an image of CRIU is damaged before it is rewritten", area="snapshot files", outcome="refused")
+def test_damaged_images_are_refused(sandbox: Sandbox, criu: Criu, tmp_path: Path) -> None:
+    """Bytes flipped or cut off in what describes the memory: the images are rewritten, or an error names them."""
+    sandbox.spawn([sys.executable, str(PROGRAM), "1"], env={"PATH": os.environ["PATH"]})
+    assert wait_for(sandbox.log_tail, 20.0), sandbox.poll()
+    dump(criu, sandbox, tmp_path / "whole", timeout_s=TIMEOUT_S, copy_memory=True)
+    described = [
+        path.name for path in (tmp_path / "whole").glob("*.img") if path.name.startswith(("files", "mm-", "pagemap-"))
+    ]
+    chosen, said = random.Random(20261130), list[str]()
+    for number in range(40):
+        images = shutil.copytree(tmp_path / "whole", tmp_path / str(number))
+        file = images / chosen.choice(described)
+        data = bytearray(file.read_bytes())
+        if number % 4 == 0:
+            del data[chosen.randrange(len(data)) :]
+        for _ in range(3):
+            if data:
+                data[chosen.randrange(len(data))] = chosen.randrange(256)
+        file.write_bytes(data)
+        try:
+            map_memory(images, tmp_path / "mount", filtered=False)
+        except (SnapshotError, OSError) as error:  # `dump` says the latter as an error of the snapshot
+            said.append(str(error))
+        shutil.rmtree(images)
+    assert len(said) > 15
+    assert all(str(tmp_path) in one for one in said)

@@ -360,6 +360,20 @@ def _forget_facts(content: dict[str, object], name: str) -> None:
     del files[name]
 
 
+@pytest.mark.fault(
+    "a snapshot is replaced between its check and its restore", area="snapshot folders", outcome="refused"
+)
+def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Kept, tmp_path: Path) -> None:
+    """Its files were checked in another folder; a copy of the whole folder, which differs in nothing, counts as well."""
+    copies = Replicas(kept.folder, port=free_port())
+    kept.folder.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", kept.folder)
+    kept.folder.chmod(0o700)
+    with pytest.raises(SnapshotError, match=r"was replaced by another while it was being restored"):
+        copies.start()
+    assert engines_on(kept.port) == []
+
+
 def test_a_copy_that_answers_differently_never_serves(kept: Kept) -> None:
     """The canary of the original is demanded of every copy; here without the cold start that could take its place."""
     change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))

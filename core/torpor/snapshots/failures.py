@@ -12,8 +12,10 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor.errors import SnapshotError
 from torpor.events import log
-from torpor.snapshots.manifest import FAILURES
+from torpor.snapshots.manifest import FAILURES, LAST_TIME_S
+from torpor.snapshots.reading import opened_folder, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,15 +46,16 @@ class Failures(NamedTuple):
 def read_failures(folder: Path) -> Failures | None:
     """What is noted of a snapshot; None where nothing is, or nothing that can be read: then it is tried."""
     try:
-        descriptor = os.open(folder / FAILURES, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
+        folder_fd = opened_folder(folder)
         try:
-            noted = json.loads(file.read(_MAX_BYTES))
-            return Failures(in_a_row=int(noted["in_a_row"]), last_at=float(noted["last_at"]), last=str(noted["last"]))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
+            noted = read_json(folder, FAILURES, folder_fd, most=_MAX_BYTES)
+        finally:
+            os.close(folder_fd)
+        return Failures(
+            in_a_row=noted.whole("in_a_row"), last_at=noted.number("last_at", LAST_TIME_S), last=noted.text("last")
+        )
+    except (OSError, SnapshotError):
+        return None
 
 
 def bad_reason(folder: Path) -> str | None:

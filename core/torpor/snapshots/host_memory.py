@@ -17,6 +17,7 @@ MEMORY_VARIABLE = "TORPOR_HOST_MEMORY_GB"
 """The memory of a machine that gets it as it goes (a virtual machine whose MemTotal grows): what it can have in all, GB."""
 
 _IN_MEMORY = ("tmpfs", "ramfs")
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -31,7 +32,7 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
         1024 * int(found.group(1)) if (found := re.search(rf"^{name}: +(\d+) kB", text, re.MULTILINE)) else 0
         for name in ("MemTotal", "MemAvailable")
     )
-    with contextlib.suppress(ValueError):  # not set, or no number
+    with contextlib.suppress(ValueError, OverflowError):  # not set, or no number
         available = max(available, int(float(os.environ.get(MEMORY_VARIABLE, "")) * 1e9) - (total - available))
     return min([available, *_groups(proc, cgroups)])
 
@@ -45,12 +46,12 @@ def lies_in_memory(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bo
     """
     device = folder.stat().st_dev
     kind = ""
-    for line in mounts.read_text().splitlines():
+    for line in mounts.read_bytes().splitlines():
         _, point, what, *_ = line.split()
         with contextlib.suppress(OSError):
-            path = Path(point.encode().decode("unicode_escape"))
+            path = Path(os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), point)))
             if folder.is_relative_to(path) and path.stat().st_dev == device:
-                kind = what
+                kind = os.fsdecode(what)
     return kind in _IN_MEMORY
 
 

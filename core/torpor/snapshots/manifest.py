@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILURES",
     "IMAGES",
+    "LAST_TIME_S",
     "LOGS",
     "MANIFEST",
     "MANIFEST_BYTES",
@@ -51,12 +52,14 @@ __all__ = [
 SCHEMA = 4
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
 FAILURES = "failures.json"  # comes later, see `torpor.snapshots.failures`
+LAST_TIME_S = 253_402_300_799
+"""The last Unix time of the year 9999; a later one cannot be shown."""
+
 MANIFEST_BYTES = 16 << 20
 """The longest manifest that is read; one of a large engine has some 100 kB."""
 
 _HEAD_BYTES = 16
 _SHA256_DIGITS = 64
-_LAST_TIME_S = 253_402_300_799  # the year 9999
 _LONGEST_CLOCK_S = 4e9  # a time namespace takes offsets up to half of KTIME_MAX
 _MOST_TOKENS = 1_000_000
 _LAST_PORT = 65_535
@@ -262,7 +265,7 @@ def _manifest(fields: Fields) -> Manifest:
     """The manifest out of its fields, in the order in which they are written."""
     manifest = Manifest(
         schema=fields.whole("schema"),
-        created_at=fields.number("created_at", _LAST_TIME_S),
+        created_at=fields.number("created_at", LAST_TIME_S),
         app_file=fields.path("app_file"),
         served_name=fields.text("served_name"),
         mode=cast("Mode", fields.choice("mode", ("root", "rootless"))),

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from torpor.errors import SnapshotError
 from torpor.snapshots.common_pages import CommonPages, Run
 from torpor.snapshots.criu_images import Image, Message
 from torpor.snapshots.pid1 import punch_hole
@@ -46,6 +47,9 @@ _PAGE = 4096
 _LEAST_PAGES = 16
 _MOST_MAPPINGS = 16_000
 """Of one process; the kernel allows 65,530 (vm.max_map_count), and the engine wants some of them."""
+
+_DAMAGED = (LookupError, TypeError, ValueError, ArithmeticError, StopIteration, RuntimeError, MemoryError, struct.error)
+"""What a damaged image leads to where it is used: numbers that are texts, fields that are missing, lengths without end."""
 
 # Field numbers: images/{mm,vma,pagemap,fdinfo,regfile}.proto
 _MM_VMAS = 14
@@ -113,6 +117,16 @@ def map_memory(images: Path, mount: Path, *, filtered: bool, anew: bool = True) 
         SnapshotError: an image is damaged.
         OSError: disk full, ...
     """
+    try:
+        return _mapped(images, mount, filtered=filtered, anew=anew)
+    except _DAMAGED as error:
+        raise SnapshotError(
+            f"CRIU's images in {images} do not fit together ({type(error).__name__}: {error}): they are damaged, or of a CRIU that "
+            "Torpor does not know. Make the snapshot again."
+        ) from error
+
+
+def _mapped(images: Path, mount: Path, *, filtered: bool, anew: bool) -> Mapped:
     files = Image.read(images / "files.img")
     names = _names(files)
     next_id = 1 + max((entry.number(_FILE_ID) for entry in files.messages), default=0)
