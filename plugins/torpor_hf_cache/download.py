@@ -13,10 +13,14 @@ is removed, so that nothing half-written is taken for whole by anyone. A fetch o
     <cache>/models--OWNER--NAME/torpor/COMMIT.manifest.json    what the commit holds
     <cache>/models--OWNER--NAME/torpor/COMMIT.complete.json    all of it was here and right
 
+The hub and the volume are not trusted with paths. A name that leads out of the snapshot, is no name of a file, or is a file and a
+folder at once ends the fetch before anything is touched; so does an answer that would have the client write elsewhere. What lies
+in the cache counts as a file only if it is a regular one within the cache; markers are bounded and checked field by field.
+
 Exit codes, after sysexits.h; 75 and 76 may pass when tried again, the others will not. 2: wrong use. 65: no such
-revision. 66: no such repository, or `verify` found nothing. 70: an error that this file does not know. 73: the cache
-cannot be written. 74: no space left. 75: the hub cannot be reached or is overloaded. 76: a file is missing, cut short
-or differs from the hub's. 77: gated, or the token was refused.
+revision, or a listing or an answer that no hub gives. 66: no such repository, or `verify` found nothing. 70: an error
+that this file does not know. 73: the cache cannot be written. 74: no space left. 75: the hub cannot be reached or is
+overloaded. 76: a file is missing, cut short or differs from the hub's. 77: gated, or the token was refused.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import hashlib
 import json
 import os
 import re
+import resource
+import stat
 import sys
 import tempfile
 import threading
@@ -40,7 +46,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import IO
+
+    from huggingface_hub.hf_api import RepoFile
 
 __all__ = ["RECHECK_VARIABLE", "FetchError", "fetch", "main", "verify"]
 
@@ -58,6 +67,15 @@ _BODY_ENDED_EARLY = ("RemoteProtocolError", "ChunkedEncodingError", "IncompleteR
 _HASH_THREADS = 8
 _READ_BYTES = 4 * 1024 * 1024
 _PROGRESS_S = 15.0
+_MANIFEST_BYTES = 64 * 1024 * 1024
+_MOST_FILES = 100_000
+_MOST_FILE_BYTES = 1 << 50
+_NAME_BYTES, _PATH_BYTES = 255, 1024
+_SPARE_BYTES = 64 * 1024 * 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+_DIGESTS = {"git": re.compile(r"[0-9a-f]{40}"), "sha256": re.compile(r"[0-9a-f]{64}")}
+_ETAG = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9_.+=-]{0,127}")
+_SHOWN_CHARACTERS = 120
 _SHOWN_AS_GB = 10_000_000
 
 
@@ -220,17 +238,19 @@ def _wrong_since(place: _Place, manifest: _Manifest, *, recheck: bool = False) -
     ]
     wrong = _wrong_contents(place, manifest, suspects)
     if suspects and not wrong:
-        with contextlib.suppress(OSError, ValueError):  # on a volume that may not be written to, they are hashed again
-            _write(place.complete, {**json.loads(place.complete.read_text()), "seen": _all_facts(place, manifest)})
+        with contextlib.suppress(
+            OSError, ValueError, RecursionError
+        ):  # on a volume that may not be written to, they are hashed again
+            _write(place.complete, {**json.loads(_read(place.complete)), "seen": _all_facts(place, manifest)})
     return wrong
 
 
 def _noted(place: _Place) -> dict[str, list[int]]:
     """What the completion marker notes of each file; nothing for one of an older version."""
     try:
-        seen = json.loads(place.complete.read_text()).get("seen", {})
+        seen = json.loads(_read(place.complete)).get("seen", {})
         return {name: [int(number) for number in facts] for name, facts in seen.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -254,33 +274,118 @@ def _and_more(count: int) -> str:
 
 
 def _read_complete(place: _Place) -> _Manifest | None:
-    """The manifest, if the completion marker vouches for exactly this one; None also for anything half-written."""
+    """The manifest, if the completion marker vouches for exactly this one; None also for anything half-written or strange."""
     try:
-        text = place.manifest.read_text()
-        marker = json.loads(place.complete.read_text())
-        if marker["manifest_sha256"] != hashlib.sha256(text.encode()).hexdigest():
+        text = _read(place.manifest)
+        marker = json.loads(_read(place.complete))
+        if marker["manifest_sha256"] != hashlib.sha256(text).hexdigest():
             return None
         document = json.loads(text)
-        return _Manifest(
-            allow=tuple(document["allow"]),
-            ignore=tuple(document["ignore"]),
-            files={name: _File(**entry) for name, entry in document["files"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {_safe(name): _file(entry) for name, entry in document["files"].items()}
+        _check_names(files)
+        return _Manifest(allow=_patterns(document["allow"]), ignore=_patterns(document["ignore"]), files=files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
+def _read(path: Path) -> bytes:
+    """A file of Torpor's own, bounded.
+
+    Raises:
+        OSError: it is not there or no regular file.
+        ValueError: it is too long.
+    """
+    with _regular(path) as reader:
+        data = reader.read(_MANIFEST_BYTES + 1)
+    if len(data) > _MANIFEST_BYTES:
+        raise ValueError("too long")
+    return data
+
+
+def _regular(path: Path) -> IO[bytes]:
+    """Open a regular file; a pipe is not waited for. Links are followed: the hub's client makes them.
+
+    Raises:
+        OSError: it is not there, or something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+        raise TypeError("no list of patterns")
+    return tuple(value)
+
+
+def _file(entry: Mapping[str, object]) -> _File:
+    """One entry of a manifest or of a listing.
+
+    Raises:
+        ValueError: a field has a value that no file has.
+    """
+    size, sha256, git = entry["size"], entry["sha256"], entry["git"]
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < _MOST_FILE_BYTES:
+        raise ValueError(f"its size is {size!r}")
+    if not isinstance(git, str) or not _DIGESTS["git"].fullmatch(git):
+        raise ValueError(f"its git hash is {git!r}")
+    if sha256 is not None and not (isinstance(sha256, str) and _DIGESTS["sha256"].fullmatch(sha256)):
+        raise ValueError(f"its SHA-256 is {sha256!r}")
+    return _File(size=size, sha256=sha256, git=git)
+
+
+def _safe(name: str) -> str:
+    """A name as it may stand in a listing: a path below the snapshot, written in the only way there is.
+
+    Raises:
+        ValueError: it is another.
+    """
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        raise ValueError("it leads out of the snapshot")
+    if "" in parts or "." in parts or _CONTROL.search(name):
+        raise ValueError("it is no plain path of a file")
+    if len(name.encode()) > _PATH_BYTES or any(len(part.encode()) > _NAME_BYTES for part in parts):
+        raise ValueError(f"it is longer than {_PATH_BYTES} bytes, or a part of it than {_NAME_BYTES}")
+    return name
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Make sure that no name is a file and a folder at once.
+
+    Raises:
+        ValueError: one is; it begins with the name.
+    """
+    files = set(names)
+    for name in files:
+        folder = name
+        while folder := folder.rpartition("/")[0]:
+            if folder in files:
+                raise ValueError(f"{folder!r} is a file, and the folder of {name!r}")
+
+
 def _wrong_size(place: _Place, manifest: _Manifest) -> list[tuple[str, str]]:
-    """Files that are not there in full size: pairs of name and what is wrong. Links to blobs are followed."""
+    """Files that are not there in full size: pairs of name and what is wrong. Links to blobs are followed, within the cache."""
     wrong = []
+    cache = place.cache.resolve()
     for name, file in manifest.files.items():
+        path = place.snapshot / name
         try:
-            size = (place.snapshot / name).stat().st_size
-        except OSError as error:
-            wrong.append((name, f"{name} is not there ({error.strerror}); {file.size} bytes expected"))
+            facts = path.stat()
+            inside = path.resolve().is_relative_to(cache)
+        except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError before Python 3.13
+            said = error.strerror if isinstance(error, OSError) else "its links go in a circle"
+            wrong.append((name, f"{name} is not there ({said}); {file.size} bytes expected"))
         else:
-            if size != file.size:
-                wrong.append((name, f"{name} has {size} bytes, {file.size} expected"))
+            if not inside:
+                wrong.append((name, f"{name} is a link that leads out of {place.cache}"))
+            elif not stat.S_ISREG(facts.st_mode):
+                wrong.append((name, f"{name} is no regular file"))
+            elif facts.st_size != file.size:
+                wrong.append((name, f"{name} has {facts.st_size} bytes, {file.size} expected"))
     return wrong
 
 
@@ -324,8 +429,10 @@ def fetch(
     began = time.monotonic()
     with _diagnosed(place):
         suspicious = bool(done and not _wrong_size(place, done) and _wrong_since(place, done))
+        _check_folders(place, ())
         place.complete.unlink(missing_ok=True)
         manifest = _list(place, allow, ignore)
+        _check_folders(place, manifest.files)
         _write(place.manifest, {"format": 1, "repo_id": repo_id, "revision": revision, **asdict(manifest)})
         for name, _ in _damage(place, manifest) if recheck or suspicious else _wrong_size(place, manifest):
             _forget(place, name)
@@ -376,16 +483,15 @@ def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Ma
     from huggingface_hub.hf_api import RepoFile  # noqa: PLC0415
 
     tree = HfApi().list_repo_tree(place.repo_id, revision=place.revision, recursive=True)
-    listed = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    files = {
-        path: _File(
-            size=entry.lfs.size if entry.lfs else entry.size,
-            sha256=entry.lfs.sha256 if entry.lfs else None,
-            git=entry.blob_id,
-        )
-        for path, entry in sorted(listed.items())
-        if _selected(path, allow, ignore)
-    }
+    listed: dict[str, _File] = {}
+    for entry in tree:
+        if isinstance(entry, RepoFile):
+            _add(place, listed, entry)
+    try:
+        _check_names(listed)
+    except ValueError as error:
+        raise _hostile(place, str(error)) from None
+    files = {path: listed[path] for path in sorted(listed) if _selected(path, allow, ignore)}
     if not files:
         raise FetchError(
             _NO_REVISION,
@@ -393,6 +499,49 @@ def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Ma
             f"(allow {list(allow) or 'all'}, ignore {list(ignore) or 'none'}): change HFCache's patterns.",
         )
     return _Manifest(allow, ignore, files)
+
+
+def _add(place: _Place, listed: dict[str, _File], entry: RepoFile) -> None:
+    """Take one entry of the hub's listing.
+
+    Raises:
+        FetchError: it is none that a repository has, or there is no end of them.
+    """
+    name = str(entry.path)
+    try:
+        if name in listed:
+            raise ValueError("it is listed twice")  # noqa: TRY301 - told like the others
+        size, sha256 = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, None)
+        listed[_safe(name)] = _file({"size": size, "sha256": sha256, "git": entry.blob_id})
+    except ValueError as error:
+        raise _hostile(place, f"the file {ascii(name)[:_SHOWN_CHARACTERS]}: {error}") from None
+    if len(listed) > _MOST_FILES:
+        raise _hostile(place, f"more than {_MOST_FILES} files")
+
+
+def _hostile(place: _Place, what: str) -> FetchError:
+    return FetchError(
+        _NO_REVISION,
+        f"{_endpoint()} lists for {place} what no repository holds, {what}. Nothing was fetched. Check HF_ENDPOINT and what lies "
+        "between here and the hub; if it is the hub, do not use this model.",
+    )
+
+
+def _check_folders(place: _Place, names: Iterable[str]) -> None:
+    """Make sure that no folder that is written to is a link out of the repository's: a volume may have been prepared.
+
+    Raises:
+        FetchError: one is.
+    """
+    home = place.cache.resolve() / place.folder.name
+    folders = {place.folder, place.folder / "blobs", place.folder / "refs", place.manifest.parent, place.listing.parent}
+    folders |= {place.snapshot, *(folder for name in names for folder in (place.snapshot / name).parents)}
+    for folder in sorted(folder for folder in folders if folder.is_relative_to(place.folder)):
+        if folder.is_symlink() or not folder.resolve().is_relative_to(home):
+            raise FetchError(
+                _NOT_WRITABLE,
+                f"{folder} is a link to {folder.resolve()}, out of {place.folder}: remove it, and fetch again.",
+            )
 
 
 def _selected(path: str, allow: tuple[str, ...], ignore: tuple[str, ...]) -> bool:
@@ -408,8 +557,8 @@ def _download(place: _Place, manifest: _Manifest) -> None:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
     print(f"{place}: fetching {len(manifest.files)} files, {_amount(manifest.total)}, to {place.cache}.", flush=True)
-    place.listing.unlink(missing_ok=True)  # the one of an earlier fetch may know fewer files
-    with _progress(place, manifest):
+    _leave_listing(place, manifest)  # so that the client asks for none of its own, which could be another
+    with _progress(place, manifest), _bounded(place, manifest), _checked_answers(place):
         snapshot_download(
             place.repo_id,
             revision=place.revision,
@@ -417,6 +566,51 @@ def _download(place: _Place, manifest: _Manifest) -> None:
             allow_patterns=list(manifest.allow) or None,
             ignore_patterns=list(manifest.ignore) or None,
         )
+
+
+@contextlib.contextmanager
+def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
+    """Let no file grow beyond the longest that was listed: the client writes whatever is sent."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = max(file.size for file in manifest.files.values()) + _SPARE_BYTES
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    except Exception as error:
+        if any(isinstance(each, OSError) and each.errno == errno.EFBIG for each in _chain(error)):
+            raise FetchError(
+                _DAMAGED,
+                f"{place}: the hub sends more than the {limit} bytes that its longest file has. Look for a proxy between.",
+            ) from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def _checked_answers(place: _Place) -> Iterator[None]:
+    """Look at what the hub says of each file before the client makes paths of it: the ETag is the blob's name (0.36 to 2.4)."""
+    from huggingface_hub import file_download  # noqa: PLC0415
+
+    genuine = file_download.get_hf_file_metadata
+
+    def checked(*args: object, **options: object) -> object:
+        found = genuine(*args, **options)  # type: ignore[arg-type]
+        if (found.etag and not _ETAG.fullmatch(found.etag)) or (found.commit_hash or place.revision) != place.revision:
+            raise _hostile(
+                place,
+                f"a file with the ETag {ascii(found.etag)[:_SHOWN_CHARACTERS]} "
+                f"of the commit {ascii(found.commit_hash)[:_SHOWN_CHARACTERS]}",
+            )
+        return found
+
+    file_download.get_hf_file_metadata = checked  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        file_download.get_hf_file_metadata = genuine
 
 
 def _leave_listing(place: _Place, manifest: _Manifest) -> None:
@@ -484,7 +678,7 @@ def _wrong_contents(place: _Place, manifest: _Manifest, names: Sequence[str]) ->
 
 def _wrong_content(path: Path, file: _File) -> str | None:
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    with path.open("rb") as reader:
+    with _regular(path) as reader:
         while block := reader.read(_READ_BYTES):
             digest.update(block)
     expected = file.sha256 or file.git
@@ -505,7 +699,7 @@ def _forget(place: _Place, name: str) -> None:
 def _finish(place: _Place, manifest: _Manifest) -> None:
     """Put everything on disk, then the marker: whoever finds it finds all the rest."""
     os.sync()
-    digest = hashlib.sha256(place.manifest.read_bytes()).hexdigest()
+    digest = hashlib.sha256(_read(place.manifest)).hexdigest()
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = {"manifest_sha256": digest, "files": len(manifest.files), "bytes": manifest.total, "created": created}
     _write(place.complete, {"format": 1, **facts, "seen": _all_facts(place, manifest)})
@@ -515,7 +709,8 @@ def _write(path: Path, document: Mapping[str, object]) -> None:
     """Write beside the place, flush, rename: a reader sees the old file, the new one or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w") as writer:
+    beside.unlink(missing_ok=True)
+    with beside.open("x") as writer:  # a link in its place would be followed
         json.dump(document, writer, indent=1)
         writer.flush()
         os.fsync(writer.fileno())
@@ -552,6 +747,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _diagnosis(place: _Place, chain: list[BaseException]) -> FetchError:
     for error in chain:
+        if isinstance(error, FetchError):
+            return error
         for diagnose in (_disk_trouble, _access_trouble, _http_trouble):
             if found := diagnose(place, error):
                 return found

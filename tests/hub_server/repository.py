@@ -27,6 +27,8 @@ class Repository:
         shrunk: path to shorter content, sent with headers that fit it (a stale proxy): only the listing knows better.
         cut: path to how many bytes of a body are sent before the connection closes.
         slow: path to seconds of waiting in the middle of a body.
+        strange: entries that are listed beside the files'.
+        etags: path to another ETag than the file's.
         failures: path to how many requests are answered with 503 first.
     """
 
@@ -38,6 +40,8 @@ class Repository:
     shrunk: Mapping[str, bytes] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
+    strange: tuple[Mapping[str, object], ...] = ()
+    etags: Mapping[str, str] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
 
     def sha256(self, path: str) -> str:
@@ -53,6 +57,8 @@ class Repository:
 
     def etag(self, path: str) -> str:
         """What the hub gives as (linked) ETag, and the client takes as the blob's file name."""
+        if path in self.etags:
+            return self.etags[path]
         return self.sha256(path) if path in self.lfs else self.git_oid(path)
 
     def entry(self, path: str) -> dict[str, object]:

@@ -117,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         if start + _PAGE < len(paths):
             headers["Link"] = f'<{self.server.hub.url}{match[0]}?recursive=true&cursor={start + _PAGE}>; rel="next"'
         page = [repository.entry(path) for path in paths[start : start + _PAGE]]
+        if start + _PAGE >= len(paths):
+            page += [dict(entry) for entry in repository.strange]
         self._send(200, json.dumps(page).encode(), headers)
 
     def _file(self, repository: Repository, match: re.Match[str], token: str | None) -> None:
