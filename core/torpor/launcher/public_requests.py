@@ -54,6 +54,9 @@ _TEMPLATE_ARGUMENTS = (
 """Arguments of transformers' `apply_chat_template` that are no variables of a template: code, sizes, forms of the result."""
 _TOKEN_LISTS = ("input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
+_MAX_INTEGER = 2**31 - 1
+_MAX_SEED = 2**63 - 1
+_MAX_FLOAT = 1e30  # a float of 32 bits ends at 3.4e38
 _MEDIA_TYPES = ("image", "video", "audio", "file")
 
 
@@ -142,6 +145,7 @@ class PublicRequestRules:
             or self._choices_refusal(request)
             or _token_refusal(request, vocabulary)
             or _logprobs_refusal(request)
+            or _number_refusal(request)
             or self._media_refusal(request)
         )
 
@@ -243,6 +247,18 @@ def _logprobs_refusal(request: PublicRequest) -> str | None:
         value = getattr(request, name, None)
         if isinstance(value, int) and not -1 < value <= MAX_LOGPROBS:
             return f"{name} may be 0 to {MAX_LOGPROBS}, not {value}."
+    return None
+
+
+def _number_refusal(request: PublicRequest) -> str | None:
+    """Numbers that the tensors of an engine cannot hold; one of them ends its scheduler."""
+    for name in request.model_fields_set:
+        value = getattr(request, name, None)
+        limit = _MAX_SEED if name == "seed" else _MAX_INTEGER
+        if isinstance(value, int) and not -limit <= value <= limit:
+            return f"{name} may be {-limit} to {limit}, not {value}."
+        if isinstance(value, float) and not -_MAX_FLOAT <= value <= _MAX_FLOAT:
+            return f"{name} has to be a number up to {_MAX_FLOAT:g}, not {value}."
     return None
 
 

@@ -131,6 +131,7 @@ JUDGED_BODIES: dict[str, dict[str, object]] = {
         ]
     },
     "may ask for 128 answers": {"n": 129},
+    "top_k may be": {"top_k": 10**12},
     "The field priority is refused": {"priority": 9},
     "The field bootstrap_host is refused": {"bootstrap_host": "127.0.0.1"},
     "top_logprobs may be 0 to 20": {"logprobs": True, "top_logprobs": 100_000},
