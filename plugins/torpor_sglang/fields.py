@@ -56,15 +56,14 @@ FIELDS = RequestFields(
         "top_p",
         "use_audio_in_video",
         "user",
-        # Grammars: each is compiled by the scheduler's threads, for as long as SGLANG_GRAMMAR_TIMEOUT or its successors
-        # allow; see the table of parameters in SECURITY.md.
+    ),
+    bounded=(
+        # Grammars: compiled beside the batch, for as long as it takes; see the table of parameters in SECURITY.md.
         "ebnf",
         "json_schema",
         "regex",
         "response_format",
         "tools",
-    ),
-    bounded=(
         "best_of",
         "chat_template_kwargs",
         "input_ids",

@@ -57,12 +57,12 @@ FIELDS = RequestFields(
         "truncation_side",
         "use_beam_search",  # its width is n, which is bounded
         "user",
-        # Grammars: compiled by the engine core's threads; see the table of parameters in SECURITY.md.
+    ),
+    bounded=(
+        # Grammars: compiled beside the batch, for as long as it takes; see the table of parameters in SECURITY.md.
         "response_format",
         "structured_outputs",
         "tools",
-    ),
-    bounded=(
         "allowed_token_ids",
         "chat_template_kwargs",
         "logprob_token_ids",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -178,6 +179,43 @@ def test_a_number_that_no_tensor_holds_is_refused(given: dict[str, object]) -> N
     """`top_k` beyond 32 bits ends SGLang's scheduler."""
     assert next(iter(given)) in told(**given)
     assert told(top_k=2**31 - 1, seed=2**63 - 1, temperature=1.5, stream=True) == ""
+
+
+@dataclass
+class Format:
+    """A part of a request that is a model of pydantic's."""
+
+    json_schema: object
+
+
+def nested(levels: int) -> dict[str, object]:
+    """A schema of so many levels."""
+    schema: dict[str, object] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.fault("a request brings a grammar that is compiled for minutes", area="request", outcome="refused")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"response_format": Format(nested(400))},
+        {"structured_outputs": Format(nested(400))},
+        {"json_schema": json.dumps(nested(100))},
+        {"json_schema": "{" * 100_000},
+        {"json_schema": "[" * 60_000},
+        {"tools": [{"function": {"parameters": nested(5000)}}]},
+        {"response_format": {"enum": list(range(60_000))}},
+        {"structured_outputs": Format("a" * 70_000)},
+        {"regex": "a" * 70_000},
+        {"ebnf": "a" * 70_000},
+    ],
+)
+def test_a_grammar_is_bounded(given: dict[str, object]) -> None:
+    """In letters, levels and parts; ordinary schemas pass."""
+    assert next(iter(given)) in told(**given)
+    assert told(response_format=Format(nested(20)), regex="[a-z]+", json_schema=json.dumps(nested(5))) == ""
 
 
 @pytest.mark.fault("a request sets what is the server's", area="request", outcome="refused")

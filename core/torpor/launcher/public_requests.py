@@ -12,6 +12,7 @@ Environment, set by the plugin's options and read once:
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urlsplit
@@ -37,6 +38,9 @@ ALLOWED_FIELDS_VARIABLE = "TORPOR_ALLOWED_FIELDS"
 REFUSED_FIELDS_VARIABLE = "TORPOR_REFUSED_FIELDS"
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_GRAMMAR_LETTERS = 64 * 1024
+MAX_SCHEMA_DEPTH = 64
+MAX_SCHEMA_PARTS = 50_000
 ANY_DOMAIN = "*"
 
 _TEMPLATE_ARGUMENTS = (
@@ -57,6 +61,7 @@ _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _MAX_INTEGER = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 _MAX_FLOAT = 1e30  # a float of 32 bits ends at 3.4e38
+_GRAMMARS = ("regex", "ebnf", "json_schema", "response_format", "structured_outputs", "tools")
 _MEDIA_TYPES = ("image", "video", "audio", "file")
 
 
@@ -146,6 +151,7 @@ class PublicRequestRules:
             or _token_refusal(request, vocabulary)
             or _logprobs_refusal(request)
             or _number_refusal(request)
+            or _grammar_refusal(request)
             or self._media_refusal(request)
         )
 
@@ -260,6 +266,46 @@ def _number_refusal(request: PublicRequest) -> str | None:
         if isinstance(value, float) and not -_MAX_FLOAT <= value <= _MAX_FLOAT:
             return f"{name} has to be a number up to {_MAX_FLOAT:g}, not {value}."
     return None
+
+
+def _grammar_refusal(request: PublicRequest) -> str | None:
+    """Grammars that are compiled for minutes: a schema 400 levels deep took more than 25 s of a core (SGLang 0.5.23)."""
+    for name in _GRAMMARS:
+        value = getattr(request, name, None)
+        if isinstance(value, str) and name == "json_schema":
+            try:
+                value = json.loads(value) if len(value) <= MAX_GRAMMAR_LETTERS else value
+            except (ValueError, RecursionError):
+                return f"{name} is no JSON that can be read."
+        if isinstance(value, str) and len(value) > MAX_GRAMMAR_LETTERS:
+            return f"{name} may have {MAX_GRAMMAR_LETTERS} letters, not {len(value)}."
+        if not _is_small(value):
+            return f"{name} may have {MAX_SCHEMA_DEPTH} levels, {MAX_SCHEMA_PARTS} parts and {MAX_GRAMMAR_LETTERS} letters in one."
+    return None
+
+
+def _is_small(value: object) -> bool:
+    """Whether a schema keeps to the limits; level by level, so that no depth is too deep for the look itself."""
+    level, parts = [value], 0
+    for _ in range(MAX_SCHEMA_DEPTH):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                below += item
+            elif isinstance(item, str):
+                if len(item) > MAX_GRAMMAR_LETTERS:
+                    return False
+            elif hasattr(item, "__dict__"):  # a model, or a record
+                below += vars(item).values()
+        if not below:
+            return True
+        parts += len(below)
+        if parts > MAX_SCHEMA_PARTS:
+            return False
+        level = below
+    return False
 
 
 def _media_urls(messages: object) -> Iterator[str]:
