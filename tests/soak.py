@@ -87,7 +87,9 @@ class SoakResult:
         return found
 
 
-def soak(*, seconds: float, port: int, seed: int = 0, standin: type[StandIn] = StandIn) -> SoakResult:
+def soak(
+    *, seconds: float, port: int, seed: int = 0, standin: type[StandIn] = StandIn, http: str = "h11"
+) -> SoakResult:
     """Run the soak; the engine and the clients are ended with it.
 
     Args:
@@ -95,9 +97,10 @@ def soak(*, seconds: float, port: int, seed: int = 0, standin: type[StandIn] = S
         port: a free one.
         seed: of the pauses between sleeps and wakes.
         standin: the plugin class of the engine's dialect.
+        http: uvicorn's parser in the engine, h11 or httptools.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-    engine = standin(token_s=0.002)
+    engine = standin(token_s=0.002, extra_args=("--http", http))
     deployment = Deployment(
         name="soak", model=Model(path="/models/soak"), plugins=(engine,), port=port, drain_timeout_s=_DRAIN_S
     )
@@ -248,12 +251,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--port", type=int, default=18431)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser in the engine")
     parser.add_argument("--client", type=int, default=0, metavar="PORT", help="be the clients of a running soak")
     args = parser.parse_args()
     if args.client:
         _run_clients(args.client)
         return 0
-    result = soak(seconds=args.seconds, port=args.port, seed=args.seed)
+    result = soak(seconds=args.seconds, port=args.port, seed=args.seed, http=args.http)
     print(json.dumps(asdict(result), indent=2))
     for complaint in (complaints := result.complaints()):
         print(f"BAD: {complaint}")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tests.conftest import BOTH_DIALECTS
 from tests.soak import GROWTH_BYTES, Size, SoakResult, soak
-
-if TYPE_CHECKING:
-    from torpor.testing import StandIn
+from tests.soak_front import FrontResult, soak_front
+from torpor.testing import StandIn, StandInVLLM
 
 
 @pytest.mark.slow
-@BOTH_DIALECTS
+@pytest.mark.parametrize(("standin", "http"), [(StandIn, "httptools"), (StandInVLLM, "h11")], ids=["sglang", "vllm"])
 def test_ten_seconds_of_mixed_load_with_sleeps_and_wakes_lose_and_leak_nothing(
-    free_port: int, standin: type[StandIn]
+    free_port: int, standin: type[StandIn], http: str
 ) -> None:
     """Every request is answered, and answers of every kind were seen; descriptors, threads and memory stay."""
-    result = soak(seconds=10, port=free_port, standin=standin)
+    result = soak(seconds=10, port=free_port, standin=standin, http=http)
     assert result.complaints() == []
     assert result.cycles >= 4
     for kind in ("chat 200", "chat 503", "stream 200", "stream 503", "models 200", "closed 404", "health 503"):
@@ -42,3 +38,29 @@ def test_a_soak_that_lost_or_leaked_complains() -> None:
         assert complaint.startswith("guard: ")
     lost = SoakResult(framework=(small, small), guard=(small, small), bad=["chat: no answer"])
     assert lost.complaints() == ["chat: no answer"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("half of the public port's clients behave badly", area="public port", outcome="held")
+def test_clients_that_come_and_go_leave_nothing_with_a_front_of_few_descriptors() -> None:
+    """Every request of a well-behaved client is answered, descriptors come back, memory stays."""
+    result = soak_front(seconds=6, connections=400, hold_s=3.0)
+    assert result.complaints() == []
+    assert result.answers["200"] >= 200
+    assert result.busiest < 300
+
+
+def test_a_soak_of_the_front_that_lost_or_kept_complains() -> None:
+    """A lost request, descriptors, memory, and a front that answered nobody."""
+    good = FrontResult(answers={"200": 5}, descriptors=(40, 41), rss_bytes=(10, 20))
+    assert good.complaints() == []
+    assert FrontResult().complaints() == ["no well-behaved client was answered"]
+    for wrong, said in (
+        (FrontResult(answers={"200": 5}, descriptors=(40, 140)), "descriptors: 40 became 140"),
+        (
+            FrontResult(answers={"200": 5}, rss_bytes=(0, GROWTH_BYTES + 1)),
+            f"the front grew by {GROWTH_BYTES + 1} bytes",
+        ),
+        (FrontResult(answers={"200": 5}, bad=["no answer: X"]), "no answer: X"),
+    ):
+        assert wrong.complaints() == [said]

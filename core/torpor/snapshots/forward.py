@@ -75,11 +75,14 @@ class Side(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._other:
-            if writer := self._other.open_transport:
-                self._other._written += len(data)  # noqa: SLF001 - its own class
-                self.owed = self.is_client
-                self._other.owed = False
+        if other := self._other:
+            writer = other._transport  # noqa: SLF001 - its own class; `open_transport` spelled out: every token comes by here
+            if writer is not None and not writer.is_closing():
+                other._written += len(data)  # noqa: SLF001
+                if self.is_client:
+                    self.owed = True
+                else:
+                    other.owed = False
                 writer.write(data)
         elif self._on_head:
             self._hold(data)

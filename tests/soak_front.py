@@ -1,0 +1,286 @@
+"""A soak of the public port: `python -m tests.soak_front --seconds 300 --connections 10000`.
+
+Connections come and go, half of them badly behaved, and the front may open few descriptors. Three kinds of process: replicas
+(stand-ins behind the guard, one for each of uvicorn's parsers), the front, and the clients (this one). Loopback only.
+Nothing may be kept: no descriptor, no memory, and every request of a well-behaved client is answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+
+from torpor import Deployment, Model
+from torpor.boot import Boot
+from torpor.snapshots.front import Front, Target
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
+
+__all__ = ["GROWTH_BYTES", "FrontResult", "soak_front"]
+
+DESCRIPTORS = 300
+HOLD_S = 12.0
+PARSERS = ("h11", "httptools")
+GROWTH_BYTES = 8_000_000
+"""What the front may have grown by between a quarter of the time and its end, bytes of resident memory."""
+
+_SPARE = 16
+"""Sockets that the front keeps in store for each replica, more or less of them."""
+
+_CHAT = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}).encode()
+_STREAM = json.dumps({"messages": [{"role": "user", "content": "b"}], "max_tokens": 100000, "stream": True}).encode()
+_HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n%s\r\n"
+_GOOD = _HEAD % (len(_CHAT), b"Connection: close\r\n") + _CHAT
+_BAD = {
+    "leaves at once": b"",
+    "drips its head": b"POST /v1/chat/comple",
+    "drips its body": _HEAD % (len(_CHAT), b"") + _CHAT[:9],
+    "waits after Expect": _HEAD % (len(_CHAT), b"Expect: 100-continue\r\n"),
+    "reads nothing": _HEAD % (len(_STREAM), b"") + _STREAM,
+    "keeps its connection": b"GET /v1/models HTTP/1.1\r\nHost: s\r\n\r\n",
+}
+_ANSWER_S = 20.0
+_TRIES = 200
+
+
+@dataclass(kw_only=True)
+class FrontResult:
+    """What was seen.
+
+    Attributes:
+        connections: that came and went.
+        answers: requests of well-behaved clients by what became of them; `503` are those that were told to come again.
+        bad: requests without an answer, and answers that no client may get; the first few in words.
+        most: connections that the front takes at once, as it says.
+        descriptors, rss_bytes: of the front, after a quarter of the time and at the end, when nobody was connected.
+        busiest: the most descriptors that it had open.
+        slowest_s: the longest that one answer took, 503 included.
+    """
+
+    connections: int = 0
+    answers: dict[str, int] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    most: int = 0
+    descriptors: tuple[int, int] = (0, 0)
+    rss_bytes: tuple[int, int] = (0, 0)
+    busiest: int = 0
+    slowest_s: float = 0.0
+
+    def complaints(self) -> list[str]:
+        """What is wrong; empty for a soak that went well."""
+        found = list(self.bad)
+        if self.descriptors[1] > self.descriptors[0] + _SPARE * len(PARSERS) // 2:
+            found.append(f"descriptors: {self.descriptors[0]} became {self.descriptors[1]}")
+        if self.rss_bytes[1] - self.rss_bytes[0] > GROWTH_BYTES:
+            found.append(f"the front grew by {self.rss_bytes[1] - self.rss_bytes[0]} bytes")
+        if not self.answers.get("200"):
+            found.append("no well-behaved client was answered")
+        return found
+
+
+def soak_front(
+    *, seconds: float, connections: int, descriptors: int = DESCRIPTORS, hold_s: float = HOLD_S, seed: int = 0
+) -> FrontResult:
+    """Run the soak; whatever it started ends with it.
+
+    Args:
+        seconds: how long connections come, in two runs: sizes are taken after each.
+        connections: how many, half of them of clients that behave badly.
+        descriptors: the front's limit.
+        hold_s: seconds, at most, that a client which behaves badly keeps its connection.
+        seed: of what the clients do.
+    """
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+    result = FrontResult(connections=connections)
+    try:
+        with contextlib.ExitStack() as stack:
+            ports = [stack.enter_context(_replica(parser)) for parser in PARSERS]
+            front, port, result.most = stack.enter_context(_front(ports, descriptors))
+            clients = _Clients(port, result, random.Random(seed), hold_s)
+            asyncio.run(clients.run(connections // 4, seconds / 4, front))
+            first = _size(front)
+            asyncio.run(clients.run(connections - connections // 4, seconds * 3 / 4, front))
+            last = _size(front)
+            result.descriptors, result.rss_bytes = (first[0], last[0]), (first[1], last[1])
+    finally:
+        structlog.reset_defaults()
+    return result
+
+
+@contextlib.contextmanager
+def _replica(parser: str) -> Iterator[int]:
+    """A stand-in that serves with one of uvicorn's parsers; its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    engine = StandIn(token_s=0.001, warmup_requests=0, extra_args=("--http", parser))
+    boot = Boot(Deployment(name="soak", model=Model(path="/models/soak"), plugins=(engine,), port=port))
+    try:
+        boot.cold_start()
+        boot.serve()
+        yield port
+    finally:
+        boot.stop()
+
+
+@contextlib.contextmanager
+def _front(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil.Process, int, int]]:
+    """The front in a process of its own; its process, its port, and how many connections it takes."""
+    argv = [sys.executable, "-m", "tests.soak_front", "--front", *map(str, replicas), "--descriptors", str(descriptors)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        try:
+            port, most = json.loads(process.stdout.readline())
+            yield psutil.Process(process.pid), port, most
+        finally:
+            process.communicate()  # its standard input ends, and so does it
+
+
+def _size(front: psutil.Process) -> tuple[int, int]:
+    """Descriptors and resident memory, once the descriptors no longer fall: what was closed just now is let go of."""
+    best, deadline = front.num_fds(), time.monotonic() + 4.0
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        best = min(best, front.num_fds())
+    return best, int(front.memory_info().rss)
+
+
+class _Clients:
+    """Connections of both kinds, spread over the time."""
+
+    def __init__(self, port: int, result: FrontResult, dice: random.Random, hold_s: float) -> None:
+        self._port, self._result, self._dice, self._hold_s = port, result, dice, hold_s
+        self._answers: Counter[str] = Counter()
+
+    async def run(self, count: int, seconds: float, front: psutil.Process) -> None:
+        """So many connections in so many seconds; returns when the last one has ended."""
+        began, tasks = time.monotonic(), []
+        for number in range(count):
+            await asyncio.sleep(max(0.0, began + seconds * number / count - time.monotonic()))
+            tasks.append(asyncio.create_task(self._bad() if number % 2 else self._good()))
+            if number % 20 == 0:
+                self._result.busiest = max(self._result.busiest, front.num_fds())
+        await asyncio.gather(*tasks)
+        self._result.answers = dict(self._answers)
+
+    async def _good(self) -> None:
+        """Ask, and come again when told to."""
+        for _ in range(_TRIES):
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    answer = await self._exchange()
+            except (OSError, asyncio.IncompleteReadError) as error:
+                self._complain(f"no answer: {type(error).__name__}: {error}")
+                return
+            self._result.slowest_s = max(self._result.slowest_s, time.monotonic() - began)
+            status = answer.split(b" ", 2)[1].decode() if answer else "none"
+            self._answers[status] += 1
+            if status != "503":
+                if status != "200" or b'"finish_reason": "length"' not in answer:
+                    self._complain(f"{answer[:200]!r}")
+                return
+            await asyncio.sleep(self._dice.uniform(0.2, 1.0))
+        self._complain(f"still 503 after {_TRIES} tries")
+
+    async def _exchange(self) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(_GOOD)
+            return await reader.read(-1)
+        finally:
+            writer.close()
+
+    async def _bad(self) -> None:
+        """Begin something, keep it for a while, and leave, by FIN or by RST."""
+        kind = self._dice.choice(tuple(_BAD))
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        with connection:
+            with contextlib.suppress(OSError):
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(connection, ("127.0.0.1", self._port))
+                await loop.sock_sendall(connection, _BAD[kind])
+                await asyncio.sleep(0.0 if kind == "leaves at once" else self._dice.uniform(0.1, self._hold_s))
+            if self._dice.random() < 0.5:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _complain(self, what: str) -> None:
+        self._answers["bad"] += 1
+        if len(self._result.bad) < 20:
+            self._result.bad.append(what)
+
+
+class _Place:
+    """A stand-in's port, as the front takes it: nothing tells of its end."""
+
+    def __init__(self) -> None:
+        self._alive, self._end = os.pipe()
+
+    def fileno(self) -> int:
+        """Never readable."""
+        return self._alive
+
+    def socket(self) -> Socket:
+        """An ordinary one."""
+        return socket.socket()
+
+    def sockets(self, count: int) -> list[Socket]:
+        """As `socket`, several."""
+        return [socket.socket() for _ in range(count)]
+
+
+def _run_front(replicas: Sequence[int], descriptors: int) -> None:
+    """Be the front until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    with Front() as front:
+        for port in replicas:
+            front.add(Target(name=str(port), sandbox=_Place(), port=port))
+        print(json.dumps([front.port, front.most_connections]), flush=True)
+        sys.stdin.read()
+
+
+def main() -> int:
+    """Run the soak, or be its front; 1 when something was lost or kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak_front", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--connections", type=int, default=10_000)
+    parser.add_argument("--descriptors", type=int, default=DESCRIPTORS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--front", type=int, nargs="+", metavar="PORT", help="be the front of a running soak")
+    args = parser.parse_args()
+    if args.front:
+        _run_front(args.front, args.descriptors)
+        return 0
+    result = soak_front(
+        seconds=args.seconds, connections=args.connections, descriptors=args.descriptors, seed=args.seed
+    )
+    print(json.dumps(asdict(result), indent=2))
+    for complaint in (complaints := result.complaints()):
+        print(f"BAD: {complaint}")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
