@@ -196,7 +196,7 @@ def test_what_is_no_json_object_of_ours_is_refused_by_file(kept: Path, name: str
         (("mode",), ["root"], "mode is an array, not root or rootless"),
         (("app_file",), "app.py", "app_file is app.py, not an absolute path without `..`"),
         (("scratch",), "/tmp/../etc", "scratch is /tmp/../etc, not an absolute path"),
-        (("canary_tokens",), 0, "canary_tokens is 0, not a whole number from 1"),
+        (("canary_tokens",), -2, "canary_tokens is -2, not a whole number from 0"),
         (("image_bytes",), True, "image_bytes is true, not a whole number"),
         (("image_bytes",), 2**80, "image_bytes is a number of many digits, not a whole number"),
         (("stages", 0, "seconds"), None, "stages[0].seconds is null, not a number"),

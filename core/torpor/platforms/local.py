@@ -355,8 +355,11 @@ def inspect_snapshot(folder: Path) -> Manifest:
 def remove_snapshot(folder: Path) -> None:
     """Delete a snapshot; copies that run go on.
 
+    Args:
+        folder: a symbolic link stands for what it leads to; the link stays.
+
     Raises:
-        SnapshotError: there is none.
+        SnapshotError: it is no snapshot that Torpor wrote for this user; the message says what it is, and nothing is deleted.
     """
     from torpor.snapshots.store import remove  # noqa: PLC0415
 

@@ -274,7 +274,7 @@ def _manifest(fields: Fields) -> Manifest:
         monotonic_s=fields.number("monotonic_s", _LONGEST_CLOCK_S),
         boottime_s=fields.number("boottime_s", _LONGEST_CLOCK_S),
         canary_prompt=fields.text("canary_prompt"),
-        canary_tokens=fields.whole("canary_tokens", 1, _MOST_TOKENS),
+        canary_tokens=fields.whole("canary_tokens", 0, _MOST_TOKENS),
         canary_text=fields.text("canary_text"),
         processes=fields.texts("processes"),
         scheduling=tuple(_scheduled(thread) for thread in fields.each("scheduling")),
