@@ -20,7 +20,10 @@ import pytest
 
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, killing_criu, when_criu_works, write_app
+from torpor.apps import load_deployment
 from torpor.captured_secrets import secret_names
+from torpor.cli.timed import restored_start
+from torpor.errors import EngineError
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.manifest import FAILURES, MANIFEST
@@ -280,6 +283,7 @@ def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(
 def test_a_restore_whose_last_replica_is_given_up_ends_with_an_error(cli: Cli, own: Made) -> None:
     """The limit is the deployment's; here none at all. Exit code 1, one paragraph, nothing left."""
     own.app.write_text(own.app.read_text().replace("port=", "max_restarts=0, port=", 1))
+    cli.run("snapshot", "create", own.app, own.folder)
     with cli.running("snapshot", "restore", own.folder) as command:
         command.says("Ctrl-C ends it")
         os.kill(_leaders(own.port)[0], signal.SIGKILL)
@@ -287,6 +291,22 @@ def test_a_restore_whose_last_replica_is_given_up_ends_with_an_error(cli: Cli, o
         assert "is given up after 0 restarts in a row" in command.said
         assert "EngineError: No replica of" in command.said
     assert engines_on(own.port) == []
+
+
+@pytest.mark.fault("every wake of a snapshot fails", area="wake", outcome="restarted")
+def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cli, own: Made) -> None:
+    """One line first, with what went wrong before; whoever times restores refuses to count that as one."""
+    content = {**own.manifest, "canary_text": "something else"}
+    (own.folder / MANIFEST).write_text(json.dumps(content))
+    with cli.running("snapshot", "restore", own.folder, "--json") as command:
+        assert wait_for(lambda: command.answered.endswith("\n"), TIMEOUT_S), command.said
+        told = json.loads(command.answered)
+        (replica,) = told["replicas"]
+        assert (replica["boot"], replica["reason"]) == ("cold", "wake failed")
+        assert [event["event"] for event in told["events"]] == ["wake_failed", "wake_failed", "replica_restarted"]
+        assert chat(own.port)
+    with pytest.raises(EngineError, match=r"no restore to time: kept-3 was started cold \(wake failed\)"):
+        restored_start(own.folder, load_deployment(str(own.app)))
 
 
 @pytest.mark.fault("a snapshot is marked bad", area="wake", outcome="refused")
@@ -472,7 +492,7 @@ def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: P
     folder, once = tmp_path / "kept", tmp_path / "once"
     more = f", fault='exit_at_wake', fault_once={str(once)!r}"
     app = write_app(tmp_path / "app", port=free_port(), more=more)
-    cli.run("snapshot", "create", app, folder)
+    cli.run("snapshot", "create", app, folder, "--no-prove")
     made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
     ran = up(cli, app, folder)
     assert once.exists()

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +51,13 @@ class Served:
     """Replicas as a command serves them: what is told of them, the signals that it listens to, their end.
 
     Args:
-        as_json: tell what was restored as one line of JSON, and what happens to replicas by themselves as one more each.
+        as_json: tell what was restored as one line of JSON, with what went wrong before (`events`), and what happens to replicas
+            by themselves from then on as one more line each.
     """
 
     def __init__(self, *, as_json: bool) -> None:
+        self._before: list[ReplicaEvent] | None = []
+        self._printing = threading.Lock()
         self._as_json = as_json
         self._began = time.monotonic()
         self._stages: dict[str, list[dict[str, object]]] = {}
@@ -67,7 +71,12 @@ class Served:
 
     def tell(self, event: ReplicaEvent) -> None:
         """Something happened to a replica by itself."""
-        _tell(event, as_json=self._as_json)
+        with self._printing:
+            if self._before is not None:
+                self._before.append(event)
+            elif self._as_json:
+                print(json.dumps(event.as_json()), flush=True)
+            _say_event(event)
         self.look()
 
     def look(self) -> None:
@@ -86,10 +95,13 @@ class Served:
             EngineError: the last replica was given up.
         """
         self._told.listen(hup_means_again=then is None)
-        if self._as_json:
-            print(json.dumps(_described(copies, self._stages, self._began)), flush=True)
-        else:
-            _print_serving(copies, self._stages, time.monotonic() - self._began)
+        with self._printing:
+            before, self._before = self._before or [], None
+            if self._as_json:
+                events = {"events": [event.as_json() for event in before]}
+                print(json.dumps(_described(copies, self._stages, self._began) | events), flush=True)
+            else:
+                _print_serving(copies, self._stages, time.monotonic() - self._began)
         if then is None:
             _serve(copies, wanted, self._told)
         finished_or_ended(then, self._told, lambda: drained(copies, self._told))
@@ -157,6 +169,11 @@ def _start(copies: Replicas, count: int) -> None:
 
 def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
     while not told.end:
+        if not copies.serving and not copies.restarting:
+            raise EngineError(
+                f"No replica of {copies.folder} serves any more: each ended by itself again and again (Deployment.max_restarts). "
+                "The last lines of each stand above."
+            )
         told.wait()
         if told.again and not told.end:
             told.again = False
@@ -169,11 +186,6 @@ def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
                 _say(f"{len(copies.serving)} of {wanted} copies serve")
             except TorporError as error:
                 _say(f"no copy was restored: {error}")
-        elif not told.end and not copies.serving and not copies.restarting:
-            raise EngineError(
-                f"No replica of {copies.folder} serves any more: each ended by itself again and again (Deployment.max_restarts). "
-                "The last lines of each stand above."
-            )
 
 
 def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
@@ -218,10 +230,8 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
     )
 
 
-def _tell(event: ReplicaEvent, *, as_json: bool) -> None:
+def _say_event(event: ReplicaEvent) -> None:
     """What happened to a replica by itself."""
-    if as_json:
-        print(json.dumps(event.as_json()), flush=True)
     _say(event.described())
     if event.event == "replica_given_up":
         _say(f"kill -HUP {os.getpid()} tries it again")

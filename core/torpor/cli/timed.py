@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torpor.cli.timing import command, first_token, port_taken, ready, running
-from torpor.errors import EngineTimeoutError
+from torpor.errors import EngineError, EngineTimeoutError
 from torpor.platforms.local import LocalServer, Standby
 from torpor.records import StageReport, read_records
 from torpor.report.starts import Span, Start, span_of
@@ -105,12 +105,20 @@ def _told(process: subprocess.Popen[str]) -> dict[str, object]:
 
     Raises:
         EngineTimeoutError: it did not come.
+        EngineError: the copy did not wake and was started cold.
     """
     assert process.stdout is not None
     line = process.stdout.readline() if select.select([process.stdout], [], [], _RECORD_TIMEOUT_S)[0] else ""
     if not line:
         raise EngineTimeoutError("The copy answered, but the command did not tell how it was restored.")
-    return cast("dict[str, object]", json.loads(line))
+    told = cast("dict[str, object]", json.loads(line))
+    for replica in cast("list[dict[str, object]]", told["replicas"]):
+        if replica["boot"] != "restored":
+            raise EngineError(
+                f"There is no restore to time: {replica['name']} was started {replica['boot']} ({replica['reason']}). What went "
+                f"wrong: {told['events']}"
+            )
+    return told
 
 
 def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:

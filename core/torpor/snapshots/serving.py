@@ -350,19 +350,14 @@ class Replicas:
         """
         from torpor.draining import drain  # noqa: PLC0415 - at the end
 
+        self._start_nothing_more()
         boots = [one.boot for one in self.serving]
         limit_s = boots[0].deployment.drain_timeout_s if boots else 0.0
         return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._front.drain if self._front else None)
 
     def stop(self) -> None:
         """End every replica and let go of the port. Harmless to repeat."""
-        self._replacement.stop()
-        with self._lock:
-            self._stopped = True
-            attempts = list(self._attempts)
-        for attempt in attempts:
-            attempt.end()
-        self._replacement.join()
+        self._start_nothing_more()
         with self._lock:
             serving, self._serving = self._serving, []
         if self._front is not None:
@@ -370,6 +365,16 @@ class Replicas:
             self._front = None
         for one in serving:
             one.end()
+
+    def _start_nothing_more(self) -> None:
+        """End what is being started, and start nothing until `start` is called again."""
+        self._replacement.stop()
+        with self._lock:
+            self._stopped = True
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.end()
+        self._replacement.join()
 
     @contextlib.contextmanager
     def _attempt(self) -> Iterator[Attempt]:
