@@ -44,6 +44,7 @@ __all__ = [
     "find",
     "in_prefix",
     "memory_bytes",
+    "resolved",
     "restore",
     "version_of",
 ]
@@ -151,10 +152,16 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
         cache: see `Criu.cache`; a private folder, made when missing.
 
     Raises:
-        SnapshotError: none was found, or none that is new enough; each one seen is named with its version.
+        SnapshotError: none was found, or none that is new enough; each one seen is named with its version. Or somebody else
+            could change one in a prefix.
     """
     seen = []
-    for argv in candidates(prefix):
+    for folder, argv in _found(prefix):
+        if folder is not None and (why := _distrusted(folder, argv)):
+            raise SnapshotError(
+                f"The CRIU in {folder} is not run: {why}. Make it and the folders above it writable by their owner alone (chmod "
+                f"go-w), or name a prefix in a folder of your own ({PREFIX_VARIABLE})."
+            )
         program = Path(argv[-1])
         version = version_of(argv)
         if version and version >= LEAST:
@@ -171,6 +178,7 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
 
 def in_prefix(prefix: Path) -> tuple[str, ...] | None:
     """How to start the CRIU of a prefix, or None when there is none: a private one through its own loader."""
+    prefix = resolved(prefix)
     root = prefix / "root"
     program = root / "usr/sbin/criu"
     if os.access(program, os.X_OK):
@@ -304,14 +312,38 @@ def memory_bytes(pid: int) -> int:
 
 
 def candidates(prefix: Path | None = None) -> Iterator[tuple[str, ...]]:
-    """How to start each CRIU that `find` looks at, in its order."""
+    """How to start each CRIU that `find` looks at, in its order; none of a prefix that others could change."""
+    for folder, argv in _found(prefix):
+        if folder is None or _distrusted(folder, argv) is None:
+            yield argv
+
+
+def _found(prefix: Path | None) -> Iterator[tuple[Path | None, tuple[str, ...]]]:
+    """Each CRIU with the prefix that it lies in; None for the one on the PATH, which is the system's."""
     chosen = os.environ.get(PREFIX_VARIABLE)
     for folder in (Path(chosen) if chosen else None, prefix):
         if folder and (argv := in_prefix(folder)):
-            yield argv
+            yield folder, argv
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
     if program := shutil.which("criu", path=path):
-        yield (program,)
+        yield None, (program,)
+
+
+def resolved(prefix: Path) -> Path:
+    """A prefix without `..` and links, from the root on: what is looked at, made and run is then the same folder."""
+    return Path(os.path.realpath(prefix))
+
+
+def _distrusted(prefix: Path, argv: Sequence[str]) -> str | None:
+    """Why the CRIU of a prefix may not be run, its loader and its libraries included; None when it may."""
+    from torpor.snapshots.trusted import distrust  # noqa: PLC0415 - only where there is a prefix
+
+    files = [word for word in argv if word.startswith("/")]
+    try:
+        files += [entry.path for folder in tuple(files) if os.path.isdir(folder) for entry in os.scandir(folder)]  # noqa: PTH112
+    except OSError as error:
+        return f"{prefix} cannot be read ({error.strerror})"
+    return distrust([str(prefix), *files], below=prefix)
 
 
 def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import time
 from pathlib import Path
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
 from torpor.snapshots import mirror as mirrors
-from torpor.snapshots.criu import LEAST, PREFIX_VARIABLE, Criu, in_prefix, version_of
+from torpor.snapshots.criu import LEAST, PREFIX_VARIABLE, Criu, in_prefix, resolved, version_of
 from torpor.snapshots.criu_lock import LOCK, SUITES, Deb
 from torpor.snapshots.debs import unpack_programs
+from torpor.snapshots.trusted import distrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +45,8 @@ _UNPACKED_FACTOR = 6
 
 
 def prefix_of(prefix: Path) -> Path:
-    """The prefix to use: TORPOR_CRIU_PREFIX, else the given one."""
-    return Path(os.environ.get(PREFIX_VARIABLE) or prefix).absolute()
+    """The prefix to use: TORPOR_CRIU_PREFIX, else the given one; from the root on, without `..` and links."""
+    return resolved(Path(os.environ.get(PREFIX_VARIABLE) or prefix))
 
 
 def install(
@@ -75,6 +77,7 @@ def install(
     deadline = time.monotonic() + timeout_s
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
+        _check_place(prefix)
         with _only_one(prefix, deadline):
             if not again and (present := _working(prefix)):
                 say(f"CRIU {'.'.join(map(str, present.version))} is there already")
@@ -128,6 +131,22 @@ def _working(prefix: Path) -> Criu | None:
     return Criu(argv=argv, program=Path(argv[-1]), version=version)
 
 
+def _check_place(prefix: Path) -> None:
+    """Refuse a place where others could replace what is put there, or have put something of their own."""
+    there = [path for path in (prefix, *(prefix / name for name in ("root", "bin", _MARKER))) if path.exists()]
+    if why := distrust([prefix.parent.parent, *there], below=prefix) or _shared(prefix.parent):
+        raise SnapshotError(
+            f"CRIU is not put into {prefix}: {why}, and what lies there is run, by root too. Name a folder of your own "
+            f"({PREFIX_VARIABLE})."
+        )
+
+
+def _shared(folder: Path) -> str | None:
+    """Why nobody may put a program into a folder: others may, too. A sticky one (/tmp) keeps each one's own."""
+    why = distrust([folder])
+    return None if why and folder.stat().st_mode & stat.S_ISVTX and distrust([folder.parent]) is None else why
+
+
 def _check_ours(prefix: Path) -> None:
     """Refuse to replace a folder that somebody else filled."""
     if prefix.exists() and not (prefix / _MARKER).exists() and any(prefix.iterdir()):
@@ -146,7 +165,8 @@ def _check_room(folder: Path, lock: Sequence[Deb]) -> None:
 @contextlib.contextmanager
 def _only_one(prefix: Path, deadline: float) -> Iterator[None]:
     """Hold the lock file beside the prefix: two setups at once would do the work twice."""
-    with (prefix.parent / f".{prefix.name}.lock").open("w") as stream:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(prefix.parent / f".{prefix.name}.lock", flags, 0o600), "r+") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,6 +238,10 @@ def _build(folder: Path, packages: Sequence[Path]) -> Criu:
 def _put(folder: Path, prefix: Path) -> None:
     for downloads in ("debs", "apt"):
         shutil.rmtree(folder / downloads, ignore_errors=True)
+    for made, _, names in os.walk(folder):  # whatever the umask was, nobody else may write there
+        for path in (Path(made), *(Path(made, name) for name in names)):
+            if not path.is_symlink():
+                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
     folder.chmod(0o755)
     old = prefix.parent / f".{prefix.name}.old"
     shutil.rmtree(old, ignore_errors=True)
