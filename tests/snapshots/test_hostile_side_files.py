@@ -149,19 +149,25 @@ def test_a_member_that_no_capture_writes_is_refused_by_name(
     assert (outside / "victim").read_text() == "untouched"
 
 
-@pytest.mark.fault("the side files of a snapshot would run as another user", area="snapshot files", outcome="held")
-def test_nothing_is_laid_that_runs_as_somebody_else(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
-    """No set-user-ID, no set-group-ID; the sticky bit is for folders."""
+@pytest.mark.fault(
+    "a side file that everybody may write to would run as its owner", area="snapshot files", outcome="held"
+)
+def test_nothing_is_laid_that_others_can_change_and_that_runs_as_somebody_else(
+    box: tuple[Path, dict[Path, int]], tmp_path: Path
+) -> None:
+    """No set-user-ID, no set-group-ID there; what an engine had that others cannot write to comes back as it was."""
     folder, folders = box
     archive = write_archive(
         tmp_path / "side.tar",
-        Member("box/program", data=b"1", mode=0o7755),
+        Member("box/program", data=b"1", mode=0o6777),
+        Member("box/shared", data=b"1", mode=0o2775),
+        Member("box/own", data=b"1", mode=0o4755),
         Member("box/folder", kind=tarfile.DIRTYPE, mode=0o7777),
-        Member("box/folder/pipe", kind=tarfile.FIFOTYPE, mode=0o7622),
+        Member("box/folder/pipe", kind=tarfile.FIFOTYPE, mode=0o6622),
     )
     unpack(folders, archive)
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in folder.rglob("*")}
-    assert modes == {"program": 0o755, "folder": 0o1777, "pipe": 0o622}
+    assert modes == {"program": 0o777, "shared": 0o775, "own": 0o4755, "folder": 0o3777, "pipe": 0o622}
 
 
 @pytest.mark.fault("the archive of side files is a pipe, a link or a folder", area="snapshot files", outcome="refused")

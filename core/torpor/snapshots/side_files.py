@@ -31,6 +31,7 @@ _PIECES, _SIZE = "TORPOR.pieces", "TORPOR.size"
 _MOST_BYTES = 1 << 40  # of a file with its runs of zeros
 _MOST_SECONDS = 1 << 36  # of a time of change, before and after 1970
 _LAST_ID = (1 << 32) - 2
+_OTHERS_WRITE = 0o022
 _UNPACK_S = 110.0  # a restore has 120
 _ERRORS = (OSError, ValueError, OverflowError, RecursionError, EOFError, tarfile.TarError)
 
@@ -253,6 +254,15 @@ def _dress(target: str, member: tarfile.TarInfo) -> None:
     if os.geteuid() == 0:
         os.chown(target, member.uid, member.gid, follow_symlinks=False)
     if not member.issym():
-        # Never set-user-ID nor set-group-ID: nothing that an engine keeps there is to run as somebody else.
-        os.chmod(target, member.mode & (0o1777 if member.isdir() else 0o777))  # noqa: PTH101
+        os.chmod(target, _mode(member))  # noqa: PTH101
         os.utime(target, (member.mtime, member.mtime))
+
+
+def _mode(member: tarfile.TarInfo) -> int:
+    """The mode of a member, without set-user-ID and set-group-ID where others could put their own program into the file.
+
+    Private folders are mounted `nosuid`, so a file of an engine's own comes back as it was and still runs as nobody else.
+    """
+    if member.isdir():
+        return member.mode & 0o3777
+    return member.mode & (0o1777 if member.mode & _OTHERS_WRITE else 0o7777)
