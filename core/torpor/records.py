@@ -181,11 +181,14 @@ def read_records(path: Path) -> list[StageRecord]:
     Raises:
         ConfigurationError: a line is not a stage record; the message names file and line.
     """
+    from torpor.given_files import read_given  # noqa: PLC0415 - a start only writes
+
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    text = read_given(path, "Remove it, or name a file of stage records.").decode(errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             records.append(StageRecord(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigurationError(
                 f"{path}:{number}: not a stage record ({error}); remove the line or the file."
             ) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torpor.cli.probe import checked_timeout
 from torpor.errors import ConfigurationError
+from torpor.given_files import read_given
 from torpor.platforms.modal_logs import KINDS, classify, read_lines
 
 if TYPE_CHECKING:
@@ -59,14 +60,20 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
         print("\n".join(_plain(report)))
 
 
+_MOST_LOG_BYTES = 512 << 20
+_SAVE = "Save a log with `modal app logs NAME --since 1d --timestamps --show-container-id > FILE`."
+
+
 def _text(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise ConfigurationError(
-            f"The log {str(file)!r} cannot be read: {error.strerror}. Save one with `modal app logs NAME --since 1d "
-            "--timestamps --show-container-id > FILE`."
-        ) from error
+    if str(file) == "-":
+        data = sys.stdin.buffer.read(_MOST_LOG_BYTES + 1)
+        if len(data) > _MOST_LOG_BYTES:
+            raise ConfigurationError(f"The log on standard input has more than {_MOST_LOG_BYTES >> 20} MB. {_SAVE}")
+    else:
+        data = read_given(
+            file, f"{_SAVE} From a pipe, read it with `--file -`.", name=f"The log {str(file)!r}", most=_MOST_LOG_BYTES
+        )
+    return data.decode(errors="replace")
 
 
 def _as_values(report: BootsReport) -> dict[str, object]:

@@ -14,6 +14,7 @@ from torpor.apps import load_deployment
 from torpor.cautions import cautions
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
+from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
 from torpor.plan_diff import changes
@@ -104,16 +105,20 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
         typer.echo(line)
 
 
+def _holds_plan(values: dict[str, object]) -> bool:
+    return all(isinstance(values.get(part), dict) for part in ("deployment", "engine", "image"))
+
+
 def _plan_in(name: str) -> dict[str, object]:
     if not name.endswith(".json"):
         return plan_of(load_deployment(name))
     try:
-        plan = json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+        plan = json.loads(read_given(Path(name), ""))
+    except (ConfigurationError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{name} cannot be read as a plan: {error}. `torpor plan APP --json` prints one."
+            f"{name} cannot be read as a plan: {str(error).rstrip('. ')}. `torpor plan APP --json` prints one."
         ) from error
-    if not isinstance(plan, dict) or not {"deployment", "engine", "image"} <= set(plan):
+    if not isinstance(plan, dict) or not is_shallow(plan) or not _holds_plan(plan):
         raise ConfigurationError(f"{name} holds no plan; `torpor plan APP --json` prints one.")
     return cast("dict[str, object]", plan)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
+from torpor.given_files import read_given
 from torpor.records import read_records
 from torpor.report.measured import FORMAT, Bench
 from torpor.report.starts import starts_of
@@ -46,9 +47,7 @@ def read_report(file: Path) -> Bench | Recorded:
         ConfigurationError: it cannot be read, or is of neither kind; the message says what to give instead.
     """
     try:
-        text = file.read_bytes().decode()
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}. {_WANTED}") from error
+        text = read_given(file, _WANTED).decode()
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file} is no text, so it holds no JSON. {_WANTED}") from error
     content = _first_value(text)
@@ -57,7 +56,7 @@ def read_report(file: Path) -> Bench | Recorded:
     if content.get("format") == FORMAT:
         try:
             return Bench.from_json(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError, OverflowError) as error:
             raise ConfigurationError(f"{file} is a damaged file of `torpor bench`: {error}. Measure again.") from error
     if "stage" in content and "seconds" in content:
         records = read_records(file)
@@ -86,7 +85,19 @@ def _check(record: StageRecord, where: str) -> None:
             raise ConfigurationError(
                 f"{where}: {name} is {value!r}, not a number of 0 or more; remove the line or the file."
             )
-    if record.boot not in ("cold", "restored") or not isinstance(record.stage, str):
+    for name, kind in (
+        ("boot_id", str),
+        ("error", str),
+        ("reason", str),
+        ("restore_count", int),
+        ("restarts", int),
+        ("ok", bool),
+    ):
+        if not isinstance(value := getattr(record, name), kind):
+            raise ConfigurationError(f"{where}: {name} is {value!r}, no {kind.__name__}; remove the line or the file.")
+    if not isinstance(record.plugins, dict):
+        raise ConfigurationError(f"{where}: plugins is {record.plugins!r}, no object; remove the line or the file.")
+    if not isinstance(record.boot, str) or record.boot not in ("cold", "restored") or not isinstance(record.stage, str):
         raise ConfigurationError(
             f"{where}: no stage {record.stage!r} of a start {record.boot!r} is known (cold or restored); remove the line."
         )
