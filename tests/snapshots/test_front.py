@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.snapshots.conftest import MakeSandbox
+    from torpor.snapshots.sandbox import Sandbox
 
     MakeTarget = Callable[[str], Target]
 
@@ -59,6 +60,11 @@ def front(deaths: list[Target]) -> Iterator[Front]:
         yield started
 
 
+def sandbox_of(target: Target) -> Sandbox:
+    """Where it runs."""
+    return cast("Sandbox", target.sandbox)
+
+
 def get(port: int, path: str = "/name") -> tuple[int, str]:
     """One request on a connection of its own: status and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -80,13 +86,13 @@ def ask(connection: socket.socket, path: str) -> tuple[int, str]:
 
 def set_ready(target: Target, ready: bool) -> None:
     """Let a replica's guard say ready or not, past the front."""
-    with target.sandbox.connect(PORT, timeout_s=5.0) as connection:
+    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
         assert ask(connection, f"/set/{int(ready)}")[0] == 200
 
 
 def count_checks(target: Target) -> int:
     """How often a replica was asked whether it is ready."""
-    with target.sandbox.connect(PORT, timeout_s=5.0) as connection:
+    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
         return int(ask(connection, "/count")[1])
 
 
@@ -190,13 +196,13 @@ def test_a_replica_that_dies_is_reported_and_skipped(
     a, b = make_target("a"), make_target("b")
     front.add(a)
     front.add(b)
-    a.sandbox.signal_tree(signal.SIGKILL)
+    sandbox_of(a).signal_tree(signal.SIGKILL)
     started = time.monotonic()
     assert wait_for(lambda: deaths) == [a]
     assert time.monotonic() - started < 0.5
     assert front.targets == (b,)
     assert {get(front.port)[1] for _ in range(4)} == {"b"}
-    os.kill(b.sandbox.pid, signal.SIGKILL)
+    os.kill(sandbox_of(b).pid, signal.SIGKILL)
     assert wait_for(lambda: len(deaths) == 2)
     assert deaths == [a, b]
     assert get(front.port)[0] == 503
@@ -209,7 +215,7 @@ def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
     first = make_target("a")
     front.add(first)
     assert get(front.port) == (200, "a")
-    first.sandbox.kill()
+    sandbox_of(first).kill()
     assert wait_for(lambda: deaths)
     front.add(make_target("a"))
     assert get(front.port) == (200, "a")
@@ -220,7 +226,7 @@ def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Front, make_target
     a, b = make_target("a"), make_target("b")
     front.add(a)
     front.add(b)
-    a.sandbox.signal_tree(signal.SIGSTOP)
+    sandbox_of(a).signal_tree(signal.SIGSTOP)
     started = time.monotonic()
     assert {get(front.port)[1] for _ in range(4)} == {"b"}
     assert time.monotonic() - started < 3.0

@@ -214,6 +214,28 @@ def test_one_too_many_gets_503_at_once_and_a_place_when_another_leaves(place: Pl
         assert wait_for(lambda: ask(front.port).endswith(b"ok"))
 
 
+@pytest.mark.slow
+@pytest.mark.fault("thousands of connections are opened and ask nothing", area="public port", outcome="held")
+def test_thousands_of_half_open_connections_give_their_places_back(place: Place) -> None:
+    """They fill the port until the deadline of their heads; meanwhile the others are refused in time, then served."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    try:
+        with Front(limits=Limits(connections=1500, head_timeout_s=3)) as front, contextlib.ExitStack() as kept:
+            front.add(place.target())
+            assert ask(front.port).endswith(b"ok")
+            before = descriptors()
+            silent = [kept.enter_context(connect(front.port)) for _ in range(2000)]
+            for connection in silent[::2]:
+                with contextlib.suppress(OSError):  # refused already
+                    connection.send(b"GET / HT")
+            assert ask(front.port).startswith(b"HTTP/1.1 503 ")
+            assert wait_for(lambda: ask(front.port).endswith(b"ok"), 15)
+        assert wait_for(lambda: descriptors() <= before + SPARE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.fault("no descriptor is left when a client connects", area="public port", outcome="refused")
 def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later(
     place: Place, capfd: pytest.CaptureFixture[str]
