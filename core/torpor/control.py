@@ -72,13 +72,13 @@ class GuardControl:
             json={"deadline_s": timeout_s, "cut": cut},
             timeout=timeout_s + LETS_GO_S + _ANSWER_MARGIN_S,
         )
-        if response.status_code == _CONFLICT and "in_flight" in response.json():
+        if response.status_code == _CONFLICT and "in_flight" in (left := _fields(response)):
             raise DrainTimeoutError(
-                f"{response.json()['in_flight']} request(s) were still in flight after {timeout_s:g} s; nothing was put to "
+                f"{left['in_flight']} request(s) were still in flight after {timeout_s:g} s; nothing was put to "
                 "sleep and the server serves on. Try again later, or raise Deployment.drain_timeout_s."
             )
         self._expect(response, "drain")
-        return int(response.json().get("cut", 0))
+        return _count(response, "cut") if "cut" in _fields(response) else 0
 
     def asleep(self, *, alone: bool = False) -> None:
         """Shut the engine off from everybody, the lifecycle included.
@@ -94,7 +94,7 @@ class GuardControl:
             return 0
         response = self._client.get("/_torpor/state")
         self._expect(response, "state")
-        return int(response.json()["in_flight"])
+        return _count(response, "in_flight")
 
     def wake(self, *, new_boot_id: str | None = None) -> None:
         """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
@@ -123,10 +123,10 @@ class GuardControl:
             return
         response = self._client.get("/_torpor/state")
         self._expect(response, "state")
-        seen = response.json()
-        if seen["state"] != "asleep" or seen["in_flight"]:
+        state, in_flight = _fields(response).get("state"), _count(response, "in_flight")
+        if state != "asleep" or in_flight:
             raise GuardStateError(
-                f"The engine is {seen['state']} with {seen['in_flight']} request(s) in flight; a snapshot is taken of a "
+                f"The engine is {state} with {in_flight} request(s) in flight; a snapshot is taken of a "
                 "sleeping engine that answers nobody."
             )
 
@@ -152,3 +152,22 @@ class GuardControl:
                 f"The guard refused {transition!r} with {response.status_code}: {response.text[:300]}. "
                 "Sleep and wake happen once each, in this order; end this engine and start anew."
             )
+
+
+def _fields(response: httpx.Response) -> dict[str, object]:
+    """The object of a guard's answer; empty for an answer that is none."""
+    try:
+        answer: object = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _count(response: httpx.Response, name: str) -> int:
+    value = _fields(response).get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise GuardStateError(
+            f"The guard answered {response.request.url.path} with {response.text[:300]!r}, where {name} should be a number: it is "
+            "damaged, or none of this version. End this engine and start anew."
+        )
+    return value

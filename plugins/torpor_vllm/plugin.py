@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
-from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
+from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call, call_object
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
@@ -210,7 +210,7 @@ class VLLM(ChatServer):
     @override
     def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         # `wait` lets nothing be aborted; the guard has drained, so it does not wait long.
-        answer = call(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM").json()
+        answer = call_object(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM")
         if answer.get("status") != "sleeping":
             raise EngineRequestError(f"vLLM was told to sleep and answered {answer!r}; nothing may be captured.")
 
@@ -218,11 +218,11 @@ class VLLM(ChatServer):
     @override
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         if self.sleep_level == 1:
-            answer = call(client, "/wake_up", engine="vLLM").json()
+            answer = call_object(client, "/wake_up", engine="vLLM")
         else:
             call(client, "/wake_up?tags=weights", engine="vLLM")
             call(client, "/collective_rpc", {"method": "reload_weights"}, engine="vLLM")
-            answer = call(client, "/wake_up?tags=kv_cache", engine="vLLM").json()
+            answer = call_object(client, "/wake_up?tags=kv_cache", engine="vLLM")
         if answer.get("status") != "awake":
             raise EngineRequestError(f"vLLM was woken and answered {answer!r}; it does not serve.")
         seed = str(secrets.randbits(_SEED_BITS))
@@ -239,7 +239,7 @@ class VLLM(ChatServer):
     @override
     def forget_prompts(self, client: httpx.Client) -> None:
         deadline = time.monotonic() + _IDLE_TIMEOUT_S
-        while not (answer := call(client, "/reset_prefix_cache", engine="vLLM").json()).get("success"):
+        while not (answer := call_object(client, "/reset_prefix_cache", engine="vLLM")).get("success"):
             if time.monotonic() > deadline:
                 raise EngineRequestError(
                     f"vLLM was not idle {_IDLE_TIMEOUT_S:g} s after the warm-up: POST /reset_prefix_cache gives {answer!r}."

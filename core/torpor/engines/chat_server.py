@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
 
-__all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call"]
+__all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
 
 SNAPSHOT_ENV = {
     # No pool of Inductor workers may be alive in a snapshot; SGLang does not set this, vLLM does.
@@ -314,3 +314,19 @@ def call(client: httpx.Client, path: str, body: object = None, *, engine: str) -
             f"{engine} answered POST {path}{told} with {response.status_code}: {response.text[:500]!r}."
         )
     return response
+
+
+def call_object(client: httpx.Client, path: str, *, engine: str) -> dict[str, object]:
+    """Post a management call and demand 200 with a JSON object; arguments as of `call`.
+
+    Raises:
+        EngineRequestError: anything else came back.
+    """
+    response = call(client, path, engine=engine)
+    try:
+        answer: object = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise EngineRequestError(f"{engine} answered POST {path} with no JSON object: {response.text[:500]!r}.")
+    return answer
