@@ -260,10 +260,9 @@ def _number_refusal(request: PublicRequest) -> str | None:
     """Numbers that the tensors of an engine cannot hold; one of them ends its scheduler."""
     for name in request.model_fields_set:
         value = getattr(request, name, None)
-        # A seed below -1, which says none, ends vLLM's engine core (0.32.0).
-        lowest, highest = (-1, _MAX_SEED) if name == "seed" else (-_MAX_INTEGER, _MAX_INTEGER)
-        if isinstance(value, int) and not lowest <= value <= highest:
-            return f"{name} may be {lowest} to {highest}, not {value}."
+        limit = _MAX_SEED if name == "seed" else _MAX_INTEGER
+        if isinstance(value, int) and not -limit <= value <= limit:
+            return f"{name} may be {-limit} to {limit}, not {value}."
         if isinstance(value, float) and not -_MAX_FLOAT <= value <= _MAX_FLOAT:
             return f"{name} has to be a number up to {_MAX_FLOAT:g}, not {value}."
     return None
