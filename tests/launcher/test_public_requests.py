@@ -177,7 +177,6 @@ def test_logprobs_are_bounded(given: dict[str, object]) -> None:
         {"top_k": 10**12},
         {"max_tokens": 2**31},
         {"seed": 2**63},
-        {"seed": -5},
         {"temperature": 1e300},
         {"top_p": float("nan")},
     ],
@@ -185,7 +184,7 @@ def test_logprobs_are_bounded(given: dict[str, object]) -> None:
 def test_a_number_that_no_tensor_holds_is_refused(given: dict[str, object]) -> None:
     """`top_k` beyond 32 bits ends SGLang's scheduler."""
     assert next(iter(given)) in told(**given)
-    assert told(top_k=2**31 - 1, seed=-1, temperature=1.5, stream=True) == ""
+    assert told(top_k=2**31 - 1, seed=-5, temperature=1.5, stream=True) == ""
 
 
 @dataclass

@@ -40,7 +40,7 @@ REFUSED: tuple[tuple[str, dict[str, object]], ...] = (
     ("this server opens no files", media("file:///etc/passwd")),
     ("Media is not fetched from 169.254.169.254", media("http://169.254.169.254/a.png")),
     ("may ask for 128 answers", {"n": 129}),
-    ("seed may be -1", {"seed": -5}),
+    ("top_k may be", {"top_k": 10**12}),
     ("The field priority is refused", {"priority": 9}),
     ("The field request_id is refused", {"request_id": "a"}),
     ("The field kv_transfer_params is refused", {"kv_transfer_params": {"remote_host": "127.0.0.1"}}),
