@@ -361,6 +361,20 @@ def test_a_stop_ends_the_wait_for_a_restart_and_nothing_starts_any_more(tmp_path
     assert server.told()[-1] == "replica_ended"
 
 
+@pytest.mark.fault("a server is drained while a replica is started again", area="engine", outcome="held")
+def test_a_drain_ends_a_restart_and_the_other_replica_finishes(tmp_path: Path, stopped: list[Server]) -> None:
+    """A replica that came then would take requests that nobody finishes."""
+    server = Server(tmp_path)
+    stopped.append(server)
+    server.replicas.start(2)
+    server.kill()
+    assert wait_for(server.told)
+    assert server.replicas.drain() == 0
+    assert "replica_restarted" not in server.told()
+    assert len(engines_on(server.port)) == 3  # the tree of the other one
+    assert server.replicas.restarting == 0
+
+
 @pytest.mark.slow
 @pytest.mark.fault("a server is stopped in the middle of a restart", area="engine", outcome="held")
 @pytest.mark.parametrize("removed", [False, True], ids=["restored", "cold"])
