@@ -155,6 +155,8 @@ def test_restore_finishes_what_is_in_flight_and_exits_0(cli: Cli, app: tuple[Pat
     cli.run("snapshot", "create", path, tmp_path / "kept")
     with cli.running("snapshot", "restore", tmp_path / "kept", "--replicas", "2") as restore:
         restore.says("Ctrl-C ends it")
+        restore.process.send_signal(signal.SIGUSR1)
+        restore.says("restored replicas do not sleep")
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(begun_stream(port, TOKENS)) for _ in range(2)]
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))

@@ -73,12 +73,16 @@ class Signals:
         self._woken = self._waker = -1
         self._raising = self._had_terminal = False
 
-    def listen(self, *, hup_means_again: bool = False, sleeps: bool = False) -> None:
+    def note_sleeps(self) -> None:
+        """From now on SIGUSR1 and SIGUSR2 are noted; by themselves they would end the command."""
+        signal.signal(signal.SIGUSR1, lambda *_: self.wanted.append("sleep"))
+        signal.signal(signal.SIGUSR2, lambda *_: self.wanted.append("wake"))
+
+    def listen(self, *, hup_means_again: bool = False) -> None:
         """From now on a signal is noted, and the first one no longer raises.
 
         Args:
             hup_means_again: SIGHUP asks for what is missing, unless it comes because the terminal was closed.
-            sleeps: SIGUSR1 and SIGUSR2 are listened to.
         """
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -91,9 +95,7 @@ class Signals:
             signal.signal(signal.SIGHUP, self._note_again)
         elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._note_end)
-        if sleeps:
-            signal.signal(signal.SIGUSR1, lambda *_: self.wanted.append("sleep"))
-            signal.signal(signal.SIGUSR2, lambda *_: self.wanted.append("wake"))
+        self.note_sleeps()
 
     def look(self) -> None:
         """End the wait of the other thread, as a signal does: something has changed."""

@@ -175,6 +175,9 @@ def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
                 "The last lines of each stand above."
             )
         told.wait()
+        if told.wanted:
+            told.wanted.clear()
+            _say("restored replicas do not sleep: SIGUSR1 and SIGUSR2 are for `torpor up` without --snapshot")
         if told.again and not told.end:
             told.again = False
             copies.restart_now()

@@ -74,6 +74,7 @@ def run_up(
     ends_on_sigterm()
     descriptors.raise_limit()
     signals = Signals()
+    signals.note_sleeps()
     started: LocalServer | Replicas | None = None
     answer: dict[str, object] | None = None
 
@@ -107,7 +108,7 @@ def run_up(
                     print(json.dumps({"answer": answer}))
                 return
             server = started
-            signals.listen(sleeps=True)
+            signals.listen()
             if not question:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
