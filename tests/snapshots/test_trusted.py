@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from torpor import SnapshotError
+from torpor.snapshots import mirror
 from torpor.snapshots.criu import PREFIX_VARIABLE, candidates, find, in_prefix
+from torpor.snapshots.criu_lock import Deb
 from torpor.snapshots.criu_setup import install, prefix_of
 from torpor.snapshots.trusted import distrust
 
@@ -154,6 +156,20 @@ def test_the_setup_refuses_a_folder_of_others(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match=r"is not put into .* may be written to by every user"):
         install(shared / "criu", mirror="http://127.0.0.1:1/debian")
     assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["criu", "cache/criu"])
+def test_a_sticky_folder_above_is_good_enough_for_the_setup(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /tmp is: it goes on to the mirror, which is not there."""
+    monkeypatch.setattr(mirror, "_APT_HELPERS", ())  # apt would try for seconds
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    lock = (Deb("pool/criu.deb", "0" * 64, 1000),)
+    with pytest.raises(SnapshotError, match=r"127\.0\.0\.1:1"):
+        install(shared / name, mirror="http://127.0.0.1:1/debian", lock=lock, timeout_s=20)
 
 
 @pytest.mark.fault("the lock of the setup is a link to another's file", area="CRIU prefix", outcome="refused")

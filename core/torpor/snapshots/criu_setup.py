@@ -134,7 +134,7 @@ def _working(prefix: Path) -> Criu | None:
 def _check_place(prefix: Path) -> None:
     """Refuse a place where others could replace what is put there, or have put something of their own."""
     there = [path for path in (prefix, *(prefix / name for name in ("root", "bin", _MARKER))) if path.exists()]
-    if why := distrust([prefix.parent.parent, *there], below=prefix) or _shared(prefix.parent):
+    if why := distrust(there, below=prefix) or _shared(prefix.parent):
         raise SnapshotError(
             f"CRIU is not put into {prefix}: {why}, and what lies there is run, by root too. Name a folder of your own "
             f"({PREFIX_VARIABLE})."
