@@ -209,9 +209,8 @@ def bring_back(
             schedule_again(sandbox, manifest.scheduling)
     except BaseException:
         sandbox.kill()
-        release_work_folder(
-            work, remove=begun.ended
-        )  # when it failed because it was ended, nobody will read CRIU's log
+        # Left is what somebody may read: CRIU's log, where it has one and was not ended with the start.
+        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208
         raise
     return Replica(
         name=begun.name,
