@@ -174,44 +174,45 @@ def _quick(folder: str) -> tuple[int, str]:
     """How many Python files a folder has, and a digest of their names, sizes and times."""
     import hashlib  # noqa: PLC0415 - imported while CRIU works
 
-    digest, count = hashlib.sha256(), 0
-    for path, facts in _python_files(folder):
-        digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
-        count += 1
-    return count, digest.hexdigest()
+    found = list(_python_files(folder))
+    text = repr([(path, files) for path, files in found if files])
+    return sum(len(files) for _, files in found), hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _content(folder: str) -> str:
     import hashlib  # noqa: PLC0415
 
     digest = hashlib.sha256()
-    for path, _ in _python_files(folder):
-        digest.update(f"{path}\0{_hash(folder + path)}\0".encode(errors="surrogateescape"))
+    for path, files in _python_files(folder):
+        for name, _, _ in files:
+            digest.update(f"{path}{name}\0{_hash(folder + path + name)}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _python_files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Path in the folder and facts of each Python file, always in the same order."""
+def _python_files(folder: str) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+    """By folder below, always in the same order: name, size and time of each Python file. Thousands: 5 us each."""
     left, count = [""], 0
-    while left:
+    while left and count <= _MOST_FILES:
         below = left.pop()
+        files, folders = [], []
         try:
-            entries = sorted(os.scandir(folder + below), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in entries:
-            name = below + entry.name
-            if entry.name.endswith(".py"):
-                try:
-                    facts = entry.stat()
-                except OSError:
-                    continue
-                count += 1
-                yield name, facts
-            elif "." not in entry.name and entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
-                left.append(f"{name}/")
-        if count > _MOST_FILES:
-            return
+            for entry in os.scandir(folder + below):
+                name = entry.name
+                if name.endswith(".py"):
+                    try:
+                        facts = entry.stat()
+                    except OSError:  # a link to nothing, as editors leave them
+                        continue
+                    files.append((name, facts.st_size, facts.st_mtime_ns))
+                elif "." not in name and name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{below}{name}/")
+        except OSError:  # a folder that is gone or closed has no files
+            pass
+        files.sort()
+        folders.sort()
+        left += folders
+        count += len(files)
+        yield below, files
 
 
 def _hash(name: str) -> str:

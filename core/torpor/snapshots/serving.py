@@ -405,9 +405,11 @@ class Replicas:
             bringing += [
                 _Task(bring_back, self.folder, self.manifest, criu=criu, begun=one, mark=self._mark) for one in begun
             ]
+            outside = _Task(changed_files, self.folder, full=self._full)
             import_httpx()  # from here on, while CRIU works
             deployment, recipe, differences = self._loaded()
-            if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
+            (changed,) = _results([outside])
+            if reasons := [*differences, *changed]:
                 raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._import_beside()
             self._app = deployment, recipe
