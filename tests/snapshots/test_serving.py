@@ -526,21 +526,18 @@ def _in_flight(boot: Boot) -> int:
         return int(control._client.get("/_torpor/state").json()["in_flight"])
 
 
-def test_a_connected_client_is_named_and_the_original_can_be_woken(cache: Path, tmp_path: Path) -> None:
-    """A copy of a connection leads nowhere; the refusal leaves the engine asleep, nothing on the disk."""
-    port = free_port()
-    app = write_app(tmp_path / "app", port=port)
-    backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1], public=False)
-    server = LocalServer(load_deployment(str(app)), backend=backend)
-    try:
-        server.cold_start()
-        with server.boot.running_engine.open_socket(port, 5.0):
+def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_can_be_woken(
+    cache: Path, tmp_path: Path, criu: Criu
+) -> None:
+    """The sleep cut everybody; who comes later is refused. The engine stays asleep, and nothing is on the disk."""
+    app = write_app(tmp_path / "app", port=free_port())
+    with asleep(app, tmp_path / "kept") as (server, _):
+        server.boot.sleep()
+        with server.boot.running_engine.open_socket(server.deployment.port, 5.0):
             with pytest.raises(SnapshotError, match=r"a client is connected from 127\.0\.0\.1"):
-                backend.capture(server.boot)
+                capture(server.boot, sandbox_of(server), tmp_path / "kept", criu=criu, app_file=app)
             assert [path.name for path in tmp_path.iterdir()] == ["app"]
         server.wake()
-    finally:
-        server.stop()
 
 
 @contextmanager

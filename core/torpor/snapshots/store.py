@@ -176,7 +176,7 @@ def capture(
         opened = _checked_files(boot, sandbox)
         _check_room(folder.parent, expected_bytes(sandbox))
         processes, life, scheduling = _commands(sandbox), life_of(sandbox), scheduled(sandbox)
-        clock, outside = sandbox.clock(), _noted_outside(boot, opened)
+        clock, outside = sandbox.clock(), _noted_outside(boot, opened, app_file.absolute())
         partial = stack.enter_context(_made_whole(folder))
         (partial / LOGS).mkdir(mode=0o700)
         checks_s = time.perf_counter() - started - (gpu.seconds if gpu else 0.0)
@@ -336,12 +336,16 @@ def _written(images: Path) -> str:
     return f"{size / 1e9:.2f} GB of the snapshot are written" if size else ""
 
 
-def _noted_outside(boot: Boot, opened: OpenFiles) -> dict[str, object]:
-    """What the snapshot will depend on outside of itself."""
+def _noted_outside(boot: Boot, opened: OpenFiles, app_file: Path) -> dict[str, object]:
+    """What the snapshot will depend on outside of itself.
+
+    The app file may lie in the model's folder. It is compared by the deployment that it gives, not by its bytes.
+    """
     from torpor.snapshots.outside import code_of, model_files, noted  # noqa: PLC0415
 
     folders, files = code_of(boot.deployment, boot.recipe)
-    return noted(opened.lasting, [*files, *model_files(boot.deployment, boot.recipe)], folders)
+    model = (file for file in model_files(boot.deployment, boot.recipe) if file.absolute() != app_file)
+    return noted(opened.lasting, [*files, *model], folders)
 
 
 def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:
