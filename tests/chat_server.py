@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from typing_extensions import override
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
 
 __all__ = ["ChatServer", "Reply", "Seen", "answer", "events"]
@@ -68,15 +69,19 @@ class ChatServer:
     Args:
         replies: the script.
         port: where to listen; 0 for a free port.
+        tls: certificate and key with which it speaks https; None for http.
     """
 
-    def __init__(self, replies: Sequence[Reply], *, port: int = 0) -> None:
+    def __init__(self, replies: Sequence[Reply], *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.replies = list(replies)
         self.seen: list[Seen] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,7 +97,7 @@ class ChatServer:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def next_reply(self, seen: Seen) -> Reply:
         """Note a request and say what to do with it."""

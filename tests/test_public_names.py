@@ -33,6 +33,7 @@ ALL = [
     "GuardStateError",
     "ImagePatch",
     "Lifecycle",
+    "ModalOptions",
     "Model",
     "Plugin",
     "PluginError",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from torpor.hookspecs import Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
+    from torpor.platforms.modal_options import ModalOptions
     from torpor.recipe import BuildPlan, BuildStep, Cache, ImagePatch, Preflight, Recipe
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "GuardStateError",
     "ImagePatch",
     "Lifecycle",
+    "ModalOptions",
     "Model",
     "Plugin",
     "PluginError",
@@ -83,6 +85,7 @@ _HOMES = {
     "torpor.engine": ("Engine",),
     "torpor.hookspecs": ("Plugin", "hookimpl"),
     "torpor.lifecycle": ("Lifecycle",),
+    "torpor.platforms.modal_options": ("ModalOptions",),
     "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -4,7 +4,8 @@
 
 It waits through what a sleeping server shows to the outside (refused connections, 503 with or without Retry-After) and
 follows the redirects with which Modal keeps a request open beyond 150 seconds (303, to be followed with GET;
-modal.com/docs/guide/webhook-timeouts). One deadline covers all of it.
+modal.com/docs/guide/webhook-timeouts). One deadline covers all of it. Modal's proxy token, which a server with
+`requires_proxy_auth` demands, is read from the environment: see `torpor.modal_keys`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
+from torpor.modal_keys import modal_keys, refused_by_modal, sent_to
 from torpor.shortage import shortage
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ __all__ = [
     "errors_told",
     "get_when_there",
     "main",
+    "next_step_of",
     "open_async_client",
 ]
 
@@ -268,9 +271,10 @@ class _Question:
         try:
             return str(response.raise_for_status().json()["data"][0]["id"])
         except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            said = response.text.strip()[:_QUOTED]
             raise EngineRequestError(
-                f"GET {self.models_url} was answered with {response.status_code} and names no model: "
-                f"{response.text.strip()[:_QUOTED]!r}. Name the served model yourself."
+                f"GET {self.models_url} was answered with {response.status_code} and names no model: {said!r}."
+                + (next_step_of(response, said) or " Name the served model yourself.")
             ) from error
 
     async def _try_once(self, client: httpx.AsyncClient) -> None:
@@ -312,7 +316,7 @@ class _Question:
             said = (await response.aread()).decode(errors="replace").strip()
             raise EngineRequestError(
                 f"{response.request.method} {response.request.url} was answered with {response.status_code}: "
-                f"{said[:_QUOTED] or 'no text'}"
+                f"{said[:_QUOTED] or 'no text'}" + (f".{step}" if (step := next_step_of(response, said)) else "")
             )
         async for line in _lines(response, self.url):
             if text := self._answer.take(line, self.url):
@@ -325,23 +329,37 @@ class _Question:
         )
 
 
-def open_async_client(url: str, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
+def next_step_of(response: httpx.Response, said: str) -> str:
+    """What mends a refusal of Modal's own door; empty for a refusal of the server."""
+    return refused_by_modal(response.status_code, said, sent="Modal-Key" in response.request.headers)
+
+
+def open_async_client(
+    url: str, headers: Mapping[str, str] | None = None, *, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
     """A client without a deadline over an answer: that is asyncio's; httpx's own would be one per socket operation.
 
+    Modal's proxy token goes with each request to that server, if the environment holds one; see `torpor.modal_keys`.
+
     Args:
-        url: of the server, for a message; a server on this machine is asked past every proxy.
+        url: of the server; one on this machine is asked past every proxy.
         headers: sent with each request.
+        transport: what carries the requests, in place of sockets.
 
     Raises:
-        ConfigurationError: the environment names a proxy that cannot be used.
+        ConfigurationError: the environment names a proxy that cannot be used, or holds half a proxy token of Modal.
     """
     import httpx  # noqa: PLC0415 - only asking needs it
 
     from torpor.outward_client import OutwardClient  # noqa: PLC0415
     from torpor.proxies import is_loopback  # noqa: PLC0415
 
+    keys = modal_keys()
+
     def opened(*, trust_env: bool) -> httpx.AsyncClient:
         return OutwardClient(
+            transport=transport,
+            event_hooks={"request": [sent_to(url, keys)]} if keys else None,
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
             headers=headers,
             limits=httpx.Limits(max_connections=None),

@@ -14,6 +14,7 @@ from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torpor.hookspecs import Plugin
+    from torpor.platforms.modal_options import ModalOptions
 
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
@@ -129,6 +130,7 @@ class Deployment:
         secrets_in_snapshot: `refuse` takes no snapshot while an environment variable that looks like a secret (HF_TOKEN,
             *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
             asked.
+        modal: options that Modal alone has; None for its defaults.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Deployment:
     cold_start_on_failed_wake: bool = True
     max_restarts: int = 5
     secrets_in_snapshot: Literal["refuse", "warn"] = "refuse"
+    modal: ModalOptions | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -182,6 +185,16 @@ class Deployment:
                 "Deployment.gpu_snapshot needs a gpu and snapshot=True: GPU memory goes into the same snapshot."
             )
         self._check_plugins()
+        self._check_modal()
+
+    def _check_modal(self) -> None:
+        if self.modal is None:
+            return
+        from torpor.platforms.modal_options import ModalOptions  # noqa: PLC0415 - for those who have such options
+
+        if not isinstance(self.modal, ModalOptions):
+            raise ConfigurationError(f"Deployment.modal is {self.modal!r}; it has to be ModalOptions(...), or None.")
+        self.modal.check_secrets(snapshot=self.snapshot, secrets_in_snapshot=self.secrets_in_snapshot)
 
     def _check_plugins(self) -> None:
         object.__setattr__(self, "plugins", tuple(self.plugins))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torpor.bounds import checked_count, checked_seconds
-from torpor.client import checked_url, get_when_there, open_async_client
+from torpor.client import checked_url, get_when_there, next_step_of, open_async_client
 from torpor.errors import EngineRequestError
 
 if TYPE_CHECKING:
@@ -222,10 +222,8 @@ class _Driver:
         response = await get_when_there(client, self.url, on_wait=self._note_wait)
         if response.status_code != _OK:
             said = response.text.strip()[:_QUOTED] or "no text"
-            raise EngineRequestError(
-                f"GET {self.url} was answered with {response.status_code}: {said}. Give the URL of a server behind Torpor's "
-                "guard, without a path."
-            )
+            step = next_step_of(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
+            raise EngineRequestError(f"GET {self.url} was answered with {response.status_code}: {said}.{step}")
         return response
 
     def _note_wait(self, reason: str) -> None:

@@ -47,12 +47,21 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class WebServer:
-    """A `@modal.web_server` method: its name, port, the seconds that the port may take to open, and its URL."""
+    """A `@modal.web_server` method: its name, port, the seconds that the port may take to open, and its URL.
+
+    Attributes:
+        label: the host's label that was asked for; empty for Modal's own.
+        domains: custom domains.
+        proxy_auth: whether the platform demands a proxy token.
+    """
 
     method: str
     port: int
     startup_timeout_s: float
     url: str
+    label: str
+    domains: tuple[str, ...]
+    proxy_auth: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,11 @@ class DeployedFunction:
     def volumes(self) -> dict[str, str]:
         """Mount path to volume name."""
         return _volumes(self.store, list(self.definition.volume_mounts))
+
+    @property
+    def read_only(self) -> tuple[str, ...]:
+        """Mount paths that the container cannot write to."""
+        return tuple(mount.mount_path for mount in self.definition.volume_mounts if mount.read_only)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -118,6 +132,9 @@ class DeployedFunction:
                 port=method.webhook_config.web_server_port,
                 startup_timeout_s=method.webhook_config.web_server_startup_timeout,
                 url=handles[name].web_url,
+                label=method.webhook_config.requested_suffix,
+                domains=tuple(domain.name for domain in method.webhook_config.custom_domains),
+                proxy_auth=method.webhook_config.requires_proxy_auth,
             )
             for name, method in self.definition.method_definitions.items()
             if method.webhook_config.type == api_pb2.WEBHOOK_TYPE_WEB_SERVER

@@ -128,7 +128,48 @@ def test_a_deployment_reaches_the_platform_as_it_was_written(plane: ModalPlane, 
     assert server.methods == ("serve",)
     (web,) = server.web_servers
     assert (web.method, web.port, web.startup_timeout_s) == ("serve", 9000, 120)
+    assert (web.label, web.domains, web.proxy_auth) == ("", (), False)
     assert (server.definition.module_name, server.definition.implementation_name) == ("toy_app", "Server.*")
+
+
+@pytest.mark.slow
+def test_modals_own_options_reach_the_platform(plane: ModalPlane, folder: Path) -> None:
+    """By the real client: the web server's door, where it runs, its disk; a secret that the deployment lets in."""
+    options = (
+        'modal=ModalOptions(requires_proxy_auth=True, label="toy-llm", custom_domains=("llm.example.com",), cloud="oci", '
+        'routing_region="eu-west", nonpreemptible=True, cpu=2.5, memory_mib=4096, ephemeral_disk_mib=600000, '
+        'secrets=("otel",), writable_volumes=("toy-weights",), retries=2), secrets_in_snapshot="warn",'
+    )
+    source = APP.replace("import Deployment,", "import Deployment, ModalOptions,").replace('region="eu-west",', options)
+    write_app(
+        folder,
+        source=source.replace("cls(**cls_options(deployment))", 'cls(**{**cls_options(deployment), "i6pn": True})'),
+    )
+    plane.add_secret("otel")
+    server = deploy(plane, folder)
+    (web,) = server.web_servers
+    assert (web.proxy_auth, web.label, web.domains) == (True, "toy-llm", ("llm.example.com",))
+    assert (server.definition.cloud_provider_str, server.definition.routing_region) == ("oci", "eu-west")
+    assert server.definition.scheduler_placement.nonpreemptible
+    assert server.definition.i6pn_enabled  # what Torpor has no option for is added in the app file
+    resources = server.definition.resources
+    assert (resources.milli_cpu, resources.memory_mb, resources.ephemeral_disk_mb) == (2500, 4096, 600000)
+    assert (server.secrets, server.read_only) == (("otel",), ())
+    download = plane.app("toy").function("download")
+    assert (download.definition.retry_policy.retries, download.secrets) == (2, ())
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a serving container writes to the weights' volume", area="weights", outcome="refused")
+def test_the_weights_are_mounted_read_only_where_they_are_served(plane: ModalPlane, folder: Path) -> None:
+    """The build steps and the download function fill the same volume, and can write to it."""
+    server = deploy(plane, folder)
+    download = plane.app("toy").function("download")
+    assert server.volumes == download.volumes == {"/vol/weights": "toy-weights"}
+    assert (server.read_only, download.read_only) == (("/vol/weights",), ())
+    mounts = [mount for image in plane.store.images.values() for mount in image.volume_mounts]
+    assert mounts
+    assert not any(mount.read_only for mount in mounts)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import pickle
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +14,10 @@ import modal
 import pytest
 from tests.platforms.small import Patch, a_deployment, load
 
-from torpor import BuildStep, ConfigurationError, Deployment, Model, Scaling, TorporError
+from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Scaling, TorporError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import CONTAINER_REQUIREMENTS, python_sources
-from torpor.platforms.modal import cls_options, concurrency, download_options, fill_volumes, image
+from torpor.platforms.modal import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -39,7 +42,9 @@ def test_the_class_gets_the_deployments_numbers() -> None:
         region="us-east",
     )
     options = cls_options(deployment)
-    assert {name: value for name, value in options.items() if name not in ("image", "volumes")} == {
+    beyond = ("cloud", "routing_region", "nonpreemptible", "cpu", "memory", "ephemeral_disk", "secrets")
+    assert not any(value for name, value in options.items() if name in beyond)
+    assert {name: value for name, value in options.items() if name not in ("image", "volumes", *beyond)} == {
         "gpu": "H100!:2",
         "timeout": 91,
         "startup_timeout": 91,
@@ -108,6 +113,168 @@ def test_all_users_of_a_deployment_share_one_image() -> None:
     deployment = a_deployment()
     assert image(deployment) is cls_options(deployment)["image"]
     assert image(deployment) is not image(replace(deployment, name="other"))
+
+
+# --- options that Modal alone has -------------------------------------------------------------------------------------
+
+
+def test_modals_options_reach_the_class_and_the_download() -> None:
+    """Each under Modal's own name; what nobody sets is left to Modal."""
+    options = ModalOptions(
+        cloud="gcp",
+        routing_region="eu-west",
+        nonpreemptible=True,
+        cpu=8,
+        memory_mib=65536,
+        ephemeral_disk_mib=600_000,
+        secrets=("otel",),
+        retries=3,
+    )
+    patch = Patch(volumes=(("/vol/w", "weights"),), steps=(DOWNLOAD,))
+    deployment = replace(a_deployment(patch), modal=options, secrets_in_snapshot="warn")
+    given = cls_options(deployment)
+    names = ("cloud", "routing_region", "nonpreemptible", "cpu", "memory", "ephemeral_disk")
+    assert [dict(given)[name] for name in names] == ["gcp", "eu-west", True, 8, 65536, 600_000]
+    assert (len(given["secrets"]), download_options(deployment)["retries"]) == (1, 3)
+    assert len(download_options(deployment)["secrets"]) == 1  # the step's own, not the class's
+    assert callable(modal.App("options").cls(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"requires_proxy_auth": "yes"}, "requires_proxy_auth is 'yes'; allowed: True or False"),
+        ({"nonpreemptible": 1}, "nonpreemptible is 1"),
+        ({"label": "Qwen"}, "label is 'Qwen'; allowed: 1 to 60 lower-case"),
+        ({"label": "-a"}, "label is '-a'"),
+        ({"label": ""}, "label is ''"),
+        ({"label": "a" * 61}, "label is 'aaa"),
+        ({"label": "a.b"}, "label is 'a.b'"),
+        ({"label": "a\n"}, r"label is 'a\\n'"),
+        ({"custom_domains": "llm.example.com"}, r"a tuple, e.g. custom_domains=\('llm.example.com',\)"),
+        ({"custom_domains": None}, "custom_domains is None; allowed: a tuple of names"),
+        ({"custom_domains": ("https://llm.example.com",)}, "without https://, port and path"),
+        ({"custom_domains": ("llm.example.com:443",)}, "without https://, port and path"),
+        ({"custom_domains": ("llm.example.com/v1",)}, "without https://, port and path"),
+        ({"custom_domains": ("localhost",)}, "host names in lower case"),
+        ({"custom_domains": ("10.0.0.1",)}, "host names in lower case"),
+        ({"custom_domains": ("LLM.example.com",)}, "host names in lower case"),
+        ({"custom_domains": ("a.example.com", "a.example.com")}, "holds 'a.example.com' twice"),
+        ({"custom_domains": ("me--app.modal.run",)}, "write label"),
+        ({"custom_domains": (1,)}, "custom_domains is 1"),
+        ({"cloud": "azure"}, "cloud is 'azure'; allowed: one of 'aws', 'gcp', 'oci', 'auto', or None"),
+        ({"cloud": ""}, "cloud is ''"),
+        ({"routing_region": "us east"}, "routing_region is 'us east'"),
+        ({"routing_region": ("us-east",)}, "routing_region is"),
+        ({"cpu": 0}, "cpu is 0; allowed: cores"),
+        ({"cpu": float("nan")}, "cpu is nan"),
+        ({"cpu": True}, "cpu is True"),
+        ({"cpu": "8"}, "cpu is '8'"),
+        ({"memory_mib": 0}, "memory_mib is 0; allowed: MiB"),
+        ({"memory_mib": 1.5}, "memory_mib is 1.5"),
+        ({"memory_mib": -1}, "memory_mib is -1"),
+        (
+            {"ephemeral_disk_mib": 3_145_729},
+            "ephemeral_disk_mib is 3145729; allowed: MiB, a whole number of 1 to 3145728",
+        ),
+        ({"ephemeral_disk_mib": True}, "ephemeral_disk_mib is True"),
+        ({"secrets": "token"}, r"secrets=\('token',\)"),
+        ({"secrets": ("",)}, "secrets is ''"),
+        ({"secrets": ("a b",)}, "secrets is 'a b'"),
+        ({"writable_volumes": ("a/b",)}, "writable_volumes is 'a/b'"),
+        ({"retries": 11}, "retries is 11; allowed: a whole number of 0 to 10"),
+        ({"retries": -1}, "retries is -1"),
+        ({"retries": True}, "retries is True"),
+    ],
+)
+def test_a_wrong_option_of_modals_is_refused_when_the_value_is_made(given: dict[str, object], words: str) -> None:
+    """Not by Modal, after the image is built, and not in silence. The message names field, value and what is allowed."""
+    with pytest.raises(ConfigurationError, match=rf"ModalOptions\..*{words}"):
+        ModalOptions(**given)  # type: ignore[arg-type] # one of them is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpu", "write Deployment.gpu"),
+        ("timeout", "write Deployment.startup_timeout_s"),
+        ("startup_timeout", "write Deployment.startup_timeout_s"),
+        ("enable_memory_snapshot", "write Deployment.snapshot"),
+        ("experimental_options", "write Deployment.gpu_snapshot"),
+        ("scaledown_window", "write Scaling.scaledown_window_s"),
+        ("max_inputs", "write Scaling.max_concurrency"),
+        ("region", "write Deployment.region"),
+        ("volumes", "ImagePatch.volumes"),
+        ("memory", "write memory_mib"),
+        ("require_proxy_auth", "there are requires_proxy_auth, label, "),
+        ("Label", "there are requires_proxy_auth, label, "),
+    ],
+)
+def test_an_option_that_has_another_place_or_is_none_says_where_it_belongs(name: str, words: str) -> None:
+    """What Torpor has to own cannot be given twice; a typing error names what there is."""
+    with pytest.raises(ConfigurationError, match=rf"ModalOptions has no '{name}'.*{words}"):
+        ModalOptions(**{name: 1})  # type: ignore[arg-type] # there is none of that name
+
+
+def test_every_argument_of_modals_class_has_one_place() -> None:
+    """A later client with another argument is noticed here: it becomes an option, or the reason why it is none."""
+    taken = set(inspect.signature(modal.App.cls).parameters) - {"self"}
+    added_by_hand = {
+        *("network_file_systems", "proxy", "i6pn", "restrict_modal_access", "_experimental_restrict_output"),
+    }
+    own = set(ClsOptions.__annotations__)
+    assert own <= taken
+    assert taken - own - added_by_hand <= {"retries", *refused_names()}
+    web = set(inspect.signature(modal.web_server).parameters)
+    assert web == {"port", "startup_timeout", "label", "custom_domains", "requires_proxy_auth"}
+
+
+def refused_names() -> set[str]:
+    """The names that `ModalOptions` refuses with a reason of their own."""
+    refused = set()
+    for name in inspect.signature(modal.App.cls).parameters:
+        try:
+            ModalOptions(**{name: None})  # type: ignore[arg-type] # whatever there is
+        except ConfigurationError as error:
+            if "there are " not in str(error):
+                refused.add(name)
+    return refused
+
+
+def test_options_of_modal_are_a_value() -> None:
+    """Equal, hashable, picklable, replaceable; a list becomes a tuple."""
+    given = ModalOptions(custom_domains=["a.example.com"], label="a", retries=2)  # type: ignore[arg-type] # as users write
+    assert given == pickle.loads(pickle.dumps(given)) == copy.deepcopy(given)
+    assert hash(given) == hash(replace(given))
+    assert given.changed() == {"custom_domains": ("a.example.com",), "label": "a", "retries": 2}
+    with pytest.raises(ConfigurationError, match="cloud is 'x'"):
+        replace(given, cloud="x")
+
+
+def test_something_else_in_the_place_of_modals_options_is_refused() -> None:
+    """A dictionary has no checks."""
+    with pytest.raises(ConfigurationError, match=r"Deployment.modal is \{'label': 'a'\}; it has to be ModalOptions"):
+        replace(a_deployment(), modal={"label": "a"})  # type: ignore[arg-type] # that is what it is about
+
+
+@pytest.mark.fault("a secret is given to a serving container that is snapshotted", area="secrets", outcome="refused")
+def test_a_secret_for_the_serving_container_is_refused_before_anything_is_built() -> None:
+    """The start would refuse it too, after the build, in the container."""
+    options = ModalOptions(secrets=("hf-token",))
+    with pytest.raises(ConfigurationError, match=r"'hf-token' to the serving container.*in every snapshot"):
+        replace(a_deployment(), modal=options)
+    assert replace(a_deployment(snapshot=False), modal=options).modal is options
+
+
+def test_a_volume_that_is_not_mounted_cannot_be_writable() -> None:
+    """A typing error would leave the meant one read-only, and the write would fail while serving."""
+    deployment = replace(
+        a_deployment(Patch(volumes=(("/vol/w", "weights"),))), modal=ModalOptions(writable_volumes=("weight",))
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"names 'weight', which the serving container does not mount.*'weights'"
+    ):
+        cls_options(deployment)
 
 
 # --- the image: what cannot be rendered -------------------------------------------------------------------------------

@@ -344,6 +344,8 @@ def probe(
 ) -> None:
     """Wait for a server, stream one answer, tell its times.
 
+    TORPOR_MODAL_KEY and TORPOR_MODAL_SECRET hold the proxy token for an app on Modal that demands one.
+
     Exit code 0: it answered; 1: no answer in time, or a refusal; 2: wrong input.
     """
     from torpor.cli.probe import run_probe  # noqa: PLC0415
@@ -374,6 +376,8 @@ def prewarm(
     as_json: AsJson = False,
 ) -> None:
     """Drive cold starts of a deployed app until restores begin.
+
+    TORPOR_MODAL_KEY and TORPOR_MODAL_SECRET hold the proxy token for an app on Modal that demands one.
 
     Exit code 0: a restored start was seen; 1: it gave up; 2: wrong input.
     """

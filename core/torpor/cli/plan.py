@@ -46,6 +46,7 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
         "port": deployment.port,
         "scaling": asdict(deployment.scaling),
         "snapshot": {"memory": deployment.snapshot, "gpu": deployment.gpu_snapshot},
+        "modal": {} if deployment.modal is None else deployment.modal.changed(),
         "timeouts_s": {
             name.removesuffix("_timeout_s"): getattr(deployment, name)
             for name in vars(deployment)
@@ -153,6 +154,7 @@ def _lines(deployment: Deployment) -> list[str]:
     lifecycle = Lifecycle(deployment)
     recipe = lifecycle.recipe()
     engine, model, scaling = deployment.engine, deployment.model, deployment.scaling
+    modal = {} if deployment.modal is None else deployment.modal.changed()
     revision = f" @ {model.revision[:12]}" if model.revision else ""
     lines = [
         f"{deployment.name}: {model.source}{revision}, served as {model.served_name}",
@@ -166,6 +168,7 @@ def _lines(deployment: Deployment) -> list[str]:
             f"{scaling.buffer_containers} kept ahead, each idle for {scaling.scaledown_window_s} s at most"
         ),
         f"  snapshot  memory {_on(deployment.snapshot)}, GPU {_on(bool(deployment.gpu_snapshot))}",
+        *([f"  modal     {', '.join(f'{name}={value!r}' for name, value in modal.items())}"] if modal else []),
         "",
         "image",
         f"  base      {recipe.image.base or '(the platform default)'}",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from torpor import descriptors
 from torpor.bounds import checked_count, checked_seconds
 from torpor.cli.probe import checked_timeout, say
+from torpor.errors import ConfigurationError
+from torpor.modal_keys import KEY_VARIABLE, SECRET_VARIABLE, modal_keys
 from torpor.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
 
 if TYPE_CHECKING:
@@ -86,7 +88,17 @@ def _find(target: str) -> _Target:
 
         deployment = load_deployment(target)
         name, pause_s = deployment.name, deployment.scaling.scaledown_window_s + _MARGIN_S
+        if deployment.modal is not None and deployment.modal.requires_proxy_auth:
+            _check_token(target)
     return _Target(url=app_url(name), pause_s=pause_s, read_log=lambda hours: classify(app_logs(name, hours=hours)))
+
+
+def _check_token(target: str) -> None:
+    if not modal_keys():
+        raise ConfigurationError(
+            f"{target} is deployed with requires_proxy_auth, and there is no proxy token to ask it with. Put one into "
+            f"{KEY_VARIABLE} (wk-...) and {SECRET_VARIABLE} (ws-...)."
+        )
 
 
 def _round_line(one: Round) -> str:

@@ -42,6 +42,7 @@ from torpor.platforms.container import (
 )
 from torpor.platforms.modal_account import deployed_url, web_url
 from torpor.platforms.modal_logs import AFTER_SNAPSHOT
+from torpor.platforms.modal_options import ModalOptions
 from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ __all__ = [
     "ClsOptions",
     "Concurrency",
     "DownloadOptions",
+    "ModalOptions",
     "SnapshotServer",
     "cls_options",
     "concurrency",
@@ -75,7 +77,10 @@ Volumes = dict["str | PurePosixPath", "modal.Volume | modal.CloudBucketMount"]
 
 
 class ClsOptions(TypedDict):
-    """Keyword arguments of `app.cls`."""
+    """Keyword arguments of `app.cls`.
+
+    What is not here can be added: `@app.cls(**{**cls_options(deployment), "block_network": True})`.
+    """
 
     image: modal.Image
     gpu: str | None
@@ -89,6 +94,13 @@ class ClsOptions(TypedDict):
     buffer_containers: int
     scaledown_window: int
     region: str | None
+    cloud: str | None
+    routing_region: str | None
+    nonpreemptible: bool
+    cpu: float | None
+    memory: int | None
+    ephemeral_disk: int | None
+    secrets: list[modal.Secret]
 
 
 class Concurrency(TypedDict):
@@ -105,6 +117,7 @@ class DownloadOptions(TypedDict):
     volumes: Volumes
     secrets: list[modal.Secret]
     timeout: int
+    retries: int
 
 
 # --- the image --------------------------------------------------------------------------------------------------------
@@ -164,6 +177,22 @@ def _volume(name: str) -> modal.Volume:
     return _volumes[name]
 
 
+_read_only: dict[str, modal.Volume] = {}
+
+
+def _serving_volume(name: str, options: ModalOptions) -> modal.Volume:
+    """A volume as the serving container mounts it: nobody there writes to the weights, neither a fault nor an intruder."""
+    if name in options.writable_volumes:
+        return _volume(name)
+    if name not in _read_only:
+        _read_only[name] = _volume(name).with_mount_options(read_only=True)
+    return _read_only[name]
+
+
+def _options_of(deployment: Deployment) -> ModalOptions:
+    return deployment.modal or ModalOptions()
+
+
 # --- options of the class and of the download function ----------------------------------------------------------------
 
 
@@ -171,7 +200,7 @@ def cls_options(deployment: Deployment) -> ClsOptions:
     """Keyword arguments of `app.cls` for a `SnapshotServer`.
 
     Modal counts the enter methods against `startup_timeout`; a GPU snapshot is an experimental option that a typing
-    error would switch off in silence.
+    error would switch off in silence. Volumes are mounted read-only: build steps and the download function fill them.
 
     Raises:
         ConfigurationError: see `image`; or Modal does not allow the value of a field.
@@ -181,12 +210,13 @@ def cls_options(deployment: Deployment) -> ClsOptions:
         raise ConfigurationError(
             f"Scaling.scaledown_window_s is {scaling.scaledown_window_s} seconds; Modal allows 2 to {_MAX_SCALEDOWN_S}."
         )
-    recipe = Lifecycle(deployment).recipe()
+    recipe, options = Lifecycle(deployment).recipe(), _options_of(deployment)
+    _check_writable(options, recipe)
     startup_timeout = math.ceil(deployment.startup_timeout_s)
     return ClsOptions(
         image=image(deployment),
         gpu=deployment.gpu,
-        volumes={path: _volume(name) for path, name in recipe.volumes.items()},
+        volumes={path: _serving_volume(name, options) for path, name in recipe.volumes.items()},
         timeout=startup_timeout,
         startup_timeout=startup_timeout,
         enable_memory_snapshot=deployment.snapshot,
@@ -196,7 +226,23 @@ def cls_options(deployment: Deployment) -> ClsOptions:
         buffer_containers=scaling.buffer_containers,
         scaledown_window=scaling.scaledown_window_s,
         region=deployment.region,
+        cloud=options.cloud,
+        routing_region=options.routing_region,
+        nonpreemptible=options.nonpreemptible,
+        cpu=options.cpu,
+        memory=options.memory_mib,
+        ephemeral_disk=options.ephemeral_disk_mib,
+        secrets=[modal.Secret.from_name(name) for name in options.secrets],
     )
+
+
+def _check_writable(options: ModalOptions, recipe: Recipe) -> None:
+    mounted = tuple(recipe.volumes.values())
+    if unknown := [name for name in options.writable_volumes if name not in mounted]:
+        raise ConfigurationError(
+            f"ModalOptions.writable_volumes names {unknown[0]!r}, which the serving container does not mount; it mounts "
+            f"{', '.join(map(repr, mounted)) or 'no volume'}."
+        )
 
 
 def concurrency(deployment: Deployment) -> Concurrency:
@@ -220,6 +266,7 @@ def download_options(deployment: Deployment) -> DownloadOptions:
             modal.Secret.from_name(name) for name in dict.fromkeys(name for step in steps for name in step.secrets)
         ],
         timeout=math.ceil(sum(step.timeout_s * (step.retries + 1) for step in steps)),
+        retries=_options_of(deployment).retries,
     )
 
 
@@ -396,10 +443,17 @@ class SnapshotServer:
 
 
 def _markers(deployment: Deployment) -> dict[str, Callable[[Callable[[SnapshotServer], None]], object]]:
+    options = _options_of(deployment)
     return {
         "start": modal.enter(snap=deployment.snapshot),
         "wake": modal.enter(snap=False),
-        "serve": modal.web_server(deployment.port, startup_timeout=deployment.startup_timeout_s),
+        "serve": modal.web_server(
+            deployment.port,
+            startup_timeout=deployment.startup_timeout_s,
+            label=options.label,
+            custom_domains=options.custom_domains or None,
+            requires_proxy_auth=options.requires_proxy_auth,
+        ),
         "stop": modal.exit(),
     }
 
