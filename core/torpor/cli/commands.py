@@ -116,6 +116,20 @@ def up(
 
 
 @app.command()
+def status(
+    deployment: Annotated[str, typer.Argument(metavar="[NAME]", help="Only servers of this deployment.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show which servers run here: replicas with state, pid, start, restarts and memory; address, snapshot, last event.
+
+    Exit code 0; with NAME 1 where no server of it serves with all its replicas.
+    """
+    from torpor.cli.status import run_status  # noqa: PLC0415
+
+    run_status(deployment, as_json=as_json)
+
+
+@app.command()
 def doctor(
     app_file: Annotated[
         str,

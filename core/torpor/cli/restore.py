@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from torpor import descriptors
 from torpor.bounds import checked_count
+from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.errors import ConfigurationError, EngineError, TorporError
@@ -53,9 +54,11 @@ class Served:
     Args:
         as_json: tell what was restored as one line of JSON, with what went wrong before (`events`), and what happens to replicas
             by themselves from then on as one more line each.
+        announced: what others are told of the command.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, announced: Announcement) -> None:
+        self._announced = announced
         self._before: list[ReplicaEvent] | None = []
         self._printing = threading.Lock()
         self._as_json = as_json
@@ -77,6 +80,7 @@ class Served:
             elif self._as_json:
                 print(json.dumps(event.as_json()), flush=True)
             _say_event(event)
+        self._announced.event(event)
         self.look()
 
     def look(self) -> None:
@@ -102,9 +106,14 @@ class Served:
                 print(json.dumps(_described(copies, self._stages, self._began) | events), flush=True)
             else:
                 _print_serving(copies, self._stages, time.monotonic() - self._began)
+        self._tell_serving(copies, wanted)
         if then is None:
-            _serve(copies, wanted, self._told)
+            _serve(copies, wanted, self._told, lambda: self._tell_serving(copies, wanted))
+            self._announced.ending()
         finished_or_ended(then, self._told, lambda: drained(copies, self._told))
+
+    def _tell_serving(self, copies: Replicas, wanted: int) -> None:
+        self._announced.replicas_serve(copies, url=f"http://127.0.0.1:{copies.port}", wanted=wanted)
 
 
 def run_restore(
@@ -135,7 +144,8 @@ def run_restore(
         raise ConfigurationError(f"--port is {port}; allowed are 1 to {_MAX_PORT}, or 0 for the deployment's.")
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
-    served = Served(as_json=as_json)
+    announced = Announcement("snapshot restore")
+    served = Served(as_json=as_json, announced=announced)
     warnings_only()
     ends_on_sigterm()
     descriptors.raise_limit()
@@ -149,11 +159,12 @@ def run_restore(
         supervised=True,
         even_if_bad=even_if_bad,
     )
-    try:
-        _start(copies, replicas)
-        served.serve(copies, replicas)
-    finally:
-        copies.stop()
+    with announced:
+        try:
+            _start(copies, replicas)
+            served.serve(copies, replicas)
+        finally:
+            copies.stop()
 
 
 def _start(copies: Replicas, count: int) -> None:
@@ -167,7 +178,7 @@ def _start(copies: Replicas, count: int) -> None:
         gc.enable()
 
 
-def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
+def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[[], None]) -> None:
     while not told.end:
         if not copies.serving and not copies.restarting:
             raise EngineError(
@@ -186,6 +197,7 @@ def _serve(copies: Replicas, wanted: int, told: Signals) -> None:
                 if missing > 0:
                     with told.ended_at_once():
                         copies.start(missing)
+                        tell_serving()
                 _say(f"{len(copies.serving)} of {wanted} copies serve")
             except TorporError as error:
                 _say(f"no copy was restored: {error}")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from torpor import descriptors
 from torpor.apps import load_deployment
+from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.restore import Served
@@ -24,7 +25,8 @@ from torpor.platforms.local import LocalServer, cache_root, missing_packages
 from torpor.platforms.local_start import start_here
 from torpor.progress import listening
 from torpor.records import StageRecord, StageReport
-from torpor.snapshots.backend import BACKENDS, make_backend
+from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
+from torpor.snapshots.places import snapshot_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +70,8 @@ def run_up(
     console = Console(stderr=True, highlight=False)
     warnings_only()
     progress = Progress(console, as_json=as_json)
-    served = Served(as_json=as_json and not question)
+    announced = _announced(deployment, app_file, backend=backend, snapshot=snapshot)
+    served = Served(as_json=as_json and not question, announced=announced)
     record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     ends_on_sigterm()
@@ -84,9 +87,10 @@ def run_up(
 
     def tell(event: ReplicaEvent) -> None:
         progress.event(event)
+        announced.event(event)
         served.look()
 
-    with progress.listening():
+    with progress.listening(), announced:
         try:
             started = start_here(
                 deployment,
@@ -109,11 +113,12 @@ def run_up(
                 return
             server = started
             signals.listen()
+            announced.engine_serves(server)
             if not question:
                 console.print(
                     f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
                 )
-                _serve_until_signal(server, console, signals)
+                _serve_until_signal(server, console, signals, announced)
             finished_or_ended(ask if question else None, signals, lambda: drained(server, signals))
         except KeyboardInterrupt:
             if signals.end and isinstance(started, LocalServer):
@@ -124,6 +129,27 @@ def run_up(
                 started.stop()
     if signals.hung_up:
         return
+    _say_end(report, record_file, answer, console, as_json=as_json)
+
+
+def _announced(deployment: Deployment, app_file: str, *, backend: str, snapshot: Path | None) -> Announcement:
+    """What others are told of the command from its start on."""
+    kept = backend if snapshot is None else CriuBackend.name
+    announced = Announcement("up")
+    announced.starting(
+        deployment,
+        app_file=app_file,
+        backend=kept,
+        url=f"http://127.0.0.1:{deployment.port}",
+        snapshot=snapshot_folder(deployment.name) if kept == CriuBackend.name and snapshot is None else snapshot,
+    )
+    return announced
+
+
+def _say_end(
+    report: StageReport, record_file: Path, answer: dict[str, object] | None, console: Console, *, as_json: bool
+) -> None:
+    """What it took."""
     if as_json:
         payload = {
             "stages": [asdict(record) for record in report.records],
@@ -165,7 +191,7 @@ def _ask(deployment: Deployment, console: Console, question: str, *, stream: boo
     return asdict(result)
 
 
-def _serve_until_signal(server: LocalServer, console: Console, signals: Signals) -> None:
+def _serve_until_signal(server: LocalServer, console: Console, signals: Signals, announced: Announcement) -> None:
     """Serve; SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it; an engine that ends by itself is started again."""
     asleep = ended_asleep = False
     while not signals.end:
@@ -174,10 +200,12 @@ def _serve_until_signal(server: LocalServer, console: Console, signals: Signals)
         elif server.boot.running_engine.wait(0.1) is not None:
             if asleep:
                 ended_asleep = True
+                announced.asleep()
                 console.print("the engine ended while it was asleep; it is started cold when it is to wake")
             else:
                 with signals.ended_at_once():
                     server.start_again()
+                    announced.engine_serves(server)
         if not signals.wanted or signals.end:
             continue
         action = signals.wanted.pop(0)
@@ -185,10 +213,13 @@ def _serve_until_signal(server: LocalServer, console: Console, signals: Signals)
             console.print(f"already {'asleep' if asleep else 'awake'}")
         elif action == "sleep":
             asleep = _put_to_sleep(server, console, signals)
+            announced.asleep() if asleep else announced.engine_serves(server)
         else:
             with signals.ended_at_once():
                 server.wake()
+                announced.engine_serves(server)
             asleep = ended_asleep = False
+    announced.ending()
 
 
 def _put_to_sleep(server: LocalServer, console: Console, signals: Signals) -> bool:

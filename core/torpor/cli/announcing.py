@@ -1,0 +1,171 @@
+"""What a command that serves tells others: `torpor status` by a file (`torpor.running`), the service manager by its socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from torpor.running import Process, RunFile
+from torpor.service_manager import ServiceManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Self
+
+    from torpor.boot import Boot
+    from torpor.deployment import Deployment
+    from torpor.engine import Engine
+    from torpor.platforms.local import LocalServer
+    from torpor.snapshots.serving import Replicas
+    from torpor.supervision import ReplicaEvent
+
+__all__ = ["Announcement"]
+
+_UNDER_WAY = ("replica_ended", "wake_failed", "restore_failed", "restart_failed")
+
+
+class Announcement:
+    """What this command serves, told to others from its start to its end.
+
+    Args:
+        command: what a user typed, without `torpor`.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._file = RunFile(command)
+        self._manager = ServiceManager()
+        self._lock = threading.Lock()
+        self._of: dict[str, object] = {}
+        self._look: Callable[[], tuple[int, list[dict[str, object]]]] = lambda: (self._restarting, [])
+        self._state = "starting"
+        self._wanted = 1
+        self._restarting = 0
+        self._event = ("", 0.0)
+
+    def starting(
+        self, deployment: Deployment, *, app_file: Path | str, backend: str, url: str, snapshot: Path | None
+    ) -> None:
+        """The start of a deployment begins."""
+        self._of = {
+            "deployment": deployment.name,
+            "model": deployment.model.served_name,
+            "app_file": str(app_file),
+            "backend": backend,
+            "url": url,
+            "snapshot": "" if snapshot is None else str(snapshot),
+        }
+        self._write("starting")
+
+    def replicas_serve(self, copies: Replicas, *, url: str, wanted: int) -> None:
+        """Restored replicas serve.
+
+        Args:
+            copies: of one snapshot.
+            url: where they answer.
+            wanted: how many there are to be.
+        """
+        self._wanted = wanted
+        self._look = lambda: (copies.restarting, [_replica(one.replica.name, one.boot) for one in copies.serving])
+        if not self._of:
+            self._of = _of_snapshot(copies)
+        self._serves(url)
+
+    def engine_serves(self, server: LocalServer, *, url: str = "") -> None:
+        """The engine of a local server serves, or serves again.
+
+        Args:
+            server: what serves.
+            url: where it answers; by default where it did before.
+        """
+        self._restarting = 0
+        self._look = lambda: (self._restarting, _replicas(server))
+        self._serves(url)
+
+    def _serves(self, url: str) -> None:
+        self._of["url"] = url or self._of["url"]
+        self._write("serving")
+        self._manager.ready(f"serving {self._of['model']} on {self._of['url']}")
+
+    def asleep(self) -> None:
+        """Its engine was put to sleep."""
+        self._write("asleep")
+        self._manager.status("asleep")
+
+    def event(self, event: ReplicaEvent) -> None:
+        """Something happened to a replica by itself."""
+        said = event.described().partition("\n")[0]
+        self._event = (said, time.time())
+        self._restarting = int(event.event in _UNDER_WAY)
+        self._write(self._state)
+        self._manager.status(said)
+
+    def ending(self) -> None:
+        """A signal asked for the end: requests in flight are finished first."""
+        self._write("ending")
+        self._manager.stopping()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The command ends."""
+        self._file.close()
+
+    def _write(self, state: str) -> None:
+        with self._lock:
+            self._state = state
+            restarting, replicas = self._look()
+            self._file.write(
+                {
+                    **self._of,
+                    "state": state,
+                    "wanted": self._wanted,
+                    "restarting": restarting,
+                    "last_event": self._event[0],
+                    "last_event_at": self._event[1],
+                    "replicas": replicas,
+                }
+            )
+
+
+def _of_snapshot(copies: Replicas) -> dict[str, object]:
+    """What a restore knows of what it serves."""
+    manifest = copies.manifest
+    return {
+        "deployment": manifest.deployment.name,
+        "model": manifest.served_name,
+        "app_file": manifest.app_file,
+        "backend": "criu",
+        "snapshot": str(copies.folder),
+    }
+
+
+def _replicas(server: LocalServer) -> list[dict[str, object]]:
+    """Its one replica, while there is one."""
+    boot = server.boot
+    alive = boot.engine is not None and boot.engine.poll() is None
+    return [_replica(server.deployment.name, boot)] if alive else []
+
+
+def _replica(name: str, boot: Boot) -> dict[str, object]:
+    engine = boot.running_engine
+    records = boot.report.records
+    return {
+        "name": name,
+        "pid": engine.pid,
+        "leader": _leader(engine)._asdict(),
+        "replica_id": engine.boot_id,
+        "boot": boot.kind,
+        "reason": boot.reason,
+        "restarts": boot.restarts,
+        "since": records[-1].ended_at if records else time.time(),
+        "log": "",
+    }
+
+
+def _leader(engine: Engine) -> Process:
+    """The process whose tree is the whole replica: of a sandbox its first one."""
+    sandbox = getattr(engine, "sandbox", None)
+    return Process.of(engine.pid if sandbox is None else sandbox.pid)

@@ -1,0 +1,148 @@
+"""`torpor status`: what is asked of servers, within a deadline, and what is said of them."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.test_running import FACTS
+from torpor.cli.status import look_at, run_status
+from torpor.errors import ServerUnavailableError
+from torpor.running import Process, RunFile, RunningServer, servers
+from torpor.snapshots.places import CACHE_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def guarded(status: int, body: bytes) -> Iterator[str]:
+    """A server that answers as a guard does; its address."""
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def noted(**facts: object) -> Iterator[None]:
+    """A running server's file."""
+    file = RunFile("snapshot restore")
+    file.write(FACTS | facts)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+
+
+def test_what_runs_is_shown_with_its_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON with stable keys, and in words."""
+    with guarded(200, b'{"state": "serving"}') as url, noted(url=url):
+        run_status("small", as_json=True)
+        (server,) = json.loads(capsys.readouterr().out)["servers"]
+        assert (server["deployment"], server["state"], server["health"], server["pid"]) == (
+            "small",
+            "serving",
+            "serving",
+            os.getpid(),
+        )
+        (replica,) = server["replicas"]
+        assert replica["memory_bytes"] > 1 << 20
+        assert (replica["boot"], replica["restarts"], replica["state"]) == ("restored", 0, "serving")
+        run_status("", as_json=False)
+    said = capsys.readouterr().out
+    assert f"small: serving m on {url}, torpor snapshot restore (pid {os.getpid()})" in said
+    assert "replica   small-1" in said
+    assert "snapshot  /srv/small" in said
+
+
+@pytest.mark.fault("a replica is given up, another is being started again", area="torpor status", outcome="held")
+def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the latest event; a deployment that was named and does not serve with all its replicas is an error."""
+    event = {"last_event": "replica small-2 is given up after 5 restarts in a row", "last_event_at": time.time() - 90}
+    with (
+        guarded(200, b'{"state": "serving"}') as url,
+        noted(url=url, wanted=3, restarting=1, **event),
+        pytest.raises(ServerUnavailableError, match="'small' serves with all its replicas: one is serving"),
+    ):
+        run_status("small", as_json=False)
+    said = capsys.readouterr().out
+    assert "restarts  1 under way" in said
+    assert "missing   1 of 3 replicas, given up" in said
+    assert "event     replica small-2 is given up after 5 restarts in a row (1 min 30 s ago)" in said
+
+
+def test_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """No error unless a deployment was named."""
+    run_status("", as_json=False)
+    assert capsys.readouterr().out == "no server runs here\n"
+    with pytest.raises(ServerUnavailableError, match="none runs here"):
+        run_status("small", as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"servers": [], "unreadable": []}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "health"),
+    [
+        (503, b'{"state": "asleep"}', "asleep"),
+        (503, b'{"error": "no replica is ready"}', "answers 503"),
+        (200, b"[" * 50_000, "answers 200"),
+        (200, b'{"state": "\x1b[2J"}', "answers 200"),
+        (200, json.dumps({"state": "\x1b[2J"}).encode(), "\\x1b[2J"),
+    ],
+)
+def test_whatever_answers_is_shown(status: int, body: bytes, health: str) -> None:
+    """The guard's state, else the status; never control characters."""
+    with guarded(status, body) as url, noted(url=url):
+        (look,) = look_at([one for one in servers() if isinstance(one, RunningServer)])
+    assert (look.health, look.http_status) == (health, status)
+
+
+@pytest.mark.fault("a server is asked for its health and hangs", area="torpor status", outcome="held")
+def test_one_that_hangs_is_not_waited_for() -> None:
+    """All are asked at the same time, each within the deadline."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hung,
+        guarded(200, b'{"state": "serving"}') as url,
+        noted(url=f"http://127.0.0.1:{hung.getsockname()[1]}"),
+        noted(url=url),
+        noted(url="http://127.0.0.1:1"),
+    ):
+        began = time.monotonic()
+        looks = look_at([one for one in servers() if isinstance(one, RunningServer)], limit_s=0.5)
+        assert time.monotonic() - began < 1.0
+    assert [look.health[:9] for look in looks] == ["", "serving", "no answer"]
+
+
+def test_memory_of_a_process_that_is_gone_is_unknown() -> None:
+    """Its pid may be somebody else's."""
+    gone = FACTS["replicas"][0] | {"leader": Process(os.getpid(), 1)._asdict()}  # type: ignore[index]
+    with noted(replicas=[gone]):
+        (look,) = look_at([one for one in servers() if isinstance(one, RunningServer)])
+    assert look.memory == {}
