@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import inspect
+import os
 import re
+import signal
+import stat
 import sys
+import threading
 import traceback
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -16,16 +22,20 @@ from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, TorporError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 __all__ = ["load_deployment"]
 
+_GIVE = "Give the path of a Python file, e.g. apps/tiny_cpu.py."
+_SLOW_S = 10.0
+_STDOUT, _STDERR, _FIRST_FREE = 1, 2, 10
 _MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)' \((?!most likely)")
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def load_deployment(path: str) -> Deployment:
-    """Import an app file and return its deployment.
+    """Import an app file and return its deployment. What the file prints goes to standard error.
 
     Args:
         path: the app file, e.g. `apps/tiny_cpu.py`.
@@ -34,30 +44,38 @@ def load_deployment(path: str) -> Deployment:
         ConfigurationError: no such file, it does not import, or it holds no deployment or several.
     """
     file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise ConfigurationError(_no_app_file(file, path))
-    found = {name: value for name, value in vars(_import(file)).items() if isinstance(value, Deployment)}
+    if (reason := _unusable(file, path)) is not None:
+        raise ConfigurationError(reason)
+    values = vars(_import(file))
+    found = {name: value for name, value in values.items() if isinstance(value, Deployment)}
     if isinstance(chosen := found.get("deployment"), Deployment):
         return chosen
     if len({id(value) for value in found.values()}) == 1:
         return next(iter(found.values()))
+    seen = f"several deployments: {', '.join(sorted(found))}" if found else "no deployment"
+    if not found and "deployment" in values:
+        seen = f"no deployment: `deployment` in it is of type {type(values['deployment']).__name__}"
     raise ConfigurationError(
-        f"{path} holds {'several deployments: ' + ', '.join(sorted(found)) if found else 'no deployment'}. "
-        "Assign the one to use to a module-level name: deployment = Deployment(...)."
+        f"{path} holds {seen}. Assign the one to use to a module-level name: deployment = Deployment(...)."
     )
 
 
-def _no_app_file(file: Path, path: str) -> str:
-    """What is there in its place, and which path was probably meant."""
-    if file.is_dir():
+def _unusable(file: Path, path: str) -> str | None:
+    """Why a path is no app file, and which path was probably meant; None for one that can be imported."""
+    try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"There is no app file {path!r}; {_GIVE[0].lower()}{_GIVE[1:]}"
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a folder that is closed
+        return f"The app file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}. {_GIVE}"
+    if kind == stat.S_IFDIR:
         inside = file / "app.py"
-        cure = (
-            f"Did you mean {inside}?" if inside.is_file() else "Give the path of a Python file, e.g. apps/tiny_cpu.py."
-        )
-        return f"There is no app file {path!r}: that is a folder. {cure}"
-    if file.exists():
-        return f"There is no app file {path!r}: it is there, but it is not called *.py. Give the path of a Python file."
-    return f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
+        return f"{path!r} is a folder. {f'Did you mean {inside}?' if inside.is_file() else _GIVE}"
+    if kind != stat.S_IFREG:
+        return f"{path!r} is no regular file. {_GIVE}"
+    if file.suffix != ".py":
+        return f"{path!r} is not called *.py. {_GIVE}"
+    return None
 
 
 def _import(file: Path) -> ModuleType:
@@ -68,14 +86,83 @@ def _import(file: Path) -> ModuleType:
         raise ConfigurationError(f"{file} cannot be imported as a Python module.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
+    process = os.getpid()
     try:
-        spec.loader.exec_module(module)
+        with _prints_to_stderr(), _slow_import_told(file):
+            spec.loader.exec_module(module)
     except TorporError as error:
         error.add_note(f"in {_where(file, error)}")
         raise
     except Exception as error:
         raise ConfigurationError(f"{_where(file, error)}: {_explain(error)}") from error
+    except BaseException as error:
+        if _is_ctrl_c(error):
+            raise
+        said = f"{type(error).__name__}{f'({error})' if str(error) else ''}"
+        raise ConfigurationError(
+            f"{_where(file, error)}: the app file ended its own import by {said}. An app file has to import to its end: move what "
+            'runs or exits below `if __name__ == "__main__":`.'
+        ) from error
+    finally:
+        if os.getpid() != process:  # the file forked; this command goes on in the parent only
+            os._exit(0)
     return module
+
+
+@contextlib.contextmanager
+def _prints_to_stderr() -> Iterator[None]:
+    """Send what a block and its child processes print to standard error: standard output is for a command's result."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = fcntl.fcntl(_STDOUT, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+    except OSError:  # there is no standard output
+        kept = -1
+    try:
+        if kept >= 0:
+            with contextlib.suppress(OSError):
+                os.dup2(_STDERR, _STDOUT)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, _STDOUT)
+            os.close(kept)
+
+
+@contextlib.contextmanager
+def _slow_import_told(file: Path) -> Iterator[None]:
+    """Say where an import stands that takes long: it may wait for something that never comes."""
+    importing, seen_as = threading.get_ident(), file.absolute()
+
+    def tell() -> None:
+        frame, lines = sys._current_frames().get(importing), list[int]()  # noqa: SLF001 - the documented way
+        while frame is not None:
+            if Path(frame.f_code.co_filename) == seen_as:
+                lines.append(frame.f_lineno)
+            frame = frame.f_back
+        where = f"{file}:{lines[0]}" if lines else str(file)
+        with contextlib.suppress(OSError):
+            print(f"{where}: the app file is still being imported after {_SLOW_S:g} s; Ctrl-C ends it", file=sys.stderr)
+
+    timer = threading.Timer(_SLOW_S, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether a KeyboardInterrupt is of a signal: raised by our handler, or by Python's own, which leaves no frame."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    handler = getattr(signal.getsignal(signal.SIGINT), "__code__", None)
+    if handler is not None:
+        return any((frame.filename, frame.name) == (handler.co_filename, handler.co_name) for frame in frames)
+    return not frames or "KeyboardInterrupt" not in (frames[-1].line or "")
 
 
 def _where(file: Path, error: BaseException) -> str:
@@ -84,7 +171,7 @@ def _where(file: Path, error: BaseException) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == seen_as]
     if isinstance(error, SyntaxError) and Path(error.filename or "").absolute() == seen_as:
         lines = [error.lineno]
-    return f"{file}:{lines[-1]}" if lines else str(file)
+    return f"{file}:{lines[-1]}" if lines and lines[-1] else str(file)
 
 
 def _explain(error: Exception) -> str:
@@ -102,7 +189,8 @@ def _explain(error: Exception) -> str:
         close = get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
         hint = f"Did you mean {close[0]!r}?" if close else "Mend the import."
         return f"{missing[2]} has no {missing[1]!r}. {hint}"
-    return f"{type(error).__name__}: {error}"
+    # A SyntaxError's own text ends with file and line, which stand before it already.
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def _options_of(owner: str, error: Exception) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,10 +71,16 @@ def test_every_flag_of_the_stand_in_has_its_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("project", "'project': that is a folder. Did you mean project/app.py?"),
-        ("empty", "'empty': that is a folder. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
-        ("notes.txt", "'notes.txt': it is there, but it is not called *.py. Give the path of a Python file."),
-        ("ap.py", "'ap.py'; give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("project", "'project' is a folder. Did you mean project/app.py?"),
+        ("empty", "'empty' is a folder. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("notes.txt", "'notes.txt' is not called *.py. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("pipe.py", "'pipe.py' is no regular file. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("ap.py", "There is no app file 'ap.py'; give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        (
+            "a" * 300,
+            f"The app file {'a' * 300!r} cannot be read: File name too long. "  # noqa: ISC004
+            "Give the path of a Python file, e.g. apps/tiny_cpu.py.",
+        ),
     ],
 )
 def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, path: str, said: str) -> None:
@@ -82,9 +89,10 @@ def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, p
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "app.py").touch()
     (tmp_path / "notes.txt").touch()
+    os.mkfifo(tmp_path / "pipe.py")
     done = torpor("plan", path, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"torpor: ConfigurationError: There is no app file {said}\n"
+    assert done.stderr == f"torpor: ConfigurationError: {said}\n"
 
 
 @pytest.mark.parametrize(

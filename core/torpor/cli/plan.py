@@ -107,7 +107,8 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
 
 
 def _holds_plan(values: dict[str, object]) -> bool:
-    return all(isinstance(values.get(part), dict) for part in ("deployment", "engine", "image"))
+    parts = {"deployment": str, "engine": dict, "image": dict}
+    return all(isinstance(values.get(part), kind) for part, kind in parts.items())
 
 
 def _plan_in(name: str) -> dict[str, object]:
