@@ -3,6 +3,7 @@
 criu_setup   CRIU 4.2 in a private prefix, for a machine whose own package is missing or too old
              (criu_lock: which packages; mirror, mirror_download: where from, and how they are checked; debs: what is unpacked)
 criu         finding CRIU, its options, dump and restore with deadlines, the reason of a failure out of its log
+             (trusted: whether a program of a prefix may be run)
 sandbox      one namespaced sandbox per replica: the engine's tree lives in it, CRIU runs in it
              (pid1: its first process; first_process: how that is started; channel: the way to it; side_files: what lies in
              its private folders)
