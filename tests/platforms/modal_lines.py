@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+
+from torpor.events import json_line
 
 __all__ = [
     "AT",
@@ -15,6 +18,7 @@ __all__ = [
     "after",
     "cold",
     "log",
+    "on_console",
     "stage",
     "woken",
 ]
@@ -43,13 +47,22 @@ def log(*lines: tuple[float, str, str]) -> str:
 def stage(  # noqa: PLR0917 - the order of a record
     name: str, boot: str, boot_id: str, ended: float, seconds: float, count: int, error: str = ""
 ) -> str:
-    """A stage's record, as structlog's console shows it."""
-    said = f" error={error!r}" if error else ""
-    named = f" boot_id={boot_id}" if boot_id else ""
-    return (
-        f"2026-11-25 12:00:00 [info     ] stage                          boot={boot}{named} ended_at={AT + ended}{said} "
-        f"ok={not error} restore_count={count} seconds={seconds} stage={name}"
+    """A stage's record, as a container writes it."""
+    facts: dict[str, object] = {"stage": name, "boot": boot, "restore_count": count, "ok": not error}
+    facts |= {"seconds": seconds, "ended_at": AT + ended}
+    facts |= {"boot_id": boot_id} if boot_id else {}
+    facts |= {"error": error} if error else {}
+    return json_line("error" if error else "info", "stage", **facts)
+
+
+def on_console(line: str) -> str:
+    """The same record as structlog's console wrote it before."""
+    facts = json.loads(line)
+    event, level = facts.pop("torpor"), facts.pop("level")
+    shown = " ".join(
+        f"{name}={value!r}" if " " in str(value) else f"{name}={value}" for name, value in sorted(facts.items())
     )
+    return f"2026-11-25 12:00:00 [{level:<9}] {event:<30} {shown}"
 
 
 def cold(ended: float, *, boot_id: str = COLD_ID, serves: bool = False, error: str = "") -> list[str]:
@@ -64,9 +77,16 @@ def cold(ended: float, *, boot_id: str = COLD_ID, serves: bool = False, error: s
 
 def after(boot_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -> str:
     """A replica's word for what it is behind a snapshot."""
-    return (
-        f"2026-11-25 12:00:00 [info     ] after_snapshot                 boot_id={boot_id} captured_at={AT + captured} "
-        f"captured_boot_id={COLD_ID} captured_in=ta-A copy={copy} restore_count={count} restored_in=ta-B"
+    return json_line(
+        "info",
+        "after_snapshot",
+        copy=copy,
+        boot_id=boot_id,
+        captured_boot_id=COLD_ID,
+        captured_at=AT + captured,
+        captured_in="ta-A",
+        restored_in="ta-B",
+        restore_count=count,
     )
 
 

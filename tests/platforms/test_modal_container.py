@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import re
+import json
 import socket
 import struct
 import threading
@@ -117,6 +117,11 @@ def ask(port: int, words: str = "Hello.") -> int:
     return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
 
 
+def events_in(log: str) -> list[dict[str, object]]:
+    """Torpor's own events among the lines of a container's log."""
+    return [json.loads(line) for line in log.splitlines() if line.startswith('{"torpor": ')]
+
+
 def engines(port: int) -> list[psutil.Process]:
     """Processes of the stand-in on that port, the dead ones that nobody collected left out."""
     found = []
@@ -145,7 +150,7 @@ def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane
         log = container.log()
     assert container.task.failure is None
     assert engines(port) == []
-    stages = re.findall(r"boot=(\w+) .*stage=(\w+)", log)
+    stages = [(facts["boot"], facts["stage"]) for facts in events_in(log) if facts["torpor"] == "stage"]
     assert [stage for _, stage in stages] == [
         *("preflight", "launch", "ready", "warmup", "canary", "drain", "pre_snapshot"),
         *("post_restore", "canary_check", "serve"),
@@ -259,8 +264,8 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
     assert (cold.kind, cold.note, cold.served_at is not None) == ("cold", "", True)
     assert container.task.failure is None
     assert container.task.stops == 1
-    assert "engine_ended_while_serving" in rest
-    assert "exit_code=-9" in rest
+    (ended,) = [facts for facts in events_in(rest) if facts["torpor"] == "engine_ended_while_serving"]
+    assert ended["exit_code"] == -9
     assert engines(port) == []
 
 
@@ -279,7 +284,8 @@ def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(pla
             ask(port, CRASH_WORD)
         assert time.monotonic() - began < 1.0
         assert container.wait() == 0
-        assert "exit_code=21" in container.log()
+        (ended,) = [facts for facts in events_in(container.log()) if facts["torpor"] == "engine_ended_while_serving"]
+        assert (ended["exit_code"], ended["level"]) == (21, "error")
     assert container.task.stops == 1
     assert engines(port) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,10 +25,12 @@ from tests.platforms.modal_lines import (
     after,
     cold,
     log,
+    on_console,
     stage,
     woken,
 )
 
+from torpor.cli.boots import as_values, plain_lines
 from torpor.platforms.modal_logs import KINDS, BootsReport, LogLine, Start, classify, read_lines
 
 if TYPE_CHECKING:
@@ -249,32 +252,125 @@ def test_each_line_of_the_platform_alone(text: str, kind: str | None) -> None:
 def test_colours_and_windows_line_ends_change_nothing() -> None:
     """What a terminal's log and a pasted one have more than a plain one."""
     plain = log(*rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103)))
-    coloured = re.sub(r"(\w+)=(\S+)", "\x1b[36m\\1\x1b[0m=\x1b[35m\\2\x1b[0m", plain)
-    coloured = coloured.replace("[info     ]", "[\x1b[32m\x1b[1minfo     \x1b[0m]")
-    assert coloured != plain
+    coloured = plain.replace(RESTORING, f"\x1b[33m{RESTORING}\x1b[0m").replace('{"torpor"', '\x1b[2m{"torpor"')
+    assert coloured.count("\x1b") == 6
     expected = classify(read_lines(plain)).starts
     assert classify(read_lines(coloured)).starts == expected
     assert classify(read_lines(plain.replace("\n", "\r\n"))).starts == expected
 
 
-def test_json_records_are_read_as_well() -> None:
-    """An app may have structlog write JSON."""
-    facts = {"boot": "cold", "boot_id": "x", "stage": "serve", "seconds": 2.0, "ended_at": AT, "ok": True}
-    report = classify(read_lines(json.dumps({"event": "stage", "level": "info", **facts})))
-    assert [(start.kind, start.boot_id, start.seconds) for start in report.starts] == [("cold", "x", 2.0)]
-    assert classify(read_lines('{"event": "other", "stage": "serve"}\n{"event": "sta')).starts == ()
+def test_a_log_of_before_is_read_with_and_without_its_colours() -> None:
+    """When records were lines of structlog, for a console or as JSON."""
+    new = [
+        RESTORING,
+        after("b1", copy=True),
+        *woken("b1", 103, error="CanaryError: the engine answers 'a b=c' differently"),
+    ]
+    old = [RESTORING, *map(on_console, new[1:])]
+    coloured = [re.sub(r"(\w+)=(\S+)", "\x1b[36m\\1\x1b[0m=\x1b[35m\\2\x1b[0m", line) for line in old]
+    as_json = [RESTORING, *(line.replace('"torpor": ', '"event": ') for line in new[1:])]
+    expected = read(*rows(100, "ta-B", *new)).starts
+    for lines in (old, coloured, as_json):
+        assert read(*rows(100, "ta-B", *lines)).starts == expected
 
 
-@pytest.mark.parametrize("kept", [" ok=", " stage=", "rve", " copy=", "ue restore_count"])
-def test_a_record_that_was_cut_off_is_counted_and_not_guessed(kept: str) -> None:
-    """Half a word would say something else: that a copy woke in place, or that a stage was none."""
-    text = (
-        after("b1", copy=True)
-        if kept in (" copy=", "ue restore_count")
-        else stage("serve", "cold", COLD_ID, 10, 1.0, 0)
-    )
-    report = read((9, "ta-A", RESTORING), (10, "ta-A", text[: text.index(kept)]))
+def test_other_json_is_no_record() -> None:
+    """An engine may log JSON of its own; what is cut before its name says nothing."""
+    lines = [
+        '{"event": "other", "stage": "serve"}',
+        '{"torpor": "sta',
+        '{"torpor": "engine_ended", "stage": "se',
+        "[1, 2",
+    ]
+    report = classify(read_lines("\n".join(lines)))
+    assert (report.starts, report.unreadable) == ((), 0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("record", [after("b1", copy=True), stage("serve", "cold", COLD_ID, 10, 1.0, 0)])
+def test_a_record_that_was_cut_off_is_counted_and_not_guessed(record: str, share: float) -> None:
+    """Half a record would say something else: that a copy woke in place, or that a stage was none."""
+    cut = record[: max(int(len(record) * share), len('{"torpor": "after_snapshot"'))]
+    report = read((9, "ta-A", RESTORING), (10, "ta-A", cut))
     assert (kinds(report), report.unreadable) == ([("ta-A", "restored", "claimed")], 1)
+
+
+def test_a_record_behind_half_a_line_is_read() -> None:
+    """Whoever prints without a line's end must not hide it."""
+    report = read((9, "ta-B", RESTORING), (10, "ta-B", "loading ... " + after("b1", copy=True)))
+    assert kinds(report) == [("ta-B", "restored", "proved")]
+
+
+@pytest.mark.fault("a prompt holds the record of a restore, and the engine logs it", area="logs", outcome="held")
+def test_a_record_that_somebody_quotes_is_none() -> None:
+    """A log of requests has the words of users in it; they go on behind the quotation."""
+    quoted = f"Receive: text={after('evil', copy=True)!r}, sampling_params=None"
+    report = read((9, "ta-B", RESTORING), (10, "ta-B", quoted))
+    assert kinds(report) == [("ta-B", "restored", "claimed")]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["cold", "restored", "serve"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ("stage", "boot", "boot_id", "seconds", "ended_at", "ok", "error", "restore_count", "copy", "captured_at")
+
+
+@pytest.mark.fault("a log holds records with any values", area="logs", outcome="held")
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(FIELDS), VALUES).map(
+            lambda odd: {"torpor": "stage", "stage": "serve", "boot": "cold", "seconds": 1.0, "ended_at": AT, **odd}
+        )
+        | st.dictionaries(st.sampled_from(FIELDS), VALUES).map(
+            lambda odd: {"torpor": "after_snapshot", "boot_id": "b", "copy": True, **odd}
+        ),
+        max_size=4,
+    )
+)
+def test_no_value_in_a_record_is_an_error_and_all_of_it_can_be_shown(records: list[dict[str, object]]) -> None:
+    """Times beyond every calendar, numbers that are none, texts that move a cursor, whatever stands where a word should."""
+    report = classify(read_lines("\n".join(json.dumps(record) for record in records)))
+    assert len(report.starts) <= len(records)
+    assert json.loads(json.dumps(as_values(report), allow_nan=False))["lines"] <= len(records)
+    shown = plain_lines(report)
+    assert all(line.isprintable() for line in shown)
+
+
+@pytest.mark.fault("a log names an exit code or a time that is none", area="logs", outcome="held")
+@pytest.mark.parametrize(
+    "line",
+    [
+        FAILED.replace("222", "9" * 5000),
+        "0001-01-01T00:00:00+14:00 " + RESTORING,
+        "9999-12-31T23:59:59-14:00 " + RESTORING,
+        '{"torpor": "stage", "boot": "cold", "stage": "serve", "seconds": 1, "ended_at": 1e300}',
+        '{"torpor": "stage", "boot": "cold", "stage": "serve", "seconds": NaN, "ended_at": Infinity}',
+        '{"torpor": "stage", "boot": "cold", "stage": "serve", "seconds": 1, "restore_count": ' + "9" * 4000 + "}",
+        '{"torpor": "stage", "a": ' + "[" * 100_000,
+        "exit code " * 1000,
+    ],
+)
+def test_numbers_and_times_that_no_platform_has_are_read_over(line: str) -> None:
+    """The start is there; what cannot be is left out."""
+    report = classify(read_lines(line))
+    assert all(text.isprintable() for text in plain_lines(report))
+    assert json.dumps(as_values(report), allow_nan=False)
+
+
+def test_a_long_log_takes_time_in_proportion() -> None:
+    """A month of a busy app; also without containers."""
+    lines = [LogLine(text=RESTORING, at=AT, container=f"ta-{number}") for number in range(30_000)]
+    began = time.process_time()
+    assert len(classify(lines).starts) == 30_000
+    assert len(classify(replace(line, container="") for line in lines[:5000]).starts) == 5000
+    assert time.process_time() - began < 5
 
 
 def test_a_start_that_failed_and_the_next_one_are_two() -> None:

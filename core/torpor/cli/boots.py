@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torpor.platforms.modal_logs import BootsReport, Kind, Start
 
-__all__ = ["run_boots"]
+__all__ = ["as_values", "plain_lines", "run_boots"]
 
 _NAMES: dict[Kind, str] = {
     "cold": "cold",
@@ -53,11 +53,11 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:
-        print(json.dumps(_as_values(report), indent=2))
+        print(json.dumps(as_values(report), indent=2))
     elif sys.stdout.isatty():
         _print_table(report)
     else:
-        print("\n".join(_plain(report)))
+        print("\n".join(plain_lines(report)))
 
 
 _MOST_LOG_BYTES = 512 << 20
@@ -76,7 +76,8 @@ def _text(file: Path) -> str:
     return data.decode(errors="replace")
 
 
-def _as_values(report: BootsReport) -> dict[str, object]:
+def as_values(report: BootsReport) -> dict[str, object]:
+    """The report as plain values, ready for JSON."""
     return {
         "starts": [asdict(start) for start in report.starts],
         "counts": report.counts,
@@ -113,7 +114,8 @@ def _print_table(report: BootsReport) -> None:
         console.print(line, markup=False)
 
 
-def _plain(report: BootsReport) -> list[str]:
+def plain_lines(report: BootsReport) -> list[str]:
+    """The report as lines for a pipe: one for each start, then the sums."""
     rows = [_COLUMNS, *(_cells(start) for start in report.starts)] if report.starts else []
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))] if rows else []
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -30,7 +30,7 @@ from modal.partial_function import PartialFunction
 
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError
-from torpor.events import log
+from torpor.events import LOG_FORMAT_VARIABLE, log
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import (
     RUNNER,
@@ -341,6 +341,8 @@ class SnapshotServer:
         from torpor.process import LOG_VARIABLE  # noqa: PLC0415
 
         _make_importable()
+        if not modal.is_local():  # `torpor boots` reads it
+            os.environ.setdefault(LOG_FORMAT_VARIABLE, "json")
         os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
         self._boot = Boot(self.deployment)
         if (

@@ -2,7 +2,8 @@
 
 Two witnesses are matched. The platform says in plain lines that it restores a container (read tolerantly: their wording is
 nobody's promise); the replica says in its own records (`torpor.records`, and one `after_snapshot` event of
-`torpor.platforms.modal`) which boot it is, when it was captured and how often it woke. A restored start is
+`torpor.platforms.modal`) which boot it is, when it was captured and how often it woke. Those are lines of JSON that begin with a
+mark (`torpor.events`); logs of before, when they were structlog's lines for a console, are read as well. A restored start is
 
     proved         both say so
     claimed        the platform says so, and there is no record of the replica that shows it
@@ -64,9 +65,15 @@ _STAGES = frozenset(
         "stop",
     ]
 )
+_LAST_TIME = 253_402_214_400.0
+"""Unix time of the last whole day that a date can hold."""
+_MOST = 1e9
+_MOST_LETTERS = 1000
+_MOST_OPEN = 1000
 _RESTORING = re.compile(r"\brestoring\b", re.IGNORECASE)
-_EXIT_CODE = re.compile(r"exit code:? *(-?\d+)", re.IGNORECASE)
-# structlog's console lines: `... [info     ] stage   boot=cold boot_id=... error='...' seconds=0.1 stage=serve`
+_EXIT_CODE = re.compile(r"exit code:? *(-?[0-9]{1,9})(?![0-9])", re.IGNORECASE)
+_RECORD = re.compile(rf'\{{"torpor": ?"(?:stage|{AFTER_SNAPSHOT})"')
+# Of logs of before, structlog's console lines: `... [info     ] stage   boot=cold boot_id=... error='...' seconds=0.1 stage=serve`
 _PAIR = re.compile(r"(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
 _OWN = re.compile(rf"\] (?:stage|{AFTER_SNAPSHOT})\s+(?=\w+=)")
 
@@ -255,6 +262,7 @@ class _Reader:
 
     starts: list[_Open] = field(default_factory=list)
     unreadable: int = 0
+    _of: dict[str, list[_Open]] = field(default_factory=dict)  # by container
 
     def take(self, line: LogLine) -> None:
         line = replace(line, text=_clean(line.text))
@@ -272,12 +280,14 @@ class _Reader:
                 return
 
     def _mine(self, line: LogLine) -> list[_Open]:
-        """The starts of the line's container, newest first."""
-        return [start for start in reversed(self.starts) if start.container == line.container]
+        """The starts of the line's container, newest first; of a log without containers the newest ones."""
+        return self._of.get(line.container, [])[: -_MOST_OPEN - 1 : -1]
 
     def _new(self, line: LogLine, kind: Kind) -> _Open:
-        self.starts.append(_Open(kind, line.container, began_at=line.at))
-        return self.starts[-1]
+        start = _Open(kind, line.container, began_at=line.at)
+        self.starts.append(start)
+        self._of.setdefault(line.container, []).append(start)
+        return start
 
     # --- the platform's lines -----------------------------------------------------------------------------------------
 
@@ -318,8 +328,8 @@ class _Reader:
     # --- the replica's own records ------------------------------------------------------------------------------------
 
     def _stage(self, line: LogLine, facts: dict[str, object]) -> None:
-        boot_id, stage = str(facts.get("boot_id", "")), str(facts["stage"])
-        ended_at, seconds = _number(facts.get("ended_at")), _number(facts["seconds"])
+        boot_id, stage = _word(facts.get("boot_id", "")), str(facts["stage"])
+        ended_at, seconds = _number(facts.get("ended_at"), most=_LAST_TIME), _number(facts["seconds"], most=_MOST)
         if facts["boot"] == "cold":
             start = self._cold_start(line, boot_id)
             start.cold = True
@@ -328,13 +338,13 @@ class _Reader:
             start.woke = True
             start.wake_s = (start.wake_s or 0.0) + (seconds or 0.0)
         start.boot_id = boot_id or start.boot_id
-        count = _number(facts.get("restore_count"))
+        count = _number(facts.get("restore_count"), most=_MOST)
         start.restore_count = start.restore_count if count is None else int(count)
         if ended_at is not None:  # a stage is logged at its end, the platform's line at the beginning
             began_at = ended_at - (seconds or 0.0)
             start.began_at = began_at if start.began_at is None else min(start.began_at, began_at)
         if facts.get("ok") is False:
-            start.error = str(facts.get("error") or f"{stage} failed")
+            start.error = _word(facts.get("error") or f"{stage} failed")
         elif stage == "serve":
             start.served_at = ended_at if ended_at is not None else line.at
 
@@ -362,7 +372,7 @@ class _Reader:
         return waiting[-1] if waiting else self._new(line, "restored")
 
     def _after_snapshot(self, line: LogLine, facts: dict[str, object]) -> None:
-        captured = str(facts.get("captured_boot_id", ""))
+        captured = _word(facts.get("captured_boot_id", ""))
         mine = self._mine(line)
         waiting = [one for one in mine if one.waits]
         in_place = [one for one in mine if one.cold and not one.woke and one.boot_id == captured]
@@ -370,9 +380,9 @@ class _Reader:
         candidates = waiting[::-1] if copy or not in_place else in_place
         start = candidates[0] if candidates else self._new(line, "restored")
         start.woke, start.copy = True, copy
-        start.boot_id = str(facts["boot_id"])
-        start.captured_at = _number(facts.get("captured_at"))
-        count = _number(facts.get("restore_count"))
+        start.boot_id = _word(facts["boot_id"])
+        start.captured_at = _number(facts.get("captured_at"), most=_LAST_TIME)
+        count = _number(facts.get("restore_count"), most=_MOST)
         start.restore_count = None if count is None else int(count)
 
 
@@ -381,7 +391,20 @@ def _clean(text: str) -> str:
 
 
 def _own_facts(text: str) -> dict[str, object] | None:
-    """The facts of a replica's record, from a console line or a JSON line; None for any other line."""
+    """The facts of a replica's record, empty for one that was cut off; None for any other line."""
+    if found := _RECORD.search(text):
+        try:
+            facts = json.loads(
+                text[found.start() :]
+            )  # to the line's end: a record that somebody quotes goes on behind it
+        except (ValueError, RecursionError):
+            return {}
+        return {**facts, "event": facts["torpor"]} if isinstance(facts, dict) else {}
+    return _console_facts(text)
+
+
+def _console_facts(text: str) -> dict[str, object] | None:
+    """The facts of a record as structlog wrote it, for a console or as JSON; None for any other line."""
     if text.startswith("{"):
         try:
             facts = json.loads(text)
@@ -396,9 +419,11 @@ def _own_facts(text: str) -> dict[str, object] | None:
 
 def _whole(facts: dict[str, object]) -> bool:
     """Whether a record says what it is there for; half a word at a cut end would say something else."""
-    if facts["event"] == AFTER_SNAPSHOT:
+    if facts.get("event") == AFTER_SNAPSHOT:
         return "boot_id" in facts and isinstance(facts.get("copy"), bool)
-    return facts.get("boot") in ("cold", "restored") and str(facts.get("stage")) in _STAGES and "seconds" in facts
+    return (
+        facts.get("boot") in ("cold", "woken", "restored") and str(facts.get("stage")) in _STAGES and "seconds" in facts
+    )
 
 
 def _value(text: str) -> object:
@@ -411,16 +436,23 @@ def _value(text: str) -> object:
     return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def _number(value: object) -> float | None:
+def _word(value: object) -> str:
+    """A text of a record as it is shown: of one line, without what would move a terminal's cursor, and with an end."""
+    text = str(value)[:_MOST_LETTERS]
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _number(value: object, *, most: float) -> float | None:
+    """A number from 0 to `most`; None for anything else, infinities and what is no number among it."""
     try:
         number = float(value) if isinstance(value, str | int | float) else math.nan
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if 0 <= number <= most else None
 
 
 def _unix(text: str) -> float | None:
     try:
-        return datetime.fromisoformat(text.replace(",", ".")).timestamp()
-    except ValueError:
+        return _number(datetime.fromisoformat(text.replace(",", ".")).timestamp(), most=_LAST_TIME)
+    except (ValueError, OverflowError):
         return None
