@@ -23,7 +23,7 @@ import httpx
 
 from torpor.canary import Canary, ask_canary, compare_canary
 from torpor.child_process import run_child
-from torpor.control import LETS_GO_S, GuardControl, open_client
+from torpor.control import GuardControl, open_client
 from torpor.engine import engines_started_by
 from torpor.errors import (
     CanaryError,
@@ -39,6 +39,7 @@ from torpor.lifecycle import Lifecycle
 from torpor.progress import followed_lines
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.records import BootKind, StageRecord, StageReport
+from torpor.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.steps import script_argv
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["Boot"]
 
 _DEATH_NOTICE_S = 0.5
-_CONTROL_TIMEOUT_S = 10.0
 _SECOND_WAKE_S = 0.5
 
 
@@ -108,6 +108,7 @@ class Boot:
         from torpor.process import ends_started_engines, signals_held  # noqa: PLC0415 - psutil: a wake has no use for it
 
         deployment = self.deployment
+        limits = stage_limits(deployment, self.recipe)
         with self._stage("preflight"):
             if self.starter is None:
                 check_port_free(deployment.port)
@@ -127,9 +128,9 @@ class Boot:
                 ready_path=deployment.engine.ready_path,
                 timeout_s=deployment.startup_timeout_s,
             )
-        with self._stage("warmup", deployment.warmup_timeout_s), self._client(deployment.warmup_timeout_s) as client:
+        with self._stage("warmup", limits["warmup"]), self._client(deployment.warmup_timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
-        with self._stage("canary", deployment.warmup_timeout_s), self._client(deployment.warmup_timeout_s) as client:
+        with self._stage("canary", limits["canary"]), self._client(deployment.warmup_timeout_s) as client:
             self.canary = ask_canary(deployment, client)
 
     def serve(self) -> None:
@@ -138,7 +139,7 @@ class Boot:
             self._serve()
 
     def _serve(self) -> None:
-        with self._stage("serve", _CONTROL_TIMEOUT_S), self._control() as control:
+        with self._stage("serve", CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
@@ -167,7 +168,8 @@ class Boot:
     def _sleep(self, *, for_snapshot: bool) -> None:
         deployment = self.deployment
         limit_s = deployment.drain_timeout_s
-        with self._stage("drain", limit_s + LETS_GO_S + _CONTROL_TIMEOUT_S), self._control() as control:
+        limits = stage_limits(deployment, self.recipe)
+        with self._stage("drain", limits["drain"]), self._control() as control:
             if was_cut := control.drain(limit_s, cut=True):
                 log(
                     "warning",
@@ -178,7 +180,7 @@ class Boot:
                 )
         if not deployment.engine.supports_sleep:
             log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
-        with self._stage("pre_snapshot", deployment.sleep_timeout_s):
+        with self._stage("pre_snapshot", limits["pre_snapshot"]):
             with self._client(deployment.sleep_timeout_s) as client:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
@@ -239,10 +241,11 @@ class Boot:
         deployment = self.deployment
         self._kind = "restored"
         self.restore_count += 1
-        with self._stage("post_restore", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
+        limits = stage_limits(deployment, self.recipe)
+        with self._stage("post_restore", limits["post_restore"]), self._client(deployment.wake_timeout_s) as client:
             self._wake_guard(client, new_boot_id)
             self.lifecycle.post_restore(self.running_engine, client)
-        with self._stage("canary_check", deployment.wake_timeout_s), self._client(deployment.wake_timeout_s) as client:
+        with self._stage("canary_check", limits["canary_check"]), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)
         self._serve()
         self.asleep = False
@@ -309,7 +312,7 @@ class Boot:
 
     @contextlib.contextmanager
     def _control(self) -> Iterator[GuardControl]:
-        with self._client(_CONTROL_TIMEOUT_S) as client:
+        with self._client(CONTROL_TIMEOUT_S) as client:
             yield GuardControl(self.running_engine, client)
 
     @contextlib.contextmanager

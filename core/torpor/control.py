@@ -9,17 +9,16 @@ import httpx
 
 from torpor.errors import DrainTimeoutError, GuardStateError
 from torpor.guard.keys import LifecycleKey
+from torpor.start_limits import LETS_GO_S
 from torpor.transport import KEY_HEADER, EngineTransport
 
 if TYPE_CHECKING:
     from torpor.engine import Engine
 
-__all__ = ["KEY_HEADER", "LETS_GO_S", "GuardControl", "open_client"]
+__all__ = ["KEY_HEADER", "GuardControl", "open_client"]
 
 _OK, _CONFLICT, _ERROR = 200, 409, 500
 _ANSWER_MARGIN_S = 5.0
-LETS_GO_S = 10.0
-"""Seconds that an engine may take to let go of a request whose client was cut off; the guard waits as long."""
 
 
 def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:

@@ -113,7 +113,7 @@ class Deployment:
         gpu: Modal's GPU name, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; None for a CPU.
         port: where the engine listens, 1024 to 65535.
         scaling: requests per replica, replicas.
-        startup_timeout_s: seconds for launch until ready, and for the enter methods on Modal.
+        startup_timeout_s: seconds from launch until ready. Modal gets the sum of all stages (`torpor plan` shows it).
         warmup_timeout_s: seconds for all warm-up hooks; one kernel that is compiled there can take minutes (on an H100 the
             first sampled request took more than 118 s without a FlashInfer cache).
         drain_timeout_s: seconds that requests in flight get before a sleep, or the end of a command that serves, cuts them off.

@@ -54,6 +54,8 @@ class ImagePatch:
         volumes: mount path (under `/vol`) to the name of a persistent volume, for the serving container.
         python_sources: top-level packages to mount beside those that plugin classes come from.
         engine_args: command-line tokens that a plugin wants the engine to get, e.g. `("--load-format", "dummy")`.
+        python_link: the base image may have `python3` and no `python`, which Modal needs: link one to the other where it
+            lacks. No second interpreter is installed.
     """
 
     base: str | None = None
@@ -63,6 +65,7 @@ class ImagePatch:
     volumes: Mapping[str, str] = field(default_factory=dict)
     python_sources: tuple[str, ...] = ()
     engine_args: tuple[str, ...] = ()
+    python_link: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would become another line of a Dockerfile, or another word of one."""
@@ -278,6 +281,8 @@ class _Claims:
     def add_patch(self, plugin: str, patch: ImagePatch) -> None:
         if patch.base is not None:
             self.claim(plugin, "image", "base", patch.base)
+        if patch.python_link:
+            self.claim(plugin, "image", "python link", value=True)
         for name in patch.apt:
             self.claim(plugin, "apt", name, name)
         for requirement in patch.pip:
@@ -311,6 +316,7 @@ class _Claims:
             volumes={name: str(value) for name, value in self._of("volume")},
             python_sources=tuple(name for name, _ in self._of("python source")),
             engine_args=tuple(args),
+            python_link=("image", "python link") in self._claims,
         )
 
     def origins(self) -> dict[str, str]:

@@ -170,7 +170,7 @@ class VLLM(ChatServer):
         if self.device == "cpu":
             # libgomp's threads spin at barriers by default; two engines that share cores would wait for each other.
             env |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return ImagePatch(base=self.base_image, env=env)
+        return ImagePatch(base=self.base_image, env=env, python_link=True)  # its images have only python3
 
     @hookimpl
     @override

@@ -16,6 +16,8 @@ from tests.modal_plane import ModalPlane
 from tests.modal_plane.plane import run
 from tests.shown import ROWS
 
+from torpor.platforms.container import PYTHON_LINK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -149,7 +151,7 @@ def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlan
     assert server.secrets == ()
     assert (server.memory_snapshot, server.gpu_snapshot) == (True, True)
     assert server.concurrency == (10, 1000)
-    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (600, 600)
+    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (600, 4210)
     assert [(web.port, web.startup_timeout_s) for web in server.web_servers] == [(8000, 600)]
     assert set(plane.store.volumes) == {"huggingface-cache", "deepgemm-cache"}
 
@@ -158,7 +160,8 @@ def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlan
 def test_the_image_is_the_engines_own_with_an_empty_entrypoint(flagship: Flagship, server: DeployedFunction) -> None:
     """The engine's entrypoint would start a server of its own; nothing pins the hub's client."""
     layers = server.layers
-    assert layers[0].commands == (f"FROM {flagship.base}",)
+    link = (f"RUN {PYTHON_LINK}",) if flagship.package == "torpor_vllm" else ()  # its image has python3 alone
+    assert layers[0].commands == (f"FROM {flagship.base}", *link)
     assert layers[1].commands == ("FROM base", "ENTRYPOINT []")
     assert not any("huggingface-hub" in run or "huggingface_hub" in run for layer in layers for run in layer.runs)
 

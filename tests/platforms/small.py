@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from torpor import BuildPlan, BuildStep, Deployment, ImagePatch, Model, Plugin, hookimpl
+from torpor import BuildPlan, BuildStep, Deployment, ImagePatch, Model, Plugin, Preflight, hookimpl
 from torpor.testing import Fault, StandIn
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Patch(Plugin):
     python_sources: tuple[str, ...] = ()
     volumes: tuple[tuple[str, str], ...] = ()
     steps: tuple[BuildStep, ...] = ()
+    preflight: tuple[Preflight, ...] = ()
 
     @hookimpl
     @override
@@ -39,7 +40,7 @@ class Patch(Plugin):
     @hookimpl
     @override
     def compile_kernels(self, deployment: Deployment) -> BuildPlan:
-        return BuildPlan(steps=self.steps)
+        return BuildPlan(steps=self.steps, preflight=self.preflight)
 
 
 def free_port() -> int:

@@ -124,7 +124,7 @@ def test_a_deployment_reaches_the_platform_as_it_was_written(plane: ModalPlane, 
     assert server.concurrency == (2, 5)
     assert server.regions == ("eu-west",)
     assert server.definition.autoscaler_settings.max_containers == 3
-    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (120, 120)
+    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (120, 3130)
     assert server.methods == ("serve",)
     (web,) = server.web_servers
     assert (web.method, web.port, web.startup_timeout_s) == ("serve", 9000, 120)

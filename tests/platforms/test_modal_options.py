@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +17,9 @@ import modal
 import pytest
 from tests.platforms.small import Patch, a_deployment, load
 
-from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Scaling, TorporError
+from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Preflight, Scaling, TorporError
 from torpor.lifecycle import Lifecycle
-from torpor.platforms.container import CONTAINER_REQUIREMENTS, python_sources
+from torpor.platforms.container import CONTAINER_REQUIREMENTS, PYTHON_LINK, python_sources
 from torpor.platforms.modal import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
 from torpor.testing import StandIn
 
@@ -47,7 +50,7 @@ def test_the_class_gets_the_deployments_numbers() -> None:
     assert {name: value for name, value in options.items() if name not in ("image", "volumes", *beyond)} == {
         "gpu": "H100!:2",
         "timeout": 91,
-        "startup_timeout": 91,
+        "startup_timeout": 338,
         "enable_memory_snapshot": True,
         "experimental_options": {"enable_gpu_snapshot": True},
         "min_containers": 1,
@@ -372,3 +375,76 @@ def test_filling_the_volumes_runs_the_steps_and_a_failure_says_which(tmp_path: P
     with pytest.raises(TorporError, match="'download' failed with exit code 3"):
         fill_volumes(deployment)
     assert (volume / "who").read_text() == "me\n"
+
+
+# --- how long a start may take ----------------------------------------------------------------------------------------
+
+
+def test_modal_gives_a_start_what_its_stages_may_take_together() -> None:
+    """Cold start, sleep, wake, and the cold start after a failed wake; else Modal ends it before Torpor says why."""
+    check = Preflight(name="weights", argv=("true",), timeout_s=50, cure="none")
+    deployment = replace(
+        a_deployment(Patch(preflight=(check,))),
+        startup_timeout_s=600,
+        warmup_timeout_s=500,
+        drain_timeout_s=30,
+        sleep_timeout_s=120,
+        wake_timeout_s=90,
+        stop_timeout_s=7,
+    )
+    cold = 50 + 600 + 2 * 500
+    around = 60 + 10  # between the stages, and to open the guard
+    snapshot = (30 + 20) + 120 + 2 * 90
+    assert cls_options(deployment)["startup_timeout"] == cold + snapshot + 7 + cold + around
+    assert (
+        cls_options(replace(deployment, cold_start_on_failed_wake=False))["startup_timeout"] == cold + snapshot + around
+    )
+    assert cls_options(replace(deployment, snapshot=False))["startup_timeout"] == cold + around
+    assert cls_options(deployment)["timeout"] == 600
+
+
+LONG = {
+    "ready": replace(a_deployment(), startup_timeout_s=90_000),
+    "warmup": replace(a_deployment(), warmup_timeout_s=50_000),
+    "post_restore": replace(a_deployment(), wake_timeout_s=50_000),
+}
+
+
+@pytest.mark.parametrize("stage", LONG)
+def test_a_start_longer_than_modals_day_is_an_error(stage: str) -> None:
+    """Modal allows 24 hours; the message has each stage's share."""
+    with pytest.raises(ConfigurationError, match=r"Modal allows 86400 \(24 hours\)\. Lower"):
+        cls_options(LONG[stage])
+
+
+# --- a base image without `python` ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has", ["python3", "python3 of a virtual environment", "python", "nothing"])
+@pytest.mark.fault("a base image has python3 and no python", area="image", outcome="held")
+def test_an_image_gets_a_python_where_it_has_python3_alone(tmp_path: Path, has: str) -> None:
+    """The link is the same interpreter, with the packages of its environment; one that is there stays; none is told."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("dirname", "ln", "sh"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    path = [folder]
+    if has == "python3 of a virtual environment":
+        path.insert(0, tmp_path / "venv" / "bin")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+        (path[0] / "python").unlink()
+    elif has != "nothing":
+        (folder / has).symlink_to(sys.executable)
+    env = {"PATH": ":".join(map(str, path))}
+    made = subprocess.run([str(folder / "sh"), "-c", PYTHON_LINK], env=env, capture_output=True, text=True, check=False)
+    if has == "nothing":
+        assert (made.returncode, made.stderr.count("neither python nor python3")) == (1, 1)
+        return
+    assert (made.returncode, made.stderr) == (0, "")
+    if has == "python":
+        assert (folder / "python").readlink() == Path(sys.executable)
+        return
+    code = "import sys; print(sys.prefix)"
+    shown = [subprocess.run([str(path[0] / name), "-c", code], env=env, capture_output=True, check=True).stdout
+             for name in ("python", "python3")]  # fmt: skip
+    assert shown[0] == shown[1]

@@ -18,6 +18,7 @@ from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
 from torpor.plan_diff import changes
+from torpor.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
@@ -52,6 +53,7 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             for name in vars(deployment)
             if name.endswith("_timeout_s")
         },
+        "start_limits_s": {**stage_limits(deployment, recipe), "modal": modal_start_limit_s(deployment, recipe)},
         "image": _image(recipe),
         "steps": [asdict(step) | {"plugin": recipe.origins[f"step:{step.name}"]} for step in recipe.steps],
         "preflight": [
@@ -141,9 +143,10 @@ def _show_changes(before: dict[str, object], after: dict[str, object], *, as_jso
 
 
 def _values(plan: dict[str, object]) -> dict[str, object]:
-    """A plan as JSON has it, without the command line, which says the same as the flags."""
+    """A plan as JSON has it, without what follows from the rest: the command line and the limits of a start."""
     values: dict[str, dict[str, object]] = json.loads(json.dumps(plan))
     values["engine"].pop("command", None)
+    values.pop("start_limits_s", None)
     return dict(values)
 
 
@@ -169,11 +172,14 @@ def _lines(deployment: Deployment) -> list[str]:
             f"{scaling.buffer_containers} kept ahead, each idle for {scaling.scaledown_window_s} s at most"
         ),
         f"  snapshot  memory {_on(deployment.snapshot)}, GPU {_on(bool(deployment.gpu_snapshot))}",
+        f"  start     {_start_limits(deployment, recipe)}",
         *([f"  modal     {', '.join(f'{name}={value!r}' for name, value in modal.items())}"] if modal else []),
         "",
         "image",
         f"  base      {recipe.image.base or '(the platform default)'}",
     ]
+    if recipe.image.python_link:
+        lines += ["  python    linked to python3 where the base image has none"]
     lines += [f"  apt       {name}" for name in recipe.image.apt] + [f"  pip       {line}" for line in recipe.image.pip]
     lines += [
         f"  volume    {path} <- {volume}  [{recipe.origins[f'volume:{path}']}]"
@@ -202,6 +208,13 @@ def _lines(deployment: Deployment) -> list[str]:
     lines += ["", "warnings"] if warnings else []
     lines += [f"  {finding.what}: {finding.seen}\n      -> {finding.cure}" for finding in warnings]
     return lines
+
+
+def _start_limits(deployment: Deployment, recipe: Recipe) -> str:
+    limits = ", ".join(
+        f"{stage} {seconds:g} s" for stage, seconds in stage_limits(deployment, recipe).items() if seconds
+    )
+    return f"at most {limits}; Modal gives a start {modal_start_limit_s(deployment, recipe):g} s in all"
 
 
 def _stage_table(lifecycle: Lifecycle, plugins: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTAINER_REQUIREMENTS",
+    "PYTHON_LINK",
     "RUNNER",
     "filling_steps",
     "python_sources",
@@ -36,6 +37,16 @@ and the version belongs to the engine (transformers 4 wants 0.x, transformers 5 
 
 RUNNER = f"{IMAGE_ROOT}/buildstep.py"
 """Where the build-step runner lies in the image."""
+
+PYTHON_LINK = (
+    "command -v python > /dev/null"
+    ' || { found="$(command -v python3)" && ln -s python3 "$(dirname "$found")/python"; }'
+    " || { echo 'This base image has neither python nor python3 on its PATH, and Modal needs one.' >&2; exit 1; }"
+)
+"""Gives an image a `python` where it has `python3` alone, as one line of a shell.
+
+The link lies beside `python3`: through a link elsewhere an interpreter of a virtual environment would not find its packages.
+"""
 
 _CONSTRAINTS = f"{IMAGE_ROOT}/constraints.txt"
 

@@ -33,6 +33,7 @@ from torpor.errors import ConfigurationError
 from torpor.events import LOG_FORMAT_VARIABLE, log
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.container import (
+    PYTHON_LINK,
     RUNNER,
     filling_steps,
     python_sources,
@@ -43,6 +44,7 @@ from torpor.platforms.container import (
 from torpor.platforms.modal_account import deployed_url, web_url
 from torpor.platforms.modal_logs import AFTER_SNAPSHOT
 from torpor.platforms.modal_options import ModalOptions
+from torpor.start_limits import modal_start_limit_s, stage_limits
 from torpor.steps import run_step, runner_file, script_file
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 _MAX_SCALEDOWN_S = 3600
+_MIN_TIMEOUT_S, _MAX_TIMEOUT_S = 10, 86_400  # https://modal.com/docs/guide/timeouts
 _CONTAINER_ENDS_S = 20.0
 _MODULE_LEVEL = "<module>"
 _CONTAINER_VARIABLE = "MODAL_TASK_ID"  # another one after a restore; client 1.6.4, seen by running it
@@ -128,8 +131,9 @@ _images: dict[int, tuple[Deployment, modal.Image]] = {}
 def image(deployment: Deployment) -> modal.Image:
     """The deployment's container image, layer by layer: what changes most often comes last.
 
-    base, Debian packages, Python packages, Torpor's own needs, environment, build-step scripts, build steps by their
-    order, and at last, mounted and not copied, the Python sources of Torpor and of every plugin.
+    base (with a `python` where it has `python3` alone), Debian packages, Python packages, Torpor's own needs, environment,
+    build-step scripts, build steps by their order; at last, mounted and not copied, the Python sources of Torpor and of
+    every plugin.
 
     Raises:
         ConfigurationError: no plugin names a base image, a source package is not on this machine, or a build step
@@ -146,7 +150,9 @@ def _render(deployment: Deployment, recipe: Recipe) -> modal.Image:
             f"Deployment {deployment.name!r} has no base image: no plugin's prepare_image names one. Set the engine plugin's "
             "`image` option to a registry reference of an image that holds the engine."
         )
-    rendered = modal.Image.from_registry(recipe.image.base).entrypoint([])
+    # Modal's own lines come right after FROM and may call `python`, so the link comes before them.
+    first = [f"RUN {PYTHON_LINK}"] if recipe.image.python_link else []
+    rendered = modal.Image.from_registry(recipe.image.base, setup_dockerfile_commands=first).entrypoint([])
     if recipe.image.apt:
         rendered = rendered.apt_install(*recipe.image.apt)
     if recipe.image.pip:
@@ -212,13 +218,12 @@ def cls_options(deployment: Deployment) -> ClsOptions:
         )
     recipe, options = Lifecycle(deployment).recipe(), _options_of(deployment)
     _check_writable(options, recipe)
-    startup_timeout = math.ceil(deployment.startup_timeout_s)
     return ClsOptions(
         image=image(deployment),
         gpu=deployment.gpu,
         volumes={path: _serving_volume(name, options) for path, name in recipe.volumes.items()},
-        timeout=startup_timeout,
-        startup_timeout=startup_timeout,
+        timeout=_within_modals(deployment.startup_timeout_s, "Deployment.startup_timeout_s is"),
+        startup_timeout=start_limit_s(deployment, recipe),
         enable_memory_snapshot=deployment.snapshot,
         experimental_options={"enable_gpu_snapshot": True} if deployment.gpu_snapshot else {},
         min_containers=scaling.min_containers,
@@ -243,6 +248,26 @@ def _check_writable(options: ModalOptions, recipe: Recipe) -> None:
             f"ModalOptions.writable_volumes names {unknown[0]!r}, which the serving container does not mount; it mounts "
             f"{', '.join(map(repr, mounted)) or 'no volume'}."
         )
+
+
+def start_limit_s(deployment: Deployment, recipe: Recipe) -> int:
+    """Seconds that Modal gives the enter methods; see `torpor.start_limits`.
+
+    Raises:
+        ConfigurationError: Modal does not allow as many.
+    """
+    limits = ", ".join(f"{stage} {seconds:g}" for stage, seconds in stage_limits(deployment, recipe).items())
+    return _within_modals(
+        modal_start_limit_s(deployment, recipe), f"The time-outs of the stages of a start ({limits}) add up to"
+    )
+
+
+def _within_modals(seconds: float, what: str) -> int:
+    if seconds > _MAX_TIMEOUT_S:
+        raise ConfigurationError(
+            f"{what} {seconds:g} seconds; Modal allows {_MAX_TIMEOUT_S} (24 hours). Lower the deployment's time-outs."
+        )
+    return max(math.ceil(seconds), _MIN_TIMEOUT_S)
 
 
 def concurrency(deployment: Deployment) -> Concurrency:
