@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from torpor.addresses import nearest
 from torpor.canary import Canary, ask_canary, compare_canary
 from torpor.child_process import run_child
 from torpor.control import GuardControl, open_client
@@ -111,11 +112,12 @@ class Boot:
         limits = stage_limits(deployment, self.recipe)
         with self._stage("preflight"):
             if self.starter is None:
-                check_port_free(deployment.port)
+                check_port_free(deployment.port, deployment.host)
             for check in self.recipe.preflight:
                 run_preflight(check, self.recipe)
         with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self.starter):
             self.engine = self.lifecycle.launch(self.recipe)
+            self.engine.host = nearest(deployment.host)
         with (
             self._stage("ready"),
             self._client(deployment.startup_timeout_s) as client,

@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from torpor.addresses import is_open
 from torpor.deployment import plugin_name
 from torpor.findings import Finding
 from torpor.recipe import IMAGE_ROOT
@@ -45,6 +46,7 @@ def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
         *_caches(deployment, recipe),
         *_secrets(deployment, recipe),
         *_engine(deployment),
+        *_address(deployment),
     )
 
 
@@ -155,6 +157,16 @@ def _secrets(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
 
 def _of_kind(kind: str) -> str:
     return "" if kind == BY_NAME else f" and holds {kind}"
+
+
+def _address(deployment: Deployment) -> Iterator[Finding]:
+    if is_open(deployment.host, deployment.engine):
+        yield Finding(
+            level="warning",
+            what="address",
+            seen=f"Deployment.host is {deployment.host}: other machines may use the server, and it asks for no key",
+            cure="set api_key_sha256 of the engine's plugin (`torpor key new`), or leave Deployment.host at 127.0.0.1",
+        )
 
 
 def _engine(deployment: Deployment) -> Iterator[Finding]:

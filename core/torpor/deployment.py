@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
+from torpor.addresses import LOOPBACK, checked_host
 from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Deployment:
         plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine.
         gpu: Modal's GPU name, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; None for a CPU.
         port: where the engine listens, 1024 to 65535.
+        host: the address that it listens on, on a machine of one's own: 127.0.0.1 is for this machine alone. In Modal's
+            containers an engine always listens on 0.0.0.0, as Modal's proxy comes from outside.
         scaling: requests per replica, replicas.
         startup_timeout_s: seconds from launch until ready. Modal gets the sum of all stages (`torpor plan` shows it).
         warmup_timeout_s: seconds for all warm-up hooks; one kernel that is compiled there can take minutes (on an H100 the
@@ -138,6 +141,7 @@ class Deployment:
     plugins: tuple[Plugin, ...]
     gpu: str | None = None
     port: int = 8000
+    host: str = LOOPBACK
     scaling: Scaling = field(default_factory=Scaling)
     startup_timeout_s: float = 600.0
     warmup_timeout_s: float = 600.0
@@ -164,6 +168,7 @@ class Deployment:
         _one_line("Deployment.region", self.region)
         if not _LOWEST_PORT <= self.port <= _MAX_PORT:
             raise ConfigurationError(f"Deployment.port is {self.port}; allowed are {_LOWEST_PORT} to {_MAX_PORT}.")
+        object.__setattr__(self, "host", checked_host("Deployment.host", self.host))
         for item in fields(self):
             if item.name.endswith("_timeout_s") and not getattr(self, item.name) > 0:
                 raise ConfigurationError(

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from torpor.addresses import LOOPBACK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
@@ -36,10 +38,12 @@ class Engine(ABC):
     Attributes:
         boot_id: 16 hex digits, new at every cold start.
         guard_key: the lifecycle key of the guard in front of the engine; None for an engine without one.
+        host: the address at which this machine reaches it.
     """
 
     boot_id: str
     guard_key: str | None
+    host: str = LOOPBACK
     private_network: ClassVar[bool] = False
     """Whether its ports are its own, reached by `open_socket` alone, whoever else listens on this machine's."""
 
@@ -105,12 +109,12 @@ class Engine(ABC):
         return (os.getpid(), *(process.pid for process in tree))
 
     def open_socket(self, port: int, timeout_s: float) -> socket.socket:
-        """A TCP connection to a port on the engine's loopback; its time-out stays `timeout_s` seconds.
+        """A TCP connection to a port of the engine's, at the address where it listens; its time-out stays `timeout_s` seconds.
 
         Raises:
             OSError: nobody listens there, or not in time.
         """
-        return socket.create_connection(("127.0.0.1", port), timeout_s)
+        return socket.create_connection((self.host, port), timeout_s)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,7 @@ __all__ = ["foreign_listener"]
 
 _LISTEN = "0A"  # TCP_LISTEN of the kernel's tcp_states.h
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-_LOOPBACK = "127.0.0.1"
-_BOUND = (_LOOPBACK, "0.0.0.0", "::")  # noqa: S104 - compared, not bound; the kernel prefers them in this order
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound; the kernel prefers them in this order
 _MAPPED = "::ffff:"
 _LOOK_AGAIN_S = 0.05
 _COMMAND_LENGTH = 100
@@ -38,7 +37,7 @@ class _Listener(NamedTuple):
 
 
 def foreign_listener(engine: Engine, port: int) -> str | None:
-    """Who answers on 127.0.0.1 and this port, if it certainly is no process of the engine's; None otherwise.
+    """Who answers on the engine's address and this port, if it certainly is no process of the engine's; None otherwise.
 
     None too where nobody listens, or where /proc does not tell (gVisor, `hidepid`): a guess would end a good start.
     """
@@ -49,7 +48,7 @@ def foreign_listener(engine: Engine, port: int) -> str | None:
 
 
 def _stranger(engine: Engine, port: int) -> str | None:
-    listeners = _listeners(port)
+    listeners = _listeners(engine.host, port)
     if not listeners or not all(listener.inode for listener in listeners):
         return None
     tree = session_members(engine.pid)
@@ -65,11 +64,12 @@ def _stranger(engine: Engine, port: int) -> str | None:
     return f"a process of {_user(stranger.uid)}"
 
 
-def _listeners(port: int) -> list[_Listener]:
-    """The sockets that the kernel may hand a connection to 127.0.0.1 to: those of the most exact address."""
-    found = [listener for table in _TABLES for listener in _listed(table, port) if listener.address in _BOUND]
-    exact = min((_BOUND.index(listener.address) for listener in found), default=0)
-    return [listener for listener in found if _BOUND.index(listener.address) == exact]
+def _listeners(host: str, port: int) -> list[_Listener]:
+    """The sockets that the kernel may hand a connection to `host` to: those of the most exact address."""
+    bound = (host, *(address for address in _EVERYWHERE if ":" not in host or ":" in address))
+    found = [listener for table in _TABLES for listener in _listed(table, port) if listener.address in bound]
+    exact = min((bound.index(listener.address) for listener in found), default=0)
+    return [listener for listener in found if bound.index(listener.address) == exact]
 
 
 def _listed(table: str, port: int) -> Iterable[_Listener]:

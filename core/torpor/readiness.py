@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import time
 from typing import TYPE_CHECKING
 
 import httpx
 
-from torpor.errors import EngineExitedError, EngineTimeoutError, PortInUseError
+from torpor.addresses import LOOPBACK, check_free
+from torpor.errors import EngineExitedError, EngineTimeoutError
 from torpor.identity import check_listener
 
 if TYPE_CHECKING:
@@ -28,23 +27,14 @@ _TAIL_IN_MESSAGES = 20
 _OK = 200
 
 
-def check_port_free(port: int) -> None:
-    """Make sure that nobody listens on the port yet.
+def check_port_free(port: int, host: str = LOOPBACK) -> None:
+    """Make sure that the engine can listen on an address, and that nobody does yet.
 
     Raises:
         PortInUseError: somebody does.
+        ConfigurationError: this user may not, or this machine has no such address.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))  # noqa: S104 - the engine binds every interface, so the check does
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PortInUseError(
-                f"Port {port} is in use: another program listens there (`ss -ltnp 'sport = :{port}'` names it). "
-                "End it, or choose another Deployment.port."
-            ) from error
+    check_free(host, port)
 
 
 def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: str, timeout_s: float) -> None:

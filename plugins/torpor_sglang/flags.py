@@ -40,9 +40,9 @@ FLAGS = FlagTable(
         ),
         Flag(
             option="host",
-            instead="Leave it out: the engine listens on every interface, behind the guard.",
+            instead="Use Deployment.host.",
             flag="--host",
-            reason="the engine's default is the loopback address, which a platform's web server port does not reach",
+            reason="the deployment's address; 0.0.0.0 in a container of Modal's, whose proxy comes from outside",
             source=_source(2239, 1054, "serving.py:65"),
         ),
         Flag(

@@ -247,7 +247,7 @@ class SGLang(ChatServer):
                 self.memory_saver and not cpu
             )  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
             options |= {
-                "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
+                "host": deployment.host,
                 "port": deployment.port,
                 "served_model_name": deployment.model.served_name,
                 "skip_server_warmup": True,

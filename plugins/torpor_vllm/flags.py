@@ -36,9 +36,10 @@ FLAGS = FlagTable(
         ),
         Flag(
             option="host",
-            instead="Leave it out: the engine listens on every interface, behind the guard.",
+            instead="Use Deployment.host.",
             flag="--host",
-            reason="every interface, said openly: a platform's web server port does not reach the loopback address",
+            reason="the deployment's address, as the engine's default is every interface; 0.0.0.0 in a container of Modal's, "
+            "whose proxy comes from outside",
             source=_frontend("FrontendArgs.host"),
         ),
         Flag(

@@ -270,7 +270,7 @@ class VLLM(ChatServer):
         if serving:
             options |= {
                 "worker_extension": _EXTENSION,  # no part of what compiled graphs depend on (config/parallel.py:943)
-                "host": "0.0.0.0",  # noqa: S104 - the guard stands in front, and a platform's proxy comes from outside
+                "host": deployment.host,
                 "port": deployment.port,
                 "no_access_log": not self.access_log,
             }

@@ -15,7 +15,7 @@ def test_a_plain_line_is_read() -> None:
     assert _plain_restore(["snapshot", "restore", "d"]) == {
         "folder": "d",
         "replicas": 1,
-        "port": 0,
+        "port": None,
         "verify": "fast",
         "as_json": False,
     }
@@ -28,6 +28,7 @@ def test_a_plain_line_is_read() -> None:
         "verify": "full",
         "as_json": True,
     }
+    assert (_plain_restore(["snapshot", "restore", "d", "--host", "::1"]) or {}).get("host") == "::1"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_a_plain_line_is_read() -> None:
         "snapshot restore d e",
         "snapshot restore d --port",
         "snapshot restore d --port x",
+        "snapshot restore d --host",
+        "snapshot restore d --host --json",
         "snapshot restore d --replicas -1",
         "snapshot restore d --verify some",
         "snapshot restore d --port=8001",

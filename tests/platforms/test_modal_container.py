@@ -52,7 +52,7 @@ class Weights(Plugin):
 deployment = Deployment(
     name="held", model=Model(path="/models/small"), port=PORT, startup_timeout_s=20, warmup_timeout_s=10,
     sleep_timeout_s=10, wake_timeout_s=10, stop_timeout_s=2, cold_start_on_failed_wake=COLD_START,
-    plugins=(Weights(), StandIn(fault=STANDIN_FAULT, extra_args=("--host", "0.0.0.0"))))
+    plugins=(Weights(), StandIn(fault=STANDIN_FAULT)))
 app = modal.App(deployment.name)
 
 @app.cls(**cls_options(deployment))

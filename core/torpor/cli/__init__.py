@@ -75,18 +75,24 @@ def _end_interrupted() -> NoReturn:
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
-    """The options of `snapshot restore DIR [--replicas N] [--port P] [--verify HOW] [--json]` in plain words.
+    """The options of `snapshot restore DIR [--replicas N] [--host H] [--port P] [--verify HOW] [--json]` in plain words.
 
     None for every other line; those, mistakes among them, are for the full parser, and so is another system than Linux.
     """
     if words[:2] != ["snapshot", "restore"] or sys.platform != "linux":
         return None
-    options: RestoreOptions = {"folder": "", "replicas": 1, "port": 0, "verify": "fast", "as_json": False}
+    options: RestoreOptions = {
+        "folder": "",
+        "replicas": 1,
+        "port": None,
+        "verify": "fast",
+        "as_json": False,
+    }
     rest = iter(words[2:])
     for word in rest:
         if word == "--json":
             options["as_json"] = True
-        elif word in ("--replicas", "--port", "--verify"):
+        elif word in ("--replicas", "--host", "--port", "--verify"):
             value = next(rest, "")
             if word == "--verify" and value in ("fast", "full"):
                 options["verify"] = value
@@ -94,6 +100,8 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
                 options["replicas"] = int(value)
             elif word == "--port" and value.isdecimal():
                 options["port"] = int(value)
+            elif word == "--host" and value and not value.startswith("-"):
+                options["host"] = value
             else:
                 return None
         elif word.startswith("-") or options["folder"]:

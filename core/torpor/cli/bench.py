@@ -16,12 +16,12 @@ from torpor._version import __version__
 from torpor.apps import load_deployment
 from torpor.bounds import checked_count
 from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.timed import cold_start, restored_start, standby_wake
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.events import warnings_only
 from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot
-from torpor.readiness import check_port_free
 from torpor.report import Bench, Floor, Machine, page
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
@@ -46,7 +46,16 @@ _READINGS = 3
 _CLOCK_NAMES = {"port_s": "port", "ready_s": "ready", "first_token_s": "first token"}
 
 
-def run_bench(app_file: str, *, starts: int, backend: str, json_file: str, html_file: str) -> None:
+def run_bench(
+    app_file: str,
+    *,
+    starts: int,
+    backend: str,
+    json_file: str,
+    html_file: str,
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
     """Measure, print the table, write what was asked for.
 
     Args:
@@ -55,6 +64,8 @@ def run_bench(app_file: str, *, starts: int, backend: str, json_file: str, html_
         backend: `criu` or `standby`; empty for CRIU where it works.
         json_file: where the JSON goes; `-` for standard output, empty for nowhere.
         html_file: where the page goes; likewise.
+        host: where the servers listen; the deployment's by default.
+        port: their port; the deployment's by default.
 
     Raises:
         ConfigurationError: one of these cannot be; nothing was started.
@@ -68,11 +79,13 @@ def run_bench(app_file: str, *, starts: int, backend: str, json_file: str, html_
     check_output("--html", html_file)
     if backend and backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; bench knows {' and '.join(BACKENDS)}.")
-    deployment = load_deployment(app_file)
+    host, port = given_address(host, port)
+    deployment = engine_at(load_deployment(app_file), host, port)
     console = Console(stderr=True, highlight=False)
     warnings_only()
     ends_on_sigterm()
-    check_port_free(deployment.port)
+    if warning := public_warning(deployment, deployment.host, deployment.port):
+        console.print(warning, markup=False, soft_wrap=True)
     chosen = _chosen(backend, deployment, console)
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
     measured = _measured(app_file, deployment, chosen, starts, console)

@@ -47,6 +47,17 @@ app = typer.Typer(
 
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Listen on this address; by default the deployment's, which is 127.0.0.1 unless it says otherwise.",
+        show_default=False,
+    ),
+]
+Port = Annotated[
+    int | None, typer.Option(help="The public port, 1 to 65535; by default the deployment's.", show_default=False)
+]
 Prove = Annotated[
     bool | None,
     typer.Option(
@@ -101,6 +112,8 @@ def up(
         Path | None, typer.Option(metavar="FILE", help="Stage records go here; by default under the cache root.")
     ] = None,
     prove: Prove = None,
+    host: Host = None,
+    port: Port = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an app's whole lifecycle on this machine.
@@ -112,7 +125,17 @@ def up(
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend=backend, snapshot=snapshot, question=ask, as_json=as_json, records=records, prove=prove)
+    run_up(
+        app_file,
+        backend=backend,
+        snapshot=snapshot,
+        question=ask,
+        as_json=as_json,
+        records=records,
+        prove=prove,
+        host=host,
+        port=port,
+    )
 
 
 @app.command()
@@ -238,7 +261,8 @@ def restore(
     folder: Folder,
     *,
     replicas: Annotated[int, typer.Option(help="How many copies to restore.")] = 1,
-    port: Annotated[int, typer.Option(help="The public port; by default the deployment's.")] = 0,
+    host: Host = None,
+    port: Port = None,
     verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
     even_if_bad: Annotated[
         bool, typer.Option("--even-if-bad", help="Also a snapshot that is marked bad: its replicas did not wake.")
@@ -251,7 +275,15 @@ def restore(
     """
     from torpor.cli.restore import run_restore  # noqa: PLC0415
 
-    run_restore(folder=folder, replicas=replicas, port=port, verify=verify, as_json=as_json, even_if_bad=even_if_bad)
+    run_restore(
+        folder=folder,
+        replicas=replicas,
+        host=host,
+        port=port,
+        verify=verify,
+        as_json=as_json,
+        even_if_bad=even_if_bad,
+    )
 
 
 @snapshot.command()
@@ -290,26 +322,39 @@ def setup(
 def compare(
     app_file: AppFile,
     restores: Annotated[int, typer.Option(help="How many restores to time.")] = 3,
+    host: Host = None,
+    port: Port = None,
     as_json: AsJson = False,
 ) -> None:
     """Time one cold start against restores of the same app: process start to first token."""
     from torpor.cli.compare import run_compare  # noqa: PLC0415
 
-    run_compare(app_file, restores=restores, as_json=as_json)
+    run_compare(app_file, restores=restores, as_json=as_json, host=host, port=port)
 
 
 @app.command()
 def bench(
     app_file: AppFile,
+    *,
     starts: Annotated[int, typer.Option(help="How many starts of each kind; they take turns.")] = 5,
     backend: Annotated[str, typer.Option(help="criu or standby; by default criu where it works here.")] = "",
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write JSON; - for standard output.")] = "",
     html_file: Annotated[str, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = "",
+    host: Host = None,
+    port: Port = None,
 ) -> None:
     """Time cold starts against restored starts (criu) or wakes (standby) of an app on this machine."""
     from torpor.cli.bench import run_bench  # noqa: PLC0415
 
-    run_bench(app_file, starts=starts, backend=backend, json_file=json_file, html_file=html_file)
+    run_bench(
+        app_file,
+        starts=starts,
+        backend=backend,
+        json_file=json_file,
+        html_file=html_file,
+        host=host,
+        port=port,
+    )
 
 
 @app.command()

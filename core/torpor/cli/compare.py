@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 from rich.table import Table
 
+from torpor.addresses import nearest, url
 from torpor.apps import load_deployment
 from torpor.bounds import checked_count
 from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, restored_start
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError
 from torpor.platforms.local import LocalServer
-from torpor.readiness import check_port_free
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import check_target, inspect
@@ -36,7 +37,9 @@ _ANSWER_TOKENS = 64
 _MAX_RESTORES = 1000
 
 
-def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
+def run_compare(
+    app_file: str, *, restores: int, as_json: bool, host: str | None = None, port: int | None = None
+) -> None:
     """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby.
 
     Raises:
@@ -47,8 +50,10 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
     checked_count("--restores", restores, most=_MAX_RESTORES, what="restores")
     ends_on_sigterm()
     console = Console(stderr=True, highlight=False)
-    deployment = load_deployment(app_file)
-    check_port_free(deployment.port)
+    host, port = given_address(host, port)
+    deployment = engine_at(load_deployment(app_file), host, port)
+    if warning := public_warning(deployment, deployment.host, deployment.port):
+        console.print(warning, markup=False, soft_wrap=True)
     check_target(snapshot_folder(deployment.name))
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons := CriuBackend().available(deployment):
@@ -56,7 +61,7 @@ def run_compare(app_file: str, *, restores: int, as_json: bool) -> None:
         for reason in reasons:
             console.print(f"  - {reason}", markup=False)
         console.print("so this shows standby: the process stays, asleep")
-        _show_standby(app_file)
+        _show_standby(app_file, host, port)
         return
     # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
     console.print("starting cold, timed until the first token ...")
@@ -101,7 +106,7 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
 
     def ask() -> None:
         chat(
-            f"http://127.0.0.1:{deployment.port}",
+            url(nearest(deployment.host), deployment.port),
             model=deployment.model.served_name,
             prompt=question,
             max_tokens=_ANSWER_TOKENS,
@@ -114,10 +119,10 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
     return start.total_s, told
 
 
-def _show_standby(app_file: str) -> None:
+def _show_standby(app_file: str, host: str | None, port: int | None) -> None:
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=False)
+    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=False, host=host, port=port)
 
 
 def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor import descriptors
+from torpor.addresses import url
 from torpor.bounds import checked_count
 from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
+from torpor.cli.listening import given_address, public_warning
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
 from torpor.snapshots.serving import MAX_REPLICAS, Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypedDict
+    from typing import NotRequired, TypedDict
 
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
         folder: str | Path
         replicas: int
-        port: int
+        port: int | None
+        host: NotRequired[str]
         verify: str
         as_json: bool
 
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Served", "run_restore"]
 
 _TURN_S = 0.0005
-_MAX_PORT = 65535
 
 
 class Served:
@@ -113,16 +115,17 @@ class Served:
         finished_or_ended(then, self._told, lambda: drained(copies, self._told))
 
     def _tell_serving(self, copies: Replicas, wanted: int) -> None:
-        self._announced.replicas_serve(copies, url=f"http://127.0.0.1:{copies.port}", wanted=wanted)
+        self._announced.replicas_serve(copies, url=url(*copies.address), wanted=wanted)
 
 
 def run_restore(
     *,
     folder: str | Path,
     replicas: int,
-    port: int,
+    port: int | None,
     verify: str,
     as_json: bool,
+    host: str | None = None,
     even_if_bad: bool = False,
     first: FirstProcess | None = None,
 ) -> None:
@@ -133,15 +136,15 @@ def run_restore(
     Args:
         folder: the snapshot.
         replicas: how many copies.
-        port: public port; 0 for the deployment's.
+        port: public port; the deployment's by default.
         verify: `fast` or `full`.
         as_json: see `Served`.
+        host: address of the public port; the deployment's by default.
         even_if_bad: also a snapshot whose replicas did not wake several times in a row.
         first: for the first sandbox, started before this module was imported.
     """
     checked_count("--replicas", replicas, most=MAX_REPLICAS, what="replicas")
-    if not 0 <= port <= _MAX_PORT:
-        raise ConfigurationError(f"--port is {port}; allowed are 1 to {_MAX_PORT}, or 0 for the deployment's.")
+    host, port = given_address(host, port)
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
     announced = Announcement("snapshot restore")
@@ -151,7 +154,8 @@ def run_restore(
     descriptors.raise_limit()
     copies = Replicas(
         Path(folder),
-        port=port or None,
+        host=host,
+        port=port,
         full=verify == "full",
         on_stage=served.note,
         on_event=served.tell,
@@ -162,6 +166,7 @@ def run_restore(
     with announced:
         try:
             _start(copies, replicas)
+            _say_if_public(copies)
             served.serve(copies, replicas)
         finally:
             copies.stop()
@@ -205,7 +210,7 @@ def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[
 
 def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
     return {
-        "serving": f"http://127.0.0.1:{copies.port}",
+        "serving": url(*copies.address),
         "began_at": started,
         "served_at": time.monotonic(),
         "verify_s": copies.verify_s,
@@ -240,9 +245,15 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
         _say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
     _say(
-        f"serving {copies.manifest.served_name} with {len(copies.serving)} on http://127.0.0.1:{copies.port} after "
+        f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
         f"{seconds:.3f} s - Ctrl-C ends it"
     )
+
+
+def _say_if_public(copies: Replicas) -> None:
+    for one in copies.serving[:1]:
+        if warning := public_warning(one.boot.deployment, *copies.address):
+            _say(warning)
 
 
 def _say_event(event: ReplicaEvent) -> None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from torpor.addresses import nearest
+from torpor.cli.listening import words
 from torpor.cli.timing import command, first_token, port_taken, ready, running
 from torpor.errors import EngineError, EngineTimeoutError
 from torpor.platforms.local import LocalServer, Standby
@@ -37,7 +39,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
 
     Args:
         app_file: of the deployment.
-        deployment: says port and served name.
+        deployment: says address and served name.
         number: the how manieth it is.
 
     Raises:
@@ -45,7 +47,8 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
     """
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / "records.jsonl"
-        with running(command("up", app_file, "--backend", "none", "--records", str(records))) as (process, began):
+        argv = command("up", app_file, "--backend", "none", "--records", str(records), *words(deployment))
+        with running(argv) as (process, began):
             zero = _wall(began)
             clocks = _clocks(process, began, deployment, COLD_TIMEOUT_S)
             spans = [span_of(record, zero) for record in _records_to_the_end(process, records)]
@@ -59,7 +62,7 @@ def restored_start(
 
     Args:
         folder: the snapshot.
-        deployment: says port and served name.
+        deployment: says address and served name.
         number: the how manieth it is.
         then: called while it still serves.
 
@@ -69,7 +72,7 @@ def restored_start(
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
     """
-    with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
+    with running(command("snapshot", "restore", str(folder), "--json", *words(deployment))) as (process, began):
         zero = _wall(began)
         clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
         told = _told(process)
@@ -93,7 +96,7 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
         zero = _wall(began)
         server.wake()
         engine = server.boot.running_engine
-        ready_s = ready(engine, began, port=deployment.port, timeout_s=RESTORE_TIMEOUT_S)
+        ready_s = ready(engine, began, port=deployment.port, timeout_s=RESTORE_TIMEOUT_S, host=nearest(deployment.host))
         clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, RESTORE_TIMEOUT_S)}
     finally:
         server.stop()
@@ -138,17 +141,18 @@ def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
 
 
 def _clocks(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> dict[str, float]:
-    port = deployment.port
+    host, port = nearest(deployment.host), deployment.port
     return {
-        "port_s": port_taken(process, began, port=port, timeout_s=timeout_s),
-        "ready_s": ready(process, began, port=port, timeout_s=timeout_s),
+        "port_s": port_taken(process, began, port=port, timeout_s=timeout_s, host=host),
+        "ready_s": ready(process, began, port=port, timeout_s=timeout_s, host=host),
         "first_token_s": _asked(process, began, deployment, timeout_s),
     }
 
 
 def _asked(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> float:
     model = deployment.model.served_name
-    return first_token(process, began, port=deployment.port, model=model, timeout_s=timeout_s).first_token_s
+    host = nearest(deployment.host)
+    return first_token(process, began, port=deployment.port, model=model, timeout_s=timeout_s, host=host).first_token_s
 
 
 def _start(boot: str, number: int, stages: Sequence[Span], clocks: dict[str, float]) -> Start:

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from torpor.addresses import LOOPBACK
 from torpor.child_process import ends_with_this_process
 from torpor.errors import EngineTimeoutError
 
@@ -90,21 +91,21 @@ def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]
             process.communicate()
 
 
-def port_taken(process: Polled, began: float, *, port: int, timeout_s: float) -> float:
-    """Seconds until a loopback port takes a connection; arguments and errors as of `first_token`."""
+def port_taken(process: Polled, began: float, *, port: int, timeout_s: float, host: str = LOOPBACK) -> float:
+    """Seconds until a port takes a connection; arguments and errors as of `first_token`."""
 
     def look() -> float:
-        with socket.create_connection(("127.0.0.1", port), timeout=_HEALTH_TIMEOUT_S):
+        with socket.create_connection((host, port), timeout=_HEALTH_TIMEOUT_S):
             return time.monotonic() - began
 
     return _waited(process, began, timeout_s, look, "connection on its port")
 
 
-def ready(process: Polled, began: float, *, port: int, timeout_s: float) -> float:
+def ready(process: Polled, began: float, *, port: int, timeout_s: float, host: str = LOOPBACK) -> float:
     """Seconds until `/health` answers 200; arguments and errors as of `first_token`."""
 
     def look() -> float | None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_HEALTH_TIMEOUT_S)
+        connection = http.client.HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
         try:
             connection.request("GET", "/health")
             return time.monotonic() - began if connection.getresponse().status == http.client.OK else None
@@ -115,22 +116,30 @@ def ready(process: Polled, began: float, *, port: int, timeout_s: float) -> floa
 
 
 def first_token(
-    process: Polled, began: float, *, port: int, model: str, timeout_s: float, tokens: int = 8
+    process: Polled,
+    began: float,
+    *,
+    port: int,
+    model: str,
+    timeout_s: float,
+    tokens: int = 8,
+    host: str = LOOPBACK,
 ) -> FirstToken:
     """Ask as soon as somebody answers, and wait for the first token.
 
     Args:
         process: the command; its end ends the wait.
         began: monotonic time of its start.
-        port: where it will serve on loopback.
+        port: where it will serve.
         model: the served name.
         timeout_s: seconds for all of it.
         tokens: length of the answer.
+        host: the address at which this machine reaches it.
 
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended.
     """
-    return _waited(process, began, timeout_s, lambda: _ask(port, model, tokens, began), "token")
+    return _waited(process, began, timeout_s, lambda: _ask(host, port, model, tokens, began), "token")
 
 
 def _waited(process: Polled, began: float, timeout_s: float, look: Callable[[], _Seen | None], what: str) -> _Seen:
@@ -145,9 +154,9 @@ def _waited(process: Polled, began: float, timeout_s: float, look: Callable[[], 
     raise EngineTimeoutError(f"There was no {what} after {timeout_s:g} s.")
 
 
-def _ask(port: int, model: str, tokens: int, began: float) -> FirstToken | None:
+def _ask(host: str, port: int, model: str, tokens: int, began: float) -> FirstToken | None:
     """One streamed chat; None when nobody is ready for it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
+    connection = http.client.HTTPConnection(host, port, timeout=60.0)
     body = {
         "model": model,
         "messages": [{"role": "user", "content": _PROMPT}],

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from torpor import descriptors
+from torpor.addresses import check_free, nearest, url
 from torpor.apps import load_deployment
 from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
+from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.restore import Served
 from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
@@ -62,15 +65,20 @@ def run_up(
     as_json: bool,
     records: Path | None = None,
     prove: bool | None = None,
+    host: str | None = None,
+    port: int | None = None,
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
-    deployment = load_deployment(app_file)
     console = Console(stderr=True, highlight=False)
+    host, port = given_address(host, port)
+    own_front = snapshot is not None or backend == CriuBackend.name
+    deployment = _at_address(load_deployment(app_file), host, port, console, own_front=own_front)
     warnings_only()
     progress = Progress(console, as_json=as_json)
-    announced = _announced(deployment, app_file, backend=backend, snapshot=snapshot)
+    address = url(host or deployment.host, port or deployment.port)
+    announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
     served = Served(as_json=as_json and not question, announced=announced)
     record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
@@ -83,7 +91,7 @@ def run_up(
 
     def ask() -> None:
         nonlocal answer
-        answer = _ask(deployment, console, question, stream=not as_json)
+        answer = _ask(started, deployment, console, question, stream=not as_json)
 
     def tell(event: ReplicaEvent) -> None:
         progress.event(event)
@@ -96,7 +104,9 @@ def run_up(
                 deployment,
                 app_file=Path(app_file),
                 snapshot=snapshot,
-                backend=make_backend(backend, app_file=Path(app_file)),
+                backend=make_backend(backend, app_file=Path(app_file), host=host, port=port),
+                host=host,
+                port=port,
                 prove=prove,
                 report=report,
                 supervised=not question,
@@ -111,15 +121,12 @@ def run_up(
                 if as_json and question:
                     print(json.dumps({"answer": answer}))
                 return
-            server = started
             signals.listen()
-            announced.engine_serves(server)
+            announced.engine_serves(started)
             if not question:
-                console.print(
-                    f"serving {deployment.model.served_name} on http://127.0.0.1:{deployment.port} - Ctrl-C ends it"
-                )
-                _serve_until_signal(server, console, signals, announced)
-            finished_or_ended(ask if question else None, signals, lambda: drained(server, signals))
+                _say_serving(started, console)
+                _serve_until_signal(started, console, signals, announced)
+            finished_or_ended(ask if question else None, signals, partial(drained, started, signals))
         except KeyboardInterrupt:
             if signals.end and isinstance(started, LocalServer):
                 started.boot.running_engine.terminate(0.0)  # asked twice: nothing is waited for
@@ -127,12 +134,13 @@ def run_up(
         finally:
             if started is not None:
                 started.stop()
-    if signals.hung_up:
-        return
-    _say_end(report, record_file, answer, console, as_json=as_json)
+    if not signals.hung_up:
+        _say_end(report, record_file, answer, console, as_json=as_json)
 
 
-def _announced(deployment: Deployment, app_file: str, *, backend: str, snapshot: Path | None) -> Announcement:
+def _announced(
+    deployment: Deployment, app_file: str, address: str, *, backend: str, snapshot: Path | None
+) -> Announcement:
     """What others are told of the command from its start on."""
     kept = backend if snapshot is None else CriuBackend.name
     announced = Announcement("up")
@@ -140,7 +148,7 @@ def _announced(deployment: Deployment, app_file: str, *, backend: str, snapshot:
         deployment,
         app_file=app_file,
         backend=kept,
-        url=f"http://127.0.0.1:{deployment.port}",
+        url=address,
         snapshot=snapshot_folder(deployment.name) if kept == CriuBackend.name and snapshot is None else snapshot,
     )
     return announced
@@ -162,6 +170,24 @@ def _say_end(
         console.print(f"records: {record_file}", soft_wrap=True)
 
 
+def _at_address(
+    deployment: Deployment, host: str | None, port: int | None, console: Console, *, own_front: bool
+) -> Deployment:
+    """The deployment at the address that was given, which is free; where Torpor listens itself, the engine's own stays."""
+    if own_front:
+        check_free(host or deployment.host, port or deployment.port)
+    else:
+        deployment = engine_at(deployment, host, port)
+    if warning := public_warning(deployment, host or deployment.host, port or deployment.port):
+        console.print(warning, markup=False, soft_wrap=True)
+    return deployment
+
+
+def _say_serving(server: LocalServer, console: Console) -> None:
+    name = server.deployment.model.served_name
+    console.print(f"serving {name} on {url(*server.address)} - Ctrl-C ends it", markup=False, soft_wrap=True)
+
+
 def _say_way(way: Way, console: Console) -> None:
     console.print(way.said, markup=False)
     for reason in way.reasons:
@@ -173,12 +199,16 @@ def _say_missing(server: LocalServer, console: Console) -> None:
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
 
 
-def _ask(deployment: Deployment, console: Console, question: str, *, stream: bool) -> dict[str, object]:
+def _ask(
+    started: LocalServer | Replicas | None, deployment: Deployment, console: Console, question: str, *, stream: bool
+) -> dict[str, object]:
     """Ask one question as a client would; the answer goes to standard output as it comes."""
     from torpor.client import chat  # noqa: PLC0415 - httpx only when there is something to ask
 
+    assert started is not None
+    host, port = started.address
     result = chat(
-        f"http://127.0.0.1:{deployment.port}",
+        url(nearest(host), port),
         model=deployment.model.served_name,
         prompt=question,
         max_tokens=_ANSWER_TOKENS,

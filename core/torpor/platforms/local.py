@@ -100,8 +100,8 @@ class LocalServer:
         cold_on_failed_wake: bool = True,
         on_event: Callable[[ReplicaEvent], None] | None = None,
     ) -> None:
-        self.deployment = deployment
         self.backend = backend or NoSnapshot()
+        self.deployment = deployment = self.backend.placed(deployment)
         if reasons := self.backend.available(deployment):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
@@ -113,6 +113,11 @@ class LocalServer:
         self._tell = on_event or ReplicaEvent.log
         self._back_off = BackOff(deployment.max_restarts)
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where its clients find it: host and port that are listened on."""
+        return self.backend.address(self.deployment)
 
     def build(self) -> None:
         """Run the recipe's build steps; a step whose outputs exist, made by a run that came to its end, is skipped.
@@ -316,7 +321,7 @@ def create_snapshot(
 
 
 def restore_snapshot(
-    folder: Path, *, replicas: int = 1, port: int | None = None, host: str = "127.0.0.1", full: bool = False
+    folder: Path, *, replicas: int = 1, port: int | None = None, host: str | None = None, full: bool = False
 ) -> Replicas:
     """Restore copies of a snapshot behind one port; they serve until `stop` of what is returned.
 
@@ -326,7 +331,7 @@ def restore_snapshot(
         folder: the snapshot.
         replicas: how many copies.
         port: public port; the deployment's by default.
-        host: address of the public port.
+        host: address of the public port; the deployment's by default.
         full: compare the hash of every file before.
 
     Raises:

@@ -47,6 +47,8 @@ def start_here(
     snapshot: Path | None = None,
     backend: SnapshotBackend | None = None,
     prove: bool | None = None,
+    host: str | None = None,
+    port: int | None = None,
     report: StageReport | None = None,
     supervised: bool = True,
     on_way: Callable[[Way], None] | None = None,
@@ -67,6 +69,8 @@ def start_here(
         snapshot: a snapshot's folder; None starts cold.
         backend: how a server without a snapshot is kept; with one it is kept there.
         prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
+        host: address of the public port of a server with a snapshot; the deployment's by default.
+        port: that port; the deployment's by default.
         report: where the stages of a cold start are recorded.
         supervised: start restored replicas again that end by themselves; a `LocalServer` is told to by `start_again`.
         on_way: told which way is taken.
@@ -93,7 +97,8 @@ def start_here(
         if way.boot == "restored":
             replicas = Replicas(
                 snapshot,
-                port=deployment.port,
+                host=host or deployment.host,
+                port=port or deployment.port,
                 supervised=supervised,
                 cold_start=False,  # a cold start here keeps a new snapshot
                 on_stage=on_stage,
@@ -111,7 +116,7 @@ def start_here(
             else:
                 replicas.allow_cold_start()
                 return replicas
-        backend = CriuBackend(folder=snapshot, app_file=app_file, leave_running=True, prove=prove)
+        backend = CriuBackend(folder=snapshot, app_file=app_file, leave_running=True, prove=prove, host=host, port=port)
     server = LocalServer(deployment, backend=backend, report=report, on_step=on_step, on_event=on_event)
     if failed:
         server.boot.reason, server.boot.restarts = WAKE_FAILED, 1

@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from inspect import getattr_static
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import modal
 from modal.partial_function import PartialFunction
 
+from torpor.addresses import EVERYWHERE
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError
 from torpor.events import LOG_FORMAT_VARIABLE, log
@@ -369,7 +371,7 @@ class SnapshotServer:
         if not modal.is_local():  # `torpor boots` reads it
             os.environ.setdefault(LOG_FORMAT_VARIABLE, "json")
         os.environ.setdefault(LOG_VARIABLE, "-")  # the engine's output belongs into the container's log
-        self._boot = Boot(self.deployment)
+        self._boot = Boot(in_container(self.deployment))
         if (
             self.deployment.snapshot
         ):  # now, not after minutes of a start; `Boot.sleep` looks again, at the engine's tree
@@ -417,7 +419,13 @@ class SnapshotServer:
             error=f"{type(error).__name__}: {error}",
             next_step="Every replica of this snapshot may pay this: deploy again (`modal deploy`), and Modal takes a new one.",
         )
-        self._boot = Boot(self.deployment, recipe=failed.recipe, report=failed.report, restarts=1, reason=WAKE_FAILED)
+        self._boot = Boot(
+            in_container(self.deployment),
+            recipe=failed.recipe,
+            report=failed.report,
+            restarts=1,
+            reason=WAKE_FAILED,
+        )
         with _ended_on_failure(self._boot):
             self._boot.cold_start()
             self._boot.serve()
@@ -467,6 +475,11 @@ class SnapshotServer:
             self._stopping.set()
         if self._boot is not None:
             self._boot.stop()
+
+
+def in_container(deployment: Deployment) -> Deployment:
+    """The deployment as it is started in a container: Modal's proxy comes from outside, on the container's network card."""
+    return replace(deployment, host=EVERYWHERE)
 
 
 def _markers(deployment: Deployment) -> dict[str, Callable[[Callable[[SnapshotServer], None]], object]]:

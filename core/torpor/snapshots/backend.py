@@ -7,9 +7,11 @@ criu       the process is written to a folder and ends; any number of copies can
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from torpor.addresses import LOOPBACK
 from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -45,6 +47,16 @@ class SnapshotBackend(Protocol):
 
         Args:
             deployment: what it is for, as far as that matters (a GPU asks for more); None for one that needs nothing special.
+        """
+
+    def placed(self, deployment: Deployment) -> Deployment:
+        """The deployment as its engine is started: an engine in a network of its own listens on loopback there."""
+
+    def address(self, deployment: Deployment) -> tuple[str, int]:
+        """Where its clients find it: host and port that are listened on.
+
+        Args:
+            deployment: as `placed` gave it.
         """
 
     def prepare(self, deployment: Deployment) -> Starter | None:
@@ -87,6 +99,14 @@ class NoSnapshot:
     def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:  # noqa: ARG002 - the protocol's
         """It can be used anywhere."""
         return ()
+
+    def placed(self, deployment: Deployment) -> Deployment:
+        """The engine's own server listens on the public port."""
+        return deployment
+
+    def address(self, deployment: Deployment) -> tuple[str, int]:
+        """Where the engine listens."""
+        return deployment.host, deployment.port
 
     def prepare(self, deployment: Deployment) -> Starter | None:  # noqa: ARG002 - the protocol's
         """The engine is a child of this process."""
@@ -131,6 +151,14 @@ class Standby:
         """It can be used anywhere."""
         return ()
 
+    def placed(self, deployment: Deployment) -> Deployment:
+        """The engine's own server listens on the public port."""
+        return deployment
+
+    def address(self, deployment: Deployment) -> tuple[str, int]:
+        """Where the engine listens."""
+        return deployment.host, deployment.port
+
     def prepare(self, deployment: Deployment) -> Starter | None:  # noqa: ARG002 - the protocol's
         """The engine is a child of this process."""
         return None
@@ -168,6 +196,8 @@ class CriuBackend:
         gpu_devices: how the paths of the GPU driver's device files begin; those of the NVIDIA driver by default.
         prove: restore and wake one replica of each new snapshot before it is put in its place; by default where that costs
             seconds: for deployments without a GPU.
+        host: address of the public port; the deployment's by default.
+        port: the public port; the deployment's by default.
     """
 
     name: ClassVar[str] = "criu"
@@ -184,7 +214,11 @@ class CriuBackend:
         copy_memory: bool = False,
         gpu_devices: Sequence[str] = (),
         prove: bool | None = None,
+        host: str | None = None,
+        port: int | None = None,
     ) -> None:
+        self._host = host
+        self._port = port
         self._folder = folder
         self._prove = prove
         self._app_file = app_file or Path()
@@ -206,6 +240,15 @@ class CriuBackend:
         """
         return self._mode_or_reasons(deployment)[1]
 
+    def placed(self, deployment: Deployment) -> Deployment:
+        """The engine listens on the loopback of its sandbox; the deployment's address is the public port's."""
+        self._host = self._host or deployment.host
+        return deployment if deployment.host == LOOPBACK else replace(deployment, host=LOOPBACK)
+
+    def address(self, deployment: Deployment) -> tuple[str, int]:
+        """Where the public port listens."""
+        return self._host or LOOPBACK, self._front.port if self._front else self._port or deployment.port
+
     def prepare(self, deployment: Deployment) -> Starter:
         """Take the public port and make a sandbox for the engine.
 
@@ -223,7 +266,7 @@ class CriuBackend:
         if self._public and self._front is None:
             from torpor.snapshots.front import Front  # noqa: PLC0415
 
-            self._front = Front(port=deployment.port)
+            self._front = Front(host=self._host or LOOPBACK, port=self._port or deployment.port)
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment)
@@ -362,9 +405,9 @@ BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {
 }
 
 
-def make_backend(name: str, *, app_file: Path) -> SnapshotBackend:
-    """The backend of that name, for the deployment of an app file."""
-    return CriuBackend(app_file=app_file) if name == CriuBackend.name else BACKENDS[name]()
+def make_backend(name: str, *, app_file: Path, host: str | None = None, port: int | None = None) -> SnapshotBackend:
+    """The backend of that name, for the deployment of an app file; `host` and `port` are those of a public port of its own."""
+    return CriuBackend(app_file=app_file, host=host, port=port) if name == CriuBackend.name else BACKENDS[name]()
 
 
 def _default_folder(deployment: Deployment) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -22,7 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from torpor.errors import ConfigurationError, PortInUseError, SnapshotError
+from torpor.addresses import cannot_bind
+from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.forward import Side
 from torpor.snapshots.listener import MAX_CONNECTIONS, Listener
 
@@ -217,18 +217,14 @@ class Front:
 
         Raises:
             PortInUseError: somebody else listens there.
+            ConfigurationError: this user may not listen there, or this machine has no such address.
         """
         self._thread.start()
         try:
             self._port = self._do(self._listen())
         except OSError as error:
             self.stop()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PortInUseError(
-                f"Port {self._port} is in use: another program listens there (`ss -ltnp 'sport = :{self._port}'` names it). "
-                "End it, or choose another port."
-            ) from error
+            raise cannot_bind(self._host, self._port, error, cure="choose another port") from error
 
     def add(self, target: Target) -> None:
         """Put a replica behind the port; it gets connections as soon as it says that it is ready."""

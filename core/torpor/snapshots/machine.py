@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
+from torpor.addresses import LOOPBACK
 from torpor.snapshots.manifest import DeploymentFacts, MachineFacts, different_machine
 from torpor.snapshots.places import criu_prefix
 
@@ -96,6 +98,7 @@ def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
     from torpor.deployment import plugin_name  # noqa: PLC0415 - a restore reads manifests before it imports this
 
     engine = deployment.engine
+    placed = deployment if deployment.host == LOOPBACK else replace(deployment, host=LOOPBACK)  # as in every sandbox
     return DeploymentFacts(
         torpor=__version__,
         name=deployment.name,
@@ -104,7 +107,7 @@ def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
         engine=f"{plugin_name(engine)} {engine.engine_version}",
         model=deployment.model.source,
         revision=deployment.model.revision or "",
-        argv=engine.engine_argv(deployment, recipe),
+        argv=engine.engine_argv(placed, recipe),
         env=dict(recipe.env),
     )
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
-from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
+from torpor.addresses import LOOPBACK, check_free
+from torpor.errors import ConfigurationError, SnapshotError, TorporError
 from torpor.snapshots.failures import bad_reason, forget_failures, note_failure
 from torpor.snapshots.folders import checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
@@ -243,7 +244,7 @@ class Replicas:
     Args:
         folder: the snapshot.
         port: public port; the deployment's by default.
-        host: address of the public port.
+        host: address of the public port; the deployment's by default.
         full: verify by hash before.
         on_death: told the name of a replica that ended by itself, and its last lines.
         on_stage: told the stages of every wake.
@@ -263,7 +264,7 @@ class Replicas:
         folder: Path,
         *,
         port: int | None = None,
-        host: str = "127.0.0.1",
+        host: str | None = None,
         full: bool = False,
         on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
@@ -277,6 +278,7 @@ class Replicas:
         self.verify_s = 0.0
         self._full = full
         self._host = host
+        self._app_host = ""
         self._port = port
         self._on_death = on_death
         self._on_stage = on_stage
@@ -300,7 +302,19 @@ class Replicas:
     @property
     def port(self) -> int:
         """The public port."""
+        if self._front is not None:
+            return self._front.port
         return self._port if self._port is not None else self.manifest.deployment.port
+
+    @property
+    def host(self) -> str:
+        """The address of the public port."""
+        return self._host or (self._app_host or LOOPBACK)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where its clients find it: host and port that are listened on."""
+        return self.host, self.port
 
     @property
     def serving(self) -> tuple[Serving, ...]:
@@ -324,7 +338,7 @@ class Replicas:
         if not 1 <= count <= MAX_REPLICAS:
             raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {MAX_REPLICAS}.")
         if self._front is None:
-            _check_port(self._host, self.port)
+            check_free(self.host, self.port, cure="choose another with --port. Nothing was restored")
         self._stopped = False
         self._replacement.allow()
         with self._attempt() as attempt:
@@ -456,9 +470,11 @@ class Replicas:
 
     def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:
         try:
-            return _load(self.manifest, None)
+            found, recipe, differences = _load(self.manifest, None)
         except ConfigurationError as error:
             raise _misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
+        self._app_host = found.host
+        return (found if found.host == LOOPBACK else replace(found, host=LOOPBACK)), recipe, differences
 
     def _import_beside(self) -> None:
         """What a wake will need, while CRIU still works."""
@@ -470,7 +486,7 @@ class Replicas:
         if self._front is None:
             from torpor.snapshots.front import Front  # noqa: PLC0415 - asyncio, when there is time for it
 
-            front = Front(host=self._host, port=self.port, on_death=self._bury)
+            front = Front(host=self.host, port=self.port, on_death=self._bury)
             front.start()
             self._front = front
         return self._front
@@ -662,19 +678,6 @@ def _misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
         f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Mend what differs, or make it anew: "
         "torpor snapshot create"
     )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Find a taken port before anything is restored; the front takes it a moment later."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise PortInUseError(
-                f"Port {port} cannot be had on {host}: {error.strerror} (`ss -ltnp 'sport = :{port}'` names who has it). "
-                "End that program, or choose another with --port. Nothing was restored."
-            ) from error
 
 
 def _clock(manifest: Manifest) -> Clock | None:

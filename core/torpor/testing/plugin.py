@@ -96,6 +96,8 @@ class StandIn(Plugin):
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
         argv = [self.engine_python, "-m", "torpor.testing.standin", "--dialect", self.dialect]
         argv += [
+            "--host",
+            deployment.host,
             "--port",
             str(deployment.port),
             "--served-model-name",
@@ -115,6 +117,7 @@ class StandIn(Plugin):
     def flag_reasons(self) -> Mapping[str, str]:
         return {
             "--dialect": "whose routes for sleep and wake it has, and whose habits",
+            "--host": "the deployment's address; 0.0.0.0 in a container of Modal's",
             "--port": "the deployment's port",
             "--served-model-name": "the name that clients send",
             "--token-s": "option token_s: seconds for each token",

@@ -58,7 +58,7 @@ class TestLlamaCpp(EngineContract):
 @pytest.fixture
 def server(tiny: Deployment) -> Iterator[tuple[Engine, httpx.Client]]:
     """The server without a guard, for this machine alone, and a client."""
-    argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch(engine_args=("--host", "127.0.0.1"))))
+    argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch()))
     engine = Engine.start(argv, env={"TORPOR_UNGUARDED": "1"})
     with httpx.Client(base_url=f"http://127.0.0.1:{tiny.port}", trust_env=False, timeout=10) as client:
         while True:

@@ -71,6 +71,7 @@ class LlamaCpp(Plugin):
         options = {
             "--model": model.source,
             "--served-name": model.served_name,
+            "--host": deployment.host,
             "--port": deployment.port,
             "--context-tokens": self.context_tokens,
             "--parallel": self.parallel,
@@ -84,6 +85,7 @@ class LlamaCpp(Plugin):
         return {
             "--model": "the deployment's model",
             "--served-name": "the name that clients send",
+            "--host": "the deployment's address; 0.0.0.0 in a container of Modal's",
             "--port": "the deployment's port",
             "--context-tokens": "option context_tokens",
             "--parallel": "option parallel",

@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--served-name", required=True)
-    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parallel", type=int, default=4)
     Model.add_options(parser)

@@ -1,0 +1,73 @@
+"""Where a command's server listens: `--host` and `--port`, checked before anything is started, and told as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torpor.addresses import MAX_PORT, check_free, checked_host, checked_port, is_open, url
+from torpor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+
+__all__ = ["engine_at", "given_address", "public_warning", "words"]
+
+_LOWEST_ENGINE_PORT = 1024
+
+
+def given_address(host: str | None, port: int | None) -> tuple[str | None, int | None]:
+    """The values of `--host` and `--port`; None where they were not given.
+
+    Raises:
+        ConfigurationError: one of them is no address, or no port.
+    """
+    return (
+        None if host is None else checked_host("--host", host),
+        None if port is None else checked_port("--port", port),
+    )
+
+
+def engine_at(deployment: Deployment, host: str | None, port: int | None) -> Deployment:
+    """The deployment with its engine's own server at the address that was given.
+
+    Args:
+        deployment: of the app file.
+        host: from `given_address`.
+        port: from `given_address`.
+
+    Raises:
+        PortInUseError: somebody else listens there.
+        ConfigurationError: nobody can listen there.
+    """
+    host, port = host or deployment.host, port or deployment.port
+    if port < _LOWEST_ENGINE_PORT:
+        raise ConfigurationError(
+            f"--port is {port}; an engine that listens itself gets a port from {_LOWEST_ENGINE_PORT} to {MAX_PORT}. With "
+            "--backend criu and in `torpor snapshot restore` Torpor listens, and root may take a lower one."
+        )
+    check_free(host, port)
+    return (
+        deployment if (host, port) == (deployment.host, deployment.port) else replace(deployment, host=host, port=port)
+    )
+
+
+def words(deployment: Deployment) -> tuple[str, ...]:
+    """The options that have another command serve at the deployment's address."""
+    return "--host", deployment.host, "--port", str(deployment.port)
+
+
+def public_warning(deployment: Deployment, host: str, port: int) -> str:
+    """What to say of a server that other machines reach and that asks for no key; empty for any other.
+
+    Args:
+        deployment: what is served; its engine plugin says whether there are keys.
+        host: where it listens.
+        port: where it listens.
+    """
+    if not is_open(host, deployment.engine):
+        return ""
+    return (
+        f"warning: {url(host, port)} is open to other machines, and asks for no key: set api_key_sha256 of the "
+        "engine's plugin (`torpor key new` prints a key and its SHA-256), or listen on 127.0.0.1"
+    )

@@ -1,0 +1,136 @@
+"""`--host` and `--port` of the commands that serve: through everything, true as told, refused before anything starts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.command_line import torpor
+from torpor.cautions import cautions
+from torpor.cli.listening import engine_at, public_warning
+from torpor.deployment import Deployment, Model
+from torpor.errors import ConfigurationError
+from torpor.lifecycle import Lifecycle
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APP = """
+from torpor import Deployment, Model
+from torpor.testing import StandIn
+deployment = Deployment(name="listens", model=Model(path="/models/small"), plugins=(StandIn(),), port=PORT)
+"""
+LINES = [("up", "APP"), ("bench", "APP"), ("snapshot", "compare", "APP"), ("snapshot", "restore", "DIR")]
+
+
+@pytest.fixture
+def app(tmp_path: Path, free_port: int) -> Path:
+    """An app file whose engine listens on a free port."""
+    file = tmp_path / "listens.py"
+    file.write_text(APP.replace("PORT", str(free_port)))
+    return file
+
+
+def deployment(port: int = 8000, host: str = "127.0.0.1") -> Deployment:
+    """Of the stand-in."""
+    return Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), port=port, host=host)
+
+
+def test_an_engine_gets_the_address_that_was_given(free_port: int) -> None:
+    """In its command line, as everywhere else."""
+    placed = engine_at(deployment(), "::1", free_port)
+    argv = placed.engine.engine_argv(placed, Lifecycle(placed).recipe())
+    assert [argv[argv.index(flag) + 1] for flag in ("--host", "--port")] == ["::1", str(free_port)]
+
+
+def test_an_engine_listens_on_loopback_by_default() -> None:
+    """Whoever wants more says so."""
+    small = deployment()
+    argv = small.engine.engine_argv(small, Lifecycle(small).recipe())
+    assert argv[argv.index("--host") + 1] == "127.0.0.1"
+
+
+def test_an_engine_of_its_own_gets_no_privileged_port() -> None:
+    """The message names those that may have one."""
+    with pytest.raises(ConfigurationError, match=r"--port is 80; .* from 1024 to 65535"):
+        engine_at(deployment(), None, 80)
+
+
+def test_a_public_server_without_keys_is_a_warning() -> None:
+    """On the terminal, and in plan and doctor where the deployment says so."""
+    assert public_warning(deployment(), "127.0.0.1", 8000) == ""
+    assert "http://0.0.0.0:8000 is open to other machines" in public_warning(deployment(), "0.0.0.0", 8000)
+    open_one = deployment(host="0.0.0.0")
+    assert [one.what for one in cautions(open_one, Lifecycle(open_one).recipe())] == ["address"]
+    assert cautions(deployment(), Lifecycle(deployment()).recipe()) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a port or an address that cannot be", area="public port", outcome="refused")
+@pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line[:-1]))
+def test_a_wrong_address_is_refused_before_anything_starts(line: tuple[str, ...], app: Path, tmp_path: Path) -> None:
+    """One paragraph, exit code 2, in each command that serves."""
+    words = [{"APP": str(app), "DIR": str(tmp_path / "none")}.get(word, word) for word in line]
+    for options, said in (
+        ("--port -1", "--port is -1"),
+        ("--port 0", "--port is 0"),
+        ("--host here", "--host is 'here'"),
+    ):
+        ran = torpor(*words, *options.split(), env={"TORPOR_CACHE": str(tmp_path / "cache")})
+        assert ran.returncode == 2, ran.stderr
+        assert said in ran.stderr
+        assert len(ran.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("another program listens on the port", area="public port", outcome="refused")
+def test_a_taken_port_is_refused_before_anything_starts(app: Path, tmp_path: Path, free_port: int) -> None:
+    """The deployment's as well as the given one."""
+    with socket.create_server(("127.0.0.1", free_port)):
+        for options in ((), ("--port", str(free_port)), ("--backend", "criu")):
+            ran = torpor("up", str(app), *options, env={"TORPOR_CACHE": str(tmp_path / "cache")})
+            assert ran.returncode == 2, ran.stderr
+            assert f"Port {free_port} is in use" in ran.stderr
+            assert "launch" not in ran.stderr
+
+
+def listening_on(port: int) -> set[str]:
+    """The addresses on which somebody listens."""
+    found = set()
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex((host, port)) == 0:
+                found.add(host)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Path, free_port: int) -> None:
+    """And nowhere else: not on the deployment's port, not on the other loopback."""
+    port = free_port + 1
+    with subprocess.Popen(
+        [sys.executable, "-m", "torpor.cli", "up", str(app), "--backend", "none", "--host", host, "--port", str(port)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        try:
+            deadline, line = time.monotonic() + 30, ""
+            while not line.startswith("serving") and time.monotonic() < deadline:
+                line = command.stderr.readline()
+            assert line.startswith(f"serving small on http://{shown}:{port} ")
+            assert listening_on(port) == {host}
+            assert listening_on(free_port) == set()
+        finally:
+            command.terminate()
+        command.communicate(timeout=30)
+        assert command.returncode == 0
