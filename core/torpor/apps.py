@@ -65,7 +65,7 @@ def _unusable(file: Path, path: str) -> str | None:
     try:
         kind = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        return f"There is no app file {path!r}; {_GIVE[0].lower()}{_GIVE[1:]}"
+        return f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a folder that is closed
         return f"The app file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}. {_GIVE}"
     if kind == stat.S_IFDIR:

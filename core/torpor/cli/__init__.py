@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
+from torpor.cli.terminal import OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
 from torpor.shortage import shortage
 
@@ -29,29 +30,51 @@ _INTERRUPTED = 130  # 128 and the number of SIGINT, as a shell says
 
 def main() -> None:
     """Run the command; Torpor's own errors become one paragraph on standard error and their exit code."""
+    guard_streams()
     note_ctrl_c()
     try:
-        if (plain := _plain_restore(sys.argv[1:])) is not None:
-            _restore(plain)
-        else:
-            from torpor.cli.commands import app  # noqa: PLC0415
-
-            app()
+        _run()
+        flush_results()
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit:
         if interrupted():  # click makes an exit of it
             _end_interrupted()
         raise
+    except OutputError as error:
+        if not error.left:
+            say(f"torpor: {error}")
+        sys.exit(error.exit_code)
     except Exception as error:
         if interrupted():
             _end_interrupted()
-        lack = shortage(error)
-        if not (lack or isinstance(error, TorporError)) or os.environ.get("TORPOR_DEBUG", "") not in ("", "0"):
+        if os.environ.get("TORPOR_DEBUG", "") not in ("", "0") or not (said := _said_of(error)):
             raise
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-        print(f"torpor: {type(error).__name__}: {error}{lack and ' '}{lack}{notes}", file=sys.stderr)
+        say(f"torpor: {said}")
         sys.exit(error.exit_code if isinstance(error, TorporError) else 1)
+
+
+def _run() -> None:
+    if (options := _plain_restore(sys.argv[1:])) is not None:
+        _restore(options)
+        return
+    from torpor.cli.commands import app  # noqa: PLC0415
+
+    try:
+        app()
+    except SystemExit:
+        flush_results()
+        raise
+
+
+def _said_of(error: Exception) -> str:
+    """An error of Torpor's own, or of this machine's, as one paragraph; empty for anything else, which is a mistake in the code."""
+    lack = shortage(error)
+    if not (lack or isinstance(error, TorporError | OSError)):
+        return ""
+    notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
+    hint = "" if lack or isinstance(error, TorporError) else " (TORPOR_DEBUG=1 shows where it comes from.)"
+    return f"{type(error).__name__}: {error}{lack and ' '}{lack}{hint}{notes}"
 
 
 def _restore(options: RestoreOptions) -> None:
@@ -66,9 +89,9 @@ def _restore(options: RestoreOptions) -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    with contextlib.suppress(OSError):  # the terminal, or whoever read it, has gone
-        print("torpor: interrupted; everything it started was ended", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+    with contextlib.suppress(OutputError):  # the terminal, or whoever read it, has gone
+        say("torpor: interrupted; everything it started was ended")
+        flush_results()
     end_as_hung_up()
     # Not sys.exit: CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not.
     os._exit(_INTERRUPTED)

@@ -9,15 +9,16 @@ import platform
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from torpor._version import __version__
 from torpor.apps import load_deployment
 from torpor.bounds import checked_count
+from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
+from torpor.cli.terminal import claim_output
 from torpor.cli.timed import cold_start, restored_start, standby_wake
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.events import warnings_only
@@ -32,6 +33,8 @@ from torpor.snapshots.store import remove
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from rich.console import Console
 
     from torpor.deployment import Deployment
     from torpor.report import Start
@@ -79,9 +82,10 @@ def run_bench(
     check_output("--html", html_file)
     if backend and backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; bench knows {' and '.join(BACKENDS)}.")
+    claim_output()
     host, port = given_address(host, port)
     deployment = engine_at(load_deployment(app_file), host, port)
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     warnings_only()
     ends_on_sigterm()
     if warning := public_warning(deployment, deployment.host, deployment.port):

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from torpor.cli.probe import checked_timeout
+from torpor.cli.terminal import output, result
 from torpor.errors import ConfigurationError
 from torpor.given_files import read_given
+from torpor.plain_text import one_line, plain
 from torpor.platforms.modal_logs import KINDS, classify, read_lines
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:
-        print(json.dumps(as_values(report), indent=2))
-    elif sys.stdout.isatty():
+        result(json.dumps(as_values(report), indent=2))
+    elif output().isatty():
         _print_table(report)
     else:
-        print("\n".join(plain_lines(report)))
+        result(plain("\n".join(plain_lines(report))))
 
 
 _MOST_LOG_BYTES = 512 << 20
@@ -99,19 +101,19 @@ def _proofs(report: BootsReport) -> dict[str, int]:
 
 
 def _print_table(report: BootsReport) -> None:
-    from rich.console import Console  # noqa: PLC0415 - for a terminal only
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - for a terminal only
 
-    console = Console(highlight=False)
+    from torpor.cli.console import console as make_console  # noqa: PLC0415
+
+    console = make_console(results=True)
     table = Table(title="starts", title_justify="left")
     for column in _COLUMNS:
         table.add_column(column, justify="right" if column in ("seconds", "wake s") else "left")
     for start in report.starts:
-        table.add_row(*(Text(cell) for cell in _cells(start)))  # Text: a note is no markup
+        table.add_row(*map(one_line, _cells(start)))
     console.print(table)
     for line in _summary(report):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def plain_lines(report: BootsReport) -> list[str]:

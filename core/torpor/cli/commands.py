@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from torpor._version import __version__
+from torpor.cli.terminal import claim_output
 
 __all__ = ["app"]
 
@@ -125,6 +126,7 @@ def up(
     """
     from torpor.cli.up import run_up  # noqa: PLC0415
 
+    claim_output()
     run_up(
         app_file,
         backend=backend,

@@ -7,18 +7,20 @@ import statistics
 import subprocess
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
 from rich.table import Table
 
 from torpor.addresses import nearest, url
 from torpor.apps import load_deployment
 from torpor.bounds import checked_count
+from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.terminal import claim_output, result
 from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, restored_start
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError
+from torpor.plain_text import plain
 from torpor.platforms.local import LocalServer
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
@@ -49,7 +51,8 @@ def run_compare(
     """
     checked_count("--restores", restores, most=_MAX_RESTORES, what="restores")
     ends_on_sigterm()
-    console = Console(stderr=True, highlight=False)
+    claim_output()
+    console = make_console()
     host, port = given_address(host, port)
     deployment = engine_at(load_deployment(app_file), host, port)
     if warning := public_warning(deployment, deployment.host, deployment.port):
@@ -84,7 +87,7 @@ def run_compare(
     ratio = cold_s / statistics.median(seconds for seconds, _ in times)
     if as_json:
         restored = [{"first_token_s": seconds, **told} for seconds, told in times]
-        print(json.dumps({"cold_s": cold_s, "restored": restored, "ratio": ratio, "snapshot_bytes": size}, indent=2))
+        result(json.dumps({"cold_s": cold_s, "restored": restored, "ratio": ratio, "snapshot_bytes": size}, indent=2))
     else:
         console.print(_stages(manifest, times))
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
@@ -111,9 +114,9 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
             prompt=question,
             max_tokens=_ANSWER_TOKENS,
             timeout_s=RESTORE_TIMEOUT_S,
-            on_text=lambda text: print(text, end="", flush=True),
+            on_text=lambda text: result(plain(text), end=""),
         )
-        print(flush=True)
+        result()
 
     start, told = restored_start(folder, deployment, then=ask if question else None)
     return start.total_s, told

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
+
+from torpor.cli.terminal import say as terminal_say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ def drained(server: Draining, signals: Signals) -> None:
 
     def say(text: str) -> None:
         if not signals.hung_up:
-            print(text, file=sys.stderr, flush=True)
+            terminal_say(text)
 
     was_cut = server.drain(
         lambda waiting: say(f"finishing {waiting} request(s) in flight; a second signal ends them at once")

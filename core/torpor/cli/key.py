@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 
-import typer
+from torpor.cli.terminal import result, say
 
 __all__ = ["show_new_key"]
 
@@ -19,9 +19,9 @@ def show_new_key(*, as_json: bool) -> None:
     key = secrets.token_urlsafe(_KEY_BYTES)
     digest = hashlib.sha256(key.encode()).hexdigest()
     if as_json:
-        typer.echo(json.dumps({"key": key, "sha256": digest}))
+        result(json.dumps({"key": key, "sha256": digest}))
         return
-    typer.echo(f"key     {key}")
-    typer.echo(f"sha256  {digest}")
-    typer.echo("The key is shown once: give it to the clients, and the SHA-256 to the engine's plugin, as in", err=True)
-    typer.echo(f'  api_key_sha256=("{digest}",)', err=True)
+    result(f"key     {key}")
+    result(f"sha256  {digest}")
+    say("The key is shown once: give it to the clients, and the SHA-256 to the engine's plugin, as in")
+    say(f'  api_key_sha256=("{digest}",)')

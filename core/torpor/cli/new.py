@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import typer
-
 from torpor.cli.interrupts import ends_on_sigterm
+from torpor.cli.terminal import result
+from torpor.plain_text import one_line, plain
 from torpor.scaffold import Names, names_of, project_files, write_project
 
 __all__ = ["run_new"]
@@ -23,14 +23,14 @@ def run_new(name: str, *, engine: bool, into: Path | None) -> None:
     ends_on_sigterm()
     write_project(folder, files.items())
     kind = "an engine plugin" if engine else "a plugin"
-    typer.echo(f"made {folder}: {kind}, {names.class_name} of {names.module}")
+    result(f"made {one_line(folder)}: {kind}, {names.class_name} of {names.module}")
     for path in files:
-        typer.echo(f"  {path}")
-    typer.echo("go on with")
+        result(f"  {path}")
+    result("go on with")
     commands = _commands(folder, names)
     width = max(len(command) for _, command in commands)
     for what, command in commands:
-        typer.echo(f"  {command:<{width}}  # {what}")
+        result(plain(f"  {command:<{width}}  # {what}"))
 
 
 def _commands(folder: Path, names: Names) -> tuple[tuple[str, str], ...]:

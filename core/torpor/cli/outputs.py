@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+from torpor.cli.terminal import result
 from torpor.errors import ConfigurationError
 
 __all__ = ["STANDARD_OUTPUT", "check_output", "write_output"]
@@ -41,10 +41,9 @@ def write_output(option: str, name: str, text: str) -> None:
         ConfigurationError: it cannot be written all the same.
     """
     if name == STANDARD_OUTPUT:
-        print(text, end="", flush=True)
+        result(text, end="")
     elif name:
         try:
-            Path(name).write_text(text, encoding="utf-8")
+            Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise ConfigurationError(f"{option} {name} cannot be written: {error.strerror}.") from error
-    sys.stdout.flush()

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from torpor import descriptors
 from torpor.bounds import checked_count, checked_seconds
-from torpor.cli.probe import checked_timeout, say
+from torpor.cli.probe import checked_timeout
+from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
 from torpor.modal_keys import KEY_VARIABLE, SECRET_VARIABLE, modal_keys
+from torpor.plain_text import plain
 from torpor.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def run_prewarm(
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
     checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
     descriptors.raise_limit()
+    claim_output()
     found = _find(target)
     ended = prewarm(
         found.url,
@@ -69,9 +72,9 @@ def run_prewarm(
     )
     if as_json:
         rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
-        print(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": found.url}, indent=2))
+        result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": found.url}, indent=2))
     else:
-        print(_verdict(ended))
+        result(plain(_verdict(ended)))
     if ended.end != "restored":
         sys.exit(1)
 

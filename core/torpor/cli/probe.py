@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from torpor.bounds import checked_count, checked_seconds
+from torpor.cli.terminal import result as write
+from torpor.cli.terminal import say
 from torpor.client import chat
 from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.plain_text import plain
 
 if TYPE_CHECKING:
     from torpor.client import ChatResult
 
-__all__ = ["checked_timeout", "key_from", "run_probe", "say"]
+__all__ = ["checked_timeout", "key_from", "run_probe"]
 
 _MAX_TOKENS = 1_000_000
 
@@ -47,15 +49,15 @@ def run_probe(
         max_tokens=max_tokens,
         timeout_s=checked_timeout(timeout_s),
         api_key=key_from(key_env),
-        on_text=None if as_json else (lambda text: print(text, end="", flush=True)),
+        on_text=None if as_json else (lambda text: write(plain(text), end="")),
         on_wait=_say_why,
     )
     if not result.text:
         raise EngineRequestError(f"{url} answered, and there was no text in it. Allow more tokens: --max-tokens.")
     if as_json:
-        print(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
+        write(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
     else:
-        print(flush=True)
+        write()
         say(_line(result))
 
 
@@ -100,8 +102,3 @@ def _line(result: ChatResult) -> str:
 
 def _say_why(reason: str) -> None:
     say(f"waiting: {reason}")
-
-
-def say(line: str) -> None:
-    """Tell a line on standard error: standard output is for the answer."""
-    print(line, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ Its time counts: what is imported here is imported before CRIU begins.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import given_address, public_warning
+from torpor.cli.terminal import OutputError, claim_output, result, say
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
 from torpor.snapshots.serving import MAX_REPLICAS, Replicas
@@ -80,7 +82,8 @@ class Served:
             if self._before is not None:
                 self._before.append(event)
             elif self._as_json:
-                print(json.dumps(event.as_json()), flush=True)
+                with contextlib.suppress(OutputError):  # nobody reads it any more; the replicas serve on
+                    result(json.dumps(event.as_json()))
             _say_event(event)
         self._announced.event(event)
         self.look()
@@ -105,7 +108,7 @@ class Served:
             before, self._before = self._before or [], None
             if self._as_json:
                 events = {"events": [event.as_json() for event in before]}
-                print(json.dumps(_described(copies, self._stages, self._began) | events), flush=True)
+                result(json.dumps(_described(copies, self._stages, self._began) | events))
             else:
                 _print_serving(copies, self._stages, time.monotonic() - self._began)
         self._tell_serving(copies, wanted)
@@ -147,6 +150,7 @@ def run_restore(
     host, port = given_address(host, port)
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
+    claim_output()
     announced = Announcement("snapshot restore")
     served = Served(as_json=as_json, announced=announced)
     warnings_only()
@@ -193,7 +197,7 @@ def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[
         told.wait()
         if told.wanted:
             told.wanted.clear()
-            _say("restored replicas do not sleep: SIGUSR1 and SIGUSR2 are for `torpor up` without --snapshot")
+            say("restored replicas do not sleep: SIGUSR1 and SIGUSR2 are for `torpor up` without --snapshot")
         if told.again and not told.end:
             told.again = False
             copies.restart_now()
@@ -203,9 +207,9 @@ def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[
                     with told.ended_at_once():
                         copies.start(missing)
                         tell_serving()
-                _say(f"{len(copies.serving)} of {wanted} copies serve")
+                say(f"{len(copies.serving)} of {wanted} copies serve")
             except TorporError as error:
-                _say(f"no copy was restored: {error}")
+                say(f"no copy was restored: {error}")
 
 
 def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
@@ -243,8 +247,8 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
         took += [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
         took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
-        _say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
-    _say(
+        say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
+    say(
         f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
         f"{seconds:.3f} s - Ctrl-C ends it"
     )
@@ -253,15 +257,11 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
 def _say_if_public(copies: Replicas) -> None:
     for one in copies.serving[:1]:
         if warning := public_warning(one.boot.deployment, *copies.address):
-            _say(warning)
+            say(warning)
 
 
 def _say_event(event: ReplicaEvent) -> None:
     """What happened to a replica by itself."""
-    _say(event.described())
+    say(event.described())
     if event.event == "replica_given_up":
-        _say(f"kill -HUP {os.getpid()} tries it again")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+        say(f"kill -HUP {os.getpid()} tries it again")

@@ -7,12 +7,13 @@ import shlex
 import time
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from torpor.cli.console import console as make_console
+from torpor.cli.console import shown
+from torpor.cli.terminal import claim_output, result
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots.reading import plain
+from torpor.plain_text import one_line
 from torpor.snapshots.store import inspect, remove
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ def run_create(
     from torpor.platforms.local import create_snapshot  # noqa: PLC0415
     from torpor.records import StageReport  # noqa: PLC0415
 
+    claim_output()
     if mode and mode not in _MODES:
         raise ConfigurationError(f"--mode is {mode!r}; allowed are {' and '.join(_MODES)}.")
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     warnings_only()
     ends_on_sigterm()
     progress = Progress(console, as_json=as_json)
@@ -56,7 +58,7 @@ def run_create(
             on_step=progress.step,
         )
     if as_json:
-        print(json.dumps(manifest.as_dict(), indent=2))
+        result(json.dumps(manifest.as_dict(), indent=2))
     else:
         console.print(_table(folder, manifest))
         console.print(f"restore it: torpor snapshot restore {shlex.quote(str(folder))}", markup=False, soft_wrap=True)
@@ -66,12 +68,13 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
     """Print the manifest, and what does not fit."""
     from torpor.snapshots.serving import misfits  # noqa: PLC0415
 
+    claim_output()
     manifest = inspect(folder)
     reasons = misfits(folder, manifest)
     if as_json:
-        print(json.dumps({**manifest.as_dict(), "misfits": reasons}, indent=2))
+        result(json.dumps({**manifest.as_dict(), "misfits": reasons}, indent=2))
         return
-    console = Console(highlight=False)
+    console = make_console(results=True)
     console.print(_table(folder, manifest))
     for reason in reasons:
         console.print(f"does not fit: {reason}", markup=False)
@@ -83,9 +86,9 @@ def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
     from torpor.snapshots.known_snapshots import kept_files  # noqa: PLC0415
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     before = {file.path for file in kept_files() if file.snapshots}
-    console.print(f"removed {plain(str(remove(folder)))}", markup=False, soft_wrap=True)
+    console.print(f"removed {one_line(remove(folder))}", markup=False, soft_wrap=True)
     for file in kept_files():
         if file.path in before and not file.snapshots:
             console.print(f"no snapshot needs {_file_text(file)} any more", markup=False, soft_wrap=True)
@@ -100,15 +103,15 @@ def run_weights(*, delete: bool, as_json: bool) -> None:
     files = kept_files()
     if as_json:
         told = {"kept": _files_json(files), "deleted": _files_json(removed)}
-        print(json.dumps(told, indent=2))
+        result(json.dumps(told, indent=2))
         return
-    console = Console(highlight=False)
+    console = make_console(results=True)
     for file in removed:
         console.print(f"deleted {_file_text(file)}", markup=False, soft_wrap=True)
     for file in files:
         console.print(_file_text(file), markup=False, soft_wrap=True)
         for folder in file.snapshots:
-            console.print(f"  needed by {plain(str(folder))}", markup=False, soft_wrap=True)
+            console.print(f"  needed by {one_line(folder)}", markup=False, soft_wrap=True)
         if not file.snapshots:
             console.print(f"  needed by no snapshot{', but a process has it open' if delete else ''}", soft_wrap=True)
     if not files and not removed:
@@ -116,7 +119,7 @@ def run_weights(*, delete: bool, as_json: bool) -> None:
 
 
 def _file_text(file: KeptFile) -> str:
-    return f"{plain(str(file.path))} ({file.size / 1e9:.2f} GB)"
+    return f"{one_line(file.path)} ({file.size / 1e9:.2f} GB)"
 
 
 def _files_json(files: Sequence[KeptFile]) -> list[dict[str, object]]:
@@ -132,7 +135,7 @@ def run_setup(*, mirror: str, again: bool) -> None:
     from torpor.snapshots.criu_setup import install  # noqa: PLC0415
     from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     criu = install(criu_prefix(), mirror=mirror or None, again=again, on_step=console.print)
     console.print(f"CRIU {'.'.join(map(str, criu.version))} is at {criu.program}")
     if reasons := CriuBackend().available():
@@ -142,7 +145,7 @@ def run_setup(*, mirror: str, again: bool) -> None:
 
 
 def _table(folder: Path, manifest: Manifest) -> Table:
-    table = Table(title=_plain(f"snapshot {folder}"), title_justify="left", show_header=False)
+    table = Table(title=shown(f"snapshot {one_line(folder)}"), title_justify="left", show_header=False)
     made = manifest.deployment
     machine = manifest.machine
     total = manifest.image_bytes + manifest.side_file_bytes
@@ -161,13 +164,8 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
     }
     for name, text in rows.items():
-        table.add_row(name, _plain(text))
+        table.add_row(name, shown(text))
     return table
-
-
-def _plain(text: str) -> Text:
-    """A text out of a file as it can be shown: no markup, no control characters."""
-    return Text(plain(text))
 
 
 def _gpu_rows(part: GpuPart, driver: str) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
-from rich.console import Console
 
+from torpor.cli.console import console as make_console
+from torpor.cli.terminal import result
 from torpor.errors import ServerUnavailableError
+from torpor.plain_text import plain
 from torpor.running import RunningServer, Unreadable, servers
-from torpor.snapshots.reading import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def run_status(deployment: str, *, as_json: bool) -> None:
             "servers": [_as_json(server, look) for server, look in zip(running, looks, strict=True)],
             "unreadable": [{"file": str(one.file), "problem": one.problem} for one in unreadable],
         }
-        print(json.dumps(told, indent=2))
+        result(json.dumps(told, indent=2))
     else:
         _show(running, looks, unreadable, deployment)
     if deployment and not any(_serves(server, look) for server, look in zip(running, looks, strict=True)):
@@ -169,7 +170,7 @@ def _state(server: RunningServer) -> str:
 
 
 def _show(running: Sequence[RunningServer], looks: Sequence[Look], broken: Sequence[Unreadable], wanted: str) -> None:
-    console = Console(highlight=False)
+    console = make_console(results=True)
     for server, look in zip(running, looks, strict=True):
         for line in _lines(server, look):
             console.print(plain(line), markup=False, soft_wrap=True)

@@ -11,19 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from torpor import descriptors
 from torpor.addresses import check_free, nearest, url
 from torpor.apps import load_deployment
 from torpor.cli.announcing import Announcement
+from torpor.cli.console import console as make_console
+from torpor.cli.console import shown
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.restore import Served
+from torpor.cli.terminal import result
 from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
+from torpor.plain_text import plain
 from torpor.platforms.local import LocalServer, cache_root, missing_packages
 from torpor.platforms.local_start import start_here
 from torpor.progress import listening
@@ -33,6 +36,8 @@ from torpor.snapshots.places import snapshot_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import Console
 
     from torpor.deployment import Deployment
     from torpor.platforms.local_start import Way
@@ -71,7 +76,7 @@ def run_up(
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     if backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     host, port = given_address(host, port)
     own_front = snapshot is not None or backend == CriuBackend.name
     deployment = _at_address(load_deployment(app_file), host, port, console, own_front=own_front)
@@ -119,7 +124,7 @@ def run_up(
             if not isinstance(started, LocalServer):
                 served.serve(started, 1, ask if question else None)
                 if as_json and question:
-                    print(json.dumps({"answer": answer}))
+                    result(json.dumps({"answer": answer}))
                 return
             signals.listen()
             announced.engine_serves(started)
@@ -164,7 +169,7 @@ def _say_end(
             "records": str(record_file),
             "answer": answer,
         }
-        print(json.dumps(payload, indent=2))
+        result(json.dumps(payload, indent=2))
     else:
         console.print(stage_table(report.records))
         console.print(f"records: {record_file}", soft_wrap=True)
@@ -207,18 +212,18 @@ def _ask(
 
     assert started is not None
     host, port = started.address
-    result = chat(
+    told = chat(
         url(nearest(host), port),
         model=deployment.model.served_name,
         prompt=question,
         max_tokens=_ANSWER_TOKENS,
         timeout_s=deployment.wake_timeout_s,
-        on_text=(lambda text: print(text, end="", flush=True)) if stream else None,
+        on_text=(lambda text: result(plain(text), end="")) if stream else None,
     )
     if stream:
-        print(flush=True)
-        console.print(f"first token after {result.ttft_s:.3f} s, {result.tokens} tokens in {result.total_s:.3f} s")
-    return asdict(result)
+        result()
+        console.print(f"first token after {told.ttft_s:.3f} s, {told.tokens} tokens in {told.total_s:.3f} s")
+    return asdict(told)
 
 
 def _serve_until_signal(server: LocalServer, console: Console, signals: Signals, announced: Announcement) -> None:
@@ -336,7 +341,7 @@ class Progress:
         """Show what is done, and how far it is; between two stages (a snapshot is written there) the latter alone."""
         if self._status:
             doing = _DOING.get(self._stage, self._stage)
-            self._status.update(f"{': '.join(filter(None, (doing, text)))} ...")
+            self._status.update(shown(f"{': '.join(filter(None, (doing, text)))} ..."))  # a string would be markup
             self._status.start()
 
     def _print_json(self, **facts: object) -> None:

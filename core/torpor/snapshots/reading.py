@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from torpor.errors import SnapshotError
+from torpor.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -310,15 +311,6 @@ def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
     text = text or (repr(value)[1:-1] if isinstance(value, str) else repr(value))
     text = text.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def plain(text: str) -> str:
-    """A text out of a file as a terminal may show it: control characters and what is no character are escaped."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
-    )
 
 
 def _content(descriptor: int, size: int, most: int) -> bytes:

@@ -1,0 +1,64 @@
+"""Tables, colours and live lines: rich, without its markup, emoji codes and guesses (see `torpor.cli.terminal`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from torpor._override import override
+from torpor.cli import terminal
+from torpor.plain_text import plain
+
+if TYPE_CHECKING:
+    from rich.console import HighlighterType, JustifyMethod, OverflowMethod
+    from rich.style import Style
+
+__all__ = ["LEVEL_STYLES", "PlainConsole", "console", "shown"]
+
+LEVEL_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+"""Of findings, by their level."""
+
+
+class PlainConsole(Console):
+    """Shows every string as it is: markup is off, and control characters are escaped."""
+
+    @override
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        return Text(plain(text), style=style, justify=justify, overflow=overflow)
+
+
+def console(*, results: bool = False) -> PlainConsole:
+    """A console as wide as the terminal; elsewhere as COLUMNS says, or without end. NO_COLOR and FORCE_COLOR are respected.
+
+    Args:
+        results: for standard output, in place of standard error.
+    """
+    stream = terminal.output() if results else sys.stderr
+    return PlainConsole(
+        file=stream,
+        width=terminal.width(stream) if results or not stream.isatty() else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
+
+
+def shown(text: str, style: str = "") -> Text:
+    """A text from outside, for what rich would otherwise read as markup, and for a cell with a style."""
+    return Text(plain(text), style=style)
