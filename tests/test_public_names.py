@@ -29,6 +29,7 @@ ALL = [
     "EngineExitedError",
     "EngineRequestError",
     "EngineTimeoutError",
+    "Finding",
     "ForeignServerError",
     "GuardStateError",
     "ImagePatch",

@@ -275,7 +275,7 @@ def test_a_variables_name_has_to_be_one(name: str) -> None:
         (lambda: ImagePatch(apt=("curl git",)), "a Debian package is written like"),
         (lambda: ImagePatch(pip=("--index-url=http://x.test",)), "An option of pip is none"),
         (lambda: ImagePatch(pip=("",)), "begins with a package's name"),
-        (lambda: ImagePatch(apt=(1,)), "1, a int; it has to be text"),  # type: ignore[arg-type]
+        (lambda: ImagePatch(apt=(1,)), "holds 1, an int; it has to be text"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_word_of_its_kind_is_refused(patch: Callable[[], ImagePatch], message: str) -> None:

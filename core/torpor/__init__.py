@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         SnapshotError,
         TorporError,
     )
+    from torpor.findings import Finding
     from torpor.hookspecs import Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.modal_options import ModalOptions
@@ -60,6 +61,7 @@ __all__ = [
     "EngineExitedError",
     "EngineRequestError",
     "EngineTimeoutError",
+    "Finding",
     "ForeignServerError",
     "GuardStateError",
     "ImagePatch",
@@ -83,6 +85,7 @@ __all__ = [
 _HOMES = {
     "torpor.deployment": ("Deployment", "Model", "Scaling"),
     "torpor.engine": ("Engine",),
+    "torpor.findings": ("Finding",),
     "torpor.hookspecs": ("Plugin", "hookimpl"),
     "torpor.lifecycle": ("Lifecycle",),
     "torpor.platforms.modal_options": ("ModalOptions",),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, TorporError
+from torpor.plugin_checks import asked_by_the_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +89,7 @@ def _import(file: Path) -> ModuleType:
     sys.modules[file.stem] = module
     process = os.getpid()
     try:
-        with _prints_to_stderr(), _slow_import_told(file):
+        with _prints_to_stderr(), _slow_import_told(file), asked_by_the_command():
             spec.loader.exec_module(module)
     except TorporError as error:
         error.add_note(f"in {_where(file, error)}")

@@ -7,11 +7,17 @@ the plugin instances that act on them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import isroutine
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from torpor.addresses import LOOPBACK, checked_host
+from torpor.bounds import LONGEST_S
 from torpor.errors import ConfigurationError
+from torpor.field_types import article, check_types, shown
+from torpor.gpu_names import check_gpu_name
+from torpor.hook_methods import check_hooks, marked_names
 
 if TYPE_CHECKING:
     from torpor.hookspecs import Plugin
@@ -23,8 +29,8 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
 _LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
-_GPU = re.compile(r"[A-Za-z0-9-]+!?(:[1-8])?")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
+_MOST_REQUESTS, _MOST_REPLICAS, _MOST_RESTARTS = 1_000_000, 100_000, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +50,19 @@ class Model:
     served_name: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if (self.repo_id is None) == (self.path is None):
             raise ConfigurationError("Model: give either repo_id ('owner/name' on the hub) or path (a local folder).")
+        if self.path is not None and not self.path.strip():
+            raise ConfigurationError(f"Model.path is {shown(self.path)}; give a folder with a model in it.")
         _one_line("Model.path", self.path)
         _one_line("Model.served_name", self.served_name)
         if self.repo_id is not None:
             if not _REPO_ID.fullmatch(self.repo_id):
-                raise ConfigurationError(f"Model.repo_id is {self.repo_id!r}; it has to be 'owner/name'.")
+                raise ConfigurationError(f"Model.repo_id is {shown(self.repo_id)}; it has to be 'owner/name'.")
             if self.revision is None or not _REVISION.fullmatch(self.revision):
                 raise ConfigurationError(
-                    f"Model.revision is {self.revision!r}; it has to be a commit of {self.repo_id}, 40 lower-case hex "
+                    f"Model.revision is {shown(self.revision)}; it has to be a commit of {self.repo_id}, 40 lower-case hex "
                     "digits: branches and tags move, and a snapshot must keep meeting the weights it was made with. "
                     "The commit stands on the model's page under 'Files and versions', 'History'."
                 )
@@ -89,18 +98,20 @@ class Scaling:
     scaledown_window_s: int = 300
 
     def __post_init__(self) -> None:
-        _at_least("Scaling.target_concurrency", self.target_concurrency, 1, "requests")
-        _at_least("Scaling.max_concurrency", self.max_concurrency, 1, "requests")
+        check_types(self)
+        _between("Scaling.target_concurrency", self.target_concurrency, 1, _MOST_REQUESTS, "requests")
+        _between("Scaling.max_concurrency", self.max_concurrency, 1, _MOST_REQUESTS, "requests")
         if self.max_concurrency < self.target_concurrency:
             raise ConfigurationError(
                 f"Scaling.max_concurrency is {self.max_concurrency} requests, below target_concurrency "
                 f"({self.target_concurrency}): raise the maximum or lower the target."
             )
-        _at_least("Scaling.min_containers", self.min_containers, 0, "replicas")
-        _at_least("Scaling.buffer_containers", self.buffer_containers, 0, "replicas")
+        _between("Scaling.min_containers", self.min_containers, 0, _MOST_REPLICAS, "replicas")
+        _between("Scaling.buffer_containers", self.buffer_containers, 0, _MOST_REPLICAS, "replicas")
         if self.max_containers is not None:
-            _at_least("Scaling.max_containers", self.max_containers, max(1, self.min_containers), "replicas")
-        _at_least("Scaling.scaledown_window_s", self.scaledown_window_s, 2, "seconds")
+            lowest = max(1, self.min_containers)
+            _between("Scaling.max_containers", self.max_containers, lowest, _MOST_REPLICAS, "replicas")
+        _between("Scaling.scaledown_window_s", self.scaledown_window_s, 2, int(LONGEST_S), "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +122,10 @@ class Deployment:
         name: lower-case letters, digits and dashes; the app's name on Modal, the folder's name elsewhere.
         model: which weights.
         plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine.
-        gpu: Modal's GPU name, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; None for a CPU.
+        gpu: the GPU's name as Modal has it, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; `any`, or the name of a card
+            that Modal does not have (`RTX4090`), for a machine of your own; None for a CPU.
+        unlisted_gpu: take a name that Torpor does not know as a GPU's, for a machine of your own; the local platform looks for
+            its words in the driver's names.
         port: where the engine listens, 1024 to 65535.
         host: the address that it listens on, on a machine of one's own: 127.0.0.1 is for this machine alone. In Modal's
             containers an engine always listens on 0.0.0.0, as Modal's proxy comes from outside.
@@ -140,6 +154,7 @@ class Deployment:
     model: Model
     plugins: tuple[Plugin, ...]
     gpu: str | None = None
+    unlisted_gpu: bool = False
     port: int = 8000
     host: str = LOOPBACK
     scaling: Scaling = field(default_factory=Scaling)
@@ -159,29 +174,36 @@ class Deployment:
     modal: ModalOptions | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.gpu, tuple | list):
+            raise ConfigurationError(
+                f"Deployment.gpu is {shown(self.gpu)}, {article(self.gpu)}; it has to be one name: a snapshot of one kind of GPU "
+                "does not fit another one. For several GPUs of one kind write 'H100!:2'."
+            )
+        check_types(self)
         if not _NAME.fullmatch(self.name):
             raise ConfigurationError(
-                f"Deployment.name is {self.name!r}; allowed are 1 to 64 lower-case letters, digits and inner dashes."
+                f"Deployment.name is {shown(self.name)}; allowed are 1 to 64 lower-case letters, digits and inner dashes."
             )
-        if self.gpu is not None and not _GPU.fullmatch(self.gpu):
-            raise ConfigurationError(f"Deployment.gpu is {self.gpu!r}; write it like 'H100', 'H100!' or 'H100!:2'.")
+        if self.gpu is not None:
+            check_gpu_name(self.gpu, unlisted=self.unlisted_gpu)
         _one_line("Deployment.region", self.region)
         if not _LOWEST_PORT <= self.port <= _MAX_PORT:
             raise ConfigurationError(f"Deployment.port is {self.port}; allowed are {_LOWEST_PORT} to {_MAX_PORT}.")
         object.__setattr__(self, "host", checked_host("Deployment.host", self.host))
         for item in fields(self):
-            if item.name.endswith("_timeout_s") and not getattr(self, item.name) > 0:
+            if item.name.endswith("_timeout_s") and not 0 < getattr(self, item.name) <= LONGEST_S:
                 raise ConfigurationError(
-                    f"Deployment.{item.name} is {getattr(self, item.name)!r} seconds; it has to be above 0."
+                    f"Deployment.{item.name} is {getattr(self, item.name)!r} seconds; it has to be above 0, and at most "
+                    f"{LONGEST_S:.0f} (30 days)."
                 )
         if self.canary_mismatch not in ("fail", "warn"):
             raise ConfigurationError(
-                f"Deployment.canary_mismatch is {self.canary_mismatch!r}; allowed: 'fail', 'warn'."
+                f"Deployment.canary_mismatch is {shown(self.canary_mismatch)}; allowed: 'fail', 'warn'."
             )
-        _at_least("Deployment.max_restarts", self.max_restarts, 0, "restarts")
+        _between("Deployment.max_restarts", self.max_restarts, 0, _MOST_RESTARTS, "restarts")
         if self.secrets_in_snapshot not in ("refuse", "warn"):
             raise ConfigurationError(
-                f"Deployment.secrets_in_snapshot is {self.secrets_in_snapshot!r}; allowed: 'refuse', 'warn'."
+                f"Deployment.secrets_in_snapshot is {shown(self.secrets_in_snapshot)}; allowed: 'refuse', 'warn'."
             )
         if self.gpu_snapshot is None:
             object.__setattr__(self, "gpu_snapshot", self.snapshot and self.gpu is not None)
@@ -202,18 +224,9 @@ class Deployment:
         self.modal.check_secrets(snapshot=self.snapshot, secrets_in_snapshot=self.secrets_in_snapshot)
 
     def _check_plugins(self) -> None:
-        object.__setattr__(self, "plugins", tuple(self.plugins))
         seen: set[str] = set()
         for plugin in self.plugins:
-            if isinstance(plugin, type):
-                raise ConfigurationError(
-                    f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}()."
-                )
-            if isinstance(plugin, str):  # pluggy would register it, and never call it
-                raise ConfigurationError(
-                    f"Deployment.plugins holds the text {plugin!r}, which has no hooks; import the plugin's class and "
-                    "put an instance of it there. `torpor plugins` lists where each class is (MODULE:CLASS)."
-                )
+            _check_plugin(plugin)
             name = plugin_name(plugin)
             if name in seen:
                 raise ConfigurationError(f"Deployment.plugins holds {name!r} twice; remove one of the two.")
@@ -257,11 +270,56 @@ def _launches(plugin: object) -> bool:
     return getattr(getattr(plugin, "launch", None), "torpor_impl", None) is not None
 
 
+def _check_plugin(plugin: object) -> None:
+    """Refuse what is no plugin, and a plugin whose hooks would not run."""
+    if isinstance(plugin, type):
+        raise ConfigurationError(f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}().")
+    if isinstance(plugin, str):  # pluggy would register it, and never call it
+        raise ConfigurationError(
+            f"Deployment.plugins holds the text {shown(plugin)}, which has no hooks; import the plugin's class and "
+            "put an instance of it there. `torpor plugins` lists where each class is (MODULE:CLASS)."
+        )
+    if isinstance(plugin, ModuleType) or isroutine(plugin):
+        raise ConfigurationError(
+            f"Deployment.plugins holds {article(plugin)}, {shown(plugin)}; put an instance of a plugin's class there."
+        )
+    check_hooks(plugin_name(plugin), plugin)
+    if not marked_names(plugin) and not hasattr(plugin, "plugin_name"):
+        raise ConfigurationError(
+            f"Deployment.plugins holds {shown(plugin)}, {article(plugin)} without a hook; put instances of plugins' classes there, "
+            "e.g. plugins=(HFCache(), SGLang())."
+        )
+    try:
+        hash(plugin)
+    except TypeError:
+        raise ConfigurationError(f"Plugin {plugin_name(plugin)!r} cannot be hashed: {_loose(plugin)}") from None
+
+
+def _loose(plugin: object) -> str:
+    """Which of a plugin's options can be changed, and what to do about it."""
+    loose = (
+        [item.name for item in fields(plugin) if _changes(getattr(plugin, item.name))] if is_dataclass(plugin) else []
+    )
+    if loose:
+        return f"its option {', '.join(loose)} holds a value that can be changed. Write tuples in place of lists, sets and dicts."
+    return "decorate its class with @dataclass(frozen=True, kw_only=True), and leave __eq__ and __hash__ to it."
+
+
+def _changes(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return True
+    return False
+
+
 def _one_line(name: str, value: str | None) -> None:
     if value is not None and _LINE_BREAK.search(value):
-        raise ConfigurationError(f"{name} is {value!r}; it has to be one line, without NUL.")
+        raise ConfigurationError(f"{name} is {shown(value)}; it has to be one line, without NUL.")
 
 
-def _at_least(name: str, value: int, lowest: int, unit: str) -> None:
+def _between(name: str, value: int, lowest: int, highest: int, unit: str) -> None:
     if value < lowest:
         raise ConfigurationError(f"{name} is {value} {unit}; the lowest allowed value is {lowest}.")
+    if value > highest:
+        raise ConfigurationError(f"{name} is {value} {unit}; the highest allowed value is {highest}.")

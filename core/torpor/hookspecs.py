@@ -14,6 +14,12 @@ before the sleep and compares it after the wake, and ends the engine on any fail
 
 A plugin is a frozen, keyword-only dataclass whose fields are its options. It subclasses `Plugin`, overrides the hooks
 that it needs and marks each with `@hookimpl` (and `@override`, so that a type checker sees a misspelt name).
+
+A hook is a plain method. An `async def`, a method with a `yield`, a lambda, a partial, a static or class method would never
+run or do nothing: a deployment with such a plugin cannot be made. A hook that acts returns nothing, except that `launch`
+returns the engine; any other value is an error.
+
+Besides the hooks there is one question that core asks every plugin before anything is built or started: `Plugin.check`.
 """
 
 from __future__ import annotations
@@ -23,24 +29,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pluggy
 
+from torpor.hook_methods import HOOK_NAMES, PROJECT
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import httpx
 
     from torpor.deployment import Deployment
     from torpor.engine import Engine
+    from torpor.findings import Finding
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
 
 __all__ = ["HOOK_NAMES", "PROJECT", "Plugin", "hookimpl", "hookspec"]
 
-PROJECT = "torpor"
-
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a method as the implementation of the hook of its name. Options: `tryfirst`, `trylast` (pluggy's)."""
-
-HOOK_NAMES = ("prepare_image", "compile_kernels", "launch", "warmup", "pre_snapshot", "post_restore")
 
 
 class Plugin:
@@ -75,6 +80,34 @@ class Plugin:
     guarded: ClassVar[bool] = False
     compile_step: ClassVar[str] = ""
     compiles_for_engine: ClassVar[bool] = False
+
+    def check(self, deployment: Deployment) -> Iterable[Finding]:  # noqa: ARG002 - the plugin's answer uses it
+        """Say what cannot work, or costs money for nothing, in the deployment as a whole.
+
+        No lifecycle hook, and no `@hookimpl` on it: it is asked before anything costs time. What is wrong with one option
+        alone is refused by `__post_init__`, earlier still.
+
+        When:
+            By `torpor plan`, `doctor`, `up`, `snapshot create` and `bench`, and when a Modal app file is imported.
+        Where:
+            Anywhere, also without the engine, a GPU, credentials or a network.
+
+        Returns:
+            Findings, as a tuple or by `yield`; `()` where nothing is wrong. An `error` refuses the deployment, a `warning` is
+            shown. Core adds the plugin's name.
+        Must not:
+            Act, or raise: a check that raises, or returns anything else, is an error that names the plugin.
+
+        Example:
+            A plugin for engines on a GPU:
+
+                @override
+                def check(self, deployment: Deployment) -> Iterator[Finding]:
+                    if deployment.gpu is None:
+                        yield Finding(level="error", what="GPU", seen="Deployment.gpu is None, and my kernels need a GPU",
+                                      cure="name one, e.g. gpu='H100!', or drop this plugin")
+        """
+        return ()
 
     @property
     def engine_version(self) -> str:

@@ -8,7 +8,9 @@ hook and plugin.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,20 +19,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from torpor.deployment import plugin_name
+from torpor.engine import Engine
 from torpor.errors import PluginError
-from torpor.hookspecs import HOOK_NAMES, PROJECT, Plugin
+from torpor.field_types import article
+from torpor.hook_methods import ACTING_HOOKS, PROJECT, check_hooks
+from torpor.hookspecs import Plugin
 from torpor.recipe import BuildPlan, ImagePatch, Recipe
 
 if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
-    from torpor.engine import Engine
 
 __all__ = ["TRACE_VARIABLE", "Lifecycle"]
 
 TRACE_VARIABLE = "TORPOR_TRACE"
 """Set to 1, every hook call is printed to standard error: hook, plugin, seconds, outcome."""
+
+_KILLED_S = 5.0
 
 _T = TypeVar("_T")
 
@@ -83,13 +89,20 @@ class Lifecycle:
         """Have the engine plugin start its process.
 
         Raises:
-            PluginError: it returned None.
+            PluginError: it returned no engine; a process that it returned in place of one was ended.
         """
         results = self._call("launch", recipe=recipe)
-        engine: Engine | None = results[0][1] if results else None
-        if engine is None:
+        engine: object = results[0][1] if results else None
+        if not isinstance(engine, Engine):
+            _drop(engine)
+            engine_plugin = plugin_name(self.deployment.engine)
+            if engine is None:
+                raise PluginError(
+                    f"Plugin {engine_plugin!r}: launch returned None; it has to return the started engine (torpor.Engine.start "
+                    "gives one)."
+                )
             raise PluginError(
-                f"Plugin {plugin_name(self.deployment.engine)!r}: launch returned None; it has to return the started engine "
+                f"Plugin {engine_plugin!r}: launch returned {article(engine)}; it has to return the started engine "
                 "(torpor.Engine.start gives one)."
             )
         return engine
@@ -120,24 +133,20 @@ class Lifecycle:
             only = self._manager.subset_hook_caller(hook, remove_plugins=others)
             with self._attributed(hook, implementation.plugin_name):
                 value = only(deployment=self.deployment, **arguments)
+            if hook in ACTING_HOOKS:
+                _expect_nothing(value, implementation.plugin_name, hook)
             # a hook with firstresult gives the value itself, the others a list without the Nones
             results += [(implementation.plugin_name, item) for item in (value if isinstance(value, list) else [value])]
         return results
 
     def _register(self, plugin: object) -> None:
         name = plugin_name(plugin)
-        _check_markers(name, plugin)
+        check_hooks(name, plugin)
         try:
             self._manager.register(plugin, name=name)
             self._manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"Plugin {name!r} cannot be registered: {error}") from error
-        for caller in self._manager.get_hookcallers(plugin) or ():
-            if any(mine.wrapper or mine.hookwrapper for mine in caller.get_hookimpls() if mine.plugin is plugin):
-                raise PluginError(
-                    f"Plugin {name!r}: {caller.name} is a hook wrapper; core calls one plugin at a time, so there is nothing to "
-                    "wrap. Drop the wrapper option and list the plugin before or after the other one."
-                )
 
     @contextlib.contextmanager
     def _attributed(self, hook: str, plugin: str) -> Iterator[None]:
@@ -158,27 +167,36 @@ class Lifecycle:
                 self._observer(hook, plugin, seconds)
 
 
-def _check_markers(name: str, plugin: object) -> None:
-    """A method with a hook's name and no marker would silently never run."""
-    for hook in HOOK_NAMES:
-        method = getattr(type(plugin), hook, None)
-        if method is None or method is getattr(Plugin, hook):
-            continue
-        if getattr(method, f"{PROJECT}_impl", None) is None:
-            raise PluginError(
-                f"Plugin {name!r} has a method {hook} without @hookimpl, so it would never run: add the marker."
-            )
-    for attribute in dir(type(plugin)):
-        method = getattr(type(plugin), attribute, None)
-        if getattr(method, f"{PROJECT}_impl", None) is not None and attribute not in HOOK_NAMES:
-            raise PluginError(
-                f"Plugin {name!r} marks {attribute} with @hookimpl, but there is no such hook; there are: {', '.join(HOOK_NAMES)}."
-            )
-
-
 def _expect(value: object, wanted: type[_T], plugin: str, hook: str) -> _T:
     if not isinstance(value, wanted):
+        _drop(value)
         raise PluginError(
             f"Plugin {plugin!r}: {hook} returned {type(value).__name__}; it has to return a torpor.{wanted.__name__} or None."
         )
     return value
+
+
+def _expect_nothing(value: object, plugin: str, hook: str) -> None:
+    """A hook that acts has nothing to return; what it returns all the same was probably meant to be run."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        _drop(item)
+        never = (
+            ", which nobody runs: what it would do was not done"
+            if inspect.isawaitable(item) or inspect.isgenerator(item)
+            else ""
+        )
+        raise PluginError(
+            f"Plugin {plugin!r}: {hook} returned {article(item)}{never}; a hook that acts returns nothing. To fail the stage raise "
+            "an error; drop the return."
+        )
+
+
+def _drop(value: object) -> None:
+    """End what a hook should not have returned: a coroutine that would warn, a process that would live on."""
+    if inspect.iscoroutine(value) or inspect.isgenerator(value):
+        value.close()
+    elif isinstance(value, subprocess.Popen):
+        value.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            value.wait(_KILLED_S)

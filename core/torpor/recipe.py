@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from torpor.bounds import LONGEST_S
 from torpor.errors import ConfigurationError, ConflictError
+from torpor.field_types import check_types, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,9 @@ __all__ = [
     "ImagePatch",
     "Preflight",
     "Recipe",
+    "check_retries",
+    "check_seconds",
+    "check_volume",
 ]
 
 IMAGE_ROOT = "/opt/torpor"
@@ -39,7 +44,7 @@ LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]*")
 _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?(/[A-Za-z0-9._-]+)?")
-_SHOWN_CHARACTERS = 60
+_MOST_RETRIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +74,20 @@ class ImagePatch:
 
     def __post_init__(self) -> None:
         """Refuse what would become another line of a Dockerfile, or another word of one."""
+        check_types(self, hidden=("env",))
         if self.base is not None and not _IMAGE.fullmatch(_text("ImagePatch.base", self.base)):
             raise ConfigurationError(
-                f"ImagePatch.base is {_shown(self.base)}; it has to be a registry reference of one word, e.g. 'registry/image:tag'."
+                f"ImagePatch.base is {shown(self.base)}; it has to be a registry reference of one word, e.g. 'registry/image:tag'."
             )
         for name in self.apt:
             if not _DEBIAN_PACKAGE.fullmatch(_text("ImagePatch.apt", name)):
                 raise ConfigurationError(
-                    f"ImagePatch.apt holds {_shown(name)}; a Debian package is written like 'curl' or 'curl=8.5.0-2'."
+                    f"ImagePatch.apt holds {shown(name)}; a Debian package is written like 'curl' or 'curl=8.5.0-2'."
                 )
         for requirement in self.pip:
             if not requirement_name(_text("ImagePatch.pip", requirement)) or requirement.lstrip().startswith("-"):
                 raise ConfigurationError(
-                    f"ImagePatch.pip holds {_shown(requirement)}; a requirement begins with a package's name, e.g. 'foo>=1.2'. "
+                    f"ImagePatch.pip holds {shown(requirement)}; a requirement begins with a package's name, e.g. 'foo>=1.2'. "
                     "An option of pip is none."
                 )
         _check_env("ImagePatch.env", self.env)
@@ -108,6 +114,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         """Refuse what no folder and no argument can hold."""
+        check_types(self)
         _check_texts("Cache.volume_dir", (self.volume_dir,))
         _check_texts("Cache.image_dir", (self.image_dir,))
         _check_words("Cache.key", self.key)
@@ -149,14 +156,13 @@ class BuildStep:
     engine_args: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, called=self.name, hidden=("env",))
         if not self.argv and not self.script:
-            raise ConfigurationError(f"BuildStep {self.name!r} has neither argv nor script: there is nothing to run.")
-        if self.timeout_s <= 0 or self.retries < 0:
             raise ConfigurationError(
-                f"BuildStep {self.name!r}: timeout_s is {self.timeout_s} (above 0 is allowed), retries is {self.retries} "
-                "(0 or more is allowed)."
+                f"BuildStep {shown(self.name)} has neither argv nor script: there is nothing to run."
             )
-        where = f"Build step {self.name!r}:"
+        _check_tries(f"BuildStep {shown(self.name)}", self.timeout_s, self.retries)
+        where = f"Build step {shown(self.name)}:"
         _check_texts(f"{where} name", (self.name,))
         _check_words(f"{where} argv", self.argv)  # line breaks are refused where it becomes a line, not on this machine
         _check_texts(f"{where} outputs", self.outputs)
@@ -185,7 +191,14 @@ class Preflight:
     script: str | None = None
 
     def __post_init__(self) -> None:
-        _check_words(f"Preflight {self.name!r}: argv", self.argv)
+        check_types(self, called=self.name)
+        where = f"Preflight {shown(self.name)}"
+        if not self.argv and not self.script:
+            raise ConfigurationError(f"{where} has neither argv nor script: there is nothing to run.")
+        _check_tries(where, self.timeout_s, 0)
+        _check_texts(f"{where}: name", (self.name,))
+        _check_texts(f"{where}: script", () if self.script is None else (self.script,))
+        _check_words(f"{where}: argv", self.argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +207,9 @@ class BuildPlan:
 
     steps: tuple[BuildStep, ...] = ()
     preflight: tuple[Preflight, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +339,64 @@ class _Claims:
         return {f"{kind}:{name}": plugin for (kind, name), (plugin, _) in self._claims.items()}
 
 
+_VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+def check_volume(option: str, name: str) -> None:
+    """Refuse what is no volume's name.
+
+    Args:
+        option: class and field, for the message.
+        name: the value.
+
+    Raises:
+        ConfigurationError: names the option and the value.
+    """
+    if not _VOLUME.fullmatch(name):
+        raise ConfigurationError(
+            f"{option} is {shown(name)}; it has to be a volume's name, without '/': letters, digits, '-', '_' and '.', 64 at most."
+        )
+
+
+def check_seconds(option: str, seconds: float) -> None:
+    """Refuse a time that nobody can mean.
+
+    Args:
+        option: class and field, for the message.
+        seconds: the value.
+
+    Raises:
+        ConfigurationError: names the option and the value.
+    """
+    if not 0 < seconds <= LONGEST_S:
+        raise ConfigurationError(
+            f"{option} is {seconds!r} seconds; it has to be above 0, and at most {LONGEST_S:.0f} (30 days)."
+        )
+
+
+def check_retries(option: str, retries: int) -> None:
+    """Refuse a number of further attempts that nobody can mean.
+
+    Args:
+        option: class and field, for the message.
+        retries: the value.
+
+    Raises:
+        ConfigurationError: names the option and the value.
+    """
+    if not 0 <= retries <= _MOST_RETRIES:
+        raise ConfigurationError(f"{option} is {retries}; allowed are 0 to {_MOST_RETRIES} further attempts.")
+
+
+def _check_tries(where: str, timeout_s: float, retries: int) -> None:
+    """Refuse a time or a number of further attempts that cannot be meant."""
+    if not 0 < timeout_s <= LONGEST_S or not 0 <= retries <= _MOST_RETRIES:
+        raise ConfigurationError(
+            f"{where}: timeout_s is {timeout_s} (above 0 is allowed, at most {LONGEST_S:.0f}, 30 days), retries is {retries} "
+            f"(0 or more is allowed, at most {_MOST_RETRIES})."
+        )
+
+
 def _text(where: str, value: object) -> str:
     """The value, which has to be text of one line.
 
@@ -333,7 +407,7 @@ def _text(where: str, value: object) -> str:
         raise ConfigurationError(f"{where} holds {value!r}, a {type(value).__name__}; it has to be text.")
     if found := LINE_BREAK.search(value):
         raise ConfigurationError(
-            f"{where} has {_named(found)} in {_shown(value)}; it becomes part of one line of a Dockerfile. Write it on one line."
+            f"{where} has {_named(found)} in {shown(value)}; it becomes part of one line of a Dockerfile. Write it on one line."
         )
     return value
 
@@ -347,7 +421,7 @@ def _check_words(where: str, words: Iterable[object]) -> None:
     """Refuse what no argument of a command can hold."""
     for word in words:
         if not isinstance(word, str) or "\0" in word:
-            raise ConfigurationError(f"{where} holds {_shown(word)}; an argument is text without NUL.")
+            raise ConfigurationError(f"{where} holds {shown(word)}; an argument is text without NUL.")
 
 
 def _named(found: re.Match[str]) -> str:
@@ -359,7 +433,7 @@ def _check_env(where: str, env: Mapping[str, str]) -> None:
     for name, value in env.items():
         if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             raise ConfigurationError(
-                f"{where} has the name {_shown(name)}; a variable's name is made of letters, digits and '_', and does not begin "
+                f"{where} has the name {shown(name)}; a variable's name is made of letters, digits and '_', and does not begin "
                 "with a digit."
             )
         if found := LINE_BREAK.search(str(value)):
@@ -367,11 +441,6 @@ def _check_env(where: str, env: Mapping[str, str]) -> None:
                 f"{where}: {name} has {_named(found)} at character {found.start() + 1}; it becomes part of a Dockerfile's line. "
                 "Write it on one line, or put the text into a file and name the file."
             )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def requirement_name(requirement: str) -> str:

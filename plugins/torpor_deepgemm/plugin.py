@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, ImagePatch, Plugin, hookimpl
+from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
 from torpor._override import override
 from torpor.deployment import plugin_name
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+from torpor.field_types import check_types
+from torpor.gpu_names import gpu_model
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor import Deployment
 
 __all__ = ["DeepGEMM"]
 
 _KERNELS = f"{IMAGE_ROOT}/kernels"
 _FOLDER_VARIABLES = ("SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")
-_WITHOUT_KERNELS = ("T4", "L4", "A10", "A10G", "A100", "A100-40GB", "A100-80GB", "L40S")
+_WITHOUT_KERNELS = re.compile(r"T4|L\d+S?|A\d+G?(-\d+GB)?|[PV]100|RTX-?([234]\d{3}|[568]000)", re.IGNORECASE)
+"""Cards before Hopper."""
 _KEYED_PACKAGES = (
     "sglang",
     "vllm",
@@ -61,10 +67,19 @@ class DeepGEMM(Plugin):
     precompile: bool = True
 
     def __post_init__(self) -> None:
-        if not self.volume or "/" in self.volume:
-            raise ConfigurationError(f"DeepGEMM.volume is {self.volume!r}; it has to be a volume's name, without '/'.")
-        if not self.timeout_s > 0:
-            raise ConfigurationError(f"DeepGEMM.timeout_s is {self.timeout_s!r} seconds; it has to be above 0.")
+        check_types(self)
+        check_volume("DeepGEMM.volume", self.volume)
+        check_seconds("DeepGEMM.timeout_s", self.timeout_s)
+        check_retries("DeepGEMM.retries", self.retries)
+
+    @override
+    def check(self, deployment: Deployment) -> Iterator[Finding]:
+        for look in (_check_gpu, _compile_argv, _kernel_folder, self._switches):
+            try:
+                look(deployment)
+            except ConfigurationError as error:
+                yield Finding(level="error", what="kernels", seen=str(error))
+                return
 
     @hookimpl
     @override
@@ -111,8 +126,8 @@ class DeepGEMM(Plugin):
 
 def _check_gpu(deployment: Deployment) -> None:
     """DeepGEMM needs compute capability 9.0 or more; below it engines go without, and compile commands end well."""
-    name = (deployment.gpu or "").partition(":")[0].rstrip("!")
-    if not name or name.upper() in _WITHOUT_KERNELS:
+    name = gpu_model(deployment.gpu)
+    if not name or _WITHOUT_KERNELS.fullmatch(name):
         raise ConfigurationError(
             f"DeepGEMM has no kernels for Deployment.gpu {deployment.gpu!r}: it needs a Hopper GPU or newer (H100, H200, B200). "
             "Name one, or drop DeepGEMM() from Deployment.plugins; the engine then takes other FP8 kernels."

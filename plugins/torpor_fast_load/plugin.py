@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import ConfigurationError, ImagePatch, Plugin, hookimpl
+from torpor import ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
 from torpor._override import override
 from torpor.deployment import plugin_name
+from torpor.field_types import check_types, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor import Deployment
 
 __all__ = ["FastLoad"]
@@ -34,20 +37,33 @@ class FastLoad(Plugin):
     prefer: tuple[str, ...] = KNOWN
 
     def __post_init__(self) -> None:
+        check_types(self)
         unknown = [name for name in self.prefer if name not in KNOWN]
         if unknown or not self.prefer:
             raise ConfigurationError(
-                f"FastLoad.prefer is {self.prefer!r}; give one or more of {', '.join(KNOWN)}, the preferred one first."
+                f"FastLoad.prefer is {shown(self.prefer)}; give one or more of {', '.join(KNOWN)}, the preferred one first."
             )
+
+    @override
+    def check(self, deployment: Deployment) -> Iterator[Finding]:
+        try:
+            self._chosen(deployment)
+        except ConfigurationError as error:
+            yield Finding(level="error", what="weights", seen=str(error))
 
     @hookimpl
     @override
     def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        name = self._chosen(deployment)
+        return ImagePatch(pip=deployment.engine.load_formats()[name], engine_args=("--load-format", name))
+
+    def _chosen(self, deployment: Deployment) -> str:
+        """The first loader that the engine has, too."""
         engine = deployment.engine
         formats = engine.load_formats()
         for name in self.prefer:
             if name in formats:
-                return ImagePatch(pip=formats[name], engine_args=("--load-format", name))
+                return name
         raise ConfigurationError(
             f"FastLoad finds no loader: the engine {plugin_name(engine)!r} {engine.engine_version} has "
             f"{', '.join(formats) or 'none of the fast ones'}, and FastLoad.prefer names {', '.join(self.prefer)}. Choose a "

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, BuildStep, ConfigurationError, ImagePatch, Plugin, Preflight, hookimpl
+from torpor import BuildPlan, BuildStep, ConfigurationError, Finding, ImagePatch, Plugin, Preflight, hookimpl
 from torpor._override import override
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+from torpor.field_types import check_types, shown
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
+from torpor.secret_shapes import secret_value
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor import Deployment
 
 __all__ = ["HFCache"]
 
 _SCRIPT = "torpor_hf_cache.download"
 _VERIFY_TIMEOUT_S = 60.0
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +51,35 @@ class HFCache(Plugin):
     retries: int = 1
 
     def __post_init__(self) -> None:
-        if not self.volume or "/" in self.volume:
-            raise ConfigurationError(f"HFCache.volume is {self.volume!r}; it has to be a volume's name, without '/'.")
+        check_types(self)
+        check_volume("HFCache.volume", self.volume)
         for name in ("allow_patterns", "ignore_patterns"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise ConfigurationError(f"HFCache.{name} is the string {value!r}; write a tuple: ({value!r},).")
-            object.__setattr__(self, name, tuple(value))
-        if not self.timeout_s > 0:
-            raise ConfigurationError(f"HFCache.timeout_s is {self.timeout_s!r} seconds; it has to be above 0.")
+            if bad := [pattern for pattern in getattr(self, name) if not pattern or not pattern.isprintable()]:
+                raise ConfigurationError(
+                    f"HFCache.{name} holds {shown(bad[0])}; a pattern is text of one line, e.g. '*.onnx'."
+                )
+        if self.token_secret is not None and not _SECRET_NAME.fullmatch(self.token_secret):
+            raise ConfigurationError(
+                "HFCache.token_secret has to be the name of a secret of the platform that holds HF_TOKEN, e.g. 'huggingface': "
+                "letters, digits, '-', '_' and '.'; never the token itself."
+            )
+        if self.token_secret is not None and secret_value(self.token_secret):
+            raise ConfigurationError(
+                "HFCache.token_secret looks like a token; it has to be the name of a secret of the platform that holds HF_TOKEN, "
+                "e.g. 'huggingface'. Take the token out of the file, and out of its history."
+            )
+        check_seconds("HFCache.timeout_s", self.timeout_s)
+        check_retries("HFCache.retries", self.retries)
+
+    @override
+    def check(self, deployment: Deployment) -> Iterator[Finding]:
+        if deployment.model.repo_id is None:
+            yield Finding(
+                level="warning",
+                what="weights",
+                seen=f"Model.path is {deployment.model.path!r}, so there is nothing to fetch: the plugin does nothing",
+                cure="drop HFCache() from Deployment.plugins, or name the model by repo_id and revision",
+            )
 
     @property
     def mount(self) -> str:

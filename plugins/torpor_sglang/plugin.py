@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
 from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
+from torpor.engines.gpus import ParallelFlags
+from torpor.field_types import shown
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
@@ -86,6 +88,12 @@ class SGLang(ChatServer):
     launcher: ClassVar[str] = "torpor_sglang.serve"
     routes: ClassVar[Routes] = routes
     reserved = RESERVED
+    # 0.5.6.post2 and 0.5.16 server_args.py, 0.5.23 arg_groups/fields/parallel.py
+    parallel_flags: ClassVar[ParallelFlags] = ParallelFlags(
+        stages=(("--pp-size", "--pipeline-parallel-size"),),
+        copies=(("--dp-size", "--data-parallel-size"),),
+        shared=("--enable-dp-attention",),
+    )
     request_fields = FIELDS
 
     version: str = DEFAULT_VERSION
@@ -106,7 +114,9 @@ class SGLang(ChatServer):
         if not self.sleep_tags or set(self.sleep_tags) - set(TAGS):
             # An unknown tag is answered with 200 and ignored, and `cuda_graph` without its own backup is not safe on
             # 0.5.6.post2 and 0.5.16 (sgl-project/sglang#32718).
-            raise ConfigurationError(f"SGLang.sleep_tags is {self.sleep_tags!r}; allowed are one or both of {TAGS!r}.")
+            raise ConfigurationError(
+                f"SGLang.sleep_tags is {shown(self.sleep_tags)}; allowed are one or both of {TAGS!r}."
+            )
         if "weights" in self.sleep_tags and self.memory_saver and not (self.weights_backup or self.dummy_weights):
             raise ConfigurationError(
                 "SGLang.weights_backup is off while sleep_tags releases the weights: they would come back as garbage. "
@@ -114,13 +124,14 @@ class SGLang(ChatServer):
             )
         self._check_store()
         self.at_least("cuda_graph_max_batch", 1)
+        self.at_least("max_total_tokens", 1)
         self.between_0_and_1("mem_fraction_static")
 
     def _check_store(self) -> None:
         """Refuse a backup that the version, the device or the other options do not go with."""
         if self.weights_store not in get_args(WeightsStore):
             raise ConfigurationError(
-                f"SGLang.weights_store is {self.weights_store!r}; allowed are {', '.join(get_args(WeightsStore))}."
+                f"SGLang.weights_store is {shown(self.weights_store)}; allowed are {', '.join(get_args(WeightsStore))}."
             )
         keeps = self.weights_store != "saver"
         if keeps and not (self.weights_backup and self.memory_saver and self.device == "cuda"):

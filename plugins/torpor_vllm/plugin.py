@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
 from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call, call_object
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT
+from torpor.engines.gpus import ParallelFlags
+from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_volume
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
@@ -37,6 +38,7 @@ _LOAD_FORMATS: dict[str, tuple[str, ...]] = {
     "fastsafetensors": ("fastsafetensors>=0.3.3",),
     "instanttensor": ("instanttensor>=0.2.2",),
 }
+_MOST_BYTES = 2**50
 _SEED_BITS = 32  # numpy takes no larger seed
 
 
@@ -83,6 +85,10 @@ class VLLM(ChatServer):
     launcher: ClassVar[str] = "torpor_vllm.serve"
     routes: ClassVar[Routes] = routes
     reserved = RESERVED
+    # engine/arg_utils.py of 0.32.0 and 0.33.0; data parallelism is refused (reserved.py)
+    parallel_flags: ClassVar[ParallelFlags] = ParallelFlags(
+        stages=(("--pipeline-parallel-size",), ("--prefill-context-parallel-size",))
+    )
     request_fields = FIELDS
 
     version: str = DEFAULT_VERSION
@@ -116,11 +122,11 @@ class VLLM(ChatServer):
             raise ConfigurationError(
                 "VLLM.offload_graphs is on, but there are no CUDA graphs with eager=True or on a CPU: leave it out."
             )
-        if not self.compile_volume or "/" in self.compile_volume:
-            raise ConfigurationError(
-                f"VLLM.compile_volume is {self.compile_volume!r}; it has to be a volume's name, without '/'."
-            )
-        for option in ("max_model_len", "kv_cache_bytes", "cuda_graph_max_batch"):
+        check_volume("VLLM.compile_volume", self.compile_volume)
+        self.seconds("compile_timeout_s")
+        self.one_word("load_strategy")
+        self.at_least("kv_cache_bytes", 1, _MOST_BYTES)
+        for option in ("max_model_len", "cuda_graph_max_batch"):
             self.at_least(option, 1)
         self.between_0_and_1("memory_utilization")
 

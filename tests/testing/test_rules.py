@@ -179,9 +179,68 @@ PLUGIN_CASES = {
         says=("Reading Broken.gpu raises RuntimeError: no GPU here", "compute it from the options alone"),
     ),
     "hook wrapper": Case(
-        rule="test_registers",
+        rule="test_hooks_are_plain_methods",
         plugin="@value\nclass Broken(Plugin):\n    @hookimpl(wrapper=True)\n    def warmup(self, client):\n        return (yield)",
-        says=("Core refuses Broken", "is a hook wrapper", "merge with the other plugins'"),
+        says=("Broken.warmup is a hook wrapper", "Drop the wrapper option"),
+    ),
+    "async hook": Case(
+        rule="test_hooks_are_plain_methods",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    async def warmup(self, client):\n        client.get('/')",
+        says=("Broken.warmup is an async def: nobody awaits it", "asyncio.run(...)"),
+    ),
+    "hook that yields": Case(
+        rule="test_hooks_are_plain_methods",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def post_restore(self, client):\n        yield client.get('/')",
+        says=("Broken.post_restore holds a yield", "Drop the yield"),
+    ),
+    "static hook": Case(
+        rule="test_hooks_are_plain_methods",
+        plugin="@value\nclass Broken(Plugin):\n    @staticmethod\n    @hookimpl\n    def warmup(client):\n        client.get('/')",
+        says=("Broken.warmup is a staticmethod", "Write it as a plain method"),
+    ),
+    "acting hook with a value": Case(
+        rule="test_hooks_that_act_return_nothing",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def warmup(self, client):\n        return client.get('/')",
+        says=("Broken.warmup has `return client.get('/')`", "drop the return"),
+    ),
+    "acting hook that says it has a value": Case(
+        rule="test_hooks_that_act_return_nothing",
+        plugin="@value\nclass Broken(Plugin):\n    @hookimpl\n    def pre_snapshot(self, client) -> bool:\n        client.get('/')",
+        says=("Broken.pre_snapshot says that it returns bool", "annotate the hook with -> None"),
+    ),
+    "check that raises": Case(
+        rule="test_check_gives_findings",
+        plugin="@value\nclass Broken(Plugin):\n    def check(self, deployment):\n        raise KeyError(deployment.gpu)",
+        says=("Broken.check raised KeyError: None", "return a tuple of findings or yield them"),
+    ),
+    "check that returns nothing": Case(
+        rule="test_check_gives_findings",
+        plugin="@value\nclass Broken(Plugin):\n    def check(self, deployment):\n        pass",
+        says=("Broken.check returned None", "() for none"),
+    ),
+    "async check": Case(
+        rule="test_check_gives_findings",
+        plugin="@value\nclass Broken(Plugin):\n    async def check(self, deployment):\n        return ()",
+        says=("Broken.check is an async def, which nobody awaits",),
+    ),
+    "check that acts": Case(
+        rule="test_check_touches_nothing",
+        plugin="""@value
+class Broken(Plugin):
+    def check(self, deployment):
+        subprocess.run(["nvidia-smi"])
+        return ()""",
+        says=("Broken.check acts (process: subprocess.Popen", "make it a Preflight"),
+    ),
+    "plan that core refuses": Case(
+        rule="test_registers",
+        plugin="""@value
+class Broken(Plugin):
+    plugin_name = 'broken'
+    @hookimpl
+    def prepare_image(self):
+        return {"pip": ["x"]}""",
+        says=("Core refuses Broken", "prepare_image returned dict", "merge with the other plugins'"),
     ),
     "deployment without the plugin": Case(
         rule="test_registers",
@@ -296,13 +355,15 @@ class Broken(Plugin):
         return {"pip": ["x"]}""",
         says=("prepare_image returned dict", "return ImagePatch(...)"),
     ),
-    "function in a plan": Case(
+    "class of its own in a plan": Case(
         rule="test_plans_survive_pickling",
         plugin="""@value
 class Broken(Plugin):
     @hookimpl
     def prepare_image(self, deployment):
-        return ImagePatch(env={"A": lambda: "1"})""",
+        class Odd(str):
+            pass
+        return ImagePatch(env={"A": Odd("1")})""",
         says=("prepare_image returned does not survive pickling", "put names in place of objects"),
     ),
     "secret by name": Case(

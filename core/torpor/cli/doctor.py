@@ -16,6 +16,7 @@ from torpor.doctor import diagnose
 from torpor.errors import ConfigurationError, TorporError
 from torpor.findings import Finding
 from torpor.lifecycle import Lifecycle
+from torpor.plugin_checks import plugin_findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,9 +84,16 @@ def _rechecked(deployment: Deployment) -> Iterator[Finding]:
 
 def _of_app(deployment: Deployment) -> Iterator[Finding]:
     """What stands out in the app itself, before anything of the machine."""
-    recipe = Lifecycle(deployment).recipe()
-    found = cautions(deployment, recipe)
-    yield from found
+    of_plugins = plugin_findings(deployment)
+    yield from of_plugins
+    try:
+        recipe = Lifecycle(deployment).recipe()
+    except ConfigurationError:
+        if any(finding.level == "error" for finding in of_plugins):
+            return  # the plugin's check has said why
+        raise
+    found = (*of_plugins, *cautions(deployment, recipe))
+    yield from found[len(of_plugins) :]
     if not found:
         yield Finding(level="ok", what="app", seen=f"nothing stands out in the values of {deployment.name!r}")
     if deployment.snapshot:
@@ -131,5 +139,6 @@ def _of_secrets(names: tuple[str, ...]) -> Finding:
 
 def _lines(finding: Finding) -> str:
     """What was seen, and under it what to do."""
-    line = f"{finding.level:<8} {finding.what:<12} {finding.seen}"
+    who = f"plugin {finding.plugin}: " if finding.plugin else ""
+    line = f"{finding.level:<8} {finding.what:<12} {who}{finding.seen}"
     return f"{line}\n{'':<21} -> {finding.cure}" if finding.cure else line

@@ -18,17 +18,20 @@ from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
 from torpor.plan_diff import changes
+from torpor.plugin_checks import accepted, plugin_findings
 from torpor.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
+    from torpor.findings import Finding
     from torpor.recipe import Recipe
 
 __all__ = ["plan_of", "show_plan"]
 
 
 def plan_of(deployment: Deployment) -> dict[str, object]:
-    """The plan as plain values, ready for JSON."""
+    """The plan as plain values, ready for JSON; what plugins' checks find is among the warnings."""
+    warnings = [finding for finding in plugin_findings(deployment) if finding.level != "ok"]
     lifecycle = Lifecycle(deployment)
     recipe = lifecycle.recipe()
     engine = deployment.engine
@@ -60,7 +63,7 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             asdict(check) | {"plugin": recipe.origins[f"preflight:{check.name}"]} for check in recipe.preflight
         ],
         "hooks": {hook: list(lifecycle.implementers(hook)) for hook in HOOK_NAMES},
-        "warnings": [asdict(finding) for finding in cautions(deployment, recipe)],
+        "warnings": [asdict(finding) for finding in (*warnings, *cautions(deployment, recipe))],
     }
 
 
@@ -96,11 +99,20 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
         app_file: the app.
         other: an app file, or a plan that `--json` printed; empty for none.
         as_json: print JSON.
+
+    Raises:
+        ConfigurationError: a plugin's check finds an error in the deployment, or in the other one; what differs is printed
+            all the same.
     """
     deployment = load_deployment(app_file)
     if other:
-        _show_changes(plan_of(deployment), _plan_in(other), as_json=as_json)
+        compared = None if other.endswith(".json") else load_deployment(other)
+        after = _plan_in(other) if compared is None else plan_of(compared)
+        _show_changes(plan_of(deployment), after, as_json=as_json)
+        for one in filter(None, (deployment, compared)):
+            accepted(one)
         return
+    accepted(deployment)
     if as_json:
         typer.echo(json.dumps(plan_of(deployment), indent=2))
         return
@@ -114,8 +126,7 @@ def _holds_plan(values: dict[str, object]) -> bool:
 
 
 def _plan_in(name: str) -> dict[str, object]:
-    if not name.endswith(".json"):
-        return plan_of(load_deployment(name))
+    """The plan in a file that `--json` printed."""
     try:
         plan = json.loads(read_given(Path(name), ""))
     except (ConfigurationError, ValueError, RecursionError) as error:
@@ -204,9 +215,9 @@ def _lines(deployment: Deployment) -> list[str]:
         for name, one in _flags(deployment, recipe).items()
     ]
     lines += ["", *_stage_table(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins])]
-    warnings = cautions(deployment, recipe)
+    warnings = (*accepted(deployment), *cautions(deployment, recipe))
     lines += ["", "warnings"] if warnings else []
-    lines += [f"  {finding.what}: {finding.seen}\n      -> {finding.cure}" for finding in warnings]
+    lines += [line for finding in warnings for line in _warning(finding)]
     return lines
 
 
@@ -215,6 +226,11 @@ def _start_limits(deployment: Deployment, recipe: Recipe) -> str:
         f"{stage} {seconds:g} s" for stage, seconds in stage_limits(deployment, recipe).items() if seconds
     )
     return f"at most {limits}; Modal gives a start {modal_start_limit_s(deployment, recipe):g} s in all"
+
+
+def _warning(finding: Finding) -> list[str]:
+    by = f" [{finding.plugin}]" if finding.plugin else ""
+    return [f"  {finding.what}{by}: {finding.seen}", *([f"      -> {finding.cure}"] if finding.cure else [])]
 
 
 def _stage_table(lifecycle: Lifecycle, plugins: list[str]) -> list[str]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
 from torpor.engine import Engine
+from torpor.engines.gpus import ParallelFlags, gpu_findings, gpus_needed
 from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.field_types import article, check_types, shown
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.launcher.public_requests import (
@@ -18,12 +20,16 @@ from torpor.launcher.public_requests import (
     MEDIA_DOMAINS_VARIABLE,
     REFUSED_FIELDS_VARIABLE,
 )
+from torpor.recipe import check_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import httpx
 
     from torpor.deployment import Deployment
     from torpor.engines.reserved import Reservations
+    from torpor.findings import Finding
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
 
@@ -39,6 +45,9 @@ SNAPSHOT_ENV = {
 """What every engine that is built on torch needs for a snapshot."""
 
 _OK = 200
+_MOST = 2**31 - 1
+_MOST_WORDS, _MOST_BURST, _MOST_GPUS, _MOST_BYTES = 1_000_000, 10_000, 1024, 2**50
+_SHA256_HEX_DIGITS = 64
 
 
 class Routes(Protocol):
@@ -74,7 +83,8 @@ class ChatServer(Plugin):
         image: registry reference of an image with that version.
         python: interpreter in which the engine is installed.
         device: `cuda` or `cpu`.
-        tensor_parallel: GPUs that share the model; at most the deployment's GPUs.
+        tensor_parallel: GPUs that share the model. With what `extra_args` say of pipelines and of data parallelism they are as
+            many as the deployment's GPUs: neither more nor fewer.
         attention_backend: the engine's name of it; None leaves the choice to the engine.
         load_format: how weights are read, the engine's name of it; None leaves it to the engine, or to another plugin.
         dummy_weights: random weights in place of the model's, for trying things out.
@@ -87,7 +97,8 @@ class ChatServer(Plugin):
         max_choices: answers that one public request may ask for: `n` times its prompts.
         allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with; headers, too.
         refused_fields: further request fields to refuse, e.g. `regex`.
-        api_key_sha256: SHA-256 (hex) of bearer keys; with any, the public paths ask for one.
+        api_key_sha256: SHA-256 of bearer keys, 64 lower-case hex digits each; with any, the public paths ask for one.
+            `torpor key new` makes a key and its digest.
         warmup_prompt_words: prompt lengths of the warm-up, words.
         warmup_burst: requests sent at once at the end of the warm-up.
         warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
@@ -104,6 +115,8 @@ class ChatServer(Plugin):
     routes: ClassVar[Routes]
     reserved: ClassVar[Reservations]
     request_fields: ClassVar[RequestFields]
+    parallel_flags: ClassVar[ParallelFlags] = ParallelFlags()
+    """Flags among `extra_args` that say how many GPUs the engine takes."""
 
     version: str = ""
     image: str | None = None
@@ -129,26 +142,55 @@ class ChatServer(Plugin):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        self._check_keys()
+        check_types(self)
         if self.version not in self.supported_versions:
             raise ConfigurationError(
-                f"{name}.version is {self.version!r}; supported are {', '.join(self.supported_versions)}."
+                f"{name}.version is {shown(self.version)}; supported are {', '.join(self.supported_versions)}."
             )
         if self.device not in ("cuda", "cpu"):
-            raise ConfigurationError(f"{name}.device is {self.device!r}; allowed are 'cuda' and 'cpu'.")
+            raise ConfigurationError(f"{name}.device is {shown(self.device)}; allowed are 'cuda' and 'cpu'.")
+        for option in ("image", "python", "attention_backend", "load_format"):
+            self.one_word(option)
         if self.device == "cuda" and self.image is None and self.version not in dict(self.default_images):
             example = dict(self.default_images).get(self.supported_versions[0], "registry/image:tag").partition(":")[0]
             raise ConfigurationError(
                 f"{name}.image is required for version {self.version}: give the registry reference of an image that holds it, "
                 f"e.g. image='{example}:v{self.version}-...' with the tag from the engine's releases."
             )
-        self.at_least("tensor_parallel", 1)
-        self.at_least("warmup_burst", 0)
-        self.at_least("max_body_bytes", 1)
+        self.at_least("tensor_parallel", 1, _MOST_GPUS)
+        self.at_least("warmup_burst", 0, _MOST_BURST)
+        self.at_least("max_body_bytes", 1, _MOST_BYTES)
         self.at_least("max_choices", 1)
         self._check_request_options()
         if not self.warmup_prompt_words:
             raise ConfigurationError(f"{name}.warmup_prompt_words is empty; give at least one prompt length in words.")
+        if not all(1 <= words <= _MOST_WORDS for words in self.warmup_prompt_words):
+            raise ConfigurationError(
+                f"{name}.warmup_prompt_words is {shown(self.warmup_prompt_words)}; a prompt has 1 to {_MOST_WORDS} words."
+            )
+        self.seconds("warmup_request_timeout_s")
         self.reserved.check_extra_args(self.version, self.extra_args)
+
+    def _check_keys(self) -> None:
+        """Refuse what is no digest, without showing it: it may be the key itself."""
+        keys: object = self.api_key_sha256
+        seen = ""
+        if not isinstance(keys, tuple | list):
+            seen = f"it is {article(keys)}, and has to be a tuple of them"
+        else:
+            for number, digest in enumerate(keys, start=1):
+                if not isinstance(digest, str):
+                    seen = seen or f"item {number} is {article(digest)}"
+                elif len(digest) != _SHA256_HEX_DIGITS:
+                    seen = seen or f"item {number} has {len(digest)} characters"
+                elif set(digest) - set("0123456789abcdef"):
+                    seen = seen or f"item {number} has characters that are none of them"
+        if seen:
+            raise ConfigurationError(
+                f"{type(self).__name__}.api_key_sha256 holds SHA-256 digests of keys, {_SHA256_HEX_DIGITS} lower-case hex digits "
+                f"each, and never a key itself; {seen}. `torpor key new` makes a key and its digest."
+            )
 
     def _check_request_options(self) -> None:
         """Refuse hosts that are none, and fields that the engine's requests have not."""
@@ -181,17 +223,17 @@ class ChatServer(Plugin):
         }
         return {variable: value for variable, value in given.items() if value}
 
-    def at_least(self, option: str, lowest: int) -> None:
-        """Refuse a number below the lowest allowed; None is allowed.
+    def at_least(self, option: str, lowest: int, highest: int = _MOST) -> None:
+        """Refuse a number outside of what is allowed; None is allowed.
 
         Raises:
             ConfigurationError: names option, value and limit.
         """
-        value = getattr(self, option)
+        value, name = getattr(self, option), type(self).__name__
         if value is not None and value < lowest:
-            raise ConfigurationError(
-                f"{type(self).__name__}.{option} is {value}; the lowest allowed value is {lowest}."
-            )
+            raise ConfigurationError(f"{name}.{option} is {value}; the lowest allowed value is {lowest}.")
+        if value is not None and value > highest:
+            raise ConfigurationError(f"{name}.{option} is {value}; the highest allowed value is {highest}.")
 
     def between_0_and_1(self, option: str) -> None:
         """Refuse a share that is none; None is allowed.
@@ -202,6 +244,26 @@ class ChatServer(Plugin):
         value = getattr(self, option)
         if value is not None and not 0 < value < 1:
             raise ConfigurationError(f"{type(self).__name__}.{option} is {value}; it has to be between 0 and 1.")
+
+    def seconds(self, option: str) -> None:
+        """Refuse a time that nobody can mean.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        check_seconds(f"{type(self).__name__}.{option}", getattr(self, option))
+
+    def one_word(self, option: str) -> None:
+        """Refuse a text that is empty or more than one line; None is allowed.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        value = getattr(self, option)
+        if value is not None and (not value.strip() or not value.isprintable() or value.startswith("-")):
+            raise ConfigurationError(
+                f"{type(self).__name__}.{option} is {shown(value)}; it has to be text of one line that does not begin with '-'."
+            )
 
     @property
     @override
@@ -239,13 +301,23 @@ class ChatServer(Plugin):
         other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
         return given | {flag.name(self.version): flag.reason for flag in self.reserved.table if flag.option != other}
 
+    @override
+    def check(self, deployment: Deployment) -> Iterable[Finding]:
+        return gpu_findings(
+            type(self).__name__,
+            deployment,
+            device=self.device,
+            needed=gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags),
+        )
+
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
-        if self.tensor_parallel > max(1, deployment.gpu_count):
+        needed = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
+        if needed > max(1, deployment.gpu_count):
             raise ConfigurationError(
-                f"{type(self).__name__}.tensor_parallel is {self.tensor_parallel}, but Deployment.gpu is {deployment.gpu!r}: "
-                "ask for as many GPUs."
+                f"{type(self).__name__}.tensor_parallel is {self.tensor_parallel}, and the engine takes {needed} GPUs, but "
+                f"Deployment.gpu is {deployment.gpu!r}: ask for as many GPUs."
             )
         argv = self.engine_argv(deployment, recipe)
         return Engine.start(argv, env=recipe.env, guard=self.guard_rules(deployment))

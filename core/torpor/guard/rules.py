@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "GuardRules", "check_key"]
+from torpor.errors import ConfigurationError
+
+__all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "GuardRules", "RulesError", "check_key"]
 
 CONTROL = "/_torpor/"
 HEALTH = ("/health", "/ready")
 MIN_KEY_LENGTH = 16
 
+_LARGEST = 2**63 - 1
 _PATH_GROUPS = ("public", "open", "keyed", "sleep", "wake")
 _SHA256_HEX_DIGITS = 64
+
+
+class RulesError(ConfigurationError, ValueError):
+    """A rule that the guard cannot keep; a ValueError, too, for whoever reads rules out of a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +39,8 @@ class GuardRules:
         retry_after_s: what Retry-After says, seconds.
 
     Raises:
-        ValueError: a path that cannot be matched exactly, is the guard's own, or is a step and something else as well; a
-            digest or a limit that is none.
+        RulesError: a path that cannot be matched exactly, is the guard's own, or is a step and something else as well; a
+            digest or a limit that is none. It is a ConfigurationError, and a ValueError.
     """
 
     public: tuple[str, ...]
@@ -48,14 +55,22 @@ class GuardRules:
 
     def __post_init__(self) -> None:
         for group in (*_PATH_GROUPS, "bearer_sha256"):
-            _check_strings(group, getattr(self, group))
-        for path in self.public + self.open + self.keyed + self.sleep + self.wake:
-            _check_path(path)
+            given = getattr(self, group)
+            _check_strings(group, given)
+            object.__setattr__(self, group, tuple(given))
+        for group in _PATH_GROUPS:
+            for path in getattr(self, group):
+                _check_path(group, path)
         for digest in self.bearer_sha256:
             if len(digest) != _SHA256_HEX_DIGITS or set(digest) - set("0123456789abcdef"):
-                raise ValueError("bearer_sha256 has to hold SHA-256 digests of keys, 64 lower-case hex digits each")
+                raise RulesError(
+                    "GuardRules.bearer_sha256 has to hold SHA-256 digests of keys, 64 lower-case hex digits each; `torpor key new` "
+                    "makes a key and its digest"
+                )
         if both := {*self.sleep, *self.wake} & {*self.public, *self.open, *self.keyed}:
-            raise ValueError(f"{sorted(both)}: a sleep or wake step cannot be reached in another way as well")
+            raise RulesError(
+                f"GuardRules: {sorted(both)}: a sleep or wake step cannot be reached in another way as well"
+            )
         for limit in ("max_body_bytes", "max_in_flight", "retry_after_s"):
             _check_positive(limit, getattr(self, limit))
 
@@ -72,20 +87,26 @@ def check_key(key: object) -> str:
 
 
 def _check_strings(name: str, value: object) -> None:
-    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{name} has to be a tuple of strings, not {value!r}")
+    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
+        return
+    what = f"a {type(value).__name__}" if name == "bearer_sha256" else repr(value)  # it may be the key itself
+    raise RulesError(f"GuardRules.{name} has to be a tuple of strings, not {what}")
 
 
-def _check_path(path: str) -> None:
+def _check_path(group: str, path: str) -> None:
     if path.startswith(CONTROL) or path in HEALTH:
-        raise ValueError(f"{path!r} cannot be ruled: {CONTROL}* and {', '.join(HEALTH)} are the guard's own")
+        raise RulesError(
+            f"GuardRules.{group}: {path!r} cannot be ruled: {CONTROL}* and {', '.join(HEALTH)} are the guard's own"
+        )
     # An escape, a query or a space never compares equal with what a server hands over.
     if not path.startswith("/") or not all("!" <= letter <= "~" for letter in path) or set(path) & set("%?#"):
-        raise ValueError(
-            f"{path!r} cannot be ruled: paths begin with '/' and are plain ASCII without '%', '?', '#', ' '"
+        raise RulesError(
+            f"GuardRules.{group}: {path!r} cannot be ruled: paths begin with '/' and are plain ASCII without '%', '?', '#', ' '"
         )
 
 
 def _check_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} has to be a whole number from 1 on, not {value!r}")
+        raise RulesError(f"GuardRules.{name} has to be a whole number from 1 on, not {value!r}")
+    if value > _LARGEST:
+        raise RulesError(f"GuardRules.{name} has to be a whole number from 1 to {_LARGEST}")

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 from torpor.boot import Boot
 from torpor.child_process import run_child
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError, TorporError
+from torpor.gpu_names import gpu_model, is_this_gpu
 from torpor.lifecycle import Lifecycle
+from torpor.plugin_checks import tell_warnings
 from torpor.readiness import exited_error
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
 from torpor.snapshots.backend import (
@@ -85,7 +87,7 @@ class LocalServer:
         on_event: told what happens to the engine by itself; by default that is logged.
 
     Raises:
-        ConfigurationError: the deployment cannot run here (no such GPU, ...).
+        ConfigurationError: the deployment cannot run here (no such GPU, ...), or a plugin's check finds an error in it.
         SnapshotError: the backend cannot be used here; every reason is listed.
     """
 
@@ -106,6 +108,7 @@ class LocalServer:
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         self.root = root or cache_root()
+        tell_warnings(deployment)
         self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
         check_gpu(deployment)
         self._on_step = on_step
@@ -465,9 +468,9 @@ def check_gpu(deployment: Deployment) -> None:
     """
     if deployment.gpu is None:
         return
-    wanted = deployment.gpu.partition(":")[0].rstrip("!")
+    wanted = gpu_model(deployment.gpu)
     seen = _gpu_names()
-    fitting = [name for name in seen if wanted.lower() in re.split(r"[^a-z0-9]+", name.lower())]
+    fitting = [name for name in seen if is_this_gpu(wanted, name)]
     if len(fitting) < deployment.gpu_count:
         raise ConfigurationError(
             f"Deployment {deployment.name!r} needs {deployment.gpu_count} x {wanted}; this machine has "

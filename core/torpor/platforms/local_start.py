@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
 from torpor.platforms.local import LocalServer
+from torpor.plugin_checks import tell_warnings
 from torpor.snapshots.backend import CriuBackend
 from torpor.supervision import WAKE_FAILED, ReplicaEvent
 
@@ -84,9 +85,10 @@ def start_here(
 
     Raises:
         PortInUseError: somebody else has the port.
-        ConfigurationError: the deployment cannot run here.
+        ConfigurationError: the deployment cannot run here, or a plugin's check finds an error in it.
         TorporError: the cold start failed; nothing is left running.
     """
+    tell_warnings(deployment)  # also where a snapshot is restored, which makes no `LocalServer`
     tell_way = on_way or _not_told
     failed = False
     if snapshot is not None:

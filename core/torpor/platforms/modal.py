@@ -44,6 +44,7 @@ from torpor.platforms.container import (
     step_line,
 )
 from torpor.platforms.modal_account import deployed_url, web_url
+from torpor.platforms.modal_checks import check_for_modal
 from torpor.platforms.modal_logs import AFTER_SNAPSHOT
 from torpor.platforms.modal_options import ModalOptions
 from torpor.start_limits import modal_start_limit_s, stage_limits
@@ -211,13 +212,14 @@ def cls_options(deployment: Deployment) -> ClsOptions:
     error would switch off in silence. Volumes are mounted read-only: build steps and the download function fill them.
 
     Raises:
-        ConfigurationError: see `image`; or Modal does not allow the value of a field.
+        ConfigurationError: see `image`; Modal does not allow the value of a field; or a plugin's check finds an error.
     """
     scaling = deployment.scaling
     if scaling.scaledown_window_s > _MAX_SCALEDOWN_S:
         raise ConfigurationError(
             f"Scaling.scaledown_window_s is {scaling.scaledown_window_s} seconds; Modal allows 2 to {_MAX_SCALEDOWN_S}."
         )
+    check_for_modal(deployment)
     recipe, options = Lifecycle(deployment).recipe(), _options_of(deployment)
     _check_writable(options, recipe)
     return ClsOptions(
@@ -350,6 +352,7 @@ class SnapshotServer:
         if deployment is not None:
             cls.deployment = deployment
         _check_class(cls, sys._getframe(1))  # noqa: SLF001 - the frame that runs the class statement
+        check_for_modal(cls.deployment)
         cls._marked = dict(cls._marked)
         for name, marker in _markers(cls.deployment).items():
             if getattr_static(cls, name) in (vars(SnapshotServer)[name], cls._marked.get(name)):

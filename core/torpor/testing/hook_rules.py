@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
+import textwrap
 from typing import TYPE_CHECKING
 
 from torpor.deployment import plugin_name
 from torpor.errors import TorporError
-from torpor.hookspecs import HOOK_NAMES, Plugin
+from torpor.hook_methods import ACTING_HOOKS, HOOK_NAMES, hook_fault, marked_names
+from torpor.hookspecs import Plugin
 from torpor.lifecycle import Lifecycle
+from torpor.plugin_checks import answer_of
 from torpor.testing.failing import broken, told
-from torpor.testing.inspection import implemented_hooks, marked_names, own_method
+from torpor.testing.inspection import implemented_hooks, own_method
 from torpor.testing.witness import refusing_effects
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torpor.deployment import Deployment
 
 __all__ = ["HookRules"]
@@ -49,6 +55,50 @@ class HookRules:
                 f"{type(plugin).__name__}.{name} is no hook{f'; {meant} is' if meant else ''}.",
                 rule=f"hooks are {', '.join(HOOK_NAMES)}; a method under another name never runs.",
                 cure=f"rename it{f' to {meant}' if meant else ''}, or drop @hookimpl and choose another name.",
+            )
+
+    def test_hooks_are_plain_methods(self, plugin: object) -> None:
+        """A hook is a function of the class: what else has its name would never run, or do nothing."""
+        for hook in HOOK_NAMES:
+            raw = inspect.getattr_static(type(plugin), hook, None)
+            if hook not in marked_names(plugin) or (fault := hook_fault(raw)) is None:
+                continue
+            broken(
+                f"{type(plugin).__name__}.{hook} {fault[0]}.",
+                rule="a hook is a plain method: no async def, no yield, no lambda, no static or class method, no wrapper.",
+                cure=fault[1],
+            )
+
+    def test_hooks_that_act_return_nothing(self, plugin: object) -> None:
+        """A value that nobody reads was meant to do something."""
+        for hook in ACTING_HOOKS:
+            if hook in implemented_hooks(plugin) and (returned := _returned(getattr(type(plugin), hook))):
+                broken(
+                    f"{type(plugin).__name__}.{hook} {returned}.",
+                    rule=f"{', '.join(ACTING_HOOKS)} return nothing: core refuses a value, after minutes of a start.",
+                    cure="drop the return and annotate the hook with -> None; raise an error to fail the stage.",
+                )
+
+    def test_check_gives_findings(self, plugin: object, deployment: Deployment) -> None:
+        """`check` says what it finds, the same twice."""
+        first, second = answer_of(plugin, deployment), answer_of(plugin, deployment)
+        if isinstance(first, str) or first != second:
+            seen = first if isinstance(first, str) else f"gave {first!r}, then {second!r} for the same deployment"
+            broken(
+                f"{type(plugin).__name__}.check {seen}.",
+                rule="check returns findings (torpor.Finding) for a deployment, () for none; it is repeatable and never raises.",
+                cure="return a tuple of findings or yield them, computed from the deployment and the options alone.",
+            )
+
+    def test_check_touches_nothing(self, plugin: object, deployment: Deployment) -> None:
+        """`check` uses no network, changes no file and starts no process."""
+        with refusing_effects() as seen:
+            answer_of(plugin, deployment)
+        if seen:
+            broken(
+                f"{type(plugin).__name__}.check {told(seen, None)}.",
+                rule="check only looks at values: every command asks it, and so does the import of a Modal app.",
+                cure="make it a Preflight of compile_kernels, which core runs before a launch.",
             )
 
     def test_hooks_take_the_specifications_arguments(self, plugin: object) -> None:
@@ -98,6 +148,33 @@ class HookRules:
                 rule="a plugin registers in a deployment, and its plans merge with the other plugins'.",
                 cure="do what the message says; if the deployment is at fault, override the fixture `deployment`.",
             )
+
+
+def _returned(hook: Callable[..., object]) -> str:
+    """What a hook says or does about a value that it returns; empty for a hook that returns nothing."""
+    said = inspect.unwrap(hook).__annotations__.get("return", None)
+    if said not in (None, "None", "NoReturn", "typing.NoReturn", "Never"):
+        return f"says that it returns {said if isinstance(said, str) else getattr(said, '__name__', said)}"
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(hook))))
+    except (OSError, TypeError, SyntaxError):  # made without a source: what it returns is seen when it runs
+        return ""
+    for node in _own_statements(tree.body[0]):
+        if isinstance(node, ast.Return) and not (node.value is None or _is_none(node.value)):
+            return f"has `{ast.unparse(node)}`"
+    return ""
+
+
+def _own_statements(function: ast.AST) -> Iterator[ast.AST]:
+    """Everything in a function but the functions and classes inside of it."""
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield node
+            yield from _own_statements(node)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _public_methods(kind: type) -> list[str]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, cast
 
-from torpor.hookspecs import HOOK_NAMES, PROJECT, Plugin
+from torpor.hook_methods import HOOK_NAMES, PROJECT, marked_names
+from torpor.hookspecs import Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +19,6 @@ __all__ = [
     "PLANNING_HOOKS",
     "hook_options",
     "implemented_hooks",
-    "marked_names",
     "own_method",
     "plan",
     "plan_all",
@@ -26,12 +26,6 @@ __all__ = [
 ]
 
 PLANNING_HOOKS = ("prepare_image", "compile_kernels")
-
-
-def marked_names(plugin: object) -> tuple[str, ...]:
-    """Attributes of the plugin's class that carry the mark of `@hookimpl`."""
-    kind = type(plugin)
-    return tuple(name for name in dir(kind) if getattr(getattr(kind, name, None), f"{PROJECT}_impl", None) is not None)
 
 
 def implemented_hooks(plugin: object) -> tuple[str, ...]:

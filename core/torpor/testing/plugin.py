@@ -12,6 +12,7 @@ from torpor._override import override
 from torpor._version import __version__
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError
+from torpor.field_types import check_types, shown
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.testing.faults import Fault
@@ -74,8 +75,9 @@ class StandIn(Plugin):
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.fault is not None and self.fault not in tuple(Fault):
-            raise ConfigurationError(f"StandIn.fault is {self.fault!r}; there are: {', '.join(Fault)}.")
+            raise ConfigurationError(f"StandIn.fault is {shown(self.fault)}; there are: {', '.join(Fault)}.")
         if self.fault_s < 0 or self.token_s < 0 or self.warmup_requests < 0:
             raise ConfigurationError(
                 f"StandIn: fault_s is {self.fault_s} s, token_s {self.token_s} s, warmup_requests {self.warmup_requests}; "

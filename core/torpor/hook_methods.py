@@ -1,0 +1,113 @@
+"""A plugin's hook methods, looked at before any of them is called: what would never run, or run and do nothing, is refused.
+
+Pluggy passes over a hook that it does not recognise without a word, and a hook that is a coroutine or a generator function
+returns at once, its body not begun. Each would be an engine that was never warmed up, or never put to sleep.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import TYPE_CHECKING
+
+from torpor.errors import PluginError
+from torpor.field_types import article
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ACTING_HOOKS", "HOOK_NAMES", "PROJECT", "check_hooks", "hook_fault", "marked_names"]
+
+PROJECT = "torpor"
+
+HOOK_NAMES = ("prepare_image", "compile_kernels", "launch", "warmup", "pre_snapshot", "post_restore")
+
+ACTING_HOOKS = ("warmup", "pre_snapshot", "post_restore")
+"""Those that return nothing."""
+
+_NEVER_RUN = re.compile(r"\b(Coroutine|Awaitable|Task|Future|Generator|Iterator|Async\w+)\b")
+_PLAIN = "Write it as a plain method: def, with self as its first parameter."
+_NOT_ASYNC = "Write def, use the httpx.Client that the hook gets, and asyncio.run(...) where something must be awaited."
+_NO_YIELD = (
+    "Drop the yield; what has to happen after other plugins' hooks belongs into a later hook, or is marked trylast."
+)
+_IMPL, _SPEC = f"{PROJECT}_impl", f"{PROJECT}_spec"
+
+
+def check_hooks(name: str, plugin: object) -> None:
+    """Refuse a plugin with a hook that would not run as it stands.
+
+    Args:
+        name: what the plugin is called.
+        plugin: the instance.
+
+    Raises:
+        PluginError: names plugin and hook, and says what to change.
+    """
+    marked = marked_names(plugin)
+    for hook in HOOK_NAMES:
+        raw = inspect.getattr_static(plugin, hook, None)
+        if raw is None or hasattr(raw, _SPEC):
+            continue
+        if hook not in marked and _mark(raw) is None:
+            raise PluginError(
+                f"Plugin {name!r} has a method {hook} without @hookimpl, so it would never run: add the marker."
+            )
+        if fault := hook_fault(raw):
+            what, cure = fault
+            raise PluginError(f"Plugin {name!r}: {hook} {what}. {cure}")
+    for attribute in marked:
+        if attribute not in HOOK_NAMES:
+            raise PluginError(
+                f"Plugin {name!r} marks {attribute} with @hookimpl, but there is no such hook; there are: {', '.join(HOOK_NAMES)}."
+            )
+
+
+def marked_names(plugin: object) -> tuple[str, ...]:
+    """Attributes of the plugin's class that carry the mark of `@hookimpl`, whatever kind of attribute each is."""
+    kind = type(plugin)
+    return tuple(name for name in dir(kind) if _mark(inspect.getattr_static(kind, name, None)) is not None)
+
+
+def _mark(raw: object) -> Mapping[str, object] | None:
+    """What the marker left on an attribute as it stands in a class; a static or class method has it on its function."""
+    mark: Mapping[str, object] | None = getattr(raw, _IMPL, None)
+    return mark if mark is not None else getattr(getattr(raw, "__func__", None), _IMPL, None)
+
+
+def hook_fault(raw: object) -> tuple[str, str] | None:
+    """Why a hook, as it stands in its class, would not run or do nothing, and what to do; None for a plain method."""
+    options = _mark(raw) or {}
+    if options.get("wrapper") or options.get("hookwrapper"):
+        return (
+            "is a hook wrapper; core calls one plugin at a time, so there is nothing to wrap",
+            "Drop the wrapper option and list the plugin before or after the other one.",
+        )
+    if isinstance(raw, staticmethod | classmethod):
+        return f"is a {type(raw).__name__}; a hook is called on the plugin, whose options it reads", _PLAIN
+    if isinstance(raw, functools.partial | functools.partialmethod):
+        return f"is a functools.{type(raw).__name__}, which pluggy passes over without a word", _PLAIN
+    return _body_fault(raw) or _shape_fault(raw)
+
+
+def _body_fault(raw: object) -> tuple[str, str] | None:
+    """What a call would return in place of running the body."""
+    called = inspect.unwrap(raw) if callable(raw) else raw
+    for method in (raw, called):
+        if inspect.isasyncgenfunction(method) or inspect.iscoroutinefunction(method):
+            return "is an async def: nobody awaits it, so its body would never run", _NOT_ASYNC
+        if inspect.isgeneratorfunction(method):
+            return "holds a yield: calling it makes a generator, and its body would never run", _NO_YIELD
+    return None
+
+
+def _shape_fault(raw: object) -> tuple[str, str] | None:
+    if not inspect.isfunction(raw):
+        return f"is {article(raw)} and no method, so it would never run", _PLAIN
+    if raw.__name__ == "<lambda>":
+        return "is a lambda, which returns whatever it computes", _PLAIN
+    returned = str(raw.__annotations__.get("return", ""))
+    if _NEVER_RUN.search(returned):
+        return f"says that it returns {returned}: core would not run it, and the hook would do nothing", _PLAIN
+    return None

@@ -1,0 +1,146 @@
+"""What the plugins of a deployment say about the whole of it: `Plugin.check`, asked before anything costs time.
+
+findings = plugin_findings(deployment)      # everything, for a list: `torpor doctor`
+warnings = accepted(deployment)             # errors refuse the deployment: every other command, and a Modal app's import
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+from torpor.deployment import plugin_name
+from torpor.errors import ConfigurationError
+from torpor.field_types import article, shown
+from torpor.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
+
+__all__ = ["accepted", "answer_of", "asked_by_the_command", "command_asks", "plugin_findings", "tell_warnings"]
+
+_MOST_FINDINGS = 1000
+_told_once: set[Finding] = set()
+_command_asks: ContextVar[bool] = ContextVar("command_asks", default=False)
+_CURE = "mend the plugin's check: it returns findings (torpor.Finding), as a tuple or by yield, () for none, and never raises"
+
+
+def plugin_findings(deployment: Deployment) -> tuple[Finding, ...]:
+    """What every plugin's check says, with the plugin's name; a check that fails is an error finding, too."""
+    return tuple(finding for plugin in deployment.plugins for finding in _of_plugin(plugin, deployment))
+
+
+def accepted(deployment: Deployment) -> tuple[Finding, ...]:
+    """The warnings of every plugin's check.
+
+    Raises:
+        ConfigurationError: a check found an error; every error is in the message, with its cure.
+    """
+    findings = plugin_findings(deployment)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        _refuse(deployment, errors)
+    return tuple(finding for finding in findings if finding.level == "warning")
+
+
+@contextlib.contextmanager
+def asked_by_the_command() -> Iterator[None]:
+    """While a command of Torpor's imports an app: it asks the checks itself, and shows everything that they find."""
+    token = _command_asks.set(True)
+    try:
+        yield
+    finally:
+        _command_asks.reset(token)
+
+
+def command_asks() -> bool:
+    """Whether a command that asks the checks itself is importing the app."""
+    return _command_asks.get()
+
+
+def tell_warnings(deployment: Deployment) -> None:
+    """Log the warnings of every plugin's check, each once in this process.
+
+    Raises:
+        ConfigurationError: as of `accepted`.
+    """
+    from torpor.events import log  # noqa: PLC0415 - structlog: `torpor plan` shows them itself
+
+    for finding in accepted(deployment):
+        if finding not in _told_once:
+            _told_once.add(finding)
+            log(
+                "warning",
+                "plugin_check",
+                plugin=finding.plugin,
+                what=finding.what,
+                seen=finding.seen,
+                cure=finding.cure,
+            )
+
+
+def _refuse(deployment: Deployment, errors: list[Finding]) -> NoReturn:
+    told = " ".join(f"Plugin {finding.plugin!r}: {_told(finding)}." for finding in errors)
+    raise ConfigurationError(f"Deployment {deployment.name!r} cannot work as it is. {told}")
+
+
+def _told(finding: Finding) -> str:
+    cure = f": {finding.cure.rstrip('.')}" if finding.cure else ""
+    return f"{finding.what}: {finding.seen.rstrip('.')}{cure}"
+
+
+def answer_of(plugin: object, deployment: Deployment) -> tuple[Finding, ...] | str:
+    """The findings of one plugin's check; a text that says what the check did in place of giving some."""
+    check = getattr(plugin, "check", None)
+    if not callable(check) or not _takes_a_deployment(check):
+        return ()
+    try:
+        return _checked(check(deployment))
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    except SystemExit as error:
+        return f"called sys.exit({error.code!r})"
+
+
+def _of_plugin(plugin: object, deployment: Deployment) -> Iterator[Finding]:
+    name, answer = plugin_name(plugin), answer_of(plugin, deployment)
+    if isinstance(answer, str):
+        yield Finding(level="error", plugin=name, what="check", seen=f"its check {answer}", cure=_CURE)
+    else:
+        yield from (replace(finding, plugin=name) for finding in answer)
+
+
+def _takes_a_deployment(check: object) -> bool:
+    """Whether a method of that name is ours: a class that is not derived from `Plugin` may have another one."""
+    from torpor.hookspecs import Plugin  # noqa: PLC0415 - pluggy, which a value's checks need not pay
+
+    owner = getattr(check, "__self__", None)
+    if isinstance(owner, Plugin):
+        return True
+    try:
+        return "deployment" in inspect.signature(check).parameters  # type: ignore[arg-type] # it is callable
+    except (TypeError, ValueError):
+        return False
+
+
+def _checked(told: object) -> tuple[Finding, ...] | str:
+    """What a check returned, or what is wrong with it."""
+    if inspect.iscoroutine(told):
+        told.close()
+        return "is an async def, which nobody awaits: it returned a coroutine"
+    if isinstance(told, str | bytes | dict) or not isinstance(told, Iterable):
+        return f"returned {shown(told)}" + ("" if told is None else f", {article(told)}")
+    found = tuple(itertools.islice(told, _MOST_FINDINGS + 1))
+    if len(found) > _MOST_FINDINGS:
+        return f"gave more than {_MOST_FINDINGS} findings"
+    wrong = next((item for item in found if not isinstance(item, Finding)), None)
+    if any(not isinstance(item, Finding) for item in found):
+        return f"gave {shown(wrong)}, {article(wrong)}, in place of a finding"
+    return tuple(item for item in found if isinstance(item, Finding))
