@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shlex
 import sys
@@ -225,6 +226,46 @@ def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship,
     for name in ("torpor/buildstep.py", f"{flagship.package}/serve.py", "torpor_hf_cache/download.py"):
         assert f"/root/{name}" in files
     assert any(name.startswith("/root/torpor/guard") for name in files)
+
+
+@pytest.mark.slow
+def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flagship, server: DeployedFunction) -> None:
+    """No commands, reports, scaffolds, tests or snapshots of one machine; whatever a mounted file imports is mounted.
+
+    A new module of one machine alone belongs into the list in `torpor.platforms.container`.
+    """
+    modules = {
+        name.removeprefix("/root/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): content
+        for name, content in server.files.items()
+    }
+    parts = {".".join(module.split(".")[:2]) for module in modules}
+    assert not parts & {f"torpor.{part}" for part in ("cli", "report", "scaffold", "snapshots", "testing", "doctor")}
+    assert {"torpor.platforms.modal", "torpor.launcher.boot", "torpor.guard.asgi", f"{flagship.package}.serve"} <= set(
+        modules
+    )
+    missing = {
+        (module, wanted)
+        for module, content in modules.items()
+        for wanted in imported_modules(content.decode())
+        if wanted.startswith(("torpor.", "torpor_")) and wanted not in modules
+    }
+    assert missing == set()
+    assert sum(map(len, server.files.values())) < 1_000_000
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules that a source imports at any level, but for those of type checkers alone."""
+    tree = ast.parse(source)
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    nodes = [node for node in ast.walk(tree) if node not in typing_only]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
 @pytest.mark.slow

@@ -99,6 +99,9 @@ def folder(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text(PLUGIN)
     (package / "fetch.py").write_text("print('fetching')\n")
     (package / "notes.txt").write_text("not code\n")
+    for name in ("tests/test_toy.py", "tests/__init__.py", "conftest.py", ".hidden/stray.py", "inner/test_more.py"):
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text("")
     write_app(folder)
     return folder
 
@@ -237,6 +240,10 @@ def test_every_value_of_a_variable_reaches_the_image_as_it_was_written(plane: Mo
 def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path) -> None:
     """Torpor and the third-party plugin as Python files, the app file; no data file, no other package, no test."""
     files = deploy(plane, folder).files
+    assert sorted(name for name in files if "toy_plugin" in name) == [
+        "/root/toy_plugin/__init__.py",
+        "/root/toy_plugin/fetch.py",
+    ]
     tops = {name.split("/")[2] for name in files}
     assert tops == {"toy_app.py", "toy_plugin", "torpor"}
     assert files["/root/toy_plugin/__init__.py"] == PLUGIN.encode()

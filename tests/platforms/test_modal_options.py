@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import modal
@@ -19,7 +19,7 @@ from tests.platforms.small import Patch, a_deployment, load
 
 from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Preflight, Scaling, TorporError
 from torpor.lifecycle import Lifecycle
-from torpor.platforms.container import CONTAINER_REQUIREMENTS, PYTHON_LINK, python_sources
+from torpor.platforms.container import CONTAINER_REQUIREMENTS, PYTHON_LINK, is_left_out, python_sources
 from torpor.platforms.modal import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
 from torpor.testing import StandIn
 
@@ -323,6 +323,31 @@ def test_sources_are_torpor_the_plugins_packages_and_what_they_ask_for(tmp_path:
     assert python_sources(deployment, recipe) == ("torpor", "tests", module.__name__)
     asked = replace(deployment, plugins=(Patch(python_sources=("httpx",)), StandIn()))
     assert python_sources(asked, Lifecycle(asked).recipe()) == ("torpor", "tests", "httpx")
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "left_out"),
+    [
+        ("torpor", "boot.py", False),
+        ("torpor", "__init__.py", False),
+        ("torpor", "platforms/modal.py", False),
+        ("torpor", "py.typed", True),
+        ("torpor", "scaffold/templates/plugin.py", True),
+        ("torpor", "scaffold/__init__.py", True),
+        ("torpor", "__pycache__/boot.py", True),
+        ("torpor", "testing/__init__.py", False),  # this process has imported it
+        ("other", "cli/main.py", False),  # only Torpor's own commands are known to be none of the container's
+        ("other", "tests/fixtures.py", True),
+        ("other", "inner/conftest.py", True),
+        ("other", "test_it.py", True),
+        ("other", "testing.py", False),
+        ("other", "latest.py", False),
+        ("tests", "platforms/small.py", False),
+    ],
+)
+def test_what_the_container_does_not_import_stays_here(package: str, file: str, *, left_out: bool) -> None:
+    """Commands, tests and data; but what the deploying process has imported goes along."""
+    assert is_left_out(package, PurePosixPath(file)) == left_out
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------

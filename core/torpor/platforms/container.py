@@ -17,6 +17,8 @@ from torpor.recipe import IMAGE_ROOT, LINE_BREAK
 from torpor.steps import step_command
 
 if TYPE_CHECKING:
+    from pathlib import PurePath
+
     from torpor.deployment import Deployment
     from torpor.recipe import BuildStep, Recipe
 
@@ -25,6 +27,7 @@ __all__ = [
     "PYTHON_LINK",
     "RUNNER",
     "filling_steps",
+    "is_left_out",
     "python_sources",
     "requirements_line",
     "script_path",
@@ -111,6 +114,37 @@ def python_sources(deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
                 "holds it."
             )
     return tuple(wanted)
+
+
+_NOT_SERVING = (
+    *("cli", "report", "scaffold", "snapshots", "testing"),
+    *("doctor", "plan_diff", "prewarm", "running", "service_manager", "platforms.local", "platforms.local_start"),
+)
+"""Parts of Torpor that no container of a platform imports: commands, reports, and the snapshots of one machine."""
+
+
+def is_left_out(package: str, file: PurePath) -> bool:
+    """Whether a file of a source package stays on this machine: it is no code, or code that the container does not import.
+
+    Left out of Torpor are commands, reports, scaffolds, the contract kit and the snapshots of one machine; of any other package
+    its tests. What the process that deploys has imported itself goes along: an app may be built of the kit's stand-in.
+
+    Args:
+        package: the top-level package.
+        file: path inside of it.
+    """
+    if file.suffix != ".py" or any(part.startswith(".") or part == "__pycache__" for part in file.parts):
+        return True
+    names = [*file.parts[:-1], *([] if file.stem == "__init__" else [file.stem])]
+    if package == "torpor":
+        parts = [part for part in _NOT_SERVING if names[: part.count(".") + 1] == part.split(".")]
+    else:
+        parts = [".".join(names[: at + 1]) for at, name in enumerate(names) if _is_test(name)]
+    return any(f"{package}.{part}" not in sys.modules for part in parts)
+
+
+def _is_test(name: str) -> bool:
+    return name in ("tests", "conftest") or name.startswith("test_")
 
 
 def _is_here(package: str) -> bool:

@@ -14,6 +14,7 @@ of the two by their order. Facts about the client are of version 1.6.4, seen by 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import secrets
@@ -38,6 +39,7 @@ from torpor.platforms.container import (
     PYTHON_LINK,
     RUNNER,
     filling_steps,
+    is_left_out,
     python_sources,
     requirements_line,
     script_path,
@@ -174,7 +176,9 @@ def _render(deployment: Deployment, recipe: Recipe) -> modal.Image:
             secrets=[modal.Secret.from_name(name) for name in step.secrets],
             env=dict(step.env),
         )
-    return rendered.add_local_python_source(*python_sources(deployment, recipe))
+    for package in python_sources(deployment, recipe):
+        rendered = rendered.add_local_python_source(package, ignore=functools.partial(is_left_out, package))
+    return rendered
 
 
 _volumes: dict[str, modal.Volume] = {}
