@@ -71,6 +71,7 @@ class Boot:
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
+        woken_by: what wakes it once it sleeps; callers are told so. By default nobody is named.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Boot:
         self.engine: Engine | None = None
         self.canary: Canary | None = None
         self.asleep = False
+        self.woken_by = ""
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
@@ -186,7 +188,7 @@ class Boot:
             with self._client(deployment.sleep_timeout_s) as client:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
-                control.asleep(alone=for_snapshot)
+                control.asleep(alone=for_snapshot, woken_by=self.woken_by)
         self.asleep = True
 
     def in_flight(self) -> int:

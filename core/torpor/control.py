@@ -13,6 +13,8 @@ from torpor.start_limits import LETS_GO_S
 from torpor.transport import KEY_HEADER, EngineTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torpor.engine import Engine
 
 __all__ = ["KEY_HEADER", "GuardControl", "open_client"]
@@ -79,13 +81,17 @@ class GuardControl:
         self._expect(response, "drain")
         return _count(response, "cut") if "cut" in _fields(response) else 0
 
-    def asleep(self, *, alone: bool = False) -> None:
+    def asleep(self, *, alone: bool = False, woken_by: str = "") -> None:
         """Shut the engine off from everybody, the lifecycle included.
 
         Args:
             alone: cut every connection that is still open: none may be in a snapshot.
+            woken_by: what wakes it, e.g. `kill -USR2 17 on its machine`; whoever asks a sleeping server is told so.
         """
-        self._post("asleep", {"alone": True} if alone else None)
+        options: dict[str, object] = {"alone": True} if alone else {}
+        if woken_by:
+            options["woken_by"] = woken_by
+        self._post("asleep", options or None)
 
     def in_flight(self) -> int:
         """How many requests the engine works on; 0 without a guard, which counts them."""
@@ -137,7 +143,7 @@ class GuardControl:
         """
         self._post("serve", {"reason": reason} if reason else None)
 
-    def _post(self, transition: str, options: dict[str, str] | dict[str, bool] | None = None) -> None:
+    def _post(self, transition: str, options: Mapping[str, object] | None = None) -> None:
         if self._engine.guard_key is not None:
             self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.command_line import torpor
+from torpor.addresses import url
 from torpor.cautions import cautions
 from torpor.cli.listening import engine_at, public_warning
 from torpor.deployment import Deployment, Model
@@ -112,13 +115,35 @@ def listening_on(port: int) -> set[str]:
     return found
 
 
+def health_says(host: str, port: int, told: dict[str, str]) -> bool:
+    """Whether `/health` comes to say so."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        if httpx.get(f"{url(host, port)}/health", trust_env=False, timeout=5).json() == told:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
 def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Path, free_port: int) -> None:
-    """And nowhere else: not on the deployment's port, not on the other loopback."""
+    """And nowhere else; asleep it says at that address what wakes it."""
     port = free_port + 1
     with subprocess.Popen(
-        [sys.executable, "-m", "torpor.cli", "up", str(app), "--backend", "none", "--host", host, "--port", str(port)],
+        [
+            sys.executable,
+            "-m",
+            "torpor.cli",
+            "up",
+            str(app),
+            "--backend",
+            "standby",
+            "--host",
+            host,
+            "--port",
+            str(port),
+        ],
         stderr=subprocess.PIPE,
         text=True,
     ) as command:
@@ -130,6 +155,11 @@ def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Pat
             assert line.startswith(f"serving small on http://{shown}:{port} ")
             assert listening_on(port) == {host}
             assert listening_on(free_port) == set()
+            command.send_signal(signal.SIGUSR1)
+            woken_by = f"`kill -USR2 {command.pid}` on its machine"
+            assert health_says(host, port, {"state": "asleep", "woken_by": woken_by})
+            command.send_signal(signal.SIGUSR2)
+            assert health_says(host, port, {"state": "serving"})
         finally:
             command.terminate()
         command.communicate(timeout=30)

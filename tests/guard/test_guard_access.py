@@ -79,12 +79,14 @@ async def test_public_requests_get_503_with_retry_after_unless_serving(state: st
     engine, guard = guarded()
     await _bring_to(guard, state)
     before = len(engine.calls)
+    woken = "it answers again once it is woken: by whoever put it to sleep"
+    until = woken if state == "asleep" else "try again in a moment"
     for path in (*RULES.public, *RULES.open):
         answer = await ask(guard, path, method="POST", body=b"{}")
         assert (answer.status, answer.headers["retry-after"]) == (503, "7")
         assert answer.json == {
             "error": {
-                "message": f"The server is {state}; try again in a moment.",
+                "message": f"The server is {state}; {until}.",
                 "type": "server_error",
                 "code": "not_serving",
             }
@@ -103,6 +105,37 @@ async def _bring_to(guard: Guard, state: str) -> None:
         case "waking":
             await to_waking(guard)
     assert guard.state == state
+
+
+@in_loop
+async def test_a_sleeping_server_says_what_wakes_it() -> None:
+    """On public paths and on /health, as core told the guard; nothing of it once it is awake."""
+    _, guard = guarded()
+    await to_serving(guard)
+    assert (await control(guard, "drain")).status == 200
+    for path in RULES.sleep:
+        assert (await ask(guard, path, method="POST", key=KEY)).status == 200
+    assert (await control(guard, "asleep", {"woken_by": "`kill -USR2 17` on its machine"})).status == 200
+    refused = await ask(guard, RULES.public[0])
+    assert (refused.status, refused.headers["retry-after"], refused.code) == (503, "7", "not_serving")
+    assert (
+        "The server is asleep; it answers again once it is woken: `kill -USR2 17` on its machine."
+        in refused.body.decode()
+    )
+    assert (await ask(guard, "/health")).json == {"state": "asleep", "woken_by": "`kill -USR2 17` on its machine"}
+    assert (await control(guard, "wake")).status == 200
+    assert (await ask(guard, "/health")).json == {"state": "waking"}
+
+
+@pytest.mark.parametrize("words", ["x" * 201, "two\nlines", "\x1b[31mred", "caf\u00e9"])
+@in_loop
+async def test_what_wakes_a_server_is_said_in_one_plain_line(words: str) -> None:
+    """Anything else is refused, and the guard stays where it is."""
+    _, guard = guarded()
+    await to_serving(guard)
+    assert (await control(guard, "drain")).status == 200
+    answer = await control(guard, "asleep", {"woken_by": words})
+    assert (answer.status, guard.state) == (400, "draining")
 
 
 @pytest.mark.parametrize("path", [*CLOSED_PATHS, *TRICKS])

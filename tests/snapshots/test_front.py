@@ -189,6 +189,20 @@ def test_without_a_ready_replica_the_client_is_told_to_come_again(
         front.add(target)
 
 
+def test_a_sleeping_server_says_what_wakes_it(front: Front) -> None:
+    """Until it was woken; the client may come again."""
+    for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
+        front.sleeps(woken_by)
+        with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+        assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert said in received
+        assert (b"The server is asleep" in received) == bool(woken_by)
+
+
 def test_a_replica_that_dies_is_reported_and_skipped(
     front: Front, make_target: MakeTarget, deaths: list[Target]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -260,7 +261,7 @@ def _serve_until_signal(server: LocalServer, console: Console, signals: Signals,
 def _put_to_sleep(server: LocalServer, console: Console, signals: Signals) -> bool:
     """Whether it sleeps; where it cannot be done the engine serves on, wakes again, or was ended and is started again."""
     try:
-        server.sleep()
+        server.sleep(woken_by=f"`kill -USR2 {os.getpid()}` on its machine")
     except TorporError as error:
         console.print(f"not asleep: {error}", markup=False, soft_wrap=True)
         if not signals.end and server.boot.running_engine.poll() is None and server.boot.asleep:

@@ -143,7 +143,7 @@ class Guard:
         """Why a request without the lifecycle key may not pass now; None if it may."""
         machine = self._machine
         if machine.state is not State.SERVING:
-            return _unavailable("not_serving", f"The server is {machine.state}; try again in a moment.")
+            return _unavailable("not_serving", f"The server is {machine.state}; {self._control.until}.")
         if self._asks_for_bearer and route.access is not _Access.OPEN and not self._bearers.fit(scope, headers):
             return _NO_BEARER
         if machine.in_flight >= self._rules.max_in_flight:
@@ -245,7 +245,9 @@ class Guard:
         serving = self._machine.state is State.SERVING
         retry = {} if serving else {"retry-after": str(self._rules.retry_after_s)}
         headers = {**retry, **self._control.boot_headers}
-        await answer(send, _OK if serving else _UNAVAILABLE, {"state": self._machine.state}, headers)
+        woken_by = {"woken_by": self._control.woken_by} if self._control.woken_by else {}
+        body = {"state": self._machine.state, **woken_by}
+        await answer(send, _OK if serving else _UNAVAILABLE, body, headers)
 
     async def _conflict(self, send: Send, error: str) -> None:
         await conflict(send, error, self._machine.state)

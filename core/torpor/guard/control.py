@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
-from torpor.guard.rules import CONTROL
+from torpor.guard.rules import CONTROL, WOKEN_BY_DEFAULT
+from torpor.guard.states import State
 from torpor.launcher.process_identity import restored
 from torpor.launcher.renewal import generators_of_their_own, renew_random_state
 
@@ -47,6 +48,7 @@ _LETS_GO_S = 10.0
 _OK, _BAD_REQUEST, _ERROR = 200, 400, 500
 _TAG_DIGITS = 12
 _REASON = re.compile(r"[A-Za-z0-9 -]{0,64}")
+_WOKEN_BY = re.compile(r"[ -~]{0,200}")
 
 
 class Control:
@@ -72,6 +74,7 @@ class Control:
         self._warned = False
         self._is_copy = False
         self._reason = ""
+        self._woken_by = ""
         self.wakes = 0
 
     @property
@@ -86,6 +89,18 @@ class Control:
         tag = hashlib.sha256(b"torpor-replica " + self._boot_id.encode()).hexdigest()[:_TAG_DIGITS]
         reason = {"torpor-boot-reason": self._reason} if self._reason else {}
         return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag, **reason}
+
+    @property
+    def until(self) -> str:
+        """What a caller is told of the state while it is not `serving`: until when, and what changes it."""
+        if self._machine.state is not State.ASLEEP:
+            return "try again in a moment"
+        return f"it answers again once it is woken: {self._woken_by or WOKEN_BY_DEFAULT}"
+
+    @property
+    def woken_by(self) -> str:
+        """What wakes the engine that sleeps; empty where nobody said so."""
+        return self._woken_by if self._machine.state is State.ASLEEP else ""
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, connections: Callable[[], Connections]
@@ -106,7 +121,10 @@ class Control:
             await self._wake(options, send)
         elif name == "serve":
             await self._serve(options, send)
+        elif not _WOKEN_BY.fullmatch(woken_by := str(options.get("woken_by", ""))):
+            await _bad(send, "woken_by has to be at most 200 printable characters")
         elif machine.asleep():
+            self._woken_by = woken_by
             self._warn_of_generators()
             if options.get("alone") is True:
                 connections().cut_all()

@@ -147,8 +147,13 @@ class LocalServer:
                 self._woken_or_cold()
         self._back_off.serves()
 
-    def sleep(self) -> None:
-        """Put the serving engine to sleep."""
+    def sleep(self, *, woken_by: str = "") -> None:
+        """Put the serving engine to sleep.
+
+        Args:
+            woken_by: what wakes it, e.g. `kill -USR2 17 on its machine`; whoever asks the sleeping server is told so.
+        """
+        self.boot.woken_by = woken_by
         self.backend.capture(self.boot)
 
     def wake(self) -> None:

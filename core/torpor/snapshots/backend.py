@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor.addresses import LOOPBACK
 from torpor.errors import SnapshotError
+from torpor.guard.rules import WOKEN_BY_DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -294,6 +295,8 @@ class CriuBackend:
             raise SnapshotError(
                 "The engine was not started in a sandbox, so CRIU cannot take it; see CriuBackend.prepare."
             )
+        if self._front is not None:
+            self._front.sleeps(boot.woken_by or WOKEN_BY_DEFAULT)
         manifest = capture(
             boot,
             self._sandbox,
@@ -376,6 +379,7 @@ class CriuBackend:
         from torpor.snapshots.front import Target, ready_path  # noqa: PLC0415
 
         self._withdraw()
+        self._front.sleeps("")
         sandbox, path = self._sandbox, ready_path(deployment.engine)
         self._target = Target(name=sandbox.name, sandbox=sandbox, port=deployment.port, ready_path=path)
         self._front.add(self._target)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import threading
 import time
@@ -186,6 +187,7 @@ class Front:
         self._turn = 0
         self._sides: set[Side] = set()
         self._draining = False
+        self._nobody = _NOBODY
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="torpor-front")
@@ -233,6 +235,15 @@ class Front:
     def remove(self, target: Target) -> None:
         """Send it no new connection; connections that it has go on. Harmless to repeat."""
         self._do(self._remove(target))
+
+    def sleeps(self, woken_by: str) -> None:
+        """What clients are told while there is no replica: that it sleeps, and what wakes it.
+
+        Args:
+            woken_by: e.g. `kill -USR2 17 on its machine`; empty once none sleeps.
+        """
+        said = {"error": f"The server is asleep; it answers again once it is woken: {woken_by}."}
+        self._nobody = _unavailable(json.dumps(said).encode()) if woken_by else _NOBODY
 
     def drain(self, limit_s: float) -> int:
         """Refuse whoever comes from now on, and let those who are joined take their answers.
@@ -305,7 +316,7 @@ class Front:
                     continue
                 await self._join(client, upstream)
                 return
-            client.refuse(_NOBODY)
+            client.refuse(self._nobody)
         except BaseException:
             client.abort()
             raise
