@@ -202,7 +202,8 @@ def test_every_stage_is_recorded(
     woke = ["post_restore", "canary_check", "serve"]
     records = report.records
     assert [record.stage for record in records] == cold + woke == begun
-    assert [record.boot for record in records] == ["cold"] * len(cold) + ["restored"] * len(woke)
+    assert [record.boot for record in records] == ["cold"] * len(cold) + ["woken"] * len(woke)
+    assert {(record.deployment, record.replica) for record in records} == {(boot.deployment.name, boot.deployment.name)}
     assert [record.restore_count for record in records] == [0] * len(cold) + [1] * len(woke)
     assert all(record.ok and record.error == "" and record.seconds >= 0 for record in records)
     assert {record.boot_id for record in records[1:]} == {boot.running_engine.boot_id}

@@ -39,12 +39,12 @@ from torpor.events import log
 from torpor.lifecycle import Lifecycle
 from torpor.progress import followed_lines
 from torpor.readiness import check_port_free, exited_error, last_lines, wait_ready
-from torpor.records import BootKind, StageRecord, StageReport
+from torpor.records import BootKind, StageRecord, StageReport, described
 from torpor.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.steps import script_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torpor.deployment import Deployment
     from torpor.engine import Engine, Starter
@@ -68,6 +68,7 @@ class Boot:
         starter: where the engine is started; a child process of this one by default.
         restarts: how often this replica was started again before.
         reason: why this start is not a plain one, e.g. `wake failed`; it is in the records and told by the guard.
+        replica: the replica's name in records and metrics; the deployment's name by default.
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
@@ -83,8 +84,10 @@ class Boot:
         starter: Starter | None = None,
         restarts: int = 0,
         reason: str = "",
+        replica: str = "",
     ) -> None:
         self.starter = starter
+        self.replica = replica or deployment.name
         self.restarts = restarts
         self.reason = reason
         self.deployment = deployment
@@ -227,11 +230,25 @@ class Boot:
         self.engine, self.canary = engine, canary
         self._kind = "restored"
 
+    def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, boot_id: str) -> None:
+        """Record how a replica came out of its snapshot, before its wake.
+
+        Args:
+            stages: of `torpor.records.RESTORE_STAGES`, with seconds, one after the other.
+            ended_at: Unix time at the end of the last one.
+            boot_id: what it will be called.
+        """
+        ends_at = ended_at - sum(seconds for _, seconds in stages)
+        for stage, seconds in stages:
+            ends_at += seconds
+            self._note(stage, seconds, None, boot_id=boot_id, restore_count=self.restore_count + 1, ended_at=ends_at)
+
     def wake(self, *, new_boot_id: str | None = None) -> None:
         """Wake the engine after a sleep, demand the canary again and let public requests in.
 
         Args:
-            new_boot_id: what it is called from now on; for one of several copies of a snapshot.
+            new_boot_id: what it is called from now on; for a replica that was restored from a snapshot. Without one this is a wake
+                in place.
 
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
@@ -243,7 +260,7 @@ class Boot:
 
     def _wake(self, new_boot_id: str | None) -> None:
         deployment = self.deployment
-        self._kind = "restored"
+        self._kind = "woken" if new_boot_id is None else "restored"
         self.restore_count += 1
         limits = stage_limits(deployment, self.recipe)
         with self._stage("post_restore", limits["post_restore"]), self._client(deployment.wake_timeout_s) as client:
@@ -368,19 +385,42 @@ class Boot:
         return error
 
     def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:
+        self._note(
+            stage,
+            seconds,
+            failure,
+            boot_id=self.engine.boot_id if self.engine else "",
+            restore_count=self.restore_count,
+            ended_at=time.time(),
+            plugins=self._plugin_seconds,
+        )
+
+    def _note(
+        self,
+        stage: str,
+        seconds: float,
+        failure: BaseException | None,
+        *,
+        boot_id: str,
+        restore_count: int,
+        ended_at: float,
+        plugins: dict[str, float] | None = None,
+    ) -> None:
         self.report.end(
             StageRecord(
                 stage=stage,
                 seconds=seconds,
                 boot=self._kind,
-                boot_id=self.engine.boot_id if self.engine else "",
-                restore_count=self.restore_count,
-                ended_at=time.time(),
+                boot_id=boot_id,
+                restore_count=restore_count,
+                ended_at=ended_at,
                 ok=failure is None,
-                error="" if failure is None else f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
-                plugins=self._plugin_seconds,
+                error=described(failure),
+                plugins=plugins or {},
                 restarts=self.restarts,
                 reason=self.reason,
+                deployment=self.deployment.name,
+                replica=self.replica,
             )
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,15 +14,36 @@ from torpor.errors import ConfigurationError
 from torpor.events import STAGE, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["METRICS_VARIABLE", "BootKind", "StageRecord", "StageReport", "metrics_text", "read_records"]
+__all__ = [
+    "BOOT_KINDS",
+    "METRICS_VARIABLE",
+    "RESTORE",
+    "RESTORE_STAGES",
+    "BootKind",
+    "StageRecord",
+    "StageReport",
+    "described",
+    "failed_restore",
+    "read_records",
+]
 
-BootKind = Literal["cold", "restored"]
+BootKind = Literal["cold", "woken", "restored"]
+BOOT_KINDS: tuple[BootKind, ...] = ("cold", "woken", "restored")
+"""The kinds of a start: from nothing, from a sleep in the same process, from a snapshot."""
+
+RESTORE = "restore"
+"""Stage of a restore that failed before there was an engine to wake."""
+
+RESTORE_STAGES = ("sandbox", "side_files", "criu", "cuda", RESTORE)
+"""What comes before the wake of a restored replica."""
+
+_appending = threading.Lock()
 
 METRICS_VARIABLE = "TORPOR_METRICS_FILE"
-"""A file that holds the latest of every stage as Prometheus text, written anew at the end of each stage."""
+"""A file that holds the latest of every stage as Prometheus text, written anew at the end of each stage; see `torpor.metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +51,11 @@ class StageRecord:
     """One stage of one start or wake.
 
     Attributes:
-        stage: preflight, launch, ready, warmup, canary, drain, pre_snapshot, post_restore, canary_check, serve, stop.
+        stage: preflight, launch, ready, warmup, canary, drain, pre_snapshot, post_restore, canary_check, serve; before the wake of
+            a restored replica sandbox, side_files, criu and (with a GPU) cuda, or restore where that failed.
         seconds: wall time of the stage, monotonic clock.
-        boot: `cold` for a started replica, `restored` for one that woke.
+        boot: `cold` for a started replica, `woken` for one that slept and woke in the same process, `restored` for one that came
+            out of a snapshot.
         boot_id: the engine's boot, 16 hex digits; empty before the launch.
         restore_count: wakes of this replica so far.
         ended_at: Unix time at the stage's end, seconds.
@@ -40,6 +64,8 @@ class StageRecord:
         plugins: seconds inside each plugin's hook.
         restarts: how often this replica was started again so far.
         reason: why this start is not a plain one, e.g. `wake failed`; empty for a plain one.
+        deployment: the deployment's name.
+        replica: the replica's; several replicas of a snapshot have a name each.
     """
 
     stage: str
@@ -53,10 +79,12 @@ class StageRecord:
     plugins: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     reason: str = ""
+    deployment: str = ""
+    replica: str = ""
 
 
 class StageReport:
-    """All stages of one boot, in order.
+    """All stages of one replica, in order. Several may share a file.
 
     Args:
         path: file that gets one JSON line per stage, as soon as the stage ended; None keeps them in memory only.
@@ -75,7 +103,6 @@ class StageReport:
         self.records: list[StageRecord] = []
         self._on_begin = on_begin
         self._on_end = on_end
-        self._metrics_failed = False
 
     def begin(self, stage: str) -> None:
         """Announce a stage, for progress displays."""
@@ -94,7 +121,9 @@ class StageReport:
         if self.path:
             self._append(record, self.path)
         if metrics := os.environ.get(METRICS_VARIABLE):
-            self._write_metrics(metrics)
+            from torpor.metrics import write_metrics  # noqa: PLC0415 - only where somebody wants them
+
+            write_metrics(record, metrics)
         if self._on_end:
             self._on_end(record)
 
@@ -109,70 +138,53 @@ class StageReport:
                 return record.seconds
         raise KeyError(stage)
 
-    def _write_metrics(self, name: str) -> None:
-        """Whole or not at all: a collector may read at any moment."""
-        unfinished = (
-            f"{name}.{os.getpid()}.{threading.get_ident()}"  # copies of a snapshot wake in threads of their own
-        )
-        try:
-            with open(unfinished, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib is not needed otherwise
-                file.write(metrics_text(self.records))
-            os.replace(unfinished, name)  # noqa: PTH105
-        except OSError as error:
-            if not self._metrics_failed:  # as below: said once
-                log("warning", "metrics_not_written", path=name, reason=error.strerror)
-            self._metrics_failed = True
-
     def _append(self, record: StageRecord, path: Path) -> None:
         whole_bytes: int | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                whole_bytes = file.tell()
-                file.write(json.dumps(asdict(record)).encode() + b"\n")
-        except OSError as error:
-            # A record is not worth a replica: say so once and serve on without the file.
-            self.path = None
-            if whole_bytes is not None:
-                with contextlib.suppress(OSError):
-                    os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
-            log("warning", "records_not_written", path=str(path), reason=error.strerror)
+        with _appending:  # replicas that wake side by side share the file
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab") as file:
+                    whole_bytes = file.tell()
+                    file.write(json.dumps(asdict(record)).encode() + b"\n")
+            except OSError as error:
+                # A record is not worth a replica: say so once and serve on without the file.
+                self.path = None
+                if whole_bytes is not None:
+                    with contextlib.suppress(OSError):
+                        os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
+                log("warning", "records_not_written", path=str(path), reason=error.strerror)
 
 
-def metrics_text(records: Sequence[StageRecord]) -> str:
-    """The latest of every stage in Prometheus' text format (0.0.4), for a node exporter's textfile collector.
+def described(failure: BaseException | None) -> str:
+    """A failure as a record has it: class and first line."""
+    return "" if failure is None else f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
-    `torpor_stage_seconds`, `torpor_stage_ok` and `torpor_stage_end_timestamp_seconds`, each with the labels stage and boot (cold,
-    restored); `torpor_restores_total`; once there was a restart `torpor_restarts_total`, with the label reason.
+
+def failed_restore(
+    *, deployment: str, replica: str, seconds: float, error: BaseException, restarts: int
+) -> StageRecord:
+    """The record of a restore that failed before there was an engine to wake.
+
+    Args:
+        deployment: the deployment's name.
+        replica: what the replica would be called.
+        seconds: that it took.
+        error: what was seen.
+        restarts: how often this replica was started again before.
     """
-    latest = {(record.stage, record.boot): record for record in records}.values()
-    lines = []
-    for name, meaning, values in (
-        ("seconds", "Wall time of the latest run of a stage.", [f"{record.seconds:.6f}" for record in latest]),
-        ("ok", "Whether the latest run of a stage succeeded.", [f"{record.ok:d}" for record in latest]),
-        ("end_timestamp_seconds", "When it ended, Unix time.", [f"{record.ended_at:.3f}" for record in latest]),
-    ):
-        lines += [f"# HELP torpor_stage_{name} {meaning}", f"# TYPE torpor_stage_{name} gauge"]
-        lines += [
-            f'torpor_stage_{name}{{stage="{record.stage}",boot="{record.boot}"}} {value}'
-            for record, value in zip(latest, values, strict=True)
-        ]
-    restores = max((record.restore_count for record in records), default=0)
-    lines += ["# HELP torpor_restores_total Wakes of this replica.", "# TYPE torpor_restores_total counter"]
-    lines += [f"torpor_restores_total {restores}", *_restart_lines(records)]
-    return "\n".join([*lines, ""])
-
-
-def _restart_lines(records: Sequence[StageRecord]) -> list[str]:
-    restarts = sorted({(record.reason, record.restarts) for record in records if record.restarts})
-    if not restarts:
-        return []
-    reasons = [reason for reason, _ in restarts]
-    return [
-        "# HELP torpor_restarts_total Restarts of this replica.",
-        "# TYPE torpor_restarts_total counter",
-        *(f'torpor_restarts_total{{reason="{reason}"}} {reasons.count(reason)}' for reason in dict.fromkeys(reasons)),
-    ]
+    return StageRecord(
+        stage=RESTORE,
+        seconds=seconds,
+        boot="restored",
+        boot_id="",
+        restore_count=1,
+        ended_at=time.time(),
+        ok=False,
+        error=described(error),
+        restarts=restarts,
+        deployment=deployment,
+        replica=replica,
+    )
 
 
 def read_records(path: Path) -> list[StageRecord]:

@@ -42,7 +42,7 @@ class ReplicaEvent(NamedTuple):
     Attributes:
         event: `replica_ended`, `wake_failed`, `restore_failed`, `replica_restarted`, `restart_failed` or `replica_given_up`.
         replica: its name.
-        boot: what the start was that followed, `cold` or `restored`.
+        boot: what the start was that followed, `cold`, `woken` or `restored`.
         reason: why it was one.
         restart: how often this replica was started again so far.
         seconds: what that took.
@@ -78,7 +78,7 @@ class ReplicaEvent(NamedTuple):
             case "restore_failed":
                 return f"replica {self.replica} could not be restored: {self.error}"
             case "replica_restarted":
-                how = "restored" if self.boot == "restored" else "started cold"
+                how = "started cold" if self.boot == "cold" else self.boot
                 again = f" (restart {self.restart})" if self.restart else ""
                 return f"replica {self.replica} was {how} in {self.seconds or 0.0:.2f} s: {self.reason}{again}"
             case "restart_failed":

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torpor.records import StageRecord
 from torpor.report import Bench, Floor, Machine, Span, Start
+
+if TYPE_CHECKING:
+    from torpor.records import BootKind
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'name'"
 
@@ -36,7 +41,7 @@ def restored(number: int = 1, *, first_token_s: float = 0.5123456789, port_s: fl
     """A restored start; without a port it is a wake."""
     return Start(
         number=number,
-        boot="restored",
+        boot="woken" if port_s is None else "restored",
         spans=(
             Span(stage="verify", start_s=0.1, seconds=0.05, exact=False),
             Span(stage="criu", start_s=0.15, seconds=0.2),
@@ -78,13 +83,13 @@ def measured(*, pairs: int = 3, backend: str = "criu", name: str = "tiny") -> Be
 
 
 def record(
-    stage: str, at: float, seconds: float, *, boot: str = "cold", count: int = 0, error: str = ""
+    stage: str, at: float, seconds: float, *, boot: BootKind = "cold", count: int = 0, error: str = ""
 ) -> StageRecord:
     """A stage record that began at a Unix time."""
     return StageRecord(
         stage=stage,
         seconds=seconds,
-        boot="cold" if boot == "cold" else "restored",
+        boot=boot,
         boot_id="0123456789abcdef",
         restore_count=count,
         ended_at=at + seconds,
@@ -101,11 +106,11 @@ RECORDS = (
     record("canary", 1012.25, 0.125),
     record("drain", 1012.5, 0.25),
     record("pre_snapshot", 1012.75, 1.0),
-    record("post_restore", 1013.75, 0.5, boot="restored", count=1),
-    record("canary_check", 1014.25, 0.125, boot="restored", count=1),
-    record("serve", 1014.375, 0.0625, boot="restored", count=1),
-    record("drain", 5000.0, 0.5, boot="restored", count=1),
-    record("pre_snapshot", 5000.5, 1.0, boot="restored", count=1),
-    record("post_restore", 9000.0, 30.0, boot="restored", count=2, error=f"EngineTimeoutError: {HOSTILE}"),
+    record("post_restore", 1013.75, 0.5, boot="woken", count=1),
+    record("canary_check", 1014.25, 0.125, boot="woken", count=1),
+    record("serve", 1014.375, 0.0625, boot="woken", count=1),
+    record("drain", 5000.0, 0.5, boot="woken", count=1),
+    record("pre_snapshot", 5000.5, 1.0, boot="woken", count=1),
+    record("post_restore", 9000.0, 30.0, boot="woken", count=2, error=f"EngineTimeoutError: {HOSTILE}"),
 )
 """A start that slept and woke, served for an hour, slept again, and failed in its second wake."""

@@ -25,7 +25,7 @@ def test_every_field_of_the_json_is_in_the_table() -> None:
         fields |= set(part)
     starts = content["starts"]
     assert isinstance(starts, list)
-    fields |= {*starts[0], *starts[0]["spans"][0], "cold", "restored", "median", "min", "p95", "max"}
+    fields |= {*starts[0], *starts[0]["spans"][0], "cold", "restored", "woken", "median", "min", "p95", "max"}
     table = PAGE.partition("## The JSON")[2].partition("`report` refuses")[0]
     named = set(re.findall(r"`([\w.\[\]]+)`", table)) - {"torpor.bench", "starts[].spans"}
     assert named == fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from tests.report.recorded import RECORDS, measured
 from torpor import ConfigurationError
 from torpor.records import StageReport
-from torpor.report import Recorded, page, read_report, starts_of
+from torpor.report import Floor, Recorded, page, read_report, starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,28 @@ def test_a_bench_that_was_damaged_is_refused(
     file.write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match=f"damaged file of `torpor bench`: .*{said}"):
         read_report(file)
+
+
+@pytest.mark.parametrize("backend", ["criu", "standby"])
+def test_a_bench_from_before_is_still_read(tmp_path: Path, backend: str) -> None:
+    """It told a 95th percentile of three starts, called wakes `restored`, and could have fewer bytes than none to copy."""
+    bench = measured(backend=backend)
+    if bench.floor:
+        bench = replace(bench, floor=replace(bench.floor, mapped_bytes=bench.floor.image_bytes + 10_000))
+    content = json.loads(
+        json.dumps(bench.as_json()).replace('"woken"', '"restored"').replace('"p95": null', '"p95": 1.5')
+    )
+    if content["floor"]:
+        content["floor"] |= {"copied_bytes": -5904, "copied_s": -5904 / content["floor"]["bandwidth_bytes_per_s"]}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(content))
+    assert read_report(file) == bench
+
+
+def test_no_floor_is_below_zero() -> None:
+    """More may be mapped than the images have: a page in several mappings counts once for each."""
+    floor = Floor(image_bytes=1000, mapped_bytes=5000, side_file_bytes=10, bandwidth_bytes_per_s=100.0)
+    assert (floor.copied_bytes, floor.copied_s, floor.all_s) == (10, 0.1, 10.1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -16,9 +17,9 @@ def test_records_become_starts_sleeps_and_wakes() -> None:
     assert [(start.boot, start.number, len(start.spans)) for start in starts] == [
         ("cold", 1, 5),
         ("sleep", 1, 2),
-        ("restored", 1, 3),
+        ("woken", 1, 3),
         ("sleep", 2, 2),
-        ("restored", 2, 1),
+        ("woken", 2, 1),
     ]
     assert [(span.stage, span.start_s, span.seconds) for span in starts[0].spans] == [
         ("preflight", 0.0, 0.25),
@@ -43,16 +44,35 @@ def test_a_second_start_in_one_file_is_one_of_its_own() -> None:
     ]
 
 
+def test_replicas_that_wake_side_by_side_are_starts_of_their_own() -> None:
+    """Their stages lie mixed in one file; each replica's begin with its sandbox, whatever the others do meanwhile."""
+    stages = ("sandbox", "side_files", "criu", "post_restore", "canary_check", "serve")
+    mixed = [
+        replace(record(stage, number, 0.5, boot="restored", count=1), replica=name)
+        for number, stage in enumerate(stages)
+        for name in ("kept-1", "kept-2")
+    ]
+    failed = replace(record("restore", 20.0, 0.5, boot="restored", count=1, error="SnapshotError: x"), replica="kept-3")
+    again = [replace(one, replica="kept-1") for one in mixed[::2]]
+    starts = starts_of([*mixed, failed, *again])
+    assert [(start.boot, start.number, len(start.spans)) for start in starts] == [
+        ("restored", 1, 6),
+        ("restored", 2, 6),
+        ("restored", 3, 1),
+        ("restored", 4, 6),
+    ]
+
+
 def test_no_records_are_no_starts() -> None:
     """An empty list draws nothing."""
     assert starts_of([]) == ()
 
 
 @pytest.mark.parametrize(
-    ("count", "median", "p95"), [(1, 1.0, 1.0), (4, 2.5, 4.0), (19, 10.0, 19.0), (20, 10.5, 19.0), (100, 50.5, 95.0)]
+    ("count", "median", "p95"), [(1, 1.0, None), (2, 1.5, None), (19, 10.0, None), (20, 10.5, 19.0), (100, 50.5, 95.0)]
 )
-def test_the_spread_is_by_nearest_rank(count: int, median: float, p95: float) -> None:
-    """Of 1..n in any order: the median between the middle two, p95 a value that was seen."""
+def test_the_spread_is_by_nearest_rank(count: int, median: float, p95: float | None) -> None:
+    """Of 1..n in any order: the median between the middle two, p95 a value that was seen, and none of fewer than 20."""
     values = [float(value) for value in range(1, count + 1)]
     random.Random(count).shuffle(values)
     assert Spread.of(values) == Spread(median=median, min=1.0, p95=p95, max=float(count))

@@ -98,7 +98,7 @@ def _end_interrupted() -> NoReturn:
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
-    """The options of `snapshot restore DIR [--replicas N] [--host H] [--port P] [--verify HOW] [--json]` in plain words.
+    """The options of a plain `snapshot restore`: DIR, --replicas, --host, --port, --verify, --records, --json in plain words.
 
     None for every other line; those, mistakes among them, are for the full parser, and so is another system than Linux.
     """
@@ -110,12 +110,13 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
         "port": None,
         "verify": "fast",
         "as_json": False,
+        "records": "",
     }
     rest = iter(words[2:])
     for word in rest:
         if word == "--json":
             options["as_json"] = True
-        elif word in ("--replicas", "--host", "--port", "--verify"):
+        elif word in ("--replicas", "--host", "--port", "--verify", "--records"):
             value = next(rest, "")
             if word == "--verify" and value in ("fast", "full"):
                 options["verify"] = value
@@ -125,6 +126,8 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
                 options["port"] = int(value)
             elif word == "--host" and value and not value.startswith("-"):
                 options["host"] = value
+            elif word == "--records" and value and not value.startswith("-"):
+                options["records"] = value
             else:
                 return None
         elif word.startswith("-") or options["folder"]:

@@ -26,6 +26,7 @@ from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot
 from torpor.report import Bench, Floor, Machine, page
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
+from torpor.report.starts import P95_FROM
 from torpor.snapshots.manifest import IMAGES
 from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import remove
@@ -94,6 +95,8 @@ def run_bench(
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
     measured = _measured(app_file, deployment, chosen, starts, console)
     console.print(_table(measured))
+    if starts < P95_FROM:
+        console.print(f"p95: from --starts {P95_FROM} on")
     _print_floor(measured, console)
     console.print(f"a {_word(measured)} is {measured.ratio:.1f} times as fast as a cold start")
     write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
@@ -212,7 +215,7 @@ def _table(measured: Bench) -> Table:
         table.add_column(column, justify="right")
     for boot, clocks in measured.spread.items():
         for clock, of in clocks.items():
-            values = [f"{value:.3f}" for value in (of.median, of.min, of.p95, of.max)]
+            values = ["-" if value is None else f"{value:.3f}" for value in (of.median, of.min, of.p95, of.max)]
             table.add_row("cold" if boot == "cold" else _word(measured), _CLOCK_NAMES[clock], *values)
     return table
 

@@ -266,6 +266,9 @@ def restore(
     host: Host = None,
     port: Port = None,
     verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
+    records: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Stage records go here; by default under the cache root.")
+    ] = None,
     even_if_bad: Annotated[
         bool, typer.Option("--even-if-bad", help="Also a snapshot that is marked bad: its replicas did not wake.")
     ] = False,
@@ -284,6 +287,7 @@ def restore(
         port=port,
         verify=verify,
         as_json=as_json,
+        records=records or "",
         even_if_bad=even_if_bad,
     )
 

@@ -25,6 +25,7 @@ from torpor.cli.listening import given_address, public_warning
 from torpor.cli.terminal import OutputError, claim_output, result, say
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
+from torpor.snapshots.places import records_file
 from torpor.snapshots.serving import MAX_REPLICAS, Replicas
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         host: NotRequired[str]
         verify: str
         as_json: bool
+        records: str
 
 
 __all__ = ["Served", "run_restore"]
@@ -129,6 +131,7 @@ def run_restore(
     verify: str,
     as_json: bool,
     host: str | None = None,
+    records: str | Path = "",
     even_if_bad: bool = False,
     first: FirstProcess | None = None,
 ) -> None:
@@ -143,6 +146,7 @@ def run_restore(
         verify: `fast` or `full`.
         as_json: see `Served`.
         host: address of the public port; the deployment's by default.
+        records: file for the stage records; by default one under the cache root.
         even_if_bad: also a snapshot whose replicas did not wake several times in a row.
         first: for the first sandbox, started before this module was imported.
     """
@@ -167,6 +171,7 @@ def run_restore(
         supervised=True,
         even_if_bad=even_if_bad,
     )
+    copies.records = Path(records) if records else records_file(copies.manifest.deployment.name)
     with announced:
         try:
             _start(copies, replicas)
@@ -218,6 +223,7 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
         "began_at": started,
         "served_at": time.monotonic(),
         "verify_s": copies.verify_s,
+        "records": str(copies.records) if copies.records else None,
         "replicas": [
             {
                 "name": one.replica.name,
@@ -252,6 +258,8 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
         f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
         f"{seconds:.3f} s - Ctrl-C ends it"
     )
+    if copies.records:
+        say(f"records: {copies.records}")
 
 
 def _say_if_public(copies: Replicas) -> None:

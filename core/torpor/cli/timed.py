@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
-    from torpor.records import StageRecord
+    from torpor.records import BootKind, StageRecord
 
 __all__ = ["COLD_TIMEOUT_S", "RESTORE_TIMEOUT_S", "cold_start", "restored_start", "standby_wake"]
 
@@ -72,7 +72,11 @@ def restored_start(
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
     """
-    with running(command("snapshot", "restore", str(folder), "--json", *words(deployment))) as (process, began):
+    argv = command("snapshot", "restore", str(folder), "--json", *words(deployment))
+    with (
+        tempfile.TemporaryDirectory() as records,
+        running([*argv, "--records", f"{records}/records.jsonl"]) as (process, began),
+    ):
         zero = _wall(began)
         clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
         told = _told(process)
@@ -100,7 +104,7 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
         clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, RESTORE_TIMEOUT_S)}
     finally:
         server.stop()
-    return _start("restored", number, [span_of(record, zero) for record in report.records[before:]], clocks)
+    return _start("woken", number, [span_of(record, zero) for record in report.records[before:]], clocks)
 
 
 def _told(process: subprocess.Popen[str]) -> dict[str, object]:
@@ -155,16 +159,16 @@ def _asked(process: Polled, began: float, deployment: Deployment, timeout_s: flo
     return first_token(process, began, port=deployment.port, model=model, timeout_s=timeout_s, host=host).first_token_s
 
 
-def _start(boot: str, number: int, stages: Sequence[Span], clocks: dict[str, float]) -> Start:
+def _start(boot: BootKind, number: int, stages: Sequence[Span], clocks: dict[str, float]) -> Start:
     """The stages, with what lies before the first and after the last of them."""
     spans = list(stages)
-    if boot == "cold" or "port_s" in clocks:
+    if boot != "woken":
         spans.insert(0, Span(stage="process", start_s=0.0, seconds=min((span.start_s for span in spans), default=0.0)))
     served_s = max((span.end_s for span in spans), default=0.0)
     spans.append(Span(stage="first_answer", start_s=served_s, seconds=max(0.0, clocks["first_token_s"] - served_s)))
     return Start(
         number=number,
-        boot="cold" if boot == "cold" else "restored",
+        boot=boot,
         spans=tuple(spans),
         port_s=clocks.get("port_s"),
         ready_s=clocks["ready_s"],

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from torpor.cli.terminal import result
 from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
 from torpor.plain_text import plain
-from torpor.platforms.local import LocalServer, cache_root, missing_packages
+from torpor.platforms.local import LocalServer, missing_packages
 from torpor.platforms.local_start import start_here
 from torpor.progress import listening
-from torpor.records import StageRecord, StageReport
+from torpor.records import BOOT_KINDS, StageRecord, StageReport, read_records
 from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
-from torpor.snapshots.places import snapshot_folder
+from torpor.snapshots.places import records_file, snapshot_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +85,7 @@ def run_up(
     address = url(host or deployment.host, port or deployment.port)
     announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
     served = Served(as_json=as_json and not question, announced=announced)
-    record_file = records or cache_root() / "records" / f"{deployment.name}-{int(time.time())}.jsonl"
+    record_file = records or records_file(deployment.name)
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     ends_on_sigterm()
     descriptors.raise_limit()
@@ -124,8 +123,8 @@ def run_up(
             )
             if not isinstance(started, LocalServer):
                 served.serve(started, 1, ask if question else None)
-                if as_json and question:
-                    result(json.dumps({"answer": answer}))
+                if question and not signals.hung_up:
+                    _print_end(read_records(record_file), record_file, answer, console, as_json=as_json)
                 return
             signals.listen()
             announced.engine_serves(started)
@@ -164,16 +163,19 @@ def _say_end(
     report: StageReport, record_file: Path, answer: dict[str, object] | None, console: Console, *, as_json: bool
 ) -> None:
     """What it took."""
+    _print_end(report.records, record_file, answer, console, as_json=as_json)
+
+
+def _print_end(
+    records: list[StageRecord], file: Path, answer: dict[str, object] | None, console: Console, *, as_json: bool
+) -> None:
+    """What was done, however it was started."""
     if as_json:
-        payload = {
-            "stages": [asdict(record) for record in report.records],
-            "records": str(record_file),
-            "answer": answer,
-        }
+        payload = {"stages": [asdict(record) for record in records], "records": str(file), "answer": answer}
         result(json.dumps(payload, indent=2))
     else:
-        console.print(stage_table(report.records))
-        console.print(f"records: {record_file}", soft_wrap=True)
+        console.print(stage_table(records))
+        console.print(f"records: {file}", soft_wrap=True)
 
 
 def _at_address(
@@ -360,7 +362,7 @@ def stage_table(records: list[StageRecord]) -> Table:
         boot = record.boot if not record.restore_count else f"{record.boot} #{record.restore_count}"
         plugins = ", ".join(f"{name} {seconds:.3f}" for name, seconds in record.plugins.items())
         table.add_row(boot, record.stage, f"{record.seconds:.3f}", plugins)
-    for kind in ("cold", "restored"):
+    for kind in BOOT_KINDS:
         seconds = [record.seconds for record in records if record.boot == kind]
         if seconds:
             table.add_row(kind, "total", f"{sum(seconds):.3f}", "")

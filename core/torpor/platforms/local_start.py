@@ -72,7 +72,7 @@ def start_here(
         prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
         host: address of the public port of a server with a snapshot; the deployment's by default.
         port: that port; the deployment's by default.
-        report: where the stages of a cold start are recorded.
+        report: where the stages of a cold start are recorded; those of a restore go to its file.
         supervised: start restored replicas again that end by themselves; a `LocalServer` is told to by `start_again`.
         on_way: told which way is taken.
         on_cold: told the server before a cold start.
@@ -105,6 +105,7 @@ def start_here(
                 cold_start=False,  # a cold start here keeps a new snapshot
                 on_stage=on_stage,
                 on_event=on_event,
+                records=report.path if report else None,
             )
             try:
                 _start_or_try_again(replicas, deployment, on_event or ReplicaEvent.log)

@@ -24,6 +24,8 @@ from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
+from torpor.records import BOOT_KINDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -421,9 +423,7 @@ def _whole(facts: dict[str, object]) -> bool:
     """Whether a record says what it is there for; half a word at a cut end would say something else."""
     if facts.get("event") == AFTER_SNAPSHOT:
         return "boot_id" in facts and isinstance(facts.get("copy"), bool)
-    return (
-        facts.get("boot") in ("cold", "woken", "restored") and str(facts.get("stage")) in _STAGES and "seconds" in facts
-    )
+    return facts.get("boot") in BOOT_KINDS and str(facts.get("stage")) in _STAGES and "seconds" in facts
 
 
 def _value(text: str) -> object:

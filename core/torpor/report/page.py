@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torpor._version import __version__
 from torpor.report.figures import bytes_text, figure, seconds_text
 from torpor.report.measured import CLOCKS, Bench
-from torpor.report.starts import MILESTONES
+from torpor.report.starts import MILESTONES, P95_FROM
 from torpor.report.style import GROUPS, STYLE, group_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _recorded_section(recorded: Recorded) -> str:
 def _tiles(bench: Bench, what: str) -> str:
     spread = bench.spread
     rows = []
-    for boot, name in (("cold", "cold start"), ("restored", what)):
+    for boot, name in (("cold", "cold start"), (bench.kind, what)):
         median = spread[boot]["first_token_s"].median
         shown = figure(median, seconds_text(median), f"spread.{boot}.first_token_s.median")
         rows.append(f"<div><dt>{name} to first token, median</dt><dd>{shown}</dd></div>")
@@ -172,13 +172,18 @@ def _table(bench: Bench, what: str) -> str:
     for boot, clocks in bench.spread.items():
         for clock, spread in clocks.items():
             cells = "".join(
-                f"<td>{figure(value, seconds_text(value), f'spread.{boot}.{clock}.{name}')}</td>"
+                "<td>-</td>"
+                if value is None
+                else f"<td>{figure(value, seconds_text(value), f'spread.{boot}.{clock}.{name}')}</td>"
                 for name, value in vars(spread).items()
             )
             who = "cold" if boot == "cold" else what
             rows.append(f'<tr><th scope="row">{who}, {_CLOCK_NAMES[clock]}</th>{cells}</tr>')
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("until", "median", "min", "p95", "max"))
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = (
+        "" if len(bench.starts) >= 2 * P95_FROM else f'<p class="soft">p95: from {P95_FROM} starts of each kind on.</p>'
+    )
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>{note}"
 
 
 def _floor(floor: Floor) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
 from torpor.given_files import read_given
-from torpor.records import read_records
+from torpor.records import BOOT_KINDS, read_records
 from torpor.report.measured import FORMAT, Bench
 from torpor.report.starts import starts_of
 
@@ -89,6 +89,8 @@ def _check(record: StageRecord, where: str) -> None:
         ("boot_id", str),
         ("error", str),
         ("reason", str),
+        ("deployment", str),
+        ("replica", str),
         ("restore_count", int),
         ("restarts", int),
         ("ok", bool),
@@ -97,7 +99,7 @@ def _check(record: StageRecord, where: str) -> None:
             raise ConfigurationError(f"{where}: {name} is {value!r}, no {kind.__name__}; remove the line or the file.")
     if not isinstance(record.plugins, dict):
         raise ConfigurationError(f"{where}: plugins is {record.plugins!r}, no object; remove the line or the file.")
-    if not isinstance(record.boot, str) or record.boot not in ("cold", "restored") or not isinstance(record.stage, str):
+    if not isinstance(record.boot, str) or record.boot not in BOOT_KINDS or not isinstance(record.stage, str):
         raise ConfigurationError(
-            f"{where}: no stage {record.stage!r} of a start {record.boot!r} is known (cold or restored); remove the line."
+            f"{where}: no stage {record.stage!r} of a start {record.boot!r} is known ({', '.join(BOOT_KINDS)}); remove the line."
         )

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
     from torpor.records import StageRecord
 
-__all__ = ["KINDS", "MILESTONES", "Kind", "Span", "Spread", "Start", "starts_of"]
+__all__ = ["KINDS", "MILESTONES", "P95_FROM", "Kind", "Span", "Spread", "Start", "starts_of"]
 
-Kind = Literal["cold", "restored", "sleep"]
-KINDS: tuple[Kind, ...] = ("cold", "restored", "sleep")
+Kind = Literal["cold", "woken", "restored", "sleep"]
+KINDS: tuple[Kind, ...] = ("cold", "woken", "restored", "sleep")
 MILESTONES = ("port_s", "ready_s", "first_token_s")
 _P95 = 0.95
+P95_FROM = 20
+"""How many values a 95th percentile is told of, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Start:
     """One start, wake or sleep.
 
     Attributes:
-        number: the how manieth of its kind, from 1.
-        boot: `cold`, `restored` (from a snapshot, or woken in its own process), or `sleep` for the way there.
+        number: its ordinal among its kind, from 1.
+        boot: `cold`, `woken` (in its own process), `restored` (from a snapshot), or `sleep` for the way there.
         spans: its stages, in order.
         port_s: seconds from its zero until the public port took a connection; None where nobody looked.
         ready_s: until `/health` answered 200.
@@ -84,33 +86,37 @@ class Spread:
     Attributes:
         median: of all.
         min: the least.
-        p95: by nearest rank: the smallest value that 95 % of all do not exceed. Of fewer than 20 it is the greatest.
+        p95: by nearest rank: the smallest value that 95 % of all do not exceed; None of fewer than 20, where it would be the
+            greatest of all.
         max: the greatest.
     """
 
     median: float
     min: float
-    p95: float
+    p95: float | None
     max: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of one value or more."""
         ordered = sorted(values)
-        rank = math.ceil(_P95 * len(ordered))
-        return cls(median=statistics.median(ordered), min=ordered[0], p95=ordered[rank - 1], max=ordered[-1])
+        p95 = ordered[math.ceil(_P95 * len(ordered)) - 1] if len(ordered) >= P95_FROM else None
+        return cls(median=statistics.median(ordered), min=ordered[0], p95=p95, max=ordered[-1])
 
 
 def starts_of(records: Sequence[StageRecord]) -> tuple[Start, ...]:
-    """Stage records of one server as its starts, sleeps and wakes, each with a zero of its own.
+    """Stage records of one server or several as starts, sleeps and wakes, each with a zero of its own.
 
     The zero is the beginning of the first stage, which is later than the start of the process.
     """
     groups: list[list[StageRecord]] = []
+    open_groups: dict[str, list[StageRecord]] = {}  # replicas that wake side by side share a file
     for record in records:
-        if not groups or _begins(record, groups[-1][-1]):
-            groups.append([])
-        groups[-1].append(record)
+        group = open_groups.get(record.replica)
+        if group is None or _begins(record, group[-1]):
+            group = open_groups[record.replica] = []
+            groups.append(group)
+        group.append(record)
     counts = dict.fromkeys(KINDS, 0)
     starts = []
     for group in groups:
@@ -136,6 +142,6 @@ def _begins(record: StageRecord, last: StageRecord) -> bool:
     """Whether a record begins another start than the one before it belongs to."""
     return (
         (record.boot, record.restore_count) != (last.boot, last.restore_count)
-        or record.stage in ("preflight", "drain")
+        or record.stage in ("preflight", "drain", "sandbox")
         or last.stage in ("serve", "pre_snapshot")
     )

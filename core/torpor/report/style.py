@@ -12,7 +12,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "load": ("engine start", ("launch", "ready")),
     "warm": ("warm-up, canary", ("warmup", "canary", "canary_check")),
     "sleep": ("falling asleep", ("drain", "pre_snapshot")),
-    "snapshot": ("snapshot", ("sandbox", "side_files", "criu", "cuda")),
+    "snapshot": ("snapshot", ("sandbox", "side_files", "criu", "cuda", "restore")),
     "wake": ("wake, opening", ("post_restore", "serve")),
     "answer": ("first answer", ("first_answer",)),
 }
@@ -62,7 +62,7 @@ figure { margin: .8rem 0 0; }
 .lanes .track { height: 1.25rem; }
 .lanes .track i { border-radius: 0; }
 .lanes li { padding: .1rem 0; }
-.lanes li.restored + li.cold { margin-top: .55rem; }
+.lanes li.restored + li.cold, .lanes li.woken + li.cold { margin-top: .55rem; }
 .mark .track { background: none; border-top: 1px solid var(--line); height: 0; border-radius: 0; }
 .mark .track i { width: .55rem; height: .55rem; min-width: 0; top: -.32rem; bottom: auto; background: var(--ink);
   transform: translateX(-50%) rotate(45deg); border-radius: 1px; }

@@ -7,6 +7,7 @@ criu       the process is written to a folder and ends; any number of copies can
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -318,12 +319,27 @@ class CriuBackend:
             boot.wake()
             self._publish(boot.deployment)
             return
+        from torpor.records import failed_restore  # noqa: PLC0415
         from torpor.snapshots.serving import begin_sandbox, bring_back, restored_identity  # noqa: PLC0415
 
         folder = self._folder or _default_folder(boot.deployment)
         manifest, identity = restored_identity(folder)
         criu = self._criu()
-        replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
+        began = time.perf_counter()
+        try:
+            replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
+        except Exception as error:
+            seconds = time.perf_counter() - began
+            boot.report.end(
+                failed_restore(
+                    deployment=boot.deployment.name,
+                    replica=boot.replica,
+                    seconds=seconds,
+                    error=error,
+                    restarts=boot.restarts,
+                )
+            )
+            raise
         self._sandbox, self._work = replica.sandbox, replica.work
         replica.wake(boot, manifest, identity)
         self._publish(boot.deployment)

@@ -67,6 +67,7 @@ def start_cold(
         starter=SandboxStarter(sandbox, deployment, captured=False),
         restarts=restarts,
         reason=reason,
+        replica=name,
     )
     replica = Replica(
         name=name,

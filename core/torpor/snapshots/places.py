@@ -19,6 +19,7 @@ __all__ = [
     "KEPT",
     "cache_root",
     "criu_prefix",
+    "records_file",
     "release_work_folder",
     "scratch_folder",
     "snapshot_folder",
@@ -55,6 +56,16 @@ def scratch_folder() -> Path:
 def snapshot_folder(name: str) -> Path:
     """Where a deployment's snapshot goes when nobody says otherwise."""
     return cache_root() / "snapshots" / name
+
+
+def records_file(name: str) -> Path:
+    """Where the stage records of a command go that begins now, when nobody says otherwise.
+
+    Args:
+        name: the deployment's.
+    """
+    file = cache_root() / "records" / f"{name.replace('/', '_')}-{int(time.time())}.jsonl"
+    return file.with_stem(f"{file.stem}-{os.getpid()}") if file.exists() else file
 
 
 def work_folder(name: str) -> Path:

@@ -72,7 +72,8 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
             step = "found whole"
             _compare(before, life_of(replica.sandbox))
             step = "woken"
-            replica.wake(Boot(boot.deployment, recipe=boot.recipe), manifest, identity)
+            trial = Boot(boot.deployment, recipe=boot.recipe, replica=f"{boot.deployment.name}-proof")
+            replica.wake(trial, manifest, identity)
         finally:
             replica.sandbox.kill()
             release_work_folder(replica.work)

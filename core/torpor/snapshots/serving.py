@@ -100,7 +100,12 @@ class Replica(NamedTuple):
         engine = SandboxEngine(self.sandbox, boot_id=identity.boot_id, guard_key=identity.guard_key)
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
-        boot.wake(new_boot_id=os.urandom(8).hex())
+        boot_id = os.urandom(8).hex()
+        steps = [("sandbox", self.sandbox_s), ("side_files", self.side_files_s), ("criu", self.criu_s)]
+        steps += [("cuda", self.cuda_s)] if self.cuda_s is not None else []
+        since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
+        boot.note_restored(steps, ended_at=time.time() - since_s, boot_id=boot_id)
+        boot.wake(new_boot_id=boot_id)
 
 
 class Serving(NamedTuple):
@@ -247,12 +252,13 @@ class Replicas:
         host: address of the public port; the deployment's by default.
         full: verify by hash before.
         on_death: told the name of a replica that ended by itself, and its last lines.
-        on_stage: told the stages of every wake.
+        on_stage: told the stages of every wake, and of every cold start.
         first: for the first sandbox; who started it ends it where nothing comes of it.
         supervised: start a replica again that ended by itself: from the snapshot, or cold where that cannot be used any more.
         cold_start: whether a replica that does not wake may start cold; the deployment may still forbid it.
         even_if_bad: restore a snapshot that is marked bad, too.
         on_event: told what happens to replicas by themselves, in threads of its own; by default that is logged.
+        records: file that gets one JSON line for each stage of all replicas; see `torpor.records`.
 
     Attributes:
         manifest: the snapshot's.
@@ -273,7 +279,9 @@ class Replicas:
         cold_start: bool = True,
         even_if_bad: bool = False,
         on_event: Callable[[ReplicaEvent], None] | None = None,
+        records: Path | None = None,
     ) -> None:
+        self.records = records
         self.folder = real_folder(folder)
         self.verify_s = 0.0
         self._full = full
@@ -416,9 +424,7 @@ class Replicas:
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            bringing += [
-                _Task(bring_back, self.folder, self.manifest, criu=criu, begun=one, mark=self._mark) for one in begun
-            ]
+            bringing += [_Task(self._brought_back, attempt, one, criu) for one in begun]
             outside = _Task(changed_files, self.folder, full=self._full)
             import_httpx()  # from here on, while CRIU works
             deployment, recipe, differences = self._loaded()
@@ -452,6 +458,24 @@ class Replicas:
     def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> BegunSandbox:
         name = self._next_name()
         return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
+
+    def _brought_back(self, attempt: Attempt, begun: BegunSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
+        """Restore one tree; a failure is recorded, unless somebody ended the start."""
+        started = time.perf_counter()
+        try:
+            return bring_back(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
+        except Exception as error:
+            if not attempt.ended:
+                self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
+            raise
+
+    def _record_failure(self, name: str, seconds: float, error: Exception, restarts: int) -> None:
+        from torpor.records import failed_restore  # noqa: PLC0415
+
+        deployment = self.manifest.deployment.name
+        self._report(name).end(
+            failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
+        )
 
     def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
@@ -504,7 +528,7 @@ class Replicas:
             self._tell_failed_wake(attempt, replica.name, error)
         again: Replica | None = None
         try:
-            again = bring_back(self.folder, self.manifest, criu=criu, begun=self._begin(attempt), mark=self._mark)
+            again = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
             return self._wake(again, reason, back_off)
         except Exception as error:
             if again is not None:
@@ -526,7 +550,9 @@ class Replicas:
 
         deployment, recipe = self._deployment()
         report = self._report(replica.name)
-        boot = Boot(deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason)
+        boot = Boot(
+            deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason, replica=replica.name
+        )
         replica.wake(boot, self.manifest, self._identity)
         forget_failures(self.folder)
         return self._serving_replica(replica, boot, back_off)
@@ -561,10 +587,15 @@ class Replicas:
         return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
 
     def _report(self, name: str) -> StageReport:
-        from torpor.records import StageReport  # noqa: PLC0415
+        from torpor.records import RESTORE_STAGES, StageReport  # noqa: PLC0415
 
-        on_stage = self._on_stage
-        return StageReport(on_end=(lambda record: on_stage(name, record)) if on_stage else None)
+        def tell(record: StageRecord) -> None:
+            if (
+                self._on_stage is not None and record.stage not in RESTORE_STAGES
+            ):  # those are told as parts of the replica
+                self._on_stage(name, record)
+
+        return StageReport(self.records, on_end=tell)
 
     def _deployment(self) -> tuple[Deployment, Recipe]:
         if self._app is None:
@@ -618,7 +649,7 @@ class Replicas:
         criu = self._verified_criu(1)
         if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
             raise _misfit(self.folder, reasons)
-        replica = bring_back(self.folder, manifest, criu=criu, begun=self._begin(attempt), mark=mark)
+        replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
 
     def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
