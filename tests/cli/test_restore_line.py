@@ -29,6 +29,7 @@ def test_a_plain_line_is_read() -> None:
         "as_json": True,
     }
     assert (_plain_restore(["snapshot", "restore", "d", "--host", "::1"]) or {}).get("host") == "::1"
+    assert (_plain_restore(["snapshot", "restore", "d", "--records", "r.jsonl"]) or {}).get("records") == "r.jsonl"
 
 
 @pytest.mark.parametrize(

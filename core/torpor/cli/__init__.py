@@ -110,7 +110,6 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
         "port": None,
         "verify": "fast",
         "as_json": False,
-        "records": "",
     }
     rest = iter(words[2:])
     for word in rest:

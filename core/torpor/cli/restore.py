@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         host: NotRequired[str]
         verify: str
         as_json: bool
-        records: str
+        records: NotRequired[str]
 
 
 __all__ = ["Served", "run_restore"]
