@@ -770,6 +770,36 @@ def test_live_rules_are_skipped_with_the_way_to_run_them(pytester: pytest.Pytest
     assert "TestBroken has no fixture `live_deployment`: add one that returns a Deployment" in result.stdout.str()
 
 
+def test_rules_of_an_engine_that_never_started_are_skipped_with_its_error(pytester: pytest.Pytester) -> None:
+    """Not with something that only follows from it, such as a guard that it never got."""
+    pytester.makepyfile(
+        broken=HEADER + "@value\nclass Broken(StandIn):\n    fault: Fault = Fault.EXIT_AT_START",
+        test_broken=TESTS.format(contract="EngineContract", instance="Broken()") + LIVE,
+    )
+    told = "sleeping_engine or repeated or two_wakes or starts_and_serves"
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-rs", "-k", told)
+    result.assert_outcomes(failed=1, skipped=3, deselected=result.parseoutcomes()["deselected"])
+    reasons = [line for line in result.stdout.lines if line.startswith("SKIPPED")]
+    assert {reason.partition("]")[0] for reason in reasons} == {"SKIPPED [1", "SKIPPED [2"}
+    for reason in reasons:
+        assert "its start failed (EngineExitedError: The engine (pid " in reason
+        assert "test_starts_and_serves shows it." in reason
+
+
+def test_rules_of_an_engine_that_died_asleep_name_the_rule_that_shows_it(pytester: pytest.Pytester) -> None:
+    """With the last stage that it reached."""
+    observed = "failure=RuntimeError('gone')"
+    pytester.makepyfile(
+        broken=HEADER + "@value\nclass Broken(StandIn):\n    pass",
+        test_broken=TESTS.format(contract="EngineContract", instance="Broken()") + OBSERVED.format(observed=observed),
+    )
+    result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-rs", "-k", "two_wakes")
+    assert (
+        "never got as far as 'woke again': after 'asleep' it ended (RuntimeError: gone). test_sleeps_and_wakes_twice shows it."
+        in result.stdout.str()
+    )
+
+
 def test_a_free_standing_plugin_keeps_every_rule(pytester: pytest.Pytester) -> None:
     """A plugin need not derive from `torpor.Plugin`, and may take fewer arguments."""
     source = """@value

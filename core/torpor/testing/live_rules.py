@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from torpor.errors import TorporError
+from torpor.errors import SnapshotError, TorporError
 from torpor.platforms.local import CriuBackend
 from torpor.testing.failing import broken
 from torpor.testing.live import CHAT_ROUTE, CLOSED_ROUTES, OWN_ROUTES, live_through, restore_two
@@ -128,7 +128,7 @@ class LiveRules:
         try:
             first, second = restore_two(live_deployment, tmp_path)
         except TorporError as error:
-            pytest.skip(f"the engine was not captured and restored here: {type(error).__name__}: {error}")
+            pytest.skip(f"two replicas could not be had: {_stage(error)}: {type(error).__name__}: {error}")
         _differ(first, second, what="replicas of one snapshot")
 
     @_live
@@ -136,6 +136,7 @@ class LiveRules:
         """While it sleeps, the guard answers in the engine's place."""
         _need_sleep(live_deployment)
         _need_guard(live_deployment)
+        _need(life, "started")
         _need_rules(life)
         _need(life, "asleep")
         answers = {
@@ -153,6 +154,7 @@ class LiveRules:
     def test_repeated_lifecycle_calls_are_refused(self, life: Life, live_deployment: Deployment) -> None:
         """Sleep and wake happen once each, in order."""
         _need_guard(live_deployment)
+        _need(life, "started")
         _need_rules(life)
         _need(life, "asleep" if live_deployment.engine.supports_sleep else "serving")
         passed = {what: status for what, status in life.repeated.items() if status != _CONFLICT}
@@ -179,10 +181,18 @@ def _statuses_of(statuses: dict[str, int], path: str) -> list[int]:
 
 
 def _need(life: Life, stage: str) -> None:
+    """Skip what cannot be seen of a life that ended earlier; the rule that shows the end is named."""
     if stage not in life.stages:
-        pytest.skip(
-            f"the engine never got as far as {stage!r}: {type(life.failure).__name__}; another rule's test shows it"
-        )
+        rule = LiveRules.test_sleeps_and_wakes_twice if "serving" in life.stages else LiveRules.test_starts_and_serves
+        last = f"after {life.stages[-1]!r} it ended" if life.stages else "its start failed"
+        failure = life.failure
+        said = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}" if failure else "no error was raised"
+        pytest.skip(f"the engine never got as far as {stage!r}: {last} ({said}). {rule.__name__} shows it.")
+
+
+def _stage(error: TorporError) -> str:
+    """Where a capture and two restores ended."""
+    return "this machine or engine gives no snapshot" if isinstance(error, SnapshotError) else "the engine failed"
 
 
 def _need_sleep(deployment: Deployment) -> None:
