@@ -7,13 +7,19 @@ httpx.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
+from torpor._override import override
 from torpor._version import __version__
 from torpor.cli.terminal import claim_output
+
+if TYPE_CHECKING:
+    from typer._click import Context
 
 __all__ = ["app"]
 
@@ -36,14 +42,31 @@ torpor new prompt-file            torpor-prompt-file/, module torpor_prompt_file
 torpor new LlamaCpp --engine      torpor-llamacpp/, module torpor_llamacpp, class LlamaCpp
 """
 
+_WIDEST_HELP = 120
+
+
+class _Group(TyperGroup):
+    """Lists its commands with their whole first paragraph, which typer would cut at the end of the line."""
+
+    @override
+    def list_commands(self, ctx: Context) -> list[str]:
+        for command in self.commands.values():
+            command.short_help = command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
+        return super().list_commands(ctx)
+
+
 app = typer.Typer(
     name="torpor",
+    cls=_Group,
     help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": min(shutil.get_terminal_size().columns, _WIDEST_HELP) - 2,
+    },
 )
 
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
@@ -204,7 +227,7 @@ def new(
     run_new(name, engine=engine, into=into)
 
 
-key = typer.Typer(help="Bearer keys for the public paths.", no_args_is_help=True)
+key = typer.Typer(cls=_Group, help="Bearer keys for the public paths.", no_args_is_help=True)
 app.add_typer(key, name="key")
 
 
@@ -225,7 +248,9 @@ def new_key(as_json: AsJson = False) -> None:
 
 
 snapshot = typer.Typer(
-    help="Keep a sleeping server in a folder, and restore any number of copies (CRIU).", no_args_is_help=True
+    cls=_Group,
+    help="Keep a sleeping server in a folder, and restore any number of copies (CRIU).",
+    no_args_is_help=True,
 )
 app.add_typer(snapshot, name="snapshot")
 

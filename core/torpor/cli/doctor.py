@@ -8,10 +8,11 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import typer
-
 from torpor.apps import load_deployment
 from torpor.cautions import cautions
+from torpor.cli.console import LEVEL_STYLES
+from torpor.cli.layout import Layout
+from torpor.cli.terminal import claim_output, result
 from torpor.doctor import diagnose
 from torpor.errors import ConfigurationError, TorporError
 from torpor.findings import Finding
@@ -44,16 +45,21 @@ def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False) -> None:
         raise ConfigurationError(
             "--recheck reads what an app's plugins fetched; name the app: torpor doctor APP --recheck"
         )
+    claim_output()
     deployment = load_deployment(app_file) if app_file else None
     findings = (*(_of_app(deployment) if deployment else ()), *diagnose(deployment))
     if recheck and deployment:
         findings += tuple(_rechecked(deployment))
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        result(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
+        layout = Layout()
         for finding in findings:
-            typer.echo(_lines(finding))
+            who = f"plugin {finding.plugin}: " if finding.plugin else ""
+            layout.field(f"{finding.level:<8} {finding.what:<12} ", f"{who}{finding.seen}", LEVEL_STYLES[finding.level])
+            if finding.cure:
+                layout.field(f"{'':<21} -> ", finding.cure)
     sys.exit(code)
 
 
@@ -135,10 +141,3 @@ def _of_secrets(names: tuple[str, ...]) -> Finding:
             cure="; ".join(f"modal secret create {name} KEY=VALUE" for name in missing),
         )
     return Finding(level="ok", what="secrets", seen=f"Modal has {listed}")
-
-
-def _lines(finding: Finding) -> str:
-    """What was seen, and under it what to do."""
-    who = f"plugin {finding.plugin}: " if finding.plugin else ""
-    line = f"{finding.level:<8} {finding.what:<12} {who}{finding.seen}"
-    return f"{line}\n{'':<21} -> {finding.cure}" if finding.cure else line

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import typer
-
 from torpor.apps import load_deployment
 from torpor.cautions import cautions
+from torpor.cli.console import LEVEL_STYLES
+from torpor.cli.layout import Layout
+from torpor.cli.terminal import claim_output, result
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
 from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
+from torpor.plain_text import one_line
 from torpor.plan_diff import changes
 from torpor.plugin_checks import accepted, plugin_findings
 from torpor.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
-    from torpor.findings import Finding
     from torpor.recipe import Recipe
 
 __all__ = ["plan_of", "show_plan"]
@@ -104,6 +104,7 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
         ConfigurationError: a plugin's check finds an error in the deployment, or in the other one; what differs is printed
             all the same.
     """
+    claim_output()
     deployment = load_deployment(app_file)
     if other:
         compared = None if other.endswith(".json") else load_deployment(other)
@@ -114,10 +115,9 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
         return
     accepted(deployment)
     if as_json:
-        typer.echo(json.dumps(plan_of(deployment), indent=2))
-        return
-    for line in _lines(deployment):
-        typer.echo(line)
+        result(json.dumps(plan_of(deployment), indent=2))
+    else:
+        _print(deployment)
 
 
 def _holds_plan(values: dict[str, object]) -> bool:
@@ -141,16 +141,17 @@ def _plan_in(name: str) -> dict[str, object]:
 def _show_changes(before: dict[str, object], after: dict[str, object], *, as_json: bool) -> None:
     found = changes(_values(before), _values(after))
     if as_json:
-        typer.echo(json.dumps([asdict(change) for change in found], indent=2))
+        result(json.dumps([asdict(change) for change in found], indent=2))
         return
+    layout = Layout()
     for change in found:
-        typer.echo(change.path)
+        layout.heading(change.path)
         if change.kind != "added":
-            typer.echo(f"  - {_shown(change.before)}")
+            layout.field("  - ", _shown(change.before), "red")
         if change.kind != "removed":
-            typer.echo(f"  + {_shown(change.after)}")
+            layout.field("  + ", _shown(change.after), "green")
     if not found:
-        typer.echo("the plans are the same")
+        layout.row("the plans are the same")
 
 
 def _values(plan: dict[str, object]) -> dict[str, object]:
@@ -165,60 +166,51 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _lines(deployment: Deployment) -> list[str]:
-    lifecycle = Lifecycle(deployment)
+def _print(deployment: Deployment) -> None:
+    lifecycle, layout = Lifecycle(deployment), Layout()
     recipe = lifecycle.recipe()
+    _print_head(deployment, recipe, layout)
+    _print_image(recipe, layout)
+    _print_steps(recipe, layout)
+    layout.heading("engine command")
+    layout.command("  ", deployment.engine.engine_argv(deployment, recipe))
+    layout.blank()
+    layout.heading("why each flag")
+    for name, one in _flags(deployment, recipe).items():
+        layout.field(f"  {one_line(name)}{' ' * bool(one['value'])}", one["value"])
+        layout.field("      ", one["reason"])
+    layout.blank()
+    _print_stages(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins], layout)
+    if warnings := (*accepted(deployment), *cautions(deployment, recipe)):
+        layout.blank()
+        layout.heading("warnings")
+        for finding in warnings:
+            by = f" [{finding.plugin}]" if finding.plugin else ""
+            layout.field(f"  {finding.what}{by}: ", finding.seen, LEVEL_STYLES[finding.level])
+            if finding.cure:
+                layout.field("      -> ", finding.cure)
+
+
+def _print_head(deployment: Deployment, recipe: Recipe, layout: Layout) -> None:
     engine, model, scaling = deployment.engine, deployment.model, deployment.scaling
-    modal = {} if deployment.modal is None else deployment.modal.changed()
     revision = f" @ {model.revision[:12]}" if model.revision else ""
-    lines = [
-        f"{deployment.name}: {model.source}{revision}, served as {model.served_name}",
-        (
-            f"  engine    {plugin_name(engine)} {engine.engine_version} on {deployment.gpu or 'the CPU'}, port {deployment.port}"
-            f"{', behind the guard' if engine.guarded else ', WITHOUT a guard: every route of it is public'}"
-        ),
-        (
-            f"  scaling   {scaling.target_concurrency} requests target, {scaling.max_concurrency} at most per replica; replicas "
-            f"from {scaling.min_containers} to {scaling.max_containers or 'what the platform allows'}, "
-            f"{scaling.buffer_containers} kept ahead, each idle for {scaling.scaledown_window_s} s at most"
-        ),
-        f"  snapshot  memory {_on(deployment.snapshot)}, GPU {_on(bool(deployment.gpu_snapshot))}",
-        f"  start     {_start_limits(deployment, recipe)}",
-        *([f"  modal     {', '.join(f'{name}={value!r}' for name, value in modal.items())}"] if modal else []),
-        "",
-        "image",
-        f"  base      {recipe.image.base or '(the platform default)'}",
-    ]
-    if recipe.image.python_link:
-        lines += ["  python    linked to python3 where the base image has none"]
-    lines += [f"  apt       {name}" for name in recipe.image.apt] + [f"  pip       {line}" for line in recipe.image.pip]
-    lines += [
-        f"  volume    {path} <- {volume}  [{recipe.origins[f'volume:{path}']}]"
-        for path, volume in recipe.volumes.items()
-    ]
-    lines += [f"  env       {name}={value}  [{recipe.origins[f'env:{name}']}]" for name, value in recipe.env.items()]
-    lines += ["", "build steps"]
-    for number, step in enumerate(recipe.steps, start=1):
-        needs = ["gpu"] * step.gpu + [f"secret {name}" for name in step.secrets] + list(step.volumes)
-        command = shlex.join(([f"<{step.script}>"] if step.script else []) + list(step.argv))
-        lines.append(
-            f"  {number}. {step.name}  [{recipe.origins[f'step:{step.name}']}]  at most {step.timeout_s:g} s; {', '.join(needs)}"
-        )
-        lines.append(f"     {command}")
-    lines += [
-        f"  before each launch: {check.name}  [{recipe.origins[f'preflight:{check.name}']}]"
-        for check in recipe.preflight
-    ]
-    lines += ["", "engine command", f"  {shlex.join(engine.engine_argv(deployment, recipe))}", "", "why each flag"]
-    lines += [
-        f"  {name} {one['value']}".rstrip() + f"\n      {one['reason']}"
-        for name, one in _flags(deployment, recipe).items()
-    ]
-    lines += ["", *_stage_table(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins])]
-    warnings = (*accepted(deployment), *cautions(deployment, recipe))
-    lines += ["", "warnings"] if warnings else []
-    lines += [line for finding in warnings for line in _warning(finding)]
-    return lines
+    layout.field(f"{deployment.name}: ", f"{model.source}{revision}, served as {model.served_name}", "bold")
+    layout.field(
+        "  engine    ",
+        f"{plugin_name(engine)} {engine.engine_version} on {deployment.gpu or 'the CPU'}, port {deployment.port}"
+        f"{', behind the guard' if engine.guarded else ', WITHOUT a guard: every route of it is public'}",
+    )
+    layout.field(
+        "  scaling   ",
+        f"{scaling.target_concurrency} requests target, {scaling.max_concurrency} at most per replica; replicas "
+        f"from {scaling.min_containers} to {scaling.max_containers or 'what the platform allows'}, "
+        f"{scaling.buffer_containers} kept ahead, each idle for {scaling.scaledown_window_s} s at most",
+    )
+    layout.field("  snapshot  ", f"memory {_on(deployment.snapshot)}, GPU {_on(bool(deployment.gpu_snapshot))}")
+    layout.field("  start     ", _start_limits(deployment, recipe))
+    if modal := {} if deployment.modal is None else deployment.modal.changed():
+        layout.field("  modal     ", ", ".join(f"{name}={value!r}" for name, value in modal.items()))
+    layout.blank()
 
 
 def _start_limits(deployment: Deployment, recipe: Recipe) -> str:
@@ -228,22 +220,47 @@ def _start_limits(deployment: Deployment, recipe: Recipe) -> str:
     return f"at most {limits}; Modal gives a start {modal_start_limit_s(deployment, recipe):g} s in all"
 
 
-def _warning(finding: Finding) -> list[str]:
-    by = f" [{finding.plugin}]" if finding.plugin else ""
-    return [f"  {finding.what}{by}: {finding.seen}", *([f"      -> {finding.cure}"] if finding.cure else [])]
+def _print_image(recipe: Recipe, layout: Layout) -> None:
+    layout.heading("image")
+    layout.field("  base      ", recipe.image.base or "(the platform default)")
+    if recipe.image.python_link:
+        layout.field("  python    ", "linked to python3 where the base image has none")
+    for name in recipe.image.apt:
+        layout.field("  apt       ", name)
+    for line in recipe.image.pip:
+        layout.field("  pip       ", line)
+    for path, volume in recipe.volumes.items():
+        layout.field("  volume    ", f"{path} <- {volume}  [{recipe.origins[f'volume:{path}']}]")
+    for name, value in recipe.env.items():
+        layout.field("  env       ", f"{name}={value}  [{recipe.origins[f'env:{name}']}]")
+    layout.blank()
 
 
-def _stage_table(lifecycle: Lifecycle, plugins: list[str]) -> list[str]:
-    """Which plugin is called in which stage, and as the how manieth."""
+def _print_steps(recipe: Recipe, layout: Layout) -> None:
+    layout.heading("build steps")
+    for number, step in enumerate(recipe.steps, start=1):
+        needs = ["gpu"] * step.gpu + [f"secret {name}" for name in step.secrets] + list(step.volumes)
+        origin = recipe.origins[f"step:{step.name}"]
+        layout.field(
+            f"  {number}. ",
+            f"{step.name}  [{origin}]  {'; '.join(filter(None, (f'at most {step.timeout_s:g} s', ', '.join(needs))))}",
+        )
+        layout.command("     ", [*([f"<{step.script}>"] if step.script else []), *step.argv])
+    for check in recipe.preflight:
+        layout.field("  before each launch: ", f"{check.name}  [{recipe.origins[f'preflight:{check.name}']}]")
+    layout.blank()
+
+
+def _print_stages(lifecycle: Lifecycle, plugins: list[str], layout: Layout) -> None:
+    """Which plugin is called in which stage, and its place in the order."""
     widths = [len(name) for name in plugins]
     rows = [("stages", plugins)]
     for hook in HOOK_NAMES:
         called = list(lifecycle.implementers(hook))
         rows.append((f"  {hook}", [str(called.index(name) + 1) if name in called else "-" for name in plugins]))
-    return [
-        f"{stage:<18}  {'  '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))}".rstrip()
-        for stage, cells in rows
-    ]
+    for stage, cells in rows:
+        row = f"{stage:<18}  {'  '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))}".rstrip()
+        layout.heading(row) if stage == "stages" else layout.row(row)
 
 
 def _on(switch: bool) -> str:
