@@ -67,7 +67,7 @@ class Announcement:
             wanted: how many there are to be.
         """
         self._wanted = wanted
-        self._look = lambda: (copies.restarting, [_replica(one.replica.name, one.boot) for one in copies.serving])
+        self._look = lambda: _of_replicas(copies, wanted)
         if not self._of:
             self._of = _of_snapshot(copies)
         self._serves(url)
@@ -95,7 +95,7 @@ class Announcement:
 
     def event(self, event: ReplicaEvent) -> None:
         """Something happened to a replica by itself."""
-        said = event.described().partition("\n")[0]
+        said = event.described().partition("\n")[0].removesuffix(" Its last lines:")
         self._event = (said, time.time())
         self._restarting = int(event.event in _UNDER_WAY)
         self._write(self._state)
@@ -110,7 +110,10 @@ class Announcement:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The command ends."""
+        self.close()
+
+    def close(self) -> None:
+        """The command ends. Harmless to repeat."""
         self._file.close()
 
     def _write(self, state: str) -> None:
@@ -140,6 +143,14 @@ def _of_snapshot(copies: Replicas) -> dict[str, object]:
         "backend": "criu",
         "snapshot": str(copies.folder),
     }
+
+
+def _of_replicas(copies: Replicas, wanted: int) -> tuple[int, list[dict[str, object]]]:
+    """How many are on their way (one that has just come counts there for a moment more), and those that serve."""
+    serving = copies.serving
+    return min(copies.restarting, max(0, wanted - len(serving))), [
+        _replica(one.replica.name, one.boot) for one in serving
+    ]
 
 
 def _replicas(server: LocalServer) -> list[dict[str, object]]:

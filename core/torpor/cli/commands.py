@@ -317,6 +317,48 @@ def restore(
     )
 
 
+Folders = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[DIR...]", help="More snapshots, or folders that hold some, besides the known ones."),
+]
+
+
+@snapshot.command("list")
+def list_snapshots(folders: Folders = None, as_json: AsJson = False) -> None:
+    """List the snapshots here: deployment, room on the disk, made, last used, and whether each fits.
+
+    Those under the cache root, those that `create` and `up` put elsewhere, and kept weights.
+    """
+    from torpor.cli.catalog import run_list  # noqa: PLC0415
+
+    run_list(folders or [], as_json=as_json)
+
+
+@snapshot.command("prune")
+def prune_snapshots(
+    folders: Folders = None,
+    *,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the N newest of each deployment, remove the others.")
+    ] = None,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Remove those neither made nor used since, e.g. 7d; with --keep, N stay.")
+    ] = "",
+    unfit: Annotated[
+        bool, typer.Option("--unfit", help="Remove those that are damaged, or do not fit this machine and their app.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove snapshots, and the kept weights that no other snapshot needs.
+
+    Never one that a running server uses, and nothing that Torpor did not write for this user.
+    """
+    from torpor.cli.catalog import run_prune  # noqa: PLC0415
+
+    run_prune(folders or [], keep=keep, older_than=older_than, unfit=unfit, dry_run=dry_run, as_json=as_json)
+
+
 @snapshot.command()
 def rm(folder: Folder) -> None:
     """Delete a snapshot; copies that run go on."""

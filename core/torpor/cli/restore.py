@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from torpor import descriptors
 from torpor.addresses import url
 from torpor.bounds import checked_count
-from torpor.cli.announcing import Announcement
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import given_address, public_warning
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NotRequired, TypedDict
 
+    from torpor.cli.announcing import Announcement
     from torpor.records import StageRecord
     from torpor.snapshots.cuda import Resumed
     from torpor.snapshots.first_process import FirstProcess
@@ -60,10 +60,10 @@ class Served:
     Args:
         as_json: tell what was restored as one line of JSON, with what went wrong before (`events`), and what happens to replicas
             by themselves from then on as one more line each.
-        announced: what others are told of the command.
+        announced: what others are told of the command; by default of a restore, from when it serves.
     """
 
-    def __init__(self, *, as_json: bool, announced: Announcement) -> None:
+    def __init__(self, *, as_json: bool, announced: Announcement | None = None) -> None:
         self._announced = announced
         self._before: list[ReplicaEvent] | None = []
         self._printing = threading.Lock()
@@ -87,7 +87,7 @@ class Served:
                 with contextlib.suppress(OutputError):  # nobody reads it any more; the replicas serve on
                     result(json.dumps(event.as_json()))
             _say_event(event)
-        self._announced.event(event)
+        self._announcement().event(event)
         self.look()
 
     def look(self) -> None:
@@ -116,11 +116,25 @@ class Served:
         self._tell_serving(copies, wanted)
         if then is None:
             _serve(copies, wanted, self._told, lambda: self._tell_serving(copies, wanted))
-            self._announced.ending()
+            self._announcement().ending()
         finished_or_ended(then, self._told, lambda: drained(copies, self._told))
 
     def _tell_serving(self, copies: Replicas, wanted: int) -> None:
-        self._announced.replicas_serve(copies, url=url(*copies.address), wanted=wanted)
+        self._announcement().replicas_serve(copies, url=url(*copies.address), wanted=wanted)
+
+    def _announcement(self) -> Announcement:
+        """Made when there is something to tell, so that a restore imports it when its replicas serve."""
+        with self._printing:
+            if self._announced is None:
+                from torpor.cli.announcing import Announcement  # noqa: PLC0415
+
+                self._announced = Announcement("snapshot restore")
+            return self._announced
+
+    def end(self) -> None:
+        """Tell others that the command ends."""
+        if self._announced is not None:
+            self._announced.close()
 
 
 def run_restore(
@@ -155,8 +169,7 @@ def run_restore(
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
     claim_output()
-    announced = Announcement("snapshot restore")
-    served = Served(as_json=as_json, announced=announced)
+    served = Served(as_json=as_json)
     warnings_only()
     ends_on_sigterm()
     descriptors.raise_limit()
@@ -172,13 +185,13 @@ def run_restore(
         even_if_bad=even_if_bad,
     )
     copies.records = Path(records) if records else records_file(copies.manifest.deployment.name)
-    with announced:
-        try:
-            _start(copies, replicas)
-            _say_if_public(copies)
-            served.serve(copies, replicas)
-        finally:
-            copies.stop()
+    try:
+        _start(copies, replicas)
+        _say_if_public(copies)
+        served.serve(copies, replicas)
+    finally:
+        copies.stop()
+        served.end()
 
 
 def _start(copies: Replicas, count: int) -> None:

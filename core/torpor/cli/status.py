@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from torpor.addresses import nearest
 from torpor.cli.console import console as make_console
 from torpor.cli.terminal import result
 from torpor.errors import ServerUnavailableError
@@ -104,7 +105,7 @@ def _asked(server: RunningServer) -> Look:
 def _health(url: str) -> tuple[int | None, str]:
     """What `GET /health` gives. A server that drips its answer takes longer; nobody waits for this thread then."""
     where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_ASKED_FOR_S)
+    connection = http.client.HTTPConnection(nearest(where.hostname or ""), where.port, timeout=_ASKED_FOR_S)
     try:
         connection.request("GET", "/health", headers={"Connection": "close"})
         answer = connection.getresponse()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.engine import Starter
     from torpor.snapshots.criu import Criu
+    from torpor.snapshots.folders import Hold
     from torpor.snapshots.front import Front, Target
     from torpor.snapshots.manifest import Manifest
     from torpor.snapshots.sandbox import Mode, Sandbox
@@ -233,6 +234,7 @@ class CriuBackend:
         self._front: Front | None = None
         self._target: Target | None = None
         self._work: Path | None = None
+        self._hold: Hold | None = None
 
     def available(self, deployment: Deployment | None = None) -> tuple[str, ...]:
         """Why CRIU cannot be used here, decided by a real small dump and restore (kept until the next boot).
@@ -309,9 +311,17 @@ class CriuBackend:
             gpu_devices=self._gpu_devices,
             proved=boot.deployment.gpu is None if self._prove is None else self._prove,
         )
+        self._held(folder, used=False)
         if not self._leave_running:
             self._end_sandbox()
         return manifest
+
+    def _held(self, folder: Path, *, used: bool) -> None:
+        """Hold the snapshot that the server would come back from."""
+        from torpor.snapshots.folders import Hold, real_folder  # noqa: PLC0415
+
+        self._hold = self._hold or Hold()
+        self._hold.take(real_folder(folder), used=used)
 
     def restore(self, boot: Boot) -> None:
         """Wake the original where it was left running, else a copy out of the folder."""
@@ -325,6 +335,7 @@ class CriuBackend:
         folder = self._folder or _default_folder(boot.deployment)
         manifest, identity = restored_identity(folder)
         criu = self._criu()
+        self._held(folder, used=True)
         began = time.perf_counter()
         try:
             replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
@@ -353,8 +364,10 @@ class CriuBackend:
         return self._front.drain(limit_s) if self._front is not None else 0
 
     def close(self) -> None:
-        """End the sandbox and let go of the port."""
+        """End the sandbox, and let go of the port and the snapshot."""
         self._end_sandbox()
+        if self._hold is not None:
+            self._hold.release()
         if self._front is not None:
             self._front.stop()
             self._front = None

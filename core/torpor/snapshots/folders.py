@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "Hold",
     "Mark",
     "check_place",
     "check_same",
     "checked",
     "found_instead",
+    "left_overs",
     "made_whole",
     "real_folder",
     "recover",
     "remove_folder",
     "unchanged",
+    "unused",
 ]
 
 _PRIVATE_BITS = 0o077
@@ -46,6 +49,7 @@ _SHOWN = 5
 _ATTEMPTS = 5
 _LEFT_FOR_S = 3600.0
 _TAG = re.compile(r"([0-9a-f]{8})?[0-9a-f]{8}|\d+")  # older versions: a pid
+_LEFT_OVER = re.compile(r"\.(.+)\.(?:replaced|partial|removed)-(?:[0-9a-f]{16}|[0-9a-f]{8}|\d+)", re.DOTALL)
 _NO_BOOT = "0" * 8
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -302,6 +306,65 @@ def recover(folder: Path, *, clear: bool = True) -> None:
                 left.rename(folder)
             elif clear:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+class Hold:
+    """Says that this process uses a snapshot: by a lock on its folder, which the kernel lets go with the process.
+
+    Whoever removes snapshots leaves it alone then (`unused`). The folder's time of change says when it was used last. Both
+    are wishes: a folder that is gone, read-only, or on a disk without locks ends no restore.
+    """
+
+    def __init__(self) -> None:
+        self._folder_fd = -1
+
+    def take(self, folder: Path, *, used: bool = True) -> None:
+        """Hold a snapshot in place of the one before.
+
+        Args:
+            folder: without links.
+            used: note that it is used now.
+        """
+        import fcntl  # noqa: PLC0415 - a restore takes its hold while CRIU works
+
+        with contextlib.suppress(OSError):
+            folder_fd = opened_folder(folder)
+            self.release()
+            self._folder_fd = folder_fd
+            fcntl.flock(folder_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if used:
+            with contextlib.suppress(OSError):
+                os.utime(folder)
+
+    def release(self) -> None:
+        """Let go of it. Harmless to repeat."""
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+            self._folder_fd = -1
+
+
+@contextlib.contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Whether no process holds a snapshot; none begins to in the block. A disk without locks cannot tell: True."""
+    try:
+        folder_fd = opened_folder(folder)
+    except OSError:
+        yield True
+        return
+    try:
+        yield _lock(folder_fd, otherwise=True)
+    finally:
+        os.close(folder_fd)
+
+
+def left_overs(parent: Path) -> dict[Path, Path]:
+    """What killed captures and removals left in a folder, each with the target that it belongs to."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(parent)):  # noqa: PTH208 - no pattern is to be made of a name
+            if match := _LEFT_OVER.fullmatch(name):
+                found[parent / name] = parent / match[1]
+    return found
 
 
 def _left_over(folder: Path) -> Iterator[tuple[Path, str]]:

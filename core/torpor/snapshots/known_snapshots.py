@@ -24,7 +24,7 @@ from torpor.snapshots.places import KEPT, cache_root
 from torpor.snapshots.store import outside_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = ["KeptFile", "forget", "kept_files", "known_snapshots", "note", "prune"]
 
@@ -86,8 +86,11 @@ def kept_files() -> tuple[KeptFile, ...]:
     return tuple(sorted(found))
 
 
-def prune() -> tuple[KeptFile, ...]:
+def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
     """Delete the kept files that no known snapshot needs, but those that a process has open or may still write.
+
+    Args:
+        only: no others than these.
 
     Returns:
         What was deleted.
@@ -98,6 +101,8 @@ def prune() -> tuple[KeptFile, ...]:
     removed = []
     opened = _opened()
     for file in kept_files():
+        if only is not None and file.path not in only:
+            continue
         facts = file.path.lstat()
         unfinished = file.path.name.startswith(".") and time.time() - facts.st_mtime < _UNFINISHED_FOR_S
         if file.snapshots or unfinished or (facts.st_dev, facts.st_ino) in opened:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 from torpor.addresses import LOOPBACK, check_free
 from torpor.errors import ConfigurationError, SnapshotError, TorporError
 from torpor.snapshots.failures import bad_reason, forget_failures, note_failure
-from torpor.snapshots.folders import checked, real_folder, unchanged
+from torpor.snapshots.folders import Hold, checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files, different_deployment
 from torpor.snapshots.places import release_work_folder, work_folder
@@ -304,6 +304,7 @@ class Replicas:
         self._made = 0
         self._app: tuple[Deployment, Recipe] | None = None
         self._replacement = Replacement(self._start_again, self._tell)
+        self._hold = Hold()
         self._mark = checked(self.folder)
         self.manifest, self._identity = restored_identity(self.folder)
 
@@ -386,6 +387,7 @@ class Replicas:
             self._front = None
         for one in serving:
             one.end()
+        self._hold.release()
 
     def _start_nothing_more(self) -> None:
         """End what is being started, and start nothing until `start` is called again."""
@@ -426,7 +428,8 @@ class Replicas:
             self.verify_s = time.perf_counter() - started
             bringing += [_Task(self._brought_back, attempt, one, criu) for one in begun]
             outside = _Task(changed_files, self.folder, full=self._full)
-            import_httpx()  # from here on, while CRIU works
+            self._hold.take(self.folder)  # from here on, while CRIU works
+            import_httpx()
             deployment, recipe, differences = self._loaded()
             (changed,) = _results([outside])
             if reasons := [*differences, *changed]:
@@ -649,6 +652,7 @@ class Replicas:
         criu = self._verified_criu(1)
         if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
             raise _misfit(self.folder, reasons)
+        self._hold.take(self.folder)
         replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
 

@@ -1,0 +1,351 @@
+"""Which snapshots there are here, what each takes, whether it fits, and which of them may go.
+
+    catalog    every snapshot of the cache root, every one that a capture noted, and those in given folders; nothing raises
+    chosen     those that `torpor snapshot prune` is asked to remove
+    removed    removes them, one after the other, with the kept weights that no other snapshot needs
+
+Whether one fits is asked of `torpor snapshot inspect` in a process of its own with a deadline: it imports the snapshot's app file,
+which may print, exit or hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.child_process import run_child
+from torpor.errors import SnapshotError
+from torpor.plain_text import plain
+from torpor.running import RunningServer, servers
+from torpor.snapshots.folders import found_instead, left_overs, real_folder, recover, unused
+from torpor.snapshots.known_snapshots import kept_files, known_snapshots, prune
+from torpor.snapshots.manifest import MANIFEST, read_manifest
+from torpor.snapshots.places import cache_root
+from torpor.snapshots.store import outside_files, remove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torpor.snapshots.known_snapshots import KeptFile
+    from torpor.snapshots.manifest import Manifest
+
+__all__ = ["Choice", "Entry", "Removal", "catalog", "chosen", "clear_left_overs", "disk_bytes", "removed"]
+
+_INSPECTED_FOR_S = 60.0
+_AT_ONCE = 4
+_FRESH_S = 1.0
+
+
+class Entry(NamedTuple):
+    """A folder among the snapshots.
+
+    Attributes:
+        folder: without links.
+        kind: `snapshot`; `damaged` for one that cannot be restored whatever the machine; `foreign` for what is none of this
+            user's.
+        problem: what is wrong with one that is not a snapshot; empty otherwise.
+        size: room that it takes on the disk, bytes, without kept weights; 0 for what is foreign.
+        kept: files outside of it that its engine keeps for it (`torpor snapshot weights`).
+        used_by: servers that use it now, in words.
+        deployment: name; empty where it is not known.
+        app_file: where that stands.
+        made_at: Unix time, seconds; None where it is not known.
+        used_at: Unix time of its last restore; None for none.
+        misfits: why it does not fit here, a sentence each; None where that was not asked, or could not be found out.
+        unasked: why `misfits` is None.
+    """
+
+    folder: Path
+    kind: str
+    problem: str = ""
+    size: int = 0
+    kept: tuple[Path, ...] = ()
+    used_by: tuple[str, ...] = ()
+    deployment: str = ""
+    app_file: str = ""
+    made_at: float | None = None
+    used_at: float | None = None
+    misfits: tuple[str, ...] | None = None
+    unasked: str = ""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it can be restored here; None where that is not known."""
+        if self.kind != "snapshot":
+            return False
+        return None if self.misfits is None else not self.misfits
+
+    @property
+    def touched_at(self) -> float:
+        """When it was used last, or made."""
+        return max(self.used_at or 0.0, self.made_at or 0.0)
+
+
+class Choice(NamedTuple):
+    """What is to be removed.
+
+    Attributes:
+        keep: per deployment, how many of the newest stay; None: that is no reason.
+        older_than_s: those neither used nor made for so many seconds; None: that is no reason.
+        unfit: those that are damaged or do not fit here.
+    """
+
+    keep: int | None = None
+    older_than_s: float | None = None
+    unfit: bool = False
+
+
+class Removal(NamedTuple):
+    """What became of a snapshot that was chosen.
+
+    Attributes:
+        entry: which one.
+        reason: why it was chosen.
+        freed: bytes; 0 where it stayed.
+        stays: why it stayed; empty where it was removed.
+    """
+
+    entry: Entry
+    reason: str
+    freed: int
+    stays: str = ""
+
+
+def catalog(folders: Iterable[Path] = (), *, fit: bool = True) -> list[Entry]:
+    """Every snapshot, and what else lies among them, in the order of their paths.
+
+    Args:
+        folders: besides the known ones: snapshots, or folders that hold some.
+        fit: find out whether each fits; that takes half a second each, four at a time.
+    """
+    users = _users()
+    kept = {path for file in kept_files() for path in (file.path, file.path.resolve())}
+    entries = [_entry(folder, users, kept) for folder in _folders(folders)]
+    return _asked(entries) if fit else entries
+
+
+def chosen(entries: Sequence[Entry], choice: Choice, *, now: float | None = None) -> list[tuple[Entry, str]]:
+    """What is to be removed, each with the reason, in the order of their paths.
+
+    Unfit ones go first where that is asked; `keep` counts among the others. Together with `older_than_s` the `keep` newest stay
+    however old they are, and the others go only if they are old.
+
+    Args:
+        entries: from `catalog`.
+        choice: which.
+        now: Unix time, seconds.
+    """
+    now = time.time() if now is None else now
+    reasons: dict[Path, str] = {}
+    rest: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if choice.unfit and entry.fits is False and entry.kind != "foreign":
+            reasons[entry.folder] = f"does not fit: {entry.problem or (entry.misfits or ('?',))[0]}"
+        elif entry.kind == "snapshot":
+            rest.setdefault(entry.deployment, []).append(entry)
+    for same in rest.values():
+        newest_first = sorted(same, key=lambda entry: entry.made_at or 0.0, reverse=True)
+        for entry in newest_first[choice.keep or 0 :]:
+            old = choice.older_than_s is not None and now - entry.touched_at > choice.older_than_s
+            if old:
+                reasons[entry.folder] = f"not used for {(now - entry.touched_at) / 86400:.1f} days"
+            elif choice.keep is not None and choice.older_than_s is None:
+                reasons[entry.folder] = f"not among the newest {choice.keep} of {entry.deployment!r}"
+    return [(entry, reasons[entry.folder]) for entry in entries if entry.folder in reasons]
+
+
+def removed(
+    picked: Sequence[tuple[Entry, str]], *, pretend: bool = False, tell: Callable[[Removal], None] | None = None
+) -> tuple[list[Removal], tuple[KeptFile, ...]]:
+    """Remove snapshots that nobody uses, and the kept weights that were theirs alone.
+
+    Args:
+        picked: from `chosen`.
+        pretend: remove nothing; say what would be.
+        tell: told of each.
+
+    Returns:
+        What became of each, and the weights that were deleted.
+    """
+    removals = []
+    gone: set[Path] = set()
+    for entry, reason in picked:
+        removal = _removed(entry, reason, pretend=pretend)
+        removals.append(removal)
+        if not removal.stays:
+            gone.add(entry.folder)
+        if tell:
+            tell(removal)
+    theirs = {path for removal in removals if not removal.stays for path in removal.entry.kept}
+    if pretend:
+        return removals, tuple(file for file in kept_files() if file.path in theirs and set(file.snapshots) <= gone)
+    return removals, prune(theirs) if theirs else ()
+
+
+def clear_left_overs(entries: Sequence[Entry]) -> int:
+    """Remove what killed captures and removals left: all in the cache root, elsewhere that of these snapshots.
+
+    One that somebody may still write stays; see `torpor.snapshots.folders.recover`.
+
+    Returns:
+        How many folders went.
+    """
+    default = cache_root() / "snapshots"
+    targets = {entry.folder for entry in entries if entry.kind != "foreign"} | set(left_overs(default).values())
+    parents = {target.parent for target in targets}
+    before = sum(len(left_overs(parent)) for parent in parents)
+    for target in targets:
+        recover(target)
+    return before - sum(len(left_overs(parent)) for parent in parents)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Room that a folder takes on the disk: links are not followed, a file with several names counts once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    waiting = [folder]
+    while waiting:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(waiting.pop()):
+                with contextlib.suppress(OSError):
+                    facts = entry.stat(follow_symlinks=False)
+                    if (facts.st_dev, facts.st_ino) not in seen:
+                        seen.add((facts.st_dev, facts.st_ino))
+                        total += facts.st_blocks * 512
+                        waiting += [Path(entry.path)] if stat.S_ISDIR(facts.st_mode) else []
+    return total
+
+
+def _folders(given: Iterable[Path]) -> list[Path]:
+    """Known snapshots, what lies beside them in the default place, and what given folders are or hold."""
+    found = {real_folder(folder) for folder in known_snapshots()}
+    for folder in (cache_root() / "snapshots", *map(real_folder, given)):
+        if (folder / MANIFEST).exists():
+            found.add(folder)
+        else:
+            found |= {real_folder(inner) for inner in _inside(folder)}
+    return sorted(found)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield folder / entry.name
+
+
+def _entry(folder: Path, users: Sequence[tuple[str, Path]], kept: set[Path]) -> Entry:
+    if reason := found_instead(folder):
+        return Entry(folder, "foreign", plain(reason))
+    used_by = tuple(name for name, where in users if where == folder)
+    size, used_at = disk_bytes(folder), _changed(folder)
+    try:
+        manifest = read_manifest(folder)
+    except SnapshotError as error:
+        return Entry(folder, "damaged", plain(str(error)), size, _kept(folder, kept), used_by, used_at=used_at)
+    return Entry(
+        folder,
+        "snapshot",
+        size=size,
+        kept=_kept(folder, kept),
+        used_by=used_by,
+        deployment=manifest.deployment.name,
+        app_file=manifest.app_file,
+        made_at=manifest.created_at,
+        used_at=_used(manifest, used_at),
+    )
+
+
+def _used(manifest: Manifest, changed_at: float | None) -> float | None:
+    """A capture sets the folder's time back to its own; see `torpor.snapshots.folders.Hold`."""
+    return changed_at if changed_at is not None and changed_at - manifest.created_at > _FRESH_S else None
+
+
+def _changed(folder: Path) -> float | None:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _kept(folder: Path, kept: set[Path]) -> tuple[Path, ...]:
+    if not kept:
+        return ()
+    with contextlib.suppress(SnapshotError):
+        return tuple(sorted(kept & {Path(name) for name in outside_files(folder)}))
+    return ()
+
+
+def _users() -> list[tuple[str, Path]]:
+    """Servers that run here, each with its snapshot."""
+    return [
+        (f"torpor {server.command} (pid {server.process.pid})", real_folder(Path(server.snapshot)))
+        for server in servers()
+        if isinstance(server, RunningServer) and server.snapshot
+    ]
+
+
+def _asked(entries: Sequence[Entry]) -> list[Entry]:
+    """Each with what does not fit."""
+    asked = list(entries)
+    waiting = [at for at, entry in enumerate(entries) if entry.kind == "snapshot"]
+    taking = threading.Lock()
+
+    def ask() -> None:
+        while True:
+            with taking:
+                if not waiting:
+                    return
+                at = waiting.pop(0)
+            misfits, unasked = _misfits(entries[at].folder)
+            asked[at] = entries[at]._replace(misfits=misfits, unasked=unasked)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(min(_AT_ONCE, len(waiting)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return asked
+
+
+def _misfits(folder: Path) -> tuple[tuple[str, ...] | None, str]:
+    """What does not fit, or why that cannot be said."""
+    argv = [sys.executable, "-m", "torpor.cli", "snapshot", "inspect", str(folder), "--json"]
+    try:
+        told = run_child(argv, timeout_s=_INSPECTED_FOR_S)
+    except subprocess.TimeoutExpired:
+        return None, f"its app file was not read within {_INSPECTED_FOR_S:g} s"
+    except OSError as error:
+        return None, plain(f"it could not be inspected: {type(error).__name__}: {error}")
+    return _read_misfits(told)
+
+
+def _read_misfits(told: subprocess.CompletedProcess[bytes]) -> tuple[tuple[str, ...] | None, str]:
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(told.stdout)
+        if isinstance(answer, dict) and isinstance(misfits := answer.get("misfits"), list):
+            return tuple(plain(str(one)) for one in misfits), ""
+    said = told.stderr.decode(errors="replace").strip().splitlines()
+    return None, plain(f"it could not be inspected: {said[-1] if said else f'exit code {told.returncode}'}")
+
+
+def _removed(entry: Entry, reason: str, *, pretend: bool) -> Removal:
+    """Remove one, unless somebody uses it by now."""
+    with unused(entry.folder) as nobody:
+        used_by = [name for name, where in _users() if where == entry.folder]
+        if used_by or not nobody:
+            return Removal(entry, reason, 0, f"in use by {', '.join(used_by) or 'a process'}")
+        if not pretend:
+            try:
+                remove(entry.folder)
+            except SnapshotError as error:
+                return Removal(entry, reason, 0, plain(str(error)))
+    return Removal(entry, reason, entry.size)

@@ -1,0 +1,230 @@
+"""`torpor.snapshots.catalog`: which snapshots there are, and which of them `torpor snapshot prune` removes."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
+from tests.snapshots.test_known_snapshots import kept_weights, snapshot_with
+from tests.test_running import FACTS
+from torpor.running import RunFile
+from torpor.snapshots.catalog import Choice, Entry, catalog, chosen, clear_left_overs, disk_bytes, removed
+from torpor.snapshots.folders import Hold
+from torpor.snapshots.known_snapshots import kept_files
+from torpor.snapshots.manifest import MANIFEST
+from torpor.snapshots.places import CACHE_VARIABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAY_S = 86400.0
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache root of the test's own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def listed(*folders: Path) -> dict[str, Entry]:
+    """What is there, by the folders' names; nothing is asked about fits."""
+    return {entry.folder.name: entry for entry in catalog(folders, fit=False)}
+
+
+def aged(folder: Path, *, days: float = 0.0) -> Path:
+    """Say that it was made so many days before `NOW`, and never used."""
+    content = content_of(folder)
+    content["created_at"] = NOW - days * DAY_S
+    rewrite(folder, content)
+    os.utime(folder, (NOW - days * DAY_S,) * 2)
+    return folder
+
+
+def entry(folder: Path, name: str, *, days: float, used: float | None = None, unfit: bool | None = None) -> Entry:
+    """A snapshot of a deployment, made and used so many days before `NOW`."""
+    return Entry(
+        folder / f"{name}-{days:g}",
+        "snapshot",
+        deployment=name,
+        made_at=NOW - days * DAY_S,
+        used_at=None if used is None else NOW - used * DAY_S,
+        misfits=None if unfit is None else ("another kernel",) if unfit else (),
+    )
+
+
+def names(picked: list[tuple[Entry, str]]) -> list[str]:
+    """Which ones."""
+    return [one.folder.name for one, _ in picked]
+
+
+def test_snapshots_of_the_cache_root_noted_ones_and_given_folders_are_listed(cache: Path, tmp_path: Path) -> None:
+    """Each once, with deployment, times and room on the disk; a link stands for what it leads to."""
+    default = aged(small_snapshot(cache / "snapshots" / "default"), days=3)
+    noted = snapshot_with(tmp_path / "srv" / "noted")
+    given = small_snapshot(tmp_path / "more" / "given")
+    (tmp_path / "link").symlink_to(given)
+    found = listed(tmp_path / "more", given, tmp_path / "link")
+    assert {name: one.folder for name, one in found.items()} == {"default": default, "noted": noted, "given": given}
+    one = found["default"]
+    assert (one.kind, one.deployment, one.made_at, one.used_at) == ("snapshot", "small", NOW - 3 * DAY_S, None)
+    assert one.size == disk_bytes(default) >= 4096
+    assert one.fits is None
+
+
+def test_a_restore_notes_when_it_used_a_snapshot(cache: Path) -> None:
+    """By the folder's own time: nothing is written."""
+    folder = aged(small_snapshot(cache / "snapshots" / "one"), days=3)
+    before = sorted(folder.iterdir())
+    hold = Hold()
+    hold.take(folder)
+    assert listed()["one"].used_at == pytest.approx(time.time(), abs=5)
+    assert sorted(folder.iterdir()) == before
+    hold.release()
+
+
+@pytest.mark.fault(
+    "folders among the snapshots are damaged, another version's or not Torpor's", area="snapshot list", outcome="held"
+)
+def test_what_is_damaged_or_foreign_is_shown_as_such(cache: Path) -> None:
+    """Never an exception; only what Torpor surely wrote counts as damaged, and may go."""
+    root = cache / "snapshots"
+    small_snapshot(root / "whole")
+    rewrite(small_snapshot(root / "old"), content_of(root / "whole") | {"schema": 1})
+    rewrite(small_snapshot(root / "lacking"), {"schema": 1, "deployment": {"torpor": "0.1.0"}})
+    (small_snapshot(root / "cut") / MANIFEST).write_text("{")
+    (root / "mine").mkdir()
+    (root / "mine" / "thesis").write_text("years of work")
+    (small_snapshot(root / "mixed") / "notes").write_text("beside")
+    (root / "file").write_text("")
+    found = listed()
+    assert {name: one.kind for name, one in found.items()} == {
+        "cut": "foreign",
+        "lacking": "damaged",
+        "mine": "foreign",
+        "mixed": "foreign",
+        "old": "damaged",
+        "whole": "snapshot",
+    }
+    assert "it holds thesis" in found["mine"].problem
+    assert "no JSON" in found["cut"].problem
+    assert "format 1" in found["old"].problem
+    assert names(chosen(list(found.values()), Choice(unfit=True))) == ["lacking", "old"]
+    assert names(chosen(list(found.values()), Choice(keep=0), now=NOW)) == ["whole"]
+
+
+def test_the_newest_of_each_deployment_are_kept(tmp_path: Path) -> None:
+    """By the time at which they were made."""
+    entries = [entry(tmp_path, name, days=days) for name in ("a", "b") for days in (1, 2, 3)]
+    assert names(chosen(entries, Choice(keep=2), now=NOW)) == ["a-3", "b-3"]
+    assert names(chosen(entries, Choice(keep=0), now=NOW)) == [one.folder.name for one in entries]
+
+
+def test_old_ones_are_those_neither_made_nor_used_since(tmp_path: Path) -> None:
+    """With `keep` the newest stay however old they are."""
+    entries = [
+        entry(tmp_path, "a", days=30, used=1),
+        entry(tmp_path, "a", days=20),
+        entry(tmp_path, "a", days=10, used=9),
+        entry(tmp_path, "a", days=1),
+        entry(tmp_path, "b", days=40),
+    ]
+    assert names(chosen(entries, Choice(older_than_s=7 * DAY_S), now=NOW)) == ["a-20", "a-10", "b-40"]
+    assert names(chosen(entries, Choice(keep=2, older_than_s=7 * DAY_S), now=NOW)) == ["a-20"]
+
+
+def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) -> None:
+    """`keep` counts among those that may still be used."""
+    entries = [
+        entry(tmp_path, "a", days=1, unfit=True),
+        entry(tmp_path, "a", days=2, unfit=False),
+        entry(tmp_path, "a", days=3),
+    ]
+    assert names(chosen(entries, Choice(unfit=True), now=NOW)) == ["a-1"]
+    assert names(chosen(entries, Choice(keep=1, unfit=True), now=NOW)) == ["a-1", "a-3"]
+
+
+@pytest.mark.fault("a snapshot that a replica was restored from is to be pruned", area="snapshot prune", outcome="held")
+def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
+    """Its user holds a lock on the folder, seen from every pid namespace; or is a server that says so."""
+    locked, told, free = (small_snapshot(cache / "snapshots" / name) for name in ("locked", "told", "free"))
+    hold, file = Hold(), RunFile("up")
+    hold.take(locked)
+    file.write(FACTS | {"snapshot": str(told)})
+    removals, _ = removed(chosen(catalog(fit=False), Choice(keep=0)))
+    stays = {one.entry.folder.name: one.stays for one in removals}
+    assert stays == {
+        "free": "",
+        "locked": "in use by a process",
+        "told": f"in use by torpor up (pid {os.getpid()})",
+    }
+    assert (free.exists(), locked.exists(), told.exists()) == (False, True, True)
+    hold.release()
+    file.close()
+    removals, _ = removed(chosen(catalog(fit=False), Choice(keep=0)))
+    assert [one.stays for one in removals] == ["", ""]
+    assert catalog(fit=False) == []
+
+
+def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp_path: Path) -> None:
+    """What was needed by none before is another command's; a dry run says the same and removes nothing."""
+    both, one, none = (kept_weights(cache, f"weights-{number}.bin") for number in range(3))
+    first = snapshot_with(cache / "snapshots" / "first", both, one)
+    second = snapshot_with(tmp_path / "second", both)
+    found = catalog(fit=False)
+    assert {entry.folder.name: entry.kept for entry in found} == {"first": (both, one), "second": (both,)}
+    picked = [(entry, "asked") for entry in found if entry.folder == first]
+    for pretend in (True, False):
+        removals, weights = removed(picked, pretend=pretend)
+        assert [file.path for file in weights] == [one]
+        assert removals[0].freed > 0
+        assert first.exists() == one.exists() == pretend
+    _, weights = removed([(entry, "asked") for entry in catalog(fit=False)])
+    assert [file.path for file in weights] == [both]
+    assert not second.exists()
+    assert [file.path for file in kept_files()] == [none]
+
+
+@pytest.mark.fault("a snapshot is replaced by something else while prune runs", area="snapshot prune", outcome="held")
+def test_what_is_no_snapshot_any_more_stays(cache: Path) -> None:
+    """It is looked at once more in the moment of its removal, and the others go all the same."""
+    first, second = (small_snapshot(cache / "snapshots" / name) for name in ("first", "second"))
+    picked = chosen(catalog(fit=False), Choice(keep=0))
+    (first / MANIFEST).unlink()
+    (first / "thesis").write_text("years of work")
+    removals, _ = removed(picked)
+    assert "holds no snapshot" in removals[0].stays
+    assert removals[0].freed == 0
+    assert (first / "thesis").exists()
+    assert not second.exists()
+
+
+def test_what_killed_captures_left_is_cleared_and_nothing_else(cache: Path, tmp_path: Path) -> None:
+    """In the cache root whatever it belonged to; elsewhere beside its snapshot alone."""
+    elsewhere = snapshot_with(tmp_path / "srv" / "one")
+    default = cache / "snapshots"
+    left = [default / ".gone.partial-0123456789abcdef", elsewhere.parent / ".one.removed-0123456789abcdef"]
+    strange = [elsewhere.parent / ".other.removed-0123456789abcdef", default / ".hidden"]
+    for folder in (*left, *strange):
+        folder.mkdir(parents=True)
+        os.utime(folder, (1, 1))
+    assert clear_left_overs(catalog(fit=False)) == 2
+    assert [folder.exists() for folder in (*left, *strange)] == [False, False, True, True]
+
+
+def test_room_on_the_disk_counts_a_file_once_and_follows_no_link(tmp_path: Path) -> None:
+    """As `du` does."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").write_bytes(b"x" * 65536)
+    (tmp_path / "in" / "one").write_bytes(b"x" * 65536)
+    (tmp_path / "in" / "same").hardlink_to(tmp_path / "in" / "one")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path)
+    blocks = sum((tmp_path / "in" / name).lstat().st_blocks for name in ("one", "link", "circle"))
+    assert disk_bytes(tmp_path / "in") == blocks * 512
+    assert disk_bytes(tmp_path / "gone") == 0
