@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 from typing_extensions import override
 
 from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Plugin, Scaling, hookimpl
+from torpor.gpu_names import is_this_gpu
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -204,3 +206,130 @@ def test_a_repository_is_owner_and_name(repo_id: str) -> None:
     """It becomes a folder's name."""
     with pytest.raises(ConfigurationError, match=r"Model\.repo_id is"):
         Model(repo_id=repo_id, revision="0" * 40)
+
+
+@pytest.mark.fault("a GPU's name is misspelt", area="values", outcome="refused")
+@pytest.mark.parametrize(
+    ("gpu", "says"),
+    [
+        (
+            "H1000",
+            r"'H1000', and no GPU of that name is known\. Did you mean 'H100' or .*Modal has T4, L4, .*unlisted_gpu=True",
+        ),
+        ("h10", r"Did you mean 'H100'"),
+        ("A100-80", r"Did you mean 'A100-80GB' or"),
+        ("L40SS", r"Did you mean 'L40S'"),
+        ("RTX409O", r"Did you mean .*'RTX4090'"),
+        ("Hopper!", r"no GPU of that name is known"),
+        ("H100:0", r"asks for 0 GPUs; write it like 'H100!:2', with 1 to 8 of them, or 'H100!' for one"),
+        ("H100!:9", r"asks for 9 GPUs"),
+        ("H100:01", r"asks for 01 GPUs"),
+        ("H100:99999999999999999999", r"asks for 9+ GPUs"),
+        ("H100:", r"write it like 'H100'"),
+        ("H100:-1", r"write it like 'H100'"),
+        ("H100 :2", r"write it like 'H100'"),
+        ("H100!!", r"write it like 'H100'"),
+        ("", r"Deployment.gpu is ''; write it like 'H100'"),
+        ("\uff28100", r"write it like 'H100'"),
+        (
+            ("H100", "A100"),
+            r"Deployment.gpu is \('H100', 'A100'\), a tuple; it has to be one name: a snapshot of one kind of GPU",
+        ),
+        (["H100"], r"a list; it has to be one name"),
+        (True, r"Deployment.gpu is True, a bool; it has to be text or None"),
+        (8, r"Deployment.gpu is 8, an int; it has to be text or None"),
+    ],
+)
+def test_a_gpu_that_does_not_exist_is_refused(gpu: object, says: str) -> None:
+    """When the deployment is made, with what was probably meant."""
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        a_deployment(gpu=gpu)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        "T4",
+        "A10",
+        "A100-40GB",
+        "H100!",
+        "h100",
+        "H200:8",
+        "B200+",
+        "RTX-PRO-6000:2",
+        "RTX4090",
+        "RTX-4090",
+        "rtx5090",
+        "GH200",
+        "any",
+    ],
+)
+def test_cards_of_modal_and_of_machines_of_ones_own_are_known(gpu: str) -> None:
+    """In capitals or not, with a dash or not."""
+    assert a_deployment(gpu=gpu).gpu == gpu
+
+
+def test_a_card_that_nobody_knows_takes_a_word_more() -> None:
+    """For a machine of one's own; its count is read all the same."""
+    assert a_deployment(gpu="X9000:2", unlisted_gpu=True).gpu_count == 2
+    with pytest.raises(ConfigurationError, match="asks for 0 GPUs"):
+        a_deployment(gpu="X9000:0", unlisted_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen", "fits"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", True),
+        ("RTX4090", "NVIDIA GeForce RTX 4090", True),
+        ("A100-80GB", "NVIDIA A100-SXM4-80GB", True),
+        ("A100-40GB", "NVIDIA A100-SXM4-80GB", False),
+        ("RTX-PRO-6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", True),
+        ("L40", "NVIDIA L40S", False),
+        ("H100", "NVIDIA GH100", False),
+        ("B200+", "NVIDIA B200", True),
+        ("any", "NVIDIA T4", True),
+    ],
+)
+def test_a_name_is_found_in_the_drivers_own(wanted: str, seen: str, fits: bool) -> None:
+    """Word by word."""
+    assert is_this_gpu(wanted, seen) is fits
+
+
+@pytest.mark.fault("the plugins of a deployment hold something that is no plugin", area="values", outcome="refused")
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [
+        (None, r"holds None, a NoneType without a hook"),
+        (7, r"holds 7, an int without a hook"),
+        ({"engine": "sglang"}, r"a dict without a hook"),
+        (math, r"holds a module"),
+        (len, r"holds a builtin_function_or_method"),
+        (object(), r"an object without a hook; put instances of plugins' classes there"),
+        ((StandIn(),), r"a tuple without a hook"),
+    ],
+)
+def test_what_is_no_plugin_is_refused(plugin: object, says: str) -> None:
+    """It would be registered, and never called."""
+    with pytest.raises(ConfigurationError, match=says):
+        a_deployment(plugins=(plugin, StandIn()))
+
+
+def test_a_plugin_that_can_be_changed_is_refused() -> None:
+    """Core keeps plugins in sets; the message names the option."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Listing(Extra):
+        plugin_name = "listing"
+        files: list[str] = field(default_factory=list)
+
+    class Open:
+        plugin_name = "open"
+        __hash__ = None  # type: ignore[assignment]  # what a dataclass that is not frozen has
+
+    with pytest.raises(ConfigurationError, match=r"'listing' cannot be hashed: its option files .*Write tuples"):
+        a_deployment(plugins=(Listing(), StandIn()))
+    with pytest.raises(
+        ConfigurationError, match=r"'open' cannot be hashed: decorate its class with @dataclass\(frozen=True"
+    ):
+        a_deployment(plugins=(Open(), StandIn()))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
+import subprocess
+import sys
 import textwrap
+import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from typing_extensions import override
@@ -28,7 +33,7 @@ from torpor.lifecycle import TRACE_VARIABLE
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     import httpx
@@ -114,7 +119,8 @@ def test_the_example_of_an_engine_starts_it(tmp_path: Path, monkeypatch: pytest.
 def example_of(hook: str) -> object:
     """An instance of a plugin class that holds the example of the hook's docstring."""
     source = textwrap.dedent(doc_of(hook).partition("Example:\n")[2].partition("\n\n")[2])
-    assert source.startswith("@hookimpl\n@override\ndef " + hook)
+    marker = "@hookimpl\n" if hook in HOOK_NAMES else ""
+    assert source.startswith(f"{marker}@override\ndef {hook}")
     header = "from __future__ import annotations\n@dataclass(frozen=True, kw_only=True)\nclass Example(Plugin):\n"
     names: dict[str, object] = {}
     exec(
@@ -343,3 +349,180 @@ def _returning(value: object) -> Callable[..., object]:
         return value
 
     return hook
+
+
+def _plain(self: object, client: httpx.Client) -> None:
+    """A hook as it should be."""
+
+
+async def _coroutine(self: object, client: httpx.Client) -> None:
+    """Has nothing to wait for."""
+
+
+async def _async_generator(self: object, client: httpx.Client) -> AsyncIterator[None]:
+    yield
+
+
+def _generator(self: object, client: httpx.Client) -> Iterator[None]:
+    yield
+
+
+def _timed(hook: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(hook)
+    def timed(self: object, client: httpx.Client) -> object:
+        return hook(self, client)
+
+    return timed
+
+
+def _promises(self: object, client: httpx.Client) -> Awaitable[None]:
+    return _coroutine(self, client)
+
+
+class Called:
+    """An object that can be called."""
+
+    def __call__(self, client: httpx.Client) -> None:
+        """Warm up."""
+
+
+def _new(hook: Callable[..., object]) -> Callable[..., Iterator[None]]:
+    """A function of its own, as a marker stays on a function."""
+    assert isinstance(hook, types.FunctionType)
+    made = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__)
+    made.__annotations__ = dict(hook.__annotations__)
+    return made
+
+
+_marked: Callable[[Any], Any] = hookimpl  # so that a type checker lets the mistakes pass
+
+STRANGE_HOOKS: dict[str, tuple[object, str]] = {
+    "coroutine": (
+        _marked(_new(_coroutine)),
+        r"warmup is an async def: nobody awaits it, so its body would never run\. Write def",
+    ),
+    "generator": (_marked(_new(_generator)), r"warmup holds a yield: .* body would never run\. Drop the yield"),
+    "async generator": (_marked(_new(_async_generator)), r"warmup is an async def"),
+    "wrapped coroutine": (_marked(_timed(_new(_coroutine))), r"warmup is an async def"),
+    "wrapped generator": (_marked(contextlib.contextmanager(_new(_generator))), r"warmup holds a yield"),
+    "promise": (_marked(_new(_promises)), r"warmup says that it returns Awaitable\[None\]: core would not run it"),
+    "static method": (
+        staticmethod(_marked(_new(_plain))),
+        r"warmup is a staticmethod; a hook is called on the plugin",
+    ),
+    "static method, marked outside": (_marked(staticmethod(_new(_plain))), r"warmup is a staticmethod"),
+    "class method": (classmethod(_marked(_new(_plain))), r"warmup is a classmethod"),
+    "class method, marked outside": (_marked(classmethod(_new(_plain))), r"warmup is a classmethod"),
+    "partial": (
+        _marked(functools.partial(_new(_plain), None)),
+        r"warmup is a functools\.partial, which pluggy passes over",
+    ),
+    "partial of a coroutine": (_marked(functools.partial(_new(_coroutine), None)), r"warmup is a functools\.partial"),
+    "partial method": (_marked(functools.partialmethod(_new(_plain))), r"warmup is a functools\.partialmethod"),
+    "lambda": (
+        _marked(lambda self, client: client.get(str(self))),
+        r"warmup is a lambda, which returns whatever it computes",
+    ),
+    "object": (
+        _marked(Called()),
+        r"warmup is a Called and no method, so it would never run\. Write it as a plain method",
+    ),
+    "not marked": (_new(_plain), r"has a method warmup without @hookimpl"),
+    "partial, not marked": (functools.partial(_new(_plain), None), r"has a method warmup without @hookimpl"),
+    "old wrapper": (hookimpl(hookwrapper=True)(_new(_generator)), r"warmup is a hook wrapper"),
+}
+
+
+@pytest.mark.fault("a hook of a plugin is no plain method and would never run", area="hooks", outcome="refused")
+@pytest.mark.parametrize("name", STRANGE_HOOKS)
+@pytest.mark.parametrize("base", [Plugin, object], ids=["derived", "free-standing"])
+def test_a_hook_that_would_never_run_is_refused_when_the_deployment_is_made(name: str, base: type) -> None:
+    """With plugin, hook and cure; ahead of every command, and of a Modal app's import."""
+    hook, says = STRANGE_HOOKS[name]
+    strange = type("Strange", (base,), {"warmup": hook, "plugin_name": "strange"})
+    with pytest.raises(PluginError, match=rf"^Plugin 'strange'\W.*{says}") as caught:
+        deploy(strange())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("hook", HOOK_NAMES)
+def test_every_hook_is_looked_at(hook: str) -> None:
+    """Those that plan, that launch and that act."""
+
+    async def never(self: object) -> None:
+        """Never run."""
+
+    strange = type("Strange", (Plugin,), {hook: hookimpl(never), "plugin_name": "strange"})
+    with pytest.raises(PluginError, match=rf"Plugin 'strange': {hook} is an async def"):
+        deploy(strange())
+
+
+def test_a_hook_of_a_base_class_is_looked_at() -> None:
+    """Wherever it stands."""
+
+    class Base(Plugin):
+        @hookimpl
+        async def warmup(self, client: httpx.Client) -> None:  # type: ignore[override]  # the mistake
+            pass
+
+    class Derived(Base):
+        pass
+
+    with pytest.raises(PluginError, match="Plugin 'derived': warmup is an async def"):
+        deploy(Derived())
+
+
+@pytest.mark.fault("a hook that acts returns a value", area="hooks", outcome="refused")
+@pytest.mark.parametrize("hook", ["warmup", "pre_snapshot", "post_restore"])
+@pytest.mark.parametrize("value", [False, 0, "", (), {"ok": True}, [None]], ids=repr)
+def test_a_value_of_a_hook_that_acts_is_refused(hook: str, value: object) -> None:
+    """Whatever it is: nobody would read it."""
+
+    def acting(self: object) -> object:
+        return value
+
+    talking = type("Talking", (Plugin,), {hook: hookimpl(acting), "plugin_name": "talking"})
+    lifecycle = Lifecycle(deploy(talking(), Quiet()))
+    with pytest.raises(
+        PluginError, match=rf"Plugin 'talking': {hook} returned an? \w+; a hook that acts returns nothing"
+    ):
+        getattr(lifecycle, hook)(None, None)
+
+
+@pytest.mark.fault("a hook calls a coroutine and returns it", area="hooks", outcome="refused")
+def test_a_coroutine_that_a_hook_returns_is_refused_and_closed() -> None:
+    """No annotation says so; its body never ran, and nobody is warned of it later."""
+
+    class Forgetful(Plugin):
+        @hookimpl
+        def warmup(self, client):  # type: ignore[no-untyped-def, override]
+            return _coroutine(self, client)
+
+    lifecycle = Lifecycle(deploy(Forgetful(), Quiet()))
+    with pytest.raises(PluginError, match=r"'forgetful': warmup returned a coroutine, which nobody runs"):
+        lifecycle.warmup(None, None)  # type: ignore[arg-type]  # nobody looks at them
+
+
+@pytest.mark.fault("launch returns something that is no engine", area="hooks", outcome="refused")
+def test_a_process_in_place_of_an_engine_is_refused_and_ended() -> None:
+    """Nothing would wait for it, nor end it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Raw(Plugin):
+        @hookimpl
+        def launch(self):  # type: ignore[no-untyped-def, override]
+            started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+            return started[0]
+
+    with pytest.raises(PluginError, match=r"'raw': launch returned a Popen; it has to return the started engine"):
+        Lifecycle(deploy(Raw())).launch(Recipe(image=ImagePatch()))
+    assert started[0].poll() is not None
+
+
+class Quiet(Plugin):
+    """An engine that is none: its hooks do nothing."""
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torpor.errors import ConfigurationError
+from torpor.field_types import shown
 
 __all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "WOKEN_BY_DEFAULT", "GuardRules", "RulesError", "check_key"]
 
@@ -91,7 +92,7 @@ def check_key(key: object) -> str:
 def _check_strings(name: str, value: object) -> None:
     if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
         return
-    what = f"a {type(value).__name__}" if name == "bearer_sha256" else repr(value)  # it may be the key itself
+    what = f"a {type(value).__name__}" if name == "bearer_sha256" else shown(value)  # it may be the key itself
     raise RulesError(f"GuardRules.{name} has to be a tuple of strings, not {what}")
 
 
@@ -108,7 +109,7 @@ def _check_path(group: str, path: str) -> None:
 
 
 def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RulesError(f"GuardRules.{name} has to be a whole number from 1 on, not {value!r}")
-    if value > _LARGEST:
-        raise RulesError(f"GuardRules.{name} has to be a whole number from 1 to {_LARGEST}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise RulesError(
+            f"GuardRules.{name} has to be a whole number from 1 on, at most {_LARGEST}, not {shown(value)}"
+        )

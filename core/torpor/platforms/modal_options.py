@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
+from torpor.field_types import shown
 
 if TYPE_CHECKING:
     from typing import Self
@@ -184,7 +185,7 @@ class ModalOptions:
 
 
 def _wrong(name: str, value: object, allowed: str) -> ConfigurationError:
-    return ConfigurationError(f"ModalOptions.{name} is {value!r}; allowed: {allowed}.")
+    return ConfigurationError(f"ModalOptions.{name} is {shown(value)}; allowed: {allowed}.")
 
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:

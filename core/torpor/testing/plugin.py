@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
 from torpor._version import __version__
+from torpor.bounds import LONGEST_S
 from torpor.engine import Engine
 from torpor.errors import ConfigurationError
 from torpor.field_types import check_types, shown
@@ -78,10 +79,10 @@ class StandIn(Plugin):
         check_types(self)
         if self.fault is not None and self.fault not in tuple(Fault):
             raise ConfigurationError(f"StandIn.fault is {shown(self.fault)}; there are: {', '.join(Fault)}.")
-        if self.fault_s < 0 or self.token_s < 0 or self.warmup_requests < 0:
+        if not (0 <= self.fault_s <= LONGEST_S and 0 <= self.token_s <= LONGEST_S and self.warmup_requests >= 0):
             raise ConfigurationError(
                 f"StandIn: fault_s is {self.fault_s} s, token_s {self.token_s} s, warmup_requests {self.warmup_requests}; "
-                "none of them may be below 0."
+                f"none of them may be below 0, nor a time above {LONGEST_S:.0f} s."
             )
 
     @property
