@@ -22,7 +22,7 @@ from torpor.cli.terminal import claim_output
 from torpor.cli.timed import cold_start, restored_start, standby_wake
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.events import warnings_only
-from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot
+from torpor.platforms.local import CriuBackend, LocalServer, check_before_start, create_snapshot
 from torpor.report import Bench, Floor, Machine, page
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
@@ -92,6 +92,8 @@ def run_bench(
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     chosen = _chosen(backend, deployment, console)
+    if chosen == CriuBackend.name:
+        check_before_start(deployment, _kept_in(deployment))
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
     measured = _measured(app_file, deployment, chosen, starts, console)
     console.print(_table(measured))
@@ -181,13 +183,17 @@ def _restoring(
     if backend == "standby":
         yield lambda number: standby_wake(deployment, number=number), None
         return
-    folder = snapshot_folder(f"{deployment.name}-bench")
+    folder = _kept_in(deployment)
     manifest = create_snapshot(app_file, folder)
     console.print(f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}")
     try:
         yield lambda number: restored_start(folder, deployment, number=number)[0], folder
     finally:
         remove(folder)
+
+
+def _kept_in(deployment: Deployment) -> Path:
+    return snapshot_folder(f"{deployment.name}-bench")
 
 
 def _floor(folder: Path) -> Floor:

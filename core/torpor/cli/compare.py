@@ -21,7 +21,7 @@ from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError
 from torpor.plain_text import plain
-from torpor.platforms.local import LocalServer
+from torpor.platforms.local import LocalServer, check_before_start
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import check_target, inspect
@@ -58,8 +58,10 @@ def run_compare(
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     check_target(snapshot_folder(deployment.name))
+    if not (reasons := CriuBackend().available(deployment)):
+        check_before_start(deployment, snapshot_folder(deployment.name))
     LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
-    if reasons := CriuBackend().available(deployment):
+    if reasons:
         console.print("snapshots cannot be made on this machine:")
         for reason in reasons:
             console.print(f"  - {reason}", markup=False)

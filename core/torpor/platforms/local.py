@@ -104,12 +104,16 @@ class LocalServer:
     ) -> None:
         self.backend = backend or NoSnapshot()
         self.deployment = deployment = self.backend.placed(deployment)
-        if reasons := self.backend.available(deployment):
-            listed = "\n".join(f"  - {reason}" for reason in reasons)
-            raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         self.root = root or cache_root()
         tell_warnings(deployment)
         self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
+        if not self.backend.process_stays:
+            from torpor.snapshots.lasting import check_lasting  # noqa: PLC0415 - only where a snapshot is written
+
+            check_lasting(deployment, self.recipe)
+        if reasons := self.backend.available(deployment):
+            listed = "\n".join(f"  - {reason}" for reason in reasons)
+            raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         check_gpu(deployment)
         self._on_step = on_step
         self._cold_on_failed_wake = cold_on_failed_wake and deployment.cold_start_on_failed_wake
@@ -400,6 +404,25 @@ def run_build_steps(recipe: Recipe, root: Path, *, on_step: Callable[[str], None
                 for mount in step.volumes:
                     Path(mount).mkdir(parents=True, exist_ok=True)
                 run_step(step, recipe)
+
+
+def check_before_start(deployment: Deployment, folder: Path) -> None:
+    """What stands against a snapshot and is known before anything is built or started.
+
+    Args:
+        deployment: what is to be snapshotted.
+        folder: where the snapshot is to go.
+
+    Raises:
+        SnapshotError: the target does not do, or the engine needs files in a folder that does not last.
+    """
+    from torpor.snapshots.lasting import check_lasting  # noqa: PLC0415 - only where a snapshot is written
+    from torpor.snapshots.store import check_target  # noqa: PLC0415
+    from torpor.snapshots.targets import check_writable  # noqa: PLC0415
+
+    check_target(folder)
+    check_writable(folder)
+    check_lasting(deployment, relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name))
 
 
 @contextlib.contextmanager

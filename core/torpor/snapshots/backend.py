@@ -264,8 +264,11 @@ class CriuBackend:
         from torpor.snapshots.replica import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.sandbox import Sandbox  # noqa: PLC0415
         from torpor.snapshots.store import check_target  # noqa: PLC0415
+        from torpor.snapshots.targets import check_writable  # noqa: PLC0415
 
-        check_target(self._folder or _default_folder(deployment))  # now, not after the minutes of a cold start
+        folder = self._folder or _default_folder(deployment)
+        check_target(folder)  # now, not after the minutes of a cold start
+        check_writable(folder)
         mode = self._usable_mode(deployment)
         if self._public and self._front is None:
             from torpor.snapshots.front import Front  # noqa: PLC0415

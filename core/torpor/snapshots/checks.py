@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.lasting import temporary_folder_of
 from torpor.snapshots.mapped_memory import is_memory_file
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ __all__ = ["Connection", "OpenFiles", "check_connections", "open_files", "open_p
 
 _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
 _SETTLE_S = 2.0
-_TEMPORARY = ("/tmp", "/var/tmp", "/run", "/var/run")  # noqa: S108 - places to warn about, not to write to
 _NAMELESS = (
     "/memfd:",
     "/dev/zero",
@@ -110,7 +109,6 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
     lasting: dict[str, tuple[int, int]] = {}
     vanishing: set[str] = set()
     io_uring = False
-    temporary = tuple(Path(folder) for folder in {*_TEMPORARY, tempfile.gettempdir()})
     for name in {path for pid in _tree(sandbox).values() for path in open_paths(pid)}:
         if "[io_uring]" in name:
             io_uring = True
@@ -119,8 +117,9 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
         if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
             continue
         path = Path(name.removesuffix(_DELETED))
-        temporary_place = any(path.is_relative_to(folder) for folder in temporary)
-        if name.endswith(_DELETED) or (temporary_place and not any(path.is_relative_to(folder) for folder in kept)):
+        if name.endswith(_DELETED) or (
+            temporary_folder_of(path) and not any(path.is_relative_to(folder) for folder in kept)
+        ):
             vanishing.add(name)
             continue
         with contextlib.suppress(OSError):

@@ -50,7 +50,6 @@ _MARGIN_BYTES = 64 << 20
 _PRIVATE_BYTES = 64 << 10
 _OUTSIDE_BYTES = 64 << 20
 _WORD_CHARACTERS = 1024
-_CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _SHOWN = 8
 
 
@@ -364,10 +363,14 @@ def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:
 
 def _check_files(opened: OpenFiles) -> None:
     if opened.vanishing:
-        listed = "\n".join(f"  - {name}" for name in opened.vanishing[:_SHOWN])
+        from torpor.snapshots.lasting import LASTING_VARIABLE, temporary_folder_of  # noqa: PLC0415
+
+        found = [(name, temporary_folder_of(Path(name))) for name in opened.vanishing[:_SHOWN]]
+        listed = "\n".join(f"  - {name}" + (f", in {folder}" if folder else "") for name, folder in found)
         raise SnapshotError(
             f"The engine has files open that may be gone when it is restored:\n{listed}\n"
-            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot."
+            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot. A folder "
+            f"in a temporary place that stays is named in {LASTING_VARIABLE} (folders with {os.pathsep!r} between them)."
         )
     if opened.io_uring:
         raise SnapshotError(
@@ -417,20 +420,9 @@ def _lies_in_memory(folder: Path) -> bool:
 
 def _kept_folders(boot: Boot) -> list[Path]:
     """Folders that may well lie under /tmp and are the user's own choice all the same: environments, model, caches."""
-    import sys  # noqa: PLC0415
+    from torpor.snapshots.lasting import kept_folders  # noqa: PLC0415 - a restore has no use for it
 
-    deployment = boot.deployment
-    python = Path(deployment.engine.engine_python)
-    folders = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]]
-    if python.is_absolute():
-        folders += [python.parent.parent, python.resolve().parent.parent]
-    if deployment.model.path:
-        folders.append(Path(deployment.model.path))
-    folders += [Path(mount) for mount in boot.recipe.volumes]
-    env = {**os.environ, **boot.recipe.env}
-    named = [folder for name in _CODE_VARIABLES for folder in env.get(name, "").split(os.pathsep)]
-    folders += [Path(folder) for folder in named if os.path.isabs(folder)]  # noqa: PTH117 - many are empty
-    return [*folders, *(folder.resolve() for folder in folders)]
+    return kept_folders(boot.deployment, boot.recipe)
 
 
 def _commands(sandbox: Sandbox) -> tuple[str, ...]:

@@ -1,0 +1,101 @@
+"""Whether a disk takes a snapshot: tried with a small folder beside the target, before the minutes of a cold start."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_writable", "last_bytes"]
+
+_LEAST_BYTES = 64 << 20
+"""No engine's snapshot is smaller."""
+
+_PAGE = 4096
+_OTHERS = 0o077
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that a snapshot can be written there.
+
+    A folder that only its owner may open is made beside the target, with a file that is written, mapped and renamed, as a
+    capture and a restore do. It goes again. A snapshot that is there already says how much room another one takes.
+
+    Args:
+        folder: where the snapshot is to go; a symbolic link stands for what it leads to.
+
+    Raises:
+        SnapshotError: the disk refuses, gives other users access, or has too little room; the message says which.
+    """
+    folder = Path(os.path.realpath(folder))
+    parent = next(one for one in folder.parents if os.path.lexists(one))
+    with _told(folder, parent), _trial_folder(parent) as trial:
+        facts = trial.stat()
+        if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS:
+            raise SnapshotError(
+                f"A snapshot cannot be kept in {parent}: the file system there does not keep owner and mode of a folder (a "
+                f"private one got mode {facts.st_mode & 0o777:o} and user {facts.st_uid}), so other users could read memory "
+                "and keys. Choose a folder on a file system of Linux (ext4, xfs, btrfs, ...)."
+            )
+        file = trial / "written"
+        file.write_bytes(b"\1" * _PAGE)
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), _PAGE, access=mmap.ACCESS_COPY) as mapped:
+            mapped[0] = 2
+        file.rename(trial / "renamed")
+    _check_room(folder, parent)
+
+
+def last_bytes(folder: Path) -> int:
+    """The size of the snapshot that is there, bytes; 0 if there is none that can be read."""
+    from torpor.snapshots.store import inspect  # noqa: PLC0415 - it checks its target here
+
+    try:
+        manifest = inspect(folder)
+    except SnapshotError:
+        return 0
+    return manifest.image_bytes + manifest.side_file_bytes
+
+
+def _check_room(folder: Path, parent: Path) -> None:
+    facts = os.statvfs(parent)
+    free, last = facts.f_bavail * facts.f_frsize, last_bytes(folder)
+    wanted = max(last + last // 10, _LEAST_BYTES)
+    if free < wanted:
+        why = "the one that is there has as many, and goes only when the new one is whole" if last else "at least"
+        raise SnapshotError(
+            f"{parent} has {free / 1e9:.2f} GB free; a snapshot takes {wanted / 1e9:.2f} GB ({why}). Free some room, remove the "
+            f"old snapshot (torpor snapshot rm {folder}), or choose another folder."
+        )
+    if facts.f_files and not facts.f_favail:
+        raise SnapshotError(
+            f"The disk of {parent} takes no more files (no inodes are left). Remove some, or choose another."
+        )
+
+
+@contextlib.contextmanager
+def _trial_folder(parent: Path) -> Iterator[Path]:
+    trial = parent / f".torpor-trial-{os.urandom(4).hex()}"
+    trial.mkdir(mode=0o700)
+    try:
+        yield trial
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(folder: Path, parent: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise SnapshotError(
+            f"The snapshot {folder} cannot be written: a small trial in {parent} failed ({said}). Choose another folder."
+        ) from error
