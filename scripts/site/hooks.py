@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File
-from scripts.site import commands, engines, faults, guard_states, hook_reference, llms, modules
+from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, llms, modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "flags": engines.flag_tables,
     "options": engines.option_tables,
     "commands": commands.command_reference,
+    "exit_codes": exit_codes.exit_code_table,
+    "errors": exit_codes.error_table,
     "faults": faults.fault_table,
     "module_map": modules.module_map,
 }

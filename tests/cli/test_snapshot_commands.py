@@ -183,10 +183,10 @@ def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
     """The app as it is now, and the files."""
     write_app(own.app.parent, port=own.port, warmups=3)
     (own.folder / "images" / "inventory.img").unlink()
-    said = cli.run("snapshot", "inspect", own.folder).stdout
-    assert "does not fit: plugin standin was" in said
+    said = cli.run("snapshot", "inspect", own.folder, code=1).stdout
+    assert "does not fit: standin.warmup_requests: 1 -> 3" in said
     assert "does not fit: its file images/inventory.img is missing" in said
-    misfits = json.loads(cli.run("snapshot", "inspect", own.folder, "--json").stdout)["misfits"]
+    misfits = json.loads(cli.run("snapshot", "inspect", own.folder, "--json", code=1).stdout)["misfits"]
     assert len(misfits) == said.count("does not fit: ") == 2
 
 
@@ -196,7 +196,7 @@ def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
         ("snapshot create APP DIR --mode wild", (2, "--mode is 'wild'; allowed are root and rootless")),
         ("snapshot restore DIR --verify some", (2, "--verify is 'some'; allowed are fast and full")),
         ("snapshot restore DIR --replicas 0", (2, "--replicas is 0; allowed are 1 to 64 replicas")),
-        ("snapshot inspect EMPTY", (1, "holds no snapshot: there is no manifest.json in it")),
+        ("snapshot inspect EMPTY", (2, "holds no snapshot: there is no manifest.json in it")),
         ("snapshot restore EMPTY", (1, "`torpor snapshot create APP")),
         ("snapshot rm EMPTY", (1, "Nothing was removed")),
         ("snapshot create NOAPP DIR", (2, "There is no app file")),

@@ -321,8 +321,8 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
         "Torpor was 0.0.1",
         "model was /elsewhere",
         "plugin standin was other options; now it is",
-        "gone --new-flag",
-        "environment differs in A",
+        "flags: removed --new-flag",
+        "env: removed A",
     ):
         assert reason in said
 
@@ -334,7 +334,7 @@ def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, origin
     write_app(tmp_path / "app", port=original.port, warmups=2)
     said = refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
     assert "Deployment.port was" in said
-    assert "warmup_requests=2" in said
+    assert "standin.warmup_requests: 1 -> 2" in said
     app.unlink()
     assert "There is no app file" in refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
     assert list((cache / "run").glob("*")) == []  # the folder itself is made with the first sandbox that gets ready

@@ -277,7 +277,10 @@ def create(
 
 @snapshot.command()
 def inspect(folder: Folder, as_json: AsJson = False) -> None:
-    """Show what a snapshot holds, and whether it fits this machine and its app as it is now."""
+    """Show what a snapshot holds, and whether it fits this machine and its app as it is now.
+
+    Exit code 0: it fits; 1: it does not, every reason is listed; 2: there is no snapshot that can be used.
+    """
     from torpor.cli.snapshot import run_inspect  # noqa: PLC0415
 
     run_inspect(folder, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -65,21 +66,31 @@ def run_create(
 
 
 def run_inspect(folder: Path, *, as_json: bool) -> None:
-    """Print the manifest, and what does not fit."""
-    from torpor.snapshots.serving import misfits  # noqa: PLC0415
+    """Print the manifest, and what does not fit; exit code 1 where something does not.
+
+    Raises:
+        SnapshotError: there is no snapshot that can be used, here or anywhere; exit code 2.
+    """
+    from torpor.snapshots.fit import misfits  # noqa: PLC0415
 
     claim_output()
-    manifest = inspect(folder)
+    try:
+        manifest = inspect(folder)
+    except SnapshotError as error:
+        error.exit_code = 2
+        raise
     reasons = misfits(folder, manifest)
     if as_json:
         result(json.dumps({**manifest.as_dict(), "misfits": reasons}, indent=2))
-        return
-    console = make_console(results=True)
-    console.print(_table(folder, manifest))
-    for reason in reasons:
-        console.print(f"does not fit: {reason}", markup=False)
-    if not reasons:
-        console.print("fits this machine and its app")
+    else:
+        console = make_console(results=True)
+        console.print(_table(folder, manifest))
+        for reason in reasons:
+            console.print(f"does not fit: {reason}", markup=False)
+        if not reasons:
+            console.print("fits this machine and its app")
+    if reasons:
+        sys.exit(1)
 
 
 def run_rm(folder: Path) -> None:

@@ -135,7 +135,7 @@ def _not_told(_way: Way) -> None:
 
 def why_not_restored(deployment: Deployment, snapshot: Path) -> tuple[str, ...]:
     """What stands against a restore of this snapshot for this deployment here and now, a sentence each; nothing: it fits."""
-    from torpor.snapshots.serving import misfits  # noqa: PLC0415 - only with a snapshot
+    from torpor.snapshots.fit import misfits  # noqa: PLC0415 - only with a snapshot
     from torpor.snapshots.store import inspect  # noqa: PLC0415
 
     try:

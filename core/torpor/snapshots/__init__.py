@@ -21,6 +21,7 @@ store        a snapshot as a folder: capture, inspect, restore, remove
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
              before a capture; kernel_objects: what CRIU does not bring back; scheduling: what of it is set again; proof: one
              trial restore; outside: open files, model and code that it depends on; places: where snapshots lie by default)
+fit          whether a snapshot fits here and now: every reason against it (differences: field by field)
 replica      the restored engine, as core sees it (serving: several of them behind one port; replacement: what takes the
              place of one that ended; cold_start: one that starts cold where a restored one was to be)
 light_httpx  httpx without its command line, for the restore's sake

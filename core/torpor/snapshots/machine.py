@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from torpor._version import __version__
 from torpor.addresses import LOOPBACK
-from torpor.snapshots.manifest import DeploymentFacts, MachineFacts, different_machine
+from torpor.snapshots.fit import different_machine
+from torpor.snapshots.manifest import DeploymentFacts, MachineFacts
 from torpor.snapshots.places import criu_prefix
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
-from torpor.snapshots.gpu_part import Gpu, GpuPart, described, different_gpus, gpu_part, read_gpu
+from torpor.snapshots.gpu_part import Gpu, GpuPart, gpu_part, read_gpu
 from torpor.snapshots.reading import Fields, check_owned, is_short_path, opened_file, opened_folder, read_json, shown
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ __all__ = [
     "Stage",
     "damaged_files",
     "describe_files",
-    "different_deployment",
-    "different_machine",
     "read_manifest",
     "write_private",
 ]
@@ -453,53 +451,6 @@ def _inner_folder(folders: dict[str, int], path: str) -> int:
         except SnapshotError as error:
             raise _FolderError(error) from None
     return folders[path]
-
-
-def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
-    """Why a snapshot of one machine does not fit another, each as a sentence."""
-    found = [
-        f"it was made on {what} {then}; here it is {now}"
-        for what, then, now in (
-            ("architecture", made_on.architecture, here.architecture),
-            ("kernel", made_on.kernel, here.kernel),
-            ("CRIU", made_on.criu, here.criu),
-            ("NVIDIA driver", made_on.driver or "none", here.driver or "none"),
-        )
-        if then != now
-    ]
-    if len(here.gpus) < len(made_on.gpus):
-        found.append(f"it was made on GPUs {described(made_on.gpus)}; here it is {described(here.gpus)}")
-    found += different_gpus(made_on.gpus, here.gpus)
-    if missing := sorted(set(made_on.cpu) - set(here.cpu)):
-        found.append(f"this CPU lacks features that were there: {_some(missing)}")
-    return tuple(found)
-
-
-def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:
-    """Why a snapshot is not of this deployment as it stands now, each as a sentence."""
-    found = []
-    words = {"torpor": "Torpor", "name": "deployment", "port": "Deployment.port", "engine": "engine"}
-    words |= {"model": "model", "revision": "model revision"}
-    for name, word in words.items():
-        then, now = getattr(made_of, name), getattr(here, name)
-        if then != now:
-            found.append(f"{word} was {then or 'none'!s} when it was made; now it is {now or 'none'!s}")
-    for name in sorted({*made_of.plugins, *here.plugins}):
-        then, now = made_of.plugins.get(name, "not there"), here.plugins.get(name, "not there")
-        if then != now:
-            found.append(f"plugin {name} was {then}; now it is {now}")
-    if made_of.argv != here.argv:
-        gone = [word for word in made_of.argv if word not in here.argv]
-        new = [word for word in here.argv if word not in made_of.argv]
-        found.append(f"the engine's command line differs: gone {_some(gone)}; new {_some(new)}")
-    if names := sorted(name for name, _ in set(made_of.env.items()) ^ set(here.env.items())):
-        found.append(f"the engine's environment differs in {_some(sorted(set(names)))}")
-    return tuple(found)
-
-
-def _some(words: list[str]) -> str:
-    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    return (", ".join(words[:_SHOWN]) or "nothing") + more
 
 
 def _head(file: Path) -> str:

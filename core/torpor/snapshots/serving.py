@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.addresses import LOOPBACK, check_free
-from torpor.errors import ConfigurationError, SnapshotError, TorporError
-from torpor.snapshots.failures import bad_reason, forget_failures, note_failure
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.failures import forget_failures, note_failure
+from torpor.snapshots.fit import bad_marks, different_deployment, loaded_here, misfit, misfits
 from torpor.snapshots.folders import Hold, checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
-from torpor.snapshots.manifest import damaged_files, different_deployment
+from torpor.snapshots.manifest import damaged_files
 from torpor.snapshots.places import release_work_folder, work_folder
-from torpor.snapshots.reading import plain
 from torpor.snapshots.replacement import Attempt, Replacement
 from torpor.snapshots.store import changed_files, inspect, read_identity
 from torpor.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -136,37 +136,6 @@ def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
     """
     folder = real_folder(folder)
     return inspect(folder), read_identity(folder)
-
-
-def misfits(
-    folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False, copies: int = 1
-) -> list[str]:
-    """Why a snapshot cannot be restored here, as a list of sentences.
-
-    Args:
-        folder: the snapshot.
-        manifest: its manifest.
-        deployment: what it should be of; what its own app file says, by default.
-        full: compare hashes, too.
-        copies: how many there are to be.
-    """
-    from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
-
-    folder = real_folder(folder)
-    reasons = [*_bad(folder), *damaged_files(folder, manifest, full=full)]
-    try:
-        criu = known_criu(manifest.machine)
-        reasons += unfit_machine(manifest, criu, copies=copies)
-    except SnapshotError as error:
-        reasons.append(str(error))
-    try:
-        _, _, differences = _load(manifest, deployment)
-        reasons += differences
-    except TorporError as error:
-        reasons.append(f"its app file cannot be used: {error}")
-    with contextlib.suppress(SnapshotError):  # damaged: said above
-        reasons += changed_files(folder, full=full)
-    return list(map(plain, reasons))
 
 
 def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
@@ -433,7 +402,7 @@ class Replicas:
             deployment, recipe, differences = self._loaded()
             (changed,) = _results([outside])
             if reasons := [*differences, *changed]:
-                raise _misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
+                raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._import_beside()
             self._app = deployment, recipe
             waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
@@ -484,22 +453,22 @@ class Replicas:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
         from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415
 
-        reasons = [] if self._even_if_bad else _bad(self.folder)
+        reasons = [] if self._even_if_bad else bad_marks(self.folder)
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
             criu = known_criu(self.manifest.machine)
             reasons += unfit_machine(self.manifest, criu, copies=copies)
         except SnapshotError as error:
-            raise _misfit(self.folder, [*reasons, str(error)]) from error
+            raise misfit(self.folder, [*reasons, str(error)]) from error
         if reasons:
-            raise _misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
+            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
         return criu
 
     def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:
         try:
-            found, recipe, differences = _load(self.manifest, None)
+            found, recipe, differences = loaded_here(self.manifest, None)
         except ConfigurationError as error:
-            raise _misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
+            raise misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
         self._app_host = found.host
         return (found if found.host == LOOPBACK else replace(found, host=LOOPBACK)), recipe, differences
 
@@ -651,7 +620,7 @@ class Replicas:
         self._mark, self.manifest, self._identity = mark, manifest, identity
         criu = self._verified_criu(1)
         if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
-            raise _misfit(self.folder, reasons)
+            raise misfit(self.folder, reasons)
         self._hold.take(self.folder)
         replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
@@ -686,33 +655,6 @@ class Replicas:
         with self._lock:
             self._made += 1
             return f"{self.manifest.deployment.name}-{self._made}"
-
-
-def _bad(folder: Path) -> list[str]:
-    """Why a snapshot is marked bad; nothing where it is not."""
-    reason = bad_reason(folder)
-    return [reason] if reason else []
-
-
-def _load(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment, Recipe, list[str]]:
-    """The deployment as its app file gives it now, and how it differs from the snapshot's."""
-    from torpor.apps import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
-    from torpor.lifecycle import Lifecycle  # noqa: PLC0415
-    from torpor.platforms.local import relocate  # noqa: PLC0415
-    from torpor.snapshots.machine import deployment_facts  # noqa: PLC0415
-    from torpor.snapshots.places import cache_root  # noqa: PLC0415
-
-    found = deployment or load_deployment(manifest.app_file)
-    recipe = relocate(Lifecycle(found).recipe(), cache_root(), found.name)
-    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(found, recipe)))
-
-
-def _misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
-    listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
-    return SnapshotError(
-        f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Mend what differs, or make it anew: "
-        "torpor snapshot create"
-    )
 
 
 def _clock(manifest: Manifest) -> Clock | None:

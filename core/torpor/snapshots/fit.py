@@ -1,0 +1,132 @@
+"""Does a snapshot fit here and now? The one list of what stands against a restore, each reason as a sentence.
+
+    bad_marks            it is marked bad: its replicas did not wake
+    damaged_files        its own files (torpor.snapshots.manifest)
+    unfit_machine        machine, CRIU and GPUs (torpor.snapshots.machine, with different_machine)
+    different_deployment what its app file says now
+    changed_files        what it depends on outside of itself (torpor.snapshots.store)
+
+A restore looks at each where it costs nothing; `misfits` looks at all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError, TorporError
+from torpor.snapshots.failures import bad_reason
+from torpor.snapshots.folders import real_folder
+from torpor.snapshots.gpu_part import described, different_gpus
+from torpor.snapshots.manifest import damaged_files
+from torpor.snapshots.reading import plain
+from torpor.snapshots.store import changed_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+    from torpor.snapshots.manifest import DeploymentFacts, MachineFacts, Manifest
+
+__all__ = ["bad_marks", "different_deployment", "different_machine", "loaded_here", "misfit", "misfits"]
+
+_SHOWN = 8
+
+
+def misfits(
+    folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False, copies: int = 1
+) -> list[str]:
+    """Why a snapshot cannot be restored here, as a list of sentences.
+
+    Args:
+        folder: the snapshot.
+        manifest: its manifest.
+        deployment: what it should be of; what its own app file says, by default.
+        full: compare hashes, too.
+        copies: how many there are to be.
+    """
+    from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415 - which imports this module
+
+    folder = real_folder(folder)
+    reasons = [*bad_marks(folder), *damaged_files(folder, manifest, full=full)]
+    try:
+        criu = known_criu(manifest.machine)
+        reasons += unfit_machine(manifest, criu, copies=copies)
+    except SnapshotError as error:
+        reasons.append(str(error))
+    try:
+        _, _, differences = loaded_here(manifest, deployment)
+        reasons += differences
+    except TorporError as error:
+        reasons.append(f"its app file cannot be used: {error}")
+    with contextlib.suppress(SnapshotError):  # damaged: said above
+        reasons += changed_files(folder, full=full)
+    return list(map(plain, reasons))
+
+
+def misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
+    """The error of a snapshot that does not fit, with every reason."""
+    listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
+    return SnapshotError(
+        f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Undo the change, or take a new snapshot: "
+        "torpor snapshot create"
+    )
+
+
+def bad_marks(folder: Path) -> list[str]:
+    """Why a snapshot is marked bad; nothing where it is not."""
+    reason = bad_reason(folder)
+    return [reason] if reason else []
+
+
+def loaded_here(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment, Recipe, list[str]]:
+    """The deployment as its app file gives it now, and how it differs from the snapshot's.
+
+    Args:
+        manifest: the snapshot's.
+        deployment: the deployment where it is known already.
+
+    Raises:
+        TorporError: the app file cannot be used.
+    """
+    from torpor.apps import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
+    from torpor.lifecycle import Lifecycle  # noqa: PLC0415
+    from torpor.platforms.local import relocate  # noqa: PLC0415
+    from torpor.snapshots.machine import deployment_facts  # noqa: PLC0415
+    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+
+    found = deployment or load_deployment(manifest.app_file)
+    recipe = relocate(Lifecycle(found).recipe(), cache_root(), found.name)
+    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(found, recipe)))
+
+
+def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:
+    """Why a snapshot is not of this deployment as it stands now, field by field, each as a sentence."""
+    if made_of == here:
+        return ()
+    from torpor.snapshots.differences import differences  # noqa: PLC0415 - a snapshot that fits has none
+
+    return differences(made_of, here)
+
+
+def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
+    """Why a snapshot of one machine does not fit another, each as a sentence."""
+    found = [
+        f"it was made on {what} {then}; here it is {now}"
+        for what, then, now in (
+            ("architecture", made_on.architecture, here.architecture),
+            ("kernel", made_on.kernel, here.kernel),
+            ("CRIU", made_on.criu, here.criu),
+            ("NVIDIA driver", made_on.driver or "none", here.driver or "none"),
+        )
+        if then != now
+    ]
+    if len(here.gpus) < len(made_on.gpus):
+        found.append(f"it was made on GPUs {described(made_on.gpus)}; here it is {described(here.gpus)}")
+    found += different_gpus(made_on.gpus, here.gpus)
+    if missing := sorted(set(made_on.cpu) - set(here.cpu)):
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        found.append(f"this CPU lacks features that were there: {', '.join(missing[:_SHOWN])}{more}")
+    return tuple(found)

@@ -1,0 +1,33 @@
+"""The tables of docs/exit-codes.md: what each command's exit codes mean, and which error ends a command with which."""
+
+from __future__ import annotations
+
+from scripts.site.commands import command_names
+from scripts.site.docstrings import parse
+
+import torpor.errors
+from torpor.cli.exit_codes import EXIT_CODES
+
+__all__ = ["error_table", "exit_code_table"]
+
+
+def exit_code_table() -> str:
+    """A row for each command that there is."""
+    there = {" ".join(words) for words in command_names()}
+    rows = [
+        f"| `torpor {name}` | {' | '.join(codes.get(code, '') for code in (0, 1, 2))} |"
+        for name, codes in EXIT_CODES.items()
+        if name in there
+    ]
+    return "\n".join(("| command | 0 | 1 | 2 |", "|---|---|---|---|", *rows))
+
+
+def error_table() -> str:
+    """A row for each error of Torpor's own."""
+    found = [getattr(torpor.errors, name) for name in torpor.errors.__all__]
+    rows = [f"| `{one.__name__}` | {one.exit_code} | {parse(one).summary} |" for one in sorted(found, key=_order)]
+    return "\n".join(("| error | exit code | when |", "|---|---|---|", *rows))
+
+
+def _order(error: type[torpor.errors.TorporError]) -> tuple[int, str]:
+    return error.exit_code, error.__name__

@@ -1,0 +1,93 @@
+"""docs/exit-codes.md: every command is there, and ends as it says."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from scripts.site.commands import command_names, help_of
+from scripts.site.exit_codes import error_table, exit_code_table
+
+from tests.command_line import torpor
+from tests.docs.pages import ROOT
+from torpor.cli.exit_codes import EXIT_CODES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
+GROUPS = {("snapshot",), ("key",)}
+
+ENDS = [
+    ("plan APP", 0),
+    ("plan none.py", 2),
+    ("up none.py", 2),
+    ("doctor none.py", 2),
+    ("plugins", 0),
+    ("new 1", 2),
+    ("key new", 0),
+    ("snapshot create none.py DIR", 2),
+    ("snapshot inspect DIR", 2),
+    ("snapshot inspect none", 2),
+    ("snapshot restore DIR", 1),
+    ("snapshot restore DIR --replicas 0", 2),
+    ("snapshot rm DIR", 1),
+    ("snapshot weights", 0),
+    ("snapshot compare none.py", 2),
+    ("bench none.py", 2),
+    ("report none.json", 2),
+    ("boots --file none.log", 2),
+    ("probe ftp://127.0.0.1", 2),
+    ("probe http://127.0.0.1:9 --timeout 0.2", 1),
+    ("prewarm ftp://127.0.0.1", 2),
+]
+
+
+def test_every_command_is_in_the_table() -> None:
+    """And the page names none that there is not."""
+    there = {" ".join(words) for words in command_names() if words not in GROUPS}
+    assert there - set(EXIT_CODES) == set()
+    assert {line.split("`")[1].removeprefix("torpor ") for line in exit_code_table().splitlines()[2:]} == there
+
+
+def test_help_and_table_name_the_same_codes() -> None:
+    """Where a command's own help tells its codes, each of them is in the table."""
+    told = 0
+    for words in command_names():
+        text = " ".join(help_of(words).partition("Exit code ")[2].split())
+        if text:
+            told += 1
+            codes = {code for code in (0, 1, 2) if text.startswith(str(code)) or f"; {code}:" in text}
+            assert codes <= set(EXIT_CODES[" ".join(words)]), words
+    assert told >= 5
+
+
+@pytest.mark.parametrize(("line", "code"), ENDS, ids=[line for line, _ in ENDS])
+def test_a_command_ends_as_the_table_says(tmp_path: Path, line: str, code: int) -> None:
+    """Each code is one that the command's row has, and an error is one paragraph."""
+    (tmp_path / "empty").mkdir()
+    places = {"APP": str(ROOT / "apps" / "tiny_cpu.py"), "DIR": str(tmp_path / "empty")}
+    ran = torpor(
+        *(places.get(word, word) for word in line.split()), env={"TORPOR_CACHE": str(tmp_path / "cache")}, cwd=tmp_path
+    )
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+    (name,) = (name for name in EXIT_CODES if line == name or line.startswith(f"{name} "))
+    assert code in EXIT_CODES[name]
+
+
+def test_every_error_is_in_the_table() -> None:
+    """With its code and when it is raised."""
+    table = error_table()
+    assert "| `SnapshotError` | 1 |" in table
+    assert "| `ConfigurationError` | 2 |" in table
+
+
+def test_the_json_of_a_plan_has_the_keys_of_the_page() -> None:
+    """They are stable."""
+    row = next(line for line in PAGE.splitlines() if line.startswith("| `plan` |"))
+    plan = json.loads(torpor("plan", str(ROOT / "apps" / "tiny_cpu.py"), "--json").stdout)
+    named = set(row.partition("; with")[0].partition("| `plan` | ")[2].replace("`", "").split(", "))
+    assert named - set(plan) == set()
+    assert len(named) > 10
