@@ -429,6 +429,10 @@ STRANGE_HOOKS: dict[str, tuple[object, str]] = {
     ),
     "not marked": (_new(_plain), r"has a method warmup without @hookimpl"),
     "partial, not marked": (functools.partial(_new(_plain), None), r"has a method warmup without @hookimpl"),
+    "another name": (
+        hookimpl(specname="launch")(_new(_plain)),
+        r"warmup is marked with specname='launch'\. Name the method",
+    ),
     "old wrapper": (hookimpl(hookwrapper=True)(_new(_generator)), r"warmup is a hook wrapper"),
 }
 
@@ -470,6 +474,24 @@ def test_a_hook_of_a_base_class_is_looked_at() -> None:
 
     with pytest.raises(PluginError, match="Plugin 'derived': warmup is an async def"):
         deploy(Derived())
+
+
+@pytest.mark.fault("a marker stands on a method with a misspelt name", area="hooks", outcome="refused")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("warm_up", r"Did you mean 'warmup'\?"),
+        ("pre_snapshots", r"Did you mean 'pre_snapshot'\?"),
+        ("prepareImage", r"Did you mean 'prepare_image'\?"),
+        ("check", r"Core asks check without a marker: drop @hookimpl\."),
+        ("shutdown", r"there are: prepare_image, .*post_restore\.$"),
+    ],
+)
+def test_a_marker_on_a_misspelt_name_says_what_was_meant(name: str, says: str) -> None:
+    """When the deployment is made."""
+    strange = type("Strange", (Plugin,), {name: _marked(_new(_plain)), "plugin_name": "strange"})
+    with pytest.raises(PluginError, match=rf"'strange' marks {name} with @hookimpl, but there is no such hook.*{says}"):
+        deploy(strange())
 
 
 @pytest.mark.fault("a hook that acts returns a value", area="hooks", outcome="refused")

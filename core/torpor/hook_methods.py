@@ -61,7 +61,17 @@ def check_hooks(name: str, plugin: object) -> None:
         if attribute not in HOOK_NAMES:
             raise PluginError(
                 f"Plugin {name!r} marks {attribute} with @hookimpl, but there is no such hook; there are: {', '.join(HOOK_NAMES)}."
+                f"{_meant(attribute)}"
             )
+
+
+def _meant(attribute: str) -> str:
+    if attribute == "check":
+        return " Core asks check without a marker: drop @hookimpl."
+    from difflib import get_close_matches  # noqa: PLC0415 - for the message alone
+
+    close = get_close_matches(attribute.strip("_"), HOOK_NAMES, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def marked_names(plugin: object) -> tuple[str, ...]:
@@ -84,6 +94,8 @@ def hook_fault(raw: object) -> tuple[str, str] | None:
             "is a hook wrapper; core calls one plugin at a time, so there is nothing to wrap",
             "Drop the wrapper option and list the plugin before or after the other one.",
         )
+    if options.get("specname"):
+        return f"is marked with specname={options['specname']!r}", "Name the method after the hook that it implements."
     if isinstance(raw, staticmethod | classmethod):
         return f"is a {type(raw).__name__}; a hook is called on the plugin, whose options it reads", _PLAIN
     if isinstance(raw, functools.partial | functools.partialmethod):
