@@ -1,7 +1,7 @@
 """The documentation site's tooling: what of it is made from the code, and how.
 
     hooks           what mkdocs calls: fills generated parts in, adds the pages of files outside of docs/, mends links
-    hook_reference  the six hooks, from their docstrings
+    hook_reference  the six hooks, and the check before them, from their docstrings
     engines         engine plugins: capabilities and flags; every plugin's options
     commands        the command line, from its own help
     modules         the map of modules, from their docstrings

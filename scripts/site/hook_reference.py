@@ -13,7 +13,7 @@ from torpor.hookspecs import HOOK_NAMES, Plugin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["hook_reference", "hook_timeline", "signature"]
+__all__ = ["check_reference", "hook_reference", "hook_timeline", "signature"]
 
 
 def hook_timeline() -> str:
@@ -26,6 +26,11 @@ def hook_timeline() -> str:
 def hook_reference() -> str:
     """A section for each hook, in the order of the timeline."""
     return "\n\n".join("\n".join(_section(name)) for name in HOOK_NAMES)
+
+
+def check_reference() -> str:
+    """A section for the one question that is no hook."""
+    return "\n".join(_section("check"))
 
 
 def signature(name: str) -> str:

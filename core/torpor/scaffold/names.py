@@ -19,8 +19,18 @@ _LONGEST = 40
 _STAND_IN = "standin"
 _TAKEN = frozenset(
     (
-        *("APP", "BuildPlan", "ClassVar", "ConfigurationError", "Deployment", "Engine", "EngineContract", "GuardRules"),
-        *("ImagePatch", "Iterator", "Lifecycle", "Mapping", "Model", "Path", "Plugin", "PluginContract", "Preflight"),
+        *(
+            "APP",
+            "BuildPlan",
+            "ClassVar",
+            "ConfigurationError",
+            "Deployment",
+            "Engine",
+            "EngineContract",
+            "Finding",
+            "GuardRules",
+        ),
+        *("ImagePatch", "Iterator", "Mapping", "Model", "Path", "Plugin", "PluginContract", "Preflight"),
         *("QUESTION", "Recipe", "StandIn"),
     )
 )

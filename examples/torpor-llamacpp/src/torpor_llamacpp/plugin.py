@@ -6,12 +6,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, ConfigurationError, Engine, ImagePatch, Plugin, Preflight, hookimpl
+from torpor import BuildPlan, ConfigurationError, Engine, Finding, ImagePatch, Plugin, Preflight, hookimpl
+from torpor.field_types import check_types
 from torpor.guard import GuardRules
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import httpx
     from torpor import Deployment, Recipe
@@ -49,6 +50,7 @@ class LlamaCpp(Plugin):
     python: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.context_tokens < 1 or self.parallel < 1 or self.threads < 0:
             raise ConfigurationError(
                 f"LlamaCpp: context_tokens is {self.context_tokens}, parallel {self.parallel} (1 or more is allowed), threads "
@@ -92,6 +94,23 @@ class LlamaCpp(Plugin):
             "--threads": "option threads",
         }
 
+    @override
+    def check(self, deployment: Deployment) -> Iterator[Finding]:
+        if not (deployment.model.path or "").endswith(".gguf"):
+            yield Finding(
+                level="error",
+                what="model",
+                seen=f"LlamaCpp serves a GGUF file, and the model is {deployment.model.source!r}",
+                cure="write Model(path='/models/chat.gguf')",
+            )
+        if deployment.gpu is not None:
+            yield Finding(
+                level="error",
+                what="GPU",
+                seen=f"Deployment.gpu is {deployment.gpu!r}, and LlamaCpp runs on the CPU: the GPU would be paid for and stay idle",
+                cure="leave gpu out",
+            )
+
     @hookimpl
     @override
     def prepare_image(self, deployment: Deployment) -> ImagePatch:
@@ -114,10 +133,6 @@ class LlamaCpp(Plugin):
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
-        if not (deployment.model.path or "").endswith(".gguf"):
-            raise ConfigurationError(
-                f"LlamaCpp serves a GGUF file, and the model is {deployment.model.source!r}: write Model(path='/models/chat.gguf')."
-            )
         rules = GuardRules(
             public=self.public_paths,
             sleep=("/sleep",),
