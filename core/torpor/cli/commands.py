@@ -127,9 +127,13 @@ def plan(
 def up(
     app_file: AppFile,
     *,
-    backend: Annotated[str, typer.Option(help="How the sleeping server is kept: none, standby or criu.")] = "standby",
+    backend: Annotated[
+        str | None,
+        typer.Option(help="How the sleeping server is kept: none, standby (the default) or criu.", show_default=False),
+    ] = None,
     snapshot: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Restore this snapshot if it fits; else start cold and make it.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Restore this snapshot if it fits; else start cold and make it (by CRIU)."),
     ] = None,
     ask: Annotated[str, typer.Option(help="Ask this once it serves, stream the answer, then stop.")] = "",
     records: Annotated[

@@ -16,10 +16,10 @@ from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.terminal import claim_output, result
-from torpor.cli.timed import COLD_TIMEOUT_S, RESTORE_TIMEOUT_S, cold_start, restored_start
+from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limit_s
 from torpor.cli.timing import command, running
 from torpor.client import chat
-from torpor.errors import EngineTimeoutError
+from torpor.errors import EngineTimeoutError, SnapshotError
 from torpor.plain_text import plain
 from torpor.platforms.local import LocalServer, check_before_start
 from torpor.snapshots.backend import CriuBackend
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.snapshots.manifest import Manifest
 
-__all__ = ["run_compare"]
+__all__ = ["created", "run_compare"]
 
 _QUESTION = "Tell me about the moon."
 _ANSWER_TOKENS = 64
 _MAX_RESTORES = 1000
+_CAPTURE_S = 900.0
+"""Seconds for a capture and its trial, besides the start."""
 
 
 def run_compare(
@@ -46,7 +48,7 @@ def run_compare(
 
     Raises:
         ConfigurationError: `restores` is too small or too large; nothing was started.
-        EngineTimeoutError: no snapshot was made; a note holds what the command said.
+        SnapshotError: no snapshot was made; a note holds what the command said.
         TorporError: a start failed; everything that was started was ended.
     """
     checked_count("--restores", restores, most=_MAX_RESTORES, what="restores")
@@ -66,7 +68,7 @@ def run_compare(
         for reason in reasons:
             console.print(f"  - {reason}", markup=False)
         console.print("so this shows standby: the process stays, asleep")
-        _show_standby(app_file, host, port)
+        _show_standby(app_file, host, port, as_json=as_json)
         return
     # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
     console.print("starting cold, timed until the first token ...")
@@ -74,8 +76,7 @@ def run_compare(
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
     console.print("starting cold once more, for the snapshot ...")
-    _create(app_file, folder)
-    manifest = inspect(folder)
+    manifest = created(app_file, folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
     size = manifest.image_bytes + manifest.side_file_bytes
     console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
     times = []
@@ -86,6 +87,10 @@ def run_compare(
         restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
         times.append((restored_s, told))
         console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
+    if inspect(folder) != manifest:
+        raise SnapshotError(
+            f"The snapshot {folder} was replaced while it was timed, so the figures are of two. Compare again."
+        )
     ratio = cold_s / statistics.median(seconds for seconds, _ in times)
     if as_json:
         restored = [{"first_token_s": seconds, **told} for seconds, told in times]
@@ -96,14 +101,38 @@ def run_compare(
         console.print(f"serve from the snapshot: torpor snapshot restore {folder}", soft_wrap=True)
 
 
-def _create(app_file: str, folder: Path) -> None:
+def created(app_file: str, folder: Path, *, timeout_s: float) -> Manifest:
+    """Make a snapshot by the command line; its manifest.
+
+    Args:
+        app_file: of what.
+        folder: where to; a snapshot that is there is replaced.
+        timeout_s: seconds for all of it.
+
+    Raises:
+        EngineTimeoutError: it took longer.
+        SnapshotError: none was made, or the command left the one that was there before; a note holds what the command said.
+    """
+    before = _manifest_in(folder)
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
         try:
-            code = process.wait(COLD_TIMEOUT_S)
+            code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise EngineTimeoutError(f"There was no snapshot of {app_file} after {COLD_TIMEOUT_S:g} s.") from None
+            raise EngineTimeoutError(f"There was no snapshot of {app_file} after {timeout_s:g} s.") from None
         if code != 0:
-            raise EngineTimeoutError(f"No snapshot of {app_file} was made: the command ended with code {code}.")
+            raise SnapshotError(f"No snapshot of {app_file} was made: the command ended with code {code}.")
+        made = _manifest_in(folder)
+        if made is None or made == before:
+            kept = f"{folder} holds none" if made is None else f"{folder} still holds the one from before"
+            raise SnapshotError(f"No snapshot of {app_file} was made: {kept}, though the command ended with code 0.")
+    return made
+
+
+def _manifest_in(folder: Path) -> Manifest | None:
+    try:
+        return inspect(folder)
+    except SnapshotError:
+        return None
 
 
 def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:
@@ -115,7 +144,7 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
             model=deployment.model.served_name,
             prompt=question,
             max_tokens=_ANSWER_TOKENS,
-            timeout_s=RESTORE_TIMEOUT_S,
+            timeout_s=wake_limit_s(deployment),
             on_text=lambda text: result(plain(text), end=""),
         )
         result()
@@ -124,10 +153,10 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
     return start.total_s, told
 
 
-def _show_standby(app_file: str, host: str | None, port: int | None) -> None:
+def _show_standby(app_file: str, host: str | None, port: int | None, *, as_json: bool) -> None:
     from torpor.cli.up import run_up  # noqa: PLC0415
 
-    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=False, host=host, port=port)
+    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=as_json, host=host, port=port)
 
 
 def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:

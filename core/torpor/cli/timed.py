@@ -25,13 +25,26 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.records import BootKind, StageRecord
 
-__all__ = ["COLD_TIMEOUT_S", "RESTORE_TIMEOUT_S", "cold_start", "restored_start", "standby_wake"]
+__all__ = ["cold_limit_s", "cold_start", "restored_start", "standby_wake", "wake_limit_s"]
 
-COLD_TIMEOUT_S = 900.0
-RESTORE_TIMEOUT_S = 60.0
+_COLD_AT_LEAST_S = 900.0
+_WAKE_AT_LEAST_S = 60.0
+_WITHOUT_DEADLINE_S = 60.0
+"""For imports, CRIU and the way from one stage to the next."""
 _RECORD_TIMEOUT_S = 10.0
 _POLL_S = 0.002
 _FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
+
+
+def cold_limit_s(deployment: Deployment) -> float:
+    """Seconds after which a cold start is given up: later than each stage's own deadline, which says more."""
+    stages = (deployment.startup_timeout_s, 2 * deployment.warmup_timeout_s, _WITHOUT_DEADLINE_S)
+    return max(_COLD_AT_LEAST_S, sum(stages))
+
+
+def wake_limit_s(deployment: Deployment) -> float:
+    """Seconds after which a restore or a wake is given up; a wake that fails is tried twice."""
+    return max(_WAKE_AT_LEAST_S, 4 * deployment.wake_timeout_s + _WITHOUT_DEADLINE_S)
 
 
 def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Start:
@@ -50,7 +63,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
         argv = command("up", app_file, "--backend", "none", "--records", str(records), *words(deployment))
         with running(argv) as (process, began):
             zero = _wall(began)
-            clocks = _clocks(process, began, deployment, COLD_TIMEOUT_S)
+            clocks = _clocks(process, began, deployment, cold_limit_s(deployment))
             spans = [span_of(record, zero) for record in _records_to_the_end(process, records)]
     return _start("cold", number, spans, clocks)
 
@@ -78,7 +91,7 @@ def restored_start(
         running([*argv, "--records", f"{records}/records.jsonl"]) as (process, began),
     ):
         zero = _wall(began)
-        clocks = _clocks(process, began, deployment, RESTORE_TIMEOUT_S)
+        clocks = _clocks(process, began, deployment, wake_limit_s(deployment))
         told = _told(process)
         if then is not None:
             then()
@@ -91,7 +104,7 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
     Raises:
         TorporError: it did not start, sleep or wake.
     """
-    report = StageReport()
+    report, limit_s = StageReport(), wake_limit_s(deployment)
     server = LocalServer(deployment, backend=Standby(), report=report, cold_on_failed_wake=False)
     try:
         server.cold_start()
@@ -100,8 +113,8 @@ def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
         zero = _wall(began)
         server.wake()
         engine = server.boot.running_engine
-        ready_s = ready(engine, began, port=deployment.port, timeout_s=RESTORE_TIMEOUT_S, host=nearest(deployment.host))
-        clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, RESTORE_TIMEOUT_S)}
+        ready_s = ready(engine, began, port=deployment.port, timeout_s=limit_s, host=nearest(deployment.host))
+        clocks = {"ready_s": ready_s, "first_token_s": _asked(engine, began, deployment, limit_s)}
     finally:
         server.stop()
     return _start("woken", number, [span_of(record, zero) for record in report.records[before:]], clocks)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from torpor.addresses import LOOPBACK
 from torpor.child_process import ends_with_this_process
-from torpor.errors import EngineTimeoutError
+from torpor.errors import EngineTimeoutError, TorporError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,7 @@ def running(argv: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]
         lifeline.tell(process.pid)
         try:
             yield process, began
-        except EngineTimeoutError as error:
+        except TorporError as error:
             said.seek(0)
             error.add_note(f"the command said: {said.read()[-3000:]}")
             raise

@@ -64,7 +64,7 @@ _DOING = {
 def run_up(
     app_file: str,
     *,
-    backend: str,
+    backend: str | None,
     snapshot: Path | None,
     question: str,
     as_json: bool,
@@ -74,8 +74,7 @@ def run_up(
     port: int | None = None,
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
-    if backend not in BACKENDS:
-        raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
+    backend = _chosen(backend, snapshot)
     console = make_console()
     host, port = given_address(host, port)
     own_front = snapshot is not None or backend == CriuBackend.name
@@ -164,6 +163,21 @@ def _say_end(
 ) -> None:
     """What it took."""
     _print_end(report.records, record_file, answer, console, as_json=as_json)
+
+
+def _chosen(backend: str | None, snapshot: Path | None) -> str:
+    """The backend to use; a snapshot's folder means CRIU.
+
+    Raises:
+        ConfigurationError: there is no such backend, or it keeps no snapshot in a folder.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
+    if snapshot is not None and backend not in (None, "criu"):
+        raise ConfigurationError(
+            f"--snapshot {snapshot} keeps the server in a folder by CRIU, --backend {backend} does not. Leave one of the two out."
+        )
+    return backend or ("criu" if snapshot is not None else "standby")
 
 
 def _print_end(

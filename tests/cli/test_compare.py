@@ -1,0 +1,88 @@
+"""`torpor snapshot compare` and `torpor up --snapshot`: what is timed is what was just made, and what was asked for is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.command_line import torpor
+from tests.snapshots.small_snapshot import small_snapshot
+from torpor import EngineTimeoutError, SnapshotError
+from torpor.cli import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put another program in the place of `torpor snapshot create`."""
+
+    def program(code: str) -> None:
+        monkeypatch.setattr(compare, "command", lambda *words: [sys.executable, "-c", code, *words])
+
+    return program
+
+
+@pytest.mark.fault("snapshot create ends well and leaves the old snapshot", area="compare", outcome="refused")
+def test_a_snapshot_that_was_there_before_is_never_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """Whatever the command's exit code says."""
+    folder = small_snapshot(tmp_path / "kept")
+    says("pass")
+    with pytest.raises(SnapshotError, match="still holds the one from before, though the command ended with code 0"):
+        compare.created("app.py", folder, timeout_s=30.0)
+
+
+@pytest.mark.fault("snapshot create ends well and makes nothing", area="compare", outcome="refused")
+def test_a_create_that_makes_nothing_is_an_error(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """There is no manifest, or one that cannot be read."""
+    says("pass")
+    with pytest.raises(SnapshotError, match="holds none, though"):
+        compare.created("app.py", tmp_path / "kept", timeout_s=30.0)
+
+
+@pytest.mark.fault("snapshot create fails", area="compare", outcome="refused")
+def test_a_create_that_fails_is_told_with_what_it_said(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """The old snapshot stays and is not timed."""
+    folder = small_snapshot(tmp_path / "kept")
+    says("import sys; sys.exit('torpor: no room')")
+    with pytest.raises(SnapshotError, match="ended with code 1") as caught:
+        compare.created("app.py", folder, timeout_s=30.0)
+    assert "no room" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.fault("snapshot create hangs", area="compare", outcome="refused")
+def test_a_create_that_hangs_is_an_error_of_our_own(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """And it is ended."""
+    says("import time; time.sleep(60)")
+    began = time.monotonic()
+    with pytest.raises(EngineTimeoutError, match=r"no snapshot of app\.py after 0\.2 s"):
+        compare.created("app.py", tmp_path / "kept", timeout_s=0.2)
+    assert time.monotonic() - began < 10.0
+
+
+def test_a_snapshot_that_was_made_is_the_one_that_is_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """In the place of the old one."""
+    old, new = small_snapshot(tmp_path / "kept"), small_snapshot(tmp_path / "new", text="another answer")
+    says(f"import shutil; shutil.rmtree({str(old)!r}); shutil.move({str(new)!r}, {str(old)!r})")
+    assert compare.created("app.py", old, timeout_s=30.0).canary_text == "another answer"
+
+
+@pytest.mark.parametrize("backend", ["none", "standby"])
+def test_a_backend_that_keeps_no_folder_is_refused_beside_a_snapshot(tmp_path: Path, backend: str) -> None:
+    """Before the app is read; what is to be left out is said."""
+    ran = torpor("up", "app.py", "--snapshot", str(tmp_path / "kept"), "--backend", backend)
+    assert ran.returncode == 2
+    assert f"--backend {backend} does not. Leave one of the two out." in " ".join(ran.stderr.split())
+
+
+def test_criu_beside_a_snapshot_is_what_a_snapshot_means(tmp_path: Path) -> None:
+    """It goes on to the app."""
+    ran = torpor("up", "none.py", "--snapshot", str(tmp_path / "kept"), "--backend", "criu")
+    assert ran.returncode == 2
+    assert "none.py" in ran.stderr
+    assert "Leave one" not in ran.stderr
