@@ -39,4 +39,37 @@ def test_lists_are_compared_item_by_item() -> None:
         Change(path="steps.'fetch'", kind="removed", before=steps["steps"][0], after=None),
         Change(path="steps.'compile'.argv", kind="changed", before="b", after="c"),
     )
+    assert changes({"l": [{"a": 1, "b": 2}, 3]}, {"l": [{"a": 1, "b": 4}, 3]}) == (
+        Change(path="l[0].b", kind="changed", before=2, after=4),
+    )
     assert changes({"l": [1]}, {"l": "1"}) == (Change(path="l", kind="changed", before=[1], after="1"),)
+
+
+def test_json_in_a_text_is_compared_by_its_parts() -> None:
+    """A flag may hold an object; a text that only begins like one is a text."""
+    before, after = '{"rope": {"factor": 2, "kind": "yarn"}}', '{"rope": {"factor": 4, "kind": "yarn"}}'
+    assert changes({"flag": before}, {"flag": after}) == (
+        Change(path="flag.rope.factor", kind="changed", before=2, after=4),
+    )
+    assert changes({"flag": "{a"}, {"flag": after}) == (Change(path="flag", kind="changed", before="{a", after=after),)
+    deep = '{"a":' * 50_000
+    assert changes({"flag": deep + "1"}, {"flag": deep + "2"})[0].path == "flag"
+
+
+def test_findings_of_one_name_are_each_compared() -> None:
+    """None of them is lost."""
+    before = {"warnings": [{"what": "env", "seen": "A"}, {"what": "env", "seen": "B"}]}
+    after = {"warnings": [{"what": "env", "seen": "A"}, {"what": "env", "seen": "C"}]}
+    assert changes(before, after) == (Change(path="warnings[1].seen", kind="changed", before="B", after="C"),)
+    assert changes(before, {"warnings": []}) == (
+        Change(path="warnings", kind="removed", before={"what": "env", "seen": "A"}, after=None),
+        Change(path="warnings", kind="removed", before={"what": "env", "seen": "B"}, after=None),
+    )
+
+
+def test_a_number_that_became_a_switch_is_a_change() -> None:
+    """1 and True are equal in Python, and not in a plan."""
+    assert changes({"a": 1, "b": {}}, {"a": 1.0, "b": {"c": 1}}) == (
+        Change(path="b.c", kind="added", before=None, after=1),
+    )
+    assert changes({"a": 1}, {"a": True}) == (Change(path="a", kind="changed", before=1, after=True),)
