@@ -14,7 +14,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -675,3 +675,35 @@ def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
     said = cli.run("snapshot", "setup").stderr
     assert "is there already" in said
     assert "a small dump and restore worked: snapshots can be made here" in said
+
+
+@pytest.mark.fault("a replica is killed while an operator looks and prunes", area="torpor status", outcome="restarted")
+def test_an_operator_sees_what_serves_and_prunes_none_of_it(cli: Cli, made: Made) -> None:
+    """Two replicas, one killed and replaced; their snapshot is listed as used, and stays."""
+    with cli.running("snapshot", "restore", made.folder, "--replicas", "2") as command:
+        command.says("Ctrl-C ends it")
+
+        def server() -> dict[str, Any]:
+            (one,) = json.loads(cli.run("status", "--json").stdout)["servers"]
+            return dict(one)
+
+        first = server()
+        assert (first["state"], first["health"], first["snapshot"]) == ("serving", "serving", str(made.folder))
+        assert [one["boot"] for one in first["replicas"]] == ["restored", "restored"]
+        assert all(one["memory_bytes"] > 1 << 20 for one in first["replicas"])
+        os.kill(first["replicas"][0]["pid"], signal.SIGKILL)
+        command.says("(restart 1)")
+        cli.run("status", "kept")
+        second = server()
+        assert (second["restarting"], len(second["replicas"])) == (0, 2)
+        assert {one["restarts"] for one in second["replicas"]} == {0, 1}
+        assert "was restored in" in second["last_event"]
+        listed = json.loads(cli.run("snapshot", "list", "--json").stdout)["snapshots"]
+        (entry,) = (one for one in listed if one["folder"] == str(made.folder))
+        assert (entry["fits"], entry["used_by"]) == (True, [f"torpor snapshot restore (pid {command.process.pid})"])
+        assert entry["used_at"] > entry["made_at"]
+        said = cli.run("snapshot", "prune", made.folder, "--older-than", "0s").stdout
+        assert f"kept {made.folder}: in use by torpor snapshot restore" in said
+        assert (made.folder / MANIFEST).exists()
+        assert command.end(signal.SIGTERM) == 0
+    assert json.loads(cli.run("status", "--json").stdout)["servers"] == []
