@@ -28,6 +28,7 @@ from torpor import (
     Recipe,
     hookimpl,
 )
+from torpor.hook_methods import ARGUMENTS
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import TRACE_VARIABLE
 from torpor.testing import StandIn
@@ -474,6 +475,34 @@ def test_a_hook_of_a_base_class_is_looked_at() -> None:
 
     with pytest.raises(PluginError, match="Plugin 'derived': warmup is an async def"):
         deploy(Derived())
+
+
+@pytest.mark.fault("a hook's parameter would get nothing", area="hooks", outcome="refused")
+@pytest.mark.parametrize(
+    ("hook", "says"),
+    [
+        (lambda self, client=None: None, r"the parameter client=None: it has a default, and pluggy passes nothing"),  # noqa: ARG005
+        (lambda self, *, client: None, r"the parameter client: it is keyword-only"),  # noqa: ARG005
+        (lambda self, *given: None, r"the parameter \*given: pluggy passes nothing to it"),  # noqa: ARG005
+        (lambda self, **given: None, r"the parameter \*\*given: pluggy passes nothing to it"),  # noqa: ARG005
+        (lambda self, clint: None, r"the parameter clint: the specification has none of that name"),  # noqa: ARG005
+        (lambda client: None, r"has no self: warmup takes self and any of \(deployment, engine, client\)"),  # noqa: ARG005
+        (lambda: None, r"has no self"),
+    ],
+    ids=lambda value: "" if callable(value) else value[:30],
+)
+def test_a_parameter_that_would_get_nothing_is_refused(hook: Any, says: str) -> None:
+    """Or a hook would run with None, after minutes of a start."""
+    hook.__name__ = "warmup"
+    strange = type("Strange", (Plugin,), {"warmup": _marked(hook), "plugin_name": "strange"})
+    with pytest.raises(PluginError, match=rf"Plugin 'strange' cannot be registered: warmup .*{says}"):
+        deploy(strange())
+
+
+@pytest.mark.parametrize("hook", HOOK_NAMES)
+def test_the_arguments_of_a_hook_are_those_of_its_specification(hook: str) -> None:
+    """They are told in two places."""
+    assert ("self", *ARGUMENTS[hook]) == tuple(inspect.signature(getattr(Plugin, hook)).parameters)
 
 
 @pytest.mark.fault("a marker stands on a method with a misspelt name", area="hooks", outcome="refused")

@@ -57,6 +57,10 @@ class Model:
             raise ConfigurationError(f"Model.path is {shown(self.path)}; give a folder with a model in it.")
         _one_line("Model.path", self.path)
         _one_line("Model.served_name", self.served_name)
+        if self.served_name and not self.served_name.strip():
+            raise ConfigurationError(
+                f"Model.served_name is {shown(self.served_name)}; give the name that clients send."
+            )
         if self.repo_id is not None:
             if not _REPO_ID.fullmatch(self.repo_id):
                 raise ConfigurationError(f"Model.repo_id is {shown(self.repo_id)}; it has to be 'owner/name'.")
@@ -187,6 +191,10 @@ class Deployment:
         if self.gpu is not None:
             check_gpu_name(self.gpu, unlisted=self.unlisted_gpu)
         _one_line("Deployment.region", self.region)
+        if self.region is not None and not self.region.strip():
+            raise ConfigurationError(
+                f"Deployment.region is {shown(self.region)}; name one, e.g. 'us-east', or leave it out."
+            )
         if not _LOWEST_PORT <= self.port <= _MAX_PORT:
             raise ConfigurationError(f"Deployment.port is {self.port}; allowed are {_LOWEST_PORT} to {_MAX_PORT}.")
         object.__setattr__(self, "host", checked_host("Deployment.host", self.host))

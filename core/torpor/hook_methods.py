@@ -9,19 +9,36 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torpor.errors import PluginError
 from torpor.field_types import article
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["ACTING_HOOKS", "HOOK_NAMES", "PROJECT", "check_hooks", "hook_fault", "marked_names"]
+__all__ = [
+    "ACTING_HOOKS",
+    "ARGUMENTS",
+    "HOOK_NAMES",
+    "PROJECT",
+    "check_hooks",
+    "hook_fault",
+    "marked_names",
+    "parameter_fault",
+]
 
 PROJECT = "torpor"
 
 HOOK_NAMES = ("prepare_image", "compile_kernels", "launch", "warmup", "pre_snapshot", "post_restore")
+
+ARGUMENTS = {
+    "prepare_image": ("deployment",),
+    "compile_kernels": ("deployment",),
+    "launch": ("deployment", "recipe"),
+    **dict.fromkeys(("warmup", "pre_snapshot", "post_restore"), ("deployment", "engine", "client")),
+}
+"""What a hook may take, by name; pluggy passes what a hook names and nothing else."""
 
 ACTING_HOOKS = ("warmup", "pre_snapshot", "post_restore")
 """Those that return nothing."""
@@ -32,6 +49,7 @@ _NOT_ASYNC = "Write def, use the httpx.Client that the hook gets, and asyncio.ru
 _NO_YIELD = (
     "Drop the yield; what has to happen after other plugins' hooks belongs into a later hook, or is marked trylast."
 )
+_KEYWORD, _KEYWORDS = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
 _IMPL, _SPEC = f"{PROJECT}_impl", f"{PROJECT}_spec"
 
 
@@ -57,12 +75,38 @@ def check_hooks(name: str, plugin: object) -> None:
         if fault := hook_fault(raw):
             what, cure = fault
             raise PluginError(f"Plugin {name!r}: {hook} {what}. {cure}")
+        if wrong := parameter_fault(hook, raw):
+            raise PluginError(f"Plugin {name!r} cannot be registered: {hook} {wrong}.")
     for attribute in marked:
         if attribute not in HOOK_NAMES:
             raise PluginError(
                 f"Plugin {name!r} marks {attribute} with @hookimpl, but there is no such hook; there are: {', '.join(HOOK_NAMES)}."
                 f"{_meant(attribute)}"
             )
+
+
+def parameter_fault(hook: str, raw: object) -> str | None:
+    """What is wrong with the parameters of a hook as it stands in its class; None for those of the specification."""
+    taken, allowed = list(inspect.signature(cast("Callable[..., object]", raw)).parameters.values()), ARGUMENTS[hook]
+    takes = f"{hook} takes self and any of ({', '.join(allowed)})"
+    if not taken or taken[0].name in allowed or taken[0].kind in (_KEYWORD, _KEYWORDS):
+        return f"has no self: {takes}"
+    for parameter in taken[1:]:
+        if fault := _fault_of(parameter, allowed):
+            return f"has the parameter {parameter}: {fault}; {takes}"
+    return None
+
+
+def _fault_of(parameter: inspect.Parameter, allowed: tuple[str, ...]) -> str | None:
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, _KEYWORDS):
+        return "pluggy passes nothing to it"
+    if parameter.kind is _KEYWORD:
+        return "it is keyword-only, which pluggy's versions treat differently"
+    if parameter.default is not inspect.Parameter.empty:
+        return "it has a default, and pluggy passes nothing to a parameter with one"
+    if parameter.name not in allowed:
+        return "the specification has none of that name"
+    return None
 
 
 def _meant(attribute: str) -> str:

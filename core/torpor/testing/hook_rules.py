@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torpor.deployment import plugin_name
 from torpor.errors import TorporError
-from torpor.hook_methods import ACTING_HOOKS, HOOK_NAMES, hook_fault, marked_names
+from torpor.hook_methods import ACTING_HOOKS, ARGUMENTS, HOOK_NAMES, hook_fault, marked_names, parameter_fault
 from torpor.hookspecs import Plugin
 from torpor.lifecycle import Lifecycle
 from torpor.plugin_checks import answer_of
@@ -104,15 +104,13 @@ class HookRules:
     def test_hooks_take_the_specifications_arguments(self, plugin: object) -> None:
         """A hook takes arguments of its specification, by their names, and nothing else."""
         for hook in implemented_hooks(plugin):
-            allowed = [name for name in inspect.signature(getattr(Plugin, hook)).parameters if name != "self"]
-            for parameter in inspect.signature(getattr(plugin, hook)).parameters.values():
-                fault = _parameter_fault(parameter, allowed)
-                if fault:
-                    broken(
-                        f"{type(plugin).__name__}.{hook} has the parameter {parameter}: {fault}.",
-                        rule=f"{hook} takes any of ({', '.join(allowed)}) by these names, without defaults, *args or **kwargs.",
-                        cure="take what you use, as the specification names it, and make the rest an option of the class.",
-                    )
+            raw = inspect.getattr_static(type(plugin), hook)
+            if hook_fault(raw) is None and (fault := parameter_fault(hook, raw)):
+                broken(
+                    f"{type(plugin).__name__}.{hook} {fault}.",
+                    rule=f"{hook} takes any of ({', '.join(ARGUMENTS[hook])}) by these names, without defaults, *args or **kwargs.",
+                    cure="take what you use, as the specification names it, and make the rest an option of the class.",
+                )
 
     def test_attributes_have_no_effects(self, plugin: object) -> None:
         """Reading an attribute does nothing: core and pluggy read all of them."""
@@ -188,16 +186,3 @@ def _public_methods(kind: type) -> list[str]:
 def _nearest_hook(name: str) -> str | None:
     close = difflib.get_close_matches(name, HOOK_NAMES, n=1, cutoff=0.8)
     return close[0] if close and close[0] != name else None
-
-
-def _parameter_fault(parameter: inspect.Parameter, allowed: list[str]) -> str | None:
-    match parameter.kind:
-        case inspect.Parameter.VAR_POSITIONAL | inspect.Parameter.VAR_KEYWORD:
-            return "pluggy passes nothing to it"
-        case inspect.Parameter.KEYWORD_ONLY:
-            return "it is keyword-only, which pluggy's versions treat differently"
-    if parameter.default is not inspect.Parameter.empty:
-        return "it has a default, and pluggy passes nothing to a parameter with one"
-    if parameter.name not in allowed:
-        return "the specification has none of that name"
-    return None
