@@ -1,7 +1,8 @@
-"""Ends the server when a process that it started ends with an error, for versions that do not look after them."""
+"""Ends the server at once when a process that it started ends with an error."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.connection
 import multiprocessing.process
 import os
@@ -9,6 +10,8 @@ import signal
 import sys
 import threading
 from typing import TYPE_CHECKING
+
+import psutil
 
 from torpor.launcher.after_import import after_import
 from torpor.launcher.patches import Patch
@@ -21,19 +24,18 @@ if TYPE_CHECKING:
 __all__ = ["PATCH", "watch_children"]
 
 _MODULE = "sglang.srt.entrypoints.engine"
-_OWN_WATCHDOG = "SubprocessWatchdog"
 _LOOK_S = 1.0
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT)
+"""Exit codes of a process that somebody stopped: the server is being stopped as well, in its own way."""
 
 
-def watch_children(module: ModuleType, end: Callable[[BaseProcess], None] | None = None) -> None:
-    """Watch every process that this one starts from now on, unless this version's engine does so itself.
+def watch_children(_module: ModuleType, end: Callable[[BaseProcess], None] | None = None) -> None:
+    """Watch every process that this one starts from now on.
 
     Args:
-        module: SGLang's, with the class `Engine`.
+        _module: SGLang's engine; the patch waits for its import.
         end: told the first process that ended with an error; by default the server is ended with its whole tree.
     """
-    if hasattr(module, _OWN_WATCHDOG):
-        return
     started: list[BaseProcess] = []
     start = multiprocessing.process.BaseProcess.start
     owner = os.getpid()
@@ -58,13 +60,13 @@ def _watch(started: list[BaseProcess], end: Callable[[BaseProcess], None]) -> No
         for sentinel in multiprocessing.connection.wait(list(watched), timeout=_LOOK_S):
             process = watched[sentinel]  # type: ignore[index]  # the sentinels given are integers
             process.join(_LOOK_S)
-            if process.exitcode:
+            if process.exitcode and process.exitcode not in _STOPPED:
                 end(process)
                 return
 
 
 def _ended_well(process: BaseProcess) -> bool:
-    return process.exitcode == 0
+    return process.exitcode == 0 or process.exitcode in _STOPPED
 
 
 def _end_server(process: BaseProcess) -> None:
@@ -74,14 +76,18 @@ def _end_server(process: BaseProcess) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os.kill(os.getpid(), signal.SIGQUIT)  # SGLang's handler ends the whole tree
+    # Not by SGLang's handler of SIGQUIT: it sleeps for 5 s before it looks for a scheduler to take a picture of.
+    for member in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 PATCH = Patch(
     name="watched-children",
     reason=(
-        "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server stays and answers nothing; later "
-        "versions have a watchdog of their own, which is left to it"
+        "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server stays and answers nothing. Later versions "
+        "look once a second, and sleep for 5 s before they end: requests hang meanwhile"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.23"),
     applies=lambda: True,

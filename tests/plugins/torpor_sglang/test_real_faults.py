@@ -25,7 +25,7 @@ class TestFaults(RealFaultRules):
     """SGLang's scheduler is the process that computes."""
 
     computing = "scheduler"  # setproctitle
-    noticed_s = 15.0  # it looks at its scheduler every second, and sleeps for five before it ends its tree
+    noticed_s = 3.0  # the patch `watched-children` ends the tree within a second; the rest is for a busy machine
     said = "scheduler"
 
     @pytest.fixture

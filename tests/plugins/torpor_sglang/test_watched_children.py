@@ -15,8 +15,15 @@ from torpor_sglang.patches.watched_children import watch_children
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
+    from multiprocessing.synchronize import Event
 
 SPAWN = multiprocessing.get_context("fork")
+
+
+def _wait_for(number: signal.Signals, ready: Event) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    ready.set()
+    signal.pause()
 
 
 @pytest.fixture
@@ -44,11 +51,18 @@ def test_a_child_that_is_killed_is_noticed(ended: SimpleQueue[BaseProcess]) -> N
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_an_engine_with_a_watchdog_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 0.5.16 on."""
-    start = multiprocessing.process.BaseProcess.start
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
-    module = types.ModuleType("engine")
-    module.SubprocessWatchdog = object  # type: ignore[attr-defined]
-    watch_children(module)
-    assert multiprocessing.process.BaseProcess.start is start
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_child_that_somebody_stops_is_left_to_the_engine(
+    ended: SimpleQueue[BaseProcess], number: signal.Signals
+) -> None:
+    """A server that is being stopped ends in its own way."""
+    ready = SPAWN.Event()
+    stopped = SPAWN.Process(target=_wait_for, args=(number, ready))
+    stopped.start()
+    assert ready.wait(5.0)
+    assert stopped.pid
+    os.kill(stopped.pid, number)
+    stopped.join(5.0)
+    assert stopped.exitcode == -number
+    with pytest.raises(Empty):
+        ended.get(timeout=0.2)
