@@ -26,6 +26,7 @@ from torpor.canary import Canary, ask_canary, compare_canary
 from torpor.child_process import run_child
 from torpor.control import GuardControl, open_client
 from torpor.engine import engines_started_by
+from torpor.engine_logs import replica_log
 from torpor.errors import (
     CanaryError,
     DrainTimeoutError,
@@ -45,6 +46,7 @@ from torpor.steps import script_argv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torpor.deployment import Deployment
     from torpor.engine import Engine, Starter
@@ -72,6 +74,7 @@ class Boot:
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
+        logs: folder in which the engine's output is kept (`torpor.engine_logs`); None keeps its last lines alone.
         woken_by: what wakes it once it sleeps; callers are told so. By default nobody is named.
     """
 
@@ -100,6 +103,7 @@ class Boot:
         self.canary: Canary | None = None
         self.asleep = False
         self.woken_by = ""
+        self.logs: Path | None = None
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
@@ -120,7 +124,13 @@ class Boot:
                 check_port_free(deployment.port, deployment.host)
             for check in self.recipe.preflight:
                 run_preflight(check, self.recipe)
-        with self._stage("launch"), ends_started_engines(), signals_held(), engines_started_by(self.starter):
+        with (
+            self._stage("launch"),
+            ends_started_engines(),
+            signals_held(),
+            engines_started_by(self.starter),
+            replica_log(self.logs, self.replica),
+        ):
             self.engine = self.lifecycle.launch(self.recipe)
             self.engine.host = nearest(deployment.host)
         with (
@@ -228,6 +238,8 @@ class Boot:
             canary: what the original answered before its sleep.
         """
         self.engine, self.canary = engine, canary
+        if self.logs is not None:
+            engine.keep_log(self.logs, self.replica)
         self._kind = "restored"
 
     def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, boot_id: str) -> None:

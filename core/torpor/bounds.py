@@ -12,7 +12,7 @@ LONGEST_S = 30 * 24 * 3600.0
 """No command waits longer than a month."""
 
 
-def checked_count(option: str, value: int, *, most: int, what: str) -> int:
+def checked_count(option: str, value: int, *, most: int, what: str, least: int = 1) -> int:
     """A number of things, at least one.
 
     Args:
@@ -20,12 +20,13 @@ def checked_count(option: str, value: int, *, most: int, what: str) -> int:
         value: as given.
         most: the largest that is allowed.
         what: of what it is a number.
+        least: the smallest that is allowed.
 
     Raises:
         ConfigurationError: it is outside.
     """
-    if not 1 <= value <= most:
-        raise ConfigurationError(f"{option} is {value}; allowed are 1 to {most} {what}.")
+    if not least <= value <= most:
+        raise ConfigurationError(f"{option} is {value}; allowed are {least} to {most} {what}.")
     return value
 
 

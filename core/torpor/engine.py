@@ -39,11 +39,13 @@ class Engine(ABC):
         boot_id: 16 hex digits, new at every cold start.
         guard_key: the lifecycle key of the guard in front of the engine; None for an engine without one.
         host: the address at which this machine reaches it.
+        log_path: the file in which its output is kept; None where there is none.
     """
 
     boot_id: str
     guard_key: str | None
     host: str = LOOPBACK
+    log_path: Path | None = None
     private_network: ClassVar[bool] = False
     """Whether its ports are its own, reached by `open_socket` alone, whoever else listens on this machine's."""
 
@@ -100,6 +102,14 @@ class Engine(ABC):
     @abstractmethod
     def log_tail(self) -> tuple[str, ...]:
         """The last output lines, oldest first."""
+
+    def keep_log(self, folder: Path, replica: str) -> None:  # noqa: B027 - an engine that is started here has it already
+        """Keep the output of an engine that a snapshot brought back; one that is started here keeps it from its start on.
+
+        Args:
+            folder: of the deployment's logs (`torpor.engine_logs`).
+            replica: its name.
+        """
 
     def captured_pids(self) -> tuple[int, ...]:
         """Every process that a snapshot of this engine holds: its tree, and this process, whose child it is."""

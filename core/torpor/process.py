@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from contextvars import ContextVar
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import psutil
 
 from torpor._override import override
 from torpor.engine import Engine
+from torpor.engine_logs import LOG_VARIABLE, new_log
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
 from torpor.lifeline import Lifeline
@@ -25,12 +25,12 @@ from torpor.proxies import past_proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import FrameType
 
-__all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
+    from torpor.engine_logs import Sink
 
-LOG_VARIABLE = "TORPOR_ENGINE_LOG"
-"""Where the engine's output goes besides the kept tail: a file (appended to), or `-` for standard error."""
+__all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
 
 BOOT_ID_VARIABLE = "TORPOR_BOOT_ID"
 """What every process of an engine has in its environment."""
@@ -64,7 +64,10 @@ class EngineProcess(Engine):
         self._lifeline = Lifeline(BOOT_ID_VARIABLE, self.boot_id)
         with contextlib.ExitStack() as unstarted:
             unstarted.callback(self._lifeline.release)
-            sink = _log_sink(full_env.get(LOG_VARIABLE, ""))
+            sink = new_log(full_env.get(LOG_VARIABLE, ""))
+            if sink is not None:
+                unstarted.callback(sink.close)
+                self.log_path = sink.path
             boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
             if boot_fd is not None:
                 full_env["TORPOR_BOOT_FD"] = str(boot_fd)
@@ -112,16 +115,14 @@ class EngineProcess(Engine):
         self._ended.wait(_KILL_S)
         return self._process.returncode if self._process.returncode is not None else -signal.SIGKILL
 
-    def _drain(self, stream: IO[bytes] | None, sink: IO[bytes] | None) -> None:
+    def _drain(self, stream: IO[bytes] | None, sink: Sink | None) -> None:
         """Read until every holder of the pipe has closed it; keep whole lines, cut long ones."""
         if stream is None:
             return
         pending = b""
         while chunk := os.read(stream.fileno(), _READ_BYTES):
             if sink is not None:
-                with contextlib.suppress(OSError):  # a full disk must not stop the engine
-                    sink.write(chunk)
-                    sink.flush()
+                sink.write(chunk)
             # a progress bar ends its lines with a carriage return
             *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
             self._tail.extend(line[:_TAIL_LINE_BYTES].decode(errors="replace") for line in lines[-_TAIL_LINES:] if line)
@@ -129,7 +130,7 @@ class EngineProcess(Engine):
         if pending:
             self._tail.append(pending.decode(errors="replace"))
         stream.close()
-        if sink is not None and sink.fileno() > 2:  # noqa: PLR2004 - standard error stays open
+        if sink is not None:
             sink.close()
 
     def _await_end(self) -> None:
@@ -276,15 +277,3 @@ def _boot_pipe(rules: GuardRules, key: str, boot_id: str) -> int:
     with os.fdopen(write_end, "wb") as pipe:
         pipe.write(boot_document_json(key=key, boot_id=boot_id, rules=rules).encode())
     return read_end
-
-
-def _log_sink(where: str) -> IO[bytes] | None:
-    if not where:
-        return None
-    if where == "-":
-        return os.fdopen(2, "wb", closefd=False)
-    try:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-        return Path(where).open("ab")
-    except OSError as error:
-        raise ConfigurationError(f"{LOG_VARIABLE} is {where!r}, which cannot be written: {error.strerror}.") from error

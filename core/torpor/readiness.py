@@ -93,7 +93,8 @@ def exited_error(engine: Engine, when: str) -> EngineExitedError:
 def last_lines(engine: Engine) -> str:
     """The end of the engine's output, indented, as it stands in error messages."""
     lines = engine.log_tail()[-_TAIL_IN_MESSAGES:]
-    return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+    said = "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+    return f"{said}\n    (the whole log: {engine.log_path})" if engine.log_path else said
 
 
 def _listening(engine: Engine, port: int) -> bool:

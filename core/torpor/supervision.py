@@ -49,6 +49,7 @@ class ReplicaEvent(NamedTuple):
         exit_code: the engine's; negative for a signal.
         last_lines: of its output.
         error: what failed.
+        log_file: where all of its output is.
     """
 
     event: str
@@ -60,6 +61,7 @@ class ReplicaEvent(NamedTuple):
     exit_code: int | None = None
     last_lines: tuple[str, ...] = ()
     error: str = ""
+    log_file: str = ""
 
     def as_json(self) -> dict[str, object]:
         """Without what is empty."""
@@ -72,7 +74,8 @@ class ReplicaEvent(NamedTuple):
         match self.event:
             case "replica_ended":
                 said = "".join(f"\n    {line}" for line in self.last_lines) or "\n    (it printed nothing)"
-                return f"replica {self.replica} has ended (exit code {self.exit_code}). Its last lines:{said}"
+                whole = f"\n    (the whole log: {self.log_file})" if self.log_file else ""
+                return f"replica {self.replica} has ended (exit code {self.exit_code}). Its last lines:{said}{whole}"
             case "wake_failed":
                 return f"replica {self.replica} did not wake: {self.error}"
             case "restore_failed":

@@ -27,6 +27,7 @@ from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, free_po
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.apps import load_deployment
 from torpor.captured_secrets import secret_names
+from torpor.engine_logs import stored_logs
 from torpor.platforms.local import (
     CriuBackend,
     LocalServer,
@@ -39,6 +40,7 @@ from torpor.prewarm import prewarm
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.front import READY_FOR_S
 from torpor.snapshots.manifest import MANIFEST
+from torpor.snapshots.places import cache_root
 from torpor.snapshots.replica import SandboxEngine
 from torpor.snapshots.serving import Replicas
 from torpor.snapshots.store import capture
@@ -186,6 +188,35 @@ def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None
     tags = {one.headers["torpor-replica"] for one in answers}
     assert len(tags) == len(boot_ids) == 2
     assert tags & boot_ids == set()
+
+
+def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept) -> None:
+    """In a file for each replica, which is told, and which stays when the replica has ended."""
+    copies = restore_snapshot(original.folder, replicas=2, port=free_port())
+    try:
+        engines = [one.boot.running_engine for one in copies.serving]
+        logs = [engine.log_path for engine in engines]
+        for number, (engine, log) in enumerate(zip(engines, logs, strict=True)):
+            with Path(f"/proc/{engine.pid}/fd/1").open("ab", buffering=0) as stdout:
+                stdout.write(b"words of %d\n" % number)
+            assert log is not None
+            assert wait_for(partial(says, log, f"words of {number}\n"))
+        kept = {one.path: one for one in stored_logs(cache_root() / "logs")}
+        assert [(kept[log].replica, kept[log].runs) for log in logs if log] == [
+            (one.replica.name, True) for one in copies.serving
+        ]
+        with Path(f"/proc/{engines[0].pid}/fd/1").open("ab", buffering=0) as stdout:
+            stdout.write(b"last words\n")
+    finally:
+        copies.stop()
+    assert logs[0] is not None
+    assert says(logs[0], "words of 0\nlast words\n")
+    assert not any(one.runs for one in stored_logs(cache_root() / "logs") if one.path in logs)
+
+
+def says(log: Path, text: str) -> bool:
+    """Whether a log has this text by now."""
+    return log.is_file() and log.read_text() == text
 
 
 def test_two_restores_at_once_do_not_meet(original: Kept) -> None:

@@ -172,7 +172,7 @@ def _replica(name: str, boot: Boot) -> dict[str, object]:
         "reason": boot.reason,
         "restarts": boot.restarts,
         "since": records[-1].ended_at if records else time.time(),
-        "log": "",
+        "log": str(engine.log_path or ""),
     }
 
 

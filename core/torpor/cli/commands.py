@@ -182,6 +182,25 @@ def status(
 
 
 @app.command()
+def logs(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[APP|REPLICA]", help="App file, deployment or replica; by default whatever runs here."),
+    ] = "",
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", help="How many lines of each log.")] = 100,
+) -> None:
+    """Show what engines print: of the replicas that run, or of the one that ended last.
+
+    Exit code 0; 1: there is no log yet; 2: none of that name.
+    """
+    from torpor.cli.logs import run_logs  # noqa: PLC0415
+
+    run_logs(name, follow=follow, lines=lines)
+
+
+@app.command()
 def doctor(
     app_file: Annotated[
         str,

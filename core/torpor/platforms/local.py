@@ -37,7 +37,7 @@ from torpor.snapshots.backend import (
     SnapshotBackend,
     Standby,
 )
-from torpor.snapshots.places import CACHE_VARIABLE, cache_root
+from torpor.snapshots.places import CACHE_VARIABLE, cache_root, logs_folder
 from torpor.step_outputs import making
 from torpor.steps import run_step
 from torpor.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -120,6 +120,7 @@ class LocalServer:
         self._tell = on_event or ReplicaEvent.log
         self._back_off = BackOff(deployment.max_restarts)
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
+        self.boot.logs = logs_folder(deployment.name, root=self.root)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -199,7 +200,10 @@ class LocalServer:
         name, engine = self.deployment.name, self.boot.running_engine
         error = exited_error(engine, "while it was serving")
         last = engine.log_tail()[-_TAIL_LINES:]
-        self._tell(ReplicaEvent("replica_ended", name, exit_code=error.exit_code_seen, last_lines=last))
+        log_file = str(engine.log_path or "")
+        self._tell(
+            ReplicaEvent("replica_ended", name, exit_code=error.exit_code_seen, last_lines=last, log_file=log_file)
+        )
         while (pause_s := self._back_off.ended()) is not None:
             time.sleep(pause_s)
             began = time.perf_counter()
@@ -259,6 +263,7 @@ class LocalServer:
             restarts=self._back_off.restarts,
             reason=reason,
         )
+        self.boot.logs = logs_folder(self.deployment.name, root=self.root)
 
     def _tell_failure(self, event: str, error: Exception) -> None:
         self._tell(ReplicaEvent(event, self.deployment.name, error=f"{type(error).__name__}: {error}"))

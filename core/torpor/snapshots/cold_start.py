@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.snapshots.places import cache_root, work_folder
+from torpor.snapshots.places import cache_root, logs_folder, work_folder
 from torpor.snapshots.sandbox import BegunSandbox, Sandbox
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def start_cold(
         reason=reason,
         replica=name,
     )
+    boot.logs = logs_folder(deployment.name)
     replica = Replica(
         name=name,
         sandbox=sandbox,

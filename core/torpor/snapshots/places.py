@@ -19,6 +19,7 @@ __all__ = [
     "KEPT",
     "cache_root",
     "criu_prefix",
+    "logs_folder",
     "records_file",
     "release_work_folder",
     "scratch_folder",
@@ -66,6 +67,11 @@ def records_file(name: str) -> Path:
     """
     file = cache_root() / "records" / f"{name.replace('/', '_')}-{int(time.time())}.jsonl"
     return file.with_stem(f"{file.stem}-{os.getpid()}") if file.exists() else file
+
+
+def logs_folder(name: str, *, root: Path | None = None) -> Path:
+    """Where the output of a deployment's engines is kept; see `torpor.engine_logs`."""
+    return (root or cache_root()) / "logs" / name
 
 
 def work_folder(name: str) -> Path:

@@ -80,6 +80,15 @@ class SandboxEngine(Engine):
         return self.sandbox.log_tail()
 
     @override
+    def keep_log(self, folder: Path, replica: str) -> None:
+        from torpor.engine_logs import LOG_VARIABLE, new_log  # noqa: PLC0415 - beside CRIU's work
+
+        log = new_log(os.environ.get(LOG_VARIABLE, ""), (folder, replica))
+        if log is not None:
+            self.sandbox.follow_log(log)
+            self.log_path = log.path
+
+    @override
     def captured_pids(self) -> tuple[int, ...]:
         return tuple(pid for inside, pid in self.sandbox.host_pids().items() if inside != 1)
 
@@ -119,6 +128,7 @@ class SandboxStarter:
             SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`).
         """
         from torpor.captured_secrets import check_environments  # noqa: PLC0415 - a restore has no use for it
+        from torpor.engine_logs import LOG_VARIABLE, new_log  # noqa: PLC0415
         from torpor.guard import BOOT_FD_VARIABLE, boot_document_json  # noqa: PLC0415
         from torpor.proxies import past_proxies  # noqa: PLC0415
 
@@ -129,10 +139,14 @@ class SandboxStarter:
         if self._captured:
             check_environments(self._deployment, [full_env], command_lines=[argv])
         files: dict[int, bytes] = {}
+        log = new_log(full_env.get(LOG_VARIABLE, ""))
+        if log is not None:
+            self.sandbox.follow_log(log)
         if guard and key:
             files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
         self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, filtered=self.sandbox.mode == "root")
         engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
+        engine.log_path = log.path if log else None
         _ = engine.pid  # looked up while it lives, for messages after its end
         return engine

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import IO
 
+    from torpor.engine_logs import Follower, Sink
     from torpor.snapshots.pid1 import Config, Message
 
     Pipe = IO[bytes]
@@ -96,6 +97,7 @@ class Sandbox:
         self._last_words: tuple[str, ...] = ()
         self._closed = False
         self.filtered = False
+        self._follower: Follower | None = None
         self.pid, _ = channel.peer()
         facts, folders = channel.ask({"op": "facts"}, timeout_s=_ANSWER_S)
         _, (self._events,) = channel.ask({"op": "watch"}, timeout_s=_ANSWER_S)
@@ -317,6 +319,18 @@ class Sandbox:
                 self._last_words = _tail(self._folders[self.scratch], self.log.relative_to(self.scratch))
             return self._last_words[-lines:]
 
+    def follow_log(self, log: Sink) -> None:
+        """Copy what its tree prints into a log outside, until `kill`; it is closed then.
+
+        Args:
+            log: where to.
+        """
+        from torpor.engine_logs import Follower  # noqa: PLC0415 - while others wait for the kernel
+
+        if self._follower is not None:
+            self._follower.finish()
+        self._follower = Follower(self._folders[self.scratch], self.log.relative_to(self.scratch), log)
+
     def clock(self) -> Clock:
         """What the sandbox's clocks show."""
         answer, _ = self._ask({"op": "clock"}, timeout_s=_ANSWER_S)
@@ -402,6 +416,8 @@ class Sandbox:
     def _let_go(self, *, ended: bool) -> None:
         self.log_tail()
         self.poll()
+        if self._follower is not None:
+            self._follower.finish()
         with self._lock:
             if self._closed:
                 return

@@ -23,7 +23,7 @@ from torpor.snapshots.fit import bad_marks, different_deployment, loaded_here, m
 from torpor.snapshots.folders import Hold, checked, real_folder, unchanged
 from torpor.snapshots.light_httpx import import_httpx
 from torpor.snapshots.manifest import damaged_files
-from torpor.snapshots.places import release_work_folder, work_folder
+from torpor.snapshots.places import logs_folder, release_work_folder, work_folder
 from torpor.snapshots.replacement import Attempt, Replacement
 from torpor.snapshots.store import changed_files, inspect, read_identity
 from torpor.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -525,6 +525,7 @@ class Replicas:
         boot = Boot(
             deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason, replica=replica.name
         )
+        boot.logs = logs_folder(deployment.name)
         replica.wake(boot, self.manifest, self._identity)
         forget_failures(self.folder)
         return self._serving_replica(replica, boot, back_off)
@@ -591,7 +592,8 @@ class Replicas:
         sandbox, name = one.replica.sandbox, one.target.name
         code, last = sandbox.wait(_CODE_S), sandbox.log_tail(20)
         one.end()
-        self._tell(ReplicaEvent("replica_ended", name, exit_code=code, last_lines=last))
+        log_file = str(one.boot.running_engine.log_path or "")
+        self._tell(ReplicaEvent("replica_ended", name, exit_code=code, last_lines=last, log_file=log_file))
         if self._on_death:
             self._on_death(name, last)
 
