@@ -154,6 +154,15 @@ def checked_url(url: str) -> str:
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"The server's URL is {url!r}; it has to begin with http:// or https://.")
+    try:
+        where = urlsplit(url)
+        wrong = "it names no host" if not where.hostname else "port 0 is none" if where.port == 0 else ""
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ConfigurationError(
+            f"The server's URL is {url!r}: {wrong}. It has to be like http://HOST:PORT, with a port from 1 to 65535."
+        )
     return url.rstrip("/")
 
 

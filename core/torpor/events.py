@@ -16,6 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
+from torpor.plain_text import plain
+
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
@@ -78,12 +80,17 @@ def warnings_only() -> None:
     _quiet = True
 
 
+def _as_plain(_logger: object, _method: str, line: object) -> str:
+    """A rendered event as a terminal may show it."""
+    return plain(str(line))
+
+
 def _logger() -> FilteringBoundLogger:
     import structlog  # noqa: PLC0415 - see above
 
     if _quiet and not structlog.is_configured():
         structlog.configure(
-            processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)],
+            processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False), _as_plain],
             logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         )
     logger: FilteringBoundLogger = structlog.get_logger(_LOGGER)

@@ -13,12 +13,13 @@ __all__ = ["STANDARD_OUTPUT", "check_output", "write_output"]
 STANDARD_OUTPUT = "-"
 
 
-def check_output(option: str, name: str) -> None:
+def check_output(option: str, name: str, *, makes_folders: bool = False) -> None:
     """Make sure that a file can be written, before the work whose result goes there.
 
     Args:
         option: what named it, for the message.
         name: the path; `-` for standard output, empty for none.
+        makes_folders: whether who writes it makes the folders that it lacks.
 
     Raises:
         ConfigurationError: its folder is missing or closed, or it is a folder itself.
@@ -26,11 +27,19 @@ def check_output(option: str, name: str) -> None:
     if name in ("", STANDARD_OUTPUT):
         return
     file = Path(name)
-    if file.is_dir():
-        raise ConfigurationError(f"{option} {name} is a folder; give the path of a file.")
-    if not file.parent.is_dir():
-        raise ConfigurationError(f"{option} {name}: there is no folder {file.parent}; make it, or choose another path.")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    try:
+        if file.is_dir():
+            raise ConfigurationError(f"{option} {name} is a folder; give the path of a file.")
+        exists, folder = file.exists(), file.parent
+        while makes_folders and not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ConfigurationError(f"{option} {name}: there is no folder {folder}; make it, or choose another path.")
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links
+        raise ConfigurationError(
+            f"{option} {name} cannot be written: {getattr(error, 'strerror', None) or error}; choose another path."
+        ) from error
+    if not os.access(file if exists else folder, os.W_OK):
         raise ConfigurationError(f"{option} {name} may not be written by you; choose another path.")
 
 

@@ -21,9 +21,11 @@ from torpor.bounds import checked_count
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import given_address, public_warning
-from torpor.cli.terminal import OutputError, claim_output, result, say
+from torpor.cli.outputs import check_output
+from torpor.cli.terminal import OutputError, claim_output, result, say, say_live
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.events import warnings_only
+from torpor.progress import listening
 from torpor.snapshots.places import records_file
 from torpor.snapshots.serving import MAX_REPLICAS, Replicas
 
@@ -89,6 +91,14 @@ class Served:
             _say_event(event)
         self._announcement().event(event)
         self.look()
+
+    def show_progress(self, text: str) -> None:
+        """A hook or core says how far the work is: in the live line on a terminal, elsewhere as a line."""
+        with self._printing:
+            if self._as_json:
+                say(json.dumps({"progress": text}))
+            else:
+                say_live(text)
 
     def look(self) -> None:
         """Have `serve` look whether a replica is left."""
@@ -168,6 +178,8 @@ def run_restore(
     host, port = given_address(host, port)
     if verify not in ("fast", "full"):
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
+    if records:
+        check_output("--records", str(records), makes_folders=True)
     claim_output()
     served = Served(as_json=as_json)
     warnings_only()
@@ -186,7 +198,8 @@ def run_restore(
     )
     copies.records = Path(records) if records else records_file(copies.manifest.deployment.name)
     try:
-        _start(copies, replicas)
+        with listening(served.show_progress):
+            _start(copies, replicas)
         _say_if_public(copies)
         served.serve(copies, replicas)
     finally:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from torpor._override import override
 from torpor.errors import TorporError
-from torpor.plain_text import plain
+from torpor.plain_text import one_line, plain
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -34,6 +34,7 @@ __all__ = [
     "output",
     "result",
     "say",
+    "say_live",
     "width",
     "wrapped",
 ]
@@ -42,7 +43,9 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _FIRST_FREE = 10
 _WIDEST = 1 << 14
 _USUAL = 80
+_CLEAR = "\r\x1b[2K"
 _results: TextIO | None = None
+_live = False  # whether the last line on the terminal is one of `say_live`
 
 
 class OutputError(TorporError):
@@ -147,7 +150,20 @@ def flush_results() -> None:
 
 def say(text: str) -> None:
     """Tell something on standard error; control characters in it are escaped."""
-    print(plain(text), file=sys.stderr, flush=True)
+    global _live
+    before, _live = (_CLEAR if _live else ""), False
+    print(f"{before}{plain(text)}", file=sys.stderr, flush=True)
+
+
+def say_live(text: str) -> None:
+    """Tell how far the work is: on a terminal in one line that the next one replaces, elsewhere as `say`."""
+    global _live  # noqa: PLW0603 - as global as the line
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        say(text)
+        return
+    _live = True
+    line = f"{one_line(text)} ..."[: width(sys.stderr) - 1]
+    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, most: int, *, first: str = "", rest: str = "") -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,9 @@ from torpor.cli.console import shown
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.outputs import check_output
 from torpor.cli.restore import Served
-from torpor.cli.terminal import result
+from torpor.cli.terminal import result, say
 from torpor.errors import ConfigurationError, TorporError
 from torpor.events import warnings_only
 from torpor.plain_text import plain
@@ -84,7 +84,7 @@ def run_up(
     address = url(host or deployment.host, port or deployment.port)
     announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
     served = Served(as_json=as_json and not question, announced=announced)
-    record_file = records or records_file(deployment.name)
+    record_file = _record_file(records, deployment)
     report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     ends_on_sigterm()
     descriptors.raise_limit()
@@ -208,6 +208,18 @@ def _at_address(
 def _say_serving(server: LocalServer, console: Console) -> None:
     name = server.deployment.model.served_name
     console.print(f"serving {name} on {url(*server.address)} - Ctrl-C ends it", markup=False, soft_wrap=True)
+
+
+def _record_file(given: Path | None, deployment: Deployment) -> Path:
+    """Where the stage records go; a file that cannot be written is told before the start.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    if given is None:
+        return records_file(deployment.name)
+    check_output("--records", str(given), makes_folders=True)
+    return given
 
 
 def _say_way(way: Way, console: Console) -> None:
@@ -362,7 +374,7 @@ class Progress:
             self._status.start()
 
     def _print_json(self, **facts: object) -> None:
-        print(json.dumps(facts), file=sys.stderr, flush=True)
+        say(json.dumps(facts))
 
 
 def stage_table(records: list[StageRecord]) -> Table:
