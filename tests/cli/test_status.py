@@ -9,19 +9,23 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.test_running import FACTS
+from torpor import Deployment, Model
+from torpor.cli.announcing import Announcement
 from torpor.cli.status import look_at, run_status
 from torpor.errors import ServerUnavailableError
 from torpor.running import Process, RunFile, RunningServer, servers
 from torpor.snapshots.places import CACHE_VARIABLE
+from torpor.supervision import ReplicaEvent
+from torpor.testing import StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @contextmanager
@@ -146,3 +150,42 @@ def test_memory_of_a_process_that_is_gone_is_unknown() -> None:
     with noted(replicas=[gone]):
         (look,) = look_at([one for one in servers() if isinstance(one, RunningServer)])
     assert look.memory == {}
+
+
+def test_a_snapshot_and_an_app_are_told_by_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torpor status` and `torpor snapshot prune` run in other folders; a link stands for what it leads to."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(StandIn(),))
+    with Announcement("up") as announced:
+        url = "http://127.0.0.1:1"
+        announced.starting(deployment, app_file="app.py", backend="criu", url=url, snapshot=Path("link/kept"))
+        (server,) = servers()
+        assert isinstance(server, RunningServer)
+        assert (server.state, server.app_file) == ("starting", str(tmp_path / "app.py"))
+        assert server.snapshot == str(tmp_path / "real" / "kept")
+    assert servers() == ()
+
+
+@pytest.mark.fault("an engine ends by itself and is started again", area="torpor status", outcome="restarted")
+def test_an_event_shows_what_is_under_way_and_then_what_came_of_it() -> None:
+    """Until the engine serves again the replica counts as being started again."""
+    deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(StandIn(),))
+    with Announcement("up") as announced:
+        announced.starting(deployment, app_file="a", backend="none", url="http://127.0.0.1:1", snapshot=None)
+        seen = []
+        for event in (
+            ReplicaEvent("replica_ended", "d", exit_code=-9, last_lines=("bye",)),
+            ReplicaEvent("restart_failed", "d", restart=1, error="no room"),
+            ReplicaEvent("replica_restarted", "d", boot="cold", reason="engine ended", restart=2, seconds=1.0),
+        ):
+            announced.event(event)
+            (server,) = servers()
+            assert isinstance(server, RunningServer)
+            seen.append((server.restarting, server.last_event))
+    assert seen == [
+        (1, "replica d has ended (exit code -9)"),
+        (1, "replica d could not be started again (restart 1): no room"),
+        (0, "replica d was started cold in 1.00 s: engine ended (restart 2)"),
+    ]

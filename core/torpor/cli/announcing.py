@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -51,10 +52,10 @@ class Announcement:
         self._of = {
             "deployment": deployment.name,
             "model": deployment.model.served_name,
-            "app_file": str(app_file),
+            "app_file": os.path.abspath(app_file),  # noqa: PTH100 - as it is named, links too
             "backend": backend,
             "url": url,
-            "snapshot": "" if snapshot is None else str(snapshot),
+            "snapshot": "" if snapshot is None else os.path.realpath(snapshot),
         }
         self._write("starting")
 
@@ -95,7 +96,7 @@ class Announcement:
 
     def event(self, event: ReplicaEvent) -> None:
         """Something happened to a replica by itself."""
-        said = event.described().partition("\n")[0].removesuffix(" Its last lines:")
+        said = event.described().partition("\n")[0].removesuffix(" Its last lines:").removesuffix(".")
         self._event = (said, time.time())
         self._restarting = int(event.event in _UNDER_WAY)
         self._write(self._state)
