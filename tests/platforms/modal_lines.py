@@ -90,12 +90,13 @@ def after(boot_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -
     )
 
 
-def woken(boot_id: str, ended: float, *, count: int = 1, error: str = "") -> list[str]:
-    """The records of a wake of half a second."""
+def woken(boot_id: str, ended: float, *, count: int = 1, error: str = "", boot: str = "") -> list[str]:
+    """The records of a wake of half a second; the replica that made the snapshot wakes in place, every other one was restored."""
+    boot = boot or ("woken" if boot_id == COLD_ID else "restored")
     if error:
-        return [stage("post_restore", "restored", boot_id, ended, 0.25, count, error)]
+        return [stage("post_restore", boot, boot_id, ended, 0.25, count, error)]
     return [
-        stage("post_restore", "restored", boot_id, ended - 0.25, 0.25, count),
-        stage("canary_check", "restored", boot_id, ended, 0.125, count),
-        stage("serve", "restored", boot_id, ended, 0.125, count),
+        stage("post_restore", boot, boot_id, ended - 0.25, 0.25, count),
+        stage("canary_check", boot, boot_id, ended, 0.125, count),
+        stage("serve", boot, boot_id, ended, 0.125, count),
     ]

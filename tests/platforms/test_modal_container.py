@@ -155,7 +155,7 @@ def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane
         *("preflight", "launch", "ready", "warmup", "canary", "drain", "pre_snapshot"),
         *("post_restore", "canary_check", "serve"),
     ]
-    assert [boot for boot, _ in stages] == ["cold"] * 7 + ["restored"] * 3
+    assert [boot for boot, _ in stages] == ["cold"] * 7 + ["woken"] * 3
 
 
 @needs_eth0

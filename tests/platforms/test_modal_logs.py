@@ -132,10 +132,18 @@ def test_a_container_called_restored_that_woke_in_place_is_contradicted() -> Non
 
 
 def test_a_wake_in_place_without_a_snapshot_stays_a_cold_start() -> None:
-    """What `modal run` does: it sleeps, wakes, and was never restored, whatever `boot=restored` says."""
+    """What `modal run` does: it sleeps, wakes, and was never restored."""
     report = read(*rows(10, "ta-A", *cold(10), after(COLD_ID, copy=False), *woken(COLD_ID, 11)))
     assert kinds(report) == [("ta-A", "cold", "")]
     assert report.starts[0].seconds == 11.0
+
+
+def test_a_wake_in_place_is_never_a_restore_by_its_records_alone() -> None:
+    """The log begins behind its sleep, or the platform calls it restored: its records say `woken`."""
+    late = read(*rows(100, "ta-A", *woken(COLD_ID, 103)))
+    assert (kinds(late), late.restores_tried) == ([("ta-A", "cold", "")], 0)
+    claimed = read(*rows(100, "ta-B", RESTORING, *woken(COLD_ID, 103)))
+    assert kinds(claimed) == [("ta-B", "restored", "contradicted")]
 
 
 def test_a_failed_restore_and_its_cold_retry_are_one_start() -> None:
@@ -203,8 +211,8 @@ def test_without_containers_replicas_are_told_apart_by_their_boot_ids() -> None:
 
 
 def test_without_containers_and_without_its_own_word_a_restore_is_only_claimed() -> None:
-    """`boot=restored` is what a wake in place says too."""
-    report = classify(read_lines("\n".join([RESTORING, *woken(COLD_ID, 103)])))
+    """In logs of before, a wake in place said `restored`, too."""
+    report = classify(read_lines("\n".join([RESTORING, *woken(COLD_ID, 103, boot="restored")])))
     assert kinds(report) == [("", "restored", "claimed")]
     assert report.starts[0].served_at == AT + 103
 

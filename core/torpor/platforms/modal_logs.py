@@ -336,8 +336,11 @@ class _Reader:
             start = self._cold_start(line, boot_id)
             start.cold = True
         else:
-            start = self._woken(line, boot_id, stage)
+            in_place = facts["boot"] == "woken"
+            start = self._woken(line, boot_id, stage, unknown="cold" if in_place else "restored")
             start.woke = True
+            if in_place and start.copy is None:
+                start.copy = False
             start.wake_s = (start.wake_s or 0.0) + (seconds or 0.0)
         start.boot_id = boot_id or start.boot_id
         count = _number(facts.get("restore_count"), most=_MOST)
@@ -363,15 +366,15 @@ class _Reader:
             return mine[0]  # it was said to be restored, and it launches an engine
         return self._new(line, "cold")
 
-    def _woken(self, line: LogLine, boot_id: str, stage: str) -> _Open:
-        """The start that a stage behind a snapshot belongs to."""
+    def _woken(self, line: LogLine, boot_id: str, stage: str, *, unknown: Kind) -> _Open:
+        """The start that a stage behind a sleep belongs to; a new one of the kind `unknown` where the log lacks the rest."""
         mine = self._mine(line)
         for start in mine:
             goes_on = start.woke and (stage != "post_restore" or start.wake_s is None)
             if start.boot_id == boot_id and start.served_at is None and (goes_on or not start.woke):
                 return start
         waiting = [one for one in mine if one.waits]
-        return waiting[-1] if waiting else self._new(line, "restored")
+        return waiting[-1] if waiting else self._new(line, unknown)
 
     def _after_snapshot(self, line: LogLine, facts: dict[str, object]) -> None:
         captured = _word(facts.get("captured_boot_id", ""))
