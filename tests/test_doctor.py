@@ -13,6 +13,7 @@ import pytest
 
 from tests.command_line import torpor
 from tests.snapshots.nvidia import FakeDriver, build
+from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Model, Plugin, doctor
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.gpu import LIBRARIES_VARIABLE
@@ -93,21 +94,79 @@ def test_an_old_driver_is_told_with_what_is_needed(with_gpu: FakeDriver, monkeyp
 def test_bytes_are_an_estimate_until_an_engine_runs(
     with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The files of the model count, else a stated figure; too little against an estimate is a warning."""
+    """The files of the model count; too little against an estimate is a warning."""
     (tmp_path / "model").mkdir()
     with (tmp_path / "model" / "m.safetensors").open("wb") as file:
         file.truncate(5_000_000_000)
     found = by_what(doctor.diagnose(deployment("H200", str(tmp_path / "model"))))
     assert f"5.0 GB of weights in {tmp_path / 'model'}" in found["host memory"].seen
     assert "an estimate, as no engine runs" in found["room"].seen
-    assert "weights as of Qwen3-8B-FP8" in by_what(doctor.diagnose(deployment("H200")))["room"].seen
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
     monkeypatch.setattr(doctor, "available_bytes", lambda: 1000)
-    found = by_what(doctor.diagnose(deployment("H200")))
+    found = by_what(doctor.diagnose(deployment("H200", str(tmp_path / "model"))))
     assert found["room"].level == found["host memory"].level == "warning"
     assert found["room"].cure
     assert found["host memory"].cure
+
+
+HUB = Model(repo_id="owner/large", revision="0" * 40)
+
+
+def of_the_hub() -> Deployment:
+    return Deployment(name="d", model=HUB, gpu="H200", plugins=(StandIn(),))
+
+
+def test_bytes_are_unknown_where_nothing_on_this_machine_says_them(
+    with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No model's figure stands for another's; no network is asked. A machine without an app gets no verdict."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for asked in (of_the_hub(), deployment("H200")):
+        found = by_what(doctor.diagnose(asked))
+        assert found["host memory"].level == "warning"
+        assert (
+            f"what a snapshot of 'd' takes is unknown: the weights of {asked.model.source} are not"
+            in found["host memory"].seen
+        )
+        assert "room" not in found
+    monkeypatch.setattr(doctor, "_running", lambda _: None)
+    assert "torpor doctor APP says what an app takes" in doctor._unknown(None).seen
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+def test_weights_in_the_hubs_cache_count(
+    with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    """Wherever the hub's client keeps them; as many bytes as the index names while a download is under way."""
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "h"))
+    below = {"HF_HUB_CACHE": "", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[variable]
+    folder = tmp_path / "h" / below / "models--owner--large" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    with (folder / "model-1.safetensors").open("wb") as file:
+        file.truncate(7_000_000_000)
+    (folder / "gone.safetensors").symlink_to("nowhere")
+    assert f"7.0 GB of weights in {folder}" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 21_000_000_000}}))
+    assert "21.0 GB of weights" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    (folder / "model.safetensors.index.json").write_text("[1]")
+    assert "7.0 GB of weights" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+
+
+def test_bytes_are_those_of_the_last_snapshot(with_gpu: FakeDriver, bare: Path) -> None:
+    """Measured, of this deployment."""
+    folder = small_snapshot(bare / "cache" / "snapshots" / "d")
+    assert f"as the snapshot in {folder} took" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+
+
+def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
+    """The default one, under the cache root."""
+    (bare / "cache" / "snapshots").write_text("a file")
+    found = by_what(doctor.diagnose(deployment(None)))["target"]
+    assert (found.level, "is no folder" in found.seen) == ("error", True)
+    assert "TORPOR_CACHE" in found.cure
 
 
 def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,3 +241,57 @@ def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatc
     assert {finding.level for finding in findings} == {"ok"}
     assert any("a small dump and restore works here" in finding.seen for finding in findings)
     assert run().returncode in (0, 1)  # 1 where this machine has a GPU that lacks something
+
+
+MODAL_APP = """
+import modal
+from torpor import Deployment, ImagePatch, Model, Plugin, hookimpl
+from torpor.testing import StandIn
+
+class Base(Plugin):
+    plugin_name = "base"
+
+    @hookimpl
+    def prepare_image(self, deployment):
+        return ImagePatch(base="registry.example/engine:1")
+
+deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), gpu="H200", plugins=(Base(), StandIn()))
+app = modal.App("d")
+"""
+
+
+@pytest.mark.slow
+def test_an_app_is_looked_at_for_where_it_is_meant_for(bare: Path, tmp_path: Path) -> None:
+    """For Modal where it has a modal.App and this machine lacks its GPU; --for says otherwise; which one is told."""
+    app = tmp_path / "app.py"
+    app.write_text(MODAL_APP)
+    for words, platform, machine in (
+        ((), "modal", False),
+        (("--for", "modal"), "modal", False),
+        (("--for", "here"), "here", True),
+    ):
+        told = json.loads(run(str(app), "--json", *words).stdout)
+        by = {finding["what"]: finding for finding in told["findings"]}
+        assert told["for"] == platform
+        assert ("GPU driver" in by, "CRIU" in by, "Modal" in by) == (machine, machine, not machine)
+    app.write_text(MODAL_APP.replace('gpu="H200", ', ""))
+    told = json.loads(run(str(app), "--json").stdout)
+    assert told["for"] == "here"
+    assert told["findings"][0]["seen"].startswith("for this machine (this machine has what the app needs (no GPU))")
+
+
+@pytest.mark.slow
+def test_an_app_that_modal_cannot_render_ends_with_2(bare: Path, tmp_path: Path) -> None:
+    """No base image, and no account is needed to say so; a platform that is none ends with 2, too."""
+    app = tmp_path / "app.py"
+    app.write_text(MODAL_APP.replace("(Base(), StandIn())", "(StandIn(),)"))
+    told = run(str(app), "--for", "modal")
+    assert (told.returncode, told.stderr) == (2, "")
+    assert "error    Modal" in told.stdout
+    assert "has no base image" in " ".join(told.stdout.split())
+    for words, message in (
+        ((str(app), "--for", "elsewhere"), "allowed are modal and here"),
+        (("--for", "here"), "name the app"),
+    ):
+        wrong = run(*words)
+        assert (wrong.returncode, message in " ".join(wrong.stderr.split())) == (2, True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,22 +18,23 @@ from torpor.snapshots.criu import find, memory_bytes
 from torpor.snapshots.gpu import look
 from torpor.snapshots.gpu_needs import against_gpu
 from torpor.snapshots.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
-from torpor.snapshots.places import criu_prefix, snapshot_folder
+from torpor.snapshots.places import CACHE_VARIABLE, cache_root, criu_prefix, snapshot_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.deployment import Deployment
     from torpor.findings import Level
+    from torpor.recipe import Recipe
     from torpor.snapshots.gpu import Driver
     from torpor.snapshots.probe import Reason
 
 __all__ = ["diagnose"]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_WEIGHT_BYTES = 9_660_000_000  # Qwen3-8B-FP8, measured on an H200
-_OTHER_BYTES = 3_300_000_000  # the rest of the same engine's images
+_OTHER_BYTES = 3_300_000_000  # the images of SGLang with Qwen3-8B-FP8 without its weights, measured on an H200
 _ON_GPU_BYTES = 4022 << 20  # what the same engine holds on the GPU while it sleeps, with CUDA graphs
+_INDEX_BYTES = 64 << 20
 _MARGIN = 1.1
 
 
@@ -62,9 +65,37 @@ def diagnose(deployment: Deployment | None = None) -> tuple[Finding, ...]:
             machine has some.
     """
     driver = look()
-    with_gpu = deployment.gpu is not None if deployment else bool(driver.uses)
     bad: Level = "error" if deployment else "warning"
-    return (*_criu(bad, with_gpu=with_gpu), *_gpu(deployment, driver, bad, with_gpu=with_gpu))
+    with_gpu = deployment.gpu is not None if deployment else bool(driver.uses)
+    return (
+        *_criu(bad, with_gpu=with_gpu),
+        *(_folders(deployment) if deployment else ()),
+        *_gpu(deployment, driver, bad, with_gpu=with_gpu),
+    )
+
+
+def _folders(deployment: Deployment) -> Iterator[Finding]:
+    """Whether the snapshot can be written, and whether what the engine needs lasts."""
+    from torpor.snapshots.lasting import place_findings  # noqa: PLC0415 - for a deployment only
+    from torpor.snapshots.store import check_target  # noqa: PLC0415
+    from torpor.snapshots.targets import check_writable  # noqa: PLC0415
+
+    folder = snapshot_folder(deployment.name)
+    try:
+        check_target(folder)
+        check_writable(folder)
+    except SnapshotError as error:
+        cure = f"name another folder (torpor snapshot create APP FOLDER), or set {CACHE_VARIABLE}"
+        yield Finding(level="error", what="target", seen=str(error), cure=cure)
+    with contextlib.suppress(ConfigurationError):  # the recipe's error is told with the app
+        yield from place_findings(deployment, _recipe(deployment))
+
+
+def _recipe(deployment: Deployment) -> Recipe:
+    from torpor.lifecycle import Lifecycle  # noqa: PLC0415 - as in `_named_gpu`
+    from torpor.platforms.local import relocate  # noqa: PLC0415
+
+    return relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
 
 
 def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
@@ -99,8 +130,10 @@ def _gpu(deployment: Deployment | None, driver: Driver, bad: Level, *, with_gpu:
         yield Finding(level="ok", what="GPU driver", seen=f"{driver.version}, which can checkpoint: {gpus}")
     if deployment:
         yield from _named_gpu(deployment)
-    needed = _running(driver) or _estimated(deployment)
-    yield from _memory(needed, deployment, bad)
+    if needed := _running(driver) or (_last(deployment) or _estimated(deployment) if deployment else None):
+        yield from _memory(needed, deployment, bad)
+    else:
+        yield _unknown(deployment)
 
 
 def _named_gpu(deployment: Deployment) -> Iterator[Finding]:
@@ -155,23 +188,98 @@ def _running(driver: Driver) -> _Bytes | None:
     )
 
 
-def _estimated(deployment: Deployment | None) -> _Bytes:
-    weights, whose = _WEIGHT_BYTES, "weights as of Qwen3-8B-FP8"
-    if deployment and deployment.model.path and (found := _size_of_weights(Path(deployment.model.path))):
-        weights, whose = found, f"weights in {deployment.model.path}"
+def _last(deployment: Deployment) -> _Bytes | None:
+    """What the deployment's last snapshot took; None where there is none."""
+    from torpor.snapshots.store import inspect  # noqa: PLC0415 - a name that Python has, too
+
+    folder = snapshot_folder(deployment.name)
+    try:
+        manifest = inspect(folder)
+    except SnapshotError:
+        return None
+    on_gpu, images = manifest.gpu.memory_bytes if manifest.gpu else 0, manifest.image_bytes + manifest.side_file_bytes
+    return _Bytes(
+        on_gpu=on_gpu,
+        new_in_memory=images,
+        images=images,
+        how=f"as the snapshot in {folder} took, {_gb(on_gpu)} of it from GPUs",
+        measured=False,  # of this engine, but perhaps not of these values
+    )
+
+
+def _estimated(deployment: Deployment) -> _Bytes | None:
+    """From the size of the weights, where they are on this machine; None where they are not."""
+    where, weights = _weights(deployment)
+    if not weights:
+        return None
     images = weights + _OTHER_BYTES + _ON_GPU_BYTES
     return _Bytes(
         on_gpu=_ON_GPU_BYTES,
         new_in_memory=images,
         images=images,
-        how=f"an estimate, as no engine runs: {_gb(weights)} of {whose}, {_gb(_OTHER_BYTES)} for the processes and "
-        f"{_gb(_ON_GPU_BYTES)} from the GPU as measured with that model",
+        how=f"an estimate, as no engine runs: {_gb(weights)} of weights in {where}, {_gb(_OTHER_BYTES)} for the processes and "
+        f"{_gb(_ON_GPU_BYTES)} from the GPU as measured with Qwen3-8B-FP8",
         measured=False,
     )
 
 
-def _size_of_weights(folder: Path) -> int:
-    return sum(file.stat().st_size for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+def _unknown(deployment: Deployment | None) -> Finding:
+    """Nothing on this machine says how large it gets: no verdict."""
+    available = f"{_gb(available_bytes())} available"
+    if deployment is None:
+        return Finding(level="ok", what="host memory", seen=f"{available}; torpor doctor APP says what an app takes")
+    return Finding(
+        level="warning",
+        what="host memory",
+        seen=f"{available}; what a snapshot of {deployment.name!r} takes is unknown: the weights of {deployment.model.source} are "
+        "not on this machine, no engine runs and there is no snapshot of it",
+        cure="fetch the weights (torpor up APP does, by its build steps) or start the engine, and ask again",
+    )
+
+
+def _weights(deployment: Deployment) -> tuple[Path, int]:
+    """Where the model's weights are on this machine, and their bytes; 0 where they are not, or not whole."""
+    from torpor.snapshots.outside import model_files  # noqa: PLC0415
+
+    model = deployment.model
+    if model.path:
+        files, where = _files_in(Path(model.path)), Path(model.path)
+    else:
+        with contextlib.suppress(ConfigurationError):
+            files = list(model_files(deployment, _recipe(deployment)))
+            if files:
+                return files[0].parent, _size_of_weights(files)
+        where = (
+            _hub_cache() / f"models--{(model.repo_id or '').replace('/', '--')}" / "snapshots" / (model.revision or "")
+        )
+        files = _files_in(where)
+    return where, _size_of_weights(files)
+
+
+def _hub_cache() -> Path:
+    """Where the hub's client keeps models when no plugin says otherwise."""
+    if named := os.environ.get("HF_HUB_CACHE"):
+        return Path(named)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
+
+
+def _files_in(place: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(place.iterdir()) if place.is_dir() else [place]
+    return []
+
+
+def _size_of_weights(files: list[Path]) -> int:
+    """Bytes of the files that hold weights; as many as their index names where that is more (a download may be under way)."""
+    size = indexed = 0
+    for file in files:
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            if any(fnmatch(file.name, pattern) for pattern in _WEIGHT_FILES):
+                size += file.stat().st_size
+            elif file.name.endswith(".index.json") and file.stat().st_size <= _INDEX_BYTES:
+                indexed = max(indexed, int(json.loads(file.read_bytes())["metadata"]["total_size"]))
+    return max(size, indexed)
 
 
 def _engine_pids() -> Iterator[int]:

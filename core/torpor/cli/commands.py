@@ -210,6 +210,15 @@ def doctor(
     recheck: Annotated[
         bool, typer.Option("--recheck", help="Read all that the app's plugins fetched here, and compare it.")
     ] = False,
+    platform: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            metavar="modal|here",
+            help="Look at the app for Modal or for this machine; by default for Modal where it has a modal.App and this machine "
+            "lacks its GPU.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show what is known to fail with an app, and what this machine lacks for snapshots, with what to do about it.
@@ -218,7 +227,7 @@ def doctor(
     """
     from torpor.cli.doctor import run_doctor  # noqa: PLC0415
 
-    run_doctor(app_file, as_json=as_json, recheck=recheck)
+    run_doctor(app_file, as_json=as_json, recheck=recheck, platform=platform)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.apps import load_deployment
@@ -26,33 +27,50 @@ if TYPE_CHECKING:
 
 __all__ = ["run_doctor"]
 
+_MODAL, _HERE = _PLATFORMS = ("modal", "here")
 _RECHECK_TIMEOUT_S = 7200.0
 _EXIT_CODES = {"ok": 0, "warning": 1, "error": 2}
 
 
-def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False) -> None:
+def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False, platform: str = "") -> None:
     """Look, say what was seen, and exit with 0 (nothing lacks), 1 (warnings) or 2 (errors).
 
     Args:
         app_file: what is to be deployed; empty for the machine alone.
         as_json: print JSON.
         recheck: also read everything that the plugins fetched to this machine, and compare it.
+        platform: `modal` or `here`: what the app is looked at for; empty for what makes sense for it.
 
     Raises:
-        ConfigurationError: a recheck without an app.
+        ConfigurationError: a recheck or a platform without an app, or an unknown platform.
     """
+    if platform and platform not in _PLATFORMS:
+        raise ConfigurationError(f"--for is {platform!r}; allowed are {' and '.join(_PLATFORMS)}.")
+    if platform and not app_file:
+        raise ConfigurationError(
+            f"--for says what an app is looked at for; name the app: torpor doctor APP --for {platform}"
+        )
     if recheck and not app_file:
         raise ConfigurationError(
             "--recheck reads what an app's plugins fetched; name the app: torpor doctor APP --recheck"
         )
     claim_output()
     deployment = load_deployment(app_file) if app_file else None
-    findings = (*(_of_app(deployment) if deployment else ()), *diagnose(deployment))
+    if deployment is None:
+        findings = diagnose()
+    else:
+        platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app_file, deployment)
+        findings = (_of_platform(platform, chosen), *_of_app(deployment))
+        findings += diagnose(deployment) if platform == _HERE else tuple(_on_modal(deployment))
     if recheck and deployment:
         findings += tuple(_rechecked(deployment))
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
-        result(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        result(
+            json.dumps(
+                {"exit_code": code, "for": platform, "findings": [asdict(finding) for finding in findings]}, indent=2
+            )
+        )
     else:
         layout = Layout()
         for finding in findings:
@@ -61,6 +79,48 @@ def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False) -> None:
             if finding.cure:
                 layout.field(f"{'':<21} -> ", finding.cure)
     sys.exit(code)
+
+
+def _chosen_platform(app_file: str, deployment: Deployment) -> tuple[str, str]:
+    """What an app is looked at for when nobody says it, and why."""
+    from torpor.platforms.local import check_gpu  # noqa: PLC0415 - with an app only
+
+    module = sys.modules.get(Path(app_file).stem)
+    if not any(
+        type(value).__name__ == "App" and type(value).__module__.partition(".")[0] == "modal"
+        for value in vars(module).values()
+    ):
+        return _HERE, "the app file has no modal.App"
+    try:
+        check_gpu(deployment)
+    except ConfigurationError:
+        return (
+            _MODAL,
+            f"the app file has a modal.App, and this machine has no {(deployment.gpu or '').replace('!', '')}",
+        )
+    return _HERE, f"this machine has what the app needs ({deployment.gpu or 'no GPU'})"
+
+
+def _of_platform(platform: str, chosen: str) -> Finding:
+    other = _PLATFORMS[1 - _PLATFORMS.index(platform)]
+    looked = "for Modal; this machine is not looked at" if platform == _MODAL else "for this machine"
+    return Finding(level="ok", what="looked at", seen=f"{looked} ({chosen}); --for {other} looks at the other")
+
+
+def _on_modal(deployment: Deployment) -> Iterator[Finding]:
+    """Whether the app can be rendered for Modal, without an account or a network."""
+    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - half a second of import
+    from torpor.platforms.modal_account import is_logged_in  # noqa: PLC0415
+
+    try:
+        options = cls_options(deployment)
+    except ConfigurationError as error:
+        yield Finding(level="error", what="Modal", seen=str(error), cure="change what it names in the app file")
+    else:
+        limit = f"a start may take {options['startup_timeout']} s in all"
+        yield Finding(level="ok", what="Modal", seen=f"image and options can be rendered; {limit}")
+    if not is_logged_in():
+        yield Finding(level="ok", what="account", seen="nobody is logged in to Modal here; `modal setup` logs in")
 
 
 def _rechecked(deployment: Deployment) -> Iterator[Finding]:

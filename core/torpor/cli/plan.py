@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,6 +25,7 @@ from torpor.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
+    from torpor.findings import Finding
     from torpor.recipe import Recipe
 
 __all__ = ["plan_of", "show_plan"]
@@ -63,8 +65,19 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             asdict(check) | {"plugin": recipe.origins[f"preflight:{check.name}"]} for check in recipe.preflight
         ],
         "hooks": {hook: list(lifecycle.implementers(hook)) for hook in HOOK_NAMES},
-        "warnings": [asdict(finding) for finding in (*warnings, *cautions(deployment, recipe))],
+        "warnings": [asdict(finding) for finding in (*warnings, *cautions(deployment, recipe), *_places(deployment))],
     }
+
+
+def _places(deployment: Deployment) -> list[Finding]:
+    """What a snapshot on this machine would be refused for; nothing for an app that is meant for Modal."""
+    if not deployment.snapshot or "modal" in sys.modules:
+        return []
+    from torpor.platforms.local import cache_root, relocate  # noqa: PLC0415 - not for Modal
+    from torpor.snapshots.lasting import place_findings  # noqa: PLC0415
+
+    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    return [finding for finding in place_findings(deployment, recipe) if finding.level == "error"]
 
 
 def _flags(deployment: Deployment, recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -181,7 +194,7 @@ def _print(deployment: Deployment) -> None:
         layout.field("      ", one["reason"])
     layout.blank()
     _print_stages(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins], layout)
-    if warnings := (*accepted(deployment), *cautions(deployment, recipe)):
+    if warnings := (*accepted(deployment), *cautions(deployment, recipe), *_places(deployment)):
         layout.blank()
         layout.heading("warnings")
         for finding in warnings:
