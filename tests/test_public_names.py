@@ -47,6 +47,7 @@ ALL = [
     "SnapshotError",
     "TorporError",
     "__version__",
+    "check_types",
     "hookimpl",
 ]
 """Golden: third parties write their plugins with these."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         SnapshotError,
         TorporError,
     )
+    from torpor.field_types import check_types
     from torpor.findings import Finding
     from torpor.hookspecs import Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
@@ -79,12 +80,14 @@ __all__ = [
     "SnapshotError",
     "TorporError",
     "__version__",
+    "check_types",
     "hookimpl",
 ]
 
 _HOMES = {
     "torpor.deployment": ("Deployment", "Model", "Scaling"),
     "torpor.engine": ("Engine",),
+    "torpor.field_types": ("check_types",),
     "torpor.findings": ("Finding",),
     "torpor.hookspecs": ("Plugin", "hookimpl"),
     "torpor.lifecycle": ("Lifecycle",),

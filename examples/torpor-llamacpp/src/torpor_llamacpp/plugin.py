@@ -6,8 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, ConfigurationError, Engine, Finding, ImagePatch, Plugin, Preflight, hookimpl
-from torpor.field_types import check_types
+from torpor import BuildPlan, ConfigurationError, Engine, Finding, ImagePatch, Plugin, Preflight, check_types, hookimpl
 from torpor.guard import GuardRules
 from typing_extensions import override
 
