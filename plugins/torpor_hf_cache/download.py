@@ -265,8 +265,11 @@ def _all_facts(place: _Place, manifest: _Manifest) -> dict[str, list[int]]:
 
 
 def _is_other(noted: list[int], now: list[int]) -> bool:
-    """Whether a file may have another content; the inode counts on the same device alone: a volume is mounted anew."""
-    return noted[2:] != now[2:] or (noted[:1] == now[:1] and noted[1:2] != now[1:2])
+    """Whether a file may have another content.
+
+    Inode and blocks count on the same device alone: a volume that is mounted anew may give others.
+    """
+    return noted[2:3] != now[2:3] or (noted[:1] == now[:1] and noted != now)
 
 
 def _and_more(count: int) -> str:

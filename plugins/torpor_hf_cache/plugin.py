@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["HFCache"]
 
 _SCRIPT = "torpor_hf_cache.download"
-_VERIFY_TIMEOUT_S = 60.0
+_VERIFY_TIMEOUT_S = 300.0
+"""Seconds for the check before a launch: files whose times changed are hashed, some 1 GB a second."""
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 

@@ -92,7 +92,7 @@ def test_the_download_is_a_build_step_ahead_of_compilation_and_the_check_runs_be
                 name="weights",
                 script="torpor_hf_cache.download",
                 argv=("verify", *place),
-                timeout_s=60,
+                timeout_s=300,
                 cure=(
                     "Fetch them again: `modal run apps/qwen3_sglang.py::download` (put the file that defines the deployment "
                     "'qwen3-sglang' in its place if it has another name); on this machine `torpor up apps/qwen3_sglang.py` "
