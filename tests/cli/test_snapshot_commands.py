@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from torpor.apps import load_deployment
 from torpor.captured_secrets import secret_names
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
+from torpor.records import METRICS_VARIABLE, read_records
 from torpor.snapshots.backend import CriuBackend
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.manifest import FAILURES, MANIFEST
@@ -213,9 +214,14 @@ def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words:
 
 
 @pytest.mark.fault("a replica of two is killed", area="engine", outcome="restarted")
-def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: Cli, made: Made) -> None:
-    """Two copies, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON."""
+def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: Cli, made: Made, tmp_path: Path) -> None:
+    """Two copies, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON.
+
+    Records and metrics say the same of all three replicas.
+    """
     port, folders = free_port(), work_folders(cli)
+    records, metrics = tmp_path / "records.jsonl", tmp_path / "torpor.prom"
+    cli = replace(cli, env={**cli.env, METRICS_VARIABLE: str(metrics)})
     line: list[str | Path] = [
         "snapshot",
         "restore",
@@ -226,12 +232,15 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
         str(port),
         "--verify",
         "full",
+        "--records",
+        records,
     ]
     with cli.running(*line, "--json") as command:
         assert wait_for(lambda: command.answered, TIMEOUT_S), command.said
         told = json.loads(command.answered)
         assert (told["serving"], len(told["replicas"])) == (f"http://127.0.0.1:{port}", 2)
         assert len({one["boot_id"] for one in told["replicas"]}) == 2
+        assert told["records"] == str(records)
         assert len({chat(port) for _ in range(4)}) == 1
         before = set(engines_on(made.port))
         os.kill(_leaders(made.port)[0], signal.SIGKILL)
@@ -250,6 +259,30 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
         assert command.end() == 0
     assert engines_on(made.port) == []
     assert work_folders(cli) == folders
+    _check_three_restores(records, metrics)
+    page = cli.run("report", records).stdout
+    assert page.count("restored 3") >= 2
+    assert "cold 1" not in page
+
+
+def _check_three_restores(records: Path, metrics: Path) -> None:
+    """Of `kept-1` to `kept-3`: each with its stages from the sandbox on, each counted once."""
+    names = ("kept-1", "kept-2", "kept-3")
+    wake = ["post_restore", "canary_check", "serve"]
+    written = read_records(records)
+    for name in names:
+        mine = [record for record in written if record.replica == name]
+        assert [record.stage for record in mine] == ["sandbox", "side_files", "criu", *wake]
+        assert {(record.boot, record.deployment, record.ok) for record in mine} == {("restored", "kept", True)}
+        assert len({record.boot_id for record in mine[:3]} | {record.boot_id for record in mine[4:]}) == 1
+    text = metrics.read_text()
+    for name in names:
+        who = f'deployment="kept",replica="{name}"'
+        assert f"torpor_restores_total{{{who}}} 1\n" in text
+        assert f"torpor_wakes_total{{{who}}} 0\n" in text
+        assert f'torpor_stage_ok{{{who},stage="criu",boot="restored"}} 1\n' in text
+    assert 'torpor_restarts_total{deployment="kept",replica="kept-3",reason="engine ended"} 1\n' in text
+    assert "torpor_failures_total" not in text
 
 
 def _leaders(port: int) -> list[int]:
