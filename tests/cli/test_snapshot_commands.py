@@ -350,7 +350,7 @@ def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own
     assert "it is marked bad: 3 of its replicas in a row did not wake" in said
     assert "CanaryError: other words" in said
     assert "torpor snapshot create" in said
-    assert "marked bad" in cli.run("snapshot", "inspect", own.folder, "--json").stdout
+    assert "marked bad" in cli.run("snapshot", "inspect", own.folder, "--json", code=1).stdout
     with cli.running("snapshot", "restore", own.folder, "--even-if-bad") as command:
         command.says("Ctrl-C ends it")
         assert not (own.folder / FAILURES).exists()
