@@ -346,7 +346,10 @@ for number in range(count):
 @pytest.mark.slow
 @pytest.mark.fault("a damaged snapshot is inspected by the command line", area="snapshot files", outcome="refused")
 def test_the_command_line_ends_with_a_code_and_one_paragraph_for_every_mutation(tmp_path: Path) -> None:
-    """A sample of the same faults: exit code 1 (it does not fit) or 2 (it cannot be read), no traceback, nothing that the terminal could take for an order."""
+    """A sample of the same faults: exit code 1 (it does not fit) or 2 (it cannot be read), and no traceback.
+
+    Nothing is printed that the terminal could take for an order.
+    """
     chosen = random.Random(SEED)
     whole = small_snapshot(tmp_path / "whole")
     sample = chosen.sample(list(mutations(content_of(whole), chosen, 1500)), 60)
