@@ -45,7 +45,7 @@ from torpor.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.steps import script_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torpor.deployment import Deployment
@@ -107,8 +107,11 @@ class Boot:
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
-    def cold_start(self) -> None:
+    def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
         """Start the engine, warm it up and record the canary; the guard stays shut.
+
+        Args:
+            on_ready: called once the engine is ready, before anything else is asked of it.
 
         Raises:
             PreflightError: a check before the launch failed.
@@ -145,6 +148,8 @@ class Boot:
                 ready_path=deployment.engine.ready_path,
                 timeout_s=deployment.startup_timeout_s,
             )
+        if on_ready:
+            on_ready(self)
         with self._stage("warmup", limits["warmup"]), self._client(deployment.warmup_timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
         with self._stage("canary", limits["canary"]), self._client(deployment.warmup_timeout_s) as client:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from torpor.launcher import boot as launcher
 from torpor.launcher.http_limits import http_limits
+from torpor.launcher.named_locks import named_locks
 from torpor.launcher.orphans import orphans
 from torpor.launcher.patches import apply_patches
 from torpor.launcher.process_identity import process_identity
 from torpor.launcher.tqdm_lock import tqdm_lock
-from torpor_vllm import named_locks, public_requests, sigterm
+from torpor_vllm import public_requests, sigterm
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
 
@@ -91,7 +92,7 @@ def _prepare_process() -> PatchReport:
         tqdm_lock(SUPPORTED_VERSIONS),
         http_limits(SUPPORTED_VERSIONS),
         public_requests.PATCH,
-        named_locks.PATCH,
+        named_locks(SUPPORTED_VERSIONS),
         sigterm.PATCH,
     )
     return apply_patches(os.environ, patches)

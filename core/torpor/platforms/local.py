@@ -139,7 +139,7 @@ class LocalServer:
         """Build and start cold, in the place that the backend gives; the guard stays shut."""
         self.boot.starter = self.backend.prepare(self.deployment)
         self.build()
-        self.boot.cold_start()
+        self.boot.cold_start(on_ready=_warn_of_held if isinstance(self.backend, CriuBackend) else None)
 
     def start(self) -> None:
         """Build, start cold, and with a backend that keeps servers: fall asleep and wake once; then serve."""
@@ -409,6 +409,12 @@ def run_build_steps(recipe: Recipe, root: Path, *, on_step: Callable[[str], None
                 for mount in step.volumes:
                     Path(mount).mkdir(parents=True, exist_ok=True)
                 run_step(step, recipe)
+
+
+def _warn_of_held(boot: Boot) -> None:
+    from torpor.snapshots.foresight import warn_of_held  # noqa: PLC0415 - only where a snapshot is written
+
+    warn_of_held(boot)
 
 
 def check_before_start(deployment: Deployment, folder: Path) -> None:

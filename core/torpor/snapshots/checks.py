@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.sandbox import Sandbox
 
-__all__ = ["Connection", "OpenFiles", "check_connections", "open_files", "open_paths", "parse_connections"]
+__all__ = ["DELETED", "Connection", "OpenFiles", "check_connections", "open_files", "open_paths", "parse_connections"]
 
 _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
 _SETTLE_S = 2.0
@@ -34,7 +34,8 @@ _NAMELESS = (
     "/proc/",
     "/sys/",
 )
-_DELETED = " (deleted)"
+DELETED = " (deleted)"
+"""What the kernel puts behind the name of an open file that has none any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,8 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
             continue
         if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
             continue
-        path = Path(name.removesuffix(_DELETED))
-        if name.endswith(_DELETED) or (
+        path = Path(name.removesuffix(DELETED))
+        if name.endswith(DELETED) or (
             temporary_folder_of(path) and not any(path.is_relative_to(folder) for folder in kept)
         ):
             vanishing.add(name)

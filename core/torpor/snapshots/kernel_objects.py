@@ -36,6 +36,7 @@ _LOOK_TIMEOUT_S = 10.0
 _SHOWN = 12
 _DELETED = " (deleted)"
 _ROOT = "use `--mode root`"
+_LOCKS = "apply torpor.launcher.snapshot_patches in the engine's launcher"
 _CLOSE = "close it before the capture (a pre_snapshot hook is the place)"
 _NAMESPACES = ("pid", "user", "net", "mnt", "ipc", "uts", "cgroup", "time", "pid_for_children")
 _WORDS = {"net": "network", "mnt": "mount", "pid_for_children": "pid"}
@@ -403,7 +404,7 @@ def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[H
                 )
             elif name.endswith(_DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
                 what = f"maps the deleted file {name.removesuffix(_DELETED)} (an unnamed semaphore looks like this)"
-                yield Held(process.inside, what, f"only root can take it along: {_ROOT}")
+                yield Held(process.inside, what, f"{_LOCKS}; or only root can take it along: {_ROOT}")
 
 
 def _holder(sandbox: Sandbox, inside: int) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import uvicorn
 from torpor.guard import Guard, read_boot
-from torpor.launcher.http_limits import limit_uvicorn
+from torpor.launcher import apply_patches, limit_uvicorn, snapshot_patches
 
 from torpor_llamacpp.model import Model
 
@@ -155,6 +155,7 @@ def main(argv: Sequence[str]) -> int:
     if boot is None and os.environ.get("TORPOR_UNGUARDED") != "1":
         print("no boot document (TORPOR_BOOT_FD): this server is started by Torpor", file=sys.stderr)
         return 2
+    apply_patches(os.environ, snapshot_patches())  # what any engine in Python needs to be captured
     parser = argparse.ArgumentParser(
         prog="python -m torpor_llamacpp.serve",
         allow_abbrev=False,

@@ -1,0 +1,30 @@
+"""What any engine in Python needs so that its processes can be captured and restored, as one list of patches.
+
+    report = apply_patches(os.environ, snapshot_patches(("1.4.0",)))
+
+Call it first in the launcher, in the server's process and in each one that it spawns: with the start method `spawn` the
+launcher's module is imported again there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torpor.launcher.named_locks import named_locks
+from torpor.launcher.orphans import orphans
+from torpor.launcher.process_identity import process_identity
+from torpor.launcher.tqdm_lock import tqdm_lock
+
+if TYPE_CHECKING:
+    from torpor.launcher.patches import Patch
+
+__all__ = ["snapshot_patches"]
+
+
+def snapshot_patches(versions: tuple[str, ...] = ()) -> tuple[Patch, ...]:
+    """The patches `orphans`, `process-identity`, `tqdm-lock` and `named-locks`.
+
+    Args:
+        versions: the engine's versions with which they were tested; the launcher's log says of any other that they were not.
+    """
+    return orphans(versions), process_identity(versions), tqdm_lock(versions), named_locks(versions)

@@ -1,0 +1,67 @@
+"""What a capture would refuse of an engine, looked at as soon as the engine is ready: before warm-up, sleep and dump.
+
+An engine may still let go of it: a pre_snapshot hook closes files, a warm-up replaces them. So this warns, and the capture
+refuses. Connections are not looked at: there are some until the drain.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+from torpor.events import log
+
+if TYPE_CHECKING:
+    from torpor.boot import Boot
+    from torpor.snapshots.sandbox import Sandbox
+
+__all__ = ["foreseen", "warn_of_held"]
+
+_SHOWN = 8
+
+
+def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
+    """What a capture would refuse as it is now, and what to do about each.
+
+    Args:
+        boot: whose engine lives in the sandbox.
+        sandbox: with the tree.
+
+    Raises:
+        SnapshotError: it cannot be looked at.
+    """
+    from torpor.snapshots import checks, cuda  # noqa: PLC0415 - a restore has no use for them
+    from torpor.snapshots.kernel_objects import uncarried  # noqa: PLC0415
+    from torpor.snapshots.lasting import LASTING_VARIABLE, kept_folders, why_temporary  # noqa: PLC0415
+
+    devices = cuda.DEVICES if boot.deployment.gpu is not None else ()
+    found = [
+        (f"pid {one.pid} {one.what}" if one.pid else one.what, one.cure) for one in uncarried(sandbox, devices=devices)
+    ]
+    opened = checks.open_files(sandbox, kept_folders(boot.deployment, boot.recipe))
+    for name in opened.vanishing:
+        if name.endswith(checks.DELETED):
+            found.append((f"{name} is open", "close it before the capture, or keep it under TMPDIR"))
+        else:
+            cure = f"keep it under TMPDIR, or exempt its folder: {LASTING_VARIABLE}"
+            found.append((f"{name} is open, {why_temporary(Path(name))}", cure))
+    if opened.io_uring:
+        cure = "use `--mode root`, where it is denied, or tell its library: UV_USE_IO_URING=0 (uvloop), USE_LIBUV=0 (torch)"
+        found.append(("a process has an io_uring", cure))
+    return tuple(dict.fromkeys(found))
+
+
+def warn_of_held(boot: Boot) -> None:
+    """Log a warning for each thing that a capture would refuse; an engine outside of a sandbox is left alone."""
+    from torpor.snapshots.replica import SandboxEngine  # noqa: PLC0415 - see above
+
+    engine = boot.running_engine
+    if not isinstance(engine, SandboxEngine):
+        return
+    try:
+        found = foreseen(boot, engine.sandbox)
+    except SnapshotError:
+        return  # the capture looks again, and says why it cannot
+    for what, cure in found[:_SHOWN]:
+        log("warning", "capture_would_refuse", deployment=boot.deployment.name, held=what, cure=cure)

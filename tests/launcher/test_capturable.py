@@ -1,0 +1,83 @@
+"""What `torpor.launcher` gives to engines of third parties, and that it makes a process that a capture can take."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import torpor.launcher
+from torpor.launcher import Patch, apply_patches, snapshot_patches
+
+LAUNCHER = [
+    "Patch",
+    "PatchReport",
+    "PublicRequestRules",
+    "RequestFields",
+    "TilePermission",
+    "apply_patches",
+    "check_version",
+    "end_tree_on_sigterm",
+    "end_with",
+    "exit_code_of",
+    "has_tiles",
+    "install_guard",
+    "installed_version",
+    "keep_process_identities",
+    "limit_uvicorn",
+    "renew_random_state",
+    "snapshot_patches",
+    "take_boot_document",
+]
+"""Golden: third parties write their launchers with these."""
+
+
+def test_the_public_names_are_these_and_each_is_there() -> None:
+    """A name is its module's own, however often and in whatever order it is asked for."""
+    assert torpor.launcher.__all__ == LAUNCHER == dir(torpor.launcher)
+    for _ in range(2):
+        for name in LAUNCHER:
+            found = getattr(torpor.launcher, name)
+            assert getattr(importlib.import_module(found.__module__), name) is found
+            assert found.__doc__
+    with pytest.raises(AttributeError, match=r"'torpor\.launcher' has no attribute 'nothing'"):
+        _ = torpor.launcher.nothing
+
+
+def test_importing_the_package_imports_none_of_its_modules() -> None:
+    """Processes that an engine spawns need few of them."""
+    code = "import sys, torpor.launcher; print([name for name in sys.modules if name.startswith('torpor.launcher.')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_one_list_has_what_every_engine_needs() -> None:
+    """Each with its reason, and to be switched off like an engine's own."""
+    patches = snapshot_patches(("1.0",))
+    assert [patch.name for patch in patches] == ["orphans", "process-identity", "tqdm-lock", "named-locks"]
+    assert all(isinstance(patch, Patch) and patch.reason and patch.versions == ("1.0",) for patch in patches)
+    names = ",".join(f"-{patch.name}" for patch in patches)
+    report = apply_patches({"TORPOR_PATCHES": names}, patches)
+    assert (report.on, len(report.off)) == ((), 4)
+
+
+@pytest.mark.fault("an engine forgets a lock that its processes share", area="kernel objects", outcome="held")
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_lock_that_was_handed_on_keeps_its_name(*, patched: bool) -> None:
+    """Without the patches Python unlinks the semaphore while others map it, and a rootless capture is refused."""
+    code = """
+import gc, multiprocessing, os, sys
+from torpor.launcher import apply_patches, snapshot_patches
+apply_patches({} if sys.argv[1] == "True" else {"TORPOR_PATCHES": "-named-locks"}, snapshot_patches())
+lock = multiprocessing.get_context("spawn").Lock()
+file = "/dev/shm/sem." + lock._semlock.name.strip("/")
+print(os.path.exists(file))
+del lock
+gc.collect()
+print(os.path.exists(file))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(patched)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["True", str(patched)]
