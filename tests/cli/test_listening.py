@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -164,3 +165,24 @@ def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Pat
             command.terminate()
         command.communicate(timeout=30)
         assert command.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_public_server_without_keys_warns_before_its_start(app: Path, tmp_path: Path, free_port: int) -> None:
+    """In words, and as a line of JSON where every line is one."""
+    words = ("up", str(app), "--backend", "none", "--ask", "Hello.", "--host", "0.0.0.0")
+    env = {"TORPOR_CACHE": str(tmp_path / "cache")}
+    told = torpor(*words, env=env).stderr.splitlines()
+    assert told[0].startswith(f"warning: http://0.0.0.0:{free_port} is open to other machines, and asks for no key: ")
+    told = torpor(*words, "--json", env=env).stderr.splitlines()
+    assert json.loads(told[0])["warning"].startswith(f"http://0.0.0.0:{free_port} is open to other machines")
+
+
+@pytest.mark.slow
+def test_bench_serves_where_it_is_told(app: Path, tmp_path: Path, free_port: int) -> None:
+    """Starts by the command line and wakes in its own process alike; the deployment's own port may be somebody else's."""
+    words = ("bench", str(app), "--backend", "standby", "--starts", "1", "--host", "::1", "--port", str(free_port + 1))
+    with socket.create_server(("127.0.0.1", free_port)):
+        ran = torpor(*words, "--json", "-", env={"TORPOR_CACHE": str(tmp_path / "cache")})
+    assert ran.returncode == 0, ran.stderr
+    assert len(json.loads(ran.stdout)["starts"]) == 2

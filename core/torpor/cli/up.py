@@ -76,11 +76,11 @@ def run_up(
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
     backend = _chosen(backend, snapshot)
     console = make_console()
+    progress = Progress(console, as_json=as_json)
     host, port = given_address(host, port)
     own_front = snapshot is not None or backend == CriuBackend.name
-    deployment = _at_address(load_deployment(app_file), host, port, console, own_front=own_front)
+    deployment = _at_address(load_deployment(app_file), host, port, progress, own_front=own_front)
     warnings_only()
-    progress = Progress(console, as_json=as_json)
     address = url(host or deployment.host, port or deployment.port)
     announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
     served = Served(as_json=as_json and not question, announced=announced)
@@ -193,7 +193,7 @@ def _print_end(
 
 
 def _at_address(
-    deployment: Deployment, host: str | None, port: int | None, console: Console, *, own_front: bool
+    deployment: Deployment, host: str | None, port: int | None, progress: Progress, *, own_front: bool
 ) -> Deployment:
     """The deployment at the address that was given, which is free; where Torpor listens itself, the engine's own stays."""
     if own_front:
@@ -201,7 +201,7 @@ def _at_address(
     else:
         deployment = engine_at(deployment, host, port)
     if warning := public_warning(deployment, host or deployment.host, port or deployment.port):
-        console.print(warning, markup=False, soft_wrap=True)
+        progress.warn(warning)
     return deployment
 
 
@@ -357,6 +357,13 @@ class Progress:
             self._print_json(**event.as_json())
         else:
             self._console.print(event.described(), markup=False, soft_wrap=True)
+
+    def warn(self, warning: str) -> None:
+        """Something that a user should know before the start."""
+        if self._as_json:
+            self._print_json(warning=warning.removeprefix("warning: "))
+        else:
+            self._console.print(warning, markup=False, soft_wrap=True)
 
     def _told(self, text: str) -> None:
         if self._as_json:
