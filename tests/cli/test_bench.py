@@ -79,9 +79,9 @@ def test_cold_starts_and_wakes_take_turns(cli: Cli, tmp_path: Path) -> None:
     assert isinstance(bench, Bench)
     assert [(one.boot, one.number) for one in bench.starts] == [
         ("cold", 1),
-        ("restored", 1),
+        ("woken", 1),
         ("cold", 2),
-        ("restored", 2),
+        ("woken", 2),
     ]
     check_clocks(bench, CLOCKS[1:])
     assert [one.port_s is None for one in bench.starts] == [False, True, False, True]
@@ -161,7 +161,7 @@ def test_ctrl_c_ends_what_a_bench_has_started(cli: Cli, tmp_path: Path) -> None:
     port = free_port()
     app = write_app(tmp_path / "app", port=port)
     with cli.running("bench", app, "--starts", "500", "--backend", "standby") as bench:
-        bench.says("restored   1")
+        bench.says("woken      1")
         assert bench.end(signal.SIGINT) == INTERRUPTED
     assert engines_on(port) == []
 

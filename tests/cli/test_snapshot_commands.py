@@ -460,7 +460,7 @@ def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_
     write_app(tmp_path / "app", port=port, warmups=2)
     third = up(cli, app, folder)
     assert f"cold: the snapshot {folder} does not fit and is made anew after the start" in third.stderr
-    assert "  - plugin standin was" in third.stderr
+    assert "  - standin.warmup_requests: " in third.stderr
     assert json.loads((folder / MANIFEST).read_text())["created_at"] > made_at
     assert "restored: " in up(cli, app, folder).stderr
     assert all(ran.stdout.strip() for ran in (first, second, third))
