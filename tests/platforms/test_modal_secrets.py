@@ -58,6 +58,7 @@ def test_a_secret_that_is_missing_is_an_error_with_the_command(plane: ModalPlane
         "what": "secrets",
         "seen": "Modal has no secret other, which build steps want",
         "cure": "modal secret create other KEY=VALUE",
+        "plugin": "",
     }
     plane.add_secret("other")
     found = secrets(plane, tmp_path)
