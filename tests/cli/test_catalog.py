@@ -52,6 +52,7 @@ def test_another_age_is_refused(text: str) -> None:
         (-1, "", [], "--keep is -1"),
         (None, "week", [], "--older-than is 'week'"),
         (1, "", ["nowhere"], "nowhere is no folder"),
+        (1, "", ["x" * 300], "xxx is no folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def seconds_of(option: str, text: str) -> float:
 
 def _check_folders(folders: Sequence[Path]) -> None:
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - False for a name that is too long, too
             raise ConfigurationError(f"{folder} is no folder; name a snapshot, or a folder that holds some.")
 
 
