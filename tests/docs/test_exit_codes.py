@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,8 @@ from scripts.site.exit_codes import error_table, exit_code_table
 from tests.command_line import torpor
 from tests.docs.pages import ROOT
 from torpor.cli.exit_codes import EXIT_CODES
+from torpor.client import ChatResult
+from torpor.prewarm import Prewarmed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,10 +88,40 @@ def test_every_error_is_in_the_table() -> None:
     assert "| `ConfigurationError` | 2 |" in table
 
 
-def test_the_json_of_a_plan_has_the_keys_of_the_page() -> None:
-    """They are stable."""
-    row = next(line for line in PAGE.splitlines() if line.startswith("| `plan` |"))
-    plan = json.loads(torpor("plan", str(ROOT / "apps" / "tiny_cpu.py"), "--json").stdout)
-    named = set(row.partition("; with")[0].partition("| `plan` | ")[2].replace("`", "").split(", "))
-    assert named - set(plan) == set()
-    assert len(named) > 10
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan APP",
+        "plugins",
+        "key new",
+        "status",
+        "snapshot list",
+        "snapshot weights",
+        "boots --file LOG",
+    ],
+)
+def test_json_has_the_keys_of_the_page(tmp_path: Path, line: str) -> None:
+    """One value on standard output, with every key that the page promises."""
+    log = tmp_path / "app.log"
+    log.write_text("")
+    words = [{"APP": str(ROOT / "apps" / "tiny_cpu.py"), "LOG": str(log)}.get(word, word) for word in line.split()]
+    ran = torpor(*words, "--json", env={"TORPOR_CACHE": str(tmp_path / "cache")}, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    value = json.loads(ran.stdout)
+    assert _promised(line) - set(value[0] if isinstance(value, list) else value) == set()
+
+
+def _promised(line: str) -> set[str]:
+    """The keys in a command's row."""
+    name = next(name for name in EXIT_CODES if line == name or line.startswith(f"{name} "))
+    row = next(row for row in PAGE.splitlines() if row.startswith(f"| `{name}` |") and "|" in row[2:])
+    whole = row.partition(" | ")[2].partition("; with")[0]
+    keys = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", whole))
+    assert len(keys) > 1
+    return set(keys)
+
+
+def test_the_json_of_answers_and_rounds_has_the_keys_of_the_page() -> None:
+    """Of commands that ask a server: the values that they print."""
+    assert _promised("probe") == {field.name for field in fields(ChatResult)} | {"tokens_per_s"}
+    assert _promised("prewarm") == {field.name for field in fields(Prewarmed)} | {"starts", "url"}
