@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 import torpor
-from torpor import guard, testing
-from torpor.launcher import http_limits
+from torpor import guard, launcher, testing
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
-PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, http_limits)}
+PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, launcher)}
 
 
 def run(*argv: str | Path, timeout_s: float, cwd: Path | None = None) -> str:

@@ -17,7 +17,7 @@ from tests.command_line import torpor
 from torpor import ConfigurationError, Deployment, ImagePatch, Lifecycle, Model, Plugin, SnapshotError, hookimpl
 from torpor.platforms.local import check_before_start, relocate
 from torpor.snapshots.checks import OpenFiles
-from torpor.snapshots.lasting import check_lasting, exempted_folders, place_findings, temporary_folder_of
+from torpor.snapshots.lasting import check_lasting, exempted_folders, kept_folders, place_findings, temporary_folder_of
 from torpor.snapshots.manifest import MANIFEST
 from torpor.snapshots.places import cache_root
 from torpor.snapshots.store import _check_files
@@ -146,6 +146,7 @@ def test_an_exempted_folder_is_neither_refused_nor_told_of(monkeypatch: pytest.M
     monkeypatch.setenv("TORPOR_CACHE", "/tmp/torpor")
     monkeypatch.setenv("TORPOR_LASTING_FOLDERS", f"{LASTS}:/tmp/torpor")
     assert findings(deployment(Caches())) == ()
+    assert Path("/tmp/torpor") in kept_folders(deployment(), here(deployment()))
     monkeypatch.setenv("TORPOR_CACHE", "/dev/shm/torpor")
     monkeypatch.setenv("TORPOR_LASTING_FOLDERS", "/dev/shm")
     assert "error" in {one.level for one in findings(deployment(Caches()))}
