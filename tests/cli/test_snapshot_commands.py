@@ -548,6 +548,11 @@ def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) ->
     assert "ended by SIGKILL" in said
     assert "cold:" not in said
     assert json.loads((own.folder / MANIFEST).read_text()) == own.manifest
+    (file,) = set(re.findall(r"^records: (\S+)$", said, re.MULTILINE))
+    first, *others = read_records(Path(file))
+    assert (first.stage, first.boot, first.ok, "SIGKILL" in first.error) == ("restore", "restored", False, True)
+    assert [one.stage for one in others] == ["sandbox", "side_files", "criu", "post_restore", "canary_check", "serve"]
+    assert all(one.ok and one.boot == "restored" for one in others)
 
 
 @pytest.mark.fault("a snapshot is marked bad under torpor up", area="wake", outcome="restarted")
