@@ -39,7 +39,7 @@ _ELSEWHERE = {
     "volumes": "a plugin's prepare_image names them (ImagePatch.volumes)",
     "env": "a plugin's prepare_image names them (ImagePatch.env)",
     "timeout": "write Deployment.startup_timeout_s",
-    "startup_timeout": "write Deployment.startup_timeout_s",
+    "startup_timeout": "Torpor sends the sum of what the stages may take; write Deployment.startup_timeout_s and its like",
     "enable_memory_snapshot": "write Deployment.snapshot",
     "enable_gpu_snapshot": "write Deployment.gpu_snapshot",
     "experimental_options": "Torpor sets the one that GPU snapshots need; write Deployment.gpu_snapshot",
