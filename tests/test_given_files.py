@@ -51,6 +51,7 @@ def bytes_of_no_text(file: Path) -> None:
 READERS: list[Callable[[Path], object]] = [read_report, read_records, lambda file: _plan_in(str(file)), _text]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "a file that is given to a command is a pipe, a folder, endless or no text", area="given files", outcome="refused"
 )

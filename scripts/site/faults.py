@@ -7,6 +7,7 @@ text, not imported, so the table needs no engine and no CRIU. Parametrised tests
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ class Fault(NamedTuple):
     test: str
 
 
-def read_faults(folder: Path = TESTS) -> list[Fault]:
+@functools.cache
+def read_faults(folder: Path = TESTS) -> tuple[Fault, ...]:
     """Every mark in the tests below a folder, sorted by area; a fault that several tests show is there once.
 
     Args:
@@ -58,7 +60,7 @@ def read_faults(folder: Path = TESTS) -> list[Fault]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
                 fault = _fault(node, name)
                 found.setdefault((fault.area, fault.what), fault)
-    return sorted(found.values())
+    return tuple(sorted(found.values()))
 
 
 def fault_table() -> str:

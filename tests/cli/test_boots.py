@@ -58,6 +58,7 @@ def test_a_pipe_gets_plain_lines(saved: Path) -> None:
     assert [line.split() for line in done.stdout.splitlines()] == [line.split() for line in PLAIN.splitlines()]
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_as_a_file_is(saved: Path) -> None:
     """`modal app logs NAME ... | torpor boots --file -`."""
     assert boots("--file", "-", stdin=SAVED).stdout == boots("--file", str(saved)).stdout

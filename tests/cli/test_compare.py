@@ -72,6 +72,7 @@ def test_a_snapshot_that_was_made_is_the_one_that_is_timed(tmp_path: Path, says:
     assert compare.created("app.py", old, timeout_s=30.0).canary_text == "another answer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["none", "standby"])
 def test_a_backend_that_keeps_no_folder_is_refused_beside_a_snapshot(tmp_path: Path, backend: str) -> None:
     """Before the app is read; what is to be left out is said."""

@@ -67,6 +67,7 @@ def test_help_and_table_name_the_same_codes() -> None:
     assert told >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "code"), ENDS, ids=[line for line, _ in ENDS])
 def test_a_command_ends_as_the_table_says(tmp_path: Path, line: str, code: int) -> None:
     """Each code is one that the command's row has, and an error is one paragraph."""

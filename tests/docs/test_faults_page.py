@@ -24,9 +24,9 @@ def _write(folder: Path, text: str) -> Path:
 
 def test_a_mark_is_a_row(tmp_path: Path) -> None:
     """Area, fault, outcome and file are read without running the test."""
-    assert faults.read_faults(_write(tmp_path, GOOD)) == [
-        faults.Fault("pipes", "a pipe | breaks", "held", "tests/test_pipes.py")
-    ]
+    assert faults.read_faults(_write(tmp_path, GOOD)) == (
+        faults.Fault("pipes", "a pipe | breaks", "held", "tests/test_pipes.py"),
+    )
 
 
 def test_two_tests_of_one_fault_are_one_row(tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ AMBIGUOUS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a request's body has two lengths", area="heads", outcome="refused")
 @pytest.mark.parametrize("more", AMBIGUOUS)
 @pytest.mark.parametrize("asleep", [False, True], ids=["serving", "asleep"])
@@ -262,6 +263,7 @@ def test_what_a_proxy_may_route_or_read_otherwise_is_ambiguous_too(server: Guard
     assert server.engine.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a refused request's body does not come", area="heads", outcome="refused")
 @pytest.mark.parametrize("asleep", [False, True], ids=["serving", "asleep"])
 @pytest.mark.parametrize(
@@ -288,6 +290,7 @@ def test_a_refusal_whose_short_body_was_read_keeps_the_connection(server: Guarde
     assert answer.count(b"HTTP/1.1 503") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a client drips its body", area="request", outcome="held")
 def test_a_body_that_drips_is_counted_until_it_ends_or_its_client_goes(server: GuardedServer) -> None:
     """It is in flight, its bytes count against the limit as they come, and nothing of it stays."""

@@ -58,6 +58,7 @@ def kill(server: LocalServer) -> None:
     assert server.boot.running_engine.wait(1.0) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.fault("an engine without a snapshot is killed while it serves", area="engine", outcome="restarted")
 @pytest.mark.parametrize("backend", [NoSnapshot(), Standby()], ids=["none", "standby"])
 def test_an_engine_that_was_killed_is_started_cold_again(make_server: MakeServer, backend: SnapshotBackend) -> None:

@@ -372,6 +372,7 @@ def test_numbers_and_times_that_no_platform_has_are_read_over(line: str) -> None
     assert json.dumps(as_values(report), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_long_log_takes_time_in_proportion() -> None:
     """A month of a busy app; also without containers."""
     lines = [LogLine(text=RESTORING, at=AT, container=f"ta-{number}") for number in range(30_000)]

@@ -265,6 +265,7 @@ def test_a_failed_wake_leaves_no_process(
     assert living(server) == []
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a replica on Modal does not wake", area="wake", outcome="restarted")
 @pytest.mark.parametrize("fault", [Fault.EXIT_AT_WAKE, Fault.DIFFERENT_AFTER_WAKE, Fault.REFUSE_WAKE])
 def test_a_replica_that_does_not_wake_starts_cold_and_serves(

@@ -152,6 +152,7 @@ def _added(holder: object, name: str | int) -> None:
         _put(holder, name, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a manifest is cut, flipped or says something else", area="snapshot files", outcome="refused")
 @pytest.mark.parametrize("share", range(4))
 def test_every_mutation_of_a_manifest_is_read_or_refused_in_one_paragraph(kept: Path, share: int) -> None:

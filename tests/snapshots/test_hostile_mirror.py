@@ -405,6 +405,7 @@ def test_members_of_an_archive_without_data_come_to_an_end(tmp_path: Path) -> No
         unpacked(tmp_path, b"!<arch>\n" + header * 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a Debian package unpacks to far more than its size", area="packages", outcome="refused")
 @pytest.mark.parametrize("where", ["usr/share/doc/a", f"{LIBRARIES}/a"])
 def test_a_package_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path, where: str) -> None:

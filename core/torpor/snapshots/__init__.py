@@ -17,7 +17,8 @@ cuda         GPU state to host memory before a dump and back after a restore (cu
 front        one public port before any number of replicas (listener: who is let in; forward: how bytes are carried)
 store        a snapshot as a folder: capture, inspect, restore, remove
              (reading: files that may be damaged or hostile; folders: what of a folder is ours; known_snapshots: who needs
-             kept weights; failures: wakes that failed)
+             kept weights; catalog: what is listed and pruned; failures:
+             wakes that failed; foresight, lasting, targets: what a capture would refuse, told before it costs)
              (manifest: everything that has to fit; machine: this machine's part of it; checks: what is looked at
              before a capture; kernel_objects: what CRIU does not bring back; scheduling: what of it is set again; proof: one
              trial restore; outside: open files, model and code that it depends on; places: where snapshots lie by default)
