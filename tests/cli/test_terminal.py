@@ -66,7 +66,7 @@ def ran(folder: Path, *words: str, redirect: str = "", **env: str) -> subprocess
         env: variables that it gets besides.
     """
     return subprocess.run(
-        ["sh", "-c", f'"$@" {redirect}', "sh", sys.executable, "-m", "torpor.cli", *words],
+        ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "torpor.cli", *words],
         cwd=folder,
         env={**os.environ, "TORPOR_CACHE": str(folder / "cache"), **env},
         stdin=subprocess.DEVNULL,
@@ -320,7 +320,7 @@ WRONG = (
     ("plan", "app.py", "--diff", "{}"),
     ("doctor", "{}"),
     ("up", "{}"),
-    ("up", "app.py", "--records", "{}/"),
+    ("up", "app.py", "--records", "log.txt/{}"),
     ("up", "app.py", "--backend", "{}"),
     ("bench", "{}"),
     ("bench", "app.py", "--json", "{}/x"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.discovery import installed_plugins
 from torpor.plain_text import one_line
@@ -21,10 +22,11 @@ def list_plugins(*, as_json: bool) -> None:
         return
     if not found:
         result("No plugin is installed: no package here has an entry point in the group 'torpor'.")
-    width = max((len(plugin.name) for plugin in found), default=0)
+    layout, width = Layout(), max((len(plugin.name) for plugin in found), default=0)
     for plugin in found:
         kind = "engine" if plugin.launches else "plugin"
-        result(one_line(f"{plugin.name:<{width}}  {kind}  {plugin.status:<8}  {plugin.summary}"))
-        result(f"{'':<{width}}          {plugin.distribution}, {plugin.target}")
-        if plugin.hooks:
-            result(f"{'':<{width}}          {', '.join(plugin.hooks)}")
+        style = "green" if plugin.status == "loaded" else "red"
+        layout.field(f"{one_line(plugin.name):<{width}}  {kind}  {one_line(plugin.status):<8}  ", plugin.summary, style)
+        for line in (f"{plugin.distribution}, {plugin.target}", ", ".join(plugin.hooks)):
+            if line:
+                layout.field(" " * (width + 10), line)
