@@ -162,7 +162,9 @@ def _files_of(place: Path) -> Iterator[Path]:
         yield place
     for folder, folders, names in os.walk(place):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        # A device or a pipe among them would be read without end.
+        found = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (file for file in found if file.is_file())
 
 
 def _noted_folder(name: str) -> Noted:
