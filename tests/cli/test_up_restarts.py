@@ -103,7 +103,10 @@ def test_an_engine_that_is_killed_is_started_again_until_the_limit(tmp_path: Pat
     assert (ended["event"], ended["exit_code"]) == ("replica_ended", -9)
     assert again == again | {"event": "replica_restarted", "boot": "cold", "reason": "engine ended", "restart": 1}
     assert command.serves()
-    assert 'torpor_restarts_total{reason="engine ended"} 1' in (tmp_path / "metrics").read_text()
+    assert (
+        'torpor_restarts_total{deployment="kept",replica="kept",reason="engine ended"} 1'
+        in (tmp_path / "metrics").read_text()
+    )
     command.kill_engine()
     assert command.process.wait(10) == 1
     assert command.events()[-1]["event"] == "replica_given_up"

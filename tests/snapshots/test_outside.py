@@ -180,3 +180,17 @@ def test_folders_are_no_files(world: World) -> None:
     files = outside_files(world.folder)
     assert str(world.root / "model" / "model.safetensors") in files
     assert all(Path(name).is_file() for name in files)
+
+
+def test_notes_in_a_models_folder_are_no_part_of_the_model(tmp_path: Path) -> None:
+    """A log, a README or a licence may change; weights, configurations and code may not."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("README.md", "LICENSE", "server.log", "x.lock"):
+        (model / name).write_text("notes")
+    for name in ("config.json", "model.safetensors", "code.py", "tokenizer.model", "consolidated.00.pth"):
+        (model / name).write_text("model")
+    (model / "weights").write_bytes(bytes(2 << 20))
+    deployment = Deployment(name="d", model=Model(path=str(model)), plugins=(StandIn(),))
+    found = {file.name for file in model_files(deployment, Lifecycle(deployment).recipe())}
+    assert found == {"config.json", "model.safetensors", "code.py", "tokenizer.model", "consolidated.00.pth", "weights"}

@@ -597,8 +597,11 @@ connection = socket.create_connection(server.getsockname())
 """An address of the sandbox's own that is no loopback: for the check as good as another machine's."""
 
 OUTSIDE = {
-    "a file in /tmp": ("f = open(sys.argv[1])", r"may be gone when it is restored:\n  - .*/lost\n"),
-    "a deleted file": ("f = open(sys.argv[1]); os.unlink(sys.argv[1])", r"may be gone.*\n  - .*/lost \(deleted\)\n"),
+    "a file in /tmp": ("f = open(sys.argv[1])", r"may be gone when it is restored:\n  - .*/lost, in /.*\n"),
+    "a deleted file": (
+        "f = open(sys.argv[1]); os.unlink(sys.argv[1])",
+        r"may be gone.*\n  - .*/lost \(deleted\), in /.*\n",
+    ),
     "an io_uring": (
         "libc = ctypes.CDLL(None); assert libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0",
         r"has an io_uring, which CRIU cannot dump.*use `--mode root`",
@@ -726,8 +729,9 @@ def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes
 ) -> None:
     """The room was there when it was looked at, and somebody else took it: here the look is what is wrong."""
     app = write_app(tmp_path / "app", port=free_port())
-    usage = shutil.disk_usage(tmp_path)
+    usage, facts = shutil.disk_usage(tmp_path), os.statvfs(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(os, "statvfs", lambda _: facts)
     with asleep(app, small_disk / "kept") as (server, backend):
         with pytest.raises(SnapshotError, match="The disk is full: free some room or choose another folder"):
             backend.capture(server.boot)

@@ -148,12 +148,14 @@ def _way(deployment: Deployment, snapshot: Path) -> Way:
     from torpor.snapshots.manifest import MANIFEST  # noqa: PLC0415 - only with a snapshot
     from torpor.snapshots.store import check_target  # noqa: PLC0415
 
-    check_target(snapshot)
-    if not (snapshot / MANIFEST).is_file():
-        return Way("cold", f"cold: there is no snapshot in {snapshot}; it is made after the start")
-    if reasons := why_not_restored(deployment, snapshot):
+    there = (snapshot / MANIFEST).is_file()
+    reasons = why_not_restored(deployment, snapshot) if there else ()
+    if there and not reasons:
+        return Way("restored", f"restored: the snapshot {snapshot} fits")
+    check_target(snapshot)  # a new snapshot takes this place; one that fits is only read
+    if there:
         return Way("cold", f"cold: the snapshot {snapshot} does not fit and is made anew after the start", reasons)
-    return Way("restored", f"restored: the snapshot {snapshot} fits")
+    return Way("cold", f"cold: there is no snapshot in {snapshot}; it is made after the start")
 
 
 def _start_or_try_again(replicas: Replicas, deployment: Deployment, tell: Callable[[ReplicaEvent], None]) -> None:

@@ -28,6 +28,12 @@ _WHOLE_BYTES = 16 << 20
 _PIECES, _PIECE_BYTES = 64, 64 << 10
 _MOST_FILES = 50_000
 _THREADS = 4
+_NOTES = frozenset({".lock", ".log", ".md", ".part", ".pyc", ".tmp"})
+"""Suffixes of what may change in a model's folder without another answer."""
+
+_LEAST_UNNAMED_BYTES = 1 << 20
+"""A file without a suffix counts from this size on: smaller ones are licences and notes."""
+
 _GUARD_SIDE = ("guard", "launcher")  # of Torpor itself: what runs in the engine's process
 _WITH_MODULE = "-m"
 
@@ -105,9 +111,18 @@ def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
     """The model's files: of a folder, or of a repository in the hub's cache."""
     model = deployment.model
     if model.path is not None:
-        yield from _files_of(Path(model.path))
+        yield from filter(_is_of_model, _files_of(Path(model.path)))
     elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
         yield from _files_of(Path(cache, f"models--{model.repo_id.replace('/', '--')}", "snapshots", model.revision))
+
+
+def _is_of_model(file: Path) -> bool:
+    if file.suffix:
+        return file.suffix not in _NOTES
+    try:
+        return file.stat().st_size >= _LEAST_UNNAMED_BYTES
+    except OSError:
+        return False
 
 
 def code_of(deployment: Deployment, recipe: Recipe) -> tuple[list[Path], list[Path]]:
