@@ -28,8 +28,13 @@ def test_a_plain_line_is_read() -> None:
         "verify": "full",
         "as_json": True,
     }
-    assert (_plain_restore(["snapshot", "restore", "d", "--host", "::1"]) or {}).get("host") == "::1"
-    assert (_plain_restore(["snapshot", "restore", "d", "--records", "r.jsonl"]) or {}).get("records") == "r.jsonl"
+    addressed, recorded = (
+        _plain_restore(["snapshot", "restore", "d", *words]) for words in (("--host", "::1"), ("--records", "r.jsonl"))
+    )
+    assert addressed is not None
+    assert addressed["host"] == "::1"
+    assert recorded is not None
+    assert recorded["records"] == "r.jsonl"
 
 
 @pytest.mark.parametrize(
