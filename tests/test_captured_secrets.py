@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import httpx
+import psutil
 import pytest
 import structlog
 from typing_extensions import override
 
 from torpor import Deployment, ImagePatch, Model, Plugin, SnapshotError, hookimpl
 from torpor.captured_secrets import check_environments, secret_names
+from torpor.client import API_KEY_VARIABLE
+from torpor.engine import CLIENT_VARIABLES
+from torpor.modal_keys import KEY_VARIABLE, SECRET_VARIABLE
 from torpor.platforms.local import LocalServer, Standby
 from torpor.platforms.modal import SnapshotServer
 from torpor.process import LOG_VARIABLE
@@ -141,6 +145,20 @@ def test_the_frameworks_own_environment_counts(
     monkeypatch.setenv("HF_TOKEN", VALUE)
     with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\)"):
         boot.sleep()
+
+
+@pytest.mark.fault("the shell holds the keys of a client command", area="secrets", outcome="held")
+def test_keys_for_client_commands_reach_no_engine(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for `torpor probe` and the like; with them out of the engine's environment there is nothing to refuse."""
+    assert {API_KEY_VARIABLE, KEY_VARIABLE, SECRET_VARIABLE} == CLIENT_VARIABLES
+    for name in CLIENT_VARIABLES:
+        monkeypatch.setenv(name, VALUE)
+    boot = serving(make_boot(standin_deployment()))
+    environment = psutil.Process(boot.running_engine.pid).environ()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert VALUE not in environment.values()
 
 
 def test_the_option_makes_it_a_warning(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:

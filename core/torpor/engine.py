@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from torpor.guard import GuardRules
 
-__all__ = ["Engine", "Starter", "engines_started_by"]
+__all__ = ["CLIENT_VARIABLES", "Engine", "Starter", "engines_started_by", "inherited_environment"]
+
+CLIENT_VARIABLES = frozenset({"TORPOR_API_KEY", "TORPOR_MODAL_KEY", "TORPOR_MODAL_SECRET"})
+"""What commands that ask a server read (`torpor.client`, `torpor.modal_keys`): no engine gets it, and so no snapshot."""
 
 
 class Starter(Protocol):
@@ -61,7 +64,7 @@ class Engine(ABC):
 
         Args:
             argv: the command and its arguments; no shell.
-            env: variables set over the caller's own environment.
+            env: variables set over the caller's own environment, of which `CLIENT_VARIABLES` are left out.
             cwd: working folder; the caller's by default.
             guard: rules for the guard in the engine's server process. With them the child gets the guard's boot
                 document through an inherited pipe (`TORPOR_BOOT_FD`) and has to read it.
@@ -125,6 +128,11 @@ class Engine(ABC):
             OSError: nobody listens there, or not in time.
         """
         return socket.create_connection((self.host, port), timeout_s)
+
+
+def inherited_environment() -> dict[str, str]:
+    """What an engine gets of this process's environment."""
+    return {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from torpor._override import override
-from torpor.engine import Engine
+from torpor.engine import Engine, inherited_environment
 from torpor.engine_logs import LOG_VARIABLE, new_log
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules, boot_document_json
@@ -59,7 +59,7 @@ class EngineProcess(Engine):
         self.guard_key = secrets.token_urlsafe(32) if guard else None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ended = threading.Event()
-        full_env = {**os.environ, **env, BOOT_ID_VARIABLE: self.boot_id}
+        full_env = {**inherited_environment(), **env, BOOT_ID_VARIABLE: self.boot_id}
         full_env |= past_proxies(full_env)  # an engine asks itself whether it is ready
         self._lifeline = Lifeline(BOOT_ID_VARIABLE, self.boot_id)
         with contextlib.ExitStack() as unstarted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ import structlog
 from tests.snapshots.conftest import wait_for
 from torpor import Deployment, Model, SnapshotError
 from torpor.captured_secrets import check_captured
+from torpor.engine import CLIENT_VARIABLES
 from torpor.snapshots.replica import SandboxEngine, SandboxStarter
 from torpor.testing import StandIn
 
@@ -70,3 +72,16 @@ def test_the_option_starts_it_and_warns_by_name(sandbox: Sandbox) -> None:
     assert engine.pid
     assert [(entry["event"], entry["variables"]) for entry in logs] == [("secrets_in_snapshot", ["MY_API_KEY"])]
     assert VALUE not in str(logs)
+
+
+@pytest.mark.fault("the shell holds the keys of a client command", area="secrets", outcome="held")
+def test_keys_for_client_commands_are_in_no_snapshot(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine starts without them, so that nothing is refused; one that a plugin sets is refused like any other."""
+    for name in CLIENT_VARIABLES:
+        monkeypatch.setenv(name, VALUE)
+    starter = SandboxStarter(sandbox, DEPLOYMENT)
+    with pytest.raises(SnapshotError, match=r"\(TORPOR_API_KEY\)"):
+        starter([sys.executable, "-c", "pass"], env={"TORPOR_API_KEY": VALUE}, cwd=None, guard=None)
+    engine = starter([sys.executable, "-c", "import time; time.sleep(60)"], env={}, cwd=None, guard=None)
+    check_captured(DEPLOYMENT, engine)
+    assert VALUE not in Path(f"/proc/{engine.captured_pids()[-1]}/environ").read_text()

@@ -9,7 +9,7 @@ import signal
 from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
-from torpor.engine import Engine
+from torpor.engine import Engine, inherited_environment
 from torpor.errors import SnapshotError
 from torpor.snapshots.sandbox import FIRST_PID
 
@@ -134,7 +134,7 @@ class SandboxStarter:
 
         boot_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
-        full_env = {**os.environ, **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
+        full_env = {**inherited_environment(), **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
         full_env |= past_proxies(full_env)
         if self._captured:
             check_environments(self._deployment, [full_env], command_lines=[argv])
