@@ -691,6 +691,8 @@ def commands_of_the_page() -> list[str]:
 @pytest.mark.timeout(400)
 def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> None:
     """In its order, each once, with the stand-in app in place of the page's and another folder."""
+    lasting = os.pathsep.join(map(str, (cli.cache, tmp_path)))  # doctor warns of what lies in a temporary folder
+    cli = replace(cli, env={**cli.env, "TORPOR_LASTING_FOLDERS": lasting})
     port = free_port()
     app = write_app(tmp_path / "app", port=port)
     places = {"apps/tiny_cpu.py": str(app), "APP": str(app), "/srv/tiny": str(tmp_path / "kept")}
