@@ -89,8 +89,8 @@ def test_an_answer_without_end_is_refused(endless: ChatServer) -> None:
 
 
 @pytest.mark.slow
-def test_the_largest_round_keeps_its_deadline_and_its_memory() -> None:
-    """A thousand requests at a server that never answers."""
+def test_a_large_round_keeps_its_deadline_and_its_memory() -> None:
+    """Three hundred requests at once, at a server that never answers."""
     with ChatServer([Reply(pieces=(b"{}",), pause_s=60.0)]) as server:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.monotonic()

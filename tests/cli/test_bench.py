@@ -12,9 +12,10 @@ import pytest
 
 from tests.cli.test_snapshot_commands import INTERRUPTED, Cli
 from tests.report.recorded import measured
-from tests.snapshots.conftest import refuse
+from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import engines_on, free_port, write_app
 from torpor.captured_secrets import secret_names
+from torpor.cli.timed import without_left_overs
 from torpor.records import read_records
 from torpor.report import Bench, page, read_report
 from torpor.snapshots.backend import CriuBackend
@@ -203,3 +204,39 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(cli: Cli, tmp_path:
         ran = cli.run("bench", app, "--backend", "standby", code=2)
     assert "PortInUseError" in ran.stderr
     assert "another Deployment.port" in ran.stderr
+
+
+@pytest.mark.criu
+@pytest.mark.fault("`bench` was killed before it could clear up", area="commands", outcome="held")
+def test_the_next_bench_clears_what_a_killed_one_left(cli: Cli, tmp_path: Path) -> None:
+    """Its snapshot and its records; a snapshot that a user made, and one whose name only ends so, stay."""
+    if reasons := CriuBackend().available():
+        refuse("; ".join(reasons))
+    port = free_port()
+    app = write_app(tmp_path / "app", port=port)
+    snapshots, timed = cli.cache / "snapshots", cli.cache / "timed"
+    cli.run("snapshot", "create", app, snapshots / "mine-bench")
+    name = str(json.loads((snapshots / "mine-bench" / "manifest.json").read_text())["deployment"]["name"])
+    with cli.running("bench", app, "--backend", "criu", "--starts", "5") as bench:
+        bench.says("restored   1")
+        assert wait_for(lambda: any(timed.iterdir()))
+        bench.process.kill()
+        bench.process.wait(10)
+        assert wait_for(lambda: not engines_on(port))
+    assert (snapshots / f"{name}-bench").is_dir()
+    assert any(timed.iterdir())
+    cli.run("bench", app, "--backend", "standby", "--starts", "1")
+    assert [folder.name for folder in snapshots.iterdir()] == ["mine-bench"]
+    assert list(timed.iterdir()) == []
+
+
+def test_a_bench_that_runs_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it works with stays until nobody times anything."""
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path))
+    with without_left_overs():
+        kept = tmp_path / "timed" / "records"
+        kept.mkdir()
+        with without_left_overs():
+            assert kept.is_dir()
+    with without_left_overs():
+        assert not kept.exists()

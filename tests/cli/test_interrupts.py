@@ -28,10 +28,19 @@ torpor.cli.main()
 """
 
 
-def run(name: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, *before: str) -> subprocess.CompletedProcess[str]:
     """A command that gets a signal and turns what is raised into an error of its own."""
-    words = [sys.executable, "-c", CODE, "snapshot", "restore", name]
+    words = [*before, sys.executable, "-c", CODE, "snapshot", "restore", name]
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+INHERITED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -46,3 +55,11 @@ def test_the_same_error_without_an_interrupt_is_told_whole() -> None:
     ran = run("")
     assert ran.returncode == 1
     assert ran.stderr.endswith("TypeError: expected a message argument\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.fault("a command inherits its signals as ignored or blocked", area="end", outcome="held")
+def test_a_signal_ends_a_command_that_inherited_it_ignored_or_blocked(name: str) -> None:
+    """As a script's `torpor ... &` inherits SIGINT, and a child of a program that blocks signals all of them."""
+    ran = run(name, sys.executable, "-c", INHERITED)
+    assert (ran.returncode, ran.stderr) == (130, "torpor: interrupted; everything it started was ended\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -201,6 +202,10 @@ def test_a_sleeping_server_says_what_wakes_it(front: Front) -> None:
         assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
         assert said in received
         assert (b"The server is asleep" in received) == bool(woken_by)
+        if woken_by:  # in the form of the guard's own refusals
+            error = json.loads(received.partition(b"\r\n\r\n")[2])["error"]
+            assert (error["type"], error["code"]) == ("server_error", "not_serving")
+            assert error["message"].startswith("The server is asleep; it answers again once it is woken")
 
 
 def test_a_replica_that_dies_is_reported_and_skipped(

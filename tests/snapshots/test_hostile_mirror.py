@@ -162,6 +162,25 @@ def test_a_mirror_that_behaves_gives_the_file(server: str, downloader: str, tmp_
         file.unlink()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.9", "localhost"])
+@pytest.mark.fault("the environment names a proxy, and the mirror is on this machine", area="mirror", outcome="held")
+def test_a_mirror_on_this_machine_is_asked_past_every_proxy(
+    host: str, downloader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every loopback address; the proxy is not even connected to."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with http.server.ThreadingHTTPServer((host, 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
+        thread.start()
+        (file,) = fetched(f"http://{host}:{serving.server_address[1]}", "good", tmp_path, 10)
+        serving.shutdown()
+        thread.join()
+    assert file.read_bytes() == CONTENT
+
+
 @pytest.mark.slow
 @pytest.mark.fault("a mirror drips an answer past the deadline", area="mirror", outcome="refused")
 @pytest.mark.parametrize("name", ["drip-body", "drip-head", "drip-line"])

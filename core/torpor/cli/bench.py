@@ -19,7 +19,7 @@ from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.terminal import claim_output
-from torpor.cli.timed import cold_start, restored_start, standby_wake
+from torpor.cli.timed import bench_snapshot, cold_start, restored_start, standby_wake, without_left_overs
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.events import warnings_only
 from torpor.platforms.local import CriuBackend, LocalServer, check_before_start, create_snapshot
@@ -28,7 +28,6 @@ from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
 from torpor.report.starts import P95_FROM
 from torpor.snapshots.manifest import IMAGES
-from torpor.snapshots.places import snapshot_folder
 from torpor.snapshots.store import remove
 
 if TYPE_CHECKING:
@@ -92,10 +91,11 @@ def run_bench(
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     chosen = _chosen(backend, deployment, console)
-    if chosen == CriuBackend.name:
-        check_before_start(deployment, _kept_in(deployment))
-    LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
-    measured = _measured(app_file, deployment, chosen, starts, console)
+    with without_left_overs():
+        if chosen == CriuBackend.name:
+            check_before_start(deployment, bench_snapshot(deployment.name))
+        LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
+        measured = _measured(app_file, deployment, chosen, starts, console)
     console.print(_table(measured))
     if starts < P95_FROM:
         console.print(f"p95: from --starts {P95_FROM} on")
@@ -183,17 +183,13 @@ def _restoring(
     if backend == "standby":
         yield lambda number: standby_wake(deployment, number=number), None
         return
-    folder = _kept_in(deployment)
+    folder = bench_snapshot(deployment.name)
     manifest = create_snapshot(app_file, folder)
     console.print(f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}")
     try:
         yield lambda number: restored_start(folder, deployment, number=number)[0], folder
     finally:
         remove(folder)
-
-
-def _kept_in(deployment: Deployment) -> Path:
-    return snapshot_folder(f"{deployment.name}-bench")
 
 
 def _floor(folder: Path) -> Floor:

@@ -16,7 +16,7 @@ from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.terminal import claim_output, result
-from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limit_s
+from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limit_s, without_left_overs
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError, SnapshotError
@@ -70,27 +70,28 @@ def run_compare(
         console.print("so this shows standby: the process stays, asleep")
         _show_standby(app_file, host, port, as_json=as_json)
         return
-    # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
-    console.print("starting cold, timed until the first token ...")
-    cold_s = cold_start(app_file, deployment).total_s
-    console.print(f"cold start      {cold_s:7.3f} s to the first token")
-    folder = snapshot_folder(deployment.name)
-    console.print("starting cold once more, for the snapshot ...")
-    manifest = created(app_file, folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
-    size = manifest.image_bytes + manifest.side_file_bytes
-    console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
-    times = []
-    for number in range(restores):
-        last = number == restores - 1 and not as_json
-        if last:
-            console.print(f"the last copy is asked, too: {_QUESTION}")
-        restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
-        times.append((restored_s, told))
-        console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
-    if inspect(folder) != manifest:
-        raise SnapshotError(
-            f"The snapshot {folder} was replaced while it was timed, so the figures are of two. Compare again."
-        )
+    with without_left_overs():
+        # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
+        console.print("starting cold, timed until the first token ...")
+        cold_s = cold_start(app_file, deployment).total_s
+        console.print(f"cold start      {cold_s:7.3f} s to the first token")
+        folder = snapshot_folder(deployment.name)
+        console.print("starting cold once more, for the snapshot ...")
+        manifest = created(app_file, folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
+        size = manifest.image_bytes + manifest.side_file_bytes
+        console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
+        times = []
+        for number in range(restores):
+            last = number == restores - 1 and not as_json
+            if last:
+                console.print(f"the last copy is asked, too: {_QUESTION}")
+            restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
+            times.append((restored_s, told))
+            console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
+        if inspect(folder) != manifest:
+            raise SnapshotError(
+                f"The snapshot {folder} was replaced while it was timed, so the figures are of two. Compare again."
+            )
     ratio = cold_s / statistics.median(seconds for seconds, _ in times)
     if as_json:
         restored = [{"first_token_s": seconds, **told} for seconds, told in times]

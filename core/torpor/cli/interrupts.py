@@ -19,12 +19,27 @@ if TYPE_CHECKING:
 __all__ = ["Signals", "end_as_hung_up", "ends_on_sigterm", "interrupted", "note_ctrl_c"]
 
 _noted: list[int] = []
+_LISTENED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGCHLD,
+)
 
 
 def note_ctrl_c() -> None:
-    """Have SIGINT noted as well as raised; not where it is ignored (`nohup ... &`)."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    """Have SIGINT noted as well as raised, and every signal that ends a command come through, whatever was inherited.
+
+    A script starts `torpor ... &` with SIGINT ignored, and ends it with `kill -INT`. Whoever started this process may also have
+    blocked signals, or ignored SIGCHLD: then the kernel would keep the exit code of no child.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LISTENED)
 
 
 def ends_on_sigterm() -> None:
@@ -89,8 +104,7 @@ class Signals:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         self._had_terminal = _has_terminal()
         signal.signal(signal.SIGTERM, self._note_end)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._note_end)
+        signal.signal(signal.SIGINT, self._note_end)
         if hup_means_again:
             signal.signal(signal.SIGHUP, self._note_again)
         elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import select
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -12,20 +16,31 @@ from typing import TYPE_CHECKING, cast
 from torpor.addresses import nearest
 from torpor.cli.listening import words
 from torpor.cli.timing import command, first_token, port_taken, ready, running
-from torpor.errors import EngineError, EngineTimeoutError
+from torpor.errors import EngineError, EngineTimeoutError, TorporError
 from torpor.platforms.local import LocalServer, Standby
 from torpor.records import StageReport, read_records
 from torpor.report.starts import Span, Start, span_of
+from torpor.snapshots.folders import found_instead, left_overs, recover, unused
+from torpor.snapshots.places import cache_root, snapshot_folder
+from torpor.snapshots.store import inspect, remove
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
     from torpor.records import BootKind, StageRecord
 
-__all__ = ["cold_limit_s", "cold_start", "restored_start", "standby_wake", "wake_limit_s"]
+__all__ = [
+    "bench_snapshot",
+    "cold_limit_s",
+    "cold_start",
+    "restored_start",
+    "standby_wake",
+    "wake_limit_s",
+    "without_left_overs",
+]
 
 _COLD_AT_LEAST_S = 900.0
 _WAKE_AT_LEAST_S = 60.0
@@ -34,6 +49,56 @@ _WITHOUT_DEADLINE_S = 60.0
 _RECORD_TIMEOUT_S = 10.0
 _POLL_S = 0.002
 _FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
+_BENCH_SUFFIX = "-bench"
+
+
+def bench_snapshot(name: str) -> Path:
+    """Where `torpor bench` keeps the snapshot of a deployment that it measures, while it runs."""
+    return snapshot_folder(f"{name}{_BENCH_SUFFIX}")
+
+
+@contextlib.contextmanager
+def without_left_overs() -> Iterator[None]:
+    """Time starts in the block; first, delete what commands left that were killed while they timed some.
+
+    Each of them holds a lock on the folder of their records, which the kernel lets go with it: whoever is alone there clears up.
+    """
+    folder = _records_place()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _clear(folder)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.iterdir():
+        shutil.rmtree(left, ignore_errors=True)
+    snapshots = snapshot_folder("x").parent
+    for target in set(left_overs(snapshots).values()):
+        if target.name.endswith(_BENCH_SUFFIX):
+            recover(target)
+    if snapshots.is_dir():
+        for kept in sorted(snapshots.iterdir()):
+            if kept.name.endswith(_BENCH_SUFFIX) and not kept.is_symlink() and not found_instead(kept):
+                with contextlib.suppress(TorporError), unused(kept) as free:
+                    if free and bench_snapshot(inspect(kept).deployment.name) == kept:
+                        remove(kept)
+
+
+def _records_place() -> Path:
+    return cache_root() / "timed"
+
+
+def _records_folder() -> tempfile.TemporaryDirectory[str]:
+    """A new folder for the records of one start."""
+    place = _records_place()
+    return tempfile.TemporaryDirectory(dir=place if os.access(place, os.W_OK | os.X_OK) else None)
 
 
 def cold_limit_s(deployment: Deployment) -> float:
@@ -58,7 +123,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with _records_folder() as folder:
         records = Path(folder) / "records.jsonl"
         argv = command("up", app_file, "--backend", "none", "--records", str(records), *words(deployment))
         with running(argv) as (process, began):
@@ -87,7 +152,7 @@ def restored_start(
     """
     argv = command("snapshot", "restore", str(folder), "--json", *words(deployment))
     with (
-        tempfile.TemporaryDirectory() as records,
+        _records_folder() as records,
         running([*argv, "--records", f"{records}/records.jsonl"]) as (process, began),
     ):
         zero = _wall(began)

@@ -237,13 +237,14 @@ class Front:
         self._do(self._remove(target))
 
     def sleeps(self, woken_by: str) -> None:
-        """What clients are told while there is no replica: that it sleeps, and what wakes it.
+        """What clients are told while there is no replica: that it sleeps, and what wakes it, in the form of the guard's refusals.
 
         Args:
             woken_by: e.g. `kill -USR2 17 on its machine`; empty once none sleeps.
         """
-        said = {"error": f"The server is asleep; it answers again once it is woken: {woken_by}."}
-        self._nobody = _unavailable(json.dumps(said).encode()) if woken_by else _NOBODY
+        message = f"The server is asleep; it answers again once it is woken: {woken_by}."
+        error = {"message": message, "type": "server_error", "code": "not_serving"}
+        self._nobody = _unavailable(json.dumps({"error": error}).encode()) if woken_by else _NOBODY
 
     def drain(self, limit_s: float) -> int:
         """Refuse whoever comes from now on, and let those who are joined take their answers.

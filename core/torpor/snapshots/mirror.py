@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from torpor.child_process import run_child
 from torpor.errors import SnapshotError
+from torpor.proxies import is_loopback, past_proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -182,9 +183,13 @@ def _from_files(sources: Path) -> list[str]:
 def _download(root: str, files: dict[Deb, Path], deadline: float) -> None:
     helper = next((helper for helper in _APT_HELPERS if os.access(helper, os.X_OK)), None)
     addresses = [(f"{root}/{package.path}", str(file), package) for package, file in files.items()]
+    host = urlsplit(root).hostname or ""
+    direct = host if is_loopback(host) else ""
     if helper:
         argv = [str(helper), "-o", "APT::Sandbox::User=root"]
         argv += ["-o", f"Acquire::http::Timeout={_READ_TIMEOUT_S:.0f}", "-o", "Acquire::Retries=2", "download-file"]
+        if direct:
+            argv += [word for scheme in _SCHEMES for word in ("-o", f"Acquire::{scheme}::Proxy::{direct}=DIRECT")]
         for address, file, package in addresses:
             argv += [address, file, f"SHA256:{package.sha256}"]
     else:
@@ -192,7 +197,8 @@ def _download(root: str, files: dict[Deb, Path], deadline: float) -> None:
         for address, file, package in addresses:
             argv += [address, file, str(package.size)]
     try:
-        _run(argv, deadline, most_bytes=max((package.size for package in files), default=0) + _ULIMIT_BLOCK)
+        most_bytes = max((package.size for package in files), default=0) + _ULIMIT_BLOCK
+        _run(argv, deadline, most_bytes=most_bytes, direct=direct)
     except SnapshotError as error:
         for package, fetched in files.items():
             if fetched.is_file() and fetched.stat().st_size > package.size:
@@ -228,7 +234,9 @@ def _other_than_locked(package: Deb, root: str, seen: str) -> str:
     )
 
 
-def _run(argv: Sequence[str], deadline: float, *, most_bytes: int = 0, config: Path | None = None) -> str:
+def _run(
+    argv: Sequence[str], deadline: float, *, most_bytes: int = 0, config: Path | None = None, direct: str = ""
+) -> str:
     """Run a program with everything that it starts, until the deadline at most; what it printed.
 
     Args:
@@ -236,6 +244,7 @@ def _run(argv: Sequence[str], deadline: float, *, most_bytes: int = 0, config: P
         deadline: on the monotonic clock.
         most_bytes: how large a file may get that it writes; 0 for any size.
         config: a file that apt reads in place of the machine's settings.
+        direct: a host on this machine, which is reached past every proxy.
 
     Raises:
         SnapshotError: it failed, with its own words, or was not done in time.
@@ -250,6 +259,7 @@ def _run(argv: Sequence[str], deadline: float, *, most_bytes: int = 0, config: P
         *argv,
     )
     env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    env |= past_proxies(env, *filter(None, [direct]))
     try:
         result = run_child(
             limited if most_bytes else argv,
