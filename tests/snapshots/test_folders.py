@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -92,7 +92,37 @@ def piped_manifest(folder: Path) -> None:
     os.mkfifo(folder / MANIFEST)
 
 
+def with_work_among_images(folder: Path) -> None:
+    """A whole snapshot in whose images somebody keeps a folder of his own."""
+    small_snapshot(folder)
+    (folder / IMAGES / "mine").mkdir()
+    (folder / IMAGES / "mine" / "thesis.tex").write_text("years of work")
+
+
+def with_a_file_among_logs(folder: Path) -> None:
+    """A whole snapshot in whose logs somebody keeps a note."""
+    small_snapshot(folder)
+    (folder / "logs" / "notes.txt").write_text("years of work")
+
+
+def with_a_link_among_images(folder: Path) -> None:
+    """A whole snapshot in whose images stands a link to somewhere else."""
+    small_snapshot(folder)
+    (folder / IMAGES / "weights").symlink_to(folder.parent)
+
+
+def with_a_folder_and_no_list(folder: Path) -> None:
+    """A snapshot whose manifest says nothing of its files, with a folder among the images."""
+    small_snapshot(folder)
+    rewrite(folder, {name: value for name, value in content_of(folder).items() if name != "files"})
+    (folder / IMAGES / "mine").mkdir()
+
+
 OTHERS = [
+    (with_work_among_images, "beside the files of a snapshot it holds images/mine, which Torpor did not write"),
+    (with_a_file_among_logs, "beside the files of a snapshot it holds logs/notes.txt, which Torpor did not write"),
+    (with_a_link_among_images, "beside the files of a snapshot it holds images/weights, which Torpor did not write"),
+    (with_a_folder_and_no_list, "beside the files of a snapshot it holds images/mine, which Torpor did not write"),
     (foreign_manifest, "its manifest.json is not of a snapshot, but says files, manifest_version, name"),
     (container_image, "manifest.json is damaged: it is an array, not an object"),
     (oci_manifest, "its manifest.json is not of a snapshot, but says config, schema, schemaVersion"),
@@ -108,8 +138,12 @@ OTHERS = [
 
 
 def with_work(folder: Path) -> None:
-    """Put something into a folder that must never be lost."""
-    if folder.is_dir():
+    """Put something into a folder that must never be lost, where nothing is there yet."""
+    if folder.is_dir() and not [
+        *folder.glob("*/notes.txt"),
+        *folder.glob("images/mine"),
+        *folder.glob("images/weights"),
+    ]:
         (folder / "work.js").write_text("years of work")
 
 
@@ -164,6 +198,40 @@ def test_a_snapshot_that_is_recognisably_ours_can_be_removed_and_replaced(tmp_pa
         check_target(folder)
         assert remove(folder) == folder
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.fault("another disk is mounted in a snapshot", area="snapshot folders", outcome="refused")
+@pytest.mark.parametrize("where", ["images", "logs", "images/a disk"])
+def test_what_is_mounted_in_a_snapshot_is_not_deleted_with_it(tmp_path: Path, where: str) -> None:
+    """Nor with what a killed removal left: the mount point is named."""
+    work, folder = tmp_path / "work", small_snapshot(tmp_path / "kept")
+    work.mkdir()
+    place = folder / where
+    if not place.exists():
+        place.mkdir()
+        files = cast("dict[str, object]", content_of(folder)["files"])
+        rewrite(folder, {**content_of(folder), "files": {**files, where: {}}})
+    for file in place.iterdir():
+        shutil.copy(file, work)
+    (work / "work.js").write_text("years of work")
+    files = cast("dict[str, object]", content_of(folder)["files"])
+    rewrite(folder, {**content_of(folder), "files": {**files, f"{where}/work.js": {}}})
+    if subprocess.run(["mount", "--bind", work, place], check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    left = tmp_path / ".kept.removed-4711"
+    try:
+        for act in (remove, check_target):
+            with pytest.raises(SnapshotError, match=r"something is mounted in it, at .*/kept/" + where):
+                act(folder)
+        folder.rename(left)
+        for path in (left, left / IMAGES, left / "logs"):
+            os.utime(path, (0, 0))
+        recover(folder)
+        assert (work / "work.js").exists()
+    finally:
+        for path in (place, left / where):
+            subprocess.run(["umount", path], check=False, capture_output=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,25 @@ PLACES = [
     f"{LIBRARIES}/ld-linux-x86-64.so.2",
     f"{LIBRARIES}/libdemo.so.1",
 ]
+
+
+@pytest.mark.fault(
+    "an access control list lets another user write to CRIU's prefix", area="CRIU prefix", outcome="refused"
+)
+@pytest.mark.parametrize("place", ["root/usr", "root/usr/sbin/criu"])
+def test_a_prefix_whose_access_control_list_names_others_is_not_run(prefix: Path, place: str) -> None:
+    """The group is the owner's own and the bits of the others are off: only the list says who else may write."""
+    anybody, user, named = 0xFFFFFFFF, 0x02, 65534
+    entries = [(0x01, 7, anybody), (user, 7, named), (0x04, 5, anybody), (0x10, 7, anybody), (0x20, 5, anybody)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(prefix / place, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("this disk has no access control lists")
+    os.chown(prefix / place, os.geteuid(), os.geteuid())
+    with pytest.raises(SnapshotError, match="has an access control list, by which others may write to it"):
+        find(prefix)
+    assert "access control list" in str(distrust([prefix / place]))
 
 
 @pytest.mark.fault(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, cast
@@ -27,6 +29,7 @@ _MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the slowest that was meas
 _GRACE_S = 10.0  # for a call that moves nothing
 _SLACK_S = 15.0  # an interpreter's start and the answer, on a loaded machine
 _SHOWN = 4
+_SHOWN_CHARACTERS = 500
 _PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # neither a secret, nor what hides GPUs
 
 
@@ -75,18 +78,47 @@ def run_calls(
         raise SnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
     if (answer := _answer(finished)) is not None:
         return answer
-    last = "\n".join(f"  {line}" for line in finished.output.strip().splitlines()[-_SHOWN:]) or "  nothing"
+    last = (
+        "\n".join(f"  {line[:_SHOWN_CHARACTERS]}" for line in finished.output.strip().splitlines()[-_SHOWN:])
+        or "  nothing"
+    )
     raise UnansweredError(
         f"{who} ended with code {finished.code} and no answer, so the sandbox was ended. The program said:\n{last}"
     )
 
 
 def _answer(finished: Finished) -> Answer | None:
+    """The last line that is an answer, in all its parts: the driver prints into the same output, and may cut a line."""
     for line in reversed(finished.output.splitlines()):
         _, mark, text = line.partition(cuda_calls.MARK)
         if mark:
-            return cast("Answer", json.loads(text))
+            with contextlib.suppress(ValueError, RecursionError):
+                answer = json.loads(text)
+                if _is_answer(answer):
+                    return cast("Answer", answer)
     return None
+
+
+def _is_answer(answer: object) -> bool:
+    """Whether it says what `torpor.snapshots.cuda_calls.Answer` has to say, and nothing of another type."""
+    match answer:
+        case {"seconds": dict() as seconds, "failures": list() as failures, "left": list() as left, "hung": bool()}:
+            times = [
+                taken for calls in seconds.values() for taken in (calls.values() if isinstance(calls, dict) else [""])
+            ]
+            return all(_is_time(taken) for taken in times) and all(map(_is_failure, [*failures, *left]))
+    return False
+
+
+def _is_time(taken: object) -> bool:
+    return isinstance(taken, int | float) and not isinstance(taken, bool) and 0 <= taken < math.inf
+
+
+def _is_failure(failure: object) -> bool:
+    match failure:
+        case {"pid": int(), "call": str(), "name": str(), "text": str()}:
+            return True
+    return False
 
 
 def listed(failures: Sequence[Failure], commands: Mapping[int, str]) -> str:

@@ -50,10 +50,12 @@ _ATTEMPTS = 5
 _LEFT_FOR_S = 3600.0
 _TAG = re.compile(r"([0-9a-f]{8})?[0-9a-f]{8}|\d+")  # older versions: a pid
 _LEFT_OVER = re.compile(r"\.(.+)\.(?:replaced|partial|removed)-(?:[0-9a-f]{16}|[0-9a-f]{8}|\d+)", re.DOTALL)
+_ESCAPED = re.compile(rb"\\([0-7]{3})")  # proc(5): blanks and such in a mount point
 _NO_BOOT = "0" * 8
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _LONGEST_NAME = 200
+_LONGEST_PATH = 4096
 
 
 class Mark(NamedTuple):
@@ -165,7 +167,13 @@ def found_instead(folder: Path) -> str:
     try:
         names = sorted(os.listdir(folder_fd))  # noqa: PTH208 - of a descriptor
         fields = read_json(folder, MANIFEST, folder_fd, most=MANIFEST_BYTES, closed=False)
-        return _other_kind(fields.content) or _other_images(folder_fd) or _others(fields.content, names)
+        return (
+            _other_kind(fields.content)
+            or _other_images(folder_fd)
+            or _others(fields.content, names)
+            or _others_inside(fields.content, folder_fd)
+            or _mounted(folder)
+        )
     except FileNotFoundError:
         return f"there is no {MANIFEST} in it; it holds {_listed(names)}"
     except SnapshotError as error:
@@ -187,6 +195,38 @@ def _others(content: Mapping[str, object], names: list[str]) -> str:
     own = _PARTS | {str(path).partition("/")[0] for path in listed} if isinstance(listed, dict) else _PARTS
     others = [name for name in names if name not in own and not name.startswith(f".{FAILURES}.")]
     return f"beside a snapshot it holds {_listed(others)}, which Torpor did not write" if others else ""
+
+
+def _others_inside(content: Mapping[str, object], folder_fd: int) -> str:
+    """What stands in the folders of a snapshot that its list of files does not name; folders alone without such a list."""
+    listed = content.get("files")
+    for part in (IMAGES, LOGS):
+        own = {str(path) for path in listed if str(path).startswith(f"{part}/")} if isinstance(listed, dict) else set()
+        others = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            inner_fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+            try:
+                with os.scandir(inner_fd) as entries:
+                    for entry in entries:
+                        path = f"{part}/{entry.name}"
+                        if path not in own and (own or entry.is_dir(follow_symlinks=False)):
+                            others.append(path)
+            finally:
+                os.close(inner_fd)
+        if others:
+            return f"beside the files of a snapshot it holds {_listed(sorted(others))}, which Torpor did not write"
+    return ""
+
+
+def _mounted(folder: Path) -> str:
+    """Which other disk is mounted in a folder: what is on it is not the snapshot's, and would be deleted with it."""
+    begin = os.fsencode(folder) + b"/"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            place = _ESCAPED.sub(lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4])
+            if place.startswith(begin):
+                return f"something is mounted in it, at {shown(os.fsdecode(place), _LONGEST_PATH)}; unmount it first"
+    return ""
 
 
 def _other_images(folder_fd: int) -> str:
@@ -304,7 +344,7 @@ def recover(folder: Path, *, clear: bool = True) -> None:
                 continue
             if kind == "replaced" and not os.path.lexists(folder) and not found_instead(left):
                 left.rename(folder)
-            elif clear:
+            elif clear and not _mounted(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -501,7 +541,8 @@ def _delete(partial: Path, *, unless: Path, new: int) -> None:
     import shutil  # noqa: PLC0415
 
     with contextlib.suppress(OSError):
-        if partial.lstat().st_ino == new or (unless.stat().st_ino == new and not found_instead(partial)):
+        ours = partial.lstat().st_ino == new or (unless.stat().st_ino == new and not found_instead(partial))
+        if ours and not _mounted(partial):
             shutil.rmtree(partial, ignore_errors=True)
 
 

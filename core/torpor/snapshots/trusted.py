@@ -64,7 +64,18 @@ def _why_not(path: str, facts: os.stat_result, owners: frozenset[int], *, sticky
     own_group = facts.st_gid in (_ROOT, facts.st_uid) or (facts.st_gid == _STAFF and facts.st_uid == _ROOT)
     if facts.st_mode & stat.S_IWGRP and not own_group:
         return f"{path} may be written to by group {facts.st_gid} (mode {stat.S_IMODE(facts.st_mode):o})"
+    if facts.st_mode & stat.S_IWGRP and _has_access_list(path):
+        return f"{path} has an access control list, by which others may write to it (setfacl -b takes it away)"
     return None
+
+
+def _has_access_list(path: str) -> bool:
+    """Whether others than owner and group are named; what they may do at most stands where the group's bits do (acl(5))."""
+    try:
+        os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _owners() -> frozenset[int]:
