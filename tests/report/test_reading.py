@@ -149,3 +149,60 @@ def test_a_record_that_cannot_be_drawn_is_named_with_its_line(tmp_path: Path, na
     file.write_text(f"{json.dumps(asdict(RECORDS[0]))}\n{json.dumps({**asdict(RECORDS[1]), name: value})}\n")
     with pytest.raises(ConfigurationError, match=r"records\.jsonl:2: .*remove the line"):
         read_report(file)
+
+
+@pytest.mark.fault("a recorded text holds markup, quotes and control characters", area="report", outcome="held")
+def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
+    """Each field of both kinds, and the file's name: as HTML it is text; the page is UTF-8 without control characters."""
+    bad = "</title></style><script>a</script>'\"><b x=\x00\x1b[31m\r\u202e\x9b\ud800&amp;"
+
+    def marked(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: one if name in ("format", "backend", "boot") else marked(one) for name, one in value.items()}
+        return list(map(marked, value)) if isinstance(value, list) else bad if isinstance(value, str) else value
+
+    bench = measured(pairs=1).as_json()
+    of_bench = {**cast("dict[str, object]", marked(json.loads(json.dumps(bench)))), "spread": bench["spread"]}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(of_bench))
+    records = tmp_path / "<script>'\"&\x1b.jsonl"
+    texts = dict.fromkeys(("stage", "error", "boot_id", "reason", "deployment", "replica"), bad)
+    records.write_text(json.dumps({**asdict(RECORDS[-1]), **texts, "plugins": {bad: 1.0}}) + "\n")
+    drawn = page([read_report(file), read_report(records)])
+    drawn.encode()
+    assert not set(drawn) & set("\x00\x1b\r\u202e\x9b\ud800")
+    assert [drawn.count(tag) for tag in ("<script", "</script", "</title>", "</style>", "<b ")] == [0, 0, 1, 1, 0]
+    assert drawn.count("&lt;script&gt;a") > 5
+    assert "&amp;amp;" in drawn
+
+
+@pytest.mark.fault("a file of recorded starts holds numbers that no machine gives", area="report", outcome="refused")
+@pytest.mark.parametrize("value", ["1e300", "1e16", "1" + "0" * 4000, "NaN", "Infinity", "-1", "true", '"1"'])
+def test_a_number_that_cannot_be_drawn_is_refused(tmp_path: Path, value: str) -> None:
+    """In both kinds, whatever makes it too great: a date, a sum, a scale."""
+    bench = json.dumps(measured(pairs=1).as_json())
+    record = json.dumps(asdict(RECORDS[0]))
+    for content in (
+        bench.replace('"at": 1790000000.25', f'"at": {value}'),
+        bench.replace('"load": 0.31', f'"load": {value}'),
+        record.replace('"seconds": 0.25', f'"seconds": {value}'),
+        record.replace('"ended_at": 1000.25', f'"ended_at": {value}'),
+    ):
+        assert content not in (bench, record)
+        file = tmp_path / "given.json"
+        file.write_text(content)
+        with pytest.raises(ConfigurationError) as refused:
+            read_report(file)
+        assert len(str(refused.value)) < 500
+
+
+@pytest.mark.fault("a file of recorded starts holds starts that took no time", area="report", outcome="refused")
+def test_starts_without_length_are_refused(tmp_path: Path) -> None:
+    """Their ratio would be a division by 0; so is a date after the year 9999."""
+    content = measured(pairs=1).as_json()
+    file = tmp_path / "given.json"
+    starts = [{**start, "first_token_s": 0} for start in cast("list[dict[str, object]]", content["starts"])]
+    for more, said in (({"starts": starts}, "first_token_s of a restored start is 0"), ({"at": 1e12}, "year 9999")):
+        file.write_text(json.dumps({**content, **more}))
+        with pytest.raises(ConfigurationError, match=said):
+            read_report(file)

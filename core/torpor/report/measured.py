@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -11,9 +10,13 @@ from torpor.report.starts import KINDS, MILESTONES, Kind, Span, Spread, Start
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BACKENDS", "CLOCKS", "FORMAT", "SCHEMA", "Bench", "Floor", "Machine"]
+__all__ = ["BACKENDS", "CLOCKS", "FORMAT", "GREATEST", "SCHEMA", "Bench", "Floor", "Machine"]
 
 FORMAT, SCHEMA = "torpor.bench", 1
+GREATEST = 1e15
+"""The greatest number of bytes or seconds that is read: sums, ratios and scales of such numbers can be drawn."""
+_LAST_DATE = 253_402_300_799.0
+"""The last second of the year 9999."""
 BACKENDS = ("criu", "standby")
 
 CLOCKS = {
@@ -172,8 +175,12 @@ class Bench:
             starts=tuple(_start(start, woken=standby) for start in _parts(content, "starts")),
             floor=None if floor is None else _floor(_part(content, "floor")),
         )
+        if bench.at > _LAST_DATE:
+            raise ValueError(f"at is {bench.at!r}, a time after the year 9999")
         if not all("first_token_s" in of for of in bench.spread.values()):
             raise ValueError(f"it needs a cold and a {bench.kind} start at least, each with first_token_s")
+        if not bench.spread[bench.kind]["first_token_s"].median:
+            raise ValueError(f"its median first_token_s of a {bench.kind} start is 0")
         written = bench.as_json()
         for name in ("spread", "ratio", "floor"):
             if not _follows(content.get(name), written[name]):
@@ -229,8 +236,8 @@ def _floor(content: Mapping[str, object]) -> Floor:
 
 def _number(content: Mapping[str, object], name: str) -> float:
     value = content.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value!r}, not a number of 0 or more")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= GREATEST:
+        raise ValueError(f"{name} is {value!r:.80}, not a number of 0 or more, up to {GREATEST:.0e}")
     return value
 
 

@@ -5,11 +5,12 @@ Every number is a `data` element: its `value` is the number as it stands in the 
 
 from __future__ import annotations
 
+import html
 import time
-from html import escape
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
+from torpor.plain_text import plain
 from torpor.report.figures import bytes_text, figure, seconds_text
 from torpor.report.measured import CLOCKS, Bench
 from torpor.report.starts import MILESTONES, P95_FROM
@@ -39,10 +40,15 @@ def page(recordings: Sequence[Bench | Recorded]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(title)} - starts</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{sections}\n"
+        f"<title>{_escape(title)} - starts</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{sections}\n"
         f"<footer>Torpor {__version__}. Lengths of bars are times; each number's exact value is in the page's source.</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
+
+
+def _escape(text: str) -> str:
+    """A text of a file as the page may hold it: no markup, no control character, nothing that UTF-8 cannot hold."""
+    return html.escape(plain(text))
 
 
 def _bench_section(bench: Bench) -> str:
@@ -50,16 +56,17 @@ def _bench_section(bench: Bench) -> str:
     order = f"{len(bench.starts) // 2} of each kind, in the order in which they ran."
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(bench.at))
     machine = bench.machine
-    who = f"{escape(bench.engine)} serving {escape(bench.model)}, backend {escape(bench.backend)}"
+    who = f"{_escape(bench.engine)} serving {_escape(bench.model)}, backend {_escape(bench.backend)}"
     where = (
-        f"{machine.architecture}, kernel {machine.kernel}, {figure(machine.cpus, str(machine.cpus), 'machine.cpus')} CPUs, "
+        f"{_escape(machine.architecture)}, kernel {_escape(machine.kernel)}, "
+        f"{figure(machine.cpus, str(machine.cpus), 'machine.cpus')} CPUs, "
         f"load {figure(machine.load, f'{machine.load:.2f}', 'machine.load')} before"
     )
     return "\n".join(
         (
             '<section class="file">',
-            f"<h1>{escape(bench.deployment)}: cold start against {what}</h1>",
-            f'<p class="soft">{who} · {made}<br>{where} · Torpor {escape(bench.torpor)}</p>',
+            f"<h1>{_escape(bench.deployment)}: cold start against {what}</h1>",
+            f'<p class="soft">{who} · {made}<br>{where} · Torpor {_escape(bench.torpor)}</p>',
             _tiles(bench, what),
             f"<h2>All starts on one scale</h2>\n<p>{order}</p>",
             _lanes(bench.starts),
@@ -69,7 +76,7 @@ def _bench_section(bench: Bench) -> str:
             _table(bench, what),
             _floor(bench.floor) if bench.floor else "",
             "<h2>Clocks</h2>",
-            _facts((name, escape(text)) for name, text in CLOCKS.items()),
+            _facts((name, _escape(text)) for name, text in CLOCKS.items()),
             "</section>",
         )
     )
@@ -79,7 +86,7 @@ def _recorded_section(recorded: Recorded) -> str:
     return "\n".join(
         (
             '<section class="file">',
-            f"<h1>{escape(recorded.name)}</h1>",
+            f"<h1>{_escape(recorded.name)}</h1>",
             '<p class="soft">Stage records. Zero of each start is the beginning of its first stage.</p>',
             "<h2>All starts on one scale</h2>",
             _lanes(recorded.starts),
@@ -116,7 +123,7 @@ def _lanes(starts: Sequence[Start]) -> str:
 def _bars(start: Start, scale_s: float) -> str:
     return "".join(
         f'<i class="g-{group_of(span.stage)}" style="{_place(span.start_s, span.seconds, scale_s)}" '
-        f'title="{escape(span.stage)} {seconds_text(span.seconds)}"></i>'
+        f'title="{_escape(span.stage)} {seconds_text(span.seconds)}"></i>'
         for span in start.spans
     )
 
@@ -138,10 +145,10 @@ def _span_row(start: Start, number: int, index: int, scale_s: float) -> str:
     failed = ' class="failed"' if span.error else ""
     took = figure(span.seconds, seconds_text(span.seconds), f"starts.{number}.spans.{index}.seconds")
     row = (
-        f'<li{failed}><span>{escape(span.stage.replace("_", " "))}</span><span class="track">'
+        f'<li{failed}><span>{_escape(span.stage.replace("_", " "))}</span><span class="track">'
         f'<i class="g-{group_of(span.stage)}" style="{_place(span.start_s, span.seconds, scale_s)}"></i></span>{took}</li>'
     )
-    return row + (f'</ol><p class="error">failed: {escape(span.error)}</p><ol class="rows">' if span.error else "")
+    return row + (f'</ol><p class="error">failed: {_escape(span.error)}</p><ol class="rows">' if span.error else "")
 
 
 def _mark_row(start: Start, number: int, clock: str, scale_s: float) -> str:

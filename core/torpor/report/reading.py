@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
 from torpor.given_files import read_given
 from torpor.records import BOOT_KINDS, read_records
-from torpor.report.measured import FORMAT, Bench
+from torpor.report.measured import FORMAT, GREATEST, Bench
 from torpor.report.starts import starts_of
 
 if TYPE_CHECKING:
@@ -81,9 +80,9 @@ def _check(record: StageRecord, where: str) -> None:
     """Records are kept as they were read; a page can only be drawn of numbers."""
     for name in ("seconds", "ended_at"):
         value = getattr(record, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= GREATEST:
             raise ConfigurationError(
-                f"{where}: {name} is {value!r}, not a number of 0 or more; remove the line or the file."
+                f"{where}: {name} is {value!r:.80}, not a number of 0 or more, up to {GREATEST:.0e}; remove the line or the file."
             )
     for name, kind in (
         ("boot_id", str),
