@@ -233,6 +233,21 @@ def test_a_plan_fits_its_terminal_and_has_colours(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 120])
+def test_errors_and_notes_fit_their_terminal(folder: Path, columns: int) -> None:
+    """Words stay whole, further lines are as far in as their own; elsewhere an error is one line."""
+    for words in (("key", "new"), ("snapshot", "inspect", "missing"), ("boots", "--file", "missing"), ("new", "1[/b]")):
+        shown = on_a_terminal(folder, *words, columns=columns)
+        plain_lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+        assert len(plain_lines) > 1
+        assert [line for line in plain_lines if len(line) > columns and " " in line.strip()] == []
+        assert "Traceback" not in shown
+    piped = ran(folder, "snapshot", "inspect", "missing").stderr
+    assert piped.count("\n") == 1
+    assert len(piped) > 120
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("snapshot",), ("up",)])
 def test_help_is_whole_at_every_width(folder: Path, words: tuple[str, ...]) -> None:
     """Nothing ends in dots; no prose is wider than the terminal."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["run_create", "run_inspect", "run_rm", "run_setup", "run_weights"]
 
 _MODES = ("root", "rootless")
+_CANARY_SHOWN = 80
+"""Characters of the canary's text."""
 
 
 def run_create(
@@ -171,7 +173,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files (a copy maps {manifest.mapped_bytes / 1e6:.0f} MB of memory)",
         "processes": "\n".join(manifest.processes),
         **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
-        "canary": repr(manifest.canary_text[:80]),
+        "canary": repr(manifest.canary_text[:_CANARY_SHOWN]) + " ..." * (len(manifest.canary_text) > _CANARY_SHOWN),
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
     }
     for name, text in rows.items():

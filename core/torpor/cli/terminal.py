@@ -149,10 +149,14 @@ def flush_results() -> None:
 
 
 def say(text: str) -> None:
-    """Tell something on standard error; control characters in it are escaped."""
+    """Tell something on standard error; control characters in it are escaped, and on a terminal long lines are wrapped."""
     global _live
     before, _live = (_CLEAR if _live else ""), False
-    print(f"{before}{plain(text)}", file=sys.stderr, flush=True)
+    text = plain(text)
+    if sys.stderr.isatty():
+        most = width(sys.stderr)
+        text = "\n".join(part for line in text.split("\n") for part in _fitting(line, most))
+    print(f"{before}{text}", file=sys.stderr, flush=True)
 
 
 def say_live(text: str) -> None:
@@ -185,6 +189,15 @@ def wrapped(text: str, most: int, *, first: str = "", rest: str = "") -> list[st
         break_long_words=False,
         break_on_hyphens=False,
     ) or [first.rstrip()]
+
+
+def _fitting(line: str, most: int) -> list[str]:
+    """A line as lines of a width, the further ones as far in as its own text; one without words to part stays as it is."""
+    words = line.lstrip()
+    indent = line[: len(line) - len(words)]
+    if len(line) <= most or len(indent) > most // 2 or " " not in words:
+        return [line]
+    return wrapped(words, most, first=indent, rest=indent + ("  " if words.startswith("- ") else ""))
 
 
 def width(stream: TextIO) -> int:
