@@ -152,7 +152,7 @@ def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlan
     assert server.secrets == ()
     assert (server.memory_snapshot, server.gpu_snapshot) == (True, True)
     assert server.concurrency == (10, 1000)
-    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (600, 4210)
+    assert (server.definition.timeout_secs, server.definition.startup_timeout_secs) == (600, 4690)
     assert [(web.port, web.startup_timeout_s) for web in server.web_servers] == [(8000, 600)]
     assert set(plane.store.volumes) == {"huggingface-cache", "deepgemm-cache"}
 
