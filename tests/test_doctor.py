@@ -240,6 +240,43 @@ def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatc
     assert run().returncode in (0, 1)  # 1 where this machine has a GPU that lacks something
 
 
+CHECKED_APP = """
+import sys
+from torpor import BuildPlan, Deployment, Model, Plugin, Preflight, hookimpl
+from torpor.testing import StandIn
+
+class Fetched(Plugin):
+    plugin_name = "fetched"
+
+    @hookimpl
+    def compile_kernels(self, deployment):
+        look = "import os,sys; sys.exit('byte 7 differs' if os.environ.get('TORPOR_RECHECK') == '1' and {damaged} else 0)"
+        check = Preflight(name="weights", argv=(sys.executable, "-c", look), timeout_s=60, cure="Fetch them again.")
+        return BuildPlan(preflight=(check,))
+
+deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(Fetched(), StandIn()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a bit of the fetched weights changes on the disk", area="fetched weights", outcome="refused")
+def test_a_recheck_reads_all_that_the_plugins_fetched(bare: Path) -> None:
+    """Damage that no time and no size shows is an error of the check, with its cure; a plain doctor does not read for it."""
+    app = bare / "app.py"
+    for damaged in (True, False):
+        app.write_text(CHECKED_APP.replace("{damaged}", str(damaged)))
+        plain, told = (json.loads(run(str(app), "--json", *words).stdout) for words in ((), ("--recheck",)))
+        assert [finding for finding in plain["findings"] if finding["what"] == "weights"] == []
+        (found,) = [finding for finding in told["findings"] if finding["what"] == "weights"]
+        if damaged:
+            assert (found["level"], found["cure"], told["exit_code"]) == ("error", "Fetch them again.", 2)
+            assert "byte 7 differs" in found["seen"]
+        else:
+            assert (found["level"], found["seen"]) == ("ok", "all of it was read and is as it should be")
+    without = run("--recheck")
+    assert (without.returncode, "torpor doctor APP --recheck" in without.stderr) == (2, True)
+
+
 MODAL_APP = """
 import modal
 from torpor import Deployment, ImagePatch, Model, Plugin, hookimpl

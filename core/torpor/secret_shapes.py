@@ -100,10 +100,16 @@ _VALUE_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"://[^\s/@:?#]{0,256}:(?!\d{1,5}(?:[/,;?#\s]|$))(?!\*+@|\$\{?\w{1,64}\}?@)[^\s@]{1,512}@"),
     ),
     ("a URL with a token", re.compile(r"://(?=[A-Za-z_.~%-]{0,256}\d)[A-Za-z0-9_.~%-]{20,512}@")),
+    (
+        "an address with a password",
+        re.compile(r"^[^\s/@:,]{1,256}:(?!\*+@|\$\{?\w{1,64}\}?@)[^\s/@,]{1,512}@[A-Za-z0-9.-]{1,256}:\d{2,5}/?$"),
+    ),
     ("a signed URL", re.compile(r"[?&](?:sig|X-Amz-Signature|X-Goog-Signature|access_token|api_?key|token)=[^&\s]{8}")),
     (
         "a webhook address",
-        re.compile(r"https://(?:hooks\.slack\.com/(?:services|workflows)/\w|discord(?:app)?\.com/api/webhooks/\d)"),
+        re.compile(
+            r"https://(?:hooks\.slack\.com/(?:services|workflows)/\w|discord(?:app)?\.com/api/webhooks/\d|api\.telegram\.org/bot\d)"
+        ),
     ),
     ("a Hugging Face token", re.compile(_EDGE + r"(?:hf|api_org)_[A-Za-z0-9]{20}")),
     ("a GitHub token", re.compile(_EDGE + r"(?:gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20})")),

@@ -19,6 +19,7 @@ from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import free_port, write_app
 from torpor import SnapshotError
 from torpor.platforms.local import create_snapshot, inspect_snapshot
+from torpor.snapshots.checks import open_files
 from torpor.snapshots.criu import PREFIX_VARIABLE, dump, restore
 from torpor.snapshots.kernel_objects import check_objects, uncarried
 from torpor.snapshots.manifest import Manifest
@@ -132,6 +133,7 @@ def test_what_is_not_refused_works_in_a_replica(
     sandbox = make_sandbox("original")
     start(sandbox, [*CARRIED, *(CARRIED_AS_ROOT if mode == "root" else ["policy"])], outside)
     assert uncarried(sandbox) == ()
+    assert open_files(sandbox, [outside]).vanishing == ()
     replica = came_back(criu, sandbox, make_sandbox, tmp_path)
     said = ask(replica)
     assert {kind: one for kind, one in said.items() if one is not True} == {}

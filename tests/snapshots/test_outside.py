@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -11,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import pytest
 
 from tests.snapshots.small_snapshot import small_snapshot
-from torpor import Deployment, Lifecycle, Model, Recipe
+from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
+from torpor.snapshots import outside
 from torpor.snapshots.outside import Noted, code_of, difference, model_files, noted
 from torpor.snapshots.store import changed_files, outside_files
 from torpor.testing import StandIn
@@ -194,3 +198,63 @@ def test_notes_in_a_models_folder_are_no_part_of_the_model(tmp_path: Path) -> No
     deployment = Deployment(name="d", model=Model(path=str(model)), plugins=(StandIn(),))
     found = {file.name for file in model_files(deployment, Lifecycle(deployment).recipe())}
     assert found == {"config.json", "model.safetensors", "code.py", "tokenizer.model", "consolidated.00.pth", "weights"}
+
+
+@pytest.mark.parametrize("name", ["weights", "README.md", "model.tmp"])
+def test_a_model_that_is_one_file_counts_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """Only in a folder can there be notes beside it."""
+    (tmp_path / name).write_text("weights")
+    deployment = Deployment(name="d", model=Model(path=str(tmp_path / name), served_name="m"), plugins=(StandIn(),))
+    assert list(model_files(deployment, _recipe(deployment))) == [tmp_path / name]
+
+
+def of_folder(folder: Path | str) -> Deployment:
+    """A deployment whose model is that folder."""
+    return Deployment(name="d", model=Model(path=str(folder), served_name="m"), plugins=(StandIn(),))
+
+
+@pytest.mark.fault("a model's folder holds pipes, sockets and devices", area="a snapshot's identity", outcome="held")
+def test_what_is_no_regular_file_is_no_part_of_a_model(tmp_path: Path) -> None:
+    """It would be read without end; a link to one is none either, and neither is a link that leads in a circle."""
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "random.bin").symlink_to("/dev/urandom")
+    (tmp_path / "circle.bin").symlink_to("circle.bin")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "door.bin"))
+        found = list(model_files(of_folder(tmp_path), _recipe(of_folder(tmp_path))))
+    assert found == [tmp_path / "config.json"]
+
+
+@pytest.mark.fault("the model's path is a folder of anything", area="a snapshot's identity", outcome="refused")
+def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number of files, by time and by bytes; the error names the folder and the field. Nothing is read before."""
+    for number in range(6):
+        (tmp_path / f"{number}.bin").write_bytes(bytes(100))
+    deployment = of_folder(tmp_path)
+    recipe = _recipe(deployment)
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MOST_MODEL_ENTRIES", 5)
+        with pytest.raises(SnapshotError, match=rf"{tmp_path} holds more than 5 files and folders.*Model\.path"):
+            list(model_files(deployment, recipe))
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MODEL_TIMEOUT_S", -1.0)
+        with pytest.raises(SnapshotError, match=rf"{tmp_path} was not looked through in -1 s.*Model\.path"):
+            list(model_files(deployment, recipe))
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MOST_BYTES", 599)
+        with pytest.raises(SnapshotError, match=r"The 6 files .* too many .*Model\.path"):
+            noted({}, model_files(deployment, recipe), [])
+    assert len(noted({}, model_files(deployment, recipe), [])) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the model's path is the whole machine", area="a snapshot's identity", outcome="refused")
+def test_the_whole_machine_is_no_model() -> None:
+    """Model(path="/") by mistake: an error in seconds, and no file of the kernel's own file systems is looked at."""
+    began, seen = time.monotonic(), list[str]()
+    with contextlib.suppress(SnapshotError):
+        seen.extend(str(file) for file in model_files(of_folder("/"), _recipe(of_folder("/"))))
+    assert time.monotonic() - began < 65
+    assert [name for name in seen if name.startswith(("/proc/", "/sys/", "/dev/"))] == []

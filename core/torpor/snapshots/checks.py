@@ -24,6 +24,7 @@ _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way 
 _SETTLE_S = 2.0
 _NAMELESS = (
     "/memfd:",
+    "/[aio]",  # told by `torpor.snapshots.kernel_objects`
     "/dev/zero",
     "/SYSV",
     "/dev/shm/",  # noqa: S108 - private to every sandbox

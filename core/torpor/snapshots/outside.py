@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +30,14 @@ __all__ = ["Noted", "code_of", "difference", "model_files", "noted"]
 _WHOLE_BYTES = 16 << 20
 _PIECES, _PIECE_BYTES = 64, 64 << 10
 _MOST_FILES = 50_000
+_MOST_MODEL_ENTRIES, _MODEL_TIMEOUT_S = 50_000, 60.0
+"""Bounds of the look into a model's folder: the largest repositories have some thousand files."""
+
+_MOST_BYTES = 64 << 30
+"""What is read of all files together: more than a capture of any model takes, at 4 to 16 MiB a file."""
+
 _THREADS = 4
+_KERNELS = frozenset({"/dev", "/proc", "/sys"})
 _NOTES = frozenset({".lock", ".log", ".md", ".part", ".pyc", ".tmp"})
 """Suffixes of what may change in a model's folder without another answer."""
 
@@ -61,6 +71,9 @@ def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: 
         opened: files that the tree has open, with size and time.
         more: further files.
         folders: folders with code.
+
+    Raises:
+        SnapshotError: they are too large together.
     """
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a restore has no use for it
 
@@ -71,6 +84,13 @@ def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: 
         except OSError:
             continue
         facts.setdefault(str(path), (found.st_size, found.st_mtime_ns))
+    total = sum(size if size <= _WHOLE_BYTES else _PIECES * _PIECE_BYTES for size, _ in facts.values())
+    if total > _MOST_BYTES:
+        raise SnapshotError(
+            f"The {len(facts)} files of the model and of the engine's code are too many to note what the snapshot depends on: "
+            f"{total / 1e9:.1f} GB of them would be read; allowed are {_MOST_BYTES / 1e9:.1f} GB. Let Model.path name the folder "
+            "of the model alone."
+        )
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = dict(zip(facts, pool.map(_hash, facts), strict=True))
         code = list(pool.map(_noted_folder, sorted({f"{folder}/" for folder in folders})))
@@ -108,10 +128,15 @@ def difference(entry: Noted, *, full: bool) -> str:
 
 
 def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
-    """The model's files: of a folder, or of a repository in the hub's cache."""
+    """The model's files: of a folder, or of a repository in the hub's cache; a path that is a file is one, whatever its name.
+
+    Raises:
+        SnapshotError: there is more in the folder than any model has, or it cannot be looked through in time.
+    """
     model = deployment.model
     if model.path is not None:
-        yield from filter(_is_of_model, _files_of(Path(model.path)))
+        path = Path(model.path)
+        yield from [path] if path.is_file() else filter(_is_of_model, _files_of(path))
     elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
         yield from _files_of(Path(cache, f"models--{model.repo_id.replace('/', '--')}", "snapshots", model.revision))
 
@@ -173,11 +198,23 @@ def _site_packages(python: Path) -> Iterator[Path]:
 
 
 def _files_of(place: Path) -> Iterator[Path]:
-    if place.is_file():
-        yield place
+    """Files at any depth; a device or a pipe would be read without end, and the kernel's own file systems have no model."""
+    deadline, seen = time.monotonic() + _MODEL_TIMEOUT_S, 0
     for folder, folders, names in os.walk(place):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # A device or a pipe among them would be read without end.
+        seen += 1 + len(names)
+        if seen > _MOST_MODEL_ENTRIES or time.monotonic() > deadline:
+            why = (
+                f"holds more than {_MOST_MODEL_ENTRIES} files and folders"
+                if seen > _MOST_MODEL_ENTRIES
+                else f"was not looked through in {_MODEL_TIMEOUT_S:g} s"
+            )
+            raise SnapshotError(
+                f"The model's folder {place} {why}, so it cannot be noted what the snapshot depends on. Let Model.path name the "
+                "folder of the model alone."
+            )
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and str(Path(folder, name)) not in _KERNELS
+        )
         found = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         yield from (file for file in found if file.is_file())
 
