@@ -73,3 +73,23 @@ def test_many_calls_leave_no_descriptor_no_thread_and_no_zombie() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             run_child(["sleep", "60"], timeout_s=0.05)
     assert (this.num_fds(), threading.active_count(), len(this.children())) == before
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a program that is asked prints without end, or gigabytes", area="commands", outcome="held")
+def test_a_program_that_prints_without_end_takes_neither_memory_nor_time() -> None:
+    """The first 64 MiB are kept; one that ends ends well, one that does not is ended at its deadline."""
+    ran = run_child(["sh", "-c", "head -c 300000000 /dev/zero; echo last >&2; exit 3"], timeout_s=60)
+    assert (len(ran.stdout), ran.stderr, ran.returncode) == (64 << 20, b"last\n", 3)
+    before = psutil.Process().memory_info().rss
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_child(["sh", "-c", "exec yes >&2"], timeout_s=1.0)
+    assert time.monotonic() - began < 10
+    assert psutil.Process().memory_info().rss - before < 200 << 20
+
+
+def test_a_program_that_closes_its_output_and_goes_on_is_ended_at_the_deadline() -> None:
+    """An end of both streams is no end of the program."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_child(["sh", "-c", "exec >/dev/null 2>&1; exec sleep 60"], timeout_s=0.2)

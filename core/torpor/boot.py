@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Boot"]
 
 _DEATH_NOTICE_S = 0.5
+_PREFLIGHT_BYTES = 16 << 10  # of a check's own words in the error: the end says most
 _SECOND_WAKE_S = 0.5
 
 
@@ -490,7 +491,6 @@ def run_preflight(check: Preflight, recipe: Recipe) -> None:
             f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
         ) from error
     if result.returncode != 0:
-        said = (result.stderr or result.stdout).decode(
-            errors="replace"
-        ).strip() or f"exit code {result.returncode}, no output."
+        words = (result.stderr or result.stdout)[-_PREFLIGHT_BYTES:]
+        said = words.decode(errors="replace").strip() or f"exit code {result.returncode}, no output."
         raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

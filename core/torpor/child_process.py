@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import selectors
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from torpor.lifeline import Lifeline
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ends_with_this_process", "run_child"]
 
 _RUN_ID_VARIABLE = "TORPOR_RUN_ID"
+_MOST_BYTES, _PIECE_BYTES = 64 << 20, 1 << 16
 
 
 def ends_with_this_process(gentle_s: float = 0.0) -> Lifeline:
@@ -35,6 +38,8 @@ def run_child(
     argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end and keep its output. Nothing that it started is left afterwards, whatever happens.
+
+    Of each stream the first 64 MiB are kept; the rest is read, so that the command ends as it would, and dropped.
 
     Args:
         argv: program and arguments; it gets no input.
@@ -58,8 +63,34 @@ def run_child(
         with process:
             lifeline.tell(process.pid)
             try:
-                output, errors = process.communicate(timeout=timeout_s)
+                output, errors = _outputs(process, timeout_s)
             except BaseException:
                 lifeline.cut()  # first, as a process that it left behind may hold the pipes
                 raise
     return subprocess.CompletedProcess(argv, process.returncode, output, errors)
+
+
+def _outputs(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bytes]:
+    """What a command prints until it ends, on standard output and standard error; memory for it is bounded.
+
+    Raises:
+        TimeoutExpired: it did not end.
+    """
+    deadline = time.monotonic() + timeout_s
+    assert process.stdout is not None
+    assert process.stderr is not None
+    kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    output, errors = kept.values()
+    with selectors.DefaultSelector() as waiting:
+        for descriptor in kept:
+            waiting.register(descriptor, selectors.EVENT_READ)
+        while waiting.get_map():
+            if (left_s := deadline - time.monotonic()) <= 0:
+                raise subprocess.TimeoutExpired(process.args, timeout_s)
+            for key, _ in waiting.select(left_s):
+                if data := os.read(key.fd, _PIECE_BYTES):
+                    kept[key.fd] += data[: _MOST_BYTES - len(kept[key.fd])]
+                else:
+                    waiting.unregister(key.fd)
+    process.wait(max(0.0, deadline - time.monotonic()))
+    return bytes(output), bytes(errors)

@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING
 from torpor.boot import Boot
 from torpor.child_process import run_child
 from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError, TorporError
+from torpor.events import log
 from torpor.gpu_names import gpu_model, is_this_gpu
 from torpor.lifecycle import Lifecycle
+from torpor.plain_text import plain
 from torpor.plugin_checks import tell_warnings
 from torpor.readiness import exited_error
 from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
@@ -522,8 +524,11 @@ def check_gpu(deployment: Deployment) -> None:
 def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
     """Packages that the recipe wants and this machine lacks, with the plugin that wants each.
 
-    Python packages are looked up in the engine's own interpreter, Debian packages by dpkg where there is one. Nothing
-    is installed: on this platform the machine is its owner's.
+    Python packages are looked up in the engine's own interpreter, Debian packages by dpkg where there is one that answers.
+    Nothing is installed: on this platform the machine is its owner's.
+
+    Raises:
+        ConfigurationError: the interpreter does not answer.
     """
     missing: dict[str, str] = {}
     wanted = {
@@ -534,7 +539,11 @@ def missing_packages(deployment: Deployment, recipe: Recipe) -> dict[str, str]:
         missing |= {f"pip:{name}": plugin for name, plugin in wanted.items() if name not in here}
     if recipe.image.apt and shutil.which("dpkg-query"):
         for name in recipe.image.apt:
-            found = run_child(["dpkg-query", "-W", name], timeout_s=_QUERY_TIMEOUT_S)
+            try:
+                found = run_child(["dpkg-query", "-W", name], timeout_s=_QUERY_TIMEOUT_S)
+            except (OSError, subprocess.SubprocessError) as error:
+                log("warning", "debian_packages_unknown", package=name, reason=plain(str(error)))
+                break
             if found.returncode != 0:
                 missing[f"apt:{name}"] = recipe.origins.get(f"apt:{name}", "?")
     return missing

@@ -201,11 +201,16 @@ def uncarried(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> tuple[Held, .
 
 
 def _tables(sandbox: Sandbox) -> _Tables:
-    finished = sandbox.run([sys.executable, "-I", "-S", "-c", _LOOK], timeout_s=_LOOK_TIMEOUT_S)
+    try:
+        finished = sandbox.run([sys.executable, "-I", "-S", "-c", _LOOK], timeout_s=_LOOK_TIMEOUT_S)
+    except TimeoutError:
+        raise SnapshotError(
+            f"The kernel's tables of sandbox {sandbox.name!r} were not read after {_LOOK_TIMEOUT_S:g} s; is the machine overloaded?"
+        ) from None
     try:
         found = json.loads(finished.output)
         return _Tables(sysv=found["sysv"], unix=[tuple(one) for one in found["unix"]], pending=found["pending"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotError(
             f"The kernel's tables of sandbox {sandbox.name!r} cannot be read: {finished.output.strip()[-300:] or error}"
         ) from error

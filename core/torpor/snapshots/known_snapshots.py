@@ -103,12 +103,17 @@ def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
     for file in kept_files():
         if only is not None and file.path not in only:
             continue
-        facts = file.path.lstat()
+        try:
+            facts = file.path.lstat()
+        except FileNotFoundError:
+            continue  # two may prune at once
         unfinished = file.path.name.startswith(".") and time.time() - facts.st_mtime < _UNFINISHED_FOR_S
         if file.snapshots or unfinished or (facts.st_dev, facts.st_ino) in opened:
             continue
         try:
             file.path.unlink()
+        except FileNotFoundError:
+            continue
         except OSError as error:
             raise SnapshotError(f"{file.path} cannot be deleted: {error.strerror}.") from error
         removed.append(file)
