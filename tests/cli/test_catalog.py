@@ -24,7 +24,7 @@ def test_nothing_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().out == "there are no snapshots\n"
     run_list([tmp_path], as_json=True)
     assert json.loads(capsys.readouterr().out) == {"snapshots": [], "kept": [], "bytes": 0}
-    run_prune([], keep=3, older_than="", unfit=True, dry_run=False, as_json=False)
+    run_prune([], keep=3, older_than=None, unfit=True, dry_run=False, as_json=False)
     assert capsys.readouterr().out == "freed 0.0 MB\n"
 
 
@@ -48,15 +48,16 @@ def test_another_age_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("keep", "older_than", "folders", "said"),
     [
-        (None, "", [], "Nothing says which snapshots to remove"),
-        (-1, "", [], "--keep is -1"),
+        (None, None, [], "Nothing says which snapshots to remove"),
+        (-1, None, [], "--keep is -1"),
+        (0, "", [], "--older-than is ''"),
         (None, "week", [], "--older-than is 'week'"),
-        (1, "", ["nowhere"], "nowhere is no folder"),
-        (1, "", ["x" * 300], "xxx is no folder"),
+        (1, None, ["nowhere"], "nowhere is no folder"),
+        (1, None, ["x" * 300], "xxx is no folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
-    tmp_path: Path, keep: int | None, older_than: str, folders: list[str], said: str
+    tmp_path: Path, keep: int | None, older_than: str | None, folders: list[str], said: str
 ) -> None:
     """Before anything is looked at."""
     with pytest.raises(ConfigurationError, match=said):

@@ -149,6 +149,19 @@ def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) 
     assert names(chosen(entries, Choice(keep=1, unfit=True), now=NOW)) == ["a-1", "a-3"]
 
 
+@pytest.mark.fault("a link to itself lies among the snapshots", area="snapshot folder", outcome="held")
+def test_a_link_to_itself_hides_no_snapshot(cache: Path) -> None:
+    """Whatever the order in which the folder lists them; nor does anything else that is no folder."""
+    place = cache / "snapshots"
+    names = {small_snapshot(place / f"{number}").name for number in range(4)}
+    for number in range(40):
+        (place / f"loop-{number}").symlink_to(f"loop-{number}")
+    (place / "nowhere").symlink_to("/nowhere/at/all")
+    os.mkfifo(place / "pipe")
+    assert set(listed()) == names
+    assert set(listed(place)) == names
+
+
 @pytest.mark.fault("a snapshot that a replica was restored from is to be pruned", area="snapshot prune", outcome="held")
 def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
     """Its user holds a lock on the folder, seen from every pid namespace; or is a server that says so."""

@@ -67,7 +67,7 @@ def run_list(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def run_prune(
-    folders: Sequence[Path], *, keep: int | None, older_than: str, unfit: bool, dry_run: bool, as_json: bool
+    folders: Sequence[Path], *, keep: int | None, older_than: str | None, unfit: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Remove snapshots that nobody uses, and say what was freed.
 
@@ -77,7 +77,7 @@ def run_prune(
     """
     if keep is not None and not 0 <= keep <= _MOST_KEPT:
         raise ConfigurationError(f"--keep is {keep}; allowed are 0 to {_MOST_KEPT} snapshots of each deployment.")
-    choice = Choice(keep, seconds_of("--older-than", older_than) if older_than else None, unfit)
+    choice = Choice(keep, None if older_than is None else seconds_of("--older-than", older_than), unfit)
     if choice == Choice():
         raise ConfigurationError(
             "Nothing says which snapshots to remove: give --keep N, --older-than 7d or --unfit (more than one is allowed); "

@@ -377,8 +377,9 @@ def prune_snapshots(
         int | None, typer.Option(metavar="N", help="Keep the N newest of each deployment, remove the others.")
     ] = None,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Remove those neither made nor used since, e.g. 7d; with --keep, N stay.")
-    ] = "",
+        str | None,
+        typer.Option(metavar="AGE", help="Remove those neither made nor used since, e.g. 7d; with --keep, N stay."),
+    ] = None,
     unfit: Annotated[
         bool, typer.Option("--unfit", help="Remove those that are damaged, or do not fit this machine and their app.")
     ] = False,

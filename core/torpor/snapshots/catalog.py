@@ -228,7 +228,7 @@ def _folders(given: Iterable[Path]) -> list[Path]:
     """Known snapshots, what lies beside them in the default place, and what given folders are or hold."""
     found = {real_folder(folder) for folder in known_snapshots()}
     for folder in (cache_root() / "snapshots", *map(real_folder, given)):
-        if (folder / MANIFEST).exists():
+        if os.path.exists(folder / MANIFEST):  # noqa: PTH110 - False for a folder that is closed to this user, too
             found.add(folder)
         else:
             found |= {real_folder(inner) for inner in _inside(folder)}
@@ -238,8 +238,9 @@ def _folders(given: Iterable[Path]) -> list[Path]:
 def _inside(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield folder / entry.name
+            with contextlib.suppress(OSError):  # a link to itself: those after it are listed all the same
+                if entry.is_dir() and not entry.name.startswith("."):
+                    yield folder / entry.name
 
 
 def _entry(folder: Path, users: Sequence[tuple[str, Path]], kept: set[Path]) -> Entry:
