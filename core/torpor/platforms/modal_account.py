@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 import modal
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from modal.config import config
-from modal.exception import AuthError, InvalidError, LogsFetchError, NotFoundError
+from modal.exception import AuthError, ClientClosed, InvalidError, LogsFetchError, NotFoundError, PermissionDeniedError
 from modal.exception import ConnectionError as ModalConnectionError
+from modal.exception import Error as ModalError
 
 from torpor.errors import ConfigurationError, ServerUnavailableError
+from torpor.plain_text import plain
 from torpor.platforms.modal_logs import LogLine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.deployment import Deployment
 
 __all__ = ["app_logs", "app_url", "deployed_url", "is_logged_in", "missing_secrets", "web_url"]
 
 _CONTAINER_PREFIX = "ta-"
+_SHOWN_CHARACTERS = 500
 _LOG_DAYS = 35  # the longest range that the service answers; client 1.6.4, modal/_logs.py
 
 
@@ -45,16 +51,21 @@ def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
     return app_url(deployment.name, class_name)
 
 
-def app_url(name: str, class_name: str = "Server") -> str:
+def app_url(name: str, class_name: str = "Server", *, timeout_s: float = 60.0) -> str:
     """The URL of a class of the deployed app of that name.
 
+    Args:
+        name: the app's.
+        class_name: of the server in it.
+        timeout_s: seconds for the answer.
+
     Raises:
-        ServerUnavailableError: it is not deployed, or Modal cannot be reached.
+        ServerUnavailableError: it is not deployed, or Modal cannot be reached, or did not answer in time.
         ConfigurationError: that is no name, or there are no credentials, or they are refused.
     """
     with _answers_of_modal():
         try:
-            return _url_of(modal.Cls.from_name(name, class_name))
+            return _within(timeout_s, lambda: _url_of(modal.Cls.from_name(name, class_name)))
         except NotFoundError as error:
             raise ServerUnavailableError(
                 f"{name!r} is not deployed ({error}). Deploy it first with `modal deploy` and the app file, or use "
@@ -64,6 +75,37 @@ def app_url(name: str, class_name: str = "Server") -> str:
             raise ConfigurationError(f"{name!r} is no name of an app: {error}") from error
 
 
+def _within(timeout_s: float, ask: Callable[[], str]) -> str:
+    """What Modal's client answers; by itself it tries for ever where something accepts connections and never answers.
+
+    Raises:
+        ServerUnavailableError: it did not answer in time.
+    """
+    answers: list[str] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    for error in errors:
+        raise error
+    if not answers:
+        logging.getLogger("asyncio").addFilter(_no_end_of_client)
+        raise ServerUnavailableError(f"Modal did not say within {timeout_s:g} s where the app is.")
+    return answers[0]
+
+
+def _no_end_of_client(record: logging.LogRecord) -> bool:
+    """Whether to log a record: not that the client, given up in the middle of a question, is closed at the process's end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ClientClosed))
+
+
 @contextlib.contextmanager
 def _answers_of_modal() -> Iterator[None]:
     """Say in Torpor's errors why Modal does not answer."""
@@ -71,8 +113,19 @@ def _answers_of_modal() -> Iterator[None]:
         yield
     except AuthError as error:
         raise ConfigurationError(f"Modal refuses to answer: {error} Log in with `modal setup`.") from error
+    except PermissionDeniedError as error:
+        raise ConfigurationError(
+            f"Modal does not let this account ask: {error} Use a token of the workspace and environment that the app is in."
+        ) from error
     except ModalConnectionError as error:
         raise ServerUnavailableError(f"Modal cannot be reached: {error}") from error
+    except (ModalError, GRPCError, StreamTerminatedError, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise  # a deadline of ours
+        said = plain(str(error) or "it did not say why")[:_SHOWN_CHARACTERS]
+        raise ServerUnavailableError(
+            f"Modal gave no answer that can be used: {type(error).__name__}: {said}"
+        ) from error
 
 
 def _url_of(server: modal.Cls) -> str:
