@@ -16,8 +16,10 @@ import os
 import pty
 import resource
 import select
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -603,6 +605,149 @@ def limits() -> Probe:
     """A limit of its own."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
     return lambda: resource.getrlimit(resource.RLIMIT_NOFILE) == (512, 1024)
+
+
+def huge_memfd() -> Probe:
+    """A memory file of huge pages."""
+    fd = os.memfd_create("huge", os.MFD_HUGETLB)
+    return lambda: fd >= 0
+
+
+def packet_pipe() -> Probe:
+    """A pipe that keeps its writes apart."""
+    _, write = os.pipe2(os.O_DIRECT)
+    return lambda: bool(fcntl.fcntl(write, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def multicast() -> Probe:
+    """A member of a group."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    group = socket.inet_aton("224.1.2.3") + socket.inet_aton("127.0.0.1")
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    return lambda: sock.fileno() > 0 and "030201E0" in Path("/proc/net/igmp").read_text()
+
+
+def multicast_v6() -> Probe:
+    """A member of a group of the newer protocol."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    group = socket.inet_pton(socket.AF_INET6, "ff02::1234") + socket.if_nametoindex("lo").to_bytes(4, sys.byteorder)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+    return lambda: sock.fileno() > 0 and "00001234" in Path("/proc/net/igmp6").read_text()
+
+
+def deleted_program() -> Probe:
+    """A child whose program was deleted, as an update does it."""
+    program = private + "/program"
+    shutil.copy("/bin/sleep", program)
+    running = subprocess.Popen([program, "600"])
+    while Path(f"/proc/{running.pid}/exe").readlink() != Path(program):
+        time.sleep(0.01)
+    Path(program).unlink()
+    return lambda: running.poll() is None
+
+
+def other_user() -> Probe:
+    """A child of another user."""
+
+    def become() -> None:
+        os.setgid(65534)
+        os.setuid(65534)
+
+    pid = child(become)
+    return lambda: "Uid:\t65534" in Path(f"/proc/{pid}/status").read_text()
+
+
+def stopped() -> Probe:
+    """A child that was stopped."""
+    pid = child(lambda: None)
+    os.kill(pid, signal.SIGSTOP)
+    return lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+
+
+def zombie() -> Probe:
+    """A child that has ended, and that nobody has asked for."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return lambda: os.waitpid(pid, os.WNOHANG) == (pid, 7 << 8)
+
+
+def sealed() -> Probe:
+    """A memory file that nobody may change."""
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
+    return lambda: fcntl.fcntl(fd, fcntl.F_GET_SEALS) == fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW
+
+
+def appended() -> Probe:
+    """A file that is appended to, with a place in it."""
+    fd = os.open(private + "/appended", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"12345")
+    os.lseek(fd, 2, os.SEEK_SET)
+    return lambda: os.lseek(fd, 0, os.SEEK_CUR) == 2 and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
+
+
+def flock() -> Probe:
+    """A lock of a whole file."""
+    fd = os.open(private + "/flock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def probe() -> bool:
+        other = os.open(private + "/flock", os.O_RDWR)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+    return probe
+
+
+def no_capabilities() -> Probe:
+    """A child without any capability that may get none."""
+
+    def drop() -> None:
+        libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+        libc.prctl(38, 1, 0, 0, 0)
+
+    pid = child(drop)
+
+    def probe() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
+
+    return probe
+
+
+def deleted_folder() -> Probe:
+    """A child that works in a folder that is gone."""
+    folder = private + "/gone-folder"
+    Path(folder).mkdir()
+    pid = child(lambda: os.chdir(folder))
+    Path(folder).rmdir()
+    return lambda: str(Path(f"/proc/{pid}/cwd").readlink()).endswith("(deleted)")
+
+
+def file_mask() -> Probe:
+    """The mask of new files."""
+    os.umask(0o137)
+
+    def probe() -> bool:
+        os.umask(mask := os.umask(0))
+        return mask == 0o137
+
+    return probe
+
+
+def sent_descriptor() -> Probe:
+    """A descriptor on its way through a socket."""
+    one, other = socket.socketpair()
+    read, write = os.pipe()
+    os.write(write, b"x")
+    socket.send_fds(one, [b"m"], [read])
+    sleepers.append(one.detach())
+    return lambda: os.read(socket.recv_fds(other, 1, 1)[1][0], 1) == b"x"
 
 
 def made(kind: str) -> Probe | None:

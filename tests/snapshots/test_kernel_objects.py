@@ -39,11 +39,12 @@ CARRIED = [
     *("memfd_open", "unix_private", "unix_abstract", "unix_half_closed", "unix_pending", "unix_datagram_queue"),
     *("unix_stream_queue", "udp", "raw_socket", "packet_socket", "netlink_socket", "deleted_file", "locked_memory"),
     *("locked_private", "nice", "timer_fd", "interval_timer", "event_fd", "signal_fd", "pid_fd", "epoll"),
-    *("ofd_lock", "shared_anonymous", "fifo", "limits"),
+    *("ofd_lock", "shared_anonymous", "fifo", "limits", "stopped", "zombie", "sealed", "appended", "flock"),
+    *("no_capabilities", "deleted_folder", "file_mask", "sent_descriptor"),
 ]
 CARRIED_AS_ROOT = [
     *("memfd_both", "memfd_two", "lock", "policy_rt", "inotify", "inotify_outside", "fanotify", "aio", "locked_all"),
-    "seccomp",
+    *("seccomp", "deleted_program"),
 ]
 SET_AGAIN = ["affinity", "io_priority"]
 
@@ -64,6 +65,10 @@ NEVER = {
     "perf": "perf_event descriptor",
     "bpf_map": "bpf-map descriptor",
     "lease": "has a lease on",
+    "huge_memfd": "memory file /memfd:huge of huge pages open",
+    "packet_pipe": "pipe of packets",
+    "multicast": "the multicast group 224.1.2.3",
+    "multicast_v6": "the multicast group ff02::1234",
     "traced": "is being traced",
     "network_namespace": "network namespace of its own",
     "user_namespace": "user namespace of its own",
@@ -81,6 +86,7 @@ ROOTLESS_NEVER = {
     "inotify": "watches files",
     "aio": "asynchronous I/O",
     "seccomp": "runs under a seccomp filter",
+    "deleted_program": "runs or maps the deleted file",
 }
 """Refused only where CRIU runs without root; the cure is `--mode root`."""
 
@@ -163,6 +169,21 @@ def test_what_would_come_back_wrong_is_refused_by_name(
     assert any("--mode root" in held.cure for held in found) is (mode == "rootless" and kind != "orphan")
     with pytest.raises(SnapshotError, match="cannot bring back"):
         check_objects(sandbox)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a process of the engine runs as another user", outcome="refused", area="kernel objects")
+def test_a_process_of_another_user_is_refused_where_it_cannot_be_taken_along(
+    make_sandbox: MakeSandbox, mode: Mode, outside: Path
+) -> None:
+    """CRIU asks for its limits, which takes a capability that root of a container often lacks; rootless there is none."""
+    sandbox = make_sandbox()
+    start(sandbox, ["other_user"], outside)
+    capabilities = next(line for line in Path("/proc/self/status").read_text().splitlines() if "CapEff" in line)
+    lacks = not int(capabilities.split()[1], 16) & 1 << 24
+    named = ["runs as another user (uid 65534)"] if mode == "root" and lacks else []
+    assert [held.what for held in uncarried(sandbox)] == named
+    assert bool(ask(sandbox)) is (mode == "root")
 
 
 @pytest.mark.criu

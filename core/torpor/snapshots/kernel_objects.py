@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import stat
 import sys
 import time
@@ -71,7 +72,11 @@ _ANONYMOUS = frozenset(
 _PLAIN_DEVICES = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))
 _TERMINALS = ("/dev/pts/", "/dev/ptmx", "/dev/tty", "/dev/console")
 _GPU_ANONYMOUS = ("/dmabuf:", "anon_inode:sync_file", "anon_inode:dmabuf")
+_MAPPED_DELETED = re.compile(r"^\S+ ...p \S+ \S+ \d+ +(/.*) \(deleted\)$", re.MULTILINE)
 _MAPPED = re.compile(r"^\S+ ...s \S+ \S+ (\d+) +(/.*)$", re.MULTILINE)
+_NAMELESS = ("/memfd:", "/dev/zero", "/SYSV")
+_SYS_RESOURCE = 1 << 24  # CAP_SYS_RESOURCE
+_EVERY_NODE = frozenset(("224.0.0.1", "ff01::1", "ff02::1"))  # of every network device's own
 _STREAMS = (1, 5)  # SOCK_STREAM, SOCK_SEQPACKET
 _CONNECTED = 1  # TCP_ESTABLISHED, for unix sockets too
 
@@ -269,6 +274,11 @@ def _of_process(process: _Process, sandbox: Sandbox, *, rootless: bool) -> Itera
     filtered = process.status.get("Seccomp", "0") != "0" and _status(sandbox.pid).get("Seccomp", "0") == "0"
     if rootless and filtered:
         yield Held(pid, "runs under a seccomp filter", f"only root can take it along: {_ROOT}")
+    ours = {*process.status["Uid"].split(), *process.status["Gid"].split()} == {str(os.getuid()), str(os.getgid())}
+    if not rootless and not ours and not int(_status(os.getpid())["CapEff"], 16) & _SYS_RESOURCE:
+        user = process.status["Uid"].split()[1]
+        cure = "start it as the engine's own user; or give Torpor the capability SYS_RESOURCE"
+        yield Held(pid, f"runs as another user (uid {user})", cure)
 
 
 def _namespace(pid: int, kind: str) -> str:
@@ -296,6 +306,10 @@ def _of_file(file: _File, devices: Sequence[str], *, rootless: bool) -> Iterator
             yield Held(file.pid, "watches files (inotify)", f"only root can take that along: {_ROOT}; or {_CLOSE}")
     elif link.startswith(_TERMINALS):
         yield Held(file.pid, f"has a terminal open ({link})", _CLOSE + "; every replica would want the same one")
+    elif link.startswith("pipe:["):
+        with contextlib.suppress(OSError):
+            if _flags(file) & os.O_DIRECT:
+                yield Held(file.pid, "has a pipe of packets (O_DIRECT) open", _CLOSE)
     elif link.startswith("/"):
         with contextlib.suppress(OSError):
             yield from _of_path(file, os.stat(file.path), devices)  # noqa: PTH116
@@ -303,6 +317,8 @@ def _of_file(file: _File, devices: Sequence[str], *, rootless: bool) -> Iterator
 
 def _of_path(file: _File, facts: os.stat_result, devices: Sequence[str]) -> Iterator[Held]:
     link = file.link
+    if link.startswith("/memfd:") and facts.st_blksize > os.sysconf("SC_PAGE_SIZE"):
+        yield Held(file.pid, f"has the memory file {link.removesuffix(_DELETED)} of huge pages open", _CLOSE)
     if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
         if link not in _PLAIN_DEVICES and not (devices and link.startswith(tuple(devices))):
             yield Held(file.pid, f"has the device {link} open", _CLOSE)
@@ -321,6 +337,12 @@ def _of_path(file: _File, facts: os.stat_result, devices: Sequence[str]) -> Iter
         )
     elif stat.S_ISREG(facts.st_mode) and link.count("/") == 1 and facts.st_nlink and _is_message_queue(file, facts):
         yield Held(file.pid, f"has the POSIX message queue {link} open", _CLOSE)
+
+
+def _flags(file: _File) -> int:
+    """How a file was opened; see proc_pid_fdinfo(5)."""
+    lines = Path(file.path.replace("/fd/", "/fdinfo/")).read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
 def _is_leased(file: _File) -> bool:
@@ -367,6 +389,24 @@ def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandb
         if inode in ours and waiting:
             cure = "have it read before the capture: no replica would get it"
             yield Held(ours[inode].pid, f"has {waiting} bytes of datagrams waiting in a {protocol} socket", cure)
+    for group in _groups(network):
+        cure = "have the engine leave it before the capture: no replica is a member"
+        yield Held(0, f"a membership of the multicast group {group}", cure)
+
+
+def _groups(pid: int) -> Iterator[str]:
+    """Multicast groups that a program has joined."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/igmp").read_text().splitlines()[1:]:
+            if line.startswith("\t"):
+                group = socket.inet_ntop(socket.AF_INET, int(line.split()[0], 16).to_bytes(4, sys.byteorder))
+                if group not in _EVERY_NODE:
+                    yield group
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/igmp6").read_text().splitlines():
+            group = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[2]))
+            if group not in _EVERY_NODE and not group.startswith("ff02::1:ff"):  # of each address's own
+                yield group
 
 
 def _unix_paths(pid: int) -> Iterator[tuple[int, str]]:
@@ -410,6 +450,12 @@ def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[H
             elif name.endswith(_DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
                 what = f"maps the deleted file {name.removesuffix(_DELETED)} (an unnamed semaphore looks like this)"
                 yield Held(process.inside, what, f"{_LOCKS}; or only root can take it along: {_ROOT}")
+        for name in _MAPPED_DELETED.findall(maps):
+            if not name.startswith(_NAMELESS):
+                what = f"runs or maps the deleted file {name}"
+                yield Held(
+                    process.inside, what, f"keep the file until the end; or only root can take it along: {_ROOT}"
+                )
 
 
 def _holder(sandbox: Sandbox, inside: int) -> str:
