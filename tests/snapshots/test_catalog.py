@@ -149,7 +149,17 @@ def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) 
     assert names(chosen(entries, Choice(keep=1, unfit=True), now=NOW)) == ["a-1", "a-3"]
 
 
-@pytest.mark.fault("a link to itself lies among the snapshots", area="snapshot folder", outcome="held")
+@pytest.mark.fault("two prunes remove the same snapshot at the same time", area="snapshot prune", outcome="held")
+def test_a_snapshot_that_another_removal_took_is_no_failure(cache: Path) -> None:
+    """It is gone, as it should be; nothing was freed by this one."""
+    one = small_snapshot(cache / "snapshots" / "one")
+    picked = chosen(catalog(fit=False), Choice(keep=0))
+    assert [removal.freed > 0 for removal in removed(picked)[0]] == [True]
+    (again,), weights = removed(picked)
+    assert (again.freed, again.stays, weights, one.exists()) == (0, "", (), False)
+
+
+@pytest.mark.fault("a link to itself lies among the snapshots", area="snapshot list", outcome="held")
 def test_a_link_to_itself_hides_no_snapshot(cache: Path) -> None:
     """Whatever the order in which the folder lists them; nor does anything else that is no folder."""
     place = cache / "snapshots"
