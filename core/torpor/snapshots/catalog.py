@@ -348,6 +348,6 @@ def _removed(entry: Entry, reason: str, *, pretend: bool) -> Removal:
             try:
                 remove(entry.folder)
             except SnapshotError as error:
-                gone = not os.path.lexists(entry.folder)  # noqa: PTH110 - somebody else removed it at the same time
+                gone = not os.path.lexists(entry.folder)
                 return Removal(entry, reason, 0, "" if gone else plain(str(error)))
     return Removal(entry, reason, entry.size)
