@@ -102,6 +102,21 @@ def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "event     replica small-2 is given up after 5 restarts in a row (1 min 30 s ago)" in said
 
 
+@pytest.mark.fault("a server's model and log hold line ends and control characters", area="status", outcome="held")
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_server_takes_no_line_that_is_not_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """A line end in a name is shown escaped; lines are wrapped at the width, below their own text."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with guarded(200, b'{"state": "serving"}') as url, noted(url=url, model="m\nsmall: serving\x1b[31m [/b]"):
+        run_status("", as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "m\\nsmall: serving\\x1b[31m [/b]" in " ".join(line.strip() for line in lines)
+    assert max(len(line) for line in lines if " " in line.strip()) <= columns
+    assert [line for line in lines if line.startswith("  health    ")] == ["  health    serving"]
+
+
 def test_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """No error unless a deployment was named."""
     run_status("", as_json=False)

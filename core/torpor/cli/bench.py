@@ -185,7 +185,9 @@ def _restoring(
         return
     folder = bench_snapshot(deployment.name)
     manifest = create_snapshot(app_file, folder)
-    console.print(f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}")
+    console.print(
+        f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}", soft_wrap=True
+    )
     try:
         yield lambda number: restored_start(folder, deployment, number=number)[0], folder
     finally:

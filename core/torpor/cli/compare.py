@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import subprocess
 from typing import TYPE_CHECKING, cast
@@ -99,7 +100,7 @@ def run_compare(
     else:
         console.print(_stages(manifest, times))
         console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
-        console.print(f"serve from the snapshot: torpor snapshot restore {folder}", soft_wrap=True)
+        console.print(f"serve from the snapshot: torpor snapshot restore {shlex.quote(str(folder))}", soft_wrap=True)
 
 
 def created(app_file: str, folder: Path, *, timeout_s: float) -> Manifest:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from torpor.addresses import nearest
-from torpor.cli.console import console as make_console
+from torpor.cli.layout import Layout
 from torpor.cli.terminal import result
 from torpor.errors import ServerUnavailableError
 from torpor.plain_text import plain
@@ -29,6 +29,8 @@ __all__ = ["Look", "look_at", "run_status"]
 _ASKED_FOR_S = 2.0
 _LOOK_S = 4.0
 _ANSWER_BYTES = 64 * 1024
+_FIELD = "  snapshot  "
+"""As long as what stands before each field of a server."""
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -171,14 +173,15 @@ def _state(server: RunningServer) -> str:
 
 
 def _show(running: Sequence[RunningServer], looks: Sequence[Look], broken: Sequence[Unreadable], wanted: str) -> None:
-    console = make_console(results=True)
+    layout = Layout()
     for server, look in zip(running, looks, strict=True):
         for line in _lines(server, look):
-            console.print(plain(line), markup=False, soft_wrap=True)
+            before = len(_FIELD) if line.startswith("  ") else 0
+            layout.field(line[:before], line[before:])
     for one in broken:
-        console.print(f"{plain(str(one.file))}: {one.problem}", markup=False, soft_wrap=True)
+        layout.field("", f"{one.file}: {one.problem}")
     if not running and not broken:
-        console.print(f"no server{f' of {plain(wanted)}' if wanted else ''} runs here", markup=False)
+        layout.field("", f"no server{f' of {wanted}' if wanted else ''} runs here")
 
 
 def _lines(server: RunningServer, look: Look) -> Iterator[str]:
