@@ -15,6 +15,7 @@ import pytest
 
 from tests.snapshots.conftest import SMALL_DISK_BYTES, SMALL_DISK_VARIABLE
 from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.snapshots.lasting import LASTING_VARIABLE
 
 if TYPE_CHECKING:
     from torpor.snapshots.criu import Criu
@@ -62,6 +63,7 @@ def test_all_of_it_holds_for_an_ordinary_user(criu: Criu) -> None:
             "HOME": str(home),
             "PYTHONDONTWRITEBYTECODE": "1",
             SMALL_DISK_VARIABLE: str(home / "small"),
+            LASTING_VARIABLE: str(home / ".cache"),  # a home in a temporary folder would be refused
             **{name: value for name, value in os.environ.items() if name.startswith(("TORPOR_REQUIRE", "OPENBLAS"))},
         }
         if criu.program.parts[-4:] == ("root", "usr", "sbin", "criu"):
