@@ -186,7 +186,7 @@ def read_until(connection: socket.socket, mark: bytes) -> bytes:
 
 def statuses(data: bytes) -> list[int]:
     """The statuses of the answers that came on one connection."""
-    return [int(found) for found in re.findall(rb"^HTTP/1\.[01] (\d{3})", data, re.MULTILINE)]
+    return [int(found) for found in re.findall(rb"HTTP/1\.[01] (\d{3}) ", data)]
 
 
 def replies(data: bytes, *, head: bool = False) -> list[Reply]:

@@ -208,6 +208,12 @@ def test_equal_lengths_are_one_length_or_none(server: GuardedServer) -> None:
         assert status in (200, 400, 413)
 
 
+def test_a_length_with_blanks_behind_it_is_that_length(server: GuardedServer) -> None:
+    """RFC 9110, 5.5: blanks around a value are no part of it."""
+    more = "Content-Length: 2 \t\r\n"
+    assert statuses(server.send(request("/v1/chat", method="POST", more=more, body=b"{}"))) == [200]
+
+
 def test_a_chunked_body_over_the_limit_is_413_whoever_sends_it(server: GuardedServer) -> None:
     """In one packet or byte by byte, with an end or without one; the connection then takes the next request."""
     whole = request(

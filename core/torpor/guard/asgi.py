@@ -151,7 +151,7 @@ class Guard:
         return self._length_refusal(headers)
 
     def _length_refusal(self, headers: Headers) -> Refusal | None:
-        length = headers.get(_LENGTH, b"0")
+        length = headers.get(_LENGTH, b"0").rstrip(b" \t")  # httptools leaves blanks behind a value (RFC 9110, 5.5)
         if length.isdigit() and len(length) <= _MAX_LENGTH_DIGITS and int(length) <= self._rules.max_body_bytes:
             return None
         return self._too_large

@@ -94,9 +94,15 @@ class _LimitedConnection(h11.Connection):
     @override
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         in_body = self.their_state is h11.SEND_BODY
+        received = self._receive_buffer
+        before, length = b"", len(received)
+        if self.their_state is h11.IDLE and length:  # no more of it: much may queue behind a head
+            before = bytes(received._data[: limits.MAX_HEAD_BYTES])  # noqa: SLF001 - a copy of all is the only other way
         try:
             event = super().next_event()
             self._check(event)
+            if isinstance(event, h11.Request):
+                _check_lines(before[: length - len(received)])
         except h11.RemoteProtocolError as error:
             self.status = error.error_status_hint
             self.body_is_wrong = in_body
@@ -119,3 +125,9 @@ class _LimitedConnection(h11.Connection):
                     raise h11.RemoteProtocolError("a body that was answered goes on")
         elif event is h11.NEED_DATA and self._framing > limits.MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError("more framing than body")
+
+
+def _check_lines(head: bytes) -> None:
+    """Refuse lines that end in LF alone or go on in the next one: h11 takes both, and a proxy may see other headers in them."""
+    if head.count(b"\n") != head.count(b"\r\n") or b"\n " in head or b"\n\t" in head:
+        raise h11.RemoteProtocolError("ambiguous lines")
