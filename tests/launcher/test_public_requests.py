@@ -138,6 +138,16 @@ def test_parts_that_are_objects_or_come_once_are_looked_at_and_left_whole() -> N
     assert message["content"] == [{"type": "text", "text": "hello"}]
 
 
+@pytest.mark.fault("a request names the cache entry of its media", area="request", outcome="refused")
+@pytest.mark.parametrize("url", [{"url": "data:image/png;base64,iVBORw0KGgo="}, None])
+def test_a_part_cannot_take_or_replace_what_another_caller_sent(url: object) -> None:
+    """The engine vLLM takes a part's `uuid` for the hash of its content: with it alone a caller gets whatever was sent under it."""
+    part = {"type": "image_url", "image_url": url, "uuid": "another-callers"}
+    for content in ([part], iter([part]), [SimpleNamespace(model_dump=lambda: part)]):
+        assert "uuid of a part is refused" in told(messages=[{"role": "user", "content": content}])
+    assert told(messages=[{"role": "user", "content": [{"type": "text", "text": "x", "uuid": None}]}]) == ""
+
+
 @pytest.mark.fault("a request holds a token id outside the vocabulary", area="request", outcome="refused")
 @pytest.mark.parametrize("name", ["prompt", "input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"])
 @pytest.mark.parametrize("tokens", [[-1], [5, VOCABULARY], [[1, 2], [3, -7]], [2**70]])

@@ -191,9 +191,12 @@ class PublicRequestRules:
         return None
 
     def _media_refusal(self, request: PublicRequest) -> str | None:
-        for url in _media_urls(getattr(request, "messages", None)):
-            if why := self.media_refusal(url):
-                return why
+        for part in _media_parts(getattr(request, "messages", None)):
+            if _names_a_cache_entry(part):
+                return "The uuid of a part is refused: it names a cache entry, and so another caller's media."
+            for url in _urls(part):
+                if why := self.media_refusal(url):
+                    return why
         return None
 
 
@@ -308,11 +311,18 @@ def _is_small(value: object) -> bool:
     return False
 
 
-def _media_urls(messages: object) -> Iterator[str]:
-    """Every address in the parts of messages that are no text."""
+def _media_parts(messages: object) -> Iterator[object]:
+    """The parts of messages, as JSON has them."""
     for message in messages if isinstance(messages, list) else ():
         for part in _parts(message):
-            yield from _urls(part)
+            yield part.model_dump() if hasattr(part, "model_dump") else part
+
+
+def _names_a_cache_entry(part: object) -> bool:
+    """Whether a part says under which name vLLM keeps it: what comes under that name again is not looked at."""
+    if not isinstance(part, dict):
+        return False
+    return any(name == "uuid" and value is not None for name, value in part.items())
 
 
 def _parts(message: object) -> Iterable[object]:
