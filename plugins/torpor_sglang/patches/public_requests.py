@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
+import urllib.request
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
+from torpor._override import override
 from torpor.launcher.after_import import after_import
 from torpor.launcher.patches import Patch
-from torpor.launcher.public_requests import PublicRequestRules
+from torpor.launcher.public_requests import ANY_DOMAIN, PublicRequestRules
 from torpor_sglang.fields import FIELDS
 
 if TYPE_CHECKING:
@@ -22,10 +25,12 @@ if TYPE_CHECKING:
 
     from torpor.launcher.public_requests import PublicRequest, RawRequest
 
-__all__ = ["PATCH", "check_downloads", "check_requests"]
+__all__ = ["FETCHERS", "PATCH", "check_downloads", "check_own_downloads", "check_requests"]
 
 _SERVING = "sglang.srt.entrypoints.openai.serving_base"
 _MEDIA = "sglang.srt.utils.common"
+FETCHERS = tuple(f"sglang.srt.multimodal.processors.{name}" for name in ("inkling", "mimo_v2", "moss_vl"))
+"""Processors that fetch media by themselves in 0.5.16; in 0.5.23 they ask `_MEDIA`, and 0.5.6.post2 has none of them."""
 
 
 class _Model(Protocol):
@@ -71,11 +76,30 @@ def check_downloads(module: ModuleType) -> None:
                 raise ValueError(why)
 
         module._assert_media_url_allowed = check  # type: ignore[attr-defined] # noqa: SLF001 - SGLang's
-    elif rules.media_domains != ("*",):
+    elif rules.media_domains != (ANY_DOMAIN,):
         setattr(module, "requests", _NoRedirects(getattr(module, "requests")))  # noqa: B009, B010 - SGLang's, of two versions
         if hasattr(module, "get_mm_http_session"):  # 0.5.16
             session: Callable[[], object] = getattr(module, "get_mm_http_session")  # noqa: B009
             setattr(module, "get_mm_http_session", lambda: _NoRedirects(session()))  # noqa: B010
+
+
+def check_own_downloads(module: ModuleType) -> None:
+    """Have a processor that fetches media by itself follow no redirect either."""
+    if PublicRequestRules.from_environment(FIELDS, os.environ).media_domains == (ANY_DOMAIN,):
+        return
+    if hasattr(module, "requests"):
+        setattr(module, "requests", _NoRedirects(getattr(module, "requests")))  # noqa: B009, B010 - SGLang's
+    if hasattr(module, "urllib"):
+        request = SimpleNamespace(urlopen=urllib.request.build_opener(_NoRedirectHandler).open)
+        setattr(module, "urllib", SimpleNamespace(request=request))  # noqa: B010 - nothing else of it is used
+
+
+class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
+    """Has a redirect end in an error."""
+
+    @override
+    def redirect_request(self, *_: object) -> None:
+        """Make no second request."""
 
 
 class _NoRedirects:
@@ -96,6 +120,8 @@ class _NoRedirects:
 def _apply() -> None:
     after_import(_SERVING, check_requests)
     after_import(_MEDIA, check_downloads)
+    for name in FETCHERS:
+        after_import(name, check_own_downloads)
 
 
 PATCH = Patch(

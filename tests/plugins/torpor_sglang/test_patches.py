@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -20,11 +26,13 @@ from torpor.launcher.guarded_app import install_guard
 from torpor.launcher.patches import Patch, apply_patches
 from torpor_sglang.patches import all_patches, apply_all
 from torpor_sglang.patches.cpu import choose_cpu
+from torpor_sglang.patches.public_requests import FETCHERS, check_own_downloads
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
+
+    from tests.plugins.local_engines import Questions
 
 
 def patch(name: str, done: list[str], *, needed: bool = True) -> Patch:
@@ -218,3 +226,58 @@ def test_the_guard_is_not_put_before_an_application_that_already_serves() -> Non
     boot = BootDocument(key="k" * 32, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
     with pytest.raises(ConfigurationError, match="already in use"):
         install_guard(app, boot)
+
+
+class _Redirecting(BaseHTTPRequestHandler):
+    """Leads from an allowed host to another place, and counts who follows."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        """Answer a redirect, or what lies behind it."""
+        self.asked.append(self.path)
+        self.send_response(302 if self.path == "/allowed" else 200)
+        self.send_header("Location", "/inside")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.fault("an allowed host redirects media to an internal address", area="request", outcome="refused")
+@pytest.mark.parametrize("domains", ["a.example", "*"])
+def test_a_processor_that_fetches_by_itself_follows_no_redirect(domains: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mimo_v2` and `moss_vl` of 0.5.16 call `requests`, `inkling` `urllib.request`; with `*` all is as SGLang has it."""
+    monkeypatch.setenv("TORPOR_MEDIA_DOMAINS", domains)
+    monkeypatch.setenv("NO_PROXY", "*")
+    module = ModuleType("processor")
+    exec("import requests\nimport urllib.request", vars(module))
+    check_own_downloads(module)
+    _Redirecting.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/allowed"
+    try:
+        module.requests.get(url, stream=True, timeout=5).close()
+        with contextlib.suppress(HTTPError), module.urllib.request.urlopen(url, timeout=5):
+            pass
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert _Redirecting.asked == (["/allowed"] * 2 if domains != "*" else ["/allowed", "/inside"] * 2)
+
+
+@pytest.mark.sglang
+def test_every_processor_that_fetches_by_itself_is_known(questions: Questions) -> None:
+    """A new version's own way out to the network is noticed: name it in the patch `public-requests`."""
+    folder = Path(questions.ask("version")["file"]).parent / "srt" / "multimodal"
+    names = {
+        ".".join(("sglang", "srt", "multimodal", *path.relative_to(folder).with_suffix("").parts))
+        for path in folder.rglob("*.py")
+        if re.search(r"\brequests\.(get|Session|request)\(|\burlopen\(|\b(httpx|aiohttp)\.\w", path.read_text())
+    }
+    assert sorted(names - set(FETCHERS)) == []
+    assert names == (set(FETCHERS) if questions.version == "0.5.16" else set())
