@@ -21,7 +21,19 @@ __all__ = ["FlagRules", "RealFlagRules", "ReservedRules"]
 
 SOUNDS_LIKE_A_DOOR = re.compile(
     "port|grpc|ssl|tls|key|http|endpoint|bootstrap|sidecar|url|server|addr|host|listen|bind|socket|ray|worker|remote|zmq|ipc|"
-    "custom|hook|node|external|file|pickle|trust"
+    "custom|hook|node|external|file|pickle|trust|allow|embed|template|request|media|local|unsafe|insecure|plugin|middleware|publish|"
+    "transfer|dump|credential|origin|decompress"
+)
+
+NEW_NAMES = (
+    "--allowed-local-video-path",
+    "--allow-anything",
+    "--enable-audio-embeds",
+    "--accept-chat-template",
+    "--trust-request-tools",
+    "--open-media",
+    "--unsafe-mode",
+    "--request-plugins",
 )
 
 
@@ -103,6 +115,11 @@ class RealFlagRules:
         known = {*self.engine.reserved.flags(), *self.judged}
         names = {name for names in questions.ask("options") for name in names if name.startswith("--")}
         assert sorted(name for name in names - known if SOUNDS_LIKE_A_DOOR.search(name)) == []
+
+    @pytest.mark.parametrize("name", NEW_NAMES)
+    def test_a_flag_of_a_kind_that_is_reserved_is_noticed(self, name: str) -> None:
+        """The words are those of the flags that open something to a request, so a new one does not pass unseen."""
+        assert SOUNDS_LIKE_A_DOOR.search(name)
 
     def test_every_attribute_that_is_judged_exists_in_some_version(self, asked: Callable[[str], Questions]) -> None:
         """No judged attribute is a misspelling, which would pass as one that the version lacks."""

@@ -21,7 +21,12 @@ JUDGED = {
     "SGLANG_BACKUP_PORT_BASE": "only with the refused elastic expert backup",
     "SGLANG_CUSTOM_ALL_REDUCE_V2_MAX_SIZE_KB": "kernels",
     "SGLANG_DISABLE_REQUEST_LOGGING": "a log",
+    "SGLANG_DSPARK_EMBED_IN_GRAPH": "kernels",
+    "SGLANG_EMBEDDINGS_SPARSE_HEAD": "another kind of model",
+    "SGLANG_EMBEDDING_POOL_SIZE_MB": "a limit",
+    "SGLANG_ENABLE_EMBED_REPLICATION": "where the model's own weights are",
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "a route that the guard closes",
+    "SGLANG_ENABLE_RESPONSE_TEMPLATE_TURN_GRAMMAR": "a grammar of the model's own",
     "SGLANG_ENCODER_GRPC_TIMEOUT_SECS": "only with refused encoder servers",
     "SGLANG_ENCODER_HTTP_TIMEOUT": "only with refused encoder servers",
     "SGLANG_FORCE_CUSTOM_ALL_REDUCE_V2_PULL_SIZE_KB": "kernels",
@@ -47,6 +52,9 @@ JUDGED = {
     "SGLANG_USE_CUSTOM_ROUTER_SUM": "kernels",
     "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE": "kernels",
     "SGLANG_USE_PICKLE_IPC": "between the engine's own processes, over sockets in the file system",
+    "SGLANG_VIT_ENABLE_VECTORIZED_POS_EMBED": "kernels",
+    "SGLANG_WEIGHT_CACHE_READY_TEMPLATE": "only with the refused --weight-cache-mode",
+    "SGLANG_WEIGHT_CACHE_SOCKET_TEMPLATE": "only with the refused --weight-cache-mode",
     "SGLANG_ZMQ_ALLOWED_PEERS": "who may talk to the engine's own sockets",
 }
 
