@@ -15,8 +15,9 @@ import pytest
 
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
+from torpor.apps import load_deployment
 from torpor.snapshots import outside
-from torpor.snapshots.outside import Noted, code_of, difference, model_files, noted
+from torpor.snapshots.outside import Noted, code_of, difference, model_files, noted, plugin_files
 from torpor.snapshots.store import changed_files, outside_files
 from torpor.testing import StandIn
 
@@ -258,3 +259,18 @@ def test_the_whole_machine_is_no_model() -> None:
         seen.extend(str(file) for file in model_files(of_folder("/"), _recipe(of_folder("/"))))
     assert time.monotonic() - began < 65
     assert [name for name in seen if name.startswith(("/proc/", "/sys/", "/dev/"))] == []
+
+
+@pytest.mark.fault(
+    "a plugin in a file beside the app is replaced after a capture", area="a snapshot's identity", outcome="refused"
+)
+def test_a_plugin_that_is_one_file_is_noted(tmp_path: Path) -> None:
+    """As `from my_engine import MyEngine` in an app file finds it."""
+    neighbour = tmp_path / "one_file_engine.py"
+    neighbour.write_text("from torpor.testing import StandIn\n\n\nclass Mine(StandIn):\n    pass\n")
+    app = tmp_path / "one_file_app.py"
+    app.write_text(
+        "from one_file_engine import Mine\nfrom torpor import Deployment, Model\n\n"
+        "deployment = Deployment(name='d', model=Model(path='/m', served_name='m'), plugins=(Mine(),))\n"
+    )
+    assert list(plugin_files(load_deployment(str(app)))) == [neighbour]

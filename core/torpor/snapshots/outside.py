@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
 
-__all__ = ["Noted", "code_of", "difference", "model_files", "noted"]
+__all__ = ["Noted", "code_of", "difference", "model_files", "noted", "plugin_files"]
 
 _WHOLE_BYTES = 16 << 20
 _PIECES, _PIECE_BYTES = 64, 64 << 10
@@ -186,9 +186,18 @@ def _torpor_code(deployment: Deployment) -> list[Path]:
     for plugin in deployment.plugins:
         name = type(plugin).__module__
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file and "." in name:  # a plugin that an app file defines is compared by its options
+        if file and "." in name:  # for others see `plugin_files`
             folders.append(Path(file).parent)
     return folders
+
+
+def plugin_files(deployment: Deployment) -> Iterator[Path]:
+    """Plugins that are a file each, e.g. beside the app file; it may itself be one of them."""
+    for plugin in deployment.plugins:
+        name = type(plugin).__module__
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and "." not in name:
+            yield Path(file).absolute()
 
 
 def _site_packages(python: Path) -> Iterator[Path]:

@@ -341,13 +341,14 @@ def _written(images: Path) -> str:
 def _noted_outside(boot: Boot, opened: OpenFiles, app_file: Path) -> dict[str, object]:
     """What the snapshot will depend on outside of itself.
 
-    The app file may lie in the model's folder. It is compared by the deployment that it gives, not by its bytes.
+    The app file may lie in the model's folder, beside the engine's script, or define a plugin. It is compared by the deployment that it gives, not by its
+    bytes.
     """
-    from torpor.snapshots.outside import code_of, model_files, noted  # noqa: PLC0415
+    from torpor.snapshots.outside import code_of, model_files, noted, plugin_files  # noqa: PLC0415
 
     folders, files = code_of(boot.deployment, boot.recipe)
-    model = (file for file in model_files(boot.deployment, boot.recipe) if file.absolute() != app_file)
-    return noted(opened.lasting, [*files, *model], folders)
+    files += [*plugin_files(boot.deployment), *model_files(boot.deployment, boot.recipe)]
+    return noted(opened.lasting, (file for file in files if file.absolute() != app_file), folders)
 
 
 def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:
