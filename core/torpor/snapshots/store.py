@@ -341,8 +341,8 @@ def _written(images: Path) -> str:
 def _noted_outside(boot: Boot, opened: OpenFiles, app_file: Path) -> dict[str, object]:
     """What the snapshot will depend on outside of itself.
 
-    The app file may lie in the model's folder, beside the engine's script, or define a plugin. It is compared by the deployment that it gives, not by its
-    bytes.
+    The app file may lie in the model's folder or beside the engine's script, and may define a plugin. It is compared by the
+    deployment that it gives, not by its bytes.
     """
     from torpor.snapshots.outside import code_of, model_files, noted, plugin_files  # noqa: PLC0415
 
