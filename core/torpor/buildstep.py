@@ -812,7 +812,8 @@ def _read_json(path: Path) -> object:
 def _write_json(path: Path, document: object) -> None:
     """Write beside the place, flush, rename: a reader sees the old file, the new one or none."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with beside.open("w") as writer:
+    beside.unlink(missing_ok=True)
+    with beside.open("x") as writer:  # new: what others may have put there, a link or a pipe, is not written through
         json.dump(document, writer, indent=1, sort_keys=True)
         writer.flush()
         os.fsync(writer.fileno())
