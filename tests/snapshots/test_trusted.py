@@ -135,14 +135,16 @@ def test_who_became_root_by_sudo_may_have_made_it(prefix: Path, monkeypatch: pyt
 
 
 @pytest.mark.fault("TORPOR_CRIU_PREFIX holds `..`, is relative or a link", area="CRIU prefix", outcome="held")
-@pytest.mark.parametrize("how", ["with ..", "relative", "a link", "with a slash"])
+@pytest.mark.parametrize("how", ["with ..", "with .. after a link", "relative", "a link", "with a slash"])
 def test_a_prefix_may_be_named_in_every_way(prefix: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """It is the same folder for the setup and for the search, whatever the present folder is later."""
     link = prefix.parent / "link"
     link.symlink_to("criu")
+    (prefix.parent.parent / "inner").symlink_to(prefix / "root")
     monkeypatch.chdir(prefix.parent.parent)
     named = {
         "with ..": f"{prefix}/root/..",
+        "with .. after a link": f"{prefix.parent.parent}/inner/../../criu",
         "relative": "above/criu",
         "a link": str(link),
         "with a slash": f"{prefix}//",
@@ -162,9 +164,10 @@ def test_a_link_in_a_folder_of_others_is_not_followed(prefix: Path, monkeypatch:
     shared.mkdir()
     shared.chmod(0o777)
     (shared / "criu").symlink_to(prefix)
-    monkeypatch.setenv(PREFIX_VARIABLE, str(shared / "criu"))
-    with pytest.raises(SnapshotError, match="may be written to by every user"):
-        find()
+    for named in (shared / "criu", shared / "criu" / ".." / "criu"):
+        monkeypatch.setenv(PREFIX_VARIABLE, str(named))
+        with pytest.raises(SnapshotError, match="may be written to by every user"):
+            find()
 
 
 @pytest.mark.fault("the setup is to put CRIU where others may write", area="CRIU prefix", outcome="refused")

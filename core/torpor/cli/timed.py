@@ -196,9 +196,14 @@ def _told(process: subprocess.Popen[str]) -> dict[str, object]:
     line = process.stdout.readline() if select.select([process.stdout], [], [], _RECORD_TIMEOUT_S)[0] else ""
     if not line:
         raise EngineTimeoutError("The copy answered, but the command did not tell how it was restored.")
-    told = cast("dict[str, object]", json.loads(line))
-    for replica in cast("list[dict[str, object]]", told["replicas"]):
-        if replica["boot"] != "restored":
+    try:
+        told = cast("dict[str, object]", json.loads(line))
+        replicas = cast("list[dict[str, object]]", told["replicas"])
+        boots = [replica["boot"] for replica in replicas]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EngineError(f"The command said {line[:200]!r}, which does not tell how the copy was restored.") from error
+    for replica, boot in zip(replicas, boots, strict=True):
+        if boot != "restored":
             raise EngineError(
                 f"There is no restore to time: {replica['name']} was started {replica['boot']} ({replica['reason']}). What went "
                 f"wrong: {told['events']}"

@@ -343,7 +343,22 @@ def _distrusted(prefix: Path, argv: Sequence[str]) -> str | None:
         files += [entry.path for folder in tuple(files) if os.path.isdir(folder) for entry in os.scandir(folder)]  # noqa: PTH112
     except OSError as error:
         return f"{prefix} cannot be read ({error.strerror})"
-    return distrust([str(prefix), *files], below=prefix)
+    place, passed = _without_dots(prefix)
+    return distrust([*passed, place, *files], below=Path(place))
+
+
+def _without_dots(prefix: Path) -> tuple[str, list[str]]:
+    """A path without `..` that keeps its links otherwise, and the links that a `..` comes after: the kernel goes up from there."""
+    place = "/" if prefix.is_absolute() else os.getcwd()  # noqa: PTH109 - text, as in `distrust`
+    passed: list[str] = []
+    for part in prefix.parts:
+        if part != "..":
+            place = os.path.join(place, part)  # noqa: PTH118
+            continue
+        real = os.path.realpath(place)
+        passed += [place] if real != place else []
+        place = os.path.dirname(real)  # noqa: PTH120
+    return place, passed
 
 
 def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
