@@ -18,7 +18,6 @@ FIELDS = RequestFields(
         "extra_key",
         "frequency_penalty",
         "ignore_eos",
-        "logit_bias",  # its keys are checked by the engine (sampling_params.py, verify)
         "max_completion_tokens",
         "max_tokens",
         "min_p",
@@ -43,7 +42,6 @@ FIELDS = RequestFields(
         "seed",
         "separate_reasoning",
         "skip_special_tokens",
-        "stop",
         "stream",
         "stream_options",
         "stream_reasoning",
@@ -67,10 +65,12 @@ FIELDS = RequestFields(
         "best_of",
         "chat_template_kwargs",
         "input_ids",
+        "logit_bias",  # its keys are checked by the engine (sampling_params.py, verify)
         "logprobs",
         "messages",
         "n",
         "prompt",
+        "stop",
         "stop_token_ids",
         "top_logprobs",
     ),

@@ -197,6 +197,30 @@ def test_a_number_that_no_tensor_holds_is_refused(given: dict[str, object]) -> N
     assert told(top_k=2**31 - 1, seed=-5, temperature=1.5, stream=True) == ""
 
 
+@pytest.mark.fault("a request brings a hundred thousand stop words or biases", area="request", outcome="refused")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"stop": ["a"] * 100_000},
+        {"stop": "a" * 100_000},
+        {"bad_words": ["a"] * 129},
+        {"logit_bias": {str(token): 1.0 for token in range(1025)}},
+    ],
+)
+def test_a_list_that_is_gone_through_at_every_token_is_bounded(given: dict[str, object]) -> None:
+    """One request's list is everybody's delay; ordinary ones pass."""
+    assert f"{next(iter(given))} may have" in told(**given)
+    assert told(stop=["\n", "User:"], logit_bias={"5": -100.0}, bad_words=["x"]) == told(stop="\n") == ""
+
+
+@pytest.mark.fault("a request holds a number that no tensor holds", area="request", outcome="refused")
+@pytest.mark.parametrize("bias", [1e300, -1e300, float("inf"), float("nan"), 10**40])
+def test_a_bias_that_no_tensor_holds_is_refused(bias: float) -> None:
+    """In a tensor of 32 bits it is infinite, and no probabilities can be made of that."""
+    assert "logit_bias may hold" in told(logit_bias={"1": 5.0, "5": bias})
+    assert told(logit_bias={"1": -100, "5": 1000.0}) == ""
+
+
 @dataclass
 class Format:
     """A part of a request that is a model of pydantic's."""

@@ -41,6 +41,10 @@ MAX_LOGPROBS = 20
 MAX_GRAMMAR_LETTERS = 64 * 1024
 MAX_SCHEMA_DEPTH = 64
 MAX_SCHEMA_PARTS = 50_000
+MAX_STOPS = 128
+MAX_STOP_LETTERS = 4096
+MAX_BIASES = 1024
+MAX_BIAS = 10_000.0  # finite in 16 bits; more than any model's logits differ
 ANY_DOMAIN = "*"
 
 _TEMPLATE_ARGUMENTS = (
@@ -151,6 +155,7 @@ class PublicRequestRules:
             or _token_refusal(request, vocabulary)
             or _logprobs_refusal(request)
             or _number_refusal(request)
+            or _list_refusal(request)
             or _grammar_refusal(request)
             or self._media_refusal(request)
         )
@@ -268,6 +273,22 @@ def _number_refusal(request: PublicRequest) -> str | None:
             return f"{name} may be {-limit} to {limit}, not {value}."
         if isinstance(value, float) and not -_MAX_FLOAT <= value <= _MAX_FLOAT:
             return f"{name} has to be a number up to {_MAX_FLOAT:g}, not {value}."
+    return None
+
+
+def _list_refusal(request: PublicRequest) -> str | None:
+    """Lists that an engine goes through at every token, or tokenizes on its event loop; one request's are everybody's delay."""
+    for name in ("stop", "bad_words"):
+        value = getattr(request, name, None)
+        words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if len(words) > MAX_STOPS or any(isinstance(word, str) and len(word) > MAX_STOP_LETTERS for word in words):
+            return f"{name} may have {MAX_STOPS} entries of {MAX_STOP_LETTERS} letters."
+    biases = getattr(request, "logit_bias", None)
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        return f"logit_bias may have {MAX_BIASES} entries, not {len(biases)}."
+    for bias in biases.values() if isinstance(biases, dict) else ():
+        if isinstance(bias, int | float) and not -MAX_BIAS <= bias <= MAX_BIAS:
+            return f"logit_bias may hold {-MAX_BIAS:g} to {MAX_BIAS:g}, not {bias:g}."
     return None
 
 
