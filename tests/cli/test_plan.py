@@ -159,3 +159,21 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, name: str, content: str | No
     assert (shown.returncode, shown.stdout) == (2, "")
     assert said in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("gpu", ["RTX4090", "any", "V100", "A10:8"])
+def test_a_plan_of_an_app_for_modal_names_a_gpu_that_modal_lacks(tmp_path: Path, gpu: str) -> None:
+    """Known from the values alone; for a machine of one's own (no modal.App in the file) it is no warning."""
+    app = tmp_path / "app.py"
+    lines = (
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        f"deployment = Deployment(name='d', model=Model(path='/', served_name='m'), gpu={gpu!r}, gpu_snapshot=False, "
+        "plugins=(StandIn(),))\n"
+    )
+    app.write_text(lines)
+    assert [one["what"] for one in json.loads(run(str(app), "--json").stdout)["warnings"]] == []
+    app.write_text(f"import modal\n{lines}app = modal.App('d')\n")
+    (warning,) = json.loads(run(str(app), "--json").stdout)["warnings"]
+    assert (warning["level"], warning["what"]) == ("error", "Modal")
+    assert repr(gpu) in warning["seen"]
+    assert "Modal" in run(str(app)).stdout

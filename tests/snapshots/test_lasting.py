@@ -187,8 +187,30 @@ def test_an_engines_program_in_a_temporary_folder_is_refused() -> None:
 
 def test_a_capture_names_the_temporary_folder_and_the_exemption() -> None:
     """For whatever no deployment says in advance."""
-    with pytest.raises(SnapshotError, match=r"(?s)/tmp/x/lock, in /tmp\n.*TORPOR_LASTING_FOLDERS"):
+    with pytest.raises(SnapshotError, match=r"(?s)  - /tmp/x/lock\n.*TORPOR_LASTING_FOLDERS"):
         _check_files(OpenFiles(lasting={}, vanishing=("/tmp/x/lock",), io_uring=False))
+
+
+def test_a_capture_says_where_a_path_leads_when_its_name_does_not(tmp_path: Path) -> None:
+    """A link to a temporary folder; the path of a deleted file says by itself what is wrong with it."""
+    (tmp_path / "link").symlink_to("/var/tmp")
+    lost, gone = str(tmp_path / "link" / "lock"), "/tmp/x/lock (deleted)"
+    with pytest.raises(SnapshotError) as refused:
+        _check_files(OpenFiles(lasting={}, vanishing=(lost, gone), io_uring=False))
+    assert f"  - {gone}\n" in str(refused.value)
+    assert f"  - {lost}" in str(refused.value)
+
+
+@pytest.mark.fault("the cache root given to LocalServer lies in a temporary folder", area="capture", outcome="refused")
+def test_a_cache_root_given_in_the_program_is_looked_at_in_place_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused though the variable's folder lasts, and taken though the variable's folder does not."""
+    made, given, lasts = deployment(Caches()), Path("/tmp/given"), Path(LASTS) / "given"
+    with pytest.raises(SnapshotError, match=r"\(root\) \(KERNELS .*\) is /tmp/given, in /tmp, which .*give a folder"):
+        check_lasting(made, relocate(Lifecycle(made).recipe(), given, made.name), given)
+    monkeypatch.setenv("TORPOR_CACHE", "/tmp/torpor")
+    check_lasting(made, relocate(Lifecycle(made).recipe(), lasts, made.name), lasts)
 
 
 # --- the target -------------------------------------------------------------------------------------------------------

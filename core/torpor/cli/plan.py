@@ -15,6 +15,7 @@ from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
+from torpor.findings import Finding
 from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
@@ -25,7 +26,6 @@ from torpor.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
-    from torpor.findings import Finding
     from torpor.recipe import Recipe
 
 __all__ = ["plan_of", "show_plan"]
@@ -70,8 +70,13 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
 
 
 def _places(deployment: Deployment) -> list[Finding]:
-    """What a snapshot on this machine would be refused for; nothing for an app that is meant for Modal."""
-    if not deployment.snapshot or "modal" in sys.modules:
+    """What would be refused where the app is meant to run: by Modal, or by a snapshot on this machine."""
+    if "modal" in sys.modules:
+        from torpor.platforms.modal_checks import gpu_refusal  # noqa: PLC0415 - for Modal only
+
+        refusal = gpu_refusal(deployment)
+        return [Finding(level="error", what="Modal", seen=refusal)] if refusal else []
+    if not deployment.snapshot:
         return []
     from torpor.platforms.local import cache_root, relocate  # noqa: PLC0415 - not for Modal
     from torpor.snapshots.lasting import place_findings  # noqa: PLC0415

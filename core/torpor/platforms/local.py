@@ -112,7 +112,7 @@ class LocalServer:
         if not self.backend.process_stays:
             from torpor.snapshots.lasting import check_lasting  # noqa: PLC0415 - only where a snapshot is written
 
-            check_lasting(deployment, self.recipe)
+            check_lasting(deployment, self.recipe, self.root)
         if reasons := self.backend.available(deployment):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")

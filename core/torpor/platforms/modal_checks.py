@@ -11,7 +11,7 @@ from torpor.plugin_checks import command_asks, tell_warnings
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
 
-__all__ = ["check_for_modal"]
+__all__ = ["check_for_modal", "gpu_refusal"]
 
 _MOST_GPUS = {"A10": 4, "A10G": 4}
 _MOST = 8
@@ -28,14 +28,19 @@ def check_for_modal(deployment: Deployment) -> None:
     """
     if command_asks():
         return
+    if refusal := gpu_refusal(deployment):
+        raise ConfigurationError(refusal)
+    tell_warnings(deployment)
+
+
+def gpu_refusal(deployment: Deployment) -> str:
+    """Why Modal cannot give the deployment its GPUs; empty where it can."""
     name = gpu_model(deployment.gpu).upper()
     if name and name not in MODAL:
-        raise ConfigurationError(
+        return (
             f"Deployment.gpu is {deployment.gpu!r}, which Modal does not have; it has {', '.join(MODAL)}. Name one of them, or run "
             "the app on a machine of your own (`torpor up`)."
         )
     if deployment.gpu_count > _MOST_GPUS.get(name, _MOST):
-        raise ConfigurationError(
-            f"Deployment.gpu is {deployment.gpu!r}; Modal gives a container at most {_MOST_GPUS.get(name, _MOST)} of {name}."
-        )
-    tell_warnings(deployment)
+        return f"Deployment.gpu is {deployment.gpu!r}; Modal gives a container at most {_MOST_GPUS.get(name, _MOST)} of {name}."
+    return ""

@@ -122,19 +122,20 @@ def why_temporary(path: Path) -> str:
     return f"in {folder}, which is emptied at a boot or by a timer, so it may be gone when the snapshot is restored"
 
 
-def place_findings(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
+def place_findings(deployment: Deployment, recipe: Recipe, root: Path | None = None) -> tuple[Finding, ...]:
     """What a deployment needs in places that do not last.
 
     Args:
         deployment: what is to be snapshotted on this machine.
         recipe: as the local platform relocated it.
+        root: the cache root that it was relocated to; `cache_root()` by default.
 
     Returns:
         An error for what a capture would refuse, a warning for what stands in its way only when the place was emptied.
     """
     kept, exempted = kept_folders(deployment, recipe), exempted_folders()
     found: dict[Path, Finding] = {}
-    for place in _places(deployment, recipe):
+    for place in _places(deployment, recipe, root):
         folder = temporary_folder_of(place.path)
         if folder is None and not _lies_in_memory(place.path):
             continue
@@ -156,17 +157,18 @@ def place_findings(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...
     return tuple(found.values())
 
 
-def check_lasting(deployment: Deployment, recipe: Recipe) -> None:
+def check_lasting(deployment: Deployment, recipe: Recipe, root: Path | None = None) -> None:
     """Refuse a start whose capture would be refused for files in a temporary folder.
 
     Args:
         deployment: what is to be snapshotted on this machine.
         recipe: as the local platform relocated it.
+        root: the cache root that it was relocated to; `cache_root()` by default.
 
     Raises:
         SnapshotError: there is such a folder; each is named with the reason and the cure.
     """
-    if errors := [one for one in place_findings(deployment, recipe) if one.level == "error"]:
+    if errors := [one for one in place_findings(deployment, recipe, root) if one.level == "error"]:
         listed = "\n".join(f"  - {one.seen}: {one.cure}" for one in errors)
         raise SnapshotError(
             f"No snapshot of {deployment.name!r} could be taken, so nothing was started: its engine needs files that do not "
@@ -174,14 +176,17 @@ def check_lasting(deployment: Deployment, recipe: Recipe) -> None:
         )
 
 
-def _places(deployment: Deployment, recipe: Recipe) -> Iterator[_Place]:
+def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Iterator[_Place]:
     """Whatever the engine will have open, as far as the deployment says it."""
     from torpor.snapshots.places import CACHE_VARIABLE, cache_root  # noqa: PLC0415 - as late as all of this
 
-    root = cache_root()
-    move = f"set {CACHE_VARIABLE} to a folder that lasts"
-    source = CACHE_VARIABLE if os.environ.get(CACHE_VARIABLE) else "the cache root"
-    for name, path in _named_paths(deployment, recipe):
+    root = (given or cache_root()).absolute()
+    if root == cache_root():
+        source = CACHE_VARIABLE if os.environ.get(CACHE_VARIABLE) else "the cache root"
+        move = f"set {CACHE_VARIABLE} to a folder that lasts"
+    else:
+        source, move = "the cache root that was given (root)", "give a folder that lasts"
+    for name, path in _named_paths(deployment, recipe, root):
         if path.is_relative_to(root):
             yield _Place(f"{source} ({name} lies in it)", root, refused=True, cure=move)
         else:
@@ -205,17 +210,15 @@ def _places(deployment: Deployment, recipe: Recipe) -> Iterator[_Place]:
         yield _Place(name, folder, refused=False, cure="move that folder")
 
 
-def _named_paths(deployment: Deployment, recipe: Recipe) -> Iterator[tuple[str, Path]]:
+def _named_paths(deployment: Deployment, recipe: Recipe, root: Path) -> Iterator[tuple[str, Path]]:
     """Paths in the engine's environment, its program, and what of its command line lies under the cache root."""
-    from torpor.snapshots.places import cache_root  # noqa: PLC0415
-
     for name, value in recipe.env.items():
         if name not in _CODE_VARIABLES:
             yield from ((f"{name} of the engine's environment", Path(path)) for path in _PATH.findall(value))
     argv = deployment.engine.engine_argv(deployment, recipe)
     for at, word in enumerate(argv):
         for path in map(Path, _PATH.findall(word)):
-            if at == 0 or path.is_relative_to(cache_root()):
+            if at == 0 or path.is_relative_to(root):
                 yield ("the engine's program" if at == 0 else f"{word} of the engine's command line"), path
 
 

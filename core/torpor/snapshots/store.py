@@ -364,10 +364,9 @@ def _checked_files(boot: Boot, sandbox: Sandbox) -> OpenFiles:
 
 def _check_files(opened: OpenFiles) -> None:
     if opened.vanishing:
-        from torpor.snapshots.lasting import LASTING_VARIABLE, temporary_folder_of  # noqa: PLC0415
+        from torpor.snapshots.lasting import LASTING_VARIABLE  # noqa: PLC0415
 
-        found = [(name, temporary_folder_of(Path(name))) for name in opened.vanishing[:_SHOWN]]
-        listed = "\n".join(f"  - {name}" + (f", in {folder}" if folder else "") for name, folder in found)
+        listed = "\n".join(f"  - {_why_vanishing(name)}" for name in opened.vanishing[:_SHOWN])
         raise SnapshotError(
             f"The engine has files open that may be gone when it is restored:\n{listed}\n"
             "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot. A folder "
@@ -378,6 +377,15 @@ def _check_files(opened: OpenFiles) -> None:
             "A process of the engine has an io_uring, which CRIU cannot dump. Rootless its libraries can only be asked not to "
             "(UV_USE_IO_URING=0 and USE_LIBUV=0 are set; uvloop 0.23 ignores the first): use `--mode root`, where it is denied."
         )
+
+
+def _why_vanishing(name: str) -> str:
+    """A file that may be gone and why, unless its name says so: it lies in the temporary folder, or it is deleted."""
+    from torpor.snapshots.checks import DELETED  # noqa: PLC0415
+    from torpor.snapshots.lasting import temporary_folder_of  # noqa: PLC0415
+
+    folder = None if name.endswith(DELETED) else temporary_folder_of(Path(name))
+    return name if folder is None or Path(name).is_relative_to(folder) else f"{name}, in {folder} by a link"
 
 
 def _check_room(parent: Path, needed: int) -> None:
