@@ -102,6 +102,20 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: a_deployment(plugins=(StandIn(), OtherEngine())),
         r"has 2 engines \(standin, otherengine\); exactly one plugin may implement launch. Remove the others",
     ),
+    "model's name that reads as a flag": (
+        lambda: Model(path="/m", served_name="--trust-remote-code"),
+        r"served_name is '--trust-remote-code'; .* for a flag. Write 'trust-remote-code'",
+    ),
+    "path that reads as a flag": (lambda: Model(path="-m"), r"Model.path is '-m'; .* for a flag. Write './-m'"),
+    "folder whose name reads as a flag": (lambda: Model(path="/models/-m"), r"Model.served_name is '-m'"),
+    "repository that reads as a flag": (lambda: Model(repo_id="-a/b", revision=REVISION), r"repo_id is '-a/b'"),
+    "folder without a name": (lambda: Model(path="//"), r"Model.path is '//', which has no last part.*served_name"),
+    "model's name that is no text": (
+        lambda: Model(path="/m", served_name="m\ud800"),
+        r"served_name is 'm\\ud800'; .* no request can carry",
+    ),
+    "folder whose name is no text": (lambda: Model(path="/m\udcff"), r"Model.served_name is 'm\\udcff'"),
+    "region that is no text": (lambda: a_deployment(region="\udcff"), r"Deployment.region is '\\udcff'"),
     "no model": (Model, r"either repo_id .* or path"),
     "two models": (lambda: Model(repo_id="a/b", revision=REVISION, path="/m"), r"either repo_id .* or path"),
     "repository without an owner": (

@@ -52,8 +52,10 @@ def checked_host(name: str, value: object) -> str:
         return LOOPBACK
     if isinstance(text, str) and (found := _packed(text)) is not None:
         return socket.inet_ntop(*found)
+    from torpor.field_types import shown  # noqa: PLC0415 - for the message alone
+
     raise ConfigurationError(
-        f"{name} is {value!r}; it has to be an address of this machine to listen on, as a number: {LOOPBACK} or {_LOOPBACK_6} "
+        f"{name} is {shown(value)}; it has to be an address of this machine to listen on, as a number: {LOOPBACK} or {_LOOPBACK_6} "
         f"for this machine alone, {EVERYWHERE} or {_EVERYWHERE_6} for everybody, or one address of a network card."
     )
 

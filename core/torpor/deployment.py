@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
+_REPO_ID = re.compile(r"(?!-|\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
 _LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
@@ -74,6 +74,14 @@ class Model:
             raise ConfigurationError("Model.revision goes with repo_id; a local path has none.")
         if not self.served_name:
             object.__setattr__(self, "served_name", self.repo_id or (self.path or "").rstrip("/").rsplit("/", 1)[-1])
+            if not self.served_name:
+                raise ConfigurationError(
+                    f"Model.path is {shown(self.path)}, which has no last part to be the model's name: give Model.served_name, "
+                    "the name that clients send."
+                )
+        _no_flag("Model.path", self.path, f"./{self.path}")
+        _no_flag("Model.served_name", self.served_name, self.served_name.lstrip("-") or "a name")
+        _utf_8("Model.served_name", self.served_name)
 
     @property
     def source(self) -> str:
@@ -191,6 +199,7 @@ class Deployment:
         if self.gpu is not None:
             check_gpu_name(self.gpu, unlisted=self.unlisted_gpu)
         _one_line("Deployment.region", self.region)
+        _utf_8("Deployment.region", self.region)
         if self.region is not None and not self.region.strip():
             raise ConfigurationError(
                 f"Deployment.region is {shown(self.region)}; name one, e.g. 'us-east', or leave it out."
@@ -228,7 +237,9 @@ class Deployment:
         from torpor.platforms.modal_options import ModalOptions  # noqa: PLC0415 - for those who have such options
 
         if not isinstance(self.modal, ModalOptions):
-            raise ConfigurationError(f"Deployment.modal is {self.modal!r}; it has to be ModalOptions(...), or None.")
+            raise ConfigurationError(
+                f"Deployment.modal is {shown(self.modal)}; it has to be ModalOptions(...), or None."
+            )
         self.modal.check_secrets(snapshot=self.snapshot, secrets_in_snapshot=self.secrets_in_snapshot)
 
     def _check_plugins(self) -> None:
@@ -324,6 +335,24 @@ def _changes(value: object) -> bool:
 def _one_line(name: str, value: str | None) -> None:
     if value is not None and _LINE_BREAK.search(value):
         raise ConfigurationError(f"{name} is {shown(value)}; it has to be one line, without NUL.")
+
+
+def _no_flag(name: str, value: str | None, better: str) -> None:
+    if value is not None and value.startswith("-"):
+        raise ConfigurationError(
+            f"{name} is {shown(value)}; an engine's command line takes what begins with '-' for a flag. Write {shown(better)}."
+        )
+
+
+def _utf_8(name: str, value: str | None) -> None:
+    """Text for others has to be such; a path need not be, as Linux takes any bytes."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} is {shown(value)}; it holds half of a surrogate pair or a byte that is no UTF-8, which no request can carry. "
+            "Give a name in UTF-8."
+        ) from error
 
 
 def _between(name: str, value: int, lowest: int, highest: int, unit: str) -> None:

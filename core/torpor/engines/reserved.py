@@ -72,6 +72,11 @@ class Reservations:
             ConfigurationError: names the argument, the reason and what to use instead.
         """
         engine, refused = self.table.engine, dict(self._refusals())
+        if argv and not argv[0].startswith("-"):
+            raise ConfigurationError(
+                f"Engine argument {argv[0]!r} stands before any flag, and the engine {engine} {version} is given nothing but flags "
+                "and their values; write --name first."
+            )
         for argument in argv:
             if argument == "--" or re.match(r"-[A-Za-z]", argument):
                 raise ConfigurationError(
