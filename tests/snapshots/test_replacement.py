@@ -17,8 +17,11 @@ import pytest
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
 from torpor import EngineError, SnapshotError, TorporError
+from torpor.apps import load_deployment
 from torpor.captured_secrets import secret_names
-from torpor.platforms.local import CriuBackend, create_snapshot, remove_snapshot
+from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot, remove_snapshot
+from torpor.platforms.local_start import start_here
+from torpor.snapshots.backend import NoSnapshot
 from torpor.snapshots.criu import PREFIX_VARIABLE
 from torpor.snapshots.failures import BAD_AFTER, note_failure, read_failures
 from torpor.snapshots.manifest import FAILURES, MANIFEST
@@ -154,6 +157,51 @@ def test_a_replica_whose_wake_fails_twice_starts_cold_and_serves(
     assert noted.in_a_row == 1
     assert "Error" in noted.last
     assert len(engines_on(server.port)) == 3  # one tree: server, scheduler, second child
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the trial replica of a new snapshot does not wake", area="wake", outcome="restarted")
+def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None:
+    """A snapshot of before stays as it is, marked bad; it is not what a later restart comes from."""
+    server = Server(tmp_path, fault=Fault.REFUSE_WAKE)
+    for _ in range(BAD_AFTER):
+        note_failure(server.folder, EngineError("it did not wake"))
+    made_at = inspect(server.folder).created_at
+    started = start_here(
+        load_deployment(str(server.app)),
+        app_file=server.app,
+        snapshot=server.folder,
+        backend=NoSnapshot(),
+        on_event=server.events.append,
+    )
+    assert isinstance(started, LocalServer)
+    try:
+        assert server.told() == ["wake_failed", "replica_restarted"]
+        assert "trial replica" in server.events[0].error
+        assert (server.events[1].boot, server.events[1].reason) == ("cold", "wake failed")
+        assert chat(server.port)
+        engine = started.boot.running_engine
+        os.kill(engine.pid, signal.SIGKILL)
+        assert engine.wait(5.0) is not None
+        started.start_again()
+        assert started.boot.kind == "cold"
+        assert chat(server.port)
+        assert inspect(server.folder).created_at == made_at
+    finally:
+        started.stop()
+    assert engines_on(server.port) == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the trial replica does not wake, and no cold start is wanted", area="wake", outcome="refused")
+def test_without_the_option_a_new_snapshot_that_does_not_wake_is_an_error(tmp_path: Path) -> None:
+    """`cold_start_on_failed_wake=False`: nothing serves, nothing is left."""
+    server = Server(tmp_path, fault=Fault.REFUSE_WAKE, options="cold_start_on_failed_wake=False")
+    remove_snapshot(server.folder)
+    deployment = load_deployment(str(server.app))
+    with pytest.raises(SnapshotError, match="trial replica"):
+        start_here(deployment, app_file=server.app, snapshot=server.folder, backend=NoSnapshot())
+    assert engines_on(server.port) == []
 
 
 @pytest.mark.fault("every wake fails and no cold start is wanted", area="wake", outcome="refused")

@@ -121,6 +121,7 @@ class LocalServer:
         self._cold_on_failed_wake = cold_on_failed_wake and deployment.cold_start_on_failed_wake
         self._tell = on_event or ReplicaEvent.log
         self._back_off = BackOff(deployment.max_restarts)
+        self._has_snapshot = not self.backend.process_stays  # of this engine; another one may lie in the folder
         self.boot = Boot(deployment, recipe=self.recipe, report=report)
         self.boot.logs = logs_folder(deployment.name, root=self.root)
 
@@ -149,10 +150,26 @@ class LocalServer:
             self.cold_start()
             if self.backend.name == "none":
                 self.boot.serve()
-            else:
-                self.backend.capture(self.boot)
+            elif self._captured():
                 self._woken_or_cold()
         self._back_off.serves()
+
+    def _captured(self) -> bool:
+        """Whether the new engine was put to sleep; where a trial of its snapshot did not wake it was started cold, and serves."""
+        from torpor.snapshots.proof import TrialWakeError  # noqa: PLC0415 - only where something is kept
+
+        began = time.perf_counter()
+        try:
+            self.backend.capture(self.boot)
+        except TrialWakeError as error:
+            if not self._cold_on_failed_wake:
+                raise
+            self._has_snapshot = False
+            self._tell_failure("wake_failed", error)
+            self._renew(WAKE_FAILED)
+            self._cold_instead(began)
+            return False
+        return True
 
     def sleep(self, *, woken_by: str = "") -> None:
         """Put the serving engine to sleep.
@@ -162,6 +179,7 @@ class LocalServer:
         """
         self.boot.woken_by = woken_by
         self.backend.capture(self.boot)
+        self._has_snapshot = not self.backend.process_stays
 
     def wake(self) -> None:
         """Wake the sleeping engine; it serves when this returns.
@@ -224,7 +242,7 @@ class LocalServer:
 
     def _restarted(self, reason: str) -> None:
         self._renew(reason)
-        if not self.backend.process_stays:
+        if self._has_snapshot:
             try:
                 self.backend.restore(self.boot)
             except TorporError as error:
@@ -236,7 +254,7 @@ class LocalServer:
         self.boot.serve()
 
     def _woken_or_cold(self) -> None:
-        attempts = 1 if self.backend.process_stays else 2  # what failed in its own process has ended
+        attempts = 2 if self._has_snapshot else 1  # what failed in its own process has ended
         for attempt in range(1, attempts + 1):
             began = time.perf_counter()
             try:
@@ -248,6 +266,10 @@ class LocalServer:
                 self._renew(WAKE_FAILED if attempt == attempts else "")
             else:
                 return
+        self._cold_instead(began)
+
+    def _cold_instead(self, began: float) -> None:
+        """Start cold after a wake that failed."""
         self._back_off.note_restart()
         self.boot.restarts = self._back_off.restarts
         self.cold_start()

@@ -62,7 +62,7 @@ def start_here(
 
     With a snapshot: restore it where it fits. A restore that fails is tried once more, a wake that fails is tried once more by
     itself. Where there is none, where it does not fit or is marked bad, and where it failed twice: start cold, and make the
-    snapshot anew.
+    snapshot anew; where a trial of the new one does not wake, either, start cold once more and serve without a snapshot.
 
     Args:
         deployment: what to serve.

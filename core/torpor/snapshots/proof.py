@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox import Sandbox
     from torpor.snapshots.store import Identity
 
-__all__ = ["Life", "life_of", "prove"]
+__all__ = ["Life", "TrialWakeError", "life_of", "prove"]
+
+
+class TrialWakeError(SnapshotError):
+    """The trial replica of a new snapshot was restored, and did not wake."""
 
 
 class Life(NamedTuple):
@@ -78,7 +82,8 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
             replica.sandbox.kill()
             release_work_folder(replica.work)
     except TorporError as error:
-        raise SnapshotError(
+        kind = TrialWakeError if step == "woken" else SnapshotError
+        raise kind(
             f"The new snapshot is no good: a trial replica of it could not be {step}. {error}\nIt was not put in place, and a "
             "snapshot that was there before is still there. `--no-prove` keeps a snapshot without a trial."
         ) from error
