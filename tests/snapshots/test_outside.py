@@ -16,6 +16,7 @@ import pytest
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
 from torpor.apps import load_deployment
+from torpor.platforms.local import check_before_start
 from torpor.snapshots import outside
 from torpor.snapshots.outside import Noted, code_of, difference, model_files, noted, plugin_files
 from torpor.snapshots.store import changed_files, outside_files
@@ -239,6 +240,8 @@ def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch:
         small.setattr(outside, "_MOST_MODEL_ENTRIES", 5)
         with pytest.raises(SnapshotError, match=rf"{tmp_path} holds more than 5 files and folders.*Model\.path"):
             list(model_files(deployment, recipe))
+        with pytest.raises(SnapshotError, match="holds more than 5 files and folders"):
+            check_before_start(deployment, tmp_path / "kept")
     with monkeypatch.context() as small:
         small.setattr(outside, "_MODEL_TIMEOUT_S", -1.0)
         with pytest.raises(SnapshotError, match=rf"{tmp_path} was not looked through in -1 s.*Model\.path"):

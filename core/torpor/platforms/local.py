@@ -117,6 +117,8 @@ class LocalServer:
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         check_gpu(deployment)
+        if not self.backend.process_stays:
+            _check_model_folder(deployment, self.recipe)
         self._on_step = on_step
         self._cold_on_failed_wake = cold_on_failed_wake and deployment.cold_start_on_failed_wake
         self._tell = on_event or ReplicaEvent.log
@@ -449,7 +451,8 @@ def check_before_start(deployment: Deployment, folder: Path) -> None:
         folder: where the snapshot is to go.
 
     Raises:
-        SnapshotError: the target does not do, or the engine needs files in a folder that does not last.
+        SnapshotError: the target does not do, the engine needs files in a folder that does not last, or the model's folder holds
+            more than a model.
     """
     from torpor.snapshots.lasting import check_lasting  # noqa: PLC0415 - only where a snapshot is written
     from torpor.snapshots.store import check_target  # noqa: PLC0415
@@ -457,7 +460,17 @@ def check_before_start(deployment: Deployment, folder: Path) -> None:
 
     check_target(folder)
     check_writable(folder)
-    check_lasting(deployment, relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name))
+    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    check_lasting(deployment, recipe)
+    _check_model_folder(deployment, recipe)
+
+
+def _check_model_folder(deployment: Deployment, recipe: Recipe) -> None:
+    """Refuse a folder of anything before a start, not after it."""
+    from torpor.snapshots.outside import model_files  # noqa: PLC0415 - only where a snapshot is written
+
+    for _ in model_files(deployment, recipe):
+        pass
 
 
 @contextlib.contextmanager
