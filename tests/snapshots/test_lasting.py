@@ -216,6 +216,14 @@ def test_a_cache_root_given_in_the_program_is_looked_at_in_place_of_the_variable
 # --- the target -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("the path of a snapshot is longer than Linux takes", area="capture", outcome="refused")
+def test_a_path_that_is_too_long_as_a_whole_is_refused_before_the_start(tmp_path: Path) -> None:
+    """Though each name in it is short; the message does not hold all of it."""
+    with pytest.raises(SnapshotError, match=r"the path /.*\.\.\. has \d+ bytes, and 3584 are allowed") as refused:
+        check_before_start(deployment(), tmp_path / "/".join("x" * 3000))
+    assert len(str(refused.value)) < 300
+
+
 def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
     """Beside the target, whose parents need not exist."""
     check_writable(tmp_path / "a" / "b" / "kept")

@@ -20,7 +20,10 @@ _LEAST_BYTES = 64 << 20
 """No engine's snapshot is smaller."""
 
 _PAGE = 4096
+_SHOWN = 60
 _OTHERS = 0o077
+_LONGEST_PATH = 4096 - 512
+"""The longest path of a snapshot, bytes: Linux takes 4095, and this leaves room for the files in it."""
 
 
 def check_writable(folder: Path) -> None:
@@ -36,6 +39,11 @@ def check_writable(folder: Path) -> None:
         SnapshotError: the disk refuses, gives other users access, or has too little room; the message says which.
     """
     folder = Path(os.path.realpath(folder))
+    if (length := len(os.fsencode(folder))) > _LONGEST_PATH:
+        raise SnapshotError(
+            f"The snapshot cannot be put there: the path {str(folder)[:_SHOWN]}... has {length} bytes, and {_LONGEST_PATH} are "
+            "allowed. Choose another folder."
+        )
     parent = next(one for one in folder.parents if os.path.lexists(one))
     with _told(folder, parent), _trial_folder(parent) as trial:
         facts = trial.stat()
