@@ -278,6 +278,27 @@ def test_a_folder_that_is_not_ours_is_not_touched(debian: Mirror, tmp_path: Path
     assert (prefix / "precious").exists()
 
 
+@pytest.mark.fault("somebody keeps files of their own in CRIU's prefix", area="CRIU prefix", outcome="refused")
+def test_a_prefix_into_which_somebody_put_files_is_not_touched(debian: Mirror, tmp_path: Path) -> None:
+    """Neither replaced nor removed with them; what is kept about CRIU there is ours."""
+    prefix = tmp_path / "criu"
+    install(prefix, mirror=debian.root, lock=debian.lock)
+    for name in (
+        "kernel-0123456789abcdef",
+        "works-root-0123456789abcdef.json",
+        ".works-root-0123456789abcdef.json.4711",
+    ):
+        (prefix / name).touch()
+    install(prefix, mirror=debian.root, lock=debian.lock, again=True)
+    (prefix / "precious").touch()
+    with pytest.raises(SnapshotError, match="did not make"):
+        install(prefix, mirror=debian.root, lock=debian.lock, again=True)
+    with pytest.raises(SnapshotError, match="did not make"):
+        remove(prefix)
+    assert (prefix / "precious").exists()
+    assert find(prefix)
+
+
 def test_a_prefix_can_be_removed(debian: Mirror, tmp_path: Path) -> None:
     """And says whether there was one."""
     prefix = tmp_path / "criu"

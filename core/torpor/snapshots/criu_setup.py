@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["install", "prefix_of", "remove"]
 
 _MARKER = "torpor-criu.json"
+_OWN_NAMES = re.compile(r"root|bin|debs|apt|torpor-criu\.json|\.?(kernel|works|trial)-[0-9a-z_.-]+")
+"""Of what lies in a prefix: the setup's own, and what is kept there about CRIU on this machine."""
 _WRAPPER = """#!/bin/sh
 # CRIU through its own loader and libraries, wherever this folder lies.
 root=$(dirname "$(readlink -f "$0")")/../root
@@ -149,7 +151,13 @@ def _shared(folder: Path) -> str | None:
 
 def _check_ours(prefix: Path) -> None:
     """Refuse to replace a folder that somebody else filled."""
-    if prefix.exists() and not (prefix / _MARKER).exists() and any(prefix.iterdir()):
+    if not prefix.exists():
+        return
+    if not (prefix / _MARKER).exists():
+        others = any(prefix.iterdir())
+    else:
+        others = any(not _OWN_NAMES.fullmatch(path.name) for path in prefix.iterdir())
+    if others:
         raise SnapshotError(
             f"{prefix} holds files that this setup did not make; name another folder ({PREFIX_VARIABLE})."
         )

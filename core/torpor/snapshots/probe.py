@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -95,10 +96,10 @@ def available(mode: Mode, *, cache: Path, prefix: Path | None = None, fresh: boo
     reasons = _reasons(mode, cache, prefix)
     if not reasons:
         unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
-        unfinished.write_text(
-            json.dumps({"seconds": round(time.perf_counter() - started, 3), "at": time.time()}) + "\n"
-        )
-        unfinished.rename(kept)
+        text = json.dumps({"seconds": round(time.perf_counter() - started, 3), "at": time.time()}) + "\n"
+        with contextlib.suppress(OSError):  # a disk that is full by now: it is tried again next time
+            unfinished.write_text(text)
+            unfinished.rename(kept)
     return reasons
 
 
