@@ -369,6 +369,27 @@ def test_a_replica_is_restored_from_the_snapshot_that_is_there_now(tmp_path: Pat
     assert chat(server.port) == answer
 
 
+@pytest.mark.slow
+@pytest.mark.fault("a snapshot of another deployment takes the folder's place", area="engine", outcome="restarted")
+def test_a_replica_whose_snapshot_is_of_another_deployment_now_is_started_cold_as_itself(
+    tmp_path: Path, stopped: list[Server]
+) -> None:
+    """Nothing of the other one is taken over, not even its name."""
+    server = Server(tmp_path)
+    stopped.append(server)
+    server.replicas.start()
+    answer = chat(server.port)
+    other = write_app(tmp_path / "other", port=server.port)
+    other.write_text(other.read_text().replace('name="kept"', 'name="other"'))
+    create_snapshot(other, server.folder, mode=MODES[-1], prove=False)
+    server.kill()
+    assert wait_for(lambda: "replica_restarted" in server.told(), 10.0), server.events
+    _, failed, again = server.events
+    assert "deployment was other" in failed.error
+    assert (again.boot, again.replica) == ("cold", "kept-2")
+    assert chat(server.port) == answer
+
+
 @pytest.mark.fault("an engine ends again and again", area="engine", outcome="refused")
 def test_a_replica_that_ends_again_and_again_is_given_up_and_comes_back_by_hand(
     tmp_path: Path, stopped: list[Server]

@@ -619,9 +619,11 @@ class Replicas:
         mark = checked(self.folder)
         manifest, identity = restored_identity(self.folder)
         differences = different_deployment(manifest.deployment, deployment_facts(*self._deployment()))
+        if differences:
+            raise misfit(self.folder, differences)  # of another deployment: nothing of it is taken over
         self._mark, self.manifest, self._identity = mark, manifest, identity
         criu = self._verified_criu(1)
-        if reasons := [*differences, *changed_files(self.folder, full=self._full)]:
+        if reasons := changed_files(self.folder, full=self._full):
             raise misfit(self.folder, reasons)
         self._hold.take(self.folder)
         replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
