@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor.cli import console as consoles
 from torpor.cli.console import PlainConsole
 from torpor.cli.layout import Layout
+from torpor.cli.snapshot import run_inspect
 from torpor.cli.terminal import say, wrapped
 from torpor.cli.up import Progress
 from torpor.plain_text import one_line, plain
@@ -117,6 +119,25 @@ def test_lines_stay_lines_and_names_stay_on_one_line(capsys: pytest.CaptureFixtu
     assert one_line("a\n\tb") == "a\\n\\tb"
     say("done\x1b[2K")
     assert capsys.readouterr().err == "done\\x1b[2K\n"
+
+
+@pytest.mark.fault(
+    "a canary and the names of processes hold markup and control characters", area="terminal", outcome="held"
+)
+def test_a_snapshot_is_shown_whatever_its_texts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`inspect` of a model that says `[/INST]`, and of a process that calls itself by two lines."""
+    bad = "[/INST][bold]\x1b[31m\u202e\nsize 0 MB"
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = small_snapshot(tmp_path / "[b]kept", text=bad)
+    rewrite(folder, {**content_of(folder), "processes": [f"1000 {bad}"]})
+    with pytest.raises(SystemExit):  # it fits no machine
+        run_inspect(folder, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count("[/INST][bold]\\x1b[31m\\u202e\\nsize 0 MB") == 2
+    assert not set(shown) & set("\x1b\u202e")
+    assert f"snapshot {folder}" in shown
 
 
 def test_commands_print_in_one_place() -> None:

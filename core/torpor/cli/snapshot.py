@@ -171,7 +171,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
         "GPUs": "\n".join(f"{gpu.uuid} {gpu}" for gpu in machine.gpus) or "none",
         "sandbox": f"{manifest.mode}, scratch {manifest.scratch}, tcp {manifest.tcp}",
         "size": f"{total / 1e6:.0f} MB in {len(manifest.files)} files (a copy maps {manifest.mapped_bytes / 1e6:.0f} MB of memory)",
-        "processes": "\n".join(manifest.processes),
+        "processes": "\n".join(map(one_line, manifest.processes)),
         **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
         "canary": repr(manifest.canary_text[:_CANARY_SHOWN]) + " ..." * (len(manifest.canary_text) > _CANARY_SHOWN),
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
