@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Lifecycle, Model, Recipe
+from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Recipe
 from torpor.testing import EngineContract
 from typing_extensions import override
 
@@ -125,12 +125,13 @@ def test_llama_cpps_own_listener_is_shut(server: tuple[Engine, httpx.Client]) ->
         assert httpx.get(found[1] + path, trust_env=False).status_code == 401
 
 
-def test_a_model_that_is_no_gguf_is_a_configuration_error() -> None:
-    """The message says what to write."""
+def test_a_model_that_is_no_gguf_is_found_before_any_start() -> None:
+    """The check of the plugin says what to write."""
     deployment = Deployment(name="hub", model=Model(repo_id="a/b", revision="0" * 40), plugins=(LlamaCpp(),))
-    lifecycle = Lifecycle(deployment)
-    with pytest.raises(ConfigurationError, match=r"the model is 'a/b': write Model\(path='/models/chat.gguf'\)"):
-        lifecycle.launch(lifecycle.recipe())
+    (finding,) = deployment.engine.check(deployment)
+    assert finding.level == "error"
+    assert "the model is 'a/b'" in finding.seen
+    assert finding.cure == "write Model(path='/models/chat.gguf')"
 
 
 def test_a_wrong_option_is_a_configuration_error() -> None:
