@@ -43,8 +43,9 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT, though a shell that starts the tests in the background has it ignored; what they start inherits that."""
+    """Hear SIGINT and SIGQUIT, though a shell that starts the tests in the background ignores them: children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ __all__ = ["load_deployment"]
 
 _GIVE = "Give the path of a Python file, e.g. apps/tiny_cpu.py."
 _SLOW_S = 10.0
-_STDOUT, _STDERR, _FIRST_FREE = 1, 2, 10
+_STDOUT, _STDERR, _FIRST_FREE = 1, 2, 3
 _MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)' \((?!most likely)")
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 

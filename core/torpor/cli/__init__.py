@@ -30,9 +30,9 @@ _INTERRUPTED = 130  # 128 and the number of SIGINT, as a shell says
 
 def main() -> None:
     """Run the command; Torpor's own errors become one paragraph on standard error and their exit code."""
-    guard_streams()
     note_ctrl_c()
     try:
+        guard_streams()
         _run()
         flush_results()
     except KeyboardInterrupt:

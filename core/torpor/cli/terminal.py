@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-_FIRST_FREE = 10
+_FIRST_FREE = 3
 _WIDEST = 1 << 14
 _USUAL = 80
 _CLEAR = "\r\x1b[2K"
