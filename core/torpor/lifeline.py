@@ -44,6 +44,8 @@ _KILL_S = 30.0
 _PAUSE_S = 0.05
 _QUIET_SCANS = 4
 """Scans in a row without a find: a tree that was being started when the framework ended is in the table by then."""
+_QUIET_SCANS_UNTOLD = 40
+"""As many where nobody said who leads the tree: the framework ended in the middle of the start, on a busy machine perhaps."""
 _SILENCE_S = 2.0
 """Seconds after the framework's end in which the second watcher hears nothing of the first, before it takes over."""
 _LOOKS_S = (0.05, 5.0)
@@ -93,6 +95,7 @@ class Lifeline:
         self._words: IO[bytes]
         self._heard: IO[bytes]
         self._said = b""
+        self._told = False
         self._pid = 0
         argv = [sys.executable, "-I", "-S", __file__, f"{variable}={value}", f"{gentle_s:g}"]
         for _ in range(_BEGIN_ATTEMPTS):  # a supervisor may kill the starter, which is a child of this process
@@ -108,6 +111,7 @@ class Lifeline:
 
     def tell(self, leader_pid: int) -> None:
         """Say who leads the tree: some of its processes may lose their environment (setproctitle)."""
+        self._told = True
         self._say(f"{leader_pid}\n".encode())
 
     def release(self) -> None:
@@ -150,6 +154,8 @@ class Lifeline:
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         if kind is None:
             self.sweep()
+        elif not self._told and issubclass(kind, OSError):  # the program could not be started: there is no tree
+            self.release()
         else:
             self.cut()
 
@@ -338,10 +344,11 @@ class _Watcher:
     def _end_tree(self) -> None:
         if self._gentle_s and not self._over:
             self._ask_leader()
-        deadline, quiet = time.monotonic() + _KILL_S, _QUIET_SCANS - 1 if self._over else 0
+        needed = _QUIET_SCANS if self._leader else _QUIET_SCANS_UNTOLD
+        deadline, quiet = time.monotonic() + _KILL_S, needed - 1 if self._over else 0
         while time.monotonic() < deadline:
             quiet = 0 if self._kill_members() else quiet + 1
-            if quiet >= _QUIET_SCANS:
+            if quiet >= needed:
                 return
             self._pause()
 

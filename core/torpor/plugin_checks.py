@@ -98,7 +98,11 @@ def _told(finding: Finding) -> str:
 
 def answer_of(plugin: object, deployment: Deployment) -> tuple[Finding, ...] | str:
     """The findings of one plugin's check; a text that says what the check did in place of giving some."""
+    from torpor.hookspecs import Plugin  # noqa: PLC0415 - pluggy, which a value's checks need not pay
+
     check = getattr(plugin, "check", None)
+    if isinstance(plugin, Plugin) and not callable(check):
+        return f"is {check!r}, which is no method"
     if not callable(check) or not _takes_a_deployment(check):
         return ()
     try:
