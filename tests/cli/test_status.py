@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -99,7 +100,7 @@ def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "restarts  1 under way" in said
     assert "missing   1 of 3 replicas, given up" in said
-    assert "event     replica small-2 is given up after 5 restarts in a row (1 min 30 s ago)" in said
+    assert re.search(r"event     replica small-2 is given up after 5 restarts in a row \(1 min 3\d s ago\)", said)
 
 
 @pytest.mark.fault("a server's model and log hold line ends and control characters", area="status", outcome="held")

@@ -345,8 +345,11 @@ def test_sources_are_torpor_the_plugins_packages_and_what_they_ask_for(tmp_path:
         ("tests", "platforms/small.py", False),
     ],
 )
-def test_what_the_container_does_not_import_stays_here(package: str, file: str, *, left_out: bool) -> None:
+def test_what_the_container_does_not_import_stays_here(
+    package: str, file: str, *, left_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Commands, tests and data; but what the deploying process has imported goes along."""
+    monkeypatch.delitem(sys.modules, "torpor.scaffold", raising=False)  # of another test
     assert is_left_out(package, PurePosixPath(file)) == left_out
 
 
