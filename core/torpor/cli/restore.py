@@ -284,7 +284,7 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
         f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
         f"{seconds:.3f} s - Ctrl-C ends it"
     )
-    if copies.records:
+    if copies.records and copies.records.exists():  # a log line has said why there is none
         say(f"records: {copies.records}")
 
 

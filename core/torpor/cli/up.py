@@ -189,7 +189,8 @@ def _print_end(
         result(json.dumps(payload, indent=2))
     else:
         console.print(stage_table(records))
-        console.print(f"records: {file}", soft_wrap=True)
+        if file.exists():  # a log line has said why there is none
+            console.print(f"records: {file}", soft_wrap=True)
 
 
 def _at_address(
