@@ -43,9 +43,10 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT and SIGQUIT, though a shell that starts the tests in the background ignores them: children inherit that."""
+    """Hear the signals that a shell in the background, or nohup, has the tests ignore: what they start inherits that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
