@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from torpor.boot import Boot
 from torpor.control import KEY_HEADER, open_client
 from torpor.platforms.local import CriuBackend, LocalServer, Standby
 from torpor.process import session_members
+from torpor.snapshots.lasting import LASTING_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from torpor.deployment import Deployment
@@ -182,15 +184,30 @@ def restore_two(deployment: Deployment, root: Path) -> tuple[Sampled, Sampled]:
     Raises:
         TorporError: it cannot be captured or restored here; nothing is left running.
     """
-    backend = CriuBackend(folder=root / "snapshot", app_file=root / "app.py", public=False)
-    server = LocalServer(deployment, backend=backend, root=root)
-    try:
-        server.cold_start()
-        backend.capture(server.boot)
-    finally:
-        server.stop()
-    first, second = (_restored(deployment, root, server.boot) for _ in range(2))
+    with _temporary_files_last(root):
+        backend = CriuBackend(folder=root / "snapshot", app_file=root / "app.py", public=False)
+        server = LocalServer(deployment, backend=backend, root=root)
+        try:
+            server.cold_start()
+            backend.capture(server.boot)
+        finally:
+            server.stop()
+        first, second = (_restored(deployment, root, server.boot) for _ in range(2))
     return first, second
+
+
+@contextlib.contextmanager
+def _temporary_files_last(root: Path) -> Iterator[None]:
+    """Exempt temporary folders from what a capture refuses: this snapshot lives for seconds."""
+    before = os.environ.get(LASTING_VARIABLE)
+    os.environ[LASTING_VARIABLE] = os.pathsep.join([*filter(None, [before]), str(root), tempfile.gettempdir()])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LASTING_VARIABLE]
+        else:
+            os.environ[LASTING_VARIABLE] = before
 
 
 def _restored(deployment: Deployment, root: Path, original: Boot) -> Sampled:
