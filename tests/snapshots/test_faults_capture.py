@@ -122,6 +122,9 @@ class Held:
                         one.kill()
 
     def _serves(self) -> bool:
+        """Whether the command says that it serves, and does: until it says so a signal ends it at once."""
+        if "Ctrl-C ends it" not in (self.app.parent / "said").read_text():
+            return False
         try:
             return bool(chat(self.port, tokens=1))
         except (OSError, AssertionError):
