@@ -50,6 +50,14 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the tester's shell, or pytest-xdist, says of a terminal: text is wrapped and coloured by it."""
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+@pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what looks like a secret in the tester's own environment: with it no snapshot is made."""
     for name in secret_names(os.environ):
