@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from torpor import Deployment, Model
-from torpor.boot import Boot
+from torpor.runtime.boot import Boot
+from torpor.runtime.transport import EngineTransport
 from torpor.testing import StandIn
-from torpor.transport import EngineTransport
 
 if TYPE_CHECKING:
     import httpx

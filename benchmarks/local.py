@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, cast
 import psutil
 import structlog
 
-from torpor.apps import load_deployment
+from torpor.app_file import load_deployment
 from torpor.cli.timing import command, first_token, running
-from torpor.platforms.local import CriuBackend, LocalServer, create_snapshot, restore_snapshot
-from torpor.snapshots.places import cache_root, snapshot_folder
+from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, restore_snapshot
+from torpor.snapshots.store.paths import cache_root, snapshot_folder
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
-    from torpor.snapshots.manifest import Manifest
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+    from torpor.snapshots.store.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "local.json"

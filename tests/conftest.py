@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from tests import shown
-from torpor.boot import Boot
-from torpor.captured_secrets import secret_names
-from torpor.process import session_members
+from torpor.engine.process import session_members
+from torpor.runtime.boot import Boot
+from torpor.runtime.captured_secrets import secret_names
 from torpor.testing import StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torpor import Deployment
     from torpor.recipe import Recipe
-    from torpor.records import StageReport
+    from torpor.telemetry.records import StageReport
 
 BOTH_DIALECTS = pytest.mark.parametrize(
     "standin",

@@ -31,11 +31,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from torpor.control import open_client
-from torpor.engine import Engine
+from torpor.engine.handle import Engine
 from torpor.guard import GuardRules
 from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import LifecycleKey
+from torpor.runtime.guard_client import open_client
 from torpor.testing import StandIn, StandInVLLM
 from torpor.testing.standin.vllm import RENEW
 

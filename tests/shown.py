@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["RECORD_VARIABLE", "RESULTS", "ROWS", "Results", "merged", "read_results", "shown_by", "shown_by_benchmark"]
 
 RECORD_VARIABLE = "TORPOR_RECORD"
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "engine-results.json"
+RESULTS = ROOT / "docs" / "engine-results.json"
 ROWS = (
     "flags and routes, against the real parser and application",
     "contract: start, guard, two sleeps and wakes, end",

@@ -24,7 +24,7 @@ import psutil
 import structlog
 
 from torpor import Deployment, Model
-from torpor.boot import Boot
+from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

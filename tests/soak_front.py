@@ -27,8 +27,8 @@ import psutil
 import structlog
 
 from torpor import Deployment, Model
-from torpor.boot import Boot
-from torpor.snapshots.front import Front, Target
+from torpor.platforms.local.gateway import Front, Target
+from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

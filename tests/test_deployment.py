@@ -11,8 +11,8 @@ import pytest
 from typing_extensions import override
 
 from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Plugin, Scaling, hookimpl
-from torpor.gpu_names import is_this_gpu
 from torpor.testing import StandIn
+from torpor.values.gpu_names import is_this_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def test_a_bad_value_is_refused_with_what_to_change(name: str) -> None:
 
 @pytest.mark.parametrize("make", [lambda: a_deployment(prot=1), lambda: StandIn(falt=None)])  # type: ignore[call-arg]
 def test_an_unknown_field_or_option_is_refused_by_name(make: Callable[[], object]) -> None:
-    """Dataclasses do it; `torpor` turns it into a paragraph (`torpor.apps`)."""
+    """Dataclasses do it; `torpor` turns it into a paragraph (`torpor.app_file`)."""
     with pytest.raises(TypeError, match=r"unexpected keyword argument '(prot|falt)'"):
         make()
 

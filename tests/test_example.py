@@ -8,14 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import torpor
+from tests import ROOT
 from torpor import guard, launcher, testing
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
+
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
 PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, launcher)}
 

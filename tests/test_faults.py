@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeBoot
     from torpor import Deployment, Engine, Recipe
-    from torpor.boot import Boot
+    from torpor.runtime.boot import Boot
     from torpor.testing.pytest_plugin import StandInDeployment, Timeouts
 
 pytestmark = pytest.mark.slow
@@ -437,9 +437,9 @@ def test_ctrl_c_inside_the_launch_hook_leaves_nothing(
 SCRIPT = textwrap.dedent("""
     import sys, time
     from torpor import Deployment, Model
-    from torpor.boot import Boot
-    from torpor.platforms.local import stops_on_failure
-    from torpor.records import StageReport
+    from torpor.runtime.boot import Boot
+    from torpor.platforms.local.server import stops_on_failure
+    from torpor.telemetry.records import StageReport
     from torpor import testing
 
     def tell(name):

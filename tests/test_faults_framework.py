@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from tests.conftest import BOTH_DIALECTS
 from torpor import ConfigurationError, GuardStateError, Plugin, hookimpl
-from torpor.records import StageRecord, StageReport, read_records
+from torpor.telemetry.records import StageRecord, StageReport, read_records
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ LIFE = textwrap.dedent("""
     import sys, threading, time, httpx
     from pathlib import Path
     from torpor import Deployment, Model
-    from torpor.boot import Boot
+    from torpor.runtime.boot import Boot
     from torpor.cli.interrupts import ends_on_sigterm
-    from torpor.platforms.local import stops_on_failure
-    from torpor.records import StageReport
+    from torpor.platforms.local.server import stops_on_failure
+    from torpor.telemetry.records import StageReport
     from torpor import testing
 
     def tell(name):

@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "core" / "torpor"
 PLUGINS = ROOT / "plugins"
-PLATFORM = [CORE / "platforms" / name for name in ("modal.py", "modal_account.py")]
+PLATFORM = [CORE / "platforms" / "modal" / name for name in ("account.py", "server.py")]
 RELAY = {CORE / "lifecycle.py", CORE / "hookspecs.py"}
 
 STANDARD_ONLY = [
-    CORE / "buildstep.py",
+    CORE / "build_steps" / "runner.py",
     CORE / "__init__.py",
+    CORE / "_lazy.py",
     CORE / "_version.py",
-    CORE / "snapshots" / "mirror_download.py",
+    CORE / "snapshots" / "criu_install" / "mirror_download.py",
     *(CORE / "guard").glob("*.py"),
     *(CORE / "launcher").glob("*.py"),
+    *(CORE / "engine_patches").glob("*.py"),
 ]
 """Files that run in the engine's environment or in an image that holds nothing yet."""
 
@@ -121,7 +124,7 @@ def test_core_does_not_import_its_kit() -> None:
 def test_what_runs_beside_the_engine_is_standard_library_only(file: Path) -> None:
     """The engine's packages are the engine's business."""
     foreign = tops(file, typing_only=False) - set(sys.stdlib_module_names) - {"torpor"}
-    allowed = ENGINES_HAVE | PARSERS.get(file, set()) if file.parent.name == "launcher" else set()
+    allowed = ENGINES_HAVE | PARSERS.get(file, set()) if file.parent.name in {"launcher", "engine_patches"} else set()
     assert foreign <= allowed
 
 
@@ -152,19 +155,19 @@ def _under_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
 
 STARTERS = {
     "subprocess": {
-        "core/torpor/child_process.py": "the way for commands",
-        "core/torpor/process.py": "engines; a lifeline ends them",
-        "core/torpor/lifeline.py": "the watchers themselves",
-        "core/torpor/steps.py": "build steps; a lifeline ends them",
+        "core/torpor/engine/child_process.py": "the way for commands",
+        "core/torpor/engine/process.py": "engines; a lifeline ends them",
+        "core/torpor/engine/lifeline.py": "the watchers themselves",
+        "core/torpor/build_steps/command.py": "build steps; a lifeline ends them",
         "core/torpor/cli/timing.py": "commands of our own; a lifeline ends them",
-        "core/torpor/snapshots/first_process.py": "sandboxes; their first process ends with its owner",
-        "core/torpor/buildstep.py": "runs in an image, where nothing of Torpor is; here the step's lifeline holds it",
+        "core/torpor/snapshots/sandbox/first_process.py": "sandboxes; their first process ends with its owner",
+        "core/torpor/build_steps/runner.py": "runs in an image, where nothing of Torpor is; here the step's lifeline holds it",
         "plugins/torpor_deepgemm/watch.py": "a build step's program; the step's lifeline ends it",
     },
     "fork": {
-        "core/torpor/lifeline.py": "the watchers themselves",
-        "core/torpor/snapshots/pid1.py": "inside a sandbox, which ends with its owner",
-        "core/torpor/snapshots/probe.py": "a program inside a sandbox",
+        "core/torpor/engine/lifeline.py": "the watchers themselves",
+        "core/torpor/snapshots/sandbox/pid1.py": "inside a sandbox, which ends with its owner",
+        "core/torpor/snapshots/criu/probe.py": "a program inside a sandbox",
         "core/torpor/testing/standin/scheduler.py": "a stand-in for an engine; the engine's lifeline ends it",
     },
 }
@@ -178,7 +181,7 @@ STARTS = {
 
 @pytest.mark.parametrize("how", STARTERS)
 def test_no_process_is_started_that_nothing_ends(how: str) -> None:
-    """Every file that starts processes says what ends them; one that is new has to use `torpor.child_process`."""
+    """Every file that starts processes says what ends them; one that is new has to use `torpor.engine.child_process`."""
     found = {
         str(file.relative_to(ROOT)) for file in sources(CORE, PLUGINS) if STARTS[how].search(file.read_text("utf-8"))
     }

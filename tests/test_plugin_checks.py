@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from tests.test_lifecycle import example_of
 from torpor import ConfigurationError, Deployment, Finding, Model, Plugin
-from torpor.engines.gpus import ParallelFlags, gpus_needed
+from torpor.engine_plugins.gpus import ParallelFlags, gpus_needed
 from torpor.errors import TorporError
-from torpor.platforms.local import LocalServer
+from torpor.platforms.local.server import LocalServer
 from torpor.plugin_checks import accepted, plugin_findings, tell_warnings
 from torpor.testing import StandIn
 from torpor_deepgemm import DeepGEMM

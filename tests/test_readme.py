@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.docs.test_architecture import defined
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LINES = 150
 
@@ -32,17 +31,17 @@ SHOWN_BY = {
     ),
     "the hub is asked at serve time": (
         "plugins/torpor_hf_cache/test_plugin.py:test_the_image_gets_the_volume_and_an_offline_hub",
-        "test_boot.py:test_a_failed_check_stops_the_start_before_the_launch",
+        "runtime/test_boot.py:test_a_failed_check_stops_the_start_before_the_launch",
     ),
     "three short warm-up requests, 10 s each": (
-        "test_warmup.py:test_the_set_is_short_and_long_streamed_and_not_greedy_and_sampled_and_a_burst",
+        "engine_plugins/test_warmup.py:test_the_set_is_short_and_long_streamed_and_not_greedy_and_sampled_and_a_burst",
     ),
     "nothing is checked after the wake": (
         "plugins/engine_rules/faults.py:RealFaultRules.test_a_wake_with_another_answer_than_before_ends_the_engine",
     ),
     "a failed start leaves its processes": (
         "test_faults.py:test_a_fault_gives_its_own_error_in_time_and_leaves_no_process",
-        "platforms/test_modal_server.py:test_a_failed_start_leaves_no_process",
+        "platforms/modal/test_server.py:test_a_failed_start_leaves_no_process",
     ),
 }
 """First cell of each row of the table, and the tests that show what its second cell says."""

@@ -13,7 +13,7 @@ from torpor_sglang import SGLang
 from torpor_vllm import VLLM
 
 if TYPE_CHECKING:
-    from torpor.engines.chat_server import ChatServer
+    from torpor.engine_plugins.chat_server import ChatServer
 
 ENGINES: dict[str, type[ChatServer]] = {"sglang": SGLang, "vllm": VLLM}
 

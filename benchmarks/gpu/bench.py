@@ -42,20 +42,20 @@ import structlog
 from benchmarks.gpu.chart import write_chart
 from benchmarks.local import shares
 
-from torpor.apps import load_deployment
+from torpor.app_file import load_deployment
 from torpor.cli.timing import command, first_token, running
-from torpor.platforms.local import LocalServer, Standby, restore_snapshot
-from torpor.process import LOG_VARIABLE
-from torpor.records import StageReport
-from torpor.snapshots.backend import NoSnapshot
-from torpor.snapshots.criu import boot_id
-from torpor.snapshots.places import cache_root
-from torpor.snapshots.store import inspect
+from torpor.engine.process import LOG_VARIABLE
+from torpor.platforms.local.backends import NoSnapshot
+from torpor.platforms.local.server import LocalServer, Standby, restore_snapshot
+from torpor.snapshots.capture import inspect
+from torpor.snapshots.criu.run import boot_id
+from torpor.snapshots.store.paths import cache_root
+from torpor.telemetry.records import StageReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torpor.engine import Engine
+    from torpor.engine.handle import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).with_name("app.py")

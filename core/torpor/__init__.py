@@ -14,13 +14,14 @@ an engine process that needs one of them pays for one of them.
 
 from __future__ import annotations
 
+from torpor._lazy import lazy_names
 from torpor._version import __version__
 
 TYPE_CHECKING = False  # what type checkers take for True; importing `typing` for it would be half of this import's time
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment, Model, Scaling
-    from torpor.engine import Engine
+    from torpor.engine.handle import Engine
     from torpor.errors import (
         BuildStepError,
         CanaryError,
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
         SnapshotError,
         TorporError,
     )
-    from torpor.field_types import check_types
-    from torpor.findings import Finding
     from torpor.hookspecs import Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
-    from torpor.platforms.modal_options import ModalOptions
     from torpor.recipe import BuildPlan, BuildStep, Cache, ImagePatch, Preflight, Recipe
+    from torpor.values.field_types import check_types
+    from torpor.values.findings import Finding
+    from torpor.values.modal_options import ModalOptions
 
 __all__ = [
     "BuildPlan",
@@ -84,28 +85,35 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = {
-    "torpor.deployment": ("Deployment", "Model", "Scaling"),
-    "torpor.engine": ("Engine",),
-    "torpor.field_types": ("check_types",),
-    "torpor.findings": ("Finding",),
-    "torpor.hookspecs": ("Plugin", "hookimpl"),
-    "torpor.lifecycle": ("Lifecycle",),
-    "torpor.platforms.modal_options": ("ModalOptions",),
-    "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'torpor' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - only for those who use a name
-
-    value: object = getattr(importlib.import_module(_HOME.get(name, "torpor.errors")), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.deployment": ("Deployment", "Model", "Scaling"),
+        "torpor.engine.handle": ("Engine",),
+        "torpor.errors": (
+            "BuildStepError",
+            "CanaryError",
+            "ConfigurationError",
+            "ConflictError",
+            "DrainTimeoutError",
+            "EngineError",
+            "EngineExitedError",
+            "EngineRequestError",
+            "EngineTimeoutError",
+            "ForeignServerError",
+            "GuardStateError",
+            "PluginError",
+            "PortInUseError",
+            "PreflightError",
+            "ServerUnavailableError",
+            "SnapshotError",
+            "TorporError",
+        ),
+        "torpor.hookspecs": ("Plugin", "hookimpl"),
+        "torpor.lifecycle": ("Lifecycle",),
+        "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
+        "torpor.values.field_types": ("check_types",),
+        "torpor.values.findings": ("Finding",),
+        "torpor.values.modal_options": ("ModalOptions",),
+    },
+)

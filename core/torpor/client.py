@@ -5,7 +5,7 @@
 It waits through what a sleeping server shows to the outside (refused connections, 503 with or without Retry-After) and
 follows the redirects with which Modal keeps a request open beyond 150 seconds (303, to be followed with GET;
 modal.com/docs/guide/webhook-timeouts). One deadline covers all of it. Modal's proxy token, which a server with
-`requires_proxy_auth` demands, is read from the environment: see `torpor.modal_keys`.
+`requires_proxy_auth` demands, is read from the environment: see `torpor.network.modal_keys`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
-from torpor.modal_keys import modal_keys, refused_by_modal, sent_to
-from torpor.shortage import shortage
+from torpor.network.modal_keys import modal_keys, refused_by_modal, sent_to
+from torpor.network.shortage import shortage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -348,7 +348,7 @@ def open_async_client(
 ) -> httpx.AsyncClient:
     """A client without a deadline over an answer: that is asyncio's; httpx's own would be one per socket operation.
 
-    Modal's proxy token goes with each request to that server, if the environment holds one; see `torpor.modal_keys`.
+    Modal's proxy token goes with each request to that server, if the environment holds one; see `torpor.network.modal_keys`.
 
     Args:
         url: of the server; one on this machine is asked past every proxy.
@@ -360,8 +360,8 @@ def open_async_client(
     """
     import httpx  # noqa: PLC0415 - only asking needs it
 
-    from torpor.outward_client import OutwardClient  # noqa: PLC0415
-    from torpor.proxies import is_loopback  # noqa: PLC0415
+    from torpor.network.outward_client import OutwardClient  # noqa: PLC0415
+    from torpor.network.proxies import is_loopback  # noqa: PLC0415
 
     keys = modal_keys()
 

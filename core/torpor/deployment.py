@@ -12,16 +12,16 @@ from inspect import isroutine
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from torpor.addresses import LOOPBACK, checked_host
-from torpor.bounds import LONGEST_S
 from torpor.errors import ConfigurationError
-from torpor.field_types import article, check_types, shown
-from torpor.gpu_names import check_gpu_name
 from torpor.hook_methods import check_hooks, marked_names
+from torpor.values.addresses import LOOPBACK, checked_host
+from torpor.values.bounds import LONGEST_S
+from torpor.values.field_types import article, check_types, shown
+from torpor.values.gpu_names import check_gpu_name
 
 if TYPE_CHECKING:
     from torpor.hookspecs import Plugin
-    from torpor.platforms.modal_options import ModalOptions
+    from torpor.values.modal_options import ModalOptions
 
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
@@ -234,7 +234,7 @@ class Deployment:
     def _check_modal(self) -> None:
         if self.modal is None:
             return
-        from torpor.platforms.modal_options import ModalOptions  # noqa: PLC0415 - for those who have such options
+        from torpor.values.modal_options import ModalOptions  # noqa: PLC0415 - for those who have such options
 
         if not isinstance(self.modal, ModalOptions):
             raise ConfigurationError(

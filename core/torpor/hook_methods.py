@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from torpor.errors import PluginError
-from torpor.field_types import article
+from torpor.values.field_types import article
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

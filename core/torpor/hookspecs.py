@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
-    from torpor.engine import Engine
-    from torpor.findings import Finding
+    from torpor.engine.handle import Engine
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
+    from torpor.values.findings import Finding
 
 __all__ = ["HOOK_NAMES", "PROJECT", "Plugin", "hookimpl", "hookspec"]
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from torpor.deployment import plugin_name
-from torpor.engine import Engine
+from torpor.engine.handle import Engine
 from torpor.errors import PluginError
-from torpor.field_types import article
 from torpor.hook_methods import ACTING_HOOKS, PROJECT, check_hooks
 from torpor.hookspecs import Plugin
 from torpor.recipe import BuildPlan, ImagePatch, Recipe
+from torpor.values.field_types import article
 
 if TYPE_CHECKING:
     import httpx

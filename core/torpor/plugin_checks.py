@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
-from torpor.field_types import article, shown
-from torpor.findings import Finding
+from torpor.values.field_types import article, shown
+from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def tell_warnings(deployment: Deployment) -> None:
     Raises:
         ConfigurationError: as of `accepted`.
     """
-    from torpor.events import log  # noqa: PLC0415 - structlog: `torpor plan` shows them itself
+    from torpor.telemetry.events import log  # noqa: PLC0415 - structlog: `torpor plan` shows them itself
 
     for finding in accepted(deployment):
         if finding not in _told_once:

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torpor.bounds import LONGEST_S
 from torpor.errors import ConfigurationError, ConflictError
-from torpor.field_types import check_types, shown
+from torpor.values.bounds import LONGEST_S
+from torpor.values.field_types import check_types, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

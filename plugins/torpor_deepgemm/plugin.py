@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
 from torpor._override import override
 from torpor.deployment import plugin_name
-from torpor.field_types import check_types
-from torpor.gpu_names import gpu_model
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
+from torpor.values.field_types import check_types
+from torpor.values.gpu_names import gpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor import ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
 from torpor._override import override
 from torpor.deployment import plugin_name
-from torpor.field_types import check_types, shown
+from torpor.values.field_types import check_types, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torpor import BuildPlan, BuildStep, ConfigurationError, Finding, ImagePatch, Plugin, Preflight, hookimpl
 from torpor._override import override
-from torpor.field_types import check_types, shown
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
-from torpor.secret_shapes import secret_value
+from torpor.values.field_types import check_types, shown
+from torpor.values.secret_shapes import secret_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

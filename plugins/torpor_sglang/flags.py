@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.engines.flags import Flag, FlagTable
+from torpor.engine_plugins.flags import Flag, FlagTable
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 __all__ = ["FLAGS"]

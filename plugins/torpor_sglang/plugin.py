@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
-from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call
-from torpor.engines.gpus import ParallelFlags
-from torpor.field_types import shown
+from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, call
+from torpor.engine_plugins.gpus import ParallelFlags
 from torpor.recipe import IMAGE_ROOT
+from torpor.values.field_types import shown
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.fields import FIELDS
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment
-    from torpor.engines.chat_server import Routes
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.chat_server import Routes
+    from torpor.engine_plugins.flags import OptionValue
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]

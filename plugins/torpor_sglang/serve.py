@@ -21,7 +21,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from torpor.launcher import boot as launcher
+from torpor.launcher import start as launcher
 from torpor_sglang.patches import apply_all
 from torpor_sglang.patches.cpu import choose_cpu
 from torpor_sglang.reserved import RESERVED
@@ -30,8 +30,8 @@ from torpor_sglang.versions import check_version, installed_version
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torpor.engine_patches.patches import PatchReport
     from torpor.guard import BootDocument
-    from torpor.launcher.patches import PatchReport
 
 __all__ = ["main"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
 from torpor._override import override
-from torpor.engines.chat_server import SNAPSHOT_ENV, ChatServer, call, call_object
-from torpor.engines.gpus import ParallelFlags
+from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, call, call_object
+from torpor.engine_plugins.gpus import ParallelFlags
 from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_volume
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment
-    from torpor.engines.chat_server import Routes
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.chat_server import Routes
+    from torpor.engine_plugins.flags import OptionValue
 
 __all__ = ["VLLM"]
 

@@ -10,8 +10,8 @@ import functools
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 from torpor.launcher.public_requests import PublicRequestRules
 from torpor_vllm.fields import FIELDS
 

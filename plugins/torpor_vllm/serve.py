@@ -19,13 +19,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.launcher import boot as launcher
+from torpor.engine_patches.named_locks import named_locks
+from torpor.engine_patches.orphans import orphans
+from torpor.engine_patches.patches import apply_patches
+from torpor.engine_patches.process_identity import process_identity
+from torpor.engine_patches.tqdm_lock import tqdm_lock
+from torpor.launcher import start as launcher
 from torpor.launcher.http_limits import http_limits
-from torpor.launcher.named_locks import named_locks
-from torpor.launcher.orphans import orphans
-from torpor.launcher.patches import apply_patches
-from torpor.launcher.process_identity import process_identity
-from torpor.launcher.tqdm_lock import tqdm_lock
 from torpor_vllm import public_requests, sigterm
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
@@ -33,8 +33,8 @@ from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_ve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torpor.engine_patches.patches import PatchReport
     from torpor.guard import BootDocument
-    from torpor.launcher.patches import PatchReport
 
 __all__ = ["main"]
 

@@ -6,8 +6,8 @@ through POST /collective_rpc. Its names must not be the worker's own, hence the 
 
 from __future__ import annotations
 
-from torpor.launcher.renewal import renew_random_state
-from torpor.launcher.tile_permission import has_permission, has_tiles, request_permission
+from torpor.engine_patches.renewal import renew_random_state
+from torpor.engine_patches.tile_permission import has_permission, has_tiles, request_permission
 
 __all__ = ["Renewal"]
 

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests import ROOT
 from tests.apps.container_packages import link_container_packages
 from tests.chat_server import ChatServer, answer
 from tests.modal_plane import ModalPlane
 from tests.modal_plane.plane import run
 from tests.shown import ROWS
-
-from torpor.platforms.container import PYTHON_LINK
+from torpor.platforms.modal.container import PYTHON_LINK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.modal_plane import DeployedFunction
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = ROOT
 MODEL, REVISION = "Qwen/Qwen3-8B-FP8", "220b46e3b2180893580a4454f21f22d3ebb187d3"
 WEIGHTS = {"/vol/huggingface-cache": "huggingface-cache"}
 
@@ -186,13 +187,13 @@ def test_weights_are_fetched_before_kernels_are_compiled(flagship: Flagship, ser
     steps = [layer for layer in server.layers if any("buildstep.py --name" in run for run in layer.runs)]
     fetch, compile_ = steps
     fetched = shlex.split(fetch.runs[0])
-    assert fetched[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "fetch weights"]
+    assert fetched[:4] == ["python3", "/opt/torpor/build_steps/runner.py", "--name", "fetch weights"]
     assert fetched[fetched.index("--sync") : fetched.index("--")] == ["--sync", "/vol/huggingface-cache"]
     assert {MODEL, REVISION, "/vol/huggingface-cache/hub"} <= set(fetched)
     assert (fetch.gpu, fetch.volumes, fetch.secrets) == ("", WEIGHTS, ())
     assert fetch.env["HF_HUB_OFFLINE"] == "0"
     compiled = shlex.split(compile_.runs[0])
-    assert compiled[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "compile DeepGEMM kernels"]
+    assert compiled[:4] == ["python3", "/opt/torpor/build_steps/runner.py", "--name", "compile DeepGEMM kernels"]
     assert {*flagship.compiles, MODEL} <= set(compiled)
     assert (compile_.gpu, compile_.gpu_count) == ("H100!", 1)
     assert compile_.volumes == {**WEIGHTS, "/vol/deepgemm-cache": "deepgemm-cache"}
@@ -208,7 +209,7 @@ def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunc
             assert set(used) <= set(there), line
         there |= layer.copied
     assert set(there) == {
-        "/opt/torpor/buildstep.py",
+        "/opt/torpor/build_steps/runner.py",
         "/opt/torpor/scripts/torpor_hf_cache.download.py",
         "/opt/torpor/scripts/torpor_deepgemm.watch.py",
     }
@@ -223,7 +224,7 @@ def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship,
     packages = {"torpor", flagship.package, "torpor_deepgemm", "torpor_hf_cache"}
     assert {name.split("/")[2] for name in files} == {f"{flagship.module}.py", *packages}
     assert all(name.endswith(".py") for name in files)
-    for name in ("torpor/buildstep.py", f"{flagship.package}/serve.py", "torpor_hf_cache/download.py"):
+    for name in ("torpor/build_steps/runner.py", f"{flagship.package}/serve.py", "torpor_hf_cache/download.py"):
         assert f"/root/{name}" in files
     assert any(name.startswith("/root/torpor/guard") for name in files)
 
@@ -232,7 +233,7 @@ def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship,
 def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flagship, server: DeployedFunction) -> None:
     """No commands, reports, scaffolds, tests or snapshots of one machine; whatever a mounted file imports is mounted.
 
-    A new module of one machine alone belongs into the list in `torpor.platforms.container`.
+    A new module of one machine alone belongs into the list in `torpor.platforms.modal.container`.
     """
     modules = {
         name.removeprefix("/root/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): content
@@ -240,7 +241,7 @@ def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flag
     }
     parts = {".".join(module.split(".")[:2]) for module in modules}
     assert not parts & {f"torpor.{part}" for part in ("cli", "report", "scaffold", "snapshots", "testing", "doctor")}
-    assert {"torpor.platforms.modal", "torpor.launcher.boot", "torpor.guard.asgi", f"{flagship.package}.serve"} <= set(
+    assert {"torpor.platforms.modal", "torpor.launcher.start", "torpor.guard.asgi", f"{flagship.package}.serve"} <= set(
         modules
     )
     missing = {

@@ -14,13 +14,13 @@ from tests.cli.test_snapshot_commands import INTERRUPTED, Cli
 from tests.report.recorded import measured
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import engines_on, free_port, write_app
-from torpor.captured_secrets import secret_names
 from torpor.cli.timed import without_left_overs
-from torpor.records import read_records
+from torpor.platforms.local.backends import CriuBackend
 from torpor.report import Bench, page, read_report
-from torpor.snapshots.backend import CriuBackend
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.places import criu_prefix
+from torpor.runtime.captured_secrets import secret_names
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.store.paths import criu_prefix
+from torpor.telemetry.records import read_records
 
 if TYPE_CHECKING:
     from pathlib import Path

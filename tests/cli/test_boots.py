@@ -8,14 +8,18 @@ import pty
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.command_line import torpor
-from tests.platforms.modal_lines import AT, COLD_ID, CREATED, CREATING, FAILED, RESTORING, after, cold, log, woken
+from tests.platforms.modal.modal_lines import AT, COLD_ID, CREATED, CREATING, FAILED, RESTORING, after, cold, log, woken
 
-PAGE = (Path(__file__).parents[2] / "docs" / "boots.md").read_text(encoding="utf-8")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "boots.md").read_text(encoding="utf-8")
 
 SAVED = log(
     *((10, "ta-A", line) for line in (*cold(10), CREATING)),

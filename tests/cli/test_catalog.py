@@ -11,7 +11,7 @@ from tests.command_line import torpor
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor.cli.catalog import run_list, run_prune, seconds_of
 from torpor.errors import ConfigurationError
-from torpor.snapshots.places import CACHE_VARIABLE
+from torpor.snapshots.store.paths import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

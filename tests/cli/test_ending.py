@@ -19,20 +19,20 @@ from typing_extensions import override
 from tests.cli.test_snapshot_commands import INTERRUPTED, Cli, Running
 from tests.snapshots.conftest import wait_for
 from tests.snapshots.kept import chat, engines_on, free_port, write_app
-from torpor.apps import load_deployment
-from torpor.captured_secrets import secret_names
+from torpor.app_file import load_deployment
 from torpor.cli.interrupts import Signals
 from torpor.cli.up import _put_to_sleep
 from torpor.errors import SnapshotError
-from torpor.platforms.local import LocalServer, Standby
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.places import criu_prefix
+from torpor.platforms.local.server import LocalServer, Standby
+from torpor.runtime.captured_secrets import secret_names
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torpor.boot import Boot
+    from torpor.runtime.boot import Boot
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.engine.test_lifeline import WAYS, by_signal
 from tests.snapshots.conftest import wait_for
 from tests.snapshots.kept import engines_on, free_port, write_app
-from tests.test_lifeline import WAYS, by_signal
-from torpor.captured_secrets import secret_names
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.places import criu_prefix
+from torpor.runtime.captured_secrets import secret_names
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

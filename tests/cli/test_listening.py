@@ -14,13 +14,13 @@ import httpx
 import pytest
 
 from tests.command_line import torpor
-from torpor.addresses import url
-from torpor.cautions import cautions
 from torpor.cli.listening import engine_at, public_warning
 from torpor.deployment import Deployment, Model
+from torpor.doctor.app import cautions
 from torpor.errors import ConfigurationError
 from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
+from torpor.values.addresses import url
 
 if TYPE_CHECKING:
     from pathlib import Path

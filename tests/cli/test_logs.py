@@ -10,9 +10,9 @@ import pytest
 
 from tests.command_line import torpor
 from torpor.cli.logs import run_logs
-from torpor.engine_logs import LogFile, new_log
+from torpor.engine.logs import LogFile, new_log
 from torpor.errors import ConfigurationError, TorporError
-from torpor.snapshots.places import CACHE_VARIABLE, logs_folder
+from torpor.snapshots.store.paths import CACHE_VARIABLE, logs_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

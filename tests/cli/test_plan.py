@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.command_line import torpor
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGSHIP, TINY = str(ROOT / "apps" / "qwen3_sglang.py"), str(ROOT / "apps" / "tiny_cpu.py")
 
 

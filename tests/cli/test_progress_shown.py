@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from torpor import progress
 from torpor.cli.up import Progress
-from torpor.records import StageRecord
+from torpor.telemetry import progress
+from torpor.telemetry.records import StageRecord
 
 if TYPE_CHECKING:
     import pytest

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 CODE = """
-from torpor.events import log, warnings_only
-from torpor.records import StageRecord, StageReport
+from torpor.telemetry.events import log, warnings_only
+from torpor.telemetry.records import StageRecord, StageReport
 warnings_only()
 report = StageReport()
 for ok in (True, False):

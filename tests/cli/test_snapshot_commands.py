@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import ROOT
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, killing_criu, when_criu_works, write_app
-from torpor.apps import load_deployment
-from torpor.captured_secrets import secret_names
+from torpor.app_file import load_deployment
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
-from torpor.records import METRICS_VARIABLE, read_records
-from torpor.snapshots.backend import CriuBackend
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.manifest import FAILURES, MANIFEST
+from torpor.platforms.local.backends import CriuBackend
+from torpor.runtime.captured_secrets import secret_names
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.store.manifest import FAILURES, MANIFEST
+from torpor.telemetry.records import METRICS_VARIABLE, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 
 
 def _prefix() -> Path:
-    from torpor.snapshots.places import criu_prefix
+    from torpor.snapshots.store.paths import criu_prefix
 
     return criu_prefix()
 
@@ -684,7 +685,7 @@ def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made
 
 def commands_of_the_page() -> list[str]:
     """The block of commands at the top of docs/snapshots.md, without the comments."""
-    page = (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
     return [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("    torpor ")]
 
 

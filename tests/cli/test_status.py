@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.test_running import FACTS
+from tests.platforms.local.test_running import FACTS
 from torpor import Deployment, Model
 from torpor.cli.announcing import Announcement
 from torpor.cli.status import look_at, run_status
 from torpor.errors import ServerUnavailableError
-from torpor.running import Process, RunFile, RunningServer, servers
-from torpor.snapshots.places import CACHE_VARIABLE
-from torpor.supervision import ReplicaEvent
+from torpor.platforms.local.running import Process, RunFile, RunningServer, servers
+from torpor.runtime.supervision import ReplicaEvent
+from torpor.snapshots.store.paths import CACHE_VARIABLE
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+from tests import ROOT
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor.cli import console as consoles
 from torpor.cli.console import PlainConsole
@@ -25,10 +25,12 @@ from torpor.cli.layout import Layout
 from torpor.cli.snapshot import run_inspect
 from torpor.cli.terminal import say, wrapped
 from torpor.cli.up import Progress
-from torpor.plain_text import one_line, plain
-from torpor.records import StageRecord
+from torpor.telemetry.records import StageRecord
+from torpor.values.plain_text import one_line, plain
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 CLI = ROOT / "core" / "torpor" / "cli"
 HOSTILE = "[/INST] [bold]b[/bold] [link=http://x]l[/link] :smile: \x1b[31mred\x1b]0;title\x07 \x9b2J \r \u202e \udcff"
 SHOWN = (
@@ -104,7 +106,7 @@ def test_progress_that_holds_markup_ends_no_start() -> None:
     shown = Progress(PlainConsole(file=screen, force_terminal=True, width=400, color_system=None), as_json=False)
     with shown.listening():
         shown.begin("[/stage]")
-        from torpor.progress import tell
+        from torpor.telemetry.progress import tell
 
         tell(HOSTILE)
         shown.end(StageRecord(stage="[/stage]", seconds=1.0, boot="cold", boot_id="b", restore_count=0, ended_at=0.0))
@@ -237,6 +239,11 @@ import fcntl, struct, sys, termios
 fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, int(sys.argv[1]), 0, 0))
 sys.argv = ["torpor", *sys.argv[2:]]
 from torpor.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+if TYPE_CHECKING:
 main()
 """
 

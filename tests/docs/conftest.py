@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, ROOT
+from tests import ROOT
+from tests.docs.pages import DOCS, PAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,15 +45,15 @@ def test_the_path_is_whole() -> None:
     files = {file for file, _ in STEPS}
     for file in (
         "cli/up",
-        "apps",
+        "app_file",
         "lifecycle",
         "recipe",
-        "boot",
-        "engine",
-        "readiness",
-        "canary",
-        "control",
-        "records",
+        "runtime/boot",
+        "engine/handle",
+        "runtime/readiness",
+        "runtime/canary",
+        "runtime/guard_client",
+        "telemetry/records",
     ):
         assert f"core/torpor/{file}.py" in files
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests import ROOT
+from tests.docs.pages import PAGES, Block, blocks
 
 PRELUDES = {
     "README.md": (

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.main import get_command
 
-from tests.docs.pages import PAGES, ROOT, Command, blocks, command_lines, commands, matches
+from tests import ROOT
+from tests.docs.pages import PAGES, Command, blocks, command_lines, commands, matches
 from torpor.cli.commands import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 REAL_ENGINE = "takes the real SGLang, set up by `make engine`; run by hand for the page, and by `make run`"
-TWO_COPIES = "asks copies that were being restored; tests/snapshots/test_serving.py and tests/test_prewarm.py do that"
+TWO_COPIES = (
+    "asks copies that were being restored; tests/platforms/local/test_replicas.py and "
+    "tests/platforms/modal/test_prewarm.py do that"
+)
 NOT_RUN = {
     "make run": REAL_ENGINE,
     "torpor doctor apps/tiny_cpu.py": REAL_ENGINE,

@@ -11,11 +11,11 @@ import pytest
 from scripts.site.commands import command_names, help_of
 from scripts.site.exit_codes import error_table, exit_code_table
 
+from tests import ROOT
 from tests.command_line import torpor
-from tests.docs.pages import ROOT
 from torpor.cli.exit_codes import EXIT_CODES
 from torpor.client import ChatResult
-from torpor.prewarm import Prewarmed
+from torpor.platforms.modal.prewarm import Prewarmed
 
 if TYPE_CHECKING:
     from pathlib import Path

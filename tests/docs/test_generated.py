@@ -12,7 +12,7 @@ import pytest
 from scripts.site import engines, guard_states, hook_reference, hooks, llms
 from scripts.site.docstrings import parse
 
-from tests.docs.pages import ROOT
+from tests import ROOT
 from torpor.guard import State
 
 if TYPE_CHECKING:

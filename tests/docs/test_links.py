@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from scripts.site.hooks import ADOPTED
 
-from tests.docs.pages import DOCS, PAGES, ROOT
+from tests import ROOT
+from tests.docs.pages import DOCS, PAGES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,8 @@ from mkdocs.config import load_config
 from scripts.site import commands, engines, llms, modules
 from scripts.site.docstrings import parse, prose
 
-from tests.docs.pages import DOCS, ROOT
+from tests import ROOT
+from tests.docs.pages import DOCS
 from torpor.hookspecs import HOOK_NAMES, Plugin
 
 if TYPE_CHECKING:

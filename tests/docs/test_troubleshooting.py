@@ -9,7 +9,8 @@ import re
 import pytest
 
 import torpor.errors
-from tests.docs.pages import DOCS, ROOT
+from tests import ROOT
+from tests.docs.pages import DOCS
 from torpor.errors import TorporError
 
 PAGE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")

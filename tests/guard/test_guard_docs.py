@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.guard.engine import BOOT_ID, KEY, RULES, guarded
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor.guard import BOOT_FD_VARIABLE, Guard, GuardRules, State, boot_document_json
@@ -15,7 +15,7 @@ from torpor.guard import BOOT_FD_VARIABLE, Guard, GuardRules, State, boot_docume
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
 HEALTH = ("/health", "/ready")
 
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from torpor import Engine
-from torpor.control import GuardControl, open_client
+from torpor.engine.process import session_members
 from torpor.guard import GuardRules
-from torpor.process import session_members
+from torpor.runtime.guard_client import GuardControl, open_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

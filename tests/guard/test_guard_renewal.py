@@ -16,11 +16,11 @@ import pytest
 from tests.guard.engine import BOOT_ID, KEY, RULES, TinyEngine
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor import Engine, GuardStateError
-from torpor.control import GuardControl, open_client
+from torpor.engine_patches import renewal
+from torpor.engine_patches.renewal import generators_of_their_own, renew_random_state
 from torpor.guard import Guard, GuardRules
-from torpor.launcher import renewal
-from torpor.launcher.renewal import generators_of_their_own, renew_random_state
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.readiness import wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from tests.guard.server import GuardedServer, read_all, read_until, request, statuses
-from torpor.control import GuardControl, open_client
-from torpor.engine import Engine
+from torpor.engine.handle import Engine
 from torpor.guard import GuardRules
 from torpor.launcher import http_limits
 from torpor.launcher.http_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from torpor.launcher.limited_h11 import LimitedH11Protocol
 from torpor.launcher.limited_httptools import LimitedHttpToolsProtocol
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.readiness import wait_ready
 
 if TYPE_CHECKING:
     import asyncio

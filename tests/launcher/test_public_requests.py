@@ -19,7 +19,7 @@ from torpor_vllm.fields import FIELDS as VLLM_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.engines.chat_server import ChatServer
+    from torpor.engine_plugins.chat_server import ChatServer
     from torpor.launcher.public_requests import RequestFields
 
 VOCABULARY = 1000

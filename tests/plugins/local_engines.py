@@ -7,15 +7,16 @@ import os
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
 
+from tests import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / ".engines"
 
 

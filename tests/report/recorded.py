@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.records import StageRecord
 from torpor.report import Bench, Floor, Machine, Span, Start
+from torpor.telemetry.records import StageRecord
 
 if TYPE_CHECKING:
-    from torpor.records import BootKind
+    from torpor.telemetry.records import BootKind
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'name'"
 

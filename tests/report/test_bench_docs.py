@@ -8,11 +8,12 @@ from pathlib import Path
 from typer.main import get_command
 
 import torpor.report
+from tests import ROOT
 from tests.report.recorded import measured
 from tests.snapshots.test_snapshot_docs import options
 from torpor.cli.commands import app
 
-PAGE = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
 
 
 def test_every_field_of_the_json_is_in_the_table() -> None:

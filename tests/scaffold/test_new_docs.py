@@ -6,14 +6,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.cli.test_new import MADE
 from torpor.scaffold import names_of, project_files, write_project
 
-PAGE = (Path(__file__).parents[2] / "docs" / "new.md").read_text(encoding="utf-8")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "new.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

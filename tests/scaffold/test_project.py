@@ -7,14 +7,17 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from torpor.hookspecs import HOOK_NAMES
 from torpor.scaffold import names_of, project_files, write_project
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
 KINDS = pytest.mark.parametrize("engine", [False, True], ids=["plugin", "engine"])
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.plugins.torpor_sglang.conftest import LOCAL
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tiny_model.py"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCRIPT = ROOT / "scripts" / "make_tiny_model.py"
 
 
 def make(python: Path | str, *arguments: object) -> subprocess.CompletedProcess[str]:

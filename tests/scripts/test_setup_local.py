@@ -9,11 +9,15 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 GPU_TORCH = "class version: cuda = '13.0'; hip = None\n__version__ = '2.13.0'\n"
 CPU_TORCH = "class version: cuda = None; hip = None\n__version__ = '2.13.0'\n"
 
@@ -236,6 +240,8 @@ def test_where_pip_finds_no_cpu_build_uv_is_asked_for_one(checkout: Checkout) ->
     (checkout.wheels / "torch-2.13.0-py3-none-any.whl").rename(elsewhere / "torch-2.13.0-py3-none-any.whl")
     stand_in = f"""
 import subprocess, sys
+
+if TYPE_CHECKING:
 assert sys.argv[1:3] == ["pip", "install"] and sys.argv[6:8] == ["--torch-backend", "cpu"], sys.argv
 install = ["-m", "pip", "install", "--find-links", {str(elsewhere)!r}, sys.argv[5], *sys.argv[8:]]
 sys.exit(subprocess.call([sys.argv[4], *install]))

@@ -14,8 +14,8 @@ import pytest
 
 from tests.snapshots.nvidia import FakeDriver, build
 from torpor import SnapshotError
-from torpor.snapshots.criu import PREFIX_VARIABLE, Criu, find
-from torpor.snapshots.sandbox import Clock, Mode, Sandbox
+from torpor.snapshots.criu.run import PREFIX_VARIABLE, Criu, find
+from torpor.snapshots.sandbox.sandbox import Clock, Mode, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

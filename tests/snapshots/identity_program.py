@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 
-from torpor.launcher.process_identity import keep_process_identities, restored
+from torpor.engine_patches.process_identity import keep_process_identities, restored
 
 keep_process_identities()
 

@@ -6,8 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from torpor.snapshots.gpu_part import Gpu, GpuPart, GpuProcess
-from torpor.snapshots.manifest import (
+from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
+from torpor.snapshots.store.manifest import (
     IMAGES,
     LOGS,
     MANIFEST,

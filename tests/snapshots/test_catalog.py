@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.platforms.local.test_running import FACTS
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
-from tests.snapshots.test_known_snapshots import kept_weights, snapshot_with
-from tests.test_running import FACTS
-from torpor.running import RunFile
+from tests.snapshots.test_known import kept_weights, snapshot_with
+from torpor.platforms.local.running import RunFile
 from torpor.snapshots.catalog import Choice, Entry, catalog, chosen, clear_left_overs, disk_bytes, removed
-from torpor.snapshots.folders import Hold
-from torpor.snapshots.known_snapshots import kept_files
-from torpor.snapshots.manifest import MANIFEST
-from torpor.snapshots.places import CACHE_VARIABLE
+from torpor.snapshots.known import kept_files
+from torpor.snapshots.store.folder import Hold
+from torpor.snapshots.store.manifest import MANIFEST
+from torpor.snapshots.store.paths import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 
 from torpor.snapshots.differences import options_of
 from torpor.snapshots.fit import different_deployment
-from torpor.snapshots.manifest import DeploymentFacts
+from torpor.snapshots.store.manifest import DeploymentFacts
 
 
 class Level(Enum):

@@ -15,18 +15,18 @@ import psutil
 import pytest
 
 from tests.conftest import is_running
+from tests.engine.test_lifeline import children_first
 from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import chat, free_port, write_app
-from tests.test_lifeline import children_first
 from torpor import SnapshotError
-from torpor.platforms.local import inspect_snapshot
-from torpor.snapshots.criu import PREFIX_VARIABLE
+from torpor.platforms.local.server import inspect_snapshot
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.criu.run import Criu
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 

@@ -12,13 +12,13 @@ import structlog
 
 from tests.snapshots.conftest import wait_for
 from torpor import Deployment, Model
-from torpor.boot import Boot
+from torpor.runtime.boot import Boot
 from torpor.snapshots.foresight import foreseen, warn_of_held
-from torpor.snapshots.replica import SandboxEngine
+from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
 
 
 @pytest.mark.fault("an engine of a third party holds what no capture takes", area="capture", outcome="refused")

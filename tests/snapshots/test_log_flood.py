@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import wait_for
-from torpor.snapshots.criu import dump, restore
+from torpor.snapshots.criu.run import dump, restore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu import Criu
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.sandbox.sandbox import Sandbox
 
 FLOOD = """
 import os, sys, time

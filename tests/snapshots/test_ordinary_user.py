@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.snapshots.conftest import SMALL_DISK_BYTES, SMALL_DISK_VARIABLE
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.lasting import LASTING_VARIABLE
+from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
-    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.criu.run import Criu
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 UID = 1500
 MARKED = "criu and not sglang"
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = ROOT
 ENTER = f"""
 set -eu
 stash=$1; blocked=$2; needed=$3; small=$4; shift 4

@@ -1,4 +1,4 @@
-"""`torpor.launcher.process_identity`: handles of processes that were made before a capture hold in every replica."""
+"""`torpor.engine_patches.process_identity`: handles of processes that were made before a capture hold in every replica."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.snapshots.conftest import wait_for
-from torpor.snapshots.criu import dump, restore
+from torpor.snapshots.criu.run import dump, restore
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu import Criu
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.sandbox.sandbox import Sandbox
 
 PROGRAM = Path(__file__).with_name("identity_program.py")
 TIMEOUT_S = 60.0
 NEW_PROCESS = """
 import os, subprocess, sys
-from torpor.launcher import process_identity
+from torpor.engine_patches import process_identity
 process_identity.keep_process_identities()
 import psutil
 one = subprocess.Popen(["sleep", "60"])

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.plugins.local_engines import LocalEngine
 from tests.snapshots.conftest import MODES, refuse
 from tests.snapshots.kept import Background, chat, free_port
-from torpor.platforms.local import CriuBackend, create_snapshot, restore_snapshot
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.sandbox import FIRST_PID
+from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.sandbox.sandbox import FIRST_PID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.snapshots.criu import Criu
-    from torpor.snapshots.replica import SandboxEngine
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.sandbox.engine import SandboxEngine
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).parents[2]
 ENDS_WITHIN_S = 40.0
 WATCHDOG_S = 2
 
@@ -32,7 +32,7 @@ APP = """
 from dataclasses import dataclass, replace
 
 from torpor import ImagePatch, Plugin, hookimpl
-from torpor.apps import load_deployment
+from torpor.app_file import load_deployment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ deployment = replace(tiny, name="ends-{name}", port={port}, plugins=(model, Hang
 HANG = """
 import os, time
 try:
-    from torpor.launcher.after_import import after_import
+    from torpor.engine_patches.after_import import after_import
 except ImportError:
     after_import = None
 

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.plugins.local_engines import LocalEngine
 from tests.shown import ROWS
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import Background, free_port
 from torpor.cli.timing import command, first_token, running
-from torpor.platforms.local import CriuBackend, create_snapshot, restore_snapshot
-from torpor.snapshots.criu import PREFIX_VARIABLE
-from torpor.snapshots.serving import Replicas
+from torpor.platforms.local.replicas import Replicas
+from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
+from torpor.snapshots.criu.run import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
-    from torpor.snapshots.criu import Criu
-    from torpor.snapshots.manifest import Manifest
-    from torpor.supervision import ReplicaEvent
+    from torpor.runtime.supervision import ReplicaEvent
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.store.manifest import Manifest
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 APP = ROOT / "apps" / "tiny_cpu.py"
 VLLM_APP = Path(__file__).with_name("tiny_vllm.py")
 COLD_STAGES = ("launch", "ready", "warmup")
@@ -108,7 +108,7 @@ OTHER_VERSION = """
 from dataclasses import dataclass, replace
 
 from torpor import ImagePatch, Plugin, hookimpl
-from torpor.apps import load_deployment
+from torpor.app_file import load_deployment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ import structlog
 
 from tests.snapshots.conftest import wait_for
 from torpor import Deployment, Model, SnapshotError
-from torpor.captured_secrets import check_captured
-from torpor.engine import CLIENT_VARIABLES
-from torpor.snapshots.replica import SandboxEngine, SandboxStarter
+from torpor.engine.handle import CLIENT_VARIABLES
+from torpor.runtime.captured_secrets import check_captured
+from torpor.snapshots.sandbox.engine import SandboxEngine, SandboxStarter
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
 
 VALUE = "swordfish"
 DEPLOYMENT = Deployment(name="x", model=Model(path="/m"), plugins=(StandIn(),))

@@ -11,14 +11,15 @@ import pytest
 from typer.main import get_command
 
 import torpor.snapshots
+from tests import ROOT
 from torpor.cli.commands import app
-from torpor.platforms import local
-from torpor.snapshots import probe
+from torpor.platforms.local import server as local
+from torpor.snapshots.criu import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE = (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
 OWN, _, GVISOR = PAGE.partition("## Why gVisor")
 FOLDER = Path(str(torpor.snapshots.__file__)).parent
 
@@ -32,14 +33,15 @@ def options(command: Any) -> Iterator[str]:
 
 
 def test_the_package_names_each_of_its_modules() -> None:
-    """And no module that is gone."""
+    """And each of its packages, and nothing that is gone."""
     modules = {file.stem for file in FOLDER.glob("*.py")} - {"__init__"}
+    modules |= {file.parent.name for file in FOLDER.glob("*/__init__.py")}
     text = str(torpor.snapshots.__doc__)
     assert sorted(name for name in modules if not re.search(rf"\b{name}\b", text)) == []
-    named = re.findall(r"^(\w+) {3,}|[(;,] ?(\w+):|^ +\((\w+)|; (\w+);", text, re.MULTILINE)
+    named = re.findall(r"^(\w+) +\S|[(;,] ?(\w+):", text.partition("\n\n")[2], re.MULTILINE)
     assert len(named) > 10
     for name in filter(None, (word for words in named for word in words)):
-        importlib.import_module(f"torpor.snapshots.{name}")
+        importlib.import_module(f"torpor.snapshots.{'criu.' * (name == 'probe')}{name}")
 
 
 def test_every_option_on_the_page_is_one_of_a_command() -> None:
@@ -64,7 +66,7 @@ def test_every_reason_is_on_the_page() -> None:
     codes = set(re.findall(r"`(\w+)`", told))
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", OWN[OWN.index("| reason |") :], re.MULTILINE)
     assert {code for row in rows for code in re.findall(r"`(\w+)`", row)} == codes
-    source = (FOLDER / "probe.py").read_text()
+    source = (FOLDER / "criu" / "probe.py").read_text()
     given = set(re.findall(r'code="(\w+)"|yield "(\w+)"', source))
     assert {first or second for first, second in given} | set(probe._CODES) == codes
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import wait_for
-from torpor.launcher.tile_permission import has_tiles
-from torpor.snapshots.criu import dump, restore
+from torpor.engine_patches.tile_permission import has_tiles
+from torpor.snapshots.criu.run import dump, restore
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu import Criu
+    from torpor.snapshots.criu.run import Criu
 
 pytestmark = [
     pytest.mark.criu,

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from torpor.launcher.tile_permission import TilePermission, has_permission, request_permission
+from torpor.engine_patches.tile_permission import TilePermission, has_permission, request_permission
 from torpor_sglang.patches.handlers import RELEASE, RESUME, wrap_handler
 
 CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27849c0 c3")  # ldtilecfg [rdi]; tilezero tmm0; tilerelease; ret

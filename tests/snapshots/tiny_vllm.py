@@ -1,12 +1,10 @@
 """The tiny app with vLLM in SGLang's place; its engine is set up by scripts/setup-local --engine vllm."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from torpor.apps import load_deployment
+from tests import ROOT
+from torpor.app_file import load_deployment
 from torpor_vllm import VLLM
-
-ROOT = Path(__file__).parents[2]
 
 sglang = load_deployment(str(ROOT / "apps" / "tiny_cpu.py"))
 model, _ = sglang.plugins

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.testing.unguarded import Started, launch
-from torpor.control import open_client
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import open_client
+from torpor.runtime.readiness import wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

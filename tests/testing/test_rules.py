@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import httpcore  # noqa: F401  # httpx imports it when first used: inside an inner session it would be another module each time
 import pytest
 
-from torpor.snapshots.places import CACHE_VARIABLE, cache_root
+from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root
 from torpor.testing import EngineContract, PluginContract
 
 pytest_plugins = "pytester"

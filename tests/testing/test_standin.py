@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import BOTH_DIALECTS, living_members, wait_until_gone
 from tests.testing.unguarded import chat, launch, text_of
 from torpor import ConfigurationError
-from torpor.control import open_client
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import open_client
+from torpor.runtime.readiness import wait_ready
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def test_the_pytest_plugin_costs_a_stranger_nothing(pytester: pytest.Pytester, m
 
         def test_what_is_imported():
             ours = {name for name in sys.modules if name.startswith("torpor")}
-            assert ours == {"torpor", "torpor._version", "torpor.testing", "torpor.testing.pytest_plugin"}
+            assert ours == {"torpor", "torpor._lazy", "torpor._version", "torpor.testing", "torpor.testing.pytest_plugin"}
             assert not {"httpx", "modal", "structlog", "uvicorn", "psutil"} & set(sys.modules)
         """
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
 from torpor.cli.terminal import OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
-from torpor.shortage import shortage
+from torpor.network.shortage import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def _said_of(error: Exception) -> str:
 def _restore(options: RestoreOptions) -> None:
     """Restore, with a sandbox on its way while the rest is imported."""
     gc.disable()  # until the copies serve: imports leave no garbage, and looking for it takes a twentieth of a restore's CPU
-    from torpor.snapshots.first_process import FirstProcess  # noqa: PLC0415
+    from torpor.snapshots.sandbox.first_process import FirstProcess  # noqa: PLC0415
 
     with FirstProcess(str(options["folder"])) as first:
         from torpor.cli.restore import run_restore  # noqa: PLC0415

@@ -1,4 +1,7 @@
-"""What a command that serves tells others: `torpor status` by a file (`torpor.running`), the service manager by its socket."""
+"""What a command that serves tells others.
+
+`torpor status` reads a file (`torpor.platforms.local.running`); the service manager listens on a socket.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from torpor.running import Process, RunFile
-from torpor.service_manager import ServiceManager
+from torpor.platforms.local.running import Process, RunFile
+from torpor.platforms.local.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import Self
 
-    from torpor.boot import Boot
     from torpor.deployment import Deployment
-    from torpor.engine import Engine
-    from torpor.platforms.local import LocalServer
-    from torpor.snapshots.serving import Replicas
-    from torpor.supervision import ReplicaEvent
+    from torpor.engine.handle import Engine
+    from torpor.platforms.local.replicas import Replicas
+    from torpor.platforms.local.server import LocalServer
+    from torpor.runtime.boot import Boot
+    from torpor.runtime.supervision import ReplicaEvent
 
 __all__ = ["Announcement"]
 

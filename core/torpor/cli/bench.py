@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from torpor._version import __version__
-from torpor.apps import load_deployment
-from torpor.bounds import checked_count
+from torpor.app_file import load_deployment
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
@@ -21,14 +20,15 @@ from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.terminal import claim_output
 from torpor.cli.timed import bench_snapshot, cold_start, restored_start, standby_wake, without_left_overs
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.events import warnings_only
-from torpor.platforms.local import CriuBackend, LocalServer, check_before_start, create_snapshot
+from torpor.platforms.local.server import CriuBackend, LocalServer, check_before_start, create_snapshot
 from torpor.report import Bench, Floor, Machine, page
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
 from torpor.report.starts import P95_FROM
-from torpor.snapshots.manifest import IMAGES
-from torpor.snapshots.store import remove
+from torpor.snapshots.capture import remove
+from torpor.snapshots.store.manifest import IMAGES
+from torpor.telemetry.events import warnings_only
+from torpor.values.bounds import checked_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,7 +195,7 @@ def _restoring(
 
 
 def _floor(folder: Path) -> Floor:
-    from torpor.snapshots.store import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
+    from torpor.snapshots.capture import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
 
     manifest = inspect(folder)
     return Floor(

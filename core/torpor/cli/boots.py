@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import output, result
 from torpor.errors import ConfigurationError
-from torpor.given_files import read_given
-from torpor.plain_text import one_line, plain
-from torpor.platforms.modal_logs import KINDS, classify, read_lines
+from torpor.platforms.modal.log import KINDS, classify, read_lines
+from torpor.values.given_files import read_given
+from torpor.values.plain_text import one_line, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torpor.platforms.modal_logs import BootsReport, Kind, Start
+    from torpor.platforms.modal.log import BootsReport, Kind, Start
 
 __all__ = ["as_values", "plain_lines", "run_boots"]
 
@@ -51,7 +51,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     if file is not None:
         report = classify(read_lines(_text(file)))
     else:
-        from torpor.platforms.modal_account import app_logs  # noqa: PLC0415 - a saved log needs no modal
+        from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - a saved log needs no modal
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:

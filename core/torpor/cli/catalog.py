@@ -14,11 +14,11 @@ from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
 from torpor.cli.terminal import result
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.plain_text import one_line
 from torpor.snapshots.catalog import Choice, catalog, chosen, clear_left_overs, removed
-from torpor.snapshots.folders import real_folder
-from torpor.snapshots.known_snapshots import kept_files
-from torpor.snapshots.places import cache_root
+from torpor.snapshots.known import kept_files
+from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.paths import cache_root
+from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from torpor.snapshots.catalog import Entry, Removal
-    from torpor.snapshots.known_snapshots import KeptFile
+    from torpor.snapshots.known import KeptFile
 
 __all__ = ["run_list", "run_prune", "seconds_of"]
 

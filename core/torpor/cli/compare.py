@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.table import Table
 
-from torpor.addresses import nearest, url
-from torpor.apps import load_deployment
-from torpor.bounds import checked_count
+from torpor.app_file import load_deployment
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
@@ -21,17 +19,19 @@ from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limi
 from torpor.cli.timing import command, running
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError, SnapshotError
-from torpor.plain_text import plain
-from torpor.platforms.local import LocalServer, check_before_start
-from torpor.snapshots.backend import CriuBackend
-from torpor.snapshots.places import snapshot_folder
-from torpor.snapshots.store import check_target, inspect
+from torpor.platforms.local.backends import CriuBackend
+from torpor.platforms.local.server import LocalServer, check_before_start
+from torpor.snapshots.capture import check_target, inspect
+from torpor.snapshots.store.paths import snapshot_folder
+from torpor.values.addresses import nearest, url
+from torpor.values.bounds import checked_count
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.deployment import Deployment
-    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["created", "run_compare"]
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from torpor._override import override
 from torpor.cli import terminal
-from torpor.plain_text import plain
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from rich.console import HighlighterType, JustifyMethod, OverflowMethod

@@ -9,16 +9,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.apps import load_deployment
-from torpor.cautions import cautions
+from torpor.app_file import load_deployment
 from torpor.cli.console import LEVEL_STYLES
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
-from torpor.doctor import diagnose
+from torpor.doctor.app import cautions
+from torpor.doctor.machine import diagnose
 from torpor.errors import ConfigurationError, TorporError
-from torpor.findings import Finding
 from torpor.lifecycle import Lifecycle
 from torpor.plugin_checks import plugin_findings
+from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False, platform:
 
 def _chosen_platform(app_file: str, deployment: Deployment) -> tuple[str, str]:
     """What an app is looked at for when nobody says it, and why."""
-    from torpor.platforms.local import check_gpu  # noqa: PLC0415 - with an app only
+    from torpor.platforms.local.server import check_gpu  # noqa: PLC0415 - with an app only
 
     module = sys.modules.get(Path(app_file).stem)
     if not any(
@@ -109,8 +109,8 @@ def _of_platform(platform: str, chosen: str) -> Finding:
 
 def _on_modal(deployment: Deployment) -> Iterator[Finding]:
     """Whether the app can be rendered for Modal, without an account or a network."""
-    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - half a second of import
-    from torpor.platforms.modal_account import is_logged_in  # noqa: PLC0415
+    from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415
+    from torpor.platforms.modal.server import cls_options  # noqa: PLC0415 - half a second of import
 
     try:
         options = cls_options(deployment)
@@ -125,10 +125,10 @@ def _on_modal(deployment: Deployment) -> Iterator[Finding]:
 
 def _rechecked(deployment: Deployment) -> Iterator[Finding]:
     """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
-    from torpor.boot import run_preflight  # noqa: PLC0415
     from torpor.errors import PreflightError  # noqa: PLC0415
-    from torpor.platforms.local import relocate  # noqa: PLC0415
-    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+    from torpor.platforms.local.server import relocate  # noqa: PLC0415
+    from torpor.runtime.boot import run_preflight  # noqa: PLC0415
+    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 
     recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
     if not recipe.preflight:
@@ -182,7 +182,7 @@ def _of_app(deployment: Deployment) -> Iterator[Finding]:
 
 def _of_secrets(names: tuple[str, ...]) -> Finding:
     """Whether the secrets that build steps want are there, as far as that can be asked."""
-    from torpor.platforms.modal_account import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
+    from torpor.platforms.modal.account import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
 
     listed = ", ".join(names)
     if not is_logged_in():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
 from torpor.cli.terminal import output, width, wrapped
-from torpor.plain_text import one_line
+from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

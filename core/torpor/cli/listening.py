@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torpor.addresses import MAX_PORT, check_free, checked_host, checked_port, is_open, url
 from torpor.errors import ConfigurationError
+from torpor.values.addresses import MAX_PORT, check_free, checked_host, checked_port, is_open, url
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment

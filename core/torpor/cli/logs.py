@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.bounds import checked_count
 from torpor.cli.terminal import result, say
-from torpor.engine_logs import segments, stored_logs
+from torpor.engine.logs import segments, stored_logs
 from torpor.errors import ConfigurationError, TorporError
-from torpor.plain_text import one_line, plain
-from torpor.snapshots.places import cache_root
+from torpor.snapshots.store.paths import cache_root
+from torpor.values.bounds import checked_count
+from torpor.values.plain_text import one_line, plain
 
 if TYPE_CHECKING:
-    from torpor.engine_logs import KeptLog
+    from torpor.engine.logs import KeptLog
 
 __all__ = ["MAX_LINES", "Reader", "run_logs"]
 
@@ -167,7 +167,7 @@ def _print(lines: list[str], name: str) -> None:
 def _name(given: str) -> str:
     """The name of an app file's deployment; any other name as it is."""
     if given.endswith(".py") and Path(given).is_file():
-        from torpor.apps import load_deployment  # noqa: PLC0415 - imports plugins
+        from torpor.app_file import load_deployment  # noqa: PLC0415 - imports plugins
 
         return load_deployment(given).name
     return given

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.terminal import result
-from torpor.plain_text import one_line, plain
 from torpor.scaffold import Names, names_of, project_files, write_project
+from torpor.values.plain_text import one_line, plain
 
 __all__ = ["run_new"]
 

@@ -8,21 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from torpor.apps import load_deployment
-from torpor.cautions import cautions
+from torpor.app_file import load_deployment
 from torpor.cli.console import LEVEL_STYLES
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.deployment import plugin_name
+from torpor.doctor.app import cautions
 from torpor.errors import ConfigurationError
-from torpor.findings import Finding
-from torpor.given_files import is_shallow, read_given
 from torpor.hookspecs import HOOK_NAMES
 from torpor.lifecycle import Lifecycle
-from torpor.plain_text import one_line
-from torpor.plan_diff import changes
+from torpor.plan.diff import changes
 from torpor.plugin_checks import accepted, plugin_findings
-from torpor.start_limits import modal_start_limit_s, stage_limits
+from torpor.values.findings import Finding
+from torpor.values.given_files import is_shallow, read_given
+from torpor.values.plain_text import one_line
+from torpor.values.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
@@ -72,14 +72,14 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
 def _places(deployment: Deployment) -> list[Finding]:
     """What would be refused where the app is meant to run: by Modal, or by a snapshot on this machine."""
     if "modal" in sys.modules:
-        from torpor.platforms.modal_checks import gpu_refusal  # noqa: PLC0415 - for Modal only
+        from torpor.platforms.modal.checks import gpu_refusal  # noqa: PLC0415 - for Modal only
 
         refusal = gpu_refusal(deployment)
         return [Finding(level="error", what="Modal", seen=refusal)] if refusal else []
     if not deployment.snapshot:
         return []
-    from torpor.platforms.local import cache_root, relocate  # noqa: PLC0415 - not for Modal
-    from torpor.snapshots.lasting import place_findings  # noqa: PLC0415
+    from torpor.platforms.local.server import cache_root, relocate  # noqa: PLC0415 - not for Modal
+    from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415
 
     recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
     return [finding for finding in place_findings(deployment, recipe) if finding.level == "error"]

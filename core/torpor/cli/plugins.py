@@ -8,7 +8,7 @@ from dataclasses import asdict
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.discovery import installed_plugins
-from torpor.plain_text import one_line
+from torpor.values.plain_text import one_line
 
 __all__ = ["list_plugins"]
 

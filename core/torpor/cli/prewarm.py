@@ -7,20 +7,20 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from torpor import descriptors
-from torpor.bounds import checked_count, checked_seconds
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
-from torpor.modal_keys import KEY_VARIABLE, SECRET_VARIABLE, modal_keys
-from torpor.plain_text import plain
-from torpor.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
+from torpor.network import descriptors
+from torpor.network.modal_keys import KEY_VARIABLE, SECRET_VARIABLE, modal_keys
+from torpor.platforms.modal.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
+from torpor.values.bounds import checked_count, checked_seconds
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torpor.platforms.modal_logs import BootsReport
-    from torpor.prewarm import Prewarmed, Round
+    from torpor.platforms.modal.log import BootsReport
+    from torpor.platforms.modal.prewarm import Prewarmed, Round
 
 __all__ = ["run_prewarm"]
 
@@ -82,12 +82,12 @@ def run_prewarm(
 def _find(target: str) -> _Target:
     if target.startswith(("http://", "https://")):
         return _Target(url=target, pause_s=_PAUSE_S, read_log=None)
-    from torpor.platforms.modal_account import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
-    from torpor.platforms.modal_logs import classify  # noqa: PLC0415
+    from torpor.platforms.modal.account import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
+    from torpor.platforms.modal.log import classify  # noqa: PLC0415
 
     name, pause_s = target, _PAUSE_S
     if target.endswith(".py"):
-        from torpor.apps import load_deployment  # noqa: PLC0415
+        from torpor.app_file import load_deployment  # noqa: PLC0415
 
         deployment = load_deployment(target)
         name, pause_s = deployment.name, deployment.scaling.scaledown_window_s + _MARGIN_S

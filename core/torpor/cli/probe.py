@@ -7,12 +7,12 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from torpor.bounds import checked_count, checked_seconds
 from torpor.cli.terminal import result as write
 from torpor.cli.terminal import say
 from torpor.client import chat
 from torpor.errors import ConfigurationError, EngineRequestError
-from torpor.plain_text import plain
+from torpor.values.bounds import checked_count, checked_seconds
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from torpor.client import ChatResult

@@ -15,29 +15,29 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor import descriptors
-from torpor.addresses import url
-from torpor.bounds import checked_count
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import given_address, public_warning
 from torpor.cli.outputs import check_output
 from torpor.cli.terminal import OutputError, claim_output, result, say, say_live
 from torpor.errors import ConfigurationError, EngineError, TorporError
-from torpor.events import warnings_only
-from torpor.progress import listening
-from torpor.snapshots.places import records_file
-from torpor.snapshots.serving import MAX_REPLICAS, Replicas
+from torpor.network import descriptors
+from torpor.platforms.local.replicas import MAX_REPLICAS, Replicas
+from torpor.snapshots.store.paths import records_file
+from torpor.telemetry.events import warnings_only
+from torpor.telemetry.progress import listening
+from torpor.values.addresses import url
+from torpor.values.bounds import checked_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NotRequired, TypedDict
 
     from torpor.cli.announcing import Announcement
-    from torpor.records import StageRecord
-    from torpor.snapshots.cuda import Resumed
-    from torpor.snapshots.first_process import FirstProcess
-    from torpor.supervision import ReplicaEvent
+    from torpor.runtime.supervision import ReplicaEvent
+    from torpor.snapshots.gpu.checkpoint import Resumed
+    from torpor.snapshots.sandbox.first_process import FirstProcess
+    from torpor.telemetry.records import StageRecord
 
     class RestoreOptions(TypedDict):
         """The options of the command."""

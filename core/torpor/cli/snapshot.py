@@ -14,17 +14,17 @@ from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.plain_text import one_line
-from torpor.snapshots.store import inspect, remove
+from torpor.snapshots.capture import inspect, remove
+from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torpor.snapshots.gpu_part import GpuPart
-    from torpor.snapshots.known_snapshots import KeptFile
-    from torpor.snapshots.manifest import Manifest
-    from torpor.snapshots.sandbox import Mode
+    from torpor.snapshots.known import KeptFile
+    from torpor.snapshots.sandbox.sandbox import Mode
+    from torpor.snapshots.store.gpu_state import GpuPart
+    from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["run_create", "run_inspect", "run_rm", "run_setup", "run_weights"]
 
@@ -39,9 +39,9 @@ def run_create(
     """Start cold, sleep, keep, end."""
     from torpor.cli.interrupts import ends_on_sigterm  # noqa: PLC0415
     from torpor.cli.up import Progress  # noqa: PLC0415
-    from torpor.events import warnings_only  # noqa: PLC0415
-    from torpor.platforms.local import create_snapshot  # noqa: PLC0415
-    from torpor.records import StageReport  # noqa: PLC0415
+    from torpor.platforms.local.server import create_snapshot  # noqa: PLC0415
+    from torpor.telemetry.events import warnings_only  # noqa: PLC0415
+    from torpor.telemetry.records import StageReport  # noqa: PLC0415
 
     claim_output()
     if mode and mode not in _MODES:
@@ -97,7 +97,7 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
 
 def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
-    from torpor.snapshots.known_snapshots import kept_files  # noqa: PLC0415
+    from torpor.snapshots.known import kept_files  # noqa: PLC0415
 
     console = make_console()
     before = {file.path for file in kept_files() if file.snapshots}
@@ -110,7 +110,7 @@ def run_rm(folder: Path) -> None:
 
 def run_weights(*, delete: bool, as_json: bool) -> None:
     """List what engines keep outside of snapshots, with the snapshots that need it; delete what none needs."""
-    from torpor.snapshots.known_snapshots import kept_files, prune  # noqa: PLC0415
+    from torpor.snapshots.known import kept_files, prune  # noqa: PLC0415
 
     removed = prune() if delete else ()
     files = kept_files()
@@ -144,9 +144,9 @@ def _files_json(files: Sequence[KeptFile]) -> list[dict[str, object]]:
 
 def run_setup(*, mirror: str, again: bool) -> None:
     """Get CRIU and try it; the reasons where it does not work here."""
-    from torpor.snapshots.backend import STANDBY_WORKS, CriuBackend  # noqa: PLC0415
-    from torpor.snapshots.criu_setup import install  # noqa: PLC0415
-    from torpor.snapshots.places import criu_prefix  # noqa: PLC0415
+    from torpor.platforms.local.backends import STANDBY_WORKS, CriuBackend  # noqa: PLC0415
+    from torpor.snapshots.criu_install.install import install  # noqa: PLC0415
+    from torpor.snapshots.store.paths import criu_prefix  # noqa: PLC0415
 
     console = make_console()
     criu = install(criu_prefix(), mirror=mirror or None, again=again, on_step=console.print)

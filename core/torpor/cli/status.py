@@ -12,17 +12,17 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from torpor.addresses import nearest
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import result
 from torpor.errors import ServerUnavailableError
-from torpor.plain_text import plain
-from torpor.running import RunningServer, Unreadable, servers
+from torpor.platforms.local.running import RunningServer, Unreadable, servers
+from torpor.values.addresses import nearest
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torpor.running import Process, RunningReplica
+    from torpor.platforms.local.running import Process, RunningReplica
 
 __all__ = ["Look", "look_at", "run_status"]
 

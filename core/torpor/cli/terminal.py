@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from torpor._override import override
 from torpor.errors import TorporError
-from torpor.plain_text import one_line, plain
+from torpor.values.plain_text import one_line, plain
 
 if TYPE_CHECKING:
     from typing import TextIO

@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from torpor.addresses import nearest
 from torpor.cli.listening import words
 from torpor.cli.timing import command, first_token, port_taken, ready, running
 from torpor.errors import EngineError, EngineTimeoutError, TorporError
-from torpor.platforms.local import LocalServer, Standby
-from torpor.records import StageReport, read_records
+from torpor.platforms.local.server import LocalServer, Standby
 from torpor.report.starts import Span, Start, span_of
-from torpor.snapshots.folders import found_instead, left_overs, recover, unused
-from torpor.snapshots.places import cache_root, snapshot_folder
-from torpor.snapshots.store import inspect, remove
+from torpor.snapshots.capture import inspect, remove
+from torpor.snapshots.store.folder import found_instead, left_overs, recover, unused
+from torpor.snapshots.store.paths import cache_root, snapshot_folder
+from torpor.telemetry.records import StageReport, read_records
+from torpor.values.addresses import nearest
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
-    from torpor.records import BootKind, StageRecord
+    from torpor.telemetry.records import BootKind, StageRecord
 
 __all__ = [
     "bench_snapshot",

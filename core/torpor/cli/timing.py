@@ -15,9 +15,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from torpor.addresses import LOOPBACK
-from torpor.child_process import ends_with_this_process
+from torpor.engine.child_process import ends_with_this_process
 from torpor.errors import EngineTimeoutError, TorporError
+from torpor.values.addresses import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

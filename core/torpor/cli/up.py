@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from torpor import descriptors
-from torpor.addresses import check_free, nearest, url
-from torpor.apps import load_deployment
+from torpor.app_file import load_deployment
 from torpor.cli.announcing import Announcement
 from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
@@ -25,14 +23,16 @@ from torpor.cli.outputs import check_output
 from torpor.cli.restore import Served
 from torpor.cli.terminal import result, say
 from torpor.errors import ConfigurationError, TorporError
-from torpor.events import warnings_only
-from torpor.plain_text import plain
-from torpor.platforms.local import LocalServer, missing_packages
-from torpor.platforms.local_start import start_here
-from torpor.progress import listening
-from torpor.records import BOOT_KINDS, StageRecord, StageReport, read_records
-from torpor.snapshots.backend import BACKENDS, CriuBackend, make_backend
-from torpor.snapshots.places import records_file, snapshot_folder
+from torpor.network import descriptors
+from torpor.platforms.local.backends import BACKENDS, CriuBackend, make_backend
+from torpor.platforms.local.server import LocalServer, missing_packages
+from torpor.platforms.local.start import start_here
+from torpor.snapshots.store.paths import records_file, snapshot_folder
+from torpor.telemetry.events import warnings_only
+from torpor.telemetry.progress import listening
+from torpor.telemetry.records import BOOT_KINDS, StageRecord, StageReport, read_records
+from torpor.values.addresses import check_free, nearest, url
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from torpor.deployment import Deployment
-    from torpor.platforms.local_start import Way
-    from torpor.snapshots.serving import Replicas
-    from torpor.supervision import ReplicaEvent
+    from torpor.platforms.local.replicas import Replicas
+    from torpor.platforms.local.start import Way
+    from torpor.runtime.supervision import ReplicaEvent
 
 __all__ = ["Progress", "run_up", "stage_table"]
 
@@ -319,7 +319,7 @@ class Progress:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Show what is told of how far the work is (`torpor.progress`), while the block runs."""
+        """Show what is told of how far the work is (`torpor.telemetry.progress`), while the block runs."""
         with listening(self._told):
             try:
                 yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from torpor.engine_patches.process_identity import keep_process_identities
 from torpor.guard.connections import Connections
 from torpor.guard.control import Control
 from torpor.guard.cors import ORIGIN, Cors
@@ -13,7 +14,6 @@ from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKe
 from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, closing, conflict, refuse
 from torpor.guard.rules import HEALTH
 from torpor.guard.states import State, StateMachine
-from torpor.launcher.process_identity import keep_process_identities
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

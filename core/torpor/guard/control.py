@@ -13,13 +13,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from torpor.engine_patches.process_identity import restored
+from torpor.engine_patches.renewal import generators_of_their_own, renew_random_state
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
 from torpor.guard.rules import CONTROL, WOKEN_BY_DEFAULT
 from torpor.guard.states import State
-from torpor.launcher.process_identity import restored
-from torpor.launcher.renewal import generators_of_their_own, renew_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torpor.errors import ConfigurationError
-from torpor.field_types import shown
+from torpor.values.field_types import shown
 
 __all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "WOKEN_BY_DEFAULT", "GuardRules", "RulesError", "check_key"]
 

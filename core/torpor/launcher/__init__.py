@@ -23,27 +23,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-_HOME = {
-    "Patch": "patches",
-    "PatchReport": "patches",
-    "PublicRequestRules": "public_requests",
-    "RequestFields": "public_requests",
-    "TilePermission": "tile_permission",
-    "apply_patches": "patches",
-    "check_version": "versions",
-    "end_tree_on_sigterm": "boot",
-    "end_with": "orphans",
-    "exit_code_of": "boot",
-    "has_tiles": "tile_permission",
-    "install_guard": "guarded_app",
-    "installed_version": "versions",
-    "keep_process_identities": "process_identity",
-    "limit_uvicorn": "http_limits",
-    "renew_random_state": "renewal",
-    "snapshot_patches": "capturable",
-    "take_boot_document": "boot",
-}
-"""Each public name and its module; none is imported before somebody asks, as spawned processes need few of them."""
+from torpor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from torpor.engine_patches.orphans import end_with
+    from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
+    from torpor.engine_patches.process_identity import keep_process_identities
+    from torpor.engine_patches.renewal import renew_random_state
+    from torpor.engine_patches.tile_permission import TilePermission, has_tiles
+    from torpor.launcher.capturable import snapshot_patches
+    from torpor.launcher.guarded_app import install_guard
+    from torpor.launcher.http_limits import limit_uvicorn
+    from torpor.launcher.public_requests import PublicRequestRules, RequestFields
+    from torpor.launcher.start import end_tree_on_sigterm, exit_code_of, take_boot_document
+    from torpor.launcher.versions import check_version, installed_version
 
 __all__ = [
     "Patch",
@@ -66,29 +59,19 @@ __all__ = [
     "take_boot_document",
 ]
 
-if TYPE_CHECKING:
-    from torpor.launcher.boot import end_tree_on_sigterm, exit_code_of, take_boot_document
-    from torpor.launcher.capturable import snapshot_patches
-    from torpor.launcher.guarded_app import install_guard
-    from torpor.launcher.http_limits import limit_uvicorn
-    from torpor.launcher.orphans import end_with
-    from torpor.launcher.patches import Patch, PatchReport, apply_patches
-    from torpor.launcher.process_identity import keep_process_identities
-    from torpor.launcher.public_requests import PublicRequestRules, RequestFields
-    from torpor.launcher.renewal import renew_random_state
-    from torpor.launcher.tile_permission import TilePermission, has_tiles
-    from torpor.launcher.versions import check_version, installed_version
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'torpor.launcher' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - only for those who use a name
-
-    value: object = getattr(importlib.import_module(f"torpor.launcher.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.engine_patches.orphans": ("end_with",),
+        "torpor.engine_patches.patches": ("Patch", "PatchReport", "apply_patches"),
+        "torpor.engine_patches.process_identity": ("keep_process_identities",),
+        "torpor.engine_patches.renewal": ("renew_random_state",),
+        "torpor.engine_patches.tile_permission": ("TilePermission", "has_tiles"),
+        "torpor.launcher.capturable": ("snapshot_patches",),
+        "torpor.launcher.guarded_app": ("install_guard",),
+        "torpor.launcher.http_limits": ("limit_uvicorn",),
+        "torpor.launcher.public_requests": ("PublicRequestRules", "RequestFields"),
+        "torpor.launcher.start": ("end_tree_on_sigterm", "exit_code_of", "take_boot_document"),
+        "torpor.launcher.versions": ("check_version", "installed_version"),
+    },
+)

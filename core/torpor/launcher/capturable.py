@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.launcher.named_locks import named_locks
-from torpor.launcher.orphans import orphans
-from torpor.launcher.process_identity import process_identity
-from torpor.launcher.tqdm_lock import tqdm_lock
+from torpor.engine_patches.named_locks import named_locks
+from torpor.engine_patches.orphans import orphans
+from torpor.engine_patches.process_identity import process_identity
+from torpor.engine_patches.tqdm_lock import tqdm_lock
 
 if TYPE_CHECKING:
-    from torpor.launcher.patches import Patch
+    from torpor.engine_patches.patches import Patch
 
 __all__ = ["snapshot_patches"]
 

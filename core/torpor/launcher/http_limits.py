@@ -22,8 +22,8 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 
 if TYPE_CHECKING:
     import asyncio

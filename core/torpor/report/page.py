@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
-from torpor.plain_text import plain
 from torpor.report.figures import bytes_text, figure, seconds_text
 from torpor.report.measured import CLOCKS, Bench
 from torpor.report.starts import MILESTONES, P95_FROM
 from torpor.report.style import GROUPS, STYLE, group_of
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

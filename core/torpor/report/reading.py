@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
-from torpor.given_files import read_given
-from torpor.records import BOOT_KINDS, read_records
 from torpor.report.measured import FORMAT, GREATEST, Bench
 from torpor.report.starts import starts_of
+from torpor.telemetry.records import BOOT_KINDS, read_records
+from torpor.values.given_files import read_given
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torpor.records import StageRecord
     from torpor.report.starts import Start
+    from torpor.telemetry.records import StageRecord
 
 __all__ = ["Recorded", "read_report"]
 

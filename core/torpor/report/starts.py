@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torpor.records import StageRecord
+    from torpor.telemetry.records import StageRecord
 
 __all__ = ["KINDS", "MILESTONES", "P95_FROM", "Kind", "Span", "Spread", "Start", "starts_of"]
 

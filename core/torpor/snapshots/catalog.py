@@ -21,21 +21,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.child_process import run_child
+from torpor.engine.child_process import run_child
 from torpor.errors import SnapshotError
-from torpor.plain_text import plain
-from torpor.running import RunningServer, servers
-from torpor.snapshots.folders import found_instead, left_overs, real_folder, recover, unused
-from torpor.snapshots.known_snapshots import kept_files, known_snapshots, prune
-from torpor.snapshots.manifest import MANIFEST, read_manifest
-from torpor.snapshots.places import cache_root
-from torpor.snapshots.store import outside_files, remove
+from torpor.platforms.local.running import RunningServer, servers
+from torpor.snapshots.capture import outside_files, remove
+from torpor.snapshots.known import kept_files, known_snapshots, prune
+from torpor.snapshots.store.folder import found_instead, left_overs, real_folder, recover, unused
+from torpor.snapshots.store.manifest import MANIFEST, read_manifest
+from torpor.snapshots.store.paths import cache_root
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from torpor.snapshots.known_snapshots import KeptFile
-    from torpor.snapshots.manifest import Manifest
+    from torpor.snapshots.known import KeptFile
+    from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["Choice", "Entry", "Removal", "catalog", "chosen", "clear_left_overs", "disk_bytes", "removed"]
 
@@ -193,7 +193,7 @@ def removed(
 def clear_left_overs(entries: Sequence[Entry]) -> int:
     """Remove what killed captures and removals left: all in the cache root, elsewhere that of these snapshots.
 
-    One that somebody may still write stays; see `torpor.snapshots.folders.recover`.
+    One that somebody may still write stays; see `torpor.snapshots.store.folder.recover`.
 
     Returns:
         How many folders went.
@@ -266,7 +266,7 @@ def _entry(folder: Path, users: Sequence[tuple[str, Path]], kept: set[Path]) -> 
 
 
 def _used(manifest: Manifest, changed_at: float | None) -> float | None:
-    """A capture sets the folder's time back to its own; see `torpor.snapshots.folders.Hold`."""
+    """A capture sets the folder's time back to its own; see `torpor.snapshots.store.folder.Hold`."""
     return changed_at if changed_at is not None and changed_at - manifest.created_at > _FRESH_S else None
 
 

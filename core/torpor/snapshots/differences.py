@@ -15,14 +15,14 @@ import re
 import shlex
 from typing import TYPE_CHECKING, cast
 
-from torpor.plan_diff import changes
-from torpor.secret_shapes import secret_kind
+from torpor.plan.diff import changes
+from torpor.values.secret_shapes import secret_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torpor.plan_diff import Change
-    from torpor.snapshots.manifest import DeploymentFacts
+    from torpor.plan.diff import Change
+    from torpor.snapshots.store.manifest import DeploymentFacts
 
 __all__ = ["differences", "options_of"]
 

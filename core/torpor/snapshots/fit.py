@@ -1,10 +1,10 @@
 """Does a snapshot fit here and now? The one list of what stands against a restore, each reason as a sentence.
 
     bad_marks            it is marked bad: its replicas did not wake
-    damaged_files        its own files (torpor.snapshots.manifest)
-    unfit_machine        machine, CRIU and GPUs (torpor.snapshots.machine, with different_machine)
+    damaged_files        its own files (torpor.snapshots.store.manifest)
+    unfit_machine        machine, CRIU and GPUs (torpor.snapshots.facts, with different_machine)
     different_deployment what its app file says now
-    changed_files        what it depends on outside of itself (torpor.snapshots.store)
+    changed_files        what it depends on outside of itself (torpor.snapshots.capture)
 
 A restore looks at each where it costs nothing; `misfits` looks at all of them.
 """
@@ -15,12 +15,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError, TorporError
-from torpor.snapshots.failures import bad_reason
-from torpor.snapshots.folders import real_folder
-from torpor.snapshots.gpu_part import described, different_gpus
-from torpor.snapshots.manifest import damaged_files
-from torpor.snapshots.reading import plain
-from torpor.snapshots.store import changed_files
+from torpor.snapshots.capture import changed_files
+from torpor.snapshots.store.failures import bad_reason
+from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.gpu_state import described, different_gpus
+from torpor.snapshots.store.manifest import damaged_files
+from torpor.snapshots.store.reading import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
-    from torpor.snapshots.manifest import DeploymentFacts, MachineFacts, Manifest
+    from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts, Manifest
 
 __all__ = ["bad_marks", "different_deployment", "different_machine", "loaded_here", "misfit", "misfits"]
 
@@ -47,7 +47,7 @@ def misfits(
         full: compare hashes, too.
         copies: how many there are to be.
     """
-    from torpor.snapshots.machine import known_criu, unfit_machine  # noqa: PLC0415 - which imports this module
+    from torpor.snapshots.facts import known_criu, unfit_machine  # noqa: PLC0415 - which imports this module
 
     folder = real_folder(folder)
     reasons = [*bad_marks(folder), *damaged_files(folder, manifest, full=full)]
@@ -91,11 +91,11 @@ def loaded_here(manifest: Manifest, deployment: Deployment | None) -> tuple[Depl
     Raises:
         TorporError: the app file cannot be used.
     """
-    from torpor.apps import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
+    from torpor.app_file import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
     from torpor.lifecycle import Lifecycle  # noqa: PLC0415
-    from torpor.platforms.local import relocate  # noqa: PLC0415
-    from torpor.snapshots.machine import deployment_facts  # noqa: PLC0415
-    from torpor.snapshots.places import cache_root  # noqa: PLC0415
+    from torpor.platforms.local.server import relocate  # noqa: PLC0415
+    from torpor.snapshots.facts import deployment_facts  # noqa: PLC0415
+    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 
     found = deployment or load_deployment(manifest.app_file)
     recipe = relocate(Lifecycle(found).recipe(), cache_root(), found.name)

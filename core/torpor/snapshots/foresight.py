@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.events import log
+from torpor.telemetry.events import log
 
 if TYPE_CHECKING:
-    from torpor.boot import Boot
-    from torpor.snapshots.sandbox import Sandbox
+    from torpor.runtime.boot import Boot
+    from torpor.snapshots.sandbox.sandbox import Sandbox
 
 __all__ = ["foreseen", "warn_of_held"]
 
@@ -31,9 +31,10 @@ def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
     Raises:
         SnapshotError: it cannot be looked at.
     """
-    from torpor.snapshots import checks, cuda  # noqa: PLC0415 - a restore has no use for them
-    from torpor.snapshots.kernel_objects import uncarried  # noqa: PLC0415
-    from torpor.snapshots.lasting import LASTING_VARIABLE, kept_folders, why_temporary  # noqa: PLC0415
+    from torpor.snapshots.before_capture import external_resources as checks  # noqa: PLC0415 - a restore has no use for them
+    from torpor.snapshots.before_capture.kernel_objects import uncarried  # noqa: PLC0415
+    from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, kept_folders, why_temporary  # noqa: PLC0415
+    from torpor.snapshots.gpu import checkpoint as cuda  # noqa: PLC0415 - a restore has no use for them
 
     devices = cuda.DEVICES if boot.deployment.gpu is not None else ()
     found = [
@@ -54,7 +55,7 @@ def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
 
 def warn_of_held(boot: Boot) -> None:
     """Log a warning for each thing that a capture would refuse; an engine outside of a sandbox is left alone."""
-    from torpor.snapshots.replica import SandboxEngine  # noqa: PLC0415 - see above
+    from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415 - see above
 
     engine = boot.running_engine
     if not isinstance(engine, SandboxEngine):

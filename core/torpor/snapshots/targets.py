@@ -63,7 +63,7 @@ def check_writable(folder: Path) -> None:
 
 def last_bytes(folder: Path) -> int:
     """The size of the snapshot that is there, bytes; 0 if there is none that can be read."""
-    from torpor.snapshots.store import inspect  # noqa: PLC0415 - it checks its target here
+    from torpor.snapshots.capture import inspect  # noqa: PLC0415 - it checks its target here
 
     try:
         manifest = inspect(folder)

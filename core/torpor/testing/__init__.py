@@ -16,8 +16,9 @@ Lazy (PEP 562): the stand-in's process and a test session that has nothing to do
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.testing.contract import PluginContract
@@ -27,22 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
 
-_HOME = {
-    "EngineContract": "torpor.testing.engine_contract",
-    "Fault": "torpor.testing.faults",
-    "PluginContract": "torpor.testing.contract",
-    "StandIn": "torpor.testing.plugin",
-    "StandInVLLM": "torpor.testing.plugin",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'torpor.testing' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.testing.contract": ("PluginContract",),
+        "torpor.testing.engine_contract": ("EngineContract",),
+        "torpor.testing.faults": ("Fault",),
+        "torpor.testing.plugin": ("StandIn", "StandInVLLM"),
+    },
+)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor.deployment import plugin_name
-from torpor.findings import Finding
 from torpor.testing.hook_rules import HookRules
 from torpor.testing.plan_rules import PlanRules
 from torpor.testing.value_rules import ValueRules
+from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

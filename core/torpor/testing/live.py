@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from torpor.boot import Boot
-from torpor.control import KEY_HEADER, open_client
-from torpor.platforms.local import CriuBackend, LocalServer, Standby
-from torpor.process import session_members
-from torpor.snapshots.lasting import LASTING_VARIABLE
+from torpor.engine.process import session_members
+from torpor.platforms.local.server import CriuBackend, LocalServer, Standby
+from torpor.runtime.boot import Boot
+from torpor.runtime.guard_client import KEY_HEADER, open_client
+from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.build_steps.command import script_file
 from torpor.errors import TorporError
 from torpor.recipe import BuildPlan, BuildStep, ImagePatch, Preflight, split_flags
-from torpor.secret_shapes import looks_secret, secret_value
-from torpor.steps import script_file
 from torpor.testing.failing import broken, told
 from torpor.testing.inspection import PLANNING_HOOKS, plan, plan_all, strings_in
 from torpor.testing.witness import refusing_effects, scrambled_environment, without_modules
+from torpor.values.secret_shapes import looks_secret, secret_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
 from torpor._version import __version__
-from torpor.bounds import LONGEST_S
-from torpor.engine import Engine
+from torpor.engine.handle import Engine
 from torpor.errors import ConfigurationError
-from torpor.field_types import check_types, shown
 from torpor.guard import GuardRules
 from torpor.hookspecs import Plugin, hookimpl
 from torpor.testing.faults import Fault
 from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
+from torpor.values.bounds import LONGEST_S
+from torpor.values.field_types import check_types, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ import re
 import sys
 from importlib.metadata import entry_points
 
-from torpor.child_process import run_child
 from torpor.deployment import plugin_name
+from torpor.engine.child_process import run_child
 from torpor.testing.failing import broken
 
 __all__ = ["ValueRules"]

@@ -1,20 +1,20 @@
-"""What the launcher changes in SGLang (`torpor.launcher.patches`): the list, in the order in which they are applied."""
+"""What the launcher changes in SGLang (`torpor.engine_patches.patches`): the list, in the order in which they are applied."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torpor.engine_patches.orphans import orphans
+from torpor.engine_patches.patches import apply_patches
+from torpor.engine_patches.process_identity import process_identity
+from torpor.engine_patches.tqdm_lock import tqdm_lock
 from torpor.launcher.http_limits import http_limits
-from torpor.launcher.orphans import orphans
-from torpor.launcher.patches import apply_patches
-from torpor.launcher.process_identity import process_identity
-from torpor.launcher.tqdm_lock import tqdm_lock
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torpor.launcher.patches import Patch, PatchReport
+    from torpor.engine_patches.patches import Patch, PatchReport
 
 __all__ = ["all_patches", "apply_all"]
 

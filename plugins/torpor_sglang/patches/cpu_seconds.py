@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

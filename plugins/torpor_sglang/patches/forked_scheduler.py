@@ -1,7 +1,7 @@
 """Forks the scheduler off the HTTP server on a CPU: a new process would import all of SGLang a second time.
 
 A fork begins with its parent's modules. That saves their import, and a snapshot holds the pages that neither process has
-written to only once (`torpor.snapshots.mapped_memory`), because they lie at the same addresses in both.
+written to only once (`torpor.snapshots.criu.mapped_memory`), because they lie at the same addresses in both.
 
 A fork takes one thread along, so it must not happen once others do work that the child needs. At this point of SGLang's
 start there are OpenBLAS's threads alone, which numpy's import starts and which OpenBLAS itself ends before a fork and starts
@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.orphans import end_with
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.orphans import end_with
+from torpor.engine_patches.patches import Patch
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
 from torpor._override import override
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 from torpor.launcher.public_requests import ANY_DOMAIN, PublicRequestRules
 from torpor_sglang.fields import FIELDS
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from torpor.launcher.patches import Patch
-from torpor.launcher.renewal import renew_random_state
+from torpor.engine_patches.patches import Patch
+from torpor.engine_patches.renewal import renew_random_state
 from torpor_sglang.patches.handlers import RESUME, around_handler
 
 __all__ = ["PATCH", "reseed"]

@@ -1,9 +1,9 @@
-"""Asks anew for the CPU's tile registers when memory is resumed (`torpor.launcher.tile_permission` says why)."""
+"""Asks anew for the CPU's tile registers when memory is resumed (`torpor.engine_patches.tile_permission` says why)."""
 
 from __future__ import annotations
 
-from torpor.launcher.patches import Patch
-from torpor.launcher.tile_permission import TilePermission, has_tiles
+from torpor.engine_patches.patches import Patch
+from torpor.engine_patches.tile_permission import TilePermission, has_tiles
 from torpor_sglang.patches.handlers import RELEASE, RESUME, around_handler
 
 __all__ = ["PATCH"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from torpor.launcher.after_import import after_import
-from torpor.launcher.patches import Patch
+from torpor.engine_patches.after_import import after_import
+from torpor.engine_patches.patches import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

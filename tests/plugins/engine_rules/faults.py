@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import is_running, wait_until_gone
 from torpor import CanaryError, EngineError, EngineExitedError, EngineTimeoutError, PortInUseError
-from torpor.boot import Boot
-from torpor.process import session_members
+from torpor.engine.process import session_members
+from torpor.runtime.boot import Boot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

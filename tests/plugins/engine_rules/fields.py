@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tests.plugins.local_engines import Questions
-    from torpor.engines.chat_server import ChatServer
+    from torpor.engine_plugins.chat_server import ChatServer
 
 __all__ = ["FieldRules", "RealFieldRules"]
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tests.plugins.local_engines import Questions
-    from torpor.engines.chat_server import ChatServer
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.chat_server import ChatServer
+    from torpor.engine_plugins.flags import OptionValue
 
 __all__ = ["FlagRules", "RealFlagRules", "ReservedRules"]
 

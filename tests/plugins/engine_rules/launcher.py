@@ -15,15 +15,15 @@ import pytest
 
 from tests.conftest import is_running
 from torpor import Deployment, Model
+from torpor.engine.process import session_members
 from torpor.lifecycle import Lifecycle
-from torpor.process import session_members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.plugins.local_engines import LocalEngine, RealEngine
-    from torpor.engines.chat_server import ChatServer
+    from torpor.engine_plugins.chat_server import ChatServer
 
 __all__ = ["RealLauncherRules"]
 

@@ -11,7 +11,7 @@ import pytest
 from tests.guard.engine import BOOT_ID, KEY, Message, Receive, Scope, Send
 from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_serving
 from torpor import ConfigurationError, Deployment, Lifecycle, Model, Scaling
-from torpor.engine import engines_started_by
+from torpor.engine.handle import engines_started_by
 from torpor.guard import Guard, GuardRules
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.local_engines import Questions
-    from torpor.engines.chat_server import ChatServer
+    from torpor.engine_plugins.chat_server import ChatServer
 
 __all__ = ["RealRouteRules", "RouteRules"]
 

@@ -28,8 +28,8 @@ from torpor import (
     Recipe,
     hookimpl,
 )
-from torpor.platforms.local import relocate
-from torpor.steps import runner_file, script_file, step_command
+from torpor.build_steps.command import runner_file, script_file, step_command
+from torpor.platforms.local.server import relocate
 from torpor_deepgemm import DeepGEMM
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def test_no_token_of_the_step_has_a_line_break() -> None:
     """A build step is one shell line of a Dockerfile; dollars would be at the mercy of its reader."""
     [step] = Lifecycle(deployment()).recipe().steps
     line = step_command(
-        step, python="python3", runner="/opt/torpor/buildstep.py", script="/opt/torpor/scripts/watch.py"
+        step, python="python3", runner="/opt/torpor/build_steps/runner.py", script="/opt/torpor/scripts/watch.py"
     )
     assert not [token for token in line if "\n" in token or "$" in token]
 

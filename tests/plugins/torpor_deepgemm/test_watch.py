@@ -6,11 +6,12 @@ import ast
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "plugins" / "torpor_deepgemm" / "watch.py"
+from tests import ROOT
+
+SCRIPT = ROOT / "plugins" / "torpor_deepgemm" / "watch.py"
 
 COMPILE = """
 import multiprocessing, subprocess, sys, time, warnings

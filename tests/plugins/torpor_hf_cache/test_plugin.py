@@ -28,8 +28,8 @@ from torpor import (
     Recipe,
     hookimpl,
 )
-from torpor.platforms.local import relocate
-from torpor.steps import runner_file, script_argv, script_file, step_command
+from torpor.build_steps.command import runner_file, script_argv, script_file, step_command
+from torpor.platforms.local.server import relocate
 from torpor_hf_cache import HFCache
 
 if TYPE_CHECKING:

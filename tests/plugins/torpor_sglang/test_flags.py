@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.local_engines import Questions
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.flags import OptionValue
 
 VALUES: dict[str, OptionValue] = {
     "model_path": "Qwen/Qwen3-8B-FP8",

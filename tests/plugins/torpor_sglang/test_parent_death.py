@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FRAMEWORK = textwrap.dedent("""
     import sys, threading, time
     from torpor import Deployment, Model
-    from torpor.boot import Boot
+    from torpor.runtime.boot import Boot
     from torpor_sglang import SGLang
 
     python, model, port = sys.argv[1:]

@@ -21,9 +21,9 @@ import pytest
 
 from tests.conftest import is_running
 from torpor import ConfigurationError
+from torpor.engine_patches.patches import Patch, apply_patches
 from torpor.guard import BootDocument, GuardRules
 from torpor.launcher.guarded_app import install_guard
-from torpor.launcher.patches import Patch, apply_patches
 from torpor_sglang.patches import all_patches, apply_all
 from torpor_sglang.patches.cpu import choose_cpu
 from torpor_sglang.patches.public_requests import FETCHERS, check_own_downloads

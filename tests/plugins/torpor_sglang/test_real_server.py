@@ -16,11 +16,11 @@ from typing_extensions import override
 from tests.conftest import is_running, wait_until_gone
 from tests.plugins.engine_rules.launcher import RealLauncherRules
 from tests.plugins.torpor_sglang.conftest import LOCAL, cpu_plugin
-from torpor.control import GuardControl, open_client
-from torpor.engine import Engine
+from torpor.engine.handle import Engine
+from torpor.engine.process import session_members
 from torpor.guard import GuardRules
-from torpor.process import session_members
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.readiness import wait_ready
 from torpor_sglang import SGLang, routes
 from torpor_sglang.flags import FLAGS
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.local_engines import RealEngine
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.flags import OptionValue
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

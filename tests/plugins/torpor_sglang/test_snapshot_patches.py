@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor.launcher.after_import import after_import
+from torpor.engine_patches.after_import import after_import
 from torpor_sglang.patches.cpu_seconds import never_decrease
 from torpor_sglang.patches.detokenizer_thread import detokenize_in_a_thread
 

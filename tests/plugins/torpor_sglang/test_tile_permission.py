@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from torpor.launcher import tile_permission
+from torpor.engine_patches import tile_permission
 from torpor_sglang.patches.handlers import RELEASE, RESUME, wrap_handler
 
 needs_tiles = pytest.mark.skipif(not tile_permission.has_tiles(), reason="this CPU has no AMX")
@@ -16,7 +16,7 @@ needs_tiles = pytest.mark.skipif(not tile_permission.has_tiles(), reason="this C
 
 def in_a_process(program: str) -> str:
     """The permission is a process's for good, so each question gets one of its own."""
-    code = f"from torpor.launcher.tile_permission import has_permission, request_permission\n{program}"
+    code = f"from torpor.engine_patches.tile_permission import has_permission, request_permission\n{program}"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert asked.returncode == 0, asked.stderr
     return asked.stdout.strip()

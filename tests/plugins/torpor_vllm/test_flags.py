@@ -14,7 +14,7 @@ from torpor_vllm import VLLM
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torpor.engines.flags import OptionValue
+    from torpor.engine_plugins.flags import OptionValue
 
 VALUES: dict[str, OptionValue] = {
     "revision": "220b46e3b2180893580a4454f21f22d3ebb187d3",

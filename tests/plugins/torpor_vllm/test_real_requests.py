@@ -10,9 +10,9 @@ import pytest
 
 from tests.plugins.torpor_vllm.conftest import LOCAL, cpu_plugin
 from torpor import Deployment, Model
-from torpor.control import GuardControl, open_client
 from torpor.lifecycle import Lifecycle
-from torpor.readiness import wait_ready
+from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.readiness import wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable

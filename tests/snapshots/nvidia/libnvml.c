@@ -15,7 +15,7 @@ enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, UNINITIALIZED =
 struct memory { unsigned long long total, free, used; };
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
 
-static int opened; /* never closed again: see torpor.snapshots.gpu */
+static int opened; /* never closed again: see torpor.snapshots.gpu.driver */
 
 static const char *setting(const char *name, const char *otherwise)
 {

@@ -1,0 +1,1 @@
+"""What is known to fail: with an app, and on this machine."""

@@ -1,0 +1,1 @@
+"""A running engine: its handle, its process tree, what ends it, and its log."""

@@ -1,0 +1,404 @@
+"""`ChatServer`: what is the same for every engine that is an OpenAI-like HTTP server behind the guard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torpor._override import override
+from torpor.engine.handle import Engine
+from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
+from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.guard import GuardRules
+from torpor.hookspecs import Plugin, hookimpl
+from torpor.launcher.public_requests import (
+    ALLOWED_FIELDS_VARIABLE,
+    ANY_DOMAIN,
+    MAX_CHOICES,
+    MAX_CHOICES_VARIABLE,
+    MEDIA_DOMAINS_VARIABLE,
+    REFUSED_FIELDS_VARIABLE,
+)
+from torpor.recipe import check_seconds
+from torpor.values.field_types import article, check_types, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import httpx
+
+    from torpor.deployment import Deployment
+    from torpor.engine_plugins.reserved import Reservations
+    from torpor.launcher.public_requests import RequestFields
+    from torpor.recipe import Recipe
+    from torpor.values.findings import Finding
+
+__all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
+
+SNAPSHOT_ENV = {
+    # No pool of Inductor workers may be alive in a snapshot; SGLang does not set this, vLLM does.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A stale NCCL graph registration hangs after a release (torch_memory_saver#88) or pins memory (vLLM config/vllm.py).
+    "NCCL_GRAPH_REGISTER": "0",
+}
+"""What every engine that is built on torch needs for a snapshot."""
+
+_OK = 200
+_MOST = 2**31 - 1
+_MOST_WORDS, _MOST_BURST, _MOST_GPUS, _MOST_BYTES = 1_000_000, 10_000, 1024, 2**50
+_SHA256_HEX_DIGITS = 64
+
+
+class Routes(Protocol):
+    """A module that says who may call which of an engine's routes."""
+
+    @property
+    def PUBLIC(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
+        """Everybody, while the engine serves."""
+
+    @property
+    def KEYED(self) -> tuple[str, ...]:  # noqa: N802
+        """With the lifecycle key, while the engine is awake."""
+
+    @property
+    def DOCS(self) -> tuple[str, ...]:  # noqa: N802
+        """Those of KEYED that describe the API."""
+
+    @property
+    def ANSWERED(self) -> tuple[str, ...]:  # noqa: N802
+        """The guard answers in the engine's place."""
+
+    @property
+    def CLOSED(self) -> tuple[tuple[str, tuple[str, ...]], ...]:  # noqa: N802
+        """Nobody ever; a reason, and its paths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatServer(Plugin):
+    """Base of engine plugins; a subclass names its engine's flags, routes and calls.
+
+    Attributes:
+        version: the engine's version.
+        image: registry reference of an image with that version.
+        python: interpreter in which the engine is installed.
+        device: `cuda` or `cpu`.
+        tensor_parallel: GPUs that share the model. With what `extra_args` say of pipelines and of data parallelism they are as
+            many as the deployment's GPUs: neither more nor fewer.
+        attention_backend: the engine's name of it; None leaves the choice to the engine.
+        load_format: how weights are read, the engine's name of it; None leaves it to the engine, or to another plugin.
+        dummy_weights: random weights in place of the model's, for trying things out.
+        metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
+        open_metrics: serve them to everybody.
+        open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it takes the lifecycle key.
+        max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
+        media_domains: hosts that media in a public request may be fetched from; `*` is every one, and what they redirect to.
+            Media that comes as a data: URL always passes; files are never opened.
+        max_choices: answers that one public request may ask for: `n` times its prompts.
+        allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with; headers, too.
+        refused_fields: further request fields to refuse, e.g. `regex`.
+        api_key_sha256: SHA-256 of bearer keys, 64 lower-case hex digits each; with any, the public paths ask for one.
+            `torpor key new` makes a key and its digest.
+        warmup_prompt_words: prompt lengths of the warm-up, words.
+        warmup_burst: requests sent at once at the end of the warm-up.
+        warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
+        extra_args: further engine flags, passed through.
+    """
+
+    guarded: ClassVar[bool] = True
+    ready_path: ClassVar[str] = "/v1/models"
+    supported_versions: ClassVar[tuple[str, ...]] = ()
+    default_images: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Version and image of those that need no `image`."""
+    launcher: ClassVar[str] = ""
+    """Module that the engine's interpreter runs, with the engine's flags."""
+    routes: ClassVar[Routes]
+    reserved: ClassVar[Reservations]
+    request_fields: ClassVar[RequestFields]
+    parallel_flags: ClassVar[ParallelFlags] = ParallelFlags()
+    """Flags among `extra_args` that say how many GPUs the engine takes."""
+
+    version: str = ""
+    image: str | None = None
+    python: str = "python3"
+    device: str = "cuda"
+    tensor_parallel: int = 1
+    attention_backend: str | None = None
+    load_format: str | None = None
+    dummy_weights: bool = False
+    metrics: bool = True
+    open_metrics: bool = False
+    open_docs: bool = False
+    max_body_bytes: int = 32 * 1024 * 1024
+    media_domains: tuple[str, ...] = ()
+    max_choices: int = MAX_CHOICES
+    allowed_fields: tuple[str, ...] = ()
+    refused_fields: tuple[str, ...] = ()
+    api_key_sha256: tuple[str, ...] = ()
+    warmup_prompt_words: tuple[int, ...] = (8, 600)
+    warmup_burst: int = 4
+    warmup_request_timeout_s: float = 500.0
+    extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        self._check_keys()
+        check_types(self)
+        if self.version not in self.supported_versions:
+            raise ConfigurationError(
+                f"{name}.version is {shown(self.version)}; supported are {', '.join(self.supported_versions)}."
+            )
+        if self.device not in ("cuda", "cpu"):
+            raise ConfigurationError(f"{name}.device is {shown(self.device)}; allowed are 'cuda' and 'cpu'.")
+        for option in ("image", "python", "attention_backend", "load_format"):
+            self.one_word(option)
+        if self.device == "cuda" and self.image is None and self.version not in dict(self.default_images):
+            example = dict(self.default_images).get(self.supported_versions[0], "registry/image:tag").partition(":")[0]
+            raise ConfigurationError(
+                f"{name}.image is required for version {self.version}: give the registry reference of an image that holds it, "
+                f"e.g. image='{example}:v{self.version}-...' with the tag from the engine's releases."
+            )
+        self.at_least("tensor_parallel", 1, _MOST_GPUS)
+        self.at_least("warmup_burst", 0, _MOST_BURST)
+        self.at_least("max_body_bytes", 1, _MOST_BYTES)
+        self.at_least("max_choices", 1)
+        self._check_request_options()
+        if not self.warmup_prompt_words:
+            raise ConfigurationError(f"{name}.warmup_prompt_words is empty; give at least one prompt length in words.")
+        if not all(1 <= words <= _MOST_WORDS for words in self.warmup_prompt_words):
+            raise ConfigurationError(
+                f"{name}.warmup_prompt_words is {shown(self.warmup_prompt_words)}; a prompt has 1 to {_MOST_WORDS} words."
+            )
+        self.seconds("warmup_request_timeout_s")
+        self.reserved.check_extra_args(self.version, self.extra_args)
+
+    def _check_keys(self) -> None:
+        """Refuse what is no digest, without showing it: it may be the key itself."""
+        keys: object = self.api_key_sha256
+        seen = ""
+        if not isinstance(keys, tuple | list):
+            seen = f"it is {article(keys)}, and has to be a tuple of them"
+        else:
+            for number, digest in enumerate(keys, start=1):
+                if not isinstance(digest, str):
+                    seen = seen or f"item {number} is {article(digest)}"
+                elif len(digest) != _SHA256_HEX_DIGITS:
+                    seen = seen or f"item {number} has {len(digest)} characters"
+                elif set(digest) - set("0123456789abcdef"):
+                    seen = seen or f"item {number} has characters that are none of them"
+        if seen:
+            raise ConfigurationError(
+                f"{type(self).__name__}.api_key_sha256 holds SHA-256 digests of keys, {_SHA256_HEX_DIGITS} lower-case hex digits "
+                f"each, and never a key itself; {seen}. `torpor key new` makes a key and its digest."
+            )
+
+    def _check_request_options(self) -> None:
+        """Refuse hosts that are none, and fields that the engine's requests have not."""
+        name = type(self).__name__
+        for host in self.media_domains:
+            if host != ANY_DOMAIN and (host != host.strip().lower() or set(host) & set("/:@,*") or not host):
+                raise ConfigurationError(
+                    f"{name}.media_domains holds {host!r}, which is no host: write it in lower case, without scheme, port or "
+                    "path, e.g. 'images.example.org'; '*' alone allows every one."
+                )
+        if ANY_DOMAIN in self.media_domains and len(self.media_domains) > 1:
+            raise ConfigurationError(f"{name}.media_domains holds '*' beside hosts; give either.")
+        fields = self.request_fields
+        known = {*fields.all(), *(name for _, names in fields.refused_headers for name in names)}
+        for option in ("allowed_fields", "refused_fields"):
+            for field in getattr(self, option):
+                if field not in known:
+                    raise ConfigurationError(
+                        f"{name}.{option} holds {field!r}, which is no field of a request to {self.reserved.table.engine}; "
+                        f"known are {', '.join(sorted(known))}."
+                    )
+
+    def request_env(self) -> dict[str, str]:
+        """What the launcher's `public-requests` reads; nothing where the options are the defaults."""
+        given = {
+            MEDIA_DOMAINS_VARIABLE: ",".join(self.media_domains),
+            MAX_CHOICES_VARIABLE: "" if self.max_choices == MAX_CHOICES else str(self.max_choices),
+            ALLOWED_FIELDS_VARIABLE: ",".join(self.allowed_fields),
+            REFUSED_FIELDS_VARIABLE: ",".join(self.refused_fields),
+        }
+        return {variable: value for variable, value in given.items() if value}
+
+    def at_least(self, option: str, lowest: int, highest: int = _MOST) -> None:
+        """Refuse a number outside of what is allowed; None is allowed.
+
+        Raises:
+            ConfigurationError: names option, value and limit.
+        """
+        value, name = getattr(self, option), type(self).__name__
+        if value is not None and value < lowest:
+            raise ConfigurationError(f"{name}.{option} is {value}; the lowest allowed value is {lowest}.")
+        if value is not None and value > highest:
+            raise ConfigurationError(f"{name}.{option} is {value}; the highest allowed value is {highest}.")
+
+    def between_0_and_1(self, option: str) -> None:
+        """Refuse a share that is none; None is allowed.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        value = getattr(self, option)
+        if value is not None and not 0 < value < 1:
+            raise ConfigurationError(f"{type(self).__name__}.{option} is {value}; it has to be between 0 and 1.")
+
+    def seconds(self, option: str) -> None:
+        """Refuse a time that nobody can mean.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        check_seconds(f"{type(self).__name__}.{option}", getattr(self, option))
+
+    def one_word(self, option: str) -> None:
+        """Refuse a text that is empty or more than one line; None is allowed.
+
+        Raises:
+            ConfigurationError: names option and value.
+        """
+        value = getattr(self, option)
+        if value is not None and (not value.strip() or not value.isprintable() or value.startswith("-")):
+            raise ConfigurationError(
+                f"{type(self).__name__}.{option} is {shown(value)}; it has to be text of one line that does not begin with '-'."
+            )
+
+    @property
+    @override
+    def engine_version(self) -> str:
+        return self.version
+
+    @property
+    @override
+    def engine_python(self) -> str:
+        return self.python
+
+    @property
+    def base_image(self) -> str | None:
+        """The image to start from; None on a CPU, where the engine is the machine's own, unless one was named."""
+        if self.device == "cpu":
+            return self.image
+        return self.image or dict(self.default_images)[self.version]
+
+    def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
+        """The plugin's own flags; a compile run keeps only what kernels depend on."""
+        raise NotImplementedError
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        table = self.reserved.table
+        taken = {flag.name(self.version) for flag in table if getattr(self, flag.option, None)}
+        free = {flag.name(self.version) for flag in table if flag.shared} - taken
+        self.reserved.check_extra_args(self.version, recipe.engine_args, free=free)
+        flags = self.engine_flags(deployment, serving=True)
+        return (self.python, "-m", self.launcher, *flags, *self.extra_args, *recipe.engine_args)
+
+    @override
+    def flag_reasons(self) -> dict[str, str]:
+        given = {word.partition("=")[0]: f"given in {type(self).__name__}.extra_args" for word in self.extra_args}
+        other = "load_format" if self.dummy_weights else "dummy_weights"  # one flag carries both
+        return given | {flag.name(self.version): flag.reason for flag in self.reserved.table if flag.option != other}
+
+    @override
+    def check(self, deployment: Deployment) -> Iterable[Finding]:
+        return gpu_findings(
+            type(self).__name__,
+            deployment,
+            device=self.device,
+            needed=gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags),
+        )
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        needed = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
+        if needed > max(1, deployment.gpu_count):
+            raise ConfigurationError(
+                f"{type(self).__name__}.tensor_parallel is {self.tensor_parallel}, and the engine takes {needed} GPUs, but "
+                f"Deployment.gpu is {deployment.gpu!r}: ask for as many GPUs."
+            )
+        argv = self.engine_argv(deployment, recipe)
+        return Engine.start(argv, env=recipe.env, guard=self.guard_rules(deployment))
+
+    @hookimpl
+    @override
+    def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - a restore warms nothing up
+
+        warm_up(
+            client,
+            model=deployment.model.served_name,
+            prompt_words=self.warmup_prompt_words,
+            burst=min(self.warmup_burst, deployment.scaling.max_concurrency),
+            timeout_s=self.warmup_request_timeout_s,
+        )
+        self.forget_prompts(client)
+
+    def forget_prompts(self, client: httpx.Client) -> None:
+        """Empty the prefix cache at the end of the warm-up.
+
+        The canary comes next. After a wake it is asked with an empty prefix cache; with prefixes of the warm-up in it, other
+        kernels run, and close calls between two tokens fall otherwise (seen on an H100 with random weights).
+        """
+        raise NotImplementedError
+
+    def sleep_steps(self) -> tuple[str, ...]:
+        """The paths that put the engine to sleep, in order; for the guard."""
+        raise NotImplementedError
+
+    def wake_steps(self) -> tuple[str, ...]:
+        """The paths that wake it, in order."""
+        raise NotImplementedError
+
+    def guard_rules(self, deployment: Deployment) -> GuardRules:
+        """Who may call what while the engine serves, sleeps and wakes."""
+        metrics = ("/metrics",) if self.metrics and self.open_metrics else ()
+        return GuardRules(
+            public=self.public_paths,
+            open=(*metrics, *(self.routes.DOCS if self.open_docs else ())),
+            keyed=self.routes.KEYED,
+            sleep=self.sleep_steps(),
+            wake=self.wake_steps(),
+            bearer_sha256=self.api_key_sha256,
+            max_body_bytes=self.max_body_bytes,
+            max_in_flight=deployment.scaling.max_concurrency,
+        )
+
+
+def call(client: httpx.Client, path: str, body: object = None, *, engine: str) -> httpx.Response:
+    """Post a management call and demand 200.
+
+    Args:
+        client: bound to the engine, with the lifecycle key.
+        path: with its query, if it has one.
+        body: JSON; None sends no body.
+        engine: the engine's name, for the message.
+
+    Raises:
+        EngineRequestError: anything else came back.
+    """
+    response = client.post(path) if body is None else client.post(path, json=body)
+    if response.status_code != _OK:
+        told = "" if body is None else f" {body}"
+        raise EngineRequestError(
+            f"{engine} answered POST {path}{told} with {response.status_code}: {response.text[:500]!r}."
+        )
+    return response
+
+
+def call_object(client: httpx.Client, path: str, *, engine: str) -> dict[str, object]:
+    """Post a management call and demand 200 with a JSON object; arguments as of `call`.
+
+    Raises:
+        EngineRequestError: anything else came back.
+    """
+    response = call(client, path, engine=engine)
+    try:
+        answer: object = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise EngineRequestError(f"{engine} answered POST {path} with no JSON object: {response.text[:500]!r}.")
+    return answer

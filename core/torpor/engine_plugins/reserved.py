@@ -1,0 +1,138 @@
+"""Flags that an extra engine argument must not be: a plugin's own, and those that would open a way round the guard.
+
+Checked twice: `check_extra_args` looks at the command line before the start, and the launcher looks at the arguments as
+the engine has parsed them, whatever they came from, and at the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torpor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from torpor.engine_plugins.flags import FlagTable
+
+__all__ = ["Reservations", "Reserved"]
+
+_OFF = ("", "0", "false", "False", "off", "-1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """Flags that are refused for one reason.
+
+    Args:
+        flags: every spelling of every one of them, in full.
+        why: what they would do.
+        instead: what to use in their place.
+        harmless: values of the parsed arguments that leave the guard in place, by attribute; others stop the launcher.
+    """
+
+    flags: tuple[str, ...]
+    why: str
+    instead: str
+    harmless: tuple[tuple[str, tuple[object, ...]], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservations:
+    """What nobody but the plugin may tell its engine.
+
+    Args:
+        table: the plugin's own flags.
+        reserved: flags that would open a way round the guard, or break the lifecycle.
+        environment: variables for which the engine does the same, each with what it does.
+    """
+
+    table: FlagTable
+    reserved: tuple[Reserved, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def flags(self) -> tuple[str, ...]:
+        """Return every flag that an extra argument must not be, in full."""
+        return tuple(sorted(dict(self._refusals())))
+
+    def check_extra_args(self, version: str, argv: Sequence[str], *, free: Collection[str] = ()) -> None:
+        """Refuse extra engine arguments that the plugin sets itself or that the guard could be passed by.
+
+        Every spelling that argparse takes is caught: `--flag value`, `--flag=value`, and a beginning such as `--tok`, which
+        is refused wherever it could mean a reserved flag.
+
+        Args:
+            version: the engine's version that will read them.
+            argv: flags and values as they were written.
+            free: flags of the plugin's own that may be given all the same.
+
+        Raises:
+            ConfigurationError: names the argument, the reason and what to use instead.
+        """
+        engine, refused = self.table.engine, dict(self._refusals())
+        if argv and not argv[0].startswith("-"):
+            raise ConfigurationError(
+                f"Engine argument {argv[0]!r} stands before any flag, and the engine {engine} {version} is given nothing but flags "
+                "and their values; write --name first."
+            )
+        for argument in argv:
+            if argument == "--" or re.match(r"-[A-Za-z]", argument):
+                raise ConfigurationError(
+                    f"Engine argument {argument!r} is no flag of {engine} {version}; write flags as --name."
+                )
+            name = _plain(argument)
+            if not argument.startswith("--") or name in free:
+                continue
+            if name in refused:
+                raise ConfigurationError(f"Engine argument {argument!r} is refused: {refused[name]}")
+            if meant := [flag for flag in refused if flag.startswith(name)]:
+                raise ConfigurationError(
+                    f"Engine argument {argument!r} is refused: {engine} {version} may take it as an abbreviation of "
+                    f"{' or '.join(meant)}, which is not for extra arguments. Write the flag that you mean in full."
+                )
+
+    def check_parsed_args(self, version: str, parsed: object) -> None:
+        """Refuse arguments, as the engine has parsed them, that the guard could be passed by.
+
+        Args:
+            version: the engine's version that parsed them.
+            parsed: its object of arguments; attributes that a version lacks are harmless.
+
+        Raises:
+            ConfigurationError: names the argument, its value and the reason.
+        """
+        for entry in self.reserved:
+            for attribute, harmless in entry.harmless:
+                value = getattr(parsed, attribute, harmless[0])
+                if value not in harmless:
+                    raise ConfigurationError(
+                        f"{self.table.engine} {version} would start with {attribute}={value!r}: {entry.why}. {entry.instead}"
+                    )
+
+    def check_environment(self, environ: Mapping[str, str]) -> None:
+        """Refuse environment variables for which the engine opens a way round the guard.
+
+        Raises:
+            ConfigurationError: names the variable and the reason.
+        """
+        for name, why in self.environment:
+            if environ.get(name, "") not in _OFF:
+                raise ConfigurationError(
+                    f"The environment variable {name}={environ[name]} is refused: it {why}. Unset it."
+                )
+
+    def _refusals(self) -> Iterator[tuple[str, str]]:
+        """Give for every reserved flag the end of the message that refuses it."""
+        for flag in self.table:
+            for name in flag.spellings():
+                yield name, f"the plugin sets it ({flag.reason}). {flag.instead}"
+        for entry in self.reserved:
+            for name in entry.flags:
+                yield name, f"{entry.why}. {entry.instead}"
+
+
+def _plain(argument: str) -> str:
+    """The flag that an argument names: vLLM's parser takes `_` for `-`, and `--flag.key value` for a part of a JSON value."""
+    return argument.partition("=")[0].partition(".")[0].replace("_", "-")

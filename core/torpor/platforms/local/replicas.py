@@ -1,0 +1,696 @@
+"""Replicas restored from one snapshot, behind one port.
+
+A restore of one replica takes about a third of a second, a third of it CRIU's. So everything else goes on beside something:
+the snapshot is checked while the sandbox gets ready; the app file is read, plugins and HTTP client are imported and the
+deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken. The port opens
+while the engine wakes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
+
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.network.light_httpx import import_httpx
+from torpor.platforms.local.replacement import Attempt, Replacement
+from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
+from torpor.snapshots.capture import changed_files, inspect, read_identity
+from torpor.snapshots.fit import bad_marks, different_deployment, loaded_here, misfit, misfits
+from torpor.snapshots.store.failures import forget_failures, note_failure
+from torpor.snapshots.store.folder import Hold, checked, real_folder, unchanged
+from torpor.snapshots.store.manifest import damaged_files
+from torpor.snapshots.store.paths import logs_folder, release_work_folder, work_folder
+from torpor.values.addresses import LOOPBACK, check_free
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torpor.deployment import Deployment
+    from torpor.platforms.local.gateway import Front, Target
+    from torpor.recipe import Recipe
+    from torpor.runtime.boot import Boot
+    from torpor.snapshots.capture import Identity
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
+    from torpor.snapshots.sandbox.first_process import FirstProcess
+    from torpor.snapshots.sandbox.sandbox import BegunSandbox, Clock, Sandbox
+    from torpor.snapshots.store.folder import Mark
+    from torpor.snapshots.store.manifest import Manifest
+    from torpor.telemetry.records import StageRecord, StageReport
+
+__all__ = ["MAX_REPLICAS", "Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_RESTORE_TIMEOUT_S = 120.0
+_CODE_S = 0.5
+MAX_REPLICAS = 64
+"""Of one command."""
+
+
+class Replica(NamedTuple):
+    """A restored tree that still sleeps.
+
+    Attributes:
+        name: for messages.
+        sandbox: where it lives.
+        work: CRIU's log is in it.
+        sandbox_s: seconds for making the sandbox.
+        side_files_s: seconds for laying its private files.
+        criu_s: seconds that CRIU took.
+        cuda: what bringing its processes back to their GPUs took; None without a GPU.
+        began_at: monotonic clock, seconds.
+    """
+
+    name: str
+    sandbox: Sandbox
+    work: Path
+    sandbox_s: float
+    side_files_s: float
+    criu_s: float
+    cuda: Resumed | None = None
+    began_at: float = 0.0
+
+    @property
+    def cuda_s(self) -> float | None:
+        """Seconds until its processes were back on their GPUs; None without a GPU."""
+        return self.cuda.seconds if self.cuda else None
+
+    def end(self) -> None:
+        """End it, and remove what was written for it."""
+        self.sandbox.kill()
+        release_work_folder(self.work)
+
+    def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
+        """Wake it under a new boot id and a new lifecycle key, and demand the canary of its original.
+
+        Raises:
+            EngineError: it did not wake.
+            CanaryError: it answers differently.
+        """
+        from torpor.runtime.canary import Canary  # noqa: PLC0415 - imported beside CRIU's work
+        from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415
+
+        engine = SandboxEngine(self.sandbox, boot_id=identity.boot_id, guard_key=identity.guard_key)
+        canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
+        boot.adopt(engine, canary)
+        boot_id = os.urandom(8).hex()
+        steps = [("sandbox", self.sandbox_s), ("side_files", self.side_files_s), ("criu", self.criu_s)]
+        steps += [("cuda", self.cuda_s)] if self.cuda_s is not None else []
+        since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
+        boot.note_restored(steps, ended_at=time.time() - since_s, boot_id=boot_id)
+        boot.wake(new_boot_id=boot_id)
+
+
+class Serving(NamedTuple):
+    """A replica that serves.
+
+    Attributes:
+        replica: its sandbox and what bringing it back took.
+        boot: its lifecycle.
+        target: what the front knows of it.
+        back_off: when it is started again, should it end.
+    """
+
+    replica: Replica
+    boot: Boot
+    target: Target
+    back_off: BackOff
+
+    def end(self) -> None:
+        """End it, and remove what was written for it."""
+        self.replica.end()
+
+
+def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
+    """The manifest and the private part of a snapshot.
+
+    Raises:
+        SnapshotError: it cannot be used; the message says why.
+    """
+    folder = real_folder(folder)
+    return inspect(folder), read_identity(folder)
+
+
+def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
+    """Begin an empty sandbox for a copy, by a process that was started before or by a new one; it gets ready by itself."""
+    from torpor.snapshots.sandbox.sandbox import BegunSandbox  # noqa: PLC0415 - the package would be imported in a circle
+
+    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first)
+
+
+def bring_back(
+    folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox, mark: Mark | None = None
+) -> Replica:
+    """Restore one tree into a sandbox; it sleeps.
+
+    Args:
+        folder: the snapshot.
+        manifest: its manifest.
+        criu: the program.
+        begun: from `begin_sandbox`.
+        mark: which folder was looked at; the one that is there now by default.
+
+    Raises:
+        SnapshotError: another folder has come in its place, CRIU could not, or the GPU driver; nothing is left running.
+    """
+    from torpor.snapshots.criu.run import restore  # noqa: PLC0415
+    from torpor.snapshots.sandbox.sandbox import Sandbox  # noqa: PLC0415
+    from torpor.snapshots.store.manifest import IMAGES  # noqa: PLC0415
+
+    started = time.perf_counter()
+    folder = real_folder(folder)
+    mark = mark or checked(folder)
+    sandbox = begun.made(Sandbox, timeout_s=_RESTORE_TIMEOUT_S)
+    made = time.perf_counter()
+    sandbox.filtered = (
+        manifest.mode == "root"
+    )  # every engine that was started as root lives under the filter, and its copies do
+    work = work_folder(begun.name)
+    try:
+        resumption = _resumption(sandbox, manifest)
+        with unchanged(folder, mark):  # CRIU and the replica open files by path
+            took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+        cuda = resumption.finish() if resumption else None
+        if manifest.scheduling:
+            from torpor.snapshots.sandbox.scheduling import schedule_again  # noqa: PLC0415 - most trees need none of it
+
+            schedule_again(sandbox, manifest.scheduling)
+    except BaseException:
+        sandbox.kill()
+        # Left is what somebody may read: CRIU's log, where it has one and was not ended with the start.
+        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208
+        raise
+    return Replica(
+        name=begun.name,
+        sandbox=sandbox,
+        work=work,
+        sandbox_s=made - started,
+        side_files_s=took.side_files_s,
+        criu_s=took.criu_s,
+        cuda=cuda,
+        began_at=started,
+    )
+
+
+def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
+    """The GPU driver gets ready beside CRIU's work, for a snapshot that was on GPUs."""
+    if manifest.gpu is None:
+        return None
+    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - for such snapshots alone
+
+    return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
+
+
+class Replicas:
+    """Copies of one snapshot that serve behind one port, until `stop`.
+
+    A wake that fails is tried once more from the same snapshot. One that fails twice is noted in the snapshot
+    (`torpor.snapshots.store.failures`), and the replica starts cold behind the same port, unless the deployment or `cold_start`
+    forbids it.
+
+    Args:
+        folder: the snapshot.
+        port: public port; the deployment's by default.
+        host: address of the public port; the deployment's by default.
+        full: verify by hash before.
+        on_death: told the name of a replica that ended by itself, and its last lines.
+        on_stage: told the stages of every wake, and of every cold start.
+        first: for the first sandbox; who started it ends it where nothing comes of it.
+        supervised: start a replica again that ended by itself: from the snapshot, or cold where that cannot be used any more.
+        cold_start: whether a replica that does not wake may start cold; the deployment may still forbid it.
+        even_if_bad: restore a snapshot that is marked bad, too.
+        on_event: told what happens to replicas by themselves, in threads of its own; by default that is logged.
+        records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
+
+    Attributes:
+        manifest: the snapshot's.
+        verify_s: seconds for what was checked before CRIU began.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        host: str | None = None,
+        full: bool = False,
+        on_death: Callable[[str, tuple[str, ...]], None] | None = None,
+        on_stage: Callable[[str, StageRecord], None] | None = None,
+        first: FirstProcess | None = None,
+        supervised: bool = False,
+        cold_start: bool = True,
+        even_if_bad: bool = False,
+        on_event: Callable[[ReplicaEvent], None] | None = None,
+        records: Path | None = None,
+    ) -> None:
+        self.records = records
+        self.folder = real_folder(folder)
+        self.verify_s = 0.0
+        self._full = full
+        self._host = host
+        self._app_host = ""
+        self._port = port
+        self._on_death = on_death
+        self._on_stage = on_stage
+        self._first = first
+        self._supervised = supervised
+        self._cold_start = cold_start
+        self._even_if_bad = even_if_bad
+        self._tell = on_event or ReplicaEvent.log
+        self._front: Front | None = None
+        self._serving: list[Serving] = []
+        self._lock = threading.Lock()
+        self._one_cold_start = threading.Lock()
+        self._attempts: set[Attempt] = set()
+        self._stopped = False
+        self._made = 0
+        self._app: tuple[Deployment, Recipe] | None = None
+        self._replacement = Replacement(self._start_again, self._tell)
+        self._hold = Hold()
+        self._mark = checked(self.folder)
+        self.manifest, self._identity = restored_identity(self.folder)
+
+    @property
+    def port(self) -> int:
+        """The public port."""
+        if self._front is not None:
+            return self._front.port
+        return self._port if self._port is not None else self.manifest.deployment.port
+
+    @property
+    def host(self) -> str:
+        """The address of the public port."""
+        return self._host or (self._app_host or LOOPBACK)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where its clients find it: host and port that are listened on."""
+        return self.host, self.port
+
+    @property
+    def serving(self) -> tuple[Serving, ...]:
+        """The replicas that serve now."""
+        with self._lock:
+            return tuple(self._serving)
+
+    @property
+    def restarting(self) -> int:
+        """How many replicas are being started again now, or wait for it."""
+        return self._replacement.under_way
+
+    def start(self, count: int = 1) -> None:
+        """Restore replicas and serve.
+
+        Raises:
+            PortInUseError: somebody else has the port; nothing was restored.
+            SnapshotError: the snapshot does not fit; every reason is listed, nothing is left running.
+            TorporError: a replica did not wake; nothing is left running.
+        """
+        if not 1 <= count <= MAX_REPLICAS:
+            raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {MAX_REPLICAS}.")
+        if self._front is None:
+            check_free(self.host, self.port, cure="choose another with --port. Nothing was restored")
+        self._stopped = False
+        self._replacement.allow()
+        with self._attempt() as attempt:
+            self._publish(self._brought_up(attempt, count))
+
+    def allow_cold_start(self) -> None:
+        """From now on a replica that cannot be restored may start cold, unless the deployment forbids it."""
+        self._cold_start = True
+
+    def restart_now(self) -> None:
+        """Let replicas that wait for their restart have it at once."""
+        self._replacement.hurry()
+
+    def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
+        """Before `stop`: refuse new requests, and let those in flight end until `drain_timeout_s` is over.
+
+        Args:
+            on_wait: told how many are in flight, where there are any.
+
+        Returns:
+            How many were cut off.
+        """
+        from torpor.runtime.draining import drain  # noqa: PLC0415 - at the end
+
+        self._start_nothing_more()
+        boots = [one.boot for one in self.serving]
+        limit_s = boots[0].deployment.drain_timeout_s if boots else 0.0
+        return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._front.drain if self._front else None)
+
+    def stop(self) -> None:
+        """End every replica and let go of the port. Harmless to repeat."""
+        self._start_nothing_more()
+        with self._lock:
+            serving, self._serving = self._serving, []
+        if self._front is not None:
+            self._front.stop()
+            self._front = None
+        for one in serving:
+            one.end()
+        self._hold.release()
+
+    def _start_nothing_more(self) -> None:
+        """End what is being started, and start nothing until `start` is called again."""
+        self._replacement.stop()
+        with self._lock:
+            self._stopped = True
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.end()
+        self._replacement.join()
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[Attempt]:
+        """A start that `stop` can end."""
+        attempt = Attempt()
+        with self._lock:
+            if self._stopped:
+                raise SnapshotError("The server was stopped before the start began.")
+            self._attempts.add(attempt)
+        try:
+            yield attempt
+        finally:
+            with self._lock:
+                self._attempts.discard(attempt)
+
+    def _brought_up(self, attempt: Attempt, count: int) -> list[Serving]:
+        started = time.perf_counter()
+        bringing: list[_Task[Replica]] = []
+        waking: list[_Task[Serving]] = []
+        try:
+            begun = []
+            for _ in range(count):
+                first, self._first = self._first, None
+                begun.append(self._begin(attempt, first))
+            import torpor.snapshots.sandbox.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
+
+            criu = self._verified_criu(count)
+            self.verify_s = time.perf_counter() - started
+            bringing += [_Task(self._brought_back, attempt, one, criu) for one in begun]
+            outside = _Task(changed_files, self.folder, full=self._full)
+            self._hold.take(self.folder)  # from here on, while CRIU works
+            import_httpx()
+            deployment, recipe, differences = self._loaded()
+            (changed,) = _results([outside])
+            if reasons := [*differences, *changed]:
+                raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
+            self._import_beside()
+            self._app = deployment, recipe
+            waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
+            self._started_front()  # while the engines wake
+            return _results(waking)
+        except BaseException:
+            attempt.end()
+            self._end(bringing, waking)
+            raise
+
+    def _publish(self, serving: Sequence[Serving]) -> None:
+        """Put replicas behind the port, unless somebody stopped the server meanwhile."""
+        front = self._started_front()
+        with self._lock:
+            stopped = self._stopped
+            if not stopped:
+                self._serving += serving
+        for one in serving:
+            if stopped:
+                one.end()
+            else:
+                one.back_off.serves()
+                front.add(one.target)
+
+    def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> BegunSandbox:
+        name = self._next_name()
+        return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
+
+    def _brought_back(self, attempt: Attempt, begun: BegunSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
+        """Restore one tree; a failure is recorded, unless somebody ended the start."""
+        started = time.perf_counter()
+        try:
+            return bring_back(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
+        except Exception as error:
+            if not attempt.ended:
+                self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
+            raise
+
+    def _record_failure(self, name: str, seconds: float, error: Exception, restarts: int) -> None:
+        from torpor.telemetry.records import failed_restore  # noqa: PLC0415
+
+        deployment = self.manifest.deployment.name
+        self._report(name).end(
+            failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
+        )
+
+    def _verified_criu(self, copies: int) -> Criu:
+        """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
+        from torpor.snapshots.facts import known_criu, unfit_machine  # noqa: PLC0415
+
+        reasons = [] if self._even_if_bad else bad_marks(self.folder)
+        reasons += damaged_files(self.folder, self.manifest, full=self._full)
+        try:
+            criu = known_criu(self.manifest.machine)
+            reasons += unfit_machine(self.manifest, criu, copies=copies)
+        except SnapshotError as error:
+            raise misfit(self.folder, [*reasons, str(error)]) from error
+        if reasons:
+            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
+        return criu
+
+    def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:
+        try:
+            found, recipe, differences = loaded_here(self.manifest, None)
+        except ConfigurationError as error:
+            raise misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
+        self._app_host = found.host
+        return (found if found.host == LOOPBACK else replace(found, host=LOOPBACK)), recipe, differences
+
+    def _import_beside(self) -> None:
+        """What a wake will need, while CRIU still works."""
+
+    def _started_front(self) -> Front:
+        if self._front is None:
+            from torpor.platforms.local.gateway import Front  # noqa: PLC0415 - asyncio, when there is time for it
+
+            front = Front(host=self.host, port=self.port, on_death=self._bury)
+            front.start()
+            self._front = front
+        return self._front
+
+    def _woken(
+        self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
+    ) -> Serving:
+        """Wake a replica, another one from the same snapshot if that fails, and start cold if that fails, too."""
+        deployment, _ = self._deployment()
+        back_off = back_off or BackOff(deployment.max_restarts)
+        try:
+            return self._wake(replica, reason, back_off)
+        except Exception as error:
+            replica.end()
+            self._tell_failed_wake(attempt, replica.name, error)
+        again: Replica | None = None
+        try:
+            again = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
+            return self._wake(again, reason, back_off)
+        except Exception as error:
+            if again is not None:
+                again.end()
+            self._tell_failed_wake(attempt, again.name if again else replica.name, error)
+            note_failure(self.folder, error)
+            if not (self._cold_start and deployment.cold_start_on_failed_wake):
+                raise
+        back_off.note_restart()
+        return self._cold(attempt, WAKE_FAILED, back_off)
+
+    def _tell_failed_wake(self, attempt: Attempt, name: str, error: Exception) -> None:
+        if attempt.ended:
+            raise error  # it failed because it was ended
+        self._tell(ReplicaEvent("wake_failed", name, error=f"{type(error).__name__}: {error}"))
+
+    def _wake(self, replica: Replica, reason: str, back_off: BackOff) -> Serving:
+        from torpor.runtime.boot import Boot  # noqa: PLC0415
+
+        deployment, recipe = self._deployment()
+        report = self._report(replica.name)
+        boot = Boot(
+            deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason, replica=replica.name
+        )
+        boot.logs = logs_folder(deployment.name)
+        replica.wake(boot, self.manifest, self._identity)
+        forget_failures(self.folder)
+        return self._serving_replica(replica, boot, back_off)
+
+    def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
+        """Start a replica cold, in a sandbox as the restored ones have; one after the other, as each takes the whole machine."""
+        from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - hardly ever
+
+        name = self._next_name()
+        deployment, recipe = self._deployment()
+        with self._one_cold_start:
+            replica, boot = start_cold(
+                attempt,
+                name,
+                self.manifest,
+                deployment,
+                recipe,
+                report=self._report(name),
+                restarts=back_off.restarts,
+                reason=reason,
+            )
+        if reason == WAKE_FAILED:
+            self._tell_restarted(replica, boot, back_off)
+        return self._serving_replica(replica, boot, back_off)
+
+    def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
+        from torpor.platforms.local.gateway import Target, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
+
+        deployment = boot.deployment
+        path = ready_path(deployment.engine)
+        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
+        return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
+
+    def _report(self, name: str) -> StageReport:
+        from torpor.telemetry.records import RESTORE_STAGES, StageReport  # noqa: PLC0415
+
+        def tell(record: StageRecord) -> None:
+            if (
+                self._on_stage is not None and record.stage not in RESTORE_STAGES
+            ):  # those are told as parts of the replica
+                self._on_stage(name, record)
+
+        return StageReport(self.records, on_end=tell)
+
+    def _deployment(self) -> tuple[Deployment, Recipe]:
+        if self._app is None:
+            raise SnapshotError("No deployment was loaded; call start first.")
+        return self._app
+
+    def _bury(self, target: Target) -> None:
+        """A replica ended by itself: take it out, say so, and start it again where that is wanted."""
+        with contextlib.ExitStack() as stack:
+            if self._supervised:
+                stack.enter_context(self._replacement.expected())
+            with self._lock:
+                dead = [one for one in self._serving if one.target is target]
+                self._serving = [one for one in self._serving if one.target is not target]
+            for one in dead:
+                self._tell_end(one)
+                if self._supervised:
+                    self._replacement.run(target.name, one.back_off)
+
+    def _tell_end(self, one: Serving) -> None:
+        sandbox, name = one.replica.sandbox, one.target.name
+        code, last = sandbox.wait(_CODE_S), sandbox.log_tail(20)
+        one.end()
+        log_file = str(one.boot.running_engine.log_path or "")
+        self._tell(ReplicaEvent("replica_ended", name, exit_code=code, last_lines=last, log_file=log_file))
+        if self._on_death:
+            self._on_death(name, last)
+
+    def _start_again(self, name: str, back_off: BackOff) -> None:
+        """Start a replica in the place of one that ended: from the snapshot, or cold where that cannot be used any more."""
+        with self._attempt() as attempt:
+            try:
+                one = self._restored_again(attempt, back_off)
+            except SnapshotError as error:
+                deployment, _ = self._deployment()
+                if attempt.ended or not (self._cold_start and deployment.cold_start_on_failed_wake):
+                    raise
+                self._tell(ReplicaEvent("restore_failed", name, error=f"{type(error).__name__}: {error}"))
+                one = self._cold(attempt, ENGINE_ENDED, back_off)
+            self._publish([one])
+            if one.boot.reason == ENGINE_ENDED:
+                self._tell_restarted(one.replica, one.boot, back_off)
+
+    def _restored_again(self, attempt: Attempt, back_off: BackOff) -> Serving:
+        """A replica more, of the deployment that the others are of; the snapshot may have been changed or made anew meanwhile."""
+        from torpor.snapshots.facts import deployment_facts  # noqa: PLC0415
+
+        mark = checked(self.folder)
+        manifest, identity = restored_identity(self.folder)
+        differences = different_deployment(manifest.deployment, deployment_facts(*self._deployment()))
+        if differences:
+            raise misfit(self.folder, differences)  # of another deployment: nothing of it is taken over
+        self._mark, self.manifest, self._identity = mark, manifest, identity
+        criu = self._verified_criu(1)
+        if reasons := changed_files(self.folder, full=self._full):
+            raise misfit(self.folder, reasons)
+        self._hold.take(self.folder)
+        replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
+        return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
+
+    def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
+        self._tell(
+            ReplicaEvent(
+                "replica_restarted",
+                replica.name,
+                boot=boot.kind,
+                reason=boot.reason,
+                restart=back_off.restarts,
+                seconds=time.perf_counter() - replica.began_at,
+            )
+        )
+
+    def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
+        """End what was brought back by a start that failed; threads that still work are waited for."""
+        for task in waking:
+            task.thread.join()
+            if task.value is not None:
+                task.value.end()
+        for one in bringing:
+            one.thread.join()
+            if one.value is not None:
+                one.value.end()
+        if self._front is not None and not self.serving and not self.restarting:
+            self._front.stop()
+            self._front = None
+
+    def _next_name(self) -> str:
+        with self._lock:
+            self._made += 1
+            return f"{self.manifest.deployment.name}-{self._made}"
+
+
+def _clock(manifest: Manifest) -> Clock | None:
+    """Where the copy's clocks begin: on from the dump where they would go back (after a reboot), else the host's own."""
+    if time.monotonic() >= manifest.monotonic_s:
+        return None
+    from torpor.snapshots.sandbox.sandbox import Clock  # noqa: PLC0415
+
+    return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)
+
+
+class _Task(Generic[_T]):
+    """A call in a thread of its own.
+
+    `concurrent.futures` would do, but imports `logging`: 10 ms of a restore.
+    """
+
+    def __init__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        self.value: _T | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(lambda: call(*args, **kwargs),), daemon=True)
+        self.thread.start()
+
+    def _run(self, call: Callable[[], _T]) -> None:
+        try:
+            self.value = call()
+        except BaseException as error:
+            self.error = error
+
+
+def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
+    """All values; the first error, once all of them are done."""
+    for one in tasks:
+        one.thread.join()
+    for one in tasks:
+        if one.error is not None:
+            raise one.error
+    return [one.value for one in tasks if one.value is not None]

@@ -1,0 +1,353 @@
+"""Which servers run here: a small file for each command that serves, in the folder `run` of the cache root.
+
+    RunFile    written by the command: whole or not at all, for its owner alone, removed at its end
+    servers    what `torpor status` reads: files of this user alone, of bounded size, each checked field by field
+
+The command holds a lock on its file while it lives, in whatever pid namespace. A file that nobody locks any more was left by
+a command that was killed: it counts for nothing, and who reads it removes it. On a disk without locks pid and start time decide.
+A restore writes such a file, so nothing is imported here that it does not import anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor._version import __version__
+from torpor.errors import SnapshotError
+from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.reading import ANEW, check_owned, opened_folder, plain, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torpor.snapshots.store.reading import Fields
+
+__all__ = ["Process", "RunFile", "RunningReplica", "RunningServer", "Unreadable", "servers"]
+
+_SCHEMA = 1
+_MOST_BYTES = 1 << 20
+_BEGIN, _END = "server-", ".json"
+_LAST_TIME_S = 1e11
+_LAST_PID = 1 << 22
+_MOST = (1 << 63) - 1
+_STATES = ("starting", "serving", "asleep", "ending")
+
+
+class Process(NamedTuple):
+    """A process, so that it is not taken for a later one with the same pid.
+
+    Attributes:
+        pid: in the pid namespace of the command that serves; 0 where it is not known.
+        start_ticks: when it began, in ticks of the clock since the boot (proc(5)).
+    """
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """A process that runs now; pid 0 where there is none."""
+        ticks = _start_ticks(pid)
+        return cls(pid, ticks) if ticks else cls(0, 0)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs, as this pid namespace sees it."""
+        return self.pid > 0 and _start_ticks(self.pid) == self.start_ticks
+
+
+class RunningReplica(NamedTuple):
+    """One replica of a server.
+
+    Attributes:
+        name: of the replica.
+        pid: of the engine's first process; 0 where it is not known.
+        leader: the process whose tree is the replica: that one, or the first one of its sandbox.
+        replica_id: what its guard calls it.
+        boot: how it was started: cold, restored or woken.
+        reason: why it was not started in the plain way; empty for a plain start.
+        restarts: how often it was started again.
+        since: Unix time since which it serves or sleeps, seconds.
+        log: file with its output; empty where there is none.
+    """
+
+    name: str
+    pid: int
+    leader: Process
+    replica_id: str
+    boot: str
+    reason: str
+    restarts: int
+    since: float
+    log: str
+
+
+class RunningServer(NamedTuple):
+    """One command that serves.
+
+    Attributes:
+        file: that says so.
+        torpor: version.
+        command: `up` or `snapshot restore`.
+        process: of the command.
+        here: whether the command lives in the pid namespace of who reads.
+        deployment: name.
+        model: served name.
+        app_file: where the deployment stands.
+        backend: how its engine is kept.
+        url: where it answers.
+        snapshot: folder that its replicas are restored from; empty for none.
+        state: `starting`, `serving`, `asleep` or `ending`.
+        since: Unix time at which the command began, seconds.
+        wanted: how many replicas there are to be.
+        restarting: how many replicas are being started again, or wait for it.
+        last_event: what happened to a replica by itself, the latest; empty for nothing.
+        last_event_at: when.
+        replicas: those that serve or sleep.
+    """
+
+    file: Path
+    torpor: str
+    command: str
+    process: Process
+    here: bool
+    deployment: str
+    model: str
+    app_file: str
+    backend: str
+    url: str
+    snapshot: str
+    state: str
+    since: float
+    wanted: int
+    restarting: int
+    last_event: str
+    last_event_at: float
+    replicas: tuple[RunningReplica, ...]
+
+
+class Unreadable(NamedTuple):
+    """A file of a running command that cannot be read.
+
+    Attributes:
+        file: which one.
+        problem: why, as a sentence.
+    """
+
+    file: Path
+    problem: str
+
+
+class RunFile:
+    """The file of this command.
+
+    A cache that cannot be written only hides the command from `torpor status`.
+
+    Args:
+        command: what a user typed, without `torpor`.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._began = time.time()
+        self._file = _folder() / f"{_BEGIN}{os.getpid()}-{os.urandom(4).hex()}{_END}"
+        self._lock_fd = -1
+        self._closed = False
+        self._writing = threading.Lock()
+
+    def write(self, facts: Mapping[str, object]) -> None:
+        """Write what is known now, in place of what was written before.
+
+        Args:
+            facts: the fields of `RunningServer` that the command itself does not say; `replicas` as a list of fields.
+        """
+        content = {
+            "schema": _SCHEMA,
+            "torpor": __version__,
+            "command": self._command,
+            **_identity(),
+            "since": self._began,
+            **facts,
+        }
+        with self._writing, contextlib.suppress(OSError):
+            if not self._closed:
+                self._put(json.dumps(content).encode())
+
+    def close(self) -> None:
+        """Remove the file. Harmless to repeat."""
+        with self._writing, contextlib.suppress(OSError):
+            self._closed = True
+            if self._lock_fd >= 0:
+                try:
+                    self._file.unlink(missing_ok=True)
+                finally:
+                    os.close(self._lock_fd)
+                    self._lock_fd = -1
+
+    def _put(self, data: bytes) -> None:
+        """The new file is locked before it has its name."""
+        import fcntl  # noqa: PLC0415 - a restore imports it for its working folder
+
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = self._file.with_name(f".{self._file.name}")
+        unfinished.unlink(missing_ok=True)
+        file_fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(file_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file_fd, left) :]
+            unfinished.rename(self._file)
+        except BaseException:
+            os.close(file_fd)
+            unfinished.unlink(missing_ok=True)
+            raise
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._lock_fd = file_fd
+
+
+def servers() -> tuple[RunningServer | Unreadable, ...]:
+    """Every command of this user that serves with this cache root, the oldest first; files of killed ones are removed."""
+    found: list[RunningServer | Unreadable] = []
+    folder = _folder()
+    try:
+        folder_fd = opened_folder(folder)
+    except OSError:
+        return ()
+    try:
+        names = [name for name in os.listdir(folder_fd) if name.startswith(_BEGIN) and name.endswith(_END)]  # noqa: PTH208
+        found += [one for name in sorted(names) if (one := _server(folder, name, folder_fd))]
+    finally:
+        os.close(folder_fd)
+    return tuple(sorted(found, key=lambda one: one.since if isinstance(one, RunningServer) else 0.0))
+
+
+def _server(folder: Path, name: str, folder_fd: int) -> RunningServer | Unreadable | None:
+    try:
+        locked = _is_locked(name, folder_fd)
+    except (OSError, SnapshotError):
+        return None  # gone meanwhile, another user's, or no file of ours
+    if locked is False:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=folder_fd)
+        return None
+    try:
+        server = _read(folder, name, read_json(folder, name, folder_fd, most=_MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except SnapshotError as error:
+        said = plain(str(error)).removesuffix(f"; {ANEW}").removesuffix(".")
+        return Unreadable(folder / name, f"{said}. A server of yours may run all the same; its file goes when it ends.")
+    gone = not server.process.alive if server.here else locked is None
+    return None if gone else server
+
+
+def _is_locked(name: str, folder_fd: int) -> bool | None:
+    """Whether a live command holds the file; None where its disk knows no locks.
+
+    Raises:
+        SnapshotError: it is no regular file of this user.
+        OSError: it cannot be opened.
+    """
+    import fcntl  # noqa: PLC0415 - see above
+
+    check_owned(os.stat(name, dir_fd=folder_fd, follow_symlinks=False), stat.S_IFREG, closed=False)
+    file_fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        fcntl.flock(file_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        same = os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_ino == os.fstat(file_fd).st_ino
+        return not same  # replaced meanwhile: somebody lives
+    finally:
+        os.close(file_fd)
+
+
+def _read(folder: Path, name: str, fields: Fields) -> RunningServer:
+    if fields.content.get("schema") != _SCHEMA:
+        raise SnapshotError(
+            f"{folder / name} is of another version of Torpor than this one ({__version__}), which reads format {_SCHEMA}."
+        )
+    fields.take("schema")
+    server = RunningServer(
+        file=folder / name,
+        torpor=fields.text("torpor"),
+        command=fields.text("command"),
+        process=_process(fields.inner("process")),
+        here=(fields.text("kernel_boot"), fields.whole("pid_namespace")) == _place(),
+        since=fields.number("since", _LAST_TIME_S),
+        deployment=fields.text("deployment"),
+        model=fields.text("model"),
+        app_file=fields.text("app_file"),
+        backend=fields.text("backend"),
+        url=fields.text("url"),
+        snapshot=fields.text("snapshot"),
+        state=fields.choice("state", _STATES),
+        wanted=fields.whole("wanted"),
+        restarting=fields.whole("restarting"),
+        last_event=fields.text("last_event"),
+        last_event_at=fields.number("last_event_at", _LAST_TIME_S),
+        replicas=tuple(map(_replica, fields.each("replicas"))),
+    )
+    fields.end()
+    return server
+
+
+def _replica(fields: Fields) -> RunningReplica:
+    replica = RunningReplica(
+        name=fields.text("name"),
+        pid=fields.whole("pid", 0, _LAST_PID),
+        leader=_process(fields.inner("leader")),
+        replica_id=fields.text("replica_id"),
+        boot=fields.text("boot"),
+        reason=fields.text("reason"),
+        restarts=fields.whole("restarts"),
+        since=fields.number("since", _LAST_TIME_S),
+        log=fields.text("log"),
+    )
+    fields.end()
+    return replica
+
+
+def _process(fields: Fields) -> Process:
+    process = Process(fields.whole("pid", 0, _LAST_PID), fields.whole("start_ticks", 0, _MOST))
+    fields.end()
+    return process
+
+
+def _folder() -> Path:
+    return cache_root() / "run"
+
+
+def _identity() -> dict[str, object]:
+    kernel_boot, pid_namespace = _place()
+    return {"process": Process.of(os.getpid())._asdict(), "kernel_boot": kernel_boot, "pid_namespace": pid_namespace}
+
+
+def _place() -> tuple[str, int]:
+    """This boot of this kernel, and this process's pid namespace: pids say something within them alone."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    except OSError:
+        return "", 0
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process began (proc(5)); 0 where there is none, or it is dead and only not waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])

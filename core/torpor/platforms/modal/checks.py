@@ -1,0 +1,46 @@
+"""What Modal and a deployment's plugins find wrong with it, told when the app file is imported: before anything is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torpor.errors import ConfigurationError
+from torpor.plugin_checks import command_asks, tell_warnings
+from torpor.values.gpu_names import MODAL, gpu_model
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+
+__all__ = ["check_for_modal", "gpu_refusal"]
+
+_MOST_GPUS = {"A10": 4, "A10G": 4}
+_MOST = 8
+
+
+def check_for_modal(deployment: Deployment) -> None:
+    """Refuse what Modal would refuse after a build, and what a plugin's check finds to be an error; log its warnings.
+
+    Nothing while a command of Torpor's imports the app: that asks by itself, and may be `torpor up` on a machine with other
+    GPUs.
+
+    Raises:
+        ConfigurationError: says what to change.
+    """
+    if command_asks():
+        return
+    if refusal := gpu_refusal(deployment):
+        raise ConfigurationError(refusal)
+    tell_warnings(deployment)
+
+
+def gpu_refusal(deployment: Deployment) -> str:
+    """Why Modal cannot give the deployment its GPUs; empty where it can."""
+    name = gpu_model(deployment.gpu).upper()
+    if name and name not in MODAL:
+        return (
+            f"Deployment.gpu is {deployment.gpu!r}, which Modal does not have; it has {', '.join(MODAL)}. Name one of them, or run "
+            "the app on a machine of your own (`torpor up`)."
+        )
+    if deployment.gpu_count > _MOST_GPUS.get(name, _MOST):
+        return f"Deployment.gpu is {deployment.gpu!r}; Modal gives a container at most {_MOST_GPUS.get(name, _MOST)} of {name}."
+    return ""

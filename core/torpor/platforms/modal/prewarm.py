@@ -1,0 +1,254 @@
+"""Drives cold starts of a deployed app until restores begin: a platform may take some before it has its snapshots.
+
+What a start was is told by the replica itself, in the guard's answer to `/ready` (see docs/guard.md):
+
+    torpor-boot     cold, woken (slept and woke in place: it made the snapshot) or restored
+    torpor-wakes    how often it woke
+    torpor-replica  a tag that tells one replica from another
+
+A replica that does not say so can be judged by the app's log alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from torpor.client import checked_url, get_when_there, next_step_of, open_async_client
+from torpor.errors import EngineRequestError
+from torpor.values.bounds import checked_count, checked_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from torpor.platforms.modal.log import BootsReport
+
+__all__ = ["MAX_ATTEMPTS", "MAX_REQUESTS", "Prewarmed", "Replica", "Round", "prewarm"]
+
+End = Literal["restored", "attempts", "timeout"]
+
+_OK = 200
+_QUOTED = 300
+MAX_REQUESTS = 1000
+"""Of one round: each is a connection of its own, and a descriptor."""
+
+MAX_ATTEMPTS = 1000
+"""Rounds of one call."""
+
+_TAG_CHARACTERS = 200
+_KINDS = ("cold", "woken", "restored")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One replica, by its own words.
+
+    Attributes:
+        tag: what it calls itself in public.
+        boot: `cold`, `woken` or `restored`.
+        wakes: how often it woke, as it counts them.
+        seconds: from the beginning of the round to its first answer.
+    """
+
+    tag: str
+    boot: str
+    wakes: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One burst of requests.
+
+    Attributes:
+        number: from 1 on.
+        new: replicas that no round before has seen.
+        known: how many answered that were there before.
+        restored_in_log: restored starts that the app's log names since the first round.
+        answered: requests that were answered; a restored replica, or the deadline, ends the others.
+        seconds: what it took.
+    """
+
+    number: int
+    new: tuple[Replica, ...]
+    known: int
+    restored_in_log: int
+    answered: int
+    seconds: float
+
+    @property
+    def restored(self) -> bool:
+        """Whether restores have begun."""
+        return self.restored_in_log > 0 or any(replica.boot == "restored" for replica in self.new)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prewarmed:
+    """How it ended.
+
+    Attributes:
+        end: `restored`, or why it gave up: `attempts` or `timeout`.
+        rounds: what was seen.
+        seconds: from the first request to the end.
+        last_seen: why the requests that were not answered waited; empty without such.
+    """
+
+    end: End
+    rounds: tuple[Round, ...]
+    seconds: float
+    last_seen: str
+
+    @property
+    def starts(self) -> int:
+        """Replicas that were seen and were not restored."""
+        return sum(replica.boot != "restored" for one in self.rounds for replica in one.new)
+
+
+def prewarm(
+    url: str,
+    *,
+    requests: int,
+    attempts: int,
+    pause_s: float,
+    timeout_s: float,
+    read_log: Callable[[float], BootsReport] | None = None,
+    on_round: Callable[[Round], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> Prewarmed:
+    """Send bursts of concurrent requests to `/ready` until a restored replica answers one.
+
+    Args:
+        url: where the app answers, without a path.
+        requests: requests of a burst; more than the app's target concurrency start several replicas at once.
+        attempts: bursts.
+        pause_s: seconds between two bursts, in which the app has to scale down: a replica that runs starts no other.
+        timeout_s: seconds for all of it.
+        read_log: the app's log of that many hours; asked where replicas say nothing of their start.
+        on_round: gets each burst.
+        on_wait: told, in one line, why it waits.
+
+    Raises:
+        ConfigurationError: the URL or a number is none.
+        EngineRequestError: the server refuses, or says nothing of its start and there is no log to read.
+    """
+    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
+    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+    checked_seconds("--pause", pause_s, zero=True)
+    checked_seconds("--timeout", timeout_s)
+    driver = _Driver(
+        url=f"{checked_url(url)}/ready",
+        requests=requests,
+        deadline=time.monotonic() + timeout_s,
+        read_log=read_log,
+        on_wait=on_wait or (lambda _: None),
+    )
+    return asyncio.run(driver.run(attempts, pause_s, on_round or (lambda _: None)))
+
+
+@dataclass
+class _Driver:
+    url: str
+    requests: int
+    deadline: float
+    read_log: Callable[[float], BootsReport] | None
+    on_wait: Callable[[str], None]
+    _tags: set[str] = field(default_factory=set)
+    _waiting_for: str = ""
+    _began: float = field(default_factory=time.monotonic)
+    _began_at: float = field(default_factory=time.time)
+
+    async def run(self, attempts: int, pause_s: float, on_round: Callable[[Round], None]) -> Prewarmed:
+        rounds: list[Round] = []
+        end: End = "attempts"
+        while end == "attempts" and len(rounds) < attempts:
+            if rounds:
+                await asyncio.sleep(min(pause_s, self._left_s))
+            if self._left_s > 0:
+                rounds.append(await self._round(len(rounds) + 1))
+                on_round(rounds[-1])
+            if rounds and rounds[-1].restored:
+                end = "restored"
+            elif self._left_s <= 0:
+                end = "timeout"
+        seconds = time.monotonic() - self._began
+        return Prewarmed(end=end, rounds=tuple(rounds), seconds=seconds, last_seen=self._waiting_for)
+
+    @property
+    def _left_s(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    async def _round(self, number: int) -> Round:
+        """One burst; over when all were answered, a restored replica was seen, or at the deadline."""
+        began, new, known, answered, silent = time.monotonic(), dict[str, Replica](), set[str](), 0, False
+        async with open_async_client(self.url, {"Connection": "close"}) as client:
+            asked = [asyncio.create_task(self._ask(client)) for _ in range(self.requests)]
+            waiting = set(asked)
+            try:
+                while waiting and not any(replica.boot == "restored" for replica in new.values()):
+                    done, waiting = await asyncio.wait(
+                        waiting, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not done:
+                        break
+                    for task in done:
+                        answered += 1
+                        if (replica := self._replica(task.result(), time.monotonic() - began)) is None:
+                            silent = True
+                        elif replica.tag in self._tags:
+                            known.add(replica.tag)
+                        else:
+                            new.setdefault(replica.tag, replica)
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)  # of several that failed one is told
+        self._tags |= set(new)
+        in_log = await asyncio.to_thread(self._restored_in_log) if silent else 0
+        seconds = time.monotonic() - began
+        return Round(
+            number=number,
+            new=tuple(new.values()),
+            known=len(known),
+            restored_in_log=in_log,
+            answered=answered,
+            seconds=seconds,
+        )
+
+    async def _ask(self, client: httpx.AsyncClient) -> httpx.Response:
+        response = await get_when_there(client, self.url, on_wait=self._note_wait)
+        if response.status_code != _OK:
+            said = response.text.strip()[:_QUOTED] or "no text"
+            step = next_step_of(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
+            raise EngineRequestError(f"GET {self.url} was answered with {response.status_code}: {said}.{step}")
+        return response
+
+    def _note_wait(self, reason: str) -> None:
+        if reason != self._waiting_for:
+            self._waiting_for = reason
+            self.on_wait(reason)
+
+    def _replica(self, response: httpx.Response, seconds: float) -> Replica | None:
+        """Who answered; None for one that does not say what its start was."""
+        boot, tag = response.headers.get("torpor-boot", ""), response.headers.get("torpor-replica", "")
+        if boot in _KINDS and tag:
+            wakes = response.headers.get("torpor-wakes", "")[:_TAG_CHARACTERS]
+            return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
+        if self.read_log is None:
+            raise EngineRequestError(
+                f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "
+                "place of its URL, so that its log can be read, or deploy it anew with this version of Torpor."
+            )
+        return None
+
+    def _restored_in_log(self) -> int:
+        if self.read_log is None:
+            return 0
+        hours = (time.monotonic() - self._began) / 3600 + 0.1
+        return sum(
+            start.kind == "restored" and not start.note and (start.began_at or 0.0) >= self._began_at
+            for start in self.read_log(hours).starts
+        )

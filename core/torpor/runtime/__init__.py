@@ -1,0 +1,1 @@
+"""One start of a deployment: what core does around the hooks."""

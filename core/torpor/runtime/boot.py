@@ -1,0 +1,496 @@
+"""One boot of a deployment: what core does around the hooks.
+
+    cold_start   preflight -> launch -> ready -> warmup -> canary
+    serve        opens the guard
+    sleep        drain -> pre_snapshot -> the guard shuts
+    wake         the guard opens for the lifecycle -> post_restore -> canary_check -> serve
+    stop         ends the engine's whole tree
+
+Every stage has a deadline, a record and one way to fail: the engine is ended, and the error says what was seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from torpor.build_steps.command import script_argv
+from torpor.engine.child_process import run_child
+from torpor.engine.handle import engines_started_by
+from torpor.engine.logs import replica_log
+from torpor.errors import (
+    CanaryError,
+    DrainTimeoutError,
+    EngineRequestError,
+    EngineTimeoutError,
+    GuardStateError,
+    PreflightError,
+    TorporError,
+)
+from torpor.lifecycle import Lifecycle
+from torpor.runtime.canary import Canary, ask_canary, compare_canary
+from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.readiness import check_port_free, exited_error, last_lines, wait_ready
+from torpor.telemetry.events import log
+from torpor.telemetry.progress import followed_lines
+from torpor.telemetry.records import BootKind, StageRecord, StageReport, described
+from torpor.values.addresses import nearest
+from torpor.values.start_limits import CONTROL_TIMEOUT_S, stage_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torpor.deployment import Deployment
+    from torpor.engine.handle import Engine, Starter
+    from torpor.recipe import Preflight, Recipe
+
+__all__ = ["Boot"]
+
+_DEATH_NOTICE_S = 0.5
+_PREFLIGHT_BYTES = 16 << 10  # of a check's own words in the error: the end says most
+_SECOND_WAKE_S = 0.5
+
+
+class Boot:
+    """Carries one engine from nothing to serving, into sleep, and back.
+
+    Picklable state is not needed: the object lives in the process that is snapshotted, beside the engine.
+
+    Args:
+        deployment: what to serve.
+        recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
+        report: where stages are recorded.
+        starter: where the engine is started; a child process of this one by default.
+        restarts: how often this replica was started again before.
+        reason: why this start is not a plain one, e.g. `wake failed`; it is in the records and told by the guard.
+        replica: the replica's name in records and metrics; the deployment's name by default.
+
+    Attributes:
+        asleep: whether the engine was put to sleep and not woken since.
+        logs: folder in which the engine's output is kept (`torpor.engine.logs`); None keeps its last lines alone.
+        woken_by: what wakes it once it sleeps; callers are told so. By default nobody is named.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        recipe: Recipe | None = None,
+        report: StageReport | None = None,
+        starter: Starter | None = None,
+        restarts: int = 0,
+        reason: str = "",
+        replica: str = "",
+    ) -> None:
+        self.starter = starter
+        self.replica = replica or deployment.name
+        self.restarts = restarts
+        self.reason = reason
+        self.deployment = deployment
+        self.report = report or StageReport()
+        self._plugin_seconds: dict[str, float] = {}
+        self.lifecycle = Lifecycle(deployment, observer=self._note_plugin)
+        self.recipe = recipe or self.lifecycle.recipe()
+        self.restore_count = 0
+        self.engine: Engine | None = None
+        self.canary: Canary | None = None
+        self.asleep = False
+        self.woken_by = ""
+        self.logs: Path | None = None
+        self._kind: BootKind = "cold"
+        self._moving = threading.Lock()
+
+    def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
+        """Start the engine, warm it up and record the canary; the guard stays shut.
+
+        Args:
+            on_ready: called once the engine is ready, before anything else is asked of it.
+
+        Raises:
+            PreflightError: a check before the launch failed.
+            PortInUseError: somebody else listens on the port.
+            EngineError: the engine ended, hung or answered with an error.
+        """
+        from torpor.engine.process import ends_started_engines, signals_held  # noqa: PLC0415 - psutil: a wake has no use for it
+
+        deployment = self.deployment
+        limits = stage_limits(deployment, self.recipe)
+        with self._stage("preflight"):
+            if self.starter is None:
+                check_port_free(deployment.port, deployment.host)
+            for check in self.recipe.preflight:
+                run_preflight(check, self.recipe)
+        with (
+            self._stage("launch"),
+            ends_started_engines(),
+            signals_held(),
+            engines_started_by(self.starter),
+            replica_log(self.logs, self.replica),
+        ):
+            self.engine = self.lifecycle.launch(self.recipe)
+            self.engine.host = nearest(deployment.host)
+        with (
+            self._stage("ready"),
+            self._client(deployment.startup_timeout_s) as client,
+            followed_lines(self.running_engine.log_tail, deployment.engine.log_progress),
+        ):
+            wait_ready(
+                self.running_engine,
+                client,
+                port=deployment.port,
+                ready_path=deployment.engine.ready_path,
+                timeout_s=deployment.startup_timeout_s,
+            )
+        if on_ready:
+            on_ready(self)
+        with self._stage("warmup", limits["warmup"]), self._client(deployment.warmup_timeout_s) as client:
+            self.lifecycle.warmup(self.running_engine, client)
+        with self._stage("canary", limits["canary"]), self._client(deployment.warmup_timeout_s) as client:
+            self.canary = ask_canary(deployment, client)
+
+    def serve(self) -> None:
+        """Let public requests in."""
+        with self._alone("serve"):
+            self._serve()
+
+    def _serve(self) -> None:
+        with self._stage("serve", CONTROL_TIMEOUT_S), self._control() as control:
+            control.serve(reason=self.reason)
+
+    def sleep(self, *, for_snapshot: bool = True) -> None:
+        """Finish what is in flight, put the engine to sleep and shut the guard.
+
+        Idle connections are closed at once, and after `drain_timeout_s` what is still in flight is cut off: a client that never
+        reads, or drips its body, keeps no engine awake.
+
+        Args:
+            for_snapshot: whether the sleeping process will be written down, so that no secret may be in it; False for an
+                engine that only stays in memory.
+
+        Raises:
+            SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
+            GuardStateError: another thread is at it; that one goes on.
+            DrainTimeoutError: the engine did not let go of requests that were cut off; it serves on.
+            EngineError: the engine did not go to sleep; it was ended.
+        """
+        with self._alone("sleep"):
+            if for_snapshot:
+                from torpor.runtime.captured_secrets import check_captured  # noqa: PLC0415 - psutil: a wake has no use for it
+
+                check_captured(self.deployment, self.running_engine)
+            self._sleep(for_snapshot=for_snapshot)
+
+    def _sleep(self, *, for_snapshot: bool) -> None:
+        deployment = self.deployment
+        limit_s = deployment.drain_timeout_s
+        limits = stage_limits(deployment, self.recipe)
+        with self._stage("drain", limits["drain"]), self._control() as control:
+            if was_cut := control.drain(limit_s, cut=True):
+                log(
+                    "warning",
+                    "requests_cut",
+                    count=was_cut,
+                    drain_timeout_s=limit_s,
+                    boot_id=self.running_engine.boot_id,
+                )
+        if not deployment.engine.supports_sleep:
+            log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
+        with self._stage("pre_snapshot", limits["pre_snapshot"]):
+            with self._client(deployment.sleep_timeout_s) as client:
+                self.lifecycle.pre_snapshot(self.running_engine, client)
+            with self._control() as control:
+                control.asleep(alone=for_snapshot, woken_by=self.woken_by)
+        self.asleep = True
+
+    def in_flight(self) -> int:
+        """How many requests its engine works on; 0 where nobody can tell."""
+        with contextlib.suppress(TorporError, httpx.HTTPError), self._control() as control:
+            return control.in_flight()
+        return 0
+
+    def drain(self, limit_s: float) -> int:
+        """Before the engine is ended: refuse new requests, and let those in flight end until they are cut off.
+
+        Nothing happens to an engine that sleeps, has ended or has no guard.
+
+        Args:
+            limit_s: seconds that requests in flight get.
+
+        Returns:
+            How many were cut off.
+        """
+        with contextlib.suppress(DrainTimeoutError, TorporError, httpx.HTTPError), self._control() as control:
+            return control.drain(limit_s, cut=True)
+        return 0
+
+    def check_asleep(self) -> None:
+        """Make sure that the engine sleeps and answers nobody; see `GuardControl.check_asleep`."""
+        with self._control() as control:
+            control.check_asleep()
+
+    def adopt(self, engine: Engine, canary: Canary) -> None:
+        """Go on with a copy of a sleeping engine that a snapshot brought back; `wake` comes next.
+
+        Args:
+            engine: the copy.
+            canary: what the original answered before its sleep.
+        """
+        self.engine, self.canary = engine, canary
+        if self.logs is not None:
+            engine.keep_log(self.logs, self.replica)
+        self._kind = "restored"
+
+    def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, boot_id: str) -> None:
+        """Record how a replica came out of its snapshot, before its wake.
+
+        Args:
+            stages: of `torpor.telemetry.records.RESTORE_STAGES`, with seconds, one after the other.
+            ended_at: Unix time at the end of the last one.
+            boot_id: what it will be called.
+        """
+        ends_at = ended_at - sum(seconds for _, seconds in stages)
+        for stage, seconds in stages:
+            ends_at += seconds
+            self._note(stage, seconds, None, boot_id=boot_id, restore_count=self.restore_count + 1, ended_at=ends_at)
+
+    def wake(self, *, new_boot_id: str | None = None) -> None:
+        """Wake the engine after a sleep, demand the canary again and let public requests in.
+
+        Args:
+            new_boot_id: what it is called from now on; for a replica that was restored from a snapshot. Without one this is a wake
+                in place.
+
+        Raises:
+            EngineError: the engine ended, hung or answered with an error; it never serves.
+            CanaryError: it answers differently than before; with `canary_mismatch="warn"` this is only logged.
+            GuardStateError: another thread is at it, and goes on; or the engine does not sleep, and was ended.
+        """
+        with self._alone("wake"):
+            self._wake(new_boot_id)
+
+    def _wake(self, new_boot_id: str | None) -> None:
+        deployment = self.deployment
+        self._kind = "woken" if new_boot_id is None else "restored"
+        self.restore_count += 1
+        limits = stage_limits(deployment, self.recipe)
+        with self._stage("post_restore", limits["post_restore"]), self._client(deployment.wake_timeout_s) as client:
+            self._wake_guard(client, new_boot_id)
+            self.lifecycle.post_restore(self.running_engine, client)
+        with self._stage("canary_check", limits["canary_check"]), self._client(deployment.wake_timeout_s) as client:
+            self._check_canary(client)
+        self._serve()
+        self.asleep = False
+
+    def _wake_guard(self, client: httpx.Client, new_boot_id: str | None) -> None:
+        """Ask twice where no connection came about: the guard has seen nothing, so the second call is its first."""
+        control = GuardControl(self.running_engine, client)
+        try:
+            control.wake(new_boot_id=new_boot_id)
+        except httpx.ConnectError:
+            if self.running_engine.wait(_SECOND_WAKE_S) is not None:
+                raise
+            control.wake(new_boot_id=new_boot_id)
+
+    def stop(self) -> int | None:
+        """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
+        if self.engine is None:
+            return None
+        return self.engine.terminate(self.deployment.stop_timeout_s)
+
+    @property
+    def kind(self) -> BootKind:
+        """What its latest start was."""
+        return self._kind
+
+    @property
+    def running_engine(self) -> Engine:
+        """The engine of this boot.
+
+        Raises:
+            TorporError: it was not launched yet.
+        """
+        if self.engine is None:
+            raise TorporError("No engine was launched in this boot yet; call cold_start first.")
+        return self.engine
+
+    def _check_canary(self, client: httpx.Client) -> None:
+        if self.canary is None:
+            raise TorporError("No canary was recorded in this boot; call cold_start first.")
+        try:
+            compare_canary(self.canary, ask_canary(self.deployment, client))
+        except CanaryError as error:
+            if self.deployment.canary_mismatch == "fail":
+                raise
+            log("warning", "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error))
+
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Refuse a second transition while one is under way: its failure would end the engine under the first one."""
+        if not self._moving.acquire(blocking=False):
+            raise GuardStateError(
+                f"Another thread is moving this engine to another state; {what!r} was refused and changed nothing. Wait for "
+                "that thread, then look at what the engine does."
+            )
+        try:
+            yield
+        finally:
+            self._moving.release()
+
+    @contextlib.contextmanager
+    def _client(self, timeout_s: float) -> Iterator[httpx.Client]:
+        with open_client(self.running_engine, port=self.deployment.port, timeout_s=timeout_s) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def _control(self) -> Iterator[GuardControl]:
+        with self._client(CONTROL_TIMEOUT_S) as client:
+            yield GuardControl(self.running_engine, client)
+
+    @contextlib.contextmanager
+    def _stage(self, stage: str, timeout_s: float | None = None) -> Iterator[None]:
+        """Record a stage; end the engine at the deadline or on any failure, and say what was seen."""
+        self.report.begin(stage)
+        self._plugin_seconds = {}
+        started = time.perf_counter()
+        deadline = _Deadline(self.engine, timeout_s)
+        failure: BaseException | None = None
+        try:
+            with deadline:
+                yield
+            if self.engine is not None and self.engine.poll() is not None:
+                raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - the one way to fail
+        except BaseException as error:
+            failure = self._explain(error, stage, deadline)
+            if not isinstance(failure, DrainTimeoutError):
+                self.stop()
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            self._record(stage, time.perf_counter() - started, failure)
+
+    def _explain(self, error: BaseException, stage: str, deadline: _Deadline) -> BaseException:
+        """Turn what a stage raised into the error that names the cause."""
+        engine = self.engine
+        if engine is None or not isinstance(error, Exception):
+            return error
+        notes = getattr(error, "__notes__", [])
+        where = f"in stage {stage}" + (f" ({'; '.join(notes)})" if notes else "")
+        said = f"The engine's last lines:\n{last_lines(engine)}"
+        if deadline.passed:
+            return EngineTimeoutError(
+                f"The engine (pid {engine.pid}) was ended: it was not done within {deadline.timeout_s:g} s {where}; last seen: "
+                f"{type(error).__name__}: {error}. Raise the deployment's timeout of this stage if it was only slow. {said}"
+            )
+        if isinstance(error, httpx.TransportError) and engine.wait(_DEATH_NOTICE_S) is not None:
+            return exited_error(engine, where)
+        if isinstance(error, httpx.HTTPStatusError):
+            response = error.response
+            return EngineRequestError(
+                f"The engine answered {response.request.method} {response.request.url} with {response.status_code} {where}: "
+                f"{response.text[:500]!r}. {said}"
+            )
+        if isinstance(error, httpx.TransportError):
+            return EngineRequestError(f"No answer from the engine {where}: {type(error).__name__}: {error}. {said}")
+        return error
+
+    def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:
+        self._note(
+            stage,
+            seconds,
+            failure,
+            boot_id=self.engine.boot_id if self.engine else "",
+            restore_count=self.restore_count,
+            ended_at=time.time(),
+            plugins=self._plugin_seconds,
+        )
+
+    def _note(
+        self,
+        stage: str,
+        seconds: float,
+        failure: BaseException | None,
+        *,
+        boot_id: str,
+        restore_count: int,
+        ended_at: float,
+        plugins: dict[str, float] | None = None,
+    ) -> None:
+        self.report.end(
+            StageRecord(
+                stage=stage,
+                seconds=seconds,
+                boot=self._kind,
+                boot_id=boot_id,
+                restore_count=restore_count,
+                ended_at=ended_at,
+                ok=failure is None,
+                error=described(failure),
+                plugins=plugins or {},
+                restarts=self.restarts,
+                reason=self.reason,
+                deployment=self.deployment.name,
+                replica=self.replica,
+            )
+        )
+
+    def _note_plugin(self, hook: str, plugin: str, seconds: float) -> None:  # noqa: ARG002 - a stage runs one hook
+        self._plugin_seconds[plugin] = self._plugin_seconds.get(plugin, 0.0) + seconds
+
+
+class _Deadline:
+    """Ends the engine when a stage takes too long: whoever waits for its answer then gets an error."""
+
+    def __init__(self, engine: Engine | None, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s or 0.0
+        self.passed = False
+        self._began = 0.0
+        self._timer = threading.Timer(timeout_s, self._end, (engine,)) if engine and timeout_s else None
+
+    def _end(self, engine: Engine) -> None:
+        self.passed = True
+        engine.terminate(0.0)
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+        if self._timer:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer.join()  # no timer may cross a snapshot
+            # On a busy machine the client's own time-out, which is as long, may come before the timer's thread.
+            self.passed = self.passed or time.perf_counter() - self._began >= self.timeout_s
+
+
+def run_preflight(check: Preflight, recipe: Recipe) -> None:
+    """Run a plugin's check before a start.
+
+    Raises:
+        PreflightError: it failed, took too long or cannot be run; the message ends with the plugin's cure.
+    """
+    argv = script_argv(sys.executable, check.script, check.argv)
+    try:
+        result = run_child(argv, env={**os.environ, **recipe.env}, timeout_s=check.timeout_s)
+    except subprocess.TimeoutExpired:
+        raise PreflightError(
+            f"Preflight check {check.name!r} took longer than {check.timeout_s:g} s. {check.cure}"
+        ) from None
+    except OSError as error:
+        raise PreflightError(
+            f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
+        ) from error
+    if result.returncode != 0:
+        words = (result.stderr or result.stdout)[-_PREFLIGHT_BYTES:]
+        said = words.decode(errors="replace").strip() or f"exit code {result.returncode}, no output."
+        raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

@@ -1,0 +1,178 @@
+"""Core's side of the guard's protocol: drain, asleep, wake, serve (see `torpor.guard`)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import httpx
+
+from torpor.errors import DrainTimeoutError, GuardStateError
+from torpor.guard.keys import LifecycleKey
+from torpor.runtime.transport import KEY_HEADER, EngineTransport
+from torpor.values.start_limits import LETS_GO_S
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torpor.engine.handle import Engine
+
+__all__ = ["KEY_HEADER", "GuardControl", "open_client"]
+
+_OK, _CONFLICT, _ERROR = 200, 409, 500
+_ANSWER_MARGIN_S = 5.0
+
+
+def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
+    """A client bound to the engine, for one stage: closed at its end, so that no socket crosses a snapshot.
+
+    It carries the lifecycle key, and shows it only to an engine that has proven on the same connection who it is.
+
+    Args:
+        engine: whose guard key the client carries.
+        port: where the engine listens on loopback.
+        timeout_s: seconds per request, unless the caller gives another.
+    """
+    headers = {"connection": "close"}
+    if engine.guard_key is not None:
+        headers[KEY_HEADER] = engine.guard_key
+    return httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        headers=headers,
+        timeout=httpx.Timeout(timeout_s, connect=5.0),
+        verify=False,  # noqa: S501 - loopback speaks no TLS, and reading the certificates took 20 ms of every stage
+        transport=EngineTransport(engine),
+        trust_env=False,  # a proxy variable must not send loopback traffic, and the key, elsewhere
+    )
+
+
+class GuardControl:
+    """Moves the guard of one engine from state to state; does nothing for an engine without a guard."""
+
+    def __init__(self, engine: Engine, client: httpx.Client) -> None:
+        self._engine = engine
+        self._client = client
+
+    def drain(self, timeout_s: float, *, cut: bool = False) -> int:
+        """Close the door and wait until no request is in flight.
+
+        Args:
+            timeout_s: seconds that requests in flight get.
+            cut: close idle connections at once, and at the deadline the others as well; see `torpor.guard.connections`.
+
+        Returns:
+            How many requests were cut off at the deadline.
+
+        Raises:
+            DrainTimeoutError: some still were at the deadline; the guard serves on.
+        """
+        if self._engine.guard_key is None:
+            return 0
+        response = self._client.post(
+            "/_torpor/drain",
+            json={"deadline_s": timeout_s, "cut": cut},
+            timeout=timeout_s + LETS_GO_S + _ANSWER_MARGIN_S,
+        )
+        if response.status_code == _CONFLICT and "in_flight" in (left := _fields(response)):
+            raise DrainTimeoutError(
+                f"{left['in_flight']} request(s) were still in flight after {timeout_s:g} s; nothing was put to "
+                "sleep and the server serves on. Try again later, or raise Deployment.drain_timeout_s."
+            )
+        self._expect(response, "drain")
+        return _count(response, "cut") if "cut" in _fields(response) else 0
+
+    def asleep(self, *, alone: bool = False, woken_by: str = "") -> None:
+        """Shut the engine off from everybody, the lifecycle included.
+
+        Args:
+            alone: cut every connection that is still open: none may be in a snapshot.
+            woken_by: what wakes it, e.g. `kill -USR2 17 on its machine`; whoever asks a sleeping server is told so.
+        """
+        options: dict[str, object] = {"alone": True} if alone else {}
+        if woken_by:
+            options["woken_by"] = woken_by
+        self._post("asleep", options or None)
+
+    def in_flight(self) -> int:
+        """How many requests the engine works on; 0 without a guard, which counts them."""
+        if self._engine.guard_key is None:
+            return 0
+        response = self._client.get("/_torpor/state")
+        self._expect(response, "state")
+        return _count(response, "in_flight")
+
+    def wake(self, *, new_boot_id: str | None = None) -> None:
+        """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
+
+        Args:
+            new_boot_id: what the guard calls itself from now on; for one of several copies of a snapshot.
+        """
+        if self._engine.guard_key is not None:
+            new_key = secrets.token_urlsafe(32)
+            identity: dict[str, object] = {"key": LifecycleKey(new_key).digests}
+            if new_boot_id is not None:
+                identity["boot_id"] = new_boot_id
+            self._expect(self._client.post("/_torpor/wake", json=identity), "wake")
+            self._engine.guard_key = new_key
+            self._client.headers[KEY_HEADER] = new_key
+        if new_boot_id is not None:
+            self._engine.boot_id = new_boot_id
+
+    def check_asleep(self) -> None:
+        """Make sure that the engine sleeps and answers nobody.
+
+        Raises:
+            GuardStateError: it is in another state, or a request is in flight.
+        """
+        if self._engine.guard_key is None:
+            return
+        response = self._client.get("/_torpor/state")
+        self._expect(response, "state")
+        state, in_flight = _fields(response).get("state"), _count(response, "in_flight")
+        if state != "asleep" or in_flight:
+            raise GuardStateError(
+                f"The engine is {state} with {in_flight} request(s) in flight; a snapshot is taken of a "
+                "sleeping engine that answers nobody."
+            )
+
+    def serve(self, *, reason: str = "") -> None:
+        """Open the door.
+
+        Args:
+            reason: why this start is not a plain one; the guard tells it to everybody, see `torpor.guard`.
+        """
+        self._post("serve", {"reason": reason} if reason else None)
+
+    def _post(self, transition: str, options: Mapping[str, object] | None = None) -> None:
+        if self._engine.guard_key is not None:
+            self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
+
+    def _expect(self, response: httpx.Response, transition: str) -> None:
+        if response.status_code == _ERROR:
+            raise GuardStateError(
+                f"The engine could not {transition}: {response.text[:300]}. Its log has more; mend what was raised and start anew."
+            )
+        if response.status_code != _OK:
+            raise GuardStateError(
+                f"The guard refused {transition!r} with {response.status_code}: {response.text[:300]}. "
+                "Sleep and wake happen once each, in this order; end this engine and start anew."
+            )
+
+
+def _fields(response: httpx.Response) -> dict[str, object]:
+    """The object of a guard's answer; empty for an answer that is none."""
+    try:
+        answer: object = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _count(response: httpx.Response, name: str) -> int:
+    value = _fields(response).get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise GuardStateError(
+            f"The guard answered {response.request.url.path} with {response.text[:300]!r}, where {name} should be a number: it is "
+            "damaged, or none of this version. End this engine and start anew."
+        )
+    return value

@@ -1,0 +1,105 @@
+"""Waiting for the engine: no wait without a deadline, and a dead engine is noticed at once."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from torpor.errors import EngineExitedError, EngineTimeoutError
+from torpor.runtime.engine_identity import check_listener
+from torpor.values.addresses import LOOPBACK, check_free
+
+if TYPE_CHECKING:
+    from torpor.engine.handle import Engine
+
+__all__ = ["check_port_free", "exited_error", "last_lines", "wait_ready"]
+
+POLL_S = 0.02
+"""Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
+
+REQUEST_TIMEOUT_S = 2.0
+_LOOK_S = 1.0
+"""Seconds between two looks at whose the port is, while what listens there is not ready."""
+
+_TAIL_IN_MESSAGES = 20
+_OK = 200
+
+
+def check_port_free(port: int, host: str = LOOPBACK) -> None:
+    """Make sure that the engine can listen on an address, and that nobody does yet.
+
+    Raises:
+        PortInUseError: somebody does.
+        ConfigurationError: this user may not, or this machine has no such address.
+    """
+    check_free(host, port)
+
+
+def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: str, timeout_s: float) -> None:
+    """Poll until the engine answers `ready_path` with 200.
+
+    Args:
+        engine: its end is noticed while waiting.
+        client: bound to the engine, with the guard's key where there is a guard.
+        port: where the engine listens on loopback.
+        ready_path: an engine path that answers 200 from the moment at which requests are served.
+        timeout_s: seconds for all of it.
+
+    Raises:
+        EngineExitedError: the engine ended; exit code and log tail are in the message.
+        EngineTimeoutError: not ready in time; the last answer is in the message.
+        ForeignServerError: somebody else listens on the port; the key was not sent.
+    """
+    deadline = time.monotonic() + timeout_s
+    next_look = 0.0
+    last = "nothing listens on the port yet"
+    while time.monotonic() < deadline:
+        if engine.wait(POLL_S) is not None:
+            raise exited_error(engine, "before it was ready")
+        if not _listening(engine, port):
+            continue
+        if engine.guard_key is not None and time.monotonic() >= next_look:
+            check_listener(engine, port, "somebody else listens there")
+            next_look = time.monotonic() + _LOOK_S
+        try:
+            response = client.get(ready_path, timeout=REQUEST_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            last = f"GET {ready_path}: {type(error).__name__}: {error}"
+            continue
+        if response.status_code == _OK:
+            return
+        last = f"GET {ready_path}: {response.status_code} {response.text[:200]!r}"
+    raise EngineTimeoutError(
+        f"The engine (pid {engine.pid}) was not ready within {timeout_s:g} s; last seen: {last}. "
+        f"Raise Deployment.startup_timeout_s, or look at its last lines:\n{last_lines(engine)}"
+    )
+
+
+def exited_error(engine: Engine, when: str) -> EngineExitedError:
+    """The error for an engine that ended: exit code and last log lines."""
+    code = engine.poll()
+    tail = engine.log_tail()
+    number = 0 if code is None else code
+    how = f"was killed by signal {-number}" if number < 0 else f"exited with code {number}"
+    return EngineExitedError(
+        f"The engine (pid {engine.pid}) {how} {when}. Its last lines:\n{last_lines(engine)}",
+        exit_code_seen=number,
+        log_tail=tail,
+    )
+
+
+def last_lines(engine: Engine) -> str:
+    """The end of the engine's output, indented, as it stands in error messages."""
+    lines = engine.log_tail()[-_TAIL_IN_MESSAGES:]
+    said = "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+    return f"{said}\n    (the whole log: {engine.log_path})" if engine.log_path else said
+
+
+def _listening(engine: Engine, port: int) -> bool:
+    try:
+        engine.open_socket(port, REQUEST_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What is checked before a capture: what a tree holds that no restore can bring back."""

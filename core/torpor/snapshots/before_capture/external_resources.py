@@ -1,0 +1,177 @@
+"""What is looked at before a capture: a tree that reaches outside of its sandbox would come back broken."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+from torpor.snapshots.before_capture.lasting_folders import temporary_folder_of
+from torpor.snapshots.criu.mapped_memory import is_memory_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+
+__all__ = ["DELETED", "Connection", "OpenFiles", "check_connections", "open_files", "open_paths", "parse_connections"]
+
+_ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
+_SETTLE_S = 2.0
+_NAMELESS = (
+    "/memfd:",
+    "/[aio]",  # told by `torpor.snapshots.before_capture.kernel_objects`
+    "/dev/zero",
+    "/SYSV",
+    "/dev/shm/",  # noqa: S108 - private to every sandbox
+    "anon_inode:",
+    "pipe:",
+    "socket:",
+    "/dev/",
+    "/proc/",
+    "/sys/",
+)
+DELETED = " (deleted)"
+"""What the kernel puts behind the name of an open file that has none any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A TCP connection: addresses as `host:port`."""
+
+    local: str
+    remote: str
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether the other end is not on this loopback."""
+        return not ip_address(self.remote.rpartition(":")[0].strip("[]")).is_loopback
+
+    @property
+    def local_port(self) -> int:
+        """The port at this end."""
+        return int(self.local.rpartition(":")[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenFiles:
+    """What a tree has open or mapped outside of its private folders.
+
+    Attributes:
+        lasting: path to size (bytes) and time of change (nanoseconds).
+        vanishing: deleted already, or in a place that is emptied, e.g. /tmp.
+        io_uring: whether a process has an io_uring.
+    """
+
+    lasting: dict[str, tuple[int, int]]
+    vanishing: tuple[str, ...]
+    io_uring: bool
+
+
+def check_connections(sandbox: Sandbox, port: int) -> tuple[Connection, ...]:
+    """The connections inside the tree, once nobody is connected to it any more.
+
+    Args:
+        sandbox: with the tree.
+        port: where the engine listens; a connection there is a client.
+
+    Raises:
+        SnapshotError: a client stays connected, or a connection leads outside; each is named.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        found = _connections(sandbox.pid)
+        clients = [one for one in found if one.local_port == port]
+        outside = [one for one in found if one.leads_out]
+        if not clients and not outside:
+            return found
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)  # a client that has just closed
+    reasons = [f"a client is connected from {one.remote}" for one in clients if not one.leads_out]
+    reasons += [f"a connection leads outside, to {one.remote}" for one in outside]
+    listed = "\n".join(f"  - {reason}" for reason in reasons)
+    raise SnapshotError(
+        f"The engine has connections that no copy of it could go on with:\n{listed}\n"
+        "Close them before the capture (a pre_snapshot hook is the place), or turn off what opens them."
+    )
+
+
+def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
+    """What the tree has open or mapped outside of its private folders.
+
+    Args:
+        sandbox: with the tree.
+        kept: folders that stay though they lie in a temporary place (a checkout under /tmp, ...).
+    """
+    lasting: dict[str, tuple[int, int]] = {}
+    vanishing: set[str] = set()
+    io_uring = False
+    for name in {path for pid in _tree(sandbox).values() for path in open_paths(pid)}:
+        if "[io_uring]" in name:
+            io_uring = True
+        if is_memory_file(name):  # of the snapshot that this replica came from: its content goes into the new one
+            continue
+        if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
+            continue
+        path = Path(name.removesuffix(DELETED))
+        if name.endswith(DELETED) or (
+            temporary_folder_of(path) and not any(path.is_relative_to(folder) for folder in kept)
+        ):
+            vanishing.add(name)
+            continue
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            if path.is_file():
+                lasting[name] = (facts.st_size, facts.st_mtime_ns)
+    return OpenFiles(lasting=dict(sorted(lasting.items())), vanishing=tuple(sorted(vanishing)), io_uring=io_uring)
+
+
+def parse_connections(tables: Iterable[str]) -> tuple[Connection, ...]:
+    """Established connections out of the kernel's tables (proc_net_tcp(5): hex, each 32-bit word in host order)."""
+    found = []
+    for table in tables:
+        for line in table.splitlines()[1:]:
+            _, local, remote, state, *_ = line.split()
+            if state in _ESTABLISHED:
+                found.append(Connection(local=_address(local), remote=_address(remote)))
+    return tuple(found)
+
+
+def _connections(pid: int) -> tuple[Connection, ...]:
+    tables = []
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            tables.append(Path(f"/proc/{pid}/net/{name}").read_text())
+    return parse_connections(tables)
+
+
+def _address(text: str) -> str:
+    digits, _, port = text.partition(":")
+    raw = bytes.fromhex(digits)
+    words = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+    address = ip_address(words)
+    mapped = getattr(address, "ipv4_mapped", None)
+    host = str(mapped or address)
+    return f"[{host}]:{int(port, 16)}" if ":" in host else f"{host}:{int(port, 16)}"
+
+
+def _tree(sandbox: Sandbox) -> dict[int, int]:
+    return {inside: pid for inside, pid in sandbox.host_pids().items() if inside != 1}
+
+
+def open_paths(pid: int) -> Iterable[str]:
+    """What a process has open or mapped, as the kernel names it; some more than once, deleted ones with a mark."""
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(descriptor.readlink())
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            words = line.split(None, 5)
+            if len(words) == 6:  # noqa: PLR2004 - the sixth column is the file
+                yield words[5]

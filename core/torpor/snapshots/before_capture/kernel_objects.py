@@ -1,0 +1,471 @@
+"""What a tree holds of the kernel's objects that CRIU does not bring back: each is named before anything is touched.
+
+CRIU fails on some objects with words that name no cure. Others it passes over, or brings back in another state, and calls
+the dump a success: a System V semaphore, a helper that left the tree, a datagram that waits, a memory file that is mapped
+and open (rootless). The list was made by trying each kind with CRIU 4.2.1, as root and rootless
+(`tests/snapshots/before_capture/test_kernel_objects.py`).
+
+Not seen from outside, and so not looked for: the kernel's keyrings, Landlock rules, memory policies (mbind(2)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import SnapshotError
+from torpor.snapshots.criu.run import GHOST_BYTES
+from torpor.snapshots.sandbox.sandbox import FIRST_PID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+
+__all__ = ["Held", "check_objects", "uncarried"]
+
+_SETTLE_S = 1.0
+_LOOK_TIMEOUT_S = 10.0
+_SHOWN = 12
+_DELETED = " (deleted)"
+_ROOT = "use `--mode root`"
+_LOCKS = "apply torpor.launcher.snapshot_patches in the engine's launcher"
+_CLOSE = "close it before the capture (a pre_snapshot hook is the place)"
+_NAMESPACES = ("pid", "user", "net", "mnt", "ipc", "uts", "cgroup", "time", "pid_for_children")
+_WORDS = {"net": "network", "mnt": "mount", "pid_for_children": "pid"}
+_SOCKETS = frozenset(
+    (
+        "TCP",
+        "TCPv6",
+        "UDP",
+        "UDPv6",
+        "UDP-Lite",
+        "UDPLITEv6",
+        "UNIX",
+        "UNIX-STREAM",
+        "NETLINK",
+        "PACKET",
+        "RAW",
+        "RAWv6",
+    )
+)
+_ANONYMOUS = frozenset(
+    (
+        "[eventfd]",
+        "[eventpoll]",
+        "[signalfd]",
+        "[timerfd]",
+        "[pidfd]",
+        "[fanotify]",
+        "inotify",
+        "[io_uring]",  # told by `torpor.snapshots.capture`
+    )
+)
+_PLAIN_DEVICES = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))
+_TERMINALS = ("/dev/pts/", "/dev/ptmx", "/dev/tty", "/dev/console")
+_GPU_ANONYMOUS = ("/dmabuf:", "anon_inode:sync_file", "anon_inode:dmabuf")
+_MAPPED_DELETED = re.compile(r"^\S+ ...p \S+ \S+ \d+ +(/.*) \(deleted\)$", re.MULTILINE)
+_MAPPED = re.compile(r"^\S+ ...s \S+ \S+ (\d+) +(/.*)$", re.MULTILINE)
+_NAMELESS = ("/memfd:", "/dev/zero", "/SYSV")
+_SYS_RESOURCE = 1 << 24  # CAP_SYS_RESOURCE
+_EVERY_NODE = frozenset(("224.0.0.1", "ff01::1", "ff02::1"))  # of every network device's own
+_STREAMS = (1, 5)  # SOCK_STREAM, SOCK_SEQPACKET
+_CONNECTED = 1  # TCP_ESTABLISHED, for unix sockets too
+
+_LOOK = """
+import json, socket, struct
+found = {"sysv": {}, "unix": [], "pending": []}
+for kind in ("sem", "shm", "msg"):
+    with open("/proc/sysvipc/" + kind) as lines:
+        found["sysv"][kind] = [int(line.split()[1]) for line in list(lines)[1:]]
+try:
+    asked = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
+    asked.settimeout(2)
+    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, 12, 0, 0)  # UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS
+    asked.send(struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body)
+    done = False
+    while not done:
+        data, at = asked.recv(1 << 18), 0
+        while at + 16 <= len(data):
+            length, kind = struct.unpack_from("=IH", data, at)
+            if kind != 20:
+                done = True
+                break
+            state, inode = data[at + 18], struct.unpack_from("=I", data, at + 20)[0]
+            part, peer = at + 32, 0
+            while part + 4 <= at + length:
+                size, name = struct.unpack_from("=HH", data, part)
+                if name == 2:
+                    peer = struct.unpack_from("=I", data, part + 4)[0]
+                elif name == 6 and data[part + 4] == 3:
+                    state = 7  # the other end was closed
+                elif name == 3:
+                    found["pending"] += struct.unpack_from("=%dI" % ((size - 4) // 4), data, part + 4)
+                part += max(4, size + 3 & ~3)
+            found["unix"].append([inode, data[at + 17], state, peer])
+            at += length + 3 & ~3
+except OSError:
+    pass
+print(json.dumps(found))
+"""
+"""Run inside: these tables are those of the namespaces of whoever reads them."""
+
+
+class Held(NamedTuple):
+    """Something that no replica would get.
+
+    Attributes:
+        pid: who holds it, inside the sandbox; 0 for the sandbox as a whole.
+        what: what it is.
+        cure: what to do about it.
+    """
+
+    pid: int
+    what: str
+    cure: str
+
+
+class _Process(NamedTuple):
+    """A process of the tree: its pid inside and outside, and that of its parent outside."""
+
+    inside: int
+    outside: int
+    parent: int
+    status: dict[str, str]
+
+
+class _File(NamedTuple):
+    """An open file: who has it, where it stands under /proc, and what the kernel calls it."""
+
+    pid: int
+    path: str
+    link: str
+
+
+class _Tables(NamedTuple):
+    """The kernel's tables of the sandbox.
+
+    Attributes:
+        sysv: ids of System V objects by kind.
+        unix: inode, type, state and peer's inode of each unix socket.
+        pending: inodes of those that one of these has yet to accept.
+    """
+
+    sysv: dict[str, list[int]]
+    unix: list[tuple[int, int, int, int]]
+    pending: list[int]
+
+
+def check_objects(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> None:
+    """Refuse what CRIU does not bring back.
+
+    Args:
+        sandbox: with the tree.
+        devices: how the paths of device files begin that are taken away before the dump (a GPU's).
+
+    Raises:
+        SnapshotError: something is there, and still there a second later; each is named with what to do.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while (found := uncarried(sandbox, devices=devices)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a helper that is just ending, a datagram that is just being read
+    if not found:
+        return
+    named = [f"  - {_holder(sandbox, one.pid)}{one.what}: {one.cure}" for one in found[:_SHOWN]]
+    more = [f"  - and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    raise SnapshotError(
+        "The engine holds what CRIU cannot bring back, so no replica could go on with it:\n"
+        + "\n".join([*named, *more])
+        + "\nNothing was captured."
+    )
+
+
+def uncarried(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> tuple[Held, ...]:
+    """What CRIU does not bring back in the sandbox's mode; for the arguments see `check_objects`."""
+    if sandbox.poll() is not None:
+        return ()  # the dump says it better
+    rootless = sandbox.mode == "rootless"
+    tables, tree = _tables(sandbox), _tree(sandbox)
+    files = [_File(one.inside, path, link) for one in tree for path, link in _links(one.outside)]
+    found = [*_of_sysv(tables), *_outside_tree(tree)]
+    for process in tree:
+        found += _of_process(process, sandbox, rootless=rootless)
+    for file in files:
+        found += _of_file(file, devices, rootless=rootless)
+    found += _of_sockets(files, tree, sandbox, tables)
+    found += _of_mappings(tree, files) if rootless else []
+    return tuple({(one.pid, one.what): one for one in found}.values())
+
+
+def _tables(sandbox: Sandbox) -> _Tables:
+    try:
+        finished = sandbox.run([sys.executable, "-I", "-S", "-c", _LOOK], timeout_s=_LOOK_TIMEOUT_S)
+    except TimeoutError:
+        raise SnapshotError(
+            f"The kernel's tables of sandbox {sandbox.name!r} were not read after {_LOOK_TIMEOUT_S:g} s; is the machine overloaded?"
+        ) from None
+    try:
+        found = json.loads(finished.output)
+        return _Tables(sysv=found["sysv"], unix=[tuple(one) for one in found["unix"]], pending=found["pending"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotError(
+            f"The kernel's tables of sandbox {sandbox.name!r} cannot be read: {finished.output.strip()[-300:] or error}"
+        ) from error
+
+
+def _tree(sandbox: Sandbox) -> list[_Process]:
+    """Every process inside but pid 1, the leader first."""
+    found = []
+    for inside, outside in sorted(sandbox.host_pids().items()):
+        status = _status(outside)
+        if inside != 1 and status and not status["State"].startswith("Z"):
+            found.append(_Process(inside, outside, int(status["PPid"]), status))
+    return sorted(found, key=lambda one: one.inside != FIRST_PID)
+
+
+def _status(pid: int) -> dict[str, str]:
+    """A process's /proc/PID/status by name; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
+def _of_sysv(tables: _Tables) -> Iterator[Held]:
+    for kind, ids in tables.sysv.items():
+        if ids:
+            what = f"System V {_SYSV[kind]} (id {', '.join(map(str, ids[:3]))})"
+            yield Held(0, what, "remove it before the capture, or have the engine use POSIX ones or files under TMPDIR")
+
+
+def _outside_tree(tree: Sequence[_Process]) -> Iterator[Held]:
+    """Processes that are no descendants of the leader: CRIU dumps the leader's tree."""
+    parents = {one.outside: one.parent for one in tree}
+    leader = next((one.outside for one in tree if one.inside == FIRST_PID), 0)
+    for one in tree:
+        at = one.outside
+        while at in parents and at != leader:
+            at = parents[at]
+        if at != leader:
+            what = "has left the engine's process tree (a daemon: its parent has ended)"
+            yield Held(one.inside, what, "keep it as a child of the engine, or end it before the capture")
+
+
+def _of_process(process: _Process, sandbox: Sandbox, *, rootless: bool) -> Iterator[Held]:
+    pid = process.inside
+    for kind in _NAMESPACES:
+        # A restore as root gives the tree a time namespace of its own, so the leader's is what counts there.
+        reference = sandbox.host_pids().get(FIRST_PID, sandbox.pid) if kind == "time" else sandbox.pid
+        own, usual = _namespace(process.outside, kind), _namespace(reference, kind)
+        if own and usual and own != usual:
+            yield Held(
+                pid, f"has a {_WORDS.get(kind, kind)} namespace of its own", "have the engine start it without one"
+            )
+    if process.status.get("TracerPid", "0") != "0":
+        yield Held(pid, "is being traced (ptrace)", "end the debugger or tracer before the capture")
+    filtered = process.status.get("Seccomp", "0") != "0" and _status(sandbox.pid).get("Seccomp", "0") == "0"
+    if rootless and filtered:
+        yield Held(pid, "runs under a seccomp filter", f"only root can take it along: {_ROOT}")
+    ours = {*process.status["Uid"].split(), *process.status["Gid"].split()} == {str(os.getuid()), str(os.getgid())}
+    if not rootless and not ours and not int(_status(os.getpid())["CapEff"], 16) & _SYS_RESOURCE:
+        user = process.status["Uid"].split()[1]
+        cure = "start it as the engine's own user; or give Torpor the capability SYS_RESOURCE"
+        yield Held(pid, f"runs as another user (uid {user})", cure)
+
+
+def _namespace(pid: int, kind: str) -> str:
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+    return ""
+
+
+def _links(pid: int) -> Iterator[tuple[str, str]]:
+    """Every open file of a process: its path under /proc, and what the kernel calls it."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - thousands of them
+            path = f"/proc/{pid}/fd/{name}"
+            with contextlib.suppress(OSError):
+                yield path, os.readlink(path)  # noqa: PTH115
+
+
+def _of_file(file: _File, devices: Sequence[str], *, rootless: bool) -> Iterator[Held]:
+    link = file.link
+    if link.startswith("anon_inode:"):
+        kind = link.removeprefix("anon_inode:")
+        if kind not in _ANONYMOUS and not (devices and link.startswith(_GPU_ANONYMOUS)):
+            yield Held(file.pid, f"has an open {kind.strip('[]')} descriptor", _CLOSE)
+        elif rootless and kind in ("inotify", "[fanotify]"):
+            yield Held(file.pid, "watches files (inotify)", f"only root can take that along: {_ROOT}; or {_CLOSE}")
+    elif link.startswith(_TERMINALS):
+        yield Held(file.pid, f"has a terminal open ({link})", _CLOSE + "; every replica would want the same one")
+    elif link.startswith("pipe:["):
+        with contextlib.suppress(OSError):
+            if _flags(file) & os.O_DIRECT:
+                yield Held(file.pid, "has a pipe of packets (O_DIRECT) open", _CLOSE)
+    elif link.startswith("/"):
+        with contextlib.suppress(OSError):
+            yield from _of_path(file, os.stat(file.path), devices)  # noqa: PTH116
+
+
+def _of_path(file: _File, facts: os.stat_result, devices: Sequence[str]) -> Iterator[Held]:
+    link = file.link
+    if link.startswith("/memfd:") and facts.st_blksize > os.sysconf("SC_PAGE_SIZE"):
+        yield Held(file.pid, f"has the memory file {link.removesuffix(_DELETED)} of huge pages open", _CLOSE)
+    if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
+        if link not in _PLAIN_DEVICES and not (devices and link.startswith(tuple(devices))):
+            yield Held(file.pid, f"has the device {link} open", _CLOSE)
+    elif (
+        stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0 and facts.st_size > GHOST_BYTES and link.endswith(_DELETED)
+    ):
+        size = f"{facts.st_size / 1e9:.1f} GB"
+        yield Held(
+            file.pid,
+            f"has the deleted file {link.removesuffix(_DELETED)} of {size} open",
+            f"{_CLOSE}, or keep its name",
+        )
+    elif stat.S_ISREG(facts.st_mode) and _is_leased(file):
+        yield Held(
+            file.pid, f"has a lease on {link} (F_SETLEASE)", "let go of it before the capture, which opens the file"
+        )
+    elif stat.S_ISREG(facts.st_mode) and link.count("/") == 1 and facts.st_nlink and _is_message_queue(file, facts):
+        yield Held(file.pid, f"has the POSIX message queue {link} open", _CLOSE)
+
+
+def _flags(file: _File) -> int:
+    """How a file was opened; see proc_pid_fdinfo(5)."""
+    lines = Path(file.path.replace("/fd/", "/fdinfo/")).read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+
+
+def _is_leased(file: _File) -> bool:
+    """Whether a process has a lease on an open file: whoever opens it, as a capture does, waits 45 s and breaks it."""
+    with contextlib.suppress(OSError):
+        return " LEASE " in Path(file.path.replace("/fd/", "/fdinfo/")).read_text()
+    return False
+
+
+def _is_message_queue(file: _File, facts: os.stat_result) -> bool:
+    """Whether what is open is not what lies at its path: a message queue's name looks like a file's in `/`."""
+    try:
+        there = os.stat(file.link)  # noqa: PTH116
+    except OSError:
+        return True
+    return (there.st_dev, there.st_ino) != (facts.st_dev, facts.st_ino)
+
+
+def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandbox, tables: _Tables) -> Iterator[Held]:
+    ours: dict[int, _File] = {}
+    for file in files:
+        if file.link.startswith("socket:["):
+            ours[int(file.link[8:-1])] = file
+    for file in ours.values():
+        with contextlib.suppress(OSError):
+            protocol = os.getxattr(file.path, "system.sockprotoname").rstrip(b"\0").decode()
+            if protocol not in _SOCKETS:
+                yield Held(file.pid, f"has a socket of kind {protocol} open", _CLOSE)
+    network = tree[0].outside if tree else sandbox.pid
+    for inode, path in _unix_paths(network):
+        if (
+            inode in ours
+            and path.startswith("/")
+            and not any(Path(path).is_relative_to(one) for one in sandbox.private)
+        ):
+            cure = "have the engine put it under TMPDIR: every replica would take it from the others"
+            yield Held(ours[inode].pid, f"has a unix socket at {path}, outside of its private folders", cure)
+    known = {one[0] for one in tables.unix}
+    for inode, kind, state, peer in tables.unix:
+        connected = kind in _STREAMS and state == _CONNECTED and inode not in tables.pending
+        if inode in ours and connected and peer not in known:
+            yield Held(ours[inode].pid, "is connected over a unix socket to a program outside", _CLOSE)
+    for inode, protocol, waiting in _datagrams(network):
+        if inode in ours and waiting:
+            cure = "have it read before the capture: no replica would get it"
+            yield Held(ours[inode].pid, f"has {waiting} bytes of datagrams waiting in a {protocol} socket", cure)
+    for group in _groups(network):
+        cure = "have the engine leave it before the capture: no replica is a member"
+        yield Held(0, f"a membership of the multicast group {group}", cure)
+
+
+def _groups(pid: int) -> Iterator[str]:
+    """Multicast groups that a program has joined."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/igmp").read_text().splitlines()[1:]:
+            if line.startswith("\t"):
+                group = socket.inet_ntop(socket.AF_INET, int(line.split()[0], 16).to_bytes(4, sys.byteorder))
+                if group not in _EVERY_NODE:
+                    yield group
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/igmp6").read_text().splitlines():
+            group = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[2]))
+            if group not in _EVERY_NODE and not group.startswith("ff02::1:ff"):  # of each address's own
+                yield group
+
+
+def _unix_paths(pid: int) -> Iterator[tuple[int, str]]:
+    """Inode and path of the unix sockets that have a path (proc_net_unix(5))."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]:
+            words = line.split(None, 7)
+            if len(words) == 8:  # noqa: PLR2004 - the eighth column is the path
+                yield int(words[6]), words[7]
+
+
+def _datagrams(pid: int) -> Iterator[tuple[int, str, int]]:
+    """Inode and protocol of each datagram socket, and how much waits in it."""
+    for table in ("udp", "udp6", "udplite", "udplite6", "raw", "raw6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                words = line.split()
+                yield int(words[9]), table.rstrip("6").upper(), int(words[4].partition(":")[2], 16)
+
+
+def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[Held]:
+    """Shared memory that a rootless dump loses, or cannot reach."""
+    opened = set()
+    for file in files:
+        if file.link.startswith("/memfd:"):
+            with contextlib.suppress(OSError):
+                opened.add(os.stat(file.path).st_ino)  # noqa: PTH116
+    for process in tree:
+        maps = ""
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{process.outside}/maps").read_text(errors="replace")
+        for inode, name in _MAPPED.findall(maps):
+            if name.startswith("/memfd:"):
+                if int(inode) in opened:
+                    what = f"has the memory file {name.removesuffix(_DELETED)} mapped and open"
+                    yield Held(process.inside, what, f"a rootless replica gets two of them: {_ROOT}")
+            elif name.startswith("/[aio]"):
+                yield Held(
+                    process.inside, "has a context of asynchronous I/O (io_setup)", f"only root can take it: {_ROOT}"
+                )
+            elif name.endswith(_DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
+                what = f"maps the deleted file {name.removesuffix(_DELETED)} (an unnamed semaphore looks like this)"
+                yield Held(process.inside, what, f"{_LOCKS}; or only root can take it along: {_ROOT}")
+        for name in _MAPPED_DELETED.findall(maps):
+            if not name.startswith(_NAMELESS):
+                what = f"runs or maps the deleted file {name}"
+                yield Held(
+                    process.inside, what, f"keep the file until the end; or only root can take it along: {_ROOT}"
+                )
+
+
+def _holder(sandbox: Sandbox, inside: int) -> str:
+    if not inside:
+        return ""
+    command = ""
+    with contextlib.suppress(OSError, KeyError):
+        words = Path(f"/proc/{sandbox.host_pids()[inside]}/cmdline").read_bytes()
+        command = words.replace(b"\0", b" ").decode(errors="replace").strip()[:80]
+    return f"pid {inside} ({command}) "
+
+
+_SYSV = {"sem": "semaphores", "shm": "shared memory", "msg": "message queues"}

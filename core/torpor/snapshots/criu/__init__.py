@@ -1,0 +1,1 @@
+"""CRIU: the program, its runs, and the images that it writes."""

@@ -1,0 +1,267 @@
+"""Whether snapshots work on this machine: decided by a real small dump and restore, never by `criu check`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor._version import __version__
+from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.criu.run import Criu, boot_id, candidates, dump, find, restore
+from torpor.snapshots.sandbox.pid1 import StepError
+from torpor.snapshots.sandbox.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.snapshots.sandbox.sandbox import Mode
+
+__all__ = ["Reason", "available", "usable_mode"]
+
+_SETUP_CURE = "run `torpor snapshot setup`: it puts CRIU 4.2 into a private folder, without root (x86-64)"
+_PORT = 8000
+_STEP_TIMEOUT_S = 10.0
+_POLL_S = 0.005
+_ANSWER = b"leader child"
+_PROGRAM = f"""
+import os, socket
+listener = socket.create_server(("127.0.0.1", {_PORT}))
+asked, ask = os.pipe()
+told, tell = os.pipe()
+if os.fork() == 0:
+    while os.read(asked, 1):
+        os.write(tell, b"child")
+print("up", flush=True)
+while True:
+    connection, _ = listener.accept()
+    os.write(ask, b"?")
+    connection.sendall(b"leader " + os.read(told, 5))
+    connection.close()
+"""
+"""A tree as engines are: a Python with a child and a listening TCP socket, on which `criu check` has nothing to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why snapshots cannot be made here, and what to do about it.
+
+    Attributes:
+        code: one word for programs: `not_linux`, `criu_missing`, `not_root`, `user_namespaces`, `apparmor`, `seccomp`, `gvisor`,
+            `proc_masked`, `sandbox`, `dump`, `restore`, `answer`.
+        seen: what was seen.
+        cure: what to install or grant.
+        tried: whether the cure was ever tried by this project; an untried one says so in its text.
+    """
+
+    code: str
+    seen: str
+    cure: str
+    tried: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.seen}: {self.cure}" + ("" if self.tried else " (untried)")
+
+
+def available(mode: Mode, *, cache: Path, prefix: Path | None = None, fresh: bool = False) -> tuple[Reason, ...]:
+    """Why snapshots cannot be made here in this mode; empty when they can.
+
+    A Python process with a listening TCP socket and a child is dumped and restored (less than 1.5 s). That it worked is kept
+    until the next boot, for this CRIU, this user and this version of Torpor (less than 5 ms); a failure is not kept.
+
+    Args:
+        mode: root or rootless.
+        cache: private folder for the kept answers, made when missing; not in the prefix, which is replaced whole.
+        prefix: see `torpor.snapshots.criu.run.find`.
+        fresh: try again, whatever was kept.
+    """
+    if sys.platform != "linux":
+        return (Reason(code="not_linux", seen=f"this is {sys.platform}", cure="use a Linux machine"),)
+    if _is_gvisor():
+        return (_GVISOR_REASON,)
+    kept = cache / f"works-{mode}-{_key(prefix)}.json"
+    if kept.exists() and not fresh:
+        return ()
+    started = time.perf_counter()
+    reasons = _reasons(mode, cache, prefix)
+    if not reasons:
+        unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
+        text = json.dumps({"seconds": round(time.perf_counter() - started, 3), "at": time.time()}) + "\n"
+        with contextlib.suppress(OSError):  # a disk that is full by now: it is tried again next time
+            unfinished.write_text(text)
+            unfinished.rename(kept)
+    return reasons
+
+
+def usable_mode(*, cache: Path, prefix: Path | None = None) -> tuple[Mode | None, tuple[Reason, ...]]:
+    """The mode to use: rootless where it works, else root where that works, else None with the reasons of both."""
+    modes: tuple[Mode, ...] = ("rootless", "root")
+    against: list[Reason] = []
+    for mode in modes:
+        reasons = available(mode, cache=cache, prefix=prefix)
+        if not reasons:
+            return mode, ()
+        against += [reason for reason in reasons if reason not in against]
+    return None, tuple(against)
+
+
+def _key(prefix: Path | None) -> str:
+    """What the kept answer is good for, found without running anything."""
+    programs = []
+    for argv in candidates(prefix):
+        facts = Path(argv[-1]).stat()
+        programs.append((argv, facts.st_size, facts.st_mtime_ns))
+    return hashlib.sha256(repr((boot_id(), programs, os.geteuid(), __version__)).encode()).hexdigest()[:16]
+
+
+def _reasons(mode: Mode, cache: Path, prefix: Path | None) -> tuple[Reason, ...]:
+    try:
+        criu = find(prefix, cache=cache)
+    except SnapshotError as error:
+        missing = Reason(code="criu_missing", seen=str(error).partition(". ")[0], cure=_SETUP_CURE)
+        return (missing, *_what_else_is_missing(mode))
+    if mode == "root" and os.geteuid() != 0:
+        return (Reason(code="not_root", seen=f"user {os.geteuid()} is not root", cure="use rootless, or run as root"),)
+    log = cache / f"trial-{mode}.log"
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="trial-", dir=cache) as folder:
+            reason = _trial(criu, mode, Path(folder))
+            if reason and (logs := [*Path(folder).rglob("*.log")]):
+                shutil.copyfile(max(logs, key=lambda file: file.stat().st_mtime), log)
+                reason = replace(reason, seen=f"{reason.seen} (CRIU's log: {log})")
+    except OSError as error:
+        return (Reason(code="sandbox", seen=f"{cache} cannot be used ({error})", cure="name another cache folder"),)
+    return (reason,) if reason else ()
+
+
+def _what_else_is_missing(mode: Mode) -> tuple[Reason, ...]:
+    """Without a CRIU: whether there could at least be sandboxes, so that nobody gets one in vain."""
+    if mode == "root" and os.geteuid() != 0:
+        return ()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Sandbox.create("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
+    except (SnapshotError, OSError) as error:
+        return (_explain("sandbox", error, mode),)
+    return ()
+
+
+def _trial(criu: Criu, mode: Mode, folder: Path) -> Reason | None:
+    """Dump and restore a small tree, as replicas are; why it did not work."""
+    scratch, images, work = folder / "scratch", folder / "images", folder / "work"
+    work.mkdir()
+    step = "sandbox"
+    try:
+        with Sandbox.create("trial", mode=mode, scratch=scratch) as original:
+            step = "start"
+            original.spawn([sys.executable, "-I", "-S", "-c", _PROGRAM], env={"PATH": os.defpath})
+            _wait_until_up(original)
+            step = "dump"
+            dump(criu, original, images, timeout_s=_STEP_TIMEOUT_S)
+        step = "sandbox"
+        with Sandbox.create("trial", mode=mode, scratch=scratch) as replica:
+            step = "restore"
+            restore(criu, replica, images, work=work, timeout_s=_STEP_TIMEOUT_S)
+            step = "answer"
+            _check_answer(replica)
+    except (SnapshotError, ConfigurationError, OSError) as error:
+        return _explain(step, error, mode)
+    return None
+
+
+def _wait_until_up(sandbox: Sandbox) -> None:
+    deadline = time.monotonic() + _STEP_TIMEOUT_S
+    while not sandbox.log_tail():
+        code = sandbox.wait(_POLL_S)
+        if code is not None or time.monotonic() > deadline:
+            state = "did not begin in time" if code is None else f"ended with code {code}"
+            raise SnapshotError(f"The trial's program {state}: {' / '.join(sandbox.log_tail()) or 'no output'}")
+
+
+def _check_answer(sandbox: Sandbox) -> None:
+    with sandbox.connect(_PORT, timeout_s=_STEP_TIMEOUT_S) as connection:
+        answer = connection.recv(len(_ANSWER), socket.MSG_WAITALL)
+    if answer != _ANSWER:
+        raise SnapshotError(f"The restored program answered {answer!r} instead of {_ANSWER!r}.")
+
+
+def _explain(step: str, error: Exception, mode: Mode) -> Reason:
+    """Name what stands in the way, as well as the kernel lets it be told."""
+    seen = " ".join(str(error).partition("The whole log: ")[0].split()).rstrip(".")
+    if step == "sandbox" and isinstance(error.__cause__, StepError):
+        for code, holds, cure, tried in _hindrances(error.__cause__, mode):
+            if holds:
+                return Reason(code=code, seen=seen, cure=cure, tried=tried)
+    if mode == "root" and "Operation not permitted" in seen:
+        return Reason(code="not_root", seen=f"this root lacks a privilege ({seen})", cure=_CAPABILITIES)
+    return Reason(code=step if step in _CODES else "sandbox", seen=seen, cure=_STANDBY)
+
+
+def _hindrances(refused: StepError, mode: Mode) -> Iterator[tuple[str, bool, str, bool]]:
+    """What may forbid a sandbox: its code, whether that is it, the cure, and whether the cure was tried."""
+    denied = refused.number in (errno.EPERM, errno.EACCES)
+    restricted = _setting("kernel/apparmor_restrict_unprivileged_userns") == "1"
+    yield "proc_masked", denied and refused.step == "mount proc on /proc" and not restricted, _MASKED, False
+    yield "apparmor", denied and restricted and mode == "rootless", _APPARMOR, False
+    yield "seccomp", denied and _under_seccomp(), _SECCOMP, False
+    unmapped = refused.step == "write /proc/self/uid_map" and os.geteuid() == 0
+    yield "user_namespaces", denied and mode == "rootless" and unmapped, _SETFCAP, True
+    yield "user_namespaces", mode == "rootless" and "user namespace" in refused.step, _user_namespace_cure(), True
+    yield "not_root", denied and mode == "root", _CAPABILITIES, True
+
+
+_CODES = ("sandbox", "dump", "restore", "answer")
+_STANDBY = "the standby backend needs none of this (--backend standby)"
+_GVISOR_REASON = Reason(
+    code="gvisor",
+    seen="this is a gVisor sandbox, whose kernel CRIU cannot read",
+    cure="use a machine or container with a kernel of its own (docker: --runtime runc), or the standby backend",
+    tried=False,
+)
+_MASKED = "docker: --security-opt systempaths=unconfined; podman: --security-opt unmask=ALL"
+_APPARMOR = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`; or run as root"
+_SECCOMP = "docker: --security-opt seccomp=unconfined, and --privileged for root mode; or run outside of the container"
+_CAPABILITIES = (
+    "give it SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME beside the capabilities that a container has by default (in docker, "
+    "untried: --privileged, or --cap-add each)"
+)
+_SETFCAP = "run as an ordinary user, or give root CAP_SETFCAP, which it needs to map itself (Linux 5.12 and later)"
+_VERSION_FILE = Path("/proc/version")
+
+
+def _user_namespace_cure() -> str:
+    if _setting("kernel/unprivileged_userns_clone") == "0":
+        return "sudo sysctl -w kernel.unprivileged_userns_clone=1; or run as root"
+    if _setting("user/max_user_namespaces") == "0":
+        return "sudo sysctl -w user.max_user_namespaces=10000; or run as root"
+    return "ask for user namespaces (CONFIG_USER_NS, user.max_user_namespaces); or run as root"
+
+
+def _setting(name: str) -> str | None:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return None
+
+
+def _under_seccomp() -> bool:
+    return "\nSeccomp:\t2" in Path("/proc/self/status").read_text()
+
+
+def _is_gvisor() -> bool:
+    try:
+        version = _VERSION_FILE.read_text()
+    except OSError:
+        return False
+    return "gVisor" in version or "#1 SMP Sun Jan 10 15:06:54 PST 2016" in version  # what runsc 20240729 says

@@ -1,0 +1,1 @@
+"""CRIU in a private folder: no root, nothing of the system touched."""

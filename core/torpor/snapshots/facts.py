@@ -1,0 +1,129 @@
+"""What is true here and now: of the machine and of a deployment, as a manifest compares it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor._version import __version__
+from torpor.snapshots.fit import different_machine
+from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts
+from torpor.snapshots.store.paths import criu_prefix
+from torpor.values.addresses import LOOPBACK
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+    from torpor.recipe import Recipe
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.store.gpu_state import Gpu
+    from torpor.snapshots.store.manifest import Manifest
+
+__all__ = ["deployment_facts", "known_criu", "machine_facts", "unfit_machine"]
+
+_CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
+
+
+def known_criu(made_on: MachineFacts) -> Criu:
+    """The CRIU to use; one that made the snapshot and is unchanged is not asked for its version again (30 ms).
+
+    Raises:
+        SnapshotError: there is none, or none that is new enough.
+    """
+    from torpor.snapshots.criu.run import Criu, candidates, find  # noqa: PLC0415 - only with a snapshot at hand
+
+    path, size, changed_ns = made_on.criu_file
+    for argv in candidates(criu_prefix()):
+        if argv[-1] == path:
+            with contextlib.suppress(OSError, ValueError):
+                facts = os.stat(path)  # noqa: PTH116
+                major, minor, patch = map(int, made_on.criu.split("."))
+                if (facts.st_size, facts.st_mtime_ns) == (size, changed_ns):
+                    version = (major, minor, patch)
+                    return Criu(argv=argv, program=Path(path), version=version, cache=criu_prefix())
+        break
+    return find(criu_prefix(), cache=criu_prefix())
+
+
+def unfit_machine(manifest: Manifest, criu: Criu, *, copies: int = 1) -> tuple[str, ...]:
+    """Why copies of a snapshot cannot be restored on this machine, each as a sentence.
+
+    The GPUs are looked at only for a snapshot that was made on some.
+
+    Args:
+        manifest: the snapshot's.
+        criu: the one to be used.
+        copies: how many; each takes GPU memory.
+    """
+    if not manifest.machine.gpus:
+        return different_machine(manifest.machine, machine_facts(criu))
+    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML, for such snapshots alone
+
+    driver = look()
+    facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
+    needed = manifest.gpu.memory if manifest.gpu else {}
+    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, copies=copies))
+
+
+def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -> MachineFacts:
+    """The facts of this machine.
+
+    Args:
+        criu: the one to be used.
+        driver: version of the NVIDIA driver, where a GPU is used.
+        gpus: GPUs in question.
+    """
+    kernel = os.uname()
+    program = criu.program.stat()
+    return MachineFacts(
+        architecture=kernel.machine,
+        kernel=kernel.release,
+        criu=".".join(map(str, criu.version)),
+        criu_file=(str(criu.program), program.st_size, program.st_mtime_ns),
+        cpu=_cpu_features(),
+        driver=driver,
+        gpus=gpus,
+    )
+
+
+def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
+    """The facts of a deployment.
+
+    Args:
+        deployment: what is served.
+        recipe: as this machine relocated it.
+    """
+    from torpor.deployment import plugin_name  # noqa: PLC0415 - a restore reads manifests before it imports this
+
+    engine = deployment.engine
+    placed = deployment if deployment.host == LOOPBACK else replace(deployment, host=LOOPBACK)  # as in every sandbox
+    return DeploymentFacts(
+        torpor=__version__,
+        name=deployment.name,
+        port=deployment.port,
+        plugins={plugin_name(plugin): f"{_version(plugin)} {plugin!r}".strip() for plugin in deployment.plugins},
+        engine=f"{plugin_name(engine)} {engine.engine_version}",
+        model=deployment.model.source,
+        revision=deployment.model.revision or "",
+        argv=engine.engine_argv(placed, recipe),
+        env=dict(recipe.env),
+    )
+
+
+def _version(plugin: object) -> str:
+    """Version of the plugin's package, where it names one; in-tree plugins have Torpor's."""
+    package = type(plugin).__module__.partition(".")[0]
+    return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def _cpu_features() -> tuple[str, ...]:
+    """What the kernel lists as `flags` (x86) or `Features` (ARM)."""
+    with Path("/proc/cpuinfo").open("rb") as stream:
+        for line in stream.read(_CPUINFO_BYTES).decode(errors="replace").splitlines():
+            name, _, words = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return tuple(sorted(words.split()))
+    return ()

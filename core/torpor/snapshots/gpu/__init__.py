@@ -1,0 +1,1 @@
+"""GPUs: the driver, and the checkpoint of what a process holds on them."""

@@ -1,0 +1,1 @@
+"""One sandbox per replica: namespaces, the first process, and the engine inside."""

@@ -1,0 +1,1 @@
+"""Snapshots on disk: a folder each, its manifest, and how both are read."""

@@ -1,0 +1,147 @@
+"""Where things lie under the cache root: CRIU's prefix, scratch mount point, snapshots, working folders of replicas.
+
+It imports nothing of the platform: a restore asks it before anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+from torpor.errors import SnapshotError
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "KEPT",
+    "cache_root",
+    "criu_prefix",
+    "logs_folder",
+    "records_file",
+    "release_work_folder",
+    "scratch_folder",
+    "snapshot_folder",
+    "work_folder",
+]
+
+CACHE_VARIABLE = "TORPOR_CACHE"
+"""Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
+
+KEPT = "kept"
+"""Folder in a deployment's image for what its engine keeps outside of snapshots; see `torpor.snapshots.known`."""
+
+_LEFT_FOR_S = 3600.0
+_WORK_NAME = re.compile(r".+-\d+-[0-9a-f]{8}", re.DOTALL)
+
+
+def cache_root() -> Path:
+    """The folder for local volumes, the image's own disk, snapshots and records."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "torpor"
+
+
+def criu_prefix() -> Path:
+    """CRIU's private prefix, and what is kept about CRIU on this machine."""
+    return cache_root() / "criu"
+
+
+def scratch_folder() -> Path:
+    """Mount point of the private scratch folders: short, because sockets lie in it (107 bytes, unix(7))."""
+    return cache_root() / "box"
+
+
+def snapshot_folder(name: str) -> Path:
+    """Where a deployment's snapshot goes when nobody says otherwise."""
+    return cache_root() / "snapshots" / name
+
+
+def records_file(name: str) -> Path:
+    """Where the stage records of a command go that begins now, when nobody says otherwise.
+
+    Args:
+        name: the deployment's.
+    """
+    file = cache_root() / "records" / f"{name.replace('/', '_')}-{int(time.time())}.jsonl"
+    return file.with_stem(f"{file.stem}-{os.getpid()}") if file.exists() else file
+
+
+def logs_folder(name: str, *, root: Path | None = None) -> Path:
+    """Where the output of a deployment's engines is kept; see `torpor.engine.logs`."""
+    return (root or cache_root()) / "logs" / name
+
+
+def work_folder(name: str) -> Path:
+    """A new folder for one replica of this process: CRIU's log is in it. What killed processes left long ago goes.
+
+    It is locked while this process lives or until `release_work_folder`, so that nobody sweeps it, from whatever container.
+
+    Raises:
+        SnapshotError: it cannot be made.
+    """
+    run = cache_root() / "run"
+    folder = run / f"{name}-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        _locks[folder] = _locked(folder)
+    except OSError as error:
+        raise SnapshotError(
+            f"The working folder {folder} cannot be made: {error.strerror}. {run} has to be a folder that you may write to: "
+            f"clear it up, or set {CACHE_VARIABLE} to another place."
+        ) from error
+    with contextlib.suppress(OSError):
+        _sweep(run)
+    return folder
+
+
+def release_work_folder(folder: Path, *, remove: bool = True) -> None:
+    """A replica is done with its working folder. Harmless to repeat.
+
+    Args:
+        folder: from `work_folder`.
+        remove: delete it; otherwise it stays, for who reads CRIU's log, until a later sweep.
+    """
+    if remove:
+        import shutil  # noqa: PLC0415 - at an end
+
+        shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _locks.pop(folder, None)) is not None:
+        os.close(lock)
+
+
+_locks: dict[Path, int] = {}
+
+
+def _sweep(run: Path) -> None:
+    """Remove working folders that were left long ago and that nobody has locked; whatever else is there stays."""
+    import fcntl  # noqa: PLC0415 - CRIU is about to start, and the restore waits for it
+
+    for entry in os.scandir(run):
+        with contextlib.suppress(OSError):  # two may sweep at once
+            facts = entry.stat(follow_symlinks=False)
+            old = time.time() - facts.st_mtime > _LEFT_FOR_S
+            if not old or not _WORK_NAME.fullmatch(entry.name) or not stat.S_ISDIR(facts.st_mode):
+                continue
+            if facts.st_uid != os.geteuid():
+                continue
+            lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                import shutil  # noqa: PLC0415 - hardly ever
+
+                shutil.rmtree(entry.path, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of a folder that holds a lock on it, where its disk knows locks."""
+    import fcntl  # noqa: PLC0415 - see above
+
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return lock

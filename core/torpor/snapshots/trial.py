@@ -1,0 +1,103 @@
+"""One trial restore of a snapshot that was just made, before it is put in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import SnapshotError, TorporError
+
+if TYPE_CHECKING:
+    from torpor.runtime.boot import Boot
+    from torpor.snapshots.capture import Identity
+    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+    from torpor.snapshots.store.manifest import Manifest
+
+__all__ = ["Life", "TrialWakeError", "life_of", "prove"]
+
+
+class TrialWakeError(SnapshotError):
+    """The trial replica of a new snapshot was restored, and did not wake."""
+
+
+class Life(NamedTuple):
+    """What a tree consists of, as far as a restore must bring it back and nothing else would notice.
+
+    Attributes:
+        threads: how many threads each process has, by its pid inside.
+        locked_kb: how much memory each process has locked (mlock(2)).
+    """
+
+    threads: dict[int, int]
+    locked_kb: dict[int, int]
+
+
+def life_of(sandbox: Sandbox) -> Life:
+    """What a tree consists of now."""
+    threads, locked = {}, {}
+    for inside, outside in sandbox.host_pids().items():
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path(f"/proc/{outside}/status").read_text().splitlines()
+            status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+            if inside != 1 and status["State"][0] != "Z":
+                threads[inside] = int(status["Threads"][0])
+                locked[inside] = int(status.get("VmLck", ["0"])[0])
+    return Life(threads=threads, locked_kb=locked)
+
+
+def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, boot: Boot, before: Life) -> float:
+    """Restore one replica without a public port, wake it, demand the canary, and end it; the seconds that it took.
+
+    Args:
+        folder: the snapshot, not yet in its place.
+        manifest: its manifest.
+        identity: its private part.
+        criu: the program.
+        boot: of the original.
+        before: what the tree consisted of at the capture.
+
+    Raises:
+        SnapshotError: the replica was not restored, is not what was captured, or does not answer as it should.
+    """
+    from torpor.platforms.local.replicas import begin_sandbox, bring_back  # noqa: PLC0415
+    from torpor.runtime.boot import Boot  # noqa: PLC0415 - the package would be imported in a circle
+    from torpor.snapshots.store.paths import release_work_folder  # noqa: PLC0415
+
+    started = time.perf_counter()
+    step = "restored"
+    try:
+        begun = begin_sandbox(manifest, f"{manifest.deployment.name}-proof-{os.getpid()}")
+        replica = bring_back(folder, manifest, criu=criu, begun=begun)
+        try:
+            step = "found whole"
+            _compare(before, life_of(replica.sandbox))
+            step = "woken"
+            trial = Boot(boot.deployment, recipe=boot.recipe, replica=f"{boot.deployment.name}-proof")
+            replica.wake(trial, manifest, identity)
+        finally:
+            replica.sandbox.kill()
+            release_work_folder(replica.work)
+    except TorporError as error:
+        kind = TrialWakeError if step == "woken" else SnapshotError
+        raise kind(
+            f"The new snapshot is no good: a trial replica of it could not be {step}. {error}\nIt was not put in place, and a "
+            "snapshot that was there before is still there. `--no-prove` keeps a snapshot without a trial."
+        ) from error
+    return time.perf_counter() - started
+
+
+def _compare(before: Life, after: Life) -> None:
+    missing = sorted(set(before.threads) - set(after.threads))
+    fewer = [pid for pid, count in before.threads.items() if after.threads.get(pid, count) < count]
+    unlocked = [pid for pid, locked in before.locked_kb.items() if after.locked_kb.get(pid, locked) < locked]
+    reasons = [f"process {pid} is missing" for pid in missing]
+    reasons += [f"process {pid} has {after.threads[pid]} threads, not {before.threads[pid]}" for pid in fewer]
+    reasons += [
+        f"process {pid} has {after.locked_kb[pid]} kB of memory locked, not {before.locked_kb[pid]}" for pid in unlocked
+    ]
+    if reasons:
+        raise SnapshotError(f"It is not what was captured: {'; '.join(reasons)}.")

@@ -1,0 +1,1 @@
+"""What is told of a start: log events, progress, stage records and metrics."""

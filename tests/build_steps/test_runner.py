@@ -1,0 +1,681 @@
+"""`torpor.build_steps.runner`: the one file that runs build steps, run here as it is in an image: as a process of its own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from typing_extensions import TypedDict, Unpack
+
+from torpor import BuildStep, Cache
+from torpor.build_steps import runner as buildstep
+from torpor.build_steps.command import step_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+pytestmark = pytest.mark.slow  # each test runs processes of its own
+
+SCRIPT = Path(buildstep.__file__)
+
+
+class Values(TypedDict, total=False):
+    """Fields of `BuildStep` that the runner gets as options."""
+
+    retries: int
+    outputs: tuple[str, ...]
+    volumes: dict[str, str]
+    cache: Cache
+
+
+class StepValues(Values, total=False):
+    """The same with those that `command_line` has defaults for."""
+
+    name: str
+    timeout_s: float
+
+
+COMPILER = """
+import os, pathlib, sys
+image, count, text = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+count.write_text(str(int(count.read_text() or 0) + 1 if count.exists() else 1))
+(image / "deep_gemm" / "cache").mkdir(parents=True, exist_ok=True)
+for number in range(20):
+    kernel = image / "deep_gemm" / "cache" / f"kernel-{number}.cubin"
+    kernel.write_bytes(f"{text}-{number}".encode() * 1000)
+    os.utime(kernel, ns=(1_600_000_000_123_456_789 + number, 1_600_000_000_123_456_789 + number))
+(image / "triton").mkdir(exist_ok=True)
+(image / "triton" / "helper.so").write_bytes(b"ELF")
+(image / "triton" / "helper.so").chmod(0o755)
+print("compiled", text)
+"""
+"""Stands in for an engine's compile command: writes kernels with known times, counts its runs."""
+
+
+def command_line(
+    argv: Sequence[str], *, name: str = "kernels", timeout_s: float = 60, **values: Unpack[Values]
+) -> list[str]:
+    """What core makes of a build step."""
+    step = BuildStep(name=name, argv=tuple(argv), order=20, timeout_s=timeout_s, **values)
+    return list(step_command(step, python=sys.executable, runner=str(SCRIPT), script=None))
+
+
+def run(argv: Sequence[str], *, grace_s: float = 2, **values: Unpack[StepValues]) -> subprocess.CompletedProcess[str]:
+    """Run a build step to its end, with a short time between SIGTERM and SIGKILL."""
+    interpreter, script, *rest = command_line(argv, **values)
+    line = [interpreter, script, f"--grace={grace_s}", *rest]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+class Kernels:
+    """A volume, an image folder, and the compile step between them."""
+
+    def __init__(self, root: Path) -> None:
+        self.volume = root / "volume"
+        self.image = root / "image" / "kernels"
+        self.count = root / "count"
+        self.volume.mkdir()
+
+    def cache(self, *key: str, image: Path | None = None, probes: tuple[tuple[str, ...], ...] = ()) -> Cache:
+        return Cache(volume_dir=str(self.volume), image_dir=str(image or self.image), key=key, probes=probes)
+
+    def build(
+        self,
+        *,
+        text: str = "sm_90a",
+        key: tuple[str, ...] = ("engine=0.5.6.post2", "--tp-size", "1"),
+        probes: tuple[tuple[str, ...], ...] = (("echo", "nvcc 12.9"),),
+        compiler: str = COMPILER,
+        retries: int = 0,
+    ) -> subprocess.CompletedProcess[str]:
+        return run(
+            python(compiler, str(self.image), str(self.count), text),
+            retries=retries,
+            outputs=(str(self.image / "deep_gemm"),),
+            cache=self.cache(*key, probes=probes),
+            volumes={str(self.volume): "deepgemm-cache"},
+        )
+
+    @property
+    def runs(self) -> int:
+        return int(self.count.read_text()) if self.count.exists() else 0
+
+    def entries(self) -> list[Path]:
+        return sorted(self.volume.iterdir())
+
+    def new_image(self) -> None:
+        """A fresh container: the image folder is empty again, the volume stays."""
+        shutil.rmtree(self.image)
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> Kernels:
+    return Kernels(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_output_streams_through_and_success_is_exit_code_zero() -> None:
+    """What the command prints on either stream is the build's log."""
+    ran = run(python("import sys; print('one'); print('two', file=sys.stderr)"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == ["one", "two"]
+
+
+def test_the_commands_own_exit_code_is_passed_on_with_its_last_lines() -> None:
+    """A failing step says which command, which code, after how long, and repeats the end of the output."""
+    ran = run(python("import sys; [print('line', n) for n in range(100)]; sys.exit(7)"), name="compile kernels")
+    assert ran.returncode == 7
+    lines = ran.stderr.splitlines()
+    assert lines[-2] == "    | line 99"
+    assert lines[0] == "    | line 60"
+    assert lines[-1].startswith("torpor build step 'compile kernels': `")
+    assert "ended with exit code 7 after" in lines[-1]
+
+
+def test_a_command_killed_by_a_signal_gives_128_and_its_number() -> None:
+    """As in a shell; the error names the signal (an out-of-memory kill is SIGKILL)."""
+    ran = run(python("import os; os.kill(os.getpid(), 9)"))
+    assert ran.returncode == 128 + 9
+    assert "was killed by SIGKILL" in ran.stderr
+
+
+def test_a_program_that_is_not_there_and_one_that_cannot_run_have_their_own_codes(tmp_path: Path) -> None:
+    """127 and 126, as in a shell."""
+    plain = tmp_path / "plain"
+    plain.write_text("no program")
+    missing, not_runnable = run(["no-such-program-here"]), run([str(plain)])
+    assert (missing.returncode, not_runnable.returncode) == (127, 126)
+    assert "there is no program 'no-such-program-here' in the image" in missing.stderr
+    assert "cannot be run: Permission denied" in not_runnable.stderr
+
+
+@pytest.mark.slow
+def test_past_its_deadline_the_whole_tree_is_ended(tmp_path: Path) -> None:
+    """Also a helper that ignores SIGTERM, and one that left for a session of its own and lost its parent."""
+    pids = tmp_path / "pids"
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    daemon = "import time; time.sleep(600)"
+    parent = (
+        "import subprocess, sys; quiet = subprocess.DEVNULL; "
+        f"print(subprocess.Popen([sys.executable, '-c', {daemon!r}], start_new_session=True, stdout=quiet).pid)"
+    )
+    code = f"""
+import os, subprocess, sys, time
+stubborn = subprocess.Popen([sys.executable, "-c", {stubborn!r}])
+orphan = subprocess.run([sys.executable, "-c", {parent!r}], stdout=subprocess.PIPE, text=True).stdout
+open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{stubborn.pid}} {{orphan}}")
+print("all there", flush=True)
+time.sleep(600)
+"""
+    began = time.monotonic()
+    ran = run(python(code), timeout_s=2, grace_s=0.5)
+    assert ran.returncode == 124
+    assert "its limit is 2 s" in ran.stderr
+    assert "    | all there" in ran.stderr
+    assert time.monotonic() - began < 20
+    numbers = [int(number) for number in pids.read_text().split()]
+    assert len(numbers) == 3
+    assert [number for number in numbers if alive(number)] == []
+
+
+def test_helpers_that_outlive_a_successful_command_are_ended_too(tmp_path: Path) -> None:
+    """They would hold the GPU, and the pipe that the step reads."""
+    pid = tmp_path / "pid"
+    code = f"""
+import subprocess, sys
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({str(pid)!r}, "w").write(str(helper.pid))
+"""
+    ran = run(python(code))
+    assert ran.returncode == 0, ran.stderr
+    assert not alive(int(pid.read_text()))
+
+
+def test_a_crash_is_tried_again_as_often_as_asked(tmp_path: Path) -> None:
+    """One retry: the second attempt's success is the step's success."""
+    count = tmp_path / "count"
+    code = f"""
+import pathlib, sys
+count = pathlib.Path({str(count)!r}); seen = int(count.read_text()) if count.exists() else 0
+count.write_text(str(seen + 1)); sys.exit(3 if seen < 1 else 0)
+"""
+    ran = run(python(code), retries=1)
+    assert ran.returncode == 0, ran.stderr
+    assert count.read_text() == "2"
+    assert "ended with exit code 3" in ran.stdout
+    assert "trying again, attempt 2 of 2" in ran.stdout
+
+
+def test_the_last_attempts_failure_is_the_steps_failure() -> None:
+    """The error says how many attempts there were."""
+    ran = run(python("import sys; sys.exit(3)"), retries=1)
+    assert ran.returncode == 3
+    assert "(attempt 2 of 2)" in ran.stderr
+
+
+def test_a_code_that_says_that_trying_again_cannot_help_is_not_tried_again() -> None:
+    """sysexits.h: 77 is "permission denied" (a gated repository); 75 is "temporary failure"."""
+    permanent, temporary = (run(python(f"import sys; sys.exit({code})"), retries=1) for code in (77, 75))
+    assert (permanent.returncode, temporary.returncode) == (77, 75)
+    assert "(attempt 1 of 2)" in permanent.stderr
+    assert "(attempt 2 of 2)" in temporary.stderr
+
+
+def test_a_passed_deadline_is_not_tried_again() -> None:
+    """A hang would cost its time, and a GPU's, twice."""
+    ran = run(python("import time; time.sleep(600)"), timeout_s=0.5, grace_s=0.5, retries=1)
+    assert ran.returncode == 124
+    assert "(attempt 1 of 2)" in ran.stderr
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "empty files in a folder", "only Torpor's own files"])
+def test_success_without_output_is_a_failure(tmp_path: Path, left: str) -> None:
+    """SGLang's compile command ends with 0 where DeepGEMM is switched off, and leaves no kernel."""
+    output = tmp_path / "deep_gemm"
+    if left == "an empty file":
+        output.touch()
+    elif left != "nothing":
+        (output / "cache").mkdir(parents=True)
+        (output / "cache" / "lock").touch()
+        if left == "only Torpor's own files":
+            (output / ".torpor-building.json").write_text("{}")
+    ran = run(["true"], outputs=(str(output),))
+    assert ran.returncode == 120
+    assert f"left nothing in {output}: it did not do its work" in ran.stderr
+
+
+def test_a_folder_with_one_file_in_its_depth_is_output_enough(tmp_path: Path) -> None:
+    """Also through a symbolic link: the hub's snapshot folders hold links to blobs."""
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "snapshots" / "deep").mkdir(parents=True)
+    (tmp_path / "snapshots" / "deep" / "model.safetensors").symlink_to(tmp_path / "blob")
+    assert run(["true"], outputs=(str(tmp_path / "snapshots"),)).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_nothing_stays_behind(kernels: Kernels, number: signal.Signals) -> None:
+    """The command gets the same signal and time to tidy up; the volume keeps no half-written folder."""
+    note, pid = kernels.volume.parent / "note", kernels.volume.parent / "pid"
+    code = f"""
+import os, pathlib, signal, sys, time
+def tidy(number, frame):
+    pathlib.Path({str(note)!r}).write_text(f"tidied up after {{number}}"); sys.exit(1)
+signal.signal({int(number)}, tidy)
+pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+    line = command_line(python(code), name="k", cache=kernels.cache("a"))
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: pid.exists() and pid.read_text() != "", "the command")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, stderr
+    assert stderr == f"torpor build step 'k': ended by {number.name}; nothing was published.\n"
+    assert note.read_text() == f"tidied up after {int(number)}"
+    assert not alive(int(pid.read_text()))
+    assert kernels.entries() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_at_the_very_start_of_the_command_ends_it_too(tmp_path: Path, moment: str) -> None:
+    """Right before the thread that reads its output is started, and right after."""
+    pid = tmp_path / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    early = f"""
+import os, pathlib, signal, sys, threading, time
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import buildstep
+start = threading.Thread.start
+def interrupted(thread):
+    if {moment!r} == "after":
+        start(thread)
+    deadline = time.monotonic() + 60
+    while not (pathlib.Path({str(pid)!r}).exists() and pathlib.Path({str(pid)!r}).read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread.start = interrupted
+sys.exit(buildstep.main(["--name=k", "--timeout=60", "--", *sys.argv[1:]]))
+"""
+    ran = subprocess.run(python(early, *python(code)), capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
+    assert ran.stderr == "torpor build step 'k': ended by SIGTERM; nothing was published.\n"
+    assert not alive(int(pid.read_text()))
+
+
+def test_a_volume_that_cannot_be_committed_is_an_error(tmp_path: Path) -> None:
+    """Without the commit, the next container would not see what this one wrote."""
+    ran = run(["true"], volumes={str(tmp_path / "not-mounted"): "v"})
+    assert ran.returncode == 122
+    assert f"the volume at {tmp_path}/not-mounted could not be committed: No such file or directory." in ran.stderr
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_arguments_survive_the_shell_line_that_a_build_step_is(tmp_path: Path) -> None:
+    """Key parts that look like flags, quotes, spaces, dollars, a second `--`: none is lost or expanded."""
+    odd = ["--tp-size", "1", "a b", "it's", '"quoted"', "$HOME", "`date`", "--", "--name=other", "tab\there", "", "*"]
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    probe = (sys.executable, "-c", "print('a probe; with \"quotes\"')")
+    cache = Cache(volume_dir=f"{tmp_path}/volume", image_dir=f"{tmp_path}/image", key=tuple(odd), probes=(probe,))
+    line = shlex.join(command_line(python(code, *odd), name="odd name's", cache=cache))
+    ran = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 120, "nothing was written to the image folder, so there is nothing to keep"
+    assert [json.loads(text) for text in ran.stdout.splitlines() if text.startswith("[")] == [odd]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name=x", "--timeout=5"], "the command to run is missing"),
+        (["--name=x", "--timeout=0", "--", "true"], "--timeout is 0 (above 0 is allowed)"),
+        (["--name=x", "--timeout=5", "--cache-image=/i", "--", "true"], "--cache-volume and --cache-image go together"),
+        (["--name=x", "--timeout=5", "--key=a", "--", "true"], "--key and --probe need --cache-volume"),
+        (["--name=x", "--timeout=5", "--time=3", "--", "true"], "unrecognized arguments: --time=3"),
+    ],
+)
+def test_wrong_use_is_exit_code_two_with_one_sentence(arguments: list[str], message: str) -> None:
+    """The usage line says how it goes."""
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 2
+    assert message in ran.stderr
+
+
+def test_the_file_stands_alone_on_python_310() -> None:
+    """Engine images bring their own Python (3.10 and 3.12 are seen); nothing of torpor is in there yet."""
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 10))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), "--name=x", "--timeout=5", "--", "true"], timeout=60, check=False
+    )
+    assert ran.returncode == 0
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_build_compiles_and_publishes_one_whole_folder(kernels: Kernels) -> None:
+    """Its marker names key, parts, probe outputs and every file; the image folder has the same marker."""
+    ran = kernels.build()
+    assert ran.returncode == 0, ran.stderr
+    [entry] = kernels.entries()
+    marker = json.loads((entry / buildstep.MARKER).read_text())
+    assert marker["key"] == entry.name
+    assert len(entry.name) == 64
+    assert marker["parts"] == ["engine=0.5.6.post2", "--tp-size", "1"]
+    assert marker["probes"] == {"echo 'nvcc 12.9'": "nvcc 12.9"}
+    files = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if path.is_file()}
+    assert set(marker["files"]) == files - {buildstep.MARKER}
+    assert len(files) == 22
+    assert json.loads((kernels.image / buildstep.MARKER).read_text()) == marker
+
+
+def test_the_second_build_with_the_same_key_skips_the_command(kernels: Kernels) -> None:
+    """In a new image the files come from the volume: content, modes and modification times (ninja compares them)."""
+    assert kernels.build().returncode == 0
+    first = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kernels.image.rglob("*.cubin")}
+    kernels.new_image()
+    ran = kernels.build()
+    assert ran.returncode == 0, ran.stderr
+    assert kernels.runs == 1
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kernels.image.rglob("*.cubin")} == first
+    assert os.access(kernels.image / "triton" / "helper.so", os.X_OK)
+    assert "took 21 files" in ran.stdout
+
+
+def test_an_image_folder_that_is_whole_already_is_left_as_it_is(kernels: Kernels) -> None:
+    """On one machine the folder stays between runs; an engine that serves may have added files and grown its logs."""
+    assert kernels.build().returncode == 0
+    (kernels.image / "triton" / "later.so").write_bytes(b"made while serving")
+    with (kernels.image / "triton" / "helper.so").open("ab") as log:
+        log.write(b"grown")
+    for entry in kernels.entries():
+        shutil.rmtree(entry)
+    ran = kernels.build()
+    assert (ran.returncode, kernels.runs) == (0, 1), ran.stderr
+    assert "nothing to do" in ran.stdout
+    assert (kernels.image / "triton" / "later.so").exists()
+
+
+@pytest.mark.parametrize("change", ["another part", "another order of parts", "another probe output"])
+def test_another_key_compiles_anew_beside_the_old_result(kernels: Kernels, change: str) -> None:
+    """Old kernels do not stay in the image folder: they would make an empty compile look successful."""
+    assert kernels.build(text="old").returncode == 0
+    if change == "another part":
+        ran = kernels.build(text="new", key=("engine=0.5.23", "--tp-size", "1"))
+    elif change == "another order of parts":
+        ran = kernels.build(text="new", key=("--tp-size", "1", "engine=0.5.6.post2"))
+    else:
+        ran = kernels.build(text="new", probes=(("echo", "nvcc 13.0"),))
+    assert ran.returncode == 0, ran.stderr
+    assert kernels.runs == 2
+    assert len(kernels.entries()) == 2
+    assert {path.read_bytes()[:3] for path in kernels.image.rglob("*.cubin")} == {b"new"}
+
+
+def test_a_compile_that_leaves_no_kernel_publishes_nothing(kernels: Kernels) -> None:
+    """Exit code 0 is not taken for success."""
+    ran = kernels.build(compiler="print('DeepGEMM is disabled')")
+    assert ran.returncode == 120
+    assert "    | DeepGEMM is disabled" in ran.stderr
+    assert kernels.entries() == []
+    assert not (kernels.image / buildstep.MARKER).exists()
+
+
+def test_old_kernels_do_not_vouch_for_a_compile_that_left_none(kernels: Kernels) -> None:
+    """The image folder is emptied before another key is built."""
+    assert kernels.build().returncode == 0
+    assert kernels.build(key=("another",), compiler="pass").returncode == 120
+
+
+def test_an_output_outside_the_image_folder_is_said_to_be_one(kernels: Kernels) -> None:
+    """The cache would skip the command and leave that output unmade, at each later build."""
+    outside = kernels.volume.parent / "outside"
+    code = "import pathlib, sys; [pathlib.Path(name).write_text('made') for name in sys.argv[1:]]"
+    argv = python(code, str(outside), f"{kernels.image}/kernel")
+    first = run(argv, outputs=(str(outside),), cache=kernels.cache("a"))
+    assert first.returncode == 0, first.stderr
+    outside.unlink()
+    for _ in range(2):
+        again = run(argv, outputs=(str(outside),), cache=kernels.cache("a"))
+        assert again.returncode == 120
+        assert (
+            f"{outside} did not come with it: outputs of a cached step have to lie in {kernels.image}" in again.stderr
+        )
+
+
+def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:
+    """JIT caches publish kernel by kernel; the next attempt with the same key finds those that are done."""
+    half = COMPILER.replace("print(", "if count.read_text() == '1': sys.exit(9)\nprint(")
+    seen = half.replace(
+        '(image / "deep_gemm"', "print('found', len(list(image.rglob('*.cubin'))))\n(image / \"deep_gemm\"", 1
+    )
+    assert kernels.build(compiler=seen).returncode == 9
+    again = kernels.build(compiler=seen)
+    assert again.returncode == 0, again.stderr
+    assert "found 20" in again.stdout
+    kernels.new_image()
+    assert kernels.build().returncode == 0
+    assert kernels.runs == 2
+
+
+def test_half_a_result_of_a_build_that_was_killed_is_not_taken(kernels: Kernels) -> None:
+    """SIGKILL of the runner and of all that it started, in the middle: neither image nor volume passes for whole."""
+    there = kernels.volume.parent / "there"
+    stop = f"pathlib.Path({str(there)!r}).write_text(f'{{os.getppid()}} {{os.getpid()}}'); import time; time.sleep(600)"
+    argv = python(COMPILER.replace('(image / "triton").mkdir', f'{stop}\n(image / "triton").mkdir'))
+    argv += [str(kernels.image), str(kernels.count), "half"]
+    outputs = (str(kernels.image / "deep_gemm"),)
+    process = subprocess.Popen(command_line(argv, outputs=outputs, cache=kernels.cache("a")))
+    wait_for(lambda: there.exists() and len(there.read_text().split()) == 2, "half of the kernels")
+    for pid in map(int, there.read_text().split()):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+    assert len(list(kernels.image.rglob("*.cubin"))) == 20
+    assert [entry for entry in kernels.entries() if not entry.name.startswith(".tmp-")] == []
+    ran = kernels.build(key=("a",), probes=())
+    assert ran.returncode == 0, ran.stderr
+    assert kernels.runs == 2
+    assert {path.read_bytes()[:6] for path in kernels.image.rglob("*.cubin")} == {b"sm_90a"}
+    assert (kernels.image / "triton" / "helper.so").exists()
+
+
+def test_crash_and_retry_within_one_step_publish_a_whole_result(kernels: Kernels) -> None:
+    """The retry belongs to the command; the cache sees one success."""
+    crash_once = COMPILER.replace(
+        '(image / "deep_gemm"', "if count.read_text() == '1': sys.exit(9)\n(image / \"deep_gemm\"", 1
+    )
+    ran = kernels.build(compiler=crash_once, retries=1)
+    assert (ran.returncode, kernels.runs) == (0, 2), ran.stderr
+    assert len(kernels.entries()) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a file is gone",
+        "a file is cut short",
+        "a bit flipped",
+        "the marker is gone",
+        "the marker is cut short",
+    ],
+)
+def test_a_damaged_result_is_taken_for_missing_and_replaced(kernels: Kernels, damage: str) -> None:
+    """A marker without its files, a truncated copy: built anew, and the next build skips again."""
+    assert kernels.build().returncode == 0
+    [entry] = kernels.entries()
+    victim, marker = entry / "deep_gemm" / "cache" / "kernel-7.cubin", entry / buildstep.MARKER
+    if damage == "a file is gone":
+        victim.unlink()
+    elif damage == "a file is cut short":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "a bit flipped":
+        victim.write_bytes(b"X" + victim.read_bytes()[1:])
+    elif damage == "the marker is gone":
+        marker.unlink()
+    else:
+        marker.write_text(marker.read_text()[:-20])
+    for runs in (2, 2):
+        kernels.new_image()
+        ran = kernels.build()
+        assert ran.returncode == 0, ran.stderr
+        assert kernels.runs == runs
+        assert (kernels.image / "deep_gemm/cache/kernel-7.cubin").read_bytes() == b"sm_90a-7" * 1000
+        assert kernels.entries() == [entry]
+
+
+def test_a_marker_cannot_name_files_outside_its_folder(kernels: Kernels) -> None:
+    """A volume is shared; whoever writes to it must not choose where a build writes."""
+    assert kernels.build().returncode == 0
+    [entry] = kernels.entries()
+    marker = entry / buildstep.MARKER
+    shutil.copy2(entry / "deep_gemm/cache/kernel-7.cubin", kernels.volume / "out.cubin")
+    marker.write_text(marker.read_text().replace("deep_gemm/cache/kernel-7.cubin", "../out.cubin"))
+    kernels.new_image()
+    assert kernels.build().returncode == 0
+    assert kernels.runs == 2
+    assert not (kernels.image.parent / "out.cubin").exists()
+
+
+def test_a_copy_that_was_never_finished_is_not_a_result(kernels: Kernels) -> None:
+    """A builder killed while copying leaves a `.tmp-` folder; nobody reads it, and a day later it goes."""
+    young, old = kernels.volume / ".tmp-young", kernels.volume / ".tmp-old"
+    for folder in (young, old):
+        folder.mkdir()
+        (folder / "kernel.cubin").write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000, time.time() - 90_000))
+    assert kernels.build().returncode == 0
+    assert kernels.runs == 1
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_two_builders_at_once_leave_one_whole_result(kernels: Kernels) -> None:
+    """Both build (each in its own image), one publishes, the other drops its copy; both images are whole."""
+    barrier = kernels.volume.parent / "barrier"
+    barrier.mkdir()
+    meeting = f"""
+import os, time
+open(os.path.join({str(barrier)!r}, str(os.getpid())), "w").close()
+deadline = time.monotonic() + 20
+while len(os.listdir({str(barrier)!r})) < 2 and time.monotonic() < deadline: time.sleep(0.01)
+"""
+    processes = []
+    for number in (1, 2):
+        image = kernels.volume.parent / f"image-{number}"
+        line = command_line(
+            python(meeting + COMPILER, str(image), str(kernels.volume.parent / f"count-{number}"), f"builder-{number}"),
+            outputs=(str(image / "deep_gemm"),),
+            cache=kernels.cache("same", image=image),
+        )
+        processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
+    output = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("published" in text and "another builder" not in text for text in output) == [False, True]
+    [entry] = kernels.entries()
+    assert len({path.read_bytes()[:9] for path in entry.rglob("*.cubin")}) == 1
+    assert kernels.build(key=("same",), probes=()).returncode == 0
+    assert kernels.runs == 0
+
+
+def test_two_builders_of_one_image_folder_take_turns(kernels: Kernels) -> None:
+    """On one machine the second waits for the first and then finds its result."""
+    slow = "import time; time.sleep(0.5)\n" + COMPILER
+    line = command_line(python(slow, str(kernels.image), str(kernels.count), "x"), cache=kernels.cache("same"))
+    processes = [subprocess.Popen(line) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert kernels.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (("no-such-nvcc", "--version"), "the probe `no-such-nvcc --version` cannot be run in the image: No such file"),
+        (
+            ("sh", "-c", "echo no devices were found >&2; exit 9"),
+            "ended with exit code 9; the cache key needs its output",
+        ),
+        (("true",), "the probe `true` printed nothing; the cache key needs its output"),
+    ],
+)
+def test_a_probe_that_fails_stops_the_step_before_the_command(
+    kernels: Kernels, probe: tuple[str, ...], message: str
+) -> None:
+    """Without it, kernels of another compiler could be taken for ours."""
+    ran = kernels.build(probes=(probe,))
+    assert (ran.returncode, kernels.runs) == (121, 0)
+    assert message in ran.stderr
+    assert "no devices" in ran.stderr or probe[0] != "sh"
+
+
+def test_an_unusable_volume_shows_before_the_work_begins(kernels: Kernels) -> None:
+    """An hour of compilation is not thrown away for a volume that never could be written."""
+    kernels.volume.rmdir()
+    kernels.volume.write_text("a file, not a folder")
+    ran = kernels.build()
+    assert (ran.returncode, kernels.runs) == (122, 0)
+    assert "the cache cannot be used" in ran.stderr
+
+
+def test_a_folder_with_anything_else_in_it_is_never_emptied(kernels: Kernels) -> None:
+    """The image folder is emptied before a build; one that holds the volume, or a home, is a mistake."""
+    precious = kernels.volume.parent / "precious"
+    precious.write_text("mine")
+    for folder in (kernels.volume.parent, kernels.volume / "inner", Path.home(), Path("/")):
+        ran = run(["true"], cache=kernels.cache("a", image=folder))
+        assert ran.returncode == 122
+        assert f"{folder} cannot be a cache's image folder" in ran.stderr
+    assert precious.read_text() == "mine"
+
+
+def test_a_full_volume_is_named_and_keeps_no_half_copy(kernels: Kernels) -> None:
+    """A real full file system: a tmpfs of 64 KiB in a mount namespace of its own (Modal Volumes v1 say ENOSPC too)."""
+    inner = shlex.join(
+        command_line(python(COMPILER, str(kernels.image), str(kernels.count), "x"), cache=kernels.cache("a"))
+    )
+    mounted = f"mount -t tmpfs -o size=64k none {kernels.volume} && {{ {inner}; code=$?; ls -A {kernels.volume}; exit $code; }}"
+    allowed = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip("this kernel gives no user namespaces to this user, so no small file system can be mounted")
+    ran = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mounted], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 122, ran.stderr
+    assert "No space left on device" in ran.stderr
+    assert "free space on the volume" in ran.stderr
+    assert not [line for line in ran.stdout.splitlines() if line.startswith(".tmp-") or len(line) == 64]

@@ -1,0 +1,388 @@
+"""`torpor.platforms.local.gateway`: which replica gets a connection, and how its bytes are carried."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.snapshots.conftest import wait_for
+from torpor.errors import PortInUseError
+from torpor.platforms.local.gateway import READY_FOR_S, Front, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.snapshots.conftest import MakeSandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+
+    MakeTarget = Callable[[str], Target]
+
+pytestmark = pytest.mark.criu
+
+PROGRAM = Path(__file__).with_name("replica_program.py")
+PORT = 8000
+
+
+@pytest.fixture
+def make_target(make_sandbox: MakeSandbox) -> MakeTarget:
+    """A factory of replicas that answer."""
+
+    def make(name: str) -> Target:
+        sandbox = make_sandbox(name)
+        sandbox.spawn([sys.executable, str(PROGRAM), name], env={"PATH": os.environ["PATH"]})
+        assert wait_for(sandbox.log_tail) == ("up",)
+        return Target(name=name, sandbox=sandbox, port=PORT)
+
+    return make
+
+
+@pytest.fixture
+def deaths() -> list[Target]:
+    """Whom the front called dead."""
+    return []
+
+
+@pytest.fixture
+def front(deaths: list[Target]) -> Iterator[Front]:
+    """A front on a free port."""
+    with Front(on_death=deaths.append) as started:
+        yield started
+
+
+def sandbox_of(target: Target) -> Sandbox:
+    """Where it runs."""
+    return cast("Sandbox", target.sandbox)
+
+
+def get(port: int, path: str = "/name") -> tuple[int, str]:
+    """One request on a connection of its own: status and body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        return ask(connection, path)
+
+
+def ask(connection: socket.socket, path: str) -> tuple[int, str]:
+    """One request on a connection that stays open."""
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536) or pytest.fail(f"hung up after {received!r}")
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65536) or pytest.fail(f"hung up after {received!r}")
+    return int(head.split()[1]), body.decode()
+
+
+def set_ready(target: Target, ready: bool) -> None:
+    """Let a replica's guard say ready or not, past the front."""
+    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
+        assert ask(connection, f"/set/{int(ready)}")[0] == 200
+
+
+def count_checks(target: Target) -> int:
+    """How often a replica was asked whether it is ready."""
+    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
+        return int(ask(connection, "/count")[1])
+
+
+def test_connections_go_to_the_replicas_in_turn(front: Front, make_target: MakeTarget) -> None:
+    """Round robin, one connection each."""
+    for name in ("a", "b", "c"):
+        front.add(make_target(name))
+    names = [get(front.port)[1] for _ in range(9)]
+    assert Counter(names) == {"a": 3, "b": 3, "c": 3}
+    assert names[:3] == names[3:6] == names[6:]
+
+
+def test_a_connection_stays_with_its_replica(front: Front, make_target: MakeTarget) -> None:
+    """Bytes are forwarded, not requests: a kept-alive connection is one replica's."""
+    for name in ("a", "b"):
+        front.add(make_target(name))
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        assert len({ask(connection, "/name") for _ in range(5)}) == 1
+
+
+def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Front, make_target: MakeTarget) -> None:
+    """Its guard decides, and is believed for 250 ms."""
+    a, b = make_target("a"), make_target("b")
+    set_ready(b, False)
+    front.add(a)
+    front.add(b)
+    assert {get(front.port)[1] for _ in range(6)} == {"a"}
+    set_ready(b, True)
+    time.sleep(READY_FOR_S)
+    assert {get(front.port)[1] for _ in range(6)} == {"a", "b"}
+    set_ready(a, False)
+    time.sleep(READY_FOR_S)
+    assert {get(front.port)[1] for _ in range(6)} == {"b"}
+
+
+def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Front, make_target: MakeTarget) -> None:
+    """Its turn goes to the next, and so does the turn after that: nobody gets a double share."""
+    a, b, c = (make_target(name) for name in "abc")
+    set_ready(a, False)
+    for target in (a, b, c):
+        front.add(target)
+    assert Counter(get(front.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
+
+
+def test_many_at_once_all_find_the_one_that_is_ready(front: Front, make_target: MakeTarget) -> None:
+    """Connections that come together while the guards are being asked do not take each other's turns."""
+    a, b = make_target("a"), make_target("b")
+    set_ready(a, False)
+    front.add(a)
+    front.add(b)
+    answers: list[tuple[int, str]] = []
+    for _ in range(6):
+        time.sleep(READY_FOR_S)
+        threads = [threading.Thread(target=lambda: answers.append(get(front.port))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert Counter(answers) == {(200, "b"): 48}
+
+
+def test_guards_are_not_asked_more_often_than_every_250_ms(front: Front, make_target: MakeTarget) -> None:
+    """However many connections come, also at once."""
+    target = make_target("a")
+    front.add(target)
+    started = time.monotonic()
+    threads = [threading.Thread(target=get, args=(front.port,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(30):
+        get(front.port)
+    assert 1 <= count_checks(target) <= 1 + (time.monotonic() - started) / READY_FOR_S
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000]
+)
+def test_without_a_ready_replica_the_client_is_told_to_come_again(
+    front: Front, make_target: MakeTarget, sent: bytes
+) -> None:
+    """503 with Retry-After, which arrives whole however much the client was about to send."""
+    target = make_target("a")
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+            connection.sendall(sent)
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+        assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert received.endswith(b'{"error": "no replica is ready"}')
+        set_ready(target, False)
+        front.add(target)
+
+
+def test_a_sleeping_server_says_what_wakes_it(front: Front) -> None:
+    """Until it was woken; the client may come again."""
+    for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
+        front.sleeps(woken_by)
+        with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+        assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert said in received
+        assert (b"The server is asleep" in received) == bool(woken_by)
+        if woken_by:  # in the form of the guard's own refusals
+            error = json.loads(received.partition(b"\r\n\r\n")[2])["error"]
+            assert (error["type"], error["code"]) == ("server_error", "not_serving")
+            assert error["message"].startswith("The server is asleep; it answers again once it is woken")
+
+
+def test_a_replica_that_dies_is_reported_and_skipped(
+    front: Front, make_target: MakeTarget, deaths: list[Target]
+) -> None:
+    """Once, within 100 ms or so; the others serve on."""
+    a, b = make_target("a"), make_target("b")
+    front.add(a)
+    front.add(b)
+    sandbox_of(a).signal_tree(signal.SIGKILL)
+    started = time.monotonic()
+    assert wait_for(lambda: deaths) == [a]
+    assert time.monotonic() - started < 0.5
+    assert front.targets == (b,)
+    assert {get(front.port)[1] for _ in range(4)} == {"b"}
+    os.kill(sandbox_of(b).pid, signal.SIGKILL)
+    assert wait_for(lambda: len(deaths) == 2)
+    assert deaths == [a, b]
+    assert get(front.port)[0] == 503
+
+
+def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
+    front: Front, make_target: MakeTarget, deaths: list[Target]
+) -> None:
+    """A restored replica takes the place of the dead one."""
+    first = make_target("a")
+    front.add(first)
+    assert get(front.port) == (200, "a")
+    sandbox_of(first).kill()
+    assert wait_for(lambda: deaths)
+    front.add(make_target("a"))
+    assert get(front.port) == (200, "a")
+
+
+def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Front, make_target: MakeTarget) -> None:
+    """Its guard does not answer within a second, so it counts as not ready."""
+    a, b = make_target("a"), make_target("b")
+    front.add(a)
+    front.add(b)
+    sandbox_of(a).signal_tree(signal.SIGSTOP)
+    started = time.monotonic()
+    assert {get(front.port)[1] for _ in range(4)} == {"b"}
+    assert time.monotonic() - started < 3.0
+
+
+def test_a_failed_connection_goes_to_the_next_replica(front: Front, make_target: MakeTarget) -> None:
+    """Within what a good answer is believed for, a listener may have gone; the client does not see it."""
+    a, b = make_target("a"), make_target("b")
+    front.add(a)
+    front.add(b)
+    assert {get(front.port)[1] for _ in range(2)} == {"a", "b"}
+    closed = Target(name="closed", sandbox=a.sandbox, port=PORT + 1)
+    front.add(closed)
+    assert {get(front.port)[1] for _ in range(6)} == {"a", "b"}
+
+
+def test_streams_are_not_delayed(front: Front, make_target: MakeTarget) -> None:
+    """Each small chunk arrives when it was written, not with the next."""
+    front.add(make_target("a"))
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        arrivals = []
+        for number in range(5):
+            assert connection.recv(100) == str(number).encode()
+            arrivals.append(time.monotonic())
+    assert all(0.02 < after - before < 0.5 for before, after in itertools.pairwise(arrivals))
+    assert arrivals[-1] - arrivals[0] < 1.0
+
+
+def test_a_client_may_end_its_side_first(front: Front, make_target: MakeTarget) -> None:
+    """Half-closed: what was asked is still answered, 20 MB of it, unchanged in both directions."""
+    front.add(make_target("a"))
+    sent = os.urandom(1 << 20) * 20
+    with socket.create_connection(("127.0.0.1", front.port), timeout=30) as connection:
+        received = bytearray()
+
+        def receive() -> None:
+            while data := connection.recv(1 << 20):
+                received.extend(data)
+
+        receiver = threading.Thread(target=receive)
+        receiver.start()
+        connection.sendall(b"GET /echo HTTP/1.1\r\n\r\n" + sent)
+        connection.shutdown(socket.SHUT_WR)
+        receiver.join()
+    assert bytes(received[:-64]) == sent
+    assert received[-64:].decode() == hashlib.sha256(sent).hexdigest()
+
+
+def test_a_slow_client_slows_its_replica_down(front: Front, make_target: MakeTarget) -> None:
+    """Back-pressure: the front keeps little for a client that does not read, and other clients are served."""
+    target = make_target("a")
+    front.add(target)
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
+        assert wait_for(lambda: not grows(front.port))
+        assert 0 < int(get(front.port, "/flooded")[1]) < 32 << 20
+        assert len(connection.recv(65536)) > 0
+        assert get(front.port) == (200, "a")
+
+
+def test_a_client_that_goes_away_ends_the_replicas_side(front: Front, make_target: MakeTarget) -> None:
+    """A flood for nobody stops, whether the client hung up or crashed (RST)."""
+    front.add(make_target("a"))
+    for linger in (b"", b"\1\0\0\0\0\0\0\0"):
+        connection = socket.create_connection(("127.0.0.1", front.port), timeout=10)
+        if linger:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
+        assert connection.recv(65536)
+        connection.close()
+        assert wait_for(lambda: not grows(front.port))
+
+
+def grows(port: int) -> bool:
+    """Whether the replica still floods somebody."""
+    before = get(port, "/flooded")
+    time.sleep(0.1)
+    return get(port, "/flooded") != before
+
+
+def test_a_removed_replica_keeps_the_connections_that_it_has(front: Front, make_target: MakeTarget) -> None:
+    """Draining: no new one, and those that stream go on."""
+    target = make_target("a")
+    front.add(target)
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        assert ask(connection, "/name") == (200, "a")
+        front.remove(target)
+        assert get(front.port)[0] == 503
+        assert ask(connection, "/name") == (200, "a")
+
+
+def test_many_clients_at_once_are_all_served(front: Front, make_target: MakeTarget) -> None:
+    """200 connections in 20 threads, spread over three replicas."""
+    for name in ("a", "b", "c"):
+        front.add(make_target(name))
+    answers: list[tuple[int, str]] = []
+
+    def use() -> None:
+        answers.extend(get(front.port) for _ in range(10))
+
+    threads = [threading.Thread(target=use) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counted = Counter(answers)
+    assert set(counted) == {(200, "a"), (200, "b"), (200, "c")}
+    assert sum(counted.values()) == 200
+    assert min(counted.values()) > 50
+
+
+def test_a_taken_port_is_an_error() -> None:
+    """The message names the port; nothing is left of the attempt."""
+    threads = threading.active_count()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        front = Front(port=taken.getsockname()[1])
+        with pytest.raises(PortInUseError, match=str(taken.getsockname()[1])):
+            front.start()
+    assert threading.active_count() == threads
+    front.stop()
+
+
+def test_stopping_closes_everything(make_target: MakeTarget) -> None:
+    """Connections, ports, threads and descriptors."""
+    target = make_target("a")
+    before = sorted(Path("/proc/self/fd").iterdir())
+    threads = threading.active_count()
+    front = Front()
+    front.start()
+    front.add(target)
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        assert ask(connection, "/name") == (200, "a")
+        front.stop()
+        assert connection.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        get(front.port)
+    front.stop()
+    assert threading.active_count() == threads
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -1,0 +1,178 @@
+"""`torpor.platforms.local.running`: the files by which commands that serve are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor.platforms.local.running import Process, RunFile, RunningServer, Unreadable, servers
+from torpor.snapshots.store.paths import CACHE_VARIABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FACTS: dict[str, object] = {
+    "deployment": "small",
+    "model": "m",
+    "app_file": "app.py",
+    "backend": "criu",
+    "url": "http://127.0.0.1:1",
+    "snapshot": "/srv/small",
+    "state": "serving",
+    "wanted": 1,
+    "restarting": 0,
+    "last_event": "",
+    "last_event_at": 0.0,
+    "replicas": [
+        {
+            "name": "small-1",
+            "pid": os.getpid(),
+            "leader": Process.of(os.getpid())._asdict(),
+            "replica_id": "0123456789abcdef",
+            "boot": "restored",
+            "reason": "",
+            "restarts": 0,
+            "since": 1.5,
+            "log": "",
+        }
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the files are."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    return tmp_path / "run"
+
+
+def written(facts: dict[str, object] | None = None) -> RunFile:
+    """A file of this process."""
+    file = RunFile("up")
+    file.write(FACTS | (facts or {}))
+    return file
+
+
+def files(folder: Path) -> list[Path]:
+    """All that is there."""
+    return sorted(folder.iterdir())
+
+
+def test_a_server_is_found_while_it_runs_and_not_afterwards(folder: Path) -> None:
+    """What it wrote last counts; its file is for its owner alone and goes with it."""
+    file = written({"state": "starting"})
+    file.write(FACTS)
+    (server,) = servers()
+    assert isinstance(server, RunningServer)
+    assert (server.state, server.command, server.url, server.process.pid, server.here) == (
+        "serving",
+        "up",
+        "http://127.0.0.1:1",
+        os.getpid(),
+        True,
+    )
+    assert server.replicas[0].leader.alive
+    (path,) = files(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    file.close()
+    file.close()
+    file.write(FACTS)
+    assert servers() == ()
+    assert files(folder) == []
+
+
+def test_several_servers_are_found_the_oldest_first(folder: Path) -> None:
+    """One file each, also of one process."""
+    opened = [written({"deployment": name}) for name in ("b", "a", "c")]
+    assert [one.deployment for one in servers() if isinstance(one, RunningServer)] == ["b", "a", "c"]
+    assert len(files(folder)) == 3
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.fault("a command that serves is killed", area="torpor status", outcome="held")
+def test_the_file_of_a_killed_command_counts_for_nothing_and_goes(folder: Path) -> None:
+    """Its lock went with it, in whatever pid namespace it was."""
+    program = (
+        "import os, sys, json; from torpor.platforms.local.running import RunFile; "
+        "f = RunFile('up'); f.write(json.loads(sys.argv[1]));"
+        "print(os.getpid(), flush=True); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, json.dumps(FACTS)], stdout=subprocess.PIPE, check=False)
+    assert len(files(folder)) == 1
+    assert servers() == ()
+    assert files(folder) == []
+
+
+@pytest.mark.fault("the pid of a killed command is somebody else's by now", area="torpor status", outcome="held")
+def test_a_pid_alone_is_no_proof_of_life(folder: Path) -> None:
+    """The start time belongs to it; on a disk without locks that decides."""
+    file = written()
+    (path,) = files(folder)
+    content = json.loads(path.read_text())
+    content["process"]["start_ticks"] -= 1
+    path.write_text(json.dumps(content))  # in place: the lock stays
+    assert servers() == ()
+    content["kernel_boot"] = "another"
+    path.write_text(json.dumps(content))
+    (server,) = servers()  # of another pid namespace: the lock says that it lives
+    assert isinstance(server, RunningServer)
+    assert not server.here
+    file.close()
+
+
+@pytest.mark.fault("the files of running commands are damaged or not ours", area="torpor status", outcome="held")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no JSON"),
+        (b"[1]", "an object"),
+        (b'{"schema": 2}', "another version"),
+        (b"[" * 100_000, "nested too deep"),
+        (json.dumps({"schema": 1, "torpor": 7}).encode(), "field torpor"),
+    ],
+)
+def test_a_damaged_file_is_named_and_hides_no_other(folder: Path, content: bytes, said: str) -> None:
+    """Held by a live command, so it is not removed."""
+    file, other = written(), written({"deployment": "other"})
+    path = next(path for path in files(folder) if json.loads(path.read_text())["deployment"] == "small")
+    path.write_bytes(content)
+    broken, whole = servers()
+    assert isinstance(broken, Unreadable)
+    assert said in broken.problem
+    assert "snapshot anew" not in broken.problem
+    assert isinstance(whole, RunningServer)
+    file.close()
+    other.close()
+
+
+@pytest.mark.fault(
+    "links, pipes and folders lie among the files of running commands", area="torpor status", outcome="held"
+)
+def test_what_is_no_file_of_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    """A link is not followed, a pipe is not waited for."""
+    folder.mkdir(parents=True)
+    victim = tmp_path / "victim"
+    victim.write_text("{}")
+    (folder / "server-1-aa.json").symlink_to(victim)
+    os.mkfifo(folder / "server-2-bb.json")
+    (folder / "server-3-cc.json").mkdir()
+    (folder / "small-7-01234567").mkdir()
+    assert servers() == ()
+    assert len(files(folder)) == 4
+    assert victim.exists()
+
+
+@pytest.mark.fault("the cache root cannot be written", area="torpor status", outcome="held")
+def test_a_cache_that_cannot_be_written_only_hides_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server does not end because of it."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    written().close()
+    assert servers() == ()

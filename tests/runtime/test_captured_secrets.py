@@ -1,0 +1,296 @@
+"""No snapshot is made while a secret would be in it, unless the deployment says so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+import structlog
+from typing_extensions import override
+
+from torpor import Deployment, ImagePatch, Model, Plugin, SnapshotError, hookimpl
+from torpor.client import API_KEY_VARIABLE
+from torpor.engine.handle import CLIENT_VARIABLES
+from torpor.engine.process import LOG_VARIABLE
+from torpor.network.modal_keys import KEY_VARIABLE, SECRET_VARIABLE
+from torpor.platforms.local.server import LocalServer, Standby
+from torpor.platforms.modal.server import SnapshotServer
+from torpor.runtime.captured_secrets import check_environments, secret_names
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import MakeBoot
+    from torpor import Engine, Recipe
+    from torpor.runtime.boot import Boot
+    from torpor.testing.pytest_plugin import StandInDeployment
+
+VALUE = "value-that-nobody-may-read"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky(StandIn):
+    """An engine that alone is given a secret, and whose plugin takes it away again."""
+
+    @hookimpl
+    @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        os.environ["SOME_API_KEY"] = VALUE
+        try:
+            return StandIn.launch(self, deployment, recipe)
+        finally:
+            del os.environ["SOME_API_KEY"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Plugin):
+    """Puts a secret into the image's environment."""
+
+    plugin_name = "careless"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(env={"HF_TOKEN": VALUE})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "MODAL_TOKEN_SECRET",
+        "OPENAI_API_KEY",
+        "MYAPIKEY_OPENAI_APIKEY",
+        "DB_PASSWORD",
+        "GITHUB_TOKEN",
+        "aws_secret_access_key",
+        "HF_TOKEN_READ",
+        "NEW_RELIC_LICENSE_KEY",
+        "NEW_RELIC_TOKEN",
+        "MINIO_TOKEN",
+    ],
+)
+def test_what_looks_like_a_secret_is_one(name: str) -> None:
+    """An empty variable holds none."""
+    assert secret_names({name: "x"}) == (name,)
+    assert secret_names({name: ""}) == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH",
+        "TOKENIZERS_PARALLELISM",
+        "MAX_TOKENS",
+        "KEYBOARD",
+        "HF_TOKEN_PATH",
+        "SSH_AUTH_SOCK",
+        "XDG_SESSION_ID",
+        "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+        "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION",
+        "SGLANG_INIT_NEW_TOKEN_RATIO",
+        "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR",
+        "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS",
+        "MODAL_IDENTITY_TOKEN",
+    ],
+)
+def test_names_that_only_sound_alike_are_let_through(name: str) -> None:
+    """A check that cries wolf would be switched off: places, counts of tokens, and what Modal puts everywhere."""
+    assert secret_names({name: "x"}) == ()
+
+
+def status(deployment: Deployment) -> int:
+    """What a client gets."""
+    url = f"http://127.0.0.1:{deployment.port}/v1/models"
+    return httpx.get(url, trust_env=False, timeout=5).status_code
+
+
+def serving(boot: Boot) -> Boot:
+    """The same boot, serving."""
+    boot.cold_start()
+    boot.serve()
+    return boot
+
+
+def test_a_secret_that_only_the_engine_has_refuses_the_sleep_and_the_server_serves_on(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """The message names the variable and not its value; no request was turned away for it."""
+    boot = serving(make_boot(standin_deployment(engine=Leaky())))
+    with pytest.raises(
+        SnapshotError, match=r"Nothing was put to sleep.*\(SOME_API_KEY\).*env -u SOME_API_KEY"
+    ) as caught:
+        boot.sleep()
+    assert VALUE not in str(caught.value)
+    assert boot.report.records[-1].stage == "serve"
+    assert status(boot.deployment) == 200
+
+
+def test_the_frameworks_own_environment_counts(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Modal its process is in the same snapshot; empty variables and names that only sound alike do not count."""
+    boot = serving(make_boot(standin_deployment()))
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("MODAL_IDENTITY_TOKEN", VALUE)  # Modal puts it into every container
+    boot.sleep()
+    boot.wake()
+    monkeypatch.setenv("HF_TOKEN", VALUE)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\)"):
+        boot.sleep()
+
+
+@pytest.mark.fault("the shell holds the keys of a client command", area="secrets", outcome="held")
+def test_keys_for_client_commands_reach_no_engine(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for `torpor probe` and the like; with them out of the engine's environment there is nothing to refuse."""
+    assert {API_KEY_VARIABLE, KEY_VARIABLE, SECRET_VARIABLE} == CLIENT_VARIABLES
+    for name in CLIENT_VARIABLES:
+        monkeypatch.setenv(name, VALUE)
+    boot = serving(make_boot(standin_deployment()))
+    environment = psutil.Process(boot.running_engine.pid).environ()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert VALUE not in environment.values()
+
+
+def test_the_option_makes_it_a_warning(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
+    """It sleeps; the log has the name and not the value."""
+    deployment = replace(standin_deployment(engine=Leaky()), secrets_in_snapshot="warn")
+    boot = serving(make_boot(deployment))
+    with structlog.testing.capture_logs() as logs:
+        boot.sleep()
+    (warning,) = [entry for entry in logs if entry["event"] == "secrets_in_snapshot"]
+    assert (warning["log_level"], warning["variables"]) == ("warning", ["SOME_API_KEY"])
+    assert VALUE not in str(logs)
+    assert status(deployment) == 503
+
+
+def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path: Path) -> None:
+    """Nothing of it is written down."""
+    server = LocalServer(standin_deployment(engine=Leaky()), backend=Standby(), root=tmp_path)
+    try:
+        server.start()
+        assert status(server.deployment) == 200
+    finally:
+        server.stop()
+
+
+@pytest.mark.fault("a secret stands in a variable of a harmless name", area="secrets", outcome="refused")
+def test_a_secret_in_a_value_is_refused_by_name_and_kind(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY with a password, DATABASE_URL, ...; the message holds the kind and not the value."""
+    boot = serving(make_boot(standin_deployment()))
+    monkeypatch.setenv("SOME_MIRROR", f"https://me:{VALUE}@mirror.test/simple")
+    with pytest.raises(SnapshotError, match=r"\(SOME_MIRROR: a URL with a password\)") as caught:
+        boot.sleep()
+    assert VALUE not in str(caught.value)
+    assert status(boot.deployment) == 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talkative(Plugin):
+    """Puts a secret on the engine's command line."""
+
+    plugin_name = "talkative"
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch:
+        return ImagePatch(engine_args=("--hub-token", VALUE))
+
+
+@pytest.mark.fault("a secret stands on the engine's command line", area="secrets", outcome="refused")
+def test_a_secret_among_the_engines_arguments_is_refused() -> None:
+    """Every user of the machine could read it there; the message names the flag."""
+    deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
+    with pytest.raises(SnapshotError, match=r"the engine's arguments hold .*\(--api-key\).*extra_args") as caught:
+        check_environments(deployment, [], command_lines=[("python", "-m", "engine", "--api-key", VALUE)])
+    assert VALUE not in str(caught.value)
+    with structlog.testing.capture_logs() as logs:
+        check_environments(replace(deployment, secrets_in_snapshot="warn"), [], command_lines=[(f"--api-key={VALUE}",)])
+    assert logs[0]["arguments"] == ["--api-key"]
+
+
+@pytest.mark.fault("the platform puts a secret into every container", area="secrets", outcome="held")
+def test_what_the_platform_sets_is_a_warning_and_never_ends_a_start() -> None:
+    """Nobody could take it away; a name of the user's own beside it is still refused."""
+    deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
+    container = {"MODAL_TASK_ID": "ta-1", "MODAL_IDENTITY_TOKEN": VALUE, "MODAL_OTHER_SECRET": VALUE, "PATH": "/"}
+    with structlog.testing.capture_logs() as logs:
+        check_environments(deployment, [container, container])
+    (warning,) = logs
+    assert (warning["log_level"], warning["variables"]) == ("warning", ["MODAL_IDENTITY_TOKEN", "MODAL_OTHER_SECRET"])
+    assert VALUE not in str(logs)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\)"):
+        check_environments(deployment, [{**container, "HF_TOKEN": VALUE}])
+
+
+@pytest.fixture
+def modal_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotServer]:
+    """A server as Modal makes one; ended with the test, and so is what it does to this process's environment."""
+    for name in (LOG_VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    server = SnapshotServer()
+    yield server
+    server.stop()
+
+
+def test_on_modal_a_secret_ends_the_start_before_the_engine_is_launched(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after minutes of a cold start; the image's environment counts, too."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Careless()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\).*BuildStep\.secrets"):
+        modal_server.start()
+    assert modal_server._boot is not None
+    assert modal_server._boot.engine is None
+
+
+def test_on_modal_the_engines_tree_is_looked_at_before_the_snapshot(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came to the engine alone is found as well; the start fails and leaves nothing running."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(engine=Leaky()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(SOME_API_KEY\)"):
+        modal_server.start()
+    assert modal_server._boot is not None
+    assert modal_server._boot.running_engine.poll() is not None
+
+
+def test_on_modal_a_secret_among_the_engines_arguments_ends_the_start_before_the_launch(
+    standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin's arguments count like variables."""
+    monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Talkative()), raising=False)
+    with pytest.raises(SnapshotError, match=r"\(--hub-token\)") as caught:
+        modal_server.start()
+    assert VALUE not in str(caught.value)
+    assert modal_server._boot is not None
+    assert modal_server._boot.engine is None
+
+
+@pytest.mark.parametrize("how", [{"snapshot": False}, {"secrets_in_snapshot": "warn"}])
+def test_on_modal_a_server_without_a_snapshot_or_with_the_option_starts(
+    standin_deployment: StandInDeployment,
+    modal_server: SnapshotServer,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, str | bool],
+) -> None:
+    """Without a snapshot there is nothing to keep a secret out of."""
+    deployment = standin_deployment(Careless())
+    deployment = (
+        replace(deployment, snapshot=False) if "snapshot" in how else replace(deployment, secrets_in_snapshot="warn")
+    )
+    monkeypatch.setattr(SnapshotServer, "deployment", deployment, raising=False)
+    modal_server.start()
+    modal_server.wake()
+    assert status(deployment) == 200

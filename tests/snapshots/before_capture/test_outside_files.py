@@ -1,0 +1,279 @@
+"""A snapshot fits only while the model and the code that it was made with are there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import pytest
+
+from tests.snapshots.small_snapshot import small_snapshot
+from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
+from torpor.app_file import load_deployment
+from torpor.platforms.local.server import check_before_start
+from torpor.snapshots.before_capture import outside_files as outside
+from torpor.snapshots.before_capture.outside_files import Noted, code_of, difference, model_files, noted, plugin_files
+from torpor.snapshots.capture import changed_files, outside_files
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(StandIn):
+    """An engine that is a script, whose packages lie in an environment of its own."""
+
+    plugin_name: ClassVar[str] = "scripted"
+    script: str = ""
+
+    @property
+    def engine_python(self) -> str:
+        return str(Path(self.script).parents[1] / "venv" / "bin" / "python")
+
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        return (self.engine_python, self.script)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A model, an engine and a snapshot of it."""
+
+    root: Path
+    folder: Path
+
+    def misfits(self, *, full: bool = False) -> str:
+        """What does not fit any more."""
+        return "\n".join(changed_files(self.folder, full=full))
+
+
+def _recipe(deployment: Deployment) -> Recipe:
+    return Lifecycle(deployment).recipe()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Files as an engine and a model have them, noted in a snapshot."""
+    site = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
+    for name, content in {
+        "model/model.safetensors": "weights",
+        "model/config.json": "{}",
+        "engine/serve.py": "print(1)",
+        "engine/beside.py": "x = 1",
+        "engine/package/__init__.py": "",
+        "engine/package/deep/code.py": "y = 1",
+        str(site.relative_to(tmp_path) / "scripted/__init__.py"): "z = 1",
+        str(site.relative_to(tmp_path) / "torch-2.9.dist-info/RECORD"): "torch/__init__.py,sha256=a,1",
+        "open/library.so": "code",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    engine = Scripted(script=str(tmp_path / "engine" / "serve.py"))
+    model = Model(path=str(tmp_path / "model"), served_name="m")
+    deployment = Deployment(name="d", model=model, plugins=(engine,))
+    recipe = _recipe(deployment)
+    folders, files = code_of(deployment, recipe)
+    library = tmp_path / "open" / "library.so"
+    facts = library.stat()
+    listed = noted(
+        {str(library): (facts.st_size, facts.st_mtime_ns)}, [*files, *model_files(deployment, recipe)], folders
+    )
+    return World(root=tmp_path, folder=small_snapshot(tmp_path / "kept", outside=listed))
+
+
+def rewrite(path: Path) -> None:
+    """Another content of the same size."""
+    path.write_text(path.read_text()[::-1].swapcase() if len(path.read_text()) > 2 else "[]")
+
+
+REPLACED = [
+    "model/model.safetensors",
+    "model/config.json",
+    "engine/serve.py",
+    "engine/beside.py",
+    "engine/package/deep/code.py",
+    "venv/lib/python3.12/site-packages/scripted/__init__.py",
+    "venv/lib/python3.12/site-packages/torch-2.9.dist-info/RECORD",
+    "open/library.so",
+]
+
+
+@pytest.mark.fault(
+    "the model or the engine's code is replaced after a capture", area="a snapshot's identity", outcome="refused"
+)
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_was_replaced_does_not_fit(world: World, name: str) -> None:
+    """Of the same size, too: the model behind a path, scripts, packages, a library that is open."""
+    assert world.misfits() == world.misfits(full=True) == ""
+    rewrite(world.root / name)
+    assert str((world.root / name).parent).removesuffix("/deep") in world.misfits()
+
+
+@pytest.mark.fault("weights change and keep size and time", area="a snapshot's identity", outcome="refused")
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_was_replaced_with_its_old_time_is_found_by_a_full_verification(world: World, name: str) -> None:
+    """A quick one looks at sizes and times alone."""
+    path = world.root / name
+    facts = path.stat()
+    rewrite(path)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert world.misfits() == ""
+    assert str(path.parent).removesuffix("/deep") in world.misfits(full=True)
+
+
+@pytest.mark.fault("files were installed anew with other times", area="a snapshot's identity", outcome="held")
+@pytest.mark.parametrize("name", REPLACED)
+def test_content_counts_where_only_times_differ(world: World, name: str) -> None:
+    """As on another machine, or after another installation of the same files."""
+    os.utime(world.root / name, (1, 1))
+    assert world.misfits() == world.misfits(full=True) == ""
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a module more": lambda root: (root / "engine/package/more.py").write_text(""),
+    "a module less": lambda root: (root / "engine/package/deep/code.py").unlink(),
+    "a package less": lambda root: shutil.rmtree(root / "engine/package"),
+    "a weight less": lambda root: (root / "model/model.safetensors").unlink(),
+    "a list of files less": lambda root: shutil.rmtree(root / "venv/lib/python3.12/site-packages/torch-2.9.dist-info"),
+}
+
+
+@pytest.mark.fault(
+    "a file of the engine's code or of the model is gone", area="a snapshot's identity", outcome="refused"
+)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_gone_or_new_does_not_fit(world: World, change: str) -> None:
+    """Whatever the times are."""
+    CHANGES[change](world.root)
+    assert world.misfits()
+
+
+def test_byte_code_does_not_count(world: World) -> None:
+    """The first import writes it."""
+    cache = world.root / "engine" / "package" / "__pycache__"
+    cache.mkdir()
+    (cache / "code.cpython-312.pyc").write_bytes(b"x")
+    assert world.misfits(full=True) == ""
+
+
+def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
+    """Spread over all of it, the first and the last bytes among them."""
+    file = tmp_path / "large"
+    with file.open("wb") as stream:
+        stream.truncate(40 << 20)
+    facts = file.stat()
+    entry = cast("list[object]", noted({str(file): (facts.st_size, facts.st_mtime_ns)}, [], [])[str(file)])
+    large = Noted(str(file), facts.st_size, 1, str(entry[2]))
+    assert difference(large, full=False) == ""
+    for at in (0, (40 << 20) - 1):
+        with file.open("r+b") as stream:
+            stream.seek(at)
+            stream.write(b"x")
+        assert "has changed since" in difference(large, full=False)
+        with file.open("r+b") as stream:
+            stream.seek(at)
+            stream.write(b"\0")
+
+
+def test_folders_are_no_files(world: World) -> None:
+    """Whoever asks which files a snapshot needs gets files."""
+    files = outside_files(world.folder)
+    assert str(world.root / "model" / "model.safetensors") in files
+    assert all(Path(name).is_file() for name in files)
+
+
+def test_notes_in_a_models_folder_are_no_part_of_the_model(tmp_path: Path) -> None:
+    """A log, a README or a licence may change; weights, configurations and code may not."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("README.md", "LICENSE", "server.log", "x.lock"):
+        (model / name).write_text("notes")
+    for name in ("config.json", "model.safetensors", "code.py", "tokenizer.model", "consolidated.00.pth"):
+        (model / name).write_text("model")
+    (model / "weights").write_bytes(bytes(2 << 20))
+    deployment = Deployment(name="d", model=Model(path=str(model)), plugins=(StandIn(),))
+    found = {file.name for file in model_files(deployment, Lifecycle(deployment).recipe())}
+    assert found == {"config.json", "model.safetensors", "code.py", "tokenizer.model", "consolidated.00.pth", "weights"}
+
+
+@pytest.mark.parametrize("name", ["weights", "README.md", "model.tmp"])
+def test_a_model_that_is_one_file_counts_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """Only in a folder can there be notes beside it."""
+    (tmp_path / name).write_text("weights")
+    deployment = Deployment(name="d", model=Model(path=str(tmp_path / name), served_name="m"), plugins=(StandIn(),))
+    assert list(model_files(deployment, _recipe(deployment))) == [tmp_path / name]
+
+
+def of_folder(folder: Path | str) -> Deployment:
+    """A deployment whose model is that folder."""
+    return Deployment(name="d", model=Model(path=str(folder), served_name="m"), plugins=(StandIn(),))
+
+
+@pytest.mark.fault("a model's folder holds pipes, sockets and devices", area="a snapshot's identity", outcome="held")
+def test_what_is_no_regular_file_is_no_part_of_a_model(tmp_path: Path) -> None:
+    """It would be read without end; a link to one is none either, and neither is a link that leads in a circle."""
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "random.bin").symlink_to("/dev/urandom")
+    (tmp_path / "circle.bin").symlink_to("circle.bin")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "door.bin"))
+        found = list(model_files(of_folder(tmp_path), _recipe(of_folder(tmp_path))))
+    assert found == [tmp_path / "config.json"]
+
+
+@pytest.mark.fault("the model's path is a folder of anything", area="a snapshot's identity", outcome="refused")
+def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number of files, by time and by bytes; the error names the folder and the field. Nothing is read before."""
+    for number in range(6):
+        (tmp_path / f"{number}.bin").write_bytes(bytes(100))
+    deployment = of_folder(tmp_path)
+    recipe = _recipe(deployment)
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MOST_MODEL_ENTRIES", 5)
+        with pytest.raises(SnapshotError, match=rf"{tmp_path} holds more than 5 files and folders.*Model\.path"):
+            list(model_files(deployment, recipe))
+        with pytest.raises(SnapshotError, match="holds more than 5 files and folders"):
+            check_before_start(deployment, tmp_path / "kept")
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MODEL_TIMEOUT_S", -1.0)
+        with pytest.raises(SnapshotError, match=rf"{tmp_path} was not looked through in -1 s.*Model\.path"):
+            list(model_files(deployment, recipe))
+    with monkeypatch.context() as small:
+        small.setattr(outside, "_MOST_BYTES", 599)
+        with pytest.raises(SnapshotError, match=r"The 6 files .* too many .*Model\.path"):
+            noted({}, model_files(deployment, recipe), [])
+    assert len(noted({}, model_files(deployment, recipe), [])) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the model's path is the whole machine", area="a snapshot's identity", outcome="refused")
+def test_the_whole_machine_is_no_model() -> None:
+    """Model(path="/") by mistake: an error in seconds, and no file of the kernel's own file systems is looked at."""
+    began, seen = time.monotonic(), list[str]()
+    with contextlib.suppress(SnapshotError):
+        seen.extend(str(file) for file in model_files(of_folder("/"), _recipe(of_folder("/"))))
+    assert time.monotonic() - began < 65
+    assert [name for name in seen if name.startswith(("/proc/", "/sys/", "/dev/"))] == []
+
+
+@pytest.mark.fault(
+    "a plugin in a file beside the app is replaced after a capture", area="a snapshot's identity", outcome="refused"
+)
+def test_a_plugin_that_is_one_file_is_noted(tmp_path: Path) -> None:
+    """As `from my_engine import MyEngine` in an app file finds it."""
+    neighbour = tmp_path / "one_file_engine.py"
+    neighbour.write_text("from torpor.testing import StandIn\n\n\nclass Mine(StandIn):\n    pass\n")
+    app = tmp_path / "one_file_app.py"
+    app.write_text(
+        "from one_file_engine import Mine\nfrom torpor import Deployment, Model\n\n"
+        "deployment = Deployment(name='d', model=Model(path='/m', served_name='m'), plugins=(Mine(),))\n"
+    )
+    assert list(plugin_files(load_deployment(str(app)))) == [neighbour]

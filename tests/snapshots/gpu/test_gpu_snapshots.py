@@ -1,0 +1,506 @@
+"""Whole snapshots of an engine on a GPU: the stand-in engine and driver, real sandboxes, the real CRIU.
+
+The engine's three processes hold a device file each, open and mapped, with memory of their own in it (`tests.snapshots.nvidia`).
+What the real driver does with real memory is in `test_real_gpu.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.snapshots.conftest import refuse, wait_for
+from tests.snapshots.kept import chat, engines_on, free_port
+from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
+from tests.snapshots.nvidia.process import pattern
+from torpor import SnapshotError
+from torpor.app_file import load_deployment
+from torpor.platforms.local.replicas import begin_sandbox, bring_back
+from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snapshot
+from torpor.snapshots.criu.run import PREFIX_VARIABLE, Criu
+from torpor.snapshots.gpu import calls as cuda_run
+from torpor.snapshots.gpu import checkpoint as cuda
+from torpor.snapshots.sandbox.engine import SandboxEngine
+from torpor.snapshots.store import host_memory
+from torpor.snapshots.store.gpu_state import Gpu
+from torpor.snapshots.store.manifest import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.snapshots.store.manifest import Manifest
+
+pytestmark = [
+    pytest.mark.criu,
+    pytest.mark.skipif(os.geteuid() != 0, reason="snapshots of a deployment with a GPU are made as root"),
+]
+
+_APP = f"""
+from dataclasses import dataclass
+from torpor import Deployment, Model
+from torpor.testing import StandIn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGpu(StandIn):
+    options: tuple[str, ...] = ()
+
+    def engine_argv(self, deployment, recipe):
+        python, _, _, *rest = super().engine_argv(deployment, recipe)
+        return (python, {str(PROGRAM)!r}, {{libcuda!r}}, "standin", *rest, *self.options)
+
+
+deployment = Deployment(
+    name="on-gpu",
+    model=Model(path={{folder!r}}, served_name="standin"),
+    gpu={{gpu}},
+    plugins=(OnGpu(warmup_requests=1, options={{options}}),),
+    port={{port}},
+    startup_timeout_s=60,
+)
+"""
+
+
+class Machine:
+    """A machine with one GPU, and an app for it."""
+
+    def __init__(self, driver: FakeDriver, folder: Path) -> None:
+        self.driver, self.folder = driver, folder
+        self.port = free_port()
+        self.kept = folder / "kept"
+        self.app = folder / "app" / "on_gpu.py"
+        self.app.parent.mkdir()
+        self.write_app()
+
+    def write_app(self, *options: str, gpu: str | None = "H200") -> None:
+        libcuda, folder = str(self.driver.libcuda), str(self.app.parent)
+        self.app.write_text(_APP.format(libcuda=libcuda, folder=folder, gpu=repr(gpu), options=options, port=self.port))
+
+    def server(self, *, leave_running: bool = False) -> LocalServer:
+        backend = CriuBackend(
+            folder=self.kept,
+            app_file=self.app,
+            leave_running=leave_running,
+            public=False,
+            gpu_devices=self.driver.devices,
+        )
+        return LocalServer(load_deployment(str(self.app)), backend=backend)
+
+    def capture(self) -> Manifest:
+        """Start, sleep, keep, end."""
+        server = self.server()
+        try:
+            server.cold_start()
+            server.sleep()
+        finally:
+            server.stop()
+        assert engines_on(self.port) == []
+        return read_manifest(self.kept)
+
+    def pids(self, server: LocalServer) -> list[int]:
+        """The processes on the GPU, by their pids inside: server, scheduler, detokenizer."""
+        engine = server.boot.running_engine
+        assert isinstance(engine, SandboxEngine)
+        return [one.pid for one in cuda.holders(engine.sandbox, self.driver.devices)]
+
+    def on_gpu(self, *pids: int) -> list[bool]:
+        """Whether each process has its memory on the GPU."""
+        return [self.driver.on_gpu(pid) == pattern(pid) for pid in pids]
+
+
+@pytest.fixture
+def machine(
+    driver: FakeDriver,
+    criu: Criu,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Machine]:
+    """See `Machine`; nothing of it runs afterwards."""
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path_factory.mktemp("c")))
+    if "root" in criu.program.parts:  # a private prefix: <prefix>/root/usr/sbin/criu
+        monkeypatch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
+    if reasons := CriuBackend(mode="root").available():
+        refuse("; ".join(reasons))
+    there = Machine(driver, tmp_path)
+    yield there
+    assert engines_on(there.port) == []
+
+
+def test_a_copy_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machine) -> None:
+    """Create, restore, ask: every process is off the GPU in the snapshot and on it in the copy; root without being asked."""
+    manifest = machine.capture()
+    assert manifest.mode == "root"
+    assert manifest.gpu is not None
+    pids = [one.pid for one in manifest.gpu.processes]
+    assert len(pids) == 3
+    assert pids[0] == 1000
+    assert all("process.py" in one.command for one in manifest.gpu.processes)
+    assert all(one.lock_s > 0 and one.checkpoint_s > 0 for one in manifest.gpu.processes)
+    assert manifest.gpu.memory == {UUID: 3 * MEMORY_BYTES}
+    assert manifest.machine.driver == "580.159.04"
+    assert manifest.machine.gpus == (Gpu(uuid=UUID, name="NVIDIA H200", memory_mib=143771, compute_capability="9.0"),)
+    assert [stage.seconds > 0 for stage in manifest.stages if stage.stage == "capture_cuda"] == [True]
+    assert machine.on_gpu(*pids) == [False] * 3
+    port = free_port()
+    copies = restore_snapshot(machine.kept, port=port)
+    try:
+        assert machine.on_gpu(*pids) == [True] * 3
+        assert chat(port) == chat(port)
+        (copy,) = copies.serving
+        assert copy.replica.cuda is not None
+        assert [one.pid for one in copy.replica.cuda.processes] == pids
+        assert all(one.restore_s > 0 and one.unlock_s > 0 for one in copy.replica.cuda.processes)
+        assert copy.replica.cuda_s == copy.replica.cuda.seconds > 0
+    finally:
+        copies.stop()
+
+
+def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machine: Machine) -> None:
+    """As `torpor up --snapshot` does; the snapshot beside it is whole."""
+    server = machine.server(leave_running=True)
+    try:
+        server.start()
+        pids = machine.pids(server)
+        assert len(pids) == 3
+        assert machine.on_gpu(*pids) == [True] * 3
+        assert read_manifest(machine.kept).gpu is not None
+    finally:
+        server.stop()
+    copies = restore_snapshot(machine.kept, port=free_port())
+    copies.stop()
+
+
+def test_io_uring_is_denied_to_the_engine_alone(machine: Machine) -> None:
+    """By a filter on its tree (seccomp, mode 2); the machine's own setting and this process are as before."""
+    setting = Path("/proc/sys/kernel/io_uring_disabled")
+    before = setting.read_text() if setting.exists() else ""
+    server = machine.server()
+    try:
+        server.cold_start()
+        assert "\nSeccomp:\t2" in Path(f"/proc/{server.boot.running_engine.pid}/status").read_text()
+    finally:
+        server.stop()
+    assert (setting.read_text() if setting.exists() else "") == before
+    assert "\nSeccomp:\t0" in Path("/proc/self/status").read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "said"),
+    [
+        ("lock", 600, "cuCheckpointProcessLock: CUDA_ERROR_NOT_READY: words for error 600"),
+        ("checkpoint", 801, "cuCheckpointProcessCheckpoint: CUDA_ERROR_NOT_SUPPORTED: words for error 801"),
+    ],
+)
+def test_a_checkpoint_that_fails_leaves_the_original_asleep_and_usable(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, call: str, code: int, said: str
+) -> None:
+    """The message names process, call and the driver's words; nothing is on the disk; the original wakes and serves."""
+    server = machine.server()
+    try:
+        server.cold_start()
+        _, _, failing = machine.pids(server)
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", f"{call}:{failing}={code}")
+        with pytest.raises(SnapshotError) as error:
+            server.sleep()
+        assert said in str(error.value)
+        assert f"pid {failing} (" in str(error.value)
+        assert "sleeps on as before" in str(error.value)
+        assert not machine.kept.exists()
+        monkeypatch.delenv("TORPOR_FAKE_CUDA")
+        assert machine.on_gpu(*machine.pids(server)) == [True] * 3
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_what_cannot_be_put_back_ends_the_sandbox_and_the_message_says_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half suspended stays."""
+    server = machine.server()
+    try:
+        server.cold_start()
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", f"checkpoint:{machine.pids(server)[1]}=801,restore:1000=304")
+        with pytest.raises(SnapshotError) as error:
+            server.sleep()
+        assert "could not be put back, so the sandbox was ended" in str(error.value)
+        assert "pid 1000 (" in str(error.value).partition("could not be put back")[2]
+        assert engines_on(machine.port) == []
+        assert not machine.kept.exists()
+    finally:
+        server.stop()
+
+
+def test_a_hanging_checkpoint_is_given_up_and_the_sandbox_ended(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver has done by then cannot be told."""
+    monkeypatch.setattr(cuda_run, "_MOVE_S", 0.5)
+    monkeypatch.setattr(cuda_run, "_GRACE_S", 2.0)
+    server = machine.server()
+    try:
+        server.cold_start()
+        pid = machine.pids(server)[1]
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", f"checkpoint:{pid}=hang")
+        with pytest.raises(SnapshotError) as error:
+            server.sleep()
+        assert f"pid {pid} (" in str(error.value)
+        assert "cuCheckpointProcessCheckpoint: TIMEOUT: it did not come back within" in str(error.value)
+        assert "so the sandbox was ended" in str(error.value)
+        assert engines_on(machine.port) == []
+    finally:
+        server.stop()
+
+
+def test_a_driver_that_crashes_the_program_ends_the_sandbox(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no answer then; its exit code is told."""
+    server = machine.server()
+    try:
+        server.cold_start()
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", "checkpoint:1000=crash")
+        with pytest.raises(SnapshotError, match=r"ended with code -11 and no answer, so the sandbox was ended"):
+            server.sleep()
+        assert engines_on(machine.port) == []
+    finally:
+        server.stop()
+
+
+def test_a_dump_that_fails_puts_the_original_back_on_its_gpu(machine: Machine) -> None:
+    """CRIU stops at something that it cannot dump; the original wakes and serves."""
+    machine.write_app("--undumpable")
+    server = machine.server()
+    try:
+        server.cold_start()
+        with pytest.raises(SnapshotError, match="CRIU's dump of sandbox"):
+            server.sleep()
+        assert not machine.kept.exists()
+        assert machine.on_gpu(*machine.pids(server)) == [True] * 3
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_a_dump_and_a_way_back_that_both_fail_are_both_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU's reason first, then what was lost and why."""
+    machine.write_app("--undumpable")
+    server = machine.server()
+    try:
+        server.cold_start()
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", "restore:1000=304")
+        with pytest.raises(SnapshotError) as error:
+            server.sleep()
+        first, _, second = str(error.value).partition("And then the original was lost: ")
+        assert "CRIU's dump of sandbox" in first
+        assert "pid 1000 (" in second
+        assert "cuCheckpointProcessRestore: CUDA_ERROR_OPERATING_SYSTEM" in second
+        assert engines_on(machine.port) == []
+    finally:
+        server.stop()
+
+
+def test_a_device_file_that_is_held_after_the_checkpoint_is_named(machine: Machine) -> None:
+    """CRIU would only say 'Can't handle non-regular mapping'; the original is back on its GPU and wakes."""
+    machine.write_app("--keep")
+    server = machine.server()
+    try:
+        server.cold_start()
+        with pytest.raises(SnapshotError) as error:
+            server.sleep()
+        assert "still processes with device files of the driver" in str(error.value)
+        assert str(machine.driver.device) in str(error.value)
+        assert machine.on_gpu(*machine.pids(server)) == [True] * 3
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_too_little_host_memory_is_said_before_anything_is_touched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is moved and what is available; the driver was not called at all."""
+    server = machine.server()
+    try:
+        server.cold_start()
+        monkeypatch.setattr(host_memory, "available_bytes", lambda: 1_000_000)
+        monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=999")
+        with pytest.raises(SnapshotError, match=r"moves 0\.00 GB .* 0\.00 GB are available .* Nothing was changed"):
+            server.sleep()
+        assert machine.on_gpu(*machine.pids(server)) == [True] * 3
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says process, call and what to do; the snapshot stays good."""
+    machine.capture()
+    monkeypatch.setenv("TORPOR_FAKE_CUDA", "restore:1000=2")
+    with pytest.raises(SnapshotError) as error:
+        restore_snapshot(machine.kept, port=free_port())
+    assert "pid 1000 (" in str(error.value)
+    assert "cuCheckpointProcessRestore: CUDA_ERROR_OUT_OF_MEMORY" in str(error.value)
+    assert "The sandbox was ended" in str(error.value)
+    assert engines_on(machine.port) == []
+    monkeypatch.delenv("TORPOR_FAKE_CUDA")
+    restore_snapshot(machine.kept, port=free_port()).stop()
+
+
+def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is initialised beside CRIU's work; that it failed is told once CRIU is done."""
+    machine.capture()
+    monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
+    with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*are there /dev/nvidia"):
+        restore_snapshot(machine.kept, port=free_port())
+    assert engines_on(machine.port) == []
+
+
+def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwards(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 5.5; the copy serves all the same."""
+    machine.capture()
+    monkeypatch.setattr(cuda, "_SET_TID", (999, 0))
+    port = free_port()
+    copies = restore_snapshot(machine.kept, port=port)
+    try:
+        assert chat(port)
+    finally:
+        copies.stop()
+
+
+def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine: Machine, criu: Criu) -> None:
+    """CRIU's reason is told, and nothing is left of the sandbox."""
+    manifest = machine.capture()
+    (machine.kept / "images" / "pstree.img").unlink()
+    with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
+        bring_back(machine.kept, manifest, criu=criu, begun=begin_sandbox(manifest, "lost"))
+    assert wait_for(lambda: not _calls_running())
+
+
+def _calls_running() -> list[Path]:
+    """Processes of this test that make the driver's calls, or wait to make them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text()
+            if "cuda_calls.py" in command and os.environ["TORPOR_CACHE"] in command:
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("TORPOR_FAKE_DRIVER", "580.95.05", "made on NVIDIA driver 580.159.04; here it is 580.95.05"),
+        ("TORPOR_FAKE_GPU", "", "made on GPUs 1 x NVIDIA H200; here it is none"),
+        (
+            "TORPOR_FAKE_GPU",
+            f"{UUID}|NVIDIA H200|143000|9.0",
+            "memory of its GPU GPU-11111111-2222-3333-4444-555555555555 was",
+        ),
+        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H100|143771|9.0", "was NVIDIA H200; here it is NVIDIA H100"),
+        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H200|143771|9.1", "was 9.0; here it is 9.1"),
+        (
+            "TORPOR_FAKE_GPU",
+            "GPU-2|NVIDIA H200|143771|9.0",
+            "which has GPU-2 (NVIDIA H200); a restore onto another GPU",
+        ),
+    ],
+)
+def test_another_driver_or_gpu_is_refused_before_anything_is_touched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """Each difference is a reason."""
+    machine.capture()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SnapshotError) as error:
+        restore_snapshot(machine.kept, port=free_port())
+    assert said in str(error.value)
+    assert "Nothing was restored" in str(error.value)
+
+
+def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> None:
+    """A restore that runs out of it cannot be repeated in the same process, so it is not begun; every copy counts."""
+    manifest = machine.capture()
+    assert manifest.gpu is not None
+    (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))
+    with pytest.raises(SnapshotError, match=r"has 4 MiB free and 6 MiB are needed"):
+        restore_snapshot(machine.kept, port=free_port(), replicas=2)
+    restore_snapshot(machine.kept, port=free_port(), replicas=1).stop()
+
+
+def test_the_commands_tell_what_the_driver_took(machine: Machine) -> None:
+    """`torpor snapshot restore --json` and `inspect`."""
+    machine.capture()
+    torpor = [sys.executable, "-m", "torpor.cli", "snapshot"]
+    inspected = subprocess.run(
+        [*torpor, "inspect", str(machine.kept)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "1000 lock 0." in inspected.stdout
+    assert "driver 580.159.04" in inspected.stdout
+    port = str(free_port())
+    with subprocess.Popen(
+        [*torpor, "restore", str(machine.kept), "--port", port, "--json"], stdout=subprocess.PIPE, text=True
+    ) as restored:
+        assert restored.stdout is not None
+        told = json.loads(restored.stdout.readline())
+        restored.terminate()
+    (replica,) = told["replicas"]
+    assert replica["cuda_s"] > 0
+    assert len(replica["cuda"]) == 3
+    assert replica["cuda"][0]["pid"] == 1000
+    assert all(one["restore_s"] > 0 for one in replica["cuda"])
+
+
+def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine: Machine) -> None:
+    """Its restore would forget the GPU; the engine can be woken."""
+    machine.write_app(gpu=None)
+    server = machine.server()
+    try:
+        server.cold_start()
+        with pytest.raises(SnapshotError, match=r"names no GPU, but processes of its engine hold one"):
+            server.sleep()
+        server.wake()
+    finally:
+        server.stop()
+
+
+def test_rootless_and_a_gpu_are_refused_with_the_reason(machine: Machine) -> None:
+    """Untried; standby is offered. Found before anything is started."""
+    deployment = load_deployment(str(machine.app))
+    backend = CriuBackend(mode="rootless")
+    (reason,) = backend.available(deployment)
+    assert "untried" in reason
+    assert "--backend standby" in reason
+    with pytest.raises(SnapshotError, match="untried"):
+        backend.prepare(deployment)
+    assert backend.available(replace(deployment, gpu=None, gpu_snapshot=None)) == ()
+
+
+def test_an_old_driver_is_refused_before_anything_is_started(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint functions came with 570."""
+    monkeypatch.setenv("TORPOR_FAKE_DRIVER", "550.54.15")
+    with pytest.raises(SnapshotError, match=r"the NVIDIA driver is 550\.54\.15: update it to 570 or newer"):
+        machine.server()
+
+
+def test_a_snapshot_of_the_former_format_is_refused_with_the_reason(machine: Machine) -> None:
+    """It says nothing of GPUs."""
+    machine.capture()
+    content = json.loads((machine.kept / MANIFEST).read_text())
+    (machine.kept / MANIFEST).write_text(json.dumps({**content, "schema": 1}))
+    with pytest.raises(SnapshotError, match="in format 1; this is Torpor"):
+        restore_snapshot(machine.kept, port=free_port())
+    shutil.rmtree(machine.kept)

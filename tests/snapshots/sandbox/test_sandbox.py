@@ -1,0 +1,650 @@
+"""`torpor.snapshots.sandbox.sandbox`: what is private to a replica, how its tree starts, and how all of it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.conftest import is_running
+from tests.snapshots.conftest import exists, wait_for
+from torpor import ConfigurationError, SnapshotError
+from torpor.snapshots.sandbox.first_process import FirstProcess
+from torpor.snapshots.sandbox.sandbox import FIRST_PID, BegunSandbox, Clock, Sandbox
+
+if TYPE_CHECKING:
+    from tests.snapshots.conftest import MakeSandbox
+    from torpor.snapshots.sandbox.sandbox import Mode
+
+pytestmark = pytest.mark.criu
+
+ENV = {"PATH": os.environ["PATH"]}
+SERVE_NAME = """
+import os, pathlib, socket, sys
+shared = pathlib.Path("/dev/shm/same-name")
+assert not shared.exists()
+shared.write_text(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 8000))
+print("up", flush=True)
+while True:
+    connection, _ = listener.accept()
+    connection.sendall(f"{shared.read_text()} {os.getpid()}".encode())
+    connection.close()
+"""
+"""Listens where every replica listens, and answers with what it alone wrote."""
+
+
+def python(sandbox: Sandbox, code: str, *arguments: str, **options: object) -> None:
+    """Start a Python program as the sandbox's tree."""
+    sandbox.spawn([sys.executable, "-c", textwrap.dedent(code), *arguments], env=ENV, **options)  # type: ignore[arg-type]
+
+
+def said(sandbox: Sandbox, count: int = 1) -> tuple[str, ...]:
+    """Wait for so many lines of output."""
+    lines = wait_for(lambda: tail if len(tail := sandbox.log_tail()) >= count else ())
+    assert lines, f"nothing said; ended with {sandbox.poll()}: {sandbox.log_tail()}"
+    return lines
+
+
+def answer(sandbox: Sandbox) -> str:
+    """What the server on port 8000 says."""
+    with sandbox.connect(8000, timeout_s=2.0) as connection:
+        return connection.recv(1000).decode()
+
+
+def test_the_tree_is_led_by_pid_1000_in_a_session_of_its_own(sandbox: Sandbox) -> None:
+    """CRIU needs the very pids of the dump at a restore: they lie above all that runs before the tree."""
+    python(sandbox, "import os; print(os.getpid(), os.getsid(0), os.getpgrp(), os.getppid(), flush=True)")
+    assert said(sandbox) == (f"{FIRST_PID} {FIRST_PID} {FIRST_PID} 1",)
+
+
+def test_a_sandbox_has_one_tree(sandbox: Sandbox) -> None:
+    """A second tree could not have pid 1000, running or ended."""
+    python(sandbox, "import time; print('up', flush=True); time.sleep(60)")
+    with pytest.raises(SnapshotError, match="second tree"):
+        python(sandbox, "pass")
+    sandbox.signal_tree(signal.SIGKILL)
+    assert sandbox.wait(5.0) == -signal.SIGKILL
+    with pytest.raises(SnapshotError, match="second tree"):
+        python(sandbox, "pass")
+
+
+def test_two_sandboxes_share_neither_ports_nor_shared_memory(make_sandbox: MakeSandbox) -> None:
+    """The same port, pid and shared-memory name exist in both; neither sees the other's, the host neither of them."""
+    replicas = {name: make_sandbox(name) for name in ("first", "second")}
+    for name, replica in replicas.items():
+        python(replica, SERVE_NAME, name)
+        said(replica)
+    assert {name: answer(replica) for name, replica in replicas.items()} == {
+        "first": f"first {FIRST_PID}",
+        "second": f"second {FIRST_PID}",
+    }
+    assert not Path("/dev/shm/same-name").exists()
+
+
+def test_the_scratch_folder_is_private_and_stays_empty_outside(make_sandbox: MakeSandbox, scratch: Path) -> None:
+    """What a replica writes to TMPDIR is seen by nobody else."""
+    first, second = make_sandbox("first"), make_sandbox("second")
+    code = "import os, tempfile; print(tempfile.mkstemp(prefix='own')[1], sorted(os.listdir(os.environ['TMPDIR'])))"
+    for replica in (first, second):
+        python(replica, code)
+        assert replica.wait(5.0) == 0
+        (line,) = replica.log_tail()
+        assert line.startswith(f"{scratch}/tmp/own")
+        assert line.count("own") == 2
+    assert list(scratch.iterdir()) == []
+
+
+def test_more_folders_can_be_private(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """Whatever path an engine writes to without asking TMPDIR can be given to each replica alone."""
+    (tmp_path / "hidden").touch()
+    sandbox = make_sandbox(private=[tmp_path])
+    assert sandbox.run(["ls", str(tmp_path)], timeout_s=5.0).output == "scratch\n"
+    assert sandbox.run(["touch", f"{tmp_path}/new"], timeout_s=5.0).code == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tree_cannot_reach_the_host_over_the_network(sandbox: Sandbox) -> None:
+    """The network namespace holds `lo` alone, so no connection can lead outside at a dump."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        python(
+            sandbox,
+            """
+            import os, socket, sys
+            print([name for _, name in socket.if_nameindex()])
+            for host in ("127.0.0.1", "192.0.2.1"):
+                try:
+                    socket.create_connection((host, int(sys.argv[1])), timeout=2)
+                except OSError as error:
+                    print(error.errno)
+            """,
+            str(port),
+        )
+        assert sandbox.wait(10.0) == 0
+    assert sandbox.log_tail() == ("['lo']", str(errno.ECONNREFUSED), str(errno.ENETUNREACH))
+
+
+def test_nothing_from_outside_is_open_in_the_tree(sandbox: Sandbox) -> None:
+    """Standard input is /dev/null and output the log, appended to; every other descriptor was asked for."""
+    with Path("/dev/null").open() as some:
+        os.set_inheritable(some.fileno(), True)
+        python(
+            sandbox,
+            """
+            import fcntl, os
+            for number in range(3, 1000):
+                try:
+                    print(number, os.readlink(f"/proc/self/fd/{number}"))
+                except OSError:
+                    pass
+            for number in range(3):
+                print(number, os.readlink(f"/proc/self/fd/{number}"), bool(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND))
+            """,
+        )
+        assert sandbox.wait(5.0) == 0
+    assert sandbox.log_tail() == ("0 /dev/null False", f"1 {sandbox.log} True", f"2 {sandbox.log} True")
+
+
+def test_a_document_is_handed_over_as_an_unlinked_private_file(sandbox: Sandbox, scratch: Path) -> None:
+    """The guard's boot document has no name in the sandbox and no end outside of it."""
+    code = "import os; print(os.read(7, 100), os.readlink('/proc/self/fd/7'), os.listdir(os.environ['TMPDIR']))"
+    python(sandbox, code, files={7: b"the document"})
+    assert sandbox.wait(5.0) == 0
+    (line,) = sandbox.log_tail()
+    assert line == f"b'the document' {scratch}/tmp/.7 (deleted) []"
+
+
+def test_the_environment_is_the_given_one(sandbox: Sandbox) -> None:
+    """No variable of ours goes into a snapshot unasked."""
+    sandbox.spawn(["env"], env={"PATH": ENV["PATH"], "GIVEN": "1"})
+    assert sandbox.wait(5.0) == 0
+    assert sorted(sandbox.log_tail()) == ["GIVEN=1", f"PATH={ENV['PATH']}", f"TMPDIR={sandbox.scratch}/tmp"]
+
+
+def test_the_working_folder_can_be_chosen(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The scratch folder is only the default."""
+    sandbox.spawn(["pwd"], env=ENV, cwd=tmp_path)
+    assert sandbox.wait(5.0) == 0
+    assert sandbox.log_tail() == (str(tmp_path),)
+
+
+def test_ignored_signals_are_not_inherited(sandbox: Sandbox) -> None:
+    """Python ignores SIGPIPE; a program that it starts must not."""
+    told = [sandbox.run(["cat", "/proc/self/status"], timeout_s=5.0).output]
+    sandbox.spawn(["cat", "/proc/self/status"], env=ENV)
+    assert sandbox.wait(5.0) == 0
+    told.append("\n".join(sandbox.log_tail()))
+    glibcs_own = 1 << 31 | 1 << 32  # signals 32 and 33: no program can set them; ignored in whatever `make` starts
+    assert [int(status.partition("SigIgn:")[2].split()[0], 16) & ~glibcs_own for status in told] == [0, 0]
+    assert all("SigBlk:\t0000000000000000" in status for status in told)
+
+
+@pytest.mark.parametrize(
+    ("argv", "seen"), [(["no-such-program"], "No such file"), (["/etc/passwd"], "Permission denied")]
+)
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_program_that_cannot_be_run_is_an_error(sandbox: Sandbox, argv: list[str], seen: str, filtered: bool) -> None:
+    """The message names it."""
+    with pytest.raises(ConfigurationError, match=f"could not start {argv[0]}: ({seen}|there is no such program)"):
+        sandbox.spawn(argv, env=ENV, filtered=filtered)
+    assert sandbox.poll() is None
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 11)", -signal.SIGSEGV)])
+def test_the_end_of_the_leader_is_told_at_once(sandbox: Sandbox, end: str, code: int) -> None:
+    """Within 100 ms, with its exit code, to whoever waits, polls or selects."""
+    python(sandbox, f"import os, sys, time; print(time.monotonic(), flush=True); time.sleep(0.2); {end}")
+    assert sandbox.poll() is None
+    assert sandbox.wait(0.01) is None
+    ready, _, _ = select.select([sandbox], [], [], 5.0)
+    told = time.monotonic()
+    assert ready == [sandbox]
+    assert sandbox.poll() == code
+    assert sandbox.wait(0.0) == code
+    assert select.select([sandbox], [], [], 1.0)[0] == [sandbox]
+    assert told - float(said(sandbox)[0]) < 0.2 + 0.1 + 0.1  # the last for a program that is slow to die
+    assert sandbox.alive
+
+
+def test_the_leader_does_not_die_alone(sandbox: Sandbox) -> None:
+    """Workers that are left over would keep requests hanging; they are killed with it, daemons included."""
+    python(
+        sandbox,
+        """
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(60)
+        print("up", flush=True)
+        time.sleep(0.1)
+        """,
+    )
+    said(sandbox)
+    assert len(sandbox.host_pids()) == 5
+    assert sandbox.wait(5.0) == 0
+    assert wait_for(lambda: list(sandbox.host_pids()) == [1])
+
+
+def test_orphans_are_reaped(sandbox: Sandbox) -> None:
+    """Pid 1 leaves no zombie: a pid that is still taken would break a restore."""
+    python(
+        sandbox,
+        """
+        import os, time
+        for _ in range(20):
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    os._exit(0)
+                os._exit(0)
+        while True:
+            try:
+                os.wait()
+            except ChildProcessError:
+                break
+        print("done", flush=True)
+        time.sleep(60)
+        """,
+    )
+    said(sandbox)
+    assert wait_for(lambda: sorted(sandbox.host_pids()) == [1, FIRST_PID])
+
+
+def test_a_command_runs_beside_the_tree(sandbox: Sandbox) -> None:
+    """Its output and exit code come back; files that it makes are private (umask 077)."""
+    script = "echo out; echo err >&2; touch $0/new; stat -c %a $0/new; exit 5"
+    finished = sandbox.run(["sh", "-c", script, str(sandbox.scratch)], timeout_s=5.0)
+    assert (finished.code, finished.output) == (5, "out\nerr\n600\n")
+    assert sandbox.run(["sh", "-c", "kill -9 $$"], timeout_s=5.0).code == -signal.SIGKILL
+    with pytest.raises(ConfigurationError, match="no-such-program"):
+        sandbox.run(["no-such-program"], timeout_s=5.0)
+
+
+def test_a_command_is_killed_at_its_deadline_with_all_that_it_started(sandbox: Sandbox) -> None:
+    """Nothing of it goes on in the sandbox, and the sandbox serves on."""
+    with pytest.raises(TimeoutError):
+        sandbox.run(["sh", "-c", "sleep 60 & sleep 60"], timeout_s=0.2)
+    assert wait_for(lambda: list(sandbox.host_pids()) == [1])
+    assert sandbox.run(["true"], timeout_s=5.0).code == 0
+
+
+def test_the_end_of_the_tree_spares_commands(sandbox: Sandbox) -> None:
+    """CRIU ends a dumped tree by itself and still has to write its last files then."""
+    python(sandbox, "print('up', flush=True); import time; time.sleep(60)")
+    said(sandbox)
+    finished = sandbox.run(["sh", "-c", f"kill -9 {FIRST_PID}; sleep 0.3; echo alive"], timeout_s=5.0)
+    assert finished.output == "alive\n"
+    assert sandbox.poll() == -signal.SIGKILL
+
+
+def test_many_threads_may_use_a_sandbox_at_once(sandbox: Sandbox) -> None:
+    """Sockets, commands and signals from eight threads; each gets its own answer."""
+    python(sandbox, SERVE_NAME, "own")
+    said(sandbox)
+    wrong = []
+
+    def use(number: int) -> None:
+        for _ in range(10):
+            seen = (answer(sandbox), sandbox.run(["echo", str(number)], timeout_s=10.0).output)
+            if seen != (f"own {FIRST_PID}", f"{number}\n"):
+                wrong.append(seen)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_large_environment_passes(sandbox: Sandbox) -> None:
+    """A request may be larger than a socket's buffer."""
+    env = {**ENV, **{f"LARGE_{number}": "x" * 100_000 for number in range(6)}}
+    sandbox.spawn(["sh", "-c", "echo ${#LARGE_5}"], env=env)
+    assert sandbox.wait(5.0) == 0
+    assert sandbox.log_tail() == ("100000",)
+
+
+def test_killing_leaves_nothing(make_sandbox: MakeSandbox) -> None:
+    """Every process is gone when `kill` returns, those that ignore signals and left the session too; so are the mounts."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    sandbox = make_sandbox()
+    python(
+        sandbox,
+        """
+        import os, signal, time
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                break
+        print("up", flush=True)
+        while True:
+            time.sleep(1)
+        """,
+    )
+    said(sandbox, 4)
+    pids = list(sandbox.host_pids().values())
+    assert len(pids) == 5
+    outer = int(Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    sandbox.kill()
+    assert [pid for pid in (*pids, outer) if Path(f"/proc/{pid}").exists()] == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    sandbox.kill()
+    assert sandbox.poll() == -signal.SIGKILL
+    assert sandbox.log_tail() == ("up",) * 4
+    assert not sandbox.alive
+
+
+def test_another_sandbox_is_not_taken_for_a_rest_of_one_that_ended(make_sandbox: MakeSandbox) -> None:
+    """The kernel gives a namespace's number to the next one; a sandbox holds its own until it has looked for rests."""
+    first = make_sandbox("first")
+    os.kill(first.pid, signal.SIGKILL)
+    assert wait_for(lambda: not first.alive)
+    others = [make_sandbox(f"other-{number}") for number in range(3)]
+    first.kill(timeout_s=1.0)
+    assert [other.run(["true"], timeout_s=5.0).code for other in others] == [0, 0, 0]
+
+
+def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox) -> None:
+    """A server that restores replicas all day must not run out of them."""
+    make_sandbox().kill()
+    before = sorted(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        sandbox = make_sandbox()
+        sandbox.socket().close()
+        sandbox.run(["true"], timeout_s=5.0)
+        sandbox.kill()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_sandbox_that_is_gone_says_so(sandbox: Sandbox) -> None:
+    """Every request is one clear error, whoever ended it."""
+    os.kill(sandbox.pid, signal.SIGKILL)
+    assert sandbox.wait(5.0) == -signal.SIGKILL
+    assert wait_for(lambda: not sandbox.alive)
+    with pytest.raises(SnapshotError, match="gone"):
+        sandbox.socket()
+    sandbox.kill()
+    with pytest.raises(SnapshotError, match="ended"):
+        sandbox.run(["true"], timeout_s=1.0)
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from torpor.snapshots.sandbox.sandbox import Sandbox
+control = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+sandbox = Sandbox.create("owned", mode=sys.argv[1], scratch=Path(sys.argv[2]), control=control)
+sandbox.spawn(["sleep", "60"], env={"PATH": "/usr/bin:/bin"})
+print(*sandbox.host_pids().values(), flush=True)
+time.sleep(60)
+"""
+
+
+def start_owner(mode: Mode, scratch: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that makes a sandbox; it, and the pids of the sandbox."""
+    argv = [sys.executable, "-c", OWNER, mode, str(scratch), *more]
+    owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout
+    pids = [int(pid) for pid in owner.stdout.readline().split()]
+    owner.stdout.close()
+    assert len(pids) == 2
+    return owner, pids
+
+
+def test_a_sandbox_ends_with_its_owner(mode: Mode, scratch: Path) -> None:
+    """Even SIGKILL, which the owner cannot answer, leaves no replica behind."""
+    owner, pids = start_owner(mode, scratch)
+    owner.kill()
+    owner.wait()
+    assert wait_for(lambda: not any(map(exists, pids)))
+
+
+def test_a_detached_sandbox_outlives_its_owner_and_can_be_taken_over(mode: Mode, scratch: Path, tmp_path: Path) -> None:
+    """Another process attaches, uses and ends it; the control socket goes with it."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    control = folder / "replica"
+    owner, pids = start_owner(mode, scratch, str(control))
+    owner.kill()
+    owner.wait()
+    sandbox = Sandbox.attach(control)
+    try:
+        assert (sandbox.name, sandbox.mode, sandbox.scratch, sandbox.pid) == ("owned", mode, scratch, min(pids))
+        assert sandbox.run(["echo", "hello"], timeout_s=5.0).output == "hello\n"
+        sandbox.close()
+        assert all(map(exists, pids))
+        again = Sandbox.attach(control)
+        assert again.poll() is None
+        again.signal_tree(signal.SIGTERM)
+        assert again.wait(5.0) == -signal.SIGTERM
+    finally:
+        Sandbox.attach(control).kill()
+    assert wait_for(lambda: not any(map(exists, pids)))
+    assert not control.exists()
+    with pytest.raises(SnapshotError, match="No sandbox can be reached"):
+        Sandbox.attach(control)
+
+
+def test_a_control_socket_in_an_open_folder_is_refused(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """Whoever reaches it commands the sandbox."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(SnapshotError, match="chmod 700"):
+        make_sandbox(control=folder / "replica")
+
+
+def test_a_control_path_that_is_taken_is_refused(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """Two replicas cannot share one; long paths are fine."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir(mode=0o700)
+    first = make_sandbox(control=folder / "replica")
+    with pytest.raises(SnapshotError, match="cannot listen"):
+        make_sandbox(control=folder / "replica")
+    assert first.run(["true"], timeout_s=5.0).code == 0
+
+
+def test_the_end_of_the_outer_process_is_the_end_of_all(sandbox: Sandbox) -> None:
+    """The middle process, which only waits, may be killed by mistake."""
+    outer = int(Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(outer, signal.SIGKILL)
+    assert sandbox.wait(5.0) == -signal.SIGKILL
+
+
+def test_a_process_that_did_not_die_is_named(make_sandbox: MakeSandbox) -> None:
+    """`kill` proves its word: a stranger that entered a namespace is reported, not overlooked."""
+    sandbox = make_sandbox()
+    entered = subprocess.Popen(
+        [*_enter(sandbox), "sh", "-c", "echo in; exec sleep 60"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert entered.stdout
+        assert entered.stdout.readline() == "in\n"
+        entered.stdout.close()
+        with pytest.raises(SnapshotError, match=rf"{entered.pid} \(sleep 60\)"):
+            sandbox.kill(timeout_s=0.2)
+    finally:
+        entered.kill()
+        entered.wait()
+    sandbox.kill()
+
+
+def _enter(sandbox: Sandbox) -> list[str]:
+    user = ["--user", "--preserve-credentials"] if sandbox.mode == "rootless" else []
+    return ["nsenter", "--target", str(sandbox.pid), *user, "--ipc"]
+
+
+def test_clocks_begin_where_they_are_told(make_sandbox: MakeSandbox) -> None:
+    """A time namespace hides a reboot from a restored tree: its monotonic clock neither jumps nor runs backwards."""
+    wanted = Clock(monotonic_s=123_456.7, boottime_s=234_567.8)
+    sandbox = make_sandbox(clock=wanted)
+    seen = sandbox.clock()
+    assert 0 <= seen.monotonic_s - wanted.monotonic_s < 5
+    assert 0 <= seen.boottime_s - wanted.boottime_s < 5
+    plain = make_sandbox().clock()
+    assert abs(plain.monotonic_s - time.monotonic()) < 5
+
+
+def test_a_step_that_the_kernel_refuses_is_named(mode: Mode, scratch: Path, tmp_path: Path) -> None:
+    """Here a private folder that cannot be one; nothing is left of the attempt."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SnapshotError, match="refused to furnish the sandbox"):
+        Sandbox.create("one", mode=mode, scratch=scratch, private=[tmp_path / "file"])
+    with pytest.raises(ConfigurationError, match="absolute"):
+        Sandbox.create("one", mode=mode, scratch=Path("relative"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may make any sandbox")
+def test_an_ordinary_user_gets_no_sandbox_of_root(scratch: Path) -> None:
+    """The message names the step that needed privilege."""
+    with pytest.raises(SnapshotError, match="pid, mount, net and ipc namespaces: Operation not permitted"):
+        Sandbox.create("one", mode="root", scratch=scratch)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_sandbox_that_is_not_ready_in_time_is_ended(
+    mode: Mode, scratch: Path, tmp_path: Path, detached: bool
+) -> None:
+    """No wait without a deadline; nothing goes on behind it."""
+    tmp_path.chmod(0o700)
+    name = f"late-{os.getpid()}-{detached}"
+    with pytest.raises(SnapshotError, match="was not ready"):
+        Sandbox.create(
+            name, mode=mode, scratch=scratch, control=tmp_path / "control" if detached else None, timeout_s=0.0
+        )
+    assert wait_for(lambda: not [pid for pid in psutil.pids() if name in _command(pid)])
+    assert not (tmp_path / "control").exists()
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_denied_io_uring_answers_as_if_the_kernel_had_none(sandbox: Sandbox) -> None:
+    """ENOSYS makes libuv and others fall back to epoll, which CRIU can dump."""
+    python(
+        sandbox,
+        """
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(os.getpid(), libc.syscall(425, 4, ctypes.create_string_buffer(120)), ctypes.get_errno())
+        """,
+        filtered=True,
+    )
+    assert sandbox.wait(5.0) == 0
+    assert sandbox.log_tail() == (f"{FIRST_PID} -1 {errno.ENOSYS}",)
+
+
+def test_the_log_keeps_its_last_lines(sandbox: Sandbox) -> None:
+    """Memory is bounded, whatever an engine prints."""
+    python(sandbox, "print('\\n'.join(map(str, range(200_000))))")
+    assert sandbox.wait(10.0) == 0
+    assert sandbox.log_tail(3) == ("199997", "199998", "199999")
+    assert len(sandbox.log_tail()) == 200
+
+
+def test_pids_inside_are_mapped_to_pids_outside(sandbox: Sandbox) -> None:
+    """What a tree costs is measured from outside."""
+    python(sandbox, "import time; print('up', flush=True); time.sleep(60)")
+    said(sandbox)
+    pids = sandbox.host_pids()
+    assert set(pids) == {1, FIRST_PID}
+    assert pids[1] == sandbox.pid
+    assert Path(f"/proc/{pids[FIRST_PID]}/cmdline").read_bytes().startswith(sys.executable.encode())
+
+
+def test_without_a_temporary_folder_no_sandbox_is_made(
+    mode: Mode, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours, not a stray one of the operating system."""
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    with pytest.raises(SnapshotError, match="no folder for its socket"):
+        Sandbox.create("one", mode=mode, scratch=scratch)
+
+
+def test_what_was_begun_can_be_ended_before_it_is_ready(mode: Mode, scratch: Path) -> None:
+    """Its first process is gone, no descriptor stays open, and nobody gets it any more."""
+    before = psutil.Process().num_fds()
+    begun = BegunSandbox("one", mode=mode, scratch=scratch)
+    outer = begun._outer
+    begun.end()
+    begun.end()
+    assert outer.poll() is not None
+    with pytest.raises(SnapshotError, match="'one' was ended before it was ready"):
+        begun.made(Sandbox, timeout_s=10.0)
+    assert psutil.Process().num_fds() == before
+
+
+def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path) -> None:
+    """Whether that comes before the sandbox is ready or after: who waits gets an error or a sandbox that is ended."""
+    before = psutil.Process().num_fds()
+    for number in range(10):
+        begun = BegunSandbox(f"n{number}", mode=mode, scratch=scratch)
+        ender = threading.Timer(number * 0.005, begun.end)
+        ender.start()
+        with contextlib.suppress(SnapshotError), begun.made(Sandbox, timeout_s=10.0) as sandbox:
+            ender.join()
+            assert wait_for(lambda: not sandbox.alive, 5.0)
+        ender.join()
+        assert begun.ended
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_was_started_before_makes_the_sandbox(mode: Mode, scratch: Path) -> None:
+    """What it is to make is said later; the sandbox is as any other, and ends as any other."""
+    before = psutil.Process().num_fds()
+    with FirstProcess("early") as first:
+        begun = BegunSandbox("one", mode=mode, scratch=scratch, first=first)
+    with begun.made(Sandbox, timeout_s=10.0) as sandbox:
+        assert sandbox.name == "one"
+        assert sandbox.run([sys.executable, "-c", "print(1)"], timeout_s=20.0).output == "1\n"
+    assert first.process.poll() is not None
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_nobody_told_what_to_make_is_ended(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    """With the block in which it was started, and with a sandbox that cannot be begun; no descriptor stays open."""
+    before = psutil.Process().num_fds()
+    with FirstProcess("early") as first:
+        assert first.process.poll() is None
+    assert first.process.poll() is not None
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    first = FirstProcess("early")
+    with pytest.raises(SnapshotError, match="no folder for its socket"):
+        BegunSandbox("one", mode="rootless", scratch=scratch, first=first)
+    assert first.process.poll() is not None
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_process_that_nobody_told_what_to_make_ends_with_its_owner() -> None:
+    """Also with one that was killed."""
+    program = (
+        "import time; from torpor.snapshots.sandbox.first_process import FirstProcess\n"
+        "print(FirstProcess('early').process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        first = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+    assert wait_for(lambda: not is_running(first), 10.0)

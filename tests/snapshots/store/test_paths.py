@@ -1,0 +1,146 @@
+"""`torpor.snapshots.store.paths`: the working folders of replicas, in a cache that others use as well."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor import SnapshotError
+from torpor.snapshots.store.paths import CACHE_VARIABLE, release_work_folder, work_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONG_AGO = (1, 1)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of working folders in a cache of the test's own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "run"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def stray_file(run: Path) -> Path:
+    """A file."""
+    (run / "x").write_text("")
+    return run / "x"
+
+
+def stray_name(run: Path) -> Path:
+    """A folder that is called otherwise."""
+    (run / "notes-of-mine").mkdir()
+    return run / "notes-of-mine"
+
+
+def named_file(run: Path) -> Path:
+    """A file that is called like a working folder."""
+    (run / "kept-4194999-0123abcd").write_text("")
+    return run / "kept-4194999-0123abcd"
+
+
+def named_link(run: Path) -> Path:
+    """A link that is called like one, to a folder with work."""
+    (run.parent / "work").mkdir()
+    (run.parent / "work" / "x").write_text("years of work")
+    (run / "kept-4194999-0123abcd").symlink_to(run.parent / "work")
+    return run.parent / "work" / "x"
+
+
+def foreign_folder(run: Path) -> Path:
+    """A working folder of another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    folder = run / "kept-4194999-0123abcd"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    os.utime(folder, LONG_AGO)
+    return folder
+
+
+def strange_name(run: Path) -> Path:
+    """A name that is no text."""
+    folder = Path(os.fsdecode(os.fsencode(run) + b"/\xff\n-1"))
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.fault("something else lies among the working folders of the cache", area="cache", outcome="held")
+@pytest.mark.parametrize(
+    "put", [stray_file, stray_name, named_file, named_link, foreign_folder, strange_name], ids=lambda put: put.__name__
+)
+def test_what_else_lies_in_the_cache_ends_no_restore(run: Path, put: Callable[[Path], Path]) -> None:
+    """It stays, whatever it is; a working folder is made beside it."""
+    stays = put(run)
+    if not stays.is_symlink() and stays.parent == run:
+        os.utime(stays, LONG_AGO)
+    folder = work_folder("kept")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert os.path.lexists(stays)
+    release_work_folder(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.fault("the cache's folder for replicas is a file", area="cache", outcome="refused")
+def test_a_cache_in_which_no_folder_can_be_made_is_named(run: Path) -> None:
+    """With what to do about it."""
+    run.rmdir()
+    run.write_text("")
+    with pytest.raises(
+        SnapshotError, match=rf"{run} has to be a folder that you may write to: clear it up, or set {CACHE_VARIABLE}"
+    ):
+        work_folder("kept")
+
+
+@pytest.mark.fault("the cache's folder for replicas is a link to another disk", area="cache", outcome="held")
+def test_a_cache_on_another_disk_may_be_a_link(run: Path, tmp_path: Path) -> None:
+    """It is the user's own choice."""
+    run.rmdir()
+    (tmp_path / "disk").mkdir()
+    run.symlink_to(tmp_path / "disk")
+    folder = work_folder("kept")
+    assert folder.is_dir()
+    release_work_folder(folder)
+
+
+HOLDS = """
+from torpor.snapshots.store.paths import work_folder
+print(work_folder("kept"), flush=True)
+input()
+"""
+
+
+@pytest.mark.fault("a replica of another container serves for longer than an hour", area="cache", outcome="held")
+def test_a_working_folder_is_swept_when_its_process_is_gone_from_every_container(run: Path) -> None:
+    """Its pid says nothing in another pid namespace; the lock does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        served = Path(process.stdout.readline().strip())
+        renamed = served.rename(run / "kept-4194999-0123abcd")  # a pid that nobody has here
+        os.utime(renamed, LONG_AGO)
+        release_work_folder(work_folder("kept"))
+        assert renamed.exists()
+        process.kill()
+        process.wait()
+        release_work_folder(work_folder("kept"))
+        assert not renamed.exists()
+        assert list(run.iterdir()) == []
+
+
+def test_releasing_keeps_no_descriptor(run: Path) -> None:
+    """With and without the folder."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for remove in (True, False):
+        for _ in range(3):
+            release_work_folder(work_folder("kept"), remove=remove)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(run.iterdir())) == 3

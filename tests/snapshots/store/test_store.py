@@ -1,0 +1,28 @@
+"""`torpor.snapshots.capture`: where a snapshot can go, and which files of an engine stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from torpor import Deployment, Model, SnapshotError
+from torpor.runtime.boot import Boot
+from torpor.snapshots.capture import _kept_folders, check_target
+from torpor.testing import StandIn
+
+
+def test_dev_shm_is_no_place_for_a_snapshot() -> None:
+    """Every sandbox has its own, and CRIU runs in it; the message says which tmpfs does."""
+    with pytest.raises(SnapshotError, match=r"/dev/shm/kept lies in /dev/shm.*mount -t tmpfs"):
+        check_target(Path("/dev/shm/kept"))
+
+
+def test_folders_that_the_environment_names_for_code_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's packages may well lie under /tmp: whoever says so in PYTHONPATH knows that they are needed."""
+    monkeypatch.setenv("PYTHONPATH", "/tmp/site::relative:/srv/more")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/tmp/lib")
+    boot = Boot(Deployment(name="d", model=Model(path="/tmp/model", served_name="m"), plugins=(StandIn(),)))
+    kept = _kept_folders(boot)
+    assert {Path("/tmp/site"), Path("/srv/more"), Path("/tmp/lib"), Path("/tmp/model")} <= set(kept)
+    assert all(folder.is_absolute() for folder in kept)

@@ -1,0 +1,125 @@
+"""App files that are none, or that do more than define a deployment: an error of the app that names file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor import app_file as apps
+from torpor.app_file import load_deployment
+from torpor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = (
+    "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+    "deployment = Deployment(name='d', model=Model(path='/', served_name='m'), plugins=(StandIn(),))\n"
+)
+STRANGE: dict[str, tuple[bytes, str]] = {
+    "exits with 0": (b"import sys\n\nsys.exit(0)\n", "{file}:3: the app file ended its own import by SystemExit(0)."),
+    "exits with a text": (
+        b"raise SystemExit('no GPU')\n",
+        "{file}:1: the app file ended its own import by SystemExit(no GPU).",
+    ),
+    "interrupts itself": (
+        b"\nraise KeyboardInterrupt\n",
+        "{file}:2: the app file ended its own import by KeyboardInterrupt.",
+    ),
+    "raises a BaseException": (
+        b"class X(BaseException): ...\ndef f(): raise X('boo')\nf()\n",
+        "{file}:2: the app file ended its own import by X(boo).",
+    ),
+    "a syntax error": (b"a = 1\nx = (\n", "{file}:2: SyntaxError: '(' was never closed"),
+    "binary": (b"\x7fELF\x00\x01\xff", "{file}: SyntaxError: source code string cannot contain null bytes"),
+    "not UTF-8": (b"x = '\xe9'\n", "{file}:1: SyntaxError: (unicode error) 'utf-8' codec can't decode byte"),
+    "empty": (b"", "{file} holds no deployment. Assign the one"),
+    "a wrong deployment": (b"deployment = {}\n", "{file} holds no deployment: `deployment` in it is of type dict. "),
+    "imports what is missing": (
+        b"import nowhere_at_all\n",
+        "{file}:1: the module 'nowhere_at_all' is not installed in ",
+    ),
+    "endless recursion": (b"def f(): f()\nf()\n", "{file}:1: RecursionError: "),
+    "too many brackets": (b"(" * 10_000, "{file}:1: SyntaxError: too many nested parentheses"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what was imported, and the folders in which neighbours were looked for."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.fault("an app file is none, or ends its own import", area="app file", outcome="refused")
+@pytest.mark.parametrize("kind", list(STRANGE))
+def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path, kind: str) -> None:
+    """Whatever it raises: an exit of the file is not the end of the command, and not its success."""
+    content, said = STRANGE[kind]
+    file = tmp_path / "strange_app.py"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError) as refused:
+        load_deployment(str(file))
+    assert str(refused.value).startswith(said.format(file=file))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.fault("an app file prints while it is imported", area="app file", outcome="held")
+def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By Python, by the system, by a child process; afterwards standard output is as it was."""
+    file = tmp_path / "loud_app.py"
+    noise = "import os, subprocess\nprint('by Python')\nos.write(1, b'by the system')\nsubprocess.run(['echo', 'by a child'])\n"
+    file.write_text(noise + GOOD)
+    assert load_deployment(str(file)).name == "d"
+    print("result")
+    shown = capfd.readouterr()
+    assert shown.out == "result\n"
+    assert all(text in shown.err for text in ("by Python", "by the system", "by a child"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("an app file forks while it is imported", area="app file", outcome="held")
+def test_a_command_goes_on_once_though_its_app_forks(tmp_path: Path) -> None:
+    """One plan, whole."""
+    file = tmp_path / "forking_app.py"
+    file.write_text(f"import os\nos.fork()\n{GOOD}")
+    argv = [sys.executable, "-m", "torpor.cli", "plan", str(file), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["deployment"] == "d"
+
+
+@pytest.mark.fault("an app file's import does not end", area="app file", outcome="held")
+def test_an_import_that_takes_long_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody who waits sees for what; the import goes on."""
+    monkeypatch.setattr(apps, "_SLOW_S", 0.05)
+    file = tmp_path / "slow_app.py"
+    file.write_text(f"import time\n\ntime.sleep(0.3)\n{GOOD}")
+    began = time.monotonic()
+    assert load_deployment(str(file)).name == "d"
+    assert time.monotonic() - began >= 0.3
+    said = capfd.readouterr().err
+    assert said == f"{file}:3: the app file is still being imported after 0.05 s; Ctrl-C ends it\n"
+
+
+def test_an_unreadable_path_is_told_for_what_it_is(tmp_path: Path) -> None:
+    """A loop of links, a name that no file can have, a path below a file, a pipe."""
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.py")
+    for name, said in {
+        "loop.py": "cannot be read: Too many levels of symbolic links.",
+        "a" * 300 + ".py": "cannot be read: File name too long.",
+        "x\0y.py": "cannot be read: embedded null byte.",
+        "file/app.py": "There is no app file ",
+        "pipe.py": "is no regular file.",
+    }.items():
+        with pytest.raises(ConfigurationError) as refused:
+            load_deployment(f"{tmp_path}/{name}")
+        assert said in str(refused.value)
