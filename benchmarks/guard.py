@@ -92,7 +92,7 @@ def serve(port: int, *, guarded: bool, parser: Parser) -> None:
     from torpor.guard import Guard, GuardRules  # noqa: PLC0415
 
     rules = GuardRules(public=("/v1/chat", "/v1/stream"))
-    app: App = Guard(application, rules, key=KEY, boot_id="benchmark") if guarded else application
+    app: App = Guard(application, rules, key=KEY, replica_id="benchmark") if guarded else application
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off", http=parser)
 
 

@@ -27,7 +27,7 @@ import psutil
 import structlog
 
 from torpor import Deployment, Model
-from torpor.platforms.local.gateway import Front, Target
+from torpor.platforms.local.gateway import Gateway, Target
 from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
 
@@ -254,7 +254,7 @@ class _Place:
 def _run_front(replicas: Sequence[int], descriptors: int) -> None:
     """Be the front until standard input ends."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    with Front() as front:
+    with Gateway() as front:
         for port in replicas:
             front.add(Target(name=str(port), sandbox=_Place(), port=port))
         print(json.dumps([front.port, front.most_connections]), flush=True)

@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_while_a_record_is_written_stops_nothing(tmp_path: 
 
 def a_record(stage: str) -> StageRecord:
     """A stage that went well."""
-    return StageRecord(stage=stage, seconds=1.0, boot="cold", boot_id="0" * 16, restore_count=0, ended_at=1.0)
+    return StageRecord(stage=stage, seconds=1.0, boot="cold", replica_id="0" * 16, restore_count=0, ended_at=1.0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class Door(Guard):
     def __init__(self, app: App) -> None:
         if kept.boot is None:
             raise RuntimeError("vllm_serve got no boot document (TORPOR_BOOT_FD), so the guard has no key")
-        super().__init__(app, kept.boot.rules, key=kept.boot.key, boot_id=kept.boot.boot_id)
+        super().__init__(app, kept.boot.rules, key=kept.boot.key, replica_id=kept.boot.replica_id)
 
 
 if __name__ == "__main__":

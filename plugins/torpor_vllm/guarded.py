@@ -47,7 +47,7 @@ class BootGuard(Guard):
         boot = self.document
         if boot is None:
             raise RuntimeError("the guard has no boot document: start vLLM by `python -m torpor_vllm.serve`")
-        super().__init__(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
+        super().__init__(app, boot.rules, key=boot.key, replica_id=boot.replica_id)
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,7 @@ SAVED = log(
     *((10, "ta-A", line) for line in (*cold(10), CREATING)),
     *((30, "ta-A", line) for line in (CREATED, after(COLD_ID, copy=False), *woken(COLD_ID, 31))),
     *((100, "ta-B", line) for line in (RESTORING, after("b1", copy=True), *woken("b1", 103))),
-    *((200, "ta-C", line) for line in (RESTORING, FAILED, *cold(250, boot_id="c1", serves=True))),
+    *((200, "ta-C", line) for line in (RESTORING, FAILED, *cold(250, replica_id="c1", serves=True))),
     (300, "ta-D", RESTORING),
 )
 
@@ -75,7 +75,7 @@ def test_json_holds_every_start_and_the_sums(saved: Path) -> None:
     assert said["starts"][1] == {
         "kind": "restored",
         "container": "ta-B",
-        "boot_id": "b1",
+        "replica_id": "b1",
         "proof": "proved",
         "note": "",
         "began_at": AT + 100,

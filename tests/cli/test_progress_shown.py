@@ -23,7 +23,9 @@ def work(shown: Progress) -> None:
         shown.begin("warmup")
         progress.tell("request 1 of 2")
         shown.end(
-            StageRecord(stage="warmup", seconds=1.5, boot="cold", boot_id="b", restore_count=0, ended_at=1700000000.0)
+            StageRecord(
+                stage="warmup", seconds=1.5, boot="cold", replica_id="b", restore_count=0, ended_at=1700000000.0
+            )
         )
         progress.tell("0.50 GB of the snapshot are written")
     progress.tell("nobody listens any more")

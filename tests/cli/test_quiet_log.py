@@ -11,7 +11,7 @@ from torpor.telemetry.records import StageRecord, StageReport
 warnings_only()
 report = StageReport()
 for ok in (True, False):
-    report.end(StageRecord(stage="ready", seconds=1.0, boot="cold", boot_id="", restore_count=0, ended_at=1.0, ok=ok))
+    report.end(StageRecord(stage="ready", seconds=1.0, boot="cold", replica_id="", restore_count=0, ended_at=1.0, ok=ok))
 log("info", "engine_cannot_sleep", plugin="x")
 log("warning", "secrets_in_snapshot", variables=["HF_TOKEN"], deployment="x")
 """

@@ -240,7 +240,7 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
         assert wait_for(lambda: command.answered, TIMEOUT_S), command.said
         told = json.loads(command.answered)
         assert (told["serving"], len(told["replicas"])) == (f"http://127.0.0.1:{port}", 2)
-        assert len({one["boot_id"] for one in told["replicas"]}) == 2
+        assert len({one["replica_id"] for one in told["replicas"]}) == 2
         assert told["records"] == str(records)
         assert len({chat(port) for _ in range(4)}) == 1
         before = set(engines_on(made.port))
@@ -275,7 +275,7 @@ def _check_three_restores(records: Path, metrics: Path) -> None:
         mine = [record for record in written if record.replica == name]
         assert [record.stage for record in mine] == ["sandbox", "side_files", "criu", *wake]
         assert {(record.boot, record.deployment, record.ok) for record in mine} == {("restored", "kept", True)}
-        assert len({record.boot_id for record in mine[:3]} | {record.boot_id for record in mine[4:]}) == 1
+        assert len({record.replica_id for record in mine[:3]} | {record.replica_id for record in mine[4:]}) == 1
     text = metrics.read_text()
     for name in names:
         who = f'deployment="kept",replica="{name}"'

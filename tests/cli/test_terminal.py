@@ -110,7 +110,9 @@ def test_progress_that_holds_markup_ends_no_start() -> None:
         from torpor.telemetry.progress import tell
 
         tell(HOSTILE)
-        shown.end(StageRecord(stage="[/stage]", seconds=1.0, boot="cold", boot_id="b", restore_count=0, ended_at=0.0))
+        shown.end(
+            StageRecord(stage="[/stage]", seconds=1.0, boot="cold", replica_id="b", restore_count=0, ended_at=0.0)
+        )
     assert SHOWN in screen.getvalue()
     assert "\x1b]0;" not in screen.getvalue()
     assert "[/stage]" in screen.getvalue()

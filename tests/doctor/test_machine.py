@@ -172,7 +172,7 @@ def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
 
 def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that Torpor started and that the driver lists; too little for it is an error."""
-    env = {**os.environ, "TORPOR_BOOT_ID": "0123456789abcdef"}
+    env = {**os.environ, "TORPOR_REPLICA_ID": "0123456789abcdef"}
     with subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], env=env, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as engine:  # fmt: skip
         assert engine.stdout is not None

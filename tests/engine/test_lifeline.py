@@ -83,12 +83,12 @@ FRAMEWORK = textwrap.dedent("""
 """)
 
 
-def watchers(boot_id: str) -> list[psutil.Process]:
+def watchers(replica_id: str) -> list[psutil.Process]:
     """The watchers of one boot; a zombie watches nothing."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
-            if {lifeline.__file__, f"TORPOR_BOOT_ID={boot_id}"} <= set(process.cmdline()):
+            if {lifeline.__file__, f"TORPOR_REPLICA_ID={replica_id}"} <= set(process.cmdline()):
                 found.append(process)
     return found
 
@@ -109,21 +109,21 @@ def started_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Pr
     return find
 
 
-def pair_of(boot_id: str, timeout_s: float = 10.0) -> list[psutil.Process]:
+def pair_of(replica_id: str, timeout_s: float = 10.0) -> list[psutil.Process]:
     """Both watchers of a boot, the older one first, once there are two."""
     deadline = time.monotonic() + timeout_s
-    while len(pair := [one for one in watchers(boot_id) if is_running(one)]) != 2 and time.monotonic() < deadline:
+    while len(pair := [one for one in watchers(replica_id) if is_running(one)]) != 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(pair) == 2
     return sorted(pair, key=lambda one: one.create_time())
 
 
-def processes_of(boot_id: str, leader: int) -> list[psutil.Process]:
+def processes_of(replica_id: str, leader: int) -> list[psutil.Process]:
     """Every process of an engine: by session, by parent, by environment."""
     found = {process.pid: process for process in psutil.Process(leader).children(recursive=True)}
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("TORPOR_BOOT_ID") == boot_id:
+            if process.environ().get("TORPOR_REPLICA_ID") == replica_id:
                 found[process.pid] = process
     found[leader] = psutil.Process(leader)
     return list(found.values())
@@ -141,7 +141,7 @@ def living(processes: list[psutil.Process], timeout_s: float = 5.0) -> list[psut
 
 @contextmanager
 def framework(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process], str]]:
-    """A framework's process with an engine: itself, the engine's processes and its boot id."""
+    """A framework's process with an engine: itself, the engine's processes and its replica id."""
     with subprocess.Popen(
         [sys.executable, "-c", FRAMEWORK, STRAYS, *words],
         stdout=subprocess.PIPE,
@@ -151,11 +151,11 @@ def framework(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
     ) as process:
         assert process.stdout is not None
         leader = int(process.stdout.readline())
-        boot_id = psutil.Process(leader).environ()["TORPOR_BOOT_ID"]
-        members = processes_of(boot_id, leader)
+        replica_id = psutil.Process(leader).environ()["TORPOR_REPLICA_ID"]
+        members = processes_of(replica_id, leader)
         helpers = psutil.Process(process.pid).children(recursive=True)
         try:
-            yield process, members, boot_id
+            yield process, members, replica_id
         finally:
             process.kill()
             for one in {*members, *helpers}:
@@ -167,9 +167,9 @@ def framework(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
 @pytest.mark.parametrize("words", [(), ("fork",)], ids=["alone", "with a fork that lives on"])
 def test_sigkill_of_the_framework_ends_the_whole_engine(words: tuple[str, ...]) -> None:
     """Processes that left the session, lost their parent or their environment included; and then the watcher goes."""
-    with framework(*words) as (process, members, boot_id):
+    with framework(*words) as (process, members, replica_id):
         assert len(members) == 4
-        pair = watchers(boot_id)
+        pair = watchers(replica_id)
         assert len(pair) == 2
         for watcher in pair:
             for number in HARMLESS:
@@ -205,15 +205,15 @@ def test_the_watchers_go_with_the_engine_and_leave_no_descriptor() -> None:
     """However the engine ends: by itself, or ended."""
     first = Engine.start((sys.executable, "-c", "pass"))
     first.terminate(0.0)
-    assert living(watchers(first.boot_id)) == []
+    assert living(watchers(first.replica_id)) == []
     before = psutil.Process().num_fds()
     for code in ("pass", "import time; time.sleep(60)"):
         engine = Engine.start((sys.executable, "-c", code))
         if code != "pass":
-            assert len(watchers(engine.boot_id)) == 2
+            assert len(watchers(engine.replica_id)) == 2
             engine.terminate(0.0)
         assert engine.wait(5) is not None
-        assert living(watchers(engine.boot_id)) == []
+        assert living(watchers(engine.replica_id)) == []
     deadline = time.monotonic() + 2
     while psutil.Process().num_fds() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -232,7 +232,7 @@ def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> Non
     """Two protections less, and nothing worse."""
     engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
     for _ in range(20):  # each starts another when it is left alone
-        if not (pair := watchers(engine.boot_id)):
+        if not (pair := watchers(engine.replica_id)):
             break
         for watcher in pair:
             with suppress(psutil.NoSuchProcess):
@@ -241,7 +241,7 @@ def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> Non
             with suppress(psutil.NoSuchProcess):
                 watcher.kill()
         assert living(pair) == []
-    assert watchers(engine.boot_id) == []
+    assert watchers(engine.replica_id) == []
     assert engine.wait(0.1) is None
     engine.terminate(0.0)
     assert wait_until_gone(engine.pid) == []
@@ -311,8 +311,8 @@ WAYS: dict[str, Callable[[psutil.Process], None]] = {
 )
 def test_an_engine_ends_however_its_framework_is_ended(way: str, words: tuple[str, ...]) -> None:
     """The engine's processes and both watchers are gone within five seconds."""
-    with framework(*words) as (process, members, boot_id):
-        pair = pair_of(boot_id)
+    with framework(*words) as (process, members, replica_id):
+        pair = pair_of(replica_id)
         time.sleep(SEEN_S)
         WAYS[way](psutil.Process(process.pid))
         process.wait(10.0)
@@ -324,12 +324,12 @@ def test_an_engine_ends_however_its_framework_is_ended(way: str, words: tuple[st
 @pytest.mark.parametrize("which", [0, 1], ids=["the older", "the newer"])
 def test_a_watcher_that_was_killed_is_replaced(which: int) -> None:
     """Whichever of the two it is: the other starts a partner, and the engine still ends with the framework."""
-    with framework() as (process, members, boot_id):
+    with framework() as (process, members, replica_id):
         for _ in range(3):
-            pair = pair_of(boot_id)
+            pair = pair_of(replica_id)
             pair[which].kill()
             assert living([pair[which]]) == []
-        pair = pair_of(boot_id)
+        pair = pair_of(replica_id)
         process.kill()
         assert living(members) == []
         assert living(pair) == []
@@ -339,8 +339,8 @@ def test_a_watcher_that_was_killed_is_replaced(which: int) -> None:
 @pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1], ids=["the older", "the newer"])
 def test_a_watcher_that_is_stopped_does_not_save_the_engine(which: int) -> None:
     """The other one ends the engine, and the stopped watcher."""
-    with framework() as (process, members, boot_id):
-        pair = pair_of(boot_id)
+    with framework() as (process, members, replica_id):
+        pair = pair_of(replica_id)
         pair[which].suspend()
         process.kill()
         assert living(members) == []
@@ -352,7 +352,7 @@ def test_the_watchers_hold_nothing_of_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_a_snapshot")
     engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
     try:
-        for watcher in pair_of(engine.boot_id):
+        for watcher in pair_of(engine.replica_id):
             assert set(watcher.environ()) <= {"PATH", "LD_LIBRARY_PATH", "LC_CTYPE"}
             assert Path(watcher.cwd()) == Path("/")
     finally:

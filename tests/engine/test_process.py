@@ -74,12 +74,14 @@ def test_a_program_that_is_not_there_is_a_configuration_error() -> None:
 
 
 def test_an_engine_leads_its_own_session_and_knows_its_boot(start: Start) -> None:
-    """It gets the given variables over the caller's own, and its boot id; it is no child of our terminal."""
-    code = "import os; print(os.getsid(0) == os.getpid(), os.environ['TORPOR_BOOT_ID'], os.environ['MINE'], flush=True)"
+    """It gets the given variables over the caller's own, and its replica id; it is no child of our terminal."""
+    code = (
+        "import os; print(os.getsid(0) == os.getpid(), os.environ['TORPOR_REPLICA_ID'], os.environ['MINE'], flush=True)"
+    )
     engine = start(code, env={"MINE": "1"})
     assert engine.wait(5) == 0
-    assert engine.log_tail() == (f"True {engine.boot_id} 1",)
-    assert len(engine.boot_id) == 16
+    assert engine.log_tail() == (f"True {engine.replica_id} 1",)
+    assert len(engine.replica_id) == 16
     assert engine.guard_key is None
 
 
@@ -92,12 +94,12 @@ boot = read_boot()
 again = read_boot()
 child = "import os; print(sorted(os.listdir('/proc/self/fd')), [k for k in os.environ if k == 'TORPOR_BOOT_FD'])"
 seen = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip()
-print(json.dumps([boot.key.digests, boot.boot_id, boot.rules.public, again is None, seen]))
+print(json.dumps([boot.key.digests, boot.replica_id, boot.rules.public, again is None, seen]))
 """
     engine = Engine.start((sys.executable, "-c", code), guard=GuardRules(public=("/v1/models",)))
     assert engine.wait(10) == 0
-    digests, boot_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
-    assert (boot_id, public, nothing_left) == (engine.boot_id, ["/v1/models"], True)
+    digests, replica_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
+    assert (replica_id, public, nothing_left) == (engine.replica_id, ["/v1/models"], True)
     assert digests == LifecycleKey(engine.guard_key).digests
     assert seen == "['0', '1', '2', '3'] []"  # the fourth is the listing's own
 

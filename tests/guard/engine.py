@@ -10,7 +10,7 @@ from typing import TypeAlias, cast
 
 from torpor.guard import Guard, GuardRules, State
 
-__all__ = ["BOOT_ID", "KEY", "OTHER_KEY", "RULES", "Call", "TinyEngine", "guarded"]
+__all__ = ["KEY", "OTHER_KEY", "REPLICA_ID", "RULES", "Call", "TinyEngine", "guarded"]
 
 Message: TypeAlias = MutableMapping[str, object]
 Scope: TypeAlias = MutableMapping[str, object]
@@ -19,7 +19,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 KEY = "k" * 43
 OTHER_KEY = "o" * 43
-BOOT_ID = "0123456789abcdef"
+REPLICA_ID = "0123456789abcdef"
 RULES = GuardRules(
     public=("/v1/chat", "/v1/models", "/v1/stream", "/v1/crash", "/v1/late_crash", "/v1/afterwards", "/v1/polling"),
     open=("/metrics",),
@@ -180,7 +180,7 @@ class TinyEngine:
 def guarded(rules: GuardRules = RULES) -> tuple[TinyEngine, Guard]:
     """A new engine behind a new guard; to be made on the loop that serves it."""
     engine = TinyEngine()
-    engine.guard = Guard(engine, rules, key=KEY, boot_id=BOOT_ID)
+    engine.guard = Guard(engine, rules, key=KEY, replica_id=REPLICA_ID)
     return engine, engine.guard
 
 

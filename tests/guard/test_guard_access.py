@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, OTHER_KEY, RULES, guarded
+from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES, guarded
 from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_asleep, to_serving, to_waking
 from torpor.guard import Guard, GuardRules, State
 
@@ -446,7 +446,7 @@ async def test_an_engine_that_answers_or_raises_at_the_end_of_a_body_that_is_too
         await send({"type": "http.response.start", "status": 400, "headers": []})
         await send({"type": "http.response.body", "body": b"bad"})
 
-    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    guard = Guard(app, RULES, key=KEY, replica_id=REPLICA_ID)
     await to_serving(guard)
     answer = await ask(guard, "/v1/chat", method="POST", body=(b"x" * 2000, b""))
     assert (answer.status, answer.complete, guard.in_flight) == (413, True, 0)
@@ -462,7 +462,7 @@ async def test_an_answer_that_began_before_the_body_was_too_large_is_the_engines
             pass
         await send({"type": "http.response.body", "body": b"enough"})
 
-    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    guard = Guard(app, RULES, key=KEY, replica_id=REPLICA_ID)
     await to_serving(guard)
     answer = await ask(guard, "/v1/chat", method="POST", body=(b"x" * 2000,))
     assert (answer.status, answer.body, answer.complete) == (200, b"enough", True)
@@ -644,13 +644,13 @@ async def test_lifespan_is_the_engines_and_anything_unknown_is_refused() -> None
 
 @in_loop
 async def test_the_state_is_told_to_the_holder_of_the_key() -> None:
-    """With the boot id, so that core knows its own engine."""
+    """With the replica id, so that core knows its own engine."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
     running = Exchange(guard, "/v1/chat", method="POST")
     await settle()
-    assert (await control(guard, "state")).json == {"state": "serving", "in_flight": 1, "boot_id": BOOT_ID}
+    assert (await control(guard, "state")).json == {"state": "serving", "in_flight": 1, "replica_id": REPLICA_ID}
     engine.gate.set()
     await running.task
     assert guard.state is State.SERVING

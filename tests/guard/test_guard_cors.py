@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, OTHER_KEY, RULES, Receive, Scope, Send, TinyEngine
+from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES, Receive, Scope, Send, TinyEngine
 from tests.guard.exchange import Exchange, Pairs, ask, control, in_loop, to_asleep, to_serving
 from torpor.guard import Guard, GuardRules
 
@@ -83,7 +83,7 @@ class Outer:
 def behind(layer: Callable[[TinyEngine], object], rules: GuardRules = RULES) -> tuple[TinyEngine, Guard]:
     """A tiny engine with a layer of its own, behind a guard."""
     engine = TinyEngine()
-    engine.guard = Guard(cast("TinyEngine", layer(engine)), rules, key=KEY, boot_id=BOOT_ID)
+    engine.guard = Guard(cast("TinyEngine", layer(engine)), rules, key=KEY, replica_id=REPLICA_ID)
     return engine, engine.guard
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import ROOT
-from tests.guard.engine import BOOT_ID, KEY, RULES, guarded
+from tests.guard.engine import KEY, REPLICA_ID, RULES, guarded
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor.guard import BOOT_FD_VARIABLE, Guard, GuardRules, State, boot_document_json
 
@@ -93,7 +93,7 @@ def booted(make: Callable[[], object], rules: GuardRules) -> Guard:
     """Call a launcher's function with a boot document waiting for it."""
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as pipe:
-        pipe.write(boot_document_json(key=KEY, boot_id=BOOT_ID, rules=rules))
+        pipe.write(boot_document_json(key=KEY, replica_id=REPLICA_ID, rules=rules))
     os.environ[BOOT_FD_VARIABLE] = str(read_end)
     guard = make()
     assert isinstance(guard, Guard)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import torpor.guard
-from tests.guard.engine import BOOT_ID, KEY, RULES
+from tests.guard.engine import KEY, REPLICA_ID, RULES
 from torpor.guard import BOOT_FD_VARIABLE, BootDocument, Guard, GuardRules, boot_document_json, read_boot
 
 if TYPE_CHECKING:
     from tests.guard.engine import Receive, Scope, Send
 
-RULES_JSON: dict[str, object] = json.loads(boot_document_json(key=KEY, boot_id=BOOT_ID, rules=RULES))["rules"]
-DOCUMENT: dict[str, object] = {"key": KEY, "boot_id": BOOT_ID, "rules": RULES_JSON}
+RULES_JSON: dict[str, object] = json.loads(boot_document_json(key=KEY, replica_id=REPLICA_ID, rules=RULES))["rules"]
+DOCUMENT: dict[str, object] = {"key": KEY, "replica_id": REPLICA_ID, "rules": RULES_JSON}
 
 
 def pipe_with(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -34,12 +34,12 @@ def pipe_with(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_document_goes_through_the_pipe_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key, boot id and every rule arrive as they were written; the pipe is closed and its number forgotten."""
+    """Key, replica id and every rule arrive as they were written; the pipe is closed and its number forgotten."""
     rules = GuardRules(
         public=("/v1/chat", "/v1/models"), bearer_sha256=(hashlib.sha256(b"x").hexdigest(),), max_body_bytes=5
     )
-    read_end = pipe_with(boot_document_json(key=KEY, boot_id=BOOT_ID, rules=rules).encode(), monkeypatch)
-    assert read_boot() == BootDocument(key=KEY, boot_id=BOOT_ID, rules=rules)
+    read_end = pipe_with(boot_document_json(key=KEY, replica_id=REPLICA_ID, rules=rules).encode(), monkeypatch)
+    assert read_boot() == BootDocument(key=KEY, replica_id=REPLICA_ID, rules=rules)
     assert BOOT_FD_VARIABLE not in os.environ
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(read_end)
@@ -53,7 +53,7 @@ def test_without_the_variable_there_is_no_document(monkeypatch: pytest.MonkeyPat
 
 def test_the_key_is_in_no_repr() -> None:
     """A document that lands in a log does not give the key away."""
-    assert KEY not in repr(BootDocument(key=KEY, boot_id=BOOT_ID, rules=RULES))
+    assert KEY not in repr(BootDocument(key=KEY, replica_id=REPLICA_ID, rules=RULES))
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_the_key_is_in_no_repr() -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 60_000, "not JSON"),
         (json.dumps(DOCUMENT).encode()[:-2], "not JSON"),
-        (b"[1]", "has to hold boot_id, key, rules"),
-        (json.dumps({"key": KEY}).encode(), "has to hold boot_id, key, rules"),
+        (b"[1]", "has to hold key, replica_id, rules"),
+        (json.dumps({"key": KEY}).encode(), "has to hold key, replica_id, rules"),
         (json.dumps({**DOCUMENT, "more": 1}).encode(), "and nothing else"),
         (json.dumps({**DOCUMENT, "key": 5}).encode(), "key has to be a string"),
         (json.dumps({**DOCUMENT, "key": "short"}).encode(), "at least 16"),
         (json.dumps({**DOCUMENT, "key": KEY + "\n"}).encode(), "visible ASCII"),
-        (json.dumps({**DOCUMENT, "boot_id": None}).encode(), "boot_id"),
+        (json.dumps({**DOCUMENT, "replica_id": None}).encode(), "replica_id"),
         (json.dumps({**DOCUMENT, "rules": []}).encode(), "not this version's"),
         (json.dumps({**DOCUMENT, "rules": {**RULES_JSON, "deny": []}}).encode(), "deny.*of one release"),
         (json.dumps({**DOCUMENT, "rules": {"public": []}}).encode(), "bearer_sha256.*of one release"),
@@ -93,7 +93,7 @@ def test_a_document_that_does_not_fit_a_pipe_is_refused_by_the_writer() -> None:
     """Core writes before anybody reads: a longer one would block it for ever."""
     rules = GuardRules(public=tuple(f"/v1/{number:020}" for number in range(3000)))
     with pytest.raises(ValueError, match="more than the 65536 of a pipe"):
-        boot_document_json(key=KEY, boot_id=BOOT_ID, rules=rules)
+        boot_document_json(key=KEY, replica_id=REPLICA_ID, rules=rules)
 
 
 def test_the_reader_stops_at_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_the_guard_itself_refuses_a_short_key() -> None:
         raise AssertionError
 
     with pytest.raises(ValueError, match="at least 16"):
-        Guard(app, RULES, key="short", boot_id=BOOT_ID)
+        Guard(app, RULES, key="short", replica_id=REPLICA_ID)
 
 
 def test_importing_the_guard_needs_the_standard_library_only() -> None:

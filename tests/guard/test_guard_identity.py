@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, OTHER_KEY, RULES, TinyEngine, guarded
+from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES, TinyEngine, guarded
 from tests.guard.exchange import Exchange, Pairs, ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor.guard import Guard
 from torpor.guard.identity import IDENTITY, proof, proof_key
@@ -114,13 +114,13 @@ async def test_a_nonce_is_exactly_32_bytes(text: str) -> None:
 
 @in_loop
 async def test_an_identity_call_is_a_get_and_shows_nothing_else() -> None:
-    """No boot id, no state; a wrong key is 403 as everywhere, and the right one changes nothing."""
+    """No replica id, no state; a wrong key is 403 as everywhere, and the right one changes nothing."""
     _, guard = guarded()
     assert (await identify(guard, method="POST")).status == 405
     assert (await identify(guard, key=OTHER_KEY)).status == 403
     answer = await identify(guard, key=KEY)
     assert (answer.status, list(answer.json)) == (200, ["proof"])
-    assert BOOT_ID not in str(answer.headers)
+    assert REPLICA_ID not in str(answer.headers)
 
 
 @pytest.mark.fault("somebody reads what the guard keeps of the lifecycle key", area="lifecycle key", outcome="held")
@@ -156,6 +156,6 @@ async def test_digests_that_are_none_replace_no_key(key: object) -> None:
 async def test_a_guard_takes_a_key_or_its_digests() -> None:
     """Engines hand over what `read_boot` gave them."""
     for key in (KEY, LifecycleKey(KEY), LifecycleKey(LifecycleKey(KEY).digests)):
-        guard = Guard(TinyEngine(), RULES, key=key, boot_id=BOOT_ID)
+        guard = Guard(TinyEngine(), RULES, key=key, replica_id=REPLICA_ID)
         assert (await identify(guard)).json == {"proof": wanted()}
         assert (await control(guard, "state")).status == 200

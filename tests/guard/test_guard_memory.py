@@ -80,7 +80,7 @@ def answers(port: int) -> bool:
 def test_a_started_engine_has_never_seen_its_key(engine: Engine) -> None:
     """Neither the server nor what it forked, before a call has shown the key."""
     assert found_in_tree(engine, str(engine.guard_key)) == {}
-    assert engine.pid in found_in_tree(engine, engine.boot_id), "the search finds what is there"
+    assert engine.pid in found_in_tree(engine, engine.replica_id), "the search finds what is there"
 
 
 @pytest.mark.fault("somebody reads the engine's memory after a wake", area="lifecycle key", outcome="held")

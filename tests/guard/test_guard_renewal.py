@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, RULES, TinyEngine
+from tests.guard.engine import KEY, REPLICA_ID, RULES, TinyEngine
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor import Engine, GuardStateError
 from torpor.engine_patches import renewal
@@ -40,7 +40,7 @@ def _states() -> Iterator[None]:
 def guarded(on_wake: OnWake | None = None) -> Guard:
     """A tiny engine's guard."""
     engine = TinyEngine()
-    engine.guard = Guard(engine, RULES, key=KEY, boot_id=BOOT_ID, on_wake=on_wake)
+    engine.guard = Guard(engine, RULES, key=KEY, replica_id=REPLICA_ID, on_wake=on_wake)
     return engine.guard
 
 
@@ -123,8 +123,8 @@ def test_only_what_is_imported_is_renewed(monkeypatch: pytest.MonkeyPatch) -> No
 
 @in_loop
 async def test_a_wake_renews_the_state_of_the_guards_process() -> None:
-    """With a new boot id and without one."""
-    for options in ({}, {"boot_id": "copy"}):
+    """With a new replica id and without one."""
+    for options in ({}, {"replica_id": "copy"}):
         guard = guarded()
         await to_asleep(guard)
         random.seed(1)
@@ -201,7 +201,7 @@ def fail(): raise RuntimeError("no generator")
 async def engine(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"{}"})
-guard = Guard(engine, boot.rules, key=boot.key, boot_id=boot.boot_id, on_wake=fail)
+guard = Guard(engine, boot.rules, key=boot.key, replica_id=boot.replica_id, on_wake=fail)
 uvicorn.run(guard, port=int(sys.argv[1]), lifespan="off", log_level="warning")
 """
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, OTHER_KEY, RULES
+from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES
 from tests.guard.server import GuardedServer, Reply, read_all, read_until, replies, request, statuses
 from torpor.guard import GuardRules, State
 
@@ -132,7 +132,7 @@ def test_a_whole_life_over_the_wire(server: GuardedServer) -> None:
     assert json.loads(server.control("state", key=OTHER_KEY).body) == {
         "state": "serving",
         "in_flight": 0,
-        "boot_id": BOOT_ID,
+        "replica_id": REPLICA_ID,
     }
     assert server.ask("/v1/chat", method="POST").status == 200
     assert server.engine.violations == []

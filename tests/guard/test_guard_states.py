@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, OTHER_KEY, RULES, guarded
+from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES, guarded
 from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_asleep, to_serving, to_waking
 from torpor.guard import Guard, GuardRules, State
 
@@ -151,7 +151,7 @@ async def test_a_step_without_a_whole_answer_has_failed(how: str) -> None:
         if how == "raises":
             raise RuntimeError("no memory")
 
-    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    guard = Guard(app, RULES, key=KEY, replica_id=REPLICA_ID)
     assert (await control(guard, "drain")).status == 200
     exchange = Exchange(guard, "/pause", method="POST", key=KEY)
     await asyncio.gather(exchange.task, return_exceptions=True)
@@ -183,7 +183,7 @@ async def test_while_a_step_runs_everything_waits() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    guard = Guard(app, RULES, key=KEY, replica_id=REPLICA_ID)
     await control(guard, "drain")
     step = Exchange(guard, "/pause", method="POST", key=KEY)
     await settle()
@@ -253,25 +253,25 @@ async def test_a_new_key_that_is_none_or_the_old_one_wakes_nothing(key: object) 
 
 
 @in_loop
-async def test_a_wake_may_bring_a_new_boot_id() -> None:
+async def test_a_wake_may_bring_a_new_replica_id() -> None:
     """Several replicas may wake from one snapshot; each tells its own name from then on."""
     _, guard = guarded()
     await to_asleep(guard)
     for wrong in ("", 5, None):
-        assert (await control(guard, "wake", {"boot_id": wrong})).status == 400
-    assert (await control(guard, "state")).json["boot_id"] == BOOT_ID
-    assert (await control(guard, "wake", {"boot_id": "another"})).status == 200
-    assert (await control(guard, "state")).json["boot_id"] == "another"
+        assert (await control(guard, "wake", {"replica_id": wrong})).status == 400
+    assert (await control(guard, "state")).json["replica_id"] == REPLICA_ID
+    assert (await control(guard, "wake", {"replica_id": "another"})).status == 200
+    assert (await control(guard, "state")).json["replica_id"] == "another"
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 @in_loop
 async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path: str) -> None:
-    """Cold, woken in place, restored as a copy under a boot id of its own; what was restored stays restored."""
+    """Cold, woken in place, restored as a copy under a replica id of its own; what was restored stays restored."""
     _, guard = guarded()
     told: list[tuple[str, str]] = []
     tags: list[str] = []
-    for identity in (None, {}, {"boot_id": "fedcba9876543210"}, {"boot_id": "fedcba9876543210"}):
+    for identity in (None, {}, {"replica_id": "fedcba9876543210"}, {"replica_id": "fedcba9876543210"}):
         if identity is not None:
             await to_asleep(guard)
             assert (await control(guard, "wake", identity)).status == 200
@@ -283,7 +283,7 @@ async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path
         told.append((answer.headers["torpor-boot"], answer.headers["torpor-wakes"]))
         tags.append(answer.headers["torpor-replica"])
         said = str(answer.headers) + str(answer.json)
-        assert not any(secret in said for secret in (KEY, BOOT_ID, "fedcba9876543210"))
+        assert not any(secret in said for secret in (KEY, REPLICA_ID, "fedcba9876543210"))
     assert told == [("cold", "0"), ("woken", "1"), ("restored", "2"), ("restored", "3")]
     assert [tag == tags[0] for tag in tags] == [True, True, False, False]
     assert tags[2] == tags[3]
@@ -292,11 +292,11 @@ async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path
 
 @in_loop
 async def test_a_wake_that_is_refused_changes_nothing_that_is_told() -> None:
-    """Out of order it is no wake, and the boot id in it names nobody."""
+    """Out of order it is no wake, and the replica id in it names nobody."""
     _, guard = guarded()
     await to_serving(guard)
     before = (await ask(guard, "/ready")).headers
-    assert (await control(guard, "wake", {"boot_id": "another"})).status == 409
+    assert (await control(guard, "wake", {"replica_id": "another"})).status == 409
     assert (await ask(guard, "/ready")).headers == before
 
 
@@ -504,7 +504,7 @@ async def test_a_caller_that_hangs_up_in_the_moment_of_the_last_answer_has_not_d
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(app, RULES, key=KEY, boot_id=BOOT_ID)
+    guard = Guard(app, RULES, key=KEY, replica_id=REPLICA_ID)
     await to_serving(guard)
     running = Exchange(guard, "/v1/chat", method="POST")
     drain = Exchange(guard, "/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}')

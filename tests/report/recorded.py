@@ -90,7 +90,7 @@ def record(
         stage=stage,
         seconds=seconds,
         boot=boot,
-        boot_id="0123456789abcdef",
+        replica_id="0123456789abcdef",
         restore_count=count,
         ended_at=at + seconds,
         ok=not error,

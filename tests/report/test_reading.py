@@ -166,7 +166,7 @@ def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(of_bench))
     records = tmp_path / "<script>'\"&\x1b.jsonl"
-    texts = dict.fromkeys(("stage", "error", "boot_id", "reason", "deployment", "replica"), bad)
+    texts = dict.fromkeys(("stage", "error", "replica_id", "reason", "deployment", "replica"), bad)
     records.write_text(json.dumps({**asdict(RECORDS[-1]), **texts, "plugins": {bad: 1.0}}) + "\n")
     drawn = page([read_report(file), read_report(records)])
     drawn.encode()

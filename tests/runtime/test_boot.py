@@ -56,7 +56,7 @@ def guard_state(engine: Engine, client: httpx.Client) -> str:
     """The guard's own word for what it lets pass."""
     assert engine.guard_key == client.headers["torpor-key"]
     answer = client.get("/_torpor/state").json()
-    assert answer["boot_id"] == engine.boot_id
+    assert answer["replica_id"] == engine.replica_id
     return str(answer["state"])
 
 
@@ -206,7 +206,7 @@ def test_every_stage_is_recorded(
     assert {(record.deployment, record.replica) for record in records} == {(boot.deployment.name, boot.deployment.name)}
     assert [record.restore_count for record in records] == [0] * len(cold) + [1] * len(woke)
     assert all(record.ok and record.error == "" and record.seconds >= 0 for record in records)
-    assert {record.boot_id for record in records[1:]} == {boot.running_engine.boot_id}
+    assert {record.replica_id for record in records[1:]} == {boot.running_engine.replica_id}
     assert list(records[3].plugins) == ["recorder", standin.plugin_name]
     assert list(records[7].plugins) == ["recorder", standin.plugin_name]
     assert list(records[8].plugins) == [standin.plugin_name, "recorder"]

@@ -169,7 +169,7 @@ def test_a_wrong_answer_is_enough_to_know_a_stranger(
 CALLS: dict[str, Callable[[GuardControl, httpx.Client, Deployment], object]] = {
     "drain": lambda control, _, __: control.drain(1.0),
     "asleep": lambda control, _, __: control.asleep(),
-    "wake": lambda control, _, __: control.wake(new_boot_id="1" * 16),
+    "wake": lambda control, _, __: control.wake(new_replica_id="1" * 16),
     "serve": lambda control, _, __: control.serve(),
     "check_asleep": lambda control, _, __: control.check_asleep(),
     "canary": lambda _, client, deployment: ask_canary(deployment, client),
@@ -317,19 +317,19 @@ time.sleep(60)
 
 
 def test_a_process_that_left_the_engines_tree_is_no_stranger(free_port: int) -> None:
-    """It has the engine's boot id, also after a wake gave the engine another one; it is waited for until the deadline."""
+    """It has the engine's replica id, also after a wake gave the engine another one; it is waited for until the deadline."""
     engine = Engine.start([sys.executable, "-c", LEFT, str(free_port)], guard=RULES)
-    first = engine.boot_id
+    first = engine.replica_id
     assert first
     try:
         _until_open("127.0.0.1", free_port)
-        engine.boot_id = "0" * 16
+        engine.replica_id = "0" * 16
         assert listeners.foreign_listener(engine, free_port) is None
         with pytest.raises(EngineTimeoutError, match=r"not ready within 0\.5 s; last seen: GET /v1/models: R"):
             wait(engine, free_port, 0.5)
     finally:
         for pid in psutil.pids():
-            if listeners._boot_id(pid) == first:
+            if listeners._replica_id(pid) == first:
                 os.kill(pid, signal.SIGKILL)
         engine.terminate(0.0)
 

@@ -153,7 +153,7 @@ def test_another_program_on_the_port_is_not_taken_for_the_engine(free_port: int)
     listener.open()
     try:
         with pytest.raises(
-            ForeignServerError, match=f"Port {free_port} answers, but not as the engine.*boot {engine.boot_id}"
+            ForeignServerError, match=f"Port {free_port} answers, but not as the engine.*boot {engine.replica_id}"
         ):
             wait(engine, free_port, 5)
     finally:

@@ -38,7 +38,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(descriptor, name.encode() * 3)
         os.close(descriptor)
-    write_private(folder / PRIVATE, {"boot_id": "0123456789abcdef", "guard_key": "key"})
+    write_private(folder / PRIVATE, {"replica_id": "0123456789abcdef", "guard_key": "key"})
     write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, ""]})
     gpu = Gpu(uuid="GPU-1", name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(

@@ -45,7 +45,7 @@ print("there", flush=True); time.sleep(60)
         temporary = next(what for what in found if what.startswith(f"{lost} is open, in /tmp, which is emptied"))
         assert "TORPOR_LASTING_FOLDERS" in found[temporary]
         assert any("has a terminal open" in what for what in found)
-        boot.engine = SandboxEngine(sandbox, boot_id="0" * 16, guard_key=None)
+        boot.engine = SandboxEngine(sandbox, replica_id="0" * 16, guard_key=None)
         with structlog.testing.capture_logs() as logged:
             warn_of_held(boot)
         assert {one["held"] for one in logged if one["event"] == "capture_would_refuse"} == set(found)

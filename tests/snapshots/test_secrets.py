@@ -46,7 +46,7 @@ def test_every_process_of_the_sandbox_is_looked_at_and_nothing_else(
     monkeypatch.setenv("HF_TOKEN", VALUE)
     sandbox.spawn([sys.executable, "-c", HIDDEN], env={"PATH": "/usr/bin:/bin"})
     assert wait_for(lambda: "there" in sandbox.log_tail()), sandbox.log_tail()
-    engine = SandboxEngine(sandbox, boot_id="0" * 16, guard_key=None)
+    engine = SandboxEngine(sandbox, replica_id="0" * 16, guard_key=None)
     assert len(engine.captured_pids()) == 2
     with pytest.raises(SnapshotError, match=r"what looks like a secret \(AWS_SECRET_ACCESS_KEY\)") as caught:
         check_captured(DEPLOYMENT, engine)

@@ -36,7 +36,7 @@ def record(
         stage=stage,
         seconds=seconds,
         boot=boot,
-        boot_id="0" * 16,
+        replica_id="0" * 16,
         restore_count=restores,
         ended_at=1700000000.5,
         ok=ok,

@@ -171,7 +171,7 @@ def _replica(name: str, boot: Boot) -> dict[str, object]:
         "name": name,
         "pid": engine.pid,
         "leader": _leader(engine)._asdict(),
-        "replica_id": engine.boot_id,
+        "replica_id": engine.replica_id,
         "boot": boot.kind,
         "reason": boot.reason,
         "restarts": boot.restarts,

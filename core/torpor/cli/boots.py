@@ -127,7 +127,7 @@ def plain_lines(report: BootsReport) -> list[str]:
 def _cells(start: Start) -> tuple[str, ...]:
     began = "" if start.began_at is None else f"{datetime.fromtimestamp(start.began_at, UTC):%Y-%m-%d %H:%M:%S}"
     kind = _NAMES[start.kind] + ("" if start.exit_code is None else f" (exit code {start.exit_code})")
-    boot = start.boot_id + (f" #{start.restore_count}" if start.restore_count else "")
+    boot = start.replica_id + (f" #{start.restore_count}" if start.restore_count else "")
     return began, start.container, boot, kind, start.proof, _seconds(start.seconds), _seconds(start.wake_s), start.note
 
 

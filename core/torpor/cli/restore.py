@@ -255,7 +255,7 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
                 "name": one.replica.name,
                 "boot": one.boot.kind,
                 "reason": one.boot.reason,
-                "boot_id": one.boot.running_engine.boot_id,
+                "replica_id": one.boot.running_engine.replica_id,
                 "sandbox_s": one.replica.sandbox_s,
                 "side_files_s": one.replica.side_files_s,
                 "criu_s": one.replica.criu_s,
@@ -279,7 +279,7 @@ def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]],
         took += [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
         took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
-        say(f"{one.replica.name}: boot {one.boot.running_engine.boot_id}, {', '.join(took)} s")
+        say(f"{one.replica.name}: boot {one.boot.running_engine.replica_id}, {', '.join(took)} s")
     say(
         f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
         f"{seconds:.3f} s - Ctrl-C ends it"

@@ -283,10 +283,10 @@ def _size_of_weights(files: list[Path]) -> int:
 
 
 def _engine_pids() -> Iterator[int]:
-    """Processes of engines that Torpor started, as far as this user may look: each has its boot id in the environment."""
+    """Processes of engines that Torpor started, as far as this user may look: each has its replica id in the environment."""
     for name in os.listdir("/proc"):  # noqa: PTH208
         with contextlib.suppress(OSError):
-            if name.isdigit() and b"\0TORPOR_BOOT_ID=" in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
+            if name.isdigit() and b"\0TORPOR_REPLICA_ID=" in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
                 yield int(name)
 
 

@@ -39,13 +39,13 @@ class Engine(ABC):
     """The engine's process tree: the only object with state that crosses a snapshot.
 
     Attributes:
-        boot_id: 16 hex digits, new at every cold start.
+        replica_id: 16 hex digits, new at every cold start.
         guard_key: the lifecycle key of the guard in front of the engine; None for an engine without one.
         host: the address at which this machine reaches it.
         log_path: the file in which its output is kept; None where there is none.
     """
 
-    boot_id: str
+    replica_id: str
     guard_key: str | None
     host: str = LOOPBACK
     log_path: Path | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from torpor.engine.process import BOOT_ID_VARIABLE, session_members
+from torpor.engine.process import REPLICA_ID_VARIABLE, session_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,14 +102,14 @@ def _sockets(pid: int) -> set[int]:
 
 
 def _is_of(engine: Engine, pid: int) -> bool:
-    """Whether a process was started by the engine and has left its tree: all of them have its first boot id."""
-    own = _boot_id(engine.pid) or engine.boot_id
-    return _boot_id(pid) == own
+    """Whether a process was started by the engine and has left its tree: all of them have its first replica id."""
+    own = _replica_id(engine.pid) or engine.replica_id
+    return _replica_id(pid) == own
 
 
-def _boot_id(pid: int) -> str | None:
+def _replica_id(pid: int) -> str | None:
     with contextlib.suppress(psutil.Error, OSError):
-        return psutil.Process(pid).environ().get(BOOT_ID_VARIABLE)
+        return psutil.Process(pid).environ().get(REPLICA_ID_VARIABLE)
     return None
 
 

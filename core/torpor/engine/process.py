@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
 
-BOOT_ID_VARIABLE = "TORPOR_BOOT_ID"
+REPLICA_ID_VARIABLE = "TORPOR_REPLICA_ID"
 """What every process of an engine has in its environment."""
 
 _TAIL_LINES = 200
@@ -55,20 +55,20 @@ class EngineProcess(Engine):
     def __init__(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
     ) -> None:
-        self.boot_id = secrets.token_hex(8)
+        self.replica_id = secrets.token_hex(8)
         self.guard_key = secrets.token_urlsafe(32) if guard else None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ended = threading.Event()
-        full_env = {**inherited_environment(), **env, BOOT_ID_VARIABLE: self.boot_id}
+        full_env = {**inherited_environment(), **env, REPLICA_ID_VARIABLE: self.replica_id}
         full_env |= past_proxies(full_env)  # an engine asks itself whether it is ready
-        self._lifeline = Lifeline(BOOT_ID_VARIABLE, self.boot_id)
+        self._lifeline = Lifeline(REPLICA_ID_VARIABLE, self.replica_id)
         with contextlib.ExitStack() as unstarted:
             unstarted.callback(self._lifeline.release)
             sink = new_log(full_env.get(LOG_VARIABLE, ""))
             if sink is not None:
                 unstarted.callback(sink.close)
                 self.log_path = sink.path
-            boot_fd = _boot_pipe(guard, self.guard_key, self.boot_id) if guard and self.guard_key else None
+            boot_fd = _boot_pipe(guard, self.guard_key, self.replica_id) if guard and self.guard_key else None
             if boot_fd is not None:
                 full_env["TORPOR_BOOT_FD"] = str(boot_fd)
             self._process = _start(argv, full_env, cwd, boot_fd)
@@ -268,12 +268,12 @@ def _start(
             os.close(boot_fd)
 
 
-def _boot_pipe(rules: GuardRules, key: str, boot_id: str) -> int:
+def _boot_pipe(rules: GuardRules, key: str, replica_id: str) -> int:
     """Write the guard's boot document into a new pipe; the read end, for the child to inherit.
 
     The document is written before the child exists, so it has to fit the pipe's buffer (64 KiB on Linux, pipe(7)).
     """
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as pipe:
-        pipe.write(boot_document_json(key=key, boot_id=boot_id, rules=rules).encode())
+        pipe.write(boot_document_json(key=key, replica_id=replica_id, rules=rules).encode())
     return read_end

@@ -70,7 +70,7 @@ class Guard:
         app: the engine's ASGI application, with all of its own middlewares.
         rules: which paths are whose.
         key: the lifecycle key of this boot, or what the boot document holds in its place. Only digests are kept.
-        boot_id: told to the holder of the key, so that core knows its own engine.
+        replica_id: told to the holder of the key, so that core knows its own engine.
         on_wake: makes new what of the engine's own is the same in each replica of a snapshot, e.g. a sampler's generator. Called
             at each wake, on the event loop, once every wake step is done and before the first public request; awaited if it
             is a coroutine's. What it raises fails the wake. The process's default generators are renewed without it.
@@ -80,7 +80,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, rules: GuardRules, *, key: LifecycleKey | str, boot_id: str, on_wake: OnWake | None = None
+        self, app: App, rules: GuardRules, *, key: LifecycleKey | str, replica_id: str, on_wake: OnWake | None = None
     ) -> None:
         self._app = app
         self._cors = Cors(app)
@@ -90,7 +90,7 @@ class Guard:
         self._asks_for_bearer = bool(rules.bearer_sha256)
         self._key = LifecycleKey(key)
         self._machine = StateMachine(rules)
-        self._control = Control(self._machine, self._key, boot_id, on_wake)
+        self._control = Control(self._machine, self._key, replica_id, on_wake)
         self._too_large = Refusal(413, "body_too_large", f"A body may have {rules.max_body_bytes} bytes.")
         self._busy = _unavailable("too_many_requests", f"{rules.max_in_flight} requests are in flight.")
         keep_process_identities()

@@ -57,7 +57,7 @@ class Control:
     Args:
         machine: what they move.
         key: what `wake` replaces.
-        boot_id: what `state` tells.
+        replica_id: what `state` tells.
         on_wake: see `Guard`.
 
     Attributes:
@@ -66,10 +66,12 @@ class Control:
 
     paths = tuple(CONTROL + name for name in _METHODS)
 
-    def __init__(self, machine: StateMachine, key: LifecycleKey, boot_id: str, on_wake: OnWake | None = None) -> None:
+    def __init__(
+        self, machine: StateMachine, key: LifecycleKey, replica_id: str, on_wake: OnWake | None = None
+    ) -> None:
         self._machine = machine
         self._key = key
-        self._boot_id = boot_id
+        self._replica_id = replica_id
         self._on_wake = on_wake
         self._warned = False
         self._is_copy = False
@@ -86,7 +88,7 @@ class Control:
         `torpor-boot-reason` says why a start is not a plain one, e.g. `wake failed`.
         """
         kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
-        tag = hashlib.sha256(b"torpor-replica " + self._boot_id.encode()).hexdigest()[:_TAG_DIGITS]
+        tag = hashlib.sha256(b"torpor-replica " + self._replica_id.encode()).hexdigest()[:_TAG_DIGITS]
         reason = {"torpor-boot-reason": self._reason} if self._reason else {}
         return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag, **reason}
 
@@ -111,7 +113,7 @@ class Control:
         if scope["method"] != _METHODS[name]:
             await refuse(send, _WRONG_METHOD)
         elif name == "state":
-            body = {"state": machine.state, "in_flight": machine.in_flight, "boot_id": self._boot_id}
+            body = {"state": machine.state, "in_flight": machine.in_flight, "replica_id": self._replica_id}
             await answer(send, _OK, body)
         elif (options := await read_options(receive)) is None:
             await _bad(send, f"the body has to be a JSON object of at most {MAX_CONTROL_BYTES} bytes")
@@ -223,7 +225,7 @@ class Control:
     async def _wake(self, options: dict[str, object], send: Send) -> None:
         try:
             new_key = self._new_key(options)
-            boot_id = self._new_boot_id(options)
+            replica_id = self._new_replica_id(options)
         except ValueError as error:
             await _bad(send, str(error))
             return
@@ -233,8 +235,8 @@ class Control:
         if new_key is not None:
             self._key.replace(new_key)
         self.wakes += 1
-        self._is_copy |= boot_id != self._boot_id
-        self._boot_id = boot_id
+        self._is_copy |= replica_id != self._replica_id
+        self._replica_id = replica_id
         restored()  # notice it now: a process that begins from here on is none of those that came back
         try:
             renew_random_state()
@@ -257,16 +259,16 @@ class Control:
             raise ValueError("key has to be another one than before: that one is in every copy of the snapshot")
         return key
 
-    def _new_boot_id(self, options: dict[str, object]) -> str:
+    def _new_replica_id(self, options: dict[str, object]) -> str:
         """What the engine is called from now on: several replicas may wake from one snapshot.
 
         Raises:
             ValueError: it is no name.
         """
-        boot_id = options.get("boot_id", self._boot_id)
-        if not isinstance(boot_id, str) or not boot_id:
-            raise ValueError("boot_id has to be a string with something in it")
-        return boot_id
+        replica_id = options.get("replica_id", self._replica_id)
+        if not isinstance(replica_id, str) or not replica_id:
+            raise ValueError("replica_id has to be a string with something in it")
+        return replica_id
 
     def _warn_of_generators(self) -> None:
         """Say once, in the engine's log, what each replica will have in common, where the engine does nothing about it."""

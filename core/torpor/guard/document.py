@@ -14,7 +14,7 @@ __all__ = ["BOOT_FD_VARIABLE", "BootDocument", "boot_document_json", "read_boot"
 BOOT_FD_VARIABLE = "TORPOR_BOOT_FD"
 # What a pipe holds on Linux (pipe(7)): core writes the whole document before the reader exists.
 _MAX_BYTES = 64 * 1024
-_FIELDS = {"key", "boot_id", "rules"}
+_FIELDS = {"key", "replica_id", "rules"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class BootDocument:
 
     Attributes:
         key: what the guard keeps of this boot's lifecycle key; not in the repr. A key in plain text becomes that at once.
-        boot_id: the boot's identity.
+        replica_id: the boot's identity.
         rules: which paths are whose.
 
     Raises:
@@ -31,23 +31,23 @@ class BootDocument:
     """
 
     key: LifecycleKey | str = field(repr=False)
-    boot_id: str
+    replica_id: str
     rules: GuardRules
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", LifecycleKey(self.key))
-        if not isinstance(self.boot_id, str) or not self.boot_id:
-            raise ValueError("boot_id has to be a string with something in it")
+        if not isinstance(self.replica_id, str) or not self.replica_id:
+            raise ValueError("replica_id has to be a string with something in it")
 
 
-def boot_document_json(*, key: str, boot_id: str, rules: GuardRules) -> str:
+def boot_document_json(*, key: str, replica_id: str, rules: GuardRules) -> str:
     """Return the document as it goes through the pipe: it holds the key's digests, never the key.
 
     Raises:
-        ValueError: the key or the boot id is no such thing, or the document doesn't fit a pipe.
+        ValueError: the key or the replica id is no such thing, or the document doesn't fit a pipe.
     """
-    document = BootDocument(key=key, boot_id=boot_id, rules=rules)
-    text = json.dumps({"key": LifecycleKey(document.key).digests, "boot_id": boot_id, "rules": asdict(rules)})
+    document = BootDocument(key=key, replica_id=replica_id, rules=rules)
+    text = json.dumps({"key": LifecycleKey(document.key).digests, "replica_id": replica_id, "rules": asdict(rules)})
     if len(text) > _MAX_BYTES:
         raise ValueError(f"the boot document has {len(text)} bytes, more than the {_MAX_BYTES} of a pipe: fewer rules")
     return text
@@ -74,7 +74,7 @@ def read_boot() -> BootDocument | None:
         raise ValueError("the boot document is damaged: it is not JSON") from None
     if not isinstance(document, dict) or set(document) != _FIELDS:
         raise ValueError(f"the boot document is damaged: it has to hold {', '.join(sorted(_FIELDS))} and nothing else")
-    return BootDocument(key=document["key"], boot_id=document["boot_id"], rules=_rules(document["rules"]))
+    return BootDocument(key=document["key"], replica_id=document["replica_id"], rules=_rules(document["rules"]))
 
 
 def _read_pipe(number: str) -> bytes:

@@ -35,7 +35,7 @@ def install_guard(app: StarletteApp, boot: BootDocument, *, on_wake: OnWake | No
 
     Args:
         app: the object that the engine hands to its server.
-        boot: what the guard keeps of the lifecycle key, boot id and rules.
+        boot: what the guard keeps of the lifecycle key, replica id and rules.
         on_wake: makes new at each wake what of the engine's own is the same in each replica of a snapshot; see `Guard`.
 
     Raises:
@@ -48,6 +48,6 @@ def install_guard(app: StarletteApp, boot: BootDocument, *, on_wake: OnWake | No
     build = app.build_middleware_stack
 
     def build_guarded() -> ASGIApp:
-        return Guard(build(), boot.rules, key=boot.key, boot_id=boot.boot_id, on_wake=on_wake)
+        return Guard(build(), boot.rules, key=boot.key, replica_id=boot.replica_id, on_wake=on_wake)
 
     app.build_middleware_stack = build_guarded

@@ -85,7 +85,7 @@ def _check(record: StageRecord, where: str) -> None:
                 f"{where}: {name} is {value!r:.80}, not a number of 0 or more, up to {GREATEST:.0e}; remove the line or the file."
             )
     for name, kind in (
-        ("boot_id", str),
+        ("replica_id", str),
         ("error", str),
         ("reason", str),
         ("deployment", str),

@@ -199,7 +199,7 @@ class Boot:
                     "requests_cut",
                     count=was_cut,
                     drain_timeout_s=limit_s,
-                    boot_id=self.running_engine.boot_id,
+                    replica_id=self.running_engine.replica_id,
                 )
         if not deployment.engine.supports_sleep:
             log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
@@ -248,25 +248,26 @@ class Boot:
             engine.keep_log(self.logs, self.replica)
         self._kind = "restored"
 
-    def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, boot_id: str) -> None:
+    def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, replica_id: str) -> None:
         """Record how a replica came out of its snapshot, before its wake.
 
         Args:
             stages: of `torpor.telemetry.records.RESTORE_STAGES`, with seconds, one after the other.
             ended_at: Unix time at the end of the last one.
-            boot_id: what it will be called.
+            replica_id: what it will be called.
         """
         ends_at = ended_at - sum(seconds for _, seconds in stages)
         for stage, seconds in stages:
             ends_at += seconds
-            self._note(stage, seconds, None, boot_id=boot_id, restore_count=self.restore_count + 1, ended_at=ends_at)
+            self._note(
+                stage, seconds, None, replica_id=replica_id, restore_count=self.restore_count + 1, ended_at=ends_at
+            )
 
-    def wake(self, *, new_boot_id: str | None = None) -> None:
+    def wake(self, *, new_replica_id: str | None = None) -> None:
         """Wake the engine after a sleep, demand the canary again and let public requests in.
 
         Args:
-            new_boot_id: what it is called from now on; for a replica that was restored from a snapshot. Without one this is a wake
-                in place.
+            new_replica_id: the id of a replica that was restored from a snapshot. Without one this is a wake in place.
 
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
@@ -274,30 +275,30 @@ class Boot:
             GuardStateError: another thread is at it, and goes on; or the engine does not sleep, and was ended.
         """
         with self._alone("wake"):
-            self._wake(new_boot_id)
+            self._wake(new_replica_id)
 
-    def _wake(self, new_boot_id: str | None) -> None:
+    def _wake(self, new_replica_id: str | None) -> None:
         deployment = self.deployment
-        self._kind = "woken" if new_boot_id is None else "restored"
+        self._kind = "woken" if new_replica_id is None else "restored"
         self.restore_count += 1
         limits = stage_limits(deployment, self.recipe)
         with self._stage("post_restore", limits["post_restore"]), self._client(deployment.wake_timeout_s) as client:
-            self._wake_guard(client, new_boot_id)
+            self._wake_guard(client, new_replica_id)
             self.lifecycle.post_restore(self.running_engine, client)
         with self._stage("canary_check", limits["canary_check"]), self._client(deployment.wake_timeout_s) as client:
             self._check_canary(client)
         self._serve()
         self.asleep = False
 
-    def _wake_guard(self, client: httpx.Client, new_boot_id: str | None) -> None:
+    def _wake_guard(self, client: httpx.Client, new_replica_id: str | None) -> None:
         """Ask twice where no connection came about: the guard has seen nothing, so the second call is its first."""
         control = GuardControl(self.running_engine, client)
         try:
-            control.wake(new_boot_id=new_boot_id)
+            control.wake(new_replica_id=new_replica_id)
         except httpx.ConnectError:
             if self.running_engine.wait(_SECOND_WAKE_S) is not None:
                 raise
-            control.wake(new_boot_id=new_boot_id)
+            control.wake(new_replica_id=new_replica_id)
 
     def stop(self) -> int | None:
         """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
@@ -329,7 +330,7 @@ class Boot:
         except CanaryError as error:
             if self.deployment.canary_mismatch == "fail":
                 raise
-            log("warning", "canary_mismatch", boot_id=self.running_engine.boot_id, detail=str(error))
+            log("warning", "canary_mismatch", replica_id=self.running_engine.replica_id, detail=str(error))
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
@@ -407,7 +408,7 @@ class Boot:
             stage,
             seconds,
             failure,
-            boot_id=self.engine.boot_id if self.engine else "",
+            replica_id=self.engine.replica_id if self.engine else "",
             restore_count=self.restore_count,
             ended_at=time.time(),
             plugins=self._plugin_seconds,
@@ -419,7 +420,7 @@ class Boot:
         seconds: float,
         failure: BaseException | None,
         *,
-        boot_id: str,
+        replica_id: str,
         restore_count: int,
         ended_at: float,
         plugins: dict[str, float] | None = None,
@@ -429,7 +430,7 @@ class Boot:
                 stage=stage,
                 seconds=seconds,
                 boot=self._kind,
-                boot_id=boot_id,
+                replica_id=replica_id,
                 restore_count=restore_count,
                 ended_at=ended_at,
                 ok=failure is None,

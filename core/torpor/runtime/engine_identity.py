@@ -158,6 +158,6 @@ def _foreign(engine: Engine, port: int, seen: str, owner: str | None = None) -> 
             "torpor.guard.Guard with this start's boot document as its outermost layer."
         )
     return ForeignServerError(
-        f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, boot {engine.boot_id}): {seen}. The "
+        f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, boot {engine.replica_id}): {seen}. The "
         f"lifecycle key was not sent.{ended} {cure}"
     )

@@ -101,22 +101,22 @@ class GuardControl:
         self._expect(response, "state")
         return _count(response, "in_flight")
 
-    def wake(self, *, new_boot_id: str | None = None) -> None:
+    def wake(self, *, new_replica_id: str | None = None) -> None:
         """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
 
         Args:
-            new_boot_id: what the guard calls itself from now on; for one of several copies of a snapshot.
+            new_replica_id: what the guard calls itself from now on; for one of several copies of a snapshot.
         """
         if self._engine.guard_key is not None:
             new_key = secrets.token_urlsafe(32)
             identity: dict[str, object] = {"key": LifecycleKey(new_key).digests}
-            if new_boot_id is not None:
-                identity["boot_id"] = new_boot_id
+            if new_replica_id is not None:
+                identity["replica_id"] = new_replica_id
             self._expect(self._client.post("/_torpor/wake", json=identity), "wake")
             self._engine.guard_key = new_key
             self._client.headers[KEY_HEADER] = new_key
-        if new_boot_id is not None:
-            self._engine.boot_id = new_boot_id
+        if new_replica_id is not None:
+            self._engine.replica_id = new_replica_id
 
     def check_asleep(self) -> None:
         """Make sure that the engine sleeps and answers nobody.

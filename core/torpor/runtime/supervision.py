@@ -141,13 +141,13 @@ class BackOff:
         self._in_a_row = 0
 
 
-def log_engine_end(name: str, *, boot_id: str, exit_code: int, last_lines: tuple[str, ...]) -> None:
+def log_engine_end(name: str, *, replica_id: str, exit_code: int, last_lines: tuple[str, ...]) -> None:
     """Log that an engine ended while it served."""
     log(
         "error",
         "engine_ended_while_serving",
         replica=name,
-        boot_id=boot_id,
+        replica_id=replica_id,
         exit_code=exit_code,
         last_lines=list(last_lines[-_TAIL_LINES:]),
     )
@@ -169,7 +169,7 @@ def watch_engine(engine: Engine, *, name: str, stopping: threading.Event, on_end
                 return
         if stopping.is_set():
             return
-        log_engine_end(name, boot_id=engine.boot_id, exit_code=code, last_lines=engine.log_tail())
+        log_engine_end(name, replica_id=engine.replica_id, exit_code=code, last_lines=engine.log_tail())
         on_end()
 
     threading.Thread(target=watch, name=f"torpor-watch-{name}", daemon=True).start()

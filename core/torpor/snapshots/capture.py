@@ -54,9 +54,9 @@ _SHOWN = 8
 
 
 class Identity(NamedTuple):
-    """What a copy has to be addressed with until its wake: the boot id and the lifecycle key of the original."""
+    """What a copy has to be addressed with until its wake: the replica id and the lifecycle key of the original."""
 
-    boot_id: str
+    replica_id: str
     guard_key: str | None
 
 
@@ -83,7 +83,7 @@ def read_identity(folder: Path) -> Identity:
     key = None if fields.content.get("guard_key") is None else _word(fields, "guard_key")
     if key is None:
         fields.take("guard_key")
-    identity = Identity(boot_id=_word(fields, "boot_id"), guard_key=key)
+    identity = Identity(replica_id=_word(fields, "replica_id"), guard_key=key)
     fields.end()
     return identity
 
@@ -195,7 +195,7 @@ def capture(
             gpu.resume()
         (partial / IMAGES / DUMP_LOG).rename(partial / LOGS / DUMP_LOG)
         _write_lines(partial / LOGS / "engine.log", engine.log_tail())
-        write_private(partial / PRIVATE, {"boot_id": engine.boot_id, "guard_key": engine.guard_key})
+        write_private(partial / PRIVATE, {"replica_id": engine.replica_id, "guard_key": engine.guard_key})
         write_private(partial / OUTSIDE, outside)
         manifest = Manifest(
             schema=SCHEMA,

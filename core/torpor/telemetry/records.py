@@ -58,7 +58,7 @@ class StageRecord:
         seconds: wall time of the stage, monotonic clock.
         boot: `cold` for a started replica, `woken` for one that slept and woke in the same process, `restored` for one that came
             out of a snapshot.
-        boot_id: the engine's boot, 16 hex digits; empty before the launch.
+        replica_id: the engine's boot, 16 hex digits; empty before the launch.
         restore_count: wakes of this replica so far.
         ended_at: Unix time at the stage's end, seconds.
         ok: whether the stage succeeded.
@@ -73,7 +73,7 @@ class StageRecord:
     stage: str
     seconds: float
     boot: BootKind
-    boot_id: str
+    replica_id: str
     restore_count: int
     ended_at: float
     ok: bool = True
@@ -178,7 +178,7 @@ def failed_restore(
         stage=RESTORE,
         seconds=seconds,
         boot="restored",
-        boot_id="",
+        replica_id="",
         restore_count=1,
         ended_at=time.time(),
         ok=False,

@@ -161,7 +161,7 @@ def _sleep_and_wake(boot: Boot, life: Life) -> None:
         life.repeated["asleep while asleep"] = _keyed(boot, "/_torpor/asleep")
         life.repeated["serve while asleep"] = _keyed(boot, "/_torpor/serve")
     life.stages.append("asleep")
-    boot.wake(new_boot_id=secrets.token_hex(8))
+    boot.wake(new_replica_id=secrets.token_hex(8))
     life.woken.append(_sampled(boot))
     life.stages.append("woke")
 
@@ -169,7 +169,7 @@ def _sleep_and_wake(boot: Boot, life: Life) -> None:
 def _again(boot: Boot, life: Life) -> None:
     boot.sleep()
     life.stages.append("asleep again")
-    boot.wake(new_boot_id=secrets.token_hex(8))
+    boot.wake(new_replica_id=secrets.token_hex(8))
     life.woken.append(_sampled(boot))
     life.stages.append("woke again")
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.snapshots.conftest import wait_for
 from torpor.errors import PortInUseError
-from torpor.platforms.local.gateway import READY_FOR_S, Front, Target
+from torpor.platforms.local.gateway import READY_FOR_S, Gateway, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,9 +55,9 @@ def deaths() -> list[Target]:
 
 
 @pytest.fixture
-def front(deaths: list[Target]) -> Iterator[Front]:
+def front(deaths: list[Target]) -> Iterator[Gateway]:
     """A front on a free port."""
-    with Front(on_death=deaths.append) as started:
+    with Gateway(on_death=deaths.append) as started:
         yield started
 
 
@@ -97,7 +97,7 @@ def count_checks(target: Target) -> int:
         return int(ask(connection, "/count")[1])
 
 
-def test_connections_go_to_the_replicas_in_turn(front: Front, make_target: MakeTarget) -> None:
+def test_connections_go_to_the_replicas_in_turn(front: Gateway, make_target: MakeTarget) -> None:
     """Round robin, one connection each."""
     for name in ("a", "b", "c"):
         front.add(make_target(name))
@@ -106,7 +106,7 @@ def test_connections_go_to_the_replicas_in_turn(front: Front, make_target: MakeT
     assert names[:3] == names[3:6] == names[6:]
 
 
-def test_a_connection_stays_with_its_replica(front: Front, make_target: MakeTarget) -> None:
+def test_a_connection_stays_with_its_replica(front: Gateway, make_target: MakeTarget) -> None:
     """Bytes are forwarded, not requests: a kept-alive connection is one replica's."""
     for name in ("a", "b"):
         front.add(make_target(name))
@@ -114,7 +114,7 @@ def test_a_connection_stays_with_its_replica(front: Front, make_target: MakeTarg
         assert len({ask(connection, "/name") for _ in range(5)}) == 1
 
 
-def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Front, make_target: MakeTarget) -> None:
+def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Gateway, make_target: MakeTarget) -> None:
     """Its guard decides, and is believed for 250 ms."""
     a, b = make_target("a"), make_target("b")
     set_ready(b, False)
@@ -129,7 +129,7 @@ def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Front, make
     assert {get(front.port)[1] for _ in range(6)} == {"b"}
 
 
-def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Front, make_target: MakeTarget) -> None:
+def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Gateway, make_target: MakeTarget) -> None:
     """Its turn goes to the next, and so does the turn after that: nobody gets a double share."""
     a, b, c = (make_target(name) for name in "abc")
     set_ready(a, False)
@@ -138,7 +138,7 @@ def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Front, 
     assert Counter(get(front.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
 
 
-def test_many_at_once_all_find_the_one_that_is_ready(front: Front, make_target: MakeTarget) -> None:
+def test_many_at_once_all_find_the_one_that_is_ready(front: Gateway, make_target: MakeTarget) -> None:
     """Connections that come together while the guards are being asked do not take each other's turns."""
     a, b = make_target("a"), make_target("b")
     set_ready(a, False)
@@ -155,7 +155,7 @@ def test_many_at_once_all_find_the_one_that_is_ready(front: Front, make_target: 
     assert Counter(answers) == {(200, "b"): 48}
 
 
-def test_guards_are_not_asked_more_often_than_every_250_ms(front: Front, make_target: MakeTarget) -> None:
+def test_guards_are_not_asked_more_often_than_every_250_ms(front: Gateway, make_target: MakeTarget) -> None:
     """However many connections come, also at once."""
     target = make_target("a")
     front.add(target)
@@ -174,7 +174,7 @@ def test_guards_are_not_asked_more_often_than_every_250_ms(front: Front, make_ta
     "sent", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000]
 )
 def test_without_a_ready_replica_the_client_is_told_to_come_again(
-    front: Front, make_target: MakeTarget, sent: bytes
+    front: Gateway, make_target: MakeTarget, sent: bytes
 ) -> None:
     """503 with Retry-After, which arrives whole however much the client was about to send."""
     target = make_target("a")
@@ -190,7 +190,7 @@ def test_without_a_ready_replica_the_client_is_told_to_come_again(
         front.add(target)
 
 
-def test_a_sleeping_server_says_what_wakes_it(front: Front) -> None:
+def test_a_sleeping_server_says_what_wakes_it(front: Gateway) -> None:
     """Until it was woken; the client may come again."""
     for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
         front.sleeps(woken_by)
@@ -209,7 +209,7 @@ def test_a_sleeping_server_says_what_wakes_it(front: Front) -> None:
 
 
 def test_a_replica_that_dies_is_reported_and_skipped(
-    front: Front, make_target: MakeTarget, deaths: list[Target]
+    front: Gateway, make_target: MakeTarget, deaths: list[Target]
 ) -> None:
     """Once, within 100 ms or so; the others serve on."""
     a, b = make_target("a"), make_target("b")
@@ -228,7 +228,7 @@ def test_a_replica_that_dies_is_reported_and_skipped(
 
 
 def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
-    front: Front, make_target: MakeTarget, deaths: list[Target]
+    front: Gateway, make_target: MakeTarget, deaths: list[Target]
 ) -> None:
     """A restored replica takes the place of the dead one."""
     first = make_target("a")
@@ -240,7 +240,7 @@ def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
     assert get(front.port) == (200, "a")
 
 
-def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Front, make_target: MakeTarget) -> None:
+def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Gateway, make_target: MakeTarget) -> None:
     """Its guard does not answer within a second, so it counts as not ready."""
     a, b = make_target("a"), make_target("b")
     front.add(a)
@@ -251,7 +251,7 @@ def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Front, make_target
     assert time.monotonic() - started < 3.0
 
 
-def test_a_failed_connection_goes_to_the_next_replica(front: Front, make_target: MakeTarget) -> None:
+def test_a_failed_connection_goes_to_the_next_replica(front: Gateway, make_target: MakeTarget) -> None:
     """Within what a good answer is believed for, a listener may have gone; the client does not see it."""
     a, b = make_target("a"), make_target("b")
     front.add(a)
@@ -262,7 +262,7 @@ def test_a_failed_connection_goes_to_the_next_replica(front: Front, make_target:
     assert {get(front.port)[1] for _ in range(6)} == {"a", "b"}
 
 
-def test_streams_are_not_delayed(front: Front, make_target: MakeTarget) -> None:
+def test_streams_are_not_delayed(front: Gateway, make_target: MakeTarget) -> None:
     """Each small chunk arrives when it was written, not with the next."""
     front.add(make_target("a"))
     with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
@@ -275,7 +275,7 @@ def test_streams_are_not_delayed(front: Front, make_target: MakeTarget) -> None:
     assert arrivals[-1] - arrivals[0] < 1.0
 
 
-def test_a_client_may_end_its_side_first(front: Front, make_target: MakeTarget) -> None:
+def test_a_client_may_end_its_side_first(front: Gateway, make_target: MakeTarget) -> None:
     """Half-closed: what was asked is still answered, 20 MB of it, unchanged in both directions."""
     front.add(make_target("a"))
     sent = os.urandom(1 << 20) * 20
@@ -295,7 +295,7 @@ def test_a_client_may_end_its_side_first(front: Front, make_target: MakeTarget) 
     assert received[-64:].decode() == hashlib.sha256(sent).hexdigest()
 
 
-def test_a_slow_client_slows_its_replica_down(front: Front, make_target: MakeTarget) -> None:
+def test_a_slow_client_slows_its_replica_down(front: Gateway, make_target: MakeTarget) -> None:
     """Back-pressure: the front keeps little for a client that does not read, and other clients are served."""
     target = make_target("a")
     front.add(target)
@@ -307,7 +307,7 @@ def test_a_slow_client_slows_its_replica_down(front: Front, make_target: MakeTar
         assert get(front.port) == (200, "a")
 
 
-def test_a_client_that_goes_away_ends_the_replicas_side(front: Front, make_target: MakeTarget) -> None:
+def test_a_client_that_goes_away_ends_the_replicas_side(front: Gateway, make_target: MakeTarget) -> None:
     """A flood for nobody stops, whether the client hung up or crashed (RST)."""
     front.add(make_target("a"))
     for linger in (b"", b"\1\0\0\0\0\0\0\0"):
@@ -327,7 +327,7 @@ def grows(port: int) -> bool:
     return get(port, "/flooded") != before
 
 
-def test_a_removed_replica_keeps_the_connections_that_it_has(front: Front, make_target: MakeTarget) -> None:
+def test_a_removed_replica_keeps_the_connections_that_it_has(front: Gateway, make_target: MakeTarget) -> None:
     """Draining: no new one, and those that stream go on."""
     target = make_target("a")
     front.add(target)
@@ -338,7 +338,7 @@ def test_a_removed_replica_keeps_the_connections_that_it_has(front: Front, make_
         assert ask(connection, "/name") == (200, "a")
 
 
-def test_many_clients_at_once_are_all_served(front: Front, make_target: MakeTarget) -> None:
+def test_many_clients_at_once_are_all_served(front: Gateway, make_target: MakeTarget) -> None:
     """200 connections in 20 threads, spread over three replicas."""
     for name in ("a", "b", "c"):
         front.add(make_target(name))
@@ -362,7 +362,7 @@ def test_a_taken_port_is_an_error() -> None:
     """The message names the port; nothing is left of the attempt."""
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        front = Front(port=taken.getsockname()[1])
+        front = Gateway(port=taken.getsockname()[1])
         with pytest.raises(PortInUseError, match=str(taken.getsockname()[1])):
             front.start()
     assert threading.active_count() == threads
@@ -374,7 +374,7 @@ def test_stopping_closes_everything(make_target: MakeTarget) -> None:
     target = make_target("a")
     before = sorted(Path("/proc/self/fd").iterdir())
     threads = threading.active_count()
-    front = Front()
+    front = Gateway()
     front.start()
     front.add(target)
     with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:

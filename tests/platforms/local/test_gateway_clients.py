@@ -16,7 +16,7 @@ import pytest
 from tests.platforms.local.gateway_place import Place
 from tests.snapshots.conftest import wait_for
 from torpor.errors import ConfigurationError
-from torpor.platforms.local.gateway import CONNECTIONS_VARIABLE, HEAD_VARIABLE, Front, Limits
+from torpor.platforms.local.gateway import CONNECTIONS_VARIABLE, HEAD_VARIABLE, Gateway, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ def test_clients_that_leave_cost_no_descriptor(place: Place, leaving: str, ready
     """Sixty of them, whatever they had said and however they left; the next one is answered."""
     sent, leave = LEAVING[leaving]
     place.ready = ready
-    with Front() as front:
+    with Gateway() as front:
         front.add(place.target())
         first = ask(front.port)
         assert first.startswith(b"HTTP/1.1 200" if ready else b"HTTP/1.1 503")
@@ -128,7 +128,7 @@ def test_clients_that_leave_cost_no_descriptor(place: Place, leaving: str, ready
 @pytest.mark.fault("a load balancer's TCP checks meet a server that starts", area="public port", outcome="held")
 def test_tcp_checks_before_there_is_any_replica_cost_nothing() -> None:
     """Two hundred connects and closes; whoever asks then is told to come again."""
-    with Front() as front:
+    with Gateway() as front:
         before = descriptors()
         for _ in range(200):
             connect(front.port).close()
@@ -138,7 +138,7 @@ def test_tcp_checks_before_there_is_any_replica_cost_nothing() -> None:
 
 def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None:
     """It costs one descriptor, and none of a replica's; asked later, it is joined."""
-    with Front() as front:
+    with Gateway() as front:
         front.add(place.target())
         assert ask(front.port).endswith(b"ok")
         assert wait_for(lambda: place.open == 0)
@@ -157,7 +157,7 @@ def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None
 )
 def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
     """Slowloris: 408, or an end without words for one who said nothing; an answer that takes longer goes on."""
-    with Front(limits=SHORT) as front:
+    with Gateway(limits=SHORT) as front:
         front.add(place.target())
         with connect(front.port) as silent, connect(front.port) as dripping, connect(front.port) as patient:
             patient.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")
@@ -170,7 +170,7 @@ def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
 @pytest.mark.fault("a client takes nothing of its answer", area="public port", outcome="held")
 def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_again(place: Place) -> None:
     """Both descriptors come back; the replica sees the end."""
-    with Front(limits=Limits(stall_timeout_s=0.3)) as front:
+    with Gateway(limits=Limits(stall_timeout_s=0.3)) as front:
         front.add(place.target())
         with connect(front.port, small=True) as connection:
             connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
@@ -181,7 +181,7 @@ def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_a
 
 def test_bytes_that_are_no_http_are_the_engines_to_answer(place: Place) -> None:
     """A TLS hello is joined at once: it has no blank line to wait for. So is a head that is too long to be kept."""
-    with Front() as front:
+    with Gateway() as front:
         front.add(place.target())
         for sent in (b"\x16\x03\x01\x02\x00", b"GET /" + b"x" * 70_000):
             with connect(front.port) as connection:
@@ -193,12 +193,12 @@ def test_bytes_that_are_no_http_are_the_engines_to_answer(place: Place) -> None:
 @pytest.mark.fault("more clients connect than there are descriptors", area="public port", outcome="refused")
 def test_one_too_many_gets_503_at_once_and_a_place_when_another_leaves(place: Place) -> None:
     """As many as the limit of open descriptors allows, whatever else is open; nobody waits."""
-    with room_for(220), Front() as front:
+    with room_for(220), Gateway() as front:
         front.add(place.target())
         assert ask(front.port).endswith(b"ok")
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert 40 <= front.most_connections <= (soft - descriptors() - 40) // 2
-    with Front(limits=Limits(connections=10)) as front, contextlib.ExitStack() as kept:
+    with Gateway(limits=Limits(connections=10)) as front, contextlib.ExitStack() as kept:
         front.add(place.target())
         for _ in range(10):
             connection = kept.enter_context(connect(front.port))
@@ -221,7 +221,7 @@ def test_thousands_of_half_open_connections_give_their_places_back(place: Place)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     try:
-        with Front(limits=Limits(connections=1500, head_timeout_s=3)) as front, contextlib.ExitStack() as kept:
+        with Gateway(limits=Limits(connections=1500, head_timeout_s=3)) as front, contextlib.ExitStack() as kept:
             front.add(place.target())
             assert ask(front.port).endswith(b"ok")
             before = descriptors()
@@ -241,7 +241,7 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Another part of the process has taken them all: 503 by the kept one, one line in the log, and no loop over errors."""
-    with Front() as front, connect(front.port), contextlib.ExitStack() as clients:
+    with Gateway() as front, connect(front.port), contextlib.ExitStack() as clients:
         waiting = [clients.enter_context(socket.socket()) for _ in range(20)]
         assert wait_for(lambda: front.connections == 1)
         with room_for(0), contextlib.ExitStack() as taken:
@@ -265,7 +265,7 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
 @pytest.mark.slow
 def test_a_drain_waits_for_answers_and_refuses_whoever_comes(place: Place) -> None:
     """A stream ends whole; a quiet connection is not waited for beyond two seconds; new ones are told to come again."""
-    with Front() as front:
+    with Gateway() as front:
         front.add(place.target())
         with connect(front.port) as streaming, connect(front.port) as idle, connect(front.port):
             streaming.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")

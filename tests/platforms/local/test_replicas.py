@@ -135,18 +135,18 @@ def test_a_copy_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: P
 
 
 def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
-    """Three copies behind one port: boot ids, lifecycle keys and logs differ, greedy answers do not."""
+    """Three copies behind one port: replica ids, lifecycle keys and logs differ, greedy answers do not."""
     port = free_port()
     copies = restore_snapshot(original.folder, replicas=3, port=port)
     try:
         assert len({chat(port) for _ in range(6)}) == 1
         engines = [one.boot.running_engine for one in copies.serving]
         kept_identity = json.loads((original.folder / "private.json").read_text())
-        assert len({engine.boot_id for engine in engines} | {kept_identity["boot_id"]}) == 4
+        assert len({engine.replica_id for engine in engines} | {kept_identity["replica_id"]}) == 4
         assert len({engine.guard_key for engine in engines} | {kept_identity["guard_key"]}) == 4
         for one in copies.serving:
             with one.boot._control() as control:
-                assert control._client.get("/_torpor/state").json()["boot_id"] == one.boot.running_engine.boot_id
+                assert control._client.get("/_torpor/state").json()["replica_id"] == one.boot.running_engine.replica_id
             assert not any("scheduler" in line for line in one.boot.running_engine.log_tail())  # said at the start
     finally:
         copies.stop()
@@ -174,20 +174,20 @@ def test_copies_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: 
 
 
 def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
-    """What `torpor prewarm` looks for; two copies have two tags, and neither is a boot id."""
+    """What `torpor prewarm` looks for; two copies have two tags, and neither is a replica id."""
     port = free_port()
     copies = restore_snapshot(original.folder, replicas=2, port=port)
     try:
         ended = prewarm(f"http://127.0.0.1:{port}", requests=1, attempts=1, pause_s=0.0, timeout_s=30.0)
         answers = [httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False) for _ in range(8)]
-        boot_ids = {one.boot.running_engine.boot_id for one in copies.serving}
+        replica_ids = {one.boot.running_engine.replica_id for one in copies.serving}
     finally:
         copies.stop()
     assert ended.end == "restored"
     assert {(one.headers["torpor-boot"], one.headers["torpor-wakes"]) for one in answers} == {("restored", "1")}
     tags = {one.headers["torpor-replica"] for one in answers}
-    assert len(tags) == len(boot_ids) == 2
-    assert tags & boot_ids == set()
+    assert len(tags) == len(replica_ids) == 2
+    assert tags & replica_ids == set()
 
 
 def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept) -> None:

@@ -45,12 +45,12 @@ def log(*lines: tuple[float, str, str]) -> str:
 
 
 def stage(  # noqa: PLR0917 - the order of a record
-    name: str, boot: str, boot_id: str, ended: float, seconds: float, count: int, error: str = ""
+    name: str, boot: str, replica_id: str, ended: float, seconds: float, count: int, error: str = ""
 ) -> str:
     """A stage's record, as a container writes it."""
     facts: dict[str, object] = {"stage": name, "boot": boot, "restore_count": count, "ok": not error}
     facts |= {"seconds": seconds, "ended_at": AT + ended}
-    facts |= {"boot_id": boot_id} if boot_id else {}
+    facts |= {"replica_id": replica_id} if replica_id else {}
     facts |= {"error": error} if error else {}
     return json_line("error" if error else "info", "stage", **facts)
 
@@ -65,24 +65,24 @@ def on_console(line: str) -> str:
     return f"2026-11-25 12:00:00 [{level:<9}] {event:<30} {shown}"
 
 
-def cold(ended: float, *, boot_id: str = COLD_ID, serves: bool = False, error: str = "") -> list[str]:
+def cold(ended: float, *, replica_id: str = COLD_ID, serves: bool = False, error: str = "") -> list[str]:
     """The records of a cold start of ten seconds; without `serves` it went to sleep after it."""
-    last = stage("serve" if serves else "pre_snapshot", "cold", boot_id, ended, 1.0, 0, error)
+    last = stage("serve" if serves else "pre_snapshot", "cold", replica_id, ended, 1.0, 0, error)
     return [
         stage("preflight", "cold", "", ended - 9, 1.0, 0),
-        stage("launch", "cold", boot_id, ended - 1, 8.0, 0),
+        stage("launch", "cold", replica_id, ended - 1, 8.0, 0),
         last,
     ]
 
 
-def after(boot_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -> str:
+def after(replica_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -> str:
     """A replica's word for what it is behind a snapshot."""
     return json_line(
         "info",
         "after_snapshot",
         copy=copy,
-        boot_id=boot_id,
-        captured_boot_id=COLD_ID,
+        replica_id=replica_id,
+        captured_replica_id=COLD_ID,
         captured_at=AT + captured,
         captured_in="ta-A",
         restored_in="ta-B",
@@ -90,13 +90,13 @@ def after(boot_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -
     )
 
 
-def woken(boot_id: str, ended: float, *, count: int = 1, error: str = "", boot: str = "") -> list[str]:
+def woken(replica_id: str, ended: float, *, count: int = 1, error: str = "", boot: str = "") -> list[str]:
     """The records of a wake of half a second; the replica that made the snapshot wakes in place, every other one was restored."""
-    boot = boot or ("woken" if boot_id == COLD_ID else "restored")
+    boot = boot or ("woken" if replica_id == COLD_ID else "restored")
     if error:
-        return [stage("post_restore", boot, boot_id, ended, 0.25, count, error)]
+        return [stage("post_restore", boot, replica_id, ended, 0.25, count, error)]
     return [
-        stage("post_restore", boot, boot_id, ended - 0.25, 0.25, count),
-        stage("canary_check", boot, boot_id, ended, 0.125, count),
-        stage("serve", boot, boot_id, ended, 0.125, count),
+        stage("post_restore", boot, replica_id, ended - 0.25, 0.25, count),
+        stage("canary_check", boot, replica_id, ended, 0.125, count),
+        stage("serve", boot, replica_id, ended, 0.125, count),
     ]

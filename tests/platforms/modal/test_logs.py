@@ -60,7 +60,7 @@ def test_a_cold_start_is_timed_from_its_first_stage_to_its_open_guard() -> None:
         Start(
             kind="cold",
             container="ta-A",
-            boot_id=COLD_ID,
+            replica_id=COLD_ID,
             began_at=AT,
             served_at=AT + 10,
             seconds=10.0,
@@ -79,7 +79,7 @@ def test_a_start_that_makes_the_snapshot_is_one_start_with_the_wake_behind_it() 
     (start,) = report.starts
     assert (start.kind, start.proof, start.note) == ("snapshot_created", "", "")
     assert (start.seconds, start.wake_s, start.restore_count) == (31.0, 0.5, 1)
-    assert (start.captured_at, start.boot_id) == (AT + 20, COLD_ID)
+    assert (start.captured_at, start.replica_id) == (AT + 20, COLD_ID)
     assert report.restores_tried == 0
 
 
@@ -90,7 +90,7 @@ def test_a_restore_that_both_sides_tell_is_proved() -> None:
         Start(
             kind="restored",
             container="ta-B",
-            boot_id="b1",
+            replica_id="b1",
             proof="proved",
             began_at=AT + 100,
             served_at=AT + 103,
@@ -150,7 +150,7 @@ def test_a_failed_restore_and_its_cold_retry_are_one_start() -> None:
     """The retry's stages belong to it, in the same container."""
     report = read(*rows(100, "ta-B", RESTORING, FAILED), *rows(150, "ta-B", *cold(150, serves=True)))
     (start,) = report.starts
-    assert (start.kind, start.exit_code, start.seconds, start.boot_id) == ("restore_failed", 222, 50.0, COLD_ID)
+    assert (start.kind, start.exit_code, start.seconds, start.replica_id) == ("restore_failed", 222, 50.0, COLD_ID)
     assert (report.restores_tried, report.restores_succeeded) == (1, 0)
 
 
@@ -183,7 +183,7 @@ def test_interleaved_containers_are_kept_apart() -> None:
     created = rows(10, "ta-A", *cold(10), CREATING, CREATED, after(COLD_ID, copy=False), *woken(COLD_ID, 31))
     first = rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103))
     second = rows(100, "ta-C", RESTORING, after("c1", copy=True), *woken("c1", 105))
-    failed = rows(100, "ta-D", RESTORING, FAILED, *cold(150, boot_id="d1", serves=True))
+    failed = rows(100, "ta-D", RESTORING, FAILED, *cold(150, replica_id="d1", serves=True))
     mixed = [row for group in zip(first, second, failed, strict=True) for row in group]
     report = read(*created, *mixed)
     assert kinds(report) == [
@@ -198,13 +198,13 @@ def test_interleaved_containers_are_kept_apart() -> None:
     assert report.median_s("restored") == 4.0
 
 
-def test_without_containers_replicas_are_told_apart_by_their_boot_ids() -> None:
+def test_without_containers_replicas_are_told_apart_by_their_replica_ids() -> None:
     """`modal app logs` without options: platform lines go to whoever has waited longest for a record."""
     first, second = woken("b1", 103), woken("c1", 105)
     lines = [RESTORING, RESTORING, after("b1", copy=True), after("c1", copy=True)]
     lines += [line for pair in zip(first, second, strict=True) for line in pair]
     report = classify(read_lines("\n".join(lines)))
-    assert [(start.boot_id, start.proof, start.served_at) for start in report.starts] == [
+    assert [(start.replica_id, start.proof, start.served_at) for start in report.starts] == [
         ("b1", "proved", AT + 103),
         ("c1", "proved", AT + 105),
     ]
@@ -327,7 +327,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-FIELDS = ("stage", "boot", "boot_id", "seconds", "ended_at", "ok", "error", "restore_count", "copy", "captured_at")
+FIELDS = ("stage", "boot", "replica_id", "seconds", "ended_at", "ok", "error", "restore_count", "copy", "captured_at")
 
 
 @pytest.mark.fault("a log holds records with any values", area="logs", outcome="held")
@@ -338,7 +338,7 @@ FIELDS = ("stage", "boot", "boot_id", "seconds", "ended_at", "ok", "error", "res
             lambda odd: {"torpor": "stage", "stage": "serve", "boot": "cold", "seconds": 1.0, "ended_at": AT, **odd}
         )
         | st.dictionaries(st.sampled_from(FIELDS), VALUES).map(
-            lambda odd: {"torpor": "after_snapshot", "boot_id": "b", "copy": True, **odd}
+            lambda odd: {"torpor": "after_snapshot", "replica_id": "b", "copy": True, **odd}
         ),
         max_size=4,
     )

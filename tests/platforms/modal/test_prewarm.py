@@ -10,7 +10,7 @@ import pytest
 
 from tests.chat_server import ChatServer, Reply
 from tests.command_line import torpor
-from tests.guard.engine import BOOT_ID, OTHER_KEY
+from tests.guard.engine import OTHER_KEY, REPLICA_ID
 from tests.guard.server import GuardedServer
 from tests.platforms.modal.modal_lines import RESTORING, after, woken
 from torpor import ConfigurationError
@@ -165,25 +165,25 @@ def test_a_number_that_is_none_is_an_error(options: dict[str, float], words: str
 
 
 def test_the_real_guard_tells_a_copy_from_the_replica_that_it_came_from() -> None:
-    """In place it woke; under a new boot id, as core gives to copies, it was restored."""
+    """In place it woke; under a new replica id, as core gives to copies, it was restored."""
     with GuardedServer() as server:
         url = f"http://127.0.0.1:{server.port}"
         assert server.control("serve").status == 200
         cold = drive(url, attempts=1)
-        for identity in (b'{"key": "%s"}' % OTHER_KEY.encode(), b'{"boot_id": "copy"}'):
+        for identity in (b'{"key": "%s"}' % OTHER_KEY.encode(), b'{"replica_id": "copy"}'):
             key = server_key(server)
             for path in ("/_torpor/drain", "/pause", "/release", "/_torpor/asleep"):
                 assert server.ask(path, method="POST", key=key).status == 200
             assert server.ask("/_torpor/wake", method="POST", key=key, body=identity).status == 200
             for path in ("/resume", "/continue", "/_torpor/serve"):
                 assert server.ask(path, method="POST", key=server_key(server)).status == 200
-            if b"boot_id" not in identity:
+            if b"replica_id" not in identity:
                 in_place = drive(url, attempts=1)
         restored = drive(url, attempts=1)
     seen = [ended.rounds[0].new[0] for ended in (cold, in_place, restored)]
     assert [(one.boot, one.wakes) for one in seen] == [("cold", "0"), ("woken", "1"), ("restored", "2")]
     assert seen[0].tag == seen[1].tag != seen[2].tag
-    assert BOOT_ID not in str(seen)
+    assert REPLICA_ID not in str(seen)
     assert [ended.end for ended in (cold, in_place, restored)] == ["attempts", "attempts", "restored"]
 
 

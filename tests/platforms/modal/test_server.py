@@ -203,28 +203,28 @@ def test_a_replica_says_in_its_log_whether_it_was_restored(
     capsys: pytest.CaptureFixture[str],
     container: str,
 ) -> None:
-    """A copy wakes in another container than it slept in: it gets a boot id of its own, and its door says so too."""
+    """A copy wakes in another container than it slept in: it gets a replica id of its own, and its door says so too."""
     deployment = a_deployment()
     server = a_server(tmp_path, servers, deployment)
     monkeypatch.setenv("MODAL_TASK_ID", "ta-first")
     before = time.time()
     SnapshotServer.start(server)
     assert server._boot is not None
-    first_id = server._boot.running_engine.boot_id
+    first_id = server._boot.running_engine.replica_id
     cold = capsys.readouterr().out
     monkeypatch.setenv("MODAL_TASK_ID", container)
     SnapshotServer.wake(server)
     warm = capsys.readouterr().out
     copied = container == "ta-second"
-    boot_id = server._boot.running_engine.boot_id
-    assert (boot_id != first_id) == copied
+    replica_id = server._boot.running_engine.replica_id
+    assert (replica_id != first_id) == copied
     lines = [("ta-first", line) for line in cold.splitlines()]
     lines += [(container, line) for line in ([RESTORING] if copied else []) + warm.splitlines()]
     starts = classify(LogLine(text=line, container=place) for place, line in lines).starts
     last = starts[-1]
     expected = [("ta-first", "cold", ""), ("ta-second", "restored", "proved")] if copied else [("ta-first", "cold", "")]
     assert [(start.container, start.kind, start.proof) for start in starts] == expected
-    assert (last.boot_id, last.restore_count) == (boot_id, 1)
+    assert (last.replica_id, last.restore_count) == (replica_id, 1)
     assert last.captured_at is not None
     assert last.served_at is not None
     assert before < last.captured_at < last.served_at

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from tests.guard.engine import BOOT_ID, KEY, Message, Receive, Scope, Send
+from tests.guard.engine import KEY, REPLICA_ID, Message, Receive, Scope, Send
 from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_serving
 from torpor import ConfigurationError, Deployment, Lifecycle, Model, Scaling
 from torpor.engine.handle import engines_started_by
@@ -123,7 +123,7 @@ class Anything:
 def guarded(plugin: ChatServer, *, max_concurrency: int = 100) -> tuple[Anything, Guard]:
     """An application with every route behind the plugin's rules."""
     app = Anything()
-    return app, Guard(app, rules_of(plugin, max_concurrency=max_concurrency), key=KEY, boot_id=BOOT_ID)
+    return app, Guard(app, rules_of(plugin, max_concurrency=max_concurrency), key=KEY, replica_id=REPLICA_ID)
 
 
 class RouteRules:

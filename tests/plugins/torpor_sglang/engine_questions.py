@@ -100,7 +100,7 @@ def ask_guarded(question: dict[str, Any]) -> object:
 
     listed = {name: tuple(found) for name, found in question["rules"].items()}
     rules = GuardRules(public=listed["public"], keyed=listed["keyed"], sleep=listed["sleep"], wake=listed["wake"])
-    install_guard(http_server.app, BootDocument(key=question["key"], boot_id="0123456789abcdef", rules=rules))
+    install_guard(http_server.app, BootDocument(key=question["key"], replica_id="0123456789abcdef", rules=rules))
     http_server.app.add_middleware(KeyLayer)
     return [asyncio.run(answer(http_server.app, *request)) for request in question["requests"]]
 

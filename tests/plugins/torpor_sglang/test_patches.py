@@ -223,7 +223,7 @@ def test_the_guard_is_not_put_before_an_application_that_already_serves() -> Non
     """Too late is an error, not an open server."""
     app = Application()
     app.middleware_stack = app.answer
-    boot = BootDocument(key="k" * 32, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+    boot = BootDocument(key="k" * 32, replica_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
     with pytest.raises(ConfigurationError, match="already in use"):
         install_guard(app, boot)
 

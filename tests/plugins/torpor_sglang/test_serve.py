@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-DOCUMENT = boot_document_json(key="k" * 43, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+DOCUMENT = boot_document_json(key="k" * 43, replica_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
 
 
 def launch(

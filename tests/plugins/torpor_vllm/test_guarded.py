@@ -16,7 +16,7 @@ from torpor_vllm.guarded import MIDDLEWARE, BootGuard
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
-BOOT = BootDocument(key="k" * 43, boot_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
+BOOT = BootDocument(key="k" * 43, replica_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
 
 
 @dataclass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
     from torpor.engine.handle import Starter
-    from torpor.platforms.local.gateway import Front, Target
+    from torpor.platforms.local.gateway import Gateway, Target
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.run import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
@@ -231,7 +231,7 @@ class CriuBackend:
         self._public = public
         self._copy_memory = copy_memory
         self._sandbox: Sandbox | None = None
-        self._front: Front | None = None
+        self._front: Gateway | None = None
         self._target: Target | None = None
         self._work: Path | None = None
         self._hold: Hold | None = None
@@ -271,9 +271,9 @@ class CriuBackend:
         check_writable(folder)
         mode = self._usable_mode(deployment)
         if self._public and self._front is None:
-            from torpor.platforms.local.gateway import Front  # noqa: PLC0415
+            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415
 
-            self._front = Front(host=self._host or LOOPBACK, port=self._port or deployment.port)
+            self._front = Gateway(host=self._host or LOOPBACK, port=self._port or deployment.port)
             self._front.start()
         self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment)

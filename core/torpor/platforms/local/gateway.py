@@ -39,7 +39,7 @@ __all__ = [
     "HEAD_VARIABLE",
     "READY_FOR_S",
     "STALL_VARIABLE",
-    "Front",
+    "Gateway",
     "Limits",
     "Target",
     "ready_path",
@@ -156,7 +156,7 @@ class Target:
     ready_path: str = "/ready"
 
 
-class Front:
+class Gateway:
     """The public port, served by a thread of its own.
 
     A new connection goes to the next replica that answers 200 on its ready path, in turn; the answer is good for 250 ms and

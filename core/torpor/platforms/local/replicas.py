@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.deployment import Deployment
-    from torpor.platforms.local.gateway import Front, Target
+    from torpor.platforms.local.gateway import Gateway, Target
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.capture import Identity
@@ -88,7 +88,7 @@ class Replica(NamedTuple):
         release_work_folder(self.work)
 
     def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
-        """Wake it under a new boot id and a new lifecycle key, and demand the canary of its original.
+        """Wake it under a new replica id and a new lifecycle key, and demand the canary of its original.
 
         Raises:
             EngineError: it did not wake.
@@ -97,15 +97,15 @@ class Replica(NamedTuple):
         from torpor.runtime.canary import Canary  # noqa: PLC0415 - imported beside CRIU's work
         from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415
 
-        engine = SandboxEngine(self.sandbox, boot_id=identity.boot_id, guard_key=identity.guard_key)
+        engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
-        boot_id = os.urandom(8).hex()
+        replica_id = os.urandom(8).hex()
         steps = [("sandbox", self.sandbox_s), ("side_files", self.side_files_s), ("criu", self.criu_s)]
         steps += [("cuda", self.cuda_s)] if self.cuda_s is not None else []
         since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
-        boot.note_restored(steps, ended_at=time.time() - since_s, boot_id=boot_id)
-        boot.wake(new_boot_id=boot_id)
+        boot.note_restored(steps, ended_at=time.time() - since_s, replica_id=replica_id)
+        boot.wake(new_replica_id=replica_id)
 
 
 class Serving(NamedTuple):
@@ -264,7 +264,7 @@ class Replicas:
         self._cold_start = cold_start
         self._even_if_bad = even_if_bad
         self._tell = on_event or ReplicaEvent.log
-        self._front: Front | None = None
+        self._front: Gateway | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
@@ -475,11 +475,11 @@ class Replicas:
     def _import_beside(self) -> None:
         """What a wake will need, while CRIU still works."""
 
-    def _started_front(self) -> Front:
+    def _started_front(self) -> Gateway:
         if self._front is None:
-            from torpor.platforms.local.gateway import Front  # noqa: PLC0415 - asyncio, when there is time for it
+            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio, when there is time for it
 
-            front = Front(host=self.host, port=self.port, on_death=self._bury)
+            front = Gateway(host=self.host, port=self.port, on_death=self._bury)
             front.start()
             self._front = front
         return self._front

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AFTER_SNAPSHOT", "KINDS", "BootsReport", "Kind", "LogLine", "Proof", "Start", "classify", "read_lines"]
 
 AFTER_SNAPSHOT = "after_snapshot"
-"""Event of a replica that goes on behind a snapshot: boot ids, capture time, restore count, containers."""
+"""Event of a replica that goes on behind a snapshot: replica ids, capture time, restore count, containers."""
 
 Kind = Literal["cold", "snapshot_created", "restored", "restore_failed", "segfault"]
 Proof = Literal["", "proved", "claimed", "record only", "contradicted"]
@@ -76,7 +76,7 @@ _MOST_OPEN = 1000
 _RESTORING = re.compile(r"\brestoring\b", re.IGNORECASE)
 _EXIT_CODE = re.compile(r"exit code:? *(-?[0-9]{1,9})(?![0-9])", re.IGNORECASE)
 _RECORD = re.compile(rf'\{{"torpor": ?"(?:stage|{AFTER_SNAPSHOT})"')
-# Of logs of before, structlog's console lines: `... [info     ] stage   boot=cold boot_id=... error='...' seconds=0.1 stage=serve`
+# Older logs hold structlog's console lines: `... [info     ] stage   boot=cold replica_id=... error='...' seconds=0.1 stage=serve`
 _PAIR = re.compile(r"(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
 _OWN = re.compile(rf"\] (?:stage|{AFTER_SNAPSHOT})\s+(?=\w+=)")
 
@@ -103,7 +103,7 @@ class Start:
     Attributes:
         kind: what it was; `restore_failed` was tried again without the snapshot.
         container: its id; empty where the log does not say.
-        boot_id: what the replica calls itself; empty without a record of its own.
+        replica_id: what the replica calls itself; empty without a record of its own.
         proof: what a restore rests on, see the module; empty for other starts.
         note: what went wrong, or what contradicts the platform's lines.
         began_at: Unix time of its first line or stage, seconds.
@@ -117,7 +117,7 @@ class Start:
 
     kind: Kind
     container: str = ""
-    boot_id: str = ""
+    replica_id: str = ""
     proof: Proof = ""
     note: str = ""
     began_at: float | None = None
@@ -185,7 +185,7 @@ def classify(lines: Iterable[LogLine]) -> BootsReport:
 
     Args:
         lines: in the order in which they were logged; those of several containers may be mixed. Where the log names no
-            containers, replicas are told apart by the boot ids in their records, and platform lines go to the replica
+            containers, replicas are told apart by the replica ids in their records, and platform lines go to the replica
             that has waited longest for one.
     """
     reader, count = _Reader(), 0
@@ -205,7 +205,7 @@ class _Open:
 
     kind: Kind
     container: str
-    boot_id: str = ""
+    replica_id: str = ""
     claimed: bool = False  # the platform said: restoring
     creating: bool = False
     cold: bool = False  # it launched an engine
@@ -236,7 +236,7 @@ class _Open:
         return Start(
             kind=self.kind,
             container=self.container,
-            boot_id=self.boot_id,
+            replica_id=self.replica_id,
             proof=proof,
             note=self.error or note,
             began_at=self.began_at,
@@ -331,19 +331,19 @@ class _Reader:
     # --- the replica's own records ------------------------------------------------------------------------------------
 
     def _stage(self, line: LogLine, facts: dict[str, object]) -> None:
-        boot_id, stage = _word(facts.get("boot_id", "")), str(facts["stage"])
+        replica_id, stage = _word(facts.get("replica_id", "")), str(facts["stage"])
         ended_at, seconds = _number(facts.get("ended_at"), most=_LAST_TIME), _number(facts["seconds"], most=_MOST)
         if facts["boot"] == "cold":
-            start = self._cold_start(line, boot_id)
+            start = self._cold_start(line, replica_id)
             start.cold = True
         else:
             in_place = facts["boot"] == "woken"
-            start = self._woken(line, boot_id, stage, unknown="cold" if in_place else "restored")
+            start = self._woken(line, replica_id, stage, unknown="cold" if in_place else "restored")
             start.woke = True
             if in_place and start.copy is None:
                 start.copy = False
             start.wake_s = (start.wake_s or 0.0) + (seconds or 0.0)
-        start.boot_id = boot_id or start.boot_id
+        start.replica_id = replica_id or start.replica_id
         count = _number(facts.get("restore_count"), most=_MOST)
         start.restore_count = start.restore_count if count is None else int(count)
         if ended_at is not None:  # a stage is logged at its end, the platform's line at the beginning
@@ -354,11 +354,11 @@ class _Reader:
         elif stage == "serve":
             start.served_at = ended_at if ended_at is not None else line.at
 
-    def _cold_start(self, line: LogLine, boot_id: str) -> _Open:
+    def _cold_start(self, line: LogLine, replica_id: str) -> _Open:
         mine = self._mine(line)
         for start in mine:
             goes_on = start.cold and not start.woke and not start.error
-            if goes_on and start.boot_id in ("", boot_id):  # a preflight has no boot id yet
+            if goes_on and start.replica_id in ("", replica_id):  # a preflight has no replica id yet
                 return start
         retried = [one for one in mine if one.kind == "restore_failed" and not one.cold]
         if retried:
@@ -367,26 +367,26 @@ class _Reader:
             return mine[0]  # it was said to be restored, and it launches an engine
         return self._new(line, "cold")
 
-    def _woken(self, line: LogLine, boot_id: str, stage: str, *, unknown: Kind) -> _Open:
+    def _woken(self, line: LogLine, replica_id: str, stage: str, *, unknown: Kind) -> _Open:
         """The start that a stage behind a sleep belongs to; a new one of the kind `unknown` where the log lacks the rest."""
         mine = self._mine(line)
         for start in mine:
             goes_on = start.woke and (stage != "post_restore" or start.wake_s is None)
-            if start.boot_id == boot_id and start.served_at is None and (goes_on or not start.woke):
+            if start.replica_id == replica_id and start.served_at is None and (goes_on or not start.woke):
                 return start
         waiting = [one for one in mine if one.waits]
         return waiting[-1] if waiting else self._new(line, unknown)
 
     def _after_snapshot(self, line: LogLine, facts: dict[str, object]) -> None:
-        captured = _word(facts.get("captured_boot_id", ""))
+        captured = _word(facts.get("captured_replica_id", ""))
         mine = self._mine(line)
         waiting = [one for one in mine if one.waits]
-        in_place = [one for one in mine if one.cold and not one.woke and one.boot_id == captured]
+        in_place = [one for one in mine if one.cold and not one.woke and one.replica_id == captured]
         copy = facts.get("copy") is True
         candidates = waiting[::-1] if copy or not in_place else in_place
         start = candidates[0] if candidates else self._new(line, "restored")
         start.woke, start.copy = True, copy
-        start.boot_id = _word(facts["boot_id"])
+        start.replica_id = _word(facts["replica_id"])
         start.captured_at = _number(facts.get("captured_at"), most=_LAST_TIME)
         count = _number(facts.get("restore_count"), most=_MOST)
         start.restore_count = None if count is None else int(count)
@@ -426,7 +426,7 @@ def _console_facts(text: str) -> dict[str, object] | None:
 def _whole(facts: dict[str, object]) -> bool:
     """Whether a record says what it is there for; half a word at a cut end would say something else."""
     if facts.get("event") == AFTER_SNAPSHOT:
-        return "boot_id" in facts and isinstance(facts.get("copy"), bool)
+        return "replica_id" in facts and isinstance(facts.get("copy"), bool)
     return facts.get("boot") in BOOT_KINDS and str(facts.get("stage")) in _STAGES and "seconds" in facts
 
 

@@ -407,7 +407,7 @@ class SnapshotServer:
         if self.deployment.snapshot:
             try:
                 with _ended_on_failure(self._boot):
-                    self._boot.wake(new_boot_id=self._tell_where(self._boot))
+                    self._boot.wake(new_replica_id=self._tell_where(self._boot))
             except Exception as error:
                 if not self.deployment.cold_start_on_failed_wake:
                     raise
@@ -422,7 +422,7 @@ class SnapshotServer:
         log(
             "error",
             "wake_failed_starting_cold",
-            boot_id=failed.running_engine.boot_id,
+            replica_id=failed.running_engine.replica_id,
             error=f"{type(error).__name__}: {error}",
             next_step="Every replica of this snapshot may pay this: deploy again (`modal deploy`), and Modal takes a new one.",
         )
@@ -450,7 +450,7 @@ class SnapshotServer:
         )
 
     def _tell_where(self, boot: Boot) -> str | None:
-        """Log this replica's own word for what its start is, for `torpor boots`; a new boot id for a copy.
+        """Log this replica's own word for what its start is, for `torpor boots`; a new replica id for a copy.
 
         A copy wakes in another container than the one that went to sleep. Copies of one snapshot need names of their own:
         whoever counts replicas has nothing else.
@@ -458,14 +458,14 @@ class SnapshotServer:
         here = os.environ.get(_CONTAINER_VARIABLE, "")
         there, captured_at = self._captured or ("", 0.0)
         copy = here != there
-        old = boot.running_engine.boot_id
+        old = boot.running_engine.replica_id
         new = secrets.token_hex(8) if copy else None
         log(
             "info",
             AFTER_SNAPSHOT,
             copy=copy,
-            boot_id=new or old,
-            captured_boot_id=old,
+            replica_id=new or old,
+            captured_replica_id=old,
             captured_at=round(captured_at, 3),
             captured_in=there,
             restored_in=here,

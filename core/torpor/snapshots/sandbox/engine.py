@@ -37,15 +37,15 @@ class SandboxEngine(Engine):
 
     Args:
         sandbox: with the tree in it, started or restored.
-        boot_id: what its guard calls itself.
+        replica_id: what its guard calls itself.
         guard_key: the guard's lifecycle key; None for an engine without one.
     """
 
     private_network: ClassVar[bool] = True
 
-    def __init__(self, sandbox: Sandbox, *, boot_id: str, guard_key: str | None) -> None:
+    def __init__(self, sandbox: Sandbox, *, replica_id: str, guard_key: str | None) -> None:
         self.sandbox = sandbox
-        self.boot_id = boot_id
+        self.replica_id = replica_id
         self.guard_key = guard_key
         self._pid = 0
 
@@ -132,9 +132,9 @@ class SandboxStarter:
         from torpor.network.proxies import past_proxies  # noqa: PLC0415
         from torpor.runtime.captured_secrets import check_environments  # noqa: PLC0415 - a restore has no use for it
 
-        boot_id = secrets.token_hex(8)
+        replica_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
-        full_env = {**inherited_environment(), **_NO_IO_URING, **env, "TORPOR_BOOT_ID": boot_id}
+        full_env = {**inherited_environment(), **_NO_IO_URING, **env, "TORPOR_REPLICA_ID": replica_id}
         full_env |= past_proxies(full_env)
         if self._captured:
             check_environments(self._deployment, [full_env], command_lines=[argv])
@@ -143,10 +143,10 @@ class SandboxStarter:
         if log is not None:
             self.sandbox.follow_log(log)
         if guard and key:
-            files[_BOOT_FD] = boot_document_json(key=key, boot_id=boot_id, rules=guard).encode()
+            files[_BOOT_FD] = boot_document_json(key=key, replica_id=replica_id, rules=guard).encode()
             full_env[BOOT_FD_VARIABLE] = str(_BOOT_FD)
         self.sandbox.spawn(argv, env=full_env, cwd=cwd, files=files, filtered=self.sandbox.mode == "root")
-        engine = SandboxEngine(self.sandbox, boot_id=boot_id, guard_key=key)
+        engine = SandboxEngine(self.sandbox, replica_id=replica_id, guard_key=key)
         engine.log_path = log.path if log else None
         _ = engine.pid  # looked up while it lives, for messages after its end
         return engine

@@ -86,7 +86,7 @@ def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, 
             self.should_exit = not deaf
 
     limit_uvicorn()
-    guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, boot_id=boot.boot_id)
+    guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, replica_id=boot.replica_id)
     config = Config(
         guarded,
         host=host,

@@ -170,7 +170,9 @@ def main(argv: Sequence[str]) -> int:
     model = Model(args)
     model.load()
     app = App(model, args.parallel)
-    guarded = app if boot is None else Guard(app, boot.rules, key=boot.key, boot_id=boot.boot_id, on_wake=model.renew)
+    guarded: App | Guard = app
+    if boot is not None:
+        guarded = Guard(app, boot.rules, key=boot.key, replica_id=boot.replica_id, on_wake=model.renew)
     limit_uvicorn()  # heads, headers, their time: uvicorn's own parsers have few limits
     uvicorn.run(guarded, host=args.host, port=args.port, lifespan="off", ws="none", log_level="warning")
     return 0
