@@ -48,7 +48,7 @@ from torpor.engine.process import LOG_VARIABLE
 from torpor.platforms.local.backends import NoSnapshot
 from torpor.platforms.local.server import LocalServer, Standby, restore_snapshot
 from torpor.snapshots.capture import inspect
-from torpor.snapshots.criu.run import boot_id
+from torpor.snapshots.criu.program import boot_id
 from torpor.snapshots.store.paths import cache_root
 from torpor.telemetry.records import StageReport
 

@@ -18,7 +18,7 @@ from torpor.cli.timed import without_left_overs
 from torpor.platforms.local.backends import CriuBackend
 from torpor.report import Bench, page, read_report
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
 from torpor.telemetry.records import read_records
 

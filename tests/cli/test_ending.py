@@ -25,7 +25,7 @@ from torpor.cli.up import _put_to_sleep
 from torpor.errors import SnapshotError
 from torpor.platforms.local.server import LocalServer, Standby
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:

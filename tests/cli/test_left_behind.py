@@ -19,7 +19,7 @@ from tests.engine.test_lifeline import WAYS, by_signal
 from tests.snapshots.conftest import wait_for
 from tests.snapshots.kept import engines_on, free_port, write_app
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
 from torpor.platforms.local.backends import CriuBackend
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
 from torpor.telemetry.records import METRICS_VARIABLE, read_records
 
@@ -714,7 +714,7 @@ def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> N
 def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
     """Nothing is fetched in vain; the last line says that snapshots can be made."""
     said = cli.run("snapshot", "setup").stderr
-    assert "is there already" in said
+    assert "is already installed" in said
     assert "a small dump and restore worked: snapshots can be made here" in said
 
 

@@ -16,7 +16,7 @@ from tests.snapshots.nvidia import FakeDriver, build
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Model, Plugin
 from torpor.doctor import machine as doctor
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
 from torpor.testing.broken_rules import contract_findings
@@ -36,7 +36,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv(LIBRARIES_VARIABLE, str(tmp_path / "libraries"))
     monkeypatch.delenv(PREFIX_VARIABLE, raising=False)
-    monkeypatch.setattr("torpor.snapshots.criu.run._SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from tests.snapshots.kept import free_port, write_app
 from torpor import SnapshotError
 from torpor.network.shortage import shortage
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:

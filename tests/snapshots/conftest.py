@@ -14,7 +14,7 @@ import pytest
 
 from tests.snapshots.nvidia import FakeDriver, build
 from torpor import SnapshotError
-from torpor.snapshots.criu.run import PREFIX_VARIABLE, Criu, find
+from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu, find
 from torpor.snapshots.sandbox.sandbox import Clock, Mode, Sandbox
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import chat, free_port, write_app
 from torpor import SnapshotError
 from torpor.platforms.local.server import inspect_snapshot
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 

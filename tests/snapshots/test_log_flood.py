@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
 FLOOD = """

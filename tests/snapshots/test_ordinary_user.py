@@ -16,10 +16,10 @@ import pytest
 from tests import ROOT
 from tests.snapshots.conftest import SMALL_DISK_BYTES, SMALL_DISK_VARIABLE
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 

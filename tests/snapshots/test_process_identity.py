@@ -16,7 +16,7 @@ from torpor.snapshots.criu.run import dump, restore
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
 PROGRAM = Path(__file__).with_name("identity_program.py")

@@ -14,13 +14,13 @@ from tests.plugins.local_engines import LocalEngine
 from tests.snapshots.conftest import MODES, refuse
 from tests.snapshots.kept import Background, chat, free_port
 from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.engine import SandboxEngine
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -21,11 +21,11 @@ from tests.snapshots.kept import Background, free_port
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
     from torpor.runtime.supervision import ReplicaEvent
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.manifest import Manifest
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]

@@ -16,7 +16,7 @@ from torpor.snapshots.criu.run import dump, restore
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
 
 pytestmark = [
     pytest.mark.criu,

@@ -150,7 +150,7 @@ def run_setup(*, mirror: str, again: bool) -> None:
 
     console = make_console()
     criu = install(criu_prefix(), mirror=mirror or None, again=again, on_step=console.print)
-    console.print(f"CRIU {'.'.join(map(str, criu.version))} is at {criu.program}", soft_wrap=True)
+    console.print(f"CRIU {criu.version} is at {criu.program}", soft_wrap=True)
     if reasons := CriuBackend().available():
         listed = "\n".join(f"  - {reason}" for reason in reasons)
         raise SnapshotError(f"It does not work on this machine:\n{listed}\n{STANDBY_WORKS}")

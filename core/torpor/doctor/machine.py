@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.criu import probe
-from torpor.snapshots.criu.run import find, memory_bytes
+from torpor.snapshots.criu.program import find
+from torpor.snapshots.criu.run import memory_bytes
 from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.gpu.requirements import against_gpu
 from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
@@ -102,7 +103,7 @@ def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
     prefix = criu_prefix()
     try:
         criu = find(prefix, cache=prefix)
-        yield Finding(level="ok", what="CRIU", seen=f"{'.'.join(map(str, criu.version))} at {criu.program}")
+        yield Finding(level="ok", what="CRIU", seen=f"{criu.version} at {criu.program}")
     except SnapshotError:  # the trial says the same, with what to do
         pass
     against: tuple[Reason, ...]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from torpor.runtime.boot import Boot
     from torpor.snapshots.before_capture.external_resources import OpenFiles
-    from torpor.snapshots.criu.run import Criu, Dumped, Tcp
+    from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.criu.run import Dumped, Tcp
     from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Manifest
     from torpor.snapshots.store.reading import Fields

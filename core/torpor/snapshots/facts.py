@@ -18,7 +18,7 @@ from torpor.values.addresses import LOOPBACK
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.gpu_state import Gpu
     from torpor.snapshots.store.manifest import Manifest
 
@@ -33,17 +33,15 @@ def known_criu(made_on: MachineFacts) -> Criu:
     Raises:
         SnapshotError: there is none, or none that is new enough.
     """
-    from torpor.snapshots.criu.run import Criu, candidates, find  # noqa: PLC0415 - only with a snapshot at hand
+    from torpor.snapshots.criu.program import VERSION, Criu, candidates, find  # noqa: PLC0415 - only with a snapshot at hand
 
     path, size, changed_ns = made_on.criu_file
     for argv in candidates(criu_prefix()):
         if argv[-1] == path:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):
                 facts = os.stat(path)  # noqa: PTH116
-                major, minor, patch = map(int, made_on.criu.split("."))
-                if (facts.st_size, facts.st_mtime_ns) == (size, changed_ns):
-                    version = (major, minor, patch)
-                    return Criu(argv=argv, program=Path(path), version=version, cache=criu_prefix())
+                if (facts.st_size, facts.st_mtime_ns) == (size, changed_ns) and VERSION.fullmatch(made_on.criu):
+                    return Criu(argv=argv, program=Path(path), version=made_on.criu, cache=criu_prefix())
         break
     return find(criu_prefix(), cache=criu_prefix())
 
@@ -81,7 +79,7 @@ def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -
     return MachineFacts(
         architecture=kernel.machine,
         kernel=kernel.release,
-        criu=".".join(map(str, criu.version)),
+        criu=criu.version,
         criu_file=(str(criu.program), program.st_size, program.st_mtime_ns),
         cpu=_cpu_features(),
         driver=driver,

@@ -13,7 +13,7 @@ from torpor.errors import SnapshotError, TorporError
 if TYPE_CHECKING:
     from torpor.runtime.boot import Boot
     from torpor.snapshots.capture import Identity
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Manifest
 

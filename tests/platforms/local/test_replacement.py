@@ -24,7 +24,7 @@ from torpor.platforms.local.server import CriuBackend, LocalServer, create_snaps
 from torpor.platforms.local.start import start_here
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.capture import inspect
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.failures import BAD_AFTER, note_failure, read_failures
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
 from torpor.testing.faults import CRASH_WORD, Fault
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.runtime.supervision import ReplicaEvent
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.telemetry.records import StageRecord
 
 pytestmark = pytest.mark.criu

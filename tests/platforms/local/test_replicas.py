@@ -40,7 +40,7 @@ from torpor.platforms.local.server import (
 from torpor.platforms.modal.prewarm import prewarm
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.capture import capture
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import cache_root
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.runtime.boot import Boot
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
     from torpor.testing import StandIn
 
@@ -696,7 +696,7 @@ def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path
             break
     else:
         pytest.fail("CRIU was always done before it was killed")
-    assert "dump of sandbox 'kept' was ended by SIGKILL" in said
+    assert "dump of sandbox 'kept' was killed by SIGKILL" in said
     assert engines_on(port) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]
     assert inspect_snapshot(tmp_path / "kept") == before
@@ -715,7 +715,7 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
             break
     else:
         pytest.fail("CRIU was always done before it was killed")
-    assert "was ended by SIGKILL" in said
+    assert "was killed by SIGKILL" in said
     assert engines_on(kept.port) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert taken_logs(cache) <= {"restore.log", "stats-restore"}

@@ -21,7 +21,8 @@ from torpor import SnapshotError
 from torpor.platforms.local.server import create_snapshot, inspect_snapshot
 from torpor.snapshots.before_capture.external_resources import open_files
 from torpor.snapshots.before_capture.kernel_objects import check_objects, uncarried
-from torpor.snapshots.criu.run import PREFIX_VARIABLE, dump, restore
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.sandbox.scheduling import schedule_again, scheduled
 from torpor.snapshots.store.manifest import Manifest
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
 
 PROGRAM = Path(__file__).with_name("object_program.py")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
 
 PROGRAM = Path(__file__).with_name("memory_program.py")
 MEGABYTES = 24

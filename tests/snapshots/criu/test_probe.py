@@ -16,11 +16,11 @@ import pytest
 from tests.snapshots.conftest import MODES
 from torpor.snapshots.criu import probe
 from torpor.snapshots.criu.probe import Reason, available, usable_mode
-from torpor.snapshots.criu.run import PREFIX_VARIABLE
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.pid1 import StepError
 
 if TYPE_CHECKING:
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode
 
 ASK = """
@@ -71,16 +71,6 @@ def test_a_real_dump_and_restore_decides_and_the_answer_is_kept(mode: Mode, criu
 
 
 @pytest.mark.criu
-def test_a_fresh_answer_can_be_demanded(mode: Mode, criu: Criu, tmp_path: Path) -> None:
-    """The kept file is written again."""
-    available(mode, cache=tmp_path, prefix=prefix_of(criu))
-    (kept,) = tmp_path.glob("works-*")
-    before = kept.stat().st_ino
-    assert available(mode, cache=tmp_path, prefix=prefix_of(criu), fresh=True) == ()
-    assert kept.stat().st_ino != before
-
-
-@pytest.mark.criu
 def test_rootless_goes_before_root(criu: Criu, tmp_path: Path) -> None:
     """Whoever runs it: the least privilege that works."""
     assert usable_mode(cache=tmp_path, prefix=prefix_of(criu)) == (MODES[0], ())
@@ -90,7 +80,7 @@ def test_without_criu_the_setup_is_the_cure(tmp_path: Path, monkeypatch: pytest.
     """Named once, though it stands against both modes; the answer is not kept."""
     monkeypatch.delenv(PREFIX_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("torpor.snapshots.criu.run._SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
     mode, reasons = usable_mode(cache=tmp_path / "cache", prefix=tmp_path / "none")
     assert mode is None
     (reason,) = reasons
@@ -117,7 +107,7 @@ def test_an_old_criu_is_named_with_its_version(tmp_path: Path, monkeypatch: pyte
     program.write_text("#!/bin/sh\necho 'Version: 4.1.1'\n")
     program.chmod(0o755)
     monkeypatch.setenv(PREFIX_VARIABLE, str(tmp_path / "old"))
-    monkeypatch.setattr("torpor.snapshots.criu.run._SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
     monkeypatch.setenv("PATH", "/bin")
     (reason,) = available("rootless", cache=tmp_path / "cache")
     assert "4.1.1" in reason.seen

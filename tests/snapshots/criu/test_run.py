@@ -18,14 +18,15 @@ import pytest
 
 from tests.snapshots.conftest import wait_for
 from torpor import SnapshotError
-from torpor.snapshots.criu.run import DUMP_LOG, PREFIX_VARIABLE, SIDE_FILES, dump, expected_bytes, find, restore
+from torpor.snapshots.criu.program import PREFIX_VARIABLE, find
+from torpor.snapshots.criu.run import DUMP_LOG, SIDE_FILES, dump, expected_bytes, restore
 from torpor.snapshots.sandbox.sandbox import FIRST_PID, Clock, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
 
 PROGRAM = Path(__file__).with_name("tree_program.py")
 PORT = 8000
@@ -383,7 +384,7 @@ def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: Make
     sandbox = make_sandbox()
     start(sandbox, "1")
     stopper = while_criu_runs(sandbox, lambda pid: os.kill(pid, signal.SIGSTOP))
-    with pytest.raises(SnapshotError, match="not done after 1 s"):
+    with pytest.raises(SnapshotError, match="did not finish within 1 s"):
         dump(criu, sandbox, tmp_path / "images", timeout_s=1.0)
     stopper.join()
     assert not sandbox.alive
@@ -400,7 +401,7 @@ def test_a_restore_that_is_not_done_in_time_is_ended(
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
     replica = make_sandbox("replica")
     stopper = while_criu_runs(replica, lambda pid: os.kill(pid, signal.SIGSTOP))
-    with pytest.raises(SnapshotError, match="not done after 1 s"):
+    with pytest.raises(SnapshotError, match="did not finish within 1 s"):
         restore(criu, replica, tmp_path / "images", work=work, timeout_s=1.0)
     stopper.join()
     assert not replica.alive
@@ -447,7 +448,7 @@ def test_truncated_memory_is_an_error(criu: Criu, make_sandbox: MakeSandbox, tmp
     dump(criu, original, images, timeout_s=TIMEOUT_S)
     _truncate(max(images.glob("pages-*.img"), key=lambda file: file.stat().st_size))
     replica = make_sandbox("replica")
-    with pytest.raises(SnapshotError, match=r"restore of sandbox 'replica' (failed|was not done after 2 s)"):
+    with pytest.raises(SnapshotError, match=r"restore of sandbox 'replica' (failed|did not finish within 2 s)"):
         restore(criu, replica, images, work=work, timeout_s=2.0)
     assert not replica.alive
 
@@ -467,7 +468,7 @@ def test_a_file_that_changed_since_the_dump_is_named(
     mapped.write_bytes(b"\0" * 4096)
     with pytest.raises(SnapshotError, match=r"library\.so") as caught:
         restore(criu, make_sandbox("replica"), tmp_path / "images", work=work, timeout_s=TIMEOUT_S)
-    assert "make the snapshot anew" in str(caught.value)
+    assert "take a new snapshot" in str(caught.value)
     mapped.unlink()
     with pytest.raises(SnapshotError, match=r"library\.so"):
         restore(criu, make_sandbox("replica"), tmp_path / "images", work=work, timeout_s=TIMEOUT_S)
@@ -544,7 +545,7 @@ def no_other_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide every CRIU of this machine."""
     monkeypatch.delenv(PREFIX_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("torpor.snapshots.criu.run._SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
 
 
 def test_the_variable_goes_before_the_prefix_and_that_before_the_path(
@@ -554,11 +555,11 @@ def test_the_variable_goes_before_the_prefix_and_that_before_the_path(
     for name, version in (("variable", "4.3"), ("prefix", "4.2.1"), ("path", "5.0.2"), ("old", "4.1.1")):
         fake_criu(tmp_path / name, version)
     monkeypatch.setenv("PATH", f"{tmp_path}/path/bin:/bin:/usr/bin")
-    assert find(tmp_path / "prefix").version == (4, 2, 1)
-    assert find().version == (5, 0, 2)
-    assert find(tmp_path / "old").version == (5, 0, 2)
+    assert find(tmp_path / "prefix").version == "4.2.1"
+    assert find().version == "5.0.2"
+    assert find(tmp_path / "old").version == "5.0.2"
     monkeypatch.setenv(PREFIX_VARIABLE, str(tmp_path / "variable"))
-    assert find(tmp_path / "prefix").version == (4, 3, 0)
+    assert find(tmp_path / "prefix").version == "4.3"
     assert find(tmp_path / "prefix").program == tmp_path / "variable" / "bin" / "criu"
 
 

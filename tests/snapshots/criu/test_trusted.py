@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from torpor import SnapshotError
-from torpor.snapshots.criu.run import PREFIX_VARIABLE, candidates, find, in_prefix
+from torpor.snapshots.criu.program import PREFIX_VARIABLE, candidates, find, in_prefix
 from torpor.snapshots.criu.trusted import distrust
 from torpor.snapshots.criu_install import mirror
 from torpor.snapshots.criu_install.install import install, prefix_of
@@ -44,7 +44,7 @@ def prefix(tmp_path: Path) -> Path:
 
 def test_a_prefix_of_ones_own_is_run(prefix: Path) -> None:
     """Also one in /tmp, where the folder itself is one's own: nobody may replace it there."""
-    assert find(prefix).version == (4, 2, 1)
+    assert find(prefix).version == "4.2.1"
 
 
 PLACES = [
@@ -108,7 +108,7 @@ def test_a_prefix_that_belongs_to_another_user_is_not_run(prefix: Path, place: s
 def test_a_sticky_folder_is_safe_above_the_prefix_alone(prefix: Path) -> None:
     """In /tmp nobody may replace what is another's; within the prefix anybody could add a library."""
     prefix.parent.chmod(0o1777)
-    assert find(prefix).version == (4, 2, 1)
+    assert find(prefix).version == "4.2.1"
     prefix.chmod(0o1777)
     with pytest.raises(SnapshotError, match="may be written to by every user"):
         find(prefix)
@@ -118,7 +118,7 @@ def test_a_sticky_folder_is_safe_above_the_prefix_alone(prefix: Path) -> None:
 def test_a_group_may_write_only_if_it_is_the_owners_own(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a umask of 002 each user's own group may; any other group is other users."""
     (prefix / "root").chmod(0o775)
-    assert find(prefix).version == (4, 2, 1)
+    assert find(prefix).version == "4.2.1"
     os.chown(prefix / "root", 0, 12345)
     with pytest.raises(SnapshotError, match="may be written to by group 12345"):
         find(prefix)
@@ -176,7 +176,7 @@ def test_the_setup_refuses_a_folder_of_others(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(SnapshotError, match=r"is not put into .* may be written to by every user"):
+    with pytest.raises(SnapshotError, match=r"is not installed into .* may be written to by every user"):
         install(shared / "criu", mirror="http://127.0.0.1:1/debian")
     assert list(shared.iterdir()) == []
 
@@ -200,6 +200,6 @@ def test_the_setups_lock_is_no_link(tmp_path: Path) -> None:
     """In a sticky folder anybody could have put it there."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".criu.lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(SnapshotError, match="cannot be put into"):
+    with pytest.raises(SnapshotError, match="Cannot install CRIU into"):
         install(tmp_path / "criu", mirror="http://127.0.0.1:1/debian")
     assert (tmp_path / "victim").read_text() == "precious"

@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -21,9 +22,9 @@ import pytest
 from typing_extensions import override
 
 from torpor import SnapshotError
-from torpor.snapshots.criu.run import LEAST, PREFIX_VARIABLE, find
+from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, find, new_enough
 from torpor.snapshots.criu_install import mirror
-from torpor.snapshots.criu_install.install import install, remove
+from torpor.snapshots.criu_install.install import install
 from torpor.snapshots.criu_install.lock import LOCK, Deb
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def test_a_private_criu_is_made_from_the_locked_packages(debian: Mirror, downloa
     """It runs through its own loader, also from where it was moved; only programs and libraries are kept."""
     prefix, steps = tmp_path / "cache" / "criu", list[str]()
     made = install(prefix, mirror=debian.root, lock=debian.lock, on_step=steps.append)
-    assert made.version == (4, 2, 1)
+    assert made.version == "4.2.1"
     assert made.argv[:2] == (str(prefix / "root" / LIBRARIES / "ld-linux-x86-64.so.2"), "--library-path")
     assert find(prefix).argv == made.argv
     kept = sorted(str(file.relative_to(prefix / "root")) for file in prefix.glob("root/**/*") if not file.is_dir())
@@ -185,7 +186,7 @@ def test_a_working_one_is_kept_and_a_broken_one_replaced(debian: Mirror, tmp_pat
     install(prefix, mirror=debian.root, lock=debian.lock, again=True)
     assert len(debian.asked) == 2 * fetched
     (prefix / "root" / "usr" / "sbin" / "criu").unlink()
-    assert install(prefix, mirror=debian.root, lock=debian.lock).version == (4, 2, 1)
+    assert install(prefix, mirror=debian.root, lock=debian.lock).version == "4.2.1"
 
 
 @pytest.mark.slow
@@ -220,7 +221,7 @@ def test_an_old_prefix_survives_a_failed_setup(debian: Mirror, tmp_path: Path) -
     install(prefix, mirror=debian.root, lock=debian.lock)
     with pytest.raises(SnapshotError):
         install(prefix, mirror=debian.root, lock=(debian.lock[0]._replace(sha256="0" * 64),), again=True)
-    assert find(prefix).version == (4, 2, 1)
+    assert find(prefix).version == "4.2.1"
 
 
 @pytest.mark.slow
@@ -261,7 +262,7 @@ def test_a_mirror_that_is_too_slow_is_an_error(debian: Mirror, downloader: str, 
 def test_an_old_criu_is_refused(debian: Mirror, tmp_path: Path) -> None:
     """It is run before it is put in place."""
     old = debian.criu("4.1.1")
-    with pytest.raises(SnapshotError, match=rf"older than {LEAST[0]}\.{LEAST[1]}"):
+    with pytest.raises(SnapshotError, match=f"older than {re.escape(LEAST)}"):
         install(tmp_path / "criu", mirror=debian.root, lock=(*debian.lock[:2], old))
     assert not (tmp_path / "criu").exists()
 
@@ -273,8 +274,6 @@ def test_a_folder_that_is_not_ours_is_not_touched(debian: Mirror, tmp_path: Path
     (prefix / "precious").touch()
     with pytest.raises(SnapshotError, match="did not make"):
         install(prefix, mirror=debian.root, lock=debian.lock)
-    with pytest.raises(SnapshotError, match="did not make"):
-        remove(prefix)
     assert (prefix / "precious").exists()
 
 
@@ -293,19 +292,8 @@ def test_a_prefix_into_which_somebody_put_files_is_not_touched(debian: Mirror, t
     (prefix / "precious").touch()
     with pytest.raises(SnapshotError, match="did not make"):
         install(prefix, mirror=debian.root, lock=debian.lock, again=True)
-    with pytest.raises(SnapshotError, match="did not make"):
-        remove(prefix)
     assert (prefix / "precious").exists()
     assert find(prefix)
-
-
-def test_a_prefix_can_be_removed(debian: Mirror, tmp_path: Path) -> None:
-    """And says whether there was one."""
-    prefix = tmp_path / "criu"
-    assert not remove(prefix)
-    install(prefix, mirror=debian.root, lock=debian.lock)
-    assert remove(prefix)
-    assert not prefix.exists()
 
 
 def test_the_variable_names_the_prefix(debian: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +310,7 @@ def test_every_compression_of_packages_is_read(debian: Mirror, tmp_path: Path, s
     if suffix == ".zst" and not (shutil.which("zstd") and shutil.which("dpkg-deb")):
         pytest.skip("zstd and dpkg-deb are needed")
     packed = debian.offer("criu", {"usr/sbin/criu": "echo 'Version: 4.2.1'\n"}, {}, suffix=suffix)
-    assert install(tmp_path / "criu", mirror=debian.root, lock=(*debian.lock[:2], packed)).version == (4, 2, 1)
+    assert install(tmp_path / "criu", mirror=debian.root, lock=(*debian.lock[:2], packed)).version == "4.2.1"
 
 
 def test_a_compression_that_nothing_here_reads_is_an_error(
@@ -413,4 +401,4 @@ def test_the_real_setup_works_from_this_machines_own_mirror(tmp_path: Path) -> N
     if not os.environ.get("TORPOR_REQUIRE_CRIU"):
         pytest.skip("fetches 8 MB from the machine's package mirror: set TORPOR_REQUIRE_CRIU=1")
     made = install(tmp_path / "criu")
-    assert made.version >= LEAST
+    assert new_enough(made.version)

@@ -26,7 +26,7 @@ from torpor import SnapshotError
 from torpor.app_file import load_deployment
 from torpor.platforms.local.replicas import begin_sandbox, bring_back
 from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snapshot
-from torpor.snapshots.criu.run import PREFIX_VARIABLE, Criu
+from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu import calls as cuda_run
 from torpor.snapshots.gpu import checkpoint as cuda
 from torpor.snapshots.sandbox.engine import SandboxEngine

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.snapshots.nvidia import FakeDriver
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.gpu_state import GpuPart
 
 PROGRAM = Path(__file__).with_name("cuda_program.py")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Starter
     from torpor.platforms.local.gateway import Gateway, Target
     from torpor.runtime.boot import Boot
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
     from torpor.snapshots.store.folder import Hold
     from torpor.snapshots.store.manifest import Manifest
@@ -399,7 +399,7 @@ class CriuBackend:
         return mode, tuple(map(str, found))
 
     def _criu(self) -> Criu:
-        from torpor.snapshots.criu.run import find  # noqa: PLC0415
+        from torpor.snapshots.criu.program import find  # noqa: PLC0415
         from torpor.snapshots.store.paths import criu_prefix  # noqa: PLC0415
 
         return find(criu_prefix(), cache=criu_prefix())

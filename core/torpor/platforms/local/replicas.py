@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.capture import Identity
-    from torpor.snapshots.criu.run import Criu
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
     from torpor.snapshots.sandbox.first_process import FirstProcess
     from torpor.snapshots.sandbox.sandbox import BegunSandbox, Clock, Sandbox

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from torpor._version import __version__
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots.criu.run import Criu, boot_id, candidates, dump, find, restore
+from torpor.snapshots.criu.program import Criu, boot_id, candidates, find
+from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.sandbox.pid1 import StepError
 from torpor.snapshots.sandbox.sandbox import Sandbox
 
@@ -73,7 +74,7 @@ class Reason:
         return f"{self.seen}: {self.cure}" + ("" if self.tried else " (untried)")
 
 
-def available(mode: Mode, *, cache: Path, prefix: Path | None = None, fresh: bool = False) -> tuple[Reason, ...]:
+def available(mode: Mode, *, cache: Path, prefix: Path | None = None) -> tuple[Reason, ...]:
     """Why snapshots cannot be made here in this mode; empty when they can.
 
     A Python process with a listening TCP socket and a child is dumped and restored (less than 1.5 s). That it worked is kept
@@ -82,15 +83,14 @@ def available(mode: Mode, *, cache: Path, prefix: Path | None = None, fresh: boo
     Args:
         mode: root or rootless.
         cache: private folder for the kept answers, made when missing; not in the prefix, which is replaced whole.
-        prefix: see `torpor.snapshots.criu.run.find`.
-        fresh: try again, whatever was kept.
+        prefix: see `torpor.snapshots.criu.program.find`.
     """
     if sys.platform != "linux":
         return (Reason(code="not_linux", seen=f"this is {sys.platform}", cure="use a Linux machine"),)
     if _is_gvisor():
         return (_GVISOR_REASON,)
     kept = cache / f"works-{mode}-{_key(prefix)}.json"
-    if kept.exists() and not fresh:
+    if kept.exists():
         return ()
     started = time.perf_counter()
     reasons = _reasons(mode, cache, prefix)

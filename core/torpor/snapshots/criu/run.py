@@ -1,8 +1,4 @@
-"""CRIU: finding it, its options, dump and restore inside a sandbox, and what its log says when it fails.
-
-CRIU 4.2 is the least: 3.x fails on the vDSO of new kernels, 4.1 on every INET socket from kernel 6.16 on (CRIU issue
-2705: SO_PASSCRED), though `criu check` calls itself content in both cases.
-"""
+"""Runs CRIU inside a sandbox: a dump, a restore, and the reasons from its log when it fails."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -24,100 +19,60 @@ from torpor.telemetry.events import log
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Finished, Mode, Sandbox
 
 __all__ = [
     "DUMP_LOG",
     "GHOST_BYTES",
-    "LEAST",
-    "PREFIX_VARIABLE",
     "RESTORE_LOG",
     "SIDE_FILES",
-    "Criu",
     "Dumped",
     "Restored",
     "Tcp",
-    "boot_id",
-    "candidates",
     "dump",
     "expected_bytes",
-    "find",
-    "in_prefix",
     "memory_bytes",
-    "resolved",
     "restore",
-    "version_of",
 ]
 
-LEAST = (4, 2, 0)
-"""The oldest CRIU that is used."""
-
-PREFIX_VARIABLE = "TORPOR_CRIU_PREFIX"
-"""A prefix that goes before every other place."""
-
 SIDE_FILES = "side.tar"
-"""Name of the archive of the private folders, in the folder of the images."""
+"""Name of the archive of the private folders; it lies in the folder of the images."""
 
 LINK = "memory"
-"""Name in the scratch folder under which a replica finds the folder of the images, which it maps its memory from."""
+"""Link in a replica's scratch folder to the folder of the images, from which the replica maps its memory."""
 
 GHOST_BYTES = 2047 << 20
-"""Largest deleted file whose content goes into a snapshot; CRIU's own limit is 1 MiB."""
+"""Largest deleted file whose content goes into a snapshot; CRIU's default limit is 1 MiB."""
 
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 
 Tcp = Literal["close", "established"]
-"""What becomes of TCP connections inside the tree: closed (the default), or kept (tensor parallelism over gloo)."""
+"""Whether TCP connections inside the tree are closed (the default) or kept (tensor parallelism over gloo needs them)."""
 
-_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-_VERSION_TIMEOUT_S = 10.0
 _OPTIONS = ("--file-locks", "--ext-unix-sk", "--link-remap", "--skip-in-flight", "--ghost-limit", str(GHOST_BYTES))
 _TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {
     "close": ("--tcp-close",),
     "established": ("--tcp-established", "--network-lock", "skip"),
 }
 _MODE_OPTIONS: dict[Mode, tuple[str, ...]] = {"root": (), "rootless": ("--unprivileged",)}
-_NO_PLUGINS = "/proc/self/ns"  # a folder that is always there and holds no library
+_NO_PLUGINS = "/proc/self/ns"  # a folder that always exists and holds no library
 _LOG_BYTES = 4 << 20
 _REASONS = 6
 _HARMLESS = re.compile(r"rlimit")
 _LEAVE_DUMPED_S = 30.0
-_BLOCK = 512  # of st_blocks (stat(2))
-
-
-class Criu(NamedTuple):
-    """A usable CRIU.
-
-    Attributes:
-        argv: how it is started: the program, with its own loader where it lies in a private prefix.
-        program: the file itself.
-        version: major, minor, patch.
-        cache: folder in which its findings about the running kernel are kept (25 ms per run); None: found anew each time.
-    """
-
-    argv: tuple[str, ...]
-    program: Path
-    version: tuple[int, int, int]
-    cache: Path | None = None
-
-    def identity(self) -> str:
-        """A key for what holds for this very program until the next boot; 16 hex digits."""
-        import hashlib  # noqa: PLC0415 - a restore as root has no use for it
-
-        facts = self.program.stat()
-        text = f"{boot_id()} {self.program} {self.version} {facts.st_size} {facts.st_mtime_ns} {os.geteuid()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+_BLOCK = 512  # unit of st_blocks (stat(2))
 
 
 class Dumped(NamedTuple):
-    """What a dump gave.
+    """The result of a dump. The tree stands still during all three times.
 
     Attributes:
-        criu_s: seconds that CRIU took; the tree stands still for most of it.
-        side_files_s: seconds for packing the private folders; the tree stands still.
-        mapping_s: seconds for having replicas map the memory; the tree stands still.
+        criu_s: seconds that CRIU took.
+        side_files_s: seconds that packing the private folders took.
+        mapping_s: seconds that preparing the memory files took (`torpor.snapshots.criu.mapped_memory`).
         image_bytes: size of the images.
-        mapped_bytes: what of it replicas map instead of copying it (`torpor.snapshots.criu.mapped_memory`).
+        mapped_bytes: memory that replicas map from files instead of copying it.
         side_file_bytes: size of the archive of the private folders.
     """
 
@@ -130,65 +85,10 @@ class Dumped(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a restore took, in seconds: the side files are laid before CRIU starts."""
+    """How long a restore took, in seconds: first the side files are unpacked, then CRIU runs."""
 
     criu_s: float
     side_files_s: float
-
-
-def boot_id() -> str:
-    """What the kernel calls this boot (random(4)); empty where /proc does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
-    """The CRIU to use: TORPOR_CRIU_PREFIX, then `prefix` (where `torpor snapshot setup` put one), then PATH.
-
-    Args:
-        prefix: a private prefix made by `torpor.snapshots.criu_install.install.install`.
-        cache: see `Criu.cache`; a private folder, made when missing.
-
-    Raises:
-        SnapshotError: none was found, or none that is new enough; each one seen is named with its version. Or somebody else
-            could change one in a prefix.
-    """
-    seen = []
-    for folder, argv in _found(prefix):
-        if folder is not None and (why := _distrusted(folder, argv)):
-            raise SnapshotError(
-                f"The CRIU in {folder} is not run: {why}. Make it and the folders above it writable by their owner alone (chmod "
-                f"go-w), or name a prefix in a folder of your own ({PREFIX_VARIABLE})."
-            )
-        program = Path(argv[-1])
-        version = version_of(argv)
-        if version and version >= LEAST:
-            return Criu(argv=argv, program=program, version=version, cache=cache)
-        seen.append(f"{program} ({'.'.join(map(str, version)) if version else 'does not run'})")
-    least = ".".join(map(str, LEAST[:2]))
-    raise SnapshotError(
-        f"CRIU {least} or newer is needed; "
-        + (f"found only {', '.join(seen)}" if seen else "none was found")
-        + ". `torpor snapshot setup` gets one into a private folder, without root (x86-64); or install your "
-        f"distribution's package if it is {least} or newer."
-    )
-
-
-def in_prefix(prefix: Path) -> tuple[str, ...] | None:
-    """How to start the CRIU of a prefix, or None when there is none: a private one through its own loader."""
-    prefix = resolved(prefix)
-    root = prefix / "root"
-    program = root / "usr/sbin/criu"
-    if os.access(program, os.X_OK):
-        for libraries in sorted(root.glob("usr/lib/*-linux-gnu")):
-            for loader in sorted(libraries.glob("ld-linux*.so.*")):
-                return str(loader), "--library-path", str(libraries), str(program)
-    for program in (prefix / "sbin/criu", prefix / "bin/criu"):
-        if os.access(program, os.X_OK):
-            return (str(program),)
-    return None
 
 
 def dump(
@@ -204,72 +104,83 @@ def dump(
     """Dump a sandbox's tree and its private folders.
 
     Args:
-        criu: from `find`.
-        sandbox: with a tree in it.
-        images: an empty or missing folder; made 0700, its files 0600. CRIU's log is `dump.log` in it. A disk that was
-            mounted after the sandbox was made is not seen in it.
-        timeout_s: seconds for CRIU; it is killed then.
-        leave_running: let the tree run on; it is ended otherwise. The sandbox stays in both cases.
-        tcp: what becomes of the tree's TCP connections.
-        copy_memory: have CRIU copy the memory into each replica, instead of letting replicas map it.
+        criu: from `torpor.snapshots.criu.program.find`.
+        sandbox: its tree runs.
+        images: an empty or missing folder; made 0700, its files 0600, with CRIU's log `dump.log`. The sandbox does not see
+            disks that were mounted after it was made.
+        timeout_s: seconds after which CRIU is killed.
+        leave_running: let the tree run on; otherwise it is ended. The sandbox stays in both cases.
+        tcp: what happens to the tree's TCP connections.
+        copy_memory: have CRIU copy the memory into each replica; otherwise replicas map it.
 
     Raises:
-        SnapshotError: with CRIU's own reason. The images are removed but for `dump.log`. When CRIU gave up by itself, the
-            tree runs on as before; when it was killed in the middle (deadline, somebody's SIGKILL), the tree cannot be
-            trusted and the sandbox is ended (`sandbox.alive` says which).
+        SnapshotError: with CRIU's own reason; of the images only `dump.log` stays. If CRIU gave up by itself, the tree runs on
+            as before. If CRIU was killed (deadline, SIGKILL), the state of the tree is unknown and the sandbox is ended;
+            `sandbox.alive` says which.
     """
     if (code := sandbox.poll()) is not None:
         raise SnapshotError(f"There is nothing to dump: the tree of sandbox {sandbox.name!r} ended with code {code}.")
     _make_empty(images)
-    argv = ["dump", "--tree", str(FIRST_PID), "--images-dir", str(images), "--leave-stopped"]
-    argv += [*_options(sandbox.mode, tcp), "-v2", "--log-file", DUMP_LOG]
     with _emptied_on_failure(images):
-        started = time.perf_counter()
-        _run(criu, argv, sandbox, images / DUMP_LOG, timeout_s)
-        dumped = time.perf_counter()
-        try:
-            side_file_bytes = sandbox.pack_side_files(images / SIDE_FILES)
-            packed = time.perf_counter()
-            mapped_bytes = _map_memory(images, sandbox, anew=not copy_memory)
-        except BaseException:
-            sandbox.signal_tree(signal.SIGCONT)
-            raise
-        done = time.perf_counter()
+        dumped = _dump(criu, sandbox, images, timeout_s=timeout_s, tcp=tcp, copy_memory=copy_memory)
     sandbox.signal_tree(signal.SIGCONT if leave_running else signal.SIGKILL)
     if not leave_running:
         sandbox.wait(_LEAVE_DUMPED_S)
-    image_bytes = 0
-    for file in images.iterdir():
-        file.chmod(0o600)
-        image_bytes += file.stat().st_blocks * _BLOCK if file.suffix == ".img" else 0
+    return dumped
+
+
+def _dump(criu: Criu, sandbox: Sandbox, images: Path, *, timeout_s: float, tcp: Tcp, copy_memory: bool) -> Dumped:
+    """Dump everything and leave the tree stopped; it runs on when a step after CRIU's fails."""
+    argv = ["dump", "--tree", str(FIRST_PID), "--images-dir", str(images), "--leave-stopped"]
+    argv += [*_options(sandbox.mode, tcp), "-v2", "--log-file", DUMP_LOG]
+    started = time.perf_counter()
+    _run(criu, argv, sandbox, images / DUMP_LOG, timeout_s)
+    dumped = time.perf_counter()
+    try:
+        side_file_bytes = sandbox.pack_side_files(images / SIDE_FILES)
+        packed = time.perf_counter()
+        mapped_bytes = _map_memory(images, sandbox, anew=not copy_memory)
+        image_bytes = _protect(images)
+    except BaseException:
+        sandbox.signal_tree(signal.SIGCONT)
+        raise
     return Dumped(
         criu_s=dumped - started,
         side_files_s=packed - dumped,
-        mapping_s=done - packed,
+        mapping_s=time.perf_counter() - packed,
         image_bytes=image_bytes,
         mapped_bytes=mapped_bytes,
         side_file_bytes=side_file_bytes,
     )
 
 
+def _protect(images: Path) -> int:
+    """Make every file of a dump private (0600); the size of the images in bytes."""
+    size = 0
+    for file in images.iterdir():
+        file.chmod(0o600)
+        size += file.stat().st_blocks * _BLOCK if file.suffix == ".img" else 0
+    return size
+
+
 def restore(
     criu: Criu, sandbox: Sandbox, images: Path, *, work: Path, timeout_s: float, tcp: Tcp = "close"
 ) -> Restored:
-    """Lay the side files and restore the tree into an empty sandbox; `sandbox.poll` and `wait` follow it from then on.
+    """Unpack the side files and restore the tree into an empty sandbox; `sandbox.poll` and `wait` then follow the tree.
 
-    Any number may run at once from the same images: nothing is written there.
+    Any number of restores may use the same images at once: none writes there.
 
     Args:
-        criu: from `find`.
-        sandbox: fresh, made with the same `mode`, `scratch` and `private` as the dumped one.
-        images: what `dump` wrote.
-        work: an existing private folder, one per replica; CRIU's log is `restore.log` in it.
-        timeout_s: seconds for CRIU; it is killed then. CRIU 4.2.1 reads for ever when the pages were cut off, so let the
-            sizes be checked before.
+        criu: from `torpor.snapshots.criu.program.find`.
+        sandbox: a new one with the same `mode`, `scratch` and `private` as the dumped one.
+        images: the folder that `dump` wrote.
+        work: an existing private folder, one per replica; it gets CRIU's log `restore.log`.
+        timeout_s: seconds after which CRIU is killed. CRIU 4.2.1 never ends when a pages file is too short, so check the sizes
+            before.
         tcp: as at the dump.
 
     Raises:
-        SnapshotError: with CRIU's own reason. Nothing is left running: the sandbox is ended.
+        SnapshotError: with CRIU's own reason; the sandbox is ended.
     """
     argv = ["restore", "--images-dir", str(images), "--work-dir", str(work), "--restore-detached"]
     argv += [*_options(sandbox.mode, tcp), "-v1", "--log-file", RESTORE_LOG]
@@ -277,30 +188,30 @@ def restore(
         started = time.perf_counter()
         sandbox.unpack_side_files(images / SIDE_FILES)
         link = sandbox.outside(sandbox.scratch) / LINK
-        link.unlink(missing_ok=True)  # of the images that a dumped replica itself came from
+        link.unlink(missing_ok=True)  # a dumped replica brings the link to its own images along
         link.symlink_to(images.absolute())
-        laid = time.perf_counter()
+        unpacked = time.perf_counter()
         _run(criu, argv, sandbox, work / RESTORE_LOG, timeout_s)
         restored = time.perf_counter()
     except BaseException:
         sandbox.kill()
         raise
-    return Restored(criu_s=restored - laid, side_files_s=laid - started)
+    return Restored(criu_s=restored - unpacked, side_files_s=unpacked - started)
 
 
 def expected_bytes(sandbox: Sandbox) -> int:
-    """About how much room a dump of the tree will take: its anonymous and shared memory, and the private folders.
+    """Estimate the size of a dump: the tree's anonymous and shared memory, and the private folders.
 
-    Pages that a fork shares with its parent count for both: CRIU writes them twice.
+    A page that a fork shares with its parent counts twice, because CRIU writes it twice.
     """
     tree = [pid for inside, pid in sandbox.host_pids().items() if inside != 1]
     return sandbox.side_file_bytes() + sum(map(memory_bytes, tree))
 
 
 def memory_bytes(pid: int) -> int:
-    """Memory of a process that a dump writes, swapped or not, in bytes: anonymous, shared, and mapped from a snapshot.
+    """Bytes of a process's memory that a dump writes: anonymous (swapped or not), shared, and mapped from a snapshot.
 
-    0 for one that cannot be looked at.
+    0 for a process that cannot be read.
     """
     from torpor.snapshots.criu.mapped_memory import mapped_bytes  # noqa: PLC0415 - a restore has no use for it
 
@@ -311,77 +222,13 @@ def memory_bytes(pid: int) -> int:
     return 0
 
 
-def candidates(prefix: Path | None = None) -> Iterator[tuple[str, ...]]:
-    """How to start each CRIU that `find` looks at, in its order; none of a prefix that others could change."""
-    for folder, argv in _found(prefix):
-        if folder is None or _distrusted(folder, argv) is None:
-            yield argv
-
-
-def _found(prefix: Path | None) -> Iterator[tuple[Path | None, tuple[str, ...]]]:
-    """Each CRIU with the prefix that it lies in; None for the one on the PATH, which is the system's."""
-    chosen = os.environ.get(PREFIX_VARIABLE)
-    for folder in (Path(chosen) if chosen else None, prefix):
-        if folder and (argv := in_prefix(folder)):
-            yield folder, argv
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS))
-    if program := shutil.which("criu", path=path):
-        yield None, (program,)
-
-
-def resolved(prefix: Path) -> Path:
-    """A prefix without `..` and links, from the root on: what is looked at, made and run is then the same folder."""
-    return Path(os.path.realpath(prefix))
-
-
-def _distrusted(prefix: Path, argv: Sequence[str]) -> str | None:
-    """Why the CRIU of a prefix may not be run, its loader and its libraries included; None when it may."""
-    from torpor.snapshots.criu.trusted import distrust  # noqa: PLC0415 - only where there is a prefix
-
-    files = [word for word in argv if word.startswith("/")]
-    try:
-        files += [entry.path for folder in tuple(files) if os.path.isdir(folder) for entry in os.scandir(folder)]  # noqa: PTH112
-    except OSError as error:
-        return f"{prefix} cannot be read ({error.strerror})"
-    place, passed = _without_dots(prefix)
-    return distrust([*passed, place, *files], below=Path(place))
-
-
-def _without_dots(prefix: Path) -> tuple[str, list[str]]:
-    """A path without `..` that keeps its links otherwise, and the links that a `..` comes after: the kernel goes up from there."""
-    place = "/" if prefix.is_absolute() else os.getcwd()  # noqa: PTH109 - text, as in `distrust`
-    passed: list[str] = []
-    for part in prefix.parts:
-        if part != "..":
-            place = os.path.join(place, part)  # noqa: PTH118
-            continue
-        real = os.path.realpath(place)
-        passed += [place] if real != place else []
-        place = os.path.dirname(real)  # noqa: PTH120
-    return place, passed
-
-
-def version_of(argv: Sequence[str]) -> tuple[int, int, int] | None:
-    """Ask it; None when it does not run (wrong architecture, missing libraries, ...)."""
-    from torpor.engine.child_process import run_child  # noqa: PLC0415 - a restore seldom asks
-
-    try:
-        said = run_child([*argv, "--version"], timeout_s=_VERSION_TIMEOUT_S).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if match := re.search(rb"Version: (\d+)\.(\d+)(?:\.(\d+))?", said):
-        major, minor, patch = match.groups(default=b"0")
-        return int(major), int(minor), int(patch)
-    return None
-
-
 def _map_memory(images: Path, sandbox: Sandbox, *, anew: bool) -> int:
     from torpor.snapshots.criu.mapped_memory import map_memory  # noqa: PLC0415 - a restore has no use for it
 
     try:
         found = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered, anew=anew)
     except OSError as error:
-        raise SnapshotError(f"The images in {images} cannot be rewritten: {error.strerror or error}.") from error
+        raise SnapshotError(f"Cannot rewrite the images in {images}: {error.strerror or error}.") from error
     for pid, reason in found.kept.items():
         log("info", "memory_copied", pid=pid, reason=reason)
     return found.bytes
@@ -392,10 +239,10 @@ def _options(mode: Mode, tcp: Tcp) -> tuple[str, ...]:
 
 
 def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, timeout_s: float) -> None:
-    """Run CRIU in the sandbox; end the sandbox if it was killed in the middle.
+    """Run CRIU in the sandbox. If CRIU is killed before its end, end the sandbox.
 
     Raises:
-        SnapshotError: it failed.
+        SnapshotError: CRIU failed.
     """
     action = arguments[0]
     try:
@@ -404,19 +251,20 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
     except TimeoutError:
         sandbox.kill()
         raise SnapshotError(
-            f"CRIU's {action} of sandbox {sandbox.name!r} was not done after {timeout_s:g} s; it was killed, and the sandbox "
-            f"with it. Its last words: {_last_line(log)} ({log})"
+            f"CRIU's {action} of sandbox {sandbox.name!r} did not finish within {timeout_s:g} s, so CRIU and the sandbox were "
+            f"killed. The last line of CRIU's log: {_last_line(log)} ({log})"
         ) from None
     except ConfigurationError as error:
         raise SnapshotError(f"CRIU's {action} of sandbox {sandbox.name!r} did not start: {error}") from error
-    except BaseException:  # Ctrl-C: CRIU is being killed, and the tree cannot be trusted any more
+    except BaseException:  # Ctrl-C kills CRIU in the middle: the state of the tree is unknown
         sandbox.kill()
         raise
     if finished.code < 0:
         sandbox.kill()
         raise SnapshotError(
-            f"CRIU's {action} of sandbox {sandbox.name!r} was ended by {signal.Signals(-finished.code).name} from outside (the "
-            f"kernel does that when memory runs out); the sandbox was ended with it. Last words: {_last_line(log)} ({log})"
+            f"CRIU's {action} of sandbox {sandbox.name!r} was killed by {signal.Signals(-finished.code).name} from outside (the "
+            f"kernel does that when memory runs out), so the sandbox was ended. The last line of CRIU's log: {_last_line(log)} "
+            f"({log})"
         )
     if finished.code != 0:
         raise SnapshotError(
@@ -428,54 +276,54 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
 
 @contextlib.contextmanager
 def _kernel_findings(criu: Criu, sandbox: Sandbox) -> Iterator[dict[str, str]]:
-    """The environment for CRIU, in which it finds and leaves what it knows of this kernel (`criu.kdat`).
+    """The environment for CRIU; rootless, it includes the cache of what CRIU found out about this kernel (`criu.kdat`).
 
-    As root it uses /run by itself. Otherwise it looks in XDG_RUNTIME_DIR and accepts a tmpfs only, as what it keeps there
-    must not survive the boot; so the file is lent to the scratch folder, under a key of this boot.
+    As root CRIU keeps that file in /run. Otherwise it wants XDG_RUNTIME_DIR on a tmpfs, since the file is valid for one boot
+    only. So the file is copied into the scratch folder before a run and saved after it, under a name that changes with each boot.
     """
-    # Without it CRIU loads what a distribution's package left in /usr/lib/criu: a CUDA plugin would move GPU state by itself.
+    # Otherwise CRIU loads plugins that a distribution installed in /usr/lib/criu; its CUDA plugin would move GPU state by itself.
     env = {"PATH": os.defpath, "CRIU_LIBS_DIR": _NO_PLUGINS}
     if sandbox.mode == "root" or criu.cache is None:
         yield env
         return
     kept = criu.cache / f"kernel-{criu.identity()}"
-    lent = sandbox.outside(sandbox.scratch) / "criu.kdat"
+    in_use = sandbox.outside(sandbox.scratch) / "criu.kdat"
     with contextlib.suppress(OSError):
-        shutil.copyfile(kept, lent)
+        shutil.copyfile(kept, in_use)
     yield {**env, "XDG_RUNTIME_DIR": str(sandbox.scratch)}
     with contextlib.suppress(OSError):
         if not kept.exists():
             criu.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             unfinished = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
-            shutil.copyfile(lent, unfinished)
+            shutil.copyfile(in_use, unfinished)
             unfinished.rename(kept)
-        lent.unlink()
+        in_use.unlink()
 
 
 def _reasons(log: Path, finished: Finished) -> list[str]:
-    """The first errors of a log, without time and pid: the later ones only follow from them."""
+    """The first errors of a log, without time and pid; later ones are their consequences."""
     errors = [line.partition("Error (")[2].partition("): ")[2] for line in _lines(log) if "Error (" in line]
-    telling = [error for error in errors if error and not _HARMLESS.search(error)]
-    return telling[:_REASONS] or finished.output.strip().splitlines()[-_REASONS:] or ["it gave no reason"]
+    relevant = [error for error in errors if error and not _HARMLESS.search(error)]
+    return relevant[:_REASONS] or finished.output.strip().splitlines()[-_REASONS:] or ["it gave no reason"]
 
 
 _ADVICE = {
     "No space left on device": "The disk is full: free some room or choose another folder.",
-    "bad size": "A file that was open or mapped at the dump has changed since: make the snapshot anew.",
+    "bad size": "A file that was open or mapped at the dump has changed since: take a new snapshot.",
     "seccomp": "The engine runs under a seccomp filter, which only root can dump and restore.",
-    "Can't open file": "A file that was open at the dump is missing; was it deleted, or is its disk not mounted?",
+    "Can't open file": "A file that was open at the dump is missing: look whether it was deleted or its disk is not mounted.",
     "Cannot allocate memory": "This machine has too little free memory.",
 }
 
 
 def _advice(log: Path, sandbox: Sandbox) -> str:
-    """What to do about what the log says; CRIU's own words do not name io_uring (`send_fds failed (-22)`)."""
+    """Advice for the errors in the log; CRIU's message for an io_uring does not name it (`send_fds failed (-22)`)."""
     text = "\n".join(line for line in _lines(log) if "Error (" in line)
     told = [advice for sign, advice in _ADVICE.items() if sign in text]
     if holders := _holders_of_rings(sandbox):
         told.append(
-            f"io_uring, which CRIU cannot dump, is in use by {', '.join(holders)}: deny it at launch (as root `spawn` does with "
-            "filtered; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment)."
+            f"CRIU cannot dump an io_uring; {', '.join(holders)} has one. Deny io_uring at launch: as root `spawn` does with "
+            "filtered; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment."
         )
     return "".join(f"{advice}\n" for advice in told)
 
@@ -507,9 +355,9 @@ def _make_empty(images: Path) -> None:
         images.mkdir(mode=0o700, parents=True, exist_ok=True)
         images.chmod(0o700)
         if any(images.iterdir()):
-            raise SnapshotError(f"The folder for the images, {images}, is not empty; choose another.")
+            raise SnapshotError(f"The folder for the images, {images}, is not empty: choose another folder.")
     except OSError as error:
-        raise SnapshotError(f"The folder for the images, {images}, cannot be made: {error.strerror}.") from error
+        raise SnapshotError(f"Cannot make the folder for the images, {images}: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""CRIU in a private folder: no root, nothing of the system touched."""
+"""Installs CRIU into a private folder, without root."""

@@ -1,9 +1,9 @@
-"""CRIU 4.2 in a private prefix: no root, nothing of the system touched.
+"""Installs CRIU 4.2 into a private prefix, without root and without a change to the system.
 
-The Debian packages of CRIU and of every library under it, down to the C library, are fetched from the mirror that the
-machine's own apt sources name, checked against a lock of SHA-256 sums, and unpacked; CRIU then runs through its own loader.
-When a locked file has left the mirror (Debian keeps one version per suite), apt resolves and checks the suite's present
-one by its signature instead, with a state folder of its own.
+It fetches the Debian packages of CRIU and of all its libraries, including the C library, from the mirror in the machine's apt
+sources. It checks them against a lock of SHA-256 sums and unpacks them; CRIU then runs through its own loader. Debian keeps one
+version per suite, so a locked file may have left the mirror. Then apt resolves the suite's current version and verifies its
+signature, with a state folder of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.criu.run import LEAST, PREFIX_VARIABLE, Criu, in_prefix, resolved, version_of
+from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, Criu, in_prefix, new_enough, resolved, version_of
 from torpor.snapshots.criu.trusted import distrust
 from torpor.snapshots.criu_install import mirror as mirrors
 from torpor.snapshots.criu_install.debs import unpack_programs
@@ -31,13 +31,13 @@ from torpor.snapshots.criu_install.lock import LOCK, SUITES, Deb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["install", "prefix_of", "remove"]
+__all__ = ["install", "prefix_of"]
 
 _MARKER = "torpor-criu.json"
 _OWN_NAMES = re.compile(r"root|bin|debs|apt|torpor-criu\.json|\.?(kernel|works|trial)-[0-9a-z_.-]+")
-"""Of what lies in a prefix: the setup's own, and what is kept there about CRIU on this machine."""
+"""Names in a prefix that belong to Torpor: what the setup installs, and what other parts cache there about CRIU."""
 _WRAPPER = """#!/bin/sh
-# CRIU through its own loader and libraries, wherever this folder lies.
+# Runs CRIU with its own loader and libraries; this folder may be moved.
 root=$(dirname "$(readlink -f "$0")")/../root
 lib=$root/usr/lib/x86_64-linux-gnu
 exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$root/usr/sbin/criu" "$@"
@@ -47,7 +47,7 @@ _UNPACKED_FACTOR = 6
 
 
 def prefix_of(prefix: Path) -> Path:
-    """The prefix to use: TORPOR_CRIU_PREFIX, else the given one; from the root on, without `..` and links."""
+    """The prefix to use: TORPOR_CRIU_PREFIX, else the given one; as an absolute path without `..` and links."""
     return resolved(Path(os.environ.get(PREFIX_VARIABLE) or prefix))
 
 
@@ -60,18 +60,18 @@ def install(
     on_step: Callable[[str], None] | None = None,
     lock: Sequence[Deb] = LOCK,
 ) -> Criu:
-    """Put CRIU into a private prefix; a working one that is there is kept.
+    """Install CRIU into a private prefix; a working CRIU that is there already stays.
 
     Args:
-        prefix: for instance `<cache root>/criu`; TORPOR_CRIU_PREFIX overrides it. Made whole or not at all.
-        mirror: root of a Debian mirror (`.../debian`); the first of the machine's apt sources by default.
-        timeout_s: seconds for all of it.
-        again: fetch anew even when a working CRIU is there.
-        on_step: told what is being done.
+        prefix: for instance `<cache root>/criu`; TORPOR_CRIU_PREFIX overrides it. Filled completely or not at all.
+        mirror: root of a Debian mirror (`.../debian`); by default the first in the machine's apt sources.
+        timeout_s: seconds for everything.
+        again: fetch and install even if a working CRIU is there.
+        on_step: called with a line for each step.
         lock: the files to fetch.
 
     Raises:
-        SnapshotError: not an x86-64 Linux, no mirror, no network, a wrong hash, no room, ...; with the next step.
+        SnapshotError: not an x86-64 Linux, no mirror, no network, a wrong hash, no room, ...; says what to do next.
     """
     _check_machine()
     prefix = prefix_of(prefix)
@@ -82,75 +82,65 @@ def install(
         _check_place(prefix)
         with _only_one(prefix, deadline):
             if not again and (present := _working(prefix)):
-                say(f"CRIU {'.'.join(map(str, present.version))} is there already")
+                say(f"CRIU {present.version} is already installed")
                 return present
             _check_ours(prefix)
             _check_room(prefix.parent, lock)
-            with _unfinished(prefix) as folder:
-                root = mirrors.debian_root(mirror)
-                packages = _fetch(root, lock, folder, deadline, say)
-                say(f"unpacking {len(packages)} packages")
-                made = _build(folder, packages)
-                say(f"CRIU {'.'.join(map(str, made.version))} runs")
-                _put(folder, prefix)
+            return _fill(prefix, mirror, lock, deadline, say)
     except OSError as error:
-        raise SnapshotError(f"CRIU cannot be put into {prefix}: {error}.") from error
-    placed = _working(prefix)
-    if placed is None:
+        raise SnapshotError(f"Cannot install CRIU into {prefix}: {error}.") from error
+
+
+def _fill(prefix: Path, mirror: str | None, lock: Sequence[Deb], deadline: float, say: Callable[[str], None]) -> Criu:
+    """Build CRIU in a folder beside the prefix, then move it to the prefix."""
+    with _unfinished(prefix) as folder:
+        root = mirrors.debian_root(mirror)
+        packages = _fetch(root, lock, folder, deadline, say)
+        say(f"unpacking {len(packages)} packages")
+        built = _build(folder, packages)
+        say(f"CRIU {built.version} runs")
+        _put(folder, prefix)
+    installed = _working(prefix)
+    if installed is None:
         raise SnapshotError(f"CRIU ran in its unfinished folder but does not run in {prefix}; run the setup again.")
-    return placed
-
-
-def remove(prefix: Path) -> bool:
-    """Delete the prefix; whether there was one.
-
-    Raises:
-        SnapshotError: the folder was not made by `install`.
-    """
-    prefix = prefix_of(prefix)
-    if not prefix.exists():
-        return False
-    _check_ours(prefix)
-    shutil.rmtree(prefix)
-    return True
+    return installed
 
 
 def _check_machine() -> None:
     machine = platform.machine()
     if sys.platform != "linux" or machine != "x86_64":
         raise SnapshotError(
-            f"The setup has packages for x86-64 Linux only; this is {sys.platform} on {machine}. Install CRIU "
-            f"{LEAST[0]}.{LEAST[1]} or newer from your distribution, or build it (criu.org) and name its prefix in "
-            f"{PREFIX_VARIABLE}."
+            f"The setup has packages for x86-64 Linux only; this is {sys.platform} on {machine}. Install CRIU {LEAST} or newer "
+            f"from your distribution, or build it (criu.org) and name its prefix in {PREFIX_VARIABLE}."
         )
 
 
 def _working(prefix: Path) -> Criu | None:
     argv = in_prefix(prefix)
     version = version_of(argv) if argv else None
-    if argv is None or version is None or version < LEAST:
+    if argv is None or version is None or not new_enough(version):
         return None
     return Criu(argv=argv, program=Path(argv[-1]), version=version)
 
 
 def _check_place(prefix: Path) -> None:
-    """Refuse a place where others could replace what is put there, or have put something of their own."""
+    """Refuse a place where other users could replace the CRIU, or already put files."""
     there = [path for path in (prefix, *(prefix / name for name in ("root", "bin", _MARKER))) if path.exists()]
     if why := distrust(there, below=prefix) or _shared(prefix.parent):
         raise SnapshotError(
-            f"CRIU is not put into {prefix}: {why}, and what lies there is run, by root too. Name a folder of your own "
+            f"CRIU is not installed into {prefix}: {why}, and programs there may run as root. Name a folder of your own "
             f"({PREFIX_VARIABLE})."
         )
 
 
 def _shared(folder: Path) -> str | None:
-    """Why nobody may put a program into a folder: others may, too. A sticky one (/tmp) keeps each one's own."""
+    """Why a folder is unsafe for a program: other users may write to it. A sticky one (/tmp) is safe: files stay their owner's."""
     why = distrust([folder])
     return None if why and folder.stat().st_mode & stat.S_ISVTX and distrust([folder.parent]) is None else why
 
 
 def _check_ours(prefix: Path) -> None:
-    """Refuse to replace a folder that somebody else filled."""
+    """Refuse to replace a folder that holds files of somebody else."""
     if not prefix.exists():
         return
     if not (prefix / _MARKER).exists():
@@ -159,7 +149,7 @@ def _check_ours(prefix: Path) -> None:
         others = any(not _OWN_NAMES.fullmatch(path.name) for path in prefix.iterdir())
     if others:
         raise SnapshotError(
-            f"{prefix} holds files that this setup did not make; name another folder ({PREFIX_VARIABLE})."
+            f"{prefix} holds files that the setup did not make; name another folder ({PREFIX_VARIABLE})."
         )
 
 
@@ -167,12 +157,12 @@ def _check_room(folder: Path, lock: Sequence[Deb]) -> None:
     needed = _UNPACKED_FACTOR * sum(package.size for package in lock)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise SnapshotError(f"{folder} has {free >> 20} MB free; setting CRIU up takes {needed >> 20} MB.")
+        raise SnapshotError(f"{folder} has {free >> 20} MB free; the setup of CRIU needs {needed >> 20} MB.")
 
 
 @contextlib.contextmanager
 def _only_one(prefix: Path, deadline: float) -> Iterator[None]:
-    """Hold the lock file beside the prefix: two setups at once would do the work twice."""
+    """Hold the lock file beside the prefix, so that two setups do not do the same work."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(prefix.parent / f".{prefix.name}.lock", flags, 0o600), "r+") as stream:
         while True:
@@ -189,7 +179,7 @@ def _only_one(prefix: Path, deadline: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unfinished(prefix: Path) -> Iterator[Path]:
-    """A folder beside the prefix, on the same disk, that is gone afterwards; the leavings of a killed setup go too."""
+    """A temporary folder beside the prefix, on the same disk; first removes one that a killed setup left."""
     folder = prefix.parent / f".{prefix.name}.unfinished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
@@ -200,14 +190,14 @@ def _unfinished(prefix: Path) -> Iterator[Path]:
 
 
 def _fetch(root: str, lock: Sequence[Deb], folder: Path, deadline: float, say: Callable[[str], None]) -> list[Path]:
-    """The locked files, or the suite's present ones when a locked one is gone."""
+    """Fetch the locked files, or the suite's current ones when the mirror no longer has a locked one."""
     downloads = folder / "debs"
     downloads.mkdir()
     say(f"fetching {len(lock)} packages, {sum(package.size for package in lock) / 1e6:.1f} MB, from {root}")
     try:
         return mirrors.fetch_locked(root, lock, downloads, deadline)
     except mirrors.GoneError as gone:
-        say(f"{gone}; asking apt for the present version instead")
+        say(f"{gone}; asking apt for the current version")
     failures = []
     for suite in SUITES:
         shutil.rmtree(folder / "apt", ignore_errors=True)
@@ -216,12 +206,12 @@ def _fetch(root: str, lock: Sequence[Deb], folder: Path, deadline: float, say: C
         except SnapshotError as error:
             failures.append(f"  - suite {suite}: {error}")
     raise SnapshotError(
-        "The locked packages have left the mirror, and no signed ones could be had:\n" + "\n".join(failures)
+        "The locked packages have left the mirror, and no signed ones could be fetched:\n" + "\n".join(failures)
     )
 
 
 def _build(folder: Path, packages: Sequence[Path]) -> Criu:
-    """Unpack, and run what came out.
+    """Unpack the packages and run the CRIU in them.
 
     Raises:
         SnapshotError: it does not run here, or is too old.
@@ -232,21 +222,22 @@ def _build(folder: Path, packages: Sequence[Path]) -> Criu:
     wrapper.parent.mkdir()
     wrapper.write_text(_WRAPPER)
     wrapper.chmod(0o755)
-    made = _working(folder)
-    if made is None:
+    built = _working(folder)
+    if built is None:
         raise SnapshotError(
-            f"The unpacked CRIU does not run here or is older than {LEAST[0]}.{LEAST[1]} (packages: "
+            f"The unpacked CRIU does not run here or is older than {LEAST} (packages: "
             f"{', '.join(package.name for package in packages)})."
         )
     named = [re.sub("%3a", ":", package.name) for package in packages]
-    (folder / _MARKER).write_text(json.dumps({"version": made.version, "packages": named}, indent=1) + "\n")
-    return made
+    (folder / _MARKER).write_text(json.dumps({"version": built.version, "packages": named}, indent=1) + "\n")
+    return built
 
 
 def _put(folder: Path, prefix: Path) -> None:
+    """Move a finished folder to the prefix, writable by its owner alone."""
     for downloads in ("debs", "apt"):
         shutil.rmtree(folder / downloads, ignore_errors=True)
-    for made, _, names in os.walk(folder):  # whatever the umask was, nobody else may write there
+    for made, _, names in os.walk(folder):  # whatever the umask: nobody else may write there
         for path in (Path(made), *(Path(made, name) for name in names)):
             if not path.is_symlink():
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))

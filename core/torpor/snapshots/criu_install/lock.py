@@ -1,7 +1,7 @@
 """The Debian packages of CRIU 4.2.1 and of every library that it loads, for x86-64, as apt resolved and verified them.
 
-Made with an apt state of its own from the suite `forky`: `apt-get --print-uris install criu`, the sums out of the signed
-package lists. Left out: the packages of its closure from which nothing is loaded (gcc-16-base, libc-gconv-modules-extra).
+Source: `apt-get --print-uris install criu` with a separate apt state for the suite `forky`; the sums are from the signed package
+lists. Left out are dependencies from which CRIU loads nothing (gcc-16-base, libc-gconv-modules-extra).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["LOCK", "SUITES", "Deb"]
 
 
 class Deb(NamedTuple):
-    """A package file: path below the root of a mirror, as in a URL; SHA-256; size in bytes."""
+    """A package file: its path below a mirror's root (URL-quoted), SHA-256, and size in bytes."""
 
     path: str
     sha256: str
@@ -25,7 +25,7 @@ class Deb(NamedTuple):
 
 
 SUITES = ("forky", "sid")
-"""Where a newer one is looked for, in this order, when a locked file has left the mirror."""
+"""Suites to search, in this order, for the current version when a locked file has left the mirror."""
 
 LOCK = (
     Deb(
