@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Plugin, Scaling, hookimpl
+from torpor import ConfigurationError, Deployment, Engine, EnginePlugin, ImagePatch, Model, Plugin, Scaling, hookimpl
 from torpor.testing import StandIn
 from torpor.values.gpu_names import is_this_gpu
 
@@ -37,11 +37,21 @@ class Extra(Plugin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherEngine(Plugin):
+class OtherEngine(EnginePlugin):
     """Launches, too."""
 
     @hookimpl
     @override
+    def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
+        return Engine.start(("true",))
+
+
+class Undeclared:
+    """Launches, and answers nothing about its engine."""
+
+    plugin_name = "undeclared"
+
+    @hookimpl
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
         return Engine.start(("true",))
 
@@ -101,6 +111,10 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "second engine": (
         lambda: a_deployment(plugins=(StandIn(), OtherEngine())),
         r"has 2 engines \(standin, otherengine\); exactly one plugin may implement launch. Remove the others",
+    ),
+    "engine that answers nothing": (
+        lambda: a_deployment(plugins=(Undeclared(),)),
+        "Plugin 'undeclared' implements launch, but its class does not derive from torpor.EnginePlugin",
     ),
     "model's name that reads as a flag": (
         lambda: Model(path="/m", served_name="--trust-remote-code"),

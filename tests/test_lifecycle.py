@@ -20,6 +20,7 @@ from torpor import (
     BuildPlan,
     Deployment,
     Engine,
+    EnginePlugin,
     ImagePatch,
     Lifecycle,
     Model,
@@ -122,7 +123,8 @@ def example_of(hook: str) -> object:
     source = textwrap.dedent(doc_of(hook).partition("Example:\n")[2].partition("\n\n")[2])
     marker = "@hookimpl\n" if hook in HOOK_NAMES else ""
     assert source.startswith(f"{marker}@override\ndef {hook}")
-    header = "from __future__ import annotations\n@dataclass(frozen=True, kw_only=True)\nclass Example(Plugin):\n"
+    base = "EnginePlugin" if hook == "launch" else "Plugin"
+    header = f"from __future__ import annotations\n@dataclass(frozen=True, kw_only=True)\nclass Example({base}):\n"
     names: dict[str, object] = {}
     exec(
         "from torpor import *\nfrom dataclasses import dataclass\nfrom typing_extensions import override\nimport os",
@@ -335,7 +337,7 @@ def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_a_launch_without_an_engine_is_refused() -> None:
     """None would leave core with nothing to wait for."""
 
-    class Empty(Plugin):
+    class Empty(EnginePlugin):
         @hookimpl
         @override
         def launch(self, deployment: Deployment, recipe: Recipe) -> Engine | None:
@@ -559,7 +561,7 @@ def test_a_process_in_place_of_an_engine_is_refused_and_ended() -> None:
     """Nothing would wait for it, nor end it."""
     started: list[subprocess.Popen[bytes]] = []
 
-    class Raw(Plugin):
+    class Raw(EnginePlugin):
         @hookimpl
         def launch(self):  # type: ignore[no-untyped-def, override]
             started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
@@ -570,7 +572,7 @@ def test_a_process_in_place_of_an_engine_is_refused_and_ended() -> None:
     assert started[0].poll() is not None
 
 
-class Quiet(Plugin):
+class Quiet(EnginePlugin):
     """An engine that is none: its hooks do nothing."""
 
     @hookimpl

@@ -27,6 +27,7 @@ ALL = [
     "Engine",
     "EngineError",
     "EngineExitedError",
+    "EnginePlugin",
     "EngineRequestError",
     "EngineTimeoutError",
     "Finding",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
 
-from torpor import Deployment, Engine, ImagePatch, Model, Plugin, Scaling, hookimpl
+from torpor import Deployment, Engine, EnginePlugin, ImagePatch, Model, Scaling, hookimpl
 from torpor.guard import GuardRules
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ FLAGS = ("--enable-sleep-mode", "--gpu-memory-utilization", "0.85")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SleepingVLLM(Plugin):
+class SleepingVLLM(EnginePlugin):
     """vLLM with its sleep mode.
 
     Attributes:
@@ -45,7 +45,6 @@ class SleepingVLLM(Plugin):
 
     plugin_name: ClassVar[str] = "sleeping_vllm"
     supports_sleep: ClassVar[bool] = True
-    sleep_is_idempotent: ClassVar[bool] = True
     public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/models")
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True

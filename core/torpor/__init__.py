@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         SnapshotError,
         TorporError,
     )
-    from torpor.hookspecs import Plugin, hookimpl
+    from torpor.hookspecs import EnginePlugin, Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
     from torpor.recipe import BuildPlan, BuildStep, Cache, ImagePatch, Preflight, Recipe
     from torpor.values.field_types import check_types
@@ -61,6 +61,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineExitedError",
+    "EnginePlugin",
     "EngineRequestError",
     "EngineTimeoutError",
     "Finding",
@@ -109,7 +110,7 @@ __getattr__, __dir__ = lazy_names(
             "SnapshotError",
             "TorporError",
         ),
-        "torpor.hookspecs": ("Plugin", "hookimpl"),
+        "torpor.hookspecs": ("EnginePlugin", "Plugin", "hookimpl"),
         "torpor.lifecycle": ("Lifecycle",),
         "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
         "torpor.values.field_types": ("check_types",),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
     from torpor.values.findings import Finding
 
-__all__ = ["HOOK_NAMES", "PROJECT", "Plugin", "hookimpl", "hookspec"]
+__all__ = ["HOOK_NAMES", "PROJECT", "EnginePlugin", "Plugin", "hookimpl", "hookspec"]
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -49,36 +49,14 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Plugin:
-    """The hook specification, and the class that plugins derive from.
-
-    Besides the hooks it holds what an engine plugin (one that implements `launch`) declares about its engine, and the
-    questions that other plugins may ask it through `deployment.engine`. Other plugins leave these as they are.
+    """The six hooks, and what every plugin has; the class that plugins derive from.
 
     Attributes:
         plugin_name: the entry-point name; errors, records and `torpor plan` use it.
-        engine_version: version of the engine that this plugin is set up for.
-        supports_sleep: the engine can release its memory and get it back.
-        sleep_levels: depths of sleep that the plugin offers, a few words each.
-        memory_tags: parts of the engine's memory that a wake may bring back one by one, the engine's names of them.
-        sleep_is_idempotent: a second sleep or wake is harmless (SGLang: deadly; vLLM: harmless).
-        health_safe_while_asleep: the engine's own health route may be asked while memory is released.
-        public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
-        ready_path: an engine path that answers 200 from the moment at which chat requests are served.
-        guarded: the engine's server process runs `torpor.guard`.
-        compile_step: what the engine's kernels are compiled by while the image is built, a few words.
-        compiles_for_engine: a build step of this plugin, which launches none, runs the engine's `kernel_compile_argv`.
+        compiles_for_engine: a build step of this plugin, which launches no engine, runs the engine's `kernel_compile_argv`.
     """
 
     plugin_name: ClassVar[str] = ""
-    supports_sleep: ClassVar[bool] = False
-    sleep_levels: ClassVar[tuple[str, ...]] = ()
-    memory_tags: ClassVar[tuple[str, ...]] = ()
-    sleep_is_idempotent: ClassVar[bool] = False
-    health_safe_while_asleep: ClassVar[bool] = False
-    public_paths: ClassVar[tuple[str, ...]] = ()
-    ready_path: ClassVar[str] = "/v1/models"
-    guarded: ClassVar[bool] = False
-    compile_step: ClassVar[str] = ""
     compiles_for_engine: ClassVar[bool] = False
 
     def check(self, deployment: Deployment) -> Iterable[Finding]:  # noqa: ARG002 - the plugin's answer uses it
@@ -108,53 +86,6 @@ class Plugin:
                                       cure="name one, e.g. gpu='H100!', or drop this plugin")
         """
         return ()
-
-    @property
-    def engine_version(self) -> str:
-        """Version of the engine; empty for a plugin that launches none."""
-        return ""
-
-    @property
-    def engine_python(self) -> str:
-        """The interpreter that runs the engine, where the engine is a Python program."""
-        return sys.executable
-
-    def log_progress(self, line: str) -> str:  # noqa: ARG002
-        """What a line of the engine's log says about how far its start is, a few words; empty for any other line."""
-        return ""
-
-    def flag_reasons(self) -> Mapping[str, str]:
-        """Why each flag of `engine_argv` is set, by the flag's name; for `torpor plan`."""
-        return {}
-
-    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
-        """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
-        return ()
-
-    def load_formats(self) -> Mapping[str, tuple[str, ...]]:
-        """The engine's fast ways to read weights: its name of each, and the Python packages that each needs in the image."""
-        return {}
-
-    def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it
-        """Variables that put every kernel cache of the engine under `IMAGE_ROOT/kernels`."""
-        return {}
-
-    def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:  # noqa: ARG002
-        """The engine's own kernel compile command with the serving flags, or None when it has none."""
-        return None
-
-    def kernel_compile_env(self, deployment: Deployment, *, fast: bool, at_load: bool) -> dict[str, str]:  # noqa: ARG002
-        """Variables that switch the engine's FP8 GEMM kernels on and say how they are compiled.
-
-        Args:
-            deployment: the engine's.
-            fast: only a selection of batch shapes; the others are compiled when they are first met.
-            at_load: load the kernels of every shape with the model, ahead of any request.
-
-        Raises:
-            ConfigurationError: the engine's version cannot do that.
-        """
-        return {}
 
     @hookspec
     def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
@@ -300,3 +231,69 @@ class Plugin:
                 def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
                     client.post("/reseed", json={"seed": int.from_bytes(os.urandom(8))}, timeout=10).raise_for_status()
         """
+
+
+class EnginePlugin(Plugin):
+    """A plugin that launches an engine: it answers what core and other plugins ask about that engine.
+
+    Core asks through `Deployment.engine`, and so do plugins. `torpor.engine_plugins.ChatServer` has most of the answers for
+    an engine that is an OpenAI-like HTTP server.
+
+    Attributes:
+        supports_sleep: the engine can release its memory and get it back.
+        public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
+        ready_path: an engine path that answers 200 as soon as the engine serves chat requests.
+        guarded: the engine's server process runs `torpor.guard`.
+    """
+
+    supports_sleep: ClassVar[bool] = False
+    public_paths: ClassVar[tuple[str, ...]] = ()
+    ready_path: ClassVar[str] = "/v1/models"
+    guarded: ClassVar[bool] = False
+
+    @property
+    def engine_version(self) -> str:
+        """The engine's version."""
+        return ""
+
+    @property
+    def engine_python(self) -> str:
+        """The interpreter that runs the engine, where the engine is a Python program."""
+        return sys.executable
+
+    def log_progress(self, line: str) -> str:  # noqa: ARG002
+        """How far the engine's start is, in a few words, by one line of its log; empty for a line that does not say it."""
+        return ""
+
+    def flag_reasons(self) -> Mapping[str, str]:
+        """Why each flag of `engine_argv` is set, by the flag's name; for `torpor plan`."""
+        return {}
+
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
+        """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
+        return ()
+
+    def load_formats(self) -> Mapping[str, tuple[str, ...]]:
+        """The engine's fast ways to read weights: its name of each, and the Python packages that each needs in the image."""
+        return {}
+
+    def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it
+        """Variables that put every kernel cache of the engine under `IMAGE_ROOT/kernels`."""
+        return {}
+
+    def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:  # noqa: ARG002
+        """The engine's own kernel compile command with the serving flags, or None when it has none."""
+        return None
+
+    def kernel_compile_env(self, deployment: Deployment, *, fast: bool, at_load: bool) -> dict[str, str]:  # noqa: ARG002
+        """Variables that switch the engine's FP8 GEMM kernels on and say how they are compiled.
+
+        Args:
+            deployment: what the engine serves.
+            fast: compile only a selection of batch shapes; the engine compiles each other shape when it first meets it.
+            at_load: load the kernels of every shape with the model, before any request.
+
+        Raises:
+            ConfigurationError: the engine's version cannot do that.
+        """
+        return {}

@@ -73,13 +73,6 @@ class SGLang(ChatServer):
 
     plugin_name: ClassVar[str] = "sglang"
     supports_sleep: ClassVar[bool] = True
-    sleep_levels: ClassVar[tuple[str, ...]] = ("KV cache released", "KV cache and weights released, weights kept")
-    memory_tags: ClassVar[tuple[str, ...]] = (*TAGS, "cuda_graph")
-    compile_step: ClassVar[str] = "sglang.compile_deep_gemm, with the serving flags"
-    sleep_is_idempotent: ClassVar[bool] = False  # a second release or resume kills the server (scheduler KeyError)
-    health_safe_while_asleep: ClassVar[bool] = (
-        False  # from 0.5.10.post1 on a probe runs a forward pass on unmapped memory
-    )
     public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     default_images: ClassVar[tuple[tuple[str, str], ...]] = (

@@ -66,16 +66,6 @@ class VLLM(ChatServer):
 
     plugin_name: ClassVar[str] = "vllm"
     supports_sleep: ClassVar[bool] = True
-    sleep_levels: ClassVar[tuple[str, ...]] = (
-        "1: KV cache dropped, weights kept in host memory",
-        "2: KV cache and weights dropped, weights read again",
-    )
-    memory_tags: ClassVar[tuple[str, ...]] = ("weights", "kv_cache")
-    compile_step: ClassVar[str] = "one throw-away start, with the serving flags"
-    sleep_is_idempotent: ClassVar[bool] = True  # "Executor is already sleeping." (v1/executor/abstract.py:400)
-    health_safe_while_asleep: ClassVar[bool] = (
-        True  # it looks whether the engine's process lives, and generates nothing
-    )
     public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     # The engine's own image: its wheel pins torch, CUDA and FlashInfer to the patch, and this is the set that its makers test.

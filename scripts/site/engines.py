@@ -18,7 +18,7 @@ from typing import Protocol, TypeGuard, cast, get_type_hints
 from scripts.site.docstrings import parse, prose
 
 from torpor.discovery import GROUP, installed_plugins
-from torpor.hookspecs import HOOK_NAMES, Plugin
+from torpor.hookspecs import HOOK_NAMES, EnginePlugin, Plugin
 
 __all__ = [
     "RESULTS",
@@ -35,9 +35,6 @@ __all__ = [
 DISTRIBUTION = "torpor"
 RESULTS = Path(__file__).parents[2] / "docs" / "engine-results.json"
 """What tests of engines found out: `{"ROW": {"ENGINE": "TEXT"}}`, a row of the table each. Written by the tests, if at all."""
-
-_NO_CAPABILITY = ("plugin_name", "compiles_for_engine")
-"""Declared by every plugin, and by those that launch no engine."""
 
 
 class FlagRecord(Protocol):
@@ -89,9 +86,9 @@ def engine_plugins() -> tuple[Installed, ...]:
 
 
 def declared_capabilities() -> dict[str, str]:
-    """What `Plugin` lets an engine plugin declare, and what each means: its docstring's attributes that are class variables."""
-    told = parse(Plugin).entries("Attributes")
-    return {name: told[name] for name in get_type_hints(Plugin) if name in told and name not in _NO_CAPABILITY}
+    """What an engine plugin declares, and what each means: the class variables in the docstring of `EnginePlugin`."""
+    told = parse(EnginePlugin).entries("Attributes")
+    return {name: told[name] for name in get_type_hints(EnginePlugin) if name in told}
 
 
 def capability_table(results: Path = RESULTS) -> str:

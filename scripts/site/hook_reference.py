@@ -1,4 +1,4 @@
-"""The hook reference: signatures and docstrings of `torpor.hookspecs.Plugin`, as Markdown."""
+"""The hook reference: signatures and docstrings of `torpor.Plugin` and `torpor.EnginePlugin`, as Markdown."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from scripts.site.docstrings import parse, prose
 
-from torpor.hookspecs import HOOK_NAMES, Plugin
+from torpor.hookspecs import HOOK_NAMES, EnginePlugin, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_reference", "hook_reference", "hook_timeline", "signature"]
+__all__ = ["check_reference", "engine_reference", "hook_reference", "hook_timeline", "signature"]
 
 
 def hook_timeline() -> str:
@@ -33,9 +33,20 @@ def check_reference() -> str:
     return "\n".join(_section("check"))
 
 
+def engine_reference() -> str:
+    """A table of what `EnginePlugin` adds: what core and other plugins ask about an engine."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in parse(EnginePlugin).entries("Attributes").items()]
+    for name, value in vars(EnginePlugin).items():
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+            taken = list(inspect.signature(value).parameters)[1:] if inspect.isfunction(value) else None
+            called = name if taken is None else f"{name}({', '.join(taken)})"
+            rows.append(f"| `{called}` | {parse(value).summary} |")
+    return "\n".join(["| question | what it is |", "| --- | --- |", *rows])
+
+
 def signature(name: str) -> str:
-    """A hook's signature as its source has it."""
-    function = inspect.signature(getattr(Plugin, name))
+    """The signature of a hook or question as its source has it."""
+    function = inspect.signature(getattr(EnginePlugin, name))
     parameters = ", ".join(str(parameter).replace("'", "") for parameter in function.parameters.values())
     return f"def {name}({parameters}) -> {function.return_annotation}"
 

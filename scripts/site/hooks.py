@@ -39,6 +39,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hook_timeline": hook_reference.hook_timeline,
     "hook_reference": hook_reference.hook_reference,
     "check_reference": hook_reference.check_reference,
+    "engine_reference": hook_reference.engine_reference,
     "capabilities": engines.capability_table,
     "flags": engines.flag_tables,
     "options": engines.option_tables,

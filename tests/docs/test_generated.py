@@ -14,6 +14,7 @@ from scripts.site.docstrings import parse
 
 from tests import ROOT
 from torpor.guard import State
+from torpor.hookspecs import EnginePlugin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,15 @@ def test_a_state_without_a_place_cannot_be_left_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(guard_states._PLACES, "waking")
     with pytest.raises(KeyError, match="state 'waking' without a place"):
         guard_states.svg()
+
+
+def test_every_question_to_an_engine_is_in_the_table() -> None:
+    """Attributes and methods of `EnginePlugin`, each with its meaning."""
+    table = hook_reference.engine_reference()
+    asked = [name for name in vars(EnginePlugin) if not name.startswith("_")]
+    assert "ready_path" in asked
+    assert [name for name in asked if f"| `{name}` | " not in table and f"| `{name}(" not in table] == []
+    assert "| `kernel_compile_env(deployment, fast, at_load)` | Variables that switch" in table
 
 
 def test_results_of_tests_become_rows(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import os, random, socket, subprocess, tempfile, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
-from torpor import BuildPlan, BuildStep, Deployment, Engine, ImagePatch, Model, Plugin, Preflight, hookimpl
+from torpor import BuildPlan, BuildStep, Deployment, Engine, EnginePlugin, ImagePatch, Model, Plugin, Preflight, hookimpl
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 value = dataclass(frozen=True, kw_only=True)
@@ -448,13 +448,10 @@ class Broken:
     @hookimpl
     def launch(self, deployment, recipe):
         return Engine.start(("true",))""",
-        says=(
-            "Broken has no supports_sleep, sleep_is_idempotent, health_safe_while_asleep, ready_path",
-            "derive it from torpor.Plugin",
-        ),
+        says=("Broken does not derive from torpor.EnginePlugin", "derive it from torpor.EnginePlugin"),
     ),
     "another engine": Case(
-        rule="test_launches",
+        rule="test_is_the_engine_of_its_deployment",
         plugin="@value\nclass Broken(StandIn):\n    plugin_name = 'broken'",
         extra="""
     @pytest.fixture
@@ -488,7 +485,7 @@ class Broken:
     "sleep not implemented": Case(
         rule="test_sleep_is_declared_and_implemented",
         plugin="""@value
-class Broken(Plugin):
+class Broken(EnginePlugin):
     supports_sleep = True
     @hookimpl
     def launch(self, deployment, recipe):

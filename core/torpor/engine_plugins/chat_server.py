@@ -10,7 +10,7 @@ from torpor.engine.handle import Engine
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.guard import GuardRules
-from torpor.hookspecs import Plugin, hookimpl
+from torpor.hookspecs import EnginePlugin, hookimpl
 from torpor.launcher.public_requests import (
     ALLOWED_FIELDS_VARIABLE,
     ANY_DOMAIN,
@@ -75,7 +75,7 @@ class Routes(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatServer(Plugin):
+class ChatServer(EnginePlugin):
     """Base of engine plugins; a subclass names its engine's flags, routes and calls.
 
     Attributes:

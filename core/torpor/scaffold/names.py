@@ -27,6 +27,7 @@ _TAKEN = frozenset(
             "Deployment",
             "Engine",
             "EngineContract",
+            "EnginePlugin",
             "Finding",
             "GuardRules",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from torpor.deployment import plugin_name
+from torpor.hookspecs import EnginePlugin
 from torpor.recipe import IMAGE_ROOT, ImagePatch, Recipe
 from torpor.testing.contract import PluginContract
 from torpor.testing.failing import broken
@@ -16,14 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torpor.deployment import Deployment
-    from torpor.hookspecs import Plugin
 
 __all__ = ["EngineContract", "EngineRules"]
 
-_ENGINE_ANSWERS = (
-    *("supports_sleep", "sleep_is_idempotent", "health_safe_while_asleep", "public_paths", "ready_path", "guarded"),
-    *("engine_version", "engine_python", "engine_argv", "kernel_cache_env", "kernel_compile_argv"),
-)
 _FOREIGN_FLAG = ("--torpor-contract-probe", "1")
 
 
@@ -33,21 +29,23 @@ class EngineRules:
     engine_args_probe: ClassVar[tuple[str, ...]] = _FOREIGN_FLAG
     """Engine arguments of another plugin, which this one has to pass on; override them if the engine's must be real."""
 
-    def test_launches(self, plugin: object, deployment: Deployment) -> None:
-        """The plugin is its deployment's one engine."""
+    def test_launches(self, plugin: object) -> None:
+        """The plugin implements launch, and answers what core and other plugins ask about its engine."""
         if "launch" not in implemented_hooks(plugin):
             broken(
                 f"{type(plugin).__name__} does not implement launch.",
                 rule="an engine plugin implements launch.",
                 cure="implement it with @hookimpl, or use PluginContract for a plugin that goes beside an engine.",
             )
-        missing = [name for name in _ENGINE_ANSWERS if not hasattr(plugin, name)]
-        if missing:
+        if not isinstance(plugin, EnginePlugin):
             broken(
-                f"{type(plugin).__name__} has no {', '.join(missing)}.",
+                f"{type(plugin).__name__} does not derive from torpor.EnginePlugin.",
                 rule="a plugin that launches answers what core and other plugins ask about its engine.",
-                cure="derive it from torpor.Plugin, which has an answer for everything, and override what differs.",
+                cure="derive it from torpor.EnginePlugin, which has an answer for everything, and override what differs.",
             )
+
+    def test_is_the_engine_of_its_deployment(self, plugin: object, deployment: Deployment) -> None:
+        """The fixture `deployment` holds the plugin under test as its engine."""
         if deployment.engine != plugin:
             broken(
                 f"The engine of the fixture `deployment` is {plugin_name(deployment.engine)!r}.",
@@ -55,7 +53,7 @@ class EngineRules:
                 cure="take `plugin` as an argument of your `deployment` fixture, and list no other engine.",
             )
 
-    def test_public_paths_are_exact(self, plugin: Plugin) -> None:
+    def test_public_paths_are_exact(self, plugin: EnginePlugin) -> None:
         """The guard's allow-list is a list of whole paths."""
         wrong = [path for path in plugin.public_paths if not _exact(path) or path in OWN_ROUTES]
         if wrong or (plugin.guarded and not plugin.public_paths):
@@ -71,7 +69,7 @@ class EngineRules:
                 cure='write e.g. "/v1/models".',
             )
 
-    def test_sleep_is_declared_and_implemented(self, plugin: Plugin) -> None:
+    def test_sleep_is_declared_and_implemented(self, plugin: EnginePlugin) -> None:
         """Who says that the engine sleeps implements both hooks, and the other way round."""
         hooks = [hook for hook in ("pre_snapshot", "post_restore") if hook in implemented_hooks(plugin)]
         if len(hooks) != (2 if plugin.supports_sleep else 0):
@@ -93,9 +91,9 @@ class EngineRules:
                     cure=f"write @hookimpl({option}=True) above {hook}.",
                 )
 
-    def test_answers_other_plugins(self, plugin: Plugin, deployment: Deployment) -> None:
+    def test_answers_other_plugins(self, plugin: EnginePlugin, deployment: Deployment) -> None:
         """What other plugins ask the engine has answers of the right shape."""
-        rule = "the questions of torpor.Plugin are answered as its docstrings say."
+        rule = "the questions of torpor.EnginePlugin are answered as its docstrings say."
         env = plugin.kernel_cache_env(deployment)
         stray = {name: path for name, path in env.items() if not path.startswith(f"{IMAGE_ROOT}/kernels")}
         if stray:
@@ -118,7 +116,7 @@ class EngineRules:
                     cure="return the command line as a tuple of strings, the program first.",
                 )
 
-    def test_passes_other_plugins_arguments_on(self, plugin: Plugin, deployment: Deployment) -> None:
+    def test_passes_other_plugins_arguments_on(self, plugin: EnginePlugin, deployment: Deployment) -> None:
         """Engine arguments that other plugins ask for reach the engine."""
         probe = self.engine_args_probe
         argv = plugin.engine_argv(deployment, _recipe(probe))

@@ -13,7 +13,7 @@ from torpor._version import __version__
 from torpor.engine.handle import Engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
-from torpor.hookspecs import Plugin, hookimpl
+from torpor.hookspecs import EnginePlugin, hookimpl
 from torpor.testing.faults import Fault
 from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 from torpor.values.bounds import LONGEST_S
@@ -33,7 +33,7 @@ _TAGS = ("kv_cache", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandIn(Plugin):
+class StandIn(EnginePlugin):
     """Runs the stand-in engine: a real process tree and real HTTP, no model; for tests of plugins and of core.
 
     This one speaks SGLang's dialect; `StandInVLLM` has the same options and speaks vLLM's.
@@ -51,8 +51,6 @@ class StandIn(Plugin):
 
     plugin_name: ClassVar[str] = "standin"
     supports_sleep: ClassVar[bool] = True
-    sleep_is_idempotent: ClassVar[bool] = False
-    health_safe_while_asleep: ClassVar[bool] = False
     public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
@@ -177,8 +175,6 @@ class StandInVLLM(StandIn):
     """
 
     plugin_name: ClassVar[str] = "standin_vllm"
-    sleep_is_idempotent: ClassVar[bool] = True
-    health_safe_while_asleep: ClassVar[bool] = True
     dialect: ClassVar[str] = "vllm"
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
     keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")

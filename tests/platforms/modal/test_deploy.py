@@ -22,11 +22,11 @@ pytestmark = pytest.mark.slow  # each test runs processes of its own
 PLUGIN = '''
 """Somebody else's plugin: a package of its own, beside the app."""
 from dataclasses import dataclass
-from torpor import BuildPlan, BuildStep, Engine, ImagePatch, Plugin, hookimpl
+from torpor import BuildPlan, BuildStep, Engine, EnginePlugin, ImagePatch, hookimpl
 from torpor.recipe import Cache
 
 @dataclass(frozen=True, kw_only=True)
-class Toy(Plugin):
+class Toy(EnginePlugin):
     plugin_name = "toy"
     secret: str = ""
 

@@ -21,6 +21,7 @@ from torpor import (
     ConfigurationError,
     Deployment,
     Engine,
+    EnginePlugin,
     ImagePatch,
     Lifecycle,
     Model,
@@ -60,7 +61,7 @@ triton.write_text("{}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnEngine(Plugin):
+class AnEngine(EnginePlugin):
     """An engine plugin as a third party would write it: it answers the questions that DeepGEMM asks."""
 
     plugin_name = "an_engine"

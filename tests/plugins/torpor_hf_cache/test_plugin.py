@@ -20,10 +20,10 @@ from torpor import (
     ConfigurationError,
     Deployment,
     Engine,
+    EnginePlugin,
     ImagePatch,
     Lifecycle,
     Model,
-    Plugin,
     Preflight,
     Recipe,
     hookimpl,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoEngine(Plugin):
+class NoEngine(EnginePlugin):
     """A deployment needs one plugin that launches; this one never does."""
 
     plugin_name = "no_engine"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
 
-    from torpor.hookspecs import Plugin
+    from torpor.hookspecs import EnginePlugin
 
 __all__ = [
     "CONNECTIONS_VARIABLE",
@@ -77,7 +77,7 @@ _NOBODY = _unavailable(b'{"error": "no replica is ready"}')
 _FULL = _unavailable(b'{"error": "too many connections"}')
 
 
-def ready_path(engine: Plugin) -> str:
+def ready_path(engine: EnginePlugin) -> str:
     """Where a replica of this engine says that it may get requests.
 
     Without a guard nothing tells traffic from the lifecycle's own requests, so such a replica is put behind the front only when

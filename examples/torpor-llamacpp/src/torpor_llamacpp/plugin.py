@@ -6,7 +6,17 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, ConfigurationError, Engine, Finding, ImagePatch, Plugin, Preflight, check_types, hookimpl
+from torpor import (
+    BuildPlan,
+    ConfigurationError,
+    Engine,
+    EnginePlugin,
+    Finding,
+    ImagePatch,
+    Preflight,
+    check_types,
+    hookimpl,
+)
 from torpor.guard import GuardRules
 from typing_extensions import override
 
@@ -23,7 +33,7 @@ ENGINE_VERSION = "2026.10"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaCpp(Plugin):
+class LlamaCpp(EnginePlugin):
     """Serves a GGUF file with llama.cpp on the CPU; asleep it holds neither weights nor KV cache.
 
     Attributes:
@@ -36,8 +46,6 @@ class LlamaCpp(Plugin):
 
     plugin_name: ClassVar[str] = "llamacpp"
     supports_sleep: ClassVar[bool] = True
-    sleep_is_idempotent: ClassVar[bool] = True  # a second sleep or wake finds nothing to do
-    health_safe_while_asleep: ClassVar[bool] = True
     public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
