@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 import psutil
 import structlog
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, restore_snapshot
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
@@ -42,7 +42,7 @@ def main() -> None:
     """Measure, print, write."""
     options = parse()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-    deployment = load_deployment(options.app)
+    deployment = load_app(options.app).deployment
     if reasons := CriuBackend().available():
         raise SystemExit("snapshots cannot be made on this machine:\n" + "\n".join(f"  - {one}" for one in reasons))
     LocalServer(deployment).build()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor import app_file as apps
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path,
     file = tmp_path / "strange_app.py"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError) as refused:
-        load_deployment(str(file))
+        load_app(str(file))
     assert str(refused.value).startswith(said.format(file=file))
     assert "\n" not in str(refused.value)
 
@@ -75,7 +75,7 @@ def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: p
     file = tmp_path / "loud_app.py"
     noise = "import os, subprocess\nprint('by Python')\nos.write(1, b'by the system')\nsubprocess.run(['echo', 'by a child'])\n"
     file.write_text(noise + GOOD)
-    assert load_deployment(str(file)).name == "d"
+    assert load_app(str(file)).deployment.name == "d"
     print("result")
     shown = capfd.readouterr()
     assert shown.out == "result\n"
@@ -102,7 +102,7 @@ def test_an_import_that_takes_long_is_told_with_its_line(
     file = tmp_path / "slow_app.py"
     file.write_text(f"import time\n\ntime.sleep(0.3)\n{GOOD}")
     began = time.monotonic()
-    assert load_deployment(str(file)).name == "d"
+    assert load_app(str(file)).deployment.name == "d"
     assert time.monotonic() - began >= 0.3
     said = capfd.readouterr().err
     assert said == f"{file}:3: the app file is still being imported after 0.05 s; Ctrl-C ends it\n"
@@ -121,5 +121,5 @@ def test_an_unreadable_path_is_told_for_what_it_is(tmp_path: Path) -> None:
         "pipe.py": "is no regular file.",
     }.items():
         with pytest.raises(ConfigurationError) as refused:
-            load_deployment(f"{tmp_path}/{name}")
+            load_app(f"{tmp_path}/{name}")
         assert said in str(refused.value)

@@ -42,7 +42,7 @@ import structlog
 from benchmarks.gpu.chart import write_chart
 from benchmarks.local import shares
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.timing import command, first_token, running
 from torpor.engine.process import LOG_VARIABLE
 from torpor.platforms.local.backends import NoSnapshot
@@ -266,7 +266,7 @@ def once_more(folder: Path, port: int) -> dict[str, object]:
 def standby(wakes: int) -> dict[str, object]:
     """Sleeps and wakes in one process: from the call to the first token; the GPU's memory while asleep."""
     empty = used_mib()
-    deployment = load_deployment(str(APP))
+    deployment = load_app(str(APP)).deployment
     server = LocalServer(deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False)
     times, asleep, serving, stages = [], [], [], list[dict[str, float]]()
     try:
@@ -302,7 +302,7 @@ def standby(wakes: int) -> dict[str, object]:
 
 def cold(row: Row, log: Path) -> dict[str, object]:
     """A cold start to its first token, some folders of compiled kernels put aside; SGLang makes them anew meanwhile."""
-    deployment = load_deployment(str(APP))
+    deployment = load_app(str(APP)).deployment
     kernels = cache_root() / "images" / deployment.name / "kernels"
     aside = [(kernels / name, kernels / f"{name}.aside") for name in row.without if (kernels / name).exists()]
     for there, away in aside:

@@ -13,20 +13,21 @@ import stat
 import sys
 import threading
 import traceback
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, TorporError
+from torpor.lifecycle import Lifecycle
 from torpor.plugin_checks import asked_by_the_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-__all__ = ["load_deployment"]
+__all__ = ["App", "load_app"]
 
 _GIVE = "Give the path of a Python file, e.g. apps/tiny_cpu.py."
 _SLOW_S = 10.0
@@ -35,19 +36,46 @@ _MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)' \((?!mos
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
-def load_deployment(path: str) -> Deployment:
-    """Import an app file and return its deployment. What the file prints goes to standard error.
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """An imported app file. A command imports it once and hands this value on.
+
+    Attributes:
+        file: its path, as it was given.
+        deployment: the one in it.
+        lifecycle: the deployment's plugins, registered.
+    """
+
+    file: Path
+    deployment: Deployment
+    lifecycle: Lifecycle
+
+    def at(self, host: str, port: int) -> App:
+        """The same app with the engine's own server at another address."""
+        if (host, port) == (self.deployment.host, self.deployment.port):
+            return self
+        deployment = replace(self.deployment, host=host, port=port)
+        return replace(self, deployment=deployment, lifecycle=self.lifecycle.bound(deployment))
+
+
+def load_app(path: str) -> App:
+    """Import an app file and find its deployment. What the file prints goes to standard error.
 
     Args:
         path: the app file, e.g. `apps/tiny_cpu.py`.
 
     Raises:
         ConfigurationError: no such file, it does not import, or it holds no deployment or several.
+        PluginError: a plugin cannot be registered.
     """
     file = Path(path)
     if (reason := _unusable(file, path)) is not None:
         raise ConfigurationError(reason)
-    values = vars(_import(file))
+    deployment = _deployment_in(vars(_import(file)), path)
+    return App(file=file, deployment=deployment, lifecycle=Lifecycle(deployment))
+
+
+def _deployment_in(values: Mapping[str, object], path: str) -> Deployment:
     found = {name: value for name, value in values.items() if isinstance(value, Deployment)}
     if isinstance(chosen := found.get("deployment"), Deployment):
         return chosen

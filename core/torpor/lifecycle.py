@@ -8,6 +8,7 @@ hook and plugin.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import os
 import subprocess
@@ -64,6 +65,18 @@ class Lifecycle:
         for plugin in reversed(deployment.plugins):
             self._register(plugin)
         self._hooks: Any = self._manager.hook
+
+    def bound(self, deployment: Deployment, *, observer: Observer | None = None) -> Lifecycle:
+        """The same registered plugins, for their deployment with other values (an address) and another observer.
+
+        Args:
+            deployment: has the same plugin objects.
+            observer: as of the constructor.
+        """
+        assert [*map(id, deployment.plugins)] == [*map(id, self.deployment.plugins)]
+        other = copy.copy(self)
+        other.deployment, other._observer = deployment, observer  # noqa: SLF001 - of the same class
+        return other
 
     def prepare_image(self) -> tuple[tuple[str, ImagePatch], ...]:
         """What each plugin wants in the image, as pairs of plugin name and patch, in the deployment's order."""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import is_running
 from torpor import BuildStepError, PreflightError
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.platforms.local.server import LocalServer
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Work:
 
     def server(self) -> LocalServer:
         """A server of the app in this process."""
-        return LocalServer(load_deployment(str(self.app)), root=self.cache)
+        return LocalServer(load_app(str(self.app)).deployment, root=self.cache)
 
     @contextmanager
     def up(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -178,7 +178,7 @@ def test_a_failed_step_is_run_again_though_it_left_something(tmp_path: Path, fre
 
         threading.Thread(target=kill, daemon=True).start()
 
-    server = LocalServer(load_deployment(str(work.app)), root=work.cache, on_step=kill_the_runner)
+    server = LocalServer(load_app(str(work.app)).deployment, root=work.cache, on_step=kill_the_runner)
     with pytest.raises(BuildStepError, match="'make' failed with exit code -9"):
         server.build()
     assert work.left() == []

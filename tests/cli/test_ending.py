@@ -19,7 +19,7 @@ from typing_extensions import override
 from tests.cli.test_snapshot_commands import INTERRUPTED, Cli, Running
 from tests.snapshots.conftest import wait_for
 from tests.snapshots.kept import chat, engines_on, free_port, write_app
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.interrupts import Signals
 from torpor.cli.up import _put_to_sleep
 from torpor.errors import SnapshotError
@@ -253,7 +253,7 @@ class Unwritable(Standby):
 def test_a_server_whose_snapshot_cannot_be_written_wakes_again(app: tuple[Path, int], tmp_path: Path) -> None:
     """It was asleep by then; it serves on, as the same process."""
     path, port = app
-    server = LocalServer(load_deployment(str(path)), backend=Unwritable(), root=tmp_path / "cache")
+    server = LocalServer(load_app(str(path)).deployment, backend=Unwritable(), root=tmp_path / "cache")
     said = io.StringIO()
     try:
         server.cold_start()

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.command_line import torpor
+from torpor.app_file import App
 from torpor.cli.listening import engine_at, public_warning
 from torpor.deployment import Deployment, Model
 from torpor.doctor.app import cautions
@@ -21,9 +22,6 @@ from torpor.errors import ConfigurationError
 from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
 from torpor.values.addresses import url
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 APP = """
 from torpor import Deployment, Model
@@ -46,10 +44,16 @@ def deployment(port: int = 8000, host: str = "127.0.0.1") -> Deployment:
     return Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), port=port, host=host)
 
 
+def loaded() -> App:
+    """Of that deployment."""
+    lifecycle = Lifecycle(deployment())
+    return App(file=Path("app.py"), deployment=lifecycle.deployment, lifecycle=lifecycle)
+
+
 def test_an_engine_gets_the_address_that_was_given(free_port: int) -> None:
     """In its command line, as everywhere else."""
-    placed = engine_at(deployment(), "::1", free_port)
-    argv = placed.engine.engine_argv(placed, Lifecycle(placed).recipe())
+    placed = engine_at(loaded(), "::1", free_port)
+    argv = placed.deployment.engine.engine_argv(placed.deployment, placed.lifecycle.recipe())
     assert [argv[argv.index(flag) + 1] for flag in ("--host", "--port")] == ["::1", str(free_port)]
 
 
@@ -63,7 +67,7 @@ def test_an_engine_listens_on_loopback_by_default() -> None:
 def test_an_engine_of_its_own_gets_no_privileged_port() -> None:
     """The message names those that may have one."""
     with pytest.raises(ConfigurationError, match=r"--port is 80; .* from 1024 to 65535"):
-        engine_at(deployment(), None, 80)
+        engine_at(loaded(), None, 80)
 
 
 def test_a_public_server_without_keys_is_a_warning() -> None:

@@ -21,7 +21,7 @@ import pytest
 from tests import ROOT
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, killing_criu, when_criu_works, write_app
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
 from torpor.platforms.local.backends import CriuBackend
@@ -340,7 +340,7 @@ def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cl
         assert [event["event"] for event in told["events"]] == ["wake_failed", "wake_failed", "replica_restarted"]
         assert chat(own.port)
     with pytest.raises(EngineError, match=r"no restore to time: kept-3 was started cold \(wake failed\)"):
-        restored_start(own.folder, load_deployment(str(own.app)))
+        restored_start(own.folder, load_app(str(own.app)).deployment)
 
 
 @pytest.mark.fault("a snapshot is marked bad", area="wake", outcome="refused")

@@ -16,6 +16,7 @@ from tests.snapshots.nvidia import FakeDriver, build
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Model, Plugin
 from torpor.doctor import machine as doctor
+from torpor.lifecycle import Lifecycle
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
@@ -62,7 +63,7 @@ def by_what(findings: tuple[Finding, ...]) -> dict[str, Finding]:
 
 def test_without_criu_a_deployment_cannot_be_snapshotted_and_a_machine_is_only_warned_of(bare: Path) -> None:
     """An error where it stands in somebody's way; the cure is the set-up."""
-    for asked, level in ((deployment(None), "error"), (None, "warning")):
+    for asked, level in ((Lifecycle(deployment(None)), "error"), (None, "warning")):
         found = by_what(doctor.diagnose(asked))
         assert found["CRIU"].level == level
         assert "torpor snapshot setup" in found["CRIU"].cure
@@ -70,7 +71,7 @@ def test_without_criu_a_deployment_cannot_be_snapshotted_and_a_machine_is_only_w
 
 def test_without_a_gpu_it_says_that_gpu_snapshots_do_not_apply(bare: Path) -> None:
     """In the deployment, or on the machine where no deployment is named."""
-    assert by_what(doctor.diagnose(deployment(None)))["GPU"].seen == (
+    assert by_what(doctor.diagnose(Lifecycle(deployment(None))))["GPU"].seen == (
         "GPU snapshots do not apply: deployment 'd' uses none"
     )
     assert by_what(doctor.diagnose())["GPU"].seen == "GPU snapshots do not apply: this machine has none"
@@ -78,7 +79,7 @@ def test_without_a_gpu_it_says_that_gpu_snapshots_do_not_apply(bare: Path) -> No
 
 def test_a_deployment_with_a_gpu_on_a_machine_without_is_an_error(bare: Path) -> None:
     """No driver, and not the GPU that is named."""
-    found = by_what(doctor.diagnose(deployment("H200")))
+    found = by_what(doctor.diagnose(Lifecycle(deployment("H200"))))
     assert found["GPU driver"].level == found["GPU"].level == "error"
     assert "no NVIDIA driver answers" in found["GPU driver"].seen
     assert "needs 1 x H200" in found["GPU"].seen
@@ -87,7 +88,7 @@ def test_a_deployment_with_a_gpu_on_a_machine_without_is_an_error(bare: Path) ->
 def test_an_old_driver_is_told_with_what_is_needed(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """570 is the least."""
     monkeypatch.setenv("TORPOR_FAKE_DRIVER", "535.10")
-    finding = by_what(doctor.diagnose(deployment("H200")))["GPU driver"]
+    finding = by_what(doctor.diagnose(Lifecycle(deployment("H200"))))["GPU driver"]
     assert (finding.level, finding.seen) == ("error", "the NVIDIA driver is 535.10")
     assert "570" in finding.cure
 
@@ -99,13 +100,13 @@ def test_bytes_are_an_estimate_until_an_engine_runs(
     (tmp_path / "model").mkdir()
     with (tmp_path / "model" / "m.safetensors").open("wb") as file:
         file.truncate(5_000_000_000)
-    found = by_what(doctor.diagnose(deployment("H200", str(tmp_path / "model"))))
+    found = by_what(doctor.diagnose(Lifecycle(deployment("H200", str(tmp_path / "model")))))
     assert f"5.0 GB of weights in {tmp_path / 'model'}" in found["host memory"].seen
     assert "an estimate, as no engine runs" in found["room"].seen
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
     monkeypatch.setattr(doctor, "available_bytes", lambda: 1000)
-    found = by_what(doctor.diagnose(deployment("H200", str(tmp_path / "model"))))
+    found = by_what(doctor.diagnose(Lifecycle(deployment("H200", str(tmp_path / "model")))))
     assert found["room"].level == found["host memory"].level == "warning"
     assert found["room"].cure
     assert found["host memory"].cure
@@ -124,7 +125,7 @@ def test_bytes_are_unknown_where_nothing_on_this_machine_says_them(
     """No model's figure stands for another's; no network is asked. A machine without an app gets no verdict."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for asked in (of_the_hub(), deployment("H200")):
-        found = by_what(doctor.diagnose(asked))
+        found = by_what(doctor.diagnose(Lifecycle(asked)))
         assert found["host memory"].level == "warning"
         assert (
             f"what a snapshot of 'd' takes is unknown: the weights of {asked.model.source} are not"
@@ -149,23 +150,23 @@ def test_weights_in_the_hubs_cache_count(
     with (folder / "model-1.safetensors").open("wb") as file:
         file.truncate(7_000_000_000)
     (folder / "gone.safetensors").symlink_to("nowhere")
-    assert f"7.0 GB of weights in {folder}" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    assert f"7.0 GB of weights in {folder}" in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 21_000_000_000}}))
-    assert "21.0 GB of weights" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    assert "21.0 GB of weights" in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
     (folder / "model.safetensors.index.json").write_text("[1]")
-    assert "7.0 GB of weights" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    assert "7.0 GB of weights" in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
 
 
 def test_bytes_are_those_of_the_last_snapshot(with_gpu: FakeDriver, bare: Path) -> None:
     """Measured, of this deployment."""
     folder = small_snapshot(bare / "cache" / "snapshots" / "d")
-    assert f"as the snapshot in {folder} took" in by_what(doctor.diagnose(of_the_hub()))["host memory"].seen
+    assert f"as the snapshot in {folder} took" in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
 
 
 def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
     """The default one, under the cache root."""
     (bare / "cache" / "snapshots").write_text("a file")
-    found = by_what(doctor.diagnose(deployment(None)))["target"]
+    found = by_what(doctor.diagnose(Lifecycle(deployment(None))))["target"]
     assert (found.level, "is no folder" in found.seen) == ("error", True)
     assert "TORPOR_CACHE" in found.cure
 
@@ -179,7 +180,7 @@ def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypat
         engine.stdout.readline()
         monkeypatch.setenv("TORPOR_FAKE_HOLDERS", f"{engine.pid}={4 * 10**9},17=999999999999")
         monkeypatch.setattr(doctor, "available_bytes", lambda: 10**9)
-        memory = by_what(doctor.diagnose(deployment("H200")))["host memory"]
+        memory = by_what(doctor.diagnose(Lifecycle(deployment("H200"))))["host memory"]
         engine.kill()
     assert memory.level == "error"
     assert f"holds 4.0 GB on GPUs (pid {engine.pid})" in memory.seen
@@ -235,7 +236,7 @@ def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatc
 
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
-    findings = doctor.diagnose(deployment(None))
+    findings = doctor.diagnose(Lifecycle(deployment(None)))
     assert {finding.level for finding in findings} == {"ok"}
     assert any("a small dump and restore works here" in finding.seen for finding in findings)
     assert run().returncode in (0, 1)  # 1 where this machine has a GPU that lacks something
@@ -244,6 +245,7 @@ def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatc
 CHECKED_APP = """
 import sys
 from torpor import BuildPlan, Deployment, Model, Plugin, Preflight, hookimpl
+from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
 
 class Fetched(Plugin):
@@ -281,6 +283,7 @@ def test_a_recheck_reads_all_that_the_plugins_fetched(bare: Path) -> None:
 MODAL_APP = """
 import modal
 from torpor import Deployment, ImagePatch, Model, Plugin, hookimpl
+from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
 
 class Base(Plugin):

@@ -32,7 +32,7 @@ APP = """
 from dataclasses import dataclass, replace
 
 from torpor import ImagePatch, Plugin, hookimpl
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Hanging(Plugin):
         return ImagePatch(env={{"PYTHONPATH": {path!r}, "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0"}})
 
 
-tiny = load_deployment({app!r})
+tiny = load_app({app!r}).deployment
 model, engine = tiny.plugins
 engine = replace(engine, extra_args=({args}))
 deployment = replace(tiny, name="ends-{name}", port={port}, plugins=(model, Hanging(), engine))

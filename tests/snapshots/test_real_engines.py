@@ -108,7 +108,7 @@ OTHER_VERSION = """
 from dataclasses import dataclass, replace
 
 from torpor import ImagePatch, Plugin, hookimpl
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class FirstOnThePath(Plugin):
         return ImagePatch(env={{"PYTHONPATH": {path!r}}})
 
 
-newest = load_deployment({app!r})
+newest = load_app({app!r}).deployment
 model, sglang = newest.plugins
 older = replace(sglang, version={version!r})
 deployment = replace(newest, name="tiny-older", port={port}, plugins=(model, FirstOnThePath(), older))

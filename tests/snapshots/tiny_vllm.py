@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from tests import ROOT
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor_vllm import VLLM
 
-sglang = load_deployment(str(ROOT / "apps" / "tiny_cpu.py"))
+sglang = load_app(str(ROOT / "apps" / "tiny_cpu.py")).deployment
 model, _ = sglang.plugins
 
 deployment = replace(

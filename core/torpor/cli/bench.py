@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from torpor._version import __version__
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.report import Start
 
@@ -84,7 +85,9 @@ def run_bench(
         raise ConfigurationError(f"--backend is {backend!r}; bench knows {' and '.join(BACKENDS)}.")
     claim_output()
     host, port = given_address(host, port)
-    deployment = engine_at(load_deployment(app_file), host, port)
+    given = load_app(app_file)
+    app = engine_at(given, host, port)
+    deployment = app.deployment
     console = make_console()
     warnings_only()
     ends_on_sigterm()
@@ -93,9 +96,13 @@ def run_bench(
     chosen = _chosen(backend, deployment, console)
     with without_left_overs():
         if chosen == CriuBackend.name:
-            check_before_start(deployment, bench_snapshot(deployment.name))
-        LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}", markup=False)).build()
-        measured = _measured(app_file, deployment, chosen, starts, console)
+            check_before_start(app.lifecycle, bench_snapshot(deployment.name))
+        LocalServer(
+            deployment,
+            lifecycle=app.lifecycle,
+            on_step=lambda step: console.print(f"build step: {step}", markup=False),
+        ).build()
+        measured = _measured(given, app, chosen, starts, console)
     console.print(_table(measured))
     if starts < P95_FROM:
         console.print(f"p95: from --starts {P95_FROM} on")
@@ -145,8 +152,8 @@ def _chosen(backend: str, deployment: Deployment, console: Console) -> str:
     return "standby"
 
 
-def _measured(app_file: str, deployment: Deployment, backend: str, count: int, console: Console) -> Bench:
-    facts = os.uname()
+def _measured(given: App, app: App, backend: str, count: int, console: Console) -> Bench:
+    facts, deployment = os.uname(), app.deployment
     machine = Machine(
         cpus=len(os.sched_getaffinity(0)),
         architecture=platform.machine(),
@@ -154,16 +161,16 @@ def _measured(app_file: str, deployment: Deployment, backend: str, count: int, c
         load=os.getloadavg()[0],
     )
     at, done, floor = time.time(), [], None
-    with _restoring(app_file, deployment, backend, console) as (restored, folder):
+    with _restoring(given, app, backend, console) as (restored, folder):
         for number in range(1, count + 1):
-            for start in (cold_start(app_file, deployment, number=number), restored(number)):
+            for start in (cold_start(given.file, deployment, number=number), restored(number)):
                 done.append(start)
                 console.print(f"{start.boot:<8} {number:>3}  {seconds_text(start.total_s)} to the first token")
         if folder is not None:
             floor = _floor(folder)
     return Bench(
         torpor=__version__,
-        app=app_file,
+        app=str(given.file),
         deployment=deployment.name,
         engine=type(deployment.engine).__name__,
         model=deployment.model.served_name,
@@ -177,14 +184,15 @@ def _measured(app_file: str, deployment: Deployment, backend: str, count: int, c
 
 @contextlib.contextmanager
 def _restoring(
-    app_file: str, deployment: Deployment, backend: str, console: Console
+    given: App, app: App, backend: str, console: Console
 ) -> Iterator[tuple[Callable[[int], Start], Path | None]]:
     """What makes one restored start or wake; with CRIU, and the snapshot, which goes with the block."""
     if backend == "standby":
-        yield lambda number: standby_wake(deployment, number=number), None
+        yield lambda number: standby_wake(app, number=number), None
         return
+    deployment = app.deployment
     folder = bench_snapshot(deployment.name)
-    manifest = create_snapshot(app_file, folder)
+    manifest = create_snapshot(given, folder)
     console.print(
         f"snapshot      {bytes_text(manifest.image_bytes + manifest.side_file_bytes)} in {folder}", soft_wrap=True
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.table import Table
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
@@ -57,13 +57,14 @@ def run_compare(
     claim_output()
     console = make_console()
     host, port = given_address(host, port)
-    deployment = engine_at(load_deployment(app_file), host, port)
+    app = engine_at(load_app(app_file), host, port)
+    deployment = app.deployment
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     check_target(snapshot_folder(deployment.name))
     if not (reasons := CriuBackend().available(deployment)):
-        check_before_start(deployment, snapshot_folder(deployment.name))
-    LocalServer(deployment, on_step=lambda step: console.print(f"build step: {step}")).build()
+        check_before_start(app.lifecycle, snapshot_folder(deployment.name))
+    LocalServer(deployment, lifecycle=app.lifecycle, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons:
         console.print("snapshots cannot be made on this machine:")
         for reason in reasons:

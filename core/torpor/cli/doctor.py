@@ -6,24 +6,24 @@ import json
 import os
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.console import LEVEL_STYLES
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.doctor.app import cautions
 from torpor.doctor.machine import diagnose
 from torpor.errors import ConfigurationError, TorporError
-from torpor.lifecycle import Lifecycle
 from torpor.plugin_checks import plugin_findings
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
 
 __all__ = ["run_doctor"]
 
@@ -55,15 +55,15 @@ def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False, platform:
             "--recheck reads what an app's plugins fetched; name the app: torpor doctor APP --recheck"
         )
     claim_output()
-    deployment = load_deployment(app_file) if app_file else None
-    if deployment is None:
+    app = load_app(app_file) if app_file else None
+    if app is None:
         findings = diagnose()
     else:
-        platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app_file, deployment)
-        findings = (_of_platform(platform, chosen), *_of_app(deployment))
-        findings += diagnose(deployment) if platform == _HERE else tuple(_on_modal(deployment))
-    if recheck and deployment:
-        findings += tuple(_rechecked(deployment))
+        platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app)
+        findings = (_of_platform(platform, chosen), *_of_app(app.lifecycle))
+        findings += diagnose(app.lifecycle) if platform == _HERE else tuple(_on_modal(app.deployment))
+    if recheck and app:
+        findings += tuple(_rechecked(app.lifecycle))
     code = max(_EXIT_CODES[finding.level] for finding in findings)
     if as_json:
         result(
@@ -81,11 +81,11 @@ def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False, platform:
     sys.exit(code)
 
 
-def _chosen_platform(app_file: str, deployment: Deployment) -> tuple[str, str]:
+def _chosen_platform(app: App) -> tuple[str, str]:
     """What an app is looked at for when nobody says it, and why."""
     from torpor.platforms.local.server import check_gpu  # noqa: PLC0415 - with an app only
 
-    module = sys.modules.get(Path(app_file).stem)
+    module, deployment = sys.modules.get(app.file.stem), app.deployment
     if not any(
         type(value).__name__ == "App" and type(value).__module__.partition(".")[0] == "modal"
         for value in vars(module).values()
@@ -123,14 +123,15 @@ def _on_modal(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(level="ok", what="account", seen="nobody is logged in to Modal here; `modal setup` logs in")
 
 
-def _rechecked(deployment: Deployment) -> Iterator[Finding]:
+def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
     """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
     from torpor.errors import PreflightError  # noqa: PLC0415
     from torpor.platforms.local.server import relocate  # noqa: PLC0415
     from torpor.runtime.boot import run_preflight  # noqa: PLC0415
     from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 
-    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    deployment = lifecycle.deployment
+    recipe = relocate(lifecycle.recipe(), cache_root(), deployment.name)
     if not recipe.preflight:
         yield Finding(
             level="ok", what="recheck", seen=f"no plugin of {deployment.name!r} checks anything before a start"
@@ -148,12 +149,13 @@ def _rechecked(deployment: Deployment) -> Iterator[Finding]:
             del os.environ["TORPOR_RECHECK"]
 
 
-def _of_app(deployment: Deployment) -> Iterator[Finding]:
+def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:
     """What stands out in the app itself, before anything of the machine."""
+    deployment = lifecycle.deployment
     of_plugins = plugin_findings(deployment)
     yield from of_plugins
     try:
-        recipe = Lifecycle(deployment).recipe()
+        recipe = lifecycle.recipe()
     except ConfigurationError:
         if any(finding.level == "error" for finding in of_plugins):
             return  # the plugin's check has said why

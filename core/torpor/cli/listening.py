@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
 from torpor.values.addresses import MAX_PORT, check_free, checked_host, checked_port, is_open, url
 
 if TYPE_CHECKING:
+    from torpor.app_file import App
     from torpor.deployment import Deployment
 
 __all__ = ["engine_at", "given_address", "public_warning", "words"]
@@ -28,11 +28,11 @@ def given_address(host: str | None, port: int | None) -> tuple[str | None, int |
     )
 
 
-def engine_at(deployment: Deployment, host: str | None, port: int | None) -> Deployment:
-    """The deployment with its engine's own server at the address that was given.
+def engine_at(app: App, host: str | None, port: int | None) -> App:
+    """The app with its engine's own server at the address that was given.
 
     Args:
-        deployment: of the app file.
+        app: from its file.
         host: from `given_address`.
         port: from `given_address`.
 
@@ -40,16 +40,14 @@ def engine_at(deployment: Deployment, host: str | None, port: int | None) -> Dep
         PortInUseError: somebody else listens there.
         ConfigurationError: nobody can listen there.
     """
-    host, port = host or deployment.host, port or deployment.port
+    host, port = host or app.deployment.host, port or app.deployment.port
     if port < _LOWEST_ENGINE_PORT:
         raise ConfigurationError(
             f"--port is {port}; an engine that listens itself gets a port from {_LOWEST_ENGINE_PORT} to {MAX_PORT}. With "
             "--backend criu and in `torpor snapshot restore` Torpor listens, and root may take a lower one."
         )
     check_free(host, port)
-    return (
-        deployment if (host, port) == (deployment.host, deployment.port) else replace(deployment, host=host, port=port)
-    )
+    return app.at(host, port)
 
 
 def words(deployment: Deployment) -> tuple[str, ...]:

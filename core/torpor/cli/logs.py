@@ -167,9 +167,9 @@ def _print(lines: list[str], name: str) -> None:
 def _name(given: str) -> str:
     """The name of an app file's deployment; any other name as it is."""
     if given.endswith(".py") and Path(given).is_file():
-        from torpor.app_file import load_deployment  # noqa: PLC0415 - imports plugins
+        from torpor.app_file import load_app  # noqa: PLC0415 - imports plugins
 
-        return load_deployment(given).name
+        return load_app(given).deployment.name
     return given
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.console import LEVEL_STYLES
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
@@ -16,7 +16,6 @@ from torpor.deployment import plugin_name
 from torpor.doctor.app import cautions
 from torpor.errors import ConfigurationError
 from torpor.hookspecs import HOOK_NAMES
-from torpor.lifecycle import Lifecycle
 from torpor.plan.diff import changes
 from torpor.plugin_checks import accepted, plugin_findings
 from torpor.values.findings import Finding
@@ -26,15 +25,16 @@ from torpor.values.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.recipe import Recipe
 
 __all__ = ["plan_of", "show_plan"]
 
 
-def plan_of(deployment: Deployment) -> dict[str, object]:
+def plan_of(lifecycle: Lifecycle) -> dict[str, object]:
     """The plan as plain values, ready for JSON; what plugins' checks find is among the warnings."""
+    deployment = lifecycle.deployment
     warnings = [finding for finding in plugin_findings(deployment) if finding.level != "ok"]
-    lifecycle = Lifecycle(deployment)
     recipe = lifecycle.recipe()
     engine = deployment.engine
     return {
@@ -65,12 +65,13 @@ def plan_of(deployment: Deployment) -> dict[str, object]:
             asdict(check) | {"plugin": recipe.origins[f"preflight:{check.name}"]} for check in recipe.preflight
         ],
         "hooks": {hook: list(lifecycle.implementers(hook)) for hook in HOOK_NAMES},
-        "warnings": [asdict(finding) for finding in (*warnings, *cautions(deployment, recipe), *_places(deployment))],
+        "warnings": [asdict(finding) for finding in (*warnings, *cautions(deployment, recipe), *_places(lifecycle))],
     }
 
 
-def _places(deployment: Deployment) -> list[Finding]:
+def _places(lifecycle: Lifecycle) -> list[Finding]:
     """What would be refused where the app is meant to run: by Modal, or by a snapshot on this machine."""
+    deployment = lifecycle.deployment
     if "modal" in sys.modules:
         from torpor.platforms.modal.checks import gpu_refusal  # noqa: PLC0415 - for Modal only
 
@@ -81,7 +82,7 @@ def _places(deployment: Deployment) -> list[Finding]:
     from torpor.platforms.local.server import cache_root, relocate  # noqa: PLC0415 - not for Modal
     from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415
 
-    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    recipe = relocate(lifecycle.recipe(), cache_root(), deployment.name)
     return [finding for finding in place_findings(deployment, recipe) if finding.level == "error"]
 
 
@@ -123,19 +124,19 @@ def show_plan(app_file: str, *, other: str, as_json: bool) -> None:
             all the same.
     """
     claim_output()
-    deployment = load_deployment(app_file)
+    app = load_app(app_file)
     if other:
-        compared = None if other.endswith(".json") else load_deployment(other)
-        after = _plan_in(other) if compared is None else plan_of(compared)
-        _show_changes(plan_of(deployment), after, as_json=as_json)
-        for one in filter(None, (deployment, compared)):
-            accepted(one)
+        compared = None if other.endswith(".json") else load_app(other)
+        after = _plan_in(other) if compared is None else plan_of(compared.lifecycle)
+        _show_changes(plan_of(app.lifecycle), after, as_json=as_json)
+        for one in filter(None, (app, compared)):
+            accepted(one.deployment)
         return
-    accepted(deployment)
+    accepted(app.deployment)
     if as_json:
-        result(json.dumps(plan_of(deployment), indent=2))
+        result(json.dumps(plan_of(app.lifecycle), indent=2))
     else:
-        _print(deployment)
+        _print(app.lifecycle)
 
 
 def _holds_plan(values: dict[str, object]) -> bool:
@@ -184,8 +185,8 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _print(deployment: Deployment) -> None:
-    lifecycle, layout = Lifecycle(deployment), Layout()
+def _print(lifecycle: Lifecycle) -> None:
+    deployment, layout = lifecycle.deployment, Layout()
     recipe = lifecycle.recipe()
     _print_head(deployment, recipe, layout)
     _print_image(recipe, layout)
@@ -199,7 +200,7 @@ def _print(deployment: Deployment) -> None:
         layout.field("      ", one["reason"])
     layout.blank()
     _print_stages(lifecycle, [plugin_name(plugin) for plugin in deployment.plugins], layout)
-    if warnings := (*accepted(deployment), *cautions(deployment, recipe), *_places(deployment)):
+    if warnings := (*accepted(deployment), *cautions(deployment, recipe), *_places(lifecycle)):
         layout.blank()
         layout.heading("warnings")
         for finding in warnings:

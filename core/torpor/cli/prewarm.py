@@ -87,9 +87,9 @@ def _find(target: str) -> _Target:
 
     name, pause_s = target, _PAUSE_S
     if target.endswith(".py"):
-        from torpor.app_file import load_deployment  # noqa: PLC0415
+        from torpor.app_file import load_app  # noqa: PLC0415
 
-        deployment = load_deployment(target)
+        deployment = load_app(target).deployment
         name, pause_s = deployment.name, deployment.scaling.scaledown_window_s + _MARGIN_S
         if deployment.modal is not None and deployment.modal.requires_proxy_auth:
             _check_token(target)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator, Sequence
 
+    from torpor.app_file import App
     from torpor.cli.timing import Polled
     from torpor.deployment import Deployment
     from torpor.telemetry.records import BootKind, StageRecord
@@ -112,7 +113,7 @@ def wake_limit_s(deployment: Deployment) -> float:
     return max(_WAKE_AT_LEAST_S, 4 * deployment.wake_timeout_s + _WITHOUT_DEADLINE_S)
 
 
-def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Start:
+def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1) -> Start:
     """Start an app cold by the command line, end it after the first answer.
 
     Args:
@@ -125,7 +126,7 @@ def cold_start(app_file: str, deployment: Deployment, *, number: int = 1) -> Sta
     """
     with _records_folder() as folder:
         records = Path(folder) / "records.jsonl"
-        argv = command("up", app_file, "--backend", "none", "--records", str(records), *words(deployment))
+        argv = command("up", str(app_file), "--backend", "none", "--records", str(records), *words(deployment))
         with running(argv) as (process, began):
             zero = _wall(began)
             clocks = _clocks(process, began, deployment, cold_limit_s(deployment))
@@ -163,14 +164,17 @@ def restored_start(
     return _start("restored", number, _restored_spans(told, began, zero), clocks), told
 
 
-def standby_wake(deployment: Deployment, *, number: int = 1) -> Start:
+def standby_wake(app: App, *, number: int = 1) -> Start:
     """Start an app in this process, put it to sleep, and time its wake and first answer; it is ended after that.
 
     Raises:
         TorporError: it did not start, sleep or wake.
     """
+    deployment = app.deployment
     report, limit_s = StageReport(), wake_limit_s(deployment)
-    server = LocalServer(deployment, backend=Standby(), report=report, cold_on_failed_wake=False)
+    server = LocalServer(
+        deployment, lifecycle=app.lifecycle, backend=Standby(), report=report, cold_on_failed_wake=False
+    )
     try:
         server.cold_start()
         server.sleep()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.cli.announcing import Announcement
 from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
     from torpor.platforms.local.start import Way
@@ -79,7 +80,8 @@ def run_up(
     progress = Progress(console, as_json=as_json)
     host, port = given_address(host, port)
     own_front = snapshot is not None or backend == CriuBackend.name
-    deployment = _at_address(load_deployment(app_file), host, port, progress, own_front=own_front)
+    app = _at_address(load_app(app_file), host, port, progress, own_front=own_front)
+    deployment = app.deployment
     warnings_only()
     address = url(host or deployment.host, port or deployment.port)
     announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
@@ -105,8 +107,7 @@ def run_up(
     with progress.listening(), announced:
         try:
             started = start_here(
-                deployment,
-                app_file=Path(app_file),
+                app,
                 snapshot=snapshot,
                 backend=make_backend(backend, app_file=Path(app_file), host=host, port=port),
                 host=host,
@@ -193,17 +194,16 @@ def _print_end(
             console.print(f"records: {file}", soft_wrap=True)
 
 
-def _at_address(
-    deployment: Deployment, host: str | None, port: int | None, progress: Progress, *, own_front: bool
-) -> Deployment:
-    """The deployment at the address that was given, which is free; where Torpor listens itself, the engine's own stays."""
+def _at_address(app: App, host: str | None, port: int | None, progress: Progress, *, own_front: bool) -> App:
+    """The app at the address that was given, which is free; where Torpor listens itself, the engine's own stays."""
     if own_front:
-        check_free(host or deployment.host, port or deployment.port)
+        check_free(host or app.deployment.host, port or app.deployment.port)
     else:
-        deployment = engine_at(deployment, host, port)
+        app = engine_at(app, host, port)
+    deployment = app.deployment
     if warning := public_warning(deployment, host or deployment.host, port or deployment.port):
         progress.warn(warning)
-    return deployment
+    return app
 
 
 def _say_serving(server: LocalServer, console: Console) -> None:

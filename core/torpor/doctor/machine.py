@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.recipe import Recipe
     from torpor.snapshots.criu.probe import Reason
     from torpor.snapshots.gpu.driver import Driver
@@ -58,29 +59,30 @@ class _Bytes:
     measured: bool
 
 
-def diagnose(deployment: Deployment | None = None) -> tuple[Finding, ...]:
+def diagnose(lifecycle: Lifecycle | None = None) -> tuple[Finding, ...]:
     """Look at everything.
 
     Args:
-        deployment: what is to be snapshotted; without one, what is missing is a warning, and GPUs are looked at where the
+        lifecycle: of what is to be snapshotted; without one, what is missing is a warning, and GPUs are looked at where the
             machine has some.
     """
-    driver = look()
+    driver, deployment = look(), lifecycle.deployment if lifecycle else None
     bad: Level = "error" if deployment else "warning"
     with_gpu = deployment.gpu is not None if deployment else bool(driver.uses)
     return (
         *_criu(bad, with_gpu=with_gpu),
-        *(_folders(deployment) if deployment else ()),
-        *_gpu(deployment, driver, bad, with_gpu=with_gpu),
+        *(_folders(lifecycle) if lifecycle else ()),
+        *_gpu(lifecycle, driver, bad, with_gpu=with_gpu),
     )
 
 
-def _folders(deployment: Deployment) -> Iterator[Finding]:
+def _folders(lifecycle: Lifecycle) -> Iterator[Finding]:
     """Whether the snapshot can be written, and whether what the engine needs lasts."""
     from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415 - for a deployment only
     from torpor.snapshots.capture import check_target  # noqa: PLC0415
     from torpor.snapshots.targets import check_writable  # noqa: PLC0415
 
+    deployment = lifecycle.deployment
     folder = snapshot_folder(deployment.name)
     try:
         check_target(folder)
@@ -89,14 +91,13 @@ def _folders(deployment: Deployment) -> Iterator[Finding]:
         cure = f"name another folder (torpor snapshot create APP FOLDER), or set {CACHE_VARIABLE}"
         yield Finding(level="error", what="target", seen=str(error), cure=cure)
     with contextlib.suppress(ConfigurationError):  # the recipe's error is told with the app
-        yield from place_findings(deployment, _recipe(deployment))
+        yield from place_findings(deployment, _recipe(lifecycle))
 
 
-def _recipe(deployment: Deployment) -> Recipe:
-    from torpor.lifecycle import Lifecycle  # noqa: PLC0415 - as in `_named_gpu`
+def _recipe(lifecycle: Lifecycle) -> Recipe:
     from torpor.platforms.local.server import relocate  # noqa: PLC0415
 
-    return relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    return relocate(lifecycle.recipe(), cache_root(), lifecycle.deployment.name)
 
 
 def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
@@ -118,7 +119,8 @@ def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
         yield _from_reason(reason, bad, "CRIU" if reason.code == "criu_missing" else "snapshots")
 
 
-def _gpu(deployment: Deployment | None, driver: Driver, bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
+def _gpu(lifecycle: Lifecycle | None, driver: Driver, bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
+    deployment = lifecycle.deployment if lifecycle else None
     if not with_gpu:
         why = f"deployment {deployment.name!r} uses none" if deployment else "this machine has none"
         yield Finding(level="ok", what="GPU", seen=f"GPU snapshots do not apply: {why}")
@@ -131,7 +133,7 @@ def _gpu(deployment: Deployment | None, driver: Driver, bad: Level, *, with_gpu:
         yield Finding(level="ok", what="GPU driver", seen=f"{driver.version}, which can checkpoint: {gpus}")
     if deployment:
         yield from _named_gpu(deployment)
-    if needed := _running(driver) or (_last(deployment) or _estimated(deployment) if deployment else None):
+    if needed := _running(driver) or (_last(lifecycle.deployment) or _estimated(lifecycle) if lifecycle else None):
         yield from _memory(needed, deployment, bad)
     else:
         yield _unknown(deployment)
@@ -208,9 +210,9 @@ def _last(deployment: Deployment) -> _Bytes | None:
     )
 
 
-def _estimated(deployment: Deployment) -> _Bytes | None:
+def _estimated(lifecycle: Lifecycle) -> _Bytes | None:
     """From the size of the weights, where they are on this machine; None where they are not."""
-    where, weights = _weights(deployment)
+    where, weights = _weights(lifecycle)
     if not weights:
         return None
     images = weights + _OTHER_BYTES + _ON_GPU_BYTES
@@ -238,16 +240,17 @@ def _unknown(deployment: Deployment | None) -> Finding:
     )
 
 
-def _weights(deployment: Deployment) -> tuple[Path, int]:
+def _weights(lifecycle: Lifecycle) -> tuple[Path, int]:
     """Where the model's weights are on this machine, and their bytes; 0 where they are not, or not whole."""
     from torpor.snapshots.before_capture.outside_files import model_files  # noqa: PLC0415
 
+    deployment = lifecycle.deployment
     model = deployment.model
     if model.path:
         files, where = _files_in(Path(model.path)), Path(model.path)
     else:
         with contextlib.suppress(ConfigurationError):
-            files = list(model_files(deployment, _recipe(deployment)))
+            files = list(model_files(deployment, _recipe(lifecycle)))
             if files:
                 return files[0].parent, _size_of_weights(files)
         where = (

@@ -66,6 +66,7 @@ class Boot:
 
     Args:
         deployment: what to serve.
+        lifecycle: of its plugins, where the caller has one; made from the deployment by default.
         recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
         report: where stages are recorded.
         starter: where the engine is started; a child process of this one by default.
@@ -83,6 +84,7 @@ class Boot:
         self,
         deployment: Deployment,
         *,
+        lifecycle: Lifecycle | None = None,
         recipe: Recipe | None = None,
         report: StageReport | None = None,
         starter: Starter | None = None,
@@ -97,7 +99,7 @@ class Boot:
         self.deployment = deployment
         self.report = report or StageReport()
         self._plugin_seconds: dict[str, float] = {}
-        self.lifecycle = Lifecycle(deployment, observer=self._note_plugin)
+        self.lifecycle = (lifecycle or Lifecycle(deployment)).bound(deployment, observer=self._note_plugin)
         self.recipe = recipe or self.lifecycle.recipe()
         self.restore_count = 0
         self.engine: Engine | None = None

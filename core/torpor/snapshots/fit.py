@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.recipe import Recipe
     from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts, Manifest
 
@@ -36,14 +36,14 @@ _SHOWN = 8
 
 
 def misfits(
-    folder: Path, manifest: Manifest, deployment: Deployment | None = None, *, full: bool = False, copies: int = 1
+    folder: Path, manifest: Manifest, lifecycle: Lifecycle | None = None, *, full: bool = False, copies: int = 1
 ) -> list[str]:
     """Why a snapshot cannot be restored here, as a list of sentences.
 
     Args:
         folder: the snapshot.
         manifest: its manifest.
-        deployment: what it should be of; what its own app file says, by default.
+        lifecycle: of the deployment that it should be of; that of its own app file by default.
         full: compare hashes, too.
         copies: how many there are to be.
     """
@@ -57,7 +57,7 @@ def misfits(
     except SnapshotError as error:
         reasons.append(str(error))
     try:
-        _, _, differences = loaded_here(manifest, deployment)
+        _, _, differences = loaded_here(manifest, lifecycle)
         reasons += differences
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
@@ -81,25 +81,25 @@ def bad_marks(folder: Path) -> list[str]:
     return [reason] if reason else []
 
 
-def loaded_here(manifest: Manifest, deployment: Deployment | None) -> tuple[Deployment, Recipe, list[str]]:
+def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecycle, Recipe, list[str]]:
     """The deployment as its app file gives it now, and how it differs from the snapshot's.
 
     Args:
         manifest: the snapshot's.
-        deployment: the deployment where it is known already.
+        lifecycle: the deployment's, where the app file was imported already.
 
     Raises:
         TorporError: the app file cannot be used.
     """
-    from torpor.app_file import load_deployment  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
-    from torpor.lifecycle import Lifecycle  # noqa: PLC0415
+    from torpor.app_file import load_app  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
     from torpor.platforms.local.server import relocate  # noqa: PLC0415
     from torpor.snapshots.facts import deployment_facts  # noqa: PLC0415
     from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 
-    found = deployment or load_deployment(manifest.app_file)
-    recipe = relocate(Lifecycle(found).recipe(), cache_root(), found.name)
-    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(found, recipe)))
+    found = lifecycle or load_app(manifest.app_file).lifecycle
+    deployment = found.deployment
+    recipe = relocate(found.recipe(), cache_root(), deployment.name)
+    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(deployment, recipe)))
 
 
 def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:

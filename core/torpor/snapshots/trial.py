@@ -76,7 +76,8 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
             step = "found whole"
             _compare(before, life_of(replica.sandbox))
             step = "woken"
-            trial = Boot(boot.deployment, recipe=boot.recipe, replica=f"{boot.deployment.name}-proof")
+            name = f"{boot.deployment.name}-proof"
+            trial = Boot(boot.deployment, lifecycle=boot.lifecycle, recipe=boot.recipe, replica=name)
             replica.wake(trial, manifest, identity)
         finally:
             replica.sandbox.kill()

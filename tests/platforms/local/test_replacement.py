@@ -17,7 +17,7 @@ import pytest
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
 from torpor import EngineError, SnapshotError, TorporError
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.platforms.local.backends import NoSnapshot
 from torpor.platforms.local.replicas import Replicas, misfits
 from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, remove_snapshot
@@ -168,8 +168,7 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
         note_failure(server.folder, EngineError("it did not wake"))
     made_at = inspect(server.folder).created_at
     started = start_here(
-        load_deployment(str(server.app)),
-        app_file=server.app,
+        load_app(str(server.app)),
         snapshot=server.folder,
         backend=NoSnapshot(),
         on_event=server.events.append,
@@ -198,9 +197,9 @@ def test_without_the_option_a_new_snapshot_that_does_not_wake_is_an_error(tmp_pa
     """`cold_start_on_failed_wake=False`: nothing serves, nothing is left."""
     server = Server(tmp_path, fault=Fault.REFUSE_WAKE, options="cold_start_on_failed_wake=False")
     remove_snapshot(server.folder)
-    deployment = load_deployment(str(server.app))
+    app = load_app(str(server.app))
     with pytest.raises(SnapshotError, match="trial replica"):
-        start_here(deployment, app_file=server.app, snapshot=server.folder, backend=NoSnapshot())
+        start_here(app, snapshot=server.folder, backend=NoSnapshot())
     assert engines_on(server.port) == []
 
 

@@ -25,7 +25,7 @@ from tests.conftest import BOTH_DIALECTS
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, free_port, killing_criu, write_app
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.engine.logs import stored_logs
 from torpor.platforms.local.gateway import READY_FOR_S
 from torpor.platforms.local.replicas import Replicas
@@ -515,7 +515,7 @@ def test_a_capture_closes_idle_connections_and_cuts_what_is_in_flight_at_its_dea
     port = free_port()
     app = write_app(tmp_path / "app", port=port, token_s=0.01, warmups=0)
     backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1])
-    server = LocalServer(load_deployment(str(app)), backend=backend)
+    server = LocalServer(load_app(str(app)).deployment, backend=backend)
     try:
         server.cold_start()
         server.boot.serve()
@@ -578,7 +578,7 @@ def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_c
 def asleep(app: Path, folder: Path, *, mode: Mode = MODES[-1]) -> Iterator[tuple[LocalServer, CriuBackend]]:
     """A server of the app that sleeps in its sandbox, ready for a capture; it is ended with the block."""
     backend = CriuBackend(folder=folder, app_file=app, mode=mode, public=False)
-    server = LocalServer(load_deployment(str(app)), backend=backend)
+    server = LocalServer(load_app(str(app)).deployment, backend=backend)
     try:
         server.cold_start()
         yield server, backend

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tests.platforms.small import Patch, a_deployment, load
 from torpor import ConfigurationError, Deployment, Finding, Model, Plugin
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.platforms.modal.server import cls_options
 from torpor_sglang import SGLang
 
@@ -81,7 +81,7 @@ def test_torpors_own_commands_ask_by_themselves(tmp_path: Path) -> None:
     """They import the app without a refusal, as `torpor doctor` shows everything, and `torpor up` may have other GPUs."""
     file = tmp_path / "app.py"
     file.write_text(APP.format(gpu="RTX4090", parallel=2))
-    assert load_deployment(str(file)).gpu == "RTX4090"
+    assert load_app(str(file)).deployment.gpu == "RTX4090"
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_a_cache_root_given_in_the_program_is_looked_at_in_place_of_the_variable
 def test_a_path_that_is_too_long_as_a_whole_is_refused_before_the_start(tmp_path: Path) -> None:
     """Though each name in it is short; the message does not hold all of it."""
     with pytest.raises(SnapshotError, match=r"the path /.*\.\.\. has \d+ bytes, and 3584 are allowed") as refused:
-        check_before_start(deployment(), tmp_path / "/".join("x" * 3000))
+        check_before_start(Lifecycle(deployment()), tmp_path / "/".join("x" * 3000))
     assert len(str(refused.value)) < 300
 
 
@@ -278,7 +278,7 @@ def test_a_target_below_a_file_is_told_before_the_start(tmp_path: Path, folder: 
     """No folder can be made there."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(SnapshotError, match=r"cannot be made: .*file is no folder"):
-        check_before_start(deployment(), Path(folder.format(file=tmp_path / "file")))
+        check_before_start(Lifecycle(deployment()), Path(folder.format(file=tmp_path / "file")))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.platforms.local.server import check_before_start
 from torpor.snapshots.before_capture import outside_files as outside
 from torpor.snapshots.before_capture.outside_files import Noted, code_of, difference, model_files, noted, plugin_files
@@ -241,7 +241,7 @@ def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch:
         with pytest.raises(SnapshotError, match=rf"{tmp_path} holds more than 5 files and folders.*Model\.path"):
             list(model_files(deployment, recipe))
         with pytest.raises(SnapshotError, match="holds more than 5 files and folders"):
-            check_before_start(deployment, tmp_path / "kept")
+            check_before_start(Lifecycle(deployment), tmp_path / "kept")
     with monkeypatch.context() as small:
         small.setattr(outside, "_MODEL_TIMEOUT_S", -1.0)
         with pytest.raises(SnapshotError, match=rf"{tmp_path} was not looked through in -1 s.*Model\.path"):
@@ -276,4 +276,4 @@ def test_a_plugin_that_is_one_file_is_noted(tmp_path: Path) -> None:
         "from one_file_engine import Mine\nfrom torpor import Deployment, Model\n\n"
         "deployment = Deployment(name='d', model=Model(path='/m', served_name='m'), plugins=(Mine(),))\n"
     )
-    assert list(plugin_files(load_deployment(str(app)))) == [neighbour]
+    assert list(plugin_files(load_app(str(app)).deployment)) == [neighbour]

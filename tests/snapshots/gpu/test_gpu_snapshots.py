@@ -23,7 +23,7 @@ from tests.snapshots.kept import chat, engines_on, free_port
 from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
 from torpor import SnapshotError
-from torpor.app_file import load_deployment
+from torpor.app_file import load_app
 from torpor.platforms.local.replicas import begin_sandbox, bring_back
 from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu
@@ -93,7 +93,7 @@ class Machine:
             public=False,
             gpu_devices=self.driver.devices,
         )
-        return LocalServer(load_deployment(str(self.app)), backend=backend)
+        return LocalServer(load_app(str(self.app)).deployment, backend=backend)
 
     def capture(self) -> Manifest:
         """Start, sleep, keep, end."""
@@ -479,7 +479,7 @@ def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine
 
 def test_rootless_and_a_gpu_are_refused_with_the_reason(machine: Machine) -> None:
     """Untried; standby is offered. Found before anything is started."""
-    deployment = load_deployment(str(machine.app))
+    deployment = load_app(str(machine.app)).deployment
     backend = CriuBackend(mode="rootless")
     (reason,) = backend.available(deployment)
     assert "untried" in reason

@@ -10,7 +10,7 @@ from torpor.snapshots.sandbox.sandbox import BegunSandbox, Sandbox
 from torpor.snapshots.store.paths import cache_root, logs_folder, work_folder
 
 if TYPE_CHECKING:
-    from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.replacement import Attempt
     from torpor.platforms.local.replicas import Replica
     from torpor.recipe import Recipe
@@ -27,7 +27,7 @@ def start_cold(
     attempt: Attempt,
     name: str,
     manifest: Manifest,
-    deployment: Deployment,
+    lifecycle: Lifecycle,
     recipe: Recipe,
     *,
     report: StageReport,
@@ -40,7 +40,7 @@ def start_cold(
         attempt: what it is part of.
         name: of the replica.
         manifest: of the snapshot, for the kind of sandbox.
-        deployment: what to start.
+        lifecycle: of what to start.
         recipe: the deployment's, relocated to this machine.
         report: where stages are recorded.
         restarts: how often this replica was started again before.
@@ -54,7 +54,7 @@ def start_cold(
     from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx
     from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415
 
-    began_at = time.perf_counter()
+    deployment, began_at = lifecycle.deployment, time.perf_counter()
     run_build_steps(recipe, cache_root())
     scratch = Path(manifest.scratch)
     begun = attempt.begin(lambda: BegunSandbox(name, mode=manifest.mode, scratch=scratch))
@@ -62,6 +62,7 @@ def start_cold(
     sandbox_s = time.perf_counter() - began_at
     boot = Boot(
         deployment,
+        lifecycle=lifecycle,
         recipe=recipe,
         report=report,
         starter=SandboxStarter(sandbox, deployment, captured=False),

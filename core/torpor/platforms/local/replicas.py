@@ -31,7 +31,7 @@ from torpor.values.addresses import LOOPBACK, check_free
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.gateway import Gateway, Target
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
@@ -228,6 +228,7 @@ class Replicas:
         even_if_bad: restore a snapshot that is marked bad, too.
         on_event: told what happens to replicas by themselves, in threads of its own; by default that is logged.
         records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
+        lifecycle: of the deployment in its app file, where that was imported already; by default it is imported while CRIU works.
 
     Attributes:
         manifest: the snapshot's.
@@ -249,8 +250,10 @@ class Replicas:
         even_if_bad: bool = False,
         on_event: Callable[[ReplicaEvent], None] | None = None,
         records: Path | None = None,
+        lifecycle: Lifecycle | None = None,
     ) -> None:
         self.records = records
+        self._lifecycle = lifecycle
         self.folder = real_folder(folder)
         self.verify_s = 0.0
         self._full = full
@@ -271,7 +274,7 @@ class Replicas:
         self._attempts: set[Attempt] = set()
         self._stopped = False
         self._made = 0
-        self._app: tuple[Deployment, Recipe] | None = None
+        self._app: tuple[Lifecycle, Recipe] | None = None
         self._replacement = Replacement(self._start_again, self._tell)
         self._hold = Hold()
         self._mark = checked(self.folder)
@@ -399,12 +402,12 @@ class Replicas:
             outside = _Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
             import_httpx()
-            deployment, recipe, differences = self._loaded()
+            lifecycle, recipe, differences = self._loaded()
             (changed,) = _results([outside])
             if reasons := [*differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._import_beside()
-            self._app = deployment, recipe
+            self._app = lifecycle, recipe
             waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
             self._started_front()  # while the engines wake
             return _results(waking)
@@ -464,13 +467,15 @@ class Replicas:
             raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
         return criu
 
-    def _loaded(self) -> tuple[Deployment, Recipe, list[str]]:
+    def _loaded(self) -> tuple[Lifecycle, Recipe, list[str]]:
         try:
-            found, recipe, differences = loaded_here(self.manifest, None)
+            found, recipe, differences = loaded_here(self.manifest, self._lifecycle)
         except ConfigurationError as error:
             raise misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
-        self._app_host = found.host
-        return (found if found.host == LOOPBACK else replace(found, host=LOOPBACK)), recipe, differences
+        self._app_host = found.deployment.host
+        if self._app_host != LOOPBACK:
+            found = found.bound(replace(found.deployment, host=LOOPBACK))
+        return found, recipe, differences
 
     def _import_beside(self) -> None:
         """What a wake will need, while CRIU still works."""
@@ -488,7 +493,7 @@ class Replicas:
         self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
     ) -> Serving:
         """Wake a replica, another one from the same snapshot if that fails, and start cold if that fails, too."""
-        deployment, _ = self._deployment()
+        deployment = self._loaded_app()[0].deployment
         back_off = back_off or BackOff(deployment.max_restarts)
         try:
             return self._wake(replica, reason, back_off)
@@ -517,10 +522,16 @@ class Replicas:
     def _wake(self, replica: Replica, reason: str, back_off: BackOff) -> Serving:
         from torpor.runtime.boot import Boot  # noqa: PLC0415
 
-        deployment, recipe = self._deployment()
-        report = self._report(replica.name)
+        lifecycle, recipe = self._loaded_app()
+        deployment = lifecycle.deployment
         boot = Boot(
-            deployment, recipe=recipe, report=report, restarts=back_off.restarts, reason=reason, replica=replica.name
+            deployment,
+            lifecycle=lifecycle,
+            recipe=recipe,
+            report=self._report(replica.name),
+            restarts=back_off.restarts,
+            reason=reason,
+            replica=replica.name,
         )
         boot.logs = logs_folder(deployment.name)
         replica.wake(boot, self.manifest, self._identity)
@@ -532,13 +543,13 @@ class Replicas:
         from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - hardly ever
 
         name = self._next_name()
-        deployment, recipe = self._deployment()
+        lifecycle, recipe = self._loaded_app()
         with self._one_cold_start:
             replica, boot = start_cold(
                 attempt,
                 name,
                 self.manifest,
-                deployment,
+                lifecycle,
                 recipe,
                 report=self._report(name),
                 restarts=back_off.restarts,
@@ -567,7 +578,7 @@ class Replicas:
 
         return StageReport(self.records, on_end=tell)
 
-    def _deployment(self) -> tuple[Deployment, Recipe]:
+    def _loaded_app(self) -> tuple[Lifecycle, Recipe]:
         if self._app is None:
             raise SnapshotError("No deployment was loaded; call start first.")
         return self._app
@@ -600,7 +611,7 @@ class Replicas:
             try:
                 one = self._restored_again(attempt, back_off)
             except SnapshotError as error:
-                deployment, _ = self._deployment()
+                deployment = self._loaded_app()[0].deployment
                 if attempt.ended or not (self._cold_start and deployment.cold_start_on_failed_wake):
                     raise
                 self._tell(ReplicaEvent("restore_failed", name, error=f"{type(error).__name__}: {error}"))
@@ -615,7 +626,8 @@ class Replicas:
 
         mark = checked(self.folder)
         manifest, identity = restored_identity(self.folder)
-        differences = different_deployment(manifest.deployment, deployment_facts(*self._deployment()))
+        lifecycle, recipe = self._loaded_app()
+        differences = different_deployment(manifest.deployment, deployment_facts(lifecycle.deployment, recipe))
         if differences:
             raise misfit(self.folder, differences)  # of another deployment: nothing of it is taken over
         self._mark, self.manifest, self._identity = mark, manifest, identity

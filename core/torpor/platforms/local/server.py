@@ -47,6 +47,7 @@ from torpor.values.plain_text import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
     from torpor.recipe import BuildStep
@@ -80,6 +81,7 @@ class LocalServer:
 
     Args:
         deployment: what to serve.
+        lifecycle: of its plugins, where the caller has one; made from the deployment by default.
         backend: how to keep it asleep; `NoSnapshot()` serves right after the cold start.
         root: cache root; `cache_root()` by default.
         report: where stages are recorded.
@@ -97,6 +99,7 @@ class LocalServer:
         self,
         deployment: Deployment,
         *,
+        lifecycle: Lifecycle | None = None,
         backend: SnapshotBackend | None = None,
         root: Path | None = None,
         report: StageReport | None = None,
@@ -108,7 +111,8 @@ class LocalServer:
         self.deployment = deployment = self.backend.placed(deployment)
         self.root = root or cache_root()
         tell_warnings(deployment)
-        self.recipe = relocate(Lifecycle(deployment).recipe(), self.root, deployment.name)
+        self.lifecycle = (lifecycle or Lifecycle(deployment)).bound(deployment)
+        self.recipe = relocate(self.lifecycle.recipe(), self.root, deployment.name)
         if not self.backend.process_stays:
             from torpor.snapshots.before_capture.lasting_folders import check_lasting  # noqa: PLC0415 - only where a snapshot is written
 
@@ -124,7 +128,7 @@ class LocalServer:
         self._tell = on_event or ReplicaEvent.log
         self._back_off = BackOff(deployment.max_restarts)
         self._has_snapshot = not self.backend.process_stays  # of this engine; another one may lie in the folder
-        self.boot = Boot(deployment, recipe=self.recipe, report=report)
+        self.boot = Boot(deployment, lifecycle=self.lifecycle, recipe=self.recipe, report=report)
         self.boot.logs = logs_folder(deployment.name, root=self.root)
 
     @property
@@ -284,6 +288,7 @@ class LocalServer:
         self.backend.clear()
         self.boot = Boot(
             self.deployment,
+            lifecycle=self.lifecycle,
             recipe=self.recipe,
             report=self.boot.report,
             restarts=self._back_off.restarts,
@@ -324,7 +329,7 @@ class LocalServer:
 
 
 def create_snapshot(
-    app_file: str | Path,
+    app: App | str | Path,
     folder: Path,
     *,
     mode: Mode | None = None,
@@ -336,7 +341,7 @@ def create_snapshot(
     """Start an app cold, put it to sleep, keep it in a folder and end it.
 
     Args:
-        app_file: where the deployment stands; a restore reads it again.
+        app: the app, or the path of its file; a restore imports the file again.
         folder: where the snapshot goes; one that is there is replaced when the new one is whole.
         mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         copy_memory: see `CriuBackend`.
@@ -348,14 +353,15 @@ def create_snapshot(
         SnapshotError: it cannot be made here, every reason is listed; nothing is left on the disk and nothing running.
         TorporError: the start failed.
     """
-    from torpor.app_file import load_deployment  # noqa: PLC0415 - app files import this module
+    from torpor.app_file import App, load_app  # noqa: PLC0415 - app files import this module
     from torpor.snapshots.capture import check_target  # noqa: PLC0415
 
     check_target(folder)
+    loaded = app if isinstance(app, App) else load_app(str(app))
     backend = CriuBackend(
-        folder=folder, app_file=Path(app_file), mode=mode, public=False, copy_memory=copy_memory, prove=prove
+        folder=folder, app_file=loaded.file, mode=mode, public=False, copy_memory=copy_memory, prove=prove
     )
-    server = LocalServer(load_deployment(str(app_file)), backend=backend, report=report, on_step=on_step)
+    server = LocalServer(loaded.deployment, lifecycle=loaded.lifecycle, backend=backend, report=report, on_step=on_step)
     try:
         server.cold_start()
         return backend.capture(server.boot)
@@ -443,11 +449,11 @@ def _warn_of_held(boot: Boot) -> None:
     warn_of_held(boot)
 
 
-def check_before_start(deployment: Deployment, folder: Path) -> None:
+def check_before_start(lifecycle: Lifecycle, folder: Path) -> None:
     """What stands against a snapshot and is known before anything is built or started.
 
     Args:
-        deployment: what is to be snapshotted.
+        lifecycle: of what is to be snapshotted.
         folder: where the snapshot is to go.
 
     Raises:
@@ -460,7 +466,8 @@ def check_before_start(deployment: Deployment, folder: Path) -> None:
 
     check_target(folder)
     check_writable(folder)
-    recipe = relocate(Lifecycle(deployment).recipe(), cache_root(), deployment.name)
+    deployment = lifecycle.deployment
+    recipe = relocate(lifecycle.recipe(), cache_root(), deployment.name)
     check_lasting(deployment, recipe)
     _check_model_folder(deployment, recipe)
 

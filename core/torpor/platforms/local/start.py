@@ -1,6 +1,6 @@
 """Restore if it fits, else start cold (and keep a snapshot): one function, for the command line and whoever else serves here.
 
-started = start_here(deployment, app_file=Path("app.py"), snapshot=Path("/srv/kept"))
+started = start_here(load_app("app.py"), snapshot=Path("/srv/kept"))
 ...
 started.stop()
 """
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
     from torpor.platforms.local.replicas import Replicas
     from torpor.telemetry.records import BootKind, StageRecord, StageReport
@@ -42,9 +44,8 @@ class Way(NamedTuple):
 
 
 def start_here(
-    deployment: Deployment,
+    app: App,
     *,
-    app_file: Path,
     snapshot: Path | None = None,
     backend: SnapshotBackend | None = None,
     prove: bool | None = None,
@@ -65,8 +66,7 @@ def start_here(
     snapshot anew; where a trial of the new one does not wake, either, start cold once more and serve without a snapshot.
 
     Args:
-        deployment: what to serve.
-        app_file: where it stands; a snapshot remembers it.
+        app: what to serve; a snapshot remembers its file.
         snapshot: a snapshot's folder; None starts cold.
         backend: how a server without a snapshot is kept; with one it is kept there.
         prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
@@ -88,13 +88,14 @@ def start_here(
         ConfigurationError: the deployment cannot run here, or a plugin's check finds an error in it.
         TorporError: the cold start failed; nothing is left running.
     """
+    deployment = app.deployment
     tell_warnings(deployment)  # also where a snapshot is restored, which makes no `LocalServer`
     tell_way = on_way or _not_told
     failed = False
     if snapshot is not None:
         from torpor.platforms.local.replicas import Replicas  # noqa: PLC0415 - only with a snapshot
 
-        way = _way(deployment, snapshot)
+        way = _way(app.lifecycle, snapshot)
         tell_way(way)
         if way.boot == "restored":
             replicas = Replicas(
@@ -106,6 +107,7 @@ def start_here(
                 on_stage=on_stage,
                 on_event=on_event,
                 records=report.path if report else None,
+                lifecycle=app.lifecycle,
             )
             try:
                 _start_or_try_again(replicas, deployment, on_event or ReplicaEvent.log)
@@ -119,8 +121,10 @@ def start_here(
             else:
                 replicas.allow_cold_start()
                 return replicas
-        backend = CriuBackend(folder=snapshot, app_file=app_file, leave_running=True, prove=prove, host=host, port=port)
-    server = LocalServer(deployment, backend=backend, report=report, on_step=on_step, on_event=on_event)
+        backend = CriuBackend(folder=snapshot, app_file=app.file, leave_running=True, prove=prove, host=host, port=port)
+    server = LocalServer(
+        deployment, lifecycle=app.lifecycle, backend=backend, report=report, on_step=on_step, on_event=on_event
+    )
     if failed:
         server.boot.reason, server.boot.restarts = WAKE_FAILED, 1
     if on_cold:
@@ -133,23 +137,23 @@ def _not_told(_way: Way) -> None:
     """Nobody wants to know."""
 
 
-def why_not_restored(deployment: Deployment, snapshot: Path) -> tuple[str, ...]:
+def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
     """What stands against a restore of this snapshot for this deployment here and now, a sentence each; nothing: it fits."""
     from torpor.snapshots.capture import inspect  # noqa: PLC0415
     from torpor.snapshots.fit import misfits  # noqa: PLC0415 - only with a snapshot
 
     try:
-        return tuple(misfits(snapshot, inspect(snapshot), deployment))
+        return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
     except SnapshotError as error:
         return (str(error),)
 
 
-def _way(deployment: Deployment, snapshot: Path) -> Way:
+def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
     from torpor.snapshots.capture import check_target  # noqa: PLC0415
     from torpor.snapshots.store.manifest import MANIFEST  # noqa: PLC0415 - only with a snapshot
 
     there = (snapshot / MANIFEST).is_file()
-    reasons = why_not_restored(deployment, snapshot) if there else ()
+    reasons = why_not_restored(lifecycle, snapshot) if there else ()
     if there and not reasons:
         return Way("restored", f"restored: the snapshot {snapshot} fits")
     check_target(snapshot)  # a new snapshot takes this place; one that fits is only read
