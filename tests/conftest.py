@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,8 +43,14 @@ def pytest_sessionfinish(exitstatus: int) -> None:
         shown.write_down()
 
 
+# Let Python keep byte code, also in the processes that tests start. Without it, a run of pytest rewrites the assertions of
+# 550 modules again (4 s in each worker), and each `torpor` compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
 def pytest_configure() -> None:
-    """Hear the signals that a shell in the background, or nohup, has the tests ignore: what they start inherits that."""
+    """Undo what a shell's background job, or nohup, ignores: the processes that tests start inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
