@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File
-from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, llms, modules
+from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, llms, modules, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,8 @@ PARTS: dict[str, Callable[[], str]] = {
 """What `<!-- generated: NAME -->` stands for."""
 
 _PART = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
-_DRAWING = re.compile(r"^!\[[^\]]*\]\(guard-states\.svg\)$", re.MULTILINE)
+_DRAWINGS = {"guard-states": guard_states.svg, "parts": parts.svg}
+_DRAWING = re.compile(rf"^!\[[^\]]*\]\(({'|'.join(_DRAWINGS)})\.svg\)$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 
 
@@ -68,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = page.file.src_uri
     folder = posixpath.dirname(ADOPTED.get(source, f"docs/{source}"))
     markdown = _LINK.sub(lambda link: page_of(link[1], folder) + link[2], markdown)
-    markdown = _DRAWING.sub(lambda _: f'<div class="drawing">\n{guard_states.svg()}</div>', markdown)
+    markdown = _DRAWING.sub(lambda image: f'<div class="drawing">\n{_DRAWINGS[image[1]]()}</div>', markdown)
     return _PART.sub(lambda part: PARTS[part[1]](), markdown)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.site import engines, guard_states, hook_reference, hooks, llms
+from scripts.site import engines, guard_states, hook_reference, hooks, llms, parts
 from scripts.site.docstrings import parse
 
 from tests import ROOT
@@ -66,6 +66,35 @@ def test_every_question_to_an_engine_is_in_the_table() -> None:
     assert "ready_path" in asked
     assert [name for name in asked if f"| `{name}` | " not in table and f"| `{name}(" not in table] == []
     assert "| `kernel_compile_env(deployment, fast, at_load)` | Variables that switch" in table
+
+
+def test_the_drawing_of_the_parts_is_up_to_date() -> None:
+    """`python -m scripts.site.parts` writes it."""
+    assert parts.DIAGRAM.read_text(encoding="utf-8") == parts.svg()
+
+
+def test_the_path_of_a_start_has_three_phases() -> None:
+    """Each step has the number that the page shows, and lies in a part that the drawing shows."""
+    phases = parts.path()
+    assert [phase.name for phase in phases] == ["Cold start", "Capture", "Restore"]
+    steps = [step for phase in phases for step in phase.steps]
+    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    assert {step.part for step in steps} <= {part.name for part in parts.PARTS}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [("1. **Go.** Nowhere.\n", "names no function"), ("1. **Go.** `core/torpor/new.py:go` goes.\n", "lies in no part")],
+)
+def test_a_step_without_a_part_cannot_be_drawn(
+    text: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error that names the step."""
+    page = tmp_path / "page.md"
+    page.write_text(f"## The path of one start\n\n### Cold start\n\n{text}")
+    monkeypatch.setattr(parts, "PAGE", page)
+    with pytest.raises(ValueError, match=rf"Step 1 of page\.md .*{missing}"):
+        parts.path()
 
 
 def test_results_of_tests_become_rows(tmp_path: Path) -> None:
