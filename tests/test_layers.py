@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 CORE = ROOT / "core" / "torpor"
 PLUGINS = ROOT / "plugins"
-PLATFORM = [CORE / "platforms" / "modal" / name for name in ("account.py", "server.py")]
+PLATFORM = [
+    CORE / "platforms" / "modal" / name
+    for name in ("account.py", "class_options.py", "container_image.py", "server.py")
+]
 RELAY = {CORE / "lifecycle.py", CORE / "hookspecs.py"}
 
 STANDARD_ONLY = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import modal
 
-from torpor.platforms.modal.container import CONTAINER_REQUIREMENTS
+from torpor.platforms.modal.container_image import CONTAINER_REQUIREMENTS
 
 __all__ = ["link_container_packages"]
 

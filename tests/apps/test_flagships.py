@@ -18,7 +18,7 @@ from tests.chat_server import ChatServer, answer
 from tests.modal_plane import ModalPlane
 from tests.modal_plane.plane import run
 from tests.shown import ROWS
-from torpor.platforms.modal.container import PYTHON_LINK
+from torpor.platforms.modal.container_image import PYTHON_LINK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +233,7 @@ def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship,
 def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flagship, server: DeployedFunction) -> None:
     """No commands, reports, scaffolds, tests or snapshots of one machine; whatever a mounted file imports is mounted.
 
-    A new module of one machine alone belongs into the list in `torpor.platforms.modal.container`.
+    A new module of one machine alone belongs into the list in `torpor.platforms.modal.sources`.
     """
     modules = {
         name.removeprefix("/root/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): content

@@ -23,8 +23,8 @@ PAGE = (ROOT / "docs" / "boots.md").read_text(encoding="utf-8")
 
 SAVED = log(
     *((10, "ta-A", line) for line in (*cold(10), CREATING)),
-    *((30, "ta-A", line) for line in (CREATED, after(COLD_ID, copy=False), *woken(COLD_ID, 31))),
-    *((100, "ta-B", line) for line in (RESTORING, after("b1", copy=True), *woken("b1", 103))),
+    *((30, "ta-A", line) for line in (CREATED, after(COLD_ID, restored=False), *woken(COLD_ID, 31))),
+    *((100, "ta-B", line) for line in (RESTORING, after("b1", restored=True), *woken("b1", 103))),
     *((200, "ta-C", line) for line in (RESTORING, FAILED, *cold(250, replica_id="c1", serves=True))),
     (300, "ta-D", RESTORING),
 )

@@ -109,8 +109,8 @@ def _of_platform(platform: str, chosen: str) -> Finding:
 
 def _on_modal(deployment: Deployment) -> Iterator[Finding]:
     """Whether the app can be rendered for Modal, without an account or a network."""
+    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - half a second of import
     from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415
-    from torpor.platforms.modal.server import cls_options  # noqa: PLC0415 - half a second of import
 
     try:
         options = cls_options(deployment)

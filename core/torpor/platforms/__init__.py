@@ -1,1 +1,1 @@
-"""Where a deployment runs: `torpor.platforms.modal.server` and `torpor.platforms.local.server`."""
+"""Where a deployment runs: `torpor.platforms.modal` and `torpor.platforms.local`."""

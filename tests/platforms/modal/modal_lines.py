@@ -75,12 +75,12 @@ def cold(ended: float, *, replica_id: str = COLD_ID, serves: bool = False, error
     ]
 
 
-def after(replica_id: str, *, copy: bool, captured: float = 20.0, count: int = 1) -> str:
-    """A replica's word for what it is behind a snapshot."""
+def after(replica_id: str, *, restored: bool, captured: float = 20.0, count: int = 1) -> str:
+    """The record in which a replica says after a snapshot whether it is restored or woken."""
     return json_line(
         "info",
         "after_snapshot",
-        copy=copy,
+        restored=restored,
         replica_id=replica_id,
         captured_replica_id=COLD_ID,
         captured_at=AT + captured,

@@ -14,7 +14,7 @@ from typing_extensions import override
 from tests.platforms.small import Patch, a_deployment, load
 from torpor import ConfigurationError, Deployment, Finding, Model, Plugin
 from torpor.app_file import load_app
-from torpor.platforms.modal.server import cls_options
+from torpor.platforms.modal import cls_options
 from torpor_sglang import SGLang
 
 if TYPE_CHECKING:

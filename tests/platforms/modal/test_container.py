@@ -32,7 +32,7 @@ APP = """
 import modal
 from dataclasses import dataclass
 from torpor import BuildPlan, BuildStep, Deployment, ImagePatch, Model, Plugin, hookimpl
-from torpor.platforms.modal.server import SnapshotServer, cls_options, concurrency, download_options, fill_volumes
+from torpor.platforms.modal import SnapshotServer, cls_options, concurrency, download_options, fill_volumes
 from torpor.testing import StandIn
 
 @dataclass(frozen=True, kw_only=True)

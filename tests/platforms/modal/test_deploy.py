@@ -54,7 +54,7 @@ APP = """
 import modal
 from toy_plugin import Toy
 from torpor import Deployment, Model, Scaling, client
-from torpor.platforms.modal.server import (SnapshotServer, cls_options, concurrency, deployed_url, download_options,
+from torpor.platforms.modal import (SnapshotServer, cls_options, concurrency, deployed_url, download_options,
                                     fill_volumes, web_url)
 
 deployment = Deployment(name="toy", model=Model(path="/models/toy"), plugins=(Toy(secret=SECRET),), gpu="L4:2",

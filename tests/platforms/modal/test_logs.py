@@ -74,7 +74,7 @@ def test_a_start_that_makes_the_snapshot_is_one_start_with_the_wake_behind_it() 
     """Cold, asleep, captured, and on in the same container."""
     report = read(
         *rows(10, "ta-A", *cold(10), CREATING),
-        *rows(30, "ta-A", CREATED, after(COLD_ID, copy=False), *woken(COLD_ID, 31)),
+        *rows(30, "ta-A", CREATED, after(COLD_ID, restored=False), *woken(COLD_ID, 31)),
     )
     (start,) = report.starts
     assert (start.kind, start.proof, start.note) == ("snapshot_created", "", "")
@@ -85,7 +85,7 @@ def test_a_start_that_makes_the_snapshot_is_one_start_with_the_wake_behind_it() 
 
 def test_a_restore_that_both_sides_tell_is_proved() -> None:
     """The platform's line, and the record of a replica that woke in another container than it slept in."""
-    report = read(*rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103)))
+    report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)))
     assert report.starts == (
         Start(
             kind="restored",
@@ -112,7 +112,7 @@ def test_a_restore_without_a_record_is_claimed() -> None:
 
 def test_a_record_without_the_platforms_line_is_told_as_such() -> None:
     """The log may begin in the middle."""
-    report = read(*rows(100, "ta-B", after("b1", copy=True), *woken("b1", 103)))
+    report = read(*rows(100, "ta-B", after("b1", restored=True), *woken("b1", 103)))
     assert kinds(report) == [("ta-B", "restored", "record only")]
 
 
@@ -126,14 +126,14 @@ def test_a_container_called_restored_that_launches_an_engine_is_contradicted() -
 
 def test_a_container_called_restored_that_woke_in_place_is_contradicted() -> None:
     """A wake alone is no restore: the replica knows the container that it slept in."""
-    report = read(*rows(100, "ta-B", RESTORING, after("b1", copy=False), *woken("b1", 103)))
+    report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=False), *woken("b1", 103)))
     assert kinds(report) == [("ta-B", "restored", "contradicted")]
     assert "woke where it went to sleep" in report.starts[0].note
 
 
 def test_a_wake_in_place_without_a_snapshot_stays_a_cold_start() -> None:
     """What `modal run` does: it sleeps, wakes, and was never restored."""
-    report = read(*rows(10, "ta-A", *cold(10), after(COLD_ID, copy=False), *woken(COLD_ID, 11)))
+    report = read(*rows(10, "ta-A", *cold(10), after(COLD_ID, restored=False), *woken(COLD_ID, 11)))
     assert kinds(report) == [("ta-A", "cold", "")]
     assert report.starts[0].seconds == 11.0
 
@@ -164,7 +164,7 @@ def test_a_segmentation_fault_in_a_restore_fails_that_restore() -> None:
 
 def test_a_segmentation_fault_after_serving_leaves_the_start_what_it_was() -> None:
     """The restore worked; what came later is in the note, and counts against it."""
-    report = read(*rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103)), (500, "ta-B", SEGFAULT))
+    report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)), (500, "ta-B", SEGFAULT))
     assert kinds(report) == [("ta-B", "restored", "proved")]
     assert report.starts[0].note == "it served, and then ended with a segmentation fault"
 
@@ -172,7 +172,7 @@ def test_a_segmentation_fault_after_serving_leaves_the_start_what_it_was() -> No
 def test_a_wake_that_fails_is_a_restore_that_failed() -> None:
     """The platform was content; the canary was not."""
     error = "CanaryError: the engine answers 'a b=c' differently"
-    report = read(*rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103, error=error)))
+    report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103, error=error)))
     assert report.starts[0].note == error
     assert (report.starts[0].proof, report.starts[0].served_at) == ("proved", None)
     assert (report.restores_tried, report.restores_succeeded) == (1, 0)
@@ -180,9 +180,9 @@ def test_a_wake_that_fails_is_a_restore_that_failed() -> None:
 
 def test_interleaved_containers_are_kept_apart() -> None:
     """Four at once: one creates the snapshot, two restore, one fails."""
-    created = rows(10, "ta-A", *cold(10), CREATING, CREATED, after(COLD_ID, copy=False), *woken(COLD_ID, 31))
-    first = rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103))
-    second = rows(100, "ta-C", RESTORING, after("c1", copy=True), *woken("c1", 105))
+    created = rows(10, "ta-A", *cold(10), CREATING, CREATED, after(COLD_ID, restored=False), *woken(COLD_ID, 31))
+    first = rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103))
+    second = rows(100, "ta-C", RESTORING, after("c1", restored=True), *woken("c1", 105))
     failed = rows(100, "ta-D", RESTORING, FAILED, *cold(150, replica_id="d1", serves=True))
     mixed = [row for group in zip(first, second, failed, strict=True) for row in group]
     report = read(*created, *mixed)
@@ -201,7 +201,7 @@ def test_interleaved_containers_are_kept_apart() -> None:
 def test_without_containers_replicas_are_told_apart_by_their_replica_ids() -> None:
     """`modal app logs` without options: platform lines go to whoever has waited longest for a record."""
     first, second = woken("b1", 103), woken("c1", 105)
-    lines = [RESTORING, RESTORING, after("b1", copy=True), after("c1", copy=True)]
+    lines = [RESTORING, RESTORING, after("b1", restored=True), after("c1", restored=True)]
     lines += [line for pair in zip(first, second, strict=True) for line in pair]
     report = classify(read_lines("\n".join(lines)))
     assert [(start.replica_id, start.proof, start.served_at) for start in report.starts] == [
@@ -259,7 +259,7 @@ def test_each_line_of_the_platform_alone(text: str, kind: str | None) -> None:
 
 def test_colours_and_windows_line_ends_change_nothing() -> None:
     """What a terminal's log and a pasted one have more than a plain one."""
-    plain = log(*rows(100, "ta-B", RESTORING, after("b1", copy=True), *woken("b1", 103)))
+    plain = log(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)))
     coloured = plain.replace(RESTORING, f"\x1b[33m{RESTORING}\x1b[0m").replace('{"torpor"', '\x1b[2m{"torpor"')
     assert coloured.count("\x1b") == 6
     expected = classify(read_lines(plain)).starts
@@ -271,7 +271,7 @@ def test_a_log_of_before_is_read_with_and_without_its_colours() -> None:
     """When records were lines of structlog, for a console or as JSON."""
     new = [
         RESTORING,
-        after("b1", copy=True),
+        after("b1", restored=True),
         *woken("b1", 103, error="CanaryError: the engine answers 'a b=c' differently"),
     ]
     old = [RESTORING, *map(on_console, new[1:])]
@@ -295,7 +295,7 @@ def test_other_json_is_no_record() -> None:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
-@pytest.mark.parametrize("record", [after("b1", copy=True), stage("serve", "cold", COLD_ID, 10, 1.0, 0)])
+@pytest.mark.parametrize("record", [after("b1", restored=True), stage("serve", "cold", COLD_ID, 10, 1.0, 0)])
 def test_a_record_that_was_cut_off_is_counted_and_not_guessed(record: str, share: float) -> None:
     """Half a record would say something else: that a copy woke in place, or that a stage was none."""
     cut = record[: max(int(len(record) * share), len('{"torpor": "after_snapshot"'))]
@@ -305,14 +305,14 @@ def test_a_record_that_was_cut_off_is_counted_and_not_guessed(record: str, share
 
 def test_a_record_behind_half_a_line_is_read() -> None:
     """Whoever prints without a line's end must not hide it."""
-    report = read((9, "ta-B", RESTORING), (10, "ta-B", "loading ... " + after("b1", copy=True)))
+    report = read((9, "ta-B", RESTORING), (10, "ta-B", "loading ... " + after("b1", restored=True)))
     assert kinds(report) == [("ta-B", "restored", "proved")]
 
 
 @pytest.mark.fault("a prompt holds the record of a restore, and the engine logs it", area="logs", outcome="held")
 def test_a_record_that_somebody_quotes_is_none() -> None:
     """A log of requests has the words of users in it; they go on behind the quotation."""
-    quoted = f"Receive: text={after('evil', copy=True)!r}, sampling_params=None"
+    quoted = f"Receive: text={after('evil', restored=True)!r}, sampling_params=None"
     report = read((9, "ta-B", RESTORING), (10, "ta-B", quoted))
     assert kinds(report) == [("ta-B", "restored", "claimed")]
 
@@ -327,7 +327,18 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-FIELDS = ("stage", "boot", "replica_id", "seconds", "ended_at", "ok", "error", "restore_count", "copy", "captured_at")
+FIELDS = (
+    "stage",
+    "boot",
+    "replica_id",
+    "seconds",
+    "ended_at",
+    "ok",
+    "error",
+    "restore_count",
+    "restored",
+    "captured_at",
+)
 
 
 @pytest.mark.fault("a log holds records with any values", area="logs", outcome="held")
@@ -338,7 +349,7 @@ FIELDS = ("stage", "boot", "replica_id", "seconds", "ended_at", "ok", "error", "
             lambda odd: {"torpor": "stage", "stage": "serve", "boot": "cold", "seconds": 1.0, "ended_at": AT, **odd}
         )
         | st.dictionaries(st.sampled_from(FIELDS), VALUES).map(
-            lambda odd: {"torpor": "after_snapshot", "replica_id": "b", "copy": True, **odd}
+            lambda odd: {"torpor": "after_snapshot", "replica_id": "b", "restored": True, **odd}
         ),
         max_size=4,
     )
@@ -393,7 +404,7 @@ def test_a_start_that_failed_and_the_next_one_are_two() -> None:
     ]
 
 
-@given(st.lists(st.sampled_from([RESTORING, CREATED, CREATING, FAILED, SEGFAULT, after("b", copy=True), *cold(9)])))
+@given(st.lists(st.sampled_from([RESTORING, CREATED, CREATING, FAILED, SEGFAULT, after("b", restored=True), *cold(9)])))
 def test_any_order_of_lines_gives_starts_and_no_more_successes_than_tries(lines: list[str]) -> None:
     """Logs begin and end anywhere."""
     report = classify(LogLine(text=line) for line in lines)
@@ -424,7 +435,7 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
 def test_the_log_comes_through_the_clients_own_calls(plane: ModalPlane, tmp_path: Path) -> None:
     """Entries of several containers, in pieces that are no lines, put together again."""
     now = time.time() - 600
-    ours = "\n".join([after("b1", copy=True), *woken("b1", now - AT + 3)]) + "\n"
+    ours = "\n".join([after("b1", restored=True), *woken("b1", now - AT + 3)]) + "\n"
     entries = [
         LogEntry(data=RESTORING + "\n", at=now, container="ta-B", source=api_pb2.FILE_DESCRIPTOR_INFO),
         LogEntry(data=ours[:100], at=now + 1, container="ta-B"),

@@ -1,4 +1,4 @@
-"""`torpor.platforms.modal.server` without a control plane: options, sources, downloads."""
+"""`torpor.platforms.modal` without a control plane: options, sources, downloads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tests import ROOT
 from tests.platforms.small import Patch, a_deployment, load
 from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Preflight, Scaling, TorporError
 from torpor.lifecycle import Lifecycle
-from torpor.platforms.modal.container import CONTAINER_REQUIREMENTS, PYTHON_LINK, is_left_out, python_sources
-from torpor.platforms.modal.server import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
+from torpor.platforms.modal import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
+from torpor.platforms.modal.container_image import CONTAINER_REQUIREMENTS, PYTHON_LINK
+from torpor.platforms.modal.sources import is_left_out, python_sources
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

@@ -134,7 +134,7 @@ def test_a_server_that_says_nothing_of_its_start_is_judged_by_its_log() -> None:
         asked.append(hours)
         now = time.time()
         old = [LogLine(text=RESTORING, at=now - 300, container="ta-old")]
-        lines = [RESTORING, after("b1", copy=True), *woken("b1", now - 1_795_608_000.0 + 2)]
+        lines = [RESTORING, after("b1", restored=True), *woken("b1", now - 1_795_608_000.0 + 2)]
         fresh = [LogLine(text=line, at=now, container="ta-B") for line in lines]
         return classify(old if len(asked) == 1 else old + fresh)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor.platforms.modal.container import CONTAINER_REQUIREMENTS, requirements_line
+from torpor.platforms.modal.container_image import CONTAINER_REQUIREMENTS, requirements_line
 from torpor.recipe import IMAGE_ROOT
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from tests.platforms.modal.modal_lines import RESTORING
 from tests.platforms.small import Patch, a_deployment, load
 from torpor import CanaryError, ConfigurationError, Plugin, PortInUseError, TorporError, hookimpl
 from torpor.engine.process import session_members
+from torpor.platforms.modal import SnapshotServer, cls_options
 from torpor.platforms.modal import server as platform
 from torpor.platforms.modal.log import LogLine, classify
-from torpor.platforms.modal.server import SnapshotServer, cls_options
 from torpor.testing import Fault, StandIn
 
 if TYPE_CHECKING:

@@ -1,4 +1,12 @@
-"""Modal: a deployment as a container image, the options of a class, and the class that carries the lifecycle."""
+"""Modal: what an app file needs to serve a deployment there.
+
+app = modal.App(deployment.name)
+
+@app.cls(**cls_options(deployment))
+@modal.concurrent(**concurrency(deployment))
+class Server(SnapshotServer, deployment=deployment):
+...
+"""
 
 from __future__ import annotations
 
@@ -8,17 +16,17 @@ from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.platforms.modal.account import deployed_url, web_url
-    from torpor.platforms.modal.server import (
+    from torpor.platforms.modal.class_options import (
         ClsOptions,
         Concurrency,
         DownloadOptions,
-        SnapshotServer,
         cls_options,
         concurrency,
         download_options,
         fill_volumes,
-        image,
     )
+    from torpor.platforms.modal.container_image import image
+    from torpor.platforms.modal.server import SnapshotServer
     from torpor.values.modal_options import ModalOptions
 
 __all__ = [
@@ -40,17 +48,17 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "torpor.platforms.modal.account": ("deployed_url", "web_url"),
-        "torpor.platforms.modal.server": (
+        "torpor.platforms.modal.class_options": (
             "ClsOptions",
             "Concurrency",
             "DownloadOptions",
-            "SnapshotServer",
             "cls_options",
             "concurrency",
             "download_options",
             "fill_volumes",
-            "image",
         ),
+        "torpor.platforms.modal.container_image": ("image",),
+        "torpor.platforms.modal.server": ("SnapshotServer",),
         "torpor.values.modal_options": ("ModalOptions",),
     },
 )

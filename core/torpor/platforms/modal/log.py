@@ -382,7 +382,7 @@ class _Reader:
         mine = self._mine(line)
         waiting = [one for one in mine if one.waits]
         in_place = [one for one in mine if one.cold and not one.woke and one.replica_id == captured]
-        copy = facts.get("copy") is True
+        copy = facts.get("restored") is True
         candidates = waiting[::-1] if copy or not in_place else in_place
         start = candidates[0] if candidates else self._new(line, "restored")
         start.woke, start.copy = True, copy
@@ -426,7 +426,7 @@ def _console_facts(text: str) -> dict[str, object] | None:
 def _whole(facts: dict[str, object]) -> bool:
     """Whether a record says what it is there for; half a word at a cut end would say something else."""
     if facts.get("event") == AFTER_SNAPSHOT:
-        return "replica_id" in facts and isinstance(facts.get("copy"), bool)
+        return "replica_id" in facts and isinstance(facts.get("restored"), bool)
     return facts.get("boot") in BOOT_KINDS and str(facts.get("stage")) in _STAGES and "seconds" in facts
 
 
