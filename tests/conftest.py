@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torpor import Deployment
     from torpor.recipe import Recipe
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
 
 BOTH_DIALECTS = pytest.mark.parametrize(
     "standin",

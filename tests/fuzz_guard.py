@@ -27,17 +27,21 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 
-from torpor.engine.handle import Engine
+from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
 from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import LifecycleKey
 from torpor.runtime.guard_client import open_client
 from torpor.testing import StandIn, StandInVLLM
 from torpor.testing.standin.vllm import RENEW
+
+if TYPE_CHECKING:
+    from torpor.engine.handle import Engine
 
 __all__ = ["FuzzReport", "fuzz"]
 
@@ -151,7 +155,7 @@ def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = Sta
         public=PUBLIC, keyed=standin.keyed_paths, sleep=sleep, wake=wake, max_body_bytes=4096, max_in_flight=50
     )
     env = {"TORPOR_ENGINE_LOG": str(log), **standin.engine_env}
-    engine = Engine.start([*argv, "--dialect", standin.dialect], env=env, guard=rules)
+    engine = start_engine([*argv, "--dialect", standin.dialect], env=env, guard=rules)
     try:
         _Run(report, engine, port, journal, rules).run(requests)
     finally:

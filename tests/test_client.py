@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.chat_server import ChatServer, Reply, answer, events
 from torpor import ConfigurationError, EngineRequestError, ServerUnavailableError, client
 from torpor.client import ask_in_turn, chat, main
+from torpor.values.client_keys import API_KEY_VARIABLE
 
 UNAVAILABLE = Reply(status=503)
 
@@ -125,7 +126,7 @@ def test_a_307_keeps_method_and_body() -> None:
 
 def test_the_key_is_not_handed_to_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A redirect may lead anywhere; the bearer key is for the server that it was given for."""
-    monkeypatch.setenv(client.API_KEY_VARIABLE, "secret")
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
     with ChatServer([answer("x")]) as other:
         away = Reply(status=303, headers={"Location": f"{other.url}/result"})
         with ChatServer([away]) as server:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import ConfigurationError, Deployment, Engine, EnginePlugin, ImagePatch, Model, Plugin, Scaling, hookimpl
+from torpor import (
+    ConfigurationError,
+    Deployment,
+    Engine,
+    EnginePlugin,
+    ImagePatch,
+    Model,
+    Plugin,
+    Scaling,
+    hookimpl,
+    start_engine,
+)
 from torpor.testing import StandIn
 from torpor.values.gpu_names import is_this_gpu
 
@@ -43,7 +54,7 @@ class OtherEngine(EnginePlugin):
     @hookimpl
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
-        return Engine.start(("true",))
+        return start_engine(("true",))
 
 
 class Undeclared:
@@ -53,7 +64,7 @@ class Undeclared:
 
     @hookimpl
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
-        return Engine.start(("true",))
+        return start_engine(("true",))
 
 
 def a_deployment(**fields: object) -> Deployment:

@@ -439,7 +439,7 @@ SCRIPT = textwrap.dedent("""
     from torpor import Deployment, Model
     from torpor.runtime.boot import Boot
     from torpor.platforms.local.server import stops_on_failure
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
     from torpor import testing
 
     def tell(name):

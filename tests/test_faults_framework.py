@@ -23,7 +23,8 @@ from typing_extensions import override
 
 from tests.conftest import BOTH_DIALECTS
 from torpor import ConfigurationError, GuardStateError, Plugin, hookimpl
-from torpor.telemetry.records import StageRecord, StageReport, read_records
+from torpor.telemetry.records import StageRecord, read_records
+from torpor.telemetry.stage_report import StageReport
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ LIFE = textwrap.dedent("""
     from torpor.runtime.boot import Boot
     from torpor.cli.interrupts import ends_on_sigterm
     from torpor.platforms.local.server import stops_on_failure
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
     from torpor import testing
 
     def tell(name):

@@ -50,6 +50,7 @@ ALL = [
     "__version__",
     "check_types",
     "hookimpl",
+    "start_engine",
 ]
 """Golden: third parties write their plugins with these."""
 

@@ -50,7 +50,7 @@ from torpor.platforms.local.server import LocalServer, Standby, restore_snapshot
 from torpor.snapshots.capture import inspect
 from torpor.snapshots.criu.program import boot_id
 from torpor.snapshots.store.paths import cache_root
-from torpor.telemetry.records import StageReport
+from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
 
-from torpor import Deployment, Engine, EnginePlugin, ImagePatch, Model, Scaling, hookimpl
+from torpor import Deployment, Engine, EnginePlugin, ImagePatch, Model, Scaling, hookimpl, start_engine
 from torpor.guard import GuardRules
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SleepingVLLM(EnginePlugin):
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
         wake = ("/wake_up",) if self.level == 1 else ("/wake_up", "/collective_rpc", "/wake_up")
         rules = GuardRules(public=self.public_paths, sleep=("/sleep",), wake=wake)
-        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
+        return start_engine(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
 
     @hookimpl
     @override

@@ -22,6 +22,7 @@ TYPE_CHECKING = False  # what type checkers take for True; importing `typing` fo
 if TYPE_CHECKING:
     from torpor.deployment import Deployment, Model, Scaling
     from torpor.engine.handle import Engine
+    from torpor.engine.start import start_engine
     from torpor.errors import (
         BuildStepError,
         CanaryError,
@@ -84,6 +85,7 @@ __all__ = [
     "__version__",
     "check_types",
     "hookimpl",
+    "start_engine",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -91,6 +93,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "torpor.deployment": ("Deployment", "Model", "Scaling"),
         "torpor.engine.handle": ("Engine",),
+        "torpor.engine.start": ("start_engine",),
         "torpor.errors": (
             "BuildStepError",
             "CanaryError",

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError, TorporError
 from torpor.network.modal_keys import modal_keys, refused_by_modal, sent_to
 from torpor.network.shortage import shortage
+from torpor.values.client_keys import API_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = [
-    "API_KEY_VARIABLE",
     "PROMPT",
     "SYSTEM_PROMPTS",
     "ChatResult",
@@ -47,9 +47,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-API_KEY_VARIABLE = "TORPOR_API_KEY"
-"""Environment variable with the bearer key of a server that demands one."""
 
 PROMPT = "Why is the sky blue? Answer in three sentences."
 SYSTEM_PROMPTS = (

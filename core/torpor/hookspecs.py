@@ -147,7 +147,7 @@ class Plugin:
             In the serving container (or on the local machine), in the recipe's environment.
 
         Returns:
-            The started engine, from `Engine.start`; core waits until it is ready.
+            The started engine, from `start_engine`; core waits until it is ready.
         Must not:
             Wait for readiness, talk to the engine, or keep the process anywhere else.
 
@@ -158,7 +158,7 @@ class Plugin:
                 @override
                 def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
                     argv = ("my-engine", "--model", deployment.model.source, "--port", str(deployment.port))
-                    return Engine.start((*argv, *recipe.engine_args), env=recipe.env)
+                    return start_engine((*argv, *recipe.engine_args), env=recipe.env)
         """
 
     @hookspec

@@ -111,12 +111,12 @@ class Lifecycle:
             engine_plugin = plugin_name(self.deployment.engine)
             if engine is None:
                 raise PluginError(
-                    f"Plugin {engine_plugin!r}: launch returned None; it has to return the started engine (torpor.Engine.start "
+                    f"Plugin {engine_plugin!r}: launch returned None; it has to return the started engine (torpor.start_engine "
                     "gives one)."
                 )
             raise PluginError(
                 f"Plugin {engine_plugin!r}: launch returned {article(engine)}; it has to return the started engine "
-                "(torpor.Engine.start gives one)."
+                "(torpor.start_engine gives one)."
             )
         return engine
 

@@ -7,7 +7,8 @@ import sys
 
 CODE = """
 from torpor.telemetry.events import log, warnings_only
-from torpor.telemetry.records import StageRecord, StageReport
+from torpor.telemetry.records import StageRecord
+from torpor.telemetry.stage_report import StageReport
 warnings_only()
 report = StageReport()
 for ok in (True, False):

@@ -28,7 +28,8 @@ from torpor.platforms.local.backends import CriuBackend
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
-from torpor.telemetry.records import METRICS_VARIABLE, read_records
+from torpor.telemetry.records import read_records
+from torpor.telemetry.stage_report import METRICS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -49,7 +49,7 @@ def test_the_path_is_whole() -> None:
         "lifecycle",
         "recipe",
         "runtime/boot",
-        "engine/handle",
+        "engine/start",
         "runtime/readiness",
         "runtime/canary",
         "runtime/guard_client",

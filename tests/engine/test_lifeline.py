@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import is_running, living_members, wait_until_gone
-from torpor import ConfigurationError, Engine
+from torpor import ConfigurationError, start_engine
 from torpor.engine import lifeline
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ HARMLESS = (
 
 FRAMEWORK = textwrap.dedent("""
     import os, sys, time
-    from torpor import Engine
+    from torpor import start_engine
     if "subreaper" in sys.argv[2:]:               # orphans below it become its children
         import ctypes
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)   # PR_SET_CHILD_SUBREAPER
-    engine = Engine.start((sys.executable, "-c", sys.argv[1]))
+    engine = start_engine((sys.executable, "-c", sys.argv[1]))
     while not engine.log_tail():
         time.sleep(0.01)
     if "fork" in sys.argv[2:]:                    # a worker of the framework's, alive for longer than the framework
@@ -203,12 +203,12 @@ def test_an_engine_outlives_the_thread_that_started_it(
 
 def test_the_watchers_go_with_the_engine_and_leave_no_descriptor() -> None:
     """However the engine ends: by itself, or ended."""
-    first = Engine.start((sys.executable, "-c", "pass"))
+    first = start_engine((sys.executable, "-c", "pass"))
     first.terminate(0.0)
     assert living(watchers(first.replica_id)) == []
     before = psutil.Process().num_fds()
     for code in ("pass", "import time; time.sleep(60)"):
-        engine = Engine.start((sys.executable, "-c", code))
+        engine = start_engine((sys.executable, "-c", code))
         if code != "pass":
             assert len(watchers(engine.replica_id)) == 2
             engine.terminate(0.0)
@@ -224,13 +224,13 @@ def test_a_start_that_fails_leaves_no_watcher(monkeypatch: pytest.MonkeyPatch) -
     """There is nothing to watch."""
     find = started_here(monkeypatch)
     with pytest.raises(ConfigurationError, match="cannot be started"):
-        Engine.start(("/no/such/engine",))
+        start_engine(("/no/such/engine",))
     assert living(find()) == []
 
 
 def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> None:
     """Two protections less, and nothing worse."""
-    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     for _ in range(20):  # each starts another when it is left alone
         if not (pair := watchers(engine.replica_id)):
             break
@@ -350,7 +350,7 @@ def test_a_watcher_that_is_stopped_does_not_save_the_engine(which: int) -> None:
 def test_the_watchers_hold_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in every snapshot that holds the framework's process, so no secret may be in them; nor a folder in use."""
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_a_snapshot")
-    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     try:
         for watcher in pair_of(engine.replica_id):
             assert set(watcher.environ()) <= {"PATH", "LD_LIBRARY_PATH", "LC_CTYPE"}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor.cli.logs import Reader
-from torpor.engine.handle import Engine
 from torpor.engine.logs import (
     ENDED_KEPT,
     LOG_VARIABLE,
@@ -21,6 +20,7 @@ from torpor.engine.logs import (
     segments,
     stored_logs,
 )
+from torpor.engine.start import start_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,7 +135,7 @@ def test_an_engine_keeps_a_log_that_can_be_read_while_it_runs(tmp_path: Path) ->
     """From its first byte on, and its name is told."""
     code = "import time; print('hello', flush=True); time.sleep(60)"
     with replica_log(tmp_path / "d", "small"):
-        engine = Engine.start([sys.executable, "-c", code])
+        engine = start_engine([sys.executable, "-c", code])
     try:
         assert engine.log_path is not None
         while not engine.log_tail():
@@ -154,7 +154,7 @@ def test_an_engine_without_a_place_for_its_log_runs_all_the_same(tmp_path: Path)
     """Its last lines are kept as ever."""
     (tmp_path / "file").write_text("")
     with replica_log(tmp_path / "file" / "d", "small"):
-        engine = Engine.start([sys.executable, "-c", "print('hello')"])
+        engine = start_engine([sys.executable, "-c", "print('hello')"])
     assert engine.wait(20) == 0
     assert (engine.log_path, engine.log_tail()) == (None, ("hello",))
     engine.terminate(0.0)
@@ -163,7 +163,7 @@ def test_an_engine_without_a_place_for_its_log_runs_all_the_same(tmp_path: Path)
 def test_the_variable_names_another_place(tmp_path: Path) -> None:
     """Then there is no file below the cache root."""
     with replica_log(tmp_path / "d", "small"):
-        engine = Engine.start([sys.executable, "-c", "print('hello')"], env={LOG_VARIABLE: str(tmp_path / "mine")})
+        engine = start_engine([sys.executable, "-c", "print('hello')"], env={LOG_VARIABLE: str(tmp_path / "mine")})
     assert engine.wait(20) == 0
     assert engine.log_tail() == ("hello",)
     assert engine.log_path == tmp_path / "mine"

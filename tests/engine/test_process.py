@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import is_running, living_members, wait_until_gone
-from torpor import ConfigurationError, Engine
+from torpor import ConfigurationError, Engine, start_engine
 from torpor.engine.process import LOG_VARIABLE, ends_started_engines, signals_held
 from torpor.guard import GuardRules
 from torpor.guard.keys import LifecycleKey
@@ -51,7 +51,7 @@ def start() -> Iterator[Start]:
     engines: list[Engine] = []
 
     def run(code: str, *arguments: str, env: dict[str, str] | None = None) -> Engine:
-        engines.append(Engine.start((sys.executable, "-c", code, *arguments), env=env))
+        engines.append(start_engine((sys.executable, "-c", code, *arguments), env=env))
         return engines[-1]
 
     yield run
@@ -70,7 +70,7 @@ def wait_for_line(engine: Engine, text: str, timeout_s: float = 5.0) -> None:
 def test_a_program_that_is_not_there_is_a_configuration_error() -> None:
     """The message names the program and the ways out."""
     with pytest.raises(ConfigurationError, match=r"'no-such-engine' cannot be started: No such file.*`python` option"):
-        Engine.start(("no-such-engine", "--port", "1"))
+        start_engine(("no-such-engine", "--port", "1"))
 
 
 def test_an_engine_leads_its_own_session_and_knows_its_boot(start: Start) -> None:
@@ -96,7 +96,7 @@ child = "import os; print(sorted(os.listdir('/proc/self/fd')), [k for k in os.en
 seen = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip()
 print(json.dumps([boot.key.digests, boot.replica_id, boot.rules.public, again is None, seen]))
 """
-    engine = Engine.start((sys.executable, "-c", code), guard=GuardRules(public=("/v1/models",)))
+    engine = start_engine((sys.executable, "-c", code), guard=GuardRules(public=("/v1/models",)))
     assert engine.wait(10) == 0
     digests, replica_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
     assert (replica_id, public, nothing_left) == (engine.replica_id, ["/v1/models"], True)
@@ -106,7 +106,7 @@ print(json.dumps([boot.key.digests, boot.replica_id, boot.rules.public, again is
 
 def test_the_key_is_neither_in_the_environment_nor_on_the_command_line() -> None:
     """Whoever lists processes learns nothing."""
-    engine = Engine.start(
+    engine = start_engine(
         (sys.executable, "-c", "import time; time.sleep(60)"), guard=GuardRules(public=("/v1/models",))
     )
     try:
@@ -259,7 +259,7 @@ def test_a_log_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Pa
     (tmp_path / "file").write_text("")
     where = str(tmp_path / "file" / "engine.log")
     with pytest.raises(ConfigurationError, match=f"{LOG_VARIABLE} is '{where}', which cannot be written: "):
-        Engine.start(("true",), env={LOG_VARIABLE: where})
+        start_engine(("true",), env={LOG_VARIABLE: where})
 
 
 def test_ctrl_c_is_held_back_until_the_engine_is_known() -> None:
@@ -284,7 +284,7 @@ def test_an_engine_that_nobody_got_is_ended() -> None:
 
     def careless() -> None:
         with ends_started_engines():
-            pids.append(Engine.start((sys.executable, "-c", "import time; time.sleep(60)")).pid)
+            pids.append(start_engine((sys.executable, "-c", "import time; time.sleep(60)")).pid)
             raise ValueError("a bug in the hook")
 
     with pytest.raises(ValueError, match="a bug in the hook"):

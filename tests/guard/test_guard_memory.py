@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from torpor import Engine
+from torpor import Engine, start_engine
 from torpor.engine.process import session_members
 from torpor.guard import GuardRules
 from torpor.runtime.guard_client import GuardControl, open_client
@@ -58,7 +58,7 @@ def writable(pid: int) -> Iterator[tuple[int, int]]:
 def engine(free_port: int) -> Iterator[Engine]:
     """The stand-in behind its guard, with nothing to do for a sleep; it was asked without the key only."""
     argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(free_port)]
-    engine = Engine.start(argv, guard=GuardRules(public=("/v1/models",)))
+    engine = start_engine(argv, guard=GuardRules(public=("/v1/models",)))
     deadline = time.monotonic() + 10
     try:
         while not answers(free_port):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.guard.engine import KEY, REPLICA_ID, RULES, TinyEngine
 from tests.guard.exchange import ask, control, in_loop, to_asleep, to_serving, to_waking
-from torpor import Engine, GuardStateError
+from torpor import GuardStateError, start_engine
 from torpor.engine_patches import renewal
 from torpor.engine_patches.renewal import generators_of_their_own, renew_random_state
 from torpor.guard import Guard, GuardRules
@@ -209,7 +209,7 @@ uvicorn.run(guard, port=int(sys.argv[1]), lifespan="off", log_level="warning")
 @pytest.mark.fault("an engine's on_wake raises", area="random state", outcome="refused")
 def test_core_says_what_the_engine_raised_at_its_wake(free_port: int) -> None:
     """The message has the error and no advice that is about something else."""
-    engine = Engine.start([sys.executable, "-c", FAILING, str(free_port)], guard=GuardRules(public=("/v1/models",)))
+    engine = start_engine([sys.executable, "-c", FAILING, str(free_port)], guard=GuardRules(public=("/v1/models",)))
     try:
         with open_client(engine, port=free_port, timeout_s=10) as client:
             wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)

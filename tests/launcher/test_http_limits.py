@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.guard.server import GuardedServer, read_all, read_until, request, statuses
-from torpor.engine.handle import Engine
+from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
 from torpor.launcher import http_limits
 from torpor.launcher.http_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
@@ -337,7 +337,7 @@ def test_a_body_that_drips_is_counted_until_it_ends_or_its_client_goes(server: G
 def test_a_server_that_the_launcher_has_limited_keeps_its_memory(free_port: int, http: str) -> None:
     """In a process of its own, by `limit_uvicorn`: before the guard serves, as while it sleeps."""
     argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(free_port), "--http", http]
-    engine = Engine.start(argv, env={}, guard=GuardRules(public=("/v1/models",)))
+    engine = start_engine(argv, env={}, guard=GuardRules(public=("/v1/models",)))
     try:
         with open_client(engine, port=free_port, timeout_s=5) as client:
             wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)

@@ -14,7 +14,7 @@ from typing_extensions import override
 from tests.chat_server import ChatServer, Reply, answer
 from tests.command_line import torpor
 from tests.snapshots.kept import free_port, write_app
-from torpor import ConfigurationError, Engine
+from torpor import ConfigurationError, start_engine
 from torpor.client import chat
 from torpor.engine.child_process import run_child
 from torpor.errors import EngineRequestError
@@ -178,7 +178,7 @@ def test_an_engine_is_told_to_reach_this_machine_directly(proxy: Proxy) -> None:
     """Engines ask themselves whether they are ready; what stood in NO_PROXY stays."""
     assert proxy.asked == []
     code = "import os, time; print(os.environ['no_proxy'], os.environ['NO_PROXY'], flush=True); time.sleep(60)"
-    engine = Engine.start(("python3", "-c", code), env={"NO_PROXY": "corp.example"})
+    engine = start_engine(("python3", "-c", code), env={"NO_PROXY": "corp.example"})
     try:
         while not engine.log_tail():
             assert engine.wait(0.01) is None

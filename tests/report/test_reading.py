@@ -11,7 +11,7 @@ import pytest
 from tests.report.recorded import RECORDS, measured
 from torpor import ConfigurationError
 from torpor.report import Floor, Recorded, page, read_report, starts_of
-from torpor.telemetry.records import StageReport
+from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,8 @@ from torpor import (
     hookimpl,
 )
 from torpor.runtime.boot import Boot, _Deadline
-from torpor.telemetry.records import StageReport, read_records
+from torpor.telemetry.records import read_records
+from torpor.telemetry.stage_report import StageReport
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:

@@ -13,14 +13,12 @@ import structlog
 from typing_extensions import override
 
 from torpor import Deployment, ImagePatch, Model, Plugin, SnapshotError, hookimpl
-from torpor.client import API_KEY_VARIABLE
-from torpor.engine.handle import CLIENT_VARIABLES
 from torpor.engine.process import LOG_VARIABLE
-from torpor.network.modal_keys import KEY_VARIABLE, SECRET_VARIABLE
 from torpor.platforms.local.server import LocalServer, Standby
 from torpor.platforms.modal.server import SnapshotServer
 from torpor.runtime.captured_secrets import check_environments, secret_names
 from torpor.testing import StandIn
+from torpor.values.client_keys import CLIENT_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +150,7 @@ def test_keys_for_client_commands_reach_no_engine(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are for `torpor probe` and the like; with them out of the engine's environment there is nothing to refuse."""
-    assert {API_KEY_VARIABLE, KEY_VARIABLE, SECRET_VARIABLE} == CLIENT_VARIABLES
+    assert {"TORPOR_API_KEY", "TORPOR_MODAL_KEY", "TORPOR_MODAL_SECRET"} == CLIENT_VARIABLES
     for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, VALUE)
     boot = serving(make_boot(standin_deployment()))

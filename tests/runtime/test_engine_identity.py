@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from torpor import Deployment, Engine, EngineTimeoutError, ForeignServerError, Model
+from torpor import Deployment, Engine, EngineTimeoutError, ForeignServerError, Model, start_engine
 from torpor.engine import listeners
 from torpor.guard import GuardRules
 from torpor.runtime import transport
@@ -102,7 +102,7 @@ def wait(engine: Engine, port: int, timeout_s: float = 10) -> None:
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """An engine with a guard's key that never opens its port."""
-    engine = Engine.start(SLEEPER, guard=RULES)
+    engine = start_engine(SLEEPER, guard=RULES)
     yield engine
     engine.terminate(0.0)
 
@@ -265,7 +265,7 @@ while True:
 def test_a_relay_to_the_engine_gets_no_key(free_port: int) -> None:
     """It reaches the engine on another address and passes its proof on, which is about another connection."""
     argv = [sys.executable, "-m", "torpor.testing.standin", "--host", "127.0.0.2", "--port", str(free_port)]
-    engine = Engine.start(argv, guard=RULES)
+    engine = start_engine(argv, guard=RULES)
     with contextlib.ExitStack() as ends:
         ends.callback(engine.terminate, 0.0)
         _until_open("127.0.0.2", free_port)
@@ -295,7 +295,7 @@ main(["--port", sys.argv[1]])
 
 def test_an_engine_that_is_not_ready_yet_is_no_stranger(free_port: int) -> None:
     """Its own listener may hang up for a while: nothing is known against it, and the start goes on."""
-    engine = Engine.start([sys.executable, "-c", LATE, str(free_port)], guard=RULES)
+    engine = start_engine([sys.executable, "-c", LATE, str(free_port)], guard=RULES)
     try:
         _until_open("127.0.0.1", free_port)
         wait(engine, free_port, 20)
@@ -318,7 +318,7 @@ time.sleep(60)
 
 def test_a_process_that_left_the_engines_tree_is_no_stranger(free_port: int) -> None:
     """It has the engine's replica id, also after a wake gave the engine another one; it is waited for until the deadline."""
-    engine = Engine.start([sys.executable, "-c", LEFT, str(free_port)], guard=RULES)
+    engine = start_engine([sys.executable, "-c", LEFT, str(free_port)], guard=RULES)
     first = engine.replica_id
     assert first
     try:
@@ -347,7 +347,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 
 def test_an_engine_that_forgot_its_guard_is_told_so(free_port: int) -> None:
     """The port is the engine's own, so nobody else is blamed."""
-    engine = Engine.start([sys.executable, "-c", UNGUARDED, str(free_port)], guard=RULES)
+    engine = start_engine([sys.executable, "-c", UNGUARDED, str(free_port)], guard=RULES)
     try:
         with pytest.raises(
             ForeignServerError, match=r"does not run torpor.guard.Guard with this start's boot document"

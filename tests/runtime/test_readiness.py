@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from torpor import Engine, EngineExitedError, EngineTimeoutError, ForeignServerError, PortInUseError
+from torpor import Engine, EngineExitedError, EngineTimeoutError, ForeignServerError, PortInUseError, start_engine
 from torpor.guard import GuardRules
 from torpor.runtime import readiness
 from torpor.runtime.guard_client import open_client
@@ -64,7 +64,7 @@ class Listener:
 @pytest.fixture
 def sleeper() -> Iterator[Engine]:
     """An engine that lives and opens no port."""
-    engine = Engine.start(SLEEPER)
+    engine = start_engine(SLEEPER)
     yield engine
     engine.terminate(0.0)
 
@@ -102,7 +102,7 @@ def test_ready_comes_soon_after_the_port_opens(sleeper: Engine, free_port: int) 
 
 def test_an_engine_that_ends_is_reported_at_once(free_port: int) -> None:
     """Exit code and last lines, long before the deadline."""
-    engine = Engine.start((sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"))
+    engine = start_engine((sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"))
     began = time.monotonic()
     with pytest.raises(
         EngineExitedError, match=r"exited with code 3 before it was ready. Its last lines:\n.*out of memory"
@@ -114,7 +114,7 @@ def test_an_engine_that_ends_is_reported_at_once(free_port: int) -> None:
 
 def test_an_engine_that_is_killed_names_the_signal(free_port: int) -> None:
     """The kernel's out-of-memory killer leaves nothing but a signal."""
-    engine = Engine.start((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    engine = start_engine((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     with pytest.raises(EngineExitedError, match=r"was killed by signal 9 .*\n.*\(it printed nothing\)"):
         wait(engine, free_port, 60)
 
@@ -148,7 +148,7 @@ def test_a_request_without_an_answer_does_not_stop_the_waiting(
 
 def test_another_program_on_the_port_is_not_taken_for_the_engine(free_port: int) -> None:
     """It answers 200, but cannot name the boot: the engine that was launched is not there."""
-    engine = Engine.start(SLEEPER, guard=GuardRules(public=("/v1/models",)))
+    engine = start_engine(SLEEPER, guard=GuardRules(public=("/v1/models",)))
     listener = Listener(free_port)
     listener.open()
     try:

@@ -12,10 +12,10 @@ import structlog
 
 from tests.snapshots.conftest import wait_for
 from torpor import Deployment, Model, SnapshotError
-from torpor.engine.handle import CLIENT_VARIABLES
 from torpor.runtime.captured_secrets import check_captured
 from torpor.snapshots.sandbox.engine import SandboxEngine, SandboxStarter
 from torpor.testing import StandIn
+from torpor.values.client_keys import CLIENT_VARIABLES
 
 if TYPE_CHECKING:
     from torpor.snapshots.sandbox.sandbox import Sandbox

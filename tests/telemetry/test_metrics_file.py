@@ -12,7 +12,8 @@ import pytest
 
 from torpor.telemetry import metrics
 from torpor.telemetry.metrics import EARLIER, MOST_REPLICAS, Metrics, metrics_text
-from torpor.telemetry.records import METRICS_VARIABLE, StageRecord, StageReport
+from torpor.telemetry.records import StageRecord
+from torpor.telemetry.stage_report import METRICS_VARIABLE, StageReport
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,7 +28,7 @@ import os, random, socket, subprocess, tempfile, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
-from torpor import BuildPlan, BuildStep, Deployment, Engine, EnginePlugin, ImagePatch, Model, Plugin, Preflight, hookimpl
+from torpor import BuildPlan, BuildStep, Deployment, EnginePlugin, ImagePatch, Model, Plugin, Preflight, hookimpl, start_engine
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 value = dataclass(frozen=True, kw_only=True)
@@ -447,7 +447,7 @@ class Broken:
     public_paths = ("/v1/models",)
     @hookimpl
     def launch(self, deployment, recipe):
-        return Engine.start(("true",))""",
+        return start_engine(("true",))""",
         says=("Broken does not derive from torpor.EnginePlugin", "derive it from torpor.EnginePlugin"),
     ),
     "another engine": Case(
@@ -489,7 +489,7 @@ class Broken(EnginePlugin):
     supports_sleep = True
     @hookimpl
     def launch(self, deployment, recipe):
-        return Engine.start(("true",))""",
+        return start_engine(("true",))""",
         says=("supports_sleep is True", "implements neither", "implement both"),
     ),
     "wakes late": Case(
@@ -539,7 +539,7 @@ class Broken(StandIn):
     @hookimpl
     def launch(self, deployment, recipe):
         env = {**recipe.env, "TORPOR_UNGUARDED": "1"}
-        return Engine.start(self.engine_argv(deployment, recipe), env=env)"""
+        return start_engine(self.engine_argv(deployment, recipe), env=env)"""
 OBSERVED = (
     LIVE
     + """
@@ -571,7 +571,7 @@ LIVE_CASES = {
         rule="test_launch_returns_at_once_in_an_own_session",
         plugin="@value\nclass Broken(StandIn):\n    pass",
         extra=OBSERVED.format(observed="launch_s=1.5, own_session=False"),
-        says=("launch took 1.50 s; the engine has no session", "return Engine.start(...) right away"),
+        says=("launch took 1.50 s; the engine has no session", "return start_engine(...) right away"),
     ),
     "public path that is not there": Case(
         rule="test_public_paths_are_open_while_serving",

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from torpor import Engine
+from torpor import Engine, start_engine
 
 if TYPE_CHECKING:
     import httpx
@@ -24,7 +24,7 @@ class Started(Protocol):
 def launch(port: int, *flags: str, unguarded: str = "1", dev_mode: str = "1") -> Engine:
     """Start the stand-in's module."""
     argv = (sys.executable, "-m", "torpor.testing.standin", "--port", str(port), *flags)
-    return Engine.start(argv, env={"TORPOR_UNGUARDED": unguarded, "VLLM_SERVER_DEV_MODE": dev_mode})
+    return start_engine(argv, env={"TORPOR_UNGUARDED": unguarded, "VLLM_SERVER_DEV_MODE": dev_mode})
 
 
 def chat(client: httpx.Client, prompt: str = "Hello.", **options: object) -> httpx.Response:

@@ -11,9 +11,10 @@ from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
 from torpor.network import descriptors
-from torpor.network.modal_keys import KEY_VARIABLE, SECRET_VARIABLE, modal_keys
+from torpor.network.modal_keys import modal_keys
 from torpor.platforms.modal.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
 from torpor.values.bounds import checked_count, checked_seconds
+from torpor.values.client_keys import MODAL_KEY_VARIABLE, MODAL_SECRET_VARIABLE
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _check_token(target: str) -> None:
     if not modal_keys():
         raise ConfigurationError(
             f"{target} is deployed with requires_proxy_auth, and there is no proxy token to ask it with. Put one into "
-            f"{KEY_VARIABLE} (wk-...) and {SECRET_VARIABLE} (ws-...)."
+            f"{MODAL_KEY_VARIABLE} (wk-...) and {MODAL_SECRET_VARIABLE} (ws-...)."
         )
 
 

@@ -41,7 +41,7 @@ def run_create(
     from torpor.cli.up import Progress  # noqa: PLC0415
     from torpor.platforms.local.server import create_snapshot  # noqa: PLC0415
     from torpor.telemetry.events import warnings_only  # noqa: PLC0415
-    from torpor.telemetry.records import StageReport  # noqa: PLC0415
+    from torpor.telemetry.stage_report import StageReport  # noqa: PLC0415
 
     claim_output()
     if mode and mode not in _MODES:

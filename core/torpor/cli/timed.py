@@ -21,7 +21,8 @@ from torpor.report.starts import Span, Start, span_of
 from torpor.snapshots.capture import inspect, remove
 from torpor.snapshots.store.folder import found_instead, left_overs, recover, unused
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
-from torpor.telemetry.records import StageReport, read_records
+from torpor.telemetry.records import read_records
+from torpor.telemetry.stage_report import StageReport
 from torpor.values.addresses import nearest
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from torpor.platforms.local.start import start_here
 from torpor.snapshots.store.paths import records_file, snapshot_folder
 from torpor.telemetry.events import warnings_only
 from torpor.telemetry.progress import listening
-from torpor.telemetry.records import BOOT_KINDS, StageRecord, StageReport, read_records
+from torpor.telemetry.records import BOOT_KINDS, StageRecord, read_records
+from torpor.telemetry.stage_report import StageReport
 from torpor.values.addresses import check_free, nearest, url
 from torpor.values.plain_text import plain
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from torpor.engine.process import REPLICA_ID_VARIABLE, session_members
+from torpor.engine.environment import REPLICA_ID_VARIABLE
+from torpor.engine.process import session_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,11 +17,12 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from torpor._override import override
-from torpor.engine.handle import Engine, inherited_environment
+from torpor.engine.environment import REPLICA_ID_VARIABLE, inherited_environment
+from torpor.engine.handle import Engine
 from torpor.engine.lifeline import Lifeline
 from torpor.engine.logs import LOG_VARIABLE, new_log
 from torpor.errors import ConfigurationError
-from torpor.guard import GuardRules, boot_document_json
+from torpor.guard import BOOT_FD_VARIABLE, GuardRules, boot_document_json
 from torpor.network.proxies import past_proxies
 
 if TYPE_CHECKING:
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from torpor.engine.logs import Sink
 
 __all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
-
-REPLICA_ID_VARIABLE = "TORPOR_REPLICA_ID"
-"""What every process of an engine has in its environment."""
 
 _TAIL_LINES = 200
 _TAIL_LINE_BYTES = 2000
@@ -70,7 +69,7 @@ class EngineProcess(Engine):
                 self.log_path = sink.path
             boot_fd = _boot_pipe(guard, self.guard_key, self.replica_id) if guard and self.guard_key else None
             if boot_fd is not None:
-                full_env["TORPOR_BOOT_FD"] = str(boot_fd)
+                full_env[BOOT_FD_VARIABLE] = str(boot_fd)
             self._process = _start(argv, full_env, cwd, boot_fd)
             unstarted.pop_all()
         self._lifeline.tell(self._process.pid)
@@ -114,6 +113,20 @@ class EngineProcess(Engine):
             self._kill_rest()
         self._ended.wait(_KILL_S)
         return self._process.returncode if self._process.returncode is not None else -signal.SIGKILL
+
+    @override
+    def keep_log(self, folder: Path, replica: str) -> None:
+        """Its output was kept from the start on, where it is kept at all."""
+
+    @override
+    def captured_pids(self) -> tuple[int, ...]:
+        """The tree, and this process: a platform that captures a child engine captures its parent as well."""
+        tree = session_members(self.pid) if self.pid else []
+        return (os.getpid(), *(process.pid for process in tree))
+
+    @override
+    def open_socket(self, port: int, timeout_s: float) -> socket.socket:
+        return socket.create_connection((self.host, port), timeout_s)
 
     def _drain(self, stream: IO[bytes] | None, sink: Sink | None) -> None:
         """Read until every holder of the pipe has closed it; keep whole lines, cut long ones."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
-from torpor.engine.handle import Engine
+from torpor.engine.start import start_engine
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.guard import GuardRules
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
+    from torpor.engine.handle import Engine
     from torpor.engine_plugins.reserved import Reservations
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
@@ -320,7 +321,7 @@ class ChatServer(EnginePlugin):
                 f"Deployment.gpu is {deployment.gpu!r}: ask for as many GPUs."
             )
         argv = self.engine_argv(deployment, recipe)
-        return Engine.start(argv, env=recipe.env, guard=self.guard_rules(deployment))
+        return start_engine(argv, env=recipe.env, guard=self.guard_rules(deployment))
 
     @hookimpl
     @override

@@ -39,7 +39,7 @@ def take_boot_document() -> BootDocument | None:
     if boot is None and os.environ.get(UNGUARDED_VARIABLE) != "1":
         raise ConfigurationError(
             "No boot document for the guard (TORPOR_BOOT_FD is not set), so nothing is started: the engine's management "
-            f"routes would be open. Torpor's Engine.start(..., guard=...) hands one over; for debugging set {UNGUARDED_VARIABLE}=1."
+            f"routes would be open. Torpor's start_engine(..., guard=...) hands one over; for debugging set {UNGUARDED_VARIABLE}=1."
         )
     return boot
 

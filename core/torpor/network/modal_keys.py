@@ -14,21 +14,16 @@ import os
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
+from torpor.values.client_keys import MODAL_KEY_VARIABLE, MODAL_SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     import httpx
 
-__all__ = ["KEY_VARIABLE", "SECRET_VARIABLE", "modal_keys", "refused_by_modal", "sent_to"]
+__all__ = ["modal_keys", "refused_by_modal", "sent_to"]
 
-KEY_VARIABLE = "TORPOR_MODAL_KEY"
-"""Environment variable with the id of a proxy token of Modal."""
-
-SECRET_VARIABLE = "TORPOR_MODAL_SECRET"  # noqa: S105 - the variable's name
-"""Environment variable with the secret of a proxy token of Modal."""
-
-_HEADERS = {"Modal-Key": KEY_VARIABLE, "Modal-Secret": SECRET_VARIABLE}
+_HEADERS = {"Modal-Key": MODAL_KEY_VARIABLE, "Modal-Secret": MODAL_SECRET_VARIABLE}
 _UNAUTHORIZED = 401
 _MODALS_DOOR = "modal-http:"  # how Modal's proxy begins what it says itself
 
@@ -49,8 +44,8 @@ def modal_keys(env: Mapping[str, str] | None = None) -> dict[str, str]:
     for header, variable in _HEADERS.items():
         if not found[header]:
             raise ConfigurationError(
-                f"{variable} is not set, and the other half of Modal's proxy token is. Set both, {KEY_VARIABLE} and "
-                f"{SECRET_VARIABLE}, or neither."
+                f"{variable} is not set, and the other half of Modal's proxy token is. Set both, {MODAL_KEY_VARIABLE} and "
+                f"{MODAL_SECRET_VARIABLE}, or neither."
             )
         if not all("!" <= letter <= "~" for letter in found[header]):
             raise ConfigurationError(
@@ -93,9 +88,10 @@ def refused_by_modal(status: int, said: str, *, sent: bool) -> str:
         return ""
     if sent:
         return (
-            f" Modal refuses the proxy token in {KEY_VARIABLE} and {SECRET_VARIABLE}: it may be of another workspace."
+            f" Modal refuses the proxy token in {MODAL_KEY_VARIABLE} and {MODAL_SECRET_VARIABLE}: "
+            "it may be of another workspace."
         )
     return (
-        f" The server is deployed with requires_proxy_auth: put a proxy token of the workspace into {KEY_VARIABLE} (wk-...) and "
-        f"{SECRET_VARIABLE} (ws-...), and name the server by https."
+        f" The server is deployed with requires_proxy_auth: put a proxy token of the workspace into {MODAL_KEY_VARIABLE} "
+        f"(wk-...) and {MODAL_SECRET_VARIABLE} (ws-...), and name the server by https."
     )

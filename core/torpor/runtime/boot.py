@@ -23,8 +23,8 @@ import httpx
 
 from torpor.build_steps.command import script_argv
 from torpor.engine.child_process import run_child
-from torpor.engine.handle import engines_started_by
 from torpor.engine.logs import replica_log
+from torpor.engine.start import engines_started_by
 from torpor.errors import (
     CanaryError,
     DrainTimeoutError,
@@ -40,7 +40,8 @@ from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import check_port_free, exited_error, last_lines, wait_ready
 from torpor.telemetry.events import log
 from torpor.telemetry.progress import followed_lines
-from torpor.telemetry.records import BootKind, StageRecord, StageReport, described
+from torpor.telemetry.records import BootKind, StageRecord, described
+from torpor.telemetry.stage_report import StageReport
 from torpor.values.addresses import nearest
 from torpor.values.start_limits import CONTROL_TIMEOUT_S, stage_limits
 
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.deployment import Deployment
-    from torpor.engine.handle import Engine, Starter
+    from torpor.engine.handle import Engine
+    from torpor.engine.start import Starter
     from torpor.recipe import Preflight, Recipe
 
 __all__ = ["Boot"]

@@ -1,30 +1,23 @@
-"""What every stage took: one structlog event, one JSON line and one table row per stage; on request a Prometheus text file."""
+"""What a stage took, and reading such records back."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import ConfigurationError
-from torpor.telemetry.events import STAGE, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = [
     "BOOT_KINDS",
-    "METRICS_VARIABLE",
     "RESTORE",
     "RESTORE_STAGES",
     "BootKind",
     "StageRecord",
-    "StageReport",
     "described",
     "failed_restore",
     "read_records",
@@ -40,25 +33,18 @@ RESTORE = "restore"
 RESTORE_STAGES = ("sandbox", "side_files", "criu", "cuda", RESTORE)
 """What comes before the wake of a restored replica."""
 
-_appending = threading.Lock()
-
-METRICS_VARIABLE = "TORPOR_METRICS_FILE"
-"""A file that holds the latest of every stage as Prometheus text, written anew at the end of each stage.
-
-See `torpor.telemetry.metrics`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """One stage of one start or wake.
 
     Attributes:
-        stage: preflight, launch, ready, warmup, canary, drain, pre_snapshot, post_restore, canary_check, serve; before the wake of
-            a restored replica sandbox, side_files, criu and (with a GPU) cuda, or restore where that failed.
+        stage: preflight, launch, ready, warmup, canary, drain, pre_snapshot, post_restore, canary_check or serve. Before the wake
+            of a restored replica: sandbox, side_files, criu and (with a GPU) cuda, or restore where that failed.
         seconds: wall time of the stage, monotonic clock.
         boot: `cold` for a started replica, `woken` for one that slept and woke in the same process, `restored` for one that came
             out of a snapshot.
-        replica_id: the engine's boot, 16 hex digits; empty before the launch.
+        replica_id: 16 hex digits, new at every restore; empty before the launch.
         restore_count: wakes of this replica so far.
         ended_at: Unix time at the stage's end, seconds.
         ok: whether the stage succeeded.
@@ -83,78 +69,6 @@ class StageRecord:
     reason: str = ""
     deployment: str = ""
     replica: str = ""
-
-
-class StageReport:
-    """All stages of one replica, in order. Several may share a file.
-
-    Args:
-        path: file that gets one JSON line per stage, as soon as the stage ended; None keeps them in memory only.
-        on_begin: called with a stage's name when it begins.
-        on_end: called with the record when it ended.
-    """
-
-    def __init__(
-        self,
-        path: Path | None = None,
-        *,
-        on_begin: Callable[[str], None] | None = None,
-        on_end: Callable[[StageRecord], None] | None = None,
-    ) -> None:
-        self.path = path
-        self.records: list[StageRecord] = []
-        self._on_begin = on_begin
-        self._on_end = on_end
-
-    def begin(self, stage: str) -> None:
-        """Announce a stage, for progress displays."""
-        if self._on_begin:
-            self._on_begin(stage)
-
-    def end(self, record: StageRecord) -> None:
-        """Keep a finished stage, log it and append it to the file."""
-        self.records.append(record)
-        event = {**asdict(record), "seconds": round(record.seconds, 4)}
-        if not event.pop("plugins"):
-            event.pop("error" if record.ok else "", None)
-        if not record.restarts:
-            del event["restarts"]
-        log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
-        if self.path:
-            self._append(record, self.path)
-        if metrics := os.environ.get(METRICS_VARIABLE):
-            from torpor.telemetry.metrics import write_metrics  # noqa: PLC0415 - only where somebody wants them
-
-            write_metrics(record, metrics)
-        if self._on_end:
-            self._on_end(record)
-
-    def seconds(self, stage: str) -> float:
-        """Seconds of the latest stage of that name.
-
-        Raises:
-            KeyError: there was none.
-        """
-        for record in reversed(self.records):
-            if record.stage == stage:
-                return record.seconds
-        raise KeyError(stage)
-
-    def _append(self, record: StageRecord, path: Path) -> None:
-        whole_bytes: int | None = None
-        with _appending:  # replicas that wake side by side share the file
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("ab") as file:
-                    whole_bytes = file.tell()
-                    file.write(json.dumps(asdict(record)).encode() + b"\n")
-            except OSError as error:
-                # A record is not worth a replica: say so once and serve on without the file.
-                self.path = None
-                if whole_bytes is not None:
-                    with contextlib.suppress(OSError):
-                        os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
-                log("warning", "records_not_written", path=str(path), reason=error.strerror)
 
 
 def described(failure: BaseException | None) -> str:

@@ -63,7 +63,7 @@ class LiveRules:
             broken(
                 f"launch took {life.launch_s:.2f} s; the engine {'leads a' if life.own_session else 'has no'} session of its own.",
                 rule=f"launch returns within {_AT_ONCE_S:g} s and gives an engine that leads a session of its own.",
-                cure="return Engine.start(...) right away; core polls the ready path and ends the session.",
+                cure="return start_engine(...) right away; core polls the ready path and ends the session.",
             )
 
     @_live
@@ -172,7 +172,7 @@ class LiveRules:
             broken(
                 f"After the stop these processes of the engine's session still ran: {', '.join(life.left_over)}.",
                 rule="terminate ends the engine's whole tree.",
-                cure="return Engine.start(...) from launch, and keep the engine's children in its session.",
+                cure="return start_engine(...) from launch, and keep the engine's children in its session.",
             )
 
 

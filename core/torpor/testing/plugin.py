@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
 from torpor._version import __version__
-from torpor.engine.handle import Engine
+from torpor.engine.start import start_engine
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
+    from torpor.engine.handle import Engine
     from torpor.recipe import Recipe
 
 __all__ = ["StandIn", "StandInVLLM"]
@@ -139,7 +140,7 @@ class StandIn(EnginePlugin):
             wake=wake,
             max_in_flight=deployment.scaling.max_concurrency,
         )
-        return Engine.start(self.engine_argv(deployment, recipe), env={**recipe.env, **self.engine_env}, guard=rules)
+        return start_engine(self.engine_argv(deployment, recipe), env={**recipe.env, **self.engine_env}, guard=rules)
 
     @hookimpl
     @override

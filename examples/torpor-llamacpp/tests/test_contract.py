@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Recipe
+from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Recipe, start_engine
 from torpor.testing import EngineContract
 from typing_extensions import override
 
@@ -59,7 +59,7 @@ class TestLlamaCpp(EngineContract):
 def server(tiny: Deployment) -> Iterator[tuple[Engine, httpx.Client]]:
     """The server without a guard, for this machine alone, and a client."""
     argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch()))
-    engine = Engine.start(argv, env={"TORPOR_UNGUARDED": "1"})
+    engine = start_engine(argv, env={"TORPOR_UNGUARDED": "1"})
     with httpx.Client(base_url=f"http://127.0.0.1:{tiny.port}", trust_env=False, timeout=10) as client:
         while True:
             assert engine.wait(0.05) is None, engine.log_tail()

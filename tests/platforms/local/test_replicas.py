@@ -244,7 +244,7 @@ UNGUARDED = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torpor import Engine, hookimpl
+from torpor import hookimpl, start_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ class Unguarded(StandIn):
     @hookimpl
     def launch(self, deployment, recipe):
         env = {**recipe.env, "TORPOR_UNGUARDED": "1"}
-        return Engine.start(self.engine_argv(deployment, recipe), env=env)
+        return start_engine(self.engine_argv(deployment, recipe), env=env)
 
 
 deployment = replace(deployment, plugins=(Unguarded(warmup_requests=1),))

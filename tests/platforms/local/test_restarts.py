@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torpor import Deployment
     from torpor.runtime.supervision import ReplicaEvent
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
 
     MakeServer = Callable[..., tuple[LocalServer, list[ReplicaEvent]]]
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # each test runs processes of its own
 PLUGIN = '''
 """Somebody else's plugin: a package of its own, beside the app."""
 from dataclasses import dataclass
-from torpor import BuildPlan, BuildStep, Engine, EnginePlugin, ImagePatch, hookimpl
+from torpor import BuildPlan, BuildStep, EnginePlugin, ImagePatch, hookimpl, start_engine
 from torpor.recipe import Cache
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Toy(EnginePlugin):
 
     @hookimpl
     def launch(self, deployment, recipe):
-        return Engine.start(("toy-engine",))
+        return start_engine(("toy-engine",))
 '''
 
 APP = """

@@ -11,7 +11,7 @@ import pytest
 from tests.guard.engine import KEY, REPLICA_ID, Message, Receive, Scope, Send
 from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_serving
 from torpor import ConfigurationError, Deployment, Lifecycle, Model, Scaling
-from torpor.engine.handle import engines_started_by
+from torpor.engine.start import engines_started_by
 from torpor.guard import Guard, GuardRules
 
 if TYPE_CHECKING:

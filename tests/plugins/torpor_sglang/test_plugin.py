@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from torpor import ConfigurationError, Deployment, Engine, Model
+from torpor import ConfigurationError, Deployment, Engine, Model, start_engine
 from torpor.lifecycle import Lifecycle
 from torpor.recipe import IMAGE_ROOT
 from torpor_sglang import SGLang
@@ -24,7 +24,7 @@ KEEPS = {"version": "0.5.16", "image": "registry/sglang:v0.5.16", "weights_store
 @pytest.fixture
 def an_engine() -> Iterator[Engine]:
     """Some process: only its HTTP calls count here."""
-    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     yield engine
     engine.terminate(0.0)
 

@@ -16,8 +16,8 @@ from typing_extensions import override
 from tests.conftest import is_running, wait_until_gone
 from tests.plugins.engine_rules.launcher import RealLauncherRules
 from tests.plugins.torpor_sglang.conftest import LOCAL, cpu_plugin
-from torpor.engine.handle import Engine
 from torpor.engine.process import session_members
+from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import wait_ready
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.local_engines import RealEngine
+    from torpor.engine.handle import Engine
     from torpor.engine_plugins.flags import OptionValue
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
@@ -69,7 +70,7 @@ def launched(engine: RealEngine, model: Path, port: int) -> Iterator[Engine]:
         "disable_overlap_schedule": True,
     }
     rules = GuardRules(public=routes.PUBLIC, keyed=routes.KEYED, sleep=routes.SLEEP, wake=routes.WAKE)
-    started = Engine.start(
+    started = start_engine(
         (str(engine.python), "-m", "torpor_sglang.serve", *FLAGS.argv(engine.version, options)),
         env={**engine.env, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
         guard=rules,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, Model
+from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, Model, start_engine
 from torpor.build_steps.command import step_command
 from torpor.lifecycle import Lifecycle
 from torpor_deepgemm import DeepGEMM
@@ -28,7 +28,7 @@ AWAKE, ASLEEP = {"status": "awake"}, {"status": "sleeping"}
 @pytest.fixture
 def an_engine() -> Iterator[Engine]:
     """Some process: only its HTTP calls count here."""
-    engine = Engine.start((sys.executable, "-c", "import time; time.sleep(60)"))
+    engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     yield engine
     engine.terminate(0.0)
 

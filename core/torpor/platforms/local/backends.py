@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torpor.deployment import Deployment
-    from torpor.engine.handle import Starter
+    from torpor.engine.start import Starter
     from torpor.platforms.local.gateway import Gateway, Target
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.store.manifest import Manifest
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
 
 __all__ = ["start_cold"]
 

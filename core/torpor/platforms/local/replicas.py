@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox.sandbox import BegunSandbox, Clock, Sandbox
     from torpor.snapshots.store.folder import Mark
     from torpor.snapshots.store.manifest import Manifest
-    from torpor.telemetry.records import StageRecord, StageReport
+    from torpor.telemetry.records import StageRecord
+    from torpor.telemetry.stage_report import StageReport
 
 __all__ = ["MAX_REPLICAS", "Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
 
@@ -568,7 +569,8 @@ class Replicas:
         return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
 
     def _report(self, name: str) -> StageReport:
-        from torpor.telemetry.records import RESTORE_STAGES, StageReport  # noqa: PLC0415
+        from torpor.telemetry.records import RESTORE_STAGES  # noqa: PLC0415
+        from torpor.telemetry.stage_report import StageReport  # noqa: PLC0415
 
         def tell(record: StageRecord) -> None:
             if (

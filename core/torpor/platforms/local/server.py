@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from torpor.recipe import BuildStep
     from torpor.snapshots.sandbox.sandbox import Mode
     from torpor.snapshots.store.manifest import Manifest
-    from torpor.telemetry.records import StageReport
+    from torpor.telemetry.stage_report import StageReport
 
 __all__ = [
     "BACKENDS",

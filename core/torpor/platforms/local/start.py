@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
     from torpor.platforms.local.replicas import Replicas
-    from torpor.telemetry.records import BootKind, StageRecord, StageReport
+    from torpor.telemetry.records import BootKind, StageRecord
+    from torpor.telemetry.stage_report import StageReport
 
 __all__ = ["Way", "start_here", "why_not_restored"]
 

@@ -9,7 +9,8 @@ import signal
 from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
-from torpor.engine.handle import Engine, inherited_environment
+from torpor.engine.environment import REPLICA_ID_VARIABLE, inherited_environment
+from torpor.engine.handle import Engine
 from torpor.errors import SnapshotError
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 
@@ -101,7 +102,7 @@ class SandboxEngine(Engine):
 
 
 class SandboxStarter:
-    """Starts engines in a sandbox: `torpor.engine.handle.engines_started_by(SandboxStarter(sandbox, deployment))`.
+    """Starts engines in a sandbox: `torpor.engine.start.engines_started_by(SandboxStarter(sandbox, deployment))`.
 
     The environment is the caller's own with the engine's over it, as for a child process. It becomes part of every image,
     so what looks like a secret in it is found now, not after minutes of a start. As root it starts
@@ -121,7 +122,7 @@ class SandboxStarter:
     def __call__(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None
     ) -> SandboxEngine:
-        """Start the engine; the arguments are those of `Engine.start`.
+        """Start the engine; the arguments are those of `start_engine`.
 
         Raises:
             ConfigurationError: there is no such program, or it may not be run.
@@ -134,7 +135,7 @@ class SandboxStarter:
 
         replica_id = secrets.token_hex(8)
         key = secrets.token_urlsafe(32) if guard else None
-        full_env = {**inherited_environment(), **_NO_IO_URING, **env, "TORPOR_REPLICA_ID": replica_id}
+        full_env = {**inherited_environment(), **_NO_IO_URING, **env, REPLICA_ID_VARIABLE: replica_id}
         full_env |= past_proxies(full_env)
         if self._captured:
             check_environments(self._deployment, [full_env], command_lines=[argv])

@@ -16,6 +16,7 @@ from torpor import (
     Preflight,
     check_types,
     hookimpl,
+    start_engine,
 )
 from torpor.guard import GuardRules
 from typing_extensions import override
@@ -146,7 +147,7 @@ class LlamaCpp(EnginePlugin):
             wake=("/wake",),
             max_in_flight=deployment.scaling.max_concurrency,
         )
-        return Engine.start(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
+        return start_engine(self.engine_argv(deployment, recipe), env=recipe.env, guard=rules)
 
     @hookimpl
     @override

@@ -1,0 +1,17 @@
+"""What an engine's processes find in their environment."""
+
+from __future__ import annotations
+
+import os
+
+from torpor.values.client_keys import CLIENT_VARIABLES
+
+__all__ = ["REPLICA_ID_VARIABLE", "inherited_environment"]
+
+REPLICA_ID_VARIABLE = "TORPOR_REPLICA_ID"
+"""The replica id of the cold start; every process of an engine has it."""
+
+
+def inherited_environment() -> dict[str, str]:
+    """What an engine inherits from this process's environment."""
+    return {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES}
