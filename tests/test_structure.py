@@ -1,0 +1,120 @@
+"""Numbers of the code's structure: imports inside functions, long functions, names without docstrings. They only fall."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FUNCTION_LINES = 40
+"""Lines of the longest function, from `def` to its end; decorators do not count."""
+
+LONG_FUNCTIONS = 28
+INNER_IMPORTS = 297
+INNER_IMPORTS_WITHOUT_REASON = 290
+UNDOCUMENTED = 90
+
+REASON = re.compile(
+    r"noqa: PLC0415 - .*(?:"
+    r"\d ?ms\b|\d s\b|\d ?MB\b"  # what it saves, as measured
+    r"|the engine's\b|only (?:with|in|on|where)\b"  # not importable everywhere: of the engine, a Python version, an extra
+    r")"
+)
+"""Why an import stands inside a function: its measured gain, or that the module is not there everywhere."""
+
+SOURCES = tuple(file for folder in ("core", "plugins") for file in sorted((ROOT / folder).rglob("*.py")))
+
+
+class InnerImport(NamedTuple):
+    """An import statement inside a function."""
+
+    where: str
+    has_reason: bool
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method, nested ones included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def inner_imports(file: Path) -> list[InnerImport]:
+    """Imports inside functions. The first of several in a row gives the reason for all of them."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    nodes = {
+        (node.lineno, node.end_lineno or node.lineno)
+        for function in functions(ast.parse(text))
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    found: list[InnerImport] = []
+    reason_until, has_reason = 0, False
+    for first, last in sorted(nodes):
+        own = REASON.search(lines[first - 1]) is not None
+        has_reason = own or (has_reason and first == reason_until + 1)
+        reason_until = last
+        found.append(InnerImport(f"{file.relative_to(ROOT)}:{first}", has_reason))
+    return found
+
+
+def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Public functions, classes and methods of a module or class."""
+    for below in node.body:
+        if isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not below.name.startswith("_"):
+            yield below
+            if isinstance(below, ast.ClassDef):
+                yield from public(below)
+
+
+def is_override(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    """Whether it has its docstring from the class above."""
+    return any(isinstance(one, ast.Name) and one.id == "override" for one in node.decorator_list)
+
+
+def test_functions_are_short() -> None:
+    """What is longer is cut into steps with names."""
+    found = [
+        f"{file.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for file in SOURCES
+        for function in functions(ast.parse(file.read_text(encoding="utf-8")))
+        if (function.end_lineno or 0) - function.lineno >= FUNCTION_LINES
+    ]
+    assert len(found) <= LONG_FUNCTIONS, "\n".join(found)
+
+
+def test_imports_inside_functions_are_few_and_say_why() -> None:
+    """Each names its measured gain, e.g. `# noqa: PLC0415 - httpx: 46 ms of a restore`."""
+    found = [one for file in SOURCES for one in inner_imports(file)]
+    assert len(found) <= INNER_IMPORTS
+    silent = [one.where for one in found if not one.has_reason]
+    assert len(silent) <= INNER_IMPORTS_WITHOUT_REASON, "\n".join(silent)
+
+
+def test_public_names_have_docstrings() -> None:
+    """Of modules, classes, functions and methods; an override has the one of the class above."""
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for file in SOURCES
+        for node in public(ast.parse(file.read_text(encoding="utf-8")))
+        if ast.get_docstring(node) is None and not is_override(node)
+    ]
+    assert len(found) <= UNDOCUMENTED, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "line", ["import httpx  # noqa: PLC0415 - 46 ms of a restore", "import torch  # noqa: PLC0415 - the engine's"]
+)
+def test_a_reason_is_a_figure_or_a_missing_module(line: str) -> None:
+    """Both kinds are known."""
+    assert REASON.search(line)
+    assert not REASON.search("import shutil  # noqa: PLC0415 - hardly ever")

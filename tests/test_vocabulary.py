@@ -1,0 +1,100 @@
+"""One word for one thing: the words that Torpor no longer uses stand nowhere, neither in code nor in messages and pages."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Old:
+    """A word that another one replaced.
+
+    Attributes:
+        word: as a reader knows it.
+        instead: the word of docs/glossary.md, or plain English.
+        pattern: finds it.
+        ceiling: how many are left; only falls.
+        allowed: patterns of its other meanings, which may stay.
+        files: files in which it has another meaning throughout, as patterns of paths.
+    """
+
+    word: str
+    instead: str
+    pattern: str
+    ceiling: int
+    allowed: str = r"(?!)"
+    files: str = r"(?!)"
+
+
+OLD_WORDS = (
+    Old(
+        "copy",
+        "replica",
+        r"(?i)\b(?:a|an|the|each|every|one|no|last|other|this|that|any|own|restored|first|second) (?:\w+ )?copy\b"
+        r"|\bcopies\b(?! (?:the|a|an|GPU|memory|what|it|its|them|files?|everything)\b)",
+        334,
+        allowed=r"shutil\.copy\w*|no hop and no copy|the copy(?= button)",
+        files=r"LICENSE|gpu_copy\.py|kept_memory\.py|build_steps/runner\.py|mapped_memory\.py|limited_h11\.py",
+    ),
+    Old("bring back", "restore, wake", r"(?i)\b(?:bring|brings|brought|bringing)[ _](?:\w+[ _])?back\b", 48),
+    Old("front", "gateway", r"(?i)\bfronts?\b|\bfront_\w+", 195, allowed=r"(?i)\bin front\b"),
+    Old(
+        "peers",
+        "replicas",
+        r"(?i)\bpeers?\b",
+        6,
+        files=r"kernel_objects\.py|channel\.py|sandbox\.py",  # the other end of a socket
+    ),
+    Old("boot id", "replica id", r"(?i)\bboot ids?\b", 1, allowed=r"(?i)\bboot id is the kernel's"),
+    Old("Target", "replica", r"\bTargets?\b(?!=)", 38, files=r"tests/docs/|\.md$|exit_codes\.py"),
+    Old("how manieth", "ordinal", r"manieth", 2),
+    Old("anew", "again, new", r"(?i)\banew\b", 97),
+    Old("to be told from", "cannot be distinguished from", r"(?i)to be told from", 2),
+    Old("cannot be had", "is not available", r"(?i)\bbe had\b", 6),
+    Old("nothing stands out", "no problems found", r"(?i)nothing stands out", 2),
+)
+
+TEXTS = re.compile(r"\.(?:py|md|yml|toml|template|css)$|Makefile$")
+OWN = {"tests/test_vocabulary.py", "docs/glossary.md"}
+
+
+def texts() -> list[Path]:
+    """Every text of the repository that people read; old release notes stay as they are."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    return [
+        ROOT / name
+        for name in listed.splitlines()
+        if TEXTS.search(name) and name not in OWN and (ROOT / name).is_file()
+    ]
+
+
+def found(old: Old) -> list[str]:
+    """Every place where the old word stands, as `path:line: text`."""
+    places = []
+    for file in texts():
+        path = str(file.relative_to(ROOT))
+        if re.search(old.files, path):
+            continue
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if re.search(old.pattern, re.sub(old.allowed, "", line)):
+                places.append(f"{path}:{number}: {line.strip()[:120]}")
+    return places
+
+
+@pytest.mark.parametrize("old", OLD_WORDS, ids=lambda old: old.word)
+def test_an_old_word_stands_nowhere(old: Old) -> None:
+    """In code, JSON keys, messages, help texts, tests and pages."""
+    places = found(old)
+    assert len(places) <= old.ceiling, f"{old.word!r} is {old.instead!r} now:\n" + "\n".join(places)
