@@ -242,11 +242,6 @@ import fcntl, struct, sys, termios
 fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, int(sys.argv[1]), 0, 0))
 sys.argv = ["torpor", *sys.argv[2:]]
 from torpor.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-if TYPE_CHECKING:
 main()
 """
 

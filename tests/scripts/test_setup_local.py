@@ -240,8 +240,6 @@ def test_where_pip_finds_no_cpu_build_uv_is_asked_for_one(checkout: Checkout) ->
     (checkout.wheels / "torch-2.13.0-py3-none-any.whl").rename(elsewhere / "torch-2.13.0-py3-none-any.whl")
     stand_in = f"""
 import subprocess, sys
-
-if TYPE_CHECKING:
 assert sys.argv[1:3] == ["pip", "install"] and sys.argv[6:8] == ["--torch-backend", "cpu"], sys.argv
 install = ["-m", "pip", "install", "--find-links", {str(elsewhere)!r}, sys.argv[5], *sys.argv[8:]]
 sys.exit(subprocess.call([sys.argv[4], *install]))
