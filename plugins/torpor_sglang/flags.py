@@ -8,8 +8,11 @@ from torpor_sglang.versions import SUPPORTED_VERSIONS
 __all__ = ["FLAGS"]
 
 
-def _source(old: int, middle: int, new: str) -> str:
-    return f"0.5.6.post2 server_args.py:{old}; 0.5.16 server_args.py:{middle}; 0.5.23 arg_groups/fields/{new}"
+def _source(v0_5_6: int, v0_5_16: int, v0_5_18: int, v0_5_23: str) -> str:
+    """Where each version defines a flag: lines of its server_args.py, and of a file in arg_groups/fields/ of 0.5.23."""
+    older = {"0.5.6.post2": v0_5_6, "0.5.16": v0_5_16, "0.5.18": v0_5_18}
+    lines = [f"{version} server_args.py:{line}" for version, line in older.items()]
+    return "; ".join([*lines, f"0.5.23 arg_groups/fields/{v0_5_23}"])
 
 
 FLAGS = FlagTable(
@@ -22,35 +25,35 @@ FLAGS = FlagTable(
             flag="--model-path",
             aliases=("--model",),
             reason="the repository id or the folder of the weights",
-            source=_source(2126, 456, "model.py:51"),
+            source=_source(2126, 456, 492, "model.py:51"),
         ),
         Flag(
             option="revision",
             instead="Use Model.revision.",
             flag="--revision",
             reason="pins the weights to one commit; without it the engine would ask the hub for the newest",
-            source=_source(2216, 529, "model.py:122"),
+            source=_source(2216, 529, 598, "model.py:122"),
         ),
         Flag(
             option="served_model_name",
             instead="Use Model.served_name.",
             flag="--served-model-name",
             reason="the name that clients send and /v1/models shows; by default it would be the model path",
-            source=_source(2746, 1124, "serving.py:168"),
+            source=_source(2746, 1124, 1369, "serving.py:168"),
         ),
         Flag(
             option="host",
             instead="Use Deployment.host.",
             flag="--host",
             reason="the deployment's address; 0.0.0.0 in a container of Modal's, whose proxy comes from outside",
-            source=_source(2239, 1054, "serving.py:65"),
+            source=_source(2239, 1054, 1277, "serving.py:65"),
         ),
         Flag(
             option="port",
             instead="Use Deployment.port.",
             flag="--port",
             reason="the port that the platform publishes",
-            source=_source(2245, 1055, "serving.py:66"),
+            source=_source(2245, 1055, 1278, "serving.py:66"),
         ),
         Flag(
             option="tp_size",
@@ -58,28 +61,28 @@ FLAGS = FlagTable(
             flag="--tp-size",
             aliases=("--tensor-parallel-size",),
             reason="GPUs that share one model; '--tp' is an abbreviation only",
-            source=_source(2491, 888, "parallel.py:45"),
+            source=_source(2491, 888, 1010, "parallel.py:45"),
         ),
         Flag(
             option="device",
             instead="Use SGLang(device=...).",
             flag="--device",
             reason="a CPU has to be asked for; GPUs are found",
-            source=_source(2484, 1018, "device.py:24"),
+            source=_source(2484, 1018, 1211, "device.py:24"),
         ),
         Flag(
             option="max_running_requests",
             instead="Use Scaling.max_concurrency.",
             flag="--max-running-requests",
             reason="requests in one batch; kept equal to what the platform lets in at once",
-            source=_source(2377, 694, "schedule.py:31"),
+            source=_source(2377, 694, 779, "schedule.py:31"),
         ),
         Flag(
             option="max_total_tokens",
             instead="Use SGLang(max_total_tokens=...).",
             flag="--max-total-tokens",
             reason="size of the KV cache in tokens; on a CPU the default takes most of the memory (15 GB of 24 measured)",
-            source=_source(2389, 701, "schedule.py:39"),
+            source=_source(2389, 701, 787, "schedule.py:39"),
         ),
         Flag(
             option="cuda_graph_max_batch",
@@ -89,7 +92,7 @@ FLAGS = FlagTable(
                 "the largest batch with a captured CUDA graph: every size costs start-up time and memory. "
                 "--cuda-graph-max-bs is a deprecated alias in 0.5.16 and ambiguous, thus an error, in 0.5.23"
             ),
-            source=_source(3510, 1546, "exec_.py:629"),
+            source=_source(3510, 1546, 1879, "exec_.py:629"),
             renamed=(("0.5.6.post2", "--cuda-graph-max-bs"),),
         ),
         Flag(
@@ -101,7 +104,7 @@ FLAGS = FlagTable(
                 "memory cannot be released (breakable_cuda_graph_backend.py)"
             ),
             source="0.5.6.post2 has none unless told to (server_args.py:3638); "
-            "0.5.16 server_args.py:1566; 0.5.23 arg_groups/fields/exec_.py:662",
+            "0.5.16 server_args.py:1566; 0.5.18 server_args.py:1904; 0.5.23 arg_groups/fields/exec_.py:662",
             needless=("0.5.6.post2",),
         ),
         Flag(
@@ -109,28 +112,28 @@ FLAGS = FlagTable(
             instead="Use SGLang(memory_saver=...).",
             flag="--enable-memory-saver",
             reason="without it releasing memory answers 200 and frees nothing",
-            source=_source(3715, 2827, "exec_.py:58"),
+            source=_source(3715, 2827, 3478, "exec_.py:58"),
         ),
         Flag(
             option="weights_backup",
             instead="Use SGLang(weights_backup=...).",
             flag="--enable-weights-cpu-backup",
             reason="without it the weights are lost at the release and the engine answers nonsense after the wake",
-            source=_source(3720, 2831, "exec_.py:62"),
+            source=_source(3720, 2831, 3483, "exec_.py:62"),
         ),
         Flag(
             option="mem_fraction_static",
             instead="Use SGLang(mem_fraction_static=...).",
             flag="--mem-fraction-static",
             reason="share of the memory for weights and KV cache",
-            source=_source(2371, 690, "schedule.py:27"),
+            source=_source(2371, 690, 774, "schedule.py:27"),
         ),
         Flag(
             option="metrics",
             instead="Use SGLang(metrics=...).",
             flag="--enable-metrics",
             reason="Prometheus metrics at /metrics, which the guard keeps behind its key unless told otherwise",
-            source=_source(2616, 1274, "observability.py:70"),
+            source=_source(2616, 1274, 1547, "observability.py:70"),
         ),
         Flag(
             option="dummy_weights",
@@ -138,7 +141,7 @@ FLAGS = FlagTable(
             flag="--load-format",
             fixed="dummy",
             reason="random weights in the real shapes: start-up and sleep can be tried without a download",
-            source=_source(2159, 486, "model.py:58"),
+            source=_source(2159, 486, 531, "model.py:58"),
         ),
         Flag(
             option="load_format",
@@ -146,7 +149,7 @@ FLAGS = FlagTable(
             flag="--load-format",
             reason="how weights are read, e.g. by a faster loader",
             shared=True,
-            source=_source(2159, 486, "model.py:58"),
+            source=_source(2159, 486, 531, "model.py:58"),
         ),
         Flag(
             option="skip_server_warmup",
@@ -156,28 +159,28 @@ FLAGS = FlagTable(
                 "the engine's own warm-up sleeps for a second and sends one short completion; ours is chat-shaped and "
                 "comes right after it"
             ),
-            source=_source(2262, 1089, "serving.py:116"),
+            source=_source(2262, 1089, 1319, "serving.py:116"),
         ),
         Flag(
             option="attention_backend",
             instead="Use SGLang(attention_backend=...).",
             flag="--attention-backend",
             reason="torch_native is the one that runs on a CPU without AMX",
-            source=_source(2938, 1398, "exec_.py:207"),
+            source=_source(2938, 1398, 1698, "exec_.py:207"),
         ),
         Flag(
             option="sleep_on_idle",
             instead="Use SGLang(sleep_on_idle=...).",
             flag="--sleep-on-idle",
             reason="an idle scheduler polls without pause; on a machine with few cores it takes one away",
-            source=_source(2568, 1039, "device.py:74"),
+            source=_source(2568, 1039, 1256, "device.py:74"),
         ),
         Flag(
             option="disable_overlap_schedule",
             instead="Leave it out: it is set for a CPU.",
             flag="--disable-overlap-schedule",
             reason="the overlapping scheduler is written for GPU streams",
-            source=_source(3592, 848, "schedule.py:193"),
+            source=_source(3592, 848, 963, "schedule.py:193"),
         ),
     ),
 )

@@ -34,12 +34,13 @@ WeightsStore = Literal["saver", "file", "memory"]
 _OK = 200
 _IDLE_TIMEOUT_S = 10.0
 _FAST_COMPILE_SINCE = "0.5.16"
-# Choices of --load-format (0.5.16 server_args.py, 0.5.23 arg_groups/choices.py) and what the package's extras name for them;
+# Choices of --load-format (0.5.16 and 0.5.18 server_args.py, 0.5.23 arg_groups/choices.py), and the extras that they need;
 # for fastsafetensors there is no extra.
 _STREAMER, _FASTSAFETENSORS = ("runai-model-streamer>=0.15.7",), ("fastsafetensors>=0.3.3",)
 _LOAD_FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
     "0.5.6.post2": {},
     "0.5.16": {"runai_streamer": _STREAMER, "fastsafetensors": _FASTSAFETENSORS},
+    "0.5.18": {"runai_streamer": _STREAMER, "fastsafetensors": _FASTSAFETENSORS},
     "0.5.23": {
         "runai_streamer": _STREAMER,
         "fastsafetensors": _FASTSAFETENSORS,
@@ -52,7 +53,7 @@ _LOAD_FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
 class SGLang(ChatServer):
     """Serves the model with SGLang, behind the guard, and puts it to sleep by releasing its memory.
 
-    The options that every engine has are those of `ChatServer`; `version` is 0.5.6.post2, 0.5.16 or 0.5.23, and `image` is
+    The options that every engine has are those of `ChatServer`; `version` is one of `SUPPORTED_VERSIONS`, and `image` is
     required except for 0.5.6.post2.
 
     Attributes:

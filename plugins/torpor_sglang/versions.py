@@ -6,7 +6,7 @@ from torpor.launcher import versions
 
 __all__ = ["DEFAULT_VERSION", "SUPPORTED_VERSIONS", "check_version", "installed_version"]
 
-SUPPORTED_VERSIONS = ("0.5.6.post2", "0.5.16", "0.5.23")
+SUPPORTED_VERSIONS = ("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23")
 DEFAULT_VERSION = "0.5.6.post2"
 
 

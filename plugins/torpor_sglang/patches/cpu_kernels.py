@@ -65,7 +65,7 @@ PATCH = Patch(
         "SGLang imports names of sgl_kernel wherever it runs, and the library has no CPU build on the registry; the "
         "torch-native path of a Qwen3 calls none of them"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=_has_no_kernels,
     apply=_add_finder,
 )

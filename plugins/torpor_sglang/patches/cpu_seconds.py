@@ -32,7 +32,7 @@ PATCH = Patch(
         "SGLang 0.5.23 counts its CPU time; a process that CRIU restored starts from zero, and the negative difference "
         "ends the scheduler within seconds (prometheus_client: counters take no negative amount)"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: importlib.util.find_spec("prometheus_client") is not None,
     apply=lambda: after_import("prometheus_client.metrics", never_decrease),
 )

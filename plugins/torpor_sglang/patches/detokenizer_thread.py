@@ -88,7 +88,7 @@ PATCH = Patch(
         "the detokenizer's process imports all of SGLang for a tokenizer's sake: 400 MB of a snapshot and a third of its "
         "restore, with nothing to do beside a server that waits for the same CPU"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=is_cpu_engine,
     apply=lambda: after_import(_MODULE, detokenize_in_a_thread),
 )

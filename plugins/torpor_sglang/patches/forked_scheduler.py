@@ -120,7 +120,7 @@ PATCH = Patch(
         "a spawned scheduler imports all of SGLang once more: two fifths of a cold start on a CPU, and 270 MB of a snapshot "
         "that a fork still has in common with the server"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: is_cpu_engine() and sys.platform == "linux",
     apply=_apply,
 )

@@ -30,7 +30,7 @@ __all__ = ["FETCHERS", "PATCH", "check_downloads", "check_own_downloads", "check
 _SERVING = "sglang.srt.entrypoints.openai.serving_base"
 _MEDIA = "sglang.srt.utils.common"
 FETCHERS = tuple(f"sglang.srt.multimodal.processors.{name}" for name in ("inkling", "mimo_v2", "moss_vl"))
-"""Processors that fetch media by themselves in 0.5.16; in 0.5.23 they ask `_MEDIA`, and 0.5.6.post2 has none of them."""
+"""Processors that fetch media by themselves in 0.5.16; from 0.5.18 on they ask `_MEDIA`, and 0.5.6.post2 has none of them."""
 
 
 class _Model(Protocol):
@@ -130,7 +130,7 @@ PATCH = Patch(
         "a request may bring a template that stops the event loop, name files and addresses that the server then reads, or hold "
         "a token id that ends the scheduler"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,
     apply=_apply,
 )

@@ -37,7 +37,7 @@ PATCH = Patch(
         "every replica of one snapshot has the same random state and would sample the same text; SGLang has no route to "
         "seed anew, so it is done when memory is resumed"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,
     apply=lambda: around_handler(RESUME, after=reseed),
 )

@@ -21,7 +21,7 @@ PATCH = Patch(
         "a process that CRIU restored may no longer use AMX, which torch chose when it started: its first matrix product "
         "would end the scheduler with SIGILL"
     ),
-    versions=("0.5.16", "0.5.23"),
+    versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=has_tiles,
     apply=_apply,
 )

@@ -47,7 +47,7 @@ PATCH = Patch(
         "the registry's torchvision is a CUDA build whose library does not load beside a CPU torch, and its import ends "
         "at two operators that are then unknown: nms and qnms"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=_torchvision_has_no_operators,
     apply=_define_schemas,
 )

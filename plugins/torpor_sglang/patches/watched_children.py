@@ -89,7 +89,7 @@ PATCH = Patch(
         "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server stays and answers nothing. Later versions "
         "look once a second, and sleep for 5 s before they end: requests hang meanwhile"
     ),
-    versions=("0.5.6.post2", "0.5.16", "0.5.23"),
+    versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,
     apply=lambda: after_import(_MODULE, watch_children),
 )

@@ -25,6 +25,7 @@ JUDGED = {
     "SGLANG_EMBEDDINGS_SPARSE_HEAD": "another kind of model",
     "SGLANG_EMBEDDING_POOL_SIZE_MB": "a limit",
     "SGLANG_ENABLE_EMBED_REPLICATION": "where the model's own weights are",
+    "SGLANG_ENABLE_CUSTOM_ALL_REDUCE_V2_MULTINODE": "kernels",
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "a route that the guard closes",
     "SGLANG_ENABLE_RESPONSE_TEMPLATE_TURN_GRAMMAR": "a grammar of the model's own",
     "SGLANG_ENCODER_GRPC_TIMEOUT_SECS": "only with refused encoder servers",

@@ -200,6 +200,7 @@ def test_options_that_are_off_leave_no_flag() -> None:
     [
         ("0.5.6.post2", "--cuda-graph-max-bs"),
         ("0.5.16", "--cuda-graph-max-bs-decode"),
+        ("0.5.18", "--cuda-graph-max-bs-decode"),
         ("0.5.23", "--cuda-graph-max-bs-decode"),
     ],
 )

@@ -184,7 +184,7 @@ def assert_asleep(public: httpx.Client, keyed: httpx.Client) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.fault("a request brings a real engine what only its operator may say", area="request", outcome="refused")
-@pytest.mark.parametrize("version", ["0.5.23", "0.5.16"])
+@pytest.mark.parametrize("version", ["0.5.23", "0.5.18", "0.5.16"])
 def test_the_real_server_sleeps_and_wakes_behind_the_guard(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, version: str
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 RESUMED = {
     "0.5.6.post2": ("SchedulerUpdateWeightsMixin", "self"),
     "0.5.16": ("SchedulerWeightUpdaterManager", "self.weight_updater"),
+    "0.5.18": ("SchedulerWeightUpdaterManager", "self.weight_updater"),
     "0.5.23": ("SchedulerWeightUpdaterManager", "self.weight_updater"),
 }
 """The class with the handler of a resume, and how the scheduler holds it."""

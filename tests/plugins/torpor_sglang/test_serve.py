@@ -83,7 +83,7 @@ def test_an_unsupported_version_is_refused(tmp_path: Path) -> None:
     """A version whose routes were never judged is not served, unless that is asked for."""
     ran = launch("--model-path", "m", boot=True, python_path=fake_sglang(tmp_path, "0.4.0"))
     assert ran.returncode == 2
-    assert "SGLang 0.4.0 is not supported; supported are 0.5.6.post2, 0.5.16, 0.5.23" in ran.stderr
+    assert "SGLang 0.4.0 is not supported; supported are 0.5.6.post2, 0.5.16, 0.5.18, 0.5.23" in ran.stderr
     assert "TORPOR_ANY_ENGINE=1" in ran.stderr
     tried = launch("--model-path", "m", boot=True, python_path=tmp_path, TORPOR_ANY_ENGINE="1")
     assert "torpor_sglang: SGLang 0.4.0; guarded; patches: " in tried.stderr
