@@ -15,10 +15,12 @@ import pytest
 from tests.snapshots.nvidia import FakeDriver, build
 from torpor import SnapshotError
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu, find
-from torpor.snapshots.sandbox.sandbox import Clock, Mode, Sandbox
+from torpor.snapshots.sandbox.start import create_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from torpor.snapshots.sandbox.sandbox import Clock, Mode, Sandbox
 
 REQUIRE_VARIABLE = "TORPOR_REQUIRE_CRIU"
 SMALL_DISK_VARIABLE = "TORPOR_TEST_SMALL_DISK"
@@ -36,7 +38,6 @@ class MakeSandbox(Protocol):
         *,
         private: Sequence[Path] = (),
         clock: Clock | None = None,
-        control: Path | None = None,
     ) -> Sandbox:
         """Return a new sandbox."""
 
@@ -68,10 +69,8 @@ def make_sandbox(mode: Mode, scratch: Path) -> Iterator[MakeSandbox]:
     """A factory of sandboxes, see `MakeSandbox`."""
     made: list[Sandbox] = []
 
-    def make(
-        name: str = "one", *, private: Sequence[Path] = (), clock: Clock | None = None, control: Path | None = None
-    ) -> Sandbox:
-        sandbox = Sandbox.create(name, mode=mode, scratch=scratch, private=private, clock=clock, control=control)
+    def make(name: str = "one", *, private: Sequence[Path] = (), clock: Clock | None = None) -> Sandbox:
+        sandbox = create_sandbox(name, mode=mode, scratch=scratch, private=private, clock=clock)
         made.append(sandbox)
         return sandbox
 
@@ -145,7 +144,7 @@ def _forbidden(mode: Mode) -> str:
     if mode not in _seen:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                Sandbox.create("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
+                create_sandbox("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
             _seen[mode] = ""
         except SnapshotError as error:
             _seen[mode] = str(error)

@@ -21,6 +21,7 @@ from torpor import SnapshotError
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, find
 from torpor.snapshots.criu.run import DUMP_LOG, SIDE_FILES, dump, expected_bytes, restore
 from torpor.snapshots.sandbox.sandbox import FIRST_PID, Clock, Sandbox
+from torpor.snapshots.sandbox.start import create_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,15 +225,15 @@ def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
     criu: Criu, tmp_path: Path, scratch: Path, work: Path
 ) -> None:
     """The filter is taken along; rootless refuses it, by name."""
-    with Sandbox.create("original", mode="root", scratch=scratch) as original:
+    with create_sandbox("original", mode="root", scratch=scratch) as original:
         start(original, "0", filtered=True)
         dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
-    with Sandbox.create("replica", mode="root", scratch=scratch) as replica:
+    with create_sandbox("replica", mode="root", scratch=scratch) as replica:
         restore(criu, replica, tmp_path / "images", work=work, timeout_s=TIMEOUT_S)
         assert ask(replica)["pid"] == FIRST_PID
         status = Path(f"/proc/{replica.host_pids()[FIRST_PID]}/status").read_text()
         assert "Seccomp:\t2" in status
-    with Sandbox.create("rootless", mode="rootless", scratch=scratch) as rootless:
+    with create_sandbox("rootless", mode="rootless", scratch=scratch) as rootless:
         start(rootless, "0", filtered=True)
         with pytest.raises(SnapshotError, match="seccomp"):
             dump(criu, rootless, tmp_path / "none", timeout_s=TIMEOUT_S)

@@ -24,13 +24,14 @@ from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.gpu import checkpoint as cuda
 from torpor.snapshots.gpu import driver as gpu
 from torpor.snapshots.gpu.requirements import against_gpu
-from torpor.snapshots.sandbox.sandbox import Sandbox
+from torpor.snapshots.sandbox.start import create_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.snapshots.nvidia import FakeDriver
     from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.gpu_state import GpuPart
 
 PROGRAM = Path(__file__).with_name("cuda_program.py")
@@ -59,7 +60,7 @@ class Card:
     started: list[Sandbox]
 
     def sandbox(self) -> Sandbox:
-        made = Sandbox.create("card", mode="root", scratch=self.scratch)
+        made = create_sandbox("card", mode="root", scratch=self.scratch)
         self.started.append(made)
         return made
 

@@ -23,7 +23,8 @@ from tests.conftest import is_running
 from tests.snapshots.conftest import exists, wait_for
 from torpor import ConfigurationError, SnapshotError
 from torpor.snapshots.sandbox.first_process import FirstProcess
-from torpor.snapshots.sandbox.sandbox import FIRST_PID, BegunSandbox, Clock, Sandbox
+from torpor.snapshots.sandbox.sandbox import FIRST_PID, Clock, Sandbox
+from torpor.snapshots.sandbox.start import StartingSandbox, create_sandbox
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
@@ -379,10 +380,10 @@ def test_a_sandbox_that_is_gone_says_so(sandbox: Sandbox) -> None:
     os.kill(sandbox.pid, signal.SIGKILL)
     assert sandbox.wait(5.0) == -signal.SIGKILL
     assert wait_for(lambda: not sandbox.alive)
-    with pytest.raises(SnapshotError, match="gone"):
+    with pytest.raises(SnapshotError, match="has ended"):
         sandbox.socket()
     sandbox.kill()
-    with pytest.raises(SnapshotError, match="ended"):
+    with pytest.raises(SnapshotError, match="has ended"):
         sandbox.run(["true"], timeout_s=1.0)
 
 
@@ -390,17 +391,17 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from torpor.snapshots.sandbox.sandbox import Sandbox
-control = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-sandbox = Sandbox.create("owned", mode=sys.argv[1], scratch=Path(sys.argv[2]), control=control)
+from torpor.snapshots.sandbox.start import create_sandbox
+sandbox = create_sandbox("owned", mode=sys.argv[1], scratch=Path(sys.argv[2]))
 sandbox.spawn(["sleep", "60"], env={"PATH": "/usr/bin:/bin"})
 print(*sandbox.host_pids().values(), flush=True)
 time.sleep(60)
 """
 
 
-def start_owner(mode: Mode, scratch: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
+def start_owner(mode: Mode, scratch: Path) -> tuple[subprocess.Popen[str], list[int]]:
     """A process that makes a sandbox; it, and the pids of the sandbox."""
-    argv = [sys.executable, "-c", OWNER, mode, str(scratch), *more]
+    argv = [sys.executable, "-c", OWNER, mode, str(scratch)]
     owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
     pids = [int(pid) for pid in owner.stdout.readline().split()]
@@ -417,49 +418,15 @@ def test_a_sandbox_ends_with_its_owner(mode: Mode, scratch: Path) -> None:
     assert wait_for(lambda: not any(map(exists, pids)))
 
 
-def test_a_detached_sandbox_outlives_its_owner_and_can_be_taken_over(mode: Mode, scratch: Path, tmp_path: Path) -> None:
-    """Another process attaches, uses and ends it; the control socket goes with it."""
-    folder = tmp_path / "run"
-    folder.mkdir(mode=0o700)
-    control = folder / "replica"
-    owner, pids = start_owner(mode, scratch, str(control))
-    owner.kill()
-    owner.wait()
-    sandbox = Sandbox.attach(control)
-    try:
-        assert (sandbox.name, sandbox.mode, sandbox.scratch, sandbox.pid) == ("owned", mode, scratch, min(pids))
-        assert sandbox.run(["echo", "hello"], timeout_s=5.0).output == "hello\n"
-        sandbox.close()
-        assert all(map(exists, pids))
-        again = Sandbox.attach(control)
-        assert again.poll() is None
-        again.signal_tree(signal.SIGTERM)
-        assert again.wait(5.0) == -signal.SIGTERM
-    finally:
-        Sandbox.attach(control).kill()
-    assert wait_for(lambda: not any(map(exists, pids)))
-    assert not control.exists()
-    with pytest.raises(SnapshotError, match="No sandbox can be reached"):
-        Sandbox.attach(control)
-
-
-def test_a_control_socket_in_an_open_folder_is_refused(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """Whoever reaches it commands the sandbox."""
-    folder = tmp_path / "open"
-    folder.mkdir()
-    folder.chmod(0o755)
-    with pytest.raises(SnapshotError, match="chmod 700"):
-        make_sandbox(control=folder / "replica")
-
-
-def test_a_control_path_that_is_taken_is_refused(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """Two replicas cannot share one; long paths are fine."""
+def test_the_folder_for_temporary_files_may_have_a_long_path(
+    make_sandbox: MakeSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's address holds 108 bytes at most. No file of the socket stays behind."""
     folder = tmp_path / ("long" * 40)
-    folder.mkdir(mode=0o700)
-    first = make_sandbox(control=folder / "replica")
-    with pytest.raises(SnapshotError, match="cannot listen"):
-        make_sandbox(control=folder / "replica")
-    assert first.run(["true"], timeout_s=5.0).code == 0
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    assert make_sandbox().run(["true"], timeout_s=5.0).code == 0
+    assert list(folder.iterdir()) == []
 
 
 def test_the_end_of_the_outer_process_is_the_end_of_all(sandbox: Sandbox) -> None:
@@ -507,31 +474,24 @@ def test_a_step_that_the_kernel_refuses_is_named(mode: Mode, scratch: Path, tmp_
     """Here a private folder that cannot be one; nothing is left of the attempt."""
     (tmp_path / "file").touch()
     with pytest.raises(SnapshotError, match="refused to furnish the sandbox"):
-        Sandbox.create("one", mode=mode, scratch=scratch, private=[tmp_path / "file"])
+        create_sandbox("one", mode=mode, scratch=scratch, private=[tmp_path / "file"])
     with pytest.raises(ConfigurationError, match="absolute"):
-        Sandbox.create("one", mode=mode, scratch=Path("relative"))
+        create_sandbox("one", mode=mode, scratch=Path("relative"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may make any sandbox")
 def test_an_ordinary_user_gets_no_sandbox_of_root(scratch: Path) -> None:
     """The message names the step that needed privilege."""
     with pytest.raises(SnapshotError, match="pid, mount, net and ipc namespaces: Operation not permitted"):
-        Sandbox.create("one", mode="root", scratch=scratch)
+        create_sandbox("one", mode="root", scratch=scratch)
 
 
-@pytest.mark.parametrize("detached", [False, True])
-def test_a_sandbox_that_is_not_ready_in_time_is_ended(
-    mode: Mode, scratch: Path, tmp_path: Path, detached: bool
-) -> None:
-    """No wait without a deadline; nothing goes on behind it."""
-    tmp_path.chmod(0o700)
-    name = f"late-{os.getpid()}-{detached}"
+def test_a_sandbox_that_is_not_ready_in_time_is_ended(mode: Mode, scratch: Path) -> None:
+    """Every wait has a deadline; no process goes on afterwards."""
+    name = f"late-{os.getpid()}"
     with pytest.raises(SnapshotError, match="was not ready"):
-        Sandbox.create(
-            name, mode=mode, scratch=scratch, control=tmp_path / "control" if detached else None, timeout_s=0.0
-        )
+        create_sandbox(name, mode=mode, scratch=scratch, timeout_s=0.0)
     assert wait_for(lambda: not [pid for pid in psutil.pids() if name in _command(pid)])
-    assert not (tmp_path / "control").exists()
 
 
 def _command(pid: int) -> str:
@@ -579,20 +539,20 @@ def test_without_a_temporary_folder_no_sandbox_is_made(
 ) -> None:
     """An error of ours, not a stray one of the operating system."""
     monkeypatch.setenv("TMPDIR", "/nowhere")
-    with pytest.raises(SnapshotError, match="no folder for its socket"):
-        Sandbox.create("one", mode=mode, scratch=scratch)
+    with pytest.raises(SnapshotError, match=r"cannot bind its socket /nowhere/torpor-.*: No such file or directory"):
+        create_sandbox("one", mode=mode, scratch=scratch)
 
 
 def test_what_was_begun_can_be_ended_before_it_is_ready(mode: Mode, scratch: Path) -> None:
     """Its first process is gone, no descriptor stays open, and nobody gets it any more."""
     before = psutil.Process().num_fds()
-    begun = BegunSandbox("one", mode=mode, scratch=scratch)
+    begun = StartingSandbox("one", mode=mode, scratch=scratch)
     outer = begun._outer
     begun.end()
     begun.end()
     assert outer.poll() is not None
     with pytest.raises(SnapshotError, match="'one' was ended before it was ready"):
-        begun.made(Sandbox, timeout_s=10.0)
+        begun.ready(10.0)
     assert psutil.Process().num_fds() == before
 
 
@@ -600,10 +560,10 @@ def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path
     """Whether that comes before the sandbox is ready or after: who waits gets an error or a sandbox that is ended."""
     before = psutil.Process().num_fds()
     for number in range(10):
-        begun = BegunSandbox(f"n{number}", mode=mode, scratch=scratch)
+        begun = StartingSandbox(f"n{number}", mode=mode, scratch=scratch)
         ender = threading.Timer(number * 0.005, begun.end)
         ender.start()
-        with contextlib.suppress(SnapshotError), begun.made(Sandbox, timeout_s=10.0) as sandbox:
+        with contextlib.suppress(SnapshotError), begun.ready(10.0) as sandbox:
             ender.join()
             assert wait_for(lambda: not sandbox.alive, 5.0)
         ender.join()
@@ -615,8 +575,8 @@ def test_a_process_that_was_started_before_makes_the_sandbox(mode: Mode, scratch
     """What it is to make is said later; the sandbox is as any other, and ends as any other."""
     before = psutil.Process().num_fds()
     with FirstProcess("early") as first:
-        begun = BegunSandbox("one", mode=mode, scratch=scratch, first=first)
-    with begun.made(Sandbox, timeout_s=10.0) as sandbox:
+        begun = StartingSandbox("one", mode=mode, scratch=scratch, first=first)
+    with begun.ready(10.0) as sandbox:
         assert sandbox.name == "one"
         assert sandbox.run([sys.executable, "-c", "print(1)"], timeout_s=20.0).output == "1\n"
     assert first.process.poll() is not None
@@ -631,8 +591,8 @@ def test_a_process_that_nobody_told_what_to_make_is_ended(monkeypatch: pytest.Mo
     assert first.process.poll() is not None
     monkeypatch.setenv("TMPDIR", "/nowhere")
     first = FirstProcess("early")
-    with pytest.raises(SnapshotError, match="no folder for its socket"):
-        BegunSandbox("one", mode="rootless", scratch=scratch, first=first)
+    with pytest.raises(SnapshotError, match=r"cannot bind its socket /nowhere/torpor-.*: No such file or directory"):
+        StartingSandbox("one", mode="rootless", scratch=scratch, first=first)
     assert first.process.poll() is not None
     assert psutil.Process().num_fds() == before
 

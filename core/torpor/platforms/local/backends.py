@@ -262,7 +262,7 @@ class CriuBackend:
         """
         from torpor.snapshots.capture import check_target  # noqa: PLC0415
         from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415
-        from torpor.snapshots.sandbox.sandbox import Sandbox  # noqa: PLC0415
+        from torpor.snapshots.sandbox.start import create_sandbox  # noqa: PLC0415
         from torpor.snapshots.store.paths import scratch_folder  # noqa: PLC0415
         from torpor.snapshots.targets import check_writable  # noqa: PLC0415
 
@@ -275,7 +275,7 @@ class CriuBackend:
 
             self._front = Gateway(host=self._host or LOOPBACK, port=self._port or deployment.port)
             self._front.start()
-        self._sandbox = Sandbox.create(deployment.name, mode=mode, scratch=scratch_folder())
+        self._sandbox = create_sandbox(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment)
         return SandboxStarter(self._sandbox, deployment)
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.snapshots.sandbox.sandbox import BegunSandbox, Sandbox
+from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.store.paths import cache_root, logs_folder, work_folder
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def start_cold(
     deployment, began_at = lifecycle.deployment, time.perf_counter()
     run_build_steps(recipe, cache_root())
     scratch = Path(manifest.scratch)
-    begun = attempt.begin(lambda: BegunSandbox(name, mode=manifest.mode, scratch=scratch))
-    sandbox = begun.made(Sandbox, timeout_s=_SANDBOX_TIMEOUT_S)
+    begun = attempt.begin(lambda: StartingSandbox(name, mode=manifest.mode, scratch=scratch))
+    sandbox = begun.ready(_SANDBOX_TIMEOUT_S)
     sandbox_s = time.perf_counter() - began_at
     boot = Boot(
         deployment,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torpor.runtime.supervision import BackOff
-    from torpor.snapshots.sandbox.sandbox import BegunSandbox
+    from torpor.snapshots.sandbox.start import StartingSandbox
 
 __all__ = ["Attempt", "Replacement"]
 
@@ -26,10 +26,10 @@ class Attempt:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begun: list[BegunSandbox] = []
+        self._begun: list[StartingSandbox] = []
         self._ended = False
 
-    def begin(self, make: Callable[[], BegunSandbox]) -> BegunSandbox:
+    def begin(self, make: Callable[[], StartingSandbox]) -> StartingSandbox:
         """Begin one more.
 
         Raises:

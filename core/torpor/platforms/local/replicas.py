@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
     from torpor.snapshots.sandbox.first_process import FirstProcess
-    from torpor.snapshots.sandbox.sandbox import BegunSandbox, Clock, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
+    from torpor.snapshots.sandbox.start import StartingSandbox
     from torpor.snapshots.store.folder import Mark
     from torpor.snapshots.store.manifest import Manifest
     from torpor.telemetry.records import StageRecord
@@ -139,15 +140,17 @@ def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
     return inspect(folder), read_identity(folder)
 
 
-def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> BegunSandbox:
+def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> StartingSandbox:
     """Begin an empty sandbox for a copy, by a process that was started before or by a new one; it gets ready by itself."""
-    from torpor.snapshots.sandbox.sandbox import BegunSandbox  # noqa: PLC0415 - the package would be imported in a circle
+    from torpor.snapshots.sandbox.start import StartingSandbox  # noqa: PLC0415 - the package would be imported in a circle
 
-    return BegunSandbox(name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first)
+    return StartingSandbox(
+        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first
+    )
 
 
 def bring_back(
-    folder: Path, manifest: Manifest, *, criu: Criu, begun: BegunSandbox, mark: Mark | None = None
+    folder: Path, manifest: Manifest, *, criu: Criu, begun: StartingSandbox, mark: Mark | None = None
 ) -> Replica:
     """Restore one tree into a sandbox; it sleeps.
 
@@ -162,13 +165,12 @@ def bring_back(
         SnapshotError: another folder has come in its place, CRIU could not, or the GPU driver; nothing is left running.
     """
     from torpor.snapshots.criu.run import restore  # noqa: PLC0415
-    from torpor.snapshots.sandbox.sandbox import Sandbox  # noqa: PLC0415
     from torpor.snapshots.store.manifest import IMAGES  # noqa: PLC0415
 
     started = time.perf_counter()
     folder = real_folder(folder)
     mark = mark or checked(folder)
-    sandbox = begun.made(Sandbox, timeout_s=_RESTORE_TIMEOUT_S)
+    sandbox = begun.ready(_RESTORE_TIMEOUT_S)
     made = time.perf_counter()
     sandbox.filtered = (
         manifest.mode == "root"
@@ -431,11 +433,11 @@ class Replicas:
                 one.back_off.serves()
                 front.add(one.target)
 
-    def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> BegunSandbox:
+    def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> StartingSandbox:
         name = self._next_name()
         return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
 
-    def _brought_back(self, attempt: Attempt, begun: BegunSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
+    def _brought_back(self, attempt: Attempt, begun: StartingSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
         """Restore one tree; a failure is recorded, unless somebody ended the start."""
         started = time.perf_counter()
         try:

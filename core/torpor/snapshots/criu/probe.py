@@ -21,12 +21,12 @@ from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.criu.program import Criu, boot_id, candidates, find
 from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.sandbox.pid1 import StepError
-from torpor.snapshots.sandbox.sandbox import Sandbox
+from torpor.snapshots.sandbox.start import create_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.snapshots.sandbox.sandbox import Mode
+    from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
 
 __all__ = ["Reason", "available", "usable_mode"]
 
@@ -151,7 +151,7 @@ def _what_else_is_missing(mode: Mode) -> tuple[Reason, ...]:
         return ()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            Sandbox.create("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
+            create_sandbox("trial", mode=mode, scratch=Path(folder) / "scratch").kill()
     except (SnapshotError, OSError) as error:
         return (_explain("sandbox", error, mode),)
     return ()
@@ -163,14 +163,14 @@ def _trial(criu: Criu, mode: Mode, folder: Path) -> Reason | None:
     work.mkdir()
     step = "sandbox"
     try:
-        with Sandbox.create("trial", mode=mode, scratch=scratch) as original:
+        with create_sandbox("trial", mode=mode, scratch=scratch) as original:
             step = "start"
             original.spawn([sys.executable, "-I", "-S", "-c", _PROGRAM], env={"PATH": os.defpath})
             _wait_until_up(original)
             step = "dump"
             dump(criu, original, images, timeout_s=_STEP_TIMEOUT_S)
         step = "sandbox"
-        with Sandbox.create("trial", mode=mode, scratch=scratch) as replica:
+        with create_sandbox("trial", mode=mode, scratch=scratch) as replica:
             step = "restore"
             restore(criu, replica, images, work=work, timeout_s=_STEP_TIMEOUT_S)
             step = "answer"

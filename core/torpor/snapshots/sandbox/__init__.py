@@ -1,1 +1,1 @@
-"""One sandbox per replica: namespaces, the first process, and the engine inside."""
+"""One sandbox per replica: its namespaces, its first process, and the engine inside."""

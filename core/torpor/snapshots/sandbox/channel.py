@@ -1,14 +1,15 @@
-"""The owner's end of the conversation with a sandbox's pid 1 (see `torpor.snapshots.sandbox.pid1`)."""
+"""The owner's end of the connection to a sandbox's pid 1 (see `torpor.snapshots.sandbox.pid1`)."""
 
 from __future__ import annotations
 
 import contextlib
 import marshal
 import os
+import select
 import socket
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.sandbox.pid1 import LENGTH_BYTES, MESSAGE_VERSION, StepError
@@ -18,64 +19,51 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.sandbox.pid1 import Message
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "readable"]
 
 _MOST_DESCRIPTORS = 32
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Channel:
-    """Where pid 1 listens: a socket file, or one that has lost its name and is reached through a descriptor.
+    """The socket on which pid 1 listens; its file has no name, so only this process reaches it, through a descriptor.
 
     Args:
         name: the sandbox's, for messages.
-        control: the socket's path.
-        keep_path: whether the file stays, for `Sandbox.attach`.
+        socket_fd: descriptor of the socket's file (O_PATH); closed by `close`.
     """
 
-    def __init__(self, name: str, control: Path, *, keep_path: bool) -> None:
+    def __init__(self, name: str, socket_fd: int) -> None:
         self.name = name
-        self._inode = os.open(control, os.O_PATH)
-        self._path = control if keep_path else None
+        self._socket_fd = socket_fd
 
     @classmethod
-    @contextlib.contextmanager
-    def bound(cls, name: str, control: Path | None, listener: socket.socket) -> Iterator[Channel]:
-        """Give the socket that pid 1 will listen on an address, and make the channel to it.
+    def bound(cls, name: str, listener: socket.socket) -> Self:
+        """Bind the socket on which pid 1 will listen, and return the channel to it.
 
         Raises:
-            SnapshotError: something lies at `control` already, or others may write in its folder.
+            SnapshotError: there is no place for the socket's file.
         """
-        with contextlib.ExitStack() as stack:
-            if control is None:
-                folder = Path(os.environ.get("TMPDIR") or "/tmp", f"torpor-{os.urandom(8).hex()}")  # noqa: S108 - 0700
-                try:
-                    folder.mkdir(mode=0o700)  # `tempfile` would do, but takes 8 ms to import
-                except OSError as error:
-                    raise SnapshotError(
-                        f"Sandbox {name!r} cannot be made: no folder for its socket ({error})."
-                    ) from error
-                path = folder / "control"
-                stack.callback(folder.rmdir)
-                stack.callback(path.unlink, missing_ok=True)
-            else:
-                folder, path = control.parent, control
-                _check_private(folder)
-            folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # `tempfile` would make the folder, too, but takes 8 ms to import.
+        folder = Path(os.environ.get("TMPDIR") or "/tmp", f"torpor-{os.urandom(8).hex()}")  # noqa: S108 - 0700
+        path = folder / "control"
+        try:
+            folder.mkdir(mode=0o700)
             try:
-                listener.bind(f"/proc/self/fd/{folder_fd}/{path.name}")  # a socket's address holds 108 bytes at most
-            except OSError as error:
-                raise SnapshotError(f"Sandbox {name!r} cannot listen at {path}: {error.strerror}.") from error
+                _bind(listener, path)
+                return cls(name, os.open(path, os.O_PATH))
             finally:
-                os.close(folder_fd)
-            yield cls(name, path, keep_path=control is not None)
+                path.unlink(missing_ok=True)
+                folder.rmdir()
+        except OSError as error:
+            raise SnapshotError(f"Sandbox {name!r}: cannot bind its socket {path}: {error.strerror}.") from error
 
-    def peer(self) -> tuple[int, int]:
-        """Pid and user of pid 1, as this process sees them."""
+    def peer_pid(self) -> int:
+        """Pid of pid 1, as this process sees it."""
         with self._connected(1.0) as connection:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(raw)
-        return pid, uid
+        pid, _, _ = _CREDENTIALS.unpack(raw)
+        return int(pid)
 
     def ask(
         self, request: Message, *, descriptors: Sequence[int] = (), timeout_s: float | None
@@ -83,12 +71,12 @@ class Channel:
         """Send a request and wait for its answer.
 
         Returns:
-            The answer and the descriptors that came with it; they are the caller's to close.
+            The answer and the descriptors that came with it; the caller closes them.
 
         Raises:
             StepError: pid 1 could not do it.
-            SnapshotError: pid 1 is gone.
-            TimeoutError: no answer in time; pid 1 ends the command if it was one.
+            SnapshotError: pid 1 has ended.
+            TimeoutError: no answer in time; if the request runs a command, pid 1 kills it.
         """
         body = marshal.dumps(request, MESSAGE_VERSION)
         try:
@@ -100,26 +88,40 @@ class Channel:
         except TimeoutError:
             raise
         except (OSError, EOFError) as error:
-            raise SnapshotError(f"Sandbox {self.name!r} is gone: its pid 1 does not answer ({error}).") from error
+            raise SnapshotError(f"Sandbox {self.name!r} has ended: its pid 1 does not answer ({error}).") from error
         if "step" in answer:
             number = answer["errno"]
             raise StepError(str(answer["step"]), number if isinstance(number, int) else 0)
         return answer, received
 
-    def close(self, *, ended: bool) -> None:
-        """Let go; with `ended`, the socket file goes too. Harmless to repeat."""
-        if self._inode >= 0:
-            os.close(self._inode)
-            self._inode = -1
-            if ended and self._path:
-                self._path.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Close the descriptor. Harmless to repeat."""
+        if self._socket_fd >= 0:
+            os.close(self._socket_fd)
+            self._socket_fd = -1
 
     @contextlib.contextmanager
     def _connected(self, timeout_s: float | None) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(f"/proc/self/fd/{self._inode}")
+            connection.connect(f"/proc/self/fd/{self._socket_fd}")
             connection.settimeout(timeout_s)
             yield connection
+
+
+def readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait at most `timeout_s` seconds until a descriptor can be read from, or its other end was closed; whether that happened."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    """Bind through a descriptor of the folder: a socket's address holds 108 bytes at most, TMPDIR may be longer."""
+    folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        listener.bind(f"/proc/self/fd/{folder_fd}/{path.name}")
+    finally:
+        os.close(folder_fd)
 
 
 def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
@@ -132,15 +134,6 @@ def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
             data = b""
         data += more
     if not data:
-        raise EOFError("it hung up")
+        raise EOFError("it closed the connection")
     answer: Message = marshal.loads(data[LENGTH_BYTES:])  # noqa: S302 - pid 1 is our own program
     return answer, list(descriptors)
-
-
-def _check_private(folder: Path) -> None:
-    facts = folder.stat()
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-        raise SnapshotError(
-            f"The control socket's folder {folder} has mode {facts.st_mode & 0o777:03o} and owner {facts.st_uid}: whoever "
-            f"reaches the socket commands the sandbox, so it must be your own and private (chmod 700 {folder})."
-        )

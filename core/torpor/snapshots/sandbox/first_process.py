@@ -1,6 +1,6 @@
-"""A sandbox's first process, started before it is known what sandbox it is to make.
+"""The first process of a sandbox, started before the sandbox's configuration is known.
 
-Its interpreter takes as long to get going as the one that starts it: a command that has much to import begins with this.
+Its interpreter needs as long to start as the command's own imports, so a command starts it first of all.
 """
 
 from __future__ import annotations
@@ -27,62 +27,61 @@ _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pid1; sys.path.pop(
 
 
 class FirstProcess:
-    """Runs `torpor.snapshots.sandbox.pid1`, which waits for its configuration, and ends when nobody will send one any more.
+    """Runs `torpor.snapshots.sandbox.pid1`, which waits for its configuration.
 
-    As a context manager it is ended after the block, unless somebody told it what to make.
+    It ends by itself if this process ends without sending one. As a context manager it is ended after the block, unless
+    `configure` was called.
 
     Args:
         name: for ps.
-        detached: whether the sandbox outlives this process.
 
     Attributes:
-        process: the process; it reports on its standard output, which is the caller's to read and close.
-        listener: a socket that it has, too: pid 1 listens on it. To be bound before it is told.
-        owner: descriptors that it has, too, by which it notices the end of this process.
+        process: the process; it reports on its standard output, which the caller reads and closes.
+        listener: the socket on which pid 1 will listen; bind it before `configure`. The process has it, too.
+        owner: descriptor by which the process notices the end of this one. The process has it, too.
     """
 
-    def __init__(self, name: str, *, detached: bool = False) -> None:
-        self._told = False
-        with contextlib.ExitStack() as unmade:
-            self._said = os.memfd_create("stderr")
-            unmade.callback(os.close, self._said)
-            self._shared = unmade.enter_context(contextlib.ExitStack())
+    def __init__(self, name: str) -> None:
+        self._configured = False
+        with contextlib.ExitStack() as undo:
+            self._stderr = os.memfd_create("stderr")
+            undo.callback(os.close, self._stderr)
+            self._shared = undo.enter_context(contextlib.ExitStack())
             self.listener = self._shared.enter_context(socket.socket(socket.AF_UNIX))
-            self.owner = [] if detached else [os.pidfd_open(os.getpid())]
-            for descriptor in self.owner:
-                self._shared.callback(os.close, descriptor)
+            self.owner = os.pidfd_open(os.getpid())
+            self._shared.callback(os.close, self.owner)
             self.process = self._start(name)
-            self._undo = unmade.pop_all()
+            self._undo = undo.pop_all()
         self._undo.callback(self._kill)
 
-    def tell(self, config: Config) -> None:
-        """Say what to make; what it shares with this process is its own from then on."""
-        self._told = True
+    def configure(self, config: Config) -> None:
+        """Send the configuration; `listener` and `owner` are closed here and stay open in the process."""
+        self._configured = True
         with (
-            contextlib.suppress(BrokenPipeError),
+            contextlib.suppress(BrokenPipeError),  # the process has ended; its missing report will show that
             cast("IO[bytes]", self.process.stdin) as stdin,
-        ):  # it has ended: seen later
+        ):
             stdin.write(marshal.dumps(dict(config), _MESSAGE_VERSION))
         self._shared.close()
 
     def words(self) -> str:
-        """What it wrote to standard error."""
-        return os.pread(self._said, _WORDS_BYTES, 0).decode(errors="replace").strip()
+        """What the process wrote to standard error."""
+        return os.pread(self._stderr, _WORDS_BYTES, 0).decode(errors="replace").strip()
 
-    def let_go(self) -> None:
-        """It has done its work: nothing of it is needed any more, and it runs on."""
+    def release(self) -> None:
+        """Let the process run on without this object: the sandbox is ready."""
         self._undo.pop_all()
-        os.close(self._said)
+        os.close(self._stderr)
 
     def end(self) -> None:
-        """End it. Harmless to repeat, and after `let_go`."""
+        """End the process. Harmless to repeat; without effect after `release`."""
         self._undo.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._told:
+        if not self._configured:
             self.end()
             with self.process:  # closes its pipes
                 pass
@@ -93,12 +92,12 @@ class FirstProcess:
             env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
-            pass_fds=(self.listener.fileno(), *self.owner),
+            stderr=self._stderr,
+            pass_fds=(self.listener.fileno(), self.owner),
             start_new_session=True,
         )
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session; what it forked is in it
+            os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session, which includes its forks
         self.process.wait()

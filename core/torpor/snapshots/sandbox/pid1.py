@@ -1,15 +1,14 @@
 # ruff: noqa: SIM105 - contextlib is not imported here
-"""The first process of a sandbox: makes the namespaces, then reaps, starts commands and hands out sockets.
+"""The first process of a sandbox: makes the namespaces, then reaps, starts commands and passes sockets out.
 
-`torpor.snapshots.sandbox.sandbox` runs it as a program of its own. It stands in the way of every restore, so it imports as little
-as it can (measured: `json` costs 8 ms, `pathlib` 7, `signal` with its enumerations 6, `socket` 5, `typing` 5, `contextlib` 2):
-messages are marshalled (format version 2, which every Python 3 reads), and `_socket` and `_signal`, the C halves of the
-modules without underscore, stand in for them.
+`torpor.snapshots.sandbox.first_process` runs it as a separate program. Every restore waits for it, so it imports little. Measured:
+`json` costs 8 ms, `pathlib` 7, `signal` with its enumerations 6, `socket` 5, `typing` 5, `contextlib` 2. So messages are
+marshalled (format version 2, which every Python 3 reads), and it uses `_socket` and `_signal`, the C parts of those modules.
 
     request   length, marshalled dict with "op"; descriptors beside it (SCM_RIGHTS)
-    answer    length, marshalled dict; descriptors beside it; {"step", "errno"} when it failed
+    answer    length, marshalled dict; descriptors beside it; {"step", "errno"} after a failure
 
-A connection takes one request after the other. Closing it while its command runs kills that command.
+A connection carries one request after another. If it closes while its command runs, the command is killed.
 """
 
 from __future__ import annotations
@@ -32,17 +31,18 @@ if TYPE_CHECKING:
     Message = dict[str, object]
 
     class Config(TypedDict):
-        """What the owner says on standard input; paths are inside, numbers are descriptors."""
+        """What the owner sends on standard input; paths are inside the sandbox, `listener` and `owner` are descriptors.
+
+        `clock` is the text for timens_offsets; `private` holds mount points and their modes; the first of `folders` is TMPDIR.
+        """
 
         rootless: bool
-        detached: bool
         clock: str
         private: list[tuple[str, str]]
         folders: list[str]
         log: str
         listener: int
-        owner: list[int]
-        facts: Message
+        owner: int
 
 
 FIRST_PID = 1000
@@ -65,7 +65,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StepError(Exception):
-    """A step that the kernel refused: which, and its errno."""
+    """The kernel refused a step; carries the step and its errno."""
 
     def __init__(self, step: str, number: int | None) -> None:
         super().__init__(step, number)
@@ -73,16 +73,14 @@ class StepError(Exception):
 
 
 def main() -> None:
-    """Make the sandbox that standard input describes; standard output gets READY or the step that failed."""
+    """Make the sandbox that standard input describes; report READY or the failed step on standard output."""
     config: Config = marshal.load(sys.stdin.buffer)  # noqa: S302 - written by the process that started this one
     report = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(null, descriptor)
-    for descriptor in (config["listener"], *config["owner"]):
+    for descriptor in (config["listener"], config["owner"]):
         os.set_inheritable(descriptor, False)
-    if config["detached"] and os.fork():
-        os._exit(0)
     try:
         outer = os.pidfd_open(os.getpid())
         _unshare(config)
@@ -91,7 +89,7 @@ def main() -> None:
             os.waitpid(child, 0)
             os._exit(0)
         _furnish(config)
-        pid1 = Pid1(config, must_live=[outer, *config["owner"]])
+        pid1 = Pid1(config, must_live=[outer, config["owner"]])
     except StepError as error:
         os.write(report, marshal.dumps((error.step, error.number), MESSAGE_VERSION))
         os._exit(1)
@@ -118,7 +116,7 @@ def _furnish(config: Config) -> None:
     _mount("proc", "/proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "")
     try:
         for folder, mode in config["private"]:
-            os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 - it may lie in a private folder made just now
+            os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 - it may lie in the private folder before
             _mount("tmpfs", folder, _MS_NOSUID | _MS_NODEV, f"mode={mode}")
         for folder in config["folders"]:
             os.mkdir(folder, 0o700)  # noqa: PTH102
@@ -150,7 +148,7 @@ def _write(file: str, text: str) -> None:
 
 
 class Connection:
-    """A client: what it sent so far, and the descriptors that came with it."""
+    """A client: what it has sent so far, and the descriptors that came with it."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -160,15 +158,15 @@ class Connection:
         self.received: list[int] = []
 
     def trusted(self) -> bool:
-        """Whether the other end runs as our own user (for a socket with a path: whoever may reach it)."""
+        """Whether the other end runs as the same user."""
         credentials = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 3 * _INT_BYTES)
         return int.from_bytes(credentials[_INT_BYTES : 2 * _INT_BYTES], sys.byteorder) == os.geteuid()
 
     def receive(self) -> Message | None:
-        """A whole request, or None when more is to come.
+        """A complete request, or None while a part of it is missing.
 
         Raises:
-            EOFError: the client is gone.
+            EOFError: the client closed the connection.
         """
         space = _socket.CMSG_SPACE(_RECEIVE_FDS * _INT_BYTES)
         data, extras, _, _ = self._socket.recvmsg(_RECEIVE_BYTES, space, _socket.MSG_CMSG_CLOEXEC)
@@ -181,7 +179,7 @@ class Connection:
         end = LENGTH_BYTES + int.from_bytes(self._pending[:LENGTH_BYTES], "little")
         if len(self._pending) < max(end, LENGTH_BYTES + 1):
             return None
-        message: Message = marshal.loads(self._pending[LENGTH_BYTES:end])  # noqa: S302 - `trusted` was asked first
+        message: Message = marshal.loads(self._pending[LENGTH_BYTES:end])  # noqa: S302 - `trusted` was checked first
         self._pending = self._pending[end:]
         return message
 
@@ -193,22 +191,22 @@ class Connection:
         self._socket.sendmsg([len(body).to_bytes(LENGTH_BYTES, "little"), body], beside)
 
     def forget_received(self) -> None:
-        """Close what came with the last request."""
+        """Close the descriptors of the last request."""
         while self.received:
             os.close(self.received.pop())
 
     def close(self) -> None:
-        """Close everything."""
+        """Close the connection and its descriptors."""
         self.forget_received()
         self._socket.close()
 
 
 class Pid1:
-    """The loop: requests, the end of children, and the end of those whom the sandbox must not outlive.
+    """The loop: serves requests, reaps children, and ends the sandbox with its owner.
 
     Args:
         config: from the owner.
-        must_live: pidfds; when one of these processes ends, so does everything inside.
+        must_live: pidfds; when one of these processes ends, everything inside ends.
     """
 
     def __init__(self, config: Config, must_live: list[int]) -> None:
@@ -223,13 +221,13 @@ class Pid1:
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         self._listener = _socket.socket(fileno=config["listener"])
         self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)  # here, not by the owner: SO_PEERCRED then names pid 1 to every client
+        self._listener.listen(_BACKLOG)  # here, not in the owner: so SO_PEERCRED shows pid 1 to every client
         self._poll = select.poll()
         for descriptor in (self._woken, self._listener.fileno(), *must_live):
             self._poll.register(descriptor, select.POLLIN)
 
     def serve(self) -> NoReturn:
-        """Serve for ever."""
+        """Serve until the sandbox ends."""
         look = time.monotonic() + _LOG_LOOK_S
         while True:
             events = self._poll.poll(_LOG_LOOK_S * 1000)
@@ -250,7 +248,7 @@ class Pid1:
     def _accept(self) -> None:
         try:
             descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - what `socket` calls
-        except OSError:  # the client is gone again
+        except OSError:  # the client has closed already
             return
         connection = Connection(descriptor)
         if not connection.trusted():
@@ -277,16 +275,15 @@ class Pid1:
         if answer:
             self._send(connection, *answer)
 
-    def _answer(  # noqa: PLR0911 - one return for each request there is
+    def _answer(  # noqa: PLR0911 - one return for each kind of request
         self, connection: Connection, request: Message
     ) -> tuple[Message, list[int]] | None:
-        """Carry a request out; None when the answer comes later."""
+        """Carry out a request; None when the answer comes later."""
         match request:
             case {"op": "sockets", "count": int(count)}:
                 return {}, [_socket.socket(_socket.AF_INET, _socket.SOCK_STREAM).detach() for _ in range(count)]
-            case {"op": "facts"}:
-                opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder, _ in self._config["private"]]
-                return self._config["facts"], opened
+            case {"op": "folders"}:
+                return {}, [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder, _ in self._config["private"]]
             case {"op": "watch"}:
                 return {}, [self._watch()]
             case {"op": "clock"}:
@@ -316,12 +313,12 @@ class Pid1:
         self._poll.unregister(connection.descriptor)
         del self._connections[connection.descriptor]
         for pid in [pid for pid, client in self._commands.items() if client is connection]:
-            os.killpg(pid, _signal.SIGKILL)  # not reaped yet, so the number is still its own
+            os.killpg(pid, _signal.SIGKILL)  # not reaped yet, so no other process has its pid
             del self._commands[pid]
         connection.close()
 
     def _watch(self) -> int:
-        """A new pipe that gets the leader's exit code and is closed then; its read end."""
+        """The read end of a new pipe that gets the exit code of the tree's first process, and is then closed."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self._watchers.append(write_end)
         if self._leader_code is not None:
@@ -334,7 +331,7 @@ class Pid1:
             watcher = self._watchers.pop()
             try:
                 os.write(watcher, code)
-            except BrokenPipeError:  # it is no longer watched
+            except BrokenPipeError:  # the watcher has closed its end
                 pass
             os.close(watcher)
 
@@ -379,29 +376,29 @@ class Pid1:
                 self._tell_watchers()
 
     def _signal_tree(self, number: int) -> None:
-        """Signal everybody but pid 1 and the commands that run beside the tree (CRIU ends a dumped tree by itself)."""
+        """Signal every process except pid 1 and the commands beside the tree: CRIU ends a dumped tree by itself."""
         if not self._commands:
             try:
-                os.kill(-1, number)  # all at once: nobody can fork away from it
-            except ProcessLookupError:  # nobody is there
+                os.kill(-1, number)  # all at once: no process can fork away from it
+            except ProcessLookupError:  # there is no process
                 pass
             return
         for name in os.listdir("/proc"):  # noqa: PTH208
             try:
                 if name.isdigit() and int(name) > 1 and os.getsid(int(name)) not in self._commands:
                     os.kill(int(name), number)
-            except ProcessLookupError:  # gone meanwhile
+            except ProcessLookupError:  # it has ended meanwhile
                 pass
 
 
 def _forget_old_lines(log: str) -> None:
-    """Give back the memory of all but the end of a log, which lies on a tmpfs and is appended to for months.
+    """Free the memory of everything but the end of a log, which lies on a tmpfs and grows for months.
 
-    A hole, not a shorter file: nothing moves under those who write and read.
+    It punches a hole and does not truncate, so that the offsets of writers and readers stay valid.
     """
     try:
         descriptor = os.open(log, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # nothing was started yet
+    except OSError:  # no tree was started yet
         return
     facts = os.fstat(descriptor)
     if facts.st_blocks * _BLOCK_BYTES > 2 * _LOG_BYTES:
@@ -410,7 +407,7 @@ def _forget_old_lines(log: str) -> None:
 
 
 def punch_hole(descriptor: int, offset: int, size: int) -> None:
-    """Give back the room of some bytes of a file, which become zeroes; on a disk without holes they stay (fallocate(2))."""
+    """Free the space of a range of a file, which then reads as zeroes; no effect on file systems without holes (fallocate(2))."""
     where = ctypes.c_longlong(offset), ctypes.c_longlong(size)
     _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE, *where)
 
@@ -424,7 +421,7 @@ def _start(
     umask: int | None = None,
     files: Mapping[int, int] | None = None,
 ) -> int:
-    """Start a command in a session of its own; its pid.
+    """Start a command in its own session; its pid.
 
     Raises:
         StepError: it cannot be started.
@@ -446,14 +443,14 @@ def _start(
 def _become(
     argv: list[str], env: Mapping[str, str], cwd: str, files: Mapping[int, int], *, umask: int | None, report: int
 ) -> NoReturn:
-    """Turn a fork of pid 1 into the command; the report pipe closes at the exec or gets what went wrong."""
+    """Turn a fork of pid 1 into the command; the report pipe closes at the exec or gets the failed step."""
     step = f"enter {cwd}"
     try:
         beyond = max(files) + 1
         report = _moved(report, beyond)
         os.setsid()
         _signal.set_wakeup_fd(-1)
-        # What is ignored stays so over an exec: Python ignores the first two, a shell that starts us in the background the rest.
+        # An ignored signal stays ignored after an exec. Python ignores the first two; a shell the rest, for a background job.
         for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGQUIT):
             _signal.signal(ignored, _signal.SIG_DFL)
         if umask is not None:
@@ -472,8 +469,8 @@ def _become(
 
 
 def _moved(descriptor: int, least: int) -> int:
-    """The same file under a number from `least` on, which an exec closes."""
+    """Duplicate a descriptor to a number of at least `least`, closed at an exec."""
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, least)
-    except OSError as error:  # EINVAL for a number beyond the limit, though it is a want of descriptors
+    except OSError as error:  # the kernel says EINVAL when `least` is above the limit of descriptors
         raise OSError(_EMFILE, os.strerror(_EMFILE)) from error
