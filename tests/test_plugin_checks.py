@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +15,7 @@ import pytest
 from typing_extensions import override
 
 from tests.test_lifecycle import example_of
-from torpor import ConfigurationError, Deployment, Finding, Model, Plugin
+from torpor import ConfigurationError, Deployment, Finding, Model, Plugin, plugin_checks
 from torpor.engine_plugins.gpus import ParallelFlags, gpus_needed
 from torpor.errors import TorporError
 from torpor.platforms.local.server import LocalServer
@@ -134,7 +137,45 @@ def test_a_check_that_fails_is_an_error_that_names_the_plugin(body: Callable[...
     with pytest.raises(ConfigurationError, match="Plugin 'broken': check: ") as caught:
         accepted(deployment)
     assert says in str(caught.value)
-    assert "mend the plugin's check" in str(caught.value)
+    assert "fix the plugin's check" in str(caught.value)
+
+
+@pytest.mark.fault("a plugin's check hangs", area="hooks", outcome="refused")
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_check_that_hangs_is_an_error_that_names_the_plugin(monkeypatch: pytest.MonkeyPatch, stubborn: bool) -> None:
+    """Also one that catches what interrupts it once. The other plugins are asked; signals are as before."""
+    monkeypatch.setattr(plugin_checks, "_DEADLINE_S", 0.1)
+    monkeypatch.setattr(plugin_checks, "_AGAIN_S", 0.1)
+
+    def hangs(self: object, deployment: Deployment) -> Iterable[Finding]:
+        if stubborn:
+            with contextlib.suppress(BaseException):
+                time.sleep(30)
+        time.sleep(30)
+        return ()
+
+    handler, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+    findings = plugin_findings(deploy(_check(hangs), Choosy()))
+    assert [(found.plugin, found.seen) for found in findings] == [
+        ("broken", "its check did not return within 0.1 s"),
+        ("choosy", "port 8000 is odd"),
+    ]
+    assert time.monotonic() - began < 5
+    assert signal.getsignal(signal.SIGALRM) is handler
+    with pytest.raises(
+        ConfigurationError, match=r"Plugin 'broken': check: its check did not return within 0.1 s: fix "
+    ):
+        accepted(deploy(_check(hangs)))
+
+
+def test_a_timer_that_ran_before_a_check_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's SIGALRM, as of a test runner."""
+    before = signal.setitimer(signal.ITIMER_REAL, 100)
+    try:
+        assert plugin_findings(deploy(Choosy()))
+        assert 90 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def test_a_method_of_another_meaning_is_left_alone() -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import signal
+import threading
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import replace
@@ -21,15 +24,22 @@ from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from torpor.deployment import Deployment
 
 __all__ = ["accepted", "answer_of", "asked_by_the_command", "command_asks", "plugin_findings", "tell_warnings"]
 
 _MOST_FINDINGS = 1000
+_DEADLINE_S = 30.0
+"""For one check. It looks at values, so it takes milliseconds; one that waits for a network may never return."""
+_AGAIN_S = 1.0  # a bare `except:` in the check swallows one interrupt, not all of them
 _told_once: set[Finding] = set()
 _command_asks: ContextVar[bool] = ContextVar("command_asks", default=False)
-_CURE = "mend the plugin's check: it returns findings (torpor.Finding), as a tuple or by yield, () for none, and never raises"
+_CURE = (
+    "fix the plugin's check: it looks at values alone and returns findings (torpor.Finding), as a tuple or by yield, () for none; "
+    "it neither raises nor waits"
+)
 
 
 def plugin_findings(deployment: Deployment) -> tuple[Finding, ...]:
@@ -106,11 +116,39 @@ def answer_of(plugin: object, deployment: Deployment) -> tuple[Finding, ...] | s
     if not callable(check) or not _takes_a_deployment(check):
         return ()
     try:
-        return _checked(check(deployment))
+        with _deadline():
+            return _checked(check(deployment))
+    except _DeadlineError:
+        return f"did not return within {_DEADLINE_S:g} s"
     except Exception as error:
         return f"raised {type(error).__name__}: {error}"
     except SystemExit as error:
         return f"called sys.exit({error.code!r})"
+
+
+class _DeadlineError(BaseException):
+    """A check took too long. Not an `Exception`: a check that catches those must not catch this one."""
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """Interrupt a check that hangs, by SIGALRM. In the main thread only: Python runs signal handlers there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise _DeadlineError
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    left_s, interval_s = signal.setitimer(signal.ITIMER_REAL, _DEADLINE_S, _AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left_s:  # a timer that ran before goes on, e.g. a test's own
+            signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - began), 0.001), interval_s)
 
 
 def _of_plugin(plugin: object, deployment: Deployment) -> Iterator[Finding]:

@@ -95,13 +95,18 @@ class ModalOptions:
     writable_volumes: tuple[str, ...] = ()
     retries: int = 0
 
-    def __new__(cls, **given: object) -> Self:
-        """Refuse names that are none, before Python does without a word on what to write.
+    def __new__(cls, *unnamed: object, **given: object) -> Self:
+        """Refuse unknown names and values without a name; Python's own error would not say what to write.
 
         Raises:
-            ConfigurationError: one has another place, or there is no such option.
+            ConfigurationError: a value has no name, one has another place, or there is no such option.
         """
         known = [item.name for item in dataclasses.fields(cls)]
+        if unnamed:
+            raise ConfigurationError(
+                f"ModalOptions takes its options by name, and {shown(unnamed[0])} has none; write e.g. "
+                f"ModalOptions(requires_proxy_auth=True). There are {', '.join(known)}."
+            )
         for name in given:
             if name in _ELSEWHERE:
                 raise ConfigurationError(f"ModalOptions has no {name!r}: {_ELSEWHERE[name]}.")

@@ -221,6 +221,14 @@ def test_an_option_that_has_another_place_or_is_none_says_where_it_belongs(name:
         ModalOptions(**{name: 1})  # type: ignore[arg-type] # there is none of that name
 
 
+def test_a_value_without_a_name_is_refused_with_how_to_write_it() -> None:
+    """Python's own error would name no option."""
+    with pytest.raises(
+        ConfigurationError, match=r"takes its options by name, and True has none; write e\.g\. ModalOptions\("
+    ):
+        ModalOptions(True)  # type: ignore[misc] # noqa: FBT003
+
+
 def test_every_argument_of_modals_class_has_one_place() -> None:
     """A later client with another argument is noticed here: it becomes an option, or the reason why it is none."""
     taken = set(inspect.signature(modal.App.cls).parameters) - {"self"}
