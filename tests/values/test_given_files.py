@@ -10,7 +10,7 @@ import pytest
 
 from torpor import ConfigurationError
 from torpor.cli.boots import _text
-from torpor.cli.plan import _plan_in
+from torpor.plan.saved import saved_plan
 from torpor.report.reading import read_report
 from torpor.telemetry.records import read_records
 from torpor.values.given_files import is_shallow, read_given
@@ -48,7 +48,7 @@ def bytes_of_no_text(file: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
 
 
-READERS: list[Callable[[Path], object]] = [read_report, read_records, lambda file: _plan_in(str(file)), _text]
+READERS: list[Callable[[Path], object]] = [read_report, read_records, lambda file: saved_plan(str(file)), _text]
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_plan_has_its_parts(tmp_path: Path, text: str) -> None:
     file = tmp_path / "plan.json"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match="plan"):
-        _plan_in(str(file))
+        saved_plan(str(file))
 
 
 @pytest.mark.fault("a stage record has a field of another kind", area="given files", outcome="refused")

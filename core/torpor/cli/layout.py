@@ -7,13 +7,15 @@ import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from torpor.cli.console import LEVEL_STYLES, shown
 from torpor.cli.console import console as make_console
-from torpor.cli.console import shown
 from torpor.cli.terminal import output, width, wrapped
 from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torpor.values.findings import Finding
 
 __all__ = ["Layout"]
 
@@ -55,6 +57,13 @@ class Layout:
         rest = " " * (len(before) if self._width >= _NARROW else min(len(before), _NARROW_INDENT))
         lines = wrapped(one_line(text), self._width, first=before, rest=rest)
         self._show(lines, style, until=len(before))
+
+    def finding(self, finding: Finding) -> None:
+        """What was found, and below it what to do."""
+        by = f" [{finding.plugin}]" if finding.plugin else ""
+        self.field(f"  {finding.what}{by}: ", finding.seen, LEVEL_STYLES[finding.level])
+        if finding.cure:
+            self.field("      -> ", finding.cure)
 
     def command(self, indent: str, argv: Sequence[str]) -> None:
         """A command line, with a backslash where it goes on; a program of Python or of several lines stands below it."""

@@ -1,0 +1,114 @@
+"""The plan of an app, from its values alone: nothing is started, fetched or asked over a network."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from torpor.deployment import plugin_name
+from torpor.doctor.app import cautions
+from torpor.hookspecs import HOOK_NAMES
+from torpor.plan.values import EnginePlan, Flag, Plan
+from torpor.plugin_checks import plugin_findings
+from torpor.values.findings import Finding
+from torpor.values.start_limits import modal_start_limit_s, stage_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.deployment import Deployment
+    from torpor.lifecycle import Lifecycle
+    from torpor.recipe import Recipe
+
+__all__ = ["plan_of"]
+
+
+def plan_of(lifecycle: Lifecycle) -> Plan:
+    """The plan of a deployment; what plugins' checks find is among the warnings."""
+    deployment, recipe = lifecycle.deployment, lifecycle.recipe()
+    return Plan(
+        deployment=deployment.name,
+        model=deployment.model,
+        engine=_engine(deployment, recipe),
+        gpu=deployment.gpu,
+        port=deployment.port,
+        scaling=deployment.scaling,
+        memory_snapshot=deployment.snapshot,
+        gpu_snapshot=deployment.gpu_snapshot,
+        modal={} if deployment.modal is None else deployment.modal.changed(),
+        timeouts_s={
+            name.removesuffix("_timeout_s"): getattr(deployment, name)
+            for name in vars(deployment)
+            if name.endswith("_timeout_s")
+        },
+        start_limits_s=stage_limits(deployment, recipe),
+        modal_start_limit_s=modal_start_limit_s(deployment, recipe),
+        recipe=recipe,
+        plugins=tuple(map(plugin_name, deployment.plugins)),
+        hooks={hook: lifecycle.implementers(hook) for hook in HOOK_NAMES},
+        warnings=tuple(_warnings(deployment, recipe)),
+    )
+
+
+def _engine(deployment: Deployment, recipe: Recipe) -> EnginePlan:
+    engine = deployment.engine
+    command = tuple(engine.engine_argv(deployment, recipe))
+    return EnginePlan(
+        plugin=plugin_name(engine),
+        version=engine.engine_version,
+        guarded=engine.guarded,
+        public_paths=tuple(engine.public_paths),
+        command=command,
+        flags=_flags(deployment, recipe, command),
+    )
+
+
+def _flags(deployment: Deployment, recipe: Recipe, command: tuple[str, ...]) -> dict[str, Flag]:
+    """The flags of a command line with their reasons; one that a plugin asked for has the plugin as its reason.
+
+    A flag that is given several times has all its values.
+    """
+    engine = deployment.engine
+    reasons, unknown = engine.flag_reasons(), f"plugin {plugin_name(engine)} gives no reason"
+    values: dict[str, list[str]] = {}
+    flag = ""
+    for word in command:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            values.setdefault(flag, []).append(value)
+        elif flag:
+            values[flag].append(word)
+    return {
+        name: Flag(
+            value=" ".join(filter(None, given)),
+            reason=f"plugin {origin} asked for it"
+            if (origin := recipe.origins.get(f"flag:{name}"))
+            else reasons.get(name, unknown),
+        )
+        for name, given in values.items()
+    }
+
+
+def _warnings(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    yield from (finding for finding in plugin_findings(deployment) if finding.level != "ok")
+    yield from cautions(deployment, recipe)
+    if "modal" in sys.modules:  # the app file imports it
+        yield from _refused_by_modal(deployment)
+    elif deployment.snapshot:
+        yield from _not_lasting(deployment, recipe)
+
+
+def _refused_by_modal(deployment: Deployment) -> Iterator[Finding]:
+    from torpor.platforms.modal.checks import gpu_refusal  # noqa: PLC0415 - an app for this machine needs none of it
+
+    if refusal := gpu_refusal(deployment):
+        yield Finding(level="error", what="Modal", seen=refusal)
+
+
+def _not_lasting(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
+    """Files that a restore on this machine would miss."""
+    from torpor.platforms.local.server import cache_root, relocate  # noqa: PLC0415 - httpx: 70 ms of a plan for Modal
+    from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415 - as above
+
+    relocated = relocate(recipe, cache_root(), deployment.name)
+    yield from (finding for finding in place_findings(deployment, relocated) if finding.level == "error")

@@ -1,0 +1,113 @@
+"""A plan: what an app will do, as one value. `torpor.plan.text` shows it to people, `Plan.as_json` to programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torpor.deployment import Model, Scaling
+    from torpor.recipe import Recipe
+    from torpor.values.findings import Finding
+
+__all__ = ["EnginePlan", "Flag", "Plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag of the engine's command line.
+
+    Attributes:
+        value: all its values; empty for a switch.
+        reason: why it is set.
+    """
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """The engine that is started.
+
+    Attributes:
+        plugin: the plugin that starts it.
+        version: the engine's.
+        guarded: whether Torpor's guard stands before its routes.
+        public_paths: the routes that clients may use.
+        command: its command line.
+        flags: what is in the command line, by the flag's name.
+    """
+
+    plugin: str
+    version: str
+    guarded: bool
+    public_paths: tuple[str, ...]
+    command: tuple[str, ...]
+    flags: Mapping[str, Flag]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an app will do.
+
+    Attributes:
+        deployment: its name.
+        model: what it serves.
+        engine: what serves it.
+        gpu: as in the deployment.
+        port: as in the deployment.
+        scaling: how many requests and replicas.
+        memory_snapshot: whether the replica's memory is captured.
+        gpu_snapshot: whether the GPU's memory is, too.
+        modal: options for Modal that differ from their defaults.
+        timeouts_s: the deployment's time-outs, by name.
+        start_limits_s: the deadline of each stage of a start.
+        modal_start_limit_s: what Modal gives a whole start.
+        recipe: image, build steps and preflight checks, with the plugin that asks for each.
+        plugins: names of all plugins, in the deployment's order.
+        hooks: the plugins that each hook calls, in order.
+        warnings: what is known to fail, or to cost time.
+    """
+
+    deployment: str
+    model: Model
+    engine: EnginePlan
+    gpu: str | None
+    port: int
+    scaling: Scaling
+    memory_snapshot: bool
+    gpu_snapshot: bool | None
+    modal: Mapping[str, object]
+    timeouts_s: Mapping[str, float]
+    start_limits_s: Mapping[str, float]
+    modal_start_limit_s: float
+    recipe: Recipe
+    plugins: tuple[str, ...]
+    hooks: Mapping[str, tuple[str, ...]]
+    warnings: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        recipe, origins = self.recipe, self.recipe.origins
+        return {
+            "deployment": self.deployment,
+            "model": asdict(self.model),
+            "engine": asdict(self.engine),
+            "gpu": self.gpu,
+            "port": self.port,
+            "scaling": asdict(self.scaling),
+            "snapshot": {"memory": self.memory_snapshot, "gpu": self.gpu_snapshot},
+            "modal": dict(self.modal),
+            "timeouts_s": dict(self.timeouts_s),
+            "start_limits_s": {**self.start_limits_s, "modal": self.modal_start_limit_s},
+            "image": {**asdict(recipe.image), "origins": dict(origins)},
+            "steps": [{**asdict(step), "plugin": origins[f"step:{step.name}"]} for step in recipe.steps],
+            "preflight": [
+                {**asdict(check), "plugin": origins[f"preflight:{check.name}"]} for check in recipe.preflight
+            ],
+            "hooks": dict(self.hooks),
+            "warnings": [asdict(finding) for finding in self.warnings],
+        }
