@@ -55,7 +55,6 @@ OPEN = {
     ("torpor.snapshots.catalog", "torpor.platforms.local.running"),
     ("torpor.snapshots.fit", "torpor.platforms.local.server"),
     ("torpor.snapshots.trial", "torpor.platforms.local.replicas"),
-    ("torpor.snapshots.differences", "torpor.plan.diff"),
 }
 """Imports that point upward and are still to be removed, importer first."""
 

@@ -127,7 +127,6 @@ LAYERS = (
     Layer(
         "platforms",
         (
-            _package("plan", "what an app will do"),
             _package("platforms/local", "this machine: replicas, gateway, backends"),
             _package("platforms/modal", "Modal: image, server, log"),
         ),
@@ -137,6 +136,7 @@ LAYERS = (
         (
             _package("testing", "contract kit, stand-in engine"),
             _package("doctor", "finds what blocks a start"),
+            _package("plan", "what an app will do"),
             _package("report", "starts as an HTML page"),
             _package("scaffold", "torpor new"),
         ),

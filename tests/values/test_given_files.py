@@ -10,7 +10,7 @@ import pytest
 
 from torpor import ConfigurationError
 from torpor.cli.boots import _text
-from torpor.plan.saved import saved_plan
+from torpor.plan.diff import saved_plan
 from torpor.report.reading import read_report
 from torpor.telemetry.records import read_records
 from torpor.values.given_files import is_shallow, read_given

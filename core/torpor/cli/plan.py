@@ -10,7 +10,7 @@ from torpor.app_file import load_app
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.plan.collect import plan_of
-from torpor.plan.saved import plan_changes, saved_plan
+from torpor.plan.diff import plan_changes, saved_plan
 from torpor.plan.text import write_plan
 from torpor.plugin_checks import accepted
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torpor.app_file import App
-    from torpor.plan.diff import Change
+    from torpor.values.changes import Change
 
 __all__ = ["show_plan"]
 

@@ -15,14 +15,14 @@ import re
 import shlex
 from typing import TYPE_CHECKING, cast
 
-from torpor.plan.diff import changes
+from torpor.values.changes import changes
 from torpor.values.secret_shapes import secret_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torpor.plan.diff import Change
     from torpor.snapshots.store.manifest import DeploymentFacts
+    from torpor.values.changes import Change
 
 __all__ = ["differences", "options_of"]
 

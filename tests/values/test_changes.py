@@ -1,8 +1,8 @@
-"""`torpor.plan.diff`: every value that differs, and none that does not."""
+"""`torpor.values.changes`: every value that differs, and none that does not."""
 
 from __future__ import annotations
 
-from torpor.plan.diff import Change, changes
+from torpor.values.changes import Change, changes
 
 
 def test_equal_plans_have_no_changes() -> None:
