@@ -226,7 +226,7 @@ def test_a_value_without_a_name_is_refused_with_how_to_write_it() -> None:
     with pytest.raises(
         ConfigurationError, match=r"takes its options by name, and True has none; write e\.g\. ModalOptions\("
     ):
-        ModalOptions(True)  # type: ignore[misc]
+        ModalOptions(True)  # type: ignore[call-arg]
 
 
 def test_every_argument_of_modals_class_has_one_place() -> None:
