@@ -31,6 +31,7 @@ from torpor import (
     TorporError,
     hookimpl,
 )
+from torpor.telemetry.stages import Stage
 from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD, EXIT_CODE
 
@@ -263,7 +264,7 @@ def test_a_slow_start_is_waited_for(
     """Slow is no fault: the engine is ready when it is ready."""
     boot = make_boot(standin_deployment(engine=standin(fault=Fault.SLOW_START, fault_s=0.5)))
     live(boot)
-    assert boot.report.seconds("ready") >= 0.5
+    assert boot.report.seconds(Stage.READY) >= 0.5
 
 
 @BOTH_DIALECTS

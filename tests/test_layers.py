@@ -48,8 +48,6 @@ TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 """The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
 
 OPEN = {
-    ("torpor.values.start_limits", "torpor.deployment"),
-    ("torpor.values.start_limits", "torpor.recipe"),
     ("torpor.snapshots.store.manifest", "torpor.snapshots.criu.run"),
     ("torpor.snapshots.store.manifest", "torpor.snapshots.sandbox.sandbox"),
     ("torpor.snapshots.catalog", "torpor.platforms.local.running"),

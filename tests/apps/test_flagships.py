@@ -187,13 +187,13 @@ def test_weights_are_fetched_before_kernels_are_compiled(flagship: Flagship, ser
     steps = [layer for layer in server.layers if any("buildstep.py --name" in run for run in layer.runs)]
     fetch, compile_ = steps
     fetched = shlex.split(fetch.runs[0])
-    assert fetched[:4] == ["python3", "/opt/torpor/build_steps/runner.py", "--name", "fetch weights"]
+    assert fetched[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "fetch weights"]
     assert fetched[fetched.index("--sync") : fetched.index("--")] == ["--sync", "/vol/huggingface-cache"]
     assert {MODEL, REVISION, "/vol/huggingface-cache/hub"} <= set(fetched)
     assert (fetch.gpu, fetch.volumes, fetch.secrets) == ("", WEIGHTS, ())
     assert fetch.env["HF_HUB_OFFLINE"] == "0"
     compiled = shlex.split(compile_.runs[0])
-    assert compiled[:4] == ["python3", "/opt/torpor/build_steps/runner.py", "--name", "compile DeepGEMM kernels"]
+    assert compiled[:4] == ["python3", "/opt/torpor/buildstep.py", "--name", "compile DeepGEMM kernels"]
     assert {*flagship.compiles, MODEL} <= set(compiled)
     assert (compile_.gpu, compile_.gpu_count) == ("H100!", 1)
     assert compile_.volumes == {**WEIGHTS, "/vol/deepgemm-cache": "deepgemm-cache"}
@@ -209,7 +209,7 @@ def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunc
             assert set(used) <= set(there), line
         there |= layer.copied
     assert set(there) == {
-        "/opt/torpor/build_steps/runner.py",
+        "/opt/torpor/buildstep.py",
         "/opt/torpor/scripts/torpor_hf_cache.download.py",
         "/opt/torpor/scripts/torpor_deepgemm.watch.py",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -146,7 +146,7 @@ def test_no_floor_is_below_zero() -> None:
 def test_a_record_that_cannot_be_drawn_is_named_with_its_line(tmp_path: Path, name: str, value: object) -> None:
     """The second line of a file whose first is right."""
     file = tmp_path / "records.jsonl"
-    file.write_text(f"{json.dumps(asdict(RECORDS[0]))}\n{json.dumps({**asdict(RECORDS[1]), name: value})}\n")
+    file.write_text(f"{json.dumps(RECORDS[0].as_json())}\n{json.dumps({**RECORDS[1].as_json(), name: value})}\n")
     with pytest.raises(ConfigurationError, match=r"records\.jsonl:2: .*remove the line"):
         read_report(file)
 
@@ -167,7 +167,7 @@ def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
     file.write_text(json.dumps(of_bench))
     records = tmp_path / "<script>'\"&\x1b.jsonl"
     texts = dict.fromkeys(("stage", "error", "replica_id", "reason", "deployment", "replica"), bad)
-    records.write_text(json.dumps({**asdict(RECORDS[-1]), **texts, "plugins": {bad: 1.0}}) + "\n")
+    records.write_text(json.dumps({**RECORDS[-1].as_json(), **texts, "plugins": {bad: 1.0}}) + "\n")
     drawn = page([read_report(file), read_report(records)])
     drawn.encode()
     assert not set(drawn) & set("\x00\x1b\r\u202e\x9b\ud800")
@@ -181,7 +181,7 @@ def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
 def test_a_number_that_cannot_be_drawn_is_refused(tmp_path: Path, value: str) -> None:
     """In both kinds, whatever makes it too great: a date, a sum, a scale."""
     bench = json.dumps(measured(pairs=1).as_json())
-    record = json.dumps(asdict(RECORDS[0]))
+    record = json.dumps(RECORDS[0].as_json())
     for content in (
         bench.replace('"at": 1790000000.25', f'"at": {value}'),
         bench.replace('"load": 0.31', f'"load": {value}'),

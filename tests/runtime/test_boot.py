@@ -27,6 +27,7 @@ from torpor import (
 from torpor.runtime.boot import Boot, _Deadline
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import StageReport
+from torpor.telemetry.stages import Stage
 from torpor.testing import Fault, StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def test_every_stage_is_recorded(
     assert list(records[7].plugins) == ["recorder", standin.plugin_name]
     assert list(records[8].plugins) == [standin.plugin_name, "recorder"]
     assert read_records(path) == records
-    assert report.seconds("ready") == records[2].seconds
+    assert report.seconds(Stage.READY) == records[2].seconds
 
 
 @BOTH_DIALECTS

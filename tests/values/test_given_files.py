@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-RECORD = '{"stage": "launch", "seconds": 1.0, "boot": "cold", "replica_id": "x", "restore_count": 0, "ended_at": 1.0}'
+RECORD = '{"schema": 2, "stage": "launch", "seconds": 1.0, "boot": "cold", "replica_id": "x", "restore_count": 0, "ended_at": 1.0}'
 
 
 def a_pipe(file: Path) -> None:

@@ -23,6 +23,7 @@ from torpor.platforms.local.backends import CriuBackend
 from torpor.platforms.local.server import LocalServer, check_before_start
 from torpor.snapshots.capture import check_target, inspect
 from torpor.snapshots.store.paths import snapshot_folder
+from torpor.telemetry.stages import Stage
 from torpor.values.addresses import nearest, url
 from torpor.values.bounds import checked_count
 from torpor.values.plain_text import plain
@@ -174,8 +175,8 @@ def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) ->
     for number, (seconds, told) in enumerate(times, start=1):
         (replica,) = cast("list[dict[str, object]]", told["replicas"])
         boot = f"restored #{number}"
-        table.add_row(boot, "verify", f"{told['verify_s']:.3f}")
-        for name in ("sandbox", "side_files", "criu", "cuda"):
+        table.add_row(boot, Stage.VERIFY, f"{told['verify_s']:.3f}")
+        for name in (Stage.SANDBOX, Stage.SIDE_FILES, Stage.CRIU, Stage.CUDA):
             if (took := replica[f"{name}_s"]) is not None:  # without a GPU there is no `cuda`
                 table.add_row(boot, name, f"{took:.3f}")
         for stage_told in cast("list[dict[str, object]]", replica["stages"]):

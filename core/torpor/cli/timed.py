@@ -23,6 +23,7 @@ from torpor.snapshots.store.folder import found_instead, left_overs, recover, un
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import StageReport
+from torpor.telemetry.stages import Stage
 from torpor.values.addresses import nearest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _WITHOUT_DEADLINE_S = 60.0
 """For imports, CRIU and the way from one stage to the next."""
 _RECORD_TIMEOUT_S = 10.0
 _POLL_S = 0.002
-_FROM_THE_COMMAND = ("sandbox", "side_files", "criu", "cuda")
+_FROM_THE_COMMAND = (Stage.SANDBOX, Stage.SIDE_FILES, Stage.CRIU, Stage.CUDA)
 _BENCH_SUFFIX = "-bench"
 
 
@@ -226,7 +227,7 @@ def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
     while time.monotonic() < deadline and process.poll() is None:
         if file.is_file() and file.read_bytes().endswith(b"\n"):
             records = read_records(file)
-            if records[-1].stage == "serve":
+            if records[-1].stage == Stage.SERVE:
                 return records
         time.sleep(_POLL_S)
     raise EngineTimeoutError("The server answered, but did not write down its stage `serve`; is its disk full?")
@@ -251,9 +252,11 @@ def _start(boot: BootKind, number: int, stages: Sequence[Span], clocks: dict[str
     """The stages, with what lies before the first and after the last of them."""
     spans = list(stages)
     if boot != "woken":
-        spans.insert(0, Span(stage="process", start_s=0.0, seconds=min((span.start_s for span in spans), default=0.0)))
+        spans.insert(
+            0, Span(stage=Stage.PROCESS, start_s=0.0, seconds=min((span.start_s for span in spans), default=0.0))
+        )
     served_s = max((span.end_s for span in spans), default=0.0)
-    spans.append(Span(stage="first_answer", start_s=served_s, seconds=max(0.0, clocks["first_token_s"] - served_s)))
+    spans.append(Span(stage=Stage.FIRST_ANSWER, start_s=served_s, seconds=max(0.0, clocks["first_token_s"] - served_s)))
     return Start(
         number=number,
         boot=boot,
@@ -268,7 +271,7 @@ def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[
     """The stages of a restore; the command tells lengths of its own and the ends of the engine's."""
     (replica,) = cast("list[dict[str, object]]", told["replicas"])
     at_s = cast("float", told["began_at"]) - began
-    spans = [Span(stage="verify", start_s=at_s, seconds=cast("float", told["verify_s"]), exact=False)]
+    spans = [Span(stage=Stage.VERIFY, start_s=at_s, seconds=cast("float", told["verify_s"]), exact=False)]
     for stage in _FROM_THE_COMMAND:
         if (seconds := cast("float | None", replica[f"{stage}_s"])) is not None:  # without a GPU there is no `cuda`
             spans.append(Span(stage=stage, start_s=spans[-1].end_s, seconds=seconds, exact=False))
@@ -276,7 +279,7 @@ def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[
     here_s = spans[-1].end_s
     waited_s = max(0.0, min((span.start_s for span in woken), default=here_s) - here_s)
     # The app file and the plugins are imported beside CRIU's work; what of that is left when CRIU is done shows here.
-    return [*spans, Span(stage="imports", start_s=here_s, seconds=waited_s, exact=False), *woken]
+    return [*spans, Span(stage=Stage.IMPORTS, start_s=here_s, seconds=waited_s, exact=False), *woken]
 
 
 def _woken_span(told: dict[str, object], zero: float) -> Span:

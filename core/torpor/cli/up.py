@@ -32,6 +32,7 @@ from torpor.telemetry.events import warnings_only
 from torpor.telemetry.progress import listening
 from torpor.telemetry.records import BOOT_KINDS, StageRecord, read_records
 from torpor.telemetry.stage_report import StageReport
+from torpor.telemetry.stages import Stage
 from torpor.values.addresses import check_free, nearest, url
 from torpor.values.plain_text import plain
 
@@ -49,17 +50,17 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "run_up", "stage_table"]
 
 _ANSWER_TOKENS = 64
-_DOING = {
-    "preflight": "checking the port and the preflight checks",
-    "launch": "starting the engine process",
-    "ready": "waiting for the engine to be ready",
-    "warmup": "warming up with real requests",
-    "canary": "recording the canary",
-    "drain": "finishing requests in flight",
-    "pre_snapshot": "putting the engine to sleep",
-    "post_restore": "waking the engine",
-    "canary_check": "demanding the canary again",
-    "serve": "opening the guard",
+_DOING: dict[str, str] = {
+    Stage.PREFLIGHT: "checking the port and the preflight checks",
+    Stage.LAUNCH: "starting the engine process",
+    Stage.READY: "waiting for the engine to be ready",
+    Stage.WARMUP: "warming up with real requests",
+    Stage.CANARY: "recording the canary",
+    Stage.DRAIN: "finishing requests in flight",
+    Stage.PRE_SNAPSHOT: "putting the engine to sleep",
+    Stage.POST_RESTORE: "waking the engine",
+    Stage.CANARY_CHECK: "demanding the canary again",
+    Stage.SERVE: "opening the guard",
 }
 
 

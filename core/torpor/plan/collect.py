@@ -10,8 +10,8 @@ from torpor.doctor.app import cautions
 from torpor.hookspecs import HOOK_NAMES
 from torpor.plan.values import EnginePlan, Flag, Plan
 from torpor.plugin_checks import plugin_findings
+from torpor.runtime.start_limits import modal_start_limit_s, stage_limits
 from torpor.values.findings import Finding
-from torpor.values.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

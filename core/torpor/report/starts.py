@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from torpor.telemetry.stages import Stage
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -120,7 +122,7 @@ def starts_of(records: Sequence[StageRecord]) -> tuple[Start, ...]:
     counts = dict.fromkeys(KINDS, 0)
     starts = []
     for group in groups:
-        kind: Kind = "sleep" if group[0].stage == "drain" else group[0].boot
+        kind: Kind = "sleep" if group[0].stage == Stage.DRAIN else group[0].boot
         counts[kind] += 1
         zero = min(record.ended_at - record.seconds for record in group)
         starts.append(Start(number=counts[kind], boot=kind, spans=tuple(span_of(record, zero) for record in group)))
@@ -142,6 +144,6 @@ def _begins(record: StageRecord, last: StageRecord) -> bool:
     """Whether a record begins another start than the one before it belongs to."""
     return (
         (record.boot, record.restore_count) != (last.boot, last.restore_count)
-        or record.stage in ("preflight", "drain", "sandbox")
-        or last.stage in ("serve", "pre_snapshot")
+        or record.stage in (Stage.PREFLIGHT, Stage.DRAIN, Stage.SANDBOX)
+        or last.stage in (Stage.SERVE, Stage.PRE_SNAPSHOT)
     )

@@ -5,16 +5,18 @@ Colours say what a stage is about; names beside them say it, too. Each keeps 3:1
 
 from __future__ import annotations
 
+from torpor.telemetry.stages import RESTORE_STAGES, Stage
+
 __all__ = ["GROUPS", "STYLE", "group_of"]
 
-GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "process": ("process, checks", ("process", "preflight", "verify", "imports")),
-    "load": ("engine start", ("launch", "ready")),
-    "warm": ("warm-up, canary", ("warmup", "canary", "canary_check")),
-    "sleep": ("falling asleep", ("drain", "pre_snapshot")),
-    "snapshot": ("snapshot", ("sandbox", "side_files", "criu", "cuda", "restore")),
-    "wake": ("wake, opening", ("post_restore", "serve")),
-    "answer": ("first answer", ("first_answer",)),
+GROUPS: dict[str, tuple[str, tuple[Stage, ...]]] = {
+    "process": ("process, checks", (Stage.PROCESS, Stage.PREFLIGHT, Stage.VERIFY, Stage.IMPORTS)),
+    "load": ("engine start", (Stage.LAUNCH, Stage.READY)),
+    "warm": ("warm-up, canary", (Stage.WARMUP, Stage.CANARY, Stage.CANARY_CHECK)),
+    "sleep": ("falling asleep", (Stage.DRAIN, Stage.PRE_SNAPSHOT)),
+    "snapshot": ("snapshot", RESTORE_STAGES),
+    "wake": ("wake, opening", (Stage.POST_RESTORE, Stage.SERVE)),
+    "answer": ("first answer", (Stage.FIRST_ANSWER,)),
 }
 """What stages are about, by the name of the colour: in words, and which stages."""
 

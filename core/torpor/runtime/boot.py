@@ -38,12 +38,13 @@ from torpor.lifecycle import Lifecycle
 from torpor.runtime.canary import Canary, ask_canary, compare_canary
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import check_port_free, exited_error, last_lines, wait_ready
+from torpor.runtime.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.telemetry.events import log
 from torpor.telemetry.progress import followed_lines
 from torpor.telemetry.records import BootKind, StageRecord, described
 from torpor.telemetry.stage_report import StageReport
+from torpor.telemetry.stages import Stage
 from torpor.values.addresses import nearest
-from torpor.values.start_limits import CONTROL_TIMEOUT_S, stage_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -127,13 +128,13 @@ class Boot:
 
         deployment = self.deployment
         limits = stage_limits(deployment, self.recipe)
-        with self._stage("preflight"):
+        with self._stage(Stage.PREFLIGHT):
             if self.starter is None:
                 check_port_free(deployment.port, deployment.host)
             for check in self.recipe.preflight:
                 run_preflight(check, self.recipe)
         with (
-            self._stage("launch"),
+            self._stage(Stage.LAUNCH),
             ends_started_engines(),
             signals_held(),
             engines_started_by(self.starter),
@@ -142,7 +143,7 @@ class Boot:
             self.engine = self.lifecycle.launch(self.recipe)
             self.engine.host = nearest(deployment.host)
         with (
-            self._stage("ready"),
+            self._stage(Stage.READY),
             self._client(deployment.startup_timeout_s) as client,
             followed_lines(self.running_engine.log_tail, deployment.engine.log_progress),
         ):
@@ -155,9 +156,9 @@ class Boot:
             )
         if on_ready:
             on_ready(self)
-        with self._stage("warmup", limits["warmup"]), self._client(deployment.warmup_timeout_s) as client:
+        with self._stage(Stage.WARMUP, limits[Stage.WARMUP]), self._client(deployment.warmup_timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
-        with self._stage("canary", limits["canary"]), self._client(deployment.warmup_timeout_s) as client:
+        with self._stage(Stage.CANARY, limits[Stage.CANARY]), self._client(deployment.warmup_timeout_s) as client:
             self.canary = ask_canary(deployment, client)
 
     def serve(self) -> None:
@@ -166,7 +167,7 @@ class Boot:
             self._serve()
 
     def _serve(self) -> None:
-        with self._stage("serve", CONTROL_TIMEOUT_S), self._control() as control:
+        with self._stage(Stage.SERVE, CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
@@ -196,7 +197,7 @@ class Boot:
         deployment = self.deployment
         limit_s = deployment.drain_timeout_s
         limits = stage_limits(deployment, self.recipe)
-        with self._stage("drain", limits["drain"]), self._control() as control:
+        with self._stage(Stage.DRAIN, limits[Stage.DRAIN]), self._control() as control:
             if was_cut := control.drain(limit_s, cut=True):
                 log(
                     "warning",
@@ -207,7 +208,7 @@ class Boot:
                 )
         if not deployment.engine.supports_sleep:
             log("info", "engine_cannot_sleep", plugin=type(deployment.engine).__name__)
-        with self._stage("pre_snapshot", limits["pre_snapshot"]):
+        with self._stage(Stage.PRE_SNAPSHOT, limits[Stage.PRE_SNAPSHOT]):
             with self._client(deployment.sleep_timeout_s) as client:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
@@ -252,11 +253,11 @@ class Boot:
             engine.keep_log(self.logs, self.replica)
         self._kind = "restored"
 
-    def note_restored(self, stages: Sequence[tuple[str, float]], *, ended_at: float, replica_id: str) -> None:
+    def note_restored(self, stages: Sequence[tuple[Stage, float]], *, ended_at: float, replica_id: str) -> None:
         """Record how a replica came out of its snapshot, before its wake.
 
         Args:
-            stages: of `torpor.telemetry.records.RESTORE_STAGES`, with seconds, one after the other.
+            stages: of `torpor.telemetry.stages.RESTORE_STAGES`, with seconds, one after the other.
             ended_at: Unix time at the end of the last one.
             replica_id: what it will be called.
         """
@@ -286,10 +287,16 @@ class Boot:
         self._kind = "woken" if new_replica_id is None else "restored"
         self.restore_count += 1
         limits = stage_limits(deployment, self.recipe)
-        with self._stage("post_restore", limits["post_restore"]), self._client(deployment.wake_timeout_s) as client:
+        with (
+            self._stage(Stage.POST_RESTORE, limits[Stage.POST_RESTORE]),
+            self._client(deployment.wake_timeout_s) as client,
+        ):
             self._wake_guard(client, new_replica_id)
             self.lifecycle.post_restore(self.running_engine, client)
-        with self._stage("canary_check", limits["canary_check"]), self._client(deployment.wake_timeout_s) as client:
+        with (
+            self._stage(Stage.CANARY_CHECK, limits[Stage.CANARY_CHECK]),
+            self._client(deployment.wake_timeout_s) as client,
+        ):
             self._check_canary(client)
         self._serve()
         self.asleep = False
@@ -360,7 +367,7 @@ class Boot:
             yield GuardControl(self.running_engine, client)
 
     @contextlib.contextmanager
-    def _stage(self, stage: str, timeout_s: float | None = None) -> Iterator[None]:
+    def _stage(self, stage: Stage, timeout_s: float | None = None) -> Iterator[None]:
         """Record a stage; end the engine at the deadline or on any failure, and say what was seen."""
         self.report.begin(stage)
         self._plugin_seconds = {}

@@ -9,8 +9,8 @@ import httpx
 
 from torpor.errors import DrainTimeoutError, GuardStateError
 from torpor.guard.keys import LifecycleKey
+from torpor.runtime.start_limits import LETS_GO_S
 from torpor.runtime.transport import KEY_HEADER, EngineTransport
-from torpor.values.start_limits import LETS_GO_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.telemetry.events import log
+from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,11 @@ _COUNTERS = {
     "restores": "Restores from a snapshot that came to serve.",
     "wakes": "Wakes in place that came to serve.",
 }
-_CAME_TO_SERVE = {("canary", "cold"): "cold_starts", ("serve", "restored"): "restores", ("serve", "woken"): "wakes"}
+_CAME_TO_SERVE: dict[tuple[str, str], str] = {
+    (Stage.CANARY, "cold"): "cold_starts",
+    (Stage.SERVE, "restored"): "restores",
+    (Stage.SERVE, "woken"): "wakes",
+}
 _GAUGES = (
     ("seconds", "Wall time of the latest run of a stage."),
     ("ok", "Whether the latest run of a stage succeeded."),

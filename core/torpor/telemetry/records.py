@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import ConfigurationError
+from torpor.telemetry.stages import Stage
+from torpor.values.given_files import read_given
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
     "BOOT_KINDS",
-    "RESTORE",
-    "RESTORE_STAGES",
+    "SCHEMA",
     "BootKind",
     "StageRecord",
     "described",
@@ -27,33 +28,28 @@ BootKind = Literal["cold", "woken", "restored"]
 BOOT_KINDS: tuple[BootKind, ...] = ("cold", "woken", "restored")
 """The kinds of a start: from nothing, from a sleep in the same process, from a snapshot."""
 
-RESTORE = "restore"
-"""Stage of a restore that failed before there was an engine to wake."""
-
-RESTORE_STAGES = ("sandbox", "side_files", "criu", "cuda", RESTORE)
-"""What comes before the wake of a restored replica."""
+SCHEMA = 2
+"""Version of a record as JSON. Version 1 had no `schema`, and its replica id was called `boot_id`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One stage of one start or wake.
+    """One stage of one start.
 
     Attributes:
-        stage: preflight, launch, ready, warmup, canary, drain, pre_snapshot, post_restore, canary_check or serve. Before the wake
-            of a restored replica: sandbox, side_files, criu and (with a GPU) cuda, or restore where that failed.
+        stage: a `Stage`; a record that was read from a file may name another one.
         seconds: wall time of the stage, monotonic clock.
-        boot: `cold` for a started replica, `woken` for one that slept and woke in the same process, `restored` for one that came
-            out of a snapshot.
-        replica_id: 16 hex digits, new at every restore; empty before the launch.
-        restore_count: wakes of this replica so far.
+        boot: the kind of the start: `cold`, `woken` (the replica slept in the same process) or `restored` (from a snapshot).
+        replica_id: 16 hex digits; empty before the launch.
+        restore_count: how often this replica woke so far.
         ended_at: Unix time at the stage's end, seconds.
         ok: whether the stage succeeded.
         error: class and first line of what went wrong; empty when `ok`.
         plugins: seconds inside each plugin's hook.
         restarts: how often this replica was started again so far.
-        reason: why this start is not a plain one, e.g. `wake failed`; empty for a plain one.
+        reason: why this start replaces another one, e.g. `wake failed`; empty for a plain start.
         deployment: the deployment's name.
-        replica: the replica's; several replicas of a snapshot have a name each.
+        replica: the replica's name; each replica of a snapshot has its own.
     """
 
     stage: str
@@ -70,9 +66,13 @@ class StageRecord:
     deployment: str = ""
     replica: str = ""
 
+    def as_json(self) -> dict[str, object]:
+        """The record as a line of a file holds it."""
+        return {"schema": SCHEMA, **asdict(self)}
+
 
 def described(failure: BaseException | None) -> str:
-    """A failure as a record has it: class and first line."""
+    """A failure as a record holds it: class and first line; empty for none."""
     return "" if failure is None else f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
 
@@ -83,13 +83,13 @@ def failed_restore(
 
     Args:
         deployment: the deployment's name.
-        replica: what the replica would be called.
-        seconds: that it took.
+        replica: the name that the replica would have.
+        seconds: how long the restore took.
         error: what was seen.
         restarts: how often this replica was started again before.
     """
     return StageRecord(
-        stage=RESTORE,
+        stage=Stage.RESTORE,
         seconds=seconds,
         boot="restored",
         replica_id="",
@@ -104,20 +104,32 @@ def failed_restore(
 
 
 def read_records(path: Path) -> list[StageRecord]:
-    """Read a file of JSON lines back.
+    """Read a file of records.
 
     Raises:
         ConfigurationError: a line is not a stage record; the message names file and line.
     """
-    from torpor.values.given_files import read_given  # noqa: PLC0415 - a start only writes
-
     records = []
     text = read_given(path, "Remove it, or name a file of stage records.").decode(errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            records.append(StageRecord(**json.loads(line)))
+            records.append(_record(json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigurationError(
                 f"{path}:{number}: not a stage record ({error}); remove the line or the file."
             ) from error
     return records
+
+
+def _record(fields: dict[str, object]) -> StageRecord:
+    """The record that a line of a file holds.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+        ValueError: another version of Torpor wrote it.
+    """
+    values = dict(fields)
+    schema = values.pop("schema", None)
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema!r}; this Torpor reads {SCHEMA}")
+    return StageRecord(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where the stages of a replica are recorded: log events, one JSON line each, on request a Prometheus text file."""
+"""Records the stages of a replica: as log events, as lines of JSON in a file, and on request as a Prometheus text file."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.telemetry.records import StageRecord
+    from torpor.telemetry.stages import Stage
 
 __all__ = ["METRICS_VARIABLE", "StageReport"]
 
 METRICS_VARIABLE = "TORPOR_METRICS_FILE"
-"""Path of a Prometheus text file with the latest of every stage, written anew at the end of each (`torpor.telemetry.metrics`)."""
+"""Path of a Prometheus text file with the latest run of every stage; each stage's end rewrites it (`torpor.telemetry.metrics`)."""
 
 _appending = threading.Lock()
 
 
 class StageReport:
-    """All stages of one replica, in order. Several may share a file.
+    """All stages of one replica, in order. Several reports may share a file.
 
     Args:
-        path: file that gets one JSON line per stage, as soon as the stage ended; None keeps them in memory only.
-        on_begin: called with a stage's name when it begins.
-        on_end: called with the record when it ended.
+        path: file that gets one line of JSON at the end of each stage; None keeps the records in memory only.
+        on_begin: called with each stage when it begins.
+        on_end: called with each stage's record when it ended.
     """
 
     def __init__(
         self,
         path: Path | None = None,
         *,
-        on_begin: Callable[[str], None] | None = None,
+        on_begin: Callable[[Stage], None] | None = None,
         on_end: Callable[[StageRecord], None] | None = None,
     ) -> None:
         self.path = path
@@ -46,7 +47,7 @@ class StageReport:
         self._on_begin = on_begin
         self._on_end = on_end
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: Stage) -> None:
         """Announce a stage, for progress displays."""
         if self._on_begin:
             self._on_begin(stage)
@@ -69,7 +70,7 @@ class StageReport:
         if self._on_end:
             self._on_end(record)
 
-    def seconds(self, stage: str) -> float:
+    def seconds(self, stage: Stage) -> float:
         """Seconds of the latest stage of that name.
 
         Raises:
@@ -87,11 +88,11 @@ class StageReport:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as file:
                     whole_bytes = file.tell()
-                    file.write(json.dumps(asdict(record)).encode() + b"\n")
+                    file.write(json.dumps(record.as_json()).encode() + b"\n")
             except OSError as error:
-                # A record is not worth a replica: say so once and serve on without the file.
+                # A replica is worth more than its records: log this once, and serve on without the file.
                 self.path = None
                 if whole_bytes is not None:
                     with contextlib.suppress(OSError):
-                        os.truncate(path, whole_bytes)  # a full disk takes half a line, which nobody could read back
+                        os.truncate(path, whole_bytes)  # a full disk keeps half a line, which cannot be read back
                 log("warning", "records_not_written", path=str(path), reason=error.strerror)

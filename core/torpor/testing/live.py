@@ -21,6 +21,7 @@ from torpor.platforms.local.server import CriuBackend, LocalServer, Standby
 from torpor.runtime.boot import Boot
 from torpor.runtime.guard_client import KEY_HEADER, open_client
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
+from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -140,7 +141,7 @@ def live_through(deployment: Deployment, root: Path) -> Life:
 
 def _start(boot: Boot, life: Life) -> None:
     boot.cold_start()
-    life.launch_s = boot.report.seconds("launch")
+    life.launch_s = boot.report.seconds(Stage.LAUNCH)
     pid = boot.running_engine.pid
     life.own_session = os.getsid(pid) == pid != os.getsid(0)
     life.guarded = boot.running_engine.guard_key is not None

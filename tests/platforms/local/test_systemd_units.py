@@ -27,9 +27,9 @@ from torpor.cli import _INTERRUPTED
 from torpor.engine.process import _KILL_S
 from torpor.errors import ConfigurationError, PortInUseError
 from torpor.platforms.local.service_manager import SOCKET_VARIABLE
+from torpor.runtime.start_limits import LETS_GO_S
 from torpor.snapshots.store.paths import CACHE_VARIABLE
 from torpor.testing import StandIn
-from torpor.values.start_limits import LETS_GO_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

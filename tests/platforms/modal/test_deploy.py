@@ -189,12 +189,12 @@ def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, fol
     assert "left-pad>=1" in layers[3].runs[0]
     assert "--constraint /opt/torpor/constraints.txt" in layers[4].runs[0]
     assert layers[5].commands[-1] == """ENV QUOTED='a b$c'"'"'d'"""
-    assert list(layers[6].copied) == ["/opt/torpor/build_steps/runner.py"]
+    assert list(layers[6].copied) == ["/opt/torpor/buildstep.py"]
     assert layers[7].copied == {"/opt/torpor/scripts/toy_plugin.fetch.py": b"print('fetching')\n"}
     fetch, compile_ = layers[8], layers[9]
     assert fetch.runs == (
         (
-            "python3 /opt/torpor/build_steps/runner.py --name fetch --timeout 30 --retries 1 --sync /vol/weights -- "
+            "python3 /opt/torpor/buildstep.py --name fetch --timeout 30 --retries 1 --sync /vol/weights -- "
             "python3 /opt/torpor/scripts/toy_plugin.fetch.py to /vol/weights"
         ),
     )

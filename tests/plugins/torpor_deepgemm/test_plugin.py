@@ -201,7 +201,7 @@ def test_no_token_of_the_step_has_a_line_break() -> None:
     """A build step is one shell line of a Dockerfile; dollars would be at the mercy of its reader."""
     [step] = Lifecycle(deployment()).recipe().steps
     line = step_command(
-        step, python="python3", runner="/opt/torpor/build_steps/runner.py", script="/opt/torpor/scripts/watch.py"
+        step, python="python3", runner="/opt/torpor/buildstep.py", script="/opt/torpor/scripts/watch.py"
     )
     assert not [token for token in line if "\n" in token or "$" in token]
 

@@ -174,7 +174,7 @@ def test_kernels_come_from_one_throw_away_start_with_the_serving_flags() -> None
     )
     assert "torpor" not in " ".join(step.argv)
     compile(step.argv[2], "one line", "exec")
-    line = step_command(step, python="python3", runner="/opt/torpor/build_steps/runner.py", script=None)
+    line = step_command(step, python="python3", runner="/opt/torpor/buildstep.py", script=None)
     assert not [token for token in line if "\n" in token or "$" in token]
     assert step.outputs == (f"{KERNELS}/vllm/torch_compile_cache",)
     assert step.cache is not None

@@ -26,6 +26,7 @@ from torpor.snapshots.store.failures import forget_failures, note_failure
 from torpor.snapshots.store.folder import Hold, checked, real_folder, unchanged
 from torpor.snapshots.store.manifest import damaged_files
 from torpor.snapshots.store.paths import logs_folder, release_work_folder, work_folder
+from torpor.telemetry.stages import RESTORE_STAGES, Stage
 from torpor.values.addresses import LOOPBACK, check_free
 
 if TYPE_CHECKING:
@@ -103,8 +104,12 @@ class Replica(NamedTuple):
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
         replica_id = os.urandom(8).hex()
-        steps = [("sandbox", self.sandbox_s), ("side_files", self.side_files_s), ("criu", self.criu_s)]
-        steps += [("cuda", self.cuda_s)] if self.cuda_s is not None else []
+        steps = [
+            (Stage.SANDBOX, self.sandbox_s),
+            (Stage.SIDE_FILES, self.side_files_s),
+            (Stage.CRIU, self.criu_s),
+        ]
+        steps += [(Stage.CUDA, self.cuda_s)] if self.cuda_s is not None else []
         since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
         boot.note_restored(steps, ended_at=time.time() - since_s, replica_id=replica_id)
         boot.wake(new_replica_id=replica_id)
@@ -571,7 +576,6 @@ class Replicas:
         return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
 
     def _report(self, name: str) -> StageReport:
-        from torpor.telemetry.records import RESTORE_STAGES  # noqa: PLC0415
         from torpor.telemetry.stage_report import StageReport  # noqa: PLC0415
 
         def tell(record: StageRecord) -> None:

@@ -12,8 +12,8 @@ from torpor.errors import ConfigurationError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.modal.checks import check_for_modal
 from torpor.platforms.modal.container_image import image, serving_volume, volume
+from torpor.runtime.start_limits import modal_start_limit_s, stage_limits
 from torpor.values.modal_options import ModalOptions
-from torpor.values.start_limits import modal_start_limit_s, stage_limits
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -194,7 +194,7 @@ def _check_writable(options: ModalOptions, recipe: Recipe) -> None:
 
 
 def _start_limit_s(deployment: Deployment, recipe: Recipe) -> int:
-    """Seconds that Modal gives the enter methods; see `torpor.values.start_limits`.
+    """Seconds that Modal gives the enter methods; see `torpor.runtime.start_limits`.
 
     Raises:
         ConfigurationError: Modal does not allow as many.

@@ -26,6 +26,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from torpor.telemetry.records import BOOT_KINDS
+from torpor.telemetry.stages import LIFECYCLE_STAGES, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -51,22 +52,6 @@ _PLATFORM = (
     ("creating", re.compile(r"creating (?:an? )?(?:\w+ ){0,2}snapshot\b", re.IGNORECASE)),
     ("restoring", re.compile(r"restoring (?:function|container)\b", re.IGNORECASE)),
     ("segfault", re.compile(r"(?:runner|container) segmentation fault\b", re.IGNORECASE)),
-)
-# Of `torpor.runtime.boot`; see StageRecord.stage.
-_STAGES = frozenset(
-    [
-        "preflight",
-        "launch",
-        "ready",
-        "warmup",
-        "canary",
-        "drain",
-        "pre_snapshot",
-        "post_restore",
-        "canary_check",
-        "serve",
-        "stop",
-    ]
 )
 _LAST_TIME = 253_402_214_400.0
 """Unix time of the last whole day that a date can hold."""
@@ -351,7 +336,7 @@ class _Reader:
             start.began_at = began_at if start.began_at is None else min(start.began_at, began_at)
         if facts.get("ok") is False:
             start.error = _word(facts.get("error") or f"{stage} failed")
-        elif stage == "serve":
+        elif stage == Stage.SERVE:
             start.served_at = ended_at if ended_at is not None else line.at
 
     def _cold_start(self, line: LogLine, replica_id: str) -> _Open:
@@ -371,7 +356,7 @@ class _Reader:
         """The start that a stage behind a sleep belongs to; a new one of the kind `unknown` where the log lacks the rest."""
         mine = self._mine(line)
         for start in mine:
-            goes_on = start.woke and (stage != "post_restore" or start.wake_s is None)
+            goes_on = start.woke and (stage != Stage.POST_RESTORE or start.wake_s is None)
             if start.replica_id == replica_id and start.served_at is None and (goes_on or not start.woke):
                 return start
         waiting = [one for one in mine if one.waits]
@@ -427,7 +412,7 @@ def _whole(facts: dict[str, object]) -> bool:
     """Whether a record says what it is there for; half a word at a cut end would say something else."""
     if facts.get("event") == AFTER_SNAPSHOT:
         return "replica_id" in facts and isinstance(facts.get("restored"), bool)
-    return facts.get("boot") in BOOT_KINDS and str(facts.get("stage")) in _STAGES and "seconds" in facts
+    return facts.get("boot") in BOOT_KINDS and str(facts.get("stage")) in LIFECYCLE_STAGES and "seconds" in facts
 
 
 def _value(text: str) -> object:
