@@ -96,14 +96,29 @@ def test_a_machine_that_nobody_knows_has_no_gpus_and_the_reasons(no_nvml: Path, 
     assert {"": "none on PATH", "9": "gave code 9", "b": "said 'a, b'"}[text.strip()[-1:]] in seen.against
 
 
-def test_a_library_of_something_else_is_no_driver(no_nvml: Path, tmp_path: Path) -> None:
-    """A call that is missing is named."""
+def test_a_library_that_lacks_a_function_is_no_driver(
+    no_nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason names the function."""
+    monkeypatch.setattr("pynvml._nvmlGetFunctionPointer_cache", {})  # it holds functions of the library before
     source = tmp_path / "other.c"
-    source.write_text("int nvmlInit_v2(void) { return 0; }\n")
+    source.write_text("int nvmlInitWithFlags(unsigned flags) { return 0; }\n")
     build(tmp_path)  # skips without a compiler
     library = tmp_path / "empty" / "libnvidia-ml.so.1"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    assert "nvmlDeviceGetCount_v2 is missing" in look().against
+    assert "lacks a function" in (against := look().against)
+    assert "undefined symbol: nvmlDeviceGetCount_v2" in against
+
+
+def test_an_error_of_nvml_is_a_reason(no_nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For instance the library without the kernel's module."""
+    monkeypatch.setattr("pynvml._nvmlGetFunctionPointer_cache", {})
+    source = tmp_path / "unloaded.c"
+    source.write_text("int nvmlInitWithFlags(unsigned flags) { return 9; }\n")
+    build(tmp_path)  # skips without a compiler
+    library = tmp_path / "empty" / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    assert "NVML failed: Driver Not Loaded" in look().against
 
 
 def test_the_deployments_gpu_is_looked_for_the_same_way(driver: FakeDriver) -> None:

@@ -1,1 +1,1 @@
-"""GPUs: the driver, and the checkpoint of what a process holds on them."""
+"""GPUs: the NVIDIA driver, and its checkpoint of what processes hold on them."""

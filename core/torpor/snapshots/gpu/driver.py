@@ -1,7 +1,7 @@
-"""The NVIDIA GPUs of this machine: what they are, how much of their memory is free, and who holds it.
+"""The NVIDIA GPUs of this machine: what they are, how much of their memory is free, and which processes hold it.
 
-Asked of NVML (`libnvidia-ml.so.1`) through ctypes, which needs no process of its own; where the library is missing, of
-`nvidia-smi`. Neither makes a CUDA context. Signatures and structures were read from `nvidia-ml-py` 13.615 (`pynvml.py`).
+It asks NVML (`libnvidia-ml.so.1`, through `pynvml`), which needs no process; without the library it asks `nvidia-smi`. Neither
+creates a CUDA context.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torpor.snapshots.store.gpu_state import Gpu
 
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["LIBRARIES_VARIABLE", "Driver", "GpuUse", "full_gpus", "library_candidates", "load_library", "look"]
 
 LIBRARIES_VARIABLE = "TORPOR_NVIDIA_LIBRARIES"
-"""A folder with the driver's libraries (libcuda.so.1, libnvidia-ml.so.1), for a machine whose loader does not know it."""
+"""Names the folder of the driver's libraries (libcuda.so.1, libnvidia-ml.so.1), where the loader does not know it."""
 
 _MIB = 1 << 20
 _USUAL_FOLDERS = ("/usr/local/nvidia/lib64", "/run/opengl-driver/lib", "/usr/lib/wsl/lib")
 _SMI_TIMEOUT_S = 20.0
-_TEXT_BYTES = 96
-_INSUFFICIENT_SIZE = 7  # NVML_ERROR_INSUFFICIENT_SIZE
-_NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
 _SMI_GPU = "uuid,name,memory.total,compute_cap,memory.used,memory.free,driver_version"
 _SMI_PROCESS = "gpu_uuid,pid,used_memory"
 
@@ -42,10 +39,9 @@ class GpuUse:
 
     Attributes:
         gpu: what it is.
-        used_bytes: in use, by whomever.
+        used_bytes: in use by any process.
         free_bytes: free.
-        held_bytes: by pid as this machine counts them, what each process with a CUDA context holds; 0 where the driver does
-            not say.
+        held_bytes: by host pid, the bytes of each process with a CUDA context; 0 where the driver does not tell.
     """
 
     gpu: Gpu
@@ -61,7 +57,7 @@ class Driver:
     Attributes:
         version: e.g. `580.159.04`; empty when there is no driver.
         uses: every GPU, in the driver's order.
-        against: why nobody could be asked; empty when somebody could.
+        against: why neither NVML nor nvidia-smi answered; empty when one did.
     """
 
     version: str
@@ -80,7 +76,7 @@ class Driver:
         return int(first) if first.isdigit() else 0
 
     def held_by(self, pids: Collection[int]) -> dict[str, int]:
-        """By UUID, the bytes that these processes hold on each GPU where the driver lists one of them."""
+        """Bytes that these processes hold, by UUID of the GPU; only GPUs for which the driver lists one of them."""
         held: dict[str, int] = {}
         for use in self.uses:
             if found := [size for pid, size in use.held_bytes.items() if pid in pids]:
@@ -101,15 +97,15 @@ def look() -> Driver:
 
 
 def full_gpus(needed: Mapping[str, int], driver: Driver, *, copies: int = 1) -> Iterator[str]:
-    """Why there is too little free GPU memory for copies of a snapshot, each as a sentence.
+    """Which GPUs have too little free memory for replicas of a snapshot, each as a sentence.
 
-    It matters before anything is touched: a process whose restore ran out of GPU memory cannot be restored a second time
-    (seen by others on drivers 580 and 595: NVIDIA/cuda-checkpoint issue 44).
+    Checked before a restore: a process whose restore ran out of GPU memory cannot be restored a second time (reported for
+    drivers 580 and 595: NVIDIA/cuda-checkpoint issue 44).
 
     Args:
-        needed: bytes for one copy, by UUID.
-        driver: what `look` gave.
-        copies: how many.
+        needed: bytes for one replica, by UUID.
+        driver: from `look`.
+        copies: number of replicas.
     """
     for use in driver.uses:
         wanted = needed.get(use.gpu.uuid, 0) * copies
@@ -122,17 +118,17 @@ def full_gpus(needed: Mapping[str, int], driver: Driver, *, copies: int = 1) -> 
 
 
 def library_candidates(name: str) -> tuple[str, ...]:
-    """How to name one of the driver's libraries to the loader, in the order to be tried: bare, then where it usually lies."""
+    """Names under which to load one of the driver's libraries, in order: its bare name, then the usual folders."""
     if chosen := os.environ.get(LIBRARIES_VARIABLE):
         return (str(Path(chosen, name)),)
     return (name, *(str(Path(folder, name)) for folder in _USUAL_FOLDERS))
 
 
 def load_library(name: str) -> ctypes.CDLL:
-    """One of the driver's libraries.
+    """Load one of the driver's libraries.
 
     Raises:
-        OSError: it is nowhere; the loader's first reason, and the places that were tried.
+        OSError: none could be loaded; has the loader's first reason and the names tried.
     """
     candidates = library_candidates(name)
     reasons = []
@@ -144,90 +140,94 @@ def load_library(name: str) -> ctypes.CDLL:
     raise OSError(f"{reasons[0]} (tried: {', '.join(candidates)})")
 
 
-class _Memory(ctypes.Structure):
-    """`nvmlMemory_t`: bytes."""
+class _Memory(Protocol):
+    """Bytes."""
 
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-class _Process(ctypes.Structure):
-    """`nvmlProcessInfo_t` of the calls ending in `_v3`."""
-
-    _fields_ = (
-        ("pid", ctypes.c_uint),
-        ("used_bytes", ctypes.c_ulonglong),
-        ("gpu_instance", ctypes.c_uint),
-        ("compute_instance", ctypes.c_uint),
-    )
+    total: int
+    free: int
+    used: int
 
 
-class _Nvml:
-    """The library, initialised, with its error codes as OSError."""
+class _Process(Protocol):
+    """A process with a CUDA context; `usedGpuMemory` is None where the driver does not tell."""
 
-    def __init__(self) -> None:
-        self._library = load_library("libnvidia-ml.so.1")
-        self.call("nvmlInit_v2")
+    pid: int
+    usedGpuMemory: int | None  # noqa: N815 - NVML's name
 
-    def call(self, name: str, *arguments: object, accepted: tuple[int, ...] = (0,)) -> int:
-        try:
-            function = self._library[name]
-        except AttributeError:
-            raise OSError(f"{name} is missing in libnvidia-ml.so.1: the driver is too old") from None
-        function.restype = ctypes.c_int
-        code = int(function(*arguments))
-        if code not in accepted:
-            raise OSError(f"{name} failed: {self._error_text(code)}")
-        return code
 
-    def text(self, name: str, *before: object) -> str:
-        buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-        self.call(name, *before, buffer, ctypes.c_uint(_TEXT_BYTES))
-        return buffer.value.decode(errors="replace")
+class _Device(Protocol):
+    """NVML's handle of a GPU."""
 
-    def _error_text(self, code: int) -> str:
-        with contextlib.suppress(AttributeError):
-            function = self._library["nvmlErrorString"]
-            function.restype = ctypes.c_char_p
-            return f"{function(code).decode(errors='replace')} ({code})"
-        return f"code {code}"
+
+class _Pynvml(Protocol):
+    """What is used of the module `pynvml` (package nvidia-ml-py), which has no type annotations."""
+
+    NVMLError: type[Exception]
+    NVMLError_FunctionNotFound: type[Exception]
+    nvmlLib: ctypes.CDLL  # noqa: N815 - its name
+
+    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's names
+    def nvmlSystemGetDriverVersion(self) -> str: ...  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> _Device: ...  # noqa: N802
+    def nvmlDeviceGetUUID(self, device: _Device) -> str: ...  # noqa: N802
+    def nvmlDeviceGetName(self, device: _Device) -> str: ...  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, device: _Device) -> _Memory: ...  # noqa: N802
+    def nvmlDeviceGetCudaComputeCapability(self, device: _Device) -> tuple[int, int]: ...  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: _Device) -> list[_Process]: ...  # noqa: N802
 
 
 def _ask_nvml() -> Driver:
     """Ask NVML.
 
     Raises:
-        OSError: it is not there, or refused.
+        OSError: the library is missing, or a call failed.
     """
-    nvml = _opened(library_candidates("libnvidia-ml.so.1"))
-    count = ctypes.c_uint()
-    nvml.call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-    return Driver(
-        version=nvml.text("nvmlSystemGetDriverVersion"),
-        uses=tuple(_nvml_use(nvml, number) for number in range(count.value)),
-    )
+    nvml = _initialised(library_candidates("libnvidia-ml.so.1"))
+    with _told_as_os_error(nvml):
+        count = nvml.nvmlDeviceGetCount()
+        return Driver(
+            version=nvml.nvmlSystemGetDriverVersion(),
+            uses=tuple(_nvml_use(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)),
+        )
 
 
 @functools.cache
-def _opened(_candidates: tuple[str, ...]) -> _Nvml:
-    """The library, once; it stays open as long as this process lives.
+def _initialised(_candidates: tuple[str, ...]) -> _Pynvml:
+    """`pynvml` with the library loaded and initialised, once per process; NVML stays initialised until the process ends.
 
-    Without persistence mode a GPU that nobody has open goes to rest, and whoever comes next waits until it is up again.
+    Without persistence mode a GPU that no process has open goes to rest, and the next process waits until it is up again.
     """
-    return _Nvml()
+    library = load_library("libnvidia-ml.so.1")
+    import pynvml  # noqa: PLC0415 - pynvml: 41 ms that only a machine with an NVIDIA driver pays
+
+    nvml = cast("_Pynvml", pynvml)
+    nvml.nvmlLib = library  # `nvmlInit` would look for it only where the loader does
+    with _told_as_os_error(nvml):
+        nvml.nvmlInit()
+    return nvml
 
 
-def _nvml_use(nvml: _Nvml, number: int) -> GpuUse:
-    device = ctypes.c_void_p()
-    nvml.call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(number), ctypes.byref(device))
-    memory, major, minor = _Memory(), ctypes.c_int(), ctypes.c_int()
-    nvml.call("nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
-    nvml.call("nvmlDeviceGetCudaComputeCapability", device, ctypes.byref(major), ctypes.byref(minor))
+@contextlib.contextmanager
+def _told_as_os_error(nvml: _Pynvml) -> Iterator[None]:
+    try:
+        yield
+    except nvml.NVMLError_FunctionNotFound as error:
+        missing = error.__context__ or error  # the loader's error names library and function
+        raise OSError(f"libnvidia-ml.so.1 lacks a function, so the driver is too old ({missing})") from error
+    except nvml.NVMLError as error:
+        raise OSError(f"NVML failed: {error}") from error
+
+
+def _nvml_use(nvml: _Pynvml, device: _Device) -> GpuUse:
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(device)
     return GpuUse(
         gpu=Gpu(
-            uuid=nvml.text("nvmlDeviceGetUUID", device),
-            name=nvml.text("nvmlDeviceGetName", device),
+            uuid=nvml.nvmlDeviceGetUUID(device),
+            name=nvml.nvmlDeviceGetName(device),
             memory_mib=memory.total // _MIB,
-            compute_capability=f"{major.value}.{minor.value}",
+            compute_capability=f"{major}.{minor}",
         ),
         used_bytes=memory.used,
         free_bytes=memory.free,
@@ -235,25 +235,21 @@ def _nvml_use(nvml: _Nvml, number: int) -> GpuUse:
     )
 
 
-def _nvml_holders(nvml: _Nvml, device: ctypes.c_void_p) -> dict[int, int]:
-    name, accepted = "nvmlDeviceGetComputeRunningProcesses_v3", (0, _INSUFFICIENT_SIZE)
-    count, listed = ctypes.c_uint(0), (_Process * 0)()
+def _nvml_holders(nvml: _Pynvml, device: _Device) -> dict[int, int]:
     try:
-        while nvml.call(name, device, ctypes.byref(count), listed if listed else None, accepted=accepted):
-            count.value = count.value * 2 + 8  # more may start meanwhile
-            listed = (_Process * count.value)()
-    except OSError:  # a driver that does not tell (old, or divided by MIG)
+        listed = nvml.nvmlDeviceGetComputeRunningProcesses_v3(device)
+    except nvml.NVMLError:  # a driver that does not tell (old, or with MIG)
         return {}
-    return {one.pid: 0 if one.used_bytes == _NOT_AVAILABLE else one.used_bytes for one in listed[: count.value]}
+    return {one.pid: one.usedGpuMemory or 0 for one in listed}
 
 
 def _ask_smi() -> Driver:
     """Ask `nvidia-smi`.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it said something else than it was asked for.
-        SubprocessError: it failed.
+        OSError: there is no nvidia-smi.
+        ValueError: its output is not what was asked for.
+        SubprocessError: it did not finish in time.
     """
     if shutil.which("nvidia-smi") is None:
         raise FileNotFoundError("there is none on PATH")
@@ -271,7 +267,7 @@ def _ask_smi() -> Driver:
 
 def _smi_rows(what: str, columns: str) -> Iterator[Sequence[str]]:
     argv = ["nvidia-smi", f"--query-{what}={columns}", "--format=csv,noheader,nounits"]
-    from torpor.engine.child_process import run_child  # noqa: PLC0415 - NVML answers first
+    from torpor.engine.child_process import run_child  # noqa: PLC0415 - child_process: 2 ms; NVML mostly answers
 
     listed = run_child(argv, timeout_s=_SMI_TIMEOUT_S)
     if listed.returncode != 0:
