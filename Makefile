@@ -82,7 +82,7 @@ fuzz: setup      ## 50,000 raw HTTP requests against the guard, half of them wit
 soak: setup      ## 10 minutes of mixed load with sleeps and wakes in between (both parsers), 5 of bad clients at the public port
 	$(BIN)/python -m tests.soak --seconds 300 --http h11
 	$(BIN)/python -m tests.soak --seconds 300 --http httptools
-	$(BIN)/python -m tests.soak_front --seconds 300 --connections 10000
+	$(BIN)/python -m tests.soak_gateway --seconds 300 --connections 10000
 
 clean:           ## remove everything that was set up here
 	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache site

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.soak import GROWTH_BYTES, Size, SoakResult, soak
-from tests.soak_front import FrontResult, soak_front
+from tests.soak_gateway import GatewayResult, soak_gateway
 from torpor.testing import StandIn, StandInVLLM
 
 
@@ -42,25 +42,25 @@ def test_a_soak_that_lost_or_leaked_complains() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("half of the public port's clients behave badly", area="public port", outcome="held")
-def test_clients_that_come_and_go_leave_nothing_with_a_front_of_few_descriptors() -> None:
+def test_clients_that_come_and_go_leave_nothing_with_a_gateway_of_few_descriptors() -> None:
     """Every request of a well-behaved client is answered, descriptors come back, memory stays."""
-    result = soak_front(seconds=6, connections=400, hold_s=3.0)
+    result = soak_gateway(seconds=6, connections=400, hold_s=3.0)
     assert result.complaints() == []
     assert result.answers["200"] >= 200
     assert result.busiest < 300
 
 
-def test_a_soak_of_the_front_that_lost_or_kept_complains() -> None:
-    """A lost request, descriptors, memory, and a front that answered nobody."""
-    good = FrontResult(answers={"200": 5}, descriptors=(40, 41), rss_bytes=(10, 20))
+def test_a_soak_of_the_gateway_that_lost_or_kept_complains() -> None:
+    """A lost request, descriptors, memory, and a gateway that answered nobody."""
+    good = GatewayResult(answers={"200": 5}, descriptors=(40, 41), rss_bytes=(10, 20))
     assert good.complaints() == []
-    assert FrontResult().complaints() == ["no well-behaved client was answered"]
+    assert GatewayResult().complaints() == ["no well-behaved client was answered"]
     for wrong, said in (
-        (FrontResult(answers={"200": 5}, descriptors=(40, 140)), "descriptors: 40 became 140"),
+        (GatewayResult(answers={"200": 5}, descriptors=(40, 140)), "descriptors: 40 became 140"),
         (
-            FrontResult(answers={"200": 5}, rss_bytes=(0, GROWTH_BYTES + 1)),
-            f"the front grew by {GROWTH_BYTES + 1} bytes",
+            GatewayResult(answers={"200": 5}, rss_bytes=(0, GROWTH_BYTES + 1)),
+            f"the gateway grew by {GROWTH_BYTES + 1} bytes",
         ),
-        (FrontResult(answers={"200": 5}, bad=["no answer: X"]), "no answer: X"),
+        (GatewayResult(answers={"200": 5}, bad=["no answer: X"]), "no answer: X"),
     ):
         assert wrong.complaints() == [said]

@@ -1,4 +1,4 @@
-"""A replica for the front without a sandbox: a small HTTP server in a thread, on a loopback port of its own."""
+"""A replica for the gateway without a sandbox: a small HTTP server in a thread, on a loopback port of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Self
 
-from torpor.platforms.local.gateway import Target
+from torpor.platforms.local.gateway_route import GatewayReplica
 
 if TYPE_CHECKING:
     from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
@@ -31,9 +31,9 @@ class Place:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.port = 0
 
-    def target(self, name: str = "a") -> Target:
-        """As the front takes it."""
-        return Target(name=name, sandbox=self, port=self.port)
+    def replica(self, name: str = "a") -> GatewayReplica:
+        """As the gateway takes it."""
+        return GatewayReplica(name=name, sandbox=self, port=self.port)
 
     def fileno(self) -> int:
         """Becomes readable when it ends."""

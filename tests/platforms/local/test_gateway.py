@@ -19,7 +19,8 @@ import pytest
 
 from tests.snapshots.conftest import wait_for
 from torpor.errors import PortInUseError
-from torpor.platforms.local.gateway import READY_FOR_S, Gateway, Target
+from torpor.platforms.local.gateway import Gateway
+from torpor.platforms.local.gateway_route import READY_FOR_S, GatewayReplica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
-    MakeTarget = Callable[[str], Target]
+    MakeReplica = Callable[[str], GatewayReplica]
 
 pytestmark = pytest.mark.criu
 
@@ -36,34 +37,34 @@ PORT = 8000
 
 
 @pytest.fixture
-def make_target(make_sandbox: MakeSandbox) -> MakeTarget:
+def make_replica(make_sandbox: MakeSandbox) -> MakeReplica:
     """A factory of replicas that answer."""
 
-    def make(name: str) -> Target:
+    def make(name: str) -> GatewayReplica:
         sandbox = make_sandbox(name)
         sandbox.spawn([sys.executable, str(PROGRAM), name], env={"PATH": os.environ["PATH"]})
         assert wait_for(sandbox.log_tail) == ("up",)
-        return Target(name=name, sandbox=sandbox, port=PORT)
+        return GatewayReplica(name=name, sandbox=sandbox, port=PORT)
 
     return make
 
 
 @pytest.fixture
-def deaths() -> list[Target]:
-    """Whom the front called dead."""
+def deaths() -> list[GatewayReplica]:
+    """Whom the gateway called dead."""
     return []
 
 
 @pytest.fixture
-def front(deaths: list[Target]) -> Iterator[Gateway]:
-    """A front on a free port."""
+def gateway(deaths: list[GatewayReplica]) -> Iterator[Gateway]:
+    """A gateway on a free port."""
     with Gateway(on_death=deaths.append) as started:
         yield started
 
 
-def sandbox_of(target: Target) -> Sandbox:
+def sandbox_of(replica: GatewayReplica) -> Sandbox:
     """Where it runs."""
-    return cast("Sandbox", target.sandbox)
+    return cast("Sandbox", replica.sandbox)
 
 
 def get(port: int, path: str = "/name") -> tuple[int, str]:
@@ -85,69 +86,69 @@ def ask(connection: socket.socket, path: str) -> tuple[int, str]:
     return int(head.split()[1]), body.decode()
 
 
-def set_ready(target: Target, ready: bool) -> None:
-    """Let a replica's guard say ready or not, past the front."""
-    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
+def set_ready(replica: GatewayReplica, ready: bool) -> None:
+    """Let a replica's guard say ready or not, past the gateway."""
+    with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
         assert ask(connection, f"/set/{int(ready)}")[0] == 200
 
 
-def count_checks(target: Target) -> int:
+def count_checks(replica: GatewayReplica) -> int:
     """How often a replica was asked whether it is ready."""
-    with sandbox_of(target).connect(PORT, timeout_s=5.0) as connection:
+    with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
         return int(ask(connection, "/count")[1])
 
 
-def test_connections_go_to_the_replicas_in_turn(front: Gateway, make_target: MakeTarget) -> None:
+def test_connections_go_to_the_replicas_in_turn(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Round robin, one connection each."""
     for name in ("a", "b", "c"):
-        front.add(make_target(name))
-    names = [get(front.port)[1] for _ in range(9)]
+        gateway.add(make_replica(name))
+    names = [get(gateway.port)[1] for _ in range(9)]
     assert Counter(names) == {"a": 3, "b": 3, "c": 3}
     assert names[:3] == names[3:6] == names[6:]
 
 
-def test_a_connection_stays_with_its_replica(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_connection_stays_with_its_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Bytes are forwarded, not requests: a kept-alive connection is one replica's."""
     for name in ("a", "b"):
-        front.add(make_target(name))
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        gateway.add(make_replica(name))
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         assert len({ask(connection, "/name") for _ in range(5)}) == 1
 
 
-def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Its guard decides, and is believed for 250 ms."""
-    a, b = make_target("a"), make_target("b")
+    a, b = make_replica("a"), make_replica("b")
     set_ready(b, False)
-    front.add(a)
-    front.add(b)
-    assert {get(front.port)[1] for _ in range(6)} == {"a"}
+    gateway.add(a)
+    gateway.add(b)
+    assert {get(gateway.port)[1] for _ in range(6)} == {"a"}
     set_ready(b, True)
     time.sleep(READY_FOR_S)
-    assert {get(front.port)[1] for _ in range(6)} == {"a", "b"}
+    assert {get(gateway.port)[1] for _ in range(6)} == {"a", "b"}
     set_ready(a, False)
     time.sleep(READY_FOR_S)
-    assert {get(front.port)[1] for _ in range(6)} == {"b"}
+    assert {get(gateway.port)[1] for _ in range(6)} == {"b"}
 
 
-def test_those_that_are_ready_share_what_another_is_not_ready_for(front: Gateway, make_target: MakeTarget) -> None:
+def test_those_that_are_ready_share_what_another_is_not_ready_for(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Its turn goes to the next, and so does the turn after that: nobody gets a double share."""
-    a, b, c = (make_target(name) for name in "abc")
+    a, b, c = (make_replica(name) for name in "abc")
     set_ready(a, False)
-    for target in (a, b, c):
-        front.add(target)
-    assert Counter(get(front.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
+    for replica in (a, b, c):
+        gateway.add(replica)
+    assert Counter(get(gateway.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
 
 
-def test_many_at_once_all_find_the_one_that_is_ready(front: Gateway, make_target: MakeTarget) -> None:
+def test_many_at_once_all_find_the_one_that_is_ready(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Connections that come together while the guards are being asked do not take each other's turns."""
-    a, b = make_target("a"), make_target("b")
+    a, b = make_replica("a"), make_replica("b")
     set_ready(a, False)
-    front.add(a)
-    front.add(b)
+    gateway.add(a)
+    gateway.add(b)
     answers: list[tuple[int, str]] = []
     for _ in range(6):
         time.sleep(READY_FOR_S)
-        threads = [threading.Thread(target=lambda: answers.append(get(front.port))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: answers.append(get(gateway.port))) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -155,46 +156,46 @@ def test_many_at_once_all_find_the_one_that_is_ready(front: Gateway, make_target
     assert Counter(answers) == {(200, "b"): 48}
 
 
-def test_guards_are_not_asked_more_often_than_every_250_ms(front: Gateway, make_target: MakeTarget) -> None:
+def test_guards_are_not_asked_more_often_than_every_250_ms(gateway: Gateway, make_replica: MakeReplica) -> None:
     """However many connections come, also at once."""
-    target = make_target("a")
-    front.add(target)
+    replica = make_replica("a")
+    gateway.add(replica)
     started = time.monotonic()
-    threads = [threading.Thread(target=get, args=(front.port,)) for _ in range(20)]
+    threads = [threading.Thread(target=get, args=(gateway.port,)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for _ in range(30):
-        get(front.port)
-    assert 1 <= count_checks(target) <= 1 + (time.monotonic() - started) / READY_FOR_S
+        get(gateway.port)
+    assert 1 <= count_checks(replica) <= 1 + (time.monotonic() - started) / READY_FOR_S
 
 
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000]
 )
 def test_without_a_ready_replica_the_client_is_told_to_come_again(
-    front: Gateway, make_target: MakeTarget, sent: bytes
+    gateway: Gateway, make_replica: MakeReplica, sent: bytes
 ) -> None:
     """503 with Retry-After, which arrives whole however much the client was about to send."""
-    target = make_target("a")
+    replica = make_replica("a")
     for _ in range(2):
-        with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
             connection.sendall(sent)
             received = b""
             while data := connection.recv(65536):
                 received += data
         assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
         assert received.endswith(b'{"error": "no replica is ready"}')
-        set_ready(target, False)
-        front.add(target)
+        set_ready(replica, False)
+        gateway.add(replica)
 
 
-def test_a_sleeping_server_says_what_wakes_it(front: Gateway) -> None:
+def test_a_sleeping_server_says_what_wakes_it(gateway: Gateway) -> None:
     """Until it was woken; the client may come again."""
     for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
-        front.sleeps(woken_by)
-        with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        gateway.sleeps(woken_by)
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
             connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
             received = b""
             while data := connection.recv(65536):
@@ -209,63 +210,63 @@ def test_a_sleeping_server_says_what_wakes_it(front: Gateway) -> None:
 
 
 def test_a_replica_that_dies_is_reported_and_skipped(
-    front: Gateway, make_target: MakeTarget, deaths: list[Target]
+    gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:
     """Once, within 100 ms or so; the others serve on."""
-    a, b = make_target("a"), make_target("b")
-    front.add(a)
-    front.add(b)
+    a, b = make_replica("a"), make_replica("b")
+    gateway.add(a)
+    gateway.add(b)
     sandbox_of(a).signal_tree(signal.SIGKILL)
     started = time.monotonic()
     assert wait_for(lambda: deaths) == [a]
     assert time.monotonic() - started < 0.5
-    assert front.targets == (b,)
-    assert {get(front.port)[1] for _ in range(4)} == {"b"}
+    assert gateway.replicas == (b,)
+    assert {get(gateway.port)[1] for _ in range(4)} == {"b"}
     os.kill(sandbox_of(b).pid, signal.SIGKILL)
     assert wait_for(lambda: len(deaths) == 2)
     assert deaths == [a, b]
-    assert get(front.port)[0] == 503
+    assert get(gateway.port)[0] == 503
 
 
 def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
-    front: Gateway, make_target: MakeTarget, deaths: list[Target]
+    gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:
     """A restored replica takes the place of the dead one."""
-    first = make_target("a")
-    front.add(first)
-    assert get(front.port) == (200, "a")
+    first = make_replica("a")
+    gateway.add(first)
+    assert get(gateway.port) == (200, "a")
     sandbox_of(first).kill()
     assert wait_for(lambda: deaths)
-    front.add(make_target("a"))
-    assert get(front.port) == (200, "a")
+    gateway.add(make_replica("a"))
+    assert get(gateway.port) == (200, "a")
 
 
-def test_a_replica_that_hangs_holds_nobody_up_for_long(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_replica_that_hangs_holds_nobody_up_for_long(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Its guard does not answer within a second, so it counts as not ready."""
-    a, b = make_target("a"), make_target("b")
-    front.add(a)
-    front.add(b)
+    a, b = make_replica("a"), make_replica("b")
+    gateway.add(a)
+    gateway.add(b)
     sandbox_of(a).signal_tree(signal.SIGSTOP)
     started = time.monotonic()
-    assert {get(front.port)[1] for _ in range(4)} == {"b"}
+    assert {get(gateway.port)[1] for _ in range(4)} == {"b"}
     assert time.monotonic() - started < 3.0
 
 
-def test_a_failed_connection_goes_to_the_next_replica(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Within what a good answer is believed for, a listener may have gone; the client does not see it."""
-    a, b = make_target("a"), make_target("b")
-    front.add(a)
-    front.add(b)
-    assert {get(front.port)[1] for _ in range(2)} == {"a", "b"}
-    closed = Target(name="closed", sandbox=a.sandbox, port=PORT + 1)
-    front.add(closed)
-    assert {get(front.port)[1] for _ in range(6)} == {"a", "b"}
+    a, b = make_replica("a"), make_replica("b")
+    gateway.add(a)
+    gateway.add(b)
+    assert {get(gateway.port)[1] for _ in range(2)} == {"a", "b"}
+    closed = GatewayReplica(name="closed", sandbox=a.sandbox, port=PORT + 1)
+    gateway.add(closed)
+    assert {get(gateway.port)[1] for _ in range(6)} == {"a", "b"}
 
 
-def test_streams_are_not_delayed(front: Gateway, make_target: MakeTarget) -> None:
+def test_streams_are_not_delayed(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Each small chunk arrives when it was written, not with the next."""
-    front.add(make_target("a"))
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+    gateway.add(make_replica("a"))
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         connection.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         arrivals = []
         for number in range(5):
@@ -275,11 +276,11 @@ def test_streams_are_not_delayed(front: Gateway, make_target: MakeTarget) -> Non
     assert arrivals[-1] - arrivals[0] < 1.0
 
 
-def test_a_client_may_end_its_side_first(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_client_may_end_its_side_first(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Half-closed: what was asked is still answered, 20 MB of it, unchanged in both directions."""
-    front.add(make_target("a"))
+    gateway.add(make_replica("a"))
     sent = os.urandom(1 << 20) * 20
-    with socket.create_connection(("127.0.0.1", front.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         received = bytearray()
 
         def receive() -> None:
@@ -295,29 +296,29 @@ def test_a_client_may_end_its_side_first(front: Gateway, make_target: MakeTarget
     assert received[-64:].decode() == hashlib.sha256(sent).hexdigest()
 
 
-def test_a_slow_client_slows_its_replica_down(front: Gateway, make_target: MakeTarget) -> None:
-    """Back-pressure: the front keeps little for a client that does not read, and other clients are served."""
-    target = make_target("a")
-    front.add(target)
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+def test_a_slow_client_slows_its_replica_down(gateway: Gateway, make_replica: MakeReplica) -> None:
+    """Back-pressure: the gateway keeps little for a client that does not read, and other clients are served."""
+    replica = make_replica("a")
+    gateway.add(replica)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
-        assert wait_for(lambda: not grows(front.port))
-        assert 0 < int(get(front.port, "/flooded")[1]) < 32 << 20
+        assert wait_for(lambda: not grows(gateway.port))
+        assert 0 < int(get(gateway.port, "/flooded")[1]) < 32 << 20
         assert len(connection.recv(65536)) > 0
-        assert get(front.port) == (200, "a")
+        assert get(gateway.port) == (200, "a")
 
 
-def test_a_client_that_goes_away_ends_the_replicas_side(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_client_that_goes_away_ends_the_replicas_side(gateway: Gateway, make_replica: MakeReplica) -> None:
     """A flood for nobody stops, whether the client hung up or crashed (RST)."""
-    front.add(make_target("a"))
+    gateway.add(make_replica("a"))
     for linger in (b"", b"\1\0\0\0\0\0\0\0"):
-        connection = socket.create_connection(("127.0.0.1", front.port), timeout=10)
+        connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
         if linger:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
         assert connection.recv(65536)
         connection.close()
-        assert wait_for(lambda: not grows(front.port))
+        assert wait_for(lambda: not grows(gateway.port))
 
 
 def grows(port: int) -> bool:
@@ -327,25 +328,25 @@ def grows(port: int) -> bool:
     return get(port, "/flooded") != before
 
 
-def test_a_removed_replica_keeps_the_connections_that_it_has(front: Gateway, make_target: MakeTarget) -> None:
+def test_a_removed_replica_keeps_the_connections_that_it_has(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Draining: no new one, and those that stream go on."""
-    target = make_target("a")
-    front.add(target)
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+    replica = make_replica("a")
+    gateway.add(replica)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         assert ask(connection, "/name") == (200, "a")
-        front.remove(target)
-        assert get(front.port)[0] == 503
+        gateway.remove(replica)
+        assert get(gateway.port)[0] == 503
         assert ask(connection, "/name") == (200, "a")
 
 
-def test_many_clients_at_once_are_all_served(front: Gateway, make_target: MakeTarget) -> None:
+def test_many_clients_at_once_are_all_served(gateway: Gateway, make_replica: MakeReplica) -> None:
     """200 connections in 20 threads, spread over three replicas."""
     for name in ("a", "b", "c"):
-        front.add(make_target(name))
+        gateway.add(make_replica(name))
     answers: list[tuple[int, str]] = []
 
     def use() -> None:
-        answers.extend(get(front.port) for _ in range(10))
+        answers.extend(get(gateway.port) for _ in range(10))
 
     threads = [threading.Thread(target=use) for _ in range(20)]
     for thread in threads:
@@ -362,27 +363,27 @@ def test_a_taken_port_is_an_error() -> None:
     """The message names the port; nothing is left of the attempt."""
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        front = Gateway(port=taken.getsockname()[1])
+        gateway = Gateway(port=taken.getsockname()[1])
         with pytest.raises(PortInUseError, match=str(taken.getsockname()[1])):
-            front.start()
+            gateway.start()
     assert threading.active_count() == threads
-    front.stop()
+    gateway.stop()
 
 
-def test_stopping_closes_everything(make_target: MakeTarget) -> None:
+def test_stopping_closes_everything(make_replica: MakeReplica) -> None:
     """Connections, ports, threads and descriptors."""
-    target = make_target("a")
+    replica = make_replica("a")
     before = sorted(Path("/proc/self/fd").iterdir())
     threads = threading.active_count()
-    front = Gateway()
-    front.start()
-    front.add(target)
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+    gateway = Gateway()
+    gateway.start()
+    gateway.add(replica)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         assert ask(connection, "/name") == (200, "a")
-        front.stop()
+        gateway.stop()
         assert connection.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
-        get(front.port)
-    front.stop()
+        get(gateway.port)
+    gateway.stop()
     assert threading.active_count() == threads
     assert sorted(Path("/proc/self/fd").iterdir()) == before

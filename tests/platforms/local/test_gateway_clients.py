@@ -16,7 +16,8 @@ import pytest
 from tests.platforms.local.gateway_place import Place
 from tests.snapshots.conftest import wait_for
 from torpor.errors import ConfigurationError
-from torpor.platforms.local.gateway import CONNECTIONS_VARIABLE, HEAD_VARIABLE, Gateway, Limits
+from torpor.platforms.local.gateway import Gateway
+from torpor.platforms.local.gateway_limits import CONNECTIONS_VARIABLE, HEAD_VARIABLE, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ASK = b"GET /name HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 KEPT = b"GET /name HTTP/1.1\r\nHost: x\r\n\r\n"
 SPARE = 16
-"""Sockets that the front keeps in store for a replica, more or less of them."""
+"""Sockets that the gateway keeps in store for a replica, more or less of them."""
 
 SHORT = Limits(head_timeout_s=1, stall_timeout_s=1)
 
@@ -110,40 +111,40 @@ def test_clients_that_leave_cost_no_descriptor(place: Place, leaving: str, ready
     """Sixty of them, whatever they had said and however they left; the next one is answered."""
     sent, leave = LEAVING[leaving]
     place.ready = ready
-    with Gateway() as front:
-        front.add(place.target())
-        first = ask(front.port)
+    with Gateway() as gateway:
+        gateway.add(place.replica())
+        first = ask(gateway.port)
         assert first.startswith(b"HTTP/1.1 200" if ready else b"HTTP/1.1 503")
-        assert wait_for(lambda: front.connections == 0)
+        assert wait_for(lambda: gateway.connections == 0)
         before = descriptors()
         for _ in range(60):
-            connection = connect(front.port)
+            connection = connect(gateway.port)
             connection.sendall(sent)
             leave(connection)
-        assert wait_for(lambda: front.connections == 0 and not front._sides)
+        assert wait_for(lambda: gateway.connections == 0 and not gateway._endpoints)
         assert wait_for(lambda: descriptors() <= before + SPARE)
-        assert ask(front.port) == first
+        assert ask(gateway.port) == first
 
 
 @pytest.mark.fault("a load balancer's TCP checks meet a server that starts", area="public port", outcome="held")
 def test_tcp_checks_before_there_is_any_replica_cost_nothing() -> None:
     """Two hundred connects and closes; whoever asks then is told to come again."""
-    with Gateway() as front:
+    with Gateway() as gateway:
         before = descriptors()
         for _ in range(200):
-            connect(front.port).close()
-        assert wait_for(lambda: front.connections == 0 and descriptors() <= before)
-        assert ask(front.port).startswith(b"HTTP/1.1 503")
+            connect(gateway.port).close()
+        assert wait_for(lambda: gateway.connections == 0 and descriptors() <= before)
+        assert ask(gateway.port).startswith(b"HTTP/1.1 503")
 
 
 def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None:
     """It costs one descriptor, and none of a replica's; asked later, it is joined."""
-    with Gateway() as front:
-        front.add(place.target())
-        assert ask(front.port).endswith(b"ok")
+    with Gateway() as gateway:
+        gateway.add(place.replica())
+        assert ask(gateway.port).endswith(b"ok")
         assert wait_for(lambda: place.open == 0)
-        with connect(front.port) as connection:
-            assert wait_for(lambda: front.connections == 1)
+        with connect(gateway.port) as connection:
+            assert wait_for(lambda: gateway.connections == 1)
             connection.sendall(ASK[:10])
             time.sleep(0.05)
             assert place.open == 0
@@ -157,9 +158,9 @@ def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None
 )
 def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
     """Slowloris: 408, or an end without words for one who said nothing; an answer that takes longer goes on."""
-    with Gateway(limits=SHORT) as front:
-        front.add(place.target())
-        with connect(front.port) as silent, connect(front.port) as dripping, connect(front.port) as patient:
+    with Gateway(limits=SHORT) as gateway:
+        gateway.add(place.replica())
+        with connect(gateway.port) as silent, connect(gateway.port) as dripping, connect(gateway.port) as patient:
             patient.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")
             dripping.sendall(b"GET / HTTP/1.1\r\nX: ")
             assert everything(silent) == b""
@@ -170,48 +171,48 @@ def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
 @pytest.mark.fault("a client takes nothing of its answer", area="public port", outcome="held")
 def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_again(place: Place) -> None:
     """Both descriptors come back; the replica sees the end."""
-    with Gateway(limits=Limits(stall_timeout_s=0.3)) as front:
-        front.add(place.target())
-        with connect(front.port, small=True) as connection:
+    with Gateway(limits=Limits(stall_timeout_s=0.3)) as gateway:
+        gateway.add(place.replica())
+        with connect(gateway.port, small=True) as connection:
             connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
             assert wait_for(lambda: place.asked == 1)
-            assert wait_for(lambda: front.connections == 0)
+            assert wait_for(lambda: gateway.connections == 0)
             assert wait_for(lambda: place.open == 0)
 
 
 def test_bytes_that_are_no_http_are_the_engines_to_answer(place: Place) -> None:
     """A TLS hello is joined at once: it has no blank line to wait for. So is a head that is too long to be kept."""
-    with Gateway() as front:
-        front.add(place.target())
+    with Gateway() as gateway:
+        gateway.add(place.replica())
         for sent in (b"\x16\x03\x01\x02\x00", b"GET /" + b"x" * 70_000):
-            with connect(front.port) as connection:
+            with connect(gateway.port) as connection:
                 connection.sendall(sent)
                 assert wait_for(lambda: place.open == 1)
-            assert wait_for(lambda: place.open == 0 and front.connections == 0)
+            assert wait_for(lambda: place.open == 0 and gateway.connections == 0)
 
 
 @pytest.mark.fault("more clients connect than there are descriptors", area="public port", outcome="refused")
 def test_one_too_many_gets_503_at_once_and_a_place_when_another_leaves(place: Place) -> None:
     """As many as the limit of open descriptors allows, whatever else is open; nobody waits."""
-    with room_for(220), Gateway() as front:
-        front.add(place.target())
-        assert ask(front.port).endswith(b"ok")
+    with room_for(220), Gateway() as gateway:
+        gateway.add(place.replica())
+        assert ask(gateway.port).endswith(b"ok")
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert 40 <= front.most_connections <= (soft - descriptors() - 40) // 2
-    with Gateway(limits=Limits(connections=10)) as front, contextlib.ExitStack() as kept:
-        front.add(place.target())
+        assert 40 <= gateway.most_connections <= (soft - descriptors() - 40) // 2
+    with Gateway(limits=Limits(connections=10)) as gateway, contextlib.ExitStack() as kept:
+        gateway.add(place.replica())
         for _ in range(10):
-            connection = kept.enter_context(connect(front.port))
+            connection = kept.enter_context(connect(gateway.port))
             connection.sendall(KEPT)
             assert connection.recv(100).endswith(b"ok")
         started = time.monotonic()
         for _ in range(40):
-            answer = ask(front.port)
+            answer = ask(gateway.port)
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
             assert answer.endswith(b'{"error": "too many connections"}')
         assert time.monotonic() - started < 5
         connection.close()
-        assert wait_for(lambda: ask(front.port).endswith(b"ok"))
+        assert wait_for(lambda: ask(gateway.port).endswith(b"ok"))
 
 
 @pytest.mark.slow
@@ -221,16 +222,16 @@ def test_thousands_of_half_open_connections_give_their_places_back(place: Place)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     try:
-        with Gateway(limits=Limits(connections=1500, head_timeout_s=3)) as front, contextlib.ExitStack() as kept:
-            front.add(place.target())
-            assert ask(front.port).endswith(b"ok")
+        with Gateway(limits=Limits(connections=1500, head_timeout_s=3)) as gateway, contextlib.ExitStack() as kept:
+            gateway.add(place.replica())
+            assert ask(gateway.port).endswith(b"ok")
             before = descriptors()
-            silent = [kept.enter_context(connect(front.port)) for _ in range(2000)]
+            silent = [kept.enter_context(connect(gateway.port)) for _ in range(2000)]
             for connection in silent[::2]:
                 with contextlib.suppress(OSError):  # refused already
                     connection.send(b"GET / HT")
-            assert ask(front.port).startswith(b"HTTP/1.1 503 ")
-            assert wait_for(lambda: ask(front.port).endswith(b"ok"), 15)
+            assert ask(gateway.port).startswith(b"HTTP/1.1 503 ")
+            assert wait_for(lambda: ask(gateway.port).endswith(b"ok"), 15)
         assert wait_for(lambda: descriptors() <= before + SPARE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -241,9 +242,9 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Another part of the process has taken them all: 503 by the kept one, one line in the log, and no loop over errors."""
-    with Gateway() as front, connect(front.port), contextlib.ExitStack() as clients:
+    with Gateway() as gateway, connect(gateway.port), contextlib.ExitStack() as clients:
         waiting = [clients.enter_context(socket.socket()) for _ in range(20)]
-        assert wait_for(lambda: front.connections == 1)
+        assert wait_for(lambda: gateway.connections == 1)
         with room_for(0), contextlib.ExitStack() as taken:
             with contextlib.suppress(OSError):
                 while True:
@@ -251,13 +252,13 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
             busy_from = time.process_time()
             for client in waiting:
                 client.settimeout(5)
-                client.connect(("127.0.0.1", front.port))
+                client.connect(("127.0.0.1", gateway.port))
                 client.sendall(ASK)
                 assert client.recv(100).startswith(b"HTTP/1.1 503 ")
             time.sleep(0.3)
             assert time.process_time() - busy_from < 1.0
-        front.add(place.target())
-        assert wait_for(lambda: ask(front.port).endswith(b"ok"))
+        gateway.add(place.replica())
+        assert wait_for(lambda: ask(gateway.port).endswith(b"ok"))
     said = capfd.readouterr()
     assert (said.out + said.err).count("cannot_accept_connections") == 1
 
@@ -265,17 +266,17 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
 @pytest.mark.slow
 def test_a_drain_waits_for_answers_and_refuses_whoever_comes(place: Place) -> None:
     """A stream ends whole; a quiet connection is not waited for beyond two seconds; new ones are told to come again."""
-    with Gateway() as front:
-        front.add(place.target())
-        with connect(front.port) as streaming, connect(front.port) as idle, connect(front.port):
+    with Gateway() as gateway:
+        gateway.add(place.replica())
+        with connect(gateway.port) as streaming, connect(gateway.port) as idle, connect(gateway.port):
             streaming.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")
             idle.sendall(KEPT)
             assert idle.recv(100).endswith(b"ok")
             assert wait_for(lambda: place.asked == 2)
-            assert front.drain(0.1) == 2
-            assert ask(front.port).startswith(b"HTTP/1.1 503")
-            assert front.drain(10) == 0
-            front.stop()
+            assert gateway.drain(0.1) == 2
+            assert ask(gateway.port).startswith(b"HTTP/1.1 503")
+            assert gateway.drain(10) == 0
+            gateway.stop()
             assert everything(streaming).endswith(b"\r\n\r\n" + b"x" * 20)
 
 

@@ -27,7 +27,7 @@ from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, free_po
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.app_file import load_app
 from torpor.engine.logs import stored_logs
-from torpor.platforms.local.gateway import READY_FOR_S
+from torpor.platforms.local.gateway_route import READY_FOR_S
 from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import (
     CriuBackend,

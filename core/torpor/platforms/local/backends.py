@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
     from torpor.engine.start import Starter
-    from torpor.platforms.local.gateway import Gateway, Target
+    from torpor.platforms.local.gateway import Gateway
+    from torpor.platforms.local.gateway_route import GatewayReplica
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
@@ -231,8 +232,8 @@ class CriuBackend:
         self._public = public
         self._copy_memory = copy_memory
         self._sandbox: Sandbox | None = None
-        self._front: Gateway | None = None
-        self._target: Target | None = None
+        self._gateway: Gateway | None = None
+        self._routed: GatewayReplica | None = None
         self._work: Path | None = None
         self._hold: Hold | None = None
 
@@ -251,7 +252,7 @@ class CriuBackend:
 
     def address(self, deployment: Deployment) -> tuple[str, int]:
         """Where the public port listens."""
-        return self._host or LOOPBACK, self._front.port if self._front else self._port or deployment.port
+        return self._host or LOOPBACK, self._gateway.port if self._gateway else self._port or deployment.port
 
     def prepare(self, deployment: Deployment) -> Starter:
         """Take the public port and make a sandbox for the engine.
@@ -270,11 +271,11 @@ class CriuBackend:
         check_target(folder)  # now, not after the minutes of a cold start
         check_writable(folder)
         mode = self._usable_mode(deployment)
-        if self._public and self._front is None:
+        if self._public and self._gateway is None:
             from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415
 
-            self._front = Gateway(host=self._host or LOOPBACK, port=self._port or deployment.port)
-            self._front.start()
+            self._gateway = Gateway(host=self._host or LOOPBACK, port=self._port or deployment.port)
+            self._gateway.start()
         self._sandbox = create_sandbox(deployment.name, mode=mode, scratch=scratch_folder())
         self._publish(deployment)
         return SandboxStarter(self._sandbox, deployment)
@@ -301,8 +302,8 @@ class CriuBackend:
             raise SnapshotError(
                 "The engine was not started in a sandbox, so CRIU cannot take it; see CriuBackend.prepare."
             )
-        if self._front is not None:
-            self._front.sleeps(boot.woken_by or WOKEN_BY_DEFAULT)
+        if self._gateway is not None:
+            self._gateway.sleeps(boot.woken_by or WOKEN_BY_DEFAULT)
         manifest = capture(
             boot,
             self._sandbox,
@@ -364,16 +365,16 @@ class CriuBackend:
 
     def drain(self, limit_s: float) -> int:
         """Let clients of the public port take their answers."""
-        return self._front.drain(limit_s) if self._front is not None else 0
+        return self._gateway.drain(limit_s) if self._gateway is not None else 0
 
     def close(self) -> None:
         """End the sandbox, and let go of the port and the snapshot."""
         self._end_sandbox()
         if self._hold is not None:
             self._hold.release()
-        if self._front is not None:
-            self._front.stop()
-            self._front = None
+        if self._gateway is not None:
+            self._gateway.stop()
+            self._gateway = None
 
     def _usable_mode(self, deployment: Deployment) -> Mode:
         mode, reasons = self._mode_or_reasons(deployment)
@@ -406,21 +407,21 @@ class CriuBackend:
 
     def _publish(self, deployment: Deployment) -> None:
         """Lead the public port to the sandbox; a guard keeps the door shut until it serves."""
-        if self._front is None or self._sandbox is None:
+        if self._gateway is None or self._sandbox is None:
             return
-        from torpor.platforms.local.gateway import Target, ready_path  # noqa: PLC0415
+        from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415
 
         self._withdraw()
-        self._front.sleeps("")
+        self._gateway.sleeps("")
         sandbox, path = self._sandbox, ready_path(deployment.engine)
-        self._target = Target(name=sandbox.name, sandbox=sandbox, port=deployment.port, ready_path=path)
-        self._front.add(self._target)
+        self._routed = GatewayReplica(name=sandbox.name, sandbox=sandbox, port=deployment.port, ready_path=path)
+        self._gateway.add(self._routed)
 
     def _withdraw(self) -> None:
         """Lead no new connection to the sandbox; those that it has go on."""
-        if self._front is not None and self._target is not None:
-            self._front.remove(self._target)
-            self._target = None
+        if self._gateway is not None and self._routed is not None:
+            self._gateway.remove(self._routed)
+            self._routed = None
 
     def _end_sandbox(self) -> None:
         self._withdraw()

@@ -1,68 +1,42 @@
-"""One public port before any number of replicas, each in a network of its own.
+"""The gateway: one public port before all replicas of a deployment, each in a network of its own.
 
-A connection is taken on the public port, joined to a connection that begins inside a ready replica's network namespace
-(`Sandbox.socket`), and forwarded byte for byte in both directions; no HTTP is parsed. No veth pair, no packet filter and
-no privilege is needed, and a replica stays unreachable for everything else on the machine.
+The gateway accepts a connection on the public port, opens one inside a ready replica's network namespace (`Sandbox.socket`),
+and relays bytes in both directions. It parses no HTTP. It needs no veth pair, no packet filter and no privilege, and nothing else
+on the machine can reach a replica.
 
-The port survives its clients. A connection has 60 s for the head of its first request, and only then costs a replica
-anything; one that takes nothing of its answer for 300 s is closed; a quiet one is the engine's to close. Connections are
-limited (`Limits`), and the one too many gets 503 at once.
+Bad clients cannot block the port. A connection costs a replica nothing before the head of its first request is complete, which has
+to happen within 60 s. A client that reads nothing of its answer for 300 s is disconnected; the engine closes idle ones. The number
+of connections is limited (`Limits`); further ones get 503 at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import threading
-import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from torpor.errors import ConfigurationError, SnapshotError
-from torpor.platforms.local.listener import MAX_CONNECTIONS, Listener
-from torpor.platforms.local.relay import Side
-from torpor.values.addresses import cannot_bind
+from torpor.errors import SnapshotError
+from torpor.platforms.local.gateway_limits import Limits
+from torpor.platforms.local.gateway_route import DESCRIPTORS_A_ROUTE, GatewayReplica, Route
+from torpor.platforms.local.listener import Listener
+from torpor.platforms.local.relay import Endpoint
+from torpor.telemetry.events import log
+from torpor.values.addresses import LOOPBACK, cannot_bind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Mapping
-    from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
+    from collections.abc import Callable, Coroutine
 
-    from torpor.hookspecs import EnginePlugin
+__all__ = ["Gateway"]
 
-__all__ = [
-    "CONNECTIONS_VARIABLE",
-    "HEAD_VARIABLE",
-    "READY_FOR_S",
-    "STALL_VARIABLE",
-    "Gateway",
-    "Limits",
-    "Target",
-    "ready_path",
-]
-
-CONNECTIONS_VARIABLE = "TORPOR_MAX_CONNECTIONS"
-HEAD_VARIABLE = "TORPOR_HEAD_TIMEOUT_S"
-STALL_VARIABLE = "TORPOR_STALL_TIMEOUT_S"
-
-READY_FOR_S = 0.25
-"""Seconds for which an answer on the ready path is good."""
-
-_READY_TIMEOUT_S = 1.0
-_CONNECT_TIMEOUT_S = 5.0
-_SPARE_SOCKETS = 16
-_DESCRIPTORS_A_REPLICA = _SPARE_SOCKETS + 4
 _SWEEP_S = 5.0
 _LOOK_S = 0.05
 _QUIET_S = 2.0
 _HELPERS = 4
 _ROUNDS_TO_CLOSE = 3
-_READY_REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-_READY_ANSWERS = (b"HTTP/1.1 200", b"HTTP/1.0 200")
 Result = TypeVar("Result")
 
 
@@ -73,99 +47,20 @@ def _unavailable(body: bytes) -> bytes:
     )
 
 
-_NOBODY = _unavailable(b'{"error": "no replica is ready"}')
+_NOT_READY = _unavailable(b'{"error": "no replica is ready"}')
 _FULL = _unavailable(b'{"error": "too many connections"}')
-
-
-def ready_path(engine: EnginePlugin) -> str:
-    """Where a replica of this engine says that it may get requests.
-
-    Without a guard nothing tells traffic from the lifecycle's own requests, so such a replica is put behind the front only when
-    it has woken.
-    """
-    return "/ready" if engine.guarded else engine.ready_path
-
-
-class Place(Protocol):
-    """Where a replica runs, as far as the front asks: a `Sandbox`."""
-
-    def fileno(self) -> int:
-        """A descriptor that becomes readable when the replica ends."""
-
-    def socket(self) -> Socket:
-        """A TCP socket from which the replica's loopback is reached."""
-
-    def sockets(self, count: int) -> list[Socket]:
-        """As `socket`, several at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a client of the public port may take.
-
-    Attributes:
-        connections: at once; fewer where the limit of open descriptors (RLIMIT_NOFILE) is low: a connection takes two, and 48 are
-            kept for everything else.
-        head_timeout_s: seconds for the head of a connection's first request.
-        stall_timeout_s: seconds in which a client has to take something of what waits for it.
-    """
-
-    connections: int = MAX_CONNECTIONS
-    head_timeout_s: float = 60.0
-    stall_timeout_s: float = 300.0
-
-    @classmethod
-    def of(cls, environ: Mapping[str, str]) -> Self:
-        """The limits that environment variables say.
-
-        Raises:
-            ConfigurationError: a variable is not a number from 1 on.
-        """
-        return cls(
-            connections=int(_positive(environ, CONNECTIONS_VARIABLE, cls.connections)),
-            head_timeout_s=_positive(environ, HEAD_VARIABLE, cls.head_timeout_s),
-            stall_timeout_s=_positive(environ, STALL_VARIABLE, cls.stall_timeout_s),
-        )
-
-
-def _positive(environ: Mapping[str, str], name: str, default: float) -> float:
-    value = environ.get(name, "")
-    try:
-        number = float(value) if value else float(default)
-    except ValueError:
-        number = 0.0
-    if not 1 <= number < float("inf"):
-        raise ConfigurationError(f"The environment variable {name} is {value!r}; allowed is a number from 1 on.")
-    return number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A replica behind the front.
-
-    Attributes:
-        name: for messages and callbacks.
-        sandbox: where it runs.
-        port: where its server listens on the sandbox's loopback.
-        ready_path: answers 200 when it may get requests: the guard's own, or the engine's where there is no guard.
-    """
-
-    name: str
-    sandbox: Place
-    port: int
-    ready_path: str = "/ready"
 
 
 class Gateway:
     """The public port, served by a thread of its own.
 
-    A new connection goes to the next replica that answers 200 on its ready path, in turn; the answer is good for 250 ms and
-    asked for anew after a failed connection. When none is ready, the client gets 503 with Retry-After.
+    New connections go to the ready replicas in turn. A replica is ready when it answers 200 on its ready path; the answer counts
+    for 250 ms, and a failed connection asks again. Without a ready replica the client gets 503 with Retry-After.
 
     Args:
         host: address to listen on.
         port: port to listen on; 0 takes a free one, see `port`.
-        on_death: told the target whose leader or sandbox ended, once each, in a thread of its own; it was taken out before.
+        on_death: called once for each replica whose leader or sandbox ended, in a thread of its own, after its removal.
         limits: what its clients may take; by default what the environment says.
 
     Raises:
@@ -175,23 +70,23 @@ class Gateway:
     def __init__(
         self,
         *,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
         port: int = 0,
-        on_death: Callable[[Target], None] | None = None,
+        on_death: Callable[[GatewayReplica], None] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits or Limits.of(os.environ)
         self._host, self._port = host, port
         self._on_death = on_death
-        self._backends: list[_Backend] = []
+        self._routes: list[Route] = []
         self._turn = 0
-        self._sides: set[Side] = set()
+        self._endpoints: set[Endpoint] = set()
         self._draining = False
-        self._nobody = _NOBODY
+        self._not_ready = _NOT_READY
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
-        self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="torpor-front")
-        self._thread = threading.Thread(target=self._loop.run_forever, name="torpor-front", daemon=True)
+        self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="torpor-gateway")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="torpor-gateway", daemon=True)
         self._listener = Listener(self._loop, self._take, answer=_FULL, most=self.limits.connections)
 
     @property
@@ -201,18 +96,18 @@ class Gateway:
 
     @property
     def connections(self) -> int:
-        """The clients' connections that are open now."""
+        """The number of open client connections."""
         return self._listener.open
 
     @property
     def most_connections(self) -> int:
-        """How many may be open at once, as the limit of open descriptors allows."""
+        """How many may be open at once, within the limit of open descriptors."""
         return self._listener.most
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def replicas(self) -> tuple[GatewayReplica, ...]:
         """The replicas behind it now."""
-        return tuple(backend.target for backend in self._backends)
+        return tuple(route.replica for route in self._routes)
 
     def start(self) -> None:
         """Listen and serve.
@@ -228,35 +123,35 @@ class Gateway:
             self.stop()
             raise cannot_bind(self._host, self._port, error, cure="choose another port") from error
 
-    def add(self, target: Target) -> None:
+    def add(self, replica: GatewayReplica) -> None:
         """Put a replica behind the port; it gets connections as soon as it says that it is ready."""
-        self._do(self._add(target))
+        self._do(self._add(replica))
 
-    def remove(self, target: Target) -> None:
-        """Send it no new connection; connections that it has go on. Harmless to repeat."""
-        self._do(self._remove(target))
+    def remove(self, replica: GatewayReplica) -> None:
+        """Send the replica no new connection; its open ones go on. Harmless to repeat."""
+        self._do(self._remove(replica))
 
     def sleeps(self, woken_by: str) -> None:
-        """What clients are told while there is no replica: that it sleeps, and what wakes it, in the form of the guard's refusals.
+        """Tell clients that the server sleeps and what wakes it, in the form of the guard's refusals.
 
         Args:
             woken_by: e.g. `kill -USR2 17 on its machine`; empty once none sleeps.
         """
         message = f"The server is asleep; it answers again once it is woken: {woken_by}."
         error = {"message": message, "type": "server_error", "code": "not_serving"}
-        self._nobody = _unavailable(json.dumps({"error": error}).encode()) if woken_by else _NOBODY
+        self._not_ready = _unavailable(json.dumps({"error": error}).encode()) if woken_by else _NOT_READY
 
     def drain(self, limit_s: float) -> int:
-        """Refuse whoever comes from now on, and let those who are joined take their answers.
+        """Refuse new connections, and let clients read the answers that they wait for.
 
-        A connection is over when its replica has closed it and the client has what was sent; one that its replica leaves open,
-        asked for nothing and quiet for two seconds, counts as over, too.
+        A connection is done when its replica has closed it and the client has read everything. If the replica leaves it open,
+        it is done after two seconds without a request or an answer on their way.
 
         Args:
             limit_s: seconds to wait at most.
 
         Returns:
-            How many connections are not over; `stop` cuts them.
+            How many connections are not done; `stop` cuts them.
         """
         return self._do(self._drain(limit_s))
 
@@ -272,18 +167,18 @@ class Gateway:
             self._loop.close()
 
     def _do(self, work: Coroutine[None, None, Result]) -> Result:
-        """Let the front's thread do something and wait for it."""
+        """Run a coroutine in the gateway's thread and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Start work in the front's thread that is ended with the front."""
+        """Start a task in the gateway's thread; `stop` cancels it."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _listen(self) -> int:
-        self._loop.set_exception_handler(_tell_unexpected)
+        self._loop.set_exception_handler(_log_unexpected)
         port = self._listener.listen(self._host, self._port)
         self._sweep()
         return port
@@ -292,10 +187,10 @@ class Gateway:
         self._begin(self._accept(connection))
 
     async def _accept(self, connection: socket.socket) -> None:
-        def begin(client: Side) -> None:
+        def begin(client: Endpoint) -> None:
             self._begin(self._serve(client))
 
-        client = Side(self._sides, on_head=begin, on_lost=self._listener.left)
+        client = Endpoint(self._endpoints, on_head=begin, on_lost=self._listener.left)
         try:
             await self._loop.connect_accepted_socket(lambda: client, connection)
         except BaseException:
@@ -304,105 +199,104 @@ class Gateway:
                 self._listener.left()
             raise
 
-    async def _serve(self, client: Side) -> None:
-        """Join a connection that has asked something to a replica, or to another when one fails."""
-        tried: set[_Backend] = set()
+    async def _serve(self, client: Endpoint) -> None:
+        """Join a client that sent its first head to a ready replica; when one fails, to the next."""
+        tried: set[Route] = set()
         try:
-            while not self._draining and (backend := await self._pick(tried)):
-                tried.add(backend)
+            while not self._draining and (route := await self._pick(tried)):
+                tried.add(route)
                 try:
-                    upstream = await backend.connect()
+                    upstream = await route.connect()
                 except (OSError, SnapshotError):
-                    backend.note_failure()
+                    route.note_failure()
                     continue
                 await self._join(client, upstream)
                 return
-            client.refuse(self._nobody)
+            client.refuse(self._not_ready)
         except BaseException:
             client.abort()
             raise
 
-    async def _join(self, client: Side, upstream: socket.socket) -> None:
+    async def _join(self, client: Endpoint, upstream: socket.socket) -> None:
         try:
-            await self._loop.create_connection(lambda: Side(self._sides, other=client), sock=upstream)
+            await self._loop.create_connection(lambda: Endpoint(self._endpoints, other=client), sock=upstream)
         except BaseException:
             upstream.close()
             raise
 
     def _sweep(self) -> None:
-        """Close the connections whose time is over."""
+        """Close the connections that exceeded a time limit."""
         now, limits = self._loop.time(), self.limits
-        for side in tuple(self._sides):
-            side.check(now, head_timeout_s=limits.head_timeout_s, stall_timeout_s=limits.stall_timeout_s)
+        for endpoint in tuple(self._endpoints):
+            endpoint.check(now, head_timeout_s=limits.head_timeout_s, stall_timeout_s=limits.stall_timeout_s)
         self._loop.call_later(min(_SWEEP_S, limits.head_timeout_s / 4, limits.stall_timeout_s / 4), self._sweep)
 
     async def _drain(self, limit_s: float) -> int:
         self._draining = True
         deadline = self._loop.time() + limit_s
-        quiet: dict[Side, tuple[int, float]] = {}
+        quiet: dict[Endpoint, tuple[int, float]] = {}
         while True:
             now = self._loop.time()
-            left = [side for side in self._sides if side.is_client and not self._is_over(side, quiet, now)]
+            left = [client for client in self._endpoints if client.is_client and not self._is_done(client, quiet, now)]
             if not left or now >= deadline:
                 return len(left)
             await asyncio.sleep(_LOOK_S)
 
-    def _is_over(self, side: Side, quiet: dict[Side, tuple[int, float]], now: float) -> bool:
-        """Whether a client has all that was asked for, as far as bytes can tell."""
-        if side.unsent:
+    def _is_done(self, client: Endpoint, quiet: dict[Endpoint, tuple[int, float]], now: float) -> bool:
+        """Whether a client has every answer that it asked for, as far as bytes can tell."""
+        if client.unsent:
             return False
-        if not side.joined:
-            return not side.asks
-        answered, since = quiet.get(side, (-1, now))
-        if answered != side.answered or side.owed:
-            quiet[side] = side.answered, now
+        if not client.joined:
+            return not client.asks
+        answered, since = quiet.get(client, (-1, now))
+        if answered != client.answered or client.owed:
+            quiet[client] = client.answered, now
             return False
         return now - since >= _QUIET_S
 
-    async def _pick(self, tried: set[_Backend]) -> _Backend | None:
-        """The next ready replica in turn; every one that is there now is looked at once, whoever else picks meanwhile."""
+    async def _pick(self, tried: set[Route]) -> Route | None:
+        """The next ready replica in turn. Each replica is asked at most once, also when other connections pick meanwhile."""
         turn, self._turn = self._turn, self._turn + 1
-        present = tuple(self._backends)
+        present = tuple(self._routes)
         for step in range(len(present)):
-            backend = present[(turn + step) % len(present)]
-            if backend not in tried and await backend.is_ready():
-                return backend
-            if (
-                self._turn == turn + step + 1
-            ):  # nobody picked meanwhile: the next one begins behind the one that was passed
+            route = present[(turn + step) % len(present)]
+            if route not in tried and await route.is_ready():
+                return route
+            # If nobody picked meanwhile, the next connection begins behind the replica that was passed over.
+            if self._turn == turn + step + 1:
                 self._turn += 1
         return None
 
-    async def _add(self, target: Target) -> None:
-        self._listener.fit(more=_DESCRIPTORS_A_REPLICA)
-        backend = _Backend(target, self._loop, self._helpers, self._begin)
-        self._backends.append(backend)
-        self._loop.add_reader(backend.end, self._ended, backend)
+    async def _add(self, replica: GatewayReplica) -> None:
+        self._listener.fit(more=DESCRIPTORS_A_ROUTE)
+        route = Route(replica, self._loop, self._helpers, self._begin)
+        self._routes.append(route)
+        self._loop.add_reader(route.end, self._ended, route)
 
-    async def _remove(self, target: Target) -> None:
-        for backend in [backend for backend in self._backends if backend.target is target]:
-            self._take_out(backend)
+    async def _remove(self, replica: GatewayReplica) -> None:
+        for route in [route for route in self._routes if route.replica is replica]:
+            self._take_out(route)
 
-    def _ended(self, backend: _Backend) -> None:
-        self._take_out(backend)
+    def _ended(self, route: Route) -> None:
+        self._take_out(route)
         if self._on_death:
-            name = f"torpor-front-death-{backend.target.name}"
-            threading.Thread(target=self._on_death, args=(backend.target,), name=name, daemon=True).start()
+            name = f"torpor-gateway-death-{route.replica.name}"
+            threading.Thread(target=self._on_death, args=(route.replica,), name=name, daemon=True).start()
 
-    def _take_out(self, backend: _Backend) -> None:
-        self._backends.remove(backend)
-        self._loop.remove_reader(backend.end)
-        backend.close()
+    def _take_out(self, route: Route) -> None:
+        self._routes.remove(route)
+        self._loop.remove_reader(route.end)
+        route.close()
 
     async def _stop(self) -> None:
         self._listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for side in tuple(self._sides):
-            side.abort()
-        for backend in list(self._backends):
-            self._take_out(backend)
+        for endpoint in tuple(self._endpoints):
+            endpoint.abort()
+        for route in list(self._routes):
+            self._take_out(route)
         for _ in range(_ROUNDS_TO_CLOSE):
             await asyncio.sleep(0)
 
@@ -414,124 +308,8 @@ class Gateway:
         self.stop()
 
 
-class _Backend:
-    """What the front knows of a replica; used by its thread alone.
-
-    Sockets of the replica's namespace are kept in store: making one is a round trip to pid 1 (0.1 ms), which a connection
-    should not wait for.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        loop: asyncio.AbstractEventLoop,
-        helpers: ThreadPoolExecutor,
-        begin: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
-    ) -> None:
-        self.target = target
-        self._begin = begin
-        self.end = os.dup(target.sandbox.fileno())  # the sandbox closes its own when it is killed
-        self._loop, self._helpers = loop, helpers
-        self._spare: deque[socket.socket] = deque()
-        self._refilling = self._closed = False
-        self._ready = False
-        self._checked_at = -READY_FOR_S
-        self._checking: asyncio.Task[None] | None = None
-        self._refill()
-
-    async def is_ready(self) -> bool:
-        """Whether it says so, or said so less than 250 ms ago; many may ask at once."""
-        if time.monotonic() - self._checked_at >= READY_FOR_S and not self._closed:
-            if self._checking is None:
-                self._checking = self._begin(self._check())
-            await asyncio.shield(self._checking)
-        return self._ready and not self._closed
-
-    def note_failure(self) -> None:
-        """A connection failed: ask again before the next."""
-        self._checked_at = -READY_FOR_S
-
-    async def connect(self) -> socket.socket:
-        """A connection that begins in its network namespace.
-
-        Raises:
-            OSError: nobody listens, or not in time.
-            SnapshotError: the sandbox is gone.
-        """
-        upstream = self._spare.popleft() if self._spare else await self._made()
-        self._refill()
-        try:
-            upstream.setblocking(False)
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await self._loop.sock_connect(upstream, ("127.0.0.1", self.target.port))
-        except BaseException:
-            upstream.close()
-            raise
-        return upstream
-
-    async def _made(self) -> socket.socket:
-        """A new socket of its network namespace; closed where nobody waits for it any more."""
-        making = self._helpers.submit(self.target.sandbox.socket)
-        try:
-            return await asyncio.wrap_future(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(_close_made)
-            raise
-
-    def close(self) -> None:
-        """Let go of everything."""
-        self._closed = True
-        os.close(self.end)
-        while self._spare:
-            self._spare.pop().close()
-
-    async def _check(self) -> None:
-        ready = False
-        try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                upstream = await self.connect()
-                with contextlib.closing(upstream):
-                    request = _READY_REQUEST.format(path=self.target.ready_path).encode()
-                    await self._loop.sock_sendall(upstream, request)
-                    answer = await self._loop.sock_recv(upstream, 64)
-            ready = answer.startswith(_READY_ANSWERS)
-        except (OSError, SnapshotError):  # TimeoutError is an OSError
-            pass
-        finally:
-            self._ready, self._checked_at, self._checking = ready, time.monotonic(), None
-
-    def _refill(self) -> None:
-        if self._refilling or self._closed or len(self._spare) > _SPARE_SOCKETS // 2:
-            return
-        self._refilling = True
-        self._helpers.submit(self._make_spare, _SPARE_SOCKETS - len(self._spare))
-
-    def _make_spare(self, count: int) -> None:
-        """In a helper's thread."""
-        made: list[socket.socket] = []
-        with contextlib.suppress(OSError, SnapshotError):
-            made = self.target.sandbox.sockets(count)
-        self._loop.call_soon_threadsafe(self._store, made)
-
-    def _store(self, made: list[socket.socket]) -> None:
-        self._refilling = False
-        for spare in made:
-            if self._closed:
-                spare.close()
-            else:
-                self._spare.append(spare)
-
-
-def _close_made(making: Future[socket.socket]) -> None:
-    if not making.cancelled() and making.exception() is None:
-        making.result().close()
-
-
-def _tell_unexpected(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """Log what nobody expected; a connection that was reset at the wrong moment is no news."""
+def _log_unexpected(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Log an error that nothing handled. A connection that was reset at the wrong moment is not worth a line."""
     error = context.get("exception")
-    if isinstance(error, OSError):
-        return
-    from torpor.telemetry.events import log  # noqa: PLC0415 - only when there is something to say
-
-    log("error", "front_failed", detail=f"{context.get('message')}: {error!r}")
+    if not isinstance(error, OSError):
+        log("error", "gateway_failed", detail=f"{context.get('message')}: {error!r}")

@@ -1,4 +1,4 @@
-"""A listening port that survives its clients: a limit of connections, refusals in time, and no loop over `accept` errors."""
+"""A listening port that bad clients cannot block: limited connections, prompt refusals, no busy loop on `accept` errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from torpor.network import descriptors
+from torpor.telemetry.events import log
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTORS_KEPT", "MAX_CONNECTIONS", "Listener"]
 
 MAX_CONNECTIONS = 10_000
-"""Connections at once, where the limit of open descriptors allows so many."""
+"""Connections open at once, if the limit of open descriptors allows so many."""
 
 DESCRIPTORS_KEPT = 48
-"""Descriptors that connections leave to everything else: a restore, a capture, the log, clients that are turned away."""
+"""Descriptors that connections leave free: for a restore, a capture, the log, clients that are refused."""
 
 _BACKLOG = 1024
 _AT_ONCE = 64
-_TURNED_AWAY_MOST = 16
+_REFUSED_MOST = 16
 _LINGER_S = 1.0
 _PAUSE_S = 0.1
 _SPELL_S = 10.0
@@ -36,13 +37,13 @@ _CLOSED = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 
 
 class Listener:
-    """Takes connections for one event loop and hands them on, as long as there is room for them.
+    """Accepts connections for one event loop, up to a limit.
 
     Args:
         loop: whose thread it runs in.
-        take: gets each connection; it calls `left` when that is closed.
-        answer: what a connection gets for which there is no room: a whole HTTP answer.
-        most: connections at once; by default `MAX_CONNECTIONS`, or fewer where the limit of open descriptors is low.
+        take: gets each connection; it has to call `left` when the connection is closed.
+        answer: a whole HTTP answer for connections beyond the limit.
+        most: connections open at once; by default `MAX_CONNECTIONS`, or fewer where the limit of open descriptors is low.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Listener:
         self._listening: list[socket.socket] = []
         self._reserve = -1
         self._lingering: deque[tuple[float, socket.socket]] = deque()
-        self._told_at = -_SPELL_S
+        self._logged_at = -_SPELL_S
 
     def listen(self, host: str, port: int) -> int:
-        """Listen; the port.
+        """Listen on every address of the host; returns the port.
 
         Raises:
-            OSError: the address is taken, or there is none of that name.
+            OSError: the address is in use, or the name has no address.
         """
         try:
             for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -89,13 +90,13 @@ class Listener:
         return int(self._listening[0].getsockname()[1])
 
     def fit(self, *, more: int = 0) -> None:
-        """Set the limit of connections by what is open now; `more` descriptors will be needed for something else."""
+        """Set the limit of connections from the descriptors that are open now; `more` of them are reserved for something else."""
         others = descriptors.open_now() - _DESCRIPTORS_A_CONNECTION * self.open
         room = descriptors.limit() - max(0, others) - DESCRIPTORS_KEPT - more
         self.most = max(1, min(self._wanted, room // _DESCRIPTORS_A_CONNECTION))
 
     def left(self) -> None:
-        """A connection that was taken is closed."""
+        """Note that an accepted connection was closed."""
         self.open -= 1
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class Listener:
             self._loop.add_reader(listening.fileno(), self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what has come, some at a time: whoever is connected has his turn, too."""
+        """Accept a batch of waiting connections; a batch, so that open ones are served in between."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = listening.accept()
@@ -128,11 +129,11 @@ class Listener:
                 if error.errno in _OUT_OF:
                     self._pause(listening, error)
                     return
-                continue  # the one who came has left again (ECONNABORTED), or his network has
+                continue  # the client has gone again (ECONNABORTED), or its network has
             try:
                 connection.setblocking(False)
                 if self.open >= self.most:
-                    self._turn_away(connection)
+                    self._refuse(connection)
                 else:
                     self.open += 1
                     self._take(connection)
@@ -140,9 +141,9 @@ class Listener:
                 connection.close()
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """No descriptor is left, or no memory: refuse those who wait by the one that is kept for it, and look again later.
+        """No descriptor or no memory is left: refuse waiting clients with the descriptor in reserve, and accept again later.
 
-        It is told before that one is kept again: what tells it is imported late.
+        The log comes first, as it may need a descriptor itself; then the reserve is taken again.
         """
         if self._reserve >= 0:
             os.close(self._reserve)
@@ -154,9 +155,9 @@ class Listener:
                     break
                 with connection:
                     connection.setblocking(False)
-                    self._say_no(connection)
-                    self._read_away(connection)
-        self._tell(
+                    self._send_refusal(connection)
+                    self._drop_input(connection)
+        self._log_once(
             "cannot_accept_connections",
             detail=f"{error.strerror}; clients that connect now get 503 (limit of open descriptors: {descriptors.limit()})",
         )
@@ -165,37 +166,37 @@ class Listener:
             self._loop.remove_reader(each.fileno())
         self._loop.call_later(_PAUSE_S, self._resume)
 
-    def _turn_away(self, connection: socket.socket) -> None:
-        """Refuse one for whom there is no room; he gets a moment to read it."""
-        self._tell(
+    def _refuse(self, connection: socket.socket) -> None:
+        """Refuse a connection beyond the limit, and give the client a moment to read the answer."""
+        self._log_once(
             "too_many_connections",
             detail=f"{self.most} are open; further ones get 503 (limit of open descriptors: {descriptors.limit()})",
         )
-        self._say_no(connection)
+        self._send_refusal(connection)
         self._lingering.append((self._loop.time() + _LINGER_S, connection))
-        if len(self._lingering) > _TURNED_AWAY_MOST:
-            self._let_go()
+        if len(self._lingering) > _REFUSED_MOST:
+            self._close_refused()
         elif len(self._lingering) == 1:
             self._loop.call_later(_LINGER_S, self._sweep)
 
-    def _say_no(self, connection: socket.socket) -> None:
+    def _send_refusal(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.send(self._answer)
             connection.shutdown(socket.SHUT_WR)
 
     def _sweep(self) -> None:
         while self._lingering and self._lingering[0][0] <= self._loop.time():
-            self._let_go()
+            self._close_refused()
         if self._lingering:
             self._loop.call_at(self._lingering[0][0], self._sweep)
 
-    def _let_go(self) -> None:
+    def _close_refused(self) -> None:
         _, connection = self._lingering.popleft()
-        self._read_away(connection)
+        self._drop_input(connection)
         connection.close()
 
-    def _read_away(self, connection: socket.socket) -> None:
-        """What was sent before the answer: closed over it, the answer could be lost (RST)."""
+    def _drop_input(self, connection: socket.socket) -> None:
+        """Drop what the client sent: closing with unread bytes resets the connection and can destroy the answer."""
         with contextlib.suppress(OSError):
             connection.recv(1 << 16)
 
@@ -204,15 +205,16 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _tell(self, event: str, *, detail: str) -> None:
-        """Log it once for each spell, however many connections it meets."""
-        now, told_at = self._loop.time(), self._told_at
-        self._told_at = now
-        if now - told_at < _SPELL_S:
+    def _log_once(self, event: str, *, detail: str) -> None:
+        """Log an event once in a spell, however many connections it concerns."""
+        now, logged_at = self._loop.time(), self._logged_at
+        self._logged_at = now
+        if now - logged_at < _SPELL_S:
             return
         try:
-            from torpor.telemetry.events import log  # noqa: PLC0415 - only when there is something to say
-
             log("warning", event, detail=detail)
-        except (ImportError, OSError):  # the import itself may find no descriptor
+        except (
+            ImportError,
+            OSError,
+        ):  # structlog is imported with its first event, and no descriptor may be left for that
             print(f"torpor: {event}: {detail}", file=sys.stderr, flush=True)

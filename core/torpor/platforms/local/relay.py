@@ -1,4 +1,4 @@
-"""Bytes from one connection to another and back, as they come: half-closed streams, back-pressure and errors included."""
+"""Relay bytes between two connections in both directions, with half-closed streams, back-pressure and errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torpor._override import override
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_HEAD_BYTES", "Side"]
+__all__ = ["MAX_HEAD_BYTES", "Endpoint"]
 
 MAX_HEAD_BYTES = 64 * 1024
-"""A client whose first request has a longer head is joined all the same: the engine's own server refuses it."""
+"""A client with a longer head is joined all the same: the engine's own server refuses it."""
 
 _LINGER_S = 1.0
 _BLANK_LINE = re.compile(rb"\n\r?\n")
@@ -24,32 +24,32 @@ _METHODS_BEGIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-class Side(asyncio.Protocol):
-    """One of the two ends that are joined.
+class Endpoint(asyncio.Protocol):
+    """One of two connections that are joined: a client's or a replica's.
 
-    A client's end keeps the head of the first request until it is whole, and only then asks to be joined: who connects and
-    says nothing, or drips a head, costs no replica anything. What it sends is looked at for the blank line alone.
+    A client's endpoint keeps the head of the first request until it is complete, and only then asks to be joined. So a client
+    that sends nothing, or a head byte by byte, costs no replica anything. Only the blank line is searched for.
 
     Args:
-        all_sides: where it is listed while it is open.
-        other: the client's end that this one, a replica's, is joined to from the start; that one reads from then on.
-        on_head: told when a client's first head is there; it does not read until it is joined or refused.
-        on_lost: told when it is closed.
+        all_endpoints: lists the endpoint while it is open.
+        other: of a replica's endpoint: the client's endpoint that it is joined to from the start; that one then reads on.
+        on_head: of a client's endpoint: called once its first head is complete. It reads no more until it is joined or refused.
+        on_lost: called when it is closed.
 
     Attributes:
-        is_client: whether it is a client's end.
-        owed: of a client's end: whether it sent something since the replica last did.
+        is_client: whether it is a client's endpoint.
+        owed: of a client's endpoint: whether the client sent something since the replica last did.
     """
 
     def __init__(
         self,
-        all_sides: set[Side],
+        all_endpoints: set[Endpoint],
         *,
-        other: Side | None = None,
-        on_head: Callable[[Side], None] | None = None,
+        other: Endpoint | None = None,
+        on_head: Callable[[Endpoint], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
-        self._all_sides = all_sides
+        self._all_endpoints = all_endpoints
         self._other = other
         self.is_client = other is None
         self._on_head = on_head
@@ -65,7 +65,7 @@ class Side(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._all_sides.add(self)
+        self._all_endpoints.add(self)
         self._made_at = self._passed_at = asyncio.get_running_loop().time()
         stream: socket.socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # it may have been reset already
@@ -76,7 +76,8 @@ class Side(asyncio.Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         if other := self._other:
-            writer = other._transport  # noqa: SLF001 - its own class; `open_transport` spelled out: every token comes by here
+            # `open_transport` written out: every token passes here
+            writer = other._transport  # noqa: SLF001 - its own class
             if writer is not None and not writer.is_closing():
                 other._written += len(data)  # noqa: SLF001
                 if self.is_client:
@@ -89,9 +90,9 @@ class Side(asyncio.Protocol):
 
     @override
     def eof_received(self) -> bool:
-        """Pass a client's end on and stay open: its answer may still come (half-closed). A server's end is the end."""
+        """Pass a client's EOF on and stay open: the answer may still come (half-closed). A replica's EOF ends the connection."""
         self._ended = True
-        if self._finishing or self._on_head:  # it was refused, or left before it asked anything
+        if self._finishing or self._on_head:  # the client was refused, or left without a request
             return False
         if self._other is None:
             return True
@@ -108,7 +109,7 @@ class Side(asyncio.Protocol):
 
     @override
     def pause_writing(self) -> None:
-        """The reader here is slower than the writer there."""
+        """This endpoint reads more slowly than the other one sends: let the other one wait."""
         if self._other and (reader := self._other.open_transport):
             reader.pause_reading()
 
@@ -119,7 +120,7 @@ class Side(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all_sides.discard(self)
+        self._all_endpoints.discard(self)
         if self._lingering:
             self._lingering.cancel()
         self._on_head = None
@@ -128,7 +129,7 @@ class Side(asyncio.Protocol):
             self._on_lost()
         other, self._other = self._other, None
         if other and (transport := other.open_transport):
-            if other._finishing:  # noqa: SLF001 - a server that closes over unread bytes: its answer came before
+            if other._finishing:  # noqa: SLF001 - the replica closed with unread bytes; its answer came before
                 transport.resume_reading()
             elif exc:
                 transport.abort()
@@ -143,31 +144,31 @@ class Side(asyncio.Protocol):
 
     @property
     def made(self) -> bool:
-        """Whether it was connected at all."""
+        """Whether it was ever connected."""
         return self._transport is not None
 
     @property
     def asks(self) -> bool:
-        """Whether it has asked something, and was neither joined nor refused yet."""
+        """Whether its first head is complete, and it was neither joined nor refused yet."""
         return self._on_head is None and self._other is None and not self._finishing and self.open_transport is not None
 
     @property
     def joined(self) -> bool:
-        """Whether a replica stands behind it, and did not end its side."""
+        """Whether it is joined to a replica that has not closed."""
         return self._other is not None and not self._finishing
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait here for the one who reads there."""
+        """Bytes that were written and not read yet."""
         return self._transport.get_write_buffer_size() if self._transport else 0
 
     @property
     def answered(self) -> int:
-        """Bytes of a replica that were taken so far."""
+        """Bytes that the replica has sent so far."""
         return self._written
 
     def refuse(self, answer: bytes) -> None:
-        """Answer and close. What the client still sends is read away: closed over it, the answer could be lost (RST)."""
+        """Answer and close. What the client still sends is read and dropped: otherwise a reset could destroy the answer."""
         self._on_head = None
         self._held.clear()
         if transport := self.open_transport:
@@ -176,7 +177,7 @@ class Side(asyncio.Protocol):
             self.finish()
 
     def finish(self) -> None:
-        """Nothing more is written; close when the client has taken what there is, and had a moment to hang up first."""
+        """Write nothing more. Close once the client has read everything and had a moment to hang up first."""
         if (transport := self.open_transport) and not self._finishing:
             self._finishing = True
             self._end_writing(transport)
@@ -189,7 +190,7 @@ class Side(asyncio.Protocol):
             self._transport.abort()
 
     def check(self, now: float, *, head_timeout_s: float, stall_timeout_s: float) -> None:
-        """Close it when its time is over: no whole head, or not one byte taken of what waits for it."""
+        """Close it when a limit passed: for the complete head, or for reading at least one byte of what waits."""
         if self._on_head and now - self._made_at >= head_timeout_s:
             if self._held:
                 self.refuse(_LATE)
@@ -205,7 +206,7 @@ class Side(asyncio.Protocol):
                 self._other.abort()
 
     def _hold(self, data: bytes) -> None:
-        """Keep what came of the first request until its head is whole."""
+        """Keep the bytes of the first request until its head is complete."""
         searched = max(0, len(self._held) - 2)
         self._held += data
         if self._on_head and (
@@ -218,7 +219,7 @@ class Side(asyncio.Protocol):
                 self._transport.pause_reading()
             on_head(self)
 
-    def _join(self, other: Side) -> None:
+    def _join(self, other: Endpoint) -> None:
         self._other = other
         writer = other.open_transport
         if transport := self.open_transport:
@@ -243,6 +244,6 @@ class Side(asyncio.Protocol):
     def _close_lingering(self) -> None:
         if transport := self.open_transport:
             if self.unsent:
-                self._linger()  # one who takes nothing is found by `check`
+                self._linger()  # `check` finds a client that reads nothing
             else:
                 transport.close()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.lifecycle import Lifecycle
-    from torpor.platforms.local.gateway import Gateway, Target
+    from torpor.platforms.local.gateway import Gateway
+    from torpor.platforms.local.gateway_route import GatewayReplica
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.capture import Identity
@@ -121,13 +122,13 @@ class Serving(NamedTuple):
     Attributes:
         replica: its sandbox and what bringing it back took.
         boot: its lifecycle.
-        target: what the front knows of it.
+        routed: the replica as the gateway knows it.
         back_off: when it is started again, should it end.
     """
 
     replica: Replica
     boot: Boot
-    target: Target
+    routed: GatewayReplica
     back_off: BackOff
 
     def end(self) -> None:
@@ -275,7 +276,7 @@ class Replicas:
         self._cold_start = cold_start
         self._even_if_bad = even_if_bad
         self._tell = on_event or ReplicaEvent.log
-        self._front: Gateway | None = None
+        self._gateway: Gateway | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
@@ -291,8 +292,8 @@ class Replicas:
     @property
     def port(self) -> int:
         """The public port."""
-        if self._front is not None:
-            return self._front.port
+        if self._gateway is not None:
+            return self._gateway.port
         return self._port if self._port is not None else self.manifest.deployment.port
 
     @property
@@ -326,7 +327,7 @@ class Replicas:
         """
         if not 1 <= count <= MAX_REPLICAS:
             raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {MAX_REPLICAS}.")
-        if self._front is None:
+        if self._gateway is None:
             check_free(self.host, self.port, cure="choose another with --port. Nothing was restored")
         self._stopped = False
         self._replacement.allow()
@@ -355,16 +356,16 @@ class Replicas:
         self._start_nothing_more()
         boots = [one.boot for one in self.serving]
         limit_s = boots[0].deployment.drain_timeout_s if boots else 0.0
-        return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._front.drain if self._front else None)
+        return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._gateway.drain if self._gateway else None)
 
     def stop(self) -> None:
         """End every replica and let go of the port. Harmless to repeat."""
         self._start_nothing_more()
         with self._lock:
             serving, self._serving = self._serving, []
-        if self._front is not None:
-            self._front.stop()
-            self._front = None
+        if self._gateway is not None:
+            self._gateway.stop()
+            self._gateway = None
         for one in serving:
             one.end()
         self._hold.release()
@@ -417,7 +418,7 @@ class Replicas:
             self._import_beside()
             self._app = lifecycle, recipe
             waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
-            self._started_front()  # while the engines wake
+            self._started_gateway()  # while the engines wake
             return _results(waking)
         except BaseException:
             attempt.end()
@@ -426,7 +427,7 @@ class Replicas:
 
     def _publish(self, serving: Sequence[Serving]) -> None:
         """Put replicas behind the port, unless somebody stopped the server meanwhile."""
-        front = self._started_front()
+        gateway = self._started_gateway()
         with self._lock:
             stopped = self._stopped
             if not stopped:
@@ -436,7 +437,7 @@ class Replicas:
                 one.end()
             else:
                 one.back_off.serves()
-                front.add(one.target)
+                gateway.add(one.routed)
 
     def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> StartingSandbox:
         name = self._next_name()
@@ -488,14 +489,14 @@ class Replicas:
     def _import_beside(self) -> None:
         """What a wake will need, while CRIU still works."""
 
-    def _started_front(self) -> Gateway:
-        if self._front is None:
+    def _started_gateway(self) -> Gateway:
+        if self._gateway is None:
             from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio, when there is time for it
 
-            front = Gateway(host=self.host, port=self.port, on_death=self._bury)
-            front.start()
-            self._front = front
-        return self._front
+            gateway = Gateway(host=self.host, port=self.port, on_death=self._bury)
+            gateway.start()
+            self._gateway = gateway
+        return self._gateway
 
     def _woken(
         self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
@@ -568,12 +569,12 @@ class Replicas:
         return self._serving_replica(replica, boot, back_off)
 
     def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
-        from torpor.platforms.local.gateway import Target, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
+        from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
 
         deployment = boot.deployment
         path = ready_path(deployment.engine)
-        target = Target(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
-        return Serving(replica=replica, boot=boot, target=target, back_off=back_off)
+        routed = GatewayReplica(name=replica.name, sandbox=replica.sandbox, port=deployment.port, ready_path=path)
+        return Serving(replica=replica, boot=boot, routed=routed, back_off=back_off)
 
     def _report(self, name: str) -> StageReport:
         from torpor.telemetry.stage_report import StageReport  # noqa: PLC0415
@@ -591,21 +592,21 @@ class Replicas:
             raise SnapshotError("No deployment was loaded; call start first.")
         return self._app
 
-    def _bury(self, target: Target) -> None:
+    def _bury(self, routed: GatewayReplica) -> None:
         """A replica ended by itself: take it out, say so, and start it again where that is wanted."""
         with contextlib.ExitStack() as stack:
             if self._supervised:
                 stack.enter_context(self._replacement.expected())
             with self._lock:
-                dead = [one for one in self._serving if one.target is target]
-                self._serving = [one for one in self._serving if one.target is not target]
+                dead = [one for one in self._serving if one.routed is routed]
+                self._serving = [one for one in self._serving if one.routed is not routed]
             for one in dead:
                 self._tell_end(one)
                 if self._supervised:
-                    self._replacement.run(target.name, one.back_off)
+                    self._replacement.run(routed.name, one.back_off)
 
     def _tell_end(self, one: Serving) -> None:
-        sandbox, name = one.replica.sandbox, one.target.name
+        sandbox, name = one.replica.sandbox, one.routed.name
         code, last = sandbox.wait(_CODE_S), sandbox.log_tail(20)
         one.end()
         log_file = str(one.boot.running_engine.log_path or "")
@@ -668,9 +669,9 @@ class Replicas:
             one.thread.join()
             if one.value is not None:
                 one.value.end()
-        if self._front is not None and not self.serving and not self.restarting:
-            self._front.stop()
-            self._front = None
+        if self._gateway is not None and not self.serving and not self.restarting:
+            self._gateway.stop()
+            self._gateway = None
 
     def _next_name(self) -> str:
         with self._lock:

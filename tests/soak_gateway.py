@@ -1,7 +1,7 @@
-"""A soak of the public port: `python -m tests.soak_front --seconds 300 --connections 10000`.
+"""A soak of the public port: `python -m tests.soak_gateway --seconds 300 --connections 10000`.
 
-Connections come and go, half of them badly behaved, and the front may open few descriptors. Three kinds of process: replicas
-(stand-ins behind the guard, one for each of uvicorn's parsers), the front, and the clients (this one). Loopback only.
+Connections come and go, half of them badly behaved, and the gateway may open few descriptors. Three kinds of process: replicas
+(stand-ins behind the guard, one for each of uvicorn's parsers), the gateway, and the clients (this one). Loopback only.
 Nothing may be kept: no descriptor, no memory, and every request of a well-behaved client is answered.
 """
 
@@ -27,7 +27,8 @@ import psutil
 import structlog
 
 from torpor import Deployment, Model
-from torpor.platforms.local.gateway import Gateway, Target
+from torpor.platforms.local.gateway import Gateway
+from torpor.platforms.local.gateway_route import GatewayReplica
 from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
 
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from socket import socket as Socket  # noqa: N812 - a class, and `socket` is the name of a method
 
-__all__ = ["GROWTH_BYTES", "FrontResult", "soak_front"]
+__all__ = ["GROWTH_BYTES", "GatewayResult", "soak_gateway"]
 
 DESCRIPTORS = 300
 HOLD_S = 12.0
 PARSERS = ("h11", "httptools")
 GROWTH_BYTES = 8_000_000
-"""What the front may have grown by between a quarter of the time and its end, bytes of resident memory."""
+"""What the gateway may have grown by between a quarter of the time and its end, bytes of resident memory."""
 
 _SPARE = 16
-"""Sockets that the front keeps in store for each replica, more or less of them."""
+"""Sockets that the gateway keeps in store for each replica, more or less of them."""
 
 _CHAT = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}).encode()
 _STREAM = json.dumps({"messages": [{"role": "user", "content": "b"}], "max_tokens": 100000, "stream": True}).encode()
@@ -63,15 +64,15 @@ _TRIES = 200
 
 
 @dataclass(kw_only=True)
-class FrontResult:
+class GatewayResult:
     """What was seen.
 
     Attributes:
         connections: that came and went.
         answers: requests of well-behaved clients by what became of them; `503` are those that were told to come again.
         bad: requests without an answer, and answers that no client may get; the first few in words.
-        most: connections that the front takes at once, as it says.
-        descriptors, rss_bytes: of the front, after a quarter of the time and at the end, when nobody was connected.
+        most: connections that the gateway takes at once, as it says.
+        descriptors, rss_bytes: of the gateway, after a quarter of the time and at the end, when nobody was connected.
         busiest: the most descriptors that it had open.
         slowest_s: the longest that one answer took, 503 included.
     """
@@ -91,35 +92,35 @@ class FrontResult:
         if self.descriptors[1] > self.descriptors[0] + _SPARE * len(PARSERS) // 2:
             found.append(f"descriptors: {self.descriptors[0]} became {self.descriptors[1]}")
         if self.rss_bytes[1] - self.rss_bytes[0] > GROWTH_BYTES:
-            found.append(f"the front grew by {self.rss_bytes[1] - self.rss_bytes[0]} bytes")
+            found.append(f"the gateway grew by {self.rss_bytes[1] - self.rss_bytes[0]} bytes")
         if not self.answers.get("200"):
             found.append("no well-behaved client was answered")
         return found
 
 
-def soak_front(
+def soak_gateway(
     *, seconds: float, connections: int, descriptors: int = DESCRIPTORS, hold_s: float = HOLD_S, seed: int = 0
-) -> FrontResult:
+) -> GatewayResult:
     """Run the soak; whatever it started ends with it.
 
     Args:
         seconds: how long connections come, in two runs: sizes are taken after each.
         connections: how many, half of them of clients that behave badly.
-        descriptors: the front's limit.
+        descriptors: the gateway's limit.
         hold_s: seconds, at most, that a client which behaves badly keeps its connection.
         seed: of what the clients do.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
-    result = FrontResult(connections=connections)
+    result = GatewayResult(connections=connections)
     try:
         with contextlib.ExitStack() as stack:
             ports = [stack.enter_context(_replica(parser)) for parser in PARSERS]
-            front, port, result.most = stack.enter_context(_front(ports, descriptors))
+            gateway, port, result.most = stack.enter_context(_gateway(ports, descriptors))
             clients = _Clients(port, result, random.Random(seed), hold_s)
-            asyncio.run(clients.run(connections // 4, seconds / 4, front))
-            first = _size(front)
-            asyncio.run(clients.run(connections - connections // 4, seconds * 3 / 4, front))
-            last = _size(front)
+            asyncio.run(clients.run(connections // 4, seconds / 4, gateway))
+            first = _size(gateway)
+            asyncio.run(clients.run(connections - connections // 4, seconds * 3 / 4, gateway))
+            last = _size(gateway)
             result.descriptors, result.rss_bytes = (first[0], last[0]), (first[1], last[1])
     finally:
         structlog.reset_defaults()
@@ -143,9 +144,17 @@ def _replica(parser: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _front(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil.Process, int, int]]:
-    """The front in a process of its own; its process, its port, and how many connections it takes."""
-    argv = [sys.executable, "-m", "tests.soak_front", "--front", *map(str, replicas), "--descriptors", str(descriptors)]
+def _gateway(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil.Process, int, int]]:
+    """The gateway in a process of its own; its process, its port, and how many connections it takes."""
+    argv = [
+        sys.executable,
+        "-m",
+        "tests.soak_gateway",
+        "--gateway",
+        *map(str, replicas),
+        "--descriptors",
+        str(descriptors),
+    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
@@ -156,30 +165,30 @@ def _front(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil.P
             process.communicate()  # its standard input ends, and so does it
 
 
-def _size(front: psutil.Process) -> tuple[int, int]:
+def _size(gateway: psutil.Process) -> tuple[int, int]:
     """Descriptors and resident memory, once the descriptors no longer fall: what was closed just now is let go of."""
-    best, deadline = front.num_fds(), time.monotonic() + 4.0
+    best, deadline = gateway.num_fds(), time.monotonic() + 4.0
     while time.monotonic() < deadline:
         time.sleep(0.1)
-        best = min(best, front.num_fds())
-    return best, int(front.memory_info().rss)
+        best = min(best, gateway.num_fds())
+    return best, int(gateway.memory_info().rss)
 
 
 class _Clients:
     """Connections of both kinds, spread over the time."""
 
-    def __init__(self, port: int, result: FrontResult, dice: random.Random, hold_s: float) -> None:
+    def __init__(self, port: int, result: GatewayResult, dice: random.Random, hold_s: float) -> None:
         self._port, self._result, self._dice, self._hold_s = port, result, dice, hold_s
         self._answers: Counter[str] = Counter()
 
-    async def run(self, count: int, seconds: float, front: psutil.Process) -> None:
+    async def run(self, count: int, seconds: float, gateway: psutil.Process) -> None:
         """So many connections in so many seconds; returns when the last one has ended."""
         began, tasks = time.monotonic(), []
         for number in range(count):
             await asyncio.sleep(max(0.0, began + seconds * number / count - time.monotonic()))
             tasks.append(asyncio.create_task(self._bad() if number % 2 else self._good()))
             if number % 20 == 0:
-                self._result.busiest = max(self._result.busiest, front.num_fds())
+                self._result.busiest = max(self._result.busiest, gateway.num_fds())
         await asyncio.gather(*tasks)
         self._result.answers = dict(self._answers)
 
@@ -233,7 +242,7 @@ class _Clients:
 
 
 class _Place:
-    """A stand-in's port, as the front takes it: nothing tells of its end."""
+    """A stand-in's port, as the gateway takes it: nothing tells of its end."""
 
     def __init__(self) -> None:
         self._alive, self._end = os.pipe()
@@ -251,29 +260,29 @@ class _Place:
         return [socket.socket() for _ in range(count)]
 
 
-def _run_front(replicas: Sequence[int], descriptors: int) -> None:
-    """Be the front until standard input ends."""
+def _run_gateway(replicas: Sequence[int], descriptors: int) -> None:
+    """Be the gateway until standard input ends."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    with Gateway() as front:
+    with Gateway() as gateway:
         for port in replicas:
-            front.add(Target(name=str(port), sandbox=_Place(), port=port))
-        print(json.dumps([front.port, front.most_connections]), flush=True)
+            gateway.add(GatewayReplica(name=str(port), sandbox=_Place(), port=port))
+        print(json.dumps([gateway.port, gateway.most_connections]), flush=True)
         sys.stdin.read()
 
 
 def main() -> int:
-    """Run the soak, or be its front; 1 when something was lost or kept."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak_front", description=__doc__)
+    """Run the soak, or be its gateway; 1 when something was lost or kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak_gateway", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--descriptors", type=int, default=DESCRIPTORS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--front", type=int, nargs="+", metavar="PORT", help="be the front of a running soak")
+    parser.add_argument("--gateway", type=int, nargs="+", metavar="PORT", help="be the gateway of a running soak")
     args = parser.parse_args()
-    if args.front:
-        _run_front(args.front, args.descriptors)
+    if args.gateway:
+        _run_gateway(args.gateway, args.descriptors)
         return 0
-    result = soak_front(
+    result = soak_gateway(
         seconds=args.seconds, connections=args.connections, descriptors=args.descriptors, seed=args.seed
     )
     print(json.dumps(asdict(result), indent=2))
