@@ -37,7 +37,7 @@ STANDARD_ONLY = [
 ]
 """Files that run in the engine's environment or in an image that holds nothing yet."""
 
-ENGINES_HAVE = {"psutil", "tqdm"}
+ENGINES_HAVE = {"packaging", "psutil", "tqdm"}
 """Packages that every supported engine depends on, and that a launcher may use."""
 
 PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name in ("h11", "httptools")}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
 import pickle
 import subprocess
 import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import torpor
+from tests import ROOT
 from torpor import errors, testing
+from torpor.scaffold.names import names_of
+from torpor.scaffold.project import project_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ALL = [
     "BuildPlan",
@@ -33,6 +41,7 @@ ALL = [
     "Finding",
     "ForeignServerError",
     "GuardStateError",
+    "IMAGE_ROOT",
     "ImagePatch",
     "Lifecycle",
     "ModalOptions",
@@ -47,14 +56,61 @@ ALL = [
     "ServerUnavailableError",
     "SnapshotError",
     "TorporError",
+    "VOLUME_ROOT",
     "__version__",
+    "check_retries",
+    "check_seconds",
     "check_types",
+    "check_volume",
+    "gpu_model",
     "hookimpl",
+    "lazy_names",
+    "override",
+    "plugin_name",
+    "secret_value",
+    "shown",
     "start_engine",
 ]
 """Golden: third parties write their plugins with these."""
 
 TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
+
+PACKAGES = (
+    "torpor",
+    "torpor.client",
+    "torpor.engine_plugins",
+    "torpor.guard",
+    "torpor.launcher",
+    "torpor.platforms.local",
+    "torpor.platforms.modal",
+    "torpor.testing",
+)
+"""What third parties import from; everything else is core's own."""
+
+
+class Source(NamedTuple):
+    """A file that third parties' code is like.
+
+    Attributes:
+        name: where it is.
+        text: what is in it.
+    """
+
+    name: str
+    text: str
+
+
+def _sources() -> Iterator[Source]:
+    for folder in ("plugins", "examples", "apps"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            yield Source(str(file.relative_to(ROOT)), file.read_text("utf-8"))
+    for engine in (False, True):
+        for path, text in project_files(names_of("zyx"), engine=engine).items():
+            if path.endswith(".py"):
+                yield Source(f"torpor new{' --engine' if engine else ''}: {path}", text)
+
+
+SOURCES = tuple(_sources())
 
 BLOCKED = ("httpx", "structlog", "pluggy", "modal", "psutil", "typer", "rich", "huggingface_hub", "pytest", "uvicorn")
 
@@ -73,7 +129,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_public_names_are_golden() -> None:
     """A name more or less is a decision."""
-    assert torpor.__all__ == ALL == sorted(ALL)
+    assert sorted(torpor.__all__) == ALL == sorted(set(ALL))
     assert dir(torpor) == ALL
     assert testing.__all__ == TESTING
 
@@ -85,6 +141,45 @@ def test_a_public_name_is_there(name: str) -> None:
     assert value is getattr(torpor, name)
     if inspect.isclass(value):
         assert value.__doc__
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_documented(package: str) -> None:
+    """A class or function by its docstring, a constant by the docstring of its package."""
+    module = importlib.import_module(package)
+    names = [name for name in module.__all__ if not name.startswith("__")]
+    assert names
+    silent = []
+    for name in names:
+        value = getattr(module, name)
+        told = value.__doc__ if inspect.isclass(value) or inspect.isroutine(value) else module.__doc__
+        if not told or (told is module.__doc__ and name not in told):
+            silent.append(name)
+    assert silent == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_plugins_examples_apps_and_templates_use_public_names_only(source: Source) -> None:
+    """What the bundled ones need, somebody else's plugin needs, too."""
+    assert list(_not_public(source.text)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "deep"),
+    [
+        ("from torpor import Plugin", []),
+        ("from torpor import client", []),
+        ("from torpor.guard import Guard", []),
+        ("import torpor.guard", []),
+        ("from torpor_sglang.plugin import SGLang", []),
+        ("from torpor.recipe import IMAGE_ROOT", ["torpor.recipe.IMAGE_ROOT"]),
+        ("from torpor.guard import asgi", ["torpor.guard.asgi"]),
+        ("import torpor.hookspecs", ["torpor.hookspecs"]),
+    ],
+)
+def test_a_deep_import_is_found(line: str, deep: list[str]) -> None:
+    """In any form."""
+    assert list(_not_public(line)) == deep
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -155,6 +250,23 @@ def test_the_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 
     assert torpor.__version__ == version("torpor")
+
+
+def _not_public(text: str) -> Iterator[str]:
+    """What a source imports from Torpor that is not public."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if _is_core(alias.name) and alias.name not in PACKAGES)
+        elif isinstance(node, ast.ImportFrom) and _is_core(node.module or ""):
+            module = node.module or ""
+            public = importlib.import_module(module).__all__ if module in PACKAGES else ()
+            for alias in node.names:
+                if alias.name not in public and f"{module}.{alias.name}" not in PACKAGES:
+                    yield f"{module}.{alias.name}"
+
+
+def _is_core(module: str) -> bool:
+    return module.partition(".")[0] == "torpor"
 
 
 def _depth(line: str) -> int:

@@ -8,8 +8,19 @@
     -- snapshot (platform) --
     wake       post_restore     wake the engine, once per restored replica                         acts
 
-The names below are the whole public surface; each is imported when it is first used (PEP 562), so that a container or
-an engine process that needs one of them pays for one of them.
+Beside the values, the errors and `Lifecycle`, plugins use:
+
+    hooks      `hookimpl` marks a hook; `override` is `typing.override`, on Python 3.11 too
+    paths      `IMAGE_ROOT` is the folder of the image that plugins fill, `VOLUME_ROOT` the folder under which volumes are mounted
+    options    `check_types`, `check_seconds`, `check_retries`, `check_volume`, `secret_value` refuse what cannot work;
+               `shown` is a value as errors show it
+    packages   `lazy_names` makes a package import its names when they are first used
+    questions  `plugin_name`, `gpu_model`, and `Deployment.engine`, an `EnginePlugin`
+
+Engine plugins also use `torpor.engine_plugins`, `torpor.guard` and `torpor.launcher`, tests `torpor.testing`, apps `torpor.client`
+and `torpor.platforms.local` or `torpor.platforms.modal`. Everything else is core's own.
+
+Each name is imported when it is first used (PEP 562): a container or an engine's process pays only for the names that it needs.
 """
 
 from __future__ import annotations
@@ -20,7 +31,8 @@ from torpor._version import __version__
 TYPE_CHECKING = False  # what type checkers take for True; importing `typing` for it would be half of this import's time
 
 if TYPE_CHECKING:
-    from torpor.deployment import Deployment, Model, Scaling
+    from torpor._override import override
+    from torpor.deployment import Deployment, Model, Scaling, plugin_name
     from torpor.engine.handle import Engine
     from torpor.engine.start import start_engine
     from torpor.errors import (
@@ -44,12 +56,28 @@ if TYPE_CHECKING:
     )
     from torpor.hookspecs import EnginePlugin, Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
-    from torpor.recipe import BuildPlan, BuildStep, Cache, ImagePatch, Preflight, Recipe
-    from torpor.values.field_types import check_types
+    from torpor.recipe import (
+        IMAGE_ROOT,
+        VOLUME_ROOT,
+        BuildPlan,
+        BuildStep,
+        Cache,
+        ImagePatch,
+        Preflight,
+        Recipe,
+        check_retries,
+        check_seconds,
+        check_volume,
+    )
+    from torpor.values.field_types import check_types, shown
     from torpor.values.findings import Finding
+    from torpor.values.gpu_names import gpu_model
     from torpor.values.modal_options import ModalOptions
+    from torpor.values.secret_shapes import secret_value
 
 __all__ = [
+    "IMAGE_ROOT",
+    "VOLUME_ROOT",
     "BuildPlan",
     "BuildStep",
     "BuildStepError",
@@ -83,15 +111,30 @@ __all__ = [
     "SnapshotError",
     "TorporError",
     "__version__",
+    "check_retries",
+    "check_seconds",
     "check_types",
+    "check_volume",
+    "gpu_model",
     "hookimpl",
+    "lazy_names",
+    "override",
+    "plugin_name",
+    "secret_value",
+    "shown",
     "start_engine",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "torpor.deployment": ("Deployment", "Model", "Scaling"),
+        "torpor._override": ("override",),
+        "torpor.deployment": (
+            "Deployment",
+            "Model",
+            "Scaling",
+            "plugin_name",
+        ),
         "torpor.engine.handle": ("Engine",),
         "torpor.engine.start": ("start_engine",),
         "torpor.errors": (
@@ -113,11 +156,32 @@ __getattr__, __dir__ = lazy_names(
             "SnapshotError",
             "TorporError",
         ),
-        "torpor.hookspecs": ("EnginePlugin", "Plugin", "hookimpl"),
+        "torpor.hookspecs": (
+            "EnginePlugin",
+            "Plugin",
+            "hookimpl",
+        ),
         "torpor.lifecycle": ("Lifecycle",),
-        "torpor.recipe": ("BuildPlan", "BuildStep", "Cache", "ImagePatch", "Preflight", "Recipe"),
-        "torpor.values.field_types": ("check_types",),
+        "torpor.recipe": (
+            "BuildPlan",
+            "BuildStep",
+            "Cache",
+            "IMAGE_ROOT",
+            "ImagePatch",
+            "Preflight",
+            "Recipe",
+            "VOLUME_ROOT",
+            "check_retries",
+            "check_seconds",
+            "check_volume",
+        ),
+        "torpor.values.field_types": (
+            "check_types",
+            "shown",
+        ),
         "torpor.values.findings": ("Finding",),
+        "torpor.values.gpu_names": ("gpu_model",),
         "torpor.values.modal_options": ("ModalOptions",),
+        "torpor.values.secret_shapes": ("secret_value",),
     },
 )

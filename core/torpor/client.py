@@ -5,7 +5,8 @@
 It waits through what a sleeping server shows to the outside (refused connections, 503 with or without Retry-After) and
 follows the redirects with which Modal keeps a request open beyond 150 seconds (303, to be followed with GET;
 modal.com/docs/guide/webhook-timeouts). One deadline covers all of it. Modal's proxy token, which a server with
-`requires_proxy_auth` demands, is read from the environment: see `torpor.network.modal_keys`.
+`requires_proxy_auth` demands, is read from the environment: see `torpor.network.modal_keys`. A server's bearer key is read from
+the variable named by `API_KEY_VARIABLE`. `PROMPT` and `SYSTEM_PROMPTS` are what `main` asks.
 """
 
 from __future__ import annotations

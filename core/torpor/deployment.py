@@ -247,7 +247,7 @@ class Deployment:
     def _check_modal(self) -> None:
         if self.modal is None:
             return
-        from torpor.values.modal_options import ModalOptions  # noqa: PLC0415 - for those who have such options
+        from torpor.values.modal_options import ModalOptions  # noqa: PLC0415 - 1.1 ms of a restore
 
         if not isinstance(self.modal, ModalOptions):
             raise ConfigurationError(
@@ -267,7 +267,7 @@ class Deployment:
 
     def _check_engine(self, given: str) -> None:
         """Demand that exactly one plugin launches, and that it answers what is asked about an engine."""
-        from torpor.hookspecs import EnginePlugin  # noqa: PLC0415 - pluggy: 2.5 ms, for whoever wants the values alone
+        from torpor.hookspecs import EnginePlugin  # noqa: PLC0415 - pluggy: 2.5 ms of `from torpor import Model`
 
         engines = [plugin for plugin in self.plugins if _launches(plugin)]
         if not engines:

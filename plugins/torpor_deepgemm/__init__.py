@@ -1,6 +1,6 @@
 """DeepGEMM kernels compiled while the image is built, for Torpor: the plugin `DeepGEMM`.
 
-Lazy (PEP 562): `torpor_deepgemm.watch` is also run as a bare file, in images that hold nothing of Torpor.
+The plugin is imported on first use: `torpor_deepgemm.watch` also runs as a bare file, in images without Torpor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["DeepGEMM"]
 
 def __getattr__(name: str) -> object:
     if name == "DeepGEMM":
-        from torpor_deepgemm.plugin import DeepGEMM  # noqa: PLC0415 - the point of this function
+        from torpor_deepgemm.plugin import DeepGEMM  # noqa: PLC0415 - the package itself imports no Torpor
 
         return DeepGEMM
     raise AttributeError(f"module 'torpor_deepgemm' has no attribute {name!r}")

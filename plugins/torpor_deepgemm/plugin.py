@@ -6,12 +6,25 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
-from torpor._override import override
-from torpor.deployment import plugin_name
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
-from torpor.values.field_types import check_types
-from torpor.values.gpu_names import gpu_model
+from torpor import (
+    IMAGE_ROOT,
+    VOLUME_ROOT,
+    BuildPlan,
+    BuildStep,
+    Cache,
+    ConfigurationError,
+    Finding,
+    ImagePatch,
+    Plugin,
+    check_retries,
+    check_seconds,
+    check_types,
+    check_volume,
+    gpu_model,
+    hookimpl,
+    override,
+    plugin_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import ConfigurationError, Finding, ImagePatch, Plugin, hookimpl
-from torpor._override import override
-from torpor.deployment import plugin_name
-from torpor.values.field_types import check_types, shown
+from torpor import ConfigurationError, Finding, ImagePatch, Plugin, check_types, hookimpl, override, plugin_name, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

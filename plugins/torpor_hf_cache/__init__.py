@@ -1,6 +1,6 @@
 """Weights of the Hugging Face hub on a volume, for Torpor: the plugin `HFCache`.
 
-Lazy (PEP 562): `torpor_hf_cache.download` is also run as a bare file, in images that hold nothing of Torpor.
+The plugin is imported on first use: `torpor_hf_cache.download` also runs as a bare file, in images without Torpor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["HFCache"]
 
 def __getattr__(name: str) -> object:
     if name == "HFCache":
-        from torpor_hf_cache.plugin import HFCache  # noqa: PLC0415 - the point of this function
+        from torpor_hf_cache.plugin import HFCache  # noqa: PLC0415 - the package itself imports no Torpor
 
         return HFCache
     raise AttributeError(f"module 'torpor_hf_cache' has no attribute {name!r}")

@@ -6,11 +6,25 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor import BuildPlan, BuildStep, ConfigurationError, Finding, ImagePatch, Plugin, Preflight, hookimpl
-from torpor._override import override
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_retries, check_seconds, check_volume
-from torpor.values.field_types import check_types, shown
-from torpor.values.secret_shapes import secret_value
+from torpor import (
+    IMAGE_ROOT,
+    VOLUME_ROOT,
+    BuildPlan,
+    BuildStep,
+    ConfigurationError,
+    Finding,
+    ImagePatch,
+    Plugin,
+    Preflight,
+    check_retries,
+    check_seconds,
+    check_types,
+    check_volume,
+    hookimpl,
+    override,
+    secret_value,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ The defaults differ between versions (DeepGEMM: `~/.cache/deep_gemm` up to 0.5.1
 
 from __future__ import annotations
 
-from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+from torpor.engine_plugins import DEEP_GEMM_FOLDER, shared_cache_env
 
 __all__ = ["cache_env"]
 

@@ -6,7 +6,7 @@ A field that no list names is new: add it to `plain`, `bounded` or `refused`, wi
 
 from __future__ import annotations
 
-from torpor.launcher.public_requests import RequestFields
+from torpor.launcher import RequestFields
 
 __all__ = ["FIELDS"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torpor.engine_plugins.flags import Flag, FlagTable
-from torpor_sglang.versions import SUPPORTED_VERSIONS
+from torpor.engine_plugins import Flag, FlagTable
+from torpor_sglang.versions import VERSIONS
 
 __all__ = ["FLAGS"]
 
@@ -16,8 +16,7 @@ def _source(v0_5_6: int, v0_5_16: int, v0_5_18: int, v0_5_23: str) -> str:
 
 
 FLAGS = FlagTable(
-    engine="SGLang",
-    versions=SUPPORTED_VERSIONS,
+    versions=VERSIONS,
     flags=(
         Flag(
             option="model_path",

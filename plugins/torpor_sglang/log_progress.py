@@ -6,25 +6,15 @@ model_executor/*cuda_graph_runner.py, layers/deep_gemm_wrapper/compile_utils.py)
 
 from __future__ import annotations
 
-import re
-
-__all__ = ["log_progress"]
+__all__ = ["PROGRESS_LINES"]
 
 _BAR = r":\s+(\d+)%.*?\b(\d+)/(\d+)\b"
-_LINES = (
-    (re.compile(rf"(?:Loading|loading) .*shards{_BAR}"), "loading weights, {1} of {2} files"),
-    (re.compile(r"Load weight begin"), "loading weights"),
-    (re.compile(r"Load weight end"), "weights are loaded"),
-    (re.compile(rf"Capturing batches .*{_BAR}"), "capturing CUDA graphs, {1} of {2}"),
-    (re.compile(r"Capture .*?CUDA graph begin", re.IGNORECASE), "capturing CUDA graphs"),
-    (re.compile(r"DeepGEMM JIT Pre-Compile"), "compiling DeepGEMM kernels"),
-    (re.compile(r"KV Cache is allocated"), "the KV cache is allocated"),
+PROGRESS_LINES = (
+    (rf"(?:Loading|loading) .*shards{_BAR}", "loading weights, {1} of {2} files"),
+    (r"Load weight begin", "loading weights"),
+    (r"Load weight end", "weights are loaded"),
+    (rf"Capturing batches .*{_BAR}", "capturing CUDA graphs, {1} of {2}"),
+    (r"(?i)Capture .*?CUDA graph begin", "capturing CUDA graphs"),
+    (r"DeepGEMM JIT Pre-Compile", "compiling DeepGEMM kernels"),
+    (r"KV Cache is allocated", "the KV cache is allocated"),
 )
-
-
-def log_progress(line: str) -> str:
-    """A few words, or nothing for a line that says nothing about it."""
-    for pattern, words in _LINES:
-        if match := pattern.search(line):
-            return words.format(*match.groups())
-    return ""

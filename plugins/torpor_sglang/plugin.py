@@ -6,15 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from torpor import ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
-from torpor._override import override
-from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, call
-from torpor.engine_plugins.gpus import ParallelFlags
-from torpor.recipe import IMAGE_ROOT
-from torpor.values.field_types import shown
+from torpor import IMAGE_ROOT, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl, override, shown
+from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, call
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.fields import FIELDS
+from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
 from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
@@ -23,8 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment
-    from torpor.engine_plugins.chat_server import Routes
-    from torpor.engine_plugins.flags import OptionValue
+    from torpor.engine_plugins import OptionValue, Routes
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
@@ -33,7 +29,7 @@ TAGS = ("kv_cache", "weights")
 WeightsStore = Literal["saver", "file", "memory"]
 _OK = 200
 _IDLE_TIMEOUT_S = 10.0
-_FAST_COMPILE_SINCE = "0.5.16"
+_FAST_COMPILE_SINCE, _BEFORE_FAST_COMPILE = "0.5.16", ("0.5.6.post2",)
 # Choices of --load-format (0.5.16 and 0.5.18 server_args.py, 0.5.23 arg_groups/choices.py), and the extras that they need;
 # for fastsafetensors there is no extra.
 _STREAMER, _FASTSAFETENSORS = ("runai-model-streamer>=0.15.7",), ("fastsafetensors>=0.3.3",)
@@ -89,6 +85,7 @@ class SGLang(ChatServer):
         shared=("--enable-dp-attention",),
     )
     request_fields = FIELDS
+    progress_lines: ClassVar[tuple[tuple[str, str], ...]] = PROGRESS_LINES
 
     version: str = DEFAULT_VERSION
     cuda_graph_max_batch: int | None = None
@@ -169,7 +166,7 @@ class SGLang(ChatServer):
         if not at_load:
             switches["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] = "0"
         if fast:
-            if SUPPORTED_VERSIONS.index(self.version) < SUPPORTED_VERSIONS.index(_FAST_COMPILE_SINCE):
+            if self.version in _BEFORE_FAST_COMPILE:
                 raise ConfigurationError(
                     f"SGLang {self.version} compiles every batch shape: SGLANG_JIT_DEEPGEMM_FAST_WARMUP is known from "
                     f"{_FAST_COMPILE_SINCE} on. Leave fast_warmup out, or choose a newer SGLang."
@@ -180,12 +177,6 @@ class SGLang(ChatServer):
     @override
     def load_formats(self) -> dict[str, tuple[str, ...]]:
         return {} if self.device == "cpu" else dict(_LOAD_FORMATS[self.version])
-
-    @override
-    def log_progress(self, line: str) -> str:
-        from torpor_sglang.log_progress import log_progress  # noqa: PLC0415 - a restore has no use for it
-
-        return log_progress(line)
 
     @hookimpl
     @override

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+from torpor.engine_plugins import DEEP_GEMM_FOLDER, shared_cache_env
 
 __all__ = ["COMPILE_FOLDER", "cache_env"]
 

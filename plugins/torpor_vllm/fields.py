@@ -6,7 +6,7 @@ no list names is new: add it to `plain`, `bounded` or `refused`, with what its c
 
 from __future__ import annotations
 
-from torpor.launcher.public_requests import RequestFields
+from torpor.launcher import RequestFields
 
 __all__ = ["FIELDS"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torpor.engine_plugins.flags import Flag, FlagTable
-from torpor_vllm.versions import SUPPORTED_VERSIONS
+from torpor.engine_plugins import Flag, FlagTable
+from torpor_vllm.versions import VERSIONS
 
 __all__ = ["FLAGS"]
 
@@ -17,8 +17,7 @@ def _frontend(where: str) -> str:
 
 
 FLAGS = FlagTable(
-    engine="vLLM",
-    versions=SUPPORTED_VERSIONS,
+    versions=VERSIONS,
     flags=(
         Flag(
             option="revision",

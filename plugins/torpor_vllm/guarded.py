@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from torpor._override import override
+from torpor import override
 from torpor.guard import BootDocument, Guard
 
 if TYPE_CHECKING:

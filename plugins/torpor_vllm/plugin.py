@@ -7,15 +7,26 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from torpor import BuildPlan, BuildStep, Cache, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl
-from torpor._override import override
-from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, call, call_object
-from torpor.engine_plugins.gpus import ParallelFlags
-from torpor.recipe import IMAGE_ROOT, VOLUME_ROOT, check_volume
+from torpor import (
+    IMAGE_ROOT,
+    VOLUME_ROOT,
+    BuildPlan,
+    BuildStep,
+    Cache,
+    ConfigurationError,
+    Engine,
+    EngineRequestError,
+    ImagePatch,
+    check_volume,
+    hookimpl,
+    override,
+)
+from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, call, call_object
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
 from torpor_vllm.fields import FIELDS
+from torpor_vllm.log_progress import PROGRESS_LINES
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
 
@@ -23,8 +34,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment
-    from torpor.engine_plugins.chat_server import Routes
-    from torpor.engine_plugins.flags import OptionValue
+    from torpor.engine_plugins import OptionValue, Routes
 
 __all__ = ["VLLM"]
 
@@ -80,6 +90,7 @@ class VLLM(ChatServer):
         stages=(("--pipeline-parallel-size",), ("--prefill-context-parallel-size",))
     )
     request_fields = FIELDS
+    progress_lines: ClassVar[tuple[tuple[str, str], ...]] = PROGRESS_LINES
 
     version: str = DEFAULT_VERSION
     sleep_level: SleepLevel = 1
@@ -141,12 +152,6 @@ class VLLM(ChatServer):
     @override
     def load_formats(self) -> dict[str, tuple[str, ...]]:
         return {} if self.device == "cpu" else dict(_LOAD_FORMATS)
-
-    @override
-    def log_progress(self, line: str) -> str:
-        from torpor_vllm.log_progress import log_progress  # noqa: PLC0415 - a restore has no use for it
-
-        return log_progress(line)
 
     @hookimpl
     @override

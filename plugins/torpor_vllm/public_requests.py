@@ -10,16 +10,14 @@ import functools
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
-from torpor.launcher.public_requests import PublicRequestRules
+from torpor.launcher import Patch, PublicRequestRules, after_import
 from torpor_vllm.fields import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
 
-    from torpor.launcher.public_requests import PublicRequest, RawRequest
+    from torpor.launcher import PublicRequest, RawRequest
 
 __all__ = ["PATCH", "check_requests"]
 

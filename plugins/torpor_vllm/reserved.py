@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.engine_plugins.reserved import Reservations, Reserved
+from torpor.engine_plugins import Reservations, Reserved
 from torpor_vllm.flags import FLAGS
 
 __all__ = ["RESERVED"]

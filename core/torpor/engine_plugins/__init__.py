@@ -1,14 +1,79 @@
-"""What engine plugins are made of: what is the same for every engine that is an OpenAI-like HTTP server.
-
-    chat_server      the plugin base class: options, guard rules, launch and warm-up
-    gpus             how many GPUs an engine takes, against how many the deployment has
-    flags            options as an engine's command line, one record per flag, per version
-    reserved         flags and variables that nobody else may give, each with the reason
-    warmup           the chat-shaped requests of a warm-up
-    kernel_caches    homes for the caches of Triton, Inductor, FlashInfer, ...
+"""What an engine plugin is built of: what is the same for every engine that is an OpenAI-like HTTP server.
 
 An engine's plugin adds what only its engine has: the table of flags, the routes, the calls of its sleep and wake. Its
-launcher, which runs in the engine's process, is made of `torpor.launcher`.
+launcher, which runs in the engine's process, is built of `torpor.launcher`. The names of `__all__` are public:
+
+    plugin           ChatServer: options, guard rules, launch and warm-up; Routes: who may call which of the engine's routes;
+                     SNAPSHOT_ENV: variables that an engine built on torch needs for a snapshot
+    calls            call and call_object: management calls that demand 200, and a JSON object
+    GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's
+    flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
+    reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
+    warm-up          warm_up: chat-shaped requests until nothing is left to compile
+    kernel caches    shared_cache_env and DEEP_GEMM_FOLDER: homes for the caches of Triton, Inductor, FlashInfer, ...
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torpor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, Routes, call, call_object
+    from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
+    from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
+    from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+    from torpor.engine_plugins.reserved import Reservations, Reserved
+    from torpor.engine_plugins.warmup import warm_up
+
+__all__ = [
+    "DEEP_GEMM_FOLDER",
+    "SNAPSHOT_ENV",
+    "ChatServer",
+    "Flag",
+    "FlagTable",
+    "OptionValue",
+    "ParallelFlags",
+    "Reservations",
+    "Reserved",
+    "Routes",
+    "call",
+    "call_object",
+    "gpu_findings",
+    "gpus_needed",
+    "shared_cache_env",
+    "warm_up",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.engine_plugins.chat_server": (
+            "ChatServer",
+            "Routes",
+            "SNAPSHOT_ENV",
+            "call",
+            "call_object",
+        ),
+        "torpor.engine_plugins.flags": (
+            "Flag",
+            "FlagTable",
+            "OptionValue",
+        ),
+        "torpor.engine_plugins.gpus": (
+            "ParallelFlags",
+            "gpu_findings",
+            "gpus_needed",
+        ),
+        "torpor.engine_plugins.kernel_caches": (
+            "DEEP_GEMM_FOLDER",
+            "shared_cache_env",
+        ),
+        "torpor.engine_plugins.reserved": (
+            "Reservations",
+            "Reserved",
+        ),
+        "torpor.engine_plugins.warmup": ("warm_up",),
+    },
+)

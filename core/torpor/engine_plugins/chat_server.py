@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -118,6 +119,8 @@ class ChatServer(EnginePlugin):
     request_fields: ClassVar[RequestFields]
     parallel_flags: ClassVar[ParallelFlags] = ParallelFlags()
     """Flags among `extra_args` that say how many GPUs the engine takes."""
+    progress_lines: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """How far a start is, by lines of the engine's log: a regular expression, and words with its groups as {0}, {1}, ..."""
 
     version: str = ""
     image: str | None = None
@@ -276,6 +279,13 @@ class ChatServer(EnginePlugin):
     def engine_python(self) -> str:
         return self.python
 
+    @override
+    def log_progress(self, line: str) -> str:
+        for pattern, words in self.progress_lines:
+            if match := re.search(pattern, line):
+                return words.format(*match.groups())
+        return ""
+
     @property
     def base_image(self) -> str | None:
         """The image to start from; None on a CPU, where the engine is the machine's own, unless one was named."""
@@ -326,7 +336,7 @@ class ChatServer(EnginePlugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - a restore warms nothing up
+        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - concurrent.futures: 5 ms of a restore
 
         warm_up(
             client,

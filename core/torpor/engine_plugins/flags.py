@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
-from torpor.launcher.versions import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from torpor.launcher.versions import EngineVersions
 
 __all__ = ["Flag", "FlagTable", "OptionValue"]
 
@@ -62,14 +63,17 @@ class FlagTable:
     """All flags that an engine's plugin sets.
 
     Args:
-        engine: the engine's name, for messages.
-        versions: the engine's versions that the table holds for.
+        versions: the engine's versions, for which the table holds.
         flags: the records, in the order of the command line.
     """
 
-    engine: str
-    versions: tuple[str, ...]
+    versions: EngineVersions
     flags: tuple[Flag, ...]
+
+    @property
+    def engine(self) -> str:
+        """The engine's name, for messages."""
+        return self.versions.engine
 
     def __iter__(self) -> Iterator[Flag]:
         return iter(self.flags)
@@ -101,7 +105,7 @@ class FlagTable:
         Raises:
             ConfigurationError: an unsupported version, an unknown option, or two options that want one flag.
         """
-        check_version(self.engine, version, self.versions)
+        self.versions.check(version)
         for option in options:
             self.find(option)
         argv: list[str] = []

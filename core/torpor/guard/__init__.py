@@ -18,31 +18,31 @@ Who may pass, by path and state; a path is compared whole, as it was sent and as
     /_torpor/*           the lifecycle key: the transitions above, and GET /_torpor/state
     everything else      404; with a wrong key 403, whatever the path
 
-Standard library only: it runs in the engine's environment, whose packages are the engine's business.
+A server finds its boot document by `BOOT_FD_VARIABLE`; `read_boot` reads it.
+
+Standard library only: the guard runs in the engine's environment, whose packages are the engine's business.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.guard.document import BOOT_FD_VARIABLE, BootDocument, boot_document_json, read_boot
-from torpor.guard.rules import GuardRules
+from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.guard.asgi import Guard
+    from torpor.guard.document import BOOT_FD_VARIABLE, BootDocument, boot_document_json, read_boot
+    from torpor.guard.rules import GuardRules
     from torpor.guard.states import State
 
 __all__ = ["BOOT_FD_VARIABLE", "BootDocument", "Guard", "GuardRules", "State", "boot_document_json", "read_boot"]
 
-_LATE = {"Guard": "torpor.guard.asgi", "State": "torpor.guard.states"}
-"""Imported when they are first used (PEP 562): they want asyncio, for which core and plugins, who say the rules, have no use."""
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LATE:
-        raise AttributeError(f"module 'torpor.guard' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - only for those who use a name
-
-    value: object = getattr(importlib.import_module(_LATE[name]), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.guard.asgi": ("Guard",),
+        "torpor.guard.document": ("BOOT_FD_VARIABLE", "BootDocument", "boot_document_json", "read_boot"),
+        "torpor.guard.rules": ("GuardRules",),
+        "torpor.guard.states": ("State",),
+    },
+)

@@ -1,22 +1,20 @@
-"""What the launchers of engines are made of: the code that runs inside the engine's own process.
+"""What an engine's launcher is built of: code that runs inside the engine's own process.
 
-A launcher is a module of an engine's plugin (`python -m torpor_sglang.serve`, `python -m torpor_vllm.serve`), run by the
-engine's interpreter: it takes the guard's boot document, applies the plugin's patches and starts the engine's own server.
+A launcher is a module of an engine's plugin, run by the engine's interpreter (`python -m torpor_sglang.serve`). It reads the
+guard's boot document, applies the plugin's patches and starts the engine's own server. The names of `__all__` are public:
 
-    boot            the boot document, the end of the tree on SIGTERM, the line that says what was started
-    versions        which version of the engine is installed, and whether it is one that was checked
-    patches         named changes to the running engine, each with its reason, each to be switched off
-    after_import    a change to a module of the engine's as soon as it is imported
-    http_limits     limits on heads, with limited_h11 and limited_httptools, uvicorn's two parsers that keep them
-    public_requests what a public request may carry: media, templates, token ids, fields
-    guarded_app     the guard as the outermost layer of a Starlette application
-    orphans, tqdm_lock, named_locks, process_identity, tile_permission    what every engine's processes need
-    capturable      these patches as one list, for an engine of your own
+    start            run_launcher does it all; take_boot_document, end_tree_on_sigterm and exit_code_of are its parts
+    versions         EngineVersions: which version is installed, and which ones were checked
+    guard            install_guard puts the guard before a Starlette application; limit_uvicorn and the patch http_limits
+                     limit what a client may send before the guard sees a request
+    patches          Patch, apply_patches and PatchReport: named changes to the engine, each with a reason and a switch;
+                     after_import changes one of the engine's modules as soon as it is imported
+    captures         snapshot_patches: orphans, process_identity, tqdm_lock and named_locks, what a capture of any engine needs;
+                     end_with and keep_process_identities do it for one process without a patch
+    replicas         renew_random_state, TilePermission, ensure_tile_permission and has_tiles: what a restored process renews
+    public requests  RequestFields, PublicRequestRules, PublicRequest, RawRequest and ANY_DOMAIN: what a public request may carry
 
-The names in `__all__` are for plugins of third parties: `from torpor.launcher import apply_patches, snapshot_patches`.
-
-Nothing but the standard library is needed here: the engine's packages are the engine's business. Where one of them is
-changed, it is asked for first.
+Only the standard library is needed here. A package of the engine's is changed only if the engine has it.
 """
 
 from __future__ import annotations
@@ -26,52 +24,96 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from torpor.engine_patches.orphans import end_with
+    from torpor.engine_patches.after_import import after_import
+    from torpor.engine_patches.named_locks import named_locks
+    from torpor.engine_patches.orphans import end_with, orphans
     from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
-    from torpor.engine_patches.process_identity import keep_process_identities
+    from torpor.engine_patches.process_identity import keep_process_identities, process_identity
     from torpor.engine_patches.renewal import renew_random_state
-    from torpor.engine_patches.tile_permission import TilePermission, has_tiles
+    from torpor.engine_patches.tile_permission import TilePermission, ensure_tile_permission, has_tiles
+    from torpor.engine_patches.tqdm_lock import tqdm_lock
     from torpor.launcher.capturable import snapshot_patches
     from torpor.launcher.guarded_app import install_guard
-    from torpor.launcher.http_limits import limit_uvicorn
-    from torpor.launcher.public_requests import PublicRequestRules, RequestFields
-    from torpor.launcher.start import end_tree_on_sigterm, exit_code_of, take_boot_document
-    from torpor.launcher.versions import check_version, installed_version
+    from torpor.launcher.http_limits import http_limits, limit_uvicorn
+    from torpor.launcher.public_requests import ANY_DOMAIN, PublicRequest, PublicRequestRules, RawRequest, RequestFields
+    from torpor.launcher.start import end_tree_on_sigterm, exit_code_of, run_launcher, take_boot_document
+    from torpor.launcher.versions import EngineVersions
 
 __all__ = [
+    "ANY_DOMAIN",
+    "EngineVersions",
     "Patch",
     "PatchReport",
+    "PublicRequest",
     "PublicRequestRules",
+    "RawRequest",
     "RequestFields",
     "TilePermission",
+    "after_import",
     "apply_patches",
-    "check_version",
     "end_tree_on_sigterm",
     "end_with",
+    "ensure_tile_permission",
     "exit_code_of",
     "has_tiles",
+    "http_limits",
     "install_guard",
-    "installed_version",
     "keep_process_identities",
     "limit_uvicorn",
+    "named_locks",
+    "orphans",
+    "process_identity",
     "renew_random_state",
+    "run_launcher",
     "snapshot_patches",
     "take_boot_document",
+    "tqdm_lock",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "torpor.engine_patches.orphans": ("end_with",),
-        "torpor.engine_patches.patches": ("Patch", "PatchReport", "apply_patches"),
-        "torpor.engine_patches.process_identity": ("keep_process_identities",),
+        "torpor.engine_patches.after_import": ("after_import",),
+        "torpor.engine_patches.named_locks": ("named_locks",),
+        "torpor.engine_patches.orphans": (
+            "end_with",
+            "orphans",
+        ),
+        "torpor.engine_patches.patches": (
+            "Patch",
+            "PatchReport",
+            "apply_patches",
+        ),
+        "torpor.engine_patches.process_identity": (
+            "keep_process_identities",
+            "process_identity",
+        ),
         "torpor.engine_patches.renewal": ("renew_random_state",),
-        "torpor.engine_patches.tile_permission": ("TilePermission", "has_tiles"),
+        "torpor.engine_patches.tile_permission": (
+            "TilePermission",
+            "ensure_tile_permission",
+            "has_tiles",
+        ),
+        "torpor.engine_patches.tqdm_lock": ("tqdm_lock",),
         "torpor.launcher.capturable": ("snapshot_patches",),
         "torpor.launcher.guarded_app": ("install_guard",),
-        "torpor.launcher.http_limits": ("limit_uvicorn",),
-        "torpor.launcher.public_requests": ("PublicRequestRules", "RequestFields"),
-        "torpor.launcher.start": ("end_tree_on_sigterm", "exit_code_of", "take_boot_document"),
-        "torpor.launcher.versions": ("check_version", "installed_version"),
+        "torpor.launcher.http_limits": (
+            "http_limits",
+            "limit_uvicorn",
+        ),
+        "torpor.launcher.public_requests": (
+            "ANY_DOMAIN",
+            "PublicRequest",
+            "PublicRequestRules",
+            "RawRequest",
+            "RequestFields",
+        ),
+        "torpor.launcher.start": (
+            "end_tree_on_sigterm",
+            "exit_code_of",
+            "run_launcher",
+            "take_boot_document",
+        ),
+        "torpor.launcher.versions": ("EngineVersions",),
     },
 )

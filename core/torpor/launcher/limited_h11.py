@@ -1,4 +1,4 @@
-"""Uvicorn's h11 protocol with the limits of `torpor.launcher.http_limits`. Imported in the engine's process only."""
+"""Uvicorn's h11 protocol with the limits of `torpor.launcher.request_limits`. Imported in the engine's process only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from torpor._override import override
-from torpor.launcher import http_limits as limits
-from torpor.launcher.http_limits import HeadClock, framing_left, refusal_bytes
+from torpor.launcher import request_limits as limits
+from torpor.launcher.request_limits import HeadClock, framing_left, refusal_bytes
 
 if TYPE_CHECKING:
     import asyncio

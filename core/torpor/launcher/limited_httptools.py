@@ -1,4 +1,4 @@
-"""Uvicorn's httptools protocol with the limits of `torpor.launcher.http_limits`. Imported in the engine's process only."""
+"""Uvicorn's httptools protocol with the limits of `torpor.launcher.request_limits`. Imported in the engine's process only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from torpor._override import override
-from torpor.launcher import http_limits as limits
-from torpor.launcher.http_limits import HeadClock, framing_left, refusal_bytes
+from torpor.launcher import request_limits as limits
+from torpor.launcher.request_limits import HeadClock, framing_left, refusal_bytes
 
 if TYPE_CHECKING:
     import asyncio

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.engine_patches.orphans import orphans
-from torpor.engine_patches.patches import apply_patches
-from torpor.engine_patches.process_identity import process_identity
-from torpor.engine_patches.tqdm_lock import tqdm_lock
-from torpor.launcher.http_limits import http_limits
+from torpor.launcher import apply_patches, http_limits, orphans, process_identity, tqdm_lock
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torpor.engine_patches.patches import Patch, PatchReport
+    from torpor.launcher import Patch, PatchReport
 
 __all__ = ["all_patches", "apply_all"]
 

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

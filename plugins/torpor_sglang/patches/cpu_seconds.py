@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch, after_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable

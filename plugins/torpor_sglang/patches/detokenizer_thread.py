@@ -9,8 +9,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch, after_import
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

@@ -20,9 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.orphans import end_with
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch, after_import, end_with
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from torpor.engine_patches.after_import import after_import
+from torpor.launcher import after_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch, after_import
 from torpor_sglang.gpu_copy import Segment
 from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches.handlers import RESUME, around_handler

@@ -13,17 +13,15 @@ import urllib.request
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
-from torpor._override import override
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
-from torpor.launcher.public_requests import ANY_DOMAIN, PublicRequestRules
+from torpor import override
+from torpor.launcher import ANY_DOMAIN, Patch, PublicRequestRules, after_import
 from torpor_sglang.fields import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
 
-    from torpor.launcher.public_requests import PublicRequest, RawRequest
+    from torpor.launcher import PublicRequest, RawRequest
 
 __all__ = ["FETCHERS", "PATCH", "check_downloads", "check_own_downloads", "check_requests"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from torpor.engine_patches.patches import Patch
-from torpor.engine_patches.renewal import renew_random_state
+from torpor.launcher import Patch, renew_random_state
 from torpor_sglang.patches.handlers import RESUME, around_handler
 
 __all__ = ["PATCH", "reseed"]

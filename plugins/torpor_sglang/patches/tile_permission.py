@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.engine_patches.patches import Patch
-from torpor.engine_patches.tile_permission import TilePermission, has_tiles
+from torpor.launcher import Patch, TilePermission, has_tiles
 from torpor_sglang.patches.handlers import RELEASE, RESUME, around_handler
 
 __all__ = ["PATCH"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch
 from torpor_sglang.patches.cpu import is_cpu_engine
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from torpor.engine_patches.after_import import after_import
-from torpor.engine_patches.patches import Patch
+from torpor.launcher import Patch, after_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable

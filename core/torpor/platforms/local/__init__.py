@@ -1,4 +1,7 @@
-"""The local platform: the same lifecycle on this machine."""
+"""The local platform: the same lifecycle on this machine.
+
+`BACKENDS` are the snapshot backends by name. `CACHE_VARIABLE` names the variable that sets `cache_root()`.
+"""
 
 from __future__ import annotations
 
