@@ -439,7 +439,8 @@ SCRIPT = textwrap.dedent("""
     import sys, time
     from torpor import Deployment, Model
     from torpor.runtime.boot import Boot
-    from torpor.platforms.local.server import stops_on_failure
+    from torpor.engine.failure import stops_on_failure
+    from torpor.errors import DrainTimeoutError
     from torpor.telemetry.stage_report import StageReport
     from torpor import testing
 
@@ -451,7 +452,7 @@ SCRIPT = textwrap.dedent("""
     engine = getattr(testing, standin)(fault=testing.Fault(fault) if fault else None)
     deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
     boot = Boot(deployment, report=StageReport(on_begin=tell))
-    with stops_on_failure(boot):
+    with stops_on_failure(boot.stop, unless=DrainTimeoutError):
         boot.cold_start()
         boot.serve()
         if stage == "serving":

@@ -43,7 +43,8 @@ LIFE = textwrap.dedent("""
     from torpor import Deployment, Model
     from torpor.runtime.boot import Boot
     from torpor.cli.interrupts import ends_on_sigterm
-    from torpor.platforms.local.server import stops_on_failure
+    from torpor.engine.failure import stops_on_failure
+    from torpor.errors import DrainTimeoutError
     from torpor.telemetry.stage_report import StageReport
     from torpor import testing
 
@@ -70,7 +71,7 @@ LIFE = textwrap.dedent("""
     )
     deployment = Deployment(name="x", model=Model(path="/m"), plugins=(engine,), port=port, stop_timeout_s=0.5)
     boot = Boot(deployment, report=StageReport(Path(records) if records else None, on_begin=tell))
-    with stops_on_failure(boot):
+    with stops_on_failure(boot.stop, unless=DrainTimeoutError):
         boot.cold_start()
         boot.serve()
         if stage == "drain":

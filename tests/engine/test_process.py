@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import is_running, living_members, wait_until_gone
 from torpor import ConfigurationError, Engine, start_engine
-from torpor.engine.process import LOG_VARIABLE, ends_started_engines, signals_held
+from torpor.engine.launching import ends_started_engines, signals_held
+from torpor.engine.process import LOG_VARIABLE
 from torpor.guard import GuardRules
 from torpor.guard.keys import LifecycleKey
 

@@ -24,7 +24,8 @@ from torpor import (
     TorporError,
     hookimpl,
 )
-from torpor.runtime.boot import Boot, _Deadline
+from torpor.runtime.boot import Boot
+from torpor.runtime.stage_failure import Deadline
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import Stage
@@ -393,13 +394,13 @@ def test_a_deadline_has_passed_also_when_its_timer_comes_late(
     """A request of the hook's times out after as many seconds; on a busy machine it may be the first to."""
     boot = make_boot(standin_deployment())
     boot.cold_start()
-    deadline = _Deadline(boot.running_engine, 0.05)
+    deadline = Deadline(boot.running_engine, 0.05)
     with deadline:
         assert deadline._timer is not None
         deadline._timer.cancel()  # its thread does not get to it
         time.sleep(0.06)
     assert deadline.passed
-    in_time = _Deadline(boot.running_engine, 20.0)
+    in_time = Deadline(boot.running_engine, 20.0)
     with in_time:
         pass
     assert not in_time.passed

@@ -15,7 +15,8 @@ from torpor import Engine, EngineExitedError, EngineTimeoutError, ForeignServerE
 from torpor.guard import GuardRules
 from torpor.runtime import readiness
 from torpor.runtime.guard_client import open_client
-from torpor.runtime.readiness import check_port_free, wait_ready
+from torpor.runtime.readiness import wait_ready
+from torpor.values.addresses import LOOPBACK, check_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,15 +78,15 @@ def wait(engine: Engine, port: int, timeout_s: float) -> None:
 
 def test_a_port_in_use_is_an_error_that_names_it(free_port: int) -> None:
     """Before the launch: which port, how to find who has it, what to change."""
-    check_port_free(free_port)
+    check_free(LOOPBACK, free_port)
     listener = Listener(free_port)
     listener.open()
     try:
         with pytest.raises(PortInUseError, match=f"Port {free_port} is in use.*`ss -ltnp.*Deployment.port"):
-            check_port_free(free_port)
+            check_free(LOOPBACK, free_port)
     finally:
         listener.close()
-    check_port_free(free_port)
+    check_free(LOOPBACK, free_port)
 
 
 def test_ready_comes_soon_after_the_port_opens(sleeper: Engine, free_port: int) -> None:

@@ -127,7 +127,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
     """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
     from torpor.errors import PreflightError  # noqa: PLC0415
     from torpor.platforms.local.server import relocate  # noqa: PLC0415
-    from torpor.runtime.boot import run_preflight  # noqa: PLC0415
+    from torpor.runtime.preflight import run_preflight  # noqa: PLC0415
     from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 
     deployment = lifecycle.deployment

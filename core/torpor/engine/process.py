@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from collections import deque
-from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING
 
 import psutil
@@ -19,6 +18,7 @@ import psutil
 from torpor._override import override
 from torpor.engine.environment import REPLICA_ID_VARIABLE, inherited_environment
 from torpor.engine.handle import Engine
+from torpor.engine.launching import note_started
 from torpor.engine.lifeline import Lifeline
 from torpor.engine.logs import LOG_VARIABLE, new_log
 from torpor.errors import ConfigurationError
@@ -26,20 +26,18 @@ from torpor.guard import BOOT_FD_VARIABLE, GuardRules, boot_document_json
 from torpor.network.proxies import past_proxies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from types import FrameType
 
     from torpor.engine.logs import Sink
 
-__all__ = ["LOG_VARIABLE", "EngineProcess", "ends_started_engines", "session_members", "signals_held"]
+__all__ = ["LOG_VARIABLE", "EngineProcess", "session_members"]
 
 _TAIL_LINES = 200
 _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
 _KILL_S = 30.0
 """Seconds that killed processes get to go: giving back a GPU's memory takes some of them."""
-_started: ContextVar[list[EngineProcess] | None] = ContextVar("started", default=None)
 
 
 class EngineProcess(Engine):
@@ -76,8 +74,7 @@ class EngineProcess(Engine):
         self._members: dict[int, float] = {}
         self._members_lock = threading.Lock()
         self._tree_gone = False
-        if (started := _started.get()) is not None:
-            started.append(self)
+        note_started(self)
         self._drainer = threading.Thread(target=self._drain, args=(self._process.stdout, sink), daemon=True)
         self._drainer.start()
         threading.Thread(target=self._await_end, daemon=True).start()
@@ -184,50 +181,6 @@ class EngineProcess(Engine):
                 return
             self._signal_members(signal.SIGKILL)
             time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def ends_started_engines() -> Iterator[None]:
-    """End every engine that was started inside the block, should the block fail: nobody else knows of it yet."""
-    started: list[EngineProcess] = []
-    token = _started.set(started)
-    try:
-        yield
-    except BaseException:
-        for engine in started:
-            engine.terminate(0.0)
-        raise
-    finally:
-        _started.reset(token)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold back what SIGINT and SIGTERM would raise until the block is over.
-
-    A KeyboardInterrupt between the fork and the assignment of its result would leave a process that nobody knows.
-    Handlers, not the signal mask: a child inherits the mask, but no handler of Python's. Signals without a handler of
-    Python's stay as they are, and so does everything outside the main thread, where none is raised.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[int] = []
-
-    def hold(number: int, _frame: FrameType | None) -> None:
-        pending.append(number)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    held = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in held:
-        signal.signal(number, hold)
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-        if pending:
-            signal.raise_signal(pending[0])
 
 
 def session_members(leader_pid: int) -> list[psutil.Process]:

@@ -1,50 +1,41 @@
-"""One boot of a deployment: what core does around the hooks.
+"""One boot of a deployment: what core does before, between and after the hooks.
 
     cold_start   preflight -> launch -> ready -> warmup -> canary
     serve        opens the guard
-    sleep        drain -> pre_snapshot -> the guard shuts
-    wake         the guard opens for the lifecycle -> post_restore -> canary_check -> serve
-    stop         ends the engine's whole tree
+    sleep        drain -> pre_snapshot -> closes the guard
+    wake         opens the guard for the lifecycle -> post_restore -> canary_check -> serve
+    stop         ends the engine's whole process tree
 
-Every stage has a deadline, a record and one way to fail: the engine is ended, and the error says what was seen.
+Every stage has a deadline and a record. A stage that fails ends the engine, and its error says what was seen.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import httpx
 
-from torpor.build_steps.command import script_argv
-from torpor.engine.child_process import run_child
+from torpor.engine.failure import stops_on_failure
+from torpor.engine.launching import ends_started_engines, signals_held
 from torpor.engine.logs import replica_log
 from torpor.engine.start import engines_started_by
-from torpor.errors import (
-    CanaryError,
-    DrainTimeoutError,
-    EngineRequestError,
-    EngineTimeoutError,
-    GuardStateError,
-    PreflightError,
-    TorporError,
-)
+from torpor.errors import CanaryError, DrainTimeoutError, GuardStateError, TorporError
 from torpor.lifecycle import Lifecycle
 from torpor.runtime.canary import Canary, ask_canary, compare_canary
 from torpor.runtime.guard_client import GuardControl, open_client
-from torpor.runtime.readiness import check_port_free, exited_error, last_lines, wait_ready
+from torpor.runtime.preflight import run_preflight
+from torpor.runtime.readiness import exited_error, wait_ready
+from torpor.runtime.stage_failure import Deadline, explained
 from torpor.runtime.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.telemetry.events import log
 from torpor.telemetry.progress import followed_lines
 from torpor.telemetry.records import BootKind, StageRecord, described
 from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import Stage
-from torpor.values.addresses import nearest
+from torpor.values.addresses import check_free, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,34 +44,32 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.engine.handle import Engine
     from torpor.engine.start import Starter
-    from torpor.recipe import Preflight, Recipe
+    from torpor.recipe import Recipe
 
 __all__ = ["Boot"]
 
-_DEATH_NOTICE_S = 0.5
-_PREFLIGHT_BYTES = 16 << 10  # of a check's own words in the error: the end says most
 _SECOND_WAKE_S = 0.5
 
 
 class Boot:
-    """Carries one engine from nothing to serving, into sleep, and back.
+    """Takes one engine from nothing to serving, into sleep, and back.
 
-    Picklable state is not needed: the object lives in the process that is snapshotted, beside the engine.
+    The object is never pickled: on Modal it is in the captured process, beside the engine.
 
     Args:
         deployment: what to serve.
-        lifecycle: of its plugins, where the caller has one; made from the deployment by default.
-        recipe: what the plugins asked for, as the platform relocated it; made from the deployment by default.
+        lifecycle: of its plugins, if the caller has one; a new one by default.
+        recipe: what the plugins asked for, as the platform relocated it; the lifecycle's own by default.
         report: where stages are recorded.
         starter: where the engine is started; a child process of this one by default.
         restarts: how often this replica was started again before.
-        reason: why this start is not a plain one, e.g. `wake failed`; it is in the records and told by the guard.
+        reason: why this start is not the first plain one, e.g. `wake failed`; records and guard repeat it.
         replica: the replica's name in records and metrics; the deployment's name by default.
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
-        logs: folder in which the engine's output is kept (`torpor.engine.logs`); None keeps its last lines alone.
-        woken_by: what wakes it once it sleeps; callers are told so. By default nobody is named.
+        logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
+        woken_by: what wakes the engine once it sleeps; callers are told so. Empty names nobody.
     """
 
     def __init__(
@@ -114,25 +103,31 @@ class Boot:
         self._moving = threading.Lock()
 
     def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
-        """Start the engine, warm it up and record the canary; the guard stays shut.
+        """Start the engine, warm it up and record the canary; the guard stays closed.
 
         Args:
-            on_ready: called once the engine is ready, before anything else is asked of it.
+            on_ready: called once the engine is ready, before its warm-up.
 
         Raises:
             PreflightError: a check before the launch failed.
             PortInUseError: somebody else listens on the port.
             EngineError: the engine ended, hung or answered with an error.
         """
-        from torpor.engine.process import ends_started_engines, signals_held  # noqa: PLC0415 - psutil: a wake has no use for it
+        self._check_before_launch()
+        self._launch()
+        self._await_ready()
+        if on_ready:
+            on_ready(self)
+        self._warm_up()
 
-        deployment = self.deployment
-        limits = stage_limits(deployment, self.recipe)
+    def _check_before_launch(self) -> None:
         with self._stage(Stage.PREFLIGHT):
             if self.starter is None:
-                check_port_free(deployment.port, deployment.host)
+                check_free(self.deployment.host, self.deployment.port)
             for check in self.recipe.preflight:
                 run_preflight(check, self.recipe)
+
+    def _launch(self) -> None:
         with (
             self._stage(Stage.LAUNCH),
             ends_started_engines(),
@@ -141,25 +136,30 @@ class Boot:
             replica_log(self.logs, self.replica),
         ):
             self.engine = self.lifecycle.launch(self.recipe)
-            self.engine.host = nearest(deployment.host)
+            self.engine.host = nearest(self.deployment.host)
+
+    def _await_ready(self) -> None:
+        engine_plugin, timeout_s = self.deployment.engine, self.deployment.startup_timeout_s
         with (
             self._stage(Stage.READY),
-            self._client(deployment.startup_timeout_s) as client,
-            followed_lines(self.running_engine.log_tail, deployment.engine.log_progress),
+            self._client(timeout_s) as client,
+            followed_lines(self.running_engine.log_tail, engine_plugin.log_progress),
         ):
             wait_ready(
                 self.running_engine,
                 client,
-                port=deployment.port,
-                ready_path=deployment.engine.ready_path,
-                timeout_s=deployment.startup_timeout_s,
+                port=self.deployment.port,
+                ready_path=engine_plugin.ready_path,
+                timeout_s=timeout_s,
             )
-        if on_ready:
-            on_ready(self)
-        with self._stage(Stage.WARMUP, limits[Stage.WARMUP]), self._client(deployment.warmup_timeout_s) as client:
+
+    def _warm_up(self) -> None:
+        limits = stage_limits(self.deployment, self.recipe)
+        timeout_s = self.deployment.warmup_timeout_s
+        with self._stage(Stage.WARMUP, limits[Stage.WARMUP]), self._client(timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
-        with self._stage(Stage.CANARY, limits[Stage.CANARY]), self._client(deployment.warmup_timeout_s) as client:
-            self.canary = ask_canary(deployment, client)
+        with self._stage(Stage.CANARY, limits[Stage.CANARY]), self._client(timeout_s) as client:
+            self.canary = ask_canary(self.deployment, client)
 
     def serve(self) -> None:
         """Let public requests in."""
@@ -171,24 +171,24 @@ class Boot:
             control.serve(reason=self.reason)
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
-        """Finish what is in flight, put the engine to sleep and shut the guard.
+        """Finish requests in flight, put the engine to sleep and close the guard.
 
-        Idle connections are closed at once, and after `drain_timeout_s` what is still in flight is cut off: a client that never
-        reads, or drips its body, keeps no engine awake.
+        Idle connections are closed at once. After `drain_timeout_s` the requests still in flight are cut off, so a client that
+        never reads, or sends its body byte by byte, cannot keep the engine awake.
 
         Args:
-            for_snapshot: whether the sleeping process will be written down, so that no secret may be in it; False for an
-                engine that only stays in memory.
+            for_snapshot: whether a snapshot will hold the process, so that it may contain no secret; False for an engine that
+                stays in memory.
 
         Raises:
             SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
-            GuardStateError: another thread is at it; that one goes on.
-            DrainTimeoutError: the engine did not let go of requests that were cut off; it serves on.
+            GuardStateError: another thread moves the engine; that one goes on.
+            DrainTimeoutError: the engine still works on requests that were cut off; it serves on.
             EngineError: the engine did not go to sleep; it was ended.
         """
         with self._alone("sleep"):
             if for_snapshot:
-                from torpor.runtime.captured_secrets import check_captured  # noqa: PLC0415 - psutil: a wake has no use for it
+                from torpor.runtime.captured_secrets import check_captured  # noqa: PLC0415 - psutil: 8 ms of a restore
 
                 check_captured(self.deployment, self.running_engine)
             self._sleep(for_snapshot=for_snapshot)
@@ -216,15 +216,15 @@ class Boot:
         self.asleep = True
 
     def in_flight(self) -> int:
-        """How many requests its engine works on; 0 where nobody can tell."""
+        """How many requests the engine works on; 0 if nobody can tell."""
         with contextlib.suppress(TorporError, httpx.HTTPError), self._control() as control:
             return control.in_flight()
         return 0
 
     def drain(self, limit_s: float) -> int:
-        """Before the engine is ended: refuse new requests, and let those in flight end until they are cut off.
+        """Before `stop`: refuse new requests, wait for those in flight, and cut off the rest at the limit.
 
-        Nothing happens to an engine that sleeps, has ended or has no guard.
+        This changes nothing for an engine that sleeps, has ended or has no guard.
 
         Args:
             limit_s: seconds that requests in flight get.
@@ -242,11 +242,11 @@ class Boot:
             control.check_asleep()
 
     def adopt(self, engine: Engine, canary: Canary) -> None:
-        """Go on with a copy of a sleeping engine that a snapshot brought back; `wake` comes next.
+        """Take over a restored engine that still sleeps; `wake` comes next.
 
         Args:
-            engine: the copy.
-            canary: what the original answered before its sleep.
+            engine: the restored one.
+            canary: what the captured engine answered before its sleep.
         """
         self.engine, self.canary = engine, canary
         if self.logs is not None:
@@ -254,12 +254,12 @@ class Boot:
         self._kind = "restored"
 
     def note_restored(self, stages: Sequence[tuple[Stage, float]], *, ended_at: float, replica_id: str) -> None:
-        """Record how a replica came out of its snapshot, before its wake.
+        """Record the stages of a replica's restore, before its wake.
 
         Args:
             stages: of `torpor.telemetry.stages.RESTORE_STAGES`, with seconds, one after the other.
             ended_at: Unix time at the end of the last one.
-            replica_id: what it will be called.
+            replica_id: the restored replica's new id.
         """
         ends_at = ended_at - sum(seconds for _, seconds in stages)
         for stage, seconds in stages:
@@ -269,7 +269,7 @@ class Boot:
             )
 
     def wake(self, *, new_replica_id: str | None = None) -> None:
-        """Wake the engine after a sleep, demand the canary again and let public requests in.
+        """Wake the engine, ask for the canary again and let public requests in.
 
         Args:
             new_replica_id: the id of a replica that was restored from a snapshot. Without one this is a wake in place.
@@ -277,7 +277,7 @@ class Boot:
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
             CanaryError: it answers differently than before; with `canary_mismatch="warn"` this is only logged.
-            GuardStateError: another thread is at it, and goes on; or the engine does not sleep, and was ended.
+            GuardStateError: another thread moves the engine, and goes on; or the engine does not sleep, and was ended.
         """
         with self._alone("wake"):
             self._wake(new_replica_id)
@@ -302,7 +302,7 @@ class Boot:
         self.asleep = False
 
     def _wake_guard(self, client: httpx.Client, new_replica_id: str | None) -> None:
-        """Ask twice where no connection came about: the guard has seen nothing, so the second call is its first."""
+        """Try again if the connection failed: the guard has seen nothing yet, so a second call is safe."""
         control = GuardControl(self.running_engine, client)
         try:
             control.wake(new_replica_id=new_replica_id)
@@ -312,14 +312,14 @@ class Boot:
             control.wake(new_replica_id=new_replica_id)
 
     def stop(self) -> int | None:
-        """End the engine's whole tree; its exit code, or None when there was no engine. Harmless to repeat."""
+        """End the engine's whole process tree; its exit code, or None without an engine. Harmless to repeat."""
         if self.engine is None:
             return None
         return self.engine.terminate(self.deployment.stop_timeout_s)
 
     @property
     def kind(self) -> BootKind:
-        """What its latest start was."""
+        """The kind of its latest start."""
         return self._kind
 
     @property
@@ -345,7 +345,7 @@ class Boot:
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        """Refuse a second transition while one is under way: its failure would end the engine under the first one."""
+        """Refuse a transition while another is under way: its failure would end the engine that the other one works on."""
         if not self._moving.acquire(blocking=False):
             raise GuardStateError(
                 f"Another thread is moving this engine to another state; {what!r} was refused and changed nothing. Wait for "
@@ -368,51 +368,26 @@ class Boot:
 
     @contextlib.contextmanager
     def _stage(self, stage: Stage, timeout_s: float | None = None) -> Iterator[None]:
-        """Record a stage; end the engine at the deadline or on any failure, and say what was seen."""
+        """Record a stage. At the deadline and on any failure end the engine, and raise an error that says what was seen."""
         self.report.begin(stage)
         self._plugin_seconds = {}
         started = time.perf_counter()
-        deadline = _Deadline(self.engine, timeout_s)
+        deadline = Deadline(self.engine, timeout_s)
         failure: BaseException | None = None
         try:
-            with deadline:
-                yield
-            if self.engine is not None and self.engine.poll() is not None:
-                raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - the one way to fail
-        except BaseException as error:
-            failure = self._explain(error, stage, deadline)
-            if not isinstance(failure, DrainTimeoutError):
-                self.stop()
-            if failure is error:
-                raise
-            raise failure from error
+            with stops_on_failure(self.stop, unless=DrainTimeoutError):
+                try:
+                    with deadline:
+                        yield
+                    if self.engine is not None and self.engine.poll() is not None:
+                        raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - the one way to fail
+                except BaseException as error:
+                    failure = explained(error, self.engine, stage, deadline)
+                    if failure is error:
+                        raise
+                    raise failure from error
         finally:
             self._record(stage, time.perf_counter() - started, failure)
-
-    def _explain(self, error: BaseException, stage: str, deadline: _Deadline) -> BaseException:
-        """Turn what a stage raised into the error that names the cause."""
-        engine = self.engine
-        if engine is None or not isinstance(error, Exception):
-            return error
-        notes = getattr(error, "__notes__", [])
-        where = f"in stage {stage}" + (f" ({'; '.join(notes)})" if notes else "")
-        said = f"The engine's last lines:\n{last_lines(engine)}"
-        if deadline.passed:
-            return EngineTimeoutError(
-                f"The engine (pid {engine.pid}) was ended: it was not done within {deadline.timeout_s:g} s {where}; last seen: "
-                f"{type(error).__name__}: {error}. Raise the deployment's timeout of this stage if it was only slow. {said}"
-            )
-        if isinstance(error, httpx.TransportError) and engine.wait(_DEATH_NOTICE_S) is not None:
-            return exited_error(engine, where)
-        if isinstance(error, httpx.HTTPStatusError):
-            response = error.response
-            return EngineRequestError(
-                f"The engine answered {response.request.method} {response.request.url} with {response.status_code} {where}: "
-                f"{response.text[:500]!r}. {said}"
-            )
-        if isinstance(error, httpx.TransportError):
-            return EngineRequestError(f"No answer from the engine {where}: {type(error).__name__}: {error}. {said}")
-        return error
 
     def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:
         self._note(
@@ -456,53 +431,3 @@ class Boot:
 
     def _note_plugin(self, hook: str, plugin: str, seconds: float) -> None:  # noqa: ARG002 - a stage runs one hook
         self._plugin_seconds[plugin] = self._plugin_seconds.get(plugin, 0.0) + seconds
-
-
-class _Deadline:
-    """Ends the engine when a stage takes too long: whoever waits for its answer then gets an error."""
-
-    def __init__(self, engine: Engine | None, timeout_s: float | None) -> None:
-        self.timeout_s = timeout_s or 0.0
-        self.passed = False
-        self._began = 0.0
-        self._timer = threading.Timer(timeout_s, self._end, (engine,)) if engine and timeout_s else None
-
-    def _end(self, engine: Engine) -> None:
-        self.passed = True
-        engine.terminate(0.0)
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-        if self._timer:
-            self._timer.daemon = True
-            self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer.join()  # no timer may cross a snapshot
-            # On a busy machine the client's own time-out, which is as long, may come before the timer's thread.
-            self.passed = self.passed or time.perf_counter() - self._began >= self.timeout_s
-
-
-def run_preflight(check: Preflight, recipe: Recipe) -> None:
-    """Run a plugin's check before a start.
-
-    Raises:
-        PreflightError: it failed, took too long or cannot be run; the message ends with the plugin's cure.
-    """
-    argv = script_argv(sys.executable, check.script, check.argv)
-    try:
-        result = run_child(argv, env={**os.environ, **recipe.env}, timeout_s=check.timeout_s)
-    except subprocess.TimeoutExpired:
-        raise PreflightError(
-            f"Preflight check {check.name!r} took longer than {check.timeout_s:g} s. {check.cure}"
-        ) from None
-    except OSError as error:
-        raise PreflightError(
-            f"Preflight check {check.name!r}: {argv[0]!r} cannot be run: {error.strerror}. {check.cure}"
-        ) from error
-    if result.returncode != 0:
-        words = (result.stderr or result.stdout)[-_PREFLIGHT_BYTES:]
-        said = words.decode(errors="replace").strip() or f"exit code {result.returncode}, no output."
-        raise PreflightError(f"Preflight check {check.name!r} failed: {said} {check.cure}")

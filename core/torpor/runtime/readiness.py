@@ -9,12 +9,11 @@ import httpx
 
 from torpor.errors import EngineExitedError, EngineTimeoutError
 from torpor.runtime.engine_identity import check_listener
-from torpor.values.addresses import LOOPBACK, check_free
 
 if TYPE_CHECKING:
     from torpor.engine.handle import Engine
 
-__all__ = ["check_port_free", "exited_error", "last_lines", "wait_ready"]
+__all__ = ["exited_error", "last_lines", "wait_ready"]
 
 POLL_S = 0.02
 """Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
@@ -25,16 +24,6 @@ _LOOK_S = 1.0
 
 _TAIL_IN_MESSAGES = 20
 _OK = 200
-
-
-def check_port_free(port: int, host: str = LOOPBACK) -> None:
-    """Make sure that the engine can listen on an address, and that nobody does yet.
-
-    Raises:
-        PortInUseError: somebody does.
-        ConfigurationError: this user may not, or this machine has no such address.
-    """
-    check_free(host, port)
 
 
 def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: str, timeout_s: float) -> None:

@@ -5,7 +5,6 @@ Facts about the client are of version 1.6.4, seen by running it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
@@ -22,6 +21,7 @@ import modal.experimental
 from modal.partial_function import PartialFunction
 
 from torpor.deployment import Deployment
+from torpor.engine.failure import stops_on_failure
 from torpor.engine.logs import LOG_VARIABLE
 from torpor.errors import ConfigurationError
 from torpor.platforms.modal.checks import check_for_modal
@@ -32,7 +32,7 @@ from torpor.values.addresses import EVERYWHERE
 from torpor.values.modal_options import ModalOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
     from torpor.runtime.boot import Boot
@@ -96,7 +96,8 @@ class SnapshotServer:
         boot = self._boot = _new_boot(in_container(self.deployment))
         if self.deployment.snapshot:
             _check_secrets(boot)
-        with _ended_on_failure(boot):
+        # After a failed enter method Modal runs no exit method. Its process ends with exit code 0, and the engine would live on.
+        with stops_on_failure(boot.stop):
             boot.cold_start()
             if self.deployment.snapshot:
                 boot.sleep()
@@ -118,7 +119,7 @@ class SnapshotServer:
             raise ConfigurationError(f"{type(self).__name__}.wake ran without start; Modal calls it after start.")
         if self.deployment.snapshot:
             try:
-                with _ended_on_failure(self._boot):
+                with stops_on_failure(self._boot.stop):
                     self._boot.wake(new_replica_id=self._log_kind_of_start(self._boot))
             except Exception as error:
                 if not self.deployment.cold_start_on_failed_wake:
@@ -146,7 +147,7 @@ class SnapshotServer:
             next_step="Every replica of this snapshot may pay this: deploy again (`modal deploy`), and Modal takes a new one.",
         )
         boot = self._boot = _new_boot(in_container(self.deployment), failed=failed)
-        with _ended_on_failure(boot):
+        with stops_on_failure(boot.stop):
             boot.cold_start()
             boot.serve()
 
@@ -232,20 +233,6 @@ def _markers(deployment: Deployment) -> dict[str, Callable[[Callable[[SnapshotSe
         ),
         "stop": modal.exit(),
     }
-
-
-@contextlib.contextmanager
-def _ended_on_failure(boot: Boot) -> Iterator[None]:
-    """End the engine on any exception.
-
-    After a failed enter method Modal runs no exit method. Its process ends with exit code 0, and the engine's processes
-    would live on.
-    """
-    try:
-        yield
-    except BaseException:
-        boot.stop()
-        raise
 
 
 def _end_container(stopping: threading.Event) -> None:
