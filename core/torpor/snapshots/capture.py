@@ -138,7 +138,7 @@ def capture(
         app_file: where the deployment stands; a restore reads it again.
         leave_running: let the original stay, asleep; it is ended otherwise.
         copy_memory: see `torpor.platforms.local.backends.CriuBackend`.
-        gpu_devices: how the paths of the GPU driver's device files begin; `torpor.snapshots.gpu.checkpoint.DEVICES` by default.
+        gpu_devices: how the paths of the GPU driver's device files begin; `torpor.snapshots.gpu.holders.DEVICES` by default.
         proved: restore and wake one replica before the snapshot is put in its place (`torpor.snapshots.trial`).
 
     Raises:
@@ -151,6 +151,7 @@ def capture(
     from torpor.snapshots.criu.run import DUMP_LOG, dump, expected_bytes  # noqa: PLC0415
     from torpor.snapshots.facts import deployment_facts, machine_facts  # noqa: PLC0415
     from torpor.snapshots.gpu import checkpoint as cuda  # noqa: PLC0415 - a restore has no use for what a capture imports
+    from torpor.snapshots.gpu.holders import DEVICES  # noqa: PLC0415
     from torpor.snapshots.known import note  # noqa: PLC0415
     from torpor.snapshots.sandbox.scheduling import scheduled  # noqa: PLC0415
     from torpor.snapshots.store.manifest import Manifest, describe_files, write_private  # noqa: PLC0415
@@ -166,7 +167,7 @@ def capture(
     engine, canary = boot.running_engine, boot.canary
     if canary is None:
         raise SnapshotError("No canary was recorded, so no copy could be checked; start the engine by Boot.cold_start.")
-    devices = gpu_devices or cuda.DEVICES
+    devices = gpu_devices or DEVICES
     _check_devices(boot, sandbox, devices)
     with contextlib.ExitStack() as stack:
         gpu = None
@@ -407,7 +408,7 @@ def _check_devices(boot: Boot, sandbox: Sandbox, devices: Sequence[str]) -> None
     And a tree that holds the GPU driver's files though its deployment has no GPU: its restore would forget them.
     """
     from torpor.snapshots.before_capture.kernel_objects import check_objects  # noqa: PLC0415
-    from torpor.snapshots.gpu.checkpoint import holders  # noqa: PLC0415
+    from torpor.snapshots.gpu.holders import holders  # noqa: PLC0415
 
     if boot.deployment.gpu is not None:
         check_objects(sandbox, devices=devices)

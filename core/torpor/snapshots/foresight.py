@@ -34,9 +34,9 @@ def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
     from torpor.snapshots.before_capture import external_resources as checks  # noqa: PLC0415 - a restore has no use for them
     from torpor.snapshots.before_capture.kernel_objects import uncarried  # noqa: PLC0415
     from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, kept_folders, why_temporary  # noqa: PLC0415
-    from torpor.snapshots.gpu import checkpoint as cuda  # noqa: PLC0415 - a restore has no use for them
+    from torpor.snapshots.gpu.holders import DEVICES  # noqa: PLC0415 - a restore has no use for them
 
-    devices = cuda.DEVICES if boot.deployment.gpu is not None else ()
+    devices = DEVICES if boot.deployment.gpu is not None else ()
     found = [
         (f"pid {one.pid} {one.what}" if one.pid else one.what, one.cure) for one in uncarried(sandbox, devices=devices)
     ]

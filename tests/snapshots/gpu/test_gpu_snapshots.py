@@ -29,8 +29,8 @@ from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snap
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu import calls as cuda_run
 from torpor.snapshots.gpu import checkpoint as cuda
+from torpor.snapshots.gpu.holders import holders
 from torpor.snapshots.sandbox.engine import SandboxEngine
-from torpor.snapshots.store import host_memory
 from torpor.snapshots.store.gpu_state import Gpu
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
 
@@ -110,7 +110,7 @@ class Machine:
         """The processes on the GPU, by their pids inside: server, scheduler, detokenizer."""
         engine = server.boot.running_engine
         assert isinstance(engine, SandboxEngine)
-        return [one.pid for one in cuda.holders(engine.sandbox, self.driver.devices)]
+        return [one.pid for one in holders(engine.sandbox, self.driver.devices)]
 
     def on_gpu(self, *pids: int) -> list[bool]:
         """Whether each process has its memory on the GPU."""
@@ -233,8 +233,8 @@ def test_what_cannot_be_put_back_ends_the_sandbox_and_the_message_says_so(
         monkeypatch.setenv("TORPOR_FAKE_CUDA", f"checkpoint:{machine.pids(server)[1]}=801,restore:1000=304")
         with pytest.raises(SnapshotError) as error:
             server.sleep()
-        assert "could not be put back, so the sandbox was ended" in str(error.value)
-        assert "pid 1000 (" in str(error.value).partition("could not be put back")[2]
+        assert "could not be undone, so the sandbox was ended" in str(error.value)
+        assert "pid 1000 (" in str(error.value).partition("could not be undone")[2]
         assert engines_on(machine.port) == []
         assert not machine.kept.exists()
     finally:
@@ -316,7 +316,7 @@ def test_a_device_file_that_is_held_after_the_checkpoint_is_named(machine: Machi
         server.cold_start()
         with pytest.raises(SnapshotError) as error:
             server.sleep()
-        assert "still processes with device files of the driver" in str(error.value)
+        assert "these processes still hold device files of the driver" in str(error.value)
         assert str(machine.driver.device) in str(error.value)
         assert machine.on_gpu(*machine.pids(server)) == [True] * 3
         server.wake()
@@ -331,7 +331,7 @@ def test_too_little_host_memory_is_said_before_anything_is_touched(
     server = machine.server()
     try:
         server.cold_start()
-        monkeypatch.setattr(host_memory, "available_bytes", lambda: 1_000_000)
+        monkeypatch.setattr(cuda, "available_bytes", lambda: 1_000_000)
         monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=999")
         with pytest.raises(SnapshotError, match=r"moves 0\.00 GB .* 0\.00 GB are available .* Nothing was changed"):
             server.sleep()
@@ -361,7 +361,7 @@ def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkey
     """It is initialised beside CRIU's work; that it failed is told once CRIU is done."""
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
-    with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*are there /dev/nvidia"):
+    with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*check that there are /dev/nvidia"):
         restore_snapshot(machine.kept, port=free_port())
     assert engines_on(machine.port) == []
 

@@ -23,6 +23,7 @@ from torpor.doctor.machine import diagnose
 from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.gpu import checkpoint as cuda
 from torpor.snapshots.gpu import driver as gpu
+from torpor.snapshots.gpu.holders import DEVICES, holders
 from torpor.snapshots.gpu.requirements import against_gpu
 from torpor.snapshots.sandbox.start import create_sandbox
 
@@ -90,7 +91,7 @@ class Card:
 @pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.gpu)])
 def card(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Card]:
     """The stand-in, and the real thing where it is."""
-    devices: tuple[str, ...] = cuda.DEVICES
+    devices: tuple[str, ...] = DEVICES
     mebibytes = 512
     if request.param == "stand-in":
         fake: FakeDriver = request.getfixturevalue("driver")
@@ -117,7 +118,7 @@ def keep(card: Card, criu: Criu, images: Path) -> GpuPart:
     card.check(original)
     before = card.used_bytes()
     with cuda.suspended(original, devices=card.devices) as state:
-        assert cuda.holders(original, card.devices) == ()
+        assert holders(original, card.devices) == ()
         assert before - card.used_bytes() >= card.mebibytes << 20
         taken = dump(criu, original, images, timeout_s=TIMEOUT_S)
     held = [process._asdict() for process in state.part.processes]
@@ -140,7 +141,7 @@ def test_device_and_pinned_memory_come_back_in_every_copy(card: Card, criu: Criu
         took = restore(criu, copy, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
         told("restored", took._asdict())
         told("resumed", asdict(resumption.finish()))
-        assert [one.pid for one in cuda.holders(copy, card.devices)] == [one.pid for one in part.processes]
+        assert [one.pid for one in holders(copy, card.devices)] == [one.pid for one in part.processes]
         card.check(copy)
         card.check(copy)
         copy.kill(60.0)
@@ -175,7 +176,7 @@ def test_an_original_goes_back_when_something_fails(card: Card) -> None:
     original = card.program()
     with pytest.raises(RuntimeError, match="on purpose"), cuda.suspended(original, devices=card.devices):
         raise RuntimeError("on purpose")
-    assert len(cuda.holders(original, card.devices)) == 2
+    assert len(holders(original, card.devices)) == 2
     card.check(original)
 
 

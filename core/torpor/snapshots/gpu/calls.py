@@ -1,4 +1,4 @@
-"""Runs the program that makes the driver's checkpoint calls inside a sandbox, and words what it answers."""
+"""Runs the program that makes the driver's checkpoint calls inside a sandbox, and turns its answer into messages."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["LOCK_S", "UnansweredError", "advice", "listed", "run_calls"]
 
 LOCK_S = 20.0
-"""Seconds for the work of a sleeping engine that is still on the GPU."""
+"""Seconds that a lock waits for work that is still on the GPU."""
 
-_MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the slowest that was measured (1.8 GB/s)
-_GRACE_S = 10.0  # for a call that moves nothing
-_SLACK_S = 15.0  # an interpreter's start and the answer, on a loaded machine
+_MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the lowest rate measured (1.8 GB/s)
+_GRACE_S = 10.0  # for a call that moves no memory
+_SLACK_S = 15.0  # starting an interpreter and answering, on a loaded machine
 _SHOWN = 4
 _SHOWN_CHARACTERS = 500
-_PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # neither a secret, nor what hides GPUs
+_PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # not secrets, and not CUDA_VISIBLE_DEVICES
 
 
 class UnansweredError(SnapshotError):
-    """Nobody can tell what the driver has done; whoever gets this ends the sandbox, and the message says so."""
+    """The state of the driver is unknown. The caller ends the sandbox, as the message says."""
 
 
 def run_calls(
@@ -46,49 +46,49 @@ def run_calls(
     go: Path | None = None,
     wait_s: float = 0.0,
 ) -> Answer:
-    """Make the calls for some processes of a sandbox; what the program answered, failures included.
+    """Make the driver's calls for processes of a sandbox; the program's answer, which includes failed calls.
 
     Args:
         action: `suspend` or `resume`.
         sandbox: with the processes.
-        pids: inside.
-        moved_bytes: GPU memory of all of them; the deadlines of checkpoint and restore follow from it.
-        go: the file for which the program waits once the driver is ready; see `torpor.snapshots.gpu.calls_program`.
-        wait_s: seconds within which it will be there.
+        pids: pids inside.
+        moved_bytes: GPU memory of all of them; sets the deadlines of checkpoint and restore.
+        go: file for which the program waits once the driver is initialised; see `torpor.snapshots.gpu.calls_program`.
+        wait_s: seconds within which that file will exist.
 
     Raises:
-        UnansweredError: there was no answer. The sandbox has to be ended.
-        SnapshotError: the program could not be started; the driver was not called.
+        UnansweredError: there was no answer; the caller has to end the sandbox.
+        SnapshotError: the program did not start, so the driver was not called.
     """
     move_s = _MOVE_S + moved_bytes / _MOVE_BYTES_PER_S
     libraries = ":".join(library_candidates("libcuda.so.1"))
     argv = [sys.executable, "-I", "-S", cuda_calls.__file__, action, libraries]
     argv += [str(LOCK_S), str(move_s), str(_GRACE_S), str(go or "-"), *map(str, pids)]
-    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    timeout_s = wait_s + LOCK_S + 2 * move_s + 10 * _GRACE_S + _SLACK_S
     who = f"The CUDA calls ({action}) of sandbox {sandbox.name!r}"
+    finished = _run(who, sandbox, argv, timeout_s=wait_s + LOCK_S + 2 * move_s + 10 * _GRACE_S + _SLACK_S)
+    if (answer := _answer(finished)) is not None:
+        return answer
+    last_lines = finished.output.strip().splitlines()[-_SHOWN:] or ["nothing"]
+    raise UnansweredError(
+        f"{who} ended with code {finished.code} and no answer, so the sandbox was ended. The program's output:\n"
+        + "\n".join(f"  {line[:_SHOWN_CHARACTERS]}" for line in last_lines)
+    )
+
+
+def _run(who: str, sandbox: Sandbox, argv: Sequence[str], *, timeout_s: float) -> Finished:
+    env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     try:
-        finished = sandbox.run(argv, env={"PATH": os.defpath, **env}, timeout_s=timeout_s)
+        return sandbox.run(argv, env={"PATH": os.defpath, **env}, timeout_s=timeout_s)
     except TimeoutError:
         raise UnansweredError(
-            f"{who} were killed: there was no answer after {timeout_s:g} s, not even from the program that makes them. So the "
-            "sandbox was ended."
+            f"{who} were killed: not even the program that makes them answered within {timeout_s:g} s. So the sandbox was ended."
         ) from None
     except ConfigurationError as error:
         raise SnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
-    if (answer := _answer(finished)) is not None:
-        return answer
-    last = (
-        "\n".join(f"  {line[:_SHOWN_CHARACTERS]}" for line in finished.output.strip().splitlines()[-_SHOWN:])
-        or "  nothing"
-    )
-    raise UnansweredError(
-        f"{who} ended with code {finished.code} and no answer, so the sandbox was ended. The program said:\n{last}"
-    )
 
 
 def _answer(finished: Finished) -> Answer | None:
-    """The last line that is an answer, in all its parts: the driver prints into the same output, and may cut a line."""
+    """The last line that is a complete answer: the driver prints to the same output, and may cut a line."""
     for line in reversed(finished.output.splitlines()):
         _, mark, text = line.partition(cuda_calls.MARK)
         if mark:
@@ -100,7 +100,7 @@ def _answer(finished: Finished) -> Answer | None:
 
 
 def _is_answer(answer: object) -> bool:
-    """Whether it says what `torpor.snapshots.gpu.calls_program.Answer` has to say, and nothing of another type."""
+    """Whether it has every part of `torpor.snapshots.gpu.calls_program.Answer`, with the right types."""
     match answer:
         case {"seconds": dict() as seconds, "failures": list() as failures, "left": list() as left, "hung": bool()}:
             times = [
@@ -122,7 +122,7 @@ def _is_failure(failure: object) -> bool:
 
 
 def listed(failures: Sequence[Failure], commands: Mapping[int, str]) -> str:
-    """Failures, one a line: who, which call, the driver's name for it and its words."""
+    """Failures, one per line: the process, the call, and the driver's name and text of the error."""
     lines = []
     for one in failures:
         who = f"pid {one['pid']} ({commands.get(one['pid'], '?')}): " if one["pid"] else ""
@@ -131,22 +131,22 @@ def listed(failures: Sequence[Failure], commands: Mapping[int, str]) -> str:
 
 
 _ADVICE = {
-    "MISSING": "GPU snapshots need libcuda of an NVIDIA driver 570 or newer; where it lies in a folder that the loader does not "
-    f"know, name that in {LIBRARIES_VARIABLE}.",
+    "MISSING": "GPU snapshots need libcuda of an NVIDIA driver 570 or newer. If the loader does not know its folder, name "
+    f"it in {LIBRARIES_VARIABLE}.",
     "CUDA_ERROR_NOT_READY": f"Work was still on the GPU after {LOCK_S:g} s: the engine has to be idle before the capture.",
     "CUDA_ERROR_NOT_SUPPORTED": "The driver cannot checkpoint managed (UVM) memory, nor memory shared between processes before "
     "driver 610.",
-    "CUDA_ERROR_NOT_INITIALIZED": "A process without CUDA of its own holds the driver's files (inherited, or NVML alone): it has "
+    "CUDA_ERROR_NOT_INITIALIZED": "A process that does not use CUDA holds the driver's files (inherited, or only for NVML): it has "
     "to close them or end before the capture.",
-    "CUDA_ERROR_OUT_OF_MEMORY": "There was too little free GPU memory (nvidia-smi names who has it); after that a process cannot "
-    "be restored a second time, but the snapshot can.",
-    "CUDA_ERROR_NO_DEVICE": "The driver sees no GPU from inside the sandbox: are there /dev/nvidia* files?",
-    cuda_calls.TIMEOUT: "A call that hangs: a process that is stopped (state T) answers never, and the kernel's log (dmesg, Xid) "
-    "may tell more.",
+    "CUDA_ERROR_OUT_OF_MEMORY": "There was too little free GPU memory (nvidia-smi shows who holds it). The driver cannot restore "
+    "this process again, but the snapshot can be restored again.",
+    "CUDA_ERROR_NO_DEVICE": "The driver sees no GPU from inside the sandbox: check that there are /dev/nvidia* files.",
+    cuda_calls.TIMEOUT: "The call hangs. A stopped process (state T) never answers; otherwise look into the kernel's log (dmesg, "
+    "Xid).",
 }
 
 
 def advice(failures: Sequence[Failure]) -> str:
-    """What to do about failures, as far as it is known; each advice ends its line."""
-    told = dict.fromkeys(_ADVICE[one["name"]] for one in failures if one["name"] in _ADVICE)
-    return "".join(f"{advice}\n" for advice in told)
+    """Advice for the failures that have one, a line each."""
+    known = dict.fromkeys(_ADVICE[one["name"]] for one in failures if one["name"] in _ADVICE)
+    return "".join(f"{advice}\n" for advice in known)

@@ -1,11 +1,11 @@
-"""The GPU state of a sandbox's processes: into their host memory before a dump, back to the GPUs after a restore.
+"""Suspends the GPU state of a sandbox's processes to their host memory before a dump, and resumes it after a restore.
 
-CRIU can dump no process that holds a /dev/nvidia* file, whether it has GPU memory or not. So every holder is locked and
-checkpointed by the driver (`torpor.snapshots.gpu.calls_program`, run inside the sandbox), after which none holds one. Whatever
-fails afterwards, the state goes back to the GPUs, and the original sleeps on; where that fails too, the sandbox is ended.
+CRIU cannot dump a process that holds a /dev/nvidia* file, even one without GPU memory. So the driver locks and checkpoints every
+such process (`torpor.snapshots.gpu.calls_program`, run inside the sandbox); afterwards none holds such a file. If a later step
+fails, the state returns to the GPUs and the original sleeps on. If that fails, too, the sandbox is ended.
 
-Measured on an H200 with driver 580.159: 0.05 s for a process without GPU memory, 1 to 2 s for a sleeping scheduler with
-4 GB, 63 s for one with 114 GB; back in 2 s and 19 s.
+Measured on an H200 with driver 580.159: 0.05 s for a process without GPU memory, 1 to 2 s for a sleeping scheduler with 4 GB, 63 s
+for one with 114 GB. Resuming the last two takes 2 s and 19 s.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.before_capture.external_resources import open_paths
 from torpor.snapshots.criu.run import expected_bytes
 from torpor.snapshots.gpu import driver as gpu
 from torpor.snapshots.gpu.calls import UnansweredError, advice, listed, run_calls
+from torpor.snapshots.gpu.holders import DEVICES, holders, named
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
+from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,45 +33,21 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
 __all__ = [
-    "DEVICES",
-    "Holder",
     "Resumed",
     "ResumedProcess",
     "Resumption",
     "Suspended",
-    "holders",
     "resume",
     "suspended",
 ]
 
-DEVICES = ("/dev/nvidia",)
-"""How the paths of the driver's device files begin: nvidia0, nvidiactl, nvidia-uvm, nvidia-caps/..."""
-
-_SHOWN = 4
 _GO = ".torpor-cuda-go"
 _SET_TID = (5, 5)  # clone3(2) with set_tid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
-    """A process that holds device files of the driver, open or mapped.
-
-    Attributes:
-        pid: inside the sandbox.
-        host_pid: as this process sees it.
-        command: its command line.
-        files: the device files.
-    """
-
-    pid: int
-    host_pid: int
-    command: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResumedProcess:
-    """What bringing one process back to its GPUs took, in seconds; 0 for a call that it did not need."""
+    """How long the resumption of one process took, in seconds; 0 for a call that it did not need."""
 
     pid: int
     restore_s: float
@@ -80,12 +56,12 @@ class ResumedProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """What bringing a tree back to its GPUs took.
+    """How long the resumption of a tree took.
 
     Attributes:
         seconds: from the first step to the last.
-        init_s: of it, for the driver to be initialised in the calling process.
-        processes: the parts, which run side by side.
+        init_s: the part in which the calling process initialised the driver.
+        processes: one part per process; they run side by side.
     """
 
     seconds: float
@@ -94,13 +70,13 @@ class Resumed:
 
 
 class Suspended:
-    """A tree whose GPU state lies in host memory. Made by `suspended`.
+    """A tree whose GPU state is in host memory; `suspended` makes it.
 
     Attributes:
-        part: what a manifest says of it.
+        part: the manifest's part about it.
         driver: the driver's version.
-        gpus: those that the tree was on.
-        seconds: what the suspension took.
+        gpus: the GPUs that the tree used.
+        seconds: how long the suspension took.
         resumed: set by `resume`.
     """
 
@@ -110,7 +86,7 @@ class Suspended:
         self.resumed: Resumed | None = None
 
     def resume(self) -> Resumed:
-        """Bring the original back to its GPUs, still asleep.
+        """Resume the original on its GPUs; it stays asleep.
 
         Raises:
             SnapshotError: the driver could not; the sandbox was ended.
@@ -119,33 +95,18 @@ class Suspended:
         return self.resumed
 
 
-def holders(sandbox: Sandbox, devices: Sequence[str] = DEVICES) -> tuple[Holder, ...]:
-    """The processes of a tree that hold device files of the driver, in the order of their pids.
-
-    Args:
-        sandbox: with the tree.
-        devices: how the files' paths begin.
-    """
-    found = []
-    for inside, outside in sorted(sandbox.host_pids().items()):
-        files = tuple(sorted({path for path in open_paths(outside) if path.startswith(tuple(devices))}))
-        if files and inside != 1:
-            found.append(Holder(pid=inside, host_pid=outside, command=_command(outside), files=files))
-    return tuple(found)
-
-
 @contextlib.contextmanager
 def suspended(
     sandbox: Sandbox, *, images_in_memory: bool = False, devices: Sequence[str] = DEVICES
 ) -> Iterator[Suspended]:
     """Keep the GPU state of a tree in its host memory while the block runs.
 
-    It stays there when the block ends well (the tree was dumped and ended, or `Suspended.resume` brought it back); when the
-    block raises and the tree still lives, it is brought back to its GPUs.
+    If the block raises and the tree still lives, the tree is resumed on its GPUs. Otherwise the state stays in host memory: the
+    tree was dumped and ended, or the block called `Suspended.resume`.
 
     Args:
-        sandbox: with a tree that sleeps and runs (a stopped process answers the driver never).
-        images_in_memory: whether the images will lie on a tmpfs, so that the tree takes its memory twice.
+        sandbox: its tree sleeps, and is not stopped (the driver gets no answer from a stopped process).
+        images_in_memory: whether the images will lie on a tmpfs, so that the tree's memory is needed twice.
         devices: how the paths of the driver's files begin.
 
     Raises:
@@ -155,7 +116,11 @@ def suspended(
     state = _suspend(sandbox, images_in_memory, devices)
     try:
         if left := holders(sandbox, devices):
-            raise SnapshotError(_still_held(left))  # noqa: TRY301 - one way back, below
+            raise SnapshotError(  # noqa: TRY301 - resumed below, as after every failure
+                "After the checkpoint these processes still hold device files of the driver, which CRIU cannot dump:\n"
+                f"{named(left)}\nThe driver closes its own files and NVML's. Whatever else opens them (a profiler, a monitor in "
+                "the engine) has to close them before the capture."
+            )
         yield state
     except BaseException as error:
         if state.resumed is None and state.part.processes and sandbox.alive and sandbox.poll() is None:
@@ -169,7 +134,7 @@ def suspended(
 
 
 def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
-    """Bring the processes of a tree back to their GPUs; they sleep on. See `Resumption`.
+    """Resume the processes of a tree on their GPUs; they stay asleep. See `Resumption`.
 
     Raises:
         SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
@@ -178,16 +143,15 @@ def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
 
 
 class Resumption:
-    """Brings the processes of a tree back to their GPUs, and can be begun before the tree is there.
+    """Resumes the processes of a tree on their GPUs; it can start before the tree is restored.
 
-    The program that makes the calls is started at once: it loads the driver's library and initialises it while CRIU still
-    works. Kernels before 5.5 let CRIU choose pids only as long as nobody else starts anything, so
-    there it is started by `finish`.
+    The program that makes the calls starts at once, so that it loads and initialises the driver while CRIU works. Before kernel
+    5.5 CRIU can choose pids only while no other process starts in the sandbox; there `finish` starts the program.
 
     Args:
         sandbox: with the tree, or about to get it.
         part: of the manifest.
-        wait_s: seconds after which `finish` will have been called.
+        wait_s: seconds within which `finish` will be called.
     """
 
     def __init__(self, sandbox: Sandbox, part: GpuPart, *, wait_s: float = 0.0) -> None:
@@ -200,7 +164,7 @@ class Resumption:
             self._start()
 
     def finish(self) -> Resumed:
-        """Bring the processes, which run by now, back to their GPUs; they sleep on.
+        """Resume the processes, which CRIU has restored by now; they stay asleep.
 
         Raises:
             SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
@@ -246,7 +210,7 @@ class Resumption:
         if answer["failures"]:
             self._sandbox.kill()
             raise SnapshotError(
-                f"The processes of sandbox {self._sandbox.name!r} could not be brought back to their GPUs:\n"
+                f"The processes of sandbox {self._sandbox.name!r} could not be resumed on their GPUs:\n"
                 f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}The sandbox was ended."
             )
         restored, unlocked = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Restore", "Unlock"))
@@ -270,9 +234,9 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
         return Suspended(sandbox, part, before.version, (), time.perf_counter() - began)
     if not before.gpus:
         raise SnapshotError(
-            f"Processes of the engine hold device files of the driver ({', '.join(found[0].files[:_SHOWN])}), but the driver "
-            f"names no GPU ({before.against or 'it lists none'}), so nothing could be compared at a restore. Where its libraries "
-            f"lie in a folder that the loader does not know, name that in {gpu.LIBRARIES_VARIABLE}. Nothing was changed."
+            f"Processes of the engine hold device files of the driver ({found[0].shown_files}), but the driver names no GPU "
+            f"({before.against or 'it lists none'}), so a restore could compare nothing. If the loader does not know the folder of "
+            f"the driver's libraries, name it in {gpu.LIBRARIES_VARIABLE}. Nothing was changed."
         )
     held = before.held_by({one.host_pid for one in found})
     to_move = sum(held.values()) or sum(use.used_bytes for use in before.uses)
@@ -299,9 +263,9 @@ def _processes(answer: Answer, commands: Mapping[int, str]) -> tuple[GpuProcess,
 
 
 def _memory(before: gpu.Driver, after: gpu.Driver, held: Mapping[str, int]) -> dict[str, int]:
-    """What a restore will take of each GPU: what came free, or what the processes were said to hold if that is more.
+    """Memory that a restore will need on each GPU: what the checkpoint freed, or what the processes held if that is more.
 
-    Where the driver lists the processes, their GPUs alone count: on another one somebody else may have freed something.
+    If the driver lists the processes, only their GPUs count: on another GPU some other process may have freed memory.
     """
     now = {use.gpu.uuid: use.used_bytes for use in after.uses}
     freed = {use.gpu.uuid: use.used_bytes - now.get(use.gpu.uuid, use.used_bytes) for use in before.uses}
@@ -310,8 +274,6 @@ def _memory(before: gpu.Driver, after: gpu.Driver, held: Mapping[str, int]) -> d
 
 
 def _check_host_memory(to_move: int, image_bytes: int) -> None:
-    from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes  # noqa: PLC0415 - only at a capture
-
     available, wanted = available_bytes(), to_move + image_bytes
     if available < wanted:
         raise SnapshotError(
@@ -319,41 +281,24 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
             + (f", and images on a tmpfs take {image_bytes / 1e9:.2f} GB more of it" if image_bytes else "")
             + f"; {available / 1e9:.2f} GB are available (the least of MemAvailable and the limits of this process's control "
             "groups). Free host memory, choose a folder on a disk, or have the engine release more of its GPU memory before it "
-            f"sleeps; for a virtual machine that gets more memory as it goes, say how much in {MEMORY_VARIABLE}. Nothing was "
-            "changed."
+            f"sleeps. For a virtual machine whose memory grows on use, set its maximum in {MEMORY_VARIABLE}. Nothing was changed."
         )
 
 
 def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]) -> SnapshotError:
-    """The error for a suspension that failed; the sandbox is ended where its processes could not be put back."""
+    """The error for a failed suspension; ends the sandbox if its processes could not be resumed."""
     if answer["hung"]:
-        end = "What the driver has done cannot be told, so the sandbox was ended."
+        end = "The state of the driver is unknown, so the sandbox was ended."
     elif answer["left"]:
-        end = f"It could not be put back, so the sandbox was ended:\n{listed(answer['left'], commands)}"
+        end = f"The change could not be undone, so the sandbox was ended:\n{listed(answer['left'], commands)}"
     else:
-        end = "What had been done was put back: the engine sleeps on as before, and can be woken."
+        end = "The change was undone: the engine sleeps on as before, and can be woken."
     if answer["hung"] or answer["left"]:
         sandbox.kill()
     return SnapshotError(
         f"The GPU state of sandbox {sandbox.name!r} could not be moved to host memory:\n"
         f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}{end}"
     )
-
-
-def _still_held(left: Sequence[Holder]) -> str:
-    named = "\n".join(f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in left[:_SHOWN])
-    return (
-        f"After the checkpoint there are still processes with device files of the driver, which CRIU cannot dump:\n{named}\n"
-        "The driver lets go of its own and of NVML's; what else opens them (a profiler, a monitor inside the engine) has to close "
-        "them before the capture."
-    )
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        return words.strip()[:120]
-    return "gone meanwhile"
 
 
 def _kernel() -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What stands in the way of GPU snapshots on this machine, whatever is to be snapshotted."""
+"""What prevents GPU snapshots on this machine, independent of the deployment."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_DRIVER", "against_gpu"]
 
 LEAST_DRIVER = 570
-"""The first driver with the checkpoint functions in libcuda and with NVML let go of (NVIDIA/cuda-checkpoint, README)."""
+"""The first driver that has the checkpoint functions in libcuda and closes NVML's files (NVIDIA/cuda-checkpoint, README)."""
 
 _STANDBY = "the standby backend needs none of this (--backend standby)"
 _FUNCTIONS = tuple(f"cuCheckpointProcess{what}" for what in ("GetState", "Lock", "Checkpoint", "Restore", "Unlock"))
 
 
 def against_gpu(mode: Mode | None = None, driver: Driver | None = None) -> tuple[Reason, ...]:
-    """Why no GPU snapshot can be made or restored here, as far as it has to do with the GPU; empty when it can.
+    """Why GPU snapshots cannot be captured or restored here, as far as the GPU matters; empty when they can.
 
     Args:
-        mode: as it was asked for.
-        driver: what `torpor.snapshots.gpu.driver.look` gave; it is asked by default.
+        mode: the mode that was asked for.
+        driver: from `torpor.snapshots.gpu.driver.look`, which is called by default.
     """
     return tuple(_against(mode, driver or look()))
 
@@ -42,8 +42,8 @@ def _against(mode: Mode | None, driver: Driver) -> Iterator[Reason]:
         yield Reason(
             code="gpu_driver",
             seen=f"no NVIDIA driver answers ({driver.against or 'it has no version'})",
-            cure=f"install one, {LEAST_DRIVER} or newer; if there is one whose libraries the loader does not know, name their "
-            f"folder in {LIBRARIES_VARIABLE}; {_STANDBY}",
+            cure=f"install driver {LEAST_DRIVER} or newer; if it is installed but the loader does not know its libraries, name "
+            f"their folder in {LIBRARIES_VARIABLE}; {_STANDBY}",
         )
         return
     if driver.major < LEAST_DRIVER:
