@@ -50,9 +50,6 @@ TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 OPEN = {
     ("torpor.snapshots.store.manifest", "torpor.snapshots.criu.run"),
     ("torpor.snapshots.store.manifest", "torpor.snapshots.sandbox.sandbox"),
-    ("torpor.snapshots.catalog", "torpor.platforms.local.running"),
-    ("torpor.snapshots.fit", "torpor.platforms.local.server"),
-    ("torpor.snapshots.trial", "torpor.platforms.local.replicas"),
 }
 """Imports that point upward and are still to be removed, importer first."""
 
@@ -62,7 +59,6 @@ OPEN_CIRCLES = (
     {"torpor.launcher.http_limits", "torpor.launcher.limited_h11", "torpor.launcher.limited_httptools"},
     {
         *(f"torpor.platforms.local.{name}" for name in ("backends", "cold_replica", "replicas", "server")),
-        *(f"torpor.snapshots.{name}" for name in ("capture", "facts", "fit", "known", "targets", "trial")),
     },
 )
 """Modules that import each other and are still to be taken apart."""

@@ -47,9 +47,9 @@ from torpor.cli.timing import command, first_token, running
 from torpor.engine.process import LOG_VARIABLE
 from torpor.platforms.local.backends import NoSnapshot
 from torpor.platforms.local.server import LocalServer, Standby, restore_snapshot
-from torpor.snapshots.capture import inspect
 from torpor.snapshots.criu.program import boot_id
 from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.stored import inspect
 from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:

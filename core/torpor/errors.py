@@ -1,24 +1,32 @@
 """Every error that Torpor raises on purpose.
 
     TorporError                    exit code 1
-    ├── ConfigurationError         exit code 2: a value, an app file or a plugin list that cannot work
-    │   ├── ConflictError          two plugins claim different values for one thing
-    │   └── PluginError            a plugin that is not what it has to be (unknown hook, missing marker, ...)
+    ├── ConfigurationError         exit code 2: a value, an app file or a plugin list is wrong
+    │   ├── ConflictError          two plugins set different values for the same thing
+    │   └── PluginError            a plugin breaks the contract (unknown hook, missing marker, ...)
     ├── BuildStepError             a build step of the recipe failed
-    ├── PreflightError             a check that runs before the launch failed
-    ├── PortInUseError             exit code 2: somebody else listens where the engine should
-    ├── EngineError                something about the running engine
-    │   ├── EngineExitedError      the process ended: exit code and last log lines
-    │   ├── EngineTimeoutError     a stage did not end within its deadline
+    ├── PreflightError             a check before the launch failed
+    ├── PortInUseError             exit code 2: another program listens on the engine's port
+    ├── EngineError                the running engine failed
+    │   ├── EngineExitedError      the engine's process ended: exit code and last log lines
+    │   ├── EngineTimeoutError     a stage took longer than its deadline
     │   ├── EngineRequestError     the engine answered a lifecycle request with an error
-    │   └── ForeignServerError     the port answers, but it is not our engine
+    │   └── ForeignServerError     the port answers, but not our engine
     ├── GuardStateError            the guard refused a transition that is out of order
     │   └── DrainTimeoutError      requests were still in flight at the drain deadline
-    ├── CanaryError                the engine woke, and answers differently than before the sleep
+    ├── CanaryError                the engine answers differently than before the sleep
     ├── SnapshotError              a snapshot cannot be taken or restored here
+    │   ├── SnapshotMisfitError    the snapshot does not fit this machine, app file or model
+    │   ├── DamagedSnapshotError   the folder holds no usable snapshot: missing, damaged or of another format
+    │   ├── SecretFoundError       a secret would be written into the snapshot
+    │   ├── NoRoomError            the disk or the host's memory has too little room
+    │   ├── CriuError              CRIU is missing, too old, or failed
+    │   ├── GpuSnapshotError       the GPU driver cannot save or restore the GPU's state
+    │   └── TrialWakeError         the trial replica of a new snapshot did not wake
     └── ServerUnavailableError     a deployed server did not answer within the client's deadline
 
-A message says who (plugin, hook, stage), where (file, flag, URL), what was seen, what is allowed, and the next step.
+A message names the part (plugin, hook, stage) and the place (file, flag, URL), what was found, what is allowed, and the next
+step.
 """
 
 from __future__ import annotations
@@ -28,58 +36,65 @@ __all__ = [
     "CanaryError",
     "ConfigurationError",
     "ConflictError",
+    "CriuError",
+    "DamagedSnapshotError",
     "DrainTimeoutError",
     "EngineError",
     "EngineExitedError",
     "EngineRequestError",
     "EngineTimeoutError",
     "ForeignServerError",
+    "GpuSnapshotError",
     "GuardStateError",
+    "NoRoomError",
     "PluginError",
     "PortInUseError",
     "PreflightError",
+    "SecretFoundError",
     "ServerUnavailableError",
     "SnapshotError",
+    "SnapshotMisfitError",
     "TorporError",
+    "TrialWakeError",
 ]
 
 
 class TorporError(Exception):
-    """The root: `except TorporError` catches what Torpor raises on purpose, and nothing else."""
+    """The base class of every error that Torpor raises on purpose."""
 
     exit_code = 1
 
 
 class ConfigurationError(TorporError):
-    """A value, an app file or a plugin list that cannot work; the message says what to change."""
+    """A value, an app file or a plugin list is wrong; the message says what to change."""
 
     exit_code = 2
 
 
 class ConflictError(ConfigurationError):
-    """Two plugins claim different values for one thing; the message names both."""
+    """Two plugins set different values for the same thing; the message names both."""
 
 
 class PluginError(ConfigurationError):
-    """A plugin that is not what it has to be: a hook without its marker, an unknown name, a load failure."""
+    """A plugin breaks the contract: a hook lacks its marker or has an unknown name, or the plugin cannot be loaded."""
 
 
 class BuildStepError(TorporError):
-    """A build step of the recipe failed: its name, exit code and last output lines are in the message."""
+    """A build step of the recipe failed; the message has its name, exit code and last output lines."""
 
 
 class PreflightError(TorporError):
-    """A check that runs before the launch failed; the message ends with the cure."""
+    """A check before the launch failed; the message ends with the cure."""
 
 
 class PortInUseError(TorporError):
-    """Somebody else listens on the port that the engine should get."""
+    """Another program listens on the port that the engine should get."""
 
     exit_code = 2
 
 
 class EngineError(TorporError):
-    """Something about the running engine; the subclasses say what."""
+    """The running engine failed; the subclasses say how."""
 
 
 class EngineExitedError(EngineError):
@@ -105,7 +120,7 @@ def _rebuild_exited(message: str, exit_code_seen: int, log_tail: tuple[str, ...]
 
 
 class EngineTimeoutError(EngineError):
-    """A stage did not end within its deadline; the engine was ended."""
+    """A stage took longer than its deadline; the engine was ended."""
 
 
 class EngineRequestError(EngineError):
@@ -113,7 +128,7 @@ class EngineRequestError(EngineError):
 
 
 class ForeignServerError(EngineError):
-    """The port answers, but it is not the engine that this boot launched."""
+    """The port answers, but not the engine that was started here."""
 
 
 class GuardStateError(TorporError):
@@ -121,15 +136,43 @@ class GuardStateError(TorporError):
 
 
 class DrainTimeoutError(GuardStateError):
-    """Requests were still in flight at the drain deadline; the server serves on, nothing was put to sleep."""
+    """Requests were still in flight at the drain deadline; the server keeps serving and nothing was put to sleep."""
 
 
 class CanaryError(TorporError):
-    """The engine woke, and answers differently than before the sleep."""
+    """The engine woke, but answers differently than before the sleep."""
 
 
 class SnapshotError(TorporError):
-    """A snapshot cannot be taken or restored here."""
+    """A snapshot cannot be taken or restored here; the subclasses say why, where the caller can act on it."""
+
+
+class SnapshotMisfitError(SnapshotError):
+    """The snapshot does not fit this machine, this app file or these files; the message lists every difference."""
+
+
+class DamagedSnapshotError(SnapshotError):
+    """The folder holds no usable snapshot: it is missing, damaged, open to other users, or of another format."""
+
+
+class SecretFoundError(SnapshotError):
+    """A secret would be written into the snapshot; the message names its variable or flag, never its value."""
+
+
+class NoRoomError(SnapshotError):
+    """The disk or the host's memory has too little room; the message says how much is needed."""
+
+
+class CriuError(SnapshotError):
+    """CRIU is missing, too old, or failed; the message has the lines of its log that say why."""
+
+
+class GpuSnapshotError(SnapshotError):
+    """The GPU driver cannot move the GPU's state to host memory or back."""
+
+
+class TrialWakeError(SnapshotError):
+    """The trial replica of a new snapshot was restored, but did not wake."""
 
 
 class ServerUnavailableError(TorporError):

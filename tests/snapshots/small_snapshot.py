@@ -18,7 +18,7 @@ from torpor.snapshots.store.manifest import (
     MachineFacts,
     Manifest,
     Scheduled,
-    Stage,
+    StageTime,
     describe_files,
     write_private,
 )
@@ -56,7 +56,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         canary_text=text,
         processes=("1000 python -m engine", "1001 python"),
         scheduling=(Scheduled(pid=1000, tid=1000, cpus=(0,), io_priority=-1),),
-        stages=(Stage(stage="launch", seconds=0.5), Stage(stage="capture_criu", seconds=1.5)),
+        stages=(StageTime(stage="launch", seconds=0.5), StageTime(stage="capture_criu", seconds=1.5)),
         image_bytes=4096,
         mapped_bytes=2048,
         side_file_bytes=10240,

@@ -11,9 +11,9 @@ import pytest
 from tests.platforms.local.test_running import FACTS
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from tests.snapshots.test_known import kept_weights, snapshot_with
-from torpor.platforms.local.running import RunFile
+from torpor.platforms.local.running import RunFile, snapshot_users
 from torpor.snapshots.catalog import Choice, Entry, catalog, chosen, clear_left_overs, disk_bytes, removed
-from torpor.snapshots.known import kept_files
+from torpor.snapshots.kept_weights import kept_files
 from torpor.snapshots.store.folder import Hold
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import CACHE_VARIABLE
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def listed(*folders: Path) -> dict[str, Entry]:
     """What is there, by the folders' names; nothing is asked about fits."""
-    return {entry.folder.name: entry for entry in catalog(folders, fit=False)}
+    return {entry.folder.name: entry for entry in catalog(folders, users=snapshot_users, fit=False)}
 
 
 def aged(folder: Path, *, days: float = 0.0) -> Path:
@@ -153,9 +153,9 @@ def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) 
 def test_a_snapshot_that_another_removal_took_is_no_failure(cache: Path) -> None:
     """It is gone, as it should be; nothing was freed by this one."""
     one = small_snapshot(cache / "snapshots" / "one")
-    picked = chosen(catalog(fit=False), Choice(keep=0))
-    assert [removal.freed > 0 for removal in removed(picked)[0]] == [True]
-    (again,), weights = removed(picked)
+    picked = chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0))
+    assert [removal.freed > 0 for removal in removed(picked, users=snapshot_users)[0]] == [True]
+    (again,), weights = removed(picked, users=snapshot_users)
     assert (again.freed, again.stays, weights, one.exists()) == (0, "", (), False)
 
 
@@ -179,7 +179,7 @@ def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
     hold, file = Hold(), RunFile("up")
     hold.take(locked)
     file.write(FACTS | {"snapshot": str(told)})
-    removals, _ = removed(chosen(catalog(fit=False), Choice(keep=0)))
+    removals, _ = removed(chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0)), users=snapshot_users)
     stays = {one.entry.folder.name: one.stays for one in removals}
     assert stays == {
         "free": "",
@@ -189,9 +189,9 @@ def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
     assert (free.exists(), locked.exists(), told.exists()) == (False, True, True)
     hold.release()
     file.close()
-    removals, _ = removed(chosen(catalog(fit=False), Choice(keep=0)))
+    removals, _ = removed(chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0)), users=snapshot_users)
     assert [one.stays for one in removals] == ["", ""]
-    assert catalog(fit=False) == []
+    assert catalog(users=snapshot_users, fit=False) == []
 
 
 def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp_path: Path) -> None:
@@ -199,15 +199,15 @@ def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp
     both, one, none = (kept_weights(cache, f"weights-{number}.bin") for number in range(3))
     first = snapshot_with(cache / "snapshots" / "first", both, one)
     second = snapshot_with(tmp_path / "second", both)
-    found = catalog(fit=False)
+    found = catalog(users=snapshot_users, fit=False)
     assert {entry.folder.name: entry.kept for entry in found} == {"first": (both, one), "second": (both,)}
     picked = [(entry, "asked") for entry in found if entry.folder == first]
     for pretend in (True, False):
-        removals, weights = removed(picked, pretend=pretend)
+        removals, weights = removed(picked, users=snapshot_users, pretend=pretend)
         assert [file.path for file in weights] == [one]
         assert removals[0].freed > 0
         assert first.exists() == one.exists() == pretend
-    _, weights = removed([(entry, "asked") for entry in catalog(fit=False)])
+    _, weights = removed([(entry, "asked") for entry in catalog(users=snapshot_users, fit=False)], users=snapshot_users)
     assert [file.path for file in weights] == [both]
     assert not second.exists()
     assert [file.path for file in kept_files()] == [none]
@@ -217,10 +217,10 @@ def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp
 def test_what_is_no_snapshot_any_more_stays(cache: Path) -> None:
     """It is looked at once more in the moment of its removal, and the others go all the same."""
     first, second = (small_snapshot(cache / "snapshots" / name) for name in ("first", "second"))
-    picked = chosen(catalog(fit=False), Choice(keep=0))
+    picked = chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0))
     (first / MANIFEST).unlink()
     (first / "thesis").write_text("years of work")
-    removals, _ = removed(picked)
+    removals, _ = removed(picked, users=snapshot_users)
     assert "holds no snapshot" in removals[0].stays
     assert removals[0].freed == 0
     assert (first / "thesis").exists()
@@ -236,7 +236,7 @@ def test_what_killed_captures_left_is_cleared_and_nothing_else(cache: Path, tmp_
     for folder in (*left, *strange):
         folder.mkdir(parents=True)
         os.utime(folder, (1, 1))
-    assert clear_left_overs(catalog(fit=False)) == 2
+    assert clear_left_overs(catalog(users=snapshot_users, fit=False)) == 2
     assert [folder.exists() for folder in (*left, *strange)] == [False, False, True, True]
 
 

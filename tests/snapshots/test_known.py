@@ -1,4 +1,4 @@
-"""`torpor.snapshots.known`: which snapshots there are, and the weights that are kept outside of them."""
+"""`torpor.snapshots.store.index` and `torpor.snapshots.kept_weights`: known snapshots, and the weights kept outside of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Model
 from torpor.recipe import IMAGE_ROOT
-from torpor.snapshots.capture import remove
-from torpor.snapshots.known import kept_files, known_snapshots, note, prune
+from torpor.snapshots.kept_weights import kept_files, prune
+from torpor.snapshots.store.index import known_snapshots, note, remove
 from torpor.snapshots.store.paths import CACHE_VARIABLE, KEPT
 from torpor_sglang import SGLang
 from torpor_sglang.places import FOLDER_VARIABLE

@@ -25,7 +25,7 @@ from torpor.report import Bench, Floor, Machine, page
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
 from torpor.report.starts import P95_FROM
-from torpor.snapshots.capture import remove
+from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import IMAGES
 from torpor.telemetry.events import warnings_only
 from torpor.values.bounds import checked_count
@@ -203,7 +203,7 @@ def _restoring(
 
 
 def _floor(folder: Path) -> Floor:
-    from torpor.snapshots.capture import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
+    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
 
     manifest = inspect(folder)
     return Floor(

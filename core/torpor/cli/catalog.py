@@ -14,8 +14,9 @@ from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
 from torpor.cli.terminal import result
 from torpor.errors import ConfigurationError, SnapshotError
+from torpor.platforms.local.running import snapshot_users
 from torpor.snapshots.catalog import Choice, catalog, chosen, clear_left_overs, removed
-from torpor.snapshots.known import kept_files
+from torpor.snapshots.kept_weights import kept_files
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.paths import cache_root
 from torpor.values.plain_text import one_line
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from torpor.snapshots.catalog import Entry, Removal
-    from torpor.snapshots.known import KeptFile
+    from torpor.snapshots.kept_weights import KeptFile
 
 __all__ = ["run_list", "run_prune", "seconds_of"]
 
@@ -40,7 +41,7 @@ _MOST_KEPT = 1_000_000
 def run_list(folders: Sequence[Path], *, as_json: bool) -> None:
     """Show every snapshot, with what it takes and whether it fits."""
     _check_folders(folders)
-    entries = catalog(folders)
+    entries = catalog(folders, users=snapshot_users)
     kept = kept_files()
     if as_json:
         told = {
@@ -84,10 +85,11 @@ def run_prune(
             "--dry-run shows what would go. `torpor snapshot rm DIR` removes a single one."
         )
     _check_folders(folders)
-    entries = catalog(folders, fit=unfit)
+    entries = catalog(folders, users=snapshot_users, fit=unfit)
     console = make_console(results=not as_json)
     removals, weights = removed(
         chosen(entries, choice),
+        users=snapshot_users,
         pretend=dry_run,
         tell=lambda one: console.print(_removal_text(one, pretend=dry_run), soft_wrap=True),
     )

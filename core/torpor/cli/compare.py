@@ -21,8 +21,9 @@ from torpor.client import chat
 from torpor.errors import EngineTimeoutError, SnapshotError
 from torpor.platforms.local.backends import CriuBackend
 from torpor.platforms.local.server import LocalServer, check_before_start
-from torpor.snapshots.capture import check_target, inspect
 from torpor.snapshots.store.paths import snapshot_folder
+from torpor.snapshots.store.stored import inspect
+from torpor.snapshots.targets import check_target
 from torpor.telemetry.stages import Stage
 from torpor.values.addresses import nearest, url
 from torpor.values.bounds import checked_count

@@ -125,8 +125,8 @@ def _on_modal(deployment: Deployment) -> Iterator[Finding]:
 
 def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
     """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
+    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
     from torpor.errors import PreflightError  # noqa: PLC0415
-    from torpor.platforms.local.server import relocate  # noqa: PLC0415
     from torpor.runtime.preflight import run_preflight  # noqa: PLC0415
     from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
 

@@ -14,14 +14,15 @@ from torpor.cli.console import console as make_console
 from torpor.cli.console import shown
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.snapshots.capture import inspect, remove
+from torpor.snapshots.store.index import remove
+from torpor.snapshots.store.stored import inspect
 from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torpor.snapshots.known import KeptFile
+    from torpor.snapshots.kept_weights import KeptFile
     from torpor.snapshots.sandbox.sandbox import Mode
     from torpor.snapshots.store.gpu_state import GpuPart
     from torpor.snapshots.store.manifest import Manifest
@@ -97,7 +98,7 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
 
 def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
-    from torpor.snapshots.known import kept_files  # noqa: PLC0415
+    from torpor.snapshots.kept_weights import kept_files  # noqa: PLC0415
 
     console = make_console()
     before = {file.path for file in kept_files() if file.snapshots}
@@ -110,7 +111,7 @@ def run_rm(folder: Path) -> None:
 
 def run_weights(*, delete: bool, as_json: bool) -> None:
     """List what engines keep outside of snapshots, with the snapshots that need it; delete what none needs."""
-    from torpor.snapshots.known import kept_files, prune  # noqa: PLC0415
+    from torpor.snapshots.kept_weights import kept_files, prune  # noqa: PLC0415
 
     removed = prune() if delete else ()
     files = kept_files()

@@ -79,8 +79,7 @@ def diagnose(lifecycle: Lifecycle | None = None) -> tuple[Finding, ...]:
 def _folders(lifecycle: Lifecycle) -> Iterator[Finding]:
     """Whether the snapshot can be written, and whether what the engine needs lasts."""
     from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415 - for a deployment only
-    from torpor.snapshots.capture import check_target  # noqa: PLC0415
-    from torpor.snapshots.targets import check_writable  # noqa: PLC0415
+    from torpor.snapshots.targets import check_target, check_writable  # noqa: PLC0415
 
     deployment = lifecycle.deployment
     folder = snapshot_folder(deployment.name)
@@ -95,7 +94,7 @@ def _folders(lifecycle: Lifecycle) -> Iterator[Finding]:
 
 
 def _recipe(lifecycle: Lifecycle) -> Recipe:
-    from torpor.platforms.local.server import relocate  # noqa: PLC0415
+    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
 
     return relocate(lifecycle.recipe(), cache_root(), lifecycle.deployment.name)
 
@@ -193,7 +192,7 @@ def _running(driver: Driver) -> _Bytes | None:
 
 def _last(deployment: Deployment) -> _Bytes | None:
     """What the deployment's last snapshot took; None where there is none."""
-    from torpor.snapshots.capture import inspect  # noqa: PLC0415 - a name that Python has, too
+    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415 - a name that Python has, too
 
     folder = snapshot_folder(deployment.name)
     try:

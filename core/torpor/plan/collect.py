@@ -107,8 +107,9 @@ def _refused_by_modal(deployment: Deployment) -> Iterator[Finding]:
 
 def _not_lasting(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     """Files that a restore on this machine would miss."""
-    from torpor.platforms.local.server import cache_root, relocate  # noqa: PLC0415 - httpx: 70 ms of a plan for Modal
+    from torpor.build_steps.relocation import relocate  # noqa: PLC0415 - only for this machine
     from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415 - as above
+    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415 - as above
 
     relocated = relocate(recipe, cache_root(), deployment.name)
     yield from (finding for finding in place_findings(deployment, relocated) if finding.level == "error")

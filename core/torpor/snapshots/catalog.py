@@ -23,19 +23,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.child_process import run_child
 from torpor.errors import SnapshotError
-from torpor.platforms.local.running import RunningServer, servers
-from torpor.snapshots.capture import outside_files, remove
-from torpor.snapshots.known import kept_files, known_snapshots, prune
+from torpor.snapshots.kept_weights import kept_files, prune
 from torpor.snapshots.store.folder import found_instead, left_overs, real_folder, recover, unused
+from torpor.snapshots.store.index import known_snapshots, remove
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
 from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.stored import outside_files
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from torpor.snapshots.known import KeptFile
+    from torpor.snapshots.kept_weights import KeptFile
     from torpor.snapshots.store.manifest import Manifest
+
+    Users = Callable[[], Sequence[tuple[str, Path]]]
+    """Gives the servers that use a snapshot now: each in words, with the snapshot's folder without links."""
 
 __all__ = ["Choice", "Entry", "Removal", "catalog", "chosen", "clear_left_overs", "disk_bytes", "removed"]
 
@@ -119,16 +122,17 @@ class Removal(NamedTuple):
     stays: str = ""
 
 
-def catalog(folders: Iterable[Path] = (), *, fit: bool = True) -> list[Entry]:
+def catalog(folders: Iterable[Path] = (), *, users: Users, fit: bool = True) -> list[Entry]:
     """Every snapshot, and what else lies among them, in the order of their paths.
 
     Args:
         folders: besides the known ones: snapshots, or folders that hold some.
+        users: gives the servers that use a snapshot now.
         fit: find out whether each fits; that takes half a second each, four at a time.
     """
-    users = _users()
+    found = users()
     kept = {path for file in kept_files() for path in (file.path, file.path.resolve())}
-    entries = [_entry(folder, users, kept) for folder in _folders(folders)]
+    entries = [_entry(folder, found, kept) for folder in _folders(folders)]
     return _asked(entries) if fit else entries
 
 
@@ -163,12 +167,17 @@ def chosen(entries: Sequence[Entry], choice: Choice, *, now: float | None = None
 
 
 def removed(
-    picked: Sequence[tuple[Entry, str]], *, pretend: bool = False, tell: Callable[[Removal], None] | None = None
+    picked: Sequence[tuple[Entry, str]],
+    *,
+    users: Users,
+    pretend: bool = False,
+    tell: Callable[[Removal], None] | None = None,
 ) -> tuple[list[Removal], tuple[KeptFile, ...]]:
     """Remove snapshots that nobody uses, and the kept weights that were theirs alone.
 
     Args:
         picked: from `chosen`.
+        users: gives the servers that use a snapshot now; asked before each removal.
         pretend: remove nothing; say what would be.
         tell: told of each.
 
@@ -178,7 +187,7 @@ def removed(
     removals = []
     gone: set[Path] = set()
     for entry, reason in picked:
-        removal = _removed(entry, reason, pretend=pretend)
+        removal = _removed(entry, reason, users, pretend=pretend)
         removals.append(removal)
         if not removal.stays:
             gone.add(entry.folder)
@@ -285,15 +294,6 @@ def _kept(folder: Path, kept: set[Path]) -> tuple[Path, ...]:
     return ()
 
 
-def _users() -> list[tuple[str, Path]]:
-    """Servers that run here, each with its snapshot."""
-    return [
-        (f"torpor {server.command} (pid {server.process.pid})", real_folder(Path(server.snapshot)))
-        for server in servers()
-        if isinstance(server, RunningServer) and server.snapshot
-    ]
-
-
 def _asked(entries: Sequence[Entry]) -> list[Entry]:
     """Each with what does not fit."""
     asked = list(entries)
@@ -338,10 +338,10 @@ def _read_misfits(told: subprocess.CompletedProcess[bytes]) -> tuple[tuple[str, 
     return None, plain(f"it could not be inspected: {said[-1] if said else f'exit code {told.returncode}'}")
 
 
-def _removed(entry: Entry, reason: str, *, pretend: bool) -> Removal:
+def _removed(entry: Entry, reason: str, users: Users, *, pretend: bool) -> Removal:
     """Remove one, unless somebody uses it by now."""
     with unused(entry.folder) as nobody:
-        used_by = [name for name, where in _users() if where == entry.folder]
+        used_by = [name for name, where in users() if where == entry.folder]
         if used_by or not nobody:
             return Removal(entry, reason, 0, f"in use by {', '.join(used_by) or 'a process'}")
         if not pretend:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
-from torpor.snapshots.fit import different_machine
 from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts
 from torpor.snapshots.store.paths import criu_prefix
 from torpor.values.addresses import LOOPBACK
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.gpu_state import Gpu
-    from torpor.snapshots.store.manifest import Manifest
 
-__all__ = ["deployment_facts", "known_criu", "machine_facts", "unfit_machine"]
+__all__ = ["deployment_facts", "known_criu", "machine_facts"]
 
 _CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
 
@@ -44,26 +42,6 @@ def known_criu(made_on: MachineFacts) -> Criu:
                     return Criu(argv=argv, program=Path(path), version=made_on.criu, cache=criu_prefix())
         break
     return find(criu_prefix(), cache=criu_prefix())
-
-
-def unfit_machine(manifest: Manifest, criu: Criu, *, copies: int = 1) -> tuple[str, ...]:
-    """Why copies of a snapshot cannot be restored on this machine, each as a sentence.
-
-    The GPUs are looked at only for a snapshot that was made on some.
-
-    Args:
-        manifest: the snapshot's.
-        criu: the one to be used.
-        copies: how many; each takes GPU memory.
-    """
-    if not manifest.machine.gpus:
-        return different_machine(manifest.machine, machine_facts(criu))
-    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML, for such snapshots alone
-
-    driver = look()
-    facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
-    needed = manifest.gpu.memory if manifest.gpu else {}
-    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, copies=copies))
 
 
 def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -> MachineFacts:

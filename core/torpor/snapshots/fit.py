@@ -14,13 +14,16 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from torpor.errors import SnapshotError, TorporError
-from torpor.snapshots.capture import changed_files
+from torpor.errors import SnapshotError, SnapshotMisfitError, TorporError
+from torpor.snapshots.before_capture.outside_files import difference
+from torpor.snapshots.facts import deployment_facts, known_criu, machine_facts
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.gpu_state import described, different_gpus
 from torpor.snapshots.store.manifest import damaged_files
+from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.store.reading import plain
+from torpor.snapshots.store.stored import noted_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +31,19 @@ if TYPE_CHECKING:
 
     from torpor.lifecycle import Lifecycle
     from torpor.recipe import Recipe
+    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts, Manifest
 
-__all__ = ["bad_marks", "different_deployment", "different_machine", "loaded_here", "misfit", "misfits"]
+__all__ = [
+    "bad_marks",
+    "changed_files",
+    "different_deployment",
+    "different_machine",
+    "loaded_here",
+    "misfit",
+    "misfits",
+    "unfit_machine",
+]
 
 _SHOWN = 8
 
@@ -47,8 +60,6 @@ def misfits(
         full: compare hashes, too.
         copies: how many there are to be.
     """
-    from torpor.snapshots.facts import known_criu, unfit_machine  # noqa: PLC0415 - which imports this module
-
     folder = real_folder(folder)
     reasons = [*bad_marks(folder), *damaged_files(folder, manifest, full=full)]
     try:
@@ -66,10 +77,10 @@ def misfits(
     return list(map(plain, reasons))
 
 
-def misfit(folder: Path, reasons: Sequence[str]) -> SnapshotError:
+def misfit(folder: Path, reasons: Sequence[str]) -> SnapshotMisfitError:
     """The error of a snapshot that does not fit, with every reason."""
     listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
-    return SnapshotError(
+    return SnapshotMisfitError(
         f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Undo the change, or take a new snapshot: "
         "torpor snapshot create"
     )
@@ -92,14 +103,49 @@ def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecy
         TorporError: the app file cannot be used.
     """
     from torpor.app_file import load_app  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
-    from torpor.platforms.local.server import relocate  # noqa: PLC0415
-    from torpor.snapshots.facts import deployment_facts  # noqa: PLC0415
-    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
+    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
 
     found = lifecycle or load_app(manifest.app_file).lifecycle
     deployment = found.deployment
     recipe = relocate(found.recipe(), cache_root(), deployment.name)
     return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(deployment, recipe)))
+
+
+def unfit_machine(manifest: Manifest, criu: Criu, *, copies: int = 1) -> tuple[str, ...]:
+    """Why copies of a snapshot cannot be restored on this machine, each as a sentence.
+
+    The GPUs are looked at only for a snapshot that was made on some.
+
+    Args:
+        manifest: the snapshot's.
+        criu: the one to be used.
+        copies: how many; each takes GPU memory.
+    """
+    if not manifest.machine.gpus:
+        return different_machine(manifest.machine, machine_facts(criu))
+    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML, for such snapshots alone
+
+    driver = look()
+    facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
+    needed = manifest.gpu.memory if manifest.gpu else {}
+    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, copies=copies))
+
+
+def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
+    """What a snapshot depends on outside of itself and is not as it was: open files, the model, the engine's code.
+
+    Each as a sentence. CRIU compares the sizes of open files as well, but stops at the first.
+
+    Args:
+        folder: the snapshot.
+        full: compare content even where size and time are the same.
+
+    Raises:
+        SnapshotError: there is no list of them.
+    """
+    found = [what for entry in noted_files(folder) if (what := difference(entry, full=full))]
+    more = [f"so have {len(found) - _SHOWN} more files"] if len(found) > _SHOWN else []
+    return tuple(found[:_SHOWN] + more)
 
 
 def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:

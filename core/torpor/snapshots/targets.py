@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.errors import SnapshotError
+from torpor.errors import NoRoomError, SnapshotError
+from torpor.snapshots.store.folder import check_place, found_instead, real_folder, recover
+from torpor.snapshots.store.stored import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_writable", "last_bytes"]
+__all__ = ["check_target", "check_writable", "last_bytes"]
 
 _LEAST_BYTES = 64 << 20
 """No engine's snapshot is smaller."""
@@ -24,6 +26,33 @@ _SHOWN = 60
 _OTHERS = 0o077
 _LONGEST_PATH = 4096 - 512
 """The longest path of a snapshot, bytes: Linux takes 4095, and this leaves room for the files in it."""
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
+
+    Args:
+        folder: a symbolic link stands for what it leads to.
+
+    Raises:
+        SnapshotError: something else is there, which the message names, or CRIU could not reach it.
+    """
+    folder = real_folder(folder)
+    if folder.is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
+        raise SnapshotError(
+            f"{folder} lies in /dev/shm, which every sandbox has for itself, and so has the CRIU in it. For a snapshot in memory, "
+            "mount a tmpfs elsewhere before the start: mount -t tmpfs -o size=32G,mode=700 snapshots /mnt/snapshots"
+        )
+    check_place(folder)
+    recover(folder, clear=False)
+    try:
+        empty = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise SnapshotError(f"{folder} cannot be looked at: {error.strerror}.") from error
+    if not empty and (reason := found_instead(folder)):
+        raise SnapshotError(
+            f"{folder} exists and is no snapshot; choose another folder, or remove it yourself. What was found: {reason}."
+        )
 
 
 def check_writable(folder: Path) -> None:
@@ -63,8 +92,6 @@ def check_writable(folder: Path) -> None:
 
 def last_bytes(folder: Path) -> int:
     """The size of the snapshot that is there, bytes; 0 if there is none that can be read."""
-    from torpor.snapshots.capture import inspect  # noqa: PLC0415 - it checks its target here
-
     try:
         manifest = inspect(folder)
     except SnapshotError:
@@ -78,12 +105,12 @@ def _check_room(folder: Path, parent: Path) -> None:
     wanted = max(last + last // 10, _LEAST_BYTES)
     if free < wanted:
         why = "the one that is there has as many, and goes only when the new one is whole" if last else "at least"
-        raise SnapshotError(
+        raise NoRoomError(
             f"{parent} has {free / 1e9:.2f} GB free; a snapshot takes {wanted / 1e9:.2f} GB ({why}). Free some room, remove the "
             f"old snapshot (torpor snapshot rm {folder}), or choose another folder."
         )
     if facts.f_files and not facts.f_favail:
-        raise SnapshotError(
+        raise NoRoomError(
             f"The disk of {parent} takes no more files (no inodes are left). Remove some, or choose another."
         )
 

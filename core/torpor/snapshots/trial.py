@@ -8,20 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import SnapshotError, TorporError
+from torpor.errors import SnapshotError, TorporError, TrialWakeError
+from torpor.runtime.boot import Boot
+from torpor.snapshots.restore import begin_sandbox, restore_replica
 
 if TYPE_CHECKING:
-    from torpor.runtime.boot import Boot
-    from torpor.snapshots.capture import Identity
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.stored import Identity
 
-__all__ = ["Life", "TrialWakeError", "life_of", "prove"]
-
-
-class TrialWakeError(SnapshotError):
-    """The trial replica of a new snapshot was restored, and did not wake."""
+__all__ = ["Life", "life_of", "prove"]
 
 
 class Life(NamedTuple):
@@ -63,15 +60,11 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
     Raises:
         SnapshotError: the replica was not restored, is not what was captured, or does not answer as it should.
     """
-    from torpor.platforms.local.replicas import begin_sandbox, bring_back  # noqa: PLC0415
-    from torpor.runtime.boot import Boot  # noqa: PLC0415 - the package would be imported in a circle
-    from torpor.snapshots.store.paths import release_work_folder  # noqa: PLC0415
-
     started = time.perf_counter()
     step = "restored"
     try:
         begun = begin_sandbox(manifest, f"{manifest.deployment.name}-proof-{os.getpid()}")
-        replica = bring_back(folder, manifest, criu=criu, begun=begun)
+        replica = restore_replica(folder, manifest, criu=criu, begun=begun)
         try:
             step = "found whole"
             _compare(before, life_of(replica.sandbox))
@@ -80,8 +73,7 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
             trial = Boot(boot.deployment, lifecycle=boot.lifecycle, recipe=boot.recipe, replica=name)
             replica.wake(trial, manifest, identity)
         finally:
-            replica.sandbox.kill()
-            release_work_folder(replica.work)
+            replica.end()
     except TorporError as error:
         kind = TrialWakeError if step == "woken" else SnapshotError
         raise kind(

@@ -19,14 +19,15 @@ from tests.snapshots.kept import Background, chat, engines_on, free_port, write_
 from torpor import EngineError, SnapshotError, TorporError
 from torpor.app_file import load_app
 from torpor.platforms.local.backends import NoSnapshot
-from torpor.platforms.local.replicas import Replicas, misfits
+from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, remove_snapshot
 from torpor.platforms.local.start import start_here
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.capture import inspect
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.snapshots.fit import misfits
 from torpor.snapshots.store.failures import BAD_AFTER, note_failure, read_failures
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
+from torpor.snapshots.store.stored import inspect
 from torpor.testing.faults import CRASH_WORD, Fault
 
 if TYPE_CHECKING:

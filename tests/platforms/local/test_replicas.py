@@ -39,7 +39,7 @@ from torpor.platforms.local.server import (
 )
 from torpor.platforms.modal.prewarm import prewarm
 from torpor.runtime.captured_secrets import secret_names
-from torpor.snapshots.capture import capture
+from torpor.snapshots.capture import CaptureOptions, capture
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.manifest import MANIFEST
@@ -569,7 +569,7 @@ def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_c
         server.boot.sleep()
         with server.boot.running_engine.open_socket(server.deployment.port, 5.0):
             with pytest.raises(SnapshotError, match=r"a client is connected from 127\.0\.0\.1"):
-                capture(server.boot, sandbox_of(server), tmp_path / "kept", criu=criu, app_file=app)
+                capture(server.boot, sandbox_of(server), tmp_path / "kept", CaptureOptions(criu=criu, app_file=app))
             assert [path.name for path in tmp_path.iterdir()] == ["app"]
         server.wake()
 
@@ -678,7 +678,7 @@ def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Pa
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.serve()
         with pytest.raises(GuardStateError, match="The engine is serving"):
-            capture(server.boot, sandbox_of(server), tmp_path / "kept", criu=criu, app_file=app)
+            capture(server.boot, sandbox_of(server), tmp_path / "kept", CaptureOptions(criu=criu, app_file=app))
         assert [path.name for path in tmp_path.iterdir()] == ["app"]
 
 

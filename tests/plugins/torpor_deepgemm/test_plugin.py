@@ -30,7 +30,7 @@ from torpor import (
     hookimpl,
 )
 from torpor.build_steps.command import runner_file, script_file, step_command
-from torpor.platforms.local.server import relocate
+from torpor.build_steps.relocation import relocate
 from torpor_deepgemm import DeepGEMM
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from torpor import (
     hookimpl,
 )
 from torpor.build_steps.command import runner_file, script_argv, script_file, step_command
-from torpor.platforms.local.server import relocate
+from torpor.build_steps.relocation import relocate
 from torpor_hf_cache import HFCache
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing_extensions import override
 from tests import ROOT
 from tests.command_line import torpor
 from torpor import ConfigurationError, Deployment, ImagePatch, Lifecycle, Model, Plugin, SnapshotError, hookimpl
-from torpor.platforms.local.server import check_before_start, relocate
-from torpor.snapshots.before_capture.external_resources import OpenFiles
+from torpor.build_steps.relocation import relocate
+from torpor.platforms.local.server import check_before_start
+from torpor.snapshots.before_capture.external_resources import OpenFiles, check_open_files
 from torpor.snapshots.before_capture.lasting_folders import (
     check_lasting,
     exempted_folders,
@@ -25,7 +26,6 @@ from torpor.snapshots.before_capture.lasting_folders import (
     place_findings,
     temporary_folder_of,
 )
-from torpor.snapshots.capture import _check_files
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.targets import check_writable
@@ -195,7 +195,7 @@ def test_an_engines_program_in_a_temporary_folder_is_refused() -> None:
 def test_a_capture_names_the_temporary_folder_and_the_exemption() -> None:
     """For whatever no deployment says in advance."""
     with pytest.raises(SnapshotError, match=r"(?s)  - /tmp/x/lock\n.*TORPOR_LASTING_FOLDERS"):
-        _check_files(OpenFiles(lasting={}, vanishing=("/tmp/x/lock",), io_uring=False))
+        check_open_files(OpenFiles(lasting={}, vanishing=("/tmp/x/lock",), io_uring=False))
 
 
 def test_a_capture_says_where_a_path_leads_when_its_name_does_not(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_capture_says_where_a_path_leads_when_its_name_does_not(tmp_path: Path
     (tmp_path / "link").symlink_to("/var/tmp")
     lost, gone = str(tmp_path / "link" / "lock"), "/tmp/x/lock (deleted)"
     with pytest.raises(SnapshotError) as refused:
-        _check_files(OpenFiles(lasting={}, vanishing=(lost, gone), io_uring=False))
+        check_open_files(OpenFiles(lasting={}, vanishing=(lost, gone), io_uring=False))
     assert f"  - {gone}\n" in str(refused.value)
     assert f"  - {lost}" in str(refused.value)
 
@@ -253,7 +253,7 @@ def test_a_read_only_disk_is_told_before_the_start(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     code = (
-        "from pathlib import Path; from torpor.snapshots.capture import check_target\n"
+        "from pathlib import Path; from torpor.snapshots.targets import check_target\n"
         "from torpor.snapshots.targets import check_writable\n"
         f'folder = Path("{disk}/kept")\ncheck_target(folder); check_writable(folder)'
     )

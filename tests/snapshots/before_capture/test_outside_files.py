@@ -18,8 +18,9 @@ from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
 from torpor.app_file import load_app
 from torpor.platforms.local.server import check_before_start
 from torpor.snapshots.before_capture import outside_files as outside
-from torpor.snapshots.before_capture.outside_files import Noted, code_of, difference, model_files, noted, plugin_files
-from torpor.snapshots.capture import changed_files, outside_files
+from torpor.snapshots.before_capture.outside_files import code_of, difference, model_files, noted, plugin_files
+from torpor.snapshots.fit import changed_files
+from torpor.snapshots.store.stored import Noted, outside_files
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
 from torpor import SnapshotError
 from torpor.app_file import load_app
-from torpor.platforms.local.replicas import begin_sandbox, bring_back
 from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu import calls as cuda_run
 from torpor.snapshots.gpu import checkpoint as cuda
 from torpor.snapshots.gpu.holders import holders
+from torpor.snapshots.restore import begin_sandbox, restore_replica
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.gpu_state import Gpu
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
@@ -385,7 +385,7 @@ def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine
     manifest = machine.capture()
     (machine.kept / "images" / "pstree.img").unlink()
     with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
-        bring_back(machine.kept, manifest, criu=criu, begun=begin_sandbox(manifest, "lost"))
+        restore_replica(machine.kept, manifest, criu=criu, begun=begin_sandbox(manifest, "lost"))
     assert wait_for(lambda: not _calls_running())
 
 

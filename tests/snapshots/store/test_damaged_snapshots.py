@@ -16,9 +16,10 @@ import pytest
 
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
-from torpor.snapshots.capture import changed_files, inspect, read_identity
+from torpor.snapshots.fit import changed_files
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE, damaged_files
+from torpor.snapshots.store.stored import inspect, read_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

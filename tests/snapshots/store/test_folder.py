@@ -17,9 +17,11 @@ import pytest
 from tests import ROOT
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
-from torpor.snapshots.capture import check_target, inspect, remove
 from torpor.snapshots.store.folder import checked, made_whole, recover, unchanged
+from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import IMAGES, MANIFEST
+from torpor.snapshots.store.stored import inspect
+from torpor.snapshots.targets import check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,8 @@ import pytest
 
 from torpor import Deployment, Model, SnapshotError
 from torpor.runtime.boot import Boot
-from torpor.snapshots.capture import _kept_folders, check_target
+from torpor.snapshots.before_capture.lasting_folders import kept_folders
+from torpor.snapshots.targets import check_target
 from torpor.testing import StandIn
 
 
@@ -23,6 +24,6 @@ def test_folders_that_the_environment_names_for_code_stay(monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTHONPATH", "/tmp/site::relative:/srv/more")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/tmp/lib")
     boot = Boot(Deployment(name="d", model=Model(path="/tmp/model", served_name="m"), plugins=(StandIn(),)))
-    kept = _kept_folders(boot)
+    kept = kept_folders(boot.deployment, boot.recipe)
     assert {Path("/tmp/site"), Path("/srv/more"), Path("/tmp/lib"), Path("/tmp/model")} <= set(kept)
     assert all(folder.is_absolute() for folder in kept)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         create_snapshot,
         inspect_snapshot,
         missing_packages,
-        relocate,
         remove_snapshot,
         restore_snapshot,
     )
@@ -34,7 +33,6 @@ __all__ = [
     "create_snapshot",
     "inspect_snapshot",
     "missing_packages",
-    "relocate",
     "remove_snapshot",
     "restore_snapshot",
 ]
@@ -48,7 +46,6 @@ __getattr__, __dir__ = lazy_names(
             "create_snapshot",
             "inspect_snapshot",
             "missing_packages",
-            "relocate",
             "remove_snapshot",
             "restore_snapshot",
         ),

@@ -261,11 +261,10 @@ class CriuBackend:
             PortInUseError: somebody else has the port.
             SnapshotError: it cannot be used here for this deployment, or no sandbox can be made.
         """
-        from torpor.snapshots.capture import check_target  # noqa: PLC0415
         from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.sandbox.start import create_sandbox  # noqa: PLC0415
         from torpor.snapshots.store.paths import scratch_folder  # noqa: PLC0415
-        from torpor.snapshots.targets import check_writable  # noqa: PLC0415
+        from torpor.snapshots.targets import check_target, check_writable  # noqa: PLC0415
 
         folder = self._folder or _default_folder(deployment)
         check_target(folder)  # now, not after the minutes of a cold start
@@ -282,7 +281,7 @@ class CriuBackend:
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and write it to the folder; what was written."""
-        from torpor.snapshots.capture import check_target  # noqa: PLC0415
+        from torpor.snapshots.targets import check_target  # noqa: PLC0415
 
         folder = self._folder or _default_folder(boot.deployment)
         check_target(folder)
@@ -295,7 +294,7 @@ class CriuBackend:
             raise
 
     def _captured(self, boot: Boot, folder: Path) -> Manifest:
-        from torpor.snapshots.capture import capture  # noqa: PLC0415
+        from torpor.snapshots.capture import CaptureOptions, capture  # noqa: PLC0415
 
         boot.sleep()
         if self._sandbox is None:
@@ -304,17 +303,15 @@ class CriuBackend:
             )
         if self._gateway is not None:
             self._gateway.sleeps(boot.woken_by or WOKEN_BY_DEFAULT)
-        manifest = capture(
-            boot,
-            self._sandbox,
-            folder,
+        options = CaptureOptions(
             criu=self._criu(),
             app_file=self._app_file,
             leave_running=self._leave_running,
             copy_memory=self._copy_memory,
             gpu_devices=self._gpu_devices,
-            proved=boot.deployment.gpu is None if self._prove is None else self._prove,
+            prove=boot.deployment.gpu is None if self._prove is None else self._prove,
         )
+        manifest = capture(boot, self._sandbox, folder, options)
         self._held(folder, used=False)
         if not self._leave_running:
             self._end_sandbox()
@@ -333,16 +330,16 @@ class CriuBackend:
             boot.wake()
             self._publish(boot.deployment)
             return
-        from torpor.platforms.local.replicas import begin_sandbox, bring_back, restored_identity  # noqa: PLC0415
+        from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica  # noqa: PLC0415
         from torpor.telemetry.records import failed_restore  # noqa: PLC0415
 
         folder = self._folder or _default_folder(boot.deployment)
-        manifest, identity = restored_identity(folder)
+        manifest, identity = read_snapshot(folder)
         criu = self._criu()
         self._held(folder, used=True)
         began = time.perf_counter()
         try:
-            replica = bring_back(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
+            replica = restore_replica(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
         except Exception as error:
             seconds = time.perf_counter() - began
             boot.report.end(

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.snapshots.restore import Replica
 from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.store.paths import cache_root, logs_folder, work_folder
 
 if TYPE_CHECKING:
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.replacement import Attempt
-    from torpor.platforms.local.replicas import Replica
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.store.manifest import Manifest
@@ -49,7 +49,6 @@ def start_cold(
     Raises:
         TorporError: it did not start; nothing of it is left.
     """
-    from torpor.platforms.local.replicas import Replica  # noqa: PLC0415 - which imports this module when it needs it
     from torpor.platforms.local.server import run_build_steps  # noqa: PLC0415 - the platform uses this package
     from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx
     from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415

@@ -9,111 +9,56 @@ while the engine wakes.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
-from torpor.snapshots.capture import changed_files, inspect, read_identity
-from torpor.snapshots.fit import bad_marks, different_deployment, loaded_here, misfit, misfits
+from torpor.snapshots.facts import deployment_facts, known_criu
+from torpor.snapshots.fit import (
+    bad_marks,
+    changed_files,
+    different_deployment,
+    loaded_here,
+    misfit,
+    misfits,
+    unfit_machine,
+)
+from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
 from torpor.snapshots.store.failures import forget_failures, note_failure
-from torpor.snapshots.store.folder import Hold, checked, real_folder, unchanged
+from torpor.snapshots.store.folder import Hold, checked, real_folder
 from torpor.snapshots.store.manifest import damaged_files
-from torpor.snapshots.store.paths import logs_folder, release_work_folder, work_folder
-from torpor.telemetry.stages import RESTORE_STAGES, Stage
+from torpor.snapshots.store.paths import logs_folder
+from torpor.telemetry.stages import RESTORE_STAGES
 from torpor.values.addresses import LOOPBACK, check_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.gateway import Gateway
     from torpor.platforms.local.gateway_route import GatewayReplica
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
-    from torpor.snapshots.capture import Identity
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
+    from torpor.snapshots.restore import Replica
     from torpor.snapshots.sandbox.first_process import FirstProcess
-    from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
     from torpor.snapshots.sandbox.start import StartingSandbox
-    from torpor.snapshots.store.folder import Mark
-    from torpor.snapshots.store.manifest import Manifest
     from torpor.telemetry.records import StageRecord
     from torpor.telemetry.stage_report import StageReport
 
-__all__ = ["MAX_REPLICAS", "Replica", "Replicas", "begin_sandbox", "bring_back", "misfits", "restored_identity"]
+__all__ = ["MAX_REPLICAS", "Replicas"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-_RESTORE_TIMEOUT_S = 120.0
 _CODE_S = 0.5
 MAX_REPLICAS = 64
 """Of one command."""
-
-
-class Replica(NamedTuple):
-    """A restored tree that still sleeps.
-
-    Attributes:
-        name: for messages.
-        sandbox: where it lives.
-        work: CRIU's log is in it.
-        sandbox_s: seconds for making the sandbox.
-        side_files_s: seconds for laying its private files.
-        criu_s: seconds that CRIU took.
-        cuda: what bringing its processes back to their GPUs took; None without a GPU.
-        began_at: monotonic clock, seconds.
-    """
-
-    name: str
-    sandbox: Sandbox
-    work: Path
-    sandbox_s: float
-    side_files_s: float
-    criu_s: float
-    cuda: Resumed | None = None
-    began_at: float = 0.0
-
-    @property
-    def cuda_s(self) -> float | None:
-        """Seconds until its processes were back on their GPUs; None without a GPU."""
-        return self.cuda.seconds if self.cuda else None
-
-    def end(self) -> None:
-        """End it, and remove what was written for it."""
-        self.sandbox.kill()
-        release_work_folder(self.work)
-
-    def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
-        """Wake it under a new replica id and a new lifecycle key, and demand the canary of its original.
-
-        Raises:
-            EngineError: it did not wake.
-            CanaryError: it answers differently.
-        """
-        from torpor.runtime.canary import Canary  # noqa: PLC0415 - imported beside CRIU's work
-        from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415
-
-        engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
-        canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
-        boot.adopt(engine, canary)
-        replica_id = os.urandom(8).hex()
-        steps = [
-            (Stage.SANDBOX, self.sandbox_s),
-            (Stage.SIDE_FILES, self.side_files_s),
-            (Stage.CRIU, self.criu_s),
-        ]
-        steps += [(Stage.CUDA, self.cuda_s)] if self.cuda_s is not None else []
-        since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
-        boot.note_restored(steps, ended_at=time.time() - since_s, replica_id=replica_id)
-        boot.wake(new_replica_id=replica_id)
 
 
 class Serving(NamedTuple):
@@ -134,87 +79,6 @@ class Serving(NamedTuple):
     def end(self) -> None:
         """End it, and remove what was written for it."""
         self.replica.end()
-
-
-def restored_identity(folder: Path) -> tuple[Manifest, Identity]:
-    """The manifest and the private part of a snapshot.
-
-    Raises:
-        SnapshotError: it cannot be used; the message says why.
-    """
-    folder = real_folder(folder)
-    return inspect(folder), read_identity(folder)
-
-
-def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> StartingSandbox:
-    """Begin an empty sandbox for a copy, by a process that was started before or by a new one; it gets ready by itself."""
-    from torpor.snapshots.sandbox.start import StartingSandbox  # noqa: PLC0415 - the package would be imported in a circle
-
-    return StartingSandbox(
-        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first
-    )
-
-
-def bring_back(
-    folder: Path, manifest: Manifest, *, criu: Criu, begun: StartingSandbox, mark: Mark | None = None
-) -> Replica:
-    """Restore one tree into a sandbox; it sleeps.
-
-    Args:
-        folder: the snapshot.
-        manifest: its manifest.
-        criu: the program.
-        begun: from `begin_sandbox`.
-        mark: which folder was looked at; the one that is there now by default.
-
-    Raises:
-        SnapshotError: another folder has come in its place, CRIU could not, or the GPU driver; nothing is left running.
-    """
-    from torpor.snapshots.criu.run import restore  # noqa: PLC0415
-    from torpor.snapshots.store.manifest import IMAGES  # noqa: PLC0415
-
-    started = time.perf_counter()
-    folder = real_folder(folder)
-    mark = mark or checked(folder)
-    sandbox = begun.ready(_RESTORE_TIMEOUT_S)
-    made = time.perf_counter()
-    sandbox.filtered = (
-        manifest.mode == "root"
-    )  # every engine that was started as root lives under the filter, and its copies do
-    work = work_folder(begun.name)
-    try:
-        resumption = _resumption(sandbox, manifest)
-        with unchanged(folder, mark):  # CRIU and the replica open files by path
-            took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
-        cuda = resumption.finish() if resumption else None
-        if manifest.scheduling:
-            from torpor.snapshots.sandbox.scheduling import schedule_again  # noqa: PLC0415 - most trees need none of it
-
-            schedule_again(sandbox, manifest.scheduling)
-    except BaseException:
-        sandbox.kill()
-        # Left is what somebody may read: CRIU's log, where it has one and was not ended with the start.
-        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208
-        raise
-    return Replica(
-        name=begun.name,
-        sandbox=sandbox,
-        work=work,
-        sandbox_s=made - started,
-        side_files_s=took.side_files_s,
-        criu_s=took.criu_s,
-        cuda=cuda,
-        began_at=started,
-    )
-
-
-def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
-    """The GPU driver gets ready beside CRIU's work, for a snapshot that was on GPUs."""
-    if manifest.gpu is None:
-        return None
-    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - for such snapshots alone
-
-    return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
 
 
 class Replicas:
@@ -287,7 +151,7 @@ class Replicas:
         self._replacement = Replacement(self._start_again, self._tell)
         self._hold = Hold()
         self._mark = checked(self.folder)
-        self.manifest, self._identity = restored_identity(self.folder)
+        self.manifest, self._identity = read_snapshot(self.folder)
 
     @property
     def port(self) -> int:
@@ -447,7 +311,7 @@ class Replicas:
         """Restore one tree; a failure is recorded, unless somebody ended the start."""
         started = time.perf_counter()
         try:
-            return bring_back(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
+            return restore_replica(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
         except Exception as error:
             if not attempt.ended:
                 self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
@@ -463,8 +327,6 @@ class Replicas:
 
     def _verified_criu(self, copies: int) -> Criu:
         """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
-        from torpor.snapshots.facts import known_criu, unfit_machine  # noqa: PLC0415
-
         reasons = [] if self._even_if_bad else bad_marks(self.folder)
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
@@ -631,10 +493,8 @@ class Replicas:
 
     def _restored_again(self, attempt: Attempt, back_off: BackOff) -> Serving:
         """A replica more, of the deployment that the others are of; the snapshot may have been changed or made anew meanwhile."""
-        from torpor.snapshots.facts import deployment_facts  # noqa: PLC0415
-
         mark = checked(self.folder)
-        manifest, identity = restored_identity(self.folder)
+        manifest, identity = read_snapshot(self.folder)
         lifecycle, recipe = self._loaded_app()
         differences = different_deployment(manifest.deployment, deployment_facts(lifecycle.deployment, recipe))
         if differences:
@@ -677,15 +537,6 @@ class Replicas:
         with self._lock:
             self._made += 1
             return f"{self.manifest.deployment.name}-{self._made}"
-
-
-def _clock(manifest: Manifest) -> Clock | None:
-    """Where the copy's clocks begin: on from the dump where they would go back (after a reboot), else the host's own."""
-    if time.monotonic() >= manifest.monotonic_s:
-        return None
-    from torpor.snapshots.sandbox.sandbox import Clock  # noqa: PLC0415
-
-    return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)
 
 
 class _Task(Generic[_T]):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
+from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.store.reading import ANEW, check_owned, opened_folder, plain, read_json
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.store.reading import Fields
 
-__all__ = ["Process", "RunFile", "RunningReplica", "RunningServer", "Unreadable", "servers"]
+__all__ = ["Process", "RunFile", "RunningReplica", "RunningServer", "Unreadable", "servers", "snapshot_users"]
 
 _SCHEMA = 1
 _MOST_BYTES = 1 << 20
@@ -229,6 +230,15 @@ def servers() -> tuple[RunningServer | Unreadable, ...]:
     finally:
         os.close(folder_fd)
     return tuple(sorted(found, key=lambda one: one.since if isinstance(one, RunningServer) else 0.0))
+
+
+def snapshot_users() -> list[tuple[str, Path]]:
+    """The commands that serve from a snapshot: each in words, with the snapshot's folder without links."""
+    return [
+        (f"torpor {server.command} (pid {server.process.pid})", real_folder(Path(server.snapshot)))
+        for server in servers()
+        if isinstance(server, RunningServer) and server.snapshot
+    ]
 
 
 def _server(folder: Path, name: str, folder_fd: int) -> RunningServer | Unreadable | None:

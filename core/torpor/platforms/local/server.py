@@ -13,18 +13,17 @@ outputs exist, whole), packages are checked and listed but never installed, and 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.build_steps.command import run_step
 from torpor.build_steps.outputs import making
+from torpor.build_steps.relocation import relocate
 from torpor.engine.child_process import run_child
-from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError, TorporError
+from torpor.errors import ConfigurationError, DrainTimeoutError, SnapshotError, TorporError, TrialWakeError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.local.backends import (
     BACKENDS,
@@ -35,7 +34,7 @@ from torpor.platforms.local.backends import (
     Standby,
 )
 from torpor.plugin_checks import tell_warnings
-from torpor.recipe import IMAGE_ROOT, Recipe, requirement_name
+from torpor.recipe import Recipe, requirement_name
 from torpor.runtime.boot import Boot
 from torpor.runtime.readiness import exited_error
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -45,12 +44,11 @@ from torpor.values.gpu_names import gpu_model, is_this_gpu
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
-    from torpor.recipe import BuildStep
     from torpor.snapshots.sandbox.sandbox import Mode
     from torpor.snapshots.store.manifest import Manifest
     from torpor.telemetry.stage_report import StageReport
@@ -67,7 +65,6 @@ __all__ = [
     "create_snapshot",
     "inspect_snapshot",
     "missing_packages",
-    "relocate",
     "remove_snapshot",
     "restore_snapshot",
 ]
@@ -162,8 +159,6 @@ class LocalServer:
 
     def _captured(self) -> bool:
         """Whether the new engine was put to sleep; where a trial of its snapshot did not wake it was started cold, and serves."""
-        from torpor.snapshots.trial import TrialWakeError  # noqa: PLC0415 - only where something is kept
-
         began = time.perf_counter()
         try:
             self.backend.capture(self.boot)
@@ -354,7 +349,7 @@ def create_snapshot(
         TorporError: the start failed.
     """
     from torpor.app_file import App, load_app  # noqa: PLC0415 - app files import this module
-    from torpor.snapshots.capture import check_target  # noqa: PLC0415
+    from torpor.snapshots.targets import check_target  # noqa: PLC0415
 
     check_target(folder)
     loaded = app if isinstance(app, App) else load_app(str(app))
@@ -401,7 +396,7 @@ def inspect_snapshot(folder: Path) -> Manifest:
     Raises:
         SnapshotError: there is none, it is open to others, damaged, or of another version.
     """
-    from torpor.snapshots.capture import inspect  # noqa: PLC0415
+    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415
 
     return inspect(folder)
 
@@ -415,7 +410,7 @@ def remove_snapshot(folder: Path) -> None:
     Raises:
         SnapshotError: it is no snapshot that Torpor wrote for this user; the message says what it is, and nothing is deleted.
     """
-    from torpor.snapshots.capture import remove  # noqa: PLC0415
+    from torpor.snapshots.store.index import remove  # noqa: PLC0415
 
     remove(folder)
 
@@ -461,8 +456,7 @@ def check_before_start(lifecycle: Lifecycle, folder: Path) -> None:
             more than a model.
     """
     from torpor.snapshots.before_capture.lasting_folders import check_lasting  # noqa: PLC0415 - only where a snapshot is written
-    from torpor.snapshots.capture import check_target  # noqa: PLC0415
-    from torpor.snapshots.targets import check_writable  # noqa: PLC0415
+    from torpor.snapshots.targets import check_target, check_writable  # noqa: PLC0415
 
     check_target(folder)
     check_writable(folder)
@@ -489,58 +483,6 @@ def stops_on_failure(boot: Boot) -> Iterator[None]:
         if not isinstance(error, DrainTimeoutError):
             boot.stop()
         raise
-
-
-def relocate(recipe: Recipe, root: Path, name: str) -> Recipe:
-    """Map the container's paths of a recipe to folders under `root`.
-
-    A mount path becomes `volumes/<volume name>` (shared between deployments, as on Modal), the image's own disk becomes
-    `images/<deployment>`. A path is replaced where it begins a value or follows `=`, `:` or `,`, and ends there or goes
-    on with `/`: command-line tokens and environment values, never the middle of a longer path.
-    """
-    mounts = {**recipe.volumes}
-    for step in recipe.steps:
-        mounts.update(step.volumes)
-    places = {path: str(root / "volumes" / volume) for path, volume in mounts.items()}
-    places[IMAGE_ROOT] = str(root / "images" / name)
-    pattern = re.compile(
-        r"(^|(?<=[=:,]))(" + "|".join(map(re.escape, sorted(places, key=len, reverse=True))) + r")(?=$|[/:,])"
-    )
-
-    def moved(text: str) -> str:
-        return pattern.sub(lambda match: places[match.group(2)], text)
-
-    def moved_all(texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(moved, texts))
-
-    def moved_env(env: Mapping[str, str]) -> dict[str, str]:
-        return {variable: moved(value) for variable, value in env.items()}
-
-    def moved_step(step: BuildStep) -> BuildStep:
-        cache = step.cache and replace(
-            step.cache, volume_dir=moved(step.cache.volume_dir), image_dir=moved(step.cache.image_dir)
-        )
-        return replace(
-            step,
-            argv=moved_all(step.argv),
-            env=moved_env(step.env),
-            volumes={moved(path): volume for path, volume in step.volumes.items()},
-            outputs=moved_all(step.outputs),
-            cache=cache,
-        )
-
-    image = replace(
-        recipe.image,
-        env=moved_env(recipe.env),
-        volumes={moved(path): volume for path, volume in recipe.volumes.items()},
-        engine_args=moved_all(recipe.engine_args),
-    )
-    return replace(
-        recipe,
-        image=image,
-        steps=tuple(map(moved_step, recipe.steps)),
-        preflight=tuple(replace(check, argv=moved_all(check.argv)) for check in recipe.preflight),
-    )
 
 
 def check_gpu(deployment: Deployment) -> None:

@@ -140,8 +140,8 @@ def _not_told(_way: Way) -> None:
 
 def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
     """What stands against a restore of this snapshot for this deployment here and now, a sentence each; nothing: it fits."""
-    from torpor.snapshots.capture import inspect  # noqa: PLC0415
     from torpor.snapshots.fit import misfits  # noqa: PLC0415 - only with a snapshot
+    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415
 
     try:
         return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
@@ -150,8 +150,8 @@ def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
-    from torpor.snapshots.capture import check_target  # noqa: PLC0415
     from torpor.snapshots.store.manifest import MANIFEST  # noqa: PLC0415 - only with a snapshot
+    from torpor.snapshots.targets import check_target  # noqa: PLC0415
 
     there = (snapshot / MANIFEST).is_file()
     reasons = why_not_restored(lifecycle, snapshot) if there else ()

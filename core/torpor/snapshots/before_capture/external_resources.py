@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.before_capture.lasting_folders import temporary_folder_of
+from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, temporary_folder_of
 from torpor.snapshots.criu.mapped_memory import is_memory_file
 
 if TYPE_CHECKING:
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
-__all__ = ["DELETED", "Connection", "OpenFiles", "check_connections", "open_files", "open_paths", "parse_connections"]
+__all__ = [
+    "DELETED",
+    "Connection",
+    "OpenFiles",
+    "check_connections",
+    "check_open_files",
+    "open_files",
+    "open_paths",
+    "parse_connections",
+]
 
 _ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
 _SETTLE_S = 2.0
+_SHOWN = 8
 _NAMELESS = (
     "/memfd:",
     "/[aio]",  # told by `torpor.snapshots.before_capture.kernel_objects`
@@ -129,6 +140,32 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
             if path.is_file():
                 lasting[name] = (facts.st_size, facts.st_mtime_ns)
     return OpenFiles(lasting=dict(sorted(lasting.items())), vanishing=tuple(sorted(vanishing)), io_uring=io_uring)
+
+
+def check_open_files(opened: OpenFiles) -> None:
+    """Refuse open files that a restore may not find, and an io_uring.
+
+    Raises:
+        SnapshotError: there are some; the message says what to do.
+    """
+    if opened.vanishing:
+        listed = "\n".join(f"  - {_why_vanishing(name)}" for name in opened.vanishing[:_SHOWN])
+        raise SnapshotError(
+            f"The engine has files open that may be gone when it is restored:\n{listed}\n"
+            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot. A folder "
+            f"in a temporary place that stays is named in {LASTING_VARIABLE} (folders with {os.pathsep!r} between them)."
+        )
+    if opened.io_uring:
+        raise SnapshotError(
+            "A process of the engine has an io_uring, which CRIU cannot dump. Rootless its libraries can only be asked not to "
+            "(UV_USE_IO_URING=0 and USE_LIBUV=0 are set; uvloop 0.23 ignores the first): use `--mode root`, where it is denied."
+        )
+
+
+def _why_vanishing(name: str) -> str:
+    """A file that may be gone, and why unless its path says so: it is deleted, or lies in a temporary folder."""
+    folder = None if name.endswith(DELETED) else temporary_folder_of(Path(name))
+    return name if folder is None or Path(name).is_relative_to(folder) else f"{name}, in {folder} by a link"
 
 
 def parse_connections(tables: Iterable[str]) -> tuple[Connection, ...]:

@@ -66,7 +66,7 @@ _ANONYMOUS = frozenset(
         "[pidfd]",
         "[fanotify]",
         "inotify",
-        "[io_uring]",  # told by `torpor.snapshots.capture`
+        "[io_uring]",  # refused by `torpor.snapshots.before_capture.external_resources`
     )
 )
 _PLAIN_DEVICES = frozenset(("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"))

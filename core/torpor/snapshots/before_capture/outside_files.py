@@ -15,9 +15,10 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.store.stored import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
 
-__all__ = ["Noted", "code_of", "difference", "model_files", "noted", "plugin_files"]
+__all__ = ["code_of", "difference", "model_files", "noted", "plugin_files"]
 
 _WHOLE_BYTES = 16 << 20
 _PIECES, _PIECE_BYTES = 64, 64 << 10
@@ -46,22 +47,6 @@ _LEAST_UNNAMED_BYTES = 1 << 20
 
 _GUARD_SIDE = ("guard", "launcher")  # of Torpor itself: what runs in the engine's process
 _WITH_MODULE = "-m"
-
-
-class Noted(NamedTuple):
-    """One entry.
-
-    Attributes:
-        name: an absolute path; that of a folder with code ends with `/`.
-        size: bytes; of a folder how many files it has.
-        changed: time of change in nanoseconds; of a folder a digest of all names, sizes and times.
-        content: a hash; empty where the file could not be read.
-    """
-
-    name: str
-    size: int
-    changed: int | str
-    content: str
 
 
 def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: Iterable[Path]) -> dict[str, object]:

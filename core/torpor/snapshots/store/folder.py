@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError, SnapshotError
 from torpor.snapshots.store.manifest import FAILURES, IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
 from torpor.snapshots.store.reading import ANEW, check_owned, opened_folder, read_json, shown
 
@@ -89,22 +89,22 @@ def checked(folder: Path) -> Mark:
     try:
         folder_fd = opened_folder(folder)
     except FileNotFoundError:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"{folder} holds no snapshot: there is no {MANIFEST} in it. `torpor snapshot create APP {folder}` makes one."
         ) from None
     except OSError as error:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"{folder} holds no snapshot: it cannot be opened as a folder ({error.strerror})."
         ) from error
     try:
         facts = os.fstat(folder_fd)
         if facts.st_uid != os.geteuid():
-            raise SnapshotError(
+            raise DamagedSnapshotError(
                 f"{folder} belongs to user {facts.st_uid}, not to you ({os.geteuid()}): to restore it would run their code. "
                 "Make one of your own."
             )
         if facts.st_mode & _PRIVATE_BITS:
-            raise SnapshotError(
+            raise DamagedSnapshotError(
                 f"{folder} is open to other users (mode {facts.st_mode & 0o777:o}): it holds memory and keys. If nobody has "
                 f"changed it: chmod 700 {folder}"
             )

@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor._version import __version__
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError, SnapshotError
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, gpu_part, read_gpu
 from torpor.snapshots.store.reading import (
     Fields,
@@ -48,7 +48,7 @@ __all__ = [
     "MachineFacts",
     "Manifest",
     "Scheduled",
-    "Stage",
+    "StageTime",
     "damaged_files",
     "describe_files",
     "read_manifest",
@@ -131,7 +131,7 @@ class DeploymentFacts(NamedTuple):
     env: Mapping[str, str]
 
 
-class Stage(NamedTuple):
+class StageTime(NamedTuple):
     """What one stage of the cold start or the capture took, seconds."""
 
     stage: str
@@ -196,7 +196,7 @@ class Manifest(NamedTuple):
     canary_text: str
     processes: tuple[str, ...]
     scheduling: tuple[Scheduled, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageTime, ...]
     image_bytes: int
     mapped_bytes: int
     side_file_bytes: int
@@ -240,7 +240,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a snapshot's manifest.
 
     Raises:
-        SnapshotError: there is none, it is damaged, or another version of Torpor made it.
+        DamagedSnapshotError: there is none, it is damaged, or another version of Torpor wrote it.
     """
     try:
         folder_fd = opened_folder(folder)
@@ -249,18 +249,18 @@ def read_manifest(folder: Path) -> Manifest:
         finally:
             os.close(folder_fd)
     except FileNotFoundError:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"{folder} holds no snapshot: there is no {MANIFEST} in it. `torpor snapshot create APP {folder}` makes one."
         ) from None
     except OSError as error:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"{folder} holds no snapshot: it cannot be opened as a folder ({error.strerror})."
         ) from error
     content = fields.content
     if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
         made = content.get("deployment")
         made_by = f" by Torpor {shown(made.get('torpor', '?'))}" if isinstance(made, dict) else ""
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"{folder / MANIFEST} was made{made_by} in format {shown(content.get('schema'))}; this is Torpor {__version__}, which "
             f"reads format {SCHEMA}. Use the version that made it, or make the snapshot anew."
         )
@@ -299,8 +299,8 @@ def _manifest(fields: Fields) -> Manifest:
     return manifest
 
 
-def _stage(fields: Fields) -> Stage:
-    stage = Stage(stage=fields.text("stage"), seconds=fields.number("seconds", _LONGEST_CLOCK_S))
+def _stage(fields: Fields) -> StageTime:
+    stage = StageTime(stage=fields.text("stage"), seconds=fields.number("seconds", _LONGEST_CLOCK_S))
     fields.end()
     return stage
 

@@ -31,7 +31,7 @@ CACHE_VARIABLE = "TORPOR_CACHE"
 """Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
 
 KEPT = "kept"
-"""Folder in a deployment's image for what its engine keeps outside of snapshots; see `torpor.snapshots.known`."""
+"""Folder in a deployment's image for what its engine keeps outside of snapshots; see `torpor.snapshots.kept_weights`."""
 
 _LEFT_FOR_S = 3600.0
 _WORK_NAME = re.compile(r".+-\d+-[0-9a-f]{8}", re.DOTALL)

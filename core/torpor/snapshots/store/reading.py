@@ -16,7 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def opened_file(name: str, folder_fd: int, *, closed: bool = True) -> tuple[int,
 
     Raises:
         FileNotFoundError: there is none.
-        SnapshotError: it is no regular file, of another user, or others may write to it; begins with what is wrong.
+        DamagedSnapshotError: it is no regular file, of another user, or others may write to it; begins with what is wrong.
         OSError: it cannot be opened.
     """
     # A link that O_NOFOLLOW refuses and a device without a driver give an error that names neither.
@@ -103,16 +103,16 @@ def check_owned(facts: os.stat_result, kind: int, *, closed: bool = True) -> Non
         closed: refuse one that others may write to.
 
     Raises:
-        SnapshotError: what is wrong, as the rest of a sentence about it.
+        DamagedSnapshotError: what is wrong, as the rest of a sentence about it.
     """
     seen = stat.S_IFMT(facts.st_mode)
     if seen != kind:
         wanted = "a regular file" if kind == stat.S_IFREG else "a folder"
-        raise SnapshotError(f"is {_KINDS.get(seen, 'a regular file')}, not {wanted}")
+        raise DamagedSnapshotError(f"is {_KINDS.get(seen, 'a regular file')}, not {wanted}")
     if facts.st_uid != os.geteuid():
-        raise SnapshotError(f"belongs to user {facts.st_uid}, not to you ({os.geteuid()})")
+        raise DamagedSnapshotError(f"belongs to user {facts.st_uid}, not to you ({os.geteuid()})")
     if closed and facts.st_mode & _OTHERS_WRITE:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"may be written to by other users (mode {facts.st_mode & 0o7777:o}); if nobody has: chmod -R go= on the snapshot"
         )
 
@@ -129,7 +129,7 @@ def read_json(folder: Path, name: str, folder_fd: int, *, most: int, closed: boo
 
     Raises:
         FileNotFoundError: there is none.
-        SnapshotError: it cannot be used; the message names file and field.
+        DamagedSnapshotError: it cannot be used; the message names file and field.
     """
     file = folder / name
     try:
@@ -140,10 +140,10 @@ def read_json(folder: Path, name: str, folder_fd: int, *, most: int, closed: boo
             os.close(descriptor)
     except FileNotFoundError:
         raise
-    except SnapshotError as error:
-        raise SnapshotError(f"{file} cannot be used: it {error}; {ANEW}") from None
+    except DamagedSnapshotError as error:
+        raise DamagedSnapshotError(f"{file} cannot be used: it {error}; {ANEW}") from None
     except OSError as error:
-        raise SnapshotError(f"{file} cannot be read ({error.strerror or error}); {ANEW}") from error
+        raise DamagedSnapshotError(f"{file} cannot be read ({error.strerror or error}); {ANEW}") from error
     return parsed(file, data)
 
 
@@ -151,16 +151,16 @@ def parsed(file: Path, data: bytes) -> Fields:
     """The object of a JSON text.
 
     Raises:
-        SnapshotError: it is none, or says something twice or with a number that JSON does not have.
+        DamagedSnapshotError: it is none, or says something twice or with a number that JSON does not have.
     """
     try:
         content = json.loads(
             data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite, parse_int=int
         )
     except RecursionError:
-        raise SnapshotError(f"{file} is damaged: its values are nested too deep; {ANEW}") from None
+        raise DamagedSnapshotError(f"{file} is damaged: its values are nested too deep; {ANEW}") from None
     except ValueError as error:
-        raise SnapshotError(f"{file} is damaged: it is no JSON ({shown(str(error))}); {ANEW}") from error
+        raise DamagedSnapshotError(f"{file} is damaged: it is no JSON ({shown(str(error))}); {ANEW}") from error
     return Fields(content, file)
 
 
@@ -173,7 +173,7 @@ class Fields:
         where: path of this object in the file, e.g. `machine.`; empty for the whole.
 
     Raises:
-        SnapshotError: it is no object.
+        DamagedSnapshotError: it is no object.
     """
 
     def __init__(self, content: object, file: Path, where: str = "") -> None:
@@ -192,7 +192,7 @@ class Fields:
     def take(self, name: str) -> object:
         """A field, whatever it is."""
         if name not in self._left:
-            raise SnapshotError(f"{self.file} is damaged: its field {self._where}{name} is missing; {ANEW}")
+            raise DamagedSnapshotError(f"{self.file} is damaged: its field {self._where}{name} is missing; {ANEW}")
         return self._left.pop(name)
 
     def text(self, name: str, *, empty: bool = True) -> str:
@@ -261,22 +261,24 @@ class Fields:
         """Make sure that every field was taken.
 
         Raises:
-            SnapshotError: one was not; it is named.
+            DamagedSnapshotError: one was not; it is named.
         """
         for name in self._left:
-            raise SnapshotError(f"{self.file} is damaged: it has a field {self._where}{shown(name)} too many; {ANEW}")
+            raise DamagedSnapshotError(
+                f"{self.file} is damaged: it has a field {self._where}{shown(name)} too many; {ANEW}"
+            )
 
     def refuse(self, name: str, value: object, allowed: str) -> NoReturn:
         """Say that a field is not what it has to be.
 
         Raises:
-            SnapshotError: always.
+            DamagedSnapshotError: always.
         """
         raise self._refused(f"{self._where}{name}", value, allowed)
 
-    def _refused(self, path: str, value: object, allowed: str) -> SnapshotError:
+    def _refused(self, path: str, value: object, allowed: str) -> DamagedSnapshotError:
         field = f"its field {shown(path)}" if path else "it"
-        return SnapshotError(f"{self.file} is damaged: {field} is {shown(value)}, not {allowed}; {ANEW}")
+        return DamagedSnapshotError(f"{self.file} is damaged: {field} is {shown(value)}, not {allowed}; {ANEW}")
 
     def _text(self, name: str, value: object, *, empty: bool = True) -> str:
         if not isinstance(value, str) or len(value) > _TEXT_CHARACTERS or not (value or empty):
@@ -316,15 +318,15 @@ def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
 def _content(descriptor: int, size: int, most: int) -> bytes:
     """All of a file, at most so many bytes and not for ever (a network disk, FUSE)."""
     if size > most:
-        raise SnapshotError(f"has {size} bytes; at most {most} are read")
+        raise DamagedSnapshotError(f"has {size} bytes; at most {most} are read")
     parts, got, deadline = [], 0, time.monotonic() + _READ_S
     while part := os.read(descriptor, min(_PIECE_BYTES, most + 1 - got)):
         parts.append(part)
         got += len(part)
         if got > most:
-            raise SnapshotError(f"has more than {most} bytes, which is all that is read")
+            raise DamagedSnapshotError(f"has more than {most} bytes, which is all that is read")
         if time.monotonic() > deadline:
-            raise SnapshotError(f"was not read after {_READ_S:g} s")
+            raise DamagedSnapshotError(f"was not read after {_READ_S:g} s")
     return b"".join(parts)
 
 

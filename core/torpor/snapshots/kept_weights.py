@@ -1,17 +1,13 @@
-"""Which snapshots there are, and what engines keep outside of them.
+"""Weights that engines keep outside of their snapshots, and which snapshot needs which.
 
-A snapshot can lie anywhere, so every capture notes its folder under the cache root, a file each; `remove` takes the note away.
-A note whose folder holds no snapshot any more counts for nothing.
-
-Engines may keep what is too large for every snapshot (weights) in a file of its own, named by its content, for all captures
-of a deployment: in `images/<deployment>/kept` of the cache root. Such a file belongs to every snapshot that lists it
-among the files that must be unchanged.
+An engine may keep what is too large for every snapshot (weights) in a file of its own, named by its content. All captures of a
+deployment share it, in `images/<deployment>/kept` of the cache root. Such a file belongs to every snapshot that lists it among
+the files that must be unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import time
@@ -19,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.capture import outside_files
-from torpor.snapshots.store.folder import found_instead, real_folder
+from torpor.snapshots.store.index import known_snapshots
 from torpor.snapshots.store.paths import KEPT, cache_root
+from torpor.snapshots.store.stored import outside_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
-__all__ = ["KeptFile", "forget", "kept_files", "known_snapshots", "note", "prune"]
+__all__ = ["KeptFile", "kept_files", "prune"]
 
-_NOTE_BYTES = 1 << 16
 _UNFINISHED_FOR_S = 3600.0
 
 
@@ -44,28 +39,6 @@ class KeptFile(NamedTuple):
     path: Path
     size: int
     snapshots: tuple[Path, ...]
-
-
-def note(folder: Path) -> None:
-    """Remember where a snapshot lies; a cache that cannot be written only makes the list shorter."""
-    folder = real_folder(folder)
-    with contextlib.suppress(OSError):
-        _notes().mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = _notes() / f".{os.urandom(4).hex()}"
-        unfinished.write_bytes(os.fsencode(folder))
-        unfinished.rename(_note(folder))
-
-
-def forget(folder: Path) -> None:
-    """A snapshot is gone."""
-    with contextlib.suppress(OSError):
-        _note(real_folder(folder)).unlink()
-
-
-def known_snapshots() -> tuple[Path, ...]:
-    """Folders of the snapshots of this user that a capture with this cache root made, and that are still there."""
-    found = {*_noted(), *_inside(cache_root() / "snapshots")}
-    return tuple(sorted(folder for folder in found if not found_instead(folder)))
 
 
 def kept_files() -> tuple[KeptFile, ...]:
@@ -120,32 +93,6 @@ def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
     return tuple(removed)
 
 
-def _notes() -> Path:
-    return cache_root() / "known-snapshots"
-
-
-def _note(folder: Path) -> Path:
-    return _notes() / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
-
-
-def _noted() -> Iterator[Path]:
-    for file in _inside(_notes()):
-        with contextlib.suppress(OSError, ValueError):
-            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                folder = Path(os.fsdecode(os.read(descriptor, _NOTE_BYTES)))
-            finally:
-                os.close(descriptor)
-            if file.name == _note(folder).name:
-                yield folder
-
-
-def _inside(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(folder.iterdir())
-    return []
-
-
 def _opened() -> set[tuple[int, int]]:
     """Device and number of every file that a process has open, as far as this user may see: an engine that sleeps has."""
     found = set()
@@ -155,3 +102,9 @@ def _opened() -> set[tuple[int, int]]:
                 facts = descriptor.stat()
                 found.add((facts.st_dev, facts.st_ino))
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(folder.iterdir())
+    return []

@@ -1,0 +1,193 @@
+"""Restore one replica from a snapshot: a sandbox, CRIU's restore into it, the GPU's state, and the wake.
+
+    read_snapshot    the manifest, and the identity by which the sleeping engine is addressed
+    begin_sandbox    an empty sandbox, which gets ready by itself
+    restore_replica  the engine's process tree in that sandbox; it sleeps
+    Replica.wake     the engine answers, and as before the capture
+
+A restore waits for whatever this module imports. So it imports only what every restore needs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.snapshots.criu.run import restore
+from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
+from torpor.snapshots.sandbox.start import StartingSandbox
+from torpor.snapshots.store.folder import checked, real_folder, unchanged
+from torpor.snapshots.store.manifest import IMAGES
+from torpor.snapshots.store.paths import release_work_folder, work_folder
+from torpor.snapshots.store.stored import inspect, read_identity
+from torpor.telemetry.stages import Stage
+
+if TYPE_CHECKING:
+    from torpor.runtime.boot import Boot
+    from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.criu.run import Restored
+    from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
+    from torpor.snapshots.sandbox.first_process import FirstProcess
+    from torpor.snapshots.store.folder import Mark
+    from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.stored import Identity
+
+__all__ = ["Replica", "begin_sandbox", "read_snapshot", "restore_replica"]
+
+_RESTORE_TIMEOUT_S = 120.0
+
+
+class Replica(NamedTuple):
+    """A restored process tree; it sleeps until `wake`.
+
+    Attributes:
+        name: for messages.
+        sandbox: where it lives.
+        work: folder with CRIU's log.
+        sandbox_s: seconds until the sandbox was ready.
+        side_files_s: seconds to unpack its private files.
+        criu_s: seconds that CRIU took.
+        cuda: what it took to move its GPU state back; None without a GPU.
+        began_at: monotonic clock, seconds.
+    """
+
+    name: str
+    sandbox: Sandbox
+    work: Path
+    sandbox_s: float
+    side_files_s: float
+    criu_s: float
+    cuda: Resumed | None = None
+    began_at: float = 0.0
+
+    @property
+    def cuda_s(self) -> float | None:
+        """Seconds until its processes were back on their GPUs; None without a GPU."""
+        return self.cuda.seconds if self.cuda else None
+
+    def end(self) -> None:
+        """End the processes and remove the working folder."""
+        self.sandbox.kill()
+        release_work_folder(self.work)
+
+    def wake(self, boot: Boot, manifest: Manifest, identity: Identity) -> None:
+        """Wake it with a new replica id and a new lifecycle key, and compare its answer with the canary.
+
+        Raises:
+            EngineError: it did not wake.
+            CanaryError: it answers differently.
+        """
+        # Imported here, beside CRIU's work: 5 ms that a restore does not wait for.
+        from torpor.runtime.canary import Canary  # noqa: PLC0415
+        from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415
+
+        engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
+        canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
+        boot.adopt(engine, canary)
+        replica_id = os.urandom(8).hex()
+        steps = [
+            (Stage.SANDBOX, self.sandbox_s),
+            (Stage.SIDE_FILES, self.side_files_s),
+            (Stage.CRIU, self.criu_s),
+        ]
+        steps += [(Stage.CUDA, self.cuda_s)] if self.cuda_s is not None else []
+        since_s = time.perf_counter() - self.began_at - sum(seconds for _, seconds in steps)
+        boot.note_restored(steps, ended_at=time.time() - since_s, replica_id=replica_id)
+        boot.wake(new_replica_id=replica_id)
+
+
+def read_snapshot(folder: Path) -> tuple[Manifest, Identity]:
+    """The manifest of a snapshot, and the identity of the engine in it.
+
+    Raises:
+        SnapshotError: the snapshot cannot be used; the message says why.
+    """
+    folder = real_folder(folder)
+    return inspect(folder), read_identity(folder)
+
+
+def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> StartingSandbox:
+    """Begin an empty sandbox for a replica; it gets ready by itself.
+
+    Args:
+        manifest: of the snapshot.
+        name: of the replica.
+        first: a first process that was started earlier; a new one by default.
+    """
+    return StartingSandbox(
+        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first
+    )
+
+
+def restore_replica(
+    folder: Path, manifest: Manifest, *, criu: Criu, begun: StartingSandbox, mark: Mark | None = None
+) -> Replica:
+    """Restore the process tree of a snapshot into a sandbox; it sleeps.
+
+    Args:
+        folder: the snapshot.
+        manifest: its manifest.
+        criu: the program.
+        begun: from `begin_sandbox`.
+        mark: identifies the folder that was checked; by default the folder is checked now.
+
+    Raises:
+        SnapshotError: CRIU or the GPU driver failed, or another folder took the snapshot's place. Nothing is left running.
+    """
+    started = time.perf_counter()
+    folder = real_folder(folder)
+    mark = mark or checked(folder)
+    sandbox = begun.ready(_RESTORE_TIMEOUT_S)
+    sandbox_s = time.perf_counter() - started
+    sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
+    work = work_folder(begun.name)
+    try:
+        took, cuda = _restored(folder, manifest, sandbox, criu=criu, mark=mark, work=work)
+    except BaseException:
+        sandbox.kill()
+        # CRIU's log stays for whoever looks for the reason. There is none if the start was ended early.
+        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208
+        raise
+    return Replica(
+        name=begun.name,
+        sandbox=sandbox,
+        work=work,
+        sandbox_s=sandbox_s,
+        side_files_s=took.side_files_s,
+        criu_s=took.criu_s,
+        cuda=cuda,
+        began_at=started,
+    )
+
+
+def _restored(
+    folder: Path, manifest: Manifest, sandbox: Sandbox, *, criu: Criu, mark: Mark, work: Path
+) -> tuple[Restored, Resumed | None]:
+    """Run CRIU, move GPU state back, and schedule threads as before."""
+    resumption = _resumption(sandbox, manifest)
+    with unchanged(folder, mark):  # CRIU and the replica open files by path
+        took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+    cuda = resumption.finish() if resumption else None
+    if manifest.scheduling:
+        from torpor.snapshots.sandbox.scheduling import schedule_again  # noqa: PLC0415 - most trees need none of it
+
+        schedule_again(sandbox, manifest.scheduling)
+    return took, cuda
+
+
+def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
+    """Have the GPU driver get ready beside CRIU's work, if the snapshot has GPU state."""
+    if manifest.gpu is None:
+        return None
+    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - for such snapshots alone
+
+    return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
+
+
+def _clock(manifest: Manifest) -> Clock | None:
+    """Where the replica's clocks begin: at the dump's time if the host's clock is behind it (after a reboot), else None."""
+    if time.monotonic() >= manifest.monotonic_s:
+        return None
+    return Clock(monotonic_s=manifest.monotonic_s, boottime_s=manifest.boottime_s)

@@ -1,0 +1,118 @@
+"""A stored snapshot: its manifest, the identity of the engine in it, and the files that it depends on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import DamagedSnapshotError
+from torpor.snapshots.store.folder import check_same, checked, real_folder
+from torpor.snapshots.store.manifest import OUTSIDE, PRIVATE, read_manifest
+from torpor.snapshots.store.reading import ANEW, opened_folder, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.reading import Fields
+
+__all__ = ["Identity", "Noted", "inspect", "noted_files", "outside_files", "read_identity"]
+
+_PRIVATE_BYTES = 64 << 10
+_OUTSIDE_BYTES = 64 << 20
+_WORD_CHARACTERS = 1024
+
+
+class Identity(NamedTuple):
+    """What a copy has to be addressed with until its wake: the replica id and the lifecycle key of the original."""
+
+    replica_id: str
+    guard_key: str | None
+
+
+class Noted(NamedTuple):
+    """A file, or a folder of code, that lies outside of a snapshot and must be unchanged at a restore.
+
+    Attributes:
+        name: absolute path; a folder's ends with `/`.
+        size: bytes; for a folder the number of its files.
+        changed: time of change in nanoseconds; for a folder a digest of all names, sizes and times.
+        content: a hash; empty if the file could not be read.
+    """
+
+    name: str
+    size: int
+    changed: int | str
+    content: str
+
+
+def inspect(folder: Path) -> Manifest:
+    """What a snapshot is.
+
+    Raises:
+        SnapshotError: there is none, it is open to others, damaged, or of another version.
+    """
+    folder = real_folder(folder)
+    mark = checked(folder)
+    manifest = read_manifest(folder)
+    check_same(folder, mark)
+    return manifest
+
+
+def read_identity(folder: Path) -> Identity:
+    """The private part of a snapshot.
+
+    Raises:
+        SnapshotError: it is missing or damaged.
+    """
+    fields = _read(folder, PRIVATE, most=_PRIVATE_BYTES)
+    key = None if fields.content.get("guard_key") is None else _word(fields, "guard_key")
+    if key is None:
+        fields.take("guard_key")
+    identity = Identity(replica_id=_word(fields, "replica_id"), guard_key=key)
+    fields.end()
+    return identity
+
+
+def outside_files(folder: Path) -> tuple[str, ...]:
+    """Files outside of a snapshot that its processes have open or mapped, or have read.
+
+    Raises:
+        SnapshotError: there is no list of them, or it is damaged.
+    """
+    return tuple(entry.name for entry in noted_files(folder) if not entry.name.endswith("/"))
+
+
+def noted_files(folder: Path) -> Iterator[Noted]:
+    """The files outside of a snapshot that it depends on, as they were at the capture.
+
+    Raises:
+        SnapshotError: there is no list of them, or it is damaged.
+    """
+    fields = _read(folder, OUTSIDE, most=_OUTSIDE_BYTES)
+    for name in fields.names():
+        match noted := fields.take(name):
+            case [int(size), int() | str() as changed, str(content)] if name.startswith("/") and "\0" not in name:
+                yield Noted(name, size, changed, content)
+            case _:
+                fields.refuse(name, noted, "an absolute path with a size, a time and a hash")
+
+
+def _read(folder: Path, name: str, *, most: int) -> Fields:
+    try:
+        folder_fd = opened_folder(folder)
+        try:
+            return read_json(folder, name, folder_fd, most=most)
+        finally:
+            os.close(folder_fd)
+    except OSError as error:
+        raise DamagedSnapshotError(f"{folder / name} cannot be read ({error.strerror}); {ANEW}") from error
+
+
+def _word(fields: Fields, name: str) -> str:
+    """What goes into a header of HTTP: visible ASCII, and not too much of it."""
+    word = fields.text(name, empty=False)
+    if len(word) > _WORD_CHARACTERS or not word.isascii() or not word.isprintable():
+        fields.refuse(name, "(not shown)", f"1 to {_WORD_CHARACTERS} visible characters of ASCII")
+    return word
