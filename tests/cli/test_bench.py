@@ -16,7 +16,8 @@ from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import engines_on, free_port, write_app
 from torpor.cli.timed import without_left_overs
 from torpor.platforms.local.backends import CriuBackend
-from torpor.report import Bench, page, read_report
+from torpor.report import Bench, read_report
+from torpor.report.page import page
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix

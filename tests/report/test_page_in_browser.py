@@ -10,7 +10,8 @@ import pytest
 
 from tests.report.browser import Browser, chromium
 from tests.report.recorded import HOSTILE, RECORDS, measured
-from torpor.report import Recorded, page, starts_of
+from torpor.report import Recorded, starts_of
+from torpor.report.page import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ import pytest
 
 from tests.report.recorded import RECORDS, measured
 from torpor import ConfigurationError
-from torpor.report import Floor, Recorded, page, read_report, starts_of
+from torpor.report import Floor, Recorded, read_report, starts_of
+from torpor.report.page import page
 from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:

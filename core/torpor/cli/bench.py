@@ -21,9 +21,10 @@ from torpor.cli.terminal import claim_output
 from torpor.cli.timed import bench_snapshot, cold_start, restored_start, standby_wake, without_left_overs
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.platforms.local.server import CriuBackend, LocalServer, check_before_start, create_snapshot
-from torpor.report import Bench, Floor, Machine, page
+from torpor.report import Bench, Floor, Machine
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS
+from torpor.report.page import page
 from torpor.report.starts import P95_FROM
 from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import IMAGES

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.cli.outputs import check_output, write_output
-from torpor.report import page, read_report
+from torpor.report import read_report
+from torpor.report.page import page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

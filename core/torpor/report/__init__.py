@@ -1,17 +1,16 @@
-"""Recorded starts as one page: what was measured, read back from a file, drawn as waterfalls.
+"""Recorded starts: what was measured, read back from a file, and drawn as waterfalls on one page.
 
-starts       values: a span of a start, a start with its clocks, medians and spread; stage records as starts
+starts       a start with its spans and clocks; medians and spread; stage records as starts
 measured     what `torpor bench` measured, as JSON and back
-reading      a file of either kind
-page         the page: HTML and CSS alone, nothing from outside, no script
-figures      numbers as text, with their exact value beside it
-style        the page's style sheet
+reading      reads a file of either kind
+page         the page; only this module imports Jinja2
+figures      numbers as text
+groups       groups of stages: their colours and words
 """
 
 from __future__ import annotations
 
 from torpor.report.measured import Bench, Floor, Machine
-from torpor.report.page import page
 from torpor.report.reading import Recorded, read_report
 from torpor.report.starts import Span, Spread, Start, starts_of
 
@@ -23,7 +22,6 @@ __all__ = [
     "Span",
     "Spread",
     "Start",
-    "page",
     "read_report",
     "starts_of",
 ]

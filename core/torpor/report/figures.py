@@ -1,10 +1,10 @@
-"""Numbers as text for people, with the exact value beside it for programs."""
+"""Numbers as text for people."""
 
 from __future__ import annotations
 
-from html import escape
+import time
 
-__all__ = ["bytes_text", "figure", "seconds_text"]
+__all__ = ["bytes_text", "date_text", "seconds_text"]
 
 _MILLISECOND = 1e-3
 _KILO, _MEGA, _GIGA = 1e3, 1e6, 1e9
@@ -12,7 +12,7 @@ _SECONDS_WITH_MS, _SECONDS_WITH_CS = 10.0, 100.0
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds with milliseconds below 10 s, with hundredths below 100 s, else with tenths; less than 1 ms in that unit."""
+    """Seconds, with milliseconds below 10 s, hundredths below 100 s, else tenths; milliseconds below 1 ms."""
     if 0 < seconds < _MILLISECOND:
         return f"{seconds / _MILLISECOND:.2f} ms"
     digits = 3 if seconds < _SECONDS_WITH_MS else 2 if seconds < _SECONDS_WITH_CS else 1
@@ -27,6 +27,6 @@ def bytes_text(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def figure(value: float, text: str, path: str) -> str:
-    """A number on the page: what is read, its exact value, and where in the JSON it stands."""
-    return f'<data value="{value!r}" data-of="{escape(path)}">{escape(text)}</data>'
+def date_text(at: float) -> str:
+    """A Unix time as date and minute, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
