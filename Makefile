@@ -2,7 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
-QUICK := not slow and not sglang and not vllm and not criu and not gpu
+QUICK := not slow and not sglang and not vllm and not criu and not gpu and not alone
+SLOW := (slow or sglang or vllm or criu or gpu) and not alone
+REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1
 .PHONY: help setup bytecode engine parsers vllm criu measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
@@ -39,11 +41,14 @@ run: engine criu bytecode ## set up, then the main job: one cold start of the re
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 
 test: parsers vllm criu ## set up, then all tests that this machine can run, the real SGLang and the real vLLM included
-	$(BIN)/pytest -n 2 -m '$(QUICK)'
-	TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 $(BIN)/pytest -m 'not ($(QUICK))'
+	@failed=0; set -x; \
+	$(BIN)/pytest -n 3 -m '$(QUICK)' || failed=1; \
+	$(REQUIRED) $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 20 -m '$(SLOW)' || failed=1; \
+	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || failed=1; \
+	exit $$failed
 
 quick: setup     ## the tests that end within a minute
-	$(BIN)/pytest -n 2 -m '$(QUICK)'
+	$(BIN)/pytest -n 3 -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 import pytest
 
-from tests import shown
+from tests import shown, side_by_side
 from torpor.engine.process import session_members
 from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
@@ -49,11 +49,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Undo what a shell's background job, or nohup, ignores: the processes that tests start inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    config.pluginmanager.register(side_by_side)
 
 
 @pytest.fixture(autouse=True)

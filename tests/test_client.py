@@ -146,6 +146,7 @@ def test_a_redirect_in_a_circle_ends() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_deadline_covers_the_waiting() -> None:
     """A server that never comes is given up in time, and the error says what was last seen."""
     with ChatServer([UNAVAILABLE]) as server:
@@ -155,6 +156,7 @@ def test_the_deadline_covers_the_waiting() -> None:
     assert 0.6 < time.monotonic() - began < 1.5
 
 
+@pytest.mark.alone
 def test_the_deadline_covers_a_stream_that_stalls() -> None:
     """Bytes that trickle, or stop, do not keep it waiting: the deadline is over the whole answer."""
     with ChatServer([answer(*["word "] * 50, pause_s=0.1)]) as server:

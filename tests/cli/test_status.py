@@ -145,6 +145,7 @@ def test_whatever_answers_is_shown(status: int, body: bytes, health: str) -> Non
 
 
 @pytest.mark.fault("a server is asked for its health and hangs", area="torpor status", outcome="held")
+@pytest.mark.alone
 def test_one_that_hangs_is_not_waited_for() -> None:
     """All are asked at the same time, each within the deadline."""
     with (

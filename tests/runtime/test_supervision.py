@@ -67,6 +67,7 @@ def test_a_limit_below_zero_is_refused(standin_deployment: StandInDeployment) ->
 
 
 @pytest.mark.fault("an engine is killed while it serves", area="engine", outcome="restarted")
+@pytest.mark.alone
 def test_an_end_is_noticed_and_logged_within_a_second(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:

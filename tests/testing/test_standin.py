@@ -32,6 +32,7 @@ pytest_plugins = "pytester"
 
 
 @BOTH_DIALECTS
+@pytest.mark.alone
 def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[StandIn]) -> None:
     """A real process tree in the time of two bare servers, the best of three; unknown engine flags do no harm."""
     bare = [sys.executable, "-c", "import uvicorn.server, uvicorn.protocols.http.h11_impl"]

@@ -209,6 +209,7 @@ def test_a_sleeping_server_says_what_wakes_it(gateway: Gateway) -> None:
             assert error["message"].startswith("The server is asleep; it answers again once it is woken")
 
 
+@pytest.mark.alone
 def test_a_replica_that_dies_is_reported_and_skipped(
     gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:

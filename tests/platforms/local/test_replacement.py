@@ -256,6 +256,7 @@ def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.fault("a replica is killed while it serves", area="engine", outcome="restarted")
+@pytest.mark.alone
 def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
     """Noticed within a second; its request in flight fails at once; meanwhile the port answers 503 with Retry-After."""
     server = Server(tmp_path, options="drain_timeout_s=1.0, max_restarts=3")
@@ -301,6 +302,7 @@ def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: lis
 
 
 @pytest.mark.fault("a request ends its replica", area="engine", outcome="restarted")
+@pytest.mark.alone
 def test_a_request_that_ends_its_replica_gets_an_error_at_once_and_the_others_serve(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
@@ -409,6 +411,7 @@ def test_a_replica_that_ends_again_and_again_is_given_up_and_comes_back_by_hand(
 
 
 @pytest.mark.fault("a server is stopped while a replica waits for its restart", area="engine", outcome="held")
+@pytest.mark.alone
 def test_a_stop_ends_the_wait_for_a_restart_and_nothing_starts_any_more(tmp_path: Path, stopped: list[Server]) -> None:
     """The second restart waits a second; `restart_now` does not wait, `stop` ends it."""
     server = Server(tmp_path)

@@ -271,6 +271,7 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
 
 @needs_eth0
 @pytest.mark.fault("a request ends the engine on Modal", area="engine", outcome="restarted")
+@pytest.mark.alone
 def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(plane: ModalPlane, tmp_path: Path) -> None:
     """It is not ready for ever with nothing behind it."""
     port = free_port()

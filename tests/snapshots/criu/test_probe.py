@@ -55,6 +55,7 @@ def ask_behind(setup: str, criu: Criu, cache: Path, mode: Mode, *more: str) -> l
 
 
 @pytest.mark.criu
+@pytest.mark.alone
 def test_a_real_dump_and_restore_decides_and_the_answer_is_kept(mode: Mode, criu: Criu, tmp_path: Path) -> None:
     """Less than 1.5 s, then less than 5 ms; nothing but the answer stays."""
     started = time.perf_counter()
