@@ -43,7 +43,7 @@ run: engine criu bytecode ## set up, then the main job: one cold start of the re
 test: parsers vllm criu ## set up, then all tests that this machine can run, the real SGLang and the real vLLM included
 	@failed=0; set -x; \
 	$(BIN)/pytest -n 3 -m '$(QUICK)' || failed=1; \
-	$(REQUIRED) $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 20 -m '$(SLOW)' || failed=1; \
+	$(REQUIRED) $(BIN)/pytest -n 3 --dist loadgroup --durations 20 -m '$(SLOW)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || failed=1; \
 	exit $$failed
 

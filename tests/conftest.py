@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 import pytest
 
-from tests import shown, side_by_side
+from tests import ROOT, shown, side_by_side
 from torpor.engine.process import session_members
 from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
@@ -43,18 +44,39 @@ def pytest_sessionfinish(exitstatus: int) -> None:
         shown.write_down()
 
 
-# Let Python keep byte code, also in the processes that tests start. Without it, a run of pytest rewrites the assertions of
-# 550 modules again (4 s in each worker), and each `torpor` compiles all that it imports.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# pytest keeps the test modules that it has rewritten: without that, each worker rewrites 550 modules again (4 s).
 sys.dont_write_bytecode = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Undo what a shell's background job, or nohup, ignores: the processes that tests start inherit it."""
+    """Give the processes that tests start a known environment, whatever this one inherited."""
+    _hear_signals()
+    _compile_torpor(config)
+    config.pluginmanager.register(side_by_side)
+
+
+def _hear_signals() -> None:
+    """Undo what a shell's background job, or nohup, ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    config.pluginmanager.register(side_by_side)
+
+
+def _compile_torpor(config: pytest.Config) -> None:
+    """Compile Torpor once, so that no command that a test starts compiles what it imports.
+
+    Tests write no byte code of their own: Python takes a file that is rewritten within a second, with as many bytes, for the
+    old one.
+    """
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    if not hasattr(config, "workerinput"):
+        for folder in ("core", "plugins"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
+
+
+def pytest_collection_finish() -> None:
+    """See `_compile_torpor`."""
+    sys.dont_write_bytecode = True
 
 
 @pytest.fixture(autouse=True)

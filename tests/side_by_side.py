@@ -61,6 +61,7 @@ class Together(LoadScopeScheduling):
 
     def __init__(self, config: pytest.Config, log: Producer, groups: Path) -> None:
         super().__init__(config, log)
+        config.option.loadscopereorder = False  # the workers have put the tests in order
         self._file = groups
         self._groups: dict[str, str] | None = None
 

@@ -45,7 +45,7 @@ def test_a_module_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path)
     """Each parameter of the fixture once, whichever worker builds it; the test with the longest deadline first."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
-    options = ["-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    options = ["-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", tmp_path, *options, tmp_path],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Every test of this folder once more as an ordinary user: rootless means without any privilege, not as a tamed root."""
+"""Tests of sandboxes, CRIU and replicas once more as an ordinary user: rootless works without any privilege of root."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ pytestmark = [pytest.mark.criu, pytest.mark.slow]
 UID = 1500
 MARKED = "criu and not sglang"
 REPOSITORY = ROOT
+PARTS = (
+    ("tests/snapshots", "--ignore=tests/snapshots/sandbox", "--ignore=tests/snapshots/criu"),
+    ("tests/platforms/local",),
+    ("tests/snapshots/criu",),
+    ("tests/snapshots/sandbox",),
+)
+"""What one run of pytest gets; the parts run side by side."""
 ENTER = f"""
 set -eu
 stash=$1; blocked=$2; needed=$3; small=$4; shift 4
@@ -48,7 +55,8 @@ def closed_ancestor(path: Path) -> Path | None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="we are an ordinary user already")
 @pytest.mark.timeout(900)
-def test_all_of_it_holds_for_an_ordinary_user(criu: Criu) -> None:
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part[0])
+def test_all_of_it_holds_for_an_ordinary_user(criu: Criu, part: tuple[str, ...]) -> None:
     """The same tests, run by pytest under another uid without any capability."""
     needed = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), REPOSITORY, criu.program.parents[2]}
     blocked = {path: ancestor for path in needed if (ancestor := closed_ancestor(path))}
@@ -75,7 +83,7 @@ def test_all_of_it_holds_for_an_ordinary_user(criu: Criu) -> None:
         result = subprocess.run(
             [
                 *(*enter, closed, " ".join(map(str, blocked)), f"{home}/small"),
-                *(sys.executable, "-m", "pytest", *options, "tests/snapshots"),
+                *(sys.executable, "-m", "pytest", *options, *part),
             ],
             cwd=REPOSITORY,
             env=env,
