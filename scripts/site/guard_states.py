@@ -1,10 +1,10 @@
-"""The guard's state diagram: the real state machine is walked, call by call, and what it did is drawn.
+"""The guard's state diagram, drawn from a walk over the real state machine.
 
-    python -m scripts.site.guard_states     writes docs/guard-states.svg anew
+    python -m scripts.site.guard_states     writes docs/guard-states.svg
 
-The walk starts from a new machine again and again, makes one call after another that the machine accepts, and notes every
-change of state. Where the machine accepts nothing any more, core ends the engine. Only the places of the boxes and of some
-labels are given here; a state without a place is an error, so that a new one cannot be left out.
+The walk starts from a new machine again and again. It makes every call that the machine accepts, and notes each change of state.
+If the machine accepts nothing any more, core ends the engine. Only the places of the boxes and of some labels are written here. A
+state without a place is an error, so a new state cannot be left out.
 """
 
 from __future__ import annotations
