@@ -35,13 +35,13 @@ STANDARD_ONLY = [
     *(CORE / "launcher").glob("*.py"),
     *(CORE / "engine_patches").glob("*.py"),
 ]
-"""Files that run in the engine's environment or in an image that holds nothing yet."""
+"""Files that run in the engine's environment, or in an image without any package."""
 
 ENGINES_HAVE = {"packaging", "psutil", "tqdm"}
 """Packages that every supported engine depends on, and that a launcher may use."""
 
 PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name in ("h11", "httptools")}
-"""Made of uvicorn's own classes; imported where an engine has just imported uvicorn."""
+"""They extend uvicorn's classes, and are imported after an engine has imported uvicorn."""
 
 
 TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
@@ -100,7 +100,7 @@ def tops(file: Path, *, typing_only: bool = True) -> set[str]:
 
 
 def named(files: list[Path]) -> list[str]:
-    """Paths as a reader knows them."""
+    """Paths relative to the repository."""
     return [str(file.relative_to(ROOT)) for file in files]
 
 
@@ -188,31 +188,31 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_core_never_imports_a_plugin() -> None:
-    """Plugins import core; the other way round there is only `deployment.engine`."""
+    """Plugins import core. Core reaches an engine plugin only through `deployment.engine`."""
     plugins = {folder.name for folder in PLUGINS.iterdir() if folder.is_dir()}
     assert "torpor_sglang" in plugins
     assert named([file for file in sources(CORE) if tops(file) & plugins]) == []
 
 
 def test_plugins_do_not_import_each_other() -> None:
-    """They meet in the recipe and in the questions that `Plugin` answers."""
+    """They cooperate through the recipe and `deployment.engine`."""
     for folder in filter(Path.is_dir, PLUGINS.iterdir()):
         others = {other.name for other in PLUGINS.iterdir()} - {folder.name}
         assert named([file for file in sources(folder) if tops(file) & others]) == []
 
 
 def test_only_the_platform_imports_modal() -> None:
-    """Every other one works, and is tested, without a platform."""
+    """Every other module works, and is tested, without a platform."""
     assert [file for file in sources(CORE, PLUGINS) if "modal" in tops(file)] == PLATFORM
 
 
 def test_only_two_modules_import_pluggy() -> None:
-    """The specification, and the door to the relay."""
+    """The hook specification, and the lifecycle."""
     assert {file for file in sources(CORE, PLUGINS) if "pluggy" in tops(file)} == RELAY
 
 
 def test_only_the_kit_imports_pytest_and_uvicorn() -> None:
-    """They come with the extra `testing`."""
+    """Both packages come with the extra `testing`."""
     found = [file for file in sources(CORE, PLUGINS) if tops(file) & {"pytest", "uvicorn"}]
     outside = [file for file in found if CORE / "testing" not in file.parents]
     # The launcher of an engine whose server is uvicorn meets it in the engine's own environment.
@@ -220,7 +220,7 @@ def test_only_the_kit_imports_pytest_and_uvicorn() -> None:
 
 
 def test_core_does_not_import_its_kit() -> None:
-    """`torpor.testing` is for tests; nothing that serves needs it. `torpor doctor` asks it about the contract."""
+    """`torpor.testing` is for tests. Only `torpor doctor` uses it, to check the contract."""
     users = [
         file for file in sources(CORE, PLUGINS) if any(name.startswith("torpor.testing") for name in imports(file))
     ]
@@ -229,14 +229,14 @@ def test_core_does_not_import_its_kit() -> None:
 
 @pytest.mark.parametrize("file", STANDARD_ONLY, ids=lambda file: file.name)
 def test_what_runs_beside_the_engine_is_standard_library_only(file: Path) -> None:
-    """The engine's packages are the engine's business."""
+    """The engine's environment may have any packages."""
     foreign = tops(file, typing_only=False) - set(sys.stdlib_module_names) - {"torpor"}
     allowed = ENGINES_HAVE | PARSERS.get(file, set()) if file.parent.name in {"launcher", "engine_patches"} else set()
     assert foreign <= allowed
 
 
 def test_nothing_is_typed_any_outside_the_lifecycle() -> None:
-    """The relay's attributes are the one place where no type can be given."""
+    """Only the attributes of pluggy's relay have no types."""
     allowed = CORE / "lifecycle.py"
     guilty = []
     for file in sources(CORE, PLUGINS):
@@ -278,7 +278,7 @@ STARTERS = {
         "core/torpor/testing/standin/scheduler.py": "a stand-in for an engine; the engine's lifeline ends it",
     },
 }
-"""Who may start processes, and what ends them with the framework's own."""
+"""Files that may start processes, and what ends these with the framework's own process."""
 
 STARTS = {
     "subprocess": re.compile(r"subprocess\.(?:run|Popen|call|check_call|check_output)\((?!\[nvcc)"),
@@ -287,8 +287,8 @@ STARTS = {
 
 
 @pytest.mark.parametrize("how", STARTERS)
-def test_no_process_is_started_that_nothing_ends(how: str) -> None:
-    """Every file that starts processes says what ends them; one that is new has to use `torpor.engine.child_process`."""
+def test_something_ends_every_process_that_is_started(how: str) -> None:
+    """Every file that starts processes says what ends them. A new one has to use `torpor.engine.child_process`."""
     found = {
         str(file.relative_to(ROOT)) for file in sources(CORE, PLUGINS) if STARTS[how].search(file.read_text("utf-8"))
     }

@@ -1,4 +1,4 @@
-"""The README: short enough to be read whole, and every claim about what differs from the example has tests."""
+"""The README is short, and tests show every claim about its differences from the example."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ SHOWN_BY = {
         "platforms/modal/test_server.py:test_a_failed_start_leaves_no_process",
     ),
 }
-"""First cell of each row of the table, and the tests that show what its second cell says."""
+"""The first cell of each row of the table, and the tests that show its second cell."""
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
-    """What does not fit goes into docs/."""
+    """The rest goes into docs/."""
     assert len(README.read_text().splitlines()) <= LINES
 
 
 def test_every_difference_from_the_example_is_claimed_once_and_shown_by_a_test() -> None:
-    """A row without tests has to go, and so has a test's entry without a row."""
+    """Each row has tests, and each entry a row."""
     table = README.read_text().partition("| there | here | because |")[2].partition("\n\n")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
     assert rows == list(SHOWN_BY)
@@ -70,7 +70,7 @@ def test_what_shows_a_claim_is_there(test: str) -> None:
 
 
 def test_the_example_is_named_with_its_commit_and_the_day_it_was_read() -> None:
-    """A claim about somebody else's file has a source and a date."""
+    """A claim about another project has a source and a date."""
     assert re.search(
         r"modal-examples/blob/[0-9a-f]{40}/\S+sglang_snapshot\.py\), as read on 20\d\d-\d\d-\d\d", README.read_text()
     )

@@ -1,8 +1,8 @@
-"""Tables about plugins, read from the plugins that this distribution installs: nothing of them is typed here.
+"""Tables about plugins, read from the plugins that this distribution installs.
 
 Every plugin is found by its entry point in the group `torpor`. An engine plugin (one that launches) is in the table of
-capabilities with what its class declares, and has a table of flags if its package has a module `flags` with `FLAGS`, records
-as in `torpor_sglang.flags`. What was tested with which engine comes from a file of results, where there is one.
+capabilities with what its class declares. It has a table of flags if its package has a module `flags` with `FLAGS`, records as
+in `torpor_sglang.flags`. A file of results says what was tested with which engine.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 
 DISTRIBUTION = "torpor"
 RESULTS = Path(__file__).parents[2] / "docs" / "engine-results.json"
-"""What tests of engines found out: `{"ROW": {"ENGINE": "TEXT"}}`, a row of the table each. Written by the tests, if at all."""
+"""Results of engine tests, `{"ROW": {"ENGINE": "TEXT"}}`: one table row each. The tests write it."""
 
 
 class FlagRecord(Protocol):
-    """What a record in `FLAGS` has at least."""
+    """The fields that every record in `FLAGS` has."""
 
     flag: str
     option: str
@@ -80,19 +80,19 @@ def plugins() -> tuple[Installed, ...]:
 
 
 def engine_plugins() -> tuple[Installed, ...]:
-    """Those that launch an engine."""
+    """The plugins that launch an engine."""
     launching = {found.name for found in installed_plugins() if found.launches}
     return tuple(plugin for plugin in plugins() if plugin.name in launching)
 
 
 def declared_capabilities() -> dict[str, str]:
-    """What an engine plugin declares, and what each means: the class variables in the docstring of `EnginePlugin`."""
+    """What an engine plugin declares, each with its meaning: the class variables in the docstring of `EnginePlugin`."""
     told = parse(EnginePlugin).entries("Attributes")
     return {name: told[name] for name in get_type_hints(EnginePlugin) if name in told}
 
 
 def capability_table(results: Path = RESULTS) -> str:
-    """Engine by capability: declared ones, hooks, options that bear on the sleep, then rows of test results."""
+    """A table of engines by capability: declared ones, hooks, options for the sleep, then test results."""
     engines = engine_plugins()
     rows = [
         [f"`{name}`<br>{_cell(meaning)}", *(_value(getattr(engine.cls, name)) for engine in engines)]
@@ -192,7 +192,7 @@ def _value(value: object) -> str:
 
 
 def _results(file: Path) -> dict[str, dict[str, str]]:
-    """Rows of test results by what they are about; none where no such file was written."""
+    """Rows of test results by their subject; empty if the file does not exist."""
     if not file.exists():
         return {}
     return cast("dict[str, dict[str, str]]", json.loads(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""The tables of docs/exit-codes.md: what each command's exit codes mean, and which error ends a command with which."""
+"""The tables of docs/exit-codes.md: the meaning of each command's exit codes, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["error_table", "exit_code_table"]
 
 
 def exit_code_table() -> str:
-    """A row for each command that there is."""
+    """A row for each command."""
     there = {" ".join(words) for words in command_names()}
     rows = [
         f"| `torpor {name}` | {' | '.join(codes.get(code, '') for code in (0, 1, 2))} |"
@@ -23,7 +23,7 @@ def exit_code_table() -> str:
 
 
 def error_table() -> str:
-    """A row for each error of Torpor's own."""
+    """A row for each of Torpor's errors."""
     found = [getattr(torpor.errors, name) for name in torpor.errors.__all__]
     rows = [f"| `{one.__name__}` | {one.exit_code} | {parse(one).summary} |" for one in sorted(found, key=_order)]
     return "\n".join(("| error | exit code | when |", "|---|---|---|", *rows))

@@ -1,4 +1,4 @@
-"""The table of faults and what becomes of them, read from the marks of the tests: nothing of it is typed.
+"""The table of faults and their outcomes, read from the marks of the tests.
 
 A test that causes a fault carries a mark, `@pytest.mark.fault("WHAT", area="AREA", outcome="OUTCOME")`. The tests are read as
 text, not imported, so the table needs no engine and no CRIU. Parametrised tests may carry the mark inside `pytest.param`.
@@ -21,7 +21,7 @@ OUTCOMES = {
     "refused": "a clear error says what to change; nothing else happens",
     "restarted": "the replica ends and another one takes its place",
 }
-"""What may become of a fault, with the meaning of each word."""
+"""The outcomes of a fault, each with its meaning."""
 
 
 class Fault(NamedTuple):
@@ -42,7 +42,7 @@ class Fault(NamedTuple):
 
 @functools.cache
 def read_faults(folder: Path = TESTS) -> tuple[Fault, ...]:
-    """Every mark in the tests below a folder, sorted by area; a fault that several tests show is there once.
+    """Every mark in the tests below a folder, sorted by area; a fault in several tests appears once.
 
     Args:
         folder: where the tests lie.

@@ -74,7 +74,7 @@ _CALLS: dict[str, Callable[[StateMachine], bool]] = {
 _WAIT_ENDS = (
     "nothing is in flight",
     "deadline, or caller gone",
-)  # the control route makes one of them after each drain
+)  # the control route calls one of them after each drain
 
 
 def transitions() -> list[Transition]:
@@ -104,12 +104,12 @@ async def _walk() -> list[Transition]:
 
 
 def _candidates(calls: tuple[str, ...]) -> tuple[str, ...]:
-    """A drain that waits has to end; otherwise everything else is tried."""
+    """After a drain only its end can follow; otherwise every other call is tried."""
     return _WAIT_ENDS if calls[-1:] == ("drain",) else tuple(call for call in _CALLS if call not in _WAIT_ENDS)
 
 
 def _came_from(calls: tuple[str, ...]) -> str | None:
-    """Where a drain that waits would go back to."""
+    """The state to which a failed drain returns."""
     return _after(calls[:-1]) if calls[-1:] == ("drain",) else None
 
 
@@ -121,7 +121,7 @@ def _after(calls: tuple[str, ...]) -> str | None:
 
 
 def _label(found: dict[tuple[str, str, str], set[bool]], source: str, target: str, call: str) -> str:
-    """The call, and whether it is accepted only before or only after the steps of its state."""
+    """The call, and whether the machine accepts it only before or only after the steps of its state."""
     has_steps = any(origin == source and how in {f"{step} fails" for step in _STEPS} for origin, _, how in found)
     if not has_steps or call in _WAIT_ENDS or target == END:
         return call

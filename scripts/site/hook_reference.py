@@ -29,12 +29,12 @@ def hook_reference() -> str:
 
 
 def check_reference() -> str:
-    """A section for the one question that is no hook."""
+    """A section for `check`, which is no hook."""
     return "\n".join(_section("check"))
 
 
 def engine_reference() -> str:
-    """A table of what `EnginePlugin` adds: what core and other plugins ask about an engine."""
+    """A table of what `EnginePlugin` adds: the questions of core and other plugins about an engine."""
     rows = [f"| `{name}` | {meaning} |" for name, meaning in parse(EnginePlugin).entries("Attributes").items()]
     for name, value in vars(EnginePlugin).items():
         if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):

@@ -33,7 +33,7 @@ ADOPTED = {
     "gpu-figures.md": "benchmarks/gpu/NOTES.md",
     **{file.name: f"benchmarks/gpu/{file.name}" for kind in ("svg", "json") for file in _FIGURES.glob(f"*.{kind}")},
 }
-"""Files of the site that are made of files outside of docs/: there is one source of each."""
+"""Pages of the site that come from files outside of docs/."""
 
 PARTS: dict[str, Callable[[], str]] = {
     "hook_timeline": hook_reference.hook_timeline,
@@ -58,14 +58,14 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of files outside of docs/."""
+    """Add the pages that come from files outside of docs/."""
     for target, source in ADOPTED.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs calls by name
-    """Fill in what is generated, and mend links to files of the repository."""
+    """Fill in generated parts, and correct links to files of the repository."""
     source = page.file.src_uri
     folder = posixpath.dirname(ADOPTED.get(source, f"docs/{source}"))
     markdown = _LINK.sub(lambda link: page_of(link[1], folder) + link[2], markdown)
@@ -86,7 +86,7 @@ def page_of(target: str, folder: str) -> str:
 
 
 def on_env(env: object, config: MkDocsConfig, files: Files) -> None:  # noqa: ARG001 - mkdocs calls by name
-    """Keep each page's Markdown, as filled in, for `on_post_build`."""
+    """Keep each page's final Markdown for `on_post_build`."""
     llms.remember(files)
 
 

@@ -21,7 +21,7 @@ __all__ = ["first_sentence", "nav_pages", "remember", "title_of", "write"]
 NAME = "llms.txt"
 
 _markdown: dict[str, str] = {}
-"""Markdown of every page by its source path, of the build that runs: at its end mkdocs tells the settings only."""
+"""Markdown of every page of this build, by its source path: at the end of a build mkdocs passes only its settings."""
 
 
 def remember(files: Files) -> None:
@@ -51,7 +51,7 @@ def llms_txt(config: MkDocsConfig) -> str:
 
 
 def nav_pages(nav: list[object]) -> Iterator[tuple[str, list[str]]]:
-    """Parts of the navigation with their pages; a page outside of a part is a part by itself."""
+    """Parts of the navigation with their pages. A page outside of any part is a part by itself."""
     for entry in nav:
         for heading, pages in cast("dict[str, list[str] | str]", entry).items():
             yield heading, [pages] if isinstance(pages, str) else pages

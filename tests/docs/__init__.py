@@ -1,1 +1,1 @@
-"""What the README and the pages of docs/ show is run, and what they say of the code is looked up in it."""
+"""Runs the examples of the README and of docs/, and looks up in the code what they say about it."""

@@ -1,4 +1,4 @@
-"""The built site, for every test that looks at it: built once, also where several workers share the tests."""
+"""The built site, built once for all tests, also if several workers share them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation, taken apart: code blocks, commands with their output, links."""
+"""Parses the pages of the documentation: code blocks, commands with their output, links."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def command_lines(page: Path) -> Iterator[tuple[Block, str]]:
 
 
 def matches(shown: str, seen: str) -> bool:
-    """Whether an output is the one that a page shows.
+    """Whether a command's output is the one that a page shows.
 
     `...` on a line of its own stands for any lines, within a line for any text. Decimal numbers, which are measured, may
     differ, and so may the amount of blanks.

@@ -1,4 +1,4 @@
-"""The map of the code: the folders that it names exist, and the functions on the way of a start are where it says."""
+"""The map of the code: its folders exist, and the functions on the path of a start are where it says."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_step_of_the_path_is_where_the_map_says(file: str, name: str) -> None:
 
 
 def test_the_path_is_whole() -> None:
-    """From the command to the copy that serves, each file that carries the lifecycle at least once."""
+    """It names each file that carries the lifecycle, from the command to the replica that serves."""
     assert len(STEPS) > 25
     files = {file for file, _ in STEPS}
     for file in (
@@ -59,7 +59,7 @@ def test_the_path_is_whole() -> None:
 
 
 def test_every_folder_is_on_the_map() -> None:
-    """Of the framework, and of the repository's top."""
+    """Those of the framework, and those at the top of the repository."""
     table = PAGE.partition("## Folders")[2].partition("## The path")[0]
     core = ROOT / "core" / "torpor"
     for folder in core.iterdir():

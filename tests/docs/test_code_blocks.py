@@ -1,4 +1,4 @@
-"""Every block of Python in the README and in docs/ is run, found in the file that it shows, or part of a project that is run."""
+"""Every Python block in the README and in docs/ runs, is in the file that it shows, or belongs to a project that runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRELUDES = {
         "from torpor_sglang import SGLang\n"
     ),
 }
-"""What a page's blocks leave out for shortness: imports, nothing else."""
+"""Imports that a page's blocks leave out."""
 
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 
@@ -50,7 +50,7 @@ def source_of(page: Path) -> str:
 
 
 def test_preludes_only_import() -> None:
-    """A page whose code needs more than that has to show it."""
+    """A page shows everything else that its code needs."""
     for text in PRELUDES.values():
         assert {type(node) for node in ast.parse(text).body} <= {ast.Import, ast.ImportFrom}
     assert set(PRELUDES) <= {page.name for page in pages_with("plain")}
@@ -79,7 +79,7 @@ def test_the_deployment_of_the_readme_is_the_flagships(monkeypatch: pytest.Monke
 
 
 def run(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Run a module's source; dataclasses in it look their module up."""
+    """Run a module's source as a real module, because dataclasses look their module up."""
     module = types.ModuleType(f"shown_{Path(name).stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(source, name, "exec"), vars(module))  # the pages' own code
@@ -88,7 +88,7 @@ def run(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.Module
 
 @pytest.mark.slow
 def test_the_contract_of_the_readme_is_kept_by_its_plugin(tmp_path: Path) -> None:
-    """Its two blocks, run as a stranger would."""
+    """Its two blocks, run as a reader would."""
     (tmp_path / "test_readme.py").write_text(source_of(ROOT / "README.md"))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ exists with its options; what can be run here is run, its output compared."""
+"""Every command in the README and in docs/ exists with its options. Those that can run here do, and their output is compared."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ NOT_RUN = {
     "torpor prewarm http://127.0.0.1:18473 --attempts 2 --pause 0 --requests 4": TWO_COPIES,
     "torpor probe http://127.0.0.1:18473 > answer.txt": "asks a server that is starting; tests/cli/test_probe.py does that",
 }
-"""Commands that a page shows with their output and that no test runs from the page, each with the reason."""
+"""Commands with output that no test runs from the page, each with the reason."""
 OWN_TESTS = {"new.md": ROOT / "tests" / "scaffold" / "test_new_docs.py"}
-"""Pages that a test of their own goes through from top to bottom."""
+"""Pages that have a test of their own, from top to bottom."""
 NEEDS_SERVER = re.compile(r"^curl ")
 
 SHOWN = [command for page in PAGES for command in commands(page)]
@@ -60,7 +60,7 @@ def other_app(folder: Path, port: int) -> None:
 
 
 def on_a_free_port(folder: Path, port: int) -> None:
-    """The app of docs/plugin.md, where another server of this machine does not have its port."""
+    """The app of docs/plugin.md, on a free port."""
     app_file = folder / "app.py"
     text = app_file.read_text()
     assert text.count('name="long-prompts",') == 1
@@ -68,18 +68,18 @@ def on_a_free_port(folder: Path, port: int) -> None:
 
 
 PREPARED: dict[str, Callable[[Path, int], None]] = {"observe.md": other_app, "plugin.md": on_a_free_port}
-"""What a page says of a file in words, made; and what keeps a page's app out of others' way."""
+"""Files that a page only describes, and a free port for a page's app."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that has `apps/`, as a checkout has."""
+    """A folder with `apps/`, like a checkout."""
     (tmp_path / "apps").symlink_to(ROOT / "apps")
     return tmp_path
 
 
 def run(command: Command, folder: Path, port: int) -> str:
-    """Run a command as a reader of the page would, with the page's own files beside it; everything that it printed."""
+    """Run a command as a reader of the page would, beside the page's own files, and return what it printed."""
     for block in blocks(command.block.page):
         if block.title and not (ROOT / block.title).exists():
             (folder / block.title).write_text(block.text)
@@ -116,7 +116,7 @@ def test_a_command_prints_what_its_page_shows(command: Command, folder: Path, fr
 
 
 def test_what_is_not_run_is_named_with_its_reason() -> None:
-    """And nothing is named that no page shows."""
+    """And the list names only commands that a page shows."""
     assert set(NOT_RUN) - {command.words for command in SHOWN} == set()
     assert len(RUN) >= 5
     for page, test in OWN_TESTS.items():
@@ -130,7 +130,7 @@ def known_options(command: Any) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_exists(page: Path) -> None:
-    """Its words are commands and its options are theirs; `make` has its targets, `modal run` its app files."""
+    """Its words are commands with these options; `make` has the target, `modal run` the app file."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block, line in command_lines(page):
         words = shlex.split(re.split(r" [|>] ", line)[0])

@@ -1,4 +1,4 @@
-"""docs/exit-codes.md: every command is there, and ends as it says."""
+"""docs/exit-codes.md lists every command, and every command ends as the page says."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ ENDS = [
 
 
 def test_every_command_is_in_the_table() -> None:
-    """And the page names none that there is not."""
+    """And the page names no other."""
     there = {" ".join(words) for words in command_names() if words not in GROUPS}
     assert there - set(EXIT_CODES) == set()
     assert {line.split("`")[1].removeprefix("torpor ") for line in exit_code_table().splitlines()[2:]} == there
 
 
 def test_help_and_table_name_the_same_codes() -> None:
-    """Where a command's own help tells its codes, each of them is in the table."""
+    """Each code in a command's own help is in the table."""
     told = 0
     for words in command_names():
         text = " ".join(help_of(words).partition("Exit code ")[2].split())
@@ -70,7 +70,7 @@ def test_help_and_table_name_the_same_codes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "code"), ENDS, ids=[line for line, _ in ENDS])
 def test_a_command_ends_as_the_table_says(tmp_path: Path, line: str, code: int) -> None:
-    """Each code is one that the command's row has, and an error is one paragraph."""
+    """The command's row has each code, and an error is one paragraph."""
     (tmp_path / "empty").mkdir()
     places = {"APP": str(ROOT / "apps" / "tiny_cpu.py"), "DIR": str(tmp_path / "empty")}
     ran = torpor(

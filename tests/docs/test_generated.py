@@ -1,4 +1,4 @@
-"""The tools that make parts of the site: what they do with plugins, results and docstrings that are not there yet."""
+"""The tools that generate parts of the site, also for plugins, results and docstrings that do not exist yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Record:
-    """A flag of an engine that nobody has."""
+    """A flag of an invented engine."""
 
     option: str = "depth"
     flag: str = "--depth"
@@ -32,7 +32,7 @@ class Record:
 
 
 def test_the_drawing_is_the_machine_as_it_is() -> None:
-    """`python -m scripts.site.guard_states` makes it anew."""
+    """`python -m scripts.site.guard_states` writes it."""
     assert guard_states.DIAGRAM.read_text(encoding="utf-8") == guard_states.svg()
 
 
@@ -98,7 +98,7 @@ def test_a_step_without_a_part_cannot_be_drawn(
 
 
 def test_results_of_tests_become_rows(tmp_path: Path) -> None:
-    """A file that tests wrote; an engine that it does not name was not tested."""
+    """Engines that the file does not name were not tested."""
     file = tmp_path / "results.json"
     before = engines.capability_table(tmp_path / "none.json")
     file.write_text(json.dumps({"snapshot, CRIU": {"sglang": "0.5.23 on a CPU"}, "dry run": {"other": "x"}}))
@@ -110,7 +110,7 @@ def test_results_of_tests_become_rows(tmp_path: Path) -> None:
 
 
 def test_an_engine_with_a_module_of_flags_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it is called; one without says so; records that lack something are an error that names it."""
+    """Whatever its name is. An engine without one says so; an incomplete record is an error that names it."""
     module = types.ModuleType("torpor_deep.flags")
     package = types.ModuleType("torpor_deep")
     package.__path__ = []
@@ -173,14 +173,14 @@ def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folde
 
 
 def test_files_that_become_pages_exist() -> None:
-    """And no page is made twice."""
+    """And no page has two sources."""
     for page, source in hooks.ADOPTED.items():
         assert (ROOT / source).is_file()
         assert not (ROOT / "docs" / page).exists()
 
 
 def test_a_first_sentence_is_plain_text() -> None:
-    """Without links, emphasis and code; headings, tables and lists are passed over."""
+    """Without links, emphasis and code; headings, tables and lists are skipped."""
     markdown = "# Title `x`\n\n- a list\n\nSee **this** and [that](x.md), or `it`. More.\n"
     assert llms.first_sentence(markdown) == "See this and that, or it."
     assert llms.title_of(markdown) == "Title x"

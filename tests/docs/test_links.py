@@ -1,4 +1,4 @@
-"""Links in the README and in docs/ also lead somewhere where the files lie, as on the repository's page."""
+"""Links in the README and in docs/ also work in the repository itself, as on its web page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTES = ROOT / "benchmarks" / "gpu" / "NOTES.md"
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of a page's headings, as they are made of their words."""
+    """Anchors of a page's headings, made from their words."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
@@ -37,7 +37,7 @@ def test_a_link_leads_to_a_file_and_a_heading_in_it(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_a_page_links_to_pages_of_the_site_alone(page: Path) -> None:
-    """Files that the site does not have are named, not linked to."""
+    """A page names files outside of the site without a link."""
     for path, _ in LINK.findall(page.read_text(encoding="utf-8")):
         target = (page.parent / path).resolve()
         source = target.relative_to(ROOT).as_posix()

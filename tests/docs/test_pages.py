@@ -1,4 +1,4 @@
-"""The pages' own tools: what they take for a block, a command and the same output."""
+"""The tools for pages: what counts as a block, as a command, and as the same output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built site: no warning, nothing from anywhere else, every page reachable, and llms.txt says what there is."""
+"""The built site: no warning, nothing fetched, every page reachable, and everything in llms.txt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FETCHED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"
 
 
 class Elements(HTMLParser):
-    """What a page fetches, where it links to, what can be linked to in it, and its text."""
+    """What a page fetches, its links, its anchors, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Elements(HTMLParser):
 
 @functools.cache
 def pages(site: Path) -> dict[str, Elements]:
-    """Every page by its file's name; the one for missing pages is made for a site at the root of a host."""
+    """Every page by its file name, except the page for missing pages, whose links need a site at the root of a host."""
     return {
         file.name: Elements(file.read_text(encoding="utf-8")) for file in site.glob("*.html") if file.name != "404.html"
     }
@@ -64,7 +64,7 @@ def navigation() -> list[str]:
 
 
 def flat(text: str) -> str:
-    """Text without marks of code, on one line; quotes as a page shows them."""
+    """Text without code marks, on one line, with quotes as a page shows them."""
     return prose(text.replace("`", ""))
 
 
@@ -112,14 +112,14 @@ def test_llms_txt_lists_the_navigation(site: Path) -> None:
 
 
 def test_the_markdown_of_a_page_is_whole(site: Path) -> None:
-    """What is generated is in it, too; no mark of it is left."""
+    """It contains the generated parts, and no marks."""
     for page in navigation():
         assert "<!-- generated" not in (site / page).read_text(encoding="utf-8"), page
     assert "## prepare_image" in (site / "hooks.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_hooks_has_every_word_of_their_docstrings(site: Path) -> None:
-    """Summary, each section, and the example as it can be copied."""
+    """Summary, each section, and the example to paste."""
     text = " ".join(pages(site)["hooks.html"].text.split())
     for name in HOOK_NAMES:
         told = parse(getattr(Plugin, name))
@@ -181,6 +181,6 @@ def test_security_is_told_in_one_place(site: Path) -> None:
 
 
 def test_the_drawing_of_the_guard_is_in_its_pages(site: Path) -> None:
-    """As an element of the page, so that it follows light and dark."""
+    """As an element of the page, so it follows light and dark."""
     for name in ("guard.html", "design.html"):
         assert '<svg class="guard-states"' in (site / name).read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_a_page_fits_its_window_and_fetches_nothing(
     browser: Browser, site: Path, name: str, width: int, scheme: str
 ) -> None:
-    """No sideways scrolling, no complaint in the console, no request but for files of the site."""
+    """No sideways scrolling, no error in the console, no request except for files of the site."""
     browser.show(site / f"{name}.html", width=width)
     browser.ask(f"document.body.dataset.mdColorScheme = '{scheme}'")  # as the page's switch does
     assert browser.ask("document.documentElement.scrollWidth <= window.innerWidth") is True
@@ -39,7 +39,7 @@ def test_a_page_fits_its_window_and_fetches_nothing(
 
 
 def test_the_drawing_can_be_read_in_the_dark(browser: Browser, site: Path) -> None:
-    """Its letters have the page's colour, not that of paper."""
+    """Its letters have the page's colour."""
     colour = "getComputedStyle(document.querySelector('.guard-states .name')).fill"
     seen = {}
     for scheme in ("default", "slate"):

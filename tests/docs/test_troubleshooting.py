@@ -1,4 +1,4 @@
-"""Every line that the page of troubleshooting quotes is one that the code can print."""
+"""Every line that the troubleshooting page quotes can be printed by the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
 QUOTED = [text for _, text in re.findall(r"^(`+)(.+)\1\n:   ", PAGE, re.MULTILINE)]
 LEAST = 25
 HOLE = "\0"
-"""Stands in a message of the source for what is filled in."""
+"""Marks a place of a message that is filled in at run time."""
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def test_a_quoted_line_is_in_the_source(quoted: str) -> None:
 
 
 def test_the_page_covers_what_is_likely_to_be_met() -> None:
-    """Many messages, each once, and each kind of error."""
+    """It has many messages, each once, and each kind of error."""
     assert len(QUOTED) >= LEAST
     assert len(set(QUOTED)) == len(QUOTED)
     kinds = [getattr(torpor.errors, name) for name in torpor.errors.__all__]
@@ -68,5 +68,5 @@ def test_the_page_covers_what_is_likely_to_be_met() -> None:
 
 @pytest.mark.parametrize("quoted", ["This line is in no source", "Port … is in use…: another program", ""])
 def test_a_line_that_nobody_prints_is_found_out(quoted: str) -> None:
-    """But for the empty one, which is no line."""
+    """Except the empty one, which is no line."""
     assert can_print(quoted) is (quoted == "")
