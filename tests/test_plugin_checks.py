@@ -274,7 +274,7 @@ def test_an_engine_for_a_gpu_without_one_is_a_warning() -> None:
 )
 def test_gpus_are_counted_from_flags(words: tuple[str, ...], needed: int) -> None:
     """The last one counts, as for argparse; a number that is none is the engine's to refuse."""
-    flags = ParallelFlags(stages=(("--pp-size", "--pipeline-parallel"),), copies=(("--copies",),), shared=("--shared",))
+    flags = ParallelFlags(stages=(("--pp-size", "--pipeline-parallel"),), data=(("--copies",),), shared=("--shared",))
     assert gpus_needed(2, words, flags) == needed
 
 

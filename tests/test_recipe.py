@@ -185,8 +185,8 @@ def test_requirements_are_compared_by_normalised_name(requirement: str, name: st
     ("fields", "says"),
     [
         ({"argv": ()}, "BuildStep 'x' has neither argv nor script: there is nothing to run"),
-        ({"argv": ("a",), "timeout_s": 0}, "timeout_s is 0 .above 0 is allowed."),
-        ({"argv": ("a",), "retries": -1}, "retries is -1 .0 or more is allowed."),
+        ({"argv": ("a",), "timeout_s": 0}, "timeout_s is 0 seconds; it has to be above 0"),
+        ({"argv": ("a",), "retries": -1}, "retries is -1; allowed are 0 to 1000 further attempts"),
     ],
 )
 def test_a_step_that_cannot_run_is_refused(fields: dict[str, object], says: str) -> None:

@@ -72,10 +72,8 @@ if TYPE_CHECKING:
         ImagePatch,
         Preflight,
         Recipe,
-        check_retries,
-        check_seconds,
-        check_volume,
     )
+    from torpor.values.checks import check_retries, check_seconds, check_volume
     from torpor.values.field_types import check_types, shown
     from torpor.values.findings import Finding
     from torpor.values.gpu_names import gpu_model
@@ -192,10 +190,8 @@ __getattr__, __dir__ = lazy_names(
             "Preflight",
             "Recipe",
             "VOLUME_ROOT",
-            "check_retries",
-            "check_seconds",
-            "check_volume",
         ),
+        "torpor.values.checks": ("check_retries", "check_seconds", "check_volume"),
         "torpor.values.field_types": (
             "check_types",
             "shown",

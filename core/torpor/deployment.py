@@ -16,6 +16,7 @@ from torpor.errors import ConfigurationError, PluginError
 from torpor.hook_methods import check_hooks, marked_names
 from torpor.values.addresses import LOOPBACK, checked_host
 from torpor.values.bounds import LONGEST_S
+from torpor.values.checks import LINE_BREAK, check_seconds
 from torpor.values.field_types import article, check_types, shown
 from torpor.values.gpu_names import check_gpu_name
 
@@ -27,7 +28,6 @@ __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"(?!-|\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
-_LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
 _MOST_REQUESTS, _MOST_REPLICAS, _MOST_RESTARTS = 1_000_000, 100_000, 1_000_000
@@ -218,11 +218,8 @@ class Deployment:
 
     def _check_times(self) -> None:
         for item in fields(self):
-            if item.name.endswith("_timeout_s") and not 0 < getattr(self, item.name) <= LONGEST_S:
-                raise ConfigurationError(
-                    f"Deployment.{item.name} is {getattr(self, item.name)!r} seconds; it has to be above 0, and at most "
-                    f"{LONGEST_S:.0f} (30 days)."
-                )
+            if item.name.endswith("_timeout_s"):
+                check_seconds(f"Deployment.{item.name}", getattr(self, item.name))
 
     def _check_policies(self) -> None:
         if self.canary_mismatch not in ("fail", "warn"):
@@ -357,7 +354,7 @@ def _changes(value: object) -> bool:
 
 
 def _one_line(name: str, value: str | None) -> None:
-    if value is not None and _LINE_BREAK.search(value):
+    if value is not None and LINE_BREAK.search(value):
         raise ConfigurationError(f"{name} is {shown(value)}; it has to be one line, without NUL.")
 
 

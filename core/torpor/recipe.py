@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError, ConflictError
-from torpor.values.bounds import LONGEST_S
+from torpor.values.checks import check_env, check_retries, check_seconds, check_texts, check_words, one_line
 from torpor.values.field_types import check_types, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "IMAGE_ROOT",
@@ -27,9 +27,6 @@ __all__ = [
     "ImagePatch",
     "Preflight",
     "Recipe",
-    "check_retries",
-    "check_seconds",
-    "check_volume",
 ]
 
 IMAGE_ROOT = "/opt/torpor"
@@ -39,12 +36,8 @@ VOLUME_ROOT = "/vol"
 """Where Volumes are mounted: a fresh path, because engine images already hold files under `/root/.cache`."""
 
 
-LINE_BREAK = re.compile(r"[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
-"""NUL, which no argument or variable can hold, and whatever some reader of lines takes for the end of one."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]*")
 _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?(/[A-Za-z0-9._-]+)?")
-_MOST_RETRIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +68,25 @@ class ImagePatch:
     def __post_init__(self) -> None:
         """Refuse what would become another line of a Dockerfile, or another word of one."""
         check_types(self, hidden=("env",))
-        if self.base is not None and not _IMAGE.fullmatch(_text("ImagePatch.base", self.base)):
+        if self.base is not None and not _IMAGE.fullmatch(one_line("ImagePatch.base", self.base)):
             raise ConfigurationError(
                 f"ImagePatch.base is {shown(self.base)}; it has to be a registry reference of one word, e.g. 'registry/image:tag'."
             )
         for name in self.apt:
-            if not _DEBIAN_PACKAGE.fullmatch(_text("ImagePatch.apt", name)):
+            if not _DEBIAN_PACKAGE.fullmatch(one_line("ImagePatch.apt", name)):
                 raise ConfigurationError(
                     f"ImagePatch.apt holds {shown(name)}; a Debian package is written like 'curl' or 'curl=8.5.0-2'."
                 )
         for requirement in self.pip:
-            if not requirement_name(_text("ImagePatch.pip", requirement)) or requirement.lstrip().startswith("-"):
+            if not requirement_name(one_line("ImagePatch.pip", requirement)) or requirement.lstrip().startswith("-"):
                 raise ConfigurationError(
                     f"ImagePatch.pip holds {shown(requirement)}; a requirement begins with a package's name, e.g. 'foo>=1.2'. "
                     "An option of pip is none."
                 )
-        _check_env("ImagePatch.env", self.env)
-        _check_texts("ImagePatch.volumes", (*self.volumes, *self.volumes.values()))
-        _check_texts("ImagePatch.python_sources", self.python_sources)
-        _check_words("ImagePatch.engine_args", self.engine_args)
+        check_env("ImagePatch.env", self.env)
+        check_texts("ImagePatch.volumes", (*self.volumes, *self.volumes.values()))
+        check_texts("ImagePatch.python_sources", self.python_sources)
+        check_words("ImagePatch.engine_args", self.engine_args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +108,10 @@ class Cache:
     def __post_init__(self) -> None:
         """Refuse what no folder and no argument can hold."""
         check_types(self)
-        _check_texts("Cache.volume_dir", (self.volume_dir,))
-        _check_texts("Cache.image_dir", (self.image_dir,))
-        _check_words("Cache.key", self.key)
-        _check_words("Cache.probes", (word for probe in self.probes for word in probe))
+        check_texts("Cache.volume_dir", (self.volume_dir,))
+        check_texts("Cache.image_dir", (self.image_dir,))
+        check_words("Cache.key", self.key)
+        check_words("Cache.probes", (word for probe in self.probes for word in probe))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +154,16 @@ class BuildStep:
             raise ConfigurationError(
                 f"BuildStep {shown(self.name)} has neither argv nor script: there is nothing to run."
             )
-        _check_tries(f"BuildStep {shown(self.name)}", self.timeout_s, self.retries)
-        where = f"Build step {shown(self.name)}:"
-        _check_texts(f"{where} name", (self.name,))
-        _check_words(f"{where} argv", self.argv)  # line breaks are refused where it becomes a line, not on this machine
-        _check_texts(f"{where} outputs", self.outputs)
-        _check_texts(f"{where} secrets", self.secrets)
-        _check_texts(f"{where} volumes", (*self.volumes, *self.volumes.values()))
-        _check_texts(f"{where} script", () if self.script is None else (self.script,))
-        _check_env(f"{where} env", self.env)
+        where = f"BuildStep {shown(self.name)}:"
+        check_seconds(f"{where} timeout_s", self.timeout_s)
+        check_retries(f"{where} retries", self.retries)
+        check_texts(f"{where} name", (self.name,))
+        check_words(f"{where} argv", self.argv)  # line breaks are refused where it becomes a line, not on this machine
+        check_texts(f"{where} outputs", self.outputs)
+        check_texts(f"{where} secrets", self.secrets)
+        check_texts(f"{where} volumes", (*self.volumes, *self.volumes.values()))
+        check_texts(f"{where} script", () if self.script is None else (self.script,))
+        check_env(f"{where} env", self.env)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +189,10 @@ class Preflight:
         where = f"Preflight {shown(self.name)}"
         if not self.argv and not self.script:
             raise ConfigurationError(f"{where} has neither argv nor script: there is nothing to run.")
-        _check_tries(where, self.timeout_s, 0)
-        _check_texts(f"{where}: name", (self.name,))
-        _check_texts(f"{where}: script", () if self.script is None else (self.script,))
-        _check_words(f"{where}: argv", self.argv)
+        check_seconds(f"{where}: timeout_s", self.timeout_s)
+        check_texts(f"{where}: name", (self.name,))
+        check_texts(f"{where}: script", () if self.script is None else (self.script,))
+        check_words(f"{where}: argv", self.argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,116 +333,10 @@ class _Claims:
         return {f"{kind}:{name}": plugin for (kind, name), (plugin, _) in self._claims.items()}
 
 
-_VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-
-
-def check_volume(option: str, name: str) -> None:
-    """Refuse what is no volume's name.
-
-    Args:
-        option: class and field, for the message.
-        name: the value.
-
-    Raises:
-        ConfigurationError: names the option and the value.
-    """
-    if not _VOLUME.fullmatch(name):
-        raise ConfigurationError(
-            f"{option} is {shown(name)}; it has to be a volume's name, without '/': letters, digits, '-', '_' and '.', 64 at most."
-        )
-
-
-def check_seconds(option: str, seconds: float) -> None:
-    """Refuse a time that nobody can mean.
-
-    Args:
-        option: class and field, for the message.
-        seconds: the value.
-
-    Raises:
-        ConfigurationError: names the option and the value.
-    """
-    if not 0 < seconds <= LONGEST_S:
-        raise ConfigurationError(
-            f"{option} is {seconds!r} seconds; it has to be above 0, and at most {LONGEST_S:.0f} (30 days)."
-        )
-
-
-def check_retries(option: str, retries: int) -> None:
-    """Refuse a number of further attempts that nobody can mean.
-
-    Args:
-        option: class and field, for the message.
-        retries: the value.
-
-    Raises:
-        ConfigurationError: names the option and the value.
-    """
-    if not 0 <= retries <= _MOST_RETRIES:
-        raise ConfigurationError(f"{option} is {retries}; allowed are 0 to {_MOST_RETRIES} further attempts.")
-
-
-def _check_tries(where: str, timeout_s: float, retries: int) -> None:
-    """Refuse a time or a number of further attempts that cannot be meant."""
-    if not 0 < timeout_s <= LONGEST_S or not 0 <= retries <= _MOST_RETRIES:
-        raise ConfigurationError(
-            f"{where}: timeout_s is {timeout_s} (above 0 is allowed, at most {LONGEST_S:.0f}, 30 days), retries is {retries} "
-            f"(0 or more is allowed, at most {_MOST_RETRIES})."
-        )
-
-
-def _text(where: str, value: object) -> str:
-    """The value, which has to be text of one line.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{where} holds {value!r}, a {type(value).__name__}; it has to be text.")
-    if found := LINE_BREAK.search(value):
-        raise ConfigurationError(
-            f"{where} has {_named(found)} in {shown(value)}; it becomes part of one line of a Dockerfile. Write it on one line."
-        )
-    return value
-
-
-def _check_texts(where: str, values: Iterable[object]) -> None:
-    for value in values:
-        _text(where, value)
-
-
-def _check_words(where: str, words: Iterable[object]) -> None:
-    """Refuse what no argument of a command can hold."""
-    for word in words:
-        if not isinstance(word, str) or "\0" in word:
-            raise ConfigurationError(f"{where} holds {shown(word)}; an argument is text without NUL.")
-
-
-def _named(found: re.Match[str]) -> str:
-    return "NUL" if found.group() == "\0" else "a line break"
-
-
-def _check_env(where: str, env: Mapping[str, str]) -> None:
-    """Refuse names that are none, and values of several lines; a value is never shown, as it may be a secret."""
-    for name, value in env.items():
-        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
-            raise ConfigurationError(
-                f"{where} has the name {shown(name)}; a variable's name is made of letters, digits and '_', and does not begin "
-                "with a digit."
-            )
-        if found := LINE_BREAK.search(str(value)):
-            raise ConfigurationError(
-                f"{where}: {name} has {_named(found)} at character {found.start() + 1}; it becomes part of a Dockerfile's line. "
-                "Write it on one line, or put the text into a file and name the file."
-            )
-
-
 def requirement_name(requirement: str) -> str:
     """The normalised package name of a requirement line (PEP 503): `Foo_Bar[x]>=1` is `foo-bar`."""
-    name = requirement
-    for mark in "[<>=!~; @":
-        name = name.partition(mark)[0]
-    return name.strip().lower().replace("_", "-").replace(".", "-")
+    name = re.split(r"[\[<>=!~; @]", requirement.strip(), maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def split_flags(argv: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:

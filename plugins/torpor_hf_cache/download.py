@@ -432,20 +432,26 @@ def fetch(
     began = time.monotonic()
     with _diagnosed(place):
         suspicious = bool(done and not _wrong_size(place, done) and _wrong_since(place, done))
-        _check_folders(place, ())
-        place.complete.unlink(missing_ok=True)
-        manifest = _list(place, allow, ignore)
-        _check_folders(place, manifest.files)
-        _write(place.manifest, {"format": 1, "repo_id": repo_id, "revision": revision, **asdict(manifest)})
-        for name, _ in _damage(place, manifest) if recheck or suspicious else _wrong_size(place, manifest):
-            _forget(place, name)
-        _download(place, manifest)
-        _check(place, manifest)
-        _leave_listing(place, manifest)
-        _finish(place, manifest)
+        manifest = _bring(place, allow, ignore, hash_all=recheck or suspicious)
     took = time.monotonic() - began
     print(f"{place}: {len(manifest.files)} files, {_amount(manifest.total)}, fetched and checked in {took:.1f} s.")
     return place.snapshot
+
+
+def _bring(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...], *, hash_all: bool) -> _Manifest:
+    """Delete what is damaged, download what is missing, check everything, and mark the commit as complete."""
+    _check_folders(place, ())
+    place.complete.unlink(missing_ok=True)
+    manifest = _list(place, allow, ignore)
+    _check_folders(place, manifest.files)
+    _write(place.manifest, {"format": 1, "repo_id": place.repo_id, "revision": place.revision, **asdict(manifest)})
+    for name, _ in _damage(place, manifest) if hash_all else _wrong_size(place, manifest):
+        _forget(place, name)
+    _download(place, manifest)
+    _check(place, manifest)
+    _leave_listing(place, manifest)
+    _finish(place, manifest)
+    return manifest
 
 
 @contextlib.contextmanager

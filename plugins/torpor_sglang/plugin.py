@@ -81,7 +81,7 @@ class SGLang(ChatServer):
     # 0.5.6.post2 and 0.5.16 server_args.py, 0.5.23 arg_groups/fields/parallel.py
     parallel_flags: ClassVar[ParallelFlags] = ParallelFlags(
         stages=(("--pp-size", "--pipeline-parallel-size"),),
-        copies=(("--dp-size", "--data-parallel-size"),),
+        data=(("--dp-size", "--data-parallel-size"),),
         shared=("--enable-dp-attention",),
     )
     request_fields = FIELDS

@@ -20,7 +20,7 @@ from torpor.launcher.public_requests import (
     MEDIA_DOMAINS_VARIABLE,
     REFUSED_FIELDS_VARIABLE,
 )
-from torpor.recipe import check_seconds
+from torpor.values.checks import check_seconds
 from torpor.values.field_types import article, check_types, shown
 
 if TYPE_CHECKING:

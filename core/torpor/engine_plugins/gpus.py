@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["ParallelFlags", "gpu_findings", "gpus_needed"]
 
 _SHORTEST_ABBREVIATION = 4
+_GPU_COUNT = re.compile(r"(?=0*[1-9])[0-9]{1,4}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelFlags:
-    """Flags of an engine by which it takes more GPUs than those that share one model.
+    """Flags by which an engine takes more GPUs than those that share one model.
 
-    Parallelism inside of those (experts, attention, decode contexts) takes no further ones, so it is not listed.
+    Parallelism inside those GPUs (experts, attention, decode contexts) takes no further ones and is not listed.
 
     Args:
-        stages: flags whose number multiplies the GPUs: pipelines, prefill contexts. The first of a group is the flag, the
-            others are its other names.
-        copies: the same for data parallelism.
-        shared: flags with which the copies share the GPUs of one model, e.g. `--enable-dp-attention`.
+        stages: flags whose number multiplies the GPUs: pipelines, prefill contexts. Each group is a flag and its other names.
+        data: the same for data parallelism.
+        shared: flags with which data parallelism uses the GPUs of one model, e.g. `--enable-dp-attention`.
     """
 
     stages: tuple[tuple[str, ...], ...] = ()
-    copies: tuple[tuple[str, ...], ...] = ()
+    data: tuple[tuple[str, ...], ...] = ()
     shared: tuple[str, ...] = ()
 
 
@@ -41,12 +42,12 @@ def gpus_needed(tensor_parallel: int, extra_args: Sequence[str], flags: Parallel
 
     Args:
         tensor_parallel: GPUs that share the model.
-        extra_args: further flags; a number that cannot be read counts as 1, and the engine refuses it.
-        flags: which of them count.
+        extra_args: further flags. A number that cannot be read counts as 1; the engine refuses it.
+        flags: those of `extra_args` that count.
     """
     groups = flags.stages
     if not any(_is(word, flags.shared) for word in extra_args):
-        groups = (*groups, *flags.copies)
+        groups = (*groups, *flags.data)
     needed = tensor_parallel
     for names in groups:
         needed *= _number(extra_args, names)
@@ -54,7 +55,7 @@ def gpus_needed(tensor_parallel: int, extra_args: Sequence[str], flags: Parallel
 
 
 def gpu_findings(engine: str, deployment: Deployment, *, device: str, needed: int) -> Iterator[Finding]:
-    """What is wrong between an engine and the deployment's GPUs.
+    """Compare the GPUs that an engine takes with those of its deployment.
 
     Args:
         engine: the plugin's class, for the message.
@@ -62,17 +63,15 @@ def gpu_findings(engine: str, deployment: Deployment, *, device: str, needed: in
         device: `cuda` or `cpu`.
         needed: GPUs that the engine takes.
     """
-    there, gpu = deployment.gpu_count, deployment.gpu
     if device == "cpu":
-        if there:
+        if deployment.gpu_count:
             yield Finding(
                 level="error",
                 what="GPUs",
-                seen=f"Deployment.gpu is {gpu!r}, and {engine}.device is 'cpu': the GPU would be paid for and stay idle",
+                seen=f"Deployment.gpu is {deployment.gpu!r}, and {engine}.device is 'cpu': the GPU would be paid for and stay idle",
                 cure=f"leave Deployment.gpu out, or let {engine} run on it (device='cuda')",
             )
-        return
-    if not there and needed == 1:
+    elif not deployment.gpu_count and needed == 1:
         yield Finding(
             level="warning",
             what="GPUs",
@@ -80,22 +79,28 @@ def gpu_findings(engine: str, deployment: Deployment, *, device: str, needed: in
             "GPU memory",
             cure=f"name the GPU, e.g. gpu='H100!', or set {engine}(device='cpu')",
         )
-    elif needed > there:
-        yield Finding(
+    elif needed != deployment.gpu_count:
+        yield _other_number(engine, deployment, needed)
+
+
+def _other_number(engine: str, deployment: Deployment, needed: int) -> Finding:
+    """The finding for an engine that takes more or fewer GPUs than the deployment has."""
+    there, gpu = deployment.gpu_count, deployment.gpu
+    if needed > there:
+        return Finding(
             level="error",
             what="GPUs",
             seen=f"{engine} takes {_gpus(needed)} (tensor_parallel, and what extra_args multiply it by), and Deployment.gpu is "
             f"{gpu!r}: {_gpus(there) if there else 'none'}",
             cure=f"write gpu='{_named(deployment, needed)}', or lower tensor_parallel",
         )
-    elif needed < there:
-        yield Finding(
-            level="error",
-            what="GPUs",
-            seen=f"Deployment.gpu is {gpu!r}, {_gpus(there)}, and {engine} takes {_gpus(needed)}: the other "
-            f"{'one' if there - needed == 1 else there - needed} would be paid for and stay idle",
-            cure=f"write gpu='{_named(deployment, needed)}', or set {engine}(tensor_parallel={there})",
-        )
+    return Finding(
+        level="error",
+        what="GPUs",
+        seen=f"Deployment.gpu is {gpu!r}, {_gpus(there)}, and {engine} takes {_gpus(needed)}: the other "
+        f"{'one' if there - needed == 1 else there - needed} would be paid for and stay idle",
+        cure=f"write gpu='{_named(deployment, needed)}', or set {engine}(tensor_parallel={there})",
+    )
 
 
 def _gpus(count: int) -> str:
@@ -120,9 +125,5 @@ def _number(words: Sequence[str], names: Sequence[str]) -> int:
     for place, word in enumerate(words):
         if _is(word, names):
             value = word.partition("=")[2] if "=" in word else next(iter(words[place + 1 : place + 2]), "")
-            found = (
-                int(value)
-                if value.isascii() and value.isdecimal() and 0 < len(value) < len("10000") and int(value)
-                else 1
-            )
+            found = int(value) if _GPU_COUNT.fullmatch(value) else 1
     return found

@@ -16,7 +16,8 @@ from torpor.build_steps.command import runner_file, script_file, step_command
 from torpor.errors import ConfigurationError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.modal.sources import is_left_out, python_sources
-from torpor.recipe import IMAGE_ROOT, LINE_BREAK
+from torpor.recipe import IMAGE_ROOT
+from torpor.values.checks import LINE_BREAK
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
