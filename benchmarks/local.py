@@ -144,11 +144,11 @@ def image(folder: Path, manifest: Manifest) -> dict[str, object]:
 
 def memory(folder: Path, deployment: Deployment, count: int) -> dict[str, object]:
     """Proportional memory (PSS) of so many replicas, MB: anonymous is a replica's own, files are shared by all."""
-    copies = restore_snapshot(folder, replicas=count, port=deployment.port)
+    replicas = restore_snapshot(folder, replicas=count, port=deployment.port)
     try:
-        totals = [rollup(one.replica.sandbox) for one in copies.serving]
+        totals = [rollup(one.replica.sandbox) for one in replicas.serving]
     finally:
-        copies.stop()
+        replicas.stop()
     anonymous = sum(total["Pss_Anon"] for total in totals)
     files = sum(total["Pss_File"] for total in totals)
     return {"replicas": count, "anonymous_mb": anonymous, "files_mb": files, "each_mb": (anonymous + files) / count}
@@ -171,9 +171,9 @@ def many(folder: Path, count: int) -> dict[str, object]:
     times = []
     for _ in range(count):
         started = time.perf_counter()
-        copies = restore_snapshot(folder)
+        replicas = restore_snapshot(folder)
         times.append(time.perf_counter() - started)
-        copies.stop()
+        replicas.stop()
     return {"restores": len(times), "median_s": statistics.median(times), "before": before, "after": held()}
 
 

@@ -250,17 +250,17 @@ def details(told: dict[str, object]) -> dict[str, float]:
 
 def once_more(folder: Path, port: int) -> dict[str, object]:
     """One more restore, for what is not timed: sampled requests at once, the engine's own lines, the GPU's memory."""
-    copies = restore_snapshot(folder, port=port)
+    replicas = restore_snapshot(folder, port=port)
     try:
         answers = sampled(port)
         return {
             "sampled_finished": sum(code == httpx.codes.OK for code in answers),
             "sampled_asked": len(answers),
             "gpu_serving_mib": used_mib(),
-            "restored_log": interesting(copies.serving[0].replica.sandbox.log_tail()),
+            "restored_log": interesting(replicas.serving[0].replica.sandbox.log_tail()),
         }
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def standby(wakes: int) -> dict[str, object]:
@@ -301,7 +301,7 @@ def standby(wakes: int) -> dict[str, object]:
 
 
 def cold(row: Row, log: Path) -> dict[str, object]:
-    """A cold start to its first token, some folders of compiled kernels put aside; SGLang makes them anew meanwhile."""
+    """A cold start to its first token, some folders of compiled kernels put aside; SGLang compiles them again meanwhile."""
     deployment = load_app(str(APP)).deployment
     kernels = cache_root() / "images" / deployment.name / "kernels"
     aside = [(kernels / name, kernels / f"{name}.aside") for name in row.without if (kernels / name).exists()]

@@ -30,6 +30,7 @@ _FIGURES = ROOT / "benchmarks" / "gpu"
 ADOPTED = {
     "security.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
     "gpu-figures.md": "benchmarks/gpu/NOTES.md",
     **{file.name: f"benchmarks/gpu/{file.name}" for kind in ("svg", "json") for file in _FIGURES.glob(f"*.{kind}")},
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DOCS = ROOT / "docs"
-PAGES = tuple(sorted([ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.glob("*.md")]))
+PAGES = tuple(sorted([*(ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING")), *DOCS.glob("*.md")]))
 
 _FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?:    .*\n|\n(?=    ))+")
