@@ -20,7 +20,6 @@ import asyncio
 import json
 import random
 import re
-import socket
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import LifecycleKey
 from torpor.runtime.guard_client import open_client
 from torpor.testing import StandIn, StandInVLLM
+from torpor.testing.ports import unused_port
 from torpor.testing.standin.vllm import RENEW
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = Sta
     report = FuzzReport(seed=seed)
     journal, log = folder / "journal", folder / "log"
     journal.touch()
-    port = _free_port()
+    port = unused_port()
     argv = [
         sys.executable,
         "-m",
@@ -501,12 +501,6 @@ class _Run:
         calls = Counter(str(json.loads(line)["path"]) for line in self._journal.read_text().splitlines()[start:])
         calls.subtract(ignore)
         return +calls
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

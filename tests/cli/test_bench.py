@@ -13,7 +13,7 @@ import pytest
 from tests.cli.test_snapshot_commands import INTERRUPTED, Cli
 from tests.report.recorded import measured
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import engines_on, free_port, write_app
+from tests.snapshots.kept import engines_on, write_app
 from torpor.cli.timed import without_left_overs
 from torpor.platforms.local.backends import CriuBackend
 from torpor.report import Bench, read_report
@@ -22,6 +22,7 @@ from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
 from torpor.telemetry.records import read_records
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +69,7 @@ def check_clocks(bench: Bench, clocks: tuple[str, ...]) -> None:
 @pytest.mark.slow
 def test_cold_starts_and_wakes_take_turns(cli: Cli, tmp_path: Path) -> None:
     """Where there is no CRIU, with the reason: JSON, table and page of one run; `report` makes the same page of the JSON."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     json_file, html_file, again = (tmp_path / name for name in ("bench.json", "bench.html", "again.html"))
     words = ("--starts", "2", "--json", json_file, "--html", html_file)
@@ -106,7 +107,7 @@ def test_cold_and_restored_starts_take_turns(cli: Cli, tmp_path: Path) -> None:
     """With CRIU: the bytes of the snapshot and their floor are told, and the snapshot goes; `--json -` is all of stdout."""
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     ran = cli.run("bench", app, "--starts", "1", "--backend", "criu", "--json", "-")
     content = json.loads(ran.stdout)
@@ -136,7 +137,7 @@ def test_cold_and_restored_starts_take_turns(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_file_of_stage_records_is_drawn(cli: Cli, tmp_path: Path) -> None:
     """`torpor up` says where its records are, or takes a place for them; `report` draws them."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     records = tmp_path / "records.jsonl"
     cli.run("up", app, "--backend", "standby", "--ask", "hello", "--records", records)
     drawn = cli.run("report", records).stdout
@@ -147,7 +148,7 @@ def test_a_file_of_stage_records_is_drawn(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_start_that_fails_ends_the_bench_with_its_reason(cli: Cli, tmp_path: Path) -> None:
     """The engine's own words are in the message; no file is written and nothing is left."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port, more=", fault=Fault.EXIT_AT_START")
     app.write_text("from torpor.testing import Fault\n" + app.read_text())
     json_file = tmp_path / "bench.json"
@@ -160,7 +161,7 @@ def test_a_start_that_fails_ends_the_bench_with_its_reason(cli: Cli, tmp_path: P
 @pytest.mark.slow
 def test_ctrl_c_ends_what_a_bench_has_started(cli: Cli, tmp_path: Path) -> None:
     """In the middle of a start."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     with cli.running("bench", app, "--starts", "500", "--backend", "standby") as bench:
         bench.says("woken      1")
@@ -185,7 +186,7 @@ def test_ctrl_c_ends_what_a_bench_has_started(cli: Cli, tmp_path: Path) -> None:
 )
 def test_wrong_input_is_one_paragraph_that_says_what_to_change(cli: Cli, tmp_path: Path, line: str, said: str) -> None:
     """Exit code 2, no traceback, nothing on standard output; here there is no CRIU."""
-    write_app(tmp_path, port=free_port())
+    write_app(tmp_path, port=unused_port())
     (tmp_path / "text").write_text("a text\n")
     (tmp_path / "other.json").write_text('{"stages": []}')
     (tmp_path / "bench.json").write_text(json.dumps(measured(pairs=1).as_json()))
@@ -213,7 +214,7 @@ def test_the_next_bench_clears_what_a_killed_one_left(cli: Cli, tmp_path: Path) 
     """Its snapshot and its records; a snapshot that a user made, and one whose name only ends so, stay."""
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     snapshots, timed = cli.cache / "snapshots", cli.cache / "timed"
     cli.run("snapshot", "create", app, snapshots / "mine-bench")

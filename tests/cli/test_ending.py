@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from tests.cli.test_snapshot_commands import INTERRUPTED, Cli, Running
 from tests.snapshots.conftest import wait_for
-from tests.snapshots.kept import chat, engines_on, free_port, write_app
+from tests.snapshots.kept import chat, engines_on, write_app
 from torpor.app_file import load_app
 from torpor.cli.interrupts import Signals
 from torpor.cli.up import _put_to_sleep
@@ -27,6 +27,7 @@ from torpor.platforms.local.server import LocalServer, Standby
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def app(tmp_path: Path) -> tuple[Path, int]:
     """An app whose answers take a second, and its port."""
-    port = free_port()
+    port = unused_port()
     path = write_app(tmp_path / "app", port=port, token_s=TOKEN_S, warmups=0)
     path.write_text(path.read_text().replace("drain_timeout_s=0.3", "drain_timeout_s=6"))
     return path, port

@@ -17,10 +17,11 @@ import pytest
 
 from tests.engine.test_lifeline import WAYS, by_signal
 from tests.snapshots.conftest import wait_for
-from tests.snapshots.kept import engines_on, free_port, write_app
+from tests.snapshots.kept import engines_on, write_app
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ class Marked:
 @pytest.mark.parametrize(("what", "way"), CASES)
 def test_an_engine_does_not_outlive_the_command_that_started_it(what: str, way: str, tmp_path: Path) -> None:
     """Nor does anything else that the command started."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     marked = Marked(tmp_path)
     with marked.running(*(word.format(app=app, folder=tmp_path) for word in WORDS[what])) as process:
@@ -148,7 +149,7 @@ def test_a_program_that_hangs_does_not_outlive_the_command(
     file.write_text(HANGS.format(said=said))
     file.chmod(0o755)
     path = os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"]))
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     marked = Marked(tmp_path, PATH=path)
     if program == "sbin/criu":
         marked.env[PREFIX_VARIABLE] = str(tmp_path / "bin")

@@ -9,7 +9,8 @@ import pytest
 
 from tests.cli.test_snapshot_commands import cli  # noqa: F401 - a fixture
 from tests.command_line import torpor
-from tests.snapshots.kept import free_port, write_app
+from tests.snapshots.kept import write_app
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "journal"
-        self.app = write_app(folder / "app", port=free_port())
+        self.app = write_app(folder / "app", port=unused_port())
         self.app.write_text(self.app.read_text() + COUNTING.format(journal=str(self._file)))
 
     def take(self) -> Counter[tuple[str, str]]:

@@ -20,7 +20,7 @@ import pytest
 
 from tests import ROOT
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import ATTEMPTS, chat, engines_on, free_port, killing_criu, when_criu_works, write_app
+from tests.snapshots.kept import ATTEMPTS, chat, engines_on, killing_criu, when_criu_works, write_app
 from torpor.app_file import load_app
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
@@ -30,6 +30,7 @@ from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import METRICS_VARIABLE
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +154,7 @@ def _prefix() -> Path:
 @pytest.fixture(scope="module")
 def made(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A snapshot, made once by `torpor snapshot create`."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path_factory.mktemp("app"), port=port)
     folder = tmp_path_factory.mktemp("made") / "snapshot"
     manifest = json.loads(cli.run("snapshot", "create", app, folder, "--json").stdout)
@@ -163,7 +164,7 @@ def made(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def own(cli: Cli, tmp_path: Path) -> Made:
     """A snapshot of this test alone."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     cli.run("snapshot", "create", app, tmp_path / "kept")
     manifest = json.loads((tmp_path / "kept" / MANIFEST).read_text())
@@ -221,7 +222,7 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
 
     Records and metrics say the same of all three replicas.
     """
-    port, folders = free_port(), work_folders(cli)
+    port, folders = unused_port(), work_folders(cli)
     records, metrics = tmp_path / "records.jsonl", tmp_path / "torpor.prom"
     cli = replace(cli, env={**cli.env, METRICS_VARIABLE: str(metrics)})
     line: list[str | Path] = [
@@ -300,7 +301,7 @@ def _leaders(port: int) -> list[int]:
 )
 def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(cli: Cli, own: Made) -> None:
     """What runs serves on; a copy that dies then cannot be restored, which is said, and is started cold."""
-    port = free_port()
+    port = unused_port()
     with cli.running("snapshot", "restore", own.folder, "--replicas", "2", "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
         assert "removed" in cli.run("snapshot", "rm", own.folder).stderr
@@ -360,7 +361,7 @@ def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own
 
 def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, made: Made) -> None:
     """On a port of its own each serves; on a taken one the second says so and leaves nothing."""
-    ports = free_port(), free_port()
+    ports = unused_port(), unused_port()
     lines = [("snapshot", "restore", made.folder, "--port", str(port)) for port in ports]
     with cli.running(*lines[0]) as one, cli.running(*lines[1]) as other:
         for command in (one, other):
@@ -377,7 +378,7 @@ def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, m
 
 def test_a_killed_restore_takes_its_copies_along(cli: Cli, made: Made) -> None:
     """SIGKILL of the command: no engine, no port, no mount stays; what it left in the cache goes with a later restore."""
-    port = free_port()
+    port = unused_port()
     mounts, before = Path("/proc/self/mountinfo").read_text(), work_folders(cli)
     with cli.running("snapshot", "restore", made.folder, "--replicas", "2", "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
@@ -428,7 +429,7 @@ def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
 def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: Made, number: signal.Signals) -> None:
     """Several CRIUs work then; all are waited for, and what they brought back is ended."""
     mounts = Path("/proc/self/mountinfo").read_text()
-    line = ("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(free_port()))
+    line = ("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(unused_port()))
     for _ in range(ATTEMPTS):
         with cli.running(*line) as command:
             with when_criu_works(own.folder, lambda _: command.process.send_signal(number)):
@@ -451,7 +452,7 @@ def up(cli: Cli, app: Path, folder: Path, *more: str) -> subprocess.CompletedPro
 
 def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_path: Path) -> None:
     """Cold when there is none, restored when it fits, cold again and anew when the app has changed; each answers."""
-    port, folder = free_port(), tmp_path / "kept"
+    port, folder = unused_port(), tmp_path / "kept"
     app = write_app(tmp_path / "app", port=port)
     first = up(cli, app, folder)
     assert f"cold: there is no snapshot in {folder}; it is made after the start" in first.stderr
@@ -472,7 +473,7 @@ def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_
 @pytest.mark.fault("every command is given a link to a snapshot", area="snapshot folders", outcome="held")
 def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: Path) -> None:
     """The snapshot it leads to is shown, restored, replaced and removed; the link stays."""
-    link, port = tmp_path / "current", free_port()
+    link, port = tmp_path / "current", unused_port()
     link.symlink_to(own.folder.name)
     assert json.loads(cli.run("snapshot", "inspect", link, "--json").stdout)["misfits"] == []
     with cli.running("snapshot", "restore", link, "--port", str(port)) as command:
@@ -526,7 +527,7 @@ def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: P
     """It is tried once more from the same snapshot, which is kept."""
     folder, once = tmp_path / "kept", tmp_path / "once"
     more = f", fault='exit_at_wake', fault_once={str(once)!r}"
-    app = write_app(tmp_path / "app", port=free_port(), more=more)
+    app = write_app(tmp_path / "app", port=unused_port(), more=more)
     cli.run("snapshot", "create", app, folder, "--no-prove")
     made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
     ran = up(cli, app, folder)
@@ -603,7 +604,7 @@ def test_up_does_not_start_cold_on_a_port_that_is_taken(cli: Cli, own: Made) -> 
 
 def test_a_server_that_criu_keeps_sleeps_and_wakes_by_signal(cli: Cli, tmp_path: Path) -> None:
     """Asleep it holds no process, only its folder; awake it answers as before."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     with cli.running("up", app, "--backend", "criu") as command:
         command.says("Ctrl-C ends it")
@@ -651,7 +652,7 @@ def test_without_criu_every_command_says_why_and_offers_standby(barred: Cli, mad
 
 def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
     asked = ran.stderr.index("the last copy is asked, too: Tell me about the moon.\n")
     restored = re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
@@ -695,7 +696,7 @@ def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> N
     """In its order, each once, with the stand-in app in place of the page's and another folder."""
     lasting = os.pathsep.join(map(str, (cli.cache, tmp_path)))  # doctor warns of what lies in a temporary folder
     cli = replace(cli, env={**cli.env, "TORPOR_LASTING_FOLDERS": lasting})
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     places = {"apps/tiny_cpu.py": str(app), "APP": str(app), "/srv/tiny": str(tmp_path / "kept")}
     lines = [" ".join(places.get(word, word) for word in line.split()) for line in commands_of_the_page()]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.snapshots.kept import free_port
 from torpor import EngineTimeoutError
 from torpor.cli.timing import first_token, port_taken, ready
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_the_end_of_the_command_ends_the_wait(what: str) -> None:
     with subprocess.Popen(["sh", "-c", "exit 3"], text=True) as ended:
         ended.wait(10.0)
         with pytest.raises(EngineTimeoutError, match=f"ended with code 3; it came to no {what}"):
-            CLOCKS[what](ended, free_port(), 60.0)
+            CLOCKS[what](ended, unused_port(), 60.0)
 
 
 @pytest.mark.parametrize("what", CLOCKS)
@@ -45,7 +45,7 @@ def test_a_command_that_comes_to_nothing_is_waited_for_so_long(what: str) -> Non
     with subprocess.Popen(["sleep", "60"], text=True) as idle:
         try:
             with pytest.raises(EngineTimeoutError, match=f"no {what} after 0.05 s"):
-                CLOCKS[what](idle, free_port(), 0.05)
+                CLOCKS[what](idle, unused_port(), 0.05)
         finally:
             idle.kill()
 

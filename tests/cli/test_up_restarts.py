@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import wait_for
-from tests.snapshots.kept import chat, engines_on, free_port, write_app
+from tests.snapshots.kept import chat, engines_on, write_app
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ class Up:
     """A `torpor up --backend none --json` that runs."""
 
     def __init__(self, folder: Path, *, options: str) -> None:
-        self.port = free_port()
+        self.port = unused_port()
         app = write_app(folder / "app", port=self.port)
         app.write_text(
             f"{app.read_text()}\nfrom dataclasses import replace\ndeployment = replace(deployment, {options})\n"

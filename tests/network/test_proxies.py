@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tests.chat_server import ChatServer, Reply, answer
 from tests.command_line import torpor
-from tests.snapshots.kept import free_port, write_app
+from tests.snapshots.kept import write_app
 from torpor import ConfigurationError, start_engine
 from torpor.client import chat
 from torpor.engine.child_process import run_child
@@ -21,6 +21,7 @@ from torpor.errors import EngineRequestError
 from torpor.network.proxies import is_loopback, past_proxies
 from torpor.platforms.modal.prewarm import prewarm
 from torpor.snapshots.criu_install import mirror_download
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     import subprocess
@@ -198,7 +199,7 @@ def test_without_a_proxy_nothing_is_said_of_exceptions(env: dict[str, str]) -> N
 @pytest.mark.fault("the environment names a proxy, and `up --ask` asks its own server", area="secrets", outcome="held")
 def test_up_asks_its_own_server_past_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
     """Start, readiness, warm-up, sleep, wake and the question itself."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     env = {"TORPOR_CACHE": str(tmp_path / "c"), "TORPOR_API_KEY": "k"}
     ran = torpor("up", str(app), "--backend", "standby", "--ask", "Well?", env=env)
     assert ran.returncode == 0, ran.stderr

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.snapshots.kept import free_port, write_app
+from tests.snapshots.kept import write_app
 from torpor import SnapshotError
 from torpor.network.shortage import shortage
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +90,7 @@ def test_words_alone_are_known_too() -> None:
 @pytest.mark.parametrize("what", ["up", "bench", "prewarm"])
 def test_a_command_without_descriptors_names_the_limit(what: str, tmp_path: Path) -> None:
     """Whatever it was doing."""
-    app = str(write_app(tmp_path / "app", port=free_port()))
+    app = str(write_app(tmp_path / "app", port=unused_port()))
     words = {
         "up": ("up", app, "--ask", "hi"),
         "bench": ("bench", app, "--backend", "standby", "--starts", "1"),
@@ -103,7 +104,7 @@ def test_a_command_without_descriptors_names_the_limit(what: str, tmp_path: Path
 @pytest.mark.fault("a snapshot is made with 200 descriptors, or restored with too few", area="limits", outcome="held")
 def test_snapshots_do_with_few_descriptors_and_name_the_limit_where_they_cannot(tmp_path: Path) -> None:
     """200 suffice for a small engine; 40 do for nothing."""
-    app = str(write_app(tmp_path / "app", port=free_port()))
+    app = str(write_app(tmp_path / "app", port=unused_port()))
     made = limited(200, tmp_path, "snapshot", "create", app, str(tmp_path / "kept"))
     assert made.returncode == 0, made.stderr
     assert names_the_limit(limited(40, tmp_path, "snapshot", "restore", str(tmp_path / "kept")), 40)

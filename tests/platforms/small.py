@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import socket
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing_extensions import override
 
 from torpor import BuildPlan, BuildStep, Deployment, ImagePatch, Model, Plugin, Preflight, hookimpl
 from torpor.testing import Fault, StandIn
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,13 +43,6 @@ class Patch(Plugin):
         return BuildPlan(steps=self.steps, preflight=self.preflight)
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def a_deployment(
     patch: Patch | None = None,
     *,
@@ -64,7 +57,7 @@ def a_deployment(
         model=Model(path="/models/small"),
         plugins=(patch or Patch(), StandIn(fault=fault, fault_s=0.1)),
         gpu=gpu,
-        port=free_port(),
+        port=unused_port(),
         snapshot=snapshot,
         cold_start_on_failed_wake=cold_start_on_failed_wake,
         startup_timeout_s=20.0,

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.conftest import living_members, wait_until_gone
-from tests.platforms.small import free_port
 from torpor import Deployment, EngineExitedError, GuardStateError, Model
 from torpor.runtime.boot import Boot
 from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class BootMachine(RuleBasedStateMachine):
         self.journal = Path(journal)
         engine = self.standin(fault=Fault.EXIT_WHILE_SERVING, token_s=0.005, warmup_requests=1, journal=journal)
         model = Model(path="/m", served_name="standin")
-        self.boot = Boot(Deployment(name="x", model=model, plugins=(engine,), port=free_port(), stop_timeout_s=2.0))
+        self.boot = Boot(Deployment(name="x", model=model, plugins=(engine,), port=unused_port(), stop_timeout_s=2.0))
         self.boot.cold_start()
         url = f"http://127.0.0.1:{self.boot.deployment.port}"
         self.public = httpx.Client(base_url=url, trust_env=False, timeout=20)

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +32,6 @@ deployment = Deployment(
     secrets_in_snapshot={secrets!r},
 )
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_app(

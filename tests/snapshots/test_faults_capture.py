@@ -17,10 +17,11 @@ import pytest
 from tests.conftest import is_running
 from tests.engine.test_lifeline import children_first
 from tests.snapshots.conftest import MODES, wait_for
-from tests.snapshots.kept import chat, free_port, write_app
+from tests.snapshots.kept import chat, write_app
 from torpor import SnapshotError
 from torpor.platforms.local.server import inspect_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ class Held:
 
     def __init__(self, folder: Path, criu: Criu) -> None:
         self.cache, self.snapshot = folder / "c", folder / "kept"
-        self.port = free_port()
+        self.port = unused_port()
         self.app = write_app(folder / "app", port=self.port)
         self._moment = folder / "moment"  # and where to say so, a file of each run's own: another's may end late
         self._moment.write_text("free -\n")

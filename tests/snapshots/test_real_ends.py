@@ -12,10 +12,11 @@ import pytest
 from tests import ROOT
 from tests.plugins.local_engines import LocalEngine
 from tests.snapshots.conftest import MODES, refuse
-from tests.snapshots.kept import Background, chat, free_port
+from tests.snapshots.kept import Background, chat
 from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def snapshot_of(engine: str, snapshots: dict[str, Path]) -> Path:
         folder = snapshots["folder"] / engine
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(HANG.format(flag=str(folder / "hang")))
-        text = APP.format(path=str(folder), app=str(app), args=args, name=engine, port=free_port())
+        text = APP.format(path=str(folder), app=str(app), args=args, name=engine, port=unused_port())
         (folder / "app.py").write_text(text)
         create_snapshot(folder / "app.py", folder / "kept", mode=MODES[0], prove=False)
         snapshots[engine] = folder / "kept"
@@ -118,7 +119,7 @@ def worker_of(engine: SandboxEngine) -> int:
 @pytest.mark.fault("the scheduler of a restored engine is killed", area="crash", outcome="held")
 def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: dict[str, Path]) -> None:
     """The server does not stay behind without it."""
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(snapshot_of(engine, snapshots), port=port)
     try:
         running = copies.serving[0].boot.running_engine
@@ -133,7 +134,7 @@ def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: d
 @pytest.mark.fault("a restored engine hangs for longer than its watchdog allows", area="hang", outcome="held")
 def test_the_watchdog_of_a_restored_server_ends_it(snapshots: dict[str, Path]) -> None:
     """Its handle of the server's process was made before the capture, when that process had another start time."""
-    port, flag = free_port(), snapshots["folder"] / "sglang" / "hang"
+    port, flag = unused_port(), snapshots["folder"] / "sglang" / "hang"
     copies = restore_snapshot(snapshot_of("sglang", snapshots), port=port)
     try:
         running = copies.serving[0].boot.running_engine

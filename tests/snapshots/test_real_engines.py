@@ -17,11 +17,12 @@ from tests import ROOT
 from tests.plugins.local_engines import LocalEngine
 from tests.shown import ROWS
 from tests.snapshots.conftest import MODES, refuse, wait_for
-from tests.snapshots.kept import Background, free_port
+from tests.snapshots.kept import Background
 from torpor.cli.timing import command, first_token, running
 from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from torpor.runtime.supervision import ReplicaEvent
@@ -137,7 +138,7 @@ def test_replicas_of_0_5_16_sample_differently_too(criu: Criu, tmp_path: Path) -
     if not older.is_dir():
         pytest.skip(f"{older.relative_to(ROOT)} is missing; run scripts/setup-local --parsers")
     app = tmp_path / "older.py"
-    app.write_text(OTHER_VERSION.format(path=str(older), app=str(APP), version=older.name, port=free_port()))
+    app.write_text(OTHER_VERSION.format(path=str(older), app=str(APP), version=older.name, port=unused_port()))
     with pytest.MonkeyPatch.context() as patch:
         if "root" in criu.program.parts:
             patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
@@ -159,7 +160,7 @@ def test_replicas_sample_differently_and_answer_greedily_alike(captured: tuple[P
 
 
 def assert_replicas_differ_where_they_should(folder: Path) -> None:
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(folder, replicas=2, port=port)
     try:
         assert len({ask(port, temperature=0.0) for _ in range(4)}) == 1
@@ -172,7 +173,7 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
     """From the start of the command to the first token: at least 5 times, whatever else the machine does."""
     folder, manifest = captured
     cold_s = sum(stage.seconds for stage in manifest.stages if stage.stage in COLD_STAGES)
-    port = free_port()
+    port = unused_port()
     with running(command("snapshot", "restore", str(folder), "--json", "--port", str(port))) as (process, began):
         seen = first_token(process, began, port=port, model="tiny-qwen3", timeout_s=60.0)
     assert cold_s / seen.first_token_s > 5
@@ -180,7 +181,7 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
 
 def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Path, Manifest]) -> None:
     """What counts CPU time, SGLang's metrics, finds that it began anew; that must not end a scheduler."""
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(captured[0], port=port)
     try:
         engine = copies.serving[0].boot.running_engine
@@ -196,7 +197,7 @@ def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Pa
 )
 def test_an_engine_whose_scheduler_is_killed_is_restored_again_and_serves(captured: tuple[Path, Manifest]) -> None:
     """Its request gets an error, not silence; the next replica answers as the first one did."""
-    port = free_port()
+    port = unused_port()
     events: list[ReplicaEvent] = []
     replicas = Replicas(captured[0], port=port, supervised=True, on_event=events.append)
     replicas.start()

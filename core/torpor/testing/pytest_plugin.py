@@ -6,8 +6,6 @@ imports nothing of Torpor's before a fixture is used.
 
 from __future__ import annotations
 
-import random
-import socket
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import pytest
@@ -58,16 +56,12 @@ class StandInDeployment(Protocol):
 @pytest.fixture
 def free_port() -> int:
     """A loopback port on which nobody listens."""
-    # Below the kernel's ephemeral range (32768 on): those are handed to outgoing connections at any time.
-    for port in random.SystemRandom().sample(range(18000, 32000), 50):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("0.0.0.0", port))  # noqa: S104 - what an engine binds
-            except OSError:
-                continue
-            return port
-    pytest.fail("No free port between 18000 and 32000 in 50 tries: end some of what listens there.", pytrace=False)
+    from torpor.testing.ports import PortsTakenError, unused_port  # noqa: PLC0415 - paid for when used
+
+    try:
+        return unused_port()
+    except PortsTakenError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.snapshots.conftest import MODES, refuse, wait_for
-from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
+from tests.snapshots.kept import Background, chat, engines_on, write_app
 from torpor import EngineError, SnapshotError, TorporError
 from torpor.app_file import load_app
 from torpor.platforms.local.backends import NoSnapshot
@@ -29,6 +29,7 @@ from torpor.snapshots.store.failures import BAD_AFTER, note_failure, read_failur
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST
 from torpor.snapshots.store.stored import inspect
 from torpor.testing.faults import CRASH_WORD, Fault
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Server:
     """Replicas of a snapshot of an app of the test's own, and what was told of them."""
 
     def __init__(self, folder: Path, *, fault: Fault | None = None, once: bool = False, options: str = "") -> None:
-        self.port = free_port()
+        self.port = unused_port()
         more = f", fault={str(fault)!r}" if fault else ""
         more += f", fault_once={str(folder / 'fault-once')!r}" if once else ""
         app = write_app(folder / "app", port=self.port, more=more)

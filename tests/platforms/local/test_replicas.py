@@ -23,7 +23,7 @@ import structlog
 
 from tests.conftest import BOTH_DIALECTS
 from tests.snapshots.conftest import MODES, refuse, wait_for
-from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, free_port, killing_criu, write_app
+from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, killing_criu, write_app
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.app_file import load_app
 from torpor.engine.logs import stored_logs
@@ -44,6 +44,7 @@ from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import cache_root
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 @pytest.fixture(scope="module")
 def original(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """A snapshot, made once; tests that change it take a copy."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path_factory.mktemp("app"), port=port)
     folder = tmp_path_factory.mktemp("kept") / "snapshot"
     if reasons := CriuBackend(mode=MODES[-1]).available():
@@ -106,7 +107,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -
 
 def refused(kept: Kept, *, full: bool = False) -> str:
     """What a restore says that is refused; nothing may be left of it."""
-    port = free_port()
+    port = unused_port()
     with pytest.raises(SnapshotError) as error:
         restore_snapshot(kept.folder, port=port, full=full)
     assert engines_on(kept.port) == []
@@ -120,10 +121,10 @@ def test_a_copy_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: P
     """Create, restore, ask: rootless and as root; the original has ended, the copy ends with `stop`."""
     if reasons := CriuBackend(mode=mode).available():
         refuse("; ".join(reasons))
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     manifest = create_snapshot(app, tmp_path / "kept", mode=mode)
     assert engines_on(manifest.deployment.port) == []
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(tmp_path / "kept", port=port, full=True)
     try:
         assert chat(port) == chat(port)
@@ -136,7 +137,7 @@ def test_a_copy_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: P
 
 def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
     """Three copies behind one port: replica ids, lifecycle keys and logs differ, greedy answers do not."""
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(original.folder, replicas=3, port=port)
     try:
         assert len({chat(port) for _ in range(6)}) == 1
@@ -158,9 +159,9 @@ def test_copies_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: 
     """All of them have the random state of the snapshot until the wake, which seeds anew, whoever does that."""
     if reasons := CriuBackend(mode=MODES[-1]).available():
         refuse("; ".join(reasons))
-    app = write_app(tmp_path / "app", port=free_port(), standin=standin.__name__)
+    app = write_app(tmp_path / "app", port=unused_port(), standin=standin.__name__)
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
-    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=free_port())
+    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=unused_port())
     try:
         body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "temperature": 1.0}
         texts = []
@@ -175,7 +176,7 @@ def test_copies_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: 
 
 def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
     """What `torpor prewarm` looks for; two copies have two tags, and neither is a replica id."""
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(original.folder, replicas=2, port=port)
     try:
         ended = prewarm(f"http://127.0.0.1:{port}", requests=1, attempts=1, pause_s=0.0, timeout_s=30.0)
@@ -192,7 +193,7 @@ def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None
 
 def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept) -> None:
     """In a file for each replica, which is told, and which stays when the replica has ended."""
-    copies = restore_snapshot(original.folder, replicas=2, port=free_port())
+    copies = restore_snapshot(original.folder, replicas=2, port=unused_port())
     try:
         engines = [one.boot.running_engine for one in copies.serving]
         logs = [engine.log_path for engine in engines]
@@ -221,7 +222,7 @@ def says(log: Path, text: str) -> bool:
 
 def test_two_restores_at_once_do_not_meet(original: Kept) -> None:
     """Nothing of a snapshot is written by a restore, and sandboxes share nothing."""
-    ports = (free_port(), free_port())
+    ports = (unused_port(), unused_port())
     restores = [Background(lambda port=port: restore_snapshot(original.folder, port=port)) for port in ports]
     copies = [one.join() for one in restores]
     try:
@@ -263,7 +264,7 @@ deployment = replace(deployment, plugins=(Unguarded(warmup_requests=1),))
 
 def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_path: Path) -> None:
     """There is no /ready then; its own ready path is asked."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     app.write_text(app.read_text() + UNGUARDED)
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
@@ -360,7 +361,7 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
 
 def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, original: Kept, tmp_path: Path) -> None:
     """The deployment is compared with what its file says at the restore, while CRIU works; then everything ends."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     write_app(tmp_path / "app", port=original.port, warmups=2)
     said = refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
@@ -396,7 +397,7 @@ def _forget_facts(content: dict[str, object], name: str) -> None:
 )
 def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Kept, tmp_path: Path) -> None:
     """Its files were checked in another folder; a copy of the whole folder, which differs in nothing, counts as well."""
-    copies = Replicas(kept.folder, port=free_port())
+    copies = Replicas(kept.folder, port=unused_port())
     kept.folder.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", kept.folder)
     kept.folder.chmod(0o700)
@@ -409,7 +410,7 @@ def test_a_copy_that_answers_differently_never_serves(kept: Kept) -> None:
     """The canary of the original is demanded of every copy; here without the cold start that could take its place."""
     change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
     with pytest.raises(CanaryError):
-        Replicas(kept.folder, port=free_port(), cold_start=False).start()
+        Replicas(kept.folder, port=unused_port(), cold_start=False).start()
     assert engines_on(kept.port) == []
 
 
@@ -425,7 +426,7 @@ def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Pa
 
 def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cache: Path, tmp_path: Path) -> None:
     """Here by the app file, which is read while CRIU works; the copies, which wake by then, are ended."""
-    port, app = free_port(), tmp_path / "takes.py"
+    port, app = unused_port(), tmp_path / "takes.py"
     take = f"import pathlib, socket\ntaken = socket.create_server(('127.0.0.1', {port}))\n"
     keep = f"pathlib.Path({str(tmp_path / 'number')!r}).write_text(str(taken.detach()))\n"
     app.write_text(take + keep + kept.app.read_text())
@@ -439,7 +440,7 @@ def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cac
 
 def test_copies_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
     """Their memory is their own."""
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(kept.folder, port=port)
     try:
         before = chat(port)
@@ -460,7 +461,7 @@ def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
 
 def test_a_copy_that_dies_is_reported_and_replaced(original: Kept) -> None:
     """The others serve on; `start` brings another copy behind the same port."""
-    port = free_port()
+    port = unused_port()
     deaths: list[str] = []
     copies = Replicas(original.folder, port=port, on_death=lambda name, _: deaths.append(name))
     copies.start(2)
@@ -482,7 +483,7 @@ def test_a_secret_in_the_environment_is_refused_by_name(
 ) -> None:
     """Before the engine is started; the value is not told."""
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with pytest.raises(SnapshotError, match=r'MY_HUB_TOKEN.*secrets_in_snapshot="warn"') as error:
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     assert "swordfish" not in str(error.value)
@@ -492,14 +493,14 @@ def test_a_secret_in_the_environment_is_refused_by_name(
 def test_the_deployment_can_make_it_a_warning(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on any platform: the snapshot is made, and each look at it names the variable, never the value."""
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
-    app = write_app(tmp_path / "app", port=free_port(), secrets="warn")
+    app = write_app(tmp_path / "app", port=unused_port(), secrets="warn")
     with structlog.testing.capture_logs() as logs:
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     told = [(entry["log_level"], entry["variables"]) for entry in logs if entry["event"] == "secrets_in_snapshot"]
     assert told == [("warning", ["MY_HUB_TOKEN"])] * 2  # at the start, and before the sleep
     assert "swordfish" not in str(logs)
     monkeypatch.delenv("MY_HUB_TOKEN")
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(tmp_path / "kept", port=port)
     try:
         assert chat(port)
@@ -512,7 +513,7 @@ def test_a_capture_closes_idle_connections_and_cuts_what_is_in_flight_at_its_dea
     cache: Path, tmp_path: Path
 ) -> None:
     """The one that waits is answered, the one that goes on for ever is cut, the idle one is closed; then it sleeps."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port, token_s=0.01, warmups=0)
     backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1])
     server = LocalServer(load_app(str(app)).deployment, backend=backend)
@@ -564,7 +565,7 @@ def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_c
     cache: Path, tmp_path: Path, criu: Criu
 ) -> None:
     """The sleep cut everybody; who comes later is refused. The engine stays asleep, and nothing is on the disk."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.sleep()
         with server.boot.running_engine.open_socket(server.deployment.port, 5.0):
@@ -627,7 +628,7 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
         pytest.skip("without iproute2 the test's program can have no such address")
     (tmp_path / "lost").touch()
     code = f"import ctypes, os, socket, sys, time\n{program}\nopen('/dev/shm/there', 'w')\ntime.sleep(60)"
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, backend):
         sandbox = sandbox_of(server)
         there = ["test", "-e", "/dev/shm/there"]
@@ -648,12 +649,12 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
 @pytest.mark.parametrize("mode", MODES)
 def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: Path, tmp_path: Path) -> None:
     """As root by a filter, which its copies have as well; rootless, where CRIU can dump none, by asking its libraries."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept", mode=mode) as (server, backend):
         original = denials(sandbox_of(server))
         backend.capture(server.boot)
     assert original == {("2", "0", "0") if mode == "root" else ("0", "0", "0")}
-    copies = restore_snapshot(tmp_path / "kept", port=free_port())
+    copies = restore_snapshot(tmp_path / "kept", port=unused_port())
     try:
         assert denials(copies.serving[0].replica.sandbox) == original
     finally:
@@ -674,7 +675,7 @@ def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
 
 def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Path, criu: Criu) -> None:
     """The guard is asked: a copy of an engine that serves would come back in the middle of something."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.serve()
         with pytest.raises(GuardStateError, match="The engine is serving"):
@@ -684,7 +685,7 @@ def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Pa
 
 def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
     """A tree that CRIU let go of in the middle cannot be trusted; the snapshot that was there before stays."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     before = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     for _ in range(ATTEMPTS):
@@ -708,7 +709,7 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
     for _ in range(ATTEMPTS):
         try:
             with killing_criu(kept.folder):
-                copies = restore_snapshot(kept.folder, replicas=2, port=free_port())
+                copies = restore_snapshot(kept.folder, replicas=2, port=unused_port())
             copies.stop()
         except SnapshotError as error:
             said = str(error)
@@ -719,7 +720,7 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
     assert engines_on(kept.port) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert taken_logs(cache) <= {"restore.log", "stats-restore"}
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(kept.folder, port=port, full=True)
     try:
         assert chat(port)
@@ -731,7 +732,7 @@ def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes
     cache: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The room was there when it was looked at, and somebody else took it: here the look is what is wrong."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     usage, facts = shutil.disk_usage(tmp_path), os.statvfs(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(os, "statvfs", lambda _: facts)
@@ -773,13 +774,13 @@ def test_a_copys_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_other
     mode: Mode, cache: Path, tmp_path: Path
 ) -> None:
     """Monotonic and boot time go on from the dump where the machine's own are behind it; the time of day is the machine's."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     create_snapshot(app, tmp_path / "kept", mode=mode)
     for ahead_s in (0.0, 90_000.0):  # as if this machine had been booted after the dump
         dumped_at_s = inspect_snapshot(tmp_path / "kept").monotonic_s + ahead_s
         clocks = {"monotonic_s": dumped_at_s, "boottime_s": dumped_at_s}
         change_manifest(tmp_path / "kept", partial(dict.update, **clocks))
-        copies = restore_snapshot(tmp_path / "kept", port=free_port())
+        copies = restore_snapshot(tmp_path / "kept", port=unused_port())
         try:
             sandbox = copies.serving[0].replica.sandbox
             own_s = time.monotonic()
@@ -795,9 +796,9 @@ def test_a_copys_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_other
 
 def test_a_copy_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None:
     """Two copies share the requests; while one sleeps the other gets all; awake it has its share again."""
-    app = write_app(tmp_path / "app", port=free_port(), more=", journal='journal'")
+    app = write_app(tmp_path / "app", port=unused_port(), more=", journal='journal'")
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
     try:
         sandboxes = [one.replica.sandbox for one in copies.serving]
@@ -829,7 +830,7 @@ def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: P
     """Only a snapshot gives way to a snapshot; this is found before the start."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("years of work")
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     with pytest.raises(SnapshotError, match="is no snapshot"):
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
 
@@ -839,7 +840,7 @@ def test_too_little_room_is_said_before_criu_begins(
 ) -> None:
     """With what is free and what it takes."""
     usage = shutil.disk_usage(tmp_path)
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
     with pytest.raises(SnapshotError, match=r"0\.00 GB free; this snapshot takes up to 0\.\d\d GB"):
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
@@ -848,7 +849,7 @@ def test_too_little_room_is_said_before_criu_begins(
 
 def test_a_new_snapshot_takes_the_old_ones_place_when_it_is_whole(cache: Path, tmp_path: Path) -> None:
     """And what a killed capture left beside it goes."""
-    app = write_app(tmp_path / "app", port=free_port())
+    app = write_app(tmp_path / "app", port=unused_port())
     left = tmp_path / ".kept.partial-4194999"
     left.mkdir()
     first = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])

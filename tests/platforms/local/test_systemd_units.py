@@ -21,7 +21,7 @@ import pytest
 from tests import ROOT
 from tests.command_line import torpor
 from tests.snapshots.conftest import wait_for
-from tests.snapshots.kept import Background, chat, engines_on, free_port, write_app
+from tests.snapshots.kept import Background, chat, engines_on, write_app
 from torpor import Deployment, Model
 from torpor.cli import _INTERRUPTED
 from torpor.engine.process import _KILL_S
@@ -30,6 +30,7 @@ from torpor.platforms.local.service_manager import SOCKET_VARIABLE
 from torpor.runtime.start_limits import LETS_GO_S
 from torpor.snapshots.store.paths import CACHE_VARIABLE
 from torpor.testing import StandIn
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +172,7 @@ class Manager:
 @pytest.fixture
 def managed(tmp_path: Path) -> Iterator[tuple[Manager, int]]:
     """A service of the stand-in that takes 2 s for 40 tokens, and its port; nothing of it stays."""
-    port = free_port()
+    port = unused_port()
     app = write_app(tmp_path / "app", port=port, token_s=0.05)
     app.write_text(app.read_text().replace("drain_timeout_s=0.3", "drain_timeout_s=20"))
     manager = Manager([sys.executable, "-m", "torpor.cli", "up", str(app)], tmp_path)

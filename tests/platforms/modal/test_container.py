@@ -17,10 +17,10 @@ import pytest
 from tests.chat_server import ChatServer, Reply
 from tests.modal_plane import Container, LogEntry, ModalPlane
 from tests.platforms.modal.modal_lines import RESTORING
-from tests.platforms.small import free_port
 from torpor.platforms.modal.log import LogLine, classify
 from torpor.testing import Fault
 from torpor.testing.faults import CRASH_WORD
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +135,7 @@ def engines(port: int) -> list[psutil.Process]:
 @needs_eth0
 def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane, tmp_path: Path) -> None:
     """Order of the enter methods in the real entrypoint: cold start and sleep, the snapshot, wake, the port, serving."""
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path, snapshot=True) as container:
         container.wait_for_snapshot()
@@ -161,7 +161,7 @@ def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane
 @needs_eth0
 def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp_path: Path) -> None:
     """The real entrypoint hands on the new container's id; log and door of the replica tell that it is a copy."""
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path, snapshot=True) as container:
         container.wait_for_snapshot()
@@ -179,7 +179,7 @@ def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp
 
 def test_a_deployed_app_is_prewarmed_by_its_file(plane: ModalPlane, tmp_path: Path) -> None:
     """The real client finds the URL; a server that says nothing of its start is judged by the app's log."""
-    deployed(plane, tmp_path, free_port())
+    deployed(plane, tmp_path, unused_port())
     missing = plane.python("-m", "torpor.cli", "prewarm", "nosuch", cwd=tmp_path)
     assert (missing.code, "'nosuch' is not deployed" in missing.output) == (1, True)  # a name is looked up as it is
     with ChatServer([Reply(pieces=(b"ok",), pause_s=2.0)]) as silent:
@@ -206,7 +206,7 @@ def restores_when_asked(plane: ModalPlane, server: ChatServer) -> None:
 @needs_eth0
 def test_without_a_snapshot_the_same_container_serves(plane: ModalPlane, tmp_path: Path) -> None:
     """`modal run` never snapshots: the engine sleeps and wakes in place."""
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path) as container:
         container.wait_until_ready()
@@ -222,7 +222,7 @@ def test_a_failure_in_an_enter_method_is_reported_and_leaves_no_process(
     plane: ModalPlane, tmp_path: Path, fault: Fault
 ) -> None:
     """The entrypoint runs no exit method then, and ends with exit code 0."""
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port, fault, cold_start=False)
     with Container(plane, server, tmp_path) as container:
         assert container.wait() == 0
@@ -242,7 +242,7 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
 
     The container then tells Modal to stop it, runs its exit methods and ends.
     """
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port, Fault.DIFFERENT_AFTER_WAKE)
     with Container(plane, server, tmp_path, snapshot=True) as container:
         container.wait_for_snapshot()
@@ -274,7 +274,7 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
 @pytest.mark.alone
 def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(plane: ModalPlane, tmp_path: Path) -> None:
     """It is not ready for ever with nothing behind it."""
-    port = free_port()
+    port = unused_port()
     server = deployed(plane, tmp_path, port, Fault.EXIT_WHILE_SERVING)
     with Container(plane, server, tmp_path, snapshot=True) as container:
         container.wait_for_snapshot()
@@ -293,7 +293,7 @@ def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(pla
 
 def test_the_download_function_runs_its_step_and_commits_the_volume(plane: ModalPlane, tmp_path: Path) -> None:
     """The step of the build, in the environment of the image, then an explicit commit of what it wrote."""
-    deployed(plane, tmp_path, free_port())
+    deployed(plane, tmp_path, unused_port())
     with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
         assert container.wait() == 0, container.log()
     (output,) = container.task.outputs
@@ -307,7 +307,7 @@ def test_the_download_function_runs_its_step_and_commits_the_volume(plane: Modal
 
 def test_a_failed_download_fails_the_call_with_the_step_s_name(plane: ModalPlane, tmp_path: Path) -> None:
     """The error of the step reaches the caller of `modal run apps/...::download`."""
-    deployed(plane, tmp_path, free_port(), "broken")
+    deployed(plane, tmp_path, unused_port(), "broken")
     with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
         assert container.wait() == 0, container.log()
     (output,) = container.task.outputs

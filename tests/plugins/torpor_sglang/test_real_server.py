@@ -21,6 +21,7 @@ from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import wait_ready
+from torpor.testing.ports import unused_port
 from torpor_sglang import SGLang, routes
 from torpor_sglang.flags import FLAGS
 
@@ -43,12 +44,6 @@ CHAT: dict[str, object] = {
 }
 START_S = 240.0
 SPAWNED = "-forked-scheduler"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -189,7 +184,7 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, version: str
 ) -> None:
     """Chat, streamed or not, is open while serving; management is not; asleep it answers 503; awake it says the same."""
-    port = free_port()
+    port = unused_port()
     with (
         launched(real_engine(version), tiny_model, port) as engine,
         anybody(port) as public,
@@ -246,7 +241,7 @@ def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
     real_engine: Callable[[str], RealEngine], tiny_model: Path
 ) -> None:
     """0.5.6.post2 wants vllm on a CPU, deep in its scheduler: launcher, guard, arguments and spawned processes work until there."""
-    with launched(real_engine("0.5.6.post2"), tiny_model, free_port()) as engine:
+    with launched(real_engine("0.5.6.post2"), tiny_model, unused_port()) as engine:
         assert engine.wait(START_S) not in (None, 0, 2)
         log = "\n".join(engine.log_tail())
         left = wait_until_gone(engine.pid)  # killed a moment ago by the launcher's end

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.snapshots.conftest import MODES, wait_for
-from tests.snapshots.kept import free_port, write_app
+from tests.snapshots.kept import write_app
 from torpor import SnapshotError
 from torpor.platforms.local.server import create_snapshot, inspect_snapshot
 from torpor.snapshots.before_capture.external_resources import open_files
@@ -25,6 +25,7 @@ from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.sandbox.scheduling import schedule_again, scheduled
 from torpor.snapshots.store.manifest import Manifest
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,7 +217,7 @@ def test_a_new_snapshot_whose_trial_fails_is_not_put_in_place(
     if "root" in criu.program.parts:
         monkeypatch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
-    folder, port = tmp_path / "kept", free_port()
+    folder, port = tmp_path / "kept", unused_port()
     good = create_snapshot(write_app(tmp_path / "good", port=port), folder, mode=MODES[0])
     assert [stage.stage for stage in good.stages][-1] == "capture_proof"
     assert isinstance(good, Manifest)
@@ -247,7 +248,7 @@ exec {shlex.join(criu.argv)} "$@"
     monkeypatch.setenv(PREFIX_VARIABLE, str(tmp_path / "prefix"))
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SnapshotError, match="no such luck") as caught:
-        create_snapshot(write_app(tmp_path / "app", port=free_port()), tmp_path / "kept", mode=MODES[0])
+        create_snapshot(write_app(tmp_path / "app", port=unused_port()), tmp_path / "kept", mode=MODES[0])
     log = Path(str(caught.value).partition("The whole log: ")[2].split()[0])
     assert "no such luck" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0

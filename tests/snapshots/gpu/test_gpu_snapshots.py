@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import chat, engines_on, free_port
+from tests.snapshots.kept import chat, engines_on
 from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
 from torpor import SnapshotError
@@ -33,6 +33,7 @@ from torpor.snapshots.restore import begin_sandbox, restore_replica
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.gpu_state import Gpu
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ class Machine:
 
     def __init__(self, driver: FakeDriver, folder: Path) -> None:
         self.driver, self.folder = driver, folder
-        self.port = free_port()
+        self.port = unused_port()
         self.kept = folder / "kept"
         self.app = folder / "app" / "on_gpu.py"
         self.app.parent.mkdir()
@@ -151,7 +152,7 @@ def test_a_copy_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machin
     assert manifest.machine.gpus == (Gpu(uuid=UUID, name="NVIDIA H200", memory_mib=143771, compute_capability="9.0"),)
     assert [stage.seconds > 0 for stage in manifest.stages if stage.stage == "capture_cuda"] == [True]
     assert machine.on_gpu(*pids) == [False] * 3
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(machine.kept, port=port)
     try:
         assert machine.on_gpu(*pids) == [True] * 3
@@ -176,7 +177,7 @@ def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machin
         assert read_manifest(machine.kept).gpu is not None
     finally:
         server.stop()
-    copies = restore_snapshot(machine.kept, port=free_port())
+    copies = restore_snapshot(machine.kept, port=unused_port())
     copies.stop()
 
 
@@ -348,13 +349,13 @@ def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "restore:1000=2")
     with pytest.raises(SnapshotError) as error:
-        restore_snapshot(machine.kept, port=free_port())
+        restore_snapshot(machine.kept, port=unused_port())
     assert "pid 1000 (" in str(error.value)
     assert "cuCheckpointProcessRestore: CUDA_ERROR_OUT_OF_MEMORY" in str(error.value)
     assert "The sandbox was ended" in str(error.value)
     assert engines_on(machine.port) == []
     monkeypatch.delenv("TORPOR_FAKE_CUDA")
-    restore_snapshot(machine.kept, port=free_port()).stop()
+    restore_snapshot(machine.kept, port=unused_port()).stop()
 
 
 def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +363,7 @@ def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkey
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
     with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*check that there are /dev/nvidia"):
-        restore_snapshot(machine.kept, port=free_port())
+        restore_snapshot(machine.kept, port=unused_port())
     assert engines_on(machine.port) == []
 
 
@@ -372,7 +373,7 @@ def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwar
     """Before 5.5; the copy serves all the same."""
     machine.capture()
     monkeypatch.setattr(cuda, "_SET_TID", (999, 0))
-    port = free_port()
+    port = unused_port()
     copies = restore_snapshot(machine.kept, port=port)
     try:
         assert chat(port)
@@ -426,7 +427,7 @@ def test_another_driver_or_gpu_is_refused_before_anything_is_touched(
     machine.capture()
     monkeypatch.setenv(variable, value)
     with pytest.raises(SnapshotError) as error:
-        restore_snapshot(machine.kept, port=free_port())
+        restore_snapshot(machine.kept, port=unused_port())
     assert said in str(error.value)
     assert "Nothing was restored" in str(error.value)
 
@@ -437,8 +438,8 @@ def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> No
     assert manifest.gpu is not None
     (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))
     with pytest.raises(SnapshotError, match=r"has 4 MiB free and 6 MiB are needed"):
-        restore_snapshot(machine.kept, port=free_port(), replicas=2)
-    restore_snapshot(machine.kept, port=free_port(), replicas=1).stop()
+        restore_snapshot(machine.kept, port=unused_port(), replicas=2)
+    restore_snapshot(machine.kept, port=unused_port(), replicas=1).stop()
 
 
 def test_the_commands_tell_what_the_driver_took(machine: Machine) -> None:
@@ -450,7 +451,7 @@ def test_the_commands_tell_what_the_driver_took(machine: Machine) -> None:
     )
     assert "1000 lock 0." in inspected.stdout
     assert "driver 580.159.04" in inspected.stdout
-    port = str(free_port())
+    port = str(unused_port())
     with subprocess.Popen(
         [*torpor, "restore", str(machine.kept), "--port", port, "--json"], stdout=subprocess.PIPE, text=True
     ) as restored:
@@ -502,5 +503,5 @@ def test_a_snapshot_of_the_former_format_is_refused_with_the_reason(machine: Mac
     content = json.loads((machine.kept / MANIFEST).read_text())
     (machine.kept / MANIFEST).write_text(json.dumps({**content, "schema": 1}))
     with pytest.raises(SnapshotError, match="in format 1; this is Torpor"):
-        restore_snapshot(machine.kept, port=free_port())
+        restore_snapshot(machine.kept, port=unused_port())
     shutil.rmtree(machine.kept)
