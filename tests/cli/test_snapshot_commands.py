@@ -456,15 +456,15 @@ def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_
     app = write_app(tmp_path / "app", port=port)
     first = up(cli, app, folder)
     assert f"cold: there is no snapshot in {folder}; it is made after the start" in first.stderr
-    made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
+    made_at = json.loads((folder / MANIFEST).read_text())["captured_at"]
     second = up(cli, app, folder)
     assert f"restored: the snapshot {folder} fits" in second.stderr
-    assert json.loads((folder / MANIFEST).read_text())["created_at"] == made_at
+    assert json.loads((folder / MANIFEST).read_text())["captured_at"] == made_at
     write_app(tmp_path / "app", port=port, warmups=2)
     third = up(cli, app, folder)
     assert f"cold: the snapshot {folder} does not fit and is made anew after the start" in third.stderr
     assert "  - standin.warmup_requests: " in third.stderr
-    assert json.loads((folder / MANIFEST).read_text())["created_at"] > made_at
+    assert json.loads((folder / MANIFEST).read_text())["captured_at"] > made_at
     assert "restored: " in up(cli, app, folder).stderr
     assert all(ran.stdout.strip() for ran in (first, second, third))
     assert engines_on(port) == []
@@ -483,7 +483,7 @@ def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: P
     assert f"restored: the snapshot {link} fits" in up(cli, own.app, link).stderr
     cli.run("snapshot", "create", own.app, link)
     assert link.is_symlink()
-    assert json.loads((own.folder / MANIFEST).read_text())["created_at"] > own.manifest["created_at"]
+    assert json.loads((own.folder / MANIFEST).read_text())["captured_at"] > own.manifest["captured_at"]
     assert f"removed {own.folder}" in cli.run("snapshot", "rm", link).stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "current"]
     assert "there is no snapshot" in up(cli, own.app, link).stderr
@@ -505,7 +505,7 @@ def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli,
         ("up", own.app, "--snapshot", folder),
     ):
         said = cli.run(*words, code=1).stderr
-        assert "its manifest.json is not of a snapshot, but says manifest_version, name" in said
+        assert "its manifest.json is not that of a snapshot: it has the fields manifest_version, name" in said
         assert "launch" not in said
     assert (folder / "main.js").read_text() == "years of work"
 
@@ -529,13 +529,13 @@ def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: P
     more = f", fault='exit_at_wake', fault_once={str(once)!r}"
     app = write_app(tmp_path / "app", port=unused_port(), more=more)
     cli.run("snapshot", "create", app, folder, "--no-prove")
-    made_at = json.loads((folder / MANIFEST).read_text())["created_at"]
+    made_at = json.loads((folder / MANIFEST).read_text())["captured_at"]
     ran = up(cli, app, folder)
     assert once.exists()
     assert ran.stdout.strip()
     assert "did not wake: " in ran.stderr
     assert "cold:" not in ran.stderr
-    assert json.loads((folder / MANIFEST).read_text())["created_at"] == made_at
+    assert json.loads((folder / MANIFEST).read_text())["captured_at"] == made_at
 
 
 @pytest.mark.fault("CRIU is killed in a restore under torpor up", area="restore", outcome="restarted")

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from torpor.snapshots.store.files import describe_files
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
 from torpor.snapshots.store.manifest import (
     IMAGES,
@@ -19,7 +20,6 @@ from torpor.snapshots.store.manifest import (
     Manifest,
     Scheduled,
     StageTime,
-    describe_files,
     write_private,
 )
 
@@ -43,7 +43,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
     gpu = Gpu(uuid="GPU-1", name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(
         schema=SCHEMA,
-        created_at=1_790_000_000.5,
+        captured_at=1_790_000_000.5,
         app_file=str(folder.parent / "app.py"),
         served_name="small",
         mode="root",

@@ -14,7 +14,7 @@ from tests.snapshots.test_known import kept_weights, snapshot_with
 from torpor.platforms.local.running import RunFile, snapshot_users
 from torpor.snapshots.catalog import Choice, Entry, catalog, chosen, clear_left_overs, disk_bytes, removed
 from torpor.snapshots.kept_weights import kept_files
-from torpor.snapshots.store.folder import Hold
+from torpor.snapshots.store.hold import Hold
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import CACHE_VARIABLE
 
@@ -40,7 +40,7 @@ def listed(*folders: Path) -> dict[str, Entry]:
 def aged(folder: Path, *, days: float = 0.0) -> Path:
     """Say that it was made so many days before `NOW`, and never used."""
     content = content_of(folder)
-    content["created_at"] = NOW - days * DAY_S
+    content["captured_at"] = NOW - days * DAY_S
     rewrite(folder, content)
     os.utime(folder, (NOW - days * DAY_S,) * 2)
     return folder
@@ -112,7 +112,7 @@ def test_what_is_damaged_or_foreign_is_shown_as_such(cache: Path) -> None:
         "whole": "snapshot",
     }
     assert "it holds thesis" in found["mine"].problem
-    assert "no JSON" in found["cut"].problem
+    assert "not JSON" in found["cut"].problem
     assert "format 1" in found["old"].problem
     assert names(chosen(list(found.values()), Choice(unfit=True))) == ["lacking", "old"]
     assert names(chosen(list(found.values()), Choice(keep=0), now=NOW)) == ["whole"]

@@ -165,7 +165,7 @@ def _table(folder: Path, manifest: Manifest) -> Table:
     total = manifest.image_bytes + manifest.side_file_bytes
     rows = {
         "deployment": f"{made.name} ({manifest.app_file})",
-        "made": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(manifest.created_at))} by Torpor {made.torpor}",
+        "made": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(manifest.captured_at))} by Torpor {made.torpor}",
         "engine": made.engine,
         "model": f"{made.model} {made.revision}".strip(),
         "machine": f"{machine.architecture}, kernel {machine.kernel}, CRIU {machine.criu}, {len(machine.cpu)} CPU features",

@@ -18,9 +18,11 @@ from torpor.cli.timing import command, first_token, port_taken, ready, running
 from torpor.errors import EngineError, EngineTimeoutError, TorporError
 from torpor.platforms.local.server import LocalServer, Standby
 from torpor.report.starts import Span, Start, span_of
-from torpor.snapshots.store.folder import found_instead, left_overs, recover, unused
+from torpor.snapshots.store.found import found_instead
+from torpor.snapshots.store.hold import unused
 from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
+from torpor.snapshots.store.placing import left_overs, recover
 from torpor.snapshots.store.stored import inspect
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import StageReport

@@ -30,7 +30,8 @@ from torpor.snapshots.facts import deployment_facts, machine_facts
 from torpor.snapshots.gpu.checkpoint import suspended
 from torpor.snapshots.gpu.holders import DEVICES, holders
 from torpor.snapshots.sandbox.scheduling import scheduled
-from torpor.snapshots.store.folder import made_whole, real_folder
+from torpor.snapshots.store.files import describe_files
+from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.host_memory import lies_in_memory
 from torpor.snapshots.store.index import note
 from torpor.snapshots.store.manifest import (
@@ -42,10 +43,10 @@ from torpor.snapshots.store.manifest import (
     SCHEMA,
     Manifest,
     StageTime,
-    describe_files,
     write_private,
 )
 from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.placing import made_whole
 from torpor.snapshots.store.stored import read_identity
 from torpor.snapshots.targets import check_target
 from torpor.snapshots.trial import life_of, prove
@@ -163,7 +164,7 @@ class _Capture:
             if self.options.prove:
                 manifest = self._proved(partial, manifest, before.life)
             # The capture is not a use of the snapshot; see `torpor.snapshots.store.folder.Hold`.
-            os.utime(partial, (manifest.created_at, manifest.created_at))
+            os.utime(partial, (manifest.captured_at, manifest.captured_at))
         return manifest
 
     def _tcp(self) -> Tcp:
@@ -255,7 +256,7 @@ class _Capture:
         boot, criu = self.boot, self.options.criu
         return Manifest(
             schema=SCHEMA,
-            created_at=time.time(),
+            captured_at=time.time(),
             app_file=str(self.app_file),
             served_name=boot.deployment.model.served_name,
             mode=self.sandbox.mode,

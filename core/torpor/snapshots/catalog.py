@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torpor.engine.child_process import run_child
 from torpor.errors import SnapshotError
 from torpor.snapshots.kept_weights import kept_files, prune
-from torpor.snapshots.store.folder import found_instead, left_overs, real_folder, recover, unused
+from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.found import found_instead
+from torpor.snapshots.store.hold import unused
 from torpor.snapshots.store.index import known_snapshots, remove
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
 from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.placing import left_overs, recover
 from torpor.snapshots.store.stored import outside_files
 from torpor.values.plain_text import plain
 
@@ -269,14 +272,14 @@ def _entry(folder: Path, users: Sequence[tuple[str, Path]], kept: set[Path]) -> 
         used_by=used_by,
         deployment=manifest.deployment.name,
         app_file=manifest.app_file,
-        made_at=manifest.created_at,
+        made_at=manifest.captured_at,
         used_at=_used(manifest, used_at),
     )
 
 
 def _used(manifest: Manifest, changed_at: float | None) -> float | None:
     """A capture sets the folder's time back to its own; see `torpor.snapshots.store.folder.Hold`."""
-    return changed_at if changed_at is not None and changed_at - manifest.created_at > _FRESH_S else None
+    return changed_at if changed_at is not None and changed_at - manifest.captured_at > _FRESH_S else None
 
 
 def _changed(folder: Path) -> float | None:

@@ -18,9 +18,9 @@ from torpor.errors import SnapshotError, SnapshotMisfitError, TorporError
 from torpor.snapshots.before_capture.outside_files import difference
 from torpor.snapshots.facts import deployment_facts, known_criu, machine_facts
 from torpor.snapshots.store.failures import bad_reason
+from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.gpu_state import described, different_gpus
-from torpor.snapshots.store.manifest import damaged_files
 from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.store.reading import plain
 from torpor.snapshots.store.stored import noted_files

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import NoRoomError, SnapshotError
-from torpor.snapshots.store.folder import check_place, found_instead, real_folder, recover
+from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.found import found_instead
+from torpor.snapshots.store.placing import check_place, recover
 from torpor.snapshots.store.stored import inspect
 
 if TYPE_CHECKING:

@@ -126,14 +126,14 @@ def test_a_wake_that_fails_once_is_tried_again_from_the_same_snapshot(
     """It is restored, no cold start is paid, the snapshot is kept and nothing is noted of it."""
     server = Server(tmp_path, fault=fault, once=True)
     stopped.append(server)
-    made_at = inspect(server.folder).created_at
+    made_at = inspect(server.folder).captured_at
     server.replicas.start()
     assert chat(server.port)
     (one,) = server.replicas.serving
     assert (one.boot.kind, one.boot.reason) == ("restored", "")
     assert server.told() == ["wake_failed"]
     assert read_failures(server.folder) is None
-    assert inspect(server.folder).created_at == made_at
+    assert inspect(server.folder).captured_at == made_at
 
 
 @pytest.mark.fault("every wake of a snapshot fails", area="wake", outcome="restarted")
@@ -168,7 +168,7 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
     server = Server(tmp_path, fault=Fault.REFUSE_WAKE)
     for _ in range(BAD_AFTER):
         note_failure(server.folder, EngineError("it did not wake"))
-    made_at = inspect(server.folder).created_at
+    made_at = inspect(server.folder).captured_at
     started = start_here(
         load_app(str(server.app)),
         snapshot=server.folder,
@@ -187,7 +187,7 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
         started.start_again()
         assert started.boot.kind == "cold"
         assert chat(server.port)
-        assert inspect(server.folder).created_at == made_at
+        assert inspect(server.folder).captured_at == made_at
     finally:
         started.stop()
     assert engines_on(server.port) == []

@@ -297,7 +297,7 @@ def test_a_folder_without_a_manifest_is_no_snapshot(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_an_error(kept: Kept, text: str) -> None:
     """Not a traceback."""
     (kept.folder / MANIFEST).write_text(text)
-    assert "make the snapshot anew" in refused(kept) or "format" in refused(kept)
+    assert "take a new snapshot" in refused(kept) or "format" in refused(kept)
 
 
 def test_missing_cut_and_overwritten_images_are_all_named(kept: Kept) -> None:
@@ -752,7 +752,7 @@ def test_a_snapshot_that_is_removed_in_the_middle_of_a_restore_is_a_clear_error(
     change_manifest(kept.folder, lambda content: content.update(app_file=str(app)))
     said = refused(kept)
     moments = (
-        "make the snapshot anew",
+        "take a new snapshot",
         "was changed while it was being restored",
         "was replaced by another while it was",
     )
@@ -854,5 +854,5 @@ def test_a_new_snapshot_takes_the_old_ones_place_when_it_is_whole(cache: Path, t
     left.mkdir()
     first = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     second = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
-    assert inspect_snapshot(tmp_path / "kept").created_at == second.created_at > first.created_at
+    assert inspect_snapshot(tmp_path / "kept").captured_at == second.captured_at > first.captured_at
     assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "kept"]

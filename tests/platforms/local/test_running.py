@@ -131,7 +131,7 @@ def test_a_pid_alone_is_no_proof_of_life(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no JSON"),
+        (b"", "not JSON"),
         (b"[1]", "an object"),
         (b'{"schema": 2}', "another version"),
         (b"[" * 100_000, "nested too deep"),
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_named_and_hides_no_other(folder: Path, content: bytes
     broken, whole = servers()
     assert isinstance(broken, Unreadable)
     assert said in broken.problem
-    assert "snapshot anew" not in broken.problem
+    assert "new snapshot" not in broken.problem
     assert isinstance(whole, RunningServer)
     file.close()
     other.close()

@@ -277,7 +277,7 @@ def test_a_disk_that_keeps_no_owner_is_told_before_the_start(tmp_path: Path, mon
 def test_a_target_below_a_file_is_told_before_the_start(tmp_path: Path, folder: str) -> None:
     """No folder can be made there."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SnapshotError, match=r"cannot be made: .*file is no folder"):
+    with pytest.raises(SnapshotError, match=r"cannot be made: .*file is not a folder"):
         check_before_start(Lifecycle(deployment()), Path(folder.format(file=tmp_path / "file")))
 
 

@@ -18,7 +18,8 @@ from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
 from torpor.snapshots.fit import changed_files
 from torpor.snapshots.store.failures import bad_reason
-from torpor.snapshots.store.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE, damaged_files
+from torpor.snapshots.store.files import damaged_files
+from torpor.snapshots.store.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE
 from torpor.snapshots.store.stored import inspect, read_identity
 
 if TYPE_CHECKING:
@@ -192,8 +193,8 @@ def test_what_is_no_json_object_of_ours_is_refused_by_file(kept: Path, name: str
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        (("created_at",), -1, "created_at is -1, not a number from 0"),
-        (("created_at",), "yesterday", "created_at is yesterday, not a number"),
+        (("captured_at",), -1, "captured_at is -1, not a number from 0"),
+        (("captured_at",), "yesterday", "captured_at is yesterday, not a number"),
         (("mode",), "sudo", "mode is sudo, not root or rootless"),
         (("mode",), ["root"], "mode is an array, not root or rootless"),
         (("app_file",), "app.py", "app_file is app.py, not an absolute path without `..`"),
@@ -213,7 +214,7 @@ def test_what_is_no_json_object_of_ours_is_refused_by_file(kept: Path, name: str
         (("gpu", "memory"), [], "gpu.memory is an array, not an object"),
         (("deployment", "port"), 65536, "deployment.port is 65536, not a whole number from 1 to 65535"),
         (("deployment", "env"), "HOME=/", "deployment.env is HOME=/, not an object"),
-        (("deployment", "colour"), 1, "it has a field deployment.colour too many"),
+        (("deployment", "colour"), 1, "it has an unknown field deployment.colour"),
         (
             ("files", "/dev/zero"),
             {"size": 0, "head": "", "sha256": ""},

@@ -17,9 +17,10 @@ import pytest
 from tests import ROOT
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
-from torpor.snapshots.store.folder import checked, made_whole, recover, unchanged
+from torpor.snapshots.store.folder import checked, unchanged
 from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import IMAGES, MANIFEST
+from torpor.snapshots.store.placing import made_whole, recover
 from torpor.snapshots.store.stored import inspect
 from torpor.snapshots.targets import check_target
 
@@ -126,10 +127,10 @@ OTHERS = [
     (with_a_file_among_logs, "beside the files of a snapshot it holds logs/notes.txt, which Torpor did not write"),
     (with_a_link_among_images, "beside the files of a snapshot it holds images/weights, which Torpor did not write"),
     (with_a_folder_and_no_list, "beside the files of a snapshot it holds images/mine, which Torpor did not write"),
-    (foreign_manifest, "its manifest.json is not of a snapshot, but says files, manifest_version, name"),
+    (foreign_manifest, "its manifest.json is not that of a snapshot: it has the fields files, manifest_version, name"),
     (container_image, "manifest.json is damaged: it is an array, not an object"),
-    (oci_manifest, "its manifest.json is not of a snapshot, but says config, schema, schemaVersion"),
-    (broken_manifest, "manifest.json is damaged: it is no JSON"),
+    (oci_manifest, "its manifest.json is not that of a snapshot: it has the fields config, schema, schemaVersion"),
+    (broken_manifest, "manifest.json is damaged: it is not JSON"),
     (plain_folder, "there is no manifest.json in it; it holds work.js"),
     (one_file, "it is a regular file, not a folder"),
     (without_images, "there is no folder images in it"),
@@ -290,7 +291,7 @@ def test_a_place_where_no_snapshot_can_go_is_found_before_a_start(tmp_path: Path
     for folder, said in (
         (Path("/proc"), "is a mount point"),
         (Path("/"), "is a mount point"),
-        (tmp_path / "file" / "kept", "is no folder"),
+        (tmp_path / "file" / "kept", "is not a folder"),
         (tmp_path / ("n" * 300), "its name is too long"),
     ):
         with pytest.raises(SnapshotError, match=said):
@@ -430,7 +431,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_snapshot(tmp_path: Path, h
 HOLDS = """
 import sys, time
 from pathlib import Path
-from torpor.snapshots.store.folder import made_whole
+from torpor.snapshots.store.placing import made_whole
 
 with made_whole(Path(sys.argv[1])) as partial:
     (partial / "pages.img").write_bytes(b"x")

@@ -94,7 +94,7 @@ def test_a_cache_in_which_no_folder_can_be_made_is_named(run: Path) -> None:
     run.rmdir()
     run.write_text("")
     with pytest.raises(
-        SnapshotError, match=rf"{run} has to be a folder that you may write to: clear it up, or set {CACHE_VARIABLE}"
+        SnapshotError, match=rf"{run} must be a folder that you may write to: free it, or set {CACHE_VARIABLE}"
     ):
         work_folder("kept")
 

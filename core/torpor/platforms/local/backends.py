@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
-    from torpor.snapshots.store.folder import Hold
+    from torpor.snapshots.store.hold import Hold
     from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["BACKENDS", "STANDBY_WORKS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
@@ -319,7 +319,8 @@ class CriuBackend:
 
     def _held(self, folder: Path, *, used: bool) -> None:
         """Hold the snapshot that the server would come back from."""
-        from torpor.snapshots.store.folder import Hold, real_folder  # noqa: PLC0415
+        from torpor.snapshots.store.folder import real_folder  # noqa: PLC0415
+        from torpor.snapshots.store.hold import Hold  # noqa: PLC0415
 
         self._hold = self._hold or Hold()
         self._hold.take(real_folder(folder), used=used)

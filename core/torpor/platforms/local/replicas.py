@@ -30,8 +30,9 @@ from torpor.snapshots.fit import (
 )
 from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
 from torpor.snapshots.store.failures import forget_failures, note_failure
-from torpor.snapshots.store.folder import Hold, checked, real_folder
-from torpor.snapshots.store.manifest import damaged_files
+from torpor.snapshots.store.files import damaged_files
+from torpor.snapshots.store.folder import checked, real_folder
+from torpor.snapshots.store.hold import Hold
 from torpor.snapshots.store.paths import logs_folder
 from torpor.telemetry.stages import RESTORE_STAGES
 from torpor.values.addresses import LOOPBACK, check_free

@@ -23,7 +23,7 @@ from torpor._version import __version__
 from torpor.errors import SnapshotError
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.paths import cache_root
-from torpor.snapshots.store.reading import ANEW, check_owned, opened_folder, plain, read_json
+from torpor.snapshots.store.reading import NEW_ONE, check_owned, opened_folder, plain, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,7 +255,7 @@ def _server(folder: Path, name: str, folder_fd: int) -> RunningServer | Unreadab
     except FileNotFoundError:
         return None
     except SnapshotError as error:
-        said = plain(str(error)).removesuffix(f"; {ANEW}").removesuffix(".")
+        said = plain(str(error)).removesuffix(f"; {NEW_ONE}").removesuffix(".")
         return Unreadable(folder / name, f"{said}. A server of yours may run all the same; its file goes when it ends.")
     gone = not server.process.alive if server.here else locked is None
     return None if gone else server

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.store.reading import ANEW, opened_file, opened_folder, shown
+from torpor.snapshots.store.reading import NEW_ONE, opened_file, opened_folder, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +84,7 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
         with os.fdopen(descriptor, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             _lay_all(tar, folders)
     except SnapshotError as error:
-        raise SnapshotError(f"The side files {archive} cannot be laid: the archive {error}; {ANEW}") from None
+        raise SnapshotError(f"The side files {archive} cannot be laid: the archive {error}; {NEW_ONE}") from None
     except _ERRORS as error:
         raise SnapshotError(
             f"The side files {archive} cannot be laid: {shown(str(error), 500)}. The snapshot is damaged, or this machine has too "

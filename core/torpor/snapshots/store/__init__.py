@@ -1,1 +1,15 @@
-"""Snapshots on disk: a folder each, its manifest, and how both are read."""
+"""A snapshot on disk: its folder and its files.
+
+folder    the folder is this user's own, and stays the same during a restore
+found     what a folder is, if it is not a snapshot
+placing   how a folder gets to its place, and how it is removed
+hold      locks: who uses a snapshot, who writes it
+manifest  what a snapshot is, and what must fit (gpu_state: its part about GPUs)
+files     which of a snapshot's files are damaged
+stored    what else a snapshot holds: the engine's identity, the list of outside files
+failures  whether a snapshot is marked bad
+index     which snapshots this user has
+reading   how all of these files are read, damaged or not
+paths     where things lie under the cache root
+host_memory how much memory is left on this machine
+"""

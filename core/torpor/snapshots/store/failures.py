@@ -1,8 +1,8 @@
-"""A snapshot whose replicas do not wake is marked bad: `failures.json` in its folder says how often in a row, and why.
+"""Mark a snapshot bad if its replicas do not wake: `failures.json` in its folder counts the failures in a row.
 
-A replica's wake is tried twice; when both fail, that is one failure. A replica that wakes forgets those before it. After
-`BAD_AFTER` failures in a row the snapshot is bad: `torpor snapshot restore` refuses it, `torpor up --snapshot` makes it anew.
-The file goes with the folder: a new snapshot in its place begins without one.
+A wake is tried twice; if both fail, that is one failure. A replica that wakes resets the count. After `BAD_AFTER` failures in a
+row the snapshot is bad: `torpor snapshot restore` refuses it, `torpor up --snapshot` replaces it. A new snapshot in the same
+place starts without the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.store.manifest import FAILURES, LAST_TIME_S
-from torpor.snapshots.store.reading import opened_folder, read_json
+from torpor.snapshots.store.reading import read_part
 from torpor.telemetry.events import log
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BAD_AFTER", "Failures", "bad_reason", "forget_failures", "note_failure", "read_failures"]
 
 BAD_AFTER = 3
-"""Failures in a row that make a snapshot bad."""
+"""So many failures in a row make a snapshot bad."""
 
 _MAX_BYTES = 64 * 1024
 _MAX_TEXT = 2000
@@ -34,8 +34,8 @@ class Failures(NamedTuple):
 
     Attributes:
         in_a_row: how many.
-        last_at: Unix time of the last one, seconds.
-        last: what it said.
+        last_at: Unix time of the last failure, seconds.
+        last: its error.
     """
 
     in_a_row: int
@@ -44,13 +44,9 @@ class Failures(NamedTuple):
 
 
 def read_failures(folder: Path) -> Failures | None:
-    """What is noted of a snapshot; None where nothing is, or nothing that can be read: then it is tried."""
+    """The failures of a snapshot; None if there are none, or the file cannot be read: then the snapshot is tried."""
     try:
-        folder_fd = opened_folder(folder)
-        try:
-            noted = read_json(folder, FAILURES, folder_fd, most=_MAX_BYTES)
-        finally:
-            os.close(folder_fd)
+        noted = read_part(folder, FAILURES, most=_MAX_BYTES)
         return Failures(
             in_a_row=noted.whole("in_a_row"), last_at=noted.number("last_at", LAST_TIME_S), last=noted.text("last")
         )
@@ -59,19 +55,19 @@ def read_failures(folder: Path) -> Failures | None:
 
 
 def bad_reason(folder: Path) -> str | None:
-    """Why a snapshot is bad, as a sentence with what to do; None when it is not."""
+    """Why a snapshot is marked bad, with what to do; None if it is not."""
     noted = read_failures(folder)
     if noted is None or noted.in_a_row < BAD_AFTER:
         return None
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(noted.last_at))
     return (
-        f"it is marked bad: {noted.in_a_row} of its replicas in a row did not wake, the last at {at} ({noted.last}). Make it anew "
-        "with torpor snapshot create, or try it all the same with torpor snapshot restore --even-if-bad"
+        f"it is marked bad: {noted.in_a_row} of its replicas in a row did not wake, the last at {at} ({noted.last}). Take a "
+        "new snapshot with torpor snapshot create, or try this one with torpor snapshot restore --even-if-bad"
     )
 
 
 def note_failure(folder: Path, error: BaseException) -> Failures:
-    """Count one more replica of a snapshot that did not wake; a folder that cannot be written is only logged."""
+    """Count one more failed wake; if the folder cannot be written, only log that."""
     before = read_failures(folder)
     said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:_MAX_TEXT]
     noted = Failures(in_a_row=(before.in_a_row if before else 0) + 1, last_at=time.time(), last=said)
@@ -88,8 +84,8 @@ def note_failure(folder: Path, error: BaseException) -> Failures:
 
 
 def forget_failures(folder: Path) -> None:
-    """A replica woke: what was noted before counts no more."""
+    """A replica woke: reset the count."""
     try:
-        os.unlink(folder / FAILURES)  # noqa: PTH108 - on the way of every restore
+        os.unlink(folder / FAILURES)  # noqa: PTH108 - every restore does this
     except OSError:
         return

@@ -1,4 +1,4 @@
-"""What a manifest says of GPUs, and how those of two machines are compared.
+"""The part of a manifest about GPUs, and how the GPUs of two machines are compared.
 
 It imports nothing: a restore reads a manifest before it imports anything else.
 """
@@ -22,9 +22,9 @@ class Gpu(NamedTuple):
     """One GPU.
 
     Attributes:
-        uuid: as the driver writes it, `GPU-` and 32 hex digits.
+        uuid: from the driver: `GPU-` and 32 hex digits.
         name: e.g. `NVIDIA H200`.
-        memory_mib: what the driver calls its total memory.
+        memory_mib: its total memory according to the driver.
         compute_capability: e.g. `9.0`.
     """
 
@@ -38,12 +38,12 @@ class Gpu(NamedTuple):
 
 
 class GpuProcess(NamedTuple):
-    """A process whose GPU state lies in its own memory.
+    """A process whose GPU state was moved to host memory.
 
     Attributes:
-        pid: inside the sandbox; the same at the dump and after every restore.
+        pid: inside the sandbox; a restore keeps it.
         command: for messages.
-        lock_s: seconds that the driver took to lock it.
+        lock_s: seconds to lock it.
         checkpoint_s: seconds to move its GPU memory to host memory.
     """
 
@@ -54,11 +54,11 @@ class GpuProcess(NamedTuple):
 
 
 class GpuPart(NamedTuple):
-    """What of a snapshot was on GPUs.
+    """The GPU state of a snapshot.
 
     Attributes:
-        processes: those to be brought back to their GPUs after a restore.
-        memory: by UUID, the bytes of GPU memory that came free at the checkpoint; a restore takes them again.
+        processes: a restore moves their state back to their GPUs.
+        memory: bytes of GPU memory by UUID; the checkpoint freed them, and a restore needs them again.
     """
 
     processes: tuple[GpuProcess, ...]
@@ -66,12 +66,12 @@ class GpuPart(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes of all GPUs together."""
+        """The bytes on all GPUs together."""
         return sum(self.memory.values())
 
 
 def gpu_part(fields: Fields) -> GpuPart:
-    """The GPU part out of a manifest.
+    """Read the GPU state from a manifest.
 
     Raises:
         SnapshotError: it is damaged.
@@ -86,7 +86,7 @@ def gpu_part(fields: Fields) -> GpuPart:
 
 
 def read_gpu(fields: Fields) -> Gpu:
-    """A GPU out of a manifest.
+    """Read one GPU from a manifest.
 
     Raises:
         SnapshotError: it is damaged.
@@ -119,13 +119,13 @@ def described(gpus: Sequence[Gpu]) -> str:
 
 
 def different_gpus(made_with: Sequence[Gpu], here: Sequence[Gpu]) -> Iterator[str]:
-    """Why processes of some GPUs do not fit a machine, each as a sentence.
+    """Why GPU state does not fit this machine, a sentence for each reason.
 
-    A process goes back to the very GPU it was on. The driver can put it on another of the same chip when it is told which
-    (`CUcheckpointGpuPair`, CUDA documentation of cuCheckpointProcessRestore); that was never tried here, so it is refused.
+    A process goes back to the same GPU. The driver could move it to another GPU with the same chip (`CUcheckpointGpuPair`, CUDA
+    documentation of cuCheckpointProcessRestore). That was never tried here, so it is refused.
 
     Args:
-        made_with: the GPUs that the snapshot was made on.
+        made_with: the GPUs that the engine used at the capture.
         here: every GPU of this machine.
     """
     known = {gpu.uuid: gpu for gpu in here}

@@ -1,4 +1,4 @@
-"""Which snapshots of this user there are: a snapshot can lie anywhere, so each capture notes its folder under the cache root.
+"""Which snapshots this user has: a snapshot can lie anywhere, so each capture notes its folder under the cache root.
 
 A note is a file of its own; `remove` deletes the snapshot and its note. A note whose folder no longer holds a snapshot does not
 count.
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.store.folder import found_instead, real_folder, remove_folder
+from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.found import found_instead
 from torpor.snapshots.store.paths import cache_root
+from torpor.snapshots.store.placing import remove_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,7 @@ _NOTE_BYTES = 1 << 16
 
 
 def note(folder: Path) -> None:
-    """Remember where a snapshot lies; a cache that cannot be written only makes the list shorter."""
+    """Note where a snapshot lies. If the cache cannot be written, the snapshot is missing from the list, no more."""
     folder = real_folder(folder)
     with contextlib.suppress(OSError):
         _notes().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,21 +37,21 @@ def note(folder: Path) -> None:
 
 
 def remove(folder: Path) -> Path:
-    """Delete a snapshot. Replicas that run go on: what they map of its files stays on the disk until the last of them ends.
+    """Delete a snapshot. Running replicas go on: files that they map stay on the disk until the last of them ends.
 
     Args:
-        folder: a symbolic link stands for what it leads to; it stays.
+        folder: a symbolic link stands for its target; the link stays.
 
     Returns:
         The folder that was removed.
 
     Raises:
-        SnapshotError: it is no snapshot that Torpor wrote for this user; the message says what it is.
+        SnapshotError: it is not a snapshot that Torpor wrote for this user; the message says what it is.
     """
     folder = real_folder(folder)
     if reason := found_instead(folder):
         raise SnapshotError(
-            f"{folder} holds no snapshot: {reason}. Nothing was removed; if it is to go all the same, delete it yourself."
+            f"{folder} holds no snapshot: {reason}. Nothing was removed; to delete it anyway, do it yourself."
         )
     remove_folder(folder)
     with contextlib.suppress(OSError):
@@ -58,7 +60,7 @@ def remove(folder: Path) -> Path:
 
 
 def known_snapshots() -> tuple[Path, ...]:
-    """Folders of the snapshots of this user that a capture with this cache root made, and that are still there."""
+    """Folders of the snapshots that were captured with this cache root and still exist."""
     found = {*_noted(), *_inside(cache_root() / "snapshots")}
     return tuple(sorted(folder for folder in found if not found_instead(folder)))
 

@@ -1,13 +1,12 @@
-"""Where things lie under the cache root: CRIU's prefix, scratch mount point, snapshots, working folders of replicas.
-
-It imports nothing of the platform: a restore asks it before anything else.
-"""
+"""Where things lie under the cache root: CRIU's prefix, scratch mount point, snapshots, working folders of replicas."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ CACHE_VARIABLE = "TORPOR_CACHE"
 """Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
 
 KEPT = "kept"
-"""Folder in a deployment's image for what its engine keeps outside of snapshots; see `torpor.snapshots.kept_weights`."""
+"""Folder in a deployment's image for weights outside of snapshots; see `torpor.snapshots.kept_weights`."""
 
 _LEFT_FOR_S = 3600.0
 _WORK_NAME = re.compile(r".+-\d+-[0-9a-f]{8}", re.DOTALL)
@@ -45,22 +44,22 @@ def cache_root() -> Path:
 
 
 def criu_prefix() -> Path:
-    """CRIU's private prefix, and what is kept about CRIU on this machine."""
+    """CRIU's private prefix, with what is known about CRIU on this machine."""
     return cache_root() / "criu"
 
 
 def scratch_folder() -> Path:
-    """Mount point of the private scratch folders: short, because sockets lie in it (107 bytes, unix(7))."""
+    """Mount point of the private scratch folders. Its path is short: paths of sockets in it are limited to 107 bytes (unix(7))."""
     return cache_root() / "box"
 
 
 def snapshot_folder(name: str) -> Path:
-    """Where a deployment's snapshot goes when nobody says otherwise."""
+    """The default folder of a deployment's snapshot."""
     return cache_root() / "snapshots" / name
 
 
 def records_file(name: str) -> Path:
-    """Where the stage records of a command go that begins now, when nobody says otherwise.
+    """The default file for the stage records of a command that begins now.
 
     Args:
         name: the deployment's.
@@ -70,14 +69,14 @@ def records_file(name: str) -> Path:
 
 
 def logs_folder(name: str, *, root: Path | None = None) -> Path:
-    """Where the output of a deployment's engines is kept; see `torpor.engine.logs`."""
+    """Where the output of a deployment's engines goes; see `torpor.engine.logs`."""
     return (root or cache_root()) / "logs" / name
 
 
 def work_folder(name: str) -> Path:
-    """A new folder for one replica of this process: CRIU's log is in it. What killed processes left long ago goes.
+    """A new folder for one replica of this process, for CRIU's log. Old folders of killed processes are removed.
 
-    It is locked while this process lives or until `release_work_folder`, so that nobody sweeps it, from whatever container.
+    It is locked until `release_work_folder` or the end of this process, so that no other process removes it.
 
     Raises:
         SnapshotError: it cannot be made.
@@ -89,8 +88,8 @@ def work_folder(name: str) -> Path:
         _locks[folder] = _locked(folder)
     except OSError as error:
         raise SnapshotError(
-            f"The working folder {folder} cannot be made: {error.strerror}. {run} has to be a folder that you may write to: "
-            f"clear it up, or set {CACHE_VARIABLE} to another place."
+            f"The working folder {folder} cannot be made: {error.strerror}. {run} must be a folder that you may write to: "
+            f"free it, or set {CACHE_VARIABLE} to another place."
         ) from error
     with contextlib.suppress(OSError):
         _sweep(run)
@@ -98,15 +97,13 @@ def work_folder(name: str) -> Path:
 
 
 def release_work_folder(folder: Path, *, remove: bool = True) -> None:
-    """A replica is done with its working folder. Harmless to repeat.
+    """A replica no longer needs its working folder. Harmless to repeat.
 
     Args:
         folder: from `work_folder`.
-        remove: delete it; otherwise it stays, for who reads CRIU's log, until a later sweep.
+        remove: delete it; otherwise it stays for a while, so that CRIU's log can be read.
     """
     if remove:
-        import shutil  # noqa: PLC0415 - at an end
-
         shutil.rmtree(folder, ignore_errors=True)
     if (lock := _locks.pop(folder, None)) is not None:
         os.close(lock)
@@ -116,11 +113,9 @@ _locks: dict[Path, int] = {}
 
 
 def _sweep(run: Path) -> None:
-    """Remove working folders that were left long ago and that nobody has locked; whatever else is there stays."""
-    import fcntl  # noqa: PLC0415 - CRIU is about to start, and the restore waits for it
-
+    """Remove old working folders that nobody has locked, and nothing else."""
     for entry in os.scandir(run):
-        with contextlib.suppress(OSError):  # two may sweep at once
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
             facts = entry.stat(follow_symlinks=False)
             old = time.time() - facts.st_mtime > _LEFT_FOR_S
             if not old or not _WORK_NAME.fullmatch(entry.name) or not stat.S_ISDIR(facts.st_mode):
@@ -130,17 +125,13 @@ def _sweep(run: Path) -> None:
             lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                import shutil  # noqa: PLC0415 - hardly ever
-
                 shutil.rmtree(entry.path, ignore_errors=True)
             finally:
                 os.close(lock)
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor of a folder that holds a lock on it, where its disk knows locks."""
-    import fcntl  # noqa: PLC0415 - see above
-
+    """A descriptor of a folder, with a lock on it if its disk has locks."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,14 +1,15 @@
-"""Reading the files of a snapshot: they may be damaged, hostile or of another kind than expected.
+"""Read the files of a snapshot, which may be damaged or hostile.
 
-One way for all of them. A file is opened once, relative to its folder's descriptor, and checked on its own descriptor: a
-regular file of this user that nobody else may write, not a link, a pipe or a device. Bytes and time are bounded. JSON is
-decoded strictly, and `Fields` says of every value where it stands, what it is and what is allowed.
+A file is opened once, relative to its folder's descriptor, and checked on its own descriptor: a regular file of this user that
+nobody else may write, not a link, a pipe or a device. Size and time are bounded. JSON is decoded strictly. For each wrong value
+`Fields` says where it is, what it is, and what is allowed.
 
-A restore reads a manifest before it imports anything else, so nothing but `json` is imported here.
+A restore reads a manifest before it imports anything else, so this module imports only `json`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,23 +25,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "ANEW",
     "MOST_BYTES",
+    "NEW_ONE",
     "Fields",
     "check_owned",
     "is_short_path",
     "opened_file",
     "opened_folder",
+    "opened_snapshot",
     "parsed",
     "plain",
     "read_json",
+    "read_part",
     "shown",
 ]
 
 MOST_BYTES = (1 << 63) - 1
-"""The longest file that the kernel knows."""
+"""The largest file size that the kernel can represent."""
 
-ANEW = "make the snapshot anew."
+NEW_ONE = "take a new snapshot."
 """What to do about a damaged file."""
 
 _OTHERS_WRITE = 0o022
@@ -61,7 +64,7 @@ _KINDS = {
 
 
 def opened_folder(folder: Path) -> int:
-    """A descriptor of a folder, which has to be one itself: no link.
+    """A descriptor of a folder; a link to one is refused.
 
     Raises:
         OSError: there is none.
@@ -69,20 +72,48 @@ def opened_folder(folder: Path) -> int:
     return os.open(folder, _FLAGS | os.O_DIRECTORY)
 
 
-def opened_file(name: str, folder_fd: int, *, closed: bool = True) -> tuple[int, os.stat_result]:
-    """Open a file of a snapshot and check it on its descriptor, which is the caller's to close.
+@contextlib.contextmanager
+def opened_snapshot(folder: Path, part: str) -> Iterator[int]:
+    """A descriptor of a snapshot's folder, closed after the block.
 
     Args:
-        name: path under the folder; each part of it but the last has been checked.
+        folder: the snapshot.
+        part: name of the file that every snapshot has.
+
+    Raises:
+        DamagedSnapshotError: there is no folder, or the block did not find that file.
+    """
+    try:
+        folder_fd = opened_folder(folder)
+        try:
+            yield folder_fd
+        finally:
+            os.close(folder_fd)
+    except FileNotFoundError:
+        raise DamagedSnapshotError(
+            f"{folder} holds no snapshot: there is no {part} in it. `torpor snapshot create APP {folder}` takes one."
+        ) from None
+    except OSError as error:
+        raise DamagedSnapshotError(
+            f"{folder} holds no snapshot: it cannot be opened as a folder ({error.strerror})."
+        ) from error
+
+
+def opened_file(name: str, folder_fd: int, *, closed: bool = True) -> tuple[int, os.stat_result]:
+    """Open a file of a snapshot and check it on its descriptor; the caller closes that.
+
+    Args:
+        name: path under the folder; the caller has checked every part but the last.
         folder_fd: of the folder.
-        closed: refuse one that others may write to.
+        closed: refuse a file that others may write to.
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedSnapshotError: it is no regular file, of another user, or others may write to it; begins with what is wrong.
+        DamagedSnapshotError: it is not a regular file, belongs to another user, or others may write to it. The message is the
+            rest of a sentence about the file.
         OSError: it cannot be opened.
     """
-    # A link that O_NOFOLLOW refuses and a device without a driver give an error that names neither.
+    # The error for a link (O_NOFOLLOW) or a device without a driver would not say which of them it is.
     check_owned(os.stat(name, dir_fd=folder_fd, follow_symlinks=False), stat.S_IFREG, closed=closed)
     descriptor = os.open(name, _FLAGS, dir_fd=folder_fd)
     try:
@@ -95,15 +126,15 @@ def opened_file(name: str, folder_fd: int, *, closed: bool = True) -> tuple[int,
 
 
 def check_owned(facts: os.stat_result, kind: int, *, closed: bool = True) -> None:
-    """Make sure that a file or folder is of that kind, this user's, and that nobody else may write to it.
+    """Check that a file or folder is of the right kind, belongs to this user, and nobody else may write to it.
 
     Args:
-        facts: of it.
+        facts: its status.
         kind: `stat.S_IFREG` or `stat.S_IFDIR`.
-        closed: refuse one that others may write to.
+        closed: refuse what others may write to.
 
     Raises:
-        DamagedSnapshotError: what is wrong, as the rest of a sentence about it.
+        DamagedSnapshotError: the message is the rest of a sentence about the file.
     """
     seen = stat.S_IFMT(facts.st_mode)
     if seen != kind:
@@ -118,14 +149,14 @@ def check_owned(facts: os.stat_result, kind: int, *, closed: bool = True) -> Non
 
 
 def read_json(folder: Path, name: str, folder_fd: int, *, most: int, closed: bool = True) -> Fields:
-    """Read a file of a snapshot that holds a JSON object.
+    """Read a JSON object from a file of a snapshot.
 
     Args:
-        folder: of the snapshot, for messages.
+        folder: the snapshot, for messages.
         name: of the file.
         folder_fd: descriptor of the folder.
-        most: bytes that it may have.
-        closed: refuse one that others may write to.
+        most: the largest size allowed, bytes.
+        closed: refuse a file that others may write to.
 
     Raises:
         FileNotFoundError: there is none.
@@ -141,39 +172,54 @@ def read_json(folder: Path, name: str, folder_fd: int, *, most: int, closed: boo
     except FileNotFoundError:
         raise
     except DamagedSnapshotError as error:
-        raise DamagedSnapshotError(f"{file} cannot be used: it {error}; {ANEW}") from None
+        raise DamagedSnapshotError(f"{file} cannot be used: it {error}; {NEW_ONE}") from None
     except OSError as error:
-        raise DamagedSnapshotError(f"{file} cannot be read ({error.strerror or error}); {ANEW}") from error
+        raise DamagedSnapshotError(f"{file} cannot be read ({error.strerror or error}); {NEW_ONE}") from error
     return parsed(file, data)
 
 
-def parsed(file: Path, data: bytes) -> Fields:
-    """The object of a JSON text.
+def read_part(folder: Path, name: str, *, most: int) -> Fields:
+    """Read a JSON object from a file of a snapshot; see `read_json`.
 
     Raises:
-        DamagedSnapshotError: it is none, or says something twice or with a number that JSON does not have.
+        FileNotFoundError: there is none.
+        OSError: the folder cannot be opened.
+        DamagedSnapshotError: the file cannot be used; the message names file and field.
+    """
+    folder_fd = opened_folder(folder)
+    try:
+        return read_json(folder, name, folder_fd, most=most)
+    finally:
+        os.close(folder_fd)
+
+
+def parsed(file: Path, data: bytes) -> Fields:
+    """Decode a JSON object.
+
+    Raises:
+        DamagedSnapshotError: it is not one, a name occurs twice, or a number is not allowed in JSON.
     """
     try:
         content = json.loads(
             data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite, parse_int=int
         )
     except RecursionError:
-        raise DamagedSnapshotError(f"{file} is damaged: its values are nested too deep; {ANEW}") from None
+        raise DamagedSnapshotError(f"{file} is damaged: its values are nested too deep; {NEW_ONE}") from None
     except ValueError as error:
-        raise DamagedSnapshotError(f"{file} is damaged: it is no JSON ({shown(str(error))}); {ANEW}") from error
+        raise DamagedSnapshotError(f"{file} is damaged: it is not JSON ({shown(str(error))}); {NEW_ONE}") from error
     return Fields(content, file)
 
 
 class Fields:
-    """The fields of a JSON object: each is taken with its type and range, and none may be left.
+    """The fields of a JSON object: each is taken with its type and range, and none may be left over.
 
     Args:
-        content: what was decoded.
+        content: the decoded value.
         file: for messages.
-        where: path of this object in the file, e.g. `machine.`; empty for the whole.
+        where: path of this object in the file, e.g. `machine.`; empty for the outermost.
 
     Raises:
-        DamagedSnapshotError: it is no object.
+        DamagedSnapshotError: it is not an object.
     """
 
     def __init__(self, content: object, file: Path, where: str = "") -> None:
@@ -186,13 +232,13 @@ class Fields:
 
     @property
     def content(self) -> Mapping[str, object]:
-        """All fields, as decoded, also those that were taken."""
+        """All decoded fields, including those that were taken."""
         return self._content
 
     def take(self, name: str) -> object:
-        """A field, whatever it is."""
+        """A field of any type."""
         if name not in self._left:
-            raise DamagedSnapshotError(f"{self.file} is damaged: its field {self._where}{name} is missing; {ANEW}")
+            raise DamagedSnapshotError(f"{self.file} is damaged: its field {self._where}{name} is missing; {NEW_ONE}")
         return self._left.pop(name)
 
     def text(self, name: str, *, empty: bool = True) -> str:
@@ -207,7 +253,7 @@ class Fields:
         return value
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        """One of some words."""
+        """One of the allowed words."""
         value = self.take(name)
         if not isinstance(value, str) or value not in allowed:
             self.refuse(name, value, " or ".join(allowed))
@@ -218,14 +264,14 @@ class Fields:
         return self._whole(name, self.take(name), least, most)
 
     def number(self, name: str, most: float) -> float:
-        """A number from 0 on."""
+        """A number, at least 0."""
         value = self.take(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
             self.refuse(name, value, f"a number from 0 to {most:g}")
         return float(value)
 
     def digits(self, name: str, most: int) -> str:
-        """Hexadecimal digits, in pairs; at most so many."""
+        """Hexadecimal digits in pairs, at most `most` of them."""
         value = self.text(name)
         if len(value) > most or len(value) % 2 or value.strip("0123456789abcdef"):
             self.refuse(name, value, f"up to {most} hexadecimal digits")
@@ -252,24 +298,24 @@ class Fields:
             yield Fields(value, self.file, f"{self._where}{name}[{at}].")
 
     def names(self) -> list[str]:
-        """The names of the fields that are left: for an object whose fields are named by data."""
+        """The names of the fields that are left, for an object whose names are data."""
         for name in self._left:
-            self._text("", name)  # a name that is no text is shown as one
+            self._text("", name)  # refuses a name that is not valid text
         return list(self._left)
 
     def end(self) -> None:
-        """Make sure that every field was taken.
+        """Check that every field was taken.
 
         Raises:
-            DamagedSnapshotError: one was not; it is named.
+            DamagedSnapshotError: one was not; the message names it.
         """
         for name in self._left:
             raise DamagedSnapshotError(
-                f"{self.file} is damaged: it has a field {self._where}{shown(name)} too many; {ANEW}"
+                f"{self.file} is damaged: it has an unknown field {self._where}{shown(name)}; {NEW_ONE}"
             )
 
     def refuse(self, name: str, value: object, allowed: str) -> NoReturn:
-        """Say that a field is not what it has to be.
+        """Refuse the value of a field.
 
         Raises:
             DamagedSnapshotError: always.
@@ -278,16 +324,16 @@ class Fields:
 
     def _refused(self, path: str, value: object, allowed: str) -> DamagedSnapshotError:
         field = f"its field {shown(path)}" if path else "it"
-        return DamagedSnapshotError(f"{self.file} is damaged: {field} is {shown(value)}, not {allowed}; {ANEW}")
+        return DamagedSnapshotError(f"{self.file} is damaged: {field} is {shown(value)}, not {allowed}; {NEW_ONE}")
 
     def _text(self, name: str, value: object, *, empty: bool = True) -> str:
         if not isinstance(value, str) or len(value) > _TEXT_CHARACTERS or not (value or empty):
-            self.refuse(name, value, "a string" if empty else "a string that says something")
+            self.refuse(name, value, "a string" if empty else "a string that is not empty")
         if not value.isascii():
             try:
                 value.encode(errors="surrogateescape")  # a path may be any bytes
             except UnicodeEncodeError:
-                self.refuse(name, value, "text: half a character stands in it")
+                self.refuse(name, value, "text: it holds half a character")
         return value
 
     def _whole(self, name: str, value: object, least: int, most: int) -> int:
@@ -297,12 +343,12 @@ class Fields:
 
 
 def is_short_path(path: str) -> bool:
-    """Whether the kernel takes a path of that length (path_resolution(7)); others are errors wherever they are used."""
+    """Whether the kernel accepts a path of that length (path_resolution(7))."""
     return len(path) < _PATH_BYTES and all(len(part) <= _NAME_BYTES for part in path.split("/"))
 
 
 def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
-    """What was seen, for a message: in ASCII, on one line, not too long."""
+    """A value for a message: in ASCII, on one line, shortened."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -316,7 +362,7 @@ def shown(value: object, most: int = _SHOWN_CHARACTERS) -> str:
 
 
 def _content(descriptor: int, size: int, most: int) -> bytes:
-    """All of a file, at most so many bytes and not for ever (a network disk, FUSE)."""
+    """The content of a file, within a size limit and a deadline (a network disk or FUSE may hang)."""
     if size > most:
         raise DamagedSnapshotError(f"has {size} bytes; at most {most} are read")
     parts, got, deadline = [], 0, time.monotonic() + _READ_S
@@ -324,7 +370,7 @@ def _content(descriptor: int, size: int, most: int) -> bytes:
         parts.append(part)
         got += len(part)
         if got > most:
-            raise DamagedSnapshotError(f"has more than {most} bytes, which is all that is read")
+            raise DamagedSnapshotError(f"has more than {most} bytes, the most that is read")
         if time.monotonic() > deadline:
             raise DamagedSnapshotError(f"was not read after {_READ_S:g} s")
     return b"".join(parts)
@@ -335,12 +381,12 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(content) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} stands in it twice")
+        raise ValueError(f"{twice!r} occurs twice")
     return content
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.store.folder import check_same, checked, real_folder
 from torpor.snapshots.store.manifest import OUTSIDE, PRIVATE, read_manifest
-from torpor.snapshots.store.reading import ANEW, opened_folder, read_json
+from torpor.snapshots.store.reading import NEW_ONE, read_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +24,7 @@ _WORD_CHARACTERS = 1024
 
 
 class Identity(NamedTuple):
-    """What a copy has to be addressed with until its wake: the replica id and the lifecycle key of the original."""
+    """Replica id and lifecycle key of the original; a restored engine answers to them until its wake."""
 
     replica_id: str
     guard_key: str | None
@@ -48,10 +47,10 @@ class Noted(NamedTuple):
 
 
 def inspect(folder: Path) -> Manifest:
-    """What a snapshot is.
+    """Read the manifest of a snapshot, and check that the folder is private.
 
     Raises:
-        SnapshotError: there is none, it is open to others, damaged, or of another version.
+        SnapshotError: there is none, it is open to others, damaged, or of another format.
     """
     folder = real_folder(folder)
     mark = checked(folder)
@@ -61,10 +60,10 @@ def inspect(folder: Path) -> Manifest:
 
 
 def read_identity(folder: Path) -> Identity:
-    """The private part of a snapshot.
+    """The identity of the engine in a snapshot.
 
     Raises:
-        SnapshotError: it is missing or damaged.
+        DamagedSnapshotError: it is missing or damaged.
     """
     fields = _read(folder, PRIVATE, most=_PRIVATE_BYTES)
     key = None if fields.content.get("guard_key") is None else _word(fields, "guard_key")
@@ -76,10 +75,10 @@ def read_identity(folder: Path) -> Identity:
 
 
 def outside_files(folder: Path) -> tuple[str, ...]:
-    """Files outside of a snapshot that its processes have open or mapped, or have read.
+    """Paths of the files outside of a snapshot that it depends on, without folders of code.
 
     Raises:
-        SnapshotError: there is no list of them, or it is damaged.
+        DamagedSnapshotError: there is no list of them, or it is damaged.
     """
     return tuple(entry.name for entry in noted_files(folder) if not entry.name.endswith("/"))
 
@@ -88,7 +87,7 @@ def noted_files(folder: Path) -> Iterator[Noted]:
     """The files outside of a snapshot that it depends on, as they were at the capture.
 
     Raises:
-        SnapshotError: there is no list of them, or it is damaged.
+        DamagedSnapshotError: there is no list of them, or it is damaged.
     """
     fields = _read(folder, OUTSIDE, most=_OUTSIDE_BYTES)
     for name in fields.names():
@@ -101,18 +100,14 @@ def noted_files(folder: Path) -> Iterator[Noted]:
 
 def _read(folder: Path, name: str, *, most: int) -> Fields:
     try:
-        folder_fd = opened_folder(folder)
-        try:
-            return read_json(folder, name, folder_fd, most=most)
-        finally:
-            os.close(folder_fd)
+        return read_part(folder, name, most=most)
     except OSError as error:
-        raise DamagedSnapshotError(f"{folder / name} cannot be read ({error.strerror}); {ANEW}") from error
+        raise DamagedSnapshotError(f"{folder / name} cannot be read ({error.strerror}); {NEW_ONE}") from error
 
 
 def _word(fields: Fields, name: str) -> str:
-    """What goes into a header of HTTP: visible ASCII, and not too much of it."""
+    """A word that fits into an HTTP header: visible ASCII, of limited length."""
     word = fields.text(name, empty=False)
     if len(word) > _WORD_CHARACTERS or not word.isascii() or not word.isprintable():
-        fields.refuse(name, "(not shown)", f"1 to {_WORD_CHARACTERS} visible characters of ASCII")
+        fields.refuse(name, "(not shown)", f"1 to {_WORD_CHARACTERS} visible ASCII characters")
     return word
