@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chat_server import ChatServer, Reply, answer, events
-from torpor import ConfigurationError, EngineRequestError, ServerUnavailableError, client
+from torpor import ConfigurationError, EngineRequestError, ServerUnavailableError
 from torpor.client import ask_in_turn, chat, main
+from torpor.network import waking_server
+from torpor.network.chat_stream import ChatStream
 from torpor.values.client_keys import API_KEY_VARIABLE
 
 UNAVAILABLE = Reply(status=503)
@@ -226,13 +228,13 @@ def test_no_line_of_a_stream_gives_anything_but_text_or_the_one_error(content: o
     """Whatever a server sends, the user gets Torpor's error with the line in it, never a KeyError."""
     line = content if isinstance(content, str) else f"data: {json.dumps(content)}"
     with contextlib.suppress(EngineRequestError):
-        assert isinstance(client._Answer().take(line, "http://x"), str)
+        assert isinstance(ChatStream("http://x").take(line), str)
 
 
 @given(st.text() | st.sampled_from(["Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 0001 00:00:00", "²", "1e9"]))
 def test_no_retry_after_header_is_an_error(value: str) -> None:
     """A header that means nothing is as good as none."""
-    pause_s = client._retry_after(value)
+    pause_s = waking_server._retry_after(value)
     assert pause_s is None or pause_s >= 0
 
 

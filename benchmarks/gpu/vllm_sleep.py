@@ -26,6 +26,9 @@ import psutil
 from benchmarks.gpu.bench import used_mib
 from benchmarks.gpu.vllm_app import ENV, FLAGS
 
+from torpor.errors import EngineRequestError
+from torpor.network.chat_stream import ChatStream
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -79,22 +82,18 @@ class Server:
             "temperature": 0,
             "stream": True,
         }
-        began, first_s, text = time.monotonic(), 0.0, ""
-        chat = f"{self.url}/v1/chat/completions"
+        url = f"{self.url}/v1/chat/completions"
+        began, stream = time.monotonic(), ChatStream(url)
         try:
-            with httpx.stream("POST", chat, json=body, timeout=timeout_s, trust_env=False) as stream:
-                for line in stream.iter_lines():
-                    if line.startswith("data: {"):
-                        chunk = json.loads(line[6:])
-                        delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
-                        piece = (delta.get("content") or "") + (delta.get("reasoning") or "")
-                        first_s = first_s or (time.monotonic() - began if piece else 0.0)
-                        text += piece
-                    elif line and not line.startswith("data: [DONE]"):
-                        text += line[:200]
-        except httpx.HTTPError as error:
+            with httpx.stream("POST", url, json=body, timeout=timeout_s, trust_env=False) as response:
+                for line in response.iter_lines():
+                    stream.take(line)
+        except (httpx.HTTPError, EngineRequestError) as error:
+            text = "".join(stream.pieces) or stream.last_line[:200]
             return {"error": type(error).__name__, "seconds": time.monotonic() - began, "text": text}
-        return {"status": stream.status_code, "first_token_s": first_s, "text": text}
+        text = "".join(stream.pieces) or stream.last_line[:200]
+        first_s = 0.0 if stream.first_at is None else stream.first_at - began
+        return {"status": response.status_code, "first_token_s": first_s, "text": text}
 
     def resident_gb(self) -> float:
         """Resident memory of the whole tree, GB."""

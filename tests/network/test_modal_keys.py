@@ -15,8 +15,9 @@ import pytest
 from tests.chat_server import ChatServer, Reply, answer
 from tests.command_line import torpor
 from torpor import ConfigurationError, EngineRequestError
-from torpor.client import chat, get_when_there, open_async_client
+from torpor.client import chat
 from torpor.network.modal_keys import modal_keys
+from torpor.network.waking_server import get_when_there, open_async_client
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

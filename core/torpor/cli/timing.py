@@ -13,11 +13,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torpor.engine.child_process import ends_with_this_process
 from torpor.errors import EngineTimeoutError, TorporError
-from torpor.values.addresses import LOOPBACK
+from torpor.network.chat_stream import ChatStream
+from torpor.values.addresses import LOOPBACK, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -169,18 +170,11 @@ def _ask(host: str, port: int, model: str, tokens: int, began: float) -> FirstTo
         answer = connection.getresponse()
         if answer.status != http.client.OK:
             return None
-        first_s, text = 0.0, ""
+        stream = ChatStream(url(host, port))
         for line in answer:
-            if line.startswith(b"data: {"):
-                piece = _content(line[6:])
-                first_s = first_s or (time.monotonic() - began if piece else 0.0)
-                text += piece
-        return FirstToken(first_token_s=first_s, text=text) if first_s else None
+            stream.take(line.decode(errors="replace").rstrip("\r\n"))
+        if stream.first_at is None:
+            return None
+        return FirstToken(first_token_s=stream.first_at - began, text="".join(stream.pieces))
     finally:
         connection.close()
-
-
-def _content(data: bytes) -> str:
-    chunk = cast("dict[str, list[dict[str, dict[str, str | None]]]]", json.loads(data))
-    delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
-    return (delta.get("reasoning_content") or "") + (delta.get("content") or "")

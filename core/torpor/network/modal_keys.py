@@ -1,11 +1,11 @@
-"""Modal's proxy token: how a client passes the door of a server that is deployed with `requires_proxy_auth`.
+"""Modal's proxy token, which a server with `requires_proxy_auth` demands.
 
     TORPOR_MODAL_KEY      the token's id (wk-...), sent as `Modal-Key`
     TORPOR_MODAL_SECRET   its secret (ws-...), sent as `Modal-Secret`
 
-The two are read from the environment alone: what stands in an argument is seen by everybody on the machine. They are sent by
-https only, and only to the server that was named: a server on a custom domain gets them, and a redirect to another host,
-another port or plain http does not take them along. Modal's own redirects stay on the server's host.
+Both are read from the environment only, because everybody on the machine sees the arguments of a command. They are sent by
+https only, and only to the server that was named, which may be on a custom domain. A request that follows a redirect to
+another host, another port or plain http does not have them. Modal's own redirects stay on the server's host.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import httpx
+
 from torpor.errors import ConfigurationError
 from torpor.values.client_keys import MODAL_KEY_VARIABLE, MODAL_SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    import httpx
-
 __all__ = ["modal_keys", "refused_by_modal", "sent_to"]
 
-_HEADERS = {"Modal-Key": MODAL_KEY_VARIABLE, "Modal-Secret": MODAL_SECRET_VARIABLE}
+_KEY_HEADER, _SECRET_HEADER = "Modal-Key", "Modal-Secret"
+_HEADERS = {_KEY_HEADER: MODAL_KEY_VARIABLE, _SECRET_HEADER: MODAL_SECRET_VARIABLE}
 _UNAUTHORIZED = 401
-_MODALS_DOOR = "modal-http:"  # how Modal's proxy begins what it says itself
+_MODAL_PROXY = "modal-http:"  # begins every answer that Modal's proxy gives itself
 
 
 def modal_keys(env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -56,13 +57,12 @@ def modal_keys(env: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def sent_to(url: str, keys: Mapping[str, str]) -> Callable[[httpx.Request], Awaitable[None]]:
-    """A hook of httpx that gives the keys to requests to the server of that URL, and takes them from all others.
+    """A hook of httpx that adds the keys to requests to one server, and removes them from all others.
 
     Args:
-        url: of the server that was named.
+        url: of that server.
         keys: headers of `modal_keys`.
     """
-    import httpx  # noqa: PLC0415 - whoever sends has it
 
     def origin(of: httpx.URL) -> tuple[str, str, int | None]:
         return of.scheme, of.host, of.port  # httpx leaves a scheme's own port out
@@ -76,17 +76,16 @@ def sent_to(url: str, keys: Mapping[str, str]) -> Callable[[httpx.Request], Awai
     return hook
 
 
-def refused_by_modal(status: int, said: str, *, sent: bool) -> str:
-    """The next step for an answer of Modal's own door that wants a proxy token; empty for any other answer.
+def refused_by_modal(response: httpx.Response, said: str) -> str:
+    """The next step for an answer in which Modal's proxy demands a proxy token; empty for any other answer.
 
     Args:
-        status: HTTP status.
-        said: the answer's text.
-        sent: whether a token was sent.
+        response: the answer.
+        said: its text.
     """
-    if status != _UNAUTHORIZED or _MODALS_DOOR not in said:
+    if response.status_code != _UNAUTHORIZED or _MODAL_PROXY not in said:
         return ""
-    if sent:
+    if _KEY_HEADER in response.request.headers:
         return (
             f" Modal refuses the proxy token in {MODAL_KEY_VARIABLE} and {MODAL_SECRET_VARIABLE}: "
             "it may be of another workspace."

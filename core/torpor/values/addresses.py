@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from urllib.parse import urlsplit
 
 from torpor.errors import ConfigurationError, PortInUseError
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_free",
     "checked_host",
     "checked_port",
+    "checked_url",
     "is_open",
     "is_public",
     "nearest",
@@ -107,6 +109,26 @@ def nearest(host: str) -> str:
 def url(host: str, port: int) -> str:
     """The URL of a server, without a path."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def checked_url(url: str) -> str:
+    """A server's URL, without a slash at its end.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"The server's URL is {url!r}; it has to begin with http:// or https://.")
+    try:
+        where = urlsplit(url)
+        wrong = "it names no host" if not where.hostname else "port 0 is none" if where.port == 0 else ""
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ConfigurationError(
+            f"The server's URL is {url!r}: {wrong}. It has to be like http://HOST:PORT, with a port from 1 to 65535."
+        )
+    return url.rstrip("/")
 
 
 def check_free(host: str, port: int, *, cure: str = "choose another Deployment.port, or another --port") -> None:

@@ -16,8 +16,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from torpor.client import checked_url, get_when_there, next_step_of, open_async_client
 from torpor.errors import EngineRequestError
+from torpor.network.modal_keys import refused_by_modal
+from torpor.network.waking_server import get_when_there, open_async_client
+from torpor.values.addresses import checked_url
 from torpor.values.bounds import checked_count, checked_seconds
 
 if TYPE_CHECKING:
@@ -222,7 +224,9 @@ class _Driver:
         response = await get_when_there(client, self.url, on_wait=self._note_wait)
         if response.status_code != _OK:
             said = response.text.strip()[:_QUOTED] or "no text"
-            step = next_step_of(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
+            step = (
+                refused_by_modal(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
+            )
             raise EngineRequestError(f"GET {self.url} was answered with {response.status_code}: {said}.{step}")
         return response
 

@@ -1,0 +1,228 @@
+"""Requests to a server that may still have to wake: what counts as not there yet, how long to wait, which redirects to follow.
+
+A server that is not there yet refuses connections, or answers 429, 502, 503 or 504, with or without Retry-After. Modal keeps
+a request open beyond 150 seconds by a redirect that has to be followed with GET (303; modal.com/docs/guide/webhook-timeouts).
+No function here has a deadline: that is the caller's, over everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import time
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from torpor._override import override
+from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError
+from torpor.network.modal_keys import modal_keys, sent_to
+from torpor.network.proxies import is_loopback
+from torpor.network.shortage import shortage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+__all__ = [
+    "TryLaterError",
+    "check_means",
+    "check_there",
+    "following",
+    "get_once",
+    "get_when_there",
+    "open_async_client",
+    "until_there",
+]
+
+T = TypeVar("T")
+
+_WAITING = frozenset({429, 502, 503, 504})
+_KEEPS_METHOD = frozenset({307, 308})
+_CONNECT_TIMEOUT_S = 10.0
+_FIRST_PAUSE_S = 0.25
+_MAX_PAUSE_S = 5.0
+_MAX_BODY_BYTES = 1 << 20
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+
+
+class TryLaterError(Exception):
+    """The server is not there yet.
+
+    Args:
+        reason: what was seen.
+        pause_s: seconds that the server asked for; None if it did not.
+    """
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+class OutwardClient(httpx.AsyncClient):
+    """httpx's client, which reaches loopback addresses without a proxy, also after a redirect."""
+
+    @override
+    def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
+        # NO_PROXY in httpx takes host names only, and 127.0.0.0/8 is a network.
+        return self._transport if is_loopback(url.host) else super()._transport_for_url(url)
+
+
+def open_async_client(
+    url: str, headers: Mapping[str, str] | None = None, *, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
+    """A client without a deadline over an answer; httpx's own deadlines would be one per socket operation.
+
+    If the environment holds Modal's proxy token, the client sends it with each request to that server; see
+    `torpor.network.modal_keys`.
+
+    Args:
+        url: of the server; one on this machine is asked without a proxy.
+        headers: sent with each request.
+        transport: carries the requests in place of sockets.
+
+    Raises:
+        ConfigurationError: the environment names a proxy that cannot be used, or holds half a proxy token of Modal.
+    """
+    keys = modal_keys()
+
+    def opened(*, trust_env: bool) -> httpx.AsyncClient:
+        return OutwardClient(
+            transport=transport,
+            event_hooks={"request": [sent_to(url, keys)]} if keys else None,
+            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            headers=headers,
+            limits=httpx.Limits(max_connections=None),
+            follow_redirects=False,
+            trust_env=trust_env,
+        )
+
+    try:
+        return opened(trust_env=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # e.g. ALL_PROXY=socks5://..., which needs a package
+        if is_loopback(urlsplit(url).hostname or ""):
+            return opened(trust_env=False)
+        raise ConfigurationError(
+            f"{url} cannot be asked through the proxy that the environment names: {error} Look at HTTP_PROXY, HTTPS_PROXY and "
+            "ALL_PROXY, or name the server in NO_PROXY."
+        ) from error
+
+
+async def get_when_there(client: httpx.AsyncClient, url: str, *, on_wait: Callable[[str], None]) -> httpx.Response:
+    """GET until the server is there, and return its answer.
+
+    Args:
+        client: of `open_async_client`.
+        url: what to get; redirects are followed.
+        on_wait: told, in one line, why it waits, whenever the reason changes.
+
+    Raises:
+        ConfigurationError: the URL is none.
+        ServerUnavailableError: it redirects without end.
+    """
+    return await until_there(lambda: get_once(client, url), on_wait)
+
+
+async def get_once(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """GET once, redirects followed.
+
+    Raises:
+        TryLaterError: the server is not there yet.
+        ConfigurationError: the URL is none.
+        ServerUnavailableError: it redirects without end.
+    """
+    try:
+        async with client.stream("GET", url, follow_redirects=True) as streamed:
+            response = await _bounded(streamed, url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
+    except httpx.TooManyRedirects as error:
+        raise ServerUnavailableError(f"{url} redirects without end: {error}") from error
+    except httpx.TransportError as error:
+        check_means(error, url)
+        raise TryLaterError(f"{type(error).__name__}: {error}") from error
+    check_there(response)
+    return response
+
+
+async def until_there(step: Callable[[], Awaitable[T]], on_wait: Callable[[str], None]) -> T:
+    """Repeat a step, with growing pauses, as long as it raises `TryLaterError`."""
+    pause_s, reason = _FIRST_PAUSE_S, ""
+    while True:
+        try:
+            return await step()
+        except TryLaterError as later:
+            if str(later) != reason:
+                reason = str(later)
+                on_wait(reason)
+            wanted_s = later.pause_s
+        await asyncio.sleep(pause_s if wanted_s is None else wanted_s)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def check_there(response: httpx.Response) -> None:
+    """Check the status of an answer.
+
+    Raises:
+        TryLaterError: the server is not there yet.
+    """
+    if response.status_code in _WAITING:
+        raise TryLaterError(
+            f"the server answers {response.status_code}", _retry_after(response.headers.get("Retry-After", ""))
+        )
+
+
+def check_means(error: Exception, url: str) -> None:
+    """Check why a request failed: if this process has too few descriptors, for example, waiting would not help.
+
+    Raises:
+        ServerUnavailableError: this process lacks the means to ask.
+    """
+    if shortage(error):
+        raise ServerUnavailableError(f"{url} could not be asked: {error}.") from error
+
+
+def following(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Request | None:
+    """The request that follows a redirect; None if the response is the answer."""
+    location = response.headers.get("Location")
+    if location is None or not response.is_redirect:
+        return None
+    asked = response.request
+    target = asked.url.join(location)
+    if response.status_code in _KEEPS_METHOD and asked.method == "POST":
+        kind = {"Content-Type": "application/json"}
+        request = client.build_request("POST", target, content=asked.content, headers=kind)
+    else:
+        request = client.build_request("GET", target)
+    # Browsers and httpx do the same: a key is for the server that it was given for.
+    if (target.scheme, target.host, target.port) != (asked.url.scheme, asked.url.host, asked.url.port):
+        request.headers.pop("Authorization", None)
+    return request
+
+
+async def _bounded(streamed: httpx.Response, url: str) -> httpx.Response:
+    """The whole answer.
+
+    Raises:
+        EngineRequestError: it is longer than any answer that is asked for here.
+    """
+    body = bytearray()
+    async for piece in streamed.aiter_bytes():
+        body += piece
+        if len(body) > _MAX_BODY_BYTES:
+            raise EngineRequestError(
+                f"GET {url} is answered with more than {_MAX_BODY_BYTES} bytes. Give the URL of a server behind Torpor's guard, "
+                "without a path."
+            )
+    headers = [(name, value) for name, value in streamed.headers.multi_items() if name.lower() not in _FRAMING]
+    return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=streamed.request)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for (a number, or an HTTP date); None for none."""
+    try:
+        if value.strip().isdecimal():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
