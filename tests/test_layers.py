@@ -47,10 +47,7 @@ PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name 
 TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 """The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
 
-OPEN = {
-    ("torpor.snapshots.store.manifest", "torpor.snapshots.criu.run"),
-    ("torpor.snapshots.store.manifest", "torpor.snapshots.sandbox.sandbox"),
-}
+OPEN: set[tuple[str, str]] = set()
 """Imports that point upward and are still to be removed, importer first."""
 
 OPEN_CIRCLES = (

@@ -20,7 +20,8 @@ from torpor.snapshots.sandbox.start import create_sandbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torpor.snapshots.sandbox.sandbox import Clock, Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
+    from torpor.snapshots.store.manifest import Mode
 
 REQUIRE_VARIABLE = "TORPOR_REQUIRE_CRIU"
 SMALL_DISK_VARIABLE = "TORPOR_TEST_SMALL_DISK"

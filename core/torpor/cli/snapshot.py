@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.snapshots.kept_weights import KeptFile
-    from torpor.snapshots.sandbox.sandbox import Mode
     from torpor.snapshots.store.gpu_state import GpuPart
-    from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.manifest import Manifest, Mode
 
 __all__ = ["run_create", "run_inspect", "run_rm", "run_setup", "run_weights"]
 

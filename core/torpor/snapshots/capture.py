@@ -59,10 +59,10 @@ if TYPE_CHECKING:
     from torpor.runtime.canary import Canary
     from torpor.snapshots.before_capture.external_resources import OpenFiles
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.criu.run import Dumped, Tcp
+    from torpor.snapshots.criu.run import Dumped
     from torpor.snapshots.gpu.checkpoint import Suspended
     from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
-    from torpor.snapshots.store.manifest import Scheduled
+    from torpor.snapshots.store.manifest import Scheduled, Tcp
     from torpor.snapshots.trial import Life
 
 __all__ = ["CaptureOptions", "capture"]
@@ -191,7 +191,7 @@ class _Capture:
                 f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in found[:_SHOWN]
             )
             raise SnapshotError(
-                f"Deployment {self.boot.deployment.name!r} names no GPU, but processes of its engine use one:\n{listed}\n"
+                f"Deployment {self.boot.deployment.name!r} names no GPU, but processes of its engine hold one:\n{listed}\n"
                 'Set Deployment.gpu, or hide the GPUs from the engine (CUDA_VISIBLE_DEVICES="" in its environment).'
             )
 

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+    from torpor.snapshots.store.manifest import Mode
     from torpor.testing import StandIn
 
 pytestmark = pytest.mark.criu
@@ -284,7 +285,7 @@ def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
 def test_a_manifest_from_the_future_says_who_made_it(kept: Kept) -> None:
     """Another format is never guessed at."""
     change_manifest(kept.folder, lambda content: content.update(schema=99))
-    assert re.search(r"made by Torpor .* in format 99; this is Torpor", refused(kept))
+    assert re.search(r"written by Torpor .* in format 99; this is Torpor", refused(kept))
 
 
 def test_a_folder_without_a_manifest_is_no_snapshot(tmp_path: Path) -> None:

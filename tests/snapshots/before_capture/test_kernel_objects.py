@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from tests.snapshots.conftest import MakeSandbox
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+    from torpor.snapshots.store.manifest import Mode
 
 PROGRAM = Path(__file__).with_name("object_program.py")
 TIMEOUT_S = 60.0

@@ -21,7 +21,7 @@ from torpor.snapshots.sandbox.pid1 import StepError
 
 if TYPE_CHECKING:
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Mode
+    from torpor.snapshots.store.manifest import Mode
 
 ASK = """
 import json, os, sys

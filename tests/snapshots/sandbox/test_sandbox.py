@@ -28,7 +28,7 @@ from torpor.snapshots.sandbox.start import StartingSandbox, create_sandbox
 
 if TYPE_CHECKING:
     from tests.snapshots.conftest import MakeSandbox
-    from torpor.snapshots.sandbox.sandbox import Mode
+    from torpor.snapshots.store.manifest import Mode
 
 pytestmark = pytest.mark.criu
 

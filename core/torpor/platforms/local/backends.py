@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torpor.platforms.local.gateway_route import GatewayReplica
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.hold import Hold
-    from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.manifest import Manifest, Mode
 
 __all__ = ["BACKENDS", "STANDBY_WORKS", "CriuBackend", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
 

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
-    from torpor.snapshots.sandbox.sandbox import Mode
-    from torpor.snapshots.store.manifest import Manifest
+    from torpor.snapshots.store.manifest import Manifest, Mode
     from torpor.telemetry.stage_report import StageReport
 
 __all__ = [

@@ -26,7 +26,8 @@ from torpor.snapshots.sandbox.start import create_sandbox
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.snapshots.sandbox.sandbox import Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
+    from torpor.snapshots.store.manifest import Mode
 
 __all__ = ["Reason", "available", "usable_mode"]
 

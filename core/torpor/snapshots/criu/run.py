@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Finished, Mode, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Finished, Sandbox
+    from torpor.snapshots.store.manifest import Mode, Tcp
 
 __all__ = [
     "DUMP_LOG",
@@ -29,7 +30,6 @@ __all__ = [
     "SIDE_FILES",
     "Dumped",
     "Restored",
-    "Tcp",
     "dump",
     "expected_bytes",
     "memory_bytes",
@@ -46,9 +46,6 @@ GHOST_BYTES = 2047 << 20
 """Largest deleted file whose content goes into a snapshot; CRIU's default limit is 1 MiB."""
 
 DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
-
-Tcp = Literal["close", "established"]
-"""Whether TCP connections inside the tree are closed (the default) or kept (tensor parallelism over gloo needs them)."""
 
 _OPTIONS = ("--file-locks", "--ext-unix-sk", "--link-remap", "--skip-in-flight", "--ghost-limit", str(GHOST_BYTES))
 _TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, Driver, load_library
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torpor.snapshots.sandbox.sandbox import Mode
+    from torpor.snapshots.store.manifest import Mode
 
 __all__ = ["LEAST_DRIVER", "against_gpu"]
 

@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 from socket import socket as Socket  # noqa: N812 - `socket` is a method here
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.sandbox import pid1
@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     from torpor.engine.logs import Follower, Sink
     from torpor.snapshots.sandbox.channel import Channel
     from torpor.snapshots.sandbox.pid1 import Message
+    from torpor.snapshots.store.manifest import Mode
 
-__all__ = ["ENGINE_LOG", "FIRST_PID", "Clock", "Finished", "Mode", "Sandbox"]
-
-Mode = Literal["rootless", "root"]
-"""`rootless`: in a user namespace, without privileges. `root`: without a user namespace; needs root (CAP_SYS_ADMIN)."""
+__all__ = ["ENGINE_LOG", "FIRST_PID", "Clock", "Finished", "Sandbox"]
 
 ENGINE_LOG = Path("log", "engine.log")
 """Where the engine's output goes, below the scratch folder."""

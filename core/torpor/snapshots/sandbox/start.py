@@ -16,13 +16,14 @@ from torpor.snapshots.sandbox import pid1
 from torpor.snapshots.sandbox.channel import Channel, readable
 from torpor.snapshots.sandbox.first_process import FirstProcess
 from torpor.snapshots.sandbox.pid1 import StepError
-from torpor.snapshots.sandbox.sandbox import ENGINE_LOG, Clock, Mode, Sandbox
+from torpor.snapshots.sandbox.sandbox import ENGINE_LOG, Clock, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
     from torpor.snapshots.sandbox.pid1 import Config
+    from torpor.snapshots.store.manifest import Mode
 
     Pipe = IO[bytes]
 

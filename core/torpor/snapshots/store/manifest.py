@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import DamagedSnapshotError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torpor.snapshots.criu.run import Tcp
-    from torpor.snapshots.sandbox.sandbox import Mode
 
 __all__ = [
     "FAILURES",
@@ -44,8 +42,10 @@ __all__ = [
     "FileFacts",
     "MachineFacts",
     "Manifest",
+    "Mode",
     "Scheduled",
     "StageTime",
+    "Tcp",
     "read_manifest",
     "write_private",
 ]
@@ -60,6 +60,12 @@ LAST_TIME_S = 253_402_300_799
 
 MANIFEST_BYTES = 16 << 20
 """The largest manifest that is read; that of a large engine has about 100 kB."""
+
+Mode = Literal["rootless", "root"]
+"""`rootless`: in a user namespace, without privileges. `root`: without a user namespace; needs root (CAP_SYS_ADMIN)."""
+
+Tcp = Literal["close", "established"]
+"""Whether TCP connections inside the tree are closed (the default) or kept (tensor parallelism over gloo needs them)."""
 
 HEAD_BYTES = 16
 """Bytes of each file that the manifest holds; a plain check compares them."""
