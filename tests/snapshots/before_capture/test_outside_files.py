@@ -211,6 +211,14 @@ def test_a_model_that_is_one_file_counts_whatever_its_name(tmp_path: Path, name:
     assert list(model_files(deployment, _recipe(deployment))) == [tmp_path / name]
 
 
+def test_a_relative_model_path_gives_absolute_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore reads absolute paths only: it may run in another folder than the capture."""
+    (tmp_path / "model.safetensors").write_text("weights")
+    monkeypatch.chdir(tmp_path)
+    deployment = of_folder(".")
+    assert list(model_files(deployment, _recipe(deployment))) == [tmp_path / "model.safetensors"]
+
+
 def of_folder(folder: Path | str) -> Deployment:
     """A deployment whose model is that folder."""
     return Deployment(name="d", model=Model(path=str(folder), served_name="m"), plugins=(StandIn(),))

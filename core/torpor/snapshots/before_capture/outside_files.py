@@ -113,14 +113,14 @@ def difference(entry: Noted, *, full: bool) -> str:
 
 
 def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
-    """The model's files: of a folder, or of a repository in the hub's cache; a path that is a file is one, whatever its name.
+    """The model's files, by absolute paths: of a folder, or of a repository in the hub's cache. A path of a file is that file.
 
     Raises:
         SnapshotError: there is more in the folder than any model has, or it cannot be looked through in time.
     """
     model = deployment.model
     if model.path is not None:
-        path = Path(model.path)
+        path = Path(model.path).absolute()
         yield from [path] if path.is_file() else filter(_is_of_model, _files_of(path))
     elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
         yield from _files_of(Path(cache, f"models--{model.repo_id.replace('/', '--')}", "snapshots", model.revision))
