@@ -1,4 +1,4 @@
-"""`torpor doctor`: what is looked at, what is said, and the exit code."""
+"""`torpor doctor`: what it checks, what it reports, and its exit code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.command_line import torpor
 from tests.snapshots.nvidia import FakeDriver, build
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Model, Plugin
+from torpor.doctor import capture_size
 from torpor.doctor import machine as doctor
 from torpor.lifecycle import Lifecycle
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
@@ -105,7 +106,7 @@ def test_bytes_are_an_estimate_until_an_engine_runs(
     assert "an estimate, as no engine runs" in found["room"].seen
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
-    monkeypatch.setattr(doctor, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(capture_size, "available_bytes", lambda: 1000)
     found = by_what(doctor.diagnose(Lifecycle(deployment("H200", str(tmp_path / "model")))))
     assert found["room"].level == found["host memory"].level == "warning"
     assert found["room"].cure
@@ -132,8 +133,8 @@ def test_bytes_are_unknown_where_nothing_on_this_machine_says_them(
             in found["host memory"].seen
         )
         assert "room" not in found
-    monkeypatch.setattr(doctor, "_running", lambda _: None)
-    assert "torpor doctor APP says what an app takes" in doctor._unknown(None).seen
+    monkeypatch.setattr(capture_size, "_running", lambda _: None)
+    assert "torpor doctor APP shows what an app takes" in capture_size._unknown(None).seen
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
@@ -160,7 +161,10 @@ def test_weights_in_the_hubs_cache_count(
 def test_bytes_are_those_of_the_last_snapshot(with_gpu: FakeDriver, bare: Path) -> None:
     """Measured, of this deployment."""
     folder = small_snapshot(bare / "cache" / "snapshots" / "d")
-    assert f"as the snapshot in {folder} took" in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
+    assert (
+        f"as much as the snapshot in {folder} took"
+        in by_what(doctor.diagnose(Lifecycle(of_the_hub())))["host memory"].seen
+    )
 
 
 def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
@@ -179,7 +183,7 @@ def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypat
         assert engine.stdout is not None
         engine.stdout.readline()
         monkeypatch.setenv("TORPOR_FAKE_HOLDERS", f"{engine.pid}={4 * 10**9},17=999999999999")
-        monkeypatch.setattr(doctor, "available_bytes", lambda: 10**9)
+        monkeypatch.setattr(capture_size, "available_bytes", lambda: 10**9)
         memory = by_what(doctor.diagnose(Lifecycle(deployment("H200"))))["host memory"]
         engine.kill()
     assert memory.level == "error"
@@ -245,7 +249,6 @@ def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatc
 CHECKED_APP = """
 import sys
 from torpor import BuildPlan, Deployment, Model, Plugin, Preflight, hookimpl
-from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
 
 class Fetched(Plugin):
@@ -275,7 +278,7 @@ def test_a_recheck_reads_all_that_the_plugins_fetched(bare: Path) -> None:
             assert (found["level"], found["cure"], told["exit_code"]) == ("error", "Fetch them again.", 2)
             assert "byte 7 differs" in found["seen"]
         else:
-            assert (found["level"], found["seen"]) == ("ok", "all of it was read and is as it should be")
+            assert (found["level"], found["seen"]) == ("ok", "all files were read and match")
     without = run("--recheck")
     assert (without.returncode, "torpor doctor APP --recheck" in without.stderr) == (2, True)
 
@@ -283,7 +286,6 @@ def test_a_recheck_reads_all_that_the_plugins_fetched(bare: Path) -> None:
 MODAL_APP = """
 import modal
 from torpor import Deployment, ImagePatch, Model, Plugin, hookimpl
-from torpor.lifecycle import Lifecycle
 from torpor.testing import StandIn
 
 class Base(Plugin):
@@ -299,7 +301,7 @@ app = modal.App("d")
 
 
 @pytest.mark.slow
-def test_an_app_is_looked_at_for_where_it_is_meant_for(bare: Path, tmp_path: Path) -> None:
+def test_an_app_is_checked_for_the_platform_it_is_meant_for(bare: Path, tmp_path: Path) -> None:
     """For Modal where it has a modal.App and this machine lacks its GPU; --for says otherwise; which one is told."""
     app = tmp_path / "app.py"
     app.write_text(MODAL_APP)
@@ -315,7 +317,9 @@ def test_an_app_is_looked_at_for_where_it_is_meant_for(bare: Path, tmp_path: Pat
     app.write_text(MODAL_APP.replace('gpu="H200", ', ""))
     told = json.loads(run(str(app), "--json").stdout)
     assert told["for"] == "here"
-    assert told["findings"][0]["seen"].startswith("for this machine (this machine has what the app needs (no GPU))")
+    assert told["findings"][0]["seen"].startswith(
+        "checked for this machine (this machine has what the app needs (no GPU))"
+    )
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from torpor.cli.exit_codes import FAILED, INTERRUPTED
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
 from torpor.cli.terminal import OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torpor.cli.restore import RestoreOptions
 
 __all__ = ["main"]
-
-_INTERRUPTED = 130  # 128 and the number of SIGINT, as a shell says
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
         if os.environ.get("TORPOR_DEBUG", "") not in ("", "0") or not (said := _said_of(error)):
             raise
         say(f"torpor: {said}")
-        sys.exit(error.exit_code if isinstance(error, TorporError) else 1)
+        sys.exit(error.exit_code if isinstance(error, TorporError) else FAILED)
 
 
 def _run() -> None:
@@ -94,7 +93,7 @@ def _end_interrupted() -> NoReturn:
         flush_results()
     end_as_hung_up()
     # Not sys.exit: CPython ends itself by SIGINT when the interrupt came in the `exec` of a dataclass, caught or not.
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:

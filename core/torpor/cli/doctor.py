@@ -1,4 +1,4 @@
-"""`torpor doctor`: what is known to fail with an app, and what this machine lacks for snapshots."""
+"""`torpor doctor`: what blocks an app's start, and what this machine lacks for snapshots."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from torpor.app_file import load_app
+from torpor.build_steps.relocation import relocate
 from torpor.cli.console import LEVEL_STYLES
+from torpor.cli.exit_codes import FAILED, OK, WRONG_INPUT
 from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.doctor.app import cautions
 from torpor.doctor.machine import diagnose
-from torpor.errors import ConfigurationError, TorporError
+from torpor.errors import ConfigurationError, PreflightError, TorporError
+from torpor.platforms.local.server import check_gpu
 from torpor.plugin_checks import plugin_findings
+from torpor.runtime.preflight import run_preflight
+from torpor.snapshots.store.paths import cache_root
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torpor.app_file import App
     from torpor.deployment import Deployment
@@ -29,88 +34,97 @@ __all__ = ["run_doctor"]
 
 _MODAL, _HERE = _PLATFORMS = ("modal", "here")
 _RECHECK_TIMEOUT_S = 7200.0
-_EXIT_CODES = {"ok": 0, "warning": 1, "error": 2}
+_EXIT_CODES = {"ok": OK, "warning": FAILED, "error": WRONG_INPUT}
 
 
 def run_doctor(app_file: str, *, as_json: bool, recheck: bool = False, platform: str = "") -> None:
-    """Look, say what was seen, and exit with 0 (nothing lacks), 1 (warnings) or 2 (errors).
+    """Check, show what was found, and exit with 0 (no problems), 1 (warnings) or 2 (errors).
 
     Args:
         app_file: what is to be deployed; empty for the machine alone.
         as_json: print JSON.
-        recheck: also read everything that the plugins fetched to this machine, and compare it.
-        platform: `modal` or `here`: what the app is looked at for; empty for what makes sense for it.
+        recheck: also read every file that the plugins downloaded to this machine, and compare it.
+        platform: `modal` or `here`: what the app is checked for; empty chooses.
 
     Raises:
         ConfigurationError: a recheck or a platform without an app, or an unknown platform.
     """
+    _check_options(app_file, recheck=recheck, platform=platform)
+    claim_output()
+    if app_file:
+        platform, findings = _findings(load_app(app_file), platform, recheck=recheck)
+    else:
+        findings = diagnose()
+    code = max(_EXIT_CODES[finding.level] for finding in findings)
+    if as_json:
+        told = {"exit_code": code, "for": platform, "findings": [asdict(finding) for finding in findings]}
+        result(json.dumps(told, indent=2))
+    else:
+        _show(findings)
+    sys.exit(code)
+
+
+def _check_options(app_file: str, *, recheck: bool, platform: str) -> None:
     if platform and platform not in _PLATFORMS:
         raise ConfigurationError(f"--for is {platform!r}; allowed are {' and '.join(_PLATFORMS)}.")
     if platform and not app_file:
         raise ConfigurationError(
-            f"--for says what an app is looked at for; name the app: torpor doctor APP --for {platform}"
+            f"--for names the platform to check an app for; name the app: torpor doctor APP --for {platform}"
         )
     if recheck and not app_file:
         raise ConfigurationError(
-            "--recheck reads what an app's plugins fetched; name the app: torpor doctor APP --recheck"
+            "--recheck reads what an app's plugins downloaded; name the app: torpor doctor APP --recheck"
         )
-    claim_output()
-    app = load_app(app_file) if app_file else None
-    if app is None:
-        findings = diagnose()
-    else:
-        platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app)
-        findings = (_of_platform(platform, chosen), *_of_app(app.lifecycle))
-        findings += diagnose(app.lifecycle) if platform == _HERE else tuple(_on_modal(app.deployment))
-    if recheck and app:
+
+
+def _findings(app: App, platform: str, *, recheck: bool) -> tuple[str, tuple[Finding, ...]]:
+    """The platform that the app is checked for, and what was found."""
+    platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app)
+    findings = (_of_platform(platform, chosen), *_of_app(app.lifecycle))
+    findings += diagnose(app.lifecycle) if platform == _HERE else tuple(_on_modal(app.deployment))
+    if recheck:
         findings += tuple(_rechecked(app.lifecycle))
-    code = max(_EXIT_CODES[finding.level] for finding in findings)
-    if as_json:
-        result(
-            json.dumps(
-                {"exit_code": code, "for": platform, "findings": [asdict(finding) for finding in findings]}, indent=2
-            )
-        )
-    else:
-        layout = Layout()
-        for finding in findings:
-            who = f"plugin {finding.plugin}: " if finding.plugin else ""
-            layout.field(f"{finding.level:<8} {finding.what:<12} ", f"{who}{finding.seen}", LEVEL_STYLES[finding.level])
-            if finding.cure:
-                layout.field(f"{'':<21} -> ", finding.cure)
-    sys.exit(code)
+    return platform, findings
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    layout = Layout()
+    for finding in findings:
+        who = f"plugin {finding.plugin}: " if finding.plugin else ""
+        layout.field(f"{finding.level:<8} {finding.what:<12} ", f"{who}{finding.seen}", LEVEL_STYLES[finding.level])
+        if finding.cure:
+            layout.field(f"{'':<21} -> ", finding.cure)
 
 
 def _chosen_platform(app: App) -> tuple[str, str]:
-    """What an app is looked at for when nobody says it, and why."""
-    from torpor.platforms.local.server import check_gpu  # noqa: PLC0415 - with an app only
-
-    module, deployment = sys.modules.get(app.file.stem), app.deployment
-    if not any(
-        type(value).__name__ == "App" and type(value).__module__.partition(".")[0] == "modal"
-        for value in vars(module).values()
-    ):
+    """What an app is checked for by default, and why."""
+    deployment = app.deployment
+    if not any(map(_is_modal_app, vars(sys.modules[app.file.stem]).values())):
         return _HERE, "the app file has no modal.App"
     try:
         check_gpu(deployment)
     except ConfigurationError:
-        return (
-            _MODAL,
-            f"the app file has a modal.App, and this machine has no {(deployment.gpu or '').replace('!', '')}",
-        )
+        gpu = (deployment.gpu or "").replace("!", "")
+        return _MODAL, f"the app file has a modal.App, and this machine has no {gpu}"
     return _HERE, f"this machine has what the app needs ({deployment.gpu or 'no GPU'})"
 
 
+def _is_modal_app(value: object) -> bool:
+    return type(value).__name__ == "App" and type(value).__module__.partition(".")[0] == "modal"
+
+
 def _of_platform(platform: str, chosen: str) -> Finding:
-    other = _PLATFORMS[1 - _PLATFORMS.index(platform)]
-    looked = "for Modal; this machine is not looked at" if platform == _MODAL else "for this machine"
-    return Finding(level="ok", what="looked at", seen=f"{looked} ({chosen}); --for {other} looks at the other")
+    if platform == _MODAL:
+        seen = f"checked for Modal, not for this machine ({chosen}); --for here checks this machine"
+    else:
+        seen = f"checked for this machine ({chosen}); --for modal checks the app for Modal"
+    return Finding(level="ok", what="platform", seen=seen)
 
 
 def _on_modal(deployment: Deployment) -> Iterator[Finding]:
     """Whether the app can be rendered for Modal, without an account or a network."""
-    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - half a second of import
-    from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415
+    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - modal: 256 ms
+    from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415 - as above
 
     try:
         options = cls_options(deployment)
@@ -124,12 +138,7 @@ def _on_modal(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
-    """What each plugin's check before a start says when it reads everything (TORPOR_RECHECK=1)."""
-    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
-    from torpor.errors import PreflightError  # noqa: PLC0415
-    from torpor.runtime.preflight import run_preflight  # noqa: PLC0415
-    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415
-
+    """What the plugins' preflight checks find when they read every file (TORPOR_RECHECK=1)."""
     deployment = lifecycle.deployment
     recipe = relocate(lifecycle.recipe(), cache_root(), deployment.name)
     if not recipe.preflight:
@@ -140,7 +149,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
         os.environ["TORPOR_RECHECK"] = "1"
         try:
             run_preflight(replace(check, timeout_s=_RECHECK_TIMEOUT_S), recipe)
-            yield Finding(level="ok", what=check.name, seen="all of it was read and is as it should be")
+            yield Finding(level="ok", what=check.name, seen="all files were read and match")
         except PreflightError as error:
             yield Finding(
                 level="error", what=check.name, seen=str(error).removesuffix(check.cure).strip(), cure=check.cure
@@ -150,7 +159,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
 
 
 def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:
-    """What stands out in the app itself, before anything of the machine."""
+    """What is found in the app itself, whatever the machine."""
     deployment = lifecycle.deployment
     of_plugins = plugin_findings(deployment)
     yield from of_plugins
@@ -160,46 +169,49 @@ def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:
         if any(finding.level == "error" for finding in of_plugins):
             return  # the plugin's check has said why
         raise
-    found = (*of_plugins, *cautions(deployment, recipe))
-    yield from found[len(of_plugins) :]
-    if not found:
-        yield Finding(level="ok", what="app", seen=f"nothing stands out in the values of {deployment.name!r}")
+    found = cautions(deployment, recipe)
+    yield from found
+    if not of_plugins and not found:
+        yield Finding(level="ok", what="app", seen=f"no problems found in the values of {deployment.name!r}")
     if deployment.snapshot:
-        yield Finding(
-            level="ok",
-            what="modal run",
-            seen="starts without a snapshot and takes none; only `modal deploy` uses snapshots",
-        )
+        seen = "starts without a snapshot and takes none; only `modal deploy` uses snapshots"
+        yield Finding(level="ok", what="modal run", seen=seen)
     if names := tuple(dict.fromkeys(name for step in recipe.steps for name in step.secrets)):
         yield _of_secrets(names)
+    yield from _of_contract(deployment)
+
+
+def _of_contract(deployment: Deployment) -> Iterator[Finding]:
+    """Whether the plugins keep the contract, where it can be checked."""
     try:
-        from torpor.testing.broken_rules import contract_findings  # noqa: PLC0415 - needs pytest
+        from torpor.testing.broken_rules import contract_findings  # noqa: PLC0415 - only with the extra `testing`
     except ImportError:
-        yield Finding(
-            level="ok", what="contract", seen="not looked at: that takes pytest (pip install 'torpor[testing]')"
-        )
+        seen = "not checked: this needs pytest (pip install 'torpor[testing]')"
+        yield Finding(level="ok", what="contract", seen=seen)
         return
     yield from contract_findings(deployment)
 
 
 def _of_secrets(names: tuple[str, ...]) -> Finding:
-    """Whether the secrets that build steps want are there, as far as that can be asked."""
-    from torpor.platforms.modal.account import is_logged_in, missing_secrets  # noqa: PLC0415 - half a second of import
+    """Whether Modal has the secrets that build steps need; asked only where somebody is logged in."""
+    from torpor.platforms.modal.account import is_logged_in, missing_secrets  # noqa: PLC0415 - modal: 256 ms
 
     listed = ", ".join(names)
     if not is_logged_in():
         return Finding(
-            level="ok", what="secrets", seen=f"build steps want {listed}; nobody is logged in to Modal here to ask"
+            level="ok",
+            what="secrets",
+            seen=f"build steps need {listed}; nobody is logged in to Modal here, so this was not checked",
         )
     try:
         missing = missing_secrets(names)
     except TorporError as error:
-        return Finding(level="warning", what="secrets", seen=f"build steps want {listed}; {error}")
+        return Finding(level="warning", what="secrets", seen=f"build steps need {listed}; {error}")
     if missing:
         return Finding(
             level="error",
             what="secrets",
-            seen=f"Modal has no secret {' and none '.join(missing)}, which build steps want",
+            seen=f"Modal has no secret {' and none '.join(missing)}, which build steps need",
             cure="; ".join(f"modal secret create {name} KEY=VALUE" for name in missing),
         )
     return Finding(level="ok", what="secrets", seen=f"Modal has {listed}")

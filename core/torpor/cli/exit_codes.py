@@ -1,53 +1,65 @@
-"""What each command's exit codes mean: the one table, for the documentation and for tests."""
+"""The exit codes, and what they mean for each command: the one table, for commands, documentation and tests."""
 
 from __future__ import annotations
 
-__all__ = ["EXIT_CODES", "INTERRUPTED"]
+from torpor.errors import ConfigurationError, TorporError
+
+__all__ = ["EXIT_CODES", "FAILED", "INTERRUPTED", "OK", "WRONG_INPUT"]
+
+OK = 0
+FAILED = TorporError.exit_code
+"""The command did not do what it was asked for: 1."""
+WRONG_INPUT = ConfigurationError.exit_code
+"""It was asked for something impossible, and did nothing: 2."""
 
 INTERRUPTED = 130
-"""Ctrl-C or SIGTERM before a command was done, and a second one while it finishes: 128 and the number of SIGINT."""
+"""Ctrl-C or SIGTERM before a command was done, or a second one while it finishes: 128 plus the number of SIGINT."""
 
 _WRONG = "wrong input: an option, a file, the app; a port that is taken"
 _START = "the start failed, or the last replica was given up"
 
 EXIT_CODES: dict[str, dict[int, str]] = {
-    "plan": {0: "printed, with or without differences", 2: _WRONG},
-    "up": {0: "it served and was ended, or the question was answered", 1: _START, 2: _WRONG},
+    "plan": {OK: "printed, with or without differences", WRONG_INPUT: _WRONG},
+    "up": {OK: "it served and was ended, or the question was answered", FAILED: _START, WRONG_INPUT: _WRONG},
     "status": {
-        0: "printed; with NAME: one server of that name serves with all its replicas",
-        1: "with NAME: none does",
-        2: _WRONG,
+        OK: "printed; with NAME: one server of that name serves with all its replicas",
+        FAILED: "with NAME: none does",
+        WRONG_INPUT: _WRONG,
     },
-    "logs": {0: "printed", 1: "a log cannot be read", 2: "wrong input, or nothing of that name"},
-    "doctor": {0: "no problems", 1: "warnings", 2: "errors, or wrong input"},
-    "plugins": {0: "printed", 1: "a plugin cannot be listed", 2: _WRONG},
-    "new": {0: "the project is made, whole", 2: "wrong input, or a folder that is in use; nothing was made"},
-    "key new": {0: "printed", 2: _WRONG},
+    "logs": {OK: "printed", FAILED: "a log cannot be read", WRONG_INPUT: "wrong input, or nothing of that name"},
+    "doctor": {OK: "no problems", FAILED: "warnings", WRONG_INPUT: "errors, or wrong input"},
+    "plugins": {OK: "printed", FAILED: "a plugin cannot be listed", WRONG_INPUT: _WRONG},
+    "new": {OK: "the project is made, whole", WRONG_INPUT: "wrong input, or a folder that is in use; nothing was made"},
+    "key new": {OK: "printed", WRONG_INPUT: _WRONG},
     "snapshot create": {
-        0: "the snapshot is in its place",
-        1: "the start or the capture failed; an older snapshot is still there",
-        2: _WRONG,
+        OK: "the snapshot is in its place",
+        FAILED: "the start or the capture failed; an older snapshot is still there",
+        WRONG_INPUT: _WRONG,
     },
     "snapshot inspect": {
-        0: "it fits here and now",
-        1: "it does not fit; every reason is listed",
-        2: "there is no snapshot that can be used, or wrong input",
+        OK: "it fits here and now",
+        FAILED: "it does not fit; every reason is listed",
+        WRONG_INPUT: "there is no snapshot that can be used, or wrong input",
     },
     "snapshot restore": {
-        0: "it served and was ended",
-        1: "it does not fit, does not wake, or the last replica was given up",
-        2: _WRONG,
+        OK: "it served and was ended",
+        FAILED: "it does not fit, does not wake, or the last replica was given up",
+        WRONG_INPUT: _WRONG,
     },
-    "snapshot list": {0: "printed, damaged ones too", 2: _WRONG},
-    "snapshot prune": {0: "done, or nothing to do", 1: "a snapshot cannot be removed", 2: _WRONG},
-    "snapshot rm": {0: "removed", 1: "it is no snapshot of this user; nothing was removed", 2: _WRONG},
-    "snapshot weights": {0: "printed", 1: "weights cannot be read or deleted", 2: _WRONG},
-    "snapshot setup": {0: "CRIU is there and works", 1: "it cannot be fetched, or does not work here", 2: _WRONG},
-    "snapshot compare": {0: "measured", 1: "a start, the capture or a restore failed", 2: _WRONG},
-    "bench": {0: "measured", 1: "a start failed", 2: _WRONG},
-    "report": {0: "the page is written", 2: "wrong input: a file that is neither a bench nor stage records"},
-    "boots": {0: "printed", 1: "the log cannot be fetched", 2: _WRONG},
-    "probe": {0: "it answered", 1: "no answer in time, or a refusal", 2: _WRONG},
-    "prewarm": {0: "a restored start was seen", 1: "it gave up", 2: _WRONG},
+    "snapshot list": {OK: "printed, damaged ones too", WRONG_INPUT: _WRONG},
+    "snapshot prune": {OK: "done, or nothing to do", FAILED: "a snapshot cannot be removed", WRONG_INPUT: _WRONG},
+    "snapshot rm": {OK: "removed", FAILED: "it is no snapshot of this user; nothing was removed", WRONG_INPUT: _WRONG},
+    "snapshot weights": {OK: "printed", FAILED: "weights cannot be read or deleted", WRONG_INPUT: _WRONG},
+    "snapshot setup": {
+        OK: "CRIU is there and works",
+        FAILED: "it cannot be fetched, or does not work here",
+        WRONG_INPUT: _WRONG,
+    },
+    "snapshot compare": {OK: "measured", FAILED: "a start, the capture or a restore failed", WRONG_INPUT: _WRONG},
+    "bench": {OK: "measured", FAILED: "a start failed", WRONG_INPUT: _WRONG},
+    "report": {OK: "the page is written", WRONG_INPUT: "wrong input: a file that is neither a bench nor stage records"},
+    "boots": {OK: "printed", FAILED: "the log cannot be fetched", WRONG_INPUT: _WRONG},
+    "probe": {OK: "it answered", FAILED: "no answer in time, or a refusal", WRONG_INPUT: _WRONG},
+    "prewarm": {OK: "a restored start was seen", FAILED: "it gave up", WRONG_INPUT: _WRONG},
 }
-"""By command: what 0, 1 and 2 mean. A code that is missing does not occur; a full or closed standard output is 1 everywhere."""
+"""By command: what 0, 1 and 2 mean. A missing code does not occur. A full or closed standard output is 1 everywhere."""

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from torpor.cli.exit_codes import FAILED
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
@@ -77,7 +78,7 @@ def run_prewarm(
     else:
         result(plain(_verdict(ended)))
     if ended.end != "restored":
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def _find(target: str) -> _Target:

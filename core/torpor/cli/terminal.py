@@ -55,8 +55,6 @@ class OutputError(TorporError):
         left: whoever read it has gone, as `head` does: there is nobody to tell.
     """
 
-    exit_code = 1
-
     def __init__(self, error: OSError) -> None:
         self.left = error.errno == errno.EPIPE
         super().__init__(

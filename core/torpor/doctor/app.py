@@ -1,6 +1,6 @@
-"""What stands out in a deployment's own values: combinations that are known to fail, or to cost time at every start.
+"""Problems in a deployment's own values: combinations that are known to fail, or to cost time at every start.
 
-No account, no network, no GPU and no engine is needed. Times are from benchmarks/gpu/NOTES.md.
+It needs no account, network, GPU or engine. Times are from benchmarks/gpu/NOTES.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PINNED = re.compile(r"==|@|\.whl$")
 
 
 def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
-    """Everything that stands out, as warnings and errors; empty when nothing does.
+    """Every problem, as a warning or an error; empty if there is none.
 
     Args:
         deployment: what is to be deployed.
@@ -56,8 +56,8 @@ def _gpus(deployment: Deployment) -> Iterator[Finding]:
             level="warning",
             what="GPUs",
             seen=f"{deployment.gpu_count} GPUs go into one snapshot ({deployment.gpu})",
-            cure="snapshots of several GPUs are untried, and the driver cannot checkpoint memory that processes share before "
-            "610: take one GPU, or set Deployment.gpu_snapshot=False",
+            cure="snapshots of several GPUs are untested, and before 610 the driver cannot checkpoint memory that "
+            "processes share: take one GPU, or set Deployment.gpu_snapshot=False",
         )
 
 
@@ -78,8 +78,8 @@ def _start(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
 
 def _unpinned(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     base = recipe.image.base or ""
-    tag = "" if "@" in base else base.rpartition("/")[2].partition(":")[2]
-    if base and "@" not in base and (not tag or tag in _MOVING_TAGS):
+    tag = base.rpartition("/")[2].partition(":")[2]
+    if base and "@" not in base and (not tag or tag in _MOVING_TAGS):  # a digest after @ pins it
         yield Finding(
             level="warning",
             what="image",
@@ -113,7 +113,7 @@ def _caches(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 what="cache",
-                seen=f"{name}={value} lies neither on a volume nor under {IMAGE_ROOT} of the image: each start fills it anew",
+                seen=f"{name}={value} lies neither on a volume nor under {IMAGE_ROOT} of the image: each start fills it again",
                 cure=f"mount a volume there (ImagePatch.volumes), or let a build step fill {IMAGE_ROOT}/...",
             )
     if deployment.model.repo_id and not recipe.volumes and not recipe.steps:

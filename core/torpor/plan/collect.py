@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from torpor.build_steps.relocation import relocate
 from torpor.deployment import plugin_name
 from torpor.doctor.app import cautions
 from torpor.hookspecs import HOOK_NAMES
 from torpor.plan.values import EnginePlan, Flag, Plan
+from torpor.platforms.modal.checks import gpu_refusal
 from torpor.plugin_checks import plugin_findings
 from torpor.runtime.start_limits import modal_start_limit_s, stage_limits
+from torpor.snapshots.before_capture.lasting_folders import place_findings
+from torpor.snapshots.store.paths import cache_root
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
@@ -99,17 +103,11 @@ def _warnings(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
 
 
 def _refused_by_modal(deployment: Deployment) -> Iterator[Finding]:
-    from torpor.platforms.modal.checks import gpu_refusal  # noqa: PLC0415 - an app for this machine needs none of it
-
     if refusal := gpu_refusal(deployment):
         yield Finding(level="error", what="Modal", seen=refusal)
 
 
 def _not_lasting(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     """Files that a restore on this machine would miss."""
-    from torpor.build_steps.relocation import relocate  # noqa: PLC0415 - only for this machine
-    from torpor.snapshots.before_capture.lasting_folders import place_findings  # noqa: PLC0415 - as above
-    from torpor.snapshots.store.paths import cache_root  # noqa: PLC0415 - as above
-
     relocated = relocate(recipe, cache_root(), deployment.name)
     yield from (finding for finding in place_findings(deployment, relocated) if finding.level == "error")

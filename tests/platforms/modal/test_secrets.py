@@ -1,4 +1,4 @@
-"""`torpor doctor` asks Modal for the secrets that build steps want, with the real client and a control plane on loopback."""
+"""`torpor doctor` asks Modal for the secrets that build steps need, with the real client and a control plane on loopback."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_secret_that_is_missing_is_an_error_with_the_command(plane: ModalPlane
     assert secrets(plane, tmp_path) == {
         "level": "error",
         "what": "secrets",
-        "seen": "Modal has no secret other, which build steps want",
+        "seen": "Modal has no secret other, which build steps need",
         "cure": "modal secret create other KEY=VALUE",
         "plugin": "",
     }
@@ -71,7 +71,7 @@ def test_without_credentials_nobody_is_asked(plane: ModalPlane, tmp_path: Path) 
     found = secrets(plane, tmp_path, MODAL_TOKEN_ID="", MODAL_TOKEN_SECRET="")
     assert (found["level"], found["seen"]) == (
         "ok",
-        "build steps want hub-token, other; nobody is logged in to Modal here to ask",
+        "build steps need hub-token, other; nobody is logged in to Modal here, so this was not checked",
     )
 
 

@@ -1,0 +1,74 @@
+"""What each command runs. A function's module is imported when it is called, so that `torpor --help` imports none of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torpor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from torpor.cli.bench import run_bench
+    from torpor.cli.boots import run_boots
+    from torpor.cli.catalog import run_list, run_prune
+    from torpor.cli.compare import run_compare
+    from torpor.cli.doctor import run_doctor
+    from torpor.cli.key import show_new_key
+    from torpor.cli.logs import run_logs
+    from torpor.cli.new import run_new
+    from torpor.cli.plan import show_plan
+    from torpor.cli.plugins import list_plugins
+    from torpor.cli.prewarm import run_prewarm
+    from torpor.cli.probe import run_probe
+    from torpor.cli.report import run_report
+    from torpor.cli.restore import run_restore
+    from torpor.cli.snapshot import run_create, run_inspect, run_rm, run_setup, run_weights
+    from torpor.cli.status import run_status
+    from torpor.cli.up import run_up
+
+__all__ = [
+    "list_plugins",
+    "run_bench",
+    "run_boots",
+    "run_compare",
+    "run_create",
+    "run_doctor",
+    "run_inspect",
+    "run_list",
+    "run_logs",
+    "run_new",
+    "run_prewarm",
+    "run_probe",
+    "run_prune",
+    "run_report",
+    "run_restore",
+    "run_rm",
+    "run_setup",
+    "run_status",
+    "run_up",
+    "run_weights",
+    "show_new_key",
+    "show_plan",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.cli.bench": ("run_bench",),
+        "torpor.cli.boots": ("run_boots",),
+        "torpor.cli.catalog": ("run_list", "run_prune"),
+        "torpor.cli.compare": ("run_compare",),
+        "torpor.cli.doctor": ("run_doctor",),
+        "torpor.cli.key": ("show_new_key",),
+        "torpor.cli.logs": ("run_logs",),
+        "torpor.cli.new": ("run_new",),
+        "torpor.cli.plan": ("show_plan",),
+        "torpor.cli.plugins": ("list_plugins",),
+        "torpor.cli.prewarm": ("run_prewarm",),
+        "torpor.cli.probe": ("run_probe",),
+        "torpor.cli.report": ("run_report",),
+        "torpor.cli.restore": ("run_restore",),
+        "torpor.cli.snapshot": ("run_create", "run_inspect", "run_rm", "run_setup", "run_weights"),
+        "torpor.cli.status": ("run_status",),
+        "torpor.cli.up": ("run_up",),
+    },
+)

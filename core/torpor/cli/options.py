@@ -1,0 +1,54 @@
+"""Options and arguments that several commands share, and the group that lists commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from torpor._override import override
+
+if TYPE_CHECKING:
+    from typer._click import Context
+
+__all__ = ["AppFile", "AsJson", "CommandGroup", "Deadline", "Host", "Port", "Prove", "Records"]
+
+
+class CommandGroup(TyperGroup):
+    """Lists its commands with their whole first paragraph, which typer would cut at the end of the line."""
+
+    @override
+    def list_commands(self, ctx: Context) -> list[str]:
+        for command in self.commands.values():
+            command.short_help = command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
+        return super().list_commands(ctx)
+
+
+AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline for the whole command.")]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Listen on this address; by default the deployment's, which is 127.0.0.1 unless the app sets another.",
+        show_default=False,
+    ),
+]
+Port = Annotated[
+    int | None, typer.Option(help="The public port, 1 to 65535; by default the deployment's.", show_default=False)
+]
+Prove = Annotated[
+    bool | None,
+    typer.Option(
+        "--prove/--no-prove",
+        help="Restore and wake one replica of a new snapshot before it is put in place; by default without a GPU.",
+        show_default=False,
+    ),
+]
+Records = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write stage records to this file; by default to one under the cache root."),
+]

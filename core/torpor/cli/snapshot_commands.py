@@ -1,0 +1,151 @@
+"""The commands of `torpor snapshot` and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torpor.cli import actions
+from torpor.cli.options import AppFile, AsJson, CommandGroup, Host, Port, Prove, Records
+
+__all__ = ["snapshot"]
+
+snapshot = typer.Typer(
+    cls=CommandGroup,
+    help="Capture a sleeping server into a folder, and restore any number of replicas from it (CRIU).",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The snapshot's folder.")]
+Folders = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[DIR...]", help="Further snapshots, or folders that hold some, besides the known ones."),
+]
+
+
+@snapshot.command()
+def create(
+    app_file: AppFile,
+    folder: Folder,
+    *,
+    mode: Annotated[str, typer.Option(help="root or rootless; by default what works here, rootless first.")] = "",
+    copy_memory: Annotated[
+        bool,
+        typer.Option("--copy-memory", help="Copy memory into each replica; the folder is then no longer needed."),
+    ] = False,
+    prove: Prove = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start an app cold, put it to sleep and capture it into a folder."""
+    actions.run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json, prove=prove)
+
+
+@snapshot.command()
+def inspect(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what a snapshot holds, and whether it fits this machine and its app as it is now.
+
+    Exit code 0: it fits; 1: it does not fit, every reason is listed; 2: there is no usable snapshot.
+    """
+    actions.run_inspect(folder, as_json=as_json)
+
+
+@snapshot.command()
+def restore(
+    folder: Folder,
+    *,
+    replicas: Annotated[int, typer.Option(help="How many replicas to restore.")] = 1,
+    host: Host = None,
+    port: Port = None,
+    verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
+    records: Records = None,
+    even_if_bad: Annotated[
+        bool,
+        typer.Option("--even-if-bad", help="Also restore a snapshot that is marked bad: its replicas did not wake."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore replicas of a snapshot and serve until Ctrl-C, SIGTERM or a closed terminal, which end it as they end `up`.
+
+    A replica that ends by itself is restored again, the first time at once. SIGHUP restores those that wait or were given up.
+    """
+    actions.run_restore(
+        folder=folder,
+        replicas=replicas,
+        host=host,
+        port=port,
+        verify=verify,
+        as_json=as_json,
+        records=records or "",
+        even_if_bad=even_if_bad,
+    )
+
+
+@snapshot.command("list")
+def list_snapshots(folders: Folders = None, as_json: AsJson = False) -> None:
+    """List the snapshots here: deployment, size, time of the capture and of the last use, and whether each fits.
+
+    Those under the cache root, those that `create` and `up` put elsewhere, and kept weights.
+    """
+    actions.run_list(folders or [], as_json=as_json)
+
+
+@snapshot.command("prune")
+def prune_snapshots(
+    folders: Folders = None,
+    *,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the N newest of each deployment, remove the others.")
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Remove those neither captured nor used since, e.g. 7d; with --keep, N stay."),
+    ] = None,
+    unfit: Annotated[
+        bool, typer.Option("--unfit", help="Remove those that are damaged, or do not fit this machine and their app.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove snapshots, and the kept weights that no other snapshot needs.
+
+    It never removes one that a running server uses, nor anything that Torpor did not write for this user.
+    """
+    actions.run_prune(folders or [], keep=keep, older_than=older_than, unfit=unfit, dry_run=dry_run, as_json=as_json)
+
+
+@snapshot.command()
+def rm(folder: Folder) -> None:
+    """Delete a snapshot; running replicas serve on."""
+    actions.run_rm(folder)
+
+
+@snapshot.command()
+def weights(
+    prune: Annotated[bool, typer.Option("--prune", help="Delete those that no snapshot needs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the weights that are kept outside of snapshots, with the snapshots that need them."""
+    actions.run_weights(delete=prune, as_json=as_json)
+
+
+@snapshot.command()
+def setup(
+    mirror: Annotated[str, typer.Option(help="URL of a Debian mirror; by default the one that apt uses here.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Download CRIU even if it is there.")] = False,
+) -> None:
+    """Install CRIU into a private folder of this user, and try it; it needs no root and changes nothing in the system."""
+    actions.run_setup(mirror=mirror, again=again)
+
+
+@snapshot.command()
+def compare(
+    app_file: AppFile,
+    restores: Annotated[int, typer.Option(help="How many restores to time.")] = 3,
+    host: Host = None,
+    port: Port = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time one cold start against restores of the same app: process start to first token."""
+    actions.run_compare(app_file, restores=restores, as_json=as_json, host=host, port=port)
