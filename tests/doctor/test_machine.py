@@ -224,7 +224,7 @@ def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Pa
     shown = run(str(app))
     assert (shown.returncode, shown.stderr) == (2, "")
     assert "error    GPU driver   no NVIDIA driver answers" in shown.stdout
-    assert "-> install one, 570 or newer" in shown.stdout
+    assert "-> install driver 570 or newer" in shown.stdout
     told = run(str(app), "--json")
     content = json.loads(told.stdout)
     assert told.returncode == content["exit_code"] == 2

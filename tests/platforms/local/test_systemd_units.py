@@ -23,7 +23,7 @@ from tests.command_line import torpor
 from tests.snapshots.conftest import wait_for
 from tests.snapshots.kept import Background, chat, engines_on, write_app
 from torpor import Deployment, Model
-from torpor.cli import _INTERRUPTED
+from torpor.cli.exit_codes import INTERRUPTED
 from torpor.engine.process import _KILL_S
 from torpor.errors import ConfigurationError, PortInUseError
 from torpor.platforms.local.service_manager import SOCKET_VARIABLE
@@ -86,7 +86,7 @@ def test_a_unit_restarts_what_a_restart_may_cure(file: Path) -> None:
     unit = service(file)
     assert unit["Restart"] == "on-failure"
     assert {int(unit["RestartPreventExitStatus"])} == {ConfigurationError.exit_code, PortInUseError.exit_code}
-    assert int(unit["SuccessExitStatus"]) == _INTERRUPTED
+    assert int(unit["SuccessExitStatus"]) == INTERRUPTED
 
 
 @BOTH
@@ -221,7 +221,7 @@ def test_a_service_that_is_stopped_while_it_starts_has_not_failed(managed: tuple
         stack.callback(starting.join)
         assert wait_for(lambda: manager._main is not None and bool(engines_on(port)), 30.0)
         code = manager.stop()
-    assert (code, manager.restarts_after(code)) == (_INTERRUPTED, False), manager.said
+    assert (code, manager.restarts_after(code)) == (INTERRUPTED, False), manager.said
     with socket.create_server(("127.0.0.1", port)):
         manager.start()
         code = manager.main.wait(30)
