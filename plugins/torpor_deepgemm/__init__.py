@@ -15,7 +15,7 @@ __all__ = ["DeepGEMM"]
 
 def __getattr__(name: str) -> object:
     if name == "DeepGEMM":
-        from torpor_deepgemm.plugin import DeepGEMM  # noqa: PLC0415 - the package itself imports no Torpor
+        from torpor_deepgemm.plugin import DeepGEMM  # noqa: PLC0415 - only where Torpor is installed
 
         return DeepGEMM
     raise AttributeError(f"module 'torpor_deepgemm' has no attribute {name!r}")

@@ -15,7 +15,7 @@ __all__ = ["HFCache"]
 
 def __getattr__(name: str) -> object:
     if name == "HFCache":
-        from torpor_hf_cache.plugin import HFCache  # noqa: PLC0415 - the package itself imports no Torpor
+        from torpor_hf_cache.plugin import HFCache  # noqa: PLC0415 - only where Torpor is installed
 
         return HFCache
     raise AttributeError(f"module 'torpor_hf_cache' has no attribute {name!r}")

@@ -488,7 +488,7 @@ def _pass_proxies_by() -> None:
 
 
 def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Manifest:
-    from huggingface_hub import HfApi  # noqa: PLC0415 - after the environment; `verify` runs without it
+    from huggingface_hub import HfApi  # noqa: PLC0415 - only in `fetch`, once the environment is set
     from huggingface_hub.hf_api import RepoFile  # noqa: PLC0415
 
     tree = HfApi().list_repo_tree(place.repo_id, revision=place.revision, recursive=True)
@@ -563,7 +563,7 @@ def _selected(path: str, allow: tuple[str, ...], ignore: tuple[str, ...]) -> boo
 
 
 def _download(place: _Place, manifest: _Manifest) -> None:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only in `fetch`
 
     print(f"{place}: fetching {len(manifest.files)} files, {_amount(manifest.total)}, to {place.cache}.", flush=True)
     _leave_listing(place, manifest)  # so that the client asks for none of its own, which could be another
@@ -601,7 +601,7 @@ def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
 @contextlib.contextmanager
 def _checked_answers(place: _Place) -> Iterator[None]:
     """Look at what the hub says of each file before the client makes paths of it: the ETag is the blob's name (0.36 to 2.4)."""
-    from huggingface_hub import file_download  # noqa: PLC0415
+    from huggingface_hub import file_download  # noqa: PLC0415 - only in `fetch`
 
     genuine = file_download.get_hf_file_metadata
 
@@ -774,7 +774,7 @@ def _diagnosis(place: _Place, chain: list[BaseException]) -> FetchError:
 
 def _access_trouble(place: _Place, error: BaseException) -> FetchError | None:
     """What the hub does not have, or does not give to us; GatedRepoError is a RepositoryNotFoundError, so it is first."""
-    from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415 - only in `fetch`
 
     has_token = bool(os.environ.get("HF_TOKEN"))
     if isinstance(error, errors.GatedRepoError):

@@ -66,12 +66,12 @@ def _prepare_process(argv: Sequence[str]) -> PatchReport:
 def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None:
     """Run SGLang's server in this process, and leave nothing of it behind."""
     _load_engine_plugins()
-    from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415 - imports torch
+    from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415 - the engine's
 
     server_args = prepare_server_args(list(argv))
     RESERVED.check_parsed_args(version, server_args)
 
-    from sglang.srt.entrypoints import http_server  # noqa: PLC0415 - most of a cold start
+    from sglang.srt.entrypoints import http_server  # noqa: PLC0415 - the engine's
     from sglang.srt.utils import kill_process_tree  # noqa: PLC0415
 
     try:
@@ -87,7 +87,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 def _load_engine_plugins() -> None:
     """Load SGLang's own plugins as its own launcher does (sglang/launch_server.py of 0.5.16 and 0.5.23)."""
     if importlib.util.find_spec("sglang.srt.plugins") is not None:
-        from sglang.srt.plugins import load_plugins  # noqa: PLC0415 - not in 0.5.6.post2
+        from sglang.srt.plugins import load_plugins  # noqa: PLC0415 - the engine's; 0.5.6.post2 has none
 
         load_plugins()
 

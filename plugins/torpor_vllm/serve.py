@@ -100,7 +100,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
     That is entrypoints/cli/main.py and serve.py; its parser ends the process on arguments that it does not know.
     """
-    from vllm.entrypoints.cli.serve import cmd_init  # noqa: PLC0415 - most of a cold start
+    from vllm.entrypoints.cli.serve import cmd_init  # noqa: PLC0415 - the engine's
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
 
     parser = FlexibleArgumentParser(prog=f"python -m {NAME}.serve")

@@ -69,9 +69,9 @@ def _limited(kind: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """The limited form of one of uvicorn's two parsers; for any other parser the faster of the two."""
     is_h11 = any(base.__module__ == _H11 for base in kind.__mro__)
     if is_h11 or importlib.util.find_spec("httptools") is None:
-        from torpor.launcher.limited_h11 import LimitedH11Protocol  # noqa: PLC0415 - h11 need not be installed
+        from torpor.launcher.limited_h11 import LimitedH11Protocol  # noqa: PLC0415 - only where h11 is installed
 
         return LimitedH11Protocol
-    from torpor.launcher.limited_httptools import LimitedHttpToolsProtocol  # noqa: PLC0415 - httptools need not be installed
+    from torpor.launcher.limited_httptools import LimitedHttpToolsProtocol  # noqa: PLC0415 - only where httptools is installed
 
     return LimitedHttpToolsProtocol

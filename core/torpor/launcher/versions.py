@@ -67,7 +67,7 @@ def _spelt_as(known: Sequence[str], found: str) -> str:
     if found in known:
         return found
     try:
-        from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - an engine may lack it
+        from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - only where the engine has it
     except ImportError:
         return found
     try:

@@ -5,6 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.launcher import apply_patches, http_limits, orphans, process_identity, tqdm_lock
+from torpor_sglang.patches import (
+    cpu_kernels,
+    cpu_seconds,
+    detokenizer_thread,
+    forked_scheduler,
+    kept_memory,
+    public_requests,
+    reseed,
+    tile_permission,
+    torchvision_schemas,
+    watched_children,
+)
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -17,19 +29,6 @@ __all__ = ["all_patches", "apply_all"]
 
 def all_patches() -> tuple[Patch, ...]:
     """Return the patches in the order in which they are applied."""
-    from torpor_sglang.patches import (  # noqa: PLC0415 - the plugin itself has no use for them
-        cpu_kernels,
-        cpu_seconds,
-        detokenizer_thread,
-        forked_scheduler,
-        kept_memory,
-        public_requests,
-        reseed,
-        tile_permission,
-        torchvision_schemas,
-        watched_children,
-    )
-
     return (
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),

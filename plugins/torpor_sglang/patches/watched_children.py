@@ -11,8 +11,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-import psutil
-
 from torpor.launcher import Patch, after_import
 
 if TYPE_CHECKING:
@@ -69,6 +67,8 @@ def _ended_well(process: BaseProcess) -> bool:
 
 
 def _end_server(process: BaseProcess) -> None:
+    import psutil  # noqa: PLC0415 - only where the engine has it, which has imported it
+
     print(
         f"torpor_sglang: the engine's process {process.name} (pid {process.pid}) ended with code {process.exitcode}; "
         "the server ends with it",

@@ -10,25 +10,30 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from torpor.guard import Guard, read_boot
+from torpor.launcher.http_limits import limit_uvicorn
+from torpor.launcher.start import UNGUARDED_VARIABLE
 from torpor.testing.faults import EXIT_CODE, Fault
+from torpor.testing.standin.app import StandInOptions
+from torpor.testing.standin.scheduler import fork_children
+from torpor.testing.standin.sglang import SGLangApp
+from torpor.testing.standin.vllm import VLLMApp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
     from torpor.guard import BootDocument
-    from torpor.testing.standin.app import StandInApp, StandInOptions
+    from torpor.testing.standin.app import StandInApp
 
 __all__ = ["main"]
 
-DIALECTS = ("sglang", "vllm")
-UNGUARDED_VARIABLE = "TORPOR_UNGUARDED"
+_APPS: dict[str, type[StandInApp]] = {"sglang": SGLangApp, "vllm": VLLMApp}
+"""The dialects."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM; the process's exit code."""
-    from torpor.guard import read_boot  # noqa: PLC0415 - the fork below copies what is imported
-
     args = _parse(argv)
     fault = Fault(args.fault) if args.fault else None
     boot = read_boot()
@@ -41,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
         _say(f"fault {fault}: exiting with code {EXIT_CODE}")
         return EXIT_CODE
 
-    from torpor.testing.standin.scheduler import fork_children  # noqa: PLC0415
-
-    kind = _app_class(args.dialect)
+    kind = _APPS[args.dialect]
     deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
     link, children = fork_children(kind.scheduler(fault, args.fault_once), deaf=deaf)
     kind.prepare_process(children)
@@ -61,22 +64,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _app_class(dialect: str) -> type[StandInApp]:
-    if dialect == "vllm":
-        from torpor.testing.standin.vllm import VLLMApp  # noqa: PLC0415
-
-        return VLLMApp
-    from torpor.testing.standin.sglang import SGLangApp  # noqa: PLC0415
-
-    return SGLangApp
-
-
 def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, http: str, deaf: bool) -> None:
-    from uvicorn.config import Config  # noqa: PLC0415 - most of the start
+    from uvicorn.config import Config  # noqa: PLC0415 - only with the extra `testing`
     from uvicorn.server import Server  # noqa: PLC0415
-
-    from torpor.guard import Guard  # noqa: PLC0415
-    from torpor.launcher.http_limits import limit_uvicorn  # noqa: PLC0415
 
     class StandInServer(Server):
         """Uvicorn's server, but for what it does on a signal."""
@@ -106,7 +96,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="standin")
-    parser.add_argument("--dialect", choices=DIALECTS, default="sglang")
+    parser.add_argument("--dialect", choices=tuple(_APPS), default="sglang")
     parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
@@ -118,8 +108,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _options(args: argparse.Namespace) -> StandInOptions:
-    from torpor.testing.standin.app import StandInOptions  # noqa: PLC0415
-
     return StandInOptions(
         served_name=args.served_model_name,
         fault=Fault(args.fault) if args.fault else None,
