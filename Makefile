@@ -1,4 +1,4 @@
-# Two commands do everything: `make run` (set up, then the main job) and `make test` (set up, then all tests).
+# `make run` sets up and does the main job; `make test` sets up and runs all tests.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
@@ -15,7 +15,7 @@ help:            ## show this list
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@echo "setting up .venv (350 MB; a minute or two)"
-	@$(PYTHON) -m venv .venv || { echo "make: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "make: cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt \
 	  --requirement requirements/docs.txt
 	@touch $@
@@ -31,23 +31,23 @@ parsers: engine  ## fetch the other supported SGLang versions, for their argumen
 vllm: setup      ## set up the real vLLM on the CPU, and the deployed version's argument parser and routers
 	@$(BIN)/python scripts/setup-local --engine vllm --parsers
 
-criu: setup      ## get CRIU into a private folder of this user; where it cannot work, say why
+criu: setup      ## install CRIU into a private folder of this user; if it cannot work here, say why
 	@$(BIN)/torpor snapshot setup || true
 
-bytecode: setup  ## byte code of Torpor itself, as pip makes it of a wheel; Python makes it by itself unless it is told not to
+bytecode: setup  ## compile Torpor to byte code, as pip does for a wheel
 	@$(BIN)/python -m compileall -q core plugins
 
-run: engine criu bytecode ## set up, then the main job: one cold start of the real SGLang and three restores, first token each
+run: engine criu bytecode ## set up, then start the real SGLang cold and restore it three times; time each first token
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 
-test: parsers vllm criu ## set up, then all tests that this machine can run, the real SGLang and the real vLLM included
+test: parsers vllm criu ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \
 	$(BIN)/pytest -n 3 -m '$(QUICK)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -n 3 --dist loadgroup --durations 20 -m '$(SLOW)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || failed=1; \
 	exit $$failed
 
-quick: setup     ## the tests that end within a minute
+quick: setup     ## run the quick tests (one minute on two cores)
 	$(BIN)/pytest -n 3 -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
@@ -63,31 +63,31 @@ docs: setup      ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
-measure: engine criu bytecode ## cold and restored starts of the real SGLang, replicas, memory (JSON and a table; some minutes)
+measure: engine criu bytecode ## measure cold and restored starts of the real SGLang, replicas, memory (JSON and a table; minutes)
 	$(BIN)/python benchmarks/local.py
 
-restores: engine criu bytecode ## 1,000 restores in a row, and what they leave behind (some five minutes)
+restores: engine criu bytecode ## restore 1,000 times in a row and look for leaks (five minutes)
 	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
 
-record: parsers vllm criu ## run what shows something of an engine, and write it into docs/engine-results.json
+record: parsers vllm criu ## run the tests that support docs/engine-results.json, and update it
 	TORPOR_RECORD=docs/engine-results.json $(BIN)/pytest -m shows
 
-bench: bytecode  ## what the command line, a start and a wake cost (JSON and a table)
+bench: bytecode  ## measure the command line, a start and a wake (JSON and a table)
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/guard.py
 
-gpu-bench:       ## on a machine with a Hopper card, by the engine's Python: make gpu-bench ENGINE=python3 (some ten minutes)
+gpu-bench:       ## measure on a Hopper GPU, with the engine's Python: make gpu-bench ENGINE=python3 (ten minutes)
 	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
 	$(ENGINE) -m benchmarks.gpu.bench --model /tmp/qwen3-8b-fp8
 
-fuzz: setup      ## 50,000 raw HTTP requests against the guard, half of them with either parser
+fuzz: setup      ## send 50,000 raw HTTP requests to the guard, half to each HTTP parser
 	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http h11
 	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http httptools
 
-soak: setup      ## 10 minutes of mixed load with sleeps and wakes in between (both parsers), 5 of bad clients at the public port
+soak: setup      ## 10 minutes of load with sleeps and wakes (both parsers), then 5 of bad clients at the gateway
 	$(BIN)/python -m tests.soak --seconds 300 --http h11
 	$(BIN)/python -m tests.soak --seconds 300 --http httptools
 	$(BIN)/python -m tests.soak_gateway --seconds 300 --connections 10000
 
-clean:           ## remove everything that was set up here
+clean:           ## remove everything that make has set up here
 	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache site

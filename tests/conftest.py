@@ -132,7 +132,7 @@ def living_members(leader_pid: int) -> list[int]:
     return [process.pid for process in session_members(leader_pid) if is_running(process)]
 
 
-def wait_until_gone(leader_pid: int, timeout_s: float = 3.0) -> list[int]:
+def wait_until_gone(leader_pid: int, timeout_s: float = 30.0) -> list[int]:
     """Wait for the end of an engine's whole session; what is left of it at the deadline."""
     deadline = time.monotonic() + timeout_s
     while (left := living_members(leader_pid)) and time.monotonic() < deadline:

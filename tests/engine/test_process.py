@@ -60,7 +60,7 @@ def start() -> Iterator[Start]:
         engine.terminate(0.0)
 
 
-def wait_for_line(engine: Engine, text: str, timeout_s: float = 5.0) -> None:
+def wait_for_line(engine: Engine, text: str, timeout_s: float = 30.0) -> None:
     """Wait until the engine has printed a line."""
     deadline = time.monotonic() + timeout_s
     while text not in engine.log_tail():

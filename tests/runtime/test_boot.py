@@ -501,7 +501,7 @@ def _guard(boot: Boot) -> dict[str, object]:
 
 
 def _wait_for(boot: Boot, **wanted: object) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (seen := _guard(boot)) != {**seen, **wanted}:
         assert time.monotonic() < deadline, f"{seen} never became {wanted}"
         time.sleep(0.005)

@@ -379,7 +379,7 @@ def test_another_users_listener_is_named(engine: Engine, free_port: int) -> None
 
 
 def _until_open(address: str, port: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             socket.create_connection((address, port), 1).close()

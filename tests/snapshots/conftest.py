@@ -126,8 +126,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
-def wait_for(look: Callable[[], Seen], timeout_s: float = 5.0) -> Seen:
-    """Look until what is seen is true, at most so many seconds; what was seen last."""
+def wait_for(look: Callable[[], Seen], timeout_s: float = 30.0) -> Seen:
+    """Look until the result is true, at most so many seconds, and return the last result."""
     deadline = time.monotonic() + timeout_s
     while not (seen := look()) and time.monotonic() < deadline:
         time.sleep(0.01)

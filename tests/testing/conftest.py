@@ -27,7 +27,7 @@ def started(free_port: int) -> Iterator[Started]:
         engine = launch(free_port, *flags, dev_mode=dev_mode)
         client = open_client(engine, port=free_port, timeout_s=5)
         running.append((engine, client))
-        wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=10)
+        wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=30)
         return running[-1]
 
     yield run

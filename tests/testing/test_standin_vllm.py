@@ -34,7 +34,7 @@ def is_sleeping(client: httpx.Client) -> bool:
 
 def wait_for(what: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)
