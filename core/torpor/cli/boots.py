@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import output, result
 from torpor.errors import ConfigurationError
-from torpor.platforms.modal.log import KINDS, classify, read_lines
+from torpor.platforms.modal.log import KINDS, classify
+from torpor.platforms.modal.log_lines import read_lines
 from torpor.values.given_files import read_given
 from torpor.values.plain_text import one_line, plain
 

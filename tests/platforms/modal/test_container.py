@@ -17,7 +17,8 @@ import pytest
 from tests.chat_server import ChatServer, Reply
 from tests.modal_plane import Container, LogEntry, ModalPlane
 from tests.platforms.modal.modal_lines import RESTORING
-from torpor.platforms.modal.log import LogLine, classify
+from torpor.platforms.modal.log import classify
+from torpor.platforms.modal.log_lines import LogLine
 from torpor.testing import Fault
 from torpor.testing.faults import CRASH_WORD
 from torpor.testing.ports import unused_port

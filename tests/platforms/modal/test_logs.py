@@ -31,7 +31,8 @@ from tests.platforms.modal.modal_lines import (
     woken,
 )
 from torpor.cli.boots import as_values, plain_lines
-from torpor.platforms.modal.log import KINDS, BootsReport, LogLine, Start, classify, read_lines
+from torpor.platforms.modal.log import KINDS, BootsReport, Start, classify
+from torpor.platforms.modal.log_lines import LogLine, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

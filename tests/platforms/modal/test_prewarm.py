@@ -15,7 +15,8 @@ from tests.guard.server import GuardedServer
 from tests.platforms.modal.modal_lines import RESTORING, after, woken
 from torpor import ConfigurationError
 from torpor.errors import EngineRequestError
-from torpor.platforms.modal.log import BootsReport, LogLine, classify
+from torpor.platforms.modal.log import BootsReport, classify
+from torpor.platforms.modal.log_lines import LogLine
 from torpor.platforms.modal.prewarm import Prewarmed, Round, prewarm
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from torpor import CanaryError, ConfigurationError, Plugin, PortInUseError, Torp
 from torpor.engine.process import session_members
 from torpor.platforms.modal import SnapshotServer, cls_options
 from torpor.platforms.modal import server as platform
-from torpor.platforms.modal.log import LogLine, classify
+from torpor.platforms.modal.log import classify
+from torpor.platforms.modal.log_lines import LogLine
 from torpor.testing import Fault, StandIn
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from modal.exception import ConnectionError as ModalConnectionError
 from modal.exception import Error as ModalError
 
 from torpor.errors import ConfigurationError, ServerUnavailableError
-from torpor.platforms.modal.log import LogLine
+from torpor.platforms.modal.log_lines import LogLine
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:

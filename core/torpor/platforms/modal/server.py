@@ -25,7 +25,7 @@ from torpor.engine.failure import stops_on_failure
 from torpor.engine.logs import LOG_VARIABLE
 from torpor.errors import ConfigurationError
 from torpor.platforms.modal.checks import check_for_modal
-from torpor.platforms.modal.log import AFTER_SNAPSHOT
+from torpor.platforms.modal.log_lines import AFTER_SNAPSHOT
 from torpor.runtime.supervision import WAKE_FAILED, watch_engine
 from torpor.telemetry.events import LOG_FORMAT_VARIABLE, log
 from torpor.values.addresses import EVERYWHERE
