@@ -54,7 +54,7 @@ async def test_the_guard_proves_itself_in_every_state() -> None:
 
 @in_loop
 async def test_a_wake_replaces_what_the_guard_proves_with() -> None:
-    """The old proof key is in every copy of the snapshot."""
+    """The old proof key is in every replica of the snapshot."""
     _, guard = guarded()
     await to_asleep(guard)
     assert (await control(guard, "wake", {"key": LifecycleKey(OTHER_KEY).digests})).status == 200

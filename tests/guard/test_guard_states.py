@@ -226,7 +226,7 @@ async def test_an_engine_without_steps_only_drains() -> None:
 
 @in_loop
 async def test_a_wake_brings_a_new_key_and_the_old_one_is_worth_nothing() -> None:
-    """The old one is in every copy of the snapshot."""
+    """The old one is in every replica of the snapshot."""
     engine, guard = guarded()
     await to_asleep(guard)
     assert (await control(guard, "wake", {"key": OTHER_KEY})).status == 200
@@ -267,7 +267,7 @@ async def test_a_wake_may_bring_a_new_replica_id() -> None:
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 @in_loop
 async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path: str) -> None:
-    """Cold, woken in place, restored as a copy under a replica id of its own; what was restored stays restored."""
+    """Cold, woken in the same process, or restored under a new replica id. A restored replica stays restored."""
     _, guard = guarded()
     told: list[tuple[str, str]] = []
     tags: list[str] = []

@@ -235,7 +235,7 @@ def test_a_boot_can_sleep_before_it_ever_served(
 def test_a_wake_brings_a_new_key(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The key that is in every copy of the snapshot opens nothing after the wake."""
+    """The key that is in every replica of the snapshot opens nothing after the wake."""
     boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     old = boot.running_engine.guard_key

@@ -194,7 +194,7 @@ RESTORES: list[tuple[Moment, signal.Signals]] = [
 
 
 @pytest.mark.parametrize(("moment", "number"), RESTORES, ids=lambda value: getattr(value, "name", value))
-def test_a_restore_that_is_ended_leaves_no_copy_and_the_snapshot_as_it_was(
+def test_a_restore_that_is_ended_leaves_no_replica_and_the_snapshot_as_it_was(
     kept: Held, moment: Moment, number: signal.Signals
 ) -> None:
     """In CRIU's work, which is not waited for, and while the copies serve; then the same snapshot serves."""

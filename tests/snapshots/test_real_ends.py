@@ -120,14 +120,14 @@ def worker_of(engine: SandboxEngine) -> int:
 def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: dict[str, Path]) -> None:
     """The server does not stay behind without it."""
     port = unused_port()
-    copies = restore_snapshot(snapshot_of(engine, snapshots), port=port)
+    replicas = restore_snapshot(snapshot_of(engine, snapshots), port=port)
     try:
-        running = copies.serving[0].boot.running_engine
+        running = replicas.serving[0].boot.running_engine
         assert chat(port, model="tiny-qwen3")
         os.kill(worker_of(running), signal.SIGKILL)  # type: ignore[arg-type]
         assert running.wait(ENDS_WITHIN_S) is not None, running.log_tail()[-20:]
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 @pytest.mark.sglang
@@ -135,9 +135,9 @@ def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: d
 def test_the_watchdog_of_a_restored_server_ends_it(snapshots: dict[str, Path]) -> None:
     """Its handle of the server's process was made before the capture, when that process had another start time."""
     port, flag = unused_port(), snapshots["folder"] / "sglang" / "hang"
-    copies = restore_snapshot(snapshot_of("sglang", snapshots), port=port)
+    replicas = restore_snapshot(snapshot_of("sglang", snapshots), port=port)
     try:
-        running = copies.serving[0].boot.running_engine
+        running = replicas.serving[0].boot.running_engine
         assert chat(port, model="tiny-qwen3")
         flag.touch()
         asked = Background(lambda: chat(port, model="tiny-qwen3"))
@@ -149,4 +149,4 @@ def test_the_watchdog_of_a_restored_server_ends_it(snapshots: dict[str, Path]) -
             asked.join()
     finally:
         flag.unlink(missing_ok=True)
-        copies.stop()
+        replicas.stop()

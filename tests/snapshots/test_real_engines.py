@@ -161,12 +161,12 @@ def test_replicas_sample_differently_and_answer_greedily_alike(captured: tuple[P
 
 def assert_replicas_differ_where_they_should(folder: Path) -> None:
     port = unused_port()
-    copies = restore_snapshot(folder, replicas=2, port=port)
+    replicas = restore_snapshot(folder, replicas=2, port=port)
     try:
         assert len({ask(port, temperature=0.0) for _ in range(4)}) == 1
         assert len({ask(port, temperature=1.0) for _ in range(2)}) == 2
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifest]) -> None:
@@ -182,14 +182,14 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
 def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Path, Manifest]) -> None:
     """What counts CPU time, SGLang's metrics, finds that it began anew; that must not end a scheduler."""
     port = unused_port()
-    copies = restore_snapshot(captured[0], port=port)
+    replicas = restore_snapshot(captured[0], port=port)
     try:
-        engine = copies.serving[0].boot.running_engine
+        engine = replicas.serving[0].boot.running_engine
         assert engine.wait(12.0) is None
         assert ask(port, temperature=0.0)
         assert not any("Counters can only be incremented" in line for line in engine.log_tail())
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 @pytest.mark.fault(

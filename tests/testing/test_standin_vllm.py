@@ -198,7 +198,7 @@ def test_an_engine_core_dies_of_a_forward_pass_on_memory_that_sleeps() -> None:
     ],
     ids=["sglang", "vllm"],
 )
-def test_copies_sample_the_same_until_they_seed_anew(
+def test_replicas_sample_the_same_until_they_seed_again(
     scheduler: type[Scheduler], wakes: Command, seeds: Command
 ) -> None:
     """SGLang's does so at the resume, by itself; vLLM's when it is told to, and not at the wake."""

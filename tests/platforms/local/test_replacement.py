@@ -307,7 +307,7 @@ def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: lis
 def test_a_request_that_ends_its_replica_gets_an_error_at_once_and_the_others_serve(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """The fault is in every copy: each that gets the request ends, and each is restored again."""
+    """The fault is in every replica: each that gets the request ends, and each is restored again."""
     server = Server(tmp_path, fault=Fault.EXIT_WHILE_SERVING)
     stopped.append(server)
     server.replicas.start(2)

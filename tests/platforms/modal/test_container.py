@@ -161,7 +161,7 @@ def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane
 
 @needs_eth0
 def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp_path: Path) -> None:
-    """The real entrypoint hands on the new container's id; log and door of the replica tell that it is a copy."""
+    """The real entrypoint passes on the new container's id; log and health headers say that the replica was restored."""
     port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path, snapshot=True) as container:

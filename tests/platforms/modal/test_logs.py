@@ -298,7 +298,7 @@ def test_other_json_is_no_record() -> None:
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("record", [after("b1", restored=True), stage("serve", "cold", COLD_ID, 10, 1.0, 0)])
 def test_a_record_that_was_cut_off_is_counted_and_not_guessed(record: str, share: float) -> None:
-    """Half a record would say something else: that a copy woke in place, or that a stage was none."""
+    """An incomplete record would be wrong: a restored replica would seem woken in place, or a stage would be lost."""
     cut = record[: max(int(len(record) * share), len('{"torpor": "after_snapshot"'))]
     report = read((9, "ta-A", RESTORING), (10, "ta-A", cut))
     assert (kinds(report), report.unreadable) == ([("ta-A", "restored", "claimed")], 1)

@@ -165,8 +165,8 @@ def test_a_number_that_is_none_is_an_error(options: dict[str, float], words: str
         prewarm("http://127.0.0.1:1", **numbers)  # type: ignore[arg-type] # one of them is wrong
 
 
-def test_the_real_guard_tells_a_copy_from_the_replica_that_it_came_from() -> None:
-    """In place it woke; under a new replica id, as core gives to copies, it was restored."""
+def test_the_real_guard_distinguishes_a_restored_replica_from_its_original() -> None:
+    """With its old replica id it woke in place; with a new one it was restored."""
     with GuardedServer() as server:
         url = f"http://127.0.0.1:{server.port}"
         assert server.control("serve").status == 200

@@ -204,7 +204,7 @@ def test_a_replica_says_in_its_log_whether_it_was_restored(
     capsys: pytest.CaptureFixture[str],
     container: str,
 ) -> None:
-    """A copy wakes in another container than it slept in: it gets a replica id of its own, and its door says so too."""
+    """A restored replica wakes in another container than it slept in. It gets a new replica id, and its health headers say so."""
     deployment = a_deployment()
     server = a_server(tmp_path, servers, deployment)
     monkeypatch.setenv("MODAL_TASK_ID", "ta-first")

@@ -36,10 +36,10 @@ def test_the_handler_that_is_made_to_seed_anew_is_the_schedulers_own(questions: 
     }
 
 
-def test_two_copies_of_one_random_state_differ_after_a_resume(questions: Questions) -> None:
+def test_two_replicas_of_one_random_state_differ_after_a_resume(questions: Questions) -> None:
     """The real handler of each version, run on a CPU: what torch, numpy and Python draw differs then.
 
-    Without the patch, in the same process, both copies draw the same.
+    Without the patch, in the same process, both replicas draw the same.
     """
     drawn = questions.ask("draws", copies=2)
     unpatched, patched = drawn["unpatched"], drawn["patched"]

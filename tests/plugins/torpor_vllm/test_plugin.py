@@ -72,7 +72,7 @@ def like_vllm(target: str) -> object:
 
 
 def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engine) -> None:
-    """Weights come back from host memory; then each copy gets a random state of its own."""
+    """Weights come back from host memory; then each replica gets a random state of its own."""
     *calls, renewal = calls_of(an_engine, like_vllm)
     assert calls == [("/sleep?level=1&mode=wait", None), ("/wake_up", None)]
     path, body = renewal
@@ -82,7 +82,7 @@ def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engi
 
 
 def test_every_wake_brings_another_seed(an_engine: Engine) -> None:
-    """Copies of one snapshot would otherwise sample the same text."""
+    """Replicas of one snapshot would otherwise sample the same text."""
     seeds = {str(calls_of(an_engine, like_vllm, sleep=False)[-1][1]) for _ in range(3)}
     assert len(seeds) == 3
 

@@ -45,7 +45,7 @@ def test_connections_are_read_from_the_kernels_tables() -> None:
 
 
 def test_an_engine_cannot_open_a_connection_to_the_outside(sandbox: Sandbox) -> None:
-    """Its network has the loopback device alone: a connection that no copy could go on with never comes to be."""
+    """Its network has the loopback device alone: a connection that no replica could go on with never comes to be."""
     program = """
 import socket
 try:

@@ -134,7 +134,7 @@ def test_a_page_given_back_shows_what_was_captured(copies: Callable[[str], Sandb
 
 @pytest.mark.criu
 @pytest.mark.parametrize("copy_memory", [False, True])
-def test_a_snapshot_of_a_copy_stands_on_its_own(
+def test_a_snapshot_of_a_replica_needs_no_other_snapshot(
     criu: Criu,
     copies: Callable[[str], Sandbox],
     make_sandbox: MakeSandbox,
@@ -197,7 +197,7 @@ def test_what_forks_have_in_common_is_written_once(criu: Criu, make_sandbox: Mak
 
 
 @pytest.mark.criu
-def test_copies_run_on_when_the_snapshot_is_removed(copies: Callable[[str], Sandbox], images: Path) -> None:
+def test_replicas_run_on_when_the_snapshot_is_removed(copies: Callable[[str], Sandbox], images: Path) -> None:
     """Its files stay until the last of them ends."""
     replica = copies("one")
     before = ask(replica)

@@ -442,7 +442,7 @@ def test_damaged_images_are_a_clear_error_and_nothing_is_left(  # noqa: PLR0917
 @pytest.mark.slow
 @pytest.mark.criu
 def test_truncated_memory_is_an_error(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
-    """A copy that was cut off must not come to life. CRIU 4.2.1 reads on for ever; the deadline ends it."""
+    """Truncated images must not give a replica. CRIU 4.2.1 reads on for ever; the deadline ends it."""
     original = make_sandbox("original")
     start(original, "1")
     images = tmp_path / "images"

@@ -137,8 +137,8 @@ def machine(
     assert engines_on(there.port) == []
 
 
-def test_a_copy_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machine) -> None:
-    """Create, restore, ask: every process is off the GPU in the snapshot and on it in the copy; root without being asked."""
+def test_a_replica_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machine) -> None:
+    """Create, restore, ask: every process is off the GPU in the snapshot and on it in the replica; root without being asked."""
     manifest = machine.capture()
     assert manifest.mode == "root"
     assert manifest.gpu is not None
@@ -153,17 +153,17 @@ def test_a_copy_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machin
     assert [stage.seconds > 0 for stage in manifest.stages if stage.stage == "capture_cuda"] == [True]
     assert machine.on_gpu(*pids) == [False] * 3
     port = unused_port()
-    copies = restore_snapshot(machine.kept, port=port)
+    replicas = restore_snapshot(machine.kept, port=port)
     try:
         assert machine.on_gpu(*pids) == [True] * 3
         assert chat(port) == chat(port)
-        (copy,) = copies.serving
-        assert copy.replica.cuda is not None
-        assert [one.pid for one in copy.replica.cuda.processes] == pids
-        assert all(one.restore_s > 0 and one.unlock_s > 0 for one in copy.replica.cuda.processes)
-        assert copy.replica.cuda_s == copy.replica.cuda.seconds > 0
+        (replica,) = replicas.serving
+        assert replica.replica.cuda is not None
+        assert [one.pid for one in replica.replica.cuda.processes] == pids
+        assert all(one.restore_s > 0 and one.unlock_s > 0 for one in replica.replica.cuda.processes)
+        assert replica.replica.cuda_s == replica.replica.cuda.seconds > 0
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machine: Machine) -> None:
@@ -177,8 +177,8 @@ def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machin
         assert read_manifest(machine.kept).gpu is not None
     finally:
         server.stop()
-    copies = restore_snapshot(machine.kept, port=unused_port())
-    copies.stop()
+    replicas = restore_snapshot(machine.kept, port=unused_port())
+    replicas.stop()
 
 
 def test_io_uring_is_denied_to_the_engine_alone(machine: Machine) -> None:
@@ -358,7 +358,7 @@ def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
     restore_snapshot(machine.kept, port=unused_port()).stop()
 
 
-def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_does_not_get_ready_ends_the_replica(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is initialised beside CRIU's work; that it failed is told once CRIU is done."""
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
@@ -370,15 +370,15 @@ def test_a_driver_that_does_not_get_ready_ends_the_copy(machine: Machine, monkey
 def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwards(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before 5.5; the copy serves all the same."""
+    """Before 5.5; the replica serves all the same."""
     machine.capture()
     monkeypatch.setattr(cuda, "_SET_TID", (999, 0))
     port = unused_port()
-    copies = restore_snapshot(machine.kept, port=port)
+    replicas = restore_snapshot(machine.kept, port=port)
     try:
         assert chat(port)
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine: Machine, criu: Criu) -> None:
@@ -433,7 +433,7 @@ def test_another_driver_or_gpu_is_refused_before_anything_is_touched(
 
 
 def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> None:
-    """A restore that runs out of it cannot be repeated in the same process, so it is not begun; every copy counts."""
+    """A restore that runs out of it cannot be repeated in the same process, so it is not begun; every replica counts."""
     manifest = machine.capture()
     assert manifest.gpu is not None
     (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))

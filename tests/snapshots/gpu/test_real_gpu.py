@@ -131,34 +131,34 @@ def keep(card: Card, criu: Criu, images: Path) -> GpuPart:
     return state.part
 
 
-def test_device_and_pinned_memory_come_back_in_every_copy(card: Card, criu: Criu, tmp_path: Path) -> None:
-    """Two copies, one after the other; the driver gets ready beside CRIU."""
+def test_device_and_pinned_memory_come_back_in_every_replica(card: Card, criu: Criu, tmp_path: Path) -> None:
+    """Two replicas, one after the other; the driver gets ready beside CRIU."""
     part = keep(card, criu, tmp_path / "images")
     for number in range(2):
-        copy = card.sandbox()
+        replica = card.sandbox()
         (tmp_path / f"work{number}").mkdir()
-        resumption = cuda.Resumption(copy, part, wait_s=TIMEOUT_S)
-        took = restore(criu, copy, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
+        resumption = cuda.Resumption(replica, part, wait_s=TIMEOUT_S)
+        took = restore(criu, replica, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
         told("restored", took._asdict())
         told("resumed", asdict(resumption.finish()))
-        assert [one.pid for one in holders(copy, card.devices)] == [one.pid for one in part.processes]
-        card.check(copy)
-        card.check(copy)
-        copy.kill(60.0)
+        assert [one.pid for one in holders(replica, card.devices)] == [one.pid for one in part.processes]
+        card.check(replica)
+        card.check(replica)
+        replica.kill(60.0)
 
 
 @on_real_card
-def test_copies_live_side_by_side_on_one_gpu(card: Card, criu: Criu, tmp_path: Path) -> None:
+def test_replicas_live_side_by_side_on_one_gpu(card: Card, criu: Criu, tmp_path: Path) -> None:
     """Each has its own memory there, under the same pids."""
     part = keep(card, criu, tmp_path / "images")
-    copies = [card.sandbox(), card.sandbox()]
+    replicas = [card.sandbox(), card.sandbox()]
     before = card.used_bytes()
-    for number, copy in enumerate(copies):
+    for number, replica in enumerate(replicas):
         (tmp_path / f"work{number}").mkdir()
-        restore(criu, copy, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
-        told("resumed", asdict(cuda.resume(copy, part)))
-    for copy in copies:
-        card.check(copy)
+        restore(criu, replica, tmp_path / "images", work=tmp_path / f"work{number}", timeout_s=TIMEOUT_S)
+        told("resumed", asdict(cuda.resume(replica, part)))
+    for replica in replicas:
+        card.check(replica)
     assert card.used_bytes() - before >= 2 * (card.mebibytes << 20)
 
 
