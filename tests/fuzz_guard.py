@@ -33,8 +33,8 @@ import psutil
 
 from torpor.engine.start import start_engine
 from torpor.guard import GuardRules
-from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import LifecycleKey
+from torpor.guard.protocol import IDENTITY
 from torpor.runtime.guard_client import open_client
 from torpor.testing import StandIn, StandInVLLM
 from torpor.testing.ports import unused_port

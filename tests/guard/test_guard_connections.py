@@ -100,7 +100,7 @@ def test_an_answer_that_ends_in_time_is_whole_and_its_connection_closed(server: 
 
 def test_an_engine_that_does_not_let_go_serves_on(server: GuardedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """409 with the count; nothing was put to sleep."""
-    monkeypatch.setattr(guard_control, "_LETS_GO_S", 0.01)
+    monkeypatch.setattr(guard_control, "LETS_GO_S", 0.01)
     server.run(server.engine.gate.clear)
     with connect(server) as client:
         client.sendall(request("/v1/afterwards", method="POST", close=False))  # goes on for 50 ms without its client

@@ -7,8 +7,9 @@ import pytest
 from tests.guard.engine import KEY, OTHER_KEY, REPLICA_ID, RULES, TinyEngine, guarded
 from tests.guard.exchange import Exchange, Pairs, ask, control, in_loop, to_asleep, to_serving, to_waking
 from torpor.guard import Guard
-from torpor.guard.identity import IDENTITY, proof, proof_key
+from torpor.guard.identity import proof, proof_key
 from torpor.guard.keys import LifecycleKey
+from torpor.guard.protocol import IDENTITY
 
 NONCE = bytes(range(32))
 CLIENT, SERVER = ("127.0.0.1", 40000), ("127.0.0.1", 8000)

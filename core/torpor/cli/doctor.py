@@ -19,7 +19,7 @@ from torpor.doctor.machine import diagnose
 from torpor.errors import ConfigurationError, PreflightError, TorporError
 from torpor.platforms.local.server import check_gpu
 from torpor.plugin_checks import plugin_findings
-from torpor.runtime.preflight import run_preflight
+from torpor.runtime.preflight import RECHECK_VARIABLE, run_preflight
 from torpor.snapshots.store.paths import cache_root
 from torpor.values.findings import Finding
 
@@ -146,7 +146,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
             level="ok", what="recheck", seen=f"no plugin of {deployment.name!r} checks anything before a start"
         )
     for check in recipe.preflight:
-        os.environ["TORPOR_RECHECK"] = "1"
+        os.environ[RECHECK_VARIABLE] = "1"
         try:
             run_preflight(replace(check, timeout_s=_RECHECK_TIMEOUT_S), recipe)
             yield Finding(level="ok", what=check.name, seen="all files were read and match")
@@ -155,7 +155,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
                 level="error", what=check.name, seen=str(error).removesuffix(check.cure).strip(), cure=check.cure
             )
         finally:
-            del os.environ["TORPOR_RECHECK"]
+            del os.environ[RECHECK_VARIABLE]
 
 
 def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:

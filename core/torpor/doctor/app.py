@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from torpor.deployment import plugin_name
+from torpor.launcher.versions import ANY_ENGINE_VARIABLE
 from torpor.recipe import IMAGE_ROOT
 from torpor.values.addresses import is_open
 from torpor.values.findings import Finding
@@ -26,7 +27,6 @@ __all__ = ["cautions"]
 
 _COMPILED_START_S = 128.0  # JIT caches partly warm
 _UNCOMPILED_START_S = 331.0  # none at all
-_ANY_ENGINE_VARIABLE = "TORPOR_ANY_ENGINE"
 _MOVING_TAGS = ("latest", "main", "master", "dev", "nightly")
 _CACHE_NAME = re.compile(r"(^|_)CACHE(_|$)|^HF_HOME$")
 _PINNED = re.compile(r"==|@|\.whl$")
@@ -170,14 +170,14 @@ def _address(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _engine(deployment: Deployment) -> Iterator[Finding]:
-    if os.environ.get(_ANY_ENGINE_VARIABLE, "") not in ("", "0"):
+    if os.environ.get(ANY_ENGINE_VARIABLE, "") not in ("", "0"):
         engine = deployment.engine
         yield Finding(
             level="warning",
             what="engine",
-            seen=f"{_ANY_ENGINE_VARIABLE} is set: {plugin_name(engine)} {engine.engine_version} may be a version whose routes and "
+            seen=f"{ANY_ENGINE_VARIABLE} is set: {plugin_name(engine)} {engine.engine_version} may be a version whose routes and "
             "flags were never checked",
-            cure=f"unset {_ANY_ENGINE_VARIABLE}, and use a version that the plugin names as supported",
+            cure=f"unset {ANY_ENGINE_VARIABLE}, and use a version that the plugin names as supported",
         )
     if not deployment.engine.guarded:
         yield Finding(

@@ -9,10 +9,9 @@ from torpor.engine_patches.process_identity import keep_process_identities
 from torpor.guard.connections import Connections
 from torpor.guard.control import Control
 from torpor.guard.cors import ORIGIN, Cors
-from torpor.guard.identity import IDENTITY
 from torpor.guard.keys import BEARER_HEADER, KEY_HEADER, BearerKeys, LifecycleKey
 from torpor.guard.messages import HeldEnd, LimitedBody, OwnAnswer, Refusal, answer, closing, conflict, refuse
-from torpor.guard.rules import HEALTH
+from torpor.guard.protocol import HEALTH, IDENTITY
 from torpor.guard.states import State, StateMachine
 
 if TYPE_CHECKING:

@@ -18,7 +18,15 @@ from torpor.engine_patches.renewal import generators_of_their_own, renew_random_
 from torpor.guard.identity import NONCE_BYTES, proof
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.messages import MAX_CONTROL_BYTES, Refusal, answer, conflict, hung_up, read_options, refuse
-from torpor.guard.rules import CONTROL, WOKEN_BY_DEFAULT
+from torpor.guard.protocol import (
+    CONTROL,
+    KIND_HEADER,
+    LETS_GO_S,
+    REASON_HEADER,
+    REPLICA_HEADER,
+    WAKES_HEADER,
+    WOKEN_BY_DEFAULT,
+)
 from torpor.guard.states import State
 
 if TYPE_CHECKING:
@@ -42,8 +50,6 @@ _NONCE = re.compile(rb"nonce=([0-9a-f]{%d})" % (2 * NONCE_BYTES))
 _FORWARDING = (b"x-forwarded-for", b"forwarded")  # by these a server takes a client's word for who the client is
 _MAX_DRAIN_S = 24 * 3600
 _LOOK_S = 0.05
-_LETS_GO_S = 10.0
-"""Seconds for the engine to let go of a request whose client was cut off: SGLang looks every four."""
 
 _OK, _BAD_REQUEST, _ERROR = 200, 400, 500
 _TAG_DIGITS = 12
@@ -89,8 +95,8 @@ class Control:
         """
         kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
         tag = hashlib.sha256(b"torpor-replica " + self._replica_id.encode()).hexdigest()[:_TAG_DIGITS]
-        reason = {"torpor-boot-reason": self._reason} if self._reason else {}
-        return {"torpor-boot": kind, "torpor-wakes": str(self.wakes), "torpor-replica": tag, **reason}
+        reason = {REASON_HEADER: self._reason} if self._reason else {}
+        return {KIND_HEADER: kind, WAKES_HEADER: str(self.wakes), REPLICA_HEADER: tag, **reason}
 
     @property
     def until(self) -> str:
@@ -216,7 +222,7 @@ class Control:
                 was_cut = self._machine.in_flight
                 peers.cut_earlier()
                 if not idle.done():
-                    await asyncio.wait({gone, idle}, timeout=_LETS_GO_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({gone, idle}, timeout=LETS_GO_S, return_when=asyncio.FIRST_COMPLETED)
             return idle.done() and not gone.done(), was_cut
         finally:
             gone.cancel()

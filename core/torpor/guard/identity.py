@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["IDENTITY", "NONCE_BYTES", "proof", "proof_key", "sha256"]
+__all__ = ["NONCE_BYTES", "proof", "proof_key", "sha256"]
 
-IDENTITY = "/_torpor/identity"
 NONCE_BYTES = 32
 
 _PURPOSE = b"torpor-proof-key"

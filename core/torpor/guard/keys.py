@@ -6,6 +6,7 @@ import hmac
 import re
 from typing import TYPE_CHECKING
 
+from torpor.guard import protocol
 from torpor.guard.identity import proof_key, sha256
 from torpor.guard.rules import check_key
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BEARER_HEADER", "KEY_HEADER", "BearerKeys", "LifecycleKey"]
 
-KEY_HEADER = b"torpor-key"
+KEY_HEADER = protocol.KEY_HEADER.encode()
 BEARER_HEADER = b"authorization"
 
 _HEX = re.compile("[0-9a-f]{64}")

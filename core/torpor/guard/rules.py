@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torpor.errors import ConfigurationError
+from torpor.guard.protocol import CONTROL, HEALTH
 from torpor.values.field_types import shown
 
-__all__ = ["CONTROL", "HEALTH", "MIN_KEY_LENGTH", "WOKEN_BY_DEFAULT", "GuardRules", "RulesError", "check_key"]
+__all__ = ["MIN_KEY_LENGTH", "GuardRules", "RulesError", "check_key"]
 
-CONTROL = "/_torpor/"
-HEALTH = ("/health", "/ready")
 MIN_KEY_LENGTH = 16
-WOKEN_BY_DEFAULT = "by whoever put it to sleep"
-"""What callers of a sleeping server are told where nobody said what wakes it."""
-
 _LARGEST = 2**63 - 1
 _PATH_GROUPS = ("public", "open", "keyed", "sleep", "wake")
 _SHA256_HEX_DIGITS = 64

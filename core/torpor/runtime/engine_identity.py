@@ -13,7 +13,8 @@ from http.client import RemoteDisconnected
 from typing import TYPE_CHECKING
 
 from torpor.errors import ForeignServerError
-from torpor.guard.identity import IDENTITY, NONCE_BYTES, proof, proof_key
+from torpor.guard.identity import NONCE_BYTES, proof, proof_key
+from torpor.guard.protocol import IDENTITY
 
 if TYPE_CHECKING:
     import socket

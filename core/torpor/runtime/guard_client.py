@@ -9,15 +9,15 @@ import httpx
 
 from torpor.errors import DrainTimeoutError, GuardStateError
 from torpor.guard.keys import LifecycleKey
-from torpor.runtime.start_limits import LETS_GO_S
-from torpor.runtime.transport import KEY_HEADER, EngineTransport
+from torpor.guard.protocol import CONTROL, KEY_HEADER, LETS_GO_S
+from torpor.runtime.transport import EngineTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torpor.engine.handle import Engine
 
-__all__ = ["KEY_HEADER", "GuardControl", "open_client"]
+__all__ = ["GuardControl", "open_client"]
 
 _OK, _CONFLICT, _ERROR = 200, 409, 500
 _ANSWER_MARGIN_S = 5.0
@@ -69,7 +69,7 @@ class GuardControl:
         if self._engine.guard_key is None:
             return 0
         response = self._client.post(
-            "/_torpor/drain",
+            f"{CONTROL}drain",
             json={"deadline_s": timeout_s, "cut": cut},
             timeout=timeout_s + LETS_GO_S + _ANSWER_MARGIN_S,
         )
@@ -97,7 +97,7 @@ class GuardControl:
         """How many requests the engine works on; 0 without a guard, which counts them."""
         if self._engine.guard_key is None:
             return 0
-        response = self._client.get("/_torpor/state")
+        response = self._client.get(f"{CONTROL}state")
         self._expect(response, "state")
         return _count(response, "in_flight")
 
@@ -112,7 +112,7 @@ class GuardControl:
             identity: dict[str, object] = {"key": LifecycleKey(new_key).digests}
             if new_replica_id is not None:
                 identity["replica_id"] = new_replica_id
-            self._expect(self._client.post("/_torpor/wake", json=identity), "wake")
+            self._expect(self._client.post(f"{CONTROL}wake", json=identity), "wake")
             self._engine.guard_key = new_key
             self._client.headers[KEY_HEADER] = new_key
         if new_replica_id is not None:
@@ -126,7 +126,7 @@ class GuardControl:
         """
         if self._engine.guard_key is None:
             return
-        response = self._client.get("/_torpor/state")
+        response = self._client.get(f"{CONTROL}state")
         self._expect(response, "state")
         state, in_flight = _fields(response).get("state"), _count(response, "in_flight")
         if state != "asleep" or in_flight:
@@ -145,7 +145,7 @@ class GuardControl:
 
     def _post(self, transition: str, options: Mapping[str, object] | None = None) -> None:
         if self._engine.guard_key is not None:
-            self._expect(self._client.post(f"/_torpor/{transition}", json=options), transition)
+            self._expect(self._client.post(f"{CONTROL}{transition}", json=options), transition)
 
     def _expect(self, response: httpx.Response, transition: str) -> None:
         if response.status_code == _ERROR:

@@ -14,7 +14,10 @@ from torpor.errors import PreflightError
 if TYPE_CHECKING:
     from torpor.recipe import Preflight, Recipe
 
-__all__ = ["run_preflight"]
+__all__ = ["RECHECK_VARIABLE", "run_preflight"]
+
+RECHECK_VARIABLE = "TORPOR_RECHECK"
+"""With the value 1 a check reads everything again, instead of trusting sizes and times (`torpor doctor --recheck`)."""
 
 _OUTPUT_BYTES = 16 << 10  # of a check's output in the error: its end says most
 

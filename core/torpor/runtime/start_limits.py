@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torpor.guard.protocol import LETS_GO_S
 from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
 
-__all__ = ["CONTROL_TIMEOUT_S", "LETS_GO_S", "modal_start_limit_s", "stage_limits"]
+__all__ = ["CONTROL_TIMEOUT_S", "modal_start_limit_s", "stage_limits"]
 
 CONTROL_TIMEOUT_S = 10.0
 """Seconds for a call of the guard that does not wait for requests."""
-
-LETS_GO_S = 10.0
-"""Seconds that an engine may take to drop a request after its client was cut off; the guard waits as long."""
 
 _MARGIN_S = 60.0
 """For work without a deadline of its own: imports, the launch itself, the time between two stages."""

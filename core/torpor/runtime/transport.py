@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from torpor._override import override
+from torpor.guard.protocol import KEY_HEADER
 from torpor.runtime.engine_identity import check_engine
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
     from torpor.engine.handle import Engine
 
-__all__ = ["KEY_HEADER", "EngineTransport"]
+__all__ = ["EngineTransport"]
 
-KEY_HEADER = "torpor-key"
 PROOF_TIMEOUT_S = 10.0
 """Seconds for the engine's proof; a guard answers in a millisecond, unless the engine holds its event loop."""
 

@@ -17,9 +17,10 @@ import httpx
 import psutil
 
 from torpor.engine.process import session_members
+from torpor.guard.protocol import CONTROL, HEALTH, KEY_HEADER, REPLICA_HEADER
 from torpor.platforms.local.server import CriuBackend, LocalServer, Standby
 from torpor.runtime.boot import Boot
-from torpor.runtime.guard_client import KEY_HEADER, open_client
+from torpor.runtime.guard_client import open_client
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
 from torpor.telemetry.stages import Stage
 
@@ -33,13 +34,13 @@ __all__ = ["CHAT_ROUTE", "CLOSED_ROUTES", "OWN_ROUTES", "Life", "Sampled", "live
 
 CHAT_ROUTE = "/v1/chat/completions"
 
-OWN_ROUTES = ("/health", "/ready")
+OWN_ROUTES = HEALTH
 """What the guard answers itself, from its state."""
 
 CLOSED_ROUTES = (
     "/torpor-contract-no-such-route",
-    "/_torpor/state",
-    "/_torpor/drain",
+    f"{CONTROL}state",
+    f"{CONTROL}drain",
     "/server_info",
     "/flush_cache",
     "/update_weights_from_disk",
@@ -149,8 +150,8 @@ def _start(boot: Boot, life: Life) -> None:
     boot.serve()
     life.serving = _statuses(boot, _public_and_closed(boot.deployment))
     if life.guarded:
-        life.repeated["wake while serving"] = _keyed(boot, "/_torpor/wake")
-        life.repeated["asleep while serving"] = _keyed(boot, "/_torpor/asleep")
+        life.repeated["wake while serving"] = _keyed(boot, f"{CONTROL}wake")
+        life.repeated["asleep while serving"] = _keyed(boot, f"{CONTROL}asleep")
     life.stages.append("serving")
 
 
@@ -158,9 +159,9 @@ def _sleep_and_wake(boot: Boot, life: Life) -> None:
     boot.sleep()
     if life.guarded:
         life.asleep = _statuses(boot, _public_and_closed(boot.deployment))
-        life.repeated["drain while asleep"] = _keyed(boot, "/_torpor/drain")
-        life.repeated["asleep while asleep"] = _keyed(boot, "/_torpor/asleep")
-        life.repeated["serve while asleep"] = _keyed(boot, "/_torpor/serve")
+        life.repeated["drain while asleep"] = _keyed(boot, f"{CONTROL}drain")
+        life.repeated["asleep while asleep"] = _keyed(boot, f"{CONTROL}asleep")
+        life.repeated["serve while asleep"] = _keyed(boot, f"{CONTROL}serve")
     life.stages.append("asleep")
     boot.wake(new_replica_id=secrets.token_hex(8))
     life.woken.append(_sampled(boot))
@@ -244,7 +245,7 @@ def _sampled(boot: Boot) -> Sampled:
                 return Sampled(refused=f"{response.status_code} {response.text[:200]!r}")
             texts.append(f"{message.get('reasoning_content') or ''}{message.get('content') or ''}")
             ids.append(answer.get("id"))
-        replica = client.get(OWN_ROUTES[0]).headers.get("torpor-replica", "")
+        replica = client.get(OWN_ROUTES[0]).headers.get(REPLICA_HEADER, "")
     return Sampled(texts=tuple(texts), ids=tuple(ids), replica=replica)
 
 

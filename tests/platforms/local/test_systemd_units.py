@@ -26,8 +26,8 @@ from torpor import Deployment, Model
 from torpor.cli.exit_codes import INTERRUPTED
 from torpor.engine.process import _KILL_S
 from torpor.errors import ConfigurationError, PortInUseError
+from torpor.guard.protocol import LETS_GO_S
 from torpor.platforms.local.service_manager import SOCKET_VARIABLE
-from torpor.runtime.start_limits import LETS_GO_S
 from torpor.snapshots.store.paths import CACHE_VARIABLE
 from torpor.testing import StandIn
 from torpor.testing.ports import unused_port

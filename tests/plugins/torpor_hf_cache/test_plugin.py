@@ -30,7 +30,8 @@ from torpor import (
 )
 from torpor.build_steps.command import runner_file, script_argv, script_file, step_command
 from torpor.build_steps.relocation import relocate
-from torpor_hf_cache import HFCache
+from torpor.runtime import preflight
+from torpor_hf_cache import HFCache, download
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,3 +227,8 @@ def test_damage_on_the_way_is_tried_again(recipe: Recipe, hub: HubServer) -> Non
     assert ran.returncode == 76
     assert "(attempt 2 of 2)" in ran.stderr
     assert check(recipe).returncode == 66
+
+
+def test_core_and_script_use_the_same_variable_for_a_recheck() -> None:
+    """The script runs without Torpor inside an image, so it spells the name itself."""
+    assert download.RECHECK_VARIABLE == preflight.RECHECK_VARIABLE

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor.errors import SnapshotError
-from torpor.guard.rules import WOKEN_BY_DEFAULT
+from torpor.guard.protocol import WOKEN_BY_DEFAULT
 from torpor.values.addresses import LOOPBACK
 
 if TYPE_CHECKING:

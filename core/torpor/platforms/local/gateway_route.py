@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torpor.errors import SnapshotError
+from torpor.guard.protocol import READY
 from torpor.values.addresses import LOOPBACK
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def ready_path(engine: EnginePlugin) -> str:
 
     An engine without a guard answers on its own path, also while it still wakes. Such a replica is added after its wake only.
     """
-    return "/ready" if engine.guarded else engine.ready_path
+    return READY if engine.guarded else engine.ready_path
 
 
 class Place(Protocol):
@@ -71,7 +72,7 @@ class GatewayReplica:
     name: str
     sandbox: Place
     port: int
-    ready_path: str = "/ready"
+    ready_path: str = READY
 
 
 class Route:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import EngineRequestError
+from torpor.guard.protocol import KIND_HEADER, REPLICA_HEADER, WAKES_HEADER
 from torpor.network.modal_keys import refused_by_modal
 from torpor.network.waking_server import get_when_there, open_async_client
 from torpor.values.addresses import checked_url
@@ -237,13 +238,13 @@ class _Driver:
 
     def _replica(self, response: httpx.Response, seconds: float) -> Replica | None:
         """Who answered; None for one that does not say what its start was."""
-        boot, tag = response.headers.get("torpor-boot", ""), response.headers.get("torpor-replica", "")
+        boot, tag = response.headers.get(KIND_HEADER, ""), response.headers.get(REPLICA_HEADER, "")
         if boot in _KINDS and tag:
-            wakes = response.headers.get("torpor-wakes", "")[:_TAG_CHARACTERS]
+            wakes = response.headers.get(WAKES_HEADER, "")[:_TAG_CHARACTERS]
             return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
-                f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "
+                f"{self.url} answers, and does not say what its start was (no header {KIND_HEADER}). Give the app's name in "
                 "place of its URL, so that its log can be read, or deploy it anew with this version of Torpor."
             )
         return None
