@@ -53,8 +53,8 @@ def test_long_runs_of_equal_pages_are_mapped_from_the_first_file(tmp_path: Path)
     files = {7: written(tmp_path / "memory-1.img", one), 8: written(tmp_path / "memory-2.img", [5, 5, *two])}
     common = CommonPages()
     mine = [run(0, 100, offset=0, file=7)]
-    assert common.taken_out(files[7], mine) == mine
-    seen = common.taken_out(files[8], [run(0, 100, offset=2, file=8)])
+    assert common.deduplicated(files[7], mine) == mine
+    seen = common.deduplicated(files[8], [run(0, 100, offset=2, file=8)])
     assert seen == [
         run(0, 30, offset=0, file=7),
         run(30, 32, offset=32, file=8),
@@ -71,9 +71,9 @@ def test_equal_pages_at_other_addresses_stay_where_they_are(tmp_path: Path) -> N
     pages = list(range(1, 101))
     files = [written(tmp_path / f"memory-{number}.img", pages) for number in (1, 2)]
     common = CommonPages()
-    common.taken_out(files[0], [run(0, 100, offset=0, file=1)])
+    common.deduplicated(files[0], [run(0, 100, offset=0, file=1)])
     elsewhere = [run(500, 600, offset=0, file=2)]
-    assert common.taken_out(files[1], elsewhere) == elsewhere
+    assert common.deduplicated(files[1], elsewhere) == elsewhere
     assert blocks(files[1]) == 100
 
 
@@ -84,10 +84,10 @@ def test_runs_that_overlap_in_part_are_told_apart(tmp_path: Path) -> None:
     files = {1: written(tmp_path / "memory-1.img", pages[:100]), 2: written(tmp_path / "memory-2.img", pages)}
     files[3] = written(tmp_path / "memory-3.img", third)
     common = CommonPages()
-    common.taken_out(files[1], [run(0, 40, offset=0, file=1), run(60, 100, offset=60, file=1)])
-    second = common.taken_out(files[2], [run(0, 200, offset=0, file=2)])
+    common.deduplicated(files[1], [run(0, 40, offset=0, file=1), run(60, 100, offset=60, file=1)])
+    second = common.deduplicated(files[2], [run(0, 200, offset=0, file=2)])
     assert [(one.file, (one.end - one.start) // PAGE) for one in second] == [(1, 40), (2, 20), (1, 40), (2, 100)]
-    seen = common.taken_out(files[3], [run(0, 20, offset=0, file=3), run(20, 200, offset=20, file=3)])
+    seen = common.deduplicated(files[3], [run(0, 20, offset=0, file=3), run(20, 200, offset=20, file=3)])
     assert content(second, files) == dict(enumerate(pages))
     assert content(seen, files) == dict(enumerate(third))
     assert {one.file for one in seen} == {1, 2, 3}
@@ -106,4 +106,4 @@ def test_no_page_is_ever_another_one(tmp_path: Path, seed: int) -> None:
         runs = [run(first, last, offset=first, file=number) for first, last in pairwise(cuts)]
         kept = runs[: random.randrange(1, len(runs))]
         before = content(kept, files)
-        assert content(common.taken_out(files[number], kept), files) == before
+        assert content(common.deduplicated(files[number], kept), files) == before

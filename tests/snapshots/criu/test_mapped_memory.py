@@ -1,4 +1,4 @@
-"""`torpor.snapshots.criu.mapped_memory` and `criu_images`: what replicas map, and what must stay as it is all the same."""
+"""`torpor.snapshots.criu.mapped_memory` and the modules below it: what replicas map, and what CRIU goes on copying."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 
 from tests.snapshots.conftest import wait_for
 from torpor import SnapshotError
+from torpor.snapshots.criu.allocators import needs_zeroes
 from torpor.snapshots.criu.images import Image, Message
-from torpor.snapshots.criu.mapped_memory import map_memory, needs_zeroes
+from torpor.snapshots.criu.mapped_memory import map_memory
 from torpor.snapshots.criu.run import dump, restore
 from torpor.snapshots.sandbox.sandbox import FIRST_PID, Sandbox
 
@@ -302,8 +303,8 @@ def test_a_process_that_counts_on_zeroes_is_left_to_criu(
     before = hashes(images)
     mapped = map_memory(images, Path("/scratch/memory"), filtered=False)
     assert mapped.bytes == 0
-    assert list(mapped.kept) == [FIRST_PID]
-    assert reason in mapped.kept[FIRST_PID]
+    assert list(mapped.copied) == [FIRST_PID]
+    assert reason in mapped.copied[FIRST_PID]
     assert hashes(images) == before
 
 
@@ -319,7 +320,7 @@ def test_an_image_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [one.fields for one in again.messages] == [message.fields, []]
     again.write(tmp_path / "two.img")
     assert (tmp_path / "two.img").read_bytes() == (tmp_path / "one.img").read_bytes()
-    changed = message.replaced(f1=7, f6=8)
+    changed = message.replaced({1: 7, 6: 8})
     assert (changed.number(1), changed.number(6), changed.data(3), changed.number(2)) == (
         7,
         8,

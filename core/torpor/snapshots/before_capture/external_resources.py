@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, temporary_folder_of
-from torpor.snapshots.criu.mapped_memory import is_memory_file
+from torpor.snapshots.criu.memory_files import is_memory_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

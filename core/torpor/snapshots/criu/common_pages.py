@@ -1,8 +1,8 @@
-"""Pages that processes of one dump have in common: kept in one memory file, and mapped from there by all of them.
+"""Finds pages that processes of one dump share, keeps them in one memory file, and has all of them map that file.
 
-A fork has its parent's pages at the same addresses, until one of the two writes to them. CRIU writes them for each, and
-afterwards nothing says that they were one page; so they are found again by comparing what lies at the same address.
-Processes that were started anew have other addresses, and cost nothing here.
+A fork shares its parent's pages at the same addresses until one of the two writes to them. CRIU writes each page once per
+process, and its images do not record the sharing. So this module compares the content at equal addresses. Processes that were
+started by an exec have other addresses and cost nothing here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CommonPages", "Run"]
 
 _PAGE = 4096
 _LEAST = 16 * _PAGE
-"""Bytes in a row: each such run costs up to two more mappings, which every restore has to make."""
+"""Shortest run to share, in bytes: each costs up to two more mappings, which every restore has to make."""
 
 
 class Run(NamedTuple):
@@ -31,8 +31,8 @@ class Run(NamedTuple):
     Attributes:
         start: address of the first one.
         end: address behind the last one.
-        offset: where the first one lies in the file, bytes.
-        file: CRIU's number of the file; 0 while that has none.
+        offset: position of the first one in the file, bytes.
+        file: CRIU's id of the file; 0 before it has one.
     """
 
     start: int
@@ -46,25 +46,25 @@ class Run(NamedTuple):
 
 
 class CommonPages:
-    """The memory files of a dump, as one after the other is written."""
+    """The memory files of a dump; pass each one to `deduplicated` once it is written."""
 
     def __init__(self) -> None:
         self._files: list[tuple[Path, Sequence[Run]]] = []
 
-    def taken_out(self, file: Path, runs: Sequence[Run]) -> list[Run]:
-        """Take out of a new file the long runs of pages that an earlier one holds at the same addresses.
+    def deduplicated(self, file: Path, runs: Sequence[Run]) -> list[Run]:
+        """Replace long runs of a new file by equal runs that an earlier file holds at the same addresses.
 
         Args:
-            file: the new file. What an earlier one holds takes no room in it any more.
-            runs: what its process maps of it, by address.
+            file: the new file; the replaced runs become holes in it.
+            runs: what its process maps from it, by address.
 
         Returns:
-            What the process is to map instead, by address: runs of the new file and of earlier ones.
+            What the process has to map instead, by address: runs of the new file and of earlier files.
         """
         own, common = list(runs), []
         for earlier, theirs in self._files:
             with _content(file, "r+b") as (stream, mine), _content(earlier, "rb") as (_, others):
-                pieces = [piece for run in own for piece in _parted(run, mine, theirs, others)]
+                pieces = [piece for run in own for piece in _split(run, mine, theirs, others)]
                 for part, elsewhere in pieces:
                     if elsewhere:
                         punch_hole(stream.fileno(), part.offset, part.end - part.start)
@@ -74,8 +74,8 @@ class CommonPages:
         return sorted(own + common)
 
 
-def _parted(run: Run, mine: mmap.mmap, theirs: Sequence[Run], others: mmap.mmap) -> Iterator[tuple[Run, Run | None]]:
-    """The parts of a run, and for those that another process holds too, where in its file."""
+def _split(run: Run, mine: mmap.mmap, theirs: Sequence[Run], others: mmap.mmap) -> Iterator[tuple[Run, Run | None]]:
+    """Split a run; each part comes with the equal run of another process, or None."""
     at = run.start
     for common in _common(run, mine, theirs, others):
         if at < common.start:
@@ -87,7 +87,7 @@ def _parted(run: Run, mine: mmap.mmap, theirs: Sequence[Run], others: mmap.mmap)
 
 
 def _common(run: Run, mine: mmap.mmap, theirs: Sequence[Run], others: mmap.mmap) -> Iterator[Run]:
-    """The long runs of another process that hold what this one holds at the same addresses."""
+    """The long runs of another process that are equal to this one at the same addresses."""
     for other in theirs[max(0, bisect(theirs, (run.start,)) - 1) :]:
         if other.start >= run.end:
             return

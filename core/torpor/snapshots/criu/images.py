@@ -1,7 +1,7 @@
-"""CRIU's image files, read and written without CRIU: a magic, then entries of a length and a protobuf message each.
+"""Reads and writes CRIU's image files: a magic, then entries, each a length and a protobuf message.
 
-A message is kept as the list of its fields, in their order, unknown ones included, so that what is not understood here
-comes back as it was. Format: criu/image.c and images/*.proto of CRIU 4.2; wire format: protobuf.dev, "Encoding".
+A message is the list of its fields in order, including unknown ones, so that writing changes nothing else. Format: criu/image.c and
+images/*.proto of CRIU 4.2. Wire format: protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, cast
 from torpor.errors import SnapshotError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["Field", "Image", "Message"]
+__all__ = ["BYTES", "VARINT", "Field", "Image", "Message"]
 
 Field = tuple[int, int, int | bytes]
-"""Number, wire type, value: an int for a varint, bytes for everything else."""
+"""Number, wire type, value; the value is an int for a varint and bytes otherwise."""
 
 _MAGIC_BYTES = 8
 _LENGTH = struct.Struct("<I")
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _MORE, _LOW_BITS = 0x80, 0x7F
 
@@ -37,10 +37,10 @@ class Message:
 
     @classmethod
     def parse(cls, data: bytes) -> Message:
-        """Take a message apart.
+        """Parse a message.
 
         Raises:
-            ValueError, IndexError: it is no message.
+            ValueError, IndexError, KeyError: the data is not a message.
         """
         fields: list[Field] = []
         at = 0
@@ -48,28 +48,28 @@ class Message:
             key, at = _varint(data, at)
             kind = key & 7
             value: int | bytes
-            if kind == _VARINT:
+            if kind == VARINT:
                 value, at = _varint(data, at)
             else:
-                if kind == _BYTES:
+                if kind == BYTES:
                     length, at = _varint(data, at)
                 else:
                     length = _FIXED_BYTES[kind]
                 value, at = data[at : at + length], at + length
                 if len(value) != length:
-                    raise ValueError("the message was cut off")
+                    raise ValueError("a message is cut off")
             fields.append((key >> 3, kind, value))
         return cls(fields)
 
     def pack(self) -> bytes:
-        """Put it together again."""
+        """Serialize the message."""
         parts = []
         for number, kind, value in self.fields:
             parts.append(_packed(number << 3 | kind))
             if isinstance(value, int):
                 parts.append(_packed(value))
             else:
-                parts += [_packed(len(value)), value] if kind == _BYTES else [value]
+                parts += [_packed(len(value)), value] if kind == BYTES else [value]
         return b"".join(parts)
 
     def number(self, field: int, default: int = 0) -> int:
@@ -77,16 +77,16 @@ class Message:
         return next((cast("int", value) for number, _, value in self.fields if number == field), default)
 
     def data(self, field: int) -> bytes:
-        """The value of a string, bytes or message field; empty when it is not there."""
+        """The value of a string, bytes or message field; empty when the field is missing."""
         return next((cast("bytes", value) for number, _, value in self.fields if number == field), b"")
 
-    def replaced(self, **numbers: int) -> Message:
-        """A copy with other integers in some fields: `replaced(f3=0)`; a field that is not there is added at the end."""
-        wanted = {int(name[1:]): value for name, value in numbers.items()}
+    def replaced(self, numbers: Mapping[int, int]) -> Message:
+        """This message with new integers, by field number; missing fields are added at the end."""
+        wanted = dict(numbers)
         fields: list[Field] = [
             (number, kind, wanted.pop(number) if number in wanted else value) for number, kind, value in self.fields
         ]
-        return Message([*fields, *((number, _VARINT, value) for number, value in wanted.items())])
+        return Message([*fields, *((number, VARINT, value) for number, value in wanted.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Image:
         """Read an image file.
 
         Raises:
-            SnapshotError: it is missing or damaged.
+            SnapshotError: the file is missing or damaged.
         """
         try:
             data = file.read_bytes()
@@ -110,7 +110,7 @@ class Image:
                 (length,) = _LENGTH.unpack_from(data, at)
                 at += _LENGTH.size
                 if at + length > len(data):
-                    raise ValueError("an entry was cut off")  # noqa: TRY301 - one wording for all damage
+                    raise ValueError("an entry is cut off")  # noqa: TRY301 - one wording for all damage
                 messages.append(Message.parse(data[at : at + length]))
                 at += length
         except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
@@ -118,10 +118,10 @@ class Image:
         return cls(magic=data[:_MAGIC_BYTES], messages=messages)
 
     def write(self, file: Path) -> None:
-        """Write it in the place of the old one (0600), whole or not at all.
+        """Replace an image file (0600), completely or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         packed = [message.pack() for message in self.messages]
         unfinished = file.with_name(f".{file.name}.unfinished")
