@@ -471,7 +471,7 @@ def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine
     server = machine.server()
     try:
         server.cold_start()
-        with pytest.raises(SnapshotError, match=r"names no GPU, but processes of its engine hold one"):
+        with pytest.raises(SnapshotError, match=r"names no GPU, but processes of its engine use one"):
             server.sleep()
         server.wake()
     finally:

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,7 +101,7 @@ class Image:
         """Read an image file.
 
         Raises:
-            SnapshotError: the file is missing or damaged.
+            DamagedSnapshotError: the file is missing or damaged.
         """
         try:
             data = file.read_bytes()
@@ -114,7 +114,7 @@ class Image:
                 messages.append(Message.parse(data[at : at + length]))
                 at += length
         except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
-            raise SnapshotError(f"CRIU's image {file} cannot be read: {error}") from error
+            raise DamagedSnapshotError(f"CRIU's image {file} cannot be read: {error}") from error
         return cls(magic=data[:_MAGIC_BYTES], messages=messages)
 
     def write(self, file: Path) -> None:

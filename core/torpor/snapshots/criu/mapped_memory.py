@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.criu import image_fields as field
 from torpor.snapshots.criu.allocators import needs_zeroes
 from torpor.snapshots.criu.common_pages import CommonPages
@@ -72,13 +72,13 @@ def map_memory(images: Path, mount: Path, *, filtered: bool, map_new: bool = Tru
         map_new: map all suitable memory; otherwise only what the tree itself maps from a snapshot.
 
     Raises:
-        SnapshotError: an image is damaged.
+        DamagedSnapshotError: an image is damaged.
         OSError: disk full, ...
     """
     try:
         return _mapped(images, mount, filtered=filtered, map_new=map_new)
     except _DAMAGED as error:
-        raise SnapshotError(
+        raise DamagedSnapshotError(
             f"CRIU's images in {images} do not fit together ({type(error).__name__}: {error}). They are damaged, or Torpor does "
             "not know the CRIU that wrote them. Take a new snapshot."
         ) from error

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import SnapshotError
+from torpor.errors import CriuError
 from torpor.snapshots.criu.trusted import distrust
 
 if TYPE_CHECKING:
@@ -86,13 +86,13 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
         cache: see `Criu.cache`; a private folder, made when missing.
 
     Raises:
-        SnapshotError: there is none, or none that is new enough (the message lists each one with its version); or another user
+        CriuError: there is none, or none that is new enough (the message lists each one with its version); or another user
             could change the one in a prefix.
     """
     seen = []
     for folder, argv in _found(prefix):
         if folder is not None and (why := _distrusted(folder, argv)):
-            raise SnapshotError(
+            raise CriuError(
                 f"The CRIU in {folder} is not run: {why}. Make it and the folders above it writable by their owner alone (chmod "
                 f"go-w), or name a prefix in a folder of your own ({PREFIX_VARIABLE})."
             )
@@ -101,7 +101,7 @@ def find(prefix: Path | None = None, *, cache: Path | None = None) -> Criu:
         if version and new_enough(version):
             return Criu(argv=argv, program=program, version=version, cache=cache)
         seen.append(f"{program} ({version or 'does not run'})")
-    raise SnapshotError(
+    raise CriuError(
         f"CRIU {LEAST} or newer is needed; "
         + (f"found only {', '.join(seen)}" if seen else "none was found")
         + ". `torpor snapshot setup` installs one into a private folder, without root (x86-64); or install your "

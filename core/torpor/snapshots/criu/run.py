@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import ConfigurationError, SnapshotError
+from torpor.errors import ConfigurationError, CriuError, SnapshotError
 from torpor.snapshots.criu.memory_files import mapped_bytes
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 from torpor.telemetry.events import log
@@ -112,7 +112,7 @@ def dump(
         copy_memory: have CRIU copy the memory into each replica; otherwise replicas map it.
 
     Raises:
-        SnapshotError: with CRIU's own reason; of the images only `dump.log` stays. If CRIU gave up by itself, the tree runs on
+        CriuError: with CRIU's own reason; of the images only `dump.log` stays. If CRIU gave up by itself, the tree runs on
             as before. If CRIU was killed (deadline, SIGKILL), the state of the tree is unknown and the sandbox is ended;
             `sandbox.alive` says which.
     """
@@ -178,7 +178,7 @@ def restore(
         tcp: as at the dump.
 
     Raises:
-        SnapshotError: with CRIU's own reason; the sandbox is ended.
+        CriuError: with CRIU's own reason; the sandbox is ended.
     """
     argv = ["restore", "--images-dir", str(images), "--work-dir", str(work), "--restore-detached"]
     argv += [*_options(sandbox.mode, tcp), "-v1", "--log-file", RESTORE_LOG]
@@ -238,7 +238,7 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
     """Run CRIU in the sandbox. If CRIU is killed before its end, end the sandbox.
 
     Raises:
-        SnapshotError: CRIU failed.
+        CriuError: CRIU failed.
     """
     action = arguments[0]
     try:
@@ -246,24 +246,24 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
             finished = sandbox.run([*criu.argv, *arguments], env=env, timeout_s=timeout_s)
     except TimeoutError:
         sandbox.kill()
-        raise SnapshotError(
+        raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} did not finish within {timeout_s:g} s, so CRIU and the sandbox were "
             f"killed. The last line of CRIU's log: {_last_line(log)} ({log})"
         ) from None
     except ConfigurationError as error:
-        raise SnapshotError(f"CRIU's {action} of sandbox {sandbox.name!r} did not start: {error}") from error
+        raise CriuError(f"CRIU's {action} of sandbox {sandbox.name!r} did not start: {error}") from error
     except BaseException:  # Ctrl-C kills CRIU in the middle: the state of the tree is unknown
         sandbox.kill()
         raise
     if finished.code < 0:
         sandbox.kill()
-        raise SnapshotError(
+        raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} was killed by {signal.Signals(-finished.code).name} from outside (the "
             f"kernel does that when memory runs out), so the sandbox was ended. The last line of CRIU's log: {_last_line(log)} "
             f"({log})"
         )
     if finished.code != 0:
-        raise SnapshotError(
+        raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} failed with exit code {finished.code}:\n"
             + "\n".join(f"  {line}" for line in _reasons(log, finished))
             + f"\n{_advice(log, sandbox)}The whole log: {log}"

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.errors import SnapshotError
+from torpor.errors import NoRoomError, SnapshotError
 from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, Criu, in_prefix, new_enough, resolved, version_of
 from torpor.snapshots.criu.trusted import distrust
 from torpor.snapshots.criu_install import mirror as mirrors
@@ -157,7 +157,7 @@ def _check_room(folder: Path, lock: Sequence[Deb]) -> None:
     needed = _UNPACKED_FACTOR * sum(package.size for package in lock)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise SnapshotError(f"{folder} has {free >> 20} MB free; the setup of CRIU needs {needed >> 20} MB.")
+        raise NoRoomError(f"{folder} has {free >> 20} MB free; the setup of CRIU needs {needed >> 20} MB.")
 
 
 @contextlib.contextmanager

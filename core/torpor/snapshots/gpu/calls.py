@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, cast
 
-from torpor.errors import ConfigurationError, SnapshotError
+from torpor.errors import ConfigurationError, GpuSnapshotError
 from torpor.snapshots.gpu import calls_program as cuda_calls
 from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, library_candidates
 
@@ -33,7 +33,7 @@ _SHOWN_CHARACTERS = 500
 _PASSED_ON = ("LD_LIBRARY_PATH", "TORPOR_")  # not secrets, and not CUDA_VISIBLE_DEVICES
 
 
-class UnansweredError(SnapshotError):
+class UnansweredError(GpuSnapshotError):
     """The state of the driver is unknown. The caller ends the sandbox, as the message says."""
 
 
@@ -58,7 +58,7 @@ def run_calls(
 
     Raises:
         UnansweredError: there was no answer; the caller has to end the sandbox.
-        SnapshotError: the program did not start, so the driver was not called.
+        GpuSnapshotError: the program did not start, so the driver was not called.
     """
     move_s = _MOVE_S + moved_bytes / _MOVE_BYTES_PER_S
     libraries = ":".join(library_candidates("libcuda.so.1"))
@@ -84,7 +84,7 @@ def _run(who: str, sandbox: Sandbox, argv: Sequence[str], *, timeout_s: float) -
             f"{who} were killed: not even the program that makes them answered within {timeout_s:g} s. So the sandbox was ended."
         ) from None
     except ConfigurationError as error:
-        raise SnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
+        raise GpuSnapshotError(f"{who} could not be made: {error} The driver was not called.") from error
 
 
 def _answer(finished: Finished) -> Answer | None:

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import SnapshotError
+from torpor.errors import GpuSnapshotError, NoRoomError, SnapshotError
 from torpor.snapshots.criu.run import expected_bytes
 from torpor.snapshots.gpu import driver as gpu
 from torpor.snapshots.gpu.calls import UnansweredError, advice, listed, run_calls
@@ -89,7 +89,7 @@ class Suspended:
         """Resume the original on its GPUs; it stays asleep.
 
         Raises:
-            SnapshotError: the driver could not; the sandbox was ended.
+            GpuSnapshotError: the driver could not; the sandbox was ended.
         """
         self.resumed = resume(self._sandbox, self.part)
         return self.resumed
@@ -110,13 +110,14 @@ def suspended(
         devices: how the paths of the driver's files begin.
 
     Raises:
-        SnapshotError: there is too little host memory, or the driver could not; the message names processes and calls. The
-            original sleeps on as before, unless the message says that the sandbox was ended.
+        NoRoomError: there is too little host memory.
+        GpuSnapshotError: the driver could not; the message names processes and calls. The original sleeps on as before, unless
+            the message says that the sandbox was ended.
     """
     state = _suspend(sandbox, images_in_memory, devices)
     try:
         if left := holders(sandbox, devices):
-            raise SnapshotError(  # noqa: TRY301 - resumed below, as after every failure
+            raise GpuSnapshotError(  # noqa: TRY301 - resumed below, as after every failure
                 "After the checkpoint these processes still hold device files of the driver, which CRIU cannot dump:\n"
                 f"{named(left)}\nThe driver closes its own files and NVML's. Whatever else opens them (a profiler, a monitor in "
                 "the engine) has to close them before the capture."
@@ -127,7 +128,7 @@ def suspended(
             try:
                 state.resume()
             except SnapshotError as second:
-                raise SnapshotError(
+                raise GpuSnapshotError(
                     f"{error or type(error).__name__}\nAnd then the original was lost: {second}"
                 ) from error
         raise
@@ -137,7 +138,7 @@ def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
     """Resume the processes of a tree on their GPUs; they stay asleep. See `Resumption`.
 
     Raises:
-        SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
+        GpuSnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
     """
     return Resumption(sandbox, part).finish()
 
@@ -167,7 +168,7 @@ class Resumption:
         """Resume the processes, which CRIU has restored by now; they stay asleep.
 
         Raises:
-            SnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
+            GpuSnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
         """
         began = time.perf_counter()
         if not self._part.processes:
@@ -209,7 +210,7 @@ class Resumption:
         commands = {one.pid: one.command for one in self._part.processes}
         if answer["failures"]:
             self._sandbox.kill()
-            raise SnapshotError(
+            raise GpuSnapshotError(
                 f"The processes of sandbox {self._sandbox.name!r} could not be resumed on their GPUs:\n"
                 f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}The sandbox was ended."
             )
@@ -233,7 +234,7 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
         part = GpuPart(processes=(), memory={})
         return Suspended(sandbox, part, before.version, (), time.perf_counter() - began)
     if not before.gpus:
-        raise SnapshotError(
+        raise GpuSnapshotError(
             f"Processes of the engine hold device files of the driver ({found[0].shown_files}), but the driver names no GPU "
             f"({before.against or 'it lists none'}), so a restore could compare nothing. If the loader does not know the folder of "
             f"the driver's libraries, name it in {gpu.LIBRARIES_VARIABLE}. Nothing was changed."
@@ -276,7 +277,7 @@ def _memory(before: gpu.Driver, after: gpu.Driver, held: Mapping[str, int]) -> d
 def _check_host_memory(to_move: int, image_bytes: int) -> None:
     available, wanted = available_bytes(), to_move + image_bytes
     if available < wanted:
-        raise SnapshotError(
+        raise NoRoomError(
             f"A checkpoint moves {to_move / 1e9:.2f} GB of GPU memory to host memory"
             + (f", and images on a tmpfs take {image_bytes / 1e9:.2f} GB more of it" if image_bytes else "")
             + f"; {available / 1e9:.2f} GB are available (the least of MemAvailable and the limits of this process's control "
@@ -285,7 +286,7 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
         )
 
 
-def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]) -> SnapshotError:
+def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]) -> GpuSnapshotError:
     """The error for a failed suspension; ends the sandbox if its processes could not be resumed."""
     if answer["hung"]:
         end = "The state of the driver is unknown, so the sandbox was ended."
@@ -295,7 +296,7 @@ def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]
         end = "The change was undone: the engine sleeps on as before, and can be woken."
     if answer["hung"] or answer["left"]:
         sandbox.kill()
-    return SnapshotError(
+    return GpuSnapshotError(
         f"The GPU state of sandbox {sandbox.name!r} could not be moved to host memory:\n"
         f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}{end}"
     )

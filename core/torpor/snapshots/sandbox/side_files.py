@@ -1,8 +1,7 @@
-"""What lies in a sandbox's private folders, packed beside CRIU's images: CRIU keeps open files by path only.
+"""Packs the content of a sandbox's private folders beside CRIU's images, since CRIU saves open files as paths only.
 
-A tar archive, but that runs of zeros are left out of a file's content: engines keep rings of messages in /dev/shm that are
-hundreds of megabytes long and all but empty (vLLM 0.32: 420 MB). A member with such runs says in its extended header where
-its pieces lie.
+The archive is a tar file without the runs of zeroes in files: engines keep message rings in /dev/shm that are hundreds of megabytes
+long and almost empty (vLLM 0.32: 420 MB). The extended header of a member lists the pieces of its content.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
-from torpor.errors import SnapshotError
+from torpor.errors import DamagedSnapshotError, SnapshotError
 from torpor.snapshots.store.reading import NEW_ONE, opened_file, opened_folder, shown
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ _COPY_BYTES = 1 << 20
 _BLOCK = 1 << 16
 _ZEROS = bytes(_BLOCK)
 _PIECES, _SIZE = "TORPOR.pieces", "TORPOR.size"
-_MOST_BYTES = 1 << 40  # of a file with its runs of zeros
-_MOST_SECONDS = 1 << 36  # of a time of change, before and after 1970
+_MOST_BYTES = 1 << 40  # of a file, with its runs of zeroes
+_MOST_SECONDS = 1 << 36  # of a modification time, before and after 1970
 _LAST_ID = (1 << 32) - 2
 _OTHERS_WRITE = 0o022
 _UNPACK_S = 110.0  # a restore has 120
@@ -37,18 +36,18 @@ _ERRORS = (OSError, ValueError, OverflowError, RecursionError, EOFError, tarfile
 
 
 def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
-    """Write the folders' content to a tar archive, 0600, whole or not at all.
+    """Pack the folders into a tar archive (0600), completely or not at all.
 
     Args:
-        folders: path inside the sandbox, and a descriptor of the folder.
-        archive: where to.
-        emptied: a file of which only the name is kept.
+        folders: by path inside the sandbox, a descriptor of the folder.
+        archive: the file to write.
+        emptied: a file that is packed without its content.
 
     Returns:
-        Its size in bytes.
+        The archive's size in bytes.
 
     Raises:
-        SnapshotError: it cannot be written, or a file cannot be read.
+        SnapshotError: the archive cannot be written, or a file cannot be read.
     """
     unfinished = archive.with_name(f".{archive.name}.unfinished")
     try:
@@ -62,18 +61,17 @@ def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
         unfinished.rename(archive)
         return archive.stat().st_size
     except OSError as error:
-        raise SnapshotError(
-            f"The private folders cannot be packed into {archive}: {error.strerror or error}."
-        ) from error
+        raise SnapshotError(f"Cannot pack the private folders into {archive}: {error.strerror or error}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def unpack(folders: Mapping[Path, int], archive: Path) -> None:
-    """Lay a packed archive into the folders.
+    """Unpack an archive into the folders.
 
     Raises:
-        SnapshotError: the archive is missing or damaged, holds a path outside of the folders, or there is no room.
+        DamagedSnapshotError: the archive is missing, or others may write to it.
+        SnapshotError: the archive is damaged, holds a path outside of the folders, or there is no room.
     """
     try:
         folder_fd = opened_folder(archive.parent)
@@ -82,26 +80,26 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
         finally:
             os.close(folder_fd)
         with os.fdopen(descriptor, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            _lay_all(tar, folders)
+            _unpack_all(tar, folders)
     except SnapshotError as error:
-        raise SnapshotError(f"The side files {archive} cannot be laid: the archive {error}; {NEW_ONE}") from None
+        raise DamagedSnapshotError(f"Cannot unpack the side files {archive}: the archive {error}; {NEW_ONE}") from None
     except _ERRORS as error:
         raise SnapshotError(
-            f"The side files {archive} cannot be laid: {shown(str(error), 500)}. The snapshot is damaged, or this machine has too "
-            "little memory; make it anew if the file is damaged."
+            f"Cannot unpack the side files {archive}: {shown(str(error), 500)}. Either this machine has too little memory, or the "
+            "snapshot is damaged; then take a new one."
         ) from error
 
 
-def _lay_all(tar: tarfile.TarFile, folders: Mapping[Path, int]) -> None:
-    laid = {PurePosixPath(folder): True for folder in folders}
+def _unpack_all(tar: tarfile.TarFile, folders: Mapping[Path, int]) -> None:
+    unpacked = {PurePosixPath(folder): True for folder in folders}
     deadline = time.monotonic() + _UNPACK_S
     for member in tar:
         try:
-            _lay(tar, member, folders, laid)
+            _unpack(tar, member, folders, unpacked)
         except _ERRORS as error:
             raise tarfile.TarError(f"{member.name!r}: {error}") from error
         if time.monotonic() > deadline:
-            raise tarfile.TarError(f"{member.name!r} was laid, and then {_UNPACK_S:g} s were over")
+            raise tarfile.TarError(f"only as far as {member.name!r} was unpacked within {_UNPACK_S:g} s")
 
 
 def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Path) -> None:
@@ -112,10 +110,12 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Pat
         for name in sorted(inner_folders) + sorted(files):
             inside = folder / f"{path}/{name}"[len(top) + 1 :]
             member = tar.gettarinfo(f"{path}/{name}", arcname=str(inside))
-            if member is None:  # a socket: CRIU binds it again
+            if member is None:  # a socket, which CRIU binds again
                 continue
             if member.ischr() or member.isblk():
-                raise SnapshotError(f"{inside} is a device, which no snapshot holds. Remove it before the capture.")
+                raise SnapshotError(
+                    f"{inside} is a device, which a snapshot cannot hold. Remove it before the capture."
+                )
             if member.isreg() and inside != emptied:
                 with open(f"{path}/{name}", "rb") as content:  # noqa: PTH123
                     _add_file(tar, member, content)
@@ -125,7 +125,7 @@ def _add_folder(tar: tarfile.TarFile, folder: Path, folder_fd: int, emptied: Pat
 
 
 def _add_file(tar: tarfile.TarFile, member: tarfile.TarInfo, content: io.BufferedReader) -> None:
-    """Add a file without its runs of zeros."""
+    """Add a file without its runs of zeroes."""
     pieces = _pieces(content)
     member.pax_headers = {
         _PIECES: ",".join(f"{start}+{length}" for start, length in pieces),
@@ -136,7 +136,7 @@ def _add_file(tar: tarfile.TarFile, member: tarfile.TarInfo, content: io.Buffere
 
 
 def _pieces(content: io.BufferedReader) -> list[tuple[int, int]]:
-    """Where a file holds more than zeros: start and length, bytes, in ascending order."""
+    """The pieces of a file between runs of zeroes: start and length in bytes, ascending."""
     pieces: list[tuple[int, int]] = []
     at = 0
     while block := content.read(_BLOCK):
@@ -151,21 +151,21 @@ def _pieces(content: io.BufferedReader) -> list[tuple[int, int]]:
 
 
 class _Joined:
-    """Reads a file's pieces as if nothing lay between them."""
+    """Reads the pieces of a file one after another."""
 
     def __init__(self, content: io.BufferedReader, pieces: list[tuple[int, int]]) -> None:
         self._content = content
         self._left = list(reversed(pieces))
 
     def read(self, size: int) -> bytes:
-        """The next bytes; less than `size` only at the end."""
+        """The next bytes; fewer than `size` only at the end."""
         data = b""
         while len(data) < size and self._left:
             start, length = self._left.pop()
             self._content.seek(start)
             chunk = self._content.read(min(length, size - len(data)))
             if not chunk:
-                break  # it became shorter: tarfile says so
+                break  # the file became shorter: tarfile raises an error
             data += chunk
             if length > len(chunk):
                 self._left.append((start + len(chunk), length - len(chunk)))
@@ -173,14 +173,14 @@ class _Joined:
 
 
 def _write(stream: io.BufferedWriter, content: IO[bytes], member: tarfile.TarInfo) -> None:
-    """Write a file's pieces to where they belong; what lies between them takes no room."""
+    """Write the pieces of a file to their positions; holes stay between them."""
     size = int(member.pax_headers.get(_SIZE, member.size))
     if not 0 <= size <= _MOST_BYTES:
         raise tarfile.TarError(f"it has a size of {size} bytes")
     for piece in filter(None, member.pax_headers.get(_PIECES, f"0+{member.size}").split(",")):
         start, length = (int(number) for number in piece.split("+"))
         if not 0 <= start <= start + length <= size:
-            raise tarfile.TarError("it has a piece outside of itself")
+            raise tarfile.TarError("a piece lies outside of the file")
         stream.seek(start)
         while length:
             if not (chunk := content.read(min(_COPY_BYTES, length))):
@@ -191,28 +191,28 @@ def _write(stream: io.BufferedWriter, content: IO[bytes], member: tarfile.TarInf
     stream.truncate(size)
 
 
-def _lay(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, folders: Mapping[Path, int], laid: dict[PurePosixPath, bool]
+def _unpack(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, folders: Mapping[Path, int], unpacked: dict[PurePosixPath, bool]
 ) -> None:
-    """Lay one member and note whether it is a folder; its own folder must have been laid, so no link can lead elsewhere."""
+    """Unpack a member, and note whether it is a folder. Its own folder must be unpacked before, so that no link leads elsewhere."""
     path = PurePosixPath("/", member.name)
-    if not laid.get(path.parent) or ".." in path.parts:
+    if not unpacked.get(path.parent) or ".." in path.parts:
         raise tarfile.TarError("it lies in none of the private folders")
-    if path in laid:
-        raise tarfile.TarError("it stands in the archive twice")
+    if path in unpacked:
+        raise tarfile.TarError("it is in the archive twice")
     _check_numbers(member)
     target = _outside(path, folders)
     if member.isdir():
         with contextlib.suppress(FileExistsError):
             os.mkdir(target)  # noqa: PTH102 - paths under /proc/self/fd, not for pathlib
         if not stat.S_ISDIR(os.lstat(target).st_mode):
-            raise tarfile.TarError("it is no folder")
+            raise tarfile.TarError("it is not a folder")
     elif member.issym():
         os.symlink(member.linkname, target)  # noqa: PTH211
     elif member.islnk():
         original = PurePosixPath("/", member.linkname)
-        if laid.get(original) is not False:
-            raise tarfile.TarError(f"it is a link to {member.linkname!r}, which is no file of the archive")
+        if unpacked.get(original) is not False:
+            raise tarfile.TarError(f"it is a link to {member.linkname!r}, which is not a file of the archive")
         os.link(_outside(original, folders), target, follow_symlinks=False)
     elif member.isfifo():
         os.mkfifo(target)
@@ -221,9 +221,9 @@ def _lay(
         with _created(target) as stream:
             _write(stream, content, member)
     else:
-        raise tarfile.TarError("it is of a kind that is never packed")
-    laid[path] = member.isdir()
-    _dress(target, member)
+        raise tarfile.TarError("it is of a kind that `pack` never writes")
+    unpacked[path] = member.isdir()
+    _set_attributes(target, member)
 
 
 def _check_numbers(member: tarfile.TarInfo) -> None:
@@ -231,14 +231,14 @@ def _check_numbers(member: tarfile.TarInfo) -> None:
         ("size", member.size, 0, _MOST_BYTES),
         ("user", member.uid, 0, _LAST_ID),
         ("group", member.gid, 0, _LAST_ID),
-        ("time of change", member.mtime, -_MOST_SECONDS, _MOST_SECONDS),
+        ("modification time", member.mtime, -_MOST_SECONDS, _MOST_SECONDS),
     ):
-        if not least <= value <= most:  # NaN neither
+        if not least <= value <= most:  # also refuses NaN
             raise tarfile.TarError(f"its {what} is {value:g}")
 
 
 def _outside(path: PurePosixPath, folders: Mapping[Path, int]) -> str:
-    """A path inside the sandbox as this process reaches it."""
+    """The path by which this process reaches a path inside the sandbox."""
     folder = max((folder for folder in folders if path.is_relative_to(folder)), key=lambda folder: len(folder.parts))
     return f"/proc/self/fd/{folders[folder]}/{path.relative_to(folder)}"
 
@@ -250,7 +250,7 @@ def _created(target: str) -> Iterator[io.BufferedWriter]:
         yield stream
 
 
-def _dress(target: str, member: tarfile.TarInfo) -> None:
+def _set_attributes(target: str, member: tarfile.TarInfo) -> None:
     if os.geteuid() == 0:
         os.chown(target, member.uid, member.gid, follow_symlinks=False)
     if not member.issym():
@@ -259,9 +259,9 @@ def _dress(target: str, member: tarfile.TarInfo) -> None:
 
 
 def _mode(member: tarfile.TarInfo) -> int:
-    """The mode of a member, without set-user-ID and set-group-ID where others could put their own program into the file.
+    """The mode of a member; set-user-ID and set-group-ID are dropped if other users may write to the file.
 
-    Private folders are mounted `nosuid`, so a file of an engine's own comes back as it was and still runs as nobody else.
+    Otherwise the bits stay as they were: private folders are mounted `nosuid`, so they have no effect there.
     """
     if member.isdir():
         return member.mode & 0o3777
