@@ -744,7 +744,7 @@ def test_an_operator_sees_what_serves_and_prunes_none_of_it(cli: Cli, made: Made
         listed = json.loads(cli.run("snapshot", "list", "--json").stdout)["snapshots"]
         (entry,) = (one for one in listed if one["folder"] == str(made.folder))
         assert (entry["fits"], entry["used_by"]) == (True, [f"torpor snapshot restore (pid {command.process.pid})"])
-        assert entry["used_at"] > entry["made_at"]
+        assert entry["used_at"] > entry["captured_at"]
         said = cli.run("snapshot", "prune", made.folder, "--older-than", "0s").stdout
         assert f"kept {made.folder}: in use by torpor snapshot restore" in said
         assert (made.folder / MANIFEST).exists()

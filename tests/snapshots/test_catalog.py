@@ -52,7 +52,7 @@ def entry(folder: Path, name: str, *, days: float, used: float | None = None, un
         folder / f"{name}-{days:g}",
         "snapshot",
         deployment=name,
-        made_at=NOW - days * DAY_S,
+        captured_at=NOW - days * DAY_S,
         used_at=None if used is None else NOW - used * DAY_S,
         misfits=None if unfit is None else ("another kernel",) if unfit else (),
     )
@@ -72,7 +72,7 @@ def test_snapshots_of_the_cache_root_noted_ones_and_given_folders_are_listed(cac
     found = listed(tmp_path / "more", given, tmp_path / "link")
     assert {name: one.folder for name, one in found.items()} == {"default": default, "noted": noted, "given": given}
     one = found["default"]
-    assert (one.kind, one.deployment, one.made_at, one.used_at) == ("snapshot", "small", NOW - 3 * DAY_S, None)
+    assert (one.kind, one.deployment, one.captured_at, one.used_at) == ("snapshot", "small", NOW - 3 * DAY_S, None)
     assert one.size == disk_bytes(default) >= 4096
     assert one.fits is None
 

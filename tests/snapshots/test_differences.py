@@ -115,7 +115,7 @@ def argv(old: str, new: str) -> tuple[str, ...]:
         (facts(env={**facts().env, "MODE": ""}), ["env MODE: x -> (empty)"]),
         (facts(env={"MODE": "x", "NEW": "1"}), ["env: removed API_TOKEN HOME_OF_MODELS, added NEW"]),
         (facts(env={**facts().env, "API_TOKEN": "correct-horse-1"}), ["env API_TOKEN: (not shown)"]),
-        (facts(port=8001), ["Deployment.port was 8000 when it was made; now it is 8001"]),
+        (facts(port=8001), ["Deployment.port was 8000 at the capture; now it is 8001"]),
     ],
 )
 def test_each_difference_is_one_line_that_names_its_field(now: DeploymentFacts, said: list[str]) -> None:
@@ -132,7 +132,7 @@ def test_everything_that_differs_is_told_at_once() -> None:
         model="m",
     )
     assert [one.partition(":")[0] for one in different_deployment(facts(), now)] == [
-        "model was org/model when it was made; now it is m",
+        "model was org/model at the capture; now it is m",
         "engine.length",
         "flags",
         "env MODE",

@@ -145,7 +145,7 @@ def _table(entries: Sequence[Entry]) -> Table:
             entry.folder.name if default else str(entry.folder),
             entry.deployment,
             _size(entry.size) if entry.size else "",
-            "" if entry.made_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made_at)),
+            "" if entry.captured_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.captured_at)),
             _age(entry.used_at) or ("never" if entry.kind == "snapshot" else ""),
             _fits(entry),
         )
@@ -192,7 +192,7 @@ def _as_json(entry: Entry) -> dict[str, object]:
         "deployment": entry.deployment,
         "app_file": entry.app_file,
         "bytes": entry.size,
-        "made_at": entry.made_at,
+        "captured_at": entry.captured_at,
         "used_at": entry.used_at,
         "fits": entry.fits,
         "misfits": None if entry.misfits is None else list(entry.misfits),

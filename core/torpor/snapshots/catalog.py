@@ -1,11 +1,11 @@
-"""Which snapshots there are here, what each takes, whether it fits, and which of them may go.
+"""List the snapshots of this machine, and remove some of them.
 
-    catalog    every snapshot of the cache root, every one that a capture noted, and those in given folders; nothing raises
-    chosen     those that `torpor snapshot prune` is asked to remove
-    removed    removes them, one after the other, with the kept weights that no other snapshot needs
+    catalog    every snapshot: under the cache root, noted by a capture, or in given folders; it never raises
+    chosen     the snapshots that `torpor snapshot prune` is asked to remove
+    removed    removes them one by one, with the kept weights that no other snapshot needs
 
-Whether one fits is asked of `torpor snapshot inspect` in a process of its own with a deadline: it imports the snapshot's app file,
-which may print, exit or hang.
+To find out whether one fits, `torpor snapshot inspect` runs in its own process with a deadline: it imports the snapshot's app
+file, which may print, exit or hang.
 """
 
 from __future__ import annotations
@@ -55,17 +55,16 @@ class Entry(NamedTuple):
 
     Attributes:
         folder: without links.
-        kind: `snapshot`; `damaged` for one that cannot be restored whatever the machine; `foreign` for what is none of this
-            user's.
-        problem: what is wrong with one that is not a snapshot; empty otherwise.
-        size: room that it takes on the disk, bytes, without kept weights; 0 for what is foreign.
+        kind: `snapshot`; `damaged` if it cannot be restored on any machine; `foreign` if it is not a snapshot of this user.
+        problem: what is wrong with a damaged or foreign one; empty otherwise.
+        size: bytes on the disk, without kept weights; 0 for a foreign one.
         kept: files outside of it that its engine keeps for it (`torpor snapshot weights`).
         used_by: servers that use it now, in words.
-        deployment: name; empty where it is not known.
-        app_file: where that stands.
-        made_at: Unix time, seconds; None where it is not known.
+        deployment: name; empty if unknown.
+        app_file: file of the deployment.
+        captured_at: Unix time, seconds; None if unknown.
         used_at: Unix time of its last restore; None for none.
-        misfits: why it does not fit here, a sentence each; None where that was not asked, or could not be found out.
+        misfits: why it does not fit here, a sentence each; None if that was not asked, or not found out.
         unasked: why `misfits` is None.
     """
 
@@ -77,30 +76,30 @@ class Entry(NamedTuple):
     used_by: tuple[str, ...] = ()
     deployment: str = ""
     app_file: str = ""
-    made_at: float | None = None
+    captured_at: float | None = None
     used_at: float | None = None
     misfits: tuple[str, ...] | None = None
     unasked: str = ""
 
     @property
     def fits(self) -> bool | None:
-        """Whether it can be restored here; None where that is not known."""
+        """Whether it can be restored here; None if unknown."""
         if self.kind != "snapshot":
             return False
         return None if self.misfits is None else not self.misfits
 
     @property
     def touched_at(self) -> float:
-        """When it was used last, or made."""
-        return max(self.used_at or 0.0, self.made_at or 0.0)
+        """When it was last used, or captured."""
+        return max(self.used_at or 0.0, self.captured_at or 0.0)
 
 
 class Choice(NamedTuple):
-    """What is to be removed.
+    """Which snapshots to remove.
 
     Attributes:
-        keep: per deployment, how many of the newest stay; None: that is no reason.
-        older_than_s: those neither used nor made for so many seconds; None: that is no reason.
+        keep: all but so many of the newest of each deployment; None for no such limit.
+        older_than_s: those that were neither used nor captured for so many seconds; None for no such limit.
         unfit: those that are damaged or do not fit here.
     """
 
@@ -110,13 +109,13 @@ class Choice(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """What became of a snapshot that was chosen.
+    """The outcome for one chosen snapshot.
 
     Attributes:
-        entry: which one.
+        entry: the snapshot.
         reason: why it was chosen.
-        freed: bytes; 0 where it stayed.
-        stays: why it stayed; empty where it was removed.
+        freed: bytes; 0 if it stays.
+        stays: why it stays; empty if it was removed.
     """
 
     entry: Entry
@@ -126,12 +125,12 @@ class Removal(NamedTuple):
 
 
 def catalog(folders: Iterable[Path] = (), *, users: Users, fit: bool = True) -> list[Entry]:
-    """Every snapshot, and what else lies among them, in the order of their paths.
+    """Every snapshot, and whatever else lies among them, in the order of their paths.
 
     Args:
-        folders: besides the known ones: snapshots, or folders that hold some.
+        folders: further snapshots, or folders with snapshots.
         users: gives the servers that use a snapshot now.
-        fit: find out whether each fits; that takes half a second each, four at a time.
+        fit: find out whether each fits; that takes half a second for four.
     """
     found = users()
     kept = {path for file in kept_files() for path in (file.path, file.path.resolve())}
@@ -140,14 +139,14 @@ def catalog(folders: Iterable[Path] = (), *, users: Users, fit: bool = True) -> 
 
 
 def chosen(entries: Sequence[Entry], choice: Choice, *, now: float | None = None) -> list[tuple[Entry, str]]:
-    """What is to be removed, each with the reason, in the order of their paths.
+    """The snapshots to remove, each with the reason, in the order of their paths.
 
-    Unfit ones go first where that is asked; `keep` counts among the others. Together with `older_than_s` the `keep` newest stay
-    however old they are, and the others go only if they are old.
+    `keep` does not count unfit ones if they are removed anyway. With both `keep` and `older_than_s`, the newest `keep` stay at
+    any age, and the others are removed only if they are old.
 
     Args:
         entries: from `catalog`.
-        choice: which.
+        choice: which to remove.
         now: Unix time, seconds.
     """
     now = time.time() if now is None else now
@@ -159,7 +158,7 @@ def chosen(entries: Sequence[Entry], choice: Choice, *, now: float | None = None
         elif entry.kind == "snapshot":
             rest.setdefault(entry.deployment, []).append(entry)
     for same in rest.values():
-        newest_first = sorted(same, key=lambda entry: entry.made_at or 0.0, reverse=True)
+        newest_first = sorted(same, key=lambda entry: entry.captured_at or 0.0, reverse=True)
         for entry in newest_first[choice.keep or 0 :]:
             old = choice.older_than_s is not None and now - entry.touched_at > choice.older_than_s
             if old:
@@ -176,16 +175,16 @@ def removed(
     pretend: bool = False,
     tell: Callable[[Removal], None] | None = None,
 ) -> tuple[list[Removal], tuple[KeptFile, ...]]:
-    """Remove snapshots that nobody uses, and the kept weights that were theirs alone.
+    """Remove snapshots that nobody uses, and the kept weights that only they needed.
 
     Args:
         picked: from `chosen`.
         users: gives the servers that use a snapshot now; asked before each removal.
-        pretend: remove nothing; say what would be.
-        tell: told of each.
+        pretend: remove nothing, only say what would be removed.
+        tell: called with each outcome.
 
     Returns:
-        What became of each, and the weights that were deleted.
+        The outcome for each, and the deleted weights.
     """
     removals = []
     gone: set[Path] = set()
@@ -203,12 +202,12 @@ def removed(
 
 
 def clear_left_overs(entries: Sequence[Entry]) -> int:
-    """Remove what killed captures and removals left: all in the cache root, elsewhere that of these snapshots.
+    """Remove what killed captures and removals left: under the cache root all of it, elsewhere beside these snapshots.
 
-    One that somebody may still write stays; see `torpor.snapshots.store.folder.recover`.
+    A folder that somebody may still write stays; see `torpor.snapshots.store.placing.recover`.
 
     Returns:
-        How many folders went.
+        The number of removed folders.
     """
     default = cache_root() / "snapshots"
     targets = {entry.folder for entry in entries if entry.kind != "foreign"} | set(left_overs(default).values())
@@ -220,7 +219,7 @@ def clear_left_overs(entries: Sequence[Entry]) -> int:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Room that a folder takes on the disk: links are not followed, a file with several names counts once."""
+    """Bytes that a folder takes on the disk: links are not followed, a file with several names counts once."""
     seen: set[tuple[int, int]] = set()
     total = 0
     waiting = [folder]
@@ -237,10 +236,10 @@ def disk_bytes(folder: Path) -> int:
 
 
 def _folders(given: Iterable[Path]) -> list[Path]:
-    """Known snapshots, what lies beside them in the default place, and what given folders are or hold."""
+    """Known snapshots, every folder in the default place, and the given folders or the folders in them."""
     found = {real_folder(folder) for folder in known_snapshots()}
     for folder in (cache_root() / "snapshots", *map(real_folder, given)):
-        if os.path.exists(folder / MANIFEST):  # noqa: PTH110 - False for a folder that is closed to this user, too
+        if os.path.exists(folder / MANIFEST):  # noqa: PTH110 - also False for a folder that this user may not open
             found.add(folder)
         else:
             found |= {real_folder(inner) for inner in _inside(folder)}
@@ -250,7 +249,7 @@ def _folders(given: Iterable[Path]) -> list[Path]:
 def _inside(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            with contextlib.suppress(OSError):  # a link to itself: those after it are listed all the same
+            with contextlib.suppress(OSError):  # a link to itself: the entries after it are still listed
                 if entry.is_dir() and not entry.name.startswith("."):
                     yield folder / entry.name
 
@@ -272,13 +271,13 @@ def _entry(folder: Path, users: Sequence[tuple[str, Path]], kept: set[Path]) -> 
         used_by=used_by,
         deployment=manifest.deployment.name,
         app_file=manifest.app_file,
-        made_at=manifest.captured_at,
+        captured_at=manifest.captured_at,
         used_at=_used(manifest, used_at),
     )
 
 
 def _used(manifest: Manifest, changed_at: float | None) -> float | None:
-    """A capture sets the folder's time back to its own; see `torpor.snapshots.store.folder.Hold`."""
+    """When a snapshot was last used: a capture sets the folder's time to its own (`torpor.snapshots.store.hold.Hold`)."""
     return changed_at if changed_at is not None and changed_at - manifest.captured_at > _FRESH_S else None
 
 
@@ -298,7 +297,7 @@ def _kept(folder: Path, kept: set[Path]) -> tuple[Path, ...]:
 
 
 def _asked(entries: Sequence[Entry]) -> list[Entry]:
-    """Each with what does not fit."""
+    """The entries, with their misfits."""
     asked = list(entries)
     waiting = [at for at, entry in enumerate(entries) if entry.kind == "snapshot"]
     taking = threading.Lock()
@@ -321,7 +320,7 @@ def _asked(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _misfits(folder: Path) -> tuple[tuple[str, ...] | None, str]:
-    """What does not fit, or why that cannot be said."""
+    """What does not fit, or why that is unknown."""
     argv = [sys.executable, "-m", "torpor.cli", "snapshot", "inspect", str(folder), "--json"]
     try:
         told = run_child(argv, timeout_s=_INSPECTED_FOR_S)
@@ -342,7 +341,7 @@ def _read_misfits(told: subprocess.CompletedProcess[bytes]) -> tuple[tuple[str, 
 
 
 def _removed(entry: Entry, reason: str, users: Users, *, pretend: bool) -> Removal:
-    """Remove one, unless somebody uses it by now."""
+    """Remove one, unless somebody uses it now."""
     with unused(entry.folder) as nobody:
         used_by = [name for name, where in users() if where == entry.folder]
         if used_by or not nobody:

@@ -1,11 +1,11 @@
-"""How what a snapshot was made of differs from what is here now, field by field.
+"""How the captured deployment differs from the one here, field by field.
 
     sglang.context_length: 4096 -> 8192
     flags: removed --a, added --b
     --context-length: 4096 -> 8192
     env HF_HOME: /a -> /b
 
-Imported only where something differs.
+A restore imports this module only if something differs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _Options = dict[str, "str | _Options"]
 
 
 def differences(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:
-    """What differs, each as a sentence; at most one for each field, plugin option, flag and variable."""
+    """The differences, a sentence each; at most one for each field, plugin option, flag and variable."""
     return (
         *_of_fields(made_of, here),
         *_of_plugins(made_of.plugins, here.plugins),
@@ -56,7 +56,7 @@ def differences(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, .
 
 
 def options_of(text: str) -> tuple[str, str, _Options] | None:
-    """A plugin as a manifest has it: version, class, and options by name; None for a text of another kind.
+    """Parse a plugin in a manifest: version, class, and options by name. None if the text has another form.
 
     Args:
         text: version and `repr` of a dataclass, e.g. `0.1.0 SGLang(context_length=4096)`.
@@ -75,7 +75,7 @@ def _of_fields(made_of: DeploymentFacts, here: DeploymentFacts) -> Iterator[str]
     for name, word in _SCALARS.items():
         then, now = getattr(made_of, name), getattr(here, name)
         if then != now:
-            yield f"{word} was {then or 'none'!s} when it was made; now it is {now or 'none'!s}"
+            yield f"{word} was {then or 'none'!s} at the capture; now it is {now or 'none'!s}"
 
 
 def _of_plugins(made_of: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
@@ -164,14 +164,14 @@ def _sentence(change: Change, before: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A value for a person: options are texts already."""
+    """A value as text; options are text already."""
     if isinstance(value, str):
         return value
     return json.dumps(value)
 
 
 def _shortened(then: str, now: str) -> tuple[str, str]:
-    """Two texts as they can be shown: where they are long, the part that differs with something around it."""
+    """Two texts to show; of long ones only the part that differs, with its surroundings."""
     if max(len(then), len(now)) <= _LONGEST:
         return then, now
     same = 0
@@ -187,7 +187,7 @@ def _cut(text: str, begin: int) -> str:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """A command line as the program and its flags with their values; a flag that is given several times has all of them."""
+    """A command line as the program and its flags with all their values."""
     program: list[str] = []
     flags: dict[str, list[str]] = {}
     values = program
@@ -205,7 +205,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _as_json(values: Sequence[str]) -> dict[str, object] | None:
-    """A flag's value where it is an object of JSON."""
+    """A flag's value if it is a JSON object, else None."""
     if len(values) != 1 or not values[0].startswith("{"):
         return None
     try:
@@ -216,7 +216,7 @@ def _as_json(values: Sequence[str]) -> dict[str, object] | None:
 
 
 def _fields(text: str, depth: int = 0) -> _Options | None:
-    """Fields out of the inside of a dataclass' `repr`; those that are dataclasses too have fields of their own."""
+    """The fields in a dataclass' `repr`; a field that is a dataclass has fields of its own."""
     options: _Options = {}
     for part in _parts(text):
         if (found := _FIELD.fullmatch(part)) is None:
@@ -228,7 +228,7 @@ def _fields(text: str, depth: int = 0) -> _Options | None:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text cut at each comma that is in no bracket and no string."""
+    """Split a text at each comma outside of brackets and strings."""
     depth, quote, begin, at = 0, "", 0, 0
     while at < len(text):
         sign = text[at]

@@ -1,4 +1,4 @@
-"""What is true here and now: of the machine and of a deployment, as a manifest compares it."""
+"""The facts of this machine and of a deployment, in the form in which a manifest has them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
+from torpor.snapshots.criu.program import VERSION, Criu, candidates, find
 from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts
 from torpor.snapshots.store.paths import criu_prefix
 from torpor.values.addresses import LOOPBACK
@@ -17,7 +18,6 @@ from torpor.values.addresses import LOOPBACK
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.recipe import Recipe
-    from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.store.gpu_state import Gpu
 
 __all__ = ["deployment_facts", "known_criu", "machine_facts"]
@@ -26,13 +26,11 @@ _CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
 
 
 def known_criu(made_on: MachineFacts) -> Criu:
-    """The CRIU to use; one that made the snapshot and is unchanged is not asked for its version again (30 ms).
+    """The CRIU to use. If the program that made the snapshot is unchanged, it need not be asked for its version (30 ms).
 
     Raises:
-        SnapshotError: there is none, or none that is new enough.
+        CriuError: there is none, or it is too old.
     """
-    from torpor.snapshots.criu.program import VERSION, Criu, candidates, find  # noqa: PLC0415 - only with a snapshot at hand
-
     path, size, changed_ns = made_on.criu_file
     for argv in candidates(criu_prefix()):
         if argv[-1] == path:
@@ -48,9 +46,9 @@ def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -
     """The facts of this machine.
 
     Args:
-        criu: the one to be used.
-        driver: version of the NVIDIA driver, where a GPU is used.
-        gpus: GPUs in question.
+        criu: the program.
+        driver: version of the NVIDIA driver, if a GPU is used.
+        gpus: the GPUs to compare.
     """
     kernel = os.uname()
     program = criu.program.stat()
@@ -70,9 +68,9 @@ def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
 
     Args:
         deployment: what is served.
-        recipe: as this machine relocated it.
+        recipe: relocated to this machine.
     """
-    from torpor.deployment import plugin_name  # noqa: PLC0415 - a restore reads manifests before it imports this
+    from torpor.deployment import plugin_name  # noqa: PLC0415 - deployment: 9 ms beside CRIU's work
 
     engine = deployment.engine
     placed = deployment if deployment.host == LOOPBACK else replace(deployment, host=LOOPBACK)  # as in every sandbox
@@ -90,13 +88,13 @@ def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
 
 
 def _version(plugin: object) -> str:
-    """Version of the plugin's package, where it names one; in-tree plugins have Torpor's."""
+    """Version of the plugin's package, if it names one; bundled plugins have Torpor's."""
     package = type(plugin).__module__.partition(".")[0]
     return str(getattr(sys.modules.get(package), "__version__", ""))
 
 
 def _cpu_features() -> tuple[str, ...]:
-    """What the kernel lists as `flags` (x86) or `Features` (ARM)."""
+    """The features that the kernel lists as `flags` (x86) or `Features` (ARM)."""
     with Path("/proc/cpuinfo").open("rb") as stream:
         for line in stream.read(_CPUINFO_BYTES).decode(errors="replace").splitlines():
             name, _, words = line.partition(":")

@@ -1,12 +1,12 @@
-"""Does a snapshot fit here and now? The one list of what stands against a restore, each reason as a sentence.
+"""Does a snapshot fit here and now? The one list of differences, each as a sentence.
 
     bad_marks            it is marked bad: its replicas did not wake
-    damaged_files        its own files (torpor.snapshots.store.manifest)
-    unfit_machine        machine, CRIU and GPUs (torpor.snapshots.facts, with different_machine)
-    different_deployment what its app file says now
-    changed_files        what it depends on outside of itself (torpor.snapshots.capture)
+    damaged_files        its own files (torpor.snapshots.store.files)
+    unfit_machine        machine, CRIU and GPUs
+    different_deployment what its app file says now (torpor.snapshots.differences, field by field)
+    changed_files        the files outside of it that it depends on
 
-A restore looks at each where it costs nothing; `misfits` looks at all of them.
+`misfits` checks all of them. A restore checks each at the moment when that takes no extra time.
 """
 
 from __future__ import annotations
@@ -49,22 +49,21 @@ _SHOWN = 8
 
 
 def misfits(
-    folder: Path, manifest: Manifest, lifecycle: Lifecycle | None = None, *, full: bool = False, copies: int = 1
+    folder: Path, manifest: Manifest, lifecycle: Lifecycle | None = None, *, full: bool = False, replicas: int = 1
 ) -> list[str]:
-    """Why a snapshot cannot be restored here, as a list of sentences.
+    """Every reason why a snapshot cannot be restored here, a sentence each.
 
     Args:
         folder: the snapshot.
         manifest: its manifest.
-        lifecycle: of the deployment that it should be of; that of its own app file by default.
+        lifecycle: of the deployment to compare with; by default the snapshot's own app file is imported.
         full: compare hashes, too.
-        copies: how many there are to be.
+        replicas: how many are to be restored.
     """
     folder = real_folder(folder)
     reasons = [*bad_marks(folder), *damaged_files(folder, manifest, full=full)]
     try:
-        criu = known_criu(manifest.machine)
-        reasons += unfit_machine(manifest, criu, copies=copies)
+        reasons += unfit_machine(manifest, known_criu(manifest.machine), replicas=replicas)
     except SnapshotError as error:
         reasons.append(str(error))
     try:
@@ -72,13 +71,13 @@ def misfits(
         reasons += differences
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
-    with contextlib.suppress(SnapshotError):  # damaged: said above
+    with contextlib.suppress(SnapshotError):  # the list is damaged: `damaged_files` says so
         reasons += changed_files(folder, full=full)
     return list(map(plain, reasons))
 
 
 def misfit(folder: Path, reasons: Sequence[str]) -> SnapshotMisfitError:
-    """The error of a snapshot that does not fit, with every reason."""
+    """The error for a snapshot that does not fit, with every reason."""
     listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
     return SnapshotMisfitError(
         f"The snapshot {folder} does not fit:\n{listed}\nNothing was restored. Undo the change, or take a new snapshot: "
@@ -87,78 +86,33 @@ def misfit(folder: Path, reasons: Sequence[str]) -> SnapshotMisfitError:
 
 
 def bad_marks(folder: Path) -> list[str]:
-    """Why a snapshot is marked bad; nothing where it is not."""
+    """Why a snapshot is marked bad; empty if it is not."""
     reason = bad_reason(folder)
     return [reason] if reason else []
 
 
-def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecycle, Recipe, list[str]]:
-    """The deployment as its app file gives it now, and how it differs from the snapshot's.
+def unfit_machine(manifest: Manifest, criu: Criu, *, replicas: int = 1) -> tuple[str, ...]:
+    """Why a snapshot cannot be restored on this machine, a sentence for each reason.
+
+    Only a snapshot with GPU state needs the GPUs.
 
     Args:
         manifest: the snapshot's.
-        lifecycle: the deployment's, where the app file was imported already.
-
-    Raises:
-        TorporError: the app file cannot be used.
-    """
-    from torpor.app_file import load_app  # noqa: PLC0415 - plugins, pluggy: beside CRIU's work
-    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
-
-    found = lifecycle or load_app(manifest.app_file).lifecycle
-    deployment = found.deployment
-    recipe = relocate(found.recipe(), cache_root(), deployment.name)
-    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(deployment, recipe)))
-
-
-def unfit_machine(manifest: Manifest, criu: Criu, *, copies: int = 1) -> tuple[str, ...]:
-    """Why copies of a snapshot cannot be restored on this machine, each as a sentence.
-
-    The GPUs are looked at only for a snapshot that was made on some.
-
-    Args:
-        manifest: the snapshot's.
-        criu: the one to be used.
-        copies: how many; each takes GPU memory.
+        criu: the program.
+        replicas: how many are to be restored; each needs GPU memory.
     """
     if not manifest.machine.gpus:
         return different_machine(manifest.machine, machine_facts(criu))
-    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML, for such snapshots alone
+    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML: 1 ms, and only with a GPU
 
     driver = look()
     facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
     needed = manifest.gpu.memory if manifest.gpu else {}
-    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, copies=copies))
-
-
-def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
-    """What a snapshot depends on outside of itself and is not as it was: open files, the model, the engine's code.
-
-    Each as a sentence. CRIU compares the sizes of open files as well, but stops at the first.
-
-    Args:
-        folder: the snapshot.
-        full: compare content even where size and time are the same.
-
-    Raises:
-        SnapshotError: there is no list of them.
-    """
-    found = [what for entry in noted_files(folder) if (what := difference(entry, full=full))]
-    more = [f"so have {len(found) - _SHOWN} more files"] if len(found) > _SHOWN else []
-    return tuple(found[:_SHOWN] + more)
-
-
-def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:
-    """Why a snapshot is not of this deployment as it stands now, field by field, each as a sentence."""
-    if made_of == here:
-        return ()
-    from torpor.snapshots.differences import differences  # noqa: PLC0415 - a snapshot that fits has none
-
-    return differences(made_of, here)
+    return (*different_machine(manifest.machine, facts), *full_gpus(needed, driver, replicas=replicas))
 
 
 def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
-    """Why a snapshot of one machine does not fit another, each as a sentence."""
+    """How two machines differ, as far as a restored process depends on it, a sentence each."""
     found = [
         f"it was made on {what} {then}; here it is {now}"
         for what, then, now in (
@@ -174,5 +128,51 @@ def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, .
     found += different_gpus(made_on.gpus, here.gpus)
     if missing := sorted(set(made_on.cpu) - set(here.cpu)):
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        found.append(f"this CPU lacks features that were there: {', '.join(missing[:_SHOWN])}{more}")
+        found.append(f"this CPU lacks features that the other had: {', '.join(missing[:_SHOWN])}{more}")
     return tuple(found)
+
+
+def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecycle, Recipe, list[str]]:
+    """The deployment of the snapshot's app file as it is now, and how it differs from the captured one.
+
+    Args:
+        manifest: the snapshot's.
+        lifecycle: of the deployment, if its app file was imported already.
+
+    Raises:
+        TorporError: the app file cannot be used.
+    """
+    # Plugins and pluggy: 20 ms. A restore imports them while CRIU works.
+    from torpor.app_file import load_app  # noqa: PLC0415 - app_file: 20 ms beside CRIU's work
+    from torpor.build_steps.relocation import relocate  # noqa: PLC0415
+
+    found = lifecycle or load_app(manifest.app_file).lifecycle
+    deployment = found.deployment
+    recipe = relocate(found.recipe(), cache_root(), deployment.name)
+    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(deployment, recipe)))
+
+
+def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:
+    """How the captured deployment differs from the one here, field by field, a sentence each."""
+    if made_of == here:
+        return ()
+    from torpor.snapshots.differences import differences  # noqa: PLC0415 - differences: 4 ms that a restore saves
+
+    return differences(made_of, here)
+
+
+def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
+    """Which files outside of a snapshot have changed: open files, the model, the engine's code. A sentence each.
+
+    CRIU compares the sizes of open files as well, but stops at the first.
+
+    Args:
+        folder: the snapshot.
+        full: compare content even if size and time are the same.
+
+    Raises:
+        DamagedSnapshotError: the list of files is missing or damaged.
+    """
+    found = [what for entry in noted_files(folder) if (what := difference(entry, full=full))]
+    more = [f"{len(found) - _SHOWN} more files have changed"] if len(found) > _SHOWN else []
+    return tuple(found[:_SHOWN] + more)

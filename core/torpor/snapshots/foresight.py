@@ -1,7 +1,7 @@
-"""What a capture would refuse of an engine, looked at as soon as the engine is ready: before warm-up, sleep and dump.
+"""Warn of what a capture would refuse as soon as the engine is ready, before warm-up, sleep and dump.
 
-An engine may still let go of it: a pre_snapshot hook closes files, a warm-up replaces them. So this warns, and the capture
-refuses. Connections are not looked at: there are some until the drain.
+The engine may still release it: a pre_snapshot hook closes files, a warm-up replaces them. So this only warns; the capture
+refuses. Connections are not checked: some stay open until the drain.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.before_capture import external_resources as checks
+from torpor.snapshots.before_capture.kernel_objects import uncarried
+from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, kept_folders, why_temporary
+from torpor.snapshots.gpu.holders import DEVICES
+from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.telemetry.events import log
 
 if TYPE_CHECKING:
@@ -22,20 +27,15 @@ _SHOWN = 8
 
 
 def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
-    """What a capture would refuse as it is now, and what to do about each.
+    """What a capture would refuse now, each with a cure.
 
     Args:
-        boot: whose engine lives in the sandbox.
-        sandbox: with the tree.
+        boot: its engine lives in the sandbox.
+        sandbox: with the process tree.
 
     Raises:
-        SnapshotError: it cannot be looked at.
+        SnapshotError: the tree cannot be inspected.
     """
-    from torpor.snapshots.before_capture import external_resources as checks  # noqa: PLC0415 - a restore has no use for them
-    from torpor.snapshots.before_capture.kernel_objects import uncarried  # noqa: PLC0415
-    from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE, kept_folders, why_temporary  # noqa: PLC0415
-    from torpor.snapshots.gpu.holders import DEVICES  # noqa: PLC0415 - a restore has no use for them
-
     devices = DEVICES if boot.deployment.gpu is not None else ()
     found = [
         (f"pid {one.pid} {one.what}" if one.pid else one.what, one.cure) for one in uncarried(sandbox, devices=devices)
@@ -54,15 +54,13 @@ def foreseen(boot: Boot, sandbox: Sandbox) -> tuple[tuple[str, str], ...]:
 
 
 def warn_of_held(boot: Boot) -> None:
-    """Log a warning for each thing that a capture would refuse; an engine outside of a sandbox is left alone."""
-    from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415 - see above
-
+    """Log a warning for each thing that a capture would refuse; an engine without a sandbox is not checked."""
     engine = boot.running_engine
     if not isinstance(engine, SandboxEngine):
         return
     try:
         found = foreseen(boot, engine.sandbox)
     except SnapshotError:
-        return  # the capture looks again, and says why it cannot
+        return  # the capture checks again and says why
     for what, cure in found[:_SHOWN]:
         log("warning", "capture_would_refuse", deployment=boot.deployment.name, held=what, cure=cure)

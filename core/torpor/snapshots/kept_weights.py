@@ -31,8 +31,8 @@ class KeptFile(NamedTuple):
     """A file that an engine keeps outside of its snapshots.
 
     Attributes:
-        path: of it.
-        size: room that it takes on the disk, in bytes.
+        path: its path.
+        size: bytes on the disk.
         snapshots: folders of the known snapshots that need it.
     """
 
@@ -42,10 +42,10 @@ class KeptFile(NamedTuple):
 
 
 def kept_files() -> tuple[KeptFile, ...]:
-    """What engines keep outside of their snapshots, with the snapshots that need it."""
+    """The files that engines keep outside of their snapshots, each with the snapshots that need it."""
     users: dict[Path, list[Path]] = {}
     for folder in known_snapshots():
-        with contextlib.suppress(SnapshotError):  # it cannot be restored, so it needs nothing
+        with contextlib.suppress(SnapshotError):  # it cannot be restored, so it needs no weights
             for name in outside_files(folder):
                 users.setdefault(Path(name), []).append(folder)
     found = []
@@ -60,13 +60,13 @@ def kept_files() -> tuple[KeptFile, ...]:
 
 
 def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
-    """Delete the kept files that no known snapshot needs, but those that a process has open or may still write.
+    """Delete kept files that no known snapshot needs, except those that a process has open or may still write.
 
     Args:
-        only: no others than these.
+        only: delete only these of them.
 
     Returns:
-        What was deleted.
+        The deleted files.
 
     Raises:
         SnapshotError: one cannot be deleted.
@@ -79,7 +79,7 @@ def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
         try:
             facts = file.path.lstat()
         except FileNotFoundError:
-            continue  # two may prune at once
+            continue  # another prune deleted it
         unfinished = file.path.name.startswith(".") and time.time() - facts.st_mtime < _UNFINISHED_FOR_S
         if file.snapshots or unfinished or (facts.st_dev, facts.st_ino) in opened:
             continue
@@ -94,7 +94,7 @@ def prune(only: Collection[Path] | None = None) -> tuple[KeptFile, ...]:
 
 
 def _opened() -> set[tuple[int, int]]:
-    """Device and number of every file that a process has open, as far as this user may see: an engine that sleeps has."""
+    """Device and inode of every file that a process has open, as far as this user may see. A sleeping engine has some."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*/fd"):
         for descriptor in _inside(folder):

@@ -1,4 +1,4 @@
-"""Whether a disk takes a snapshot: tried with a small folder beside the target, before the minutes of a cold start."""
+"""Check that a snapshot can be written to a folder, before the minutes of a cold start."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "check_writable", "last_bytes"]
 
 _LEAST_BYTES = 64 << 20
-"""No engine's snapshot is smaller."""
+"""Every snapshot is at least this large."""
 
 _PAGE = 4096
 _SHOWN = 60
 _OTHERS = 0o077
 _LONGEST_PATH = 4096 - 512
-"""The longest path of a snapshot, bytes: Linux takes 4095, and this leaves room for the files in it."""
+"""The longest path of a snapshot, bytes: Linux allows 4095, less the room for the files in it."""
 
 
 def check_target(folder: Path) -> None:
-    """Make sure that a snapshot can be put there: nothing is there yet, or another snapshot, which is replaced.
+    """Check that a snapshot can be put there: nothing is there, or an older snapshot, which is replaced.
 
     Args:
-        folder: a symbolic link stands for what it leads to.
+        folder: a symbolic link stands for its target.
 
     Raises:
         SnapshotError: something else is there, which the message names, or CRIU could not reach it.
     """
     folder = real_folder(folder)
-    if folder.is_relative_to("/dev/shm"):  # noqa: S108 - the one in-memory disk that does not do
+    if folder.is_relative_to("/dev/shm"):  # noqa: S108 - refused
         raise SnapshotError(
-            f"{folder} lies in /dev/shm, which every sandbox has for itself, and so has the CRIU in it. For a snapshot in memory, "
+            f"{folder} lies in /dev/shm, which every sandbox, and CRIU inside it, has for itself. For a snapshot in memory, "
             "mount a tmpfs elsewhere before the start: mount -t tmpfs -o size=32G,mode=700 snapshots /mnt/snapshots"
         )
     check_place(folder)
@@ -50,24 +50,25 @@ def check_target(folder: Path) -> None:
     try:
         empty = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
     except OSError as error:
-        raise SnapshotError(f"{folder} cannot be looked at: {error.strerror}.") from error
+        raise SnapshotError(f"{folder} cannot be read: {error.strerror}.") from error
     if not empty and (reason := found_instead(folder)):
         raise SnapshotError(
-            f"{folder} exists and is no snapshot; choose another folder, or remove it yourself. What was found: {reason}."
+            f"{folder} exists and is not a snapshot; choose another folder, or remove it yourself. What was found: {reason}."
         )
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a snapshot can be written there.
+    """Check by a trial that a snapshot can be written there.
 
-    A folder that only its owner may open is made beside the target, with a file that is written, mapped and renamed, as a
-    capture and a restore do. It goes again. A snapshot that is there already says how much room another one takes.
+    The trial makes a private folder beside the target, and writes, maps and renames a file in it, as a capture and a restore
+    do. Then it removes the folder. The size of an older snapshot tells how much room a new one needs.
 
     Args:
-        folder: where the snapshot is to go; a symbolic link stands for what it leads to.
+        folder: where the snapshot is to go; a symbolic link stands for its target.
 
     Raises:
-        SnapshotError: the disk refuses, gives other users access, or has too little room; the message says which.
+        NoRoomError: the disk has too little room.
+        SnapshotError: the disk refuses, or gives other users access; the message says which.
     """
     folder = Path(os.path.realpath(folder))
     if (length := len(os.fsencode(folder))) > _LONGEST_PATH:
@@ -80,7 +81,7 @@ def check_writable(folder: Path) -> None:
         facts = trial.stat()
         if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS:
             raise SnapshotError(
-                f"A snapshot cannot be kept in {parent}: the file system there does not keep owner and mode of a folder (a "
+                f"A snapshot cannot be kept in {parent}: its file system does not keep the owner and mode of a folder (a "
                 f"private one got mode {facts.st_mode & 0o777:o} and user {facts.st_uid}), so other users could read memory "
                 "and keys. Choose a folder on a file system of Linux (ext4, xfs, btrfs, ...)."
             )
@@ -93,7 +94,7 @@ def check_writable(folder: Path) -> None:
 
 
 def last_bytes(folder: Path) -> int:
-    """The size of the snapshot that is there, bytes; 0 if there is none that can be read."""
+    """The size of the snapshot that is there, bytes; 0 if there is none, or it cannot be read."""
     try:
         manifest = inspect(folder)
     except SnapshotError:
@@ -106,14 +107,14 @@ def _check_room(folder: Path, parent: Path) -> None:
     free, last = facts.f_bavail * facts.f_frsize, last_bytes(folder)
     wanted = max(last + last // 10, _LEAST_BYTES)
     if free < wanted:
-        why = "the one that is there has as many, and goes only when the new one is whole" if last else "at least"
+        why = "as much as the old one, which stays until the new one is complete" if last else "at least"
         raise NoRoomError(
             f"{parent} has {free / 1e9:.2f} GB free; a snapshot takes {wanted / 1e9:.2f} GB ({why}). Free some room, remove the "
             f"old snapshot (torpor snapshot rm {folder}), or choose another folder."
         )
     if facts.f_files and not facts.f_favail:
         raise NoRoomError(
-            f"The disk of {parent} takes no more files (no inodes are left). Remove some, or choose another."
+            f"The disk of {parent} has no room for more files (no inodes are left). Remove some, or choose another disk."
         )
 
 

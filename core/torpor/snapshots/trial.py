@@ -1,4 +1,4 @@
-"""One trial restore of a snapshot that was just made, before it is put in its place."""
+"""Prove a new snapshot: restore one trial replica before the snapshot is published."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Life", "life_of", "prove"]
 
 
 class Life(NamedTuple):
-    """What a tree consists of, as far as a restore must bring it back and nothing else would notice.
+    """What a restore must restore and no other check would miss.
 
     Attributes:
-        threads: how many threads each process has, by its pid inside.
-        locked_kb: how much memory each process has locked (mlock(2)).
+        threads: number of threads of each process, by its pid inside the sandbox.
+        locked_kb: memory that each process has locked (mlock(2)).
     """
 
     threads: dict[int, int]
@@ -34,7 +34,7 @@ class Life(NamedTuple):
 
 
 def life_of(sandbox: Sandbox) -> Life:
-    """What a tree consists of now."""
+    """The threads and the locked memory of a tree now."""
     threads, locked = {}, {}
     for inside, outside in sandbox.host_pids().items():
         with contextlib.suppress(OSError, ValueError):
@@ -47,18 +47,22 @@ def life_of(sandbox: Sandbox) -> Life:
 
 
 def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, boot: Boot, before: Life) -> float:
-    """Restore one replica without a public port, wake it, demand the canary, and end it; the seconds that it took.
+    """Restore one replica without a public port, wake it, compare its answer with the canary, and end it.
 
     Args:
-        folder: the snapshot, not yet in its place.
+        folder: the snapshot, not yet published.
         manifest: its manifest.
-        identity: its private part.
+        identity: of the engine in it.
         criu: the program.
-        boot: of the original.
-        before: what the tree consisted of at the capture.
+        boot: the original's.
+        before: threads and locked memory at the capture.
+
+    Returns:
+        The seconds that it took.
 
     Raises:
-        SnapshotError: the replica was not restored, is not what was captured, or does not answer as it should.
+        TrialWakeError: the replica did not wake, or its answer differs.
+        SnapshotError: the replica was not restored, or differs from what was captured.
     """
     started = time.perf_counter()
     step = "restored"
@@ -66,7 +70,7 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
         begun = begin_sandbox(manifest, f"{manifest.deployment.name}-proof-{os.getpid()}")
         replica = restore_replica(folder, manifest, criu=criu, begun=begun)
         try:
-            step = "found whole"
+            step = "verified"
             _compare(before, life_of(replica.sandbox))
             step = "woken"
             name = f"{boot.deployment.name}-proof"
@@ -77,8 +81,8 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
     except TorporError as error:
         kind = TrialWakeError if step == "woken" else SnapshotError
         raise kind(
-            f"The new snapshot is no good: a trial replica of it could not be {step}. {error}\nIt was not put in place, and a "
-            "snapshot that was there before is still there. `--no-prove` keeps a snapshot without a trial."
+            f"The new snapshot does not work: its trial replica could not be {step}. {error}\nThe new snapshot was deleted; an "
+            "older one in its place is still there. `--no-prove` keeps a snapshot without a trial."
         ) from error
     return time.perf_counter() - started
 
@@ -93,4 +97,4 @@ def _compare(before: Life, after: Life) -> None:
         f"process {pid} has {after.locked_kb[pid]} kB of memory locked, not {before.locked_kb[pid]}" for pid in unlocked
     ]
     if reasons:
-        raise SnapshotError(f"It is not what was captured: {'; '.join(reasons)}.")
+        raise SnapshotError(f"It differs from what was captured: {'; '.join(reasons)}.")

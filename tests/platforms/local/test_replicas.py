@@ -350,7 +350,7 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
         "made on NVIDIA driver 550.54.15; here it is none",
         "made on GPUs 1 x NVIDIA H100; here it is none",
         "its GPU GPU-1, NVIDIA H100 (81559 MiB, compute capability 9.0), is not in this machine, which has none",
-        "lacks features that were there: no_such_feature",
+        "lacks features that the other had: no_such_feature",
         "Torpor was 0.0.1",
         "model was /elsewhere",
         "plugin standin was other options; now it is",
@@ -832,7 +832,7 @@ def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: P
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("years of work")
     app = write_app(tmp_path / "app", port=unused_port())
-    with pytest.raises(SnapshotError, match="is no snapshot"):
+    with pytest.raises(SnapshotError, match="is not a snapshot"):
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
 
 

@@ -268,7 +268,7 @@ def test_a_read_only_disk_is_told_before_the_start(tmp_path: Path) -> None:
 def test_a_disk_that_keeps_no_owner_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others could read the snapshot; such a disk gives every file to one user."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with pytest.raises(SnapshotError, match=r"does not keep owner and mode of a folder .*ext4"):
+    with pytest.raises(SnapshotError, match=r"does not keep the owner and mode of a folder .*ext4"):
         check_writable(tmp_path / "kept")
     assert list(tmp_path.iterdir()) == []
 

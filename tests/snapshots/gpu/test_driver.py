@@ -150,8 +150,8 @@ def test_too_little_free_gpu_memory_is_told_with_its_holders() -> None:
     """For all copies together; a GPU that the snapshot does not need does not count."""
     full = GpuUse(gpu=CARD, used_bytes=0, free_bytes=10 * MIB, held_bytes={17: 5 * MIB})
     driver = Driver(version="580.1", uses=(full, GpuUse(gpu=CARD._replace(uuid="GPU-2"), used_bytes=0, free_bytes=0)))
-    assert list(full_gpus({UUID: 5 * MIB}, driver, copies=2)) == []
-    (reason,) = full_gpus({UUID: 5 * MIB}, driver, copies=3)
+    assert list(full_gpus({UUID: 5 * MIB}, driver, replicas=2)) == []
+    (reason,) = full_gpus({UUID: 5 * MIB}, driver, replicas=3)
     assert reason == f"GPU {UUID} (NVIDIA H200) has 10 MiB free and 15 MiB are needed; held by pid 17 5 MiB"
 
 

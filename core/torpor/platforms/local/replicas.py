@@ -332,11 +332,11 @@ class Replicas:
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
             criu = known_criu(self.manifest.machine)
-            reasons += unfit_machine(self.manifest, criu, copies=copies)
+            reasons += unfit_machine(self.manifest, criu, replicas=copies)
         except SnapshotError as error:
             raise misfit(self.folder, [*reasons, str(error)]) from error
         if reasons:
-            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, copies=copies))
+            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, replicas=copies))
         return criu
 
     def _loaded(self) -> tuple[Lifecycle, Recipe, list[str]]:

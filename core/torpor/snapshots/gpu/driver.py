@@ -96,7 +96,7 @@ def look() -> Driver:
         return Driver(version="", uses=(), against=f"NVML: {against}; nvidia-smi: {error}")
 
 
-def full_gpus(needed: Mapping[str, int], driver: Driver, *, copies: int = 1) -> Iterator[str]:
+def full_gpus(needed: Mapping[str, int], driver: Driver, *, replicas: int = 1) -> Iterator[str]:
     """Which GPUs have too little free memory for replicas of a snapshot, each as a sentence.
 
     Checked before a restore: a process whose restore ran out of GPU memory cannot be restored a second time (reported for
@@ -105,10 +105,10 @@ def full_gpus(needed: Mapping[str, int], driver: Driver, *, copies: int = 1) -> 
     Args:
         needed: bytes for one replica, by UUID.
         driver: from `look`.
-        copies: number of replicas.
+        replicas: how many are to be restored.
     """
     for use in driver.uses:
-        wanted = needed.get(use.gpu.uuid, 0) * copies
+        wanted = needed.get(use.gpu.uuid, 0) * replicas
         if use.free_bytes < wanted:
             holders = ", ".join(f"pid {pid} {size // _MIB} MiB" for pid, size in use.held_bytes.items())
             yield (
