@@ -6,8 +6,10 @@ the groups down, and the process that hands out the tests reads them.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
-__all__ = ["LONG_S", "RunningNow", "Together", "group_of"]
+__all__ = ["LONG_S", "RunningNow", "Together", "built_once", "group_of"]
 
 LONG_S = 30.0
 """A test that runs for longer is named while it runs, and then again each time that this has passed."""
@@ -54,6 +56,20 @@ def group_of(item: pytest.Item) -> str | None:
     return "-".join(
         [item.nodeid.partition("::")[0], *(str(item.callspec.indices[one]) for one in shared if one in parameters)]
     )
+
+
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder of this session that the first worker builds and all workers share."""
+    base = factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder, beside = shared / name, shared / f"{name}.new"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+            build(beside)
+            beside.rename(folder)
+    return folder
 
 
 class Together(LoadScopeScheduling):

@@ -23,6 +23,7 @@ def pytest_configure(config):
 """
 TESTS = """
 import os, pathlib, time, pytest
+from tests.side_by_side import built_once
 
 @pytest.fixture(scope="module", params=["a", "b"])
 def built(request, tmp_path_factory):
@@ -30,19 +31,27 @@ def built(request, tmp_path_factory):
     (pathlib.Path(__file__).parent / name).touch()
     return request.param
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    def build(folder):
+        folder.mkdir()
+        (pathlib.Path(__file__).parent / f"shared {os.getpid()}").touch()
+    return built_once(tmp_path_factory, "shared", build)
+
 @pytest.mark.parametrize("number", range(4))
-def test_of_a_fixture(built, number):
+def test_of_a_fixture(built, shared, number):
+    assert shared.is_dir()
     (pathlib.Path(__file__).parent / f"{built}{number}").write_text(str(time.monotonic()))
 
 @pytest.mark.timeout(100)
-def test_long():
+def test_long(shared):
     (pathlib.Path(__file__).parent / "long").write_text(str(time.monotonic()))
     time.sleep(0.5)
 """
 
 
-def test_a_module_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path) -> None:
-    """Each parameter of the fixture once, whichever worker builds it; the test with the longest deadline first."""
+def test_what_tests_share_is_built_once_and_a_long_test_is_named(tmp_path: Path) -> None:
+    """Each parameter of a module fixture in one worker, a shared folder in one for all; the longest deadline goes first."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     options = ["-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"]
@@ -59,6 +68,7 @@ def test_a_module_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path)
     assert "9 passed" in done.stdout
     built = [path.name for path in tmp_path.glob("? gw?")]
     assert sorted(name[0] for name in built) == ["a", "b"]
+    assert len(list(tmp_path.glob("shared *"))) == 1
     assert re.search(r"^running for \d+ s: test_it\.py::test_long$", done.stdout, re.MULTILINE), done.stdout
     assert float((tmp_path / "long").read_text()) < float((tmp_path / "b3").read_text())
 

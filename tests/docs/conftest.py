@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import ROOT
+from tests.side_by_side import built_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site's folder, built as `make docs` builds it, warnings as errors."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    folder = shared / "site"
-    with (shared / "site.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "llms.txt").exists():  # the last thing that is written
-            _build(folder)
-    return folder
+    return built_once(tmp_path_factory, "site", _build)
 
 
 def _build(folder: Path) -> None:

@@ -128,9 +128,8 @@ class Questions:
         self._process.wait(20)
 
 
-def make_tiny_model(engine: RealEngine, folder: Path) -> Path:
+def make_tiny_model(engine: RealEngine, folder: Path) -> None:
     """Make the tiny random Qwen3 with an engine's own libraries."""
     script = ROOT / "scripts" / "make_tiny_model.py"
     made = subprocess.run([engine.python, script, folder], capture_output=True, text=True, timeout=200, check=False)
     assert made.returncode == 0, made.stderr
-    return folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.local_engines import LocalEngine, make_tiny_model
+from tests.side_by_side import built_once
 from torpor_sglang import SGLang
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
@@ -54,4 +55,5 @@ def questions(request: pytest.FixtureRequest, asked: Callable[[str], Questions])
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the tiny random Qwen3."""
-    return make_tiny_model(LOCAL.find(LOCAL.version), tmp_path_factory.mktemp("models") / "tiny-qwen3")
+    engine = LOCAL.find(LOCAL.version)
+    return built_once(tmp_path_factory, "sglang-tiny-qwen3", lambda folder: make_tiny_model(engine, folder))
