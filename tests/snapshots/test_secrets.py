@@ -13,7 +13,8 @@ import structlog
 from tests.snapshots.conftest import wait_for
 from torpor import Deployment, Model, SnapshotError
 from torpor.runtime.captured_secrets import check_captured
-from torpor.snapshots.sandbox.engine import SandboxEngine, SandboxStarter
+from torpor.snapshots.sandbox.engine import SandboxEngine
+from torpor.snapshots.sandbox.starter import SandboxStarter
 from torpor.testing import StandIn
 from torpor.values.client_keys import CLIENT_VARIABLES
 

@@ -74,7 +74,7 @@ def test_a_prefix_whose_access_control_list_names_others_is_not_run(prefix: Path
     except OSError:
         pytest.skip("this disk has no access control lists")
     os.chown(prefix / place, os.geteuid(), os.geteuid())
-    with pytest.raises(SnapshotError, match="has an access control list, by which others may write to it"):
+    with pytest.raises(SnapshotError, match="has an access control list that lets other users write to it"):
         find(prefix)
     assert "access control list" in str(distrust([prefix / place]))
 

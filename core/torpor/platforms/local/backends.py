@@ -261,8 +261,8 @@ class CriuBackend:
             PortInUseError: somebody else has the port.
             SnapshotError: it cannot be used here for this deployment, or no sandbox can be made.
         """
-        from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.sandbox.start import create_sandbox  # noqa: PLC0415
+        from torpor.snapshots.sandbox.starter import SandboxStarter  # noqa: PLC0415
         from torpor.snapshots.store.paths import scratch_folder  # noqa: PLC0415
         from torpor.snapshots.targets import check_target, check_writable  # noqa: PLC0415
 

@@ -51,7 +51,7 @@ def start_cold(
     """
     from torpor.platforms.local.server import run_build_steps  # noqa: PLC0415 - the platform uses this package
     from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx
-    from torpor.snapshots.sandbox.engine import SandboxStarter  # noqa: PLC0415
+    from torpor.snapshots.sandbox.starter import SandboxStarter  # noqa: PLC0415
 
     deployment, began_at = lifecycle.deployment, time.perf_counter()
     run_build_steps(recipe, cache_root())

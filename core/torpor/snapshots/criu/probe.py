@@ -1,4 +1,4 @@
-"""Whether snapshots work on this machine: decided by a real small dump and restore, never by `criu check`."""
+"""Whether snapshots work on this machine: a small real dump and restore decides, not `criu check`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reason", "available", "usable_mode"]
 
-_SETUP_CURE = "run `torpor snapshot setup`: it puts CRIU 4.2 into a private folder, without root (x86-64)"
+_SETUP_CURE = "run `torpor snapshot setup`: it installs CRIU 4.2 into a private folder, without root (x86-64)"
 _PORT = 8000
 _STEP_TIMEOUT_S = 10.0
 _POLL_S = 0.005
@@ -51,19 +51,19 @@ while True:
     connection.sendall(b"leader " + os.read(told, 5))
     connection.close()
 """
-"""A tree as engines are: a Python with a child and a listening TCP socket, on which `criu check` has nothing to say."""
+"""A tree like an engine's: a Python process with a child and a listening TCP socket. `criu check` tries none of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why snapshots cannot be made here, and what to do about it.
+    """Why snapshots do not work here, and what to do about it.
 
     Attributes:
-        code: one word for programs: `not_linux`, `criu_missing`, `not_root`, `user_namespaces`, `apparmor`, `seccomp`, `gvisor`,
+        code: a word for programs: `not_linux`, `criu_missing`, `not_root`, `user_namespaces`, `apparmor`, `seccomp`, `gvisor`,
             `proc_masked`, `sandbox`, `dump`, `restore`, `answer`.
-        seen: what was seen.
+        seen: what was found.
         cure: what to install or grant.
-        tried: whether the cure was ever tried by this project; an untried one says so in its text.
+        tried: whether this project has tried the cure; the text of an untried one says so.
     """
 
     code: str
@@ -76,14 +76,14 @@ class Reason:
 
 
 def available(mode: Mode, *, cache: Path, prefix: Path | None = None) -> tuple[Reason, ...]:
-    """Why snapshots cannot be made here in this mode; empty when they can.
+    """Why snapshots do not work here in this mode; empty when they do.
 
-    A Python process with a listening TCP socket and a child is dumped and restored (less than 1.5 s). That it worked is kept
-    until the next boot, for this CRIU, this user and this version of Torpor (less than 5 ms); a failure is not kept.
+    Dumps and restores a Python process with a child and a listening TCP socket (less than 1.5 s). A success is remembered until the
+    next boot, for this CRIU, this user and this version of Torpor (less than 5 ms); a failure is not.
 
     Args:
         mode: root or rootless.
-        cache: private folder for the kept answers, made when missing; not in the prefix, which is replaced whole.
+        cache: private folder for remembered successes, made when missing; not the prefix, which the setup replaces.
         prefix: see `torpor.snapshots.criu.program.find`.
     """
     if sys.platform != "linux":
@@ -98,14 +98,14 @@ def available(mode: Mode, *, cache: Path, prefix: Path | None = None) -> tuple[R
     if not reasons:
         unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
         text = json.dumps({"seconds": round(time.perf_counter() - started, 3), "at": time.time()}) + "\n"
-        with contextlib.suppress(OSError):  # a disk that is full by now: it is tried again next time
+        with contextlib.suppress(OSError):  # for instance a full disk: the next call tries again
             unfinished.write_text(text)
             unfinished.rename(kept)
     return reasons
 
 
 def usable_mode(*, cache: Path, prefix: Path | None = None) -> tuple[Mode | None, tuple[Reason, ...]]:
-    """The mode to use: rootless where it works, else root where that works, else None with the reasons of both."""
+    """The mode to use: rootless if it works, else root if that works, else None with the reasons of both."""
     modes: tuple[Mode, ...] = ("rootless", "root")
     against: list[Reason] = []
     for mode in modes:
@@ -117,7 +117,7 @@ def usable_mode(*, cache: Path, prefix: Path | None = None) -> tuple[Mode | None
 
 
 def _key(prefix: Path | None) -> str:
-    """What the kept answer is good for, found without running anything."""
+    """The key of a remembered success: boot, CRIU, user and version, found without running a program."""
     programs = []
     for argv in candidates(prefix):
         facts = Path(argv[-1]).stat()
@@ -147,7 +147,7 @@ def _reasons(mode: Mode, cache: Path, prefix: Path | None) -> tuple[Reason, ...]
 
 
 def _what_else_is_missing(mode: Mode) -> tuple[Reason, ...]:
-    """Without a CRIU: whether there could at least be sandboxes, so that nobody gets one in vain."""
+    """Without CRIU: also why sandboxes would not work, so that nobody installs CRIU in vain."""
     if mode == "root" and os.geteuid() != 0:
         return ()
     try:
@@ -159,7 +159,7 @@ def _what_else_is_missing(mode: Mode) -> tuple[Reason, ...]:
 
 
 def _trial(criu: Criu, mode: Mode, folder: Path) -> Reason | None:
-    """Dump and restore a small tree, as replicas are; why it did not work."""
+    """Dump and restore a small tree in sandboxes, as for replicas; the reason if that fails."""
     scratch, images, work = folder / "scratch", folder / "images", folder / "work"
     work.mkdir()
     step = "sandbox"
@@ -186,7 +186,7 @@ def _wait_until_up(sandbox: Sandbox) -> None:
     while not sandbox.log_tail():
         code = sandbox.wait(_POLL_S)
         if code is not None or time.monotonic() > deadline:
-            state = "did not begin in time" if code is None else f"ended with code {code}"
+            state = "did not start in time" if code is None else f"ended with code {code}"
             raise SnapshotError(f"The trial's program {state}: {' / '.join(sandbox.log_tail()) or 'no output'}")
 
 
@@ -198,7 +198,7 @@ def _check_answer(sandbox: Sandbox) -> None:
 
 
 def _explain(step: str, error: Exception, mode: Mode) -> Reason:
-    """Name what stands in the way, as well as the kernel lets it be told."""
+    """Find the reason for a failure, as far as the kernel tells it."""
     seen = " ".join(str(error).partition("The whole log: ")[0].split()).rstrip(".")
     if step == "sandbox" and isinstance(error.__cause__, StepError):
         for code, holds, cure, tried in _hindrances(error.__cause__, mode):
@@ -210,7 +210,7 @@ def _explain(step: str, error: Exception, mode: Mode) -> Reason:
 
 
 def _hindrances(refused: StepError, mode: Mode) -> Iterator[tuple[str, bool, str, bool]]:
-    """What may forbid a sandbox: its code, whether that is it, the cure, and whether the cure was tried."""
+    """What may prevent a sandbox: its code, whether it applies, the cure, and whether the cure was tried."""
     denied = refused.number in (errno.EPERM, errno.EACCES)
     restricted = _setting("kernel/apparmor_restrict_unprivileged_userns") == "1"
     yield "proc_masked", denied and refused.step == "mount proc on /proc" and not restricted, _MASKED, False
@@ -234,7 +234,7 @@ _MASKED = "docker: --security-opt systempaths=unconfined; podman: --security-opt
 _APPARMOR = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`; or run as root"
 _SECCOMP = "docker: --security-opt seccomp=unconfined, and --privileged for root mode; or run outside of the container"
 _CAPABILITIES = (
-    "give it SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME beside the capabilities that a container has by default (in docker, "
+    "give it SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME on top of a container's default capabilities (in docker, "
     "untried: --privileged, or --cap-add each)"
 )
 _SETFCAP = "run as an ordinary user, or give root CAP_SETFCAP, which it needs to map itself (Linux 5.12 and later)"
@@ -265,4 +265,4 @@ def _is_gvisor() -> bool:
         version = _VERSION_FILE.read_text()
     except OSError:
         return False
-    return "gVisor" in version or "#1 SMP Sun Jan 10 15:06:54 PST 2016" in version  # what runsc 20240729 says
+    return "gVisor" in version or "#1 SMP Sun Jan 10 15:06:54 PST 2016" in version  # what runsc 20240729 reports

@@ -1,6 +1,6 @@
-"""Whether a program may be run: nobody but root and this user may change it, or what it lies in.
+"""Whether a program is safe to run: only root and this user may change it or the folders above it.
 
-Root runs CRIU, and CRIU loads its libraries: whoever may write to one of them, or replace a folder above, becomes root.
+Root runs CRIU, and CRIU loads its libraries. A user who can write to one of them, or replace a folder above it, becomes root.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ __all__ = ["distrust"]
 
 _ROOT = 0
 _STAFF = 50
-"""Debian's group of those who may write to /usr/local, which is to say: of root's."""
+"""Debian's group that may write to /usr/local; its members can become root anyway."""
 _ALL_USERS = 4294967295
 
 
 def distrust(paths: Iterable[Path | str], *, below: Path | None = None) -> str | None:
-    """Why these files or folders may not be used; None when they may.
+    """Why these files or folders must not be used; None when they may.
 
-    Each is looked at with all folders above it, as named and with links followed. A folder that everybody may write to counts
-    as safe only with a sticky bit (/tmp), and only above `below`.
+    Checks each path and all folders above it, as named and with links followed. A folder that every user may write to is accepted
+    only with a sticky bit (/tmp), and only above `below`.
 
     Args:
-        paths: they have to be there.
-        below: folder in which, itself included, nobody else may write at all.
+        paths: existing files or folders.
+        below: folder in which, itself included, no other user may write at all.
     """
     owners = _owners()
-    roots = () if below is None else (os.path.abspath(below), os.path.realpath(below))  # noqa: PTH100 - text: this is timed
+    roots = () if below is None else (os.path.abspath(below), os.path.realpath(below))  # noqa: PTH100 - text: a restore waits for this
     waiting = [(os.path.abspath(path), True) for path in paths]  # noqa: PTH100
     seen: set[str] = set()
     while waiting:
@@ -43,7 +43,7 @@ def distrust(paths: Iterable[Path | str], *, below: Path | None = None) -> str |
         try:
             facts = os.lstat(path)
         except OSError as error:
-            return f"{path} cannot be looked at ({error.strerror})"
+            return f"{path} cannot be read ({error.strerror})"
         inside = named or any(path == root or path.startswith(f"{root}/") for root in roots)
         if why := _why_not(path, facts, owners, sticky=not inside):
             return why
@@ -56,7 +56,7 @@ def distrust(paths: Iterable[Path | str], *, below: Path | None = None) -> str |
 
 def _why_not(path: str, facts: os.stat_result, owners: frozenset[int], *, sticky: bool) -> str | None:
     if facts.st_uid not in owners:
-        return f"{path} belongs to user {facts.st_uid}, who could change what is run as user {os.geteuid()}"
+        return f"{path} belongs to user {facts.st_uid}, who could change what runs as user {os.geteuid()}"
     if stat.S_ISLNK(facts.st_mode) or (sticky and facts.st_mode & stat.S_ISVTX):
         return None
     if facts.st_mode & stat.S_IWOTH:
@@ -65,12 +65,12 @@ def _why_not(path: str, facts: os.stat_result, owners: frozenset[int], *, sticky
     if facts.st_mode & stat.S_IWGRP and not own_group:
         return f"{path} may be written to by group {facts.st_gid} (mode {stat.S_IMODE(facts.st_mode):o})"
     if facts.st_mode & stat.S_IWGRP and _has_access_list(path):
-        return f"{path} has an access control list, by which others may write to it (setfacl -b takes it away)"
+        return f"{path} has an access control list that lets other users write to it (setfacl -b removes it)"
     return None
 
 
 def _has_access_list(path: str) -> bool:
-    """Whether others than owner and group are named; what they may do at most stands where the group's bits do (acl(5))."""
+    """Whether other users are named; the group bits of the mode are then the most that they may do (acl(5))."""
     try:
         os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
     except OSError:
@@ -79,9 +79,9 @@ def _has_access_list(path: str) -> bool:
 
 
 def _owners() -> frozenset[int]:
-    """Whose files are as good as this process's own: root's, this user's, and those of who became root by sudo.
+    """The users whose files are trusted: root, this user, and the user who became root by sudo.
 
-    In a user namespace root's files belong to the overflow user: their owner has no number there.
+    In a user namespace root's files belong to the overflow user, because root has no number there.
     """
     owners = {_ROOT, os.geteuid()}
     if os.geteuid() == _ROOT and (caller := os.environ.get("SUDO_UID", "")).isdecimal():

@@ -1,13 +1,13 @@
-"""System calls denied to an engine that is going to be dumped, and to everything it starts.
+"""Denies two system calls to an engine of which a snapshot may be captured, and to everything that it starts.
 
-io_uring_setup answers ENOSYS: CRIU cannot dump a ring. A library then takes the way for kernels without io_uring (libuv: epoll).
+io_uring_setup returns ENOSYS, because CRIU cannot dump a ring. Libraries then do as on kernels without io_uring (libuv: epoll).
 
-madvise(MADV_DONTNEED) answers EINVAL: in memory that a replica maps from files it would bring the captured bytes back, and
-jemalloc and Go's runtime count on zeroes (see `torpor.snapshots.criu.mapped_memory`). Allocators that are refused keep the pages.
+madvise(MADV_DONTNEED) returns EINVAL. In memory that a replica maps from files it would make the captured bytes visible again, but
+jemalloc and Go's runtime rely on zeroes (see `torpor.snapshots.criu.mapped_memory`). After the error, allocators keep the pages.
 
-Run as a program it denies and then becomes the command: `python engine_filter.py COMMAND [ARGUMENT ...]`. Only for snapshots
-made as root: rootless CRIU can dump no process under a seccomp filter, so there the engine has to be asked not to use io_uring
-(uvloop 0.21: UV_USE_IO_URING=0; torch's TCPStore: USE_LIBUV=0).
+As a program, it denies the calls and then executes a command: `python engine_filter.py COMMAND [ARGUMENT ...]`. Only root mode uses
+it, since rootless CRIU cannot dump a process under a seccomp filter. There the engine is only asked not to use io_uring
+(`torpor.snapshots.sandbox.starter`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,10 @@ __all__ = ["command", "deny_calls"]
 _ARCHITECTURES = {"x86_64": (0xC000003E, 28), "aarch64": (0xC00000B7, 233)}
 _IO_URING_SETUP, _MADV_DONTNEED = 425, 4
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
-_LOAD, _JUMP_IF_EQUAL, _RETURN = (
-    0x20,
-    0x15,
-    0x06,
-)  # of classic BPF: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _THIRD_ARGUMENT_OFFSET = (
-    0,
-    4,
-    32,
-)  # in struct seccomp_data, of a little-endian machine
+# Classic BPF: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+# In struct seccomp_data of a little-endian machine
+_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _THIRD_ARGUMENT_OFFSET = 0, 4, 32
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 
@@ -49,15 +43,15 @@ class _Program(ctypes.Structure):
 
 
 def deny_calls() -> None:
-    """Deny them from now on, in this process and all that it starts; it cannot be undone.
+    """Deny the calls in this process and everything that it starts. This cannot be undone.
 
-    No privilege is needed (PR_SET_NO_NEW_PRIVS). System calls of another architecture (32-bit programs) pass.
+    It needs no privilege (PR_SET_NO_NEW_PRIVS). System calls of another architecture (32-bit programs) are allowed.
 
     Raises:
         OSError: the kernel has no seccomp filters, or the architecture is not x86-64 or aarch64.
     """
     if platform.machine() not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"no system call can be denied on {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"system calls cannot be denied on {platform.machine()}")
     architecture, madvise = _ARCHITECTURES[platform.machine()]
     instructions = b"".join(
         struct.pack("HBBI", *instruction)
@@ -83,11 +77,11 @@ def deny_calls() -> None:
     ):
         if libc.prctl(*call):
             number = ctypes.get_errno()
-            raise OSError(number, f"no system call can be denied: {os.strerror(number)}")
+            raise OSError(number, f"system calls cannot be denied: {os.strerror(number)}")
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """A command line that denies them and then becomes `argv` (same pid)."""
+    """A command line that denies the calls and then executes `argv` (same pid)."""
     return [sys.executable, "-I", "-S", __file__, *argv]
 
 

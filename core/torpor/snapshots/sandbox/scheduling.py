@@ -1,11 +1,12 @@
-"""Which processors and which share of the disks each thread has: CRIU does not bring it back, so it is set again.
+"""Processor affinity and I/O priority of each thread: CRIU does not restore them, so a restore sets them.
 
-Only what differs from the sandbox's first process is kept: the rest comes with it into every replica, as that machine has it.
+Only settings that differ from the sandbox's first process are kept. All other threads inherit that process's settings.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["schedule_again", "scheduled"]
 
 _IO_CALLS = {"x86_64": (251, 252), "aarch64": (30, 31)}  # ioprio_set(2), ioprio_get(2)
-_ONE_THREAD = 1  # IOPRIO_WHO_PROCESS, which is a thread
+_ONE_THREAD = 1  # IOPRIO_WHO_PROCESS: despite its name one thread
 
 
 def scheduled(sandbox: Sandbox) -> tuple[Scheduled, ...]:
-    """Every thread of a tree that is scheduled otherwise than its sandbox."""
+    """Every thread of a tree with settings other than its sandbox's first process."""
     usual_cpus, usual_io = os.sched_getaffinity(sandbox.pid), _io_priority(sandbox.pid)
     found = []
     for inside, outside in sorted(sandbox.host_pids().items()):
         if inside == 1:
             continue
         for tid, host_tid in _threads(outside):
-            with contextlib.suppress(OSError):  # a thread that has just ended
+            with contextlib.suppress(OSError):  # the thread has ended meanwhile
                 cpus, io = os.sched_getaffinity(host_tid), _io_priority(host_tid)
                 if cpus != usual_cpus or io != usual_io:
                     own = tuple(sorted(cpus)) if cpus != usual_cpus else ()
@@ -40,7 +41,7 @@ def scheduled(sandbox: Sandbox) -> tuple[Scheduled, ...]:
 
 
 def schedule_again(sandbox: Sandbox, wanted: Sequence[Scheduled]) -> None:
-    """Give the threads of a restored tree what they had. What this machine does not allow is logged and left as it is."""
+    """Set what the threads of a restored tree had. A setting that this machine refuses is logged and left out."""
     if not wanted:
         return
     hosts = sandbox.host_pids()
@@ -62,7 +63,7 @@ def schedule_again(sandbox: Sandbox, wanted: Sequence[Scheduled]) -> None:
 
 
 def _threads(pid: int) -> Iterator[tuple[int, int]]:
-    """Each thread's id inside and outside."""
+    """Ids of each thread, inside and outside."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
             with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{name}/status", "rb") as stream:  # noqa: PTH123
@@ -81,8 +82,6 @@ def _set_io_priority(tid: int, priority: int) -> None:
 
 
 def _call(number: int, *arguments: int) -> int:
-    import ctypes  # noqa: PLC0415 - a restore needs it only where something is to be set
-
     libc = ctypes.CDLL(None, use_errno=True)
     done = int(libc.syscall(number, *arguments))
     if done < 0:
