@@ -51,6 +51,8 @@ sys.dont_write_bytecode = False
 def pytest_configure(config: pytest.Config) -> None:
     """Give the processes that tests start a known environment, whatever this one inherited."""
     _hear_signals()
+    for name in secret_names(os.environ):  # with one of the tester's own secrets, no snapshot is taken
+        del os.environ[name]
     _compile_torpor(config)
     config.pluginmanager.register(side_by_side)
 
@@ -85,13 +87,6 @@ def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-
-
-@pytest.fixture(autouse=True)
-def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what looks like a secret in the tester's own environment: with it no snapshot is made."""
-    for name in secret_names(os.environ):
-        monkeypatch.delenv(name)
 
 
 class MakeBoot(Protocol):

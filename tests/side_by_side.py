@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LONG_S", "RunningNow", "Together", "built_once", "group_of"]
 
 LONG_S = 30.0
-"""A test that runs for longer is named while it runs, and then again each time that this has passed."""
+"""A test that runs for longer is named while it runs, and again whenever its time has doubled."""
 
 _ENGINE_FIXTURES = ("questions", "asked")
 """Session fixtures that start a process of a real engine: all tests of one version ask the same process."""
@@ -141,7 +141,7 @@ class RunningNow:
         self._write = write
         self._long_s = long_s
         self._begun: dict[str, float] = {}
-        self._named: dict[str, float] = {}
+        self._named_at: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -161,14 +161,15 @@ class RunningNow:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """A worker has ended a test."""
         self._begun.pop(nodeid, None)
-        self._named.pop(nodeid, None)
+        self._named_at.pop(nodeid, None)
 
     def due(self, now_s: float) -> Iterable[str]:
         """A line for each test that is due to be named."""
         for nodeid, begun_s in self._begun.copy().items():
-            if now_s - self._named.get(nodeid, begun_s) >= self._long_s:
-                self._named[nodeid] = now_s
-                yield f"running for {now_s - begun_s:.0f} s: {nodeid}"
+            running_s = now_s - begun_s
+            if running_s >= self._named_at.get(nodeid, self._long_s):
+                self._named_at[nodeid] = 2 * running_s
+                yield f"running for {running_s:.0f} s: {nodeid}"
 
     def _watch(self) -> None:
         while not self._ended.wait(self._long_s / 10):

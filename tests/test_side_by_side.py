@@ -74,16 +74,18 @@ def test_what_tests_share_is_built_once_and_a_long_test_is_named(tmp_path: Path)
 
 
 def test_a_long_test_is_named_again_and_again_until_it_ends() -> None:
-    """After the time that makes it long, then each time that this has passed."""
+    """After the time that makes it long, then whenever its time has doubled."""
     lines: list[str] = []
     now = RunningNow(lines.append, long_s=30)
     now.pytest_runtest_logstart("test_one")
     now._begun["test_one"] = 100.0
-    assert [list(now.due(at)) for at in (129, 130, 131, 160)] == [
+    assert [list(now.due(at)) for at in (129, 130, 159, 160, 219, 220)] == [
         [],
         ["running for 30 s: test_one"],
         [],
         ["running for 60 s: test_one"],
+        [],
+        ["running for 120 s: test_one"],
     ]
     now.pytest_runtest_logfinish("test_one")
     assert list(now.due(1000.0)) == []
