@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REAL_ENGINE = "takes the real SGLang, set up by `make engine`; run by hand for the page, and by `make run`"
-TWO_COPIES = (
-    "asks copies that were being restored; tests/platforms/local/test_replicas.py and "
+TWO_REPLICAS = (
+    "asks replicas that were being restored; tests/platforms/local/test_replicas.py and "
     "tests/platforms/modal/test_prewarm.py do that"
 )
 NOT_RUN = {
@@ -35,8 +35,8 @@ NOT_RUN = {
     "torpor snapshot restore ~/tiny --replicas 3 --port 18000": REAL_ENGINE,
     "torpor snapshot rm ~/tiny": REAL_ENGINE,
     "torpor bench standin.py --starts 5 --json bench.json --html bench.html": "ten starts and CRIU; tests/cli/test_bench.py",
-    "torpor prewarm http://127.0.0.1:18473 --requests 2": TWO_COPIES,
-    "torpor prewarm http://127.0.0.1:18473 --attempts 2 --pause 0 --requests 4": TWO_COPIES,
+    "torpor prewarm http://127.0.0.1:18473 --requests 2": TWO_REPLICAS,
+    "torpor prewarm http://127.0.0.1:18473 --attempts 2 --pause 0 --requests 4": TWO_REPLICAS,
     "torpor probe http://127.0.0.1:18473 > answer.txt": "asks a server that is starting; tests/cli/test_probe.py does that",
 }
 """Commands with output that no test runs from the page, each with the reason."""
