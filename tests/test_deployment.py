@@ -129,9 +129,9 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "model's name that reads as a flag": (
         lambda: Model(path="/m", served_name="--trust-remote-code"),
-        r"served_name is '--trust-remote-code'; .* for a flag. Write 'trust-remote-code'",
+        r"served_name is '--trust-remote-code'; .* as a flag. Write 'trust-remote-code'",
     ),
-    "path that reads as a flag": (lambda: Model(path="-m"), r"Model.path is '-m'; .* for a flag. Write './-m'"),
+    "path that reads as a flag": (lambda: Model(path="-m"), r"Model.path is '-m'; .* as a flag. Write './-m'"),
     "folder whose name reads as a flag": (lambda: Model(path="/models/-m"), r"Model.served_name is '-m'"),
     "repository that reads as a flag": (lambda: Model(repo_id="-a/b", revision=REVISION), r"repo_id is '-a/b'"),
     "folder without a name": (lambda: Model(path="//"), r"Model.path is '//', which has no last part.*served_name"),

@@ -1,7 +1,7 @@
 """What to serve: `Deployment`, `Model` and `Scaling`, validated frozen values.
 
-A deployment is the same value on the laptop, in the image build and in the container: it holds names and numbers, and
-the plugin instances that act on them.
+A deployment is the same value on the laptop, in the image build and in the container. It holds names, numbers and plugin
+instances.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Model:
 
     Attributes:
         repo_id: `owner/name` on the Hugging Face hub; give this or `path`.
-        revision: the commit of `repo_id`, 40 hex digits: a branch name would change under a snapshot's feet.
+        revision: the commit of `repo_id`, 40 hex digits. A branch can change after the snapshot was taken.
         path: a local folder with the model, in place of `repo_id`.
         served_name: the name that clients send; the default is `repo_id`, or the folder's name.
     """
@@ -67,8 +67,8 @@ class Model:
             if self.revision is None or not _REVISION.fullmatch(self.revision):
                 raise ConfigurationError(
                     f"Model.revision is {shown(self.revision)}; it has to be a commit of {self.repo_id}, 40 lower-case hex "
-                    "digits: branches and tags move, and a snapshot must keep meeting the weights it was made with. "
-                    "The commit stands on the model's page under 'Files and versions', 'History'."
+                    "digits: branches and tags move, but a snapshot needs the weights that it was taken with. "
+                    "The commit is on the model's page under 'Files and versions', 'History'."
                 )
         elif self.revision is not None:
             raise ConfigurationError("Model.revision goes with repo_id; a local path has none.")
@@ -155,7 +155,7 @@ class Deployment:
         canary_mismatch: `fail` ends a replica that answers differently after a wake; `warn` only logs it.
         cold_start_on_failed_wake: whether a replica whose wake fails is started cold and serves; False ends it with an error.
         max_restarts: how often in a row an engine that ends while it serves is started again; 0 for never. A replica that has
-            served for 5 minutes counts from 0 again. On Modal the container ends instead, and the platform starts another.
+            served for 5 minutes counts from 0 again. On Modal the container ends, and Modal starts another.
         secrets_in_snapshot: `refuse` takes no snapshot while an environment variable that looks like a secret (HF_TOKEN,
             *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
             asked.
@@ -233,7 +233,7 @@ class Deployment:
             )
 
     def _check_gpu_snapshot(self) -> None:
-        """Fill in the default, or refuse what there is no GPU or no snapshot for."""
+        """Fill in the default, or refuse a GPU snapshot without a GPU or without a snapshot."""
         if self.gpu_snapshot is None:
             object.__setattr__(self, "gpu_snapshot", self.snapshot and self.gpu is not None)
         elif self.gpu_snapshot and (self.gpu is None or not self.snapshot):
@@ -263,7 +263,7 @@ class Deployment:
         self._check_engine(", ".join(sorted(seen)) or "none given")
 
     def _check_engine(self, given: str) -> None:
-        """Demand that exactly one plugin launches, and that it answers what is asked about an engine."""
+        """Demand that exactly one plugin launches, and that it is an `EnginePlugin`."""
         from torpor.hookspecs import EnginePlugin  # noqa: PLC0415 - pluggy: 2.5 ms of `from torpor import Model`
 
         engines = [plugin for plugin in self.plugins if _launches(plugin)]
@@ -299,7 +299,7 @@ class Deployment:
 def plugin_name(plugin: object) -> str:
     """The name under which core registers a plugin: its `plugin_name`, else its class's name in lower case.
 
-    Entry-point names cannot be asked for in a container (no package metadata there), hence a class attribute.
+    It is a class attribute because a container has no package metadata and so no entry-point names.
     """
     name = getattr(plugin, "plugin_name", "")
     return name if isinstance(name, str) and name else type(plugin).__name__.lower()
@@ -311,7 +311,7 @@ def _launches(plugin: object) -> bool:
 
 
 def _check_plugin(plugin: object) -> None:
-    """Refuse what is no plugin, and a plugin whose hooks would not run."""
+    """Refuse what is no plugin, and a plugin with hooks that would not run."""
     if isinstance(plugin, type):
         raise ConfigurationError(f"Deployment.plugins holds the class {plugin.__name__}; write {plugin.__name__}().")
     if isinstance(plugin, str):  # pluggy would register it, and never call it
@@ -336,12 +336,12 @@ def _check_plugin(plugin: object) -> None:
 
 
 def _loose(plugin: object) -> str:
-    """Which of a plugin's options can be changed, and what to do about it."""
+    """Name the plugin's mutable options, and say what to do."""
     loose = (
         [item.name for item in fields(plugin) if _changes(getattr(plugin, item.name))] if is_dataclass(plugin) else []
     )
     if loose:
-        return f"its option {', '.join(loose)} holds a value that can be changed. Write tuples in place of lists, sets and dicts."
+        return f"its option {', '.join(loose)} holds a mutable value. Write tuples instead of lists, sets and dicts."
     return "decorate its class with @dataclass(frozen=True, kw_only=True), and leave __eq__ and __hash__ to it."
 
 
@@ -361,18 +361,17 @@ def _one_line(name: str, value: str | None) -> None:
 def _no_flag(name: str, value: str | None, better: str) -> None:
     if value is not None and value.startswith("-"):
         raise ConfigurationError(
-            f"{name} is {shown(value)}; an engine's command line takes what begins with '-' for a flag. Write {shown(better)}."
+            f"{name} is {shown(value)}; an engine reads an argument that begins with '-' as a flag. Write {shown(better)}."
         )
 
 
 def _utf_8(name: str, value: str | None) -> None:
-    """Text for others has to be such; a path need not be, as Linux takes any bytes."""
+    """Refuse text that is no UTF-8. A path is not checked: Linux takes any bytes."""
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:
         raise ConfigurationError(
-            f"{name} is {shown(value)}; it holds half of a surrogate pair or a byte that is no UTF-8, which no request can carry. "
-            "Give a name in UTF-8."
+            f"{name} is {shown(value)}; it is no valid UTF-8, so no request can carry it. Give a name in UTF-8."
         ) from error
 
 

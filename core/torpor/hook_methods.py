@@ -1,7 +1,7 @@
-"""A plugin's hook methods, looked at before any of them is called: what would never run, or run and do nothing, is refused.
+"""Checks a plugin's hook methods before any of them is called, and refuses those that would never run or do nothing.
 
-Pluggy passes over a hook that it does not recognise without a word, and a hook that is a coroutine or a generator function
-returns at once, its body not begun. Each would be an engine that was never warmed up, or never put to sleep.
+Pluggy silently ignores a hook that it does not recognise. A hook that is a coroutine or generator function returns at once,
+without running its body. Either way an engine would never be warmed up, or never be put to sleep.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ ARGUMENTS = {
     "launch": ("deployment", "recipe"),
     **dict.fromkeys(("warmup", "pre_snapshot", "post_restore"), ("deployment", "engine", "client")),
 }
-"""What a hook may take, by name; pluggy passes what a hook names and nothing else."""
+"""The parameters that a hook may have; pluggy passes only those that a hook names."""
 
 ACTING_HOOKS = ("warmup", "pre_snapshot", "post_restore")
-"""Those that return nothing."""
+"""Hooks that return nothing."""
 
 _NEVER_RUN = re.compile(r"\b(Coroutine|Awaitable|Task|Future|Generator|Iterator|Async\w+)\b")
 _PLAIN = "Write it as a plain method: def, with self as its first parameter."
@@ -54,10 +54,10 @@ _IMPL, _SPEC = f"{PROJECT}_impl", f"{PROJECT}_spec"
 
 
 def check_hooks(name: str, plugin: object) -> None:
-    """Refuse a plugin with a hook that would not run as it stands.
+    """Refuse a plugin with a hook that would not run as written.
 
     Args:
-        name: what the plugin is called.
+        name: the plugin's name.
         plugin: the instance.
 
     Raises:
@@ -86,7 +86,7 @@ def check_hooks(name: str, plugin: object) -> None:
 
 
 def parameter_fault(hook: str, raw: object) -> str | None:
-    """What is wrong with the parameters of a hook as it stands in its class; None for those of the specification."""
+    """What is wrong with the parameters of a hook; None if they match the specification."""
     taken, allowed = list(inspect.signature(cast("Callable[..., object]", raw)).parameters.values()), ARGUMENTS[hook]
     takes = f"{hook} takes self and any of ({', '.join(allowed)})"
     if not taken or taken[0].name in allowed or taken[0].kind in (_KEYWORD, _KEYWORDS):
@@ -119,19 +119,19 @@ def _meant(attribute: str) -> str:
 
 
 def marked_names(plugin: object) -> tuple[str, ...]:
-    """Attributes of the plugin's class that carry the mark of `@hookimpl`, whatever kind of attribute each is."""
+    """Attributes of the plugin's class that carry the mark of `@hookimpl`, of any kind."""
     kind = type(plugin)
     return tuple(name for name in dir(kind) if _mark(inspect.getattr_static(kind, name, None)) is not None)
 
 
 def _mark(raw: object) -> Mapping[str, object] | None:
-    """What the marker left on an attribute as it stands in a class; a static or class method has it on its function."""
+    """The mark of `@hookimpl` on a class attribute; for a static or class method it is on the function."""
     mark: Mapping[str, object] | None = getattr(raw, _IMPL, None)
     return mark if mark is not None else getattr(getattr(raw, "__func__", None), _IMPL, None)
 
 
 def hook_fault(raw: object) -> tuple[str, str] | None:
-    """Why a hook, as it stands in its class, would not run or do nothing, and what to do; None for a plain method."""
+    """Why a hook would not run or do nothing, and what to do; None for a plain method."""
     options = _mark(raw) or {}
     if options.get("wrapper") or options.get("hookwrapper"):
         return (
@@ -148,7 +148,7 @@ def hook_fault(raw: object) -> tuple[str, str] | None:
 
 
 def _body_fault(raw: object) -> tuple[str, str] | None:
-    """What a call would return in place of running the body."""
+    """The fault of a method whose call would not run its body; None if it would."""
     called = inspect.unwrap(raw) if callable(raw) else raw
     for method in (raw, called):
         if inspect.isasyncgenfunction(method) or inspect.iscoroutinefunction(method):

@@ -16,10 +16,11 @@ A plugin is a frozen, keyword-only dataclass whose fields are its options. It su
 that it needs and marks each with `@hookimpl` (and `@override`, so that a type checker sees a misspelt name).
 
 A hook is a plain method. An `async def`, a method with a `yield`, a lambda, a partial, a static or class method would never
-run or do nothing: a deployment with such a plugin cannot be made. A hook that acts returns nothing, except that `launch`
-returns the engine; any other value is an error.
+run or do nothing, so `Deployment` refuses such a plugin. A hook that acts returns nothing, except that `launch` returns the
+engine; any other value is an error.
 
-Besides the hooks there is one question that core asks every plugin before anything is built or started: `Plugin.check`.
+Before anything is built or started, core also asks every plugin `Plugin.check`. A plugin that launches an engine derives from
+`EnginePlugin`, which answers what core and other plugins ask about that engine.
 """
 
 from __future__ import annotations
@@ -60,10 +61,9 @@ class Plugin:
     compiles_for_engine: ClassVar[bool] = False
 
     def check(self, deployment: Deployment) -> Iterable[Finding]:  # noqa: ARG002 - the plugin's answer uses it
-        """Say what cannot work, or costs money for nothing, in the deployment as a whole.
+        """Report what cannot work, or costs money for nothing, in the deployment as a whole.
 
-        No lifecycle hook, and no `@hookimpl` on it: it is asked before anything costs time. What is wrong with one option
-        alone is refused by `__post_init__`, earlier still.
+        This is no hook and takes no `@hookimpl`. `__post_init__` already refuses what is wrong with one option alone.
 
         When:
             By `torpor plan`, `doctor`, `up`, `snapshot create` and `bench`, and when a Modal app file is imported.
@@ -74,7 +74,7 @@ class Plugin:
             Findings, as a tuple or by `yield`; `()` where nothing is wrong. An `error` refuses the deployment, a `warning` is
             shown. Core adds the plugin's name.
         Must not:
-            Act, or raise: a check that raises, or returns anything else, is an error that names the plugin.
+            Act, or raise. If it raises or returns anything else, the error names the plugin.
 
         Example:
             A plugin for engines on a GPU:
@@ -262,11 +262,11 @@ class EnginePlugin(Plugin):
         return sys.executable
 
     def log_progress(self, line: str) -> str:  # noqa: ARG002
-        """How far the engine's start is, in a few words, by one line of its log; empty for a line that does not say it."""
+        """The start's progress in a few words, if this line of the engine's log tells it; otherwise empty."""
         return ""
 
     def flag_reasons(self) -> Mapping[str, str]:
-        """Why each flag of `engine_argv` is set, by the flag's name; for `torpor plan`."""
+        """The reason for each flag of `engine_argv`, by the flag's name; for `torpor plan`."""
         return {}
 
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
@@ -274,7 +274,7 @@ class EnginePlugin(Plugin):
         return ()
 
     def load_formats(self) -> Mapping[str, tuple[str, ...]]:
-        """The engine's fast ways to read weights: its name of each, and the Python packages that each needs in the image."""
+        """The engine's fast weight loaders: the engine's name of each, and the Python packages that it needs in the image."""
         return {}
 
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:  # noqa: ARG002 - the engine plugin's answer uses it

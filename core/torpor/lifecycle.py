@@ -1,8 +1,7 @@
-"""`Lifecycle`: the typed door to the hooks; the only module that talks to pluggy's relay.
+"""`Lifecycle`: typed calls of the hooks. No other module uses pluggy's hook relay.
 
-One ordinary method per hook. A plugin sees its hooks called in the order in which the deployment lists the plugins
-(pluggy calls last-registered first, so they are registered in reverse). An exception out of a hook carries a note with
-hook and plugin.
+It has one method per hook. Hooks are called in the order in which the deployment lists its plugins (pluggy calls the last
+registered plugin first, so plugins are registered in reverse). An exception from a hook carries a note with hook and plugin.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What plugins ask for before a start, and what core makes of it.
+"""What plugins want before a start: image patches and build plans, merged into one recipe.
 
-`ImagePatch` and `BuildPlan` are what one plugin returns from `prepare_image` and `compile_kernels`; `Recipe` is the sum
-over all plugins, with the plugin behind every value. All of them hold names, strings and numbers only: no platform's
-objects, so that every platform can render them and `torpor plan` can print them.
+`prepare_image` returns an `ImagePatch`, `compile_kernels` a `BuildPlan`. A `Recipe` merges those of all plugins and knows which
+plugin each value comes from. All of them hold names, strings and numbers only, so that every platform can render them and
+`torpor plan` can print them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 IMAGE_ROOT = "/opt/torpor"
-"""Where the image's own disk holds what Torpor puts there (build-step scripts, kernel caches)."""
+"""The folder on the image's own disk for what Torpor puts there (build-step scripts, kernel caches)."""
 
 VOLUME_ROOT = "/vol"
-"""Where Volumes are mounted: a fresh path, because engine images already hold files under `/root/.cache`."""
+"""The folder under which volumes are mounted. It is a new path: engine images already hold files under `/root/.cache`."""
 
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]*")
@@ -52,8 +52,7 @@ class ImagePatch:
         volumes: mount path (under `/vol`) to the name of a persistent volume, for the serving container.
         python_sources: top-level packages to mount beside those that plugin classes come from.
         engine_args: command-line tokens that a plugin wants the engine to get, e.g. `("--load-format", "dummy")`.
-        python_link: the base image may have `python3` and no `python`, which Modal needs: link one to the other where it
-            lacks. No second interpreter is installed.
+        python_link: link `python` to `python3` if the base image has only `python3`; Modal needs `python`.
     """
 
     base: str | None = None
@@ -66,7 +65,7 @@ class ImagePatch:
     python_link: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would become another line of a Dockerfile, or another word of one."""
+        """Refuse values that would add a line or a word to a Dockerfile."""
         check_types(self, hidden=("env",))
         if self.base is not None and not _IMAGE.fullmatch(one_line("ImagePatch.base", self.base)):
             raise ConfigurationError(
@@ -91,7 +90,7 @@ class ImagePatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keep what a build step makes on a volume, so that the next build with the same key skips the step.
+    """Keeps the result of a build step on a volume, so that the next build with the same key skips the step.
 
     Attributes:
         volume_dir: folder on a volume that the step mounts; one sub-folder per key.
@@ -106,7 +105,7 @@ class Cache:
     probes: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no folder and no argument can hold."""
+        """Refuse values that no path and no argument can hold."""
         check_types(self)
         check_texts("Cache.volume_dir", (self.volume_dir,))
         check_texts("Cache.image_dir", (self.image_dir,))
@@ -197,7 +196,7 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """What one plugin wants done once, ahead of any start, and checked before every cold start."""
+    """Build steps that run once, before any start, and checks that run before every cold start."""
 
     steps: tuple[BuildStep, ...] = ()
     preflight: tuple[Preflight, ...] = ()
@@ -208,13 +207,13 @@ class BuildPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The sum of all plugins' patches and plans: everything that is known before a start.
+    """All plugins' patches and plans, merged: everything that is known before a start.
 
     Attributes:
         image: the merged patch.
         steps: build steps in the order in which they run, engine arguments appended where a step asks for them.
         preflight: checks before a launch.
-        origins: which plugin is behind a value: `env:NAME`, `volume:PATH`, `pip:NAME`, `flag:--x`, `step:NAME`, ...
+        origins: the plugin that each value comes from: `env:NAME`, `volume:PATH`, `pip:NAME`, `flag:--x`, `step:NAME`, ...
     """
 
     image: ImagePatch
@@ -239,7 +238,7 @@ class Recipe:
 
     @classmethod
     def merge(cls, patches: Sequence[tuple[str, ImagePatch]], plans: Sequence[tuple[str, BuildPlan]]) -> Recipe:
-        """Sum up what the plugins returned, given as pairs of plugin name and value, in the plugins' order.
+        """Merge what the plugins returned, given as pairs of plugin name and value, in the plugins' order.
 
         Raises:
             ConflictError: two plugins claim different values for one thing; the message names both.
@@ -272,7 +271,7 @@ def _with_engine_args(step: BuildStep, engine_args: tuple[str, ...]) -> BuildSte
 
 
 class _Claims:
-    """Who claimed what: the same value twice is fine, two values for one thing name both plugins."""
+    """Records which plugin claimed which value. Equal claims are fine; different values for one thing are an error."""
 
     def __init__(self) -> None:
         self._claims: dict[tuple[str, str], tuple[str, object]] = {}

@@ -241,7 +241,7 @@ async def test_generators_that_no_wake_reaches_are_named_once(capsys: pytest.Cap
                 assert (await ask(guard, step, method="POST", key=KEY)).status == 200
             assert (await control(guard, "serve")).status == 200
         said = capsys.readouterr().err
-        assert said.count("that a wake does not make new") == lines
+        assert said.count("a wake does not renew these random generators") == lines
         assert (f"{before + 3} of random.Random" in said) == bool(lines)
 
 

@@ -1,4 +1,4 @@
-"""Does something to a module of the engine's as soon as it is imported, without importing it early."""
+"""Changes one of the engine's modules as soon as it is imported, without importing it early."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["after_import"]
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Call `action` with a module right after its own code ran; now, if it is imported already.
+    """Call `action` with a module right after its own code ran, or now if it is already imported.
 
-    Several actions for one module are called in the order in which they were given. A module that is never imported,
-    because this version of the engine has none of that name, is no error.
+    Several actions for one module run in the order in which they were given. It is no error if the module is never imported,
+    e.g. because this version of the engine has no module of that name.
     """
     if name in sys.modules:
         action(sys.modules[name])
@@ -65,5 +65,5 @@ class _Loader(importlib.abc.Loader):
             action(module)
 
     def __getattr__(self, name: str) -> object:
-        """Whatever else a loader is asked for (`get_source` for tracebacks, `get_resource_reader`, ...)."""
+        """Delegate everything else (`get_source` for tracebacks, `get_resource_reader`, ...)."""
         return getattr(self._loader, name)

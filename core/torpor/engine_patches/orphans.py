@@ -1,4 +1,4 @@
-"""Spawned processes end with the launcher from their first moment on."""
+"""Spawned processes end with the launcher, from the start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARENT_VARIABLE = "TORPOR_PARENT_PID"  # set by each process for those that it 
 
 
 def end_with(parent_pid: int) -> None:
-    """Have this process end with its parent; at once, if that has ended already."""
+    """Let the kernel end this process with its parent; end it now if the parent has already ended."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
@@ -39,12 +39,12 @@ def _name_parent() -> None:
 
 
 def orphans(versions: tuple[str, ...]) -> Patch:
-    """Return the patch, for an engine's versions with which it was tested."""
+    """Return the patch; `versions` are those of the engine with which it was tested."""
     return Patch(
         name="orphans",
         reason=(
-            "engines ask for the signal that ends a child with its parent only after some ten seconds of imports, or never; until "
-            "then a killed launcher would leave its children behind"
+            "engines request the parent-death signal only after about ten seconds of imports, or never; until then a killed "
+            "launcher would leave its children behind"
         ),
         versions=versions,
         applies=_is_linux,

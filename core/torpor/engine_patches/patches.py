@@ -1,8 +1,8 @@
-"""What a launcher changes in its engine: a short list of named patches, each with its reason and where it was tested.
+"""What a launcher changes in its engine: named patches, each with its reason and the versions that it was tested with.
 
-A patch changes the running process only, never a file of the engine's. `TORPOR_PATCHES=-name,-other` switches patches off;
-the launcher logs at every start which ones are on. The guard is none of them: it needs the boot document, and switching it
-off has a variable of its own.
+A patch changes the running process only, never the engine's files. `TORPOR_PATCHES=-name,-other` switches patches off; the
+launcher logs at every start which patches are on. The guard is no patch: it needs the boot document, and a variable of its
+own switches it off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Patch:
     """One change to the engine's process.
 
     Args:
-        name: how it is named in logs and in `TORPOR_PATCHES`.
+        name: its name in logs and in `TORPOR_PATCHES`.
         reason: why the engine needs it, in one sentence.
         versions: the engine's versions that it was tested with.
         applies: tells whether this process needs it.
@@ -41,14 +41,14 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchReport:
-    """Which patches a process has on, which it has no need of, and which were switched off."""
+    """Which patches are on in a process, which it does not need, and which were switched off."""
 
     on: tuple[Patch, ...]
     not_needed: tuple[Patch, ...]
     off: tuple[Patch, ...]
 
     def describe(self, version: str) -> str:
-        """What is on, not needed and off, in one line; a patch that was not tested with the version says so."""
+        """List the patches that are on, not needed and off, in one line; mark those not tested with the version."""
         on = [patch.name if version in patch.versions else f"{patch.name} (not tested with it)" for patch in self.on]
         groups = (
             ("patches", on),
@@ -59,11 +59,11 @@ class PatchReport:
 
 
 def apply_patches(environ: Mapping[str, str], patches: Sequence[Patch]) -> PatchReport:
-    """Apply to this process every patch that it needs and that is not switched off.
+    """Apply every patch that this process needs and that is not switched off.
 
     Args:
         environ: the environment that may hold `TORPOR_PATCHES`.
-        patches: the patches to choose from, in the order in which they are applied.
+        patches: all patches, in the order of their application.
 
     Raises:
         ConfigurationError: `TORPOR_PATCHES` names a patch that does not exist.

@@ -1,16 +1,15 @@
-"""Keeps handles of processes valid over a restore: the pids come back, the start times do not.
+"""Keeps psutil's process handles valid over a restore: the pids stay the same, the start times change.
 
-psutil tells two processes with one pid apart by their start times. CRIU gives a restored process its pid and a new start
-time, so every handle that was made before the capture says "PID has been reused": a watchdog that wants to end its server
-fails, and a server that hangs goes on for ever. Here, the first use of psutil after a restore notices it, by the start
-time of its own process, and every older handle takes the new start time the first time it is used.
+psutil distinguishes two processes with one pid by their start times. A restored process has its pid and a new start time, so
+every handle from before the capture says "PID has been reused". A watchdog then fails to end its server, and a server that
+hangs stays. With this patch the first use of psutil after a restore notices the restore by the start time of its own process.
+Each older handle takes the new start time when it is next used.
 
-A handle is renewed only if its process is one of those that were restored. A process that began after the restore was
-noticed is a new one, and its pid was really used again.
+A handle is renewed only if its process was restored. A process that started after the restore was noticed is new: its pid was
+really reused.
 
-Nothing runs for this: no thread, no timer. `keep_process_identities` is for every process of an engine that uses psutil.
-Torpor's launchers call it in each process that they start, and the guard in the process that it stands in; an engine of
-your own calls it at the start of its other processes.
+It needs no thread and no timer. Every process of an engine that uses psutil needs `keep_process_identities`. Torpor's launchers
+call it in each process that they start, and the guard in its own; an engine of your own calls it in its other processes.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ _FORGOTTEN = ("_last_sys_cpu_times", "_last_proc_cpu_times")
 
 
 class _Life:
-    """This process's own life, as far as a restore changes it.
+    """The identity of this process, and the restores that it has noticed.
 
     Attributes:
-        restores: how many restores were noticed.
-        noticed: when the last of them was noticed, in ticks since boot; a process that began later is no restored one.
+        restores: number of restores noticed.
+        noticed: when the last one was noticed, in ticks since boot; a process that started later was not restored.
     """
 
     def __init__(self) -> None:
@@ -52,12 +51,12 @@ class _Life:
         self.begin()
 
     def begin(self) -> None:
-        """Note whose life this is: of a new process, or of a new fork."""
+        """Note the pid and start time of this process; called again in a fork."""
         self._lock = threading.Lock()
         self._pid, self._start = os.getpid(), _start_of(os.getpid())
 
     def look(self) -> int:
-        """Notice a restore that has happened; how many there were."""
+        """Notice a restore; return the number of restores so far."""
         start = _start_of(self._pid)
         if start != self._start:
             with self._lock:
@@ -82,7 +81,7 @@ def keep_process_identities() -> None:
 
 
 def restored() -> int:
-    """How often this process was restored from a snapshot, as far as `keep_process_identities` could notice it."""
+    """How often this process was restored; 0 without `keep_process_identities`."""
     return 0 if _life is None else _life.look()
 
 
@@ -138,14 +137,14 @@ def _renew(handle: object, psutil: ModuleType, life: _Life) -> None:
 
 
 def _forget_boot_time() -> None:
-    """Have older versions of psutil ask again when this machine was booted."""
+    """Let older versions of psutil read the machine's boot time again."""
     linux = sys.modules.get("psutil._pslinux")
     if linux is not None and hasattr(linux, "BOOT_TIME"):
         linux.BOOT_TIME = None  # type: ignore[attr-defined]
 
 
 def _start_of(pid: int) -> int:
-    """When a process began, in ticks since boot; 0 for one that is not there."""
+    """When a process started, in ticks since boot; 0 if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:  # noqa: PTH123 - called often
             return int(stream.read().rpartition(b")")[2].split()[_START_FIELD])
@@ -160,12 +159,12 @@ def _now() -> int:
 
 
 def process_identity(versions: tuple[str, ...]) -> Patch:
-    """Return the patch, for an engine's versions with which it was tested."""
+    """Return the patch; `versions` are those of the engine with which it was tested."""
     return Patch(
         name="process-identity",
         reason=(
-            "a restored process has its pid and another start time, so psutil takes every handle from before the capture for a "
-            "reused pid: the engine's watchdog fails instead of ending a server that hangs"
+            "a restored process has the same pid and another start time, so psutil takes every older handle for a reused "
+            "pid, and the engine's watchdog fails instead of ending a server that hangs"
         ),
         versions=versions,
         applies=lambda: sys.platform == "linux",

@@ -1,11 +1,11 @@
-"""Makes the random state of a process new: after a restore each replica has the snapshot's, and would sample the same text.
+"""Renews the random state of a process: after a restore every replica has the snapshot's, and would sample the same text.
 
-The guard calls it at every wake, in the process that it stands in. Engines whose samplers are in other processes call it there.
-Only modules that are imported already are touched. What asks the kernel each time needs nothing: `secrets`, `os.urandom`,
+The guard calls it at every wake, in its own process. Engines with samplers in other processes call it there. Only modules that
+are already imported are touched. Sources that ask the kernel each time need nothing: `secrets`, `os.urandom`,
 `random.SystemRandom`, `uuid.uuid4`.
 
-Out of reach is what has a state of its own that nobody lists: `random.Random()`, numpy's Generators (`default_rng`),
-`torch.Generator()`, generators in C++. An engine that samples with one of those makes it new in the guard's `on_wake`.
+It does not reach generators with a state of their own: `random.Random()`, numpy's Generators (`default_rng`),
+`torch.Generator()`, generators in C++. An engine that samples with one of those renews it in the guard's `on_wake`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class _OpenSSL(Protocol):
 
 
 def renew_random_state(*, seed: int | None = None) -> None:
-    """Make new what a process draws from.
+    """Renew every random source of this process that has a known place.
 
-    `random`, numpy's legacy state and torch's generators (of CUDA, too) get the seed. OpenSSL's generator, the node and clock of
-    `uuid.uuid1` and the names of temporary files and semaphores get random bits of the kernel's.
+    `random`, numpy's legacy state and torch's generators (CUDA's too) get the seed. OpenSSL's generator, the node and clock of
+    `uuid.uuid1` and the names of temporary files and semaphores get random bits from the kernel.
 
     Args:
-        seed: for processes that have to draw the same numbers, as ranks of one tensor-parallel group do; 0 up to 2**32.
-            By default one of the kernel's.
+        seed: for processes that have to draw the same numbers, like the ranks of one tensor-parallel group; 0 to 2**32 - 1.
+            By default a random one from the kernel.
     """
     number = int.from_bytes(os.urandom(_SEED_BYTES), "little") if seed is None else seed
     for name, renew in _SOURCES.items():
@@ -56,10 +56,10 @@ def renew_random_state(*, seed: int | None = None) -> None:
 
 
 def generators_of_their_own() -> dict[str, int]:
-    """How many generators this process holds that `renew_random_state` does not reach, by type; for a warning.
+    """Count the generators that `renew_random_state` does not reach, by type; for a warning.
 
-    Those that Python's collector sees: `random.Random`, numpy's `Generator` and `RandomState`. A walk over every object, which
-    takes 0.1 s in a large process.
+    It counts what Python's garbage collector sees: `random.Random`, numpy's `Generator` and `RandomState`. It walks over every
+    object, which takes 0.1 s in a large process.
     """
     kinds: dict[type, str] = {}
     for module_name, names in (("random", ("Random",)), ("numpy.random", ("Generator", "RandomState"))):
@@ -76,7 +76,7 @@ def generators_of_their_own() -> dict[str, int]:
 
 
 def _default_of(path: str) -> object:
-    """What stands at `module:attribute.attribute`, if that module is imported."""
+    """The object at `module:attribute.attribute`, if that module is imported."""
     module_name, _, attributes = path.partition(":")
     found: object = sys.modules.get(module_name)
     for attribute in attributes.split("."):
@@ -90,8 +90,8 @@ def _renew_seeded(module: object, seed: int) -> None:
 
 
 def _renew_torch(module: object, seed: int) -> None:
-    """Seed all of torch's default generators; those of devices that are not initialised once they are."""
-    if hasattr(module, "manual_seed"):  # an import that failed half-way leaves a module without it
+    """Seed all of torch's default generators; those of uninitialised devices when they are initialised."""
+    if hasattr(module, "manual_seed"):  # missing after an import that failed half-way
         cast("_Torch", module).manual_seed(seed)
 
 
@@ -100,7 +100,7 @@ def _renew_openssl(module: object, _seed: int) -> None:
 
 
 def _renew_uuid(module: object, _seed: int) -> None:
-    """Of `uuid1` and its relatives: another node, no last time, and no generator of libuuid's, whose state is hidden."""
+    """For `uuid1` and the like: another node, no last time, and not libuuid's generator, whose state is hidden."""
     facts = vars(module)
     facts["_node"] = int.from_bytes(os.urandom(_NODE_BITS // 8), "big") | _MULTICAST
     if "_generate_time_safe" in facts:
@@ -111,7 +111,7 @@ def _renew_uuid(module: object, _seed: int) -> None:
 
 
 def _renew_names(holder: object, attribute: str) -> None:
-    """Have a sequence of random names begin anew; tempfile's seeds itself when its process id is another one."""
+    """Restart a sequence of random names: it seeds itself when its process id has changed."""
     if (sequence := getattr(holder, attribute, None)) is not None:
         with contextlib.suppress(AttributeError):
             sequence._rng_pid = None  # noqa: SLF001 - tempfile._RandomNameSequence of Python 3.11 to 3.14
@@ -121,7 +121,7 @@ _DEFAULTS = (
     *("random:_inst", "numpy.random:mtrand._rand", "tempfile:_name_sequence._rng"),
     "multiprocessing.synchronize:SemLock._rand._rng",
 )
-"""The generators that are renewed, where they are seen by the collector."""
+"""The renewed generators, where the garbage collector sees them."""
 
 _SOURCES: dict[str, Callable[[object, int], None]] = {
     "random": _renew_seeded,

@@ -1,8 +1,8 @@
-"""Asks anew for the CPU's tile registers: a process that CRIU restored has lost the permission.
+"""Requests the CPU's tile registers (AMX) again: a restored process has lost the permission.
 
-Linux lets a process use AMX only after it asked (arch_prctl(2), ARCH_REQ_XCOMP_PERM; Documentation/arch/x86/xstate.rst).
-The permission belongs to the process, CRIU 4.2.1 does not carry it over, and the first matrix product of torch's oneDNN
-then ends a restored scheduler with SIGILL (seen on a Xeon with amx_tile, SGLang 0.5.23, bfloat16).
+Linux lets a process use AMX only on request (arch_prctl(2), ARCH_REQ_XCOMP_PERM; Documentation/arch/x86/xstate.rst). The
+permission belongs to the process, and CRIU 4.2.1 does not restore it. The first matrix product of torch's oneDNN then ends a
+restored scheduler with SIGILL (seen on a Xeon with amx_tile, SGLang 0.5.23, bfloat16).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def has_permission() -> bool:
 
 
 def request_permission() -> None:
-    """Ask for the tile registers, for every thread of this process.
+    """Request the tile registers for every thread of this process.
 
     Raises:
         OSError: the kernel refuses, e.g. because a signal stack is too small for them.
@@ -37,7 +37,7 @@ def request_permission() -> None:
 
 
 def ensure_tile_permission() -> None:
-    """Ask for the tile registers if the processor has them and this process may not use them.
+    """Request the tile registers if the processor has them and this process may not use them.
 
     Raises:
         OSError: the kernel refuses.
@@ -47,17 +47,17 @@ def ensure_tile_permission() -> None:
 
 
 class TilePermission:
-    """Whether this process had it when it went to sleep; only then it is asked for anew."""
+    """Remembers whether this process had the permission before the sleep, and requests it again only then."""
 
     def __init__(self) -> None:
         self._had = False
 
     def note(self) -> None:
-        """Call it before the sleep."""
+        """Note the permission; call it before the sleep."""
         self._had = has_permission()
 
     def renew(self) -> None:
-        """Call it before anything is computed after the wake."""
+        """Request the permission if it was lost; call it after the wake, before any computation."""
         if self._had and not has_permission():
             request_permission()
 

@@ -21,12 +21,12 @@ def _use_thread_lock() -> None:
 
 
 def tqdm_lock(versions: tuple[str, ...]) -> Patch:
-    """Return the patch, for an engine's versions with which it was tested."""
+    """Return the patch; `versions` are those of the engine with which it was tested."""
     return Patch(
         name="tqdm-lock",
         reason=(
-            "tqdm's first bar makes a lock for several processes, an unlinked POSIX semaphore in /dev/shm, which CRIU cannot "
-            "dump without root; a lock for the threads of one process is all that the engine's bars need"
+            "tqdm's first bar creates a lock for several processes: an unlinked POSIX semaphore in /dev/shm, which CRIU cannot "
+            "dump without root. The engine's bars need only a lock for the threads of one process"
         ),
         versions=versions,
         applies=_has_tqdm,

@@ -1,4 +1,4 @@
-"""`ChatServer`: what is the same for every engine that is an OpenAI-like HTTP server behind the guard."""
+"""`ChatServer`: the common part of plugins for engines that are OpenAI-like HTTP servers behind the guard."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ _SHA256_HEX_DIGITS = 64
 
 
 class Routes(Protocol):
-    """A module that says who may call which of an engine's routes."""
+    """A module with lists of an engine's routes by who may call them."""
 
     @property
     def PUBLIC(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
-        """Everybody, while the engine serves."""
+        """Open to everybody while the engine serves."""
 
     @property
     def KEYED(self) -> tuple[str, ...]:  # noqa: N802
-        """With the lifecycle key, while the engine is awake."""
+        """Open with the lifecycle key while the engine is awake."""
 
     @property
     def DOCS(self) -> tuple[str, ...]:  # noqa: N802
-        """Those of KEYED that describe the API."""
+        """The routes of KEYED that describe the API."""
 
     @property
     def ANSWERED(self) -> tuple[str, ...]:  # noqa: N802
-        """The guard answers in the engine's place."""
+        """Answered by the guard in the engine's place."""
 
     @property
     def CLOSED(self) -> tuple[tuple[str, tuple[str, ...]], ...]:  # noqa: N802
-        """Nobody ever; a reason, and its paths."""
+        """Closed to everybody; pairs of a reason and its paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatServer(EnginePlugin):
-    """Base of engine plugins; a subclass names its engine's flags, routes and calls.
+    """The base class of engine plugins. A subclass adds its engine's flags, routes and calls.
 
     Attributes:
         version: the engine's version.
@@ -87,17 +87,17 @@ class ChatServer(EnginePlugin):
         device: `cuda` or `cpu`.
         tensor_parallel: GPUs that share the model. With what `extra_args` say of pipelines and of data parallelism they are as
             many as the deployment's GPUs: neither more nor fewer.
-        attention_backend: the engine's name of it; None leaves the choice to the engine.
-        load_format: how weights are read, the engine's name of it; None leaves it to the engine, or to another plugin.
-        dummy_weights: random weights in place of the model's, for trying things out.
+        attention_backend: the backend's name in the engine; None leaves the choice to the engine.
+        load_format: the engine's name of the way to read weights; None leaves the choice to the engine or another plugin.
+        dummy_weights: random weights instead of the model's, for trials.
         metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
         open_metrics: serve them to everybody.
-        open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it takes the lifecycle key.
+        open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it needs the lifecycle key.
         max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
-        media_domains: hosts that media in a public request may be fetched from; `*` is every one, and what they redirect to.
-            Media that comes as a data: URL always passes; files are never opened.
+        media_domains: hosts from which media in a public request may be fetched; `*` allows every host and every redirect.
+            Media in a data: URL always passes; files are never opened.
         max_choices: answers that one public request may ask for: `n` times its prompts.
-        allowed_fields: request fields that the plugin refuses (its `fields.py`) and that you trust your callers with; headers, too.
+        allowed_fields: fields and headers that the plugin refuses by default (its `fields.py`) and that you allow.
         refused_fields: further request fields to refuse, e.g. `regex`.
         api_key_sha256: SHA-256 of bearer keys, 64 lower-case hex digits each; with any, the public paths ask for one.
             `torpor key new` makes a key and its digest.
@@ -111,7 +111,7 @@ class ChatServer(EnginePlugin):
     ready_path: ClassVar[str] = "/v1/models"
     supported_versions: ClassVar[tuple[str, ...]] = ()
     default_images: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Version and image of those that need no `image`."""
+    """Pairs of version and image, for versions that need no `image`."""
     launcher: ClassVar[str] = ""
     """Module that the engine's interpreter runs, with the engine's flags."""
     routes: ClassVar[Routes]
@@ -177,7 +177,7 @@ class ChatServer(EnginePlugin):
         self.reserved.check_extra_args(self.version, self.extra_args)
 
     def _check_keys(self) -> None:
-        """Refuse what is no digest, without showing it: it may be the key itself."""
+        """Refuse what is no digest, without showing it: it may be a key."""
         keys: object = self.api_key_sha256
         seen = ""
         if not isinstance(keys, tuple | list):
@@ -197,13 +197,13 @@ class ChatServer(EnginePlugin):
             )
 
     def _check_request_options(self) -> None:
-        """Refuse hosts that are none, and fields that the engine's requests have not."""
+        """Refuse invalid hosts, and fields that the engine's requests do not have."""
         name = type(self).__name__
         for host in self.media_domains:
             if host != ANY_DOMAIN and (host != host.strip().lower() or set(host) & set("/:@,*") or not host):
                 raise ConfigurationError(
                     f"{name}.media_domains holds {host!r}, which is no host: write it in lower case, without scheme, port or "
-                    "path, e.g. 'images.example.org'; '*' alone allows every one."
+                    "path, e.g. 'images.example.org'; '*' alone allows every host."
                 )
         if ANY_DOMAIN in self.media_domains and len(self.media_domains) > 1:
             raise ConfigurationError(f"{name}.media_domains holds '*' beside hosts; give either.")
@@ -218,7 +218,7 @@ class ChatServer(EnginePlugin):
                     )
 
     def request_env(self) -> dict[str, str]:
-        """What the launcher's `public-requests` reads; nothing where the options are the defaults."""
+        """Variables for the launcher's patch `public-requests`; none for default options."""
         given = {
             MEDIA_DOMAINS_VARIABLE: ",".join(self.media_domains),
             MAX_CHOICES_VARIABLE: "" if self.max_choices == MAX_CHOICES else str(self.max_choices),
@@ -228,7 +228,7 @@ class ChatServer(EnginePlugin):
         return {variable: value for variable, value in given.items() if value}
 
     def at_least(self, option: str, lowest: int, highest: int = _MOST) -> None:
-        """Refuse a number outside of what is allowed; None is allowed.
+        """Refuse a number outside the limits; None is allowed.
 
         Raises:
             ConfigurationError: names option, value and limit.
@@ -240,7 +240,7 @@ class ChatServer(EnginePlugin):
             raise ConfigurationError(f"{name}.{option} is {value}; the highest allowed value is {highest}.")
 
     def between_0_and_1(self, option: str) -> None:
-        """Refuse a share that is none; None is allowed.
+        """Refuse a share that is not between 0 and 1; None is allowed.
 
         Raises:
             ConfigurationError: names option and value.
@@ -250,7 +250,7 @@ class ChatServer(EnginePlugin):
             raise ConfigurationError(f"{type(self).__name__}.{option} is {value}; it has to be between 0 and 1.")
 
     def seconds(self, option: str) -> None:
-        """Refuse a time that nobody can mean.
+        """Refuse a time that is not above 0, or longer than 30 days.
 
         Raises:
             ConfigurationError: names option and value.
@@ -288,13 +288,13 @@ class ChatServer(EnginePlugin):
 
     @property
     def base_image(self) -> str | None:
-        """The image to start from; None on a CPU, where the engine is the machine's own, unless one was named."""
+        """The base image; None on a CPU without `image`, where the engine is installed on the machine."""
         if self.device == "cpu":
             return self.image
         return self.image or dict(self.default_images)[self.version]
 
     def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
-        """The plugin's own flags; a compile run keeps only what kernels depend on."""
+        """The plugin's own flags. With `serving` off, only those that compiled kernels depend on."""
         raise NotImplementedError
 
     @override
@@ -350,8 +350,8 @@ class ChatServer(EnginePlugin):
     def forget_prompts(self, client: httpx.Client) -> None:
         """Empty the prefix cache at the end of the warm-up.
 
-        The canary comes next. After a wake it is asked with an empty prefix cache; with prefixes of the warm-up in it, other
-        kernels run, and close calls between two tokens fall otherwise (seen on an H100 with random weights).
+        The canary comes next, and after a wake it runs with an empty prefix cache. With prefixes of the warm-up in the cache
+        other kernels run, and near-ties between two tokens resolve differently (seen on an H100 with random weights).
         """
         raise NotImplementedError
 
@@ -364,7 +364,7 @@ class ChatServer(EnginePlugin):
         raise NotImplementedError
 
     def guard_rules(self, deployment: Deployment) -> GuardRules:
-        """Who may call what while the engine serves, sleeps and wakes."""
+        """The guard's rules: who may call what while the engine serves, sleeps and wakes."""
         metrics = ("/metrics",) if self.metrics and self.open_metrics else ()
         return GuardRules(
             public=self.public_paths,
@@ -379,16 +379,16 @@ class ChatServer(EnginePlugin):
 
 
 def call(client: httpx.Client, path: str, body: object = None, *, engine: str) -> httpx.Response:
-    """Post a management call and demand 200.
+    """Send a management call (POST) and demand 200.
 
     Args:
         client: bound to the engine, with the lifecycle key.
-        path: with its query, if it has one.
+        path: the path, with its query.
         body: JSON; None sends no body.
         engine: the engine's name, for the message.
 
     Raises:
-        EngineRequestError: anything else came back.
+        EngineRequestError: the engine gave any other answer.
     """
     response = client.post(path) if body is None else client.post(path, json=body)
     if response.status_code != _OK:
@@ -400,10 +400,10 @@ def call(client: httpx.Client, path: str, body: object = None, *, engine: str) -
 
 
 def call_object(client: httpx.Client, path: str, *, engine: str) -> dict[str, object]:
-    """Post a management call and demand 200 with a JSON object; arguments as of `call`.
+    """Send a management call (POST) and demand 200 with a JSON object; arguments as for `call`.
 
     Raises:
-        EngineRequestError: anything else came back.
+        EngineRequestError: the engine gave any other answer.
     """
     response = call(client, path, engine=engine)
     try:

@@ -1,7 +1,7 @@
 """Options as an engine's command line: one record per flag, with its name in every supported version.
 
-Flags are written out in full: argparse takes an unambiguous beginning too, and which ones are unambiguous changes from
-version to version. Every record is tried on the real parsers of all supported versions by the plugins' tests.
+Flags are written in full: argparse also takes unambiguous abbreviations, and which ones are unambiguous changes between
+versions. The plugins' tests try every record on the real parsers of all supported versions.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ OptionValue = str | int | float | bool | tuple[str, ...] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One option and the flag that carries it.
+    """One option and its flag.
 
     Args:
-        option: the option's name on our side.
-        instead: what a user writes to change it, a sentence.
-        flag: the flag in all supported versions but those of `renamed`.
-        reason: why we set it.
+        option: the plugin's name of the option.
+        instead: how a user changes it, a sentence.
+        flag: the flag in all supported versions except those in `renamed`.
+        reason: why the plugin sets it.
         source: where the engine defines it, per version.
-        fixed: the flag's value where the option is only on or off, e.g. `dummy`.
-        renamed: version and flag where it has another name.
-        aliases: other spellings that the engine takes for it, in any version.
-        needless: versions that do without being told what the flag asks for, and have no such flag.
-        shared: another plugin may give the flag where the option is unset.
+        fixed: the flag's value if the option is only on or off, e.g. `dummy`.
+        renamed: pairs of version and flag, for versions with another name.
+        aliases: other spellings that the engine accepts, in any version.
+        needless: versions without the flag, which already behave as it asks.
+        shared: another plugin may give the flag if the option is unset.
     """
 
     option: str
@@ -54,7 +54,7 @@ class Flag:
         return dict(self.renamed).get(version, self.flag)
 
     def spellings(self) -> tuple[str, ...]:
-        """Return every name that it has in any version."""
+        """Return every name of the flag in any version."""
         return (self.flag, *(name for _, name in self.renamed), *self.aliases)
 
 
@@ -63,7 +63,7 @@ class FlagTable:
     """All flags that an engine's plugin sets.
 
     Args:
-        versions: the engine's versions, for which the table holds.
+        versions: the engine's versions that the table covers.
         flags: the records, in the order of the command line.
     """
 

@@ -1,7 +1,7 @@
-"""Homes for the kernel caches that engines share: one root for all.
+"""Folders for the kernel caches that engines share, under one root.
 
-The defaults are spread over `~/.cache`, `~/.triton`, `/tmp` and `~/.nv`. Setting a variable that an engine does not read is
-harmless, so all of them are always set; the engine's plugin adds its own.
+By default they are spread over `~/.cache`, `~/.triton`, `/tmp` and `~/.nv`. A variable that an engine does not read is harmless,
+so all of them are set; the engine's plugin adds its own.
 """
 
 from __future__ import annotations

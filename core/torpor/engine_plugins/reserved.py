@@ -1,7 +1,7 @@
-"""Flags that an extra engine argument must not be: a plugin's own, and those that would open a way round the guard.
+"""Flags that extra engine arguments may not use: the plugin's own, and those that would bypass the guard.
 
-Checked twice: `check_extra_args` looks at the command line before the start, and the launcher looks at the arguments as
-the engine has parsed them, whatever they came from, and at the environment.
+They are checked twice. `check_extra_args` checks the command line before the start. The launcher checks the arguments as the
+engine has parsed them, whatever their source, and the environment.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Reserved:
     """Flags that are refused for one reason.
 
     Args:
-        flags: every spelling of every one of them, in full.
-        why: what they would do.
-        instead: what to use in their place.
-        harmless: values of the parsed arguments that leave the guard in place, by attribute; others stop the launcher.
+        flags: every spelling of each flag, in full.
+        why: what the flags would do.
+        instead: what to use instead.
+        harmless: allowed values of the parsed arguments, by attribute; any other value stops the launcher.
     """
 
     flags: tuple[str, ...]
@@ -41,12 +41,12 @@ class Reserved:
 
 @dataclass(frozen=True, kw_only=True)
 class Reservations:
-    """What nobody but the plugin may tell its engine.
+    """Flags and variables that only the plugin may set.
 
     Args:
         table: the plugin's own flags.
-        reserved: flags that would open a way round the guard, or break the lifecycle.
-        environment: variables for which the engine does the same, each with what it does.
+        reserved: flags that would bypass the guard or break the lifecycle.
+        environment: variables that would do the same, each with its effect.
     """
 
     table: FlagTable
@@ -54,19 +54,19 @@ class Reservations:
     environment: tuple[tuple[str, str], ...] = ()
 
     def flags(self) -> tuple[str, ...]:
-        """Return every flag that an extra argument must not be, in full."""
+        """Return every flag that an extra argument may not use, in full."""
         return tuple(sorted(dict(self._refusals())))
 
     def check_extra_args(self, version: str, argv: Sequence[str], *, free: Collection[str] = ()) -> None:
-        """Refuse extra engine arguments that the plugin sets itself or that the guard could be passed by.
+        """Refuse extra engine arguments that the plugin sets itself or that would bypass the guard.
 
-        Every spelling that argparse takes is caught: `--flag value`, `--flag=value`, and a beginning such as `--tok`, which
-        is refused wherever it could mean a reserved flag.
+        Every spelling that argparse accepts is caught: `--flag value`, `--flag=value`, and an abbreviation such as `--tok`, which
+        is refused if it could mean a reserved flag.
 
         Args:
             version: the engine's version that will read them.
-            argv: flags and values as they were written.
-            free: flags of the plugin's own that may be given all the same.
+            argv: flags and values as written.
+            free: the plugin's own flags that may still be given.
 
         Raises:
             ConfigurationError: names the argument, the reason and what to use instead.
@@ -94,11 +94,11 @@ class Reservations:
                 )
 
     def check_parsed_args(self, version: str, parsed: object) -> None:
-        """Refuse arguments, as the engine has parsed them, that the guard could be passed by.
+        """Refuse parsed arguments that would bypass the guard.
 
         Args:
             version: the engine's version that parsed them.
-            parsed: its object of arguments; attributes that a version lacks are harmless.
+            parsed: the engine's object of arguments; an attribute that a version lacks is harmless.
 
         Raises:
             ConfigurationError: names the argument, its value and the reason.
@@ -112,7 +112,7 @@ class Reservations:
                     )
 
     def check_environment(self, environ: Mapping[str, str]) -> None:
-        """Refuse environment variables for which the engine opens a way round the guard.
+        """Refuse environment variables that would bypass the guard.
 
         Raises:
             ConfigurationError: names the variable and the reason.
@@ -124,7 +124,7 @@ class Reservations:
                 )
 
     def _refusals(self) -> Iterator[tuple[str, str]]:
-        """Give for every reserved flag the end of the message that refuses it."""
+        """Pairs of a reserved flag and the end of the message that refuses it."""
         for flag in self.table:
             for name in flag.spellings():
                 yield name, f"the plugin sets it ({flag.reason}). {flag.instead}"
@@ -134,5 +134,5 @@ class Reservations:
 
 
 def _plain(argument: str) -> str:
-    """The flag that an argument names: vLLM's parser takes `_` for `-`, and `--flag.key value` for a part of a JSON value."""
+    """The flag in an argument: vLLM's parser reads `_` as `-`, and `--flag.key value` as part of a JSON value."""
     return argument.partition("=")[0].partition(".")[0].replace("_", "-")

@@ -1,9 +1,9 @@
-"""Warm-up requests: whatever a first real request would compile, import or allocate happens here.
+"""Warm-up requests: they compile, import and allocate what a first real request would.
 
-Engines' own warm-ups do not do: SGLang's sends one plain `/generate` of 8 tokens, and a restored server that had only that
-took 29 to 34 s for its first chat request, because the chat path imports and compiles more (ai-dynamo/dynamo#9435);
-vLLM's runs the model alone, without its HTTP server. So these are chat-shaped: short and long prompts, streamed and not,
-greedy and sampled, alone and in a small burst.
+The engines' own warm-ups do not suffice. SGLang's sends one plain `/generate` of 8 tokens; a restored server with only that took
+29 to 34 s for its first chat request, because the chat path imports and compiles more (ai-dynamo/dynamo#9435). vLLM's runs the
+model without the HTTP server. So these requests are chats: short and long, streamed and not, greedy and sampled, alone and in
+a small burst.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WarmupRequest:
 
 
 def warmup_requests(prompt_words: tuple[int, ...]) -> tuple[WarmupRequest, ...]:
-    """The set: every length greedy and whole, every length sampled and streamed; at least three requests."""
+    """The requests: each length greedy and not streamed, then each length sampled and streamed; at least four."""
     lengths = prompt_words if len(prompt_words) > 1 else (*prompt_words, *prompt_words)
     greedy = tuple(WarmupRequest(prompt_words=words, stream=False, temperature=0.0) for words in lengths)
     sampled = tuple(WarmupRequest(prompt_words=words, stream=True, temperature=0.8) for words in lengths)
@@ -65,7 +65,7 @@ def warmup_requests(prompt_words: tuple[int, ...]) -> tuple[WarmupRequest, ...]:
 
 
 def warm_up(client: httpx.Client, *, model: str, prompt_words: tuple[int, ...], burst: int, timeout_s: float) -> None:
-    """Send the whole set, one request after the other, then a burst.
+    """Send all requests one after the other, then a burst.
 
     Args:
         client: bound to the engine.
@@ -110,7 +110,7 @@ def send(client: httpx.Client, request: WarmupRequest, *, model: str, timeout_s:
 
 
 def send_burst(client: httpx.Client, count: int, *, model: str, timeout_s: float) -> None:
-    """Send `count` short requests at once, so that batches larger than one have been seen.
+    """Send `count` short requests at once, so that the engine has run batches larger than one.
 
     Raises:
         EngineRequestError: one of them failed.

@@ -1,14 +1,14 @@
-"""The guard: a pure-ASGI door inside the engine's own server process.
+"""The guard: an ASGI layer inside the engine's own server process that decides which requests reach the engine.
 
-An engine's management routes are open to whoever has the URL, a health probe or a second resume ends a sleeping SGLang,
-and nothing tells a load balancer that a replica is asleep (measured; see SECURITY.md). The guard stands before the
-engine's application, outside all of its middlewares, and adds no hop and no copy of a token stream.
+Without it an engine's management routes are open to everybody who has the URL, a health probe or a second resume ends a
+sleeping SGLang, and nothing tells a load balancer that a replica is asleep (measured; see SECURITY.md). The guard wraps the
+engine's application, outside all of its middlewares. It adds no network hop, and it does not copy token streams.
 
     starting --serve--> serving --drain--> draining --asleep--> asleep --wake--> waking --serve--> serving
         '--------------------drain-----------^ |
                              serving <--serve--' (nothing was put to sleep yet)
 
-Who may pass, by path and state; a path is compared whole, as it was sent and as the application will see it:
+Who may pass, by path and state. A path has to match exactly, both as it was sent and as the application will see it:
 
     /health, /ready      everybody; answered here from the state: 200 only when serving, else 503 with Retry-After
     open paths           everybody while serving; else 503 with Retry-After

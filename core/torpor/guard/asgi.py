@@ -1,4 +1,4 @@
-"""The guard as an ASGI application around the engine's: who passes, and what everybody else is told."""
+"""The guard as an ASGI application around the engine's: it lets requests pass, and answers the others itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NOT_POST = Refusal(405, "method_not_allowed", "This call is a POST.")
 
 
 class _Access(Enum):
-    """Whose a path is."""
+    """Who may use a path."""
 
     HEALTH = auto()
     OPEN = auto()
@@ -50,7 +50,7 @@ class _Access(Enum):
 
 
 class _Route(NamedTuple):
-    """One exact path: whose it is, and its bytes on the wire; `public` requests go to the engine."""
+    """One exact path: who may use it, and its bytes on the wire. `public` requests go to the engine."""
 
     access: _Access
     raw: bytes
@@ -58,21 +58,21 @@ class _Route(NamedTuple):
 
     @property
     def for_browsers(self) -> bool:
-        """Whether a page of another origin may read the guard's own answers, if it may read the engine's."""
+        """Whether the guard's own answers on this path carry the engine's CORS headers."""
         return self.public or self.access is _Access.HEALTH
 
 
 class Guard:
-    """The door. One object per server process; everything runs on that server's event loop.
+    """Lets requests to the engine pass, or refuses them. One object per server process; it runs on that server's event loop.
 
     Args:
         app: the engine's ASGI application, with all of its own middlewares.
-        rules: which paths are whose.
-        key: the lifecycle key of this boot, or what the boot document holds in its place. Only digests are kept.
-        replica_id: told to the holder of the key, so that core knows its own engine.
-        on_wake: makes new what of the engine's own is the same in each replica of a snapshot, e.g. a sampler's generator. Called
-            at each wake, on the event loop, once every wake step is done and before the first public request; awaited if it
-            is a coroutine's. What it raises fails the wake. The process's default generators are renewed without it.
+        rules: who may use which path.
+        key: the lifecycle key of this start, or what the boot document holds in its place. Only digests are kept.
+        replica_id: shown to the holder of the key, so that core recognises its own engine.
+        on_wake: renews state of the engine's own that is the same in each replica of a snapshot, e.g. a sampler's generator.
+            Called at each wake, on the event loop, after every wake step and before the first public request. The guard
+            awaits it if it returns a coroutine; an exception fails the wake. The guard renews the default generators itself.
 
     Raises:
         ValueError: the key is too short, or not what a header can carry.
@@ -96,16 +96,16 @@ class Guard:
 
     @property
     def state(self) -> State:
-        """Where the engine is in its life."""
+        """The guard's state."""
         return self._machine.state
 
     @property
     def in_flight(self) -> int:
-        """Requests at the engine."""
+        """Requests that the engine is answering."""
         return self._machine.in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection. A public request that may pass takes the shortest way there is."""
+        """Serve one ASGI connection. A public request that may pass takes the fast path."""
         if scope["type"] != "http":
             await self._not_http(scope, receive, send)
             return
@@ -128,18 +128,18 @@ class Guard:
                 self._machine.leave()
 
     def _route(self, scope: Scope) -> _Route | None:
-        """The rule for a path; None where the path isn't exactly, byte for byte, one of ours."""
+        """The rule for a path; None if no rule matches it byte for byte."""
         route = self._routes.get(cast("str", scope["path"]))
         if route is None or scope.get("root_path") or scope.get("raw_path") not in (route.raw, None):
             return None
         return route
 
     def _last(self, send: Send) -> Send:
-        """For answers of the guard's: while it drains, each is the last one of its connection."""
+        """Wrap `send` for the guard's own answers: while it drains, each closes its connection."""
         return closing(send) if self._machine.state is State.DRAINING else send
 
     def _public_refusal(self, scope: Scope, headers: Headers, route: _Route) -> Refusal | None:
-        """Why a request without the lifecycle key may not pass now; None if it may."""
+        """Why a request without the lifecycle key is refused now; None if it may pass."""
         machine = self._machine
         if machine.state is not State.SERVING:
             return _unavailable("not_serving", f"The server is {machine.state}; {self._control.until}.")
@@ -156,7 +156,7 @@ class Guard:
         return self._too_large
 
     async def _pass(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
-        """Hand a request to the engine without the keys that it showed, counted until the engine is done with it."""
+        """Pass a request to the engine without its keys, and count it as in flight until the engine is done with it."""
         if ORIGIN in headers and route.public:
             send = self._cors.watched(headers, send)
         if self._asks_for_bearer or KEY_HEADER in headers:
@@ -203,7 +203,7 @@ class Guard:
             await self._refuse(own, refusal, route)
 
     async def _keyed(self, scope: Scope, headers: Headers, route: _Route, receive: Receive, send: Send) -> None:
-        """What the holder of the lifecycle key asks of the engine."""
+        """Serve a request that carries the lifecycle key."""
         path, held, own = str(scope["path"]), HeldEnd(send), OwnAnswer(scope, receive, send)
         is_step = route.access is _Access.STEP
         if is_step and scope["method"] != "POST":
@@ -258,7 +258,7 @@ class Guard:
         await self._openly(own, refusing, route)
 
     async def _openly(self, own: OwnAnswer, answering: Callable[[Send], Awaitable[None]], route: _Route | None) -> None:
-        """Answer in the engine's place; a browser gets the headers that the engine would give it, on its public paths."""
+        """Answer in the engine's place; on public paths with the CORS headers that the engine would send."""
         if route is not None and route.for_browsers and ORIGIN in own.headers:
             await self._cors.answer(own.scope, own.headers, own.send, answering)
         else:
@@ -266,7 +266,7 @@ class Guard:
 
 
 def _routes(rules: GuardRules) -> dict[str, _Route]:
-    """Every path with a rule; of several rules the most open one."""
+    """Each path with its rule; the most open rule wins."""
     groups = (
         (_Access.STEP, rules.sleep + rules.wake),
         (_Access.KEYED, rules.keyed),
@@ -285,7 +285,7 @@ def _unavailable(code: str, message: str) -> Refusal:
 
 
 def _ambiguous(scope: Scope, pairs: list[tuple[bytes, bytes]], headers: Headers) -> bool:
-    """Whether two readers of these headers might each believe something else of who is asking or how long the body is."""
+    """Whether two servers could read these headers differently: who the client is, or how long the body is."""
     if _ENCODING in headers and (
         _LENGTH in headers or headers[_ENCODING].lower() != b"chunked" or scope.get("http_version") == "1.0"
     ):
@@ -295,11 +295,11 @@ def _ambiguous(scope: Scope, pairs: list[tuple[bytes, bytes]], headers: Headers)
 
 
 def _bounded(scope: Scope, headers: Headers) -> bool:
-    """Whether the server itself knows where the body ends before it comes (HTTP/1: by its length, or there is none)."""
+    """Whether the body's end is known in advance (HTTP/1: it has a length, or there is no body)."""
     return _LENGTH in headers or (_ENCODING not in headers and scope.get("http_version") in ("1.1", "1.0"))
 
 
 def _without_keys(scope: Scope) -> Scope:
-    """The scope for the engine: no key gets into what it logs."""
+    """The scope for the engine, without keys, so that none gets into its log."""
     pairs = cast("list[tuple[bytes, bytes]]", scope["headers"])
     return {**scope, "headers": [pair for pair in pairs if pair[0] not in (KEY_HEADER, BEARER_HEADER)]}

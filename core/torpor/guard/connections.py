@@ -1,8 +1,9 @@
-"""The connections that the HTTP server around the guard has open: closed for a sleep, since none may cross it.
+"""The open connections of the HTTP server around the guard. A sleep closes them: no connection survives a snapshot.
 
-ASGI knows no connections. Uvicorn's own are reached through the `receive` of a request: its cycle knows its transport, that one
-its protocol, and that one the set of all (`connections`, `cycle` and `shutdown` of h11_impl.py and httptools_impl.py, 0.30 to
-0.54). With another server, or behind a layer that hides `receive`, none are seen, and none are closed.
+ASGI has no connections. Uvicorn's are reached through the `receive` of a request: its cycle knows the transport, the transport
+the protocol, and the protocol the set of all connections (`connections`, `cycle` and `shutdown` of h11_impl.py and
+httptools_impl.py, 0.30 to 0.54). With another server, or behind a layer that hides `receive`, the guard sees no
+connection and closes none.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _IDLE_S = 0.5
 
 
 class Connections:
-    """Every open connection but the one that asks.
+    """Every open connection except that of the current request.
 
     Args:
-        everyone: the server's own set of them.
-        own: whose request this is.
+        everyone: the server's set of connections.
+        own: the connection of the current request.
     """
 
     def __init__(self, everyone: set[ServerConnection], own: ServerConnection | None) -> None:
@@ -52,7 +53,7 @@ class Connections:
 
     @classmethod
     def of(cls, receive: Receive) -> Self:
-        """Those of the server whose `receive` this is."""
+        """The connections of the server that this `receive` belongs to."""
         with contextlib.suppress(AttributeError):
             transport: asyncio.Transport = receive.__self__.transport  # type: ignore[attr-defined]
             own = cast("ServerConnection", transport.get_protocol())
@@ -63,35 +64,35 @@ class Connections:
 
     @property
     def earlier(self) -> set[ServerConnection]:
-        """Those that were there when this object was made, and still are."""
+        """The connections that were open when this object was made, and still are."""
         self._earlier &= self._everyone
         return self._earlier - {self._own} if self._own else set()
 
     def close_idle(self) -> None:
-        """Close each that has had no request for half a second; one that has a request is closed after its answer."""
+        """Close each connection that was idle for half a second; a busy one closes after its answer."""
         now = asyncio.get_running_loop().time()
         for each in self._everyone - {self._own} if self._own else ():
             if each.transport.is_closing() or self._may_ask(each, now):
                 continue
-            with contextlib.suppress(Exception):  # h11 refuses to close a connection in some states of an error
+            with contextlib.suppress(Exception):  # h11 refuses to close a connection in some error states
                 each.shutdown()
                 continue
             each.transport.abort()
 
     def cut_earlier(self) -> None:
-        """Cut those that were there when this object was made."""
+        """Cut the connections that were open when this object was made."""
         for each in self.earlier:
             each.transport.abort()
 
     def cut_all(self) -> None:
-        """Cut every one."""
+        """Cut every connection."""
         for each in self._everyone - {self._own}:
             each.transport.abort()
 
     def _may_ask(self, each: ServerConnection, now: float) -> bool:
-        """Whether a request may be on its way: closed over it, a client that keeps its connection busy would lose one.
+        """Whether a request may be on its way. Closing now would lose it for a client that keeps its connection busy.
 
-        The guard answers that one, and tells the client to close.
+        The guard answers that request, and tells the client to close.
         """
         cycle = each.cycle
         if cycle is not None and not cycle.response_complete:

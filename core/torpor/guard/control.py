@@ -1,6 +1,6 @@
-"""The guard's own routes, /_torpor/*: core moves the state by them.
+"""The guard's own routes, /_torpor/*, with which core changes the guard's state.
 
-Whoever gets here has shown the lifecycle key, but for `identity`, by which core knows its own engine before it shows the key.
+All of them need the lifecycle key except `identity`, by which core recognises its own engine before it sends the key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Control", "OnWake"]
 
 OnWake: TypeAlias = Callable[[], Awaitable[None] | None]
-"""What an engine does at each wake, by a plain function or a coroutine's."""
+"""What an engine does at each wake: a function or a coroutine function."""
 
 _METHODS = {"state": "GET", "serve": "POST", "drain": "POST", "asleep": "POST", "wake": "POST"}
 _WRONG_METHOD = Refusal(405, "method_not_allowed", "state is a GET, the other calls are POSTs.")
@@ -47,7 +47,7 @@ _NOT_GET = Refusal(405, "method_not_allowed", "This call is a GET.")
 _NO_NONCE = Refusal(400, "bad_nonce", f"The query has to be nonce= and {2 * NONCE_BYTES} hex digits in lower case.")
 _NO_ENDS = Refusal(501, "unknown_connection", "The server does not say who is connected, so nothing can be proven.")
 _NONCE = re.compile(rb"nonce=([0-9a-f]{%d})" % (2 * NONCE_BYTES))
-_FORWARDING = (b"x-forwarded-for", b"forwarded")  # by these a server takes a client's word for who the client is
+_FORWARDING = (b"x-forwarded-for", b"forwarded")  # headers in which a client can claim another address
 _MAX_DRAIN_S = 24 * 3600
 _LOOK_S = 0.05
 
@@ -61,13 +61,13 @@ class Control:
     """Answers the control routes.
 
     Args:
-        machine: what they move.
-        key: what `wake` replaces.
-        replica_id: what `state` tells.
+        machine: the state that the routes change.
+        key: the lifecycle key, which `wake` replaces.
+        replica_id: the id that `state` reports.
         on_wake: see `Guard`.
 
     Attributes:
-        wakes: how often the engine woke so far.
+        wakes: how often the engine has woken.
     """
 
     paths = tuple(CONTROL + name for name in _METHODS)
@@ -87,10 +87,10 @@ class Control:
 
     @property
     def boot_headers(self) -> dict[str, str]:
-        """What everybody may know of this boot: no id that a control call would take, and no key.
+        """Headers about this start that everybody may see; they hold no id that a control call takes, and no key.
 
-        `cold` never slept, `woken` slept and woke in place, `restored` woke as a copy of a snapshot: core gives a copy a boot
-        id of its own. The replica's tag is a digest of that id; it tells one replica from another and nothing else.
+        `cold` has never slept, `woken` slept and woke in the same process, `restored` woke from a snapshot under a replica id
+        of its own. The replica's tag is a digest of the replica id; it tells replicas apart and nothing else.
         `torpor-boot-reason` says why a start is not a plain one, e.g. `wake failed`.
         """
         kind = "restored" if self._is_copy else "woken" if self.wakes else "cold"
@@ -100,20 +100,20 @@ class Control:
 
     @property
     def until(self) -> str:
-        """What a caller is told of the state while it is not `serving`: until when, and what changes it."""
+        """The state in words, for callers while it is not `serving`: how long it lasts, and what ends it."""
         if self._machine.state is not State.ASLEEP:
             return "try again in a moment"
         return f"it answers again once it is woken: {self._woken_by or WOKEN_BY_DEFAULT}"
 
     @property
     def woken_by(self) -> str:
-        """What wakes the engine that sleeps; empty where nobody said so."""
+        """What wakes the sleeping engine; empty if that is unknown."""
         return self._woken_by if self._machine.state is State.ASLEEP else ""
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, connections: Callable[[], Connections]
     ) -> None:
-        """Answer one of `paths`; `connections` gives those of the server at that moment."""
+        """Answer one of `paths`; `connections` returns the server's open connections."""
         name = str(scope["path"]).removeprefix(CONTROL)
         machine = self._machine
         if scope["method"] != _METHODS[name]:
@@ -160,7 +160,7 @@ class Control:
         await self._tell(send, None)
 
     async def prove(self, scope: Scope, headers: Headers, send: Send) -> None:
-        """Prove to whoever asks, in whatever state, that this is the guard of this boot; see `torpor.guard.identity`."""
+        """Prove in any state that this is the guard of this start; see `torpor.guard.identity`."""
         nonce = _NONCE.fullmatch(cast("bytes", scope.get("query_string", b"")))
         client, server = (cast("Sequence[object] | None", scope.get(end)) for end in ("client", "server"))
         if scope["method"] != "GET":
@@ -176,10 +176,10 @@ class Control:
     async def _drain(
         self, options: dict[str, object], receive: Receive, send: Send, connections: Callable[[], Connections]
     ) -> None:
-        """Refuse new requests and wait until none is in flight; at the deadline go back, with nothing lost.
+        """Refuse new requests and wait until none is in flight; at the deadline return to the state before.
 
-        With `cut`, idle connections are closed meanwhile, at the deadline the others as well, and it goes back only where the
-        engine does not let go of a request whose client it has lost.
+        With `cut`, the guard closes idle connections meanwhile and the others at the deadline. It then returns to the state
+        before only if the engine does not drop a request whose client is gone.
         """
         limit_s = options.get("deadline_s", 0)
         if isinstance(limit_s, bool) or not isinstance(limit_s, int | float) or not 0 <= limit_s <= _MAX_DRAIN_S:
@@ -208,7 +208,7 @@ class Control:
     async def _emptied(
         self, idle: asyncio.Future[None], receive: Receive, limit_s: float, peers: Connections
     ) -> tuple[bool, int]:
-        """Wait for requests and connections to end, then cut them: whether none is in flight, and how many requests were cut."""
+        """Wait for requests and connections to end, then cut them; return whether none is in flight, and how many were cut."""
         loop = asyncio.get_running_loop()
         deadline, was_cut = loop.time() + limit_s, 0
         gone = asyncio.ensure_future(hung_up(receive))
@@ -243,7 +243,7 @@ class Control:
         self.wakes += 1
         self._is_copy |= replica_id != self._replica_id
         self._replica_id = replica_id
-        restored()  # notice it now: a process that begins from here on is none of those that came back
+        restored()  # notice the restore now: a process that starts from here on was not restored
         try:
             renew_random_state()
         except Exception as error:
@@ -253,23 +253,23 @@ class Control:
         await self._tell(send, None)
 
     def _new_key(self, options: dict[str, object]) -> LifecycleKey | None:
-        """The key that a wake brings.
+        """The new lifecycle key in a wake's document.
 
         Raises:
-            ValueError: it is none, or the old one, which every copy of the snapshot holds.
+            ValueError: it is no key, or the old one, which every replica of the snapshot has.
         """
         if "key" not in options:
             return None
         key = LifecycleKey(options["key"])
         if key == self._key:
-            raise ValueError("key has to be another one than before: that one is in every copy of the snapshot")
+            raise ValueError("key has to be a new one: the old one is in every replica of the snapshot")
         return key
 
     def _new_replica_id(self, options: dict[str, object]) -> str:
-        """What the engine is called from now on: several replicas may wake from one snapshot.
+        """The replica id from now on: several replicas may wake from one snapshot.
 
         Raises:
-            ValueError: it is no name.
+            ValueError: it is no text, or empty.
         """
         replica_id = options.get("replica_id", self._replica_id)
         if not isinstance(replica_id, str) or not replica_id:
@@ -277,15 +277,15 @@ class Control:
         return replica_id
 
     def _warn_of_generators(self) -> None:
-        """Say once, in the engine's log, what each replica will have in common, where the engine does nothing about it."""
+        """Log once which random generators every replica will share, if the engine does not renew them."""
         if self._on_wake is not None or self._warned:
             return
         self._warned = True
         if found := generators_of_their_own():
             counted = ", ".join(f"{count} of {name}" for name, count in sorted(found.items()))
             print(
-                f"torpor.guard: this process holds random generators that a wake does not make new: {counted}. Each replica of "
-                "one snapshot draws the same numbers from them; where answers or names depend on that, hand Guard an on_wake.",
+                f"torpor.guard: a wake does not renew these random generators of this process: {counted}. Each replica of one "
+                "snapshot draws the same numbers from them; if answers or names depend on that, pass on_wake to Guard.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -308,7 +308,7 @@ async def _bad(send: Send, error: str) -> None:
 async def _done_before_hang_up(idle: asyncio.Future[None], receive: Receive, limit_s: float) -> bool:
     """Whether the future is done in time and while the caller still listens.
 
-    A caller that has gone believes that its drain failed, so it has to have: the door would stay shut for ever.
+    If the caller hangs up, the drain counts as failed; otherwise nobody would reopen the guard.
     """
     if idle.done():
         return True

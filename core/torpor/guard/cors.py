@@ -1,10 +1,10 @@
-"""What a browser needs to read an answer of the guard's: the CORS headers that the engine's own answer would carry.
+"""Gives the guard's answers the CORS headers that the engine's own answers would carry.
 
-A page of another origin sees a network error in place of a 503 that lacks them, and cannot know that it may try again.
+Without them a page of another origin sees a network error instead of a 503, and does not know that it may try again.
 
-Starlette's CORSMiddleware, which SGLang, vLLM and most engines use, is found in the engine's own layers: its settings then
-hold for the guard's answers, and it answers preflights itself, as it always does. Of any other engine the headers are kept
-that its last answer to the same origin had. Only for paths that are open to everybody.
+SGLang, vLLM and most engines use Starlette's CORSMiddleware. The guard finds it among the engine's layers and uses its
+settings; the middleware itself answers preflights. For any other engine the guard repeats the CORS headers of the engine's
+last answer to the same origin. Only for paths that are open to everybody.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Pairs = tuple[tuple[bytes, bytes], ...]
 
 
 class Cors:
-    """Gives answers of the guard's the headers that the engine's would have.
+    """Adds the engine's CORS headers to the guard's answers.
 
     Args:
         app: the engine's application.
@@ -52,7 +52,7 @@ class Cors:
     async def answer(
         self, scope: Scope, headers: Headers, send: Send, answering: Callable[[Send], Awaitable[None]]
     ) -> None:
-        """Answer a request of a browser's in the engine's place.
+        """Answer a browser's request in the engine's place.
 
         Args:
             scope: the request's.
@@ -70,7 +70,7 @@ class Cors:
         await answering(_adding(send, seen))
 
     def watched(self, headers: Headers, send: Send) -> Send:
-        """Keep the headers of the engine's own answer to this origin, unless its settings are known."""
+        """Remember the CORS headers of the engine's answer to this origin, unless its settings are known."""
         if self._layer is not None:
             return send
 
@@ -93,7 +93,7 @@ class Cors:
 
 
 def _cors_layer(app: object) -> _Layer | None:
-    """Starlette's CORSMiddleware, or one derived from it, among the layers of an application; None before they are built."""
+    """The CORSMiddleware (or a subclass) among an application's layers; None before the layers are built."""
     for _ in range(_MOST_LAYERS):
         if hasattr(app, "simple_headers") and hasattr(app, "preflight_headers") and hasattr(app, "app"):
             return cast("_Layer", app)

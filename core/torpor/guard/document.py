@@ -1,4 +1,4 @@
-"""The boot document: how core hands the lifecycle key's digests and the rules to the engine's launcher, through a pipe."""
+"""The boot document: core sends the lifecycle key's digests and the rules to the engine's launcher through a pipe."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _FIELDS = {"key", "replica_id", "rules"}
 
 @dataclass(frozen=True, kw_only=True)
 class BootDocument:
-    """What core hands the engine's launcher.
+    """What core sends to the engine's launcher.
 
     Attributes:
-        key: what the guard keeps of this boot's lifecycle key; not in the repr. A key in plain text becomes that at once.
-        replica_id: the boot's identity.
-        rules: which paths are whose.
+        key: the digests of this start's lifecycle key; not in the repr. A key in plain text becomes its digests at once.
+        replica_id: the id of the replica's life.
+        rules: who may use which path.
 
     Raises:
-        ValueError: the key is too short, or not what a header can carry.
+        ValueError: the key is too short or does not fit into a header.
     """
 
     key: LifecycleKey | str = field(repr=False)
@@ -41,10 +41,10 @@ class BootDocument:
 
 
 def boot_document_json(*, key: str, replica_id: str, rules: GuardRules) -> str:
-    """Return the document as it goes through the pipe: it holds the key's digests, never the key.
+    """Return the document as sent through the pipe, with the key's digests, never the key.
 
     Raises:
-        ValueError: the key or the replica id is no such thing, or the document doesn't fit a pipe.
+        ValueError: the key or the replica id is invalid, or the document does not fit into a pipe.
     """
     document = BootDocument(key=key, replica_id=replica_id, rules=rules)
     text = json.dumps({"key": LifecycleKey(document.key).digests, "replica_id": replica_id, "rules": asdict(rules)})
@@ -54,13 +54,13 @@ def boot_document_json(*, key: str, replica_id: str, rules: GuardRules) -> str:
 
 
 def read_boot() -> BootDocument | None:
-    """Read the inherited pipe to its end, close it and forget its number; None where there is no pipe.
+    """Read the inherited pipe to its end, close it and remove its variable; None if there is no pipe.
 
-    Call it under `__name__ == "__main__"` only and before anything is spawned: a spawned child imports the main module
-    again, and the same descriptor number is another file there.
+    Call it only under `__name__ == "__main__"` and before anything is spawned: a spawned child imports the main module again,
+    where the same descriptor number is another file.
 
     Raises:
-        ValueError: the variable or the document is not what core writes. Nothing of the document is in the message.
+        ValueError: the variable or the document is invalid. The message shows nothing of the document.
     """
     number = os.environ.pop(BOOT_FD_VARIABLE, None)
     if number is None:
@@ -88,7 +88,7 @@ def _read_pipe(number: str) -> bytes:
 
 
 def _rules(given: object) -> GuardRules:
-    """Rules out of JSON; one that is unknown or missing is an error, because to ignore it might open something."""
+    """Rules from JSON. An unknown or missing rule is an error: ignoring it might open a path."""
     names = {item.name for item in fields(GuardRules)}
     if not isinstance(given, dict) or set(given) != names:
         found = sorted(set(given) ^ names) if isinstance(given, dict) else type(given).__name__

@@ -1,10 +1,10 @@
-"""How the engine proves to core who it is, without being shown the lifecycle key.
+"""How the engine proves its identity to core, before core sends the lifecycle key.
 
 Core sends a random nonce; the guard answers with HMAC-SHA256 of the nonce and of both ends of the TCP connection, under a key
 that is derived from the lifecycle key. Core sends the lifecycle key on that same connection, once the proof is right.
 
-What the guard keeps is enough to prove and not enough to act: neither the proof key nor the lifecycle key's SHA-256 opens a
-path. A proof cannot be replayed (the nonce is new) and cannot be relayed (a relay has a connection of its own to the guard).
+The guard can prove its identity with what it keeps, but not act with it: neither the proof key nor the lifecycle key's SHA-256
+opens a path. A proof cannot be replayed (each nonce is new) or relayed (a relay has its own connection to the guard).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MAPPED = "::ffff:"
 
 
 def sha256(key: bytes) -> bytes:
-    """What checks a key."""
+    """The digest that a key is checked against."""
     return hashlib.sha256(key).digest()
 
 
 def proof_key(key: bytes) -> bytes:
-    """What proves that somebody was given the lifecycle key's digests; it opens nothing."""
+    """The key of the proofs, derived from the lifecycle key; it opens no path."""
     return hmac.digest(key, _PURPOSE, "sha256")
 
 

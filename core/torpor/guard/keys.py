@@ -1,4 +1,4 @@
-"""The keys that open the door. Only digests are kept, and every compare takes the same time whatever was given."""
+"""The lifecycle key and the bearer keys. Only digests are kept, and they are compared in constant time."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _HEX = re.compile("[0-9a-f]{64}")
 
 
 class LifecycleKey:
-    """What the guard keeps of the key of this boot, which core alone holds.
+    """The digests of this start's lifecycle key, which only core holds.
 
-    Core hands over nothing else (`digests`): the key itself is in no boot document, and in no memory of the engine's until a
-    call shows it.
+    The boot document holds the digests alone. The key itself is not in the engine's memory before a call carries it.
 
     Args:
         key: the key, or its digests as `digests` gives them.
 
     Raises:
-        ValueError: the key is too short, or not what a header can carry; or the digests are none.
+        ValueError: the key is too short or does not fit into a header, or the digests are invalid.
     """
 
     _digest: bytes
@@ -61,17 +60,17 @@ class LifecycleKey:
 
     @property
     def proof_key(self) -> bytes:
-        """What proves that this is the guard of this boot; see `torpor.guard.identity`."""
+        """The key of the proofs that this is the guard of this start; see `torpor.guard.identity`."""
         return self._proof_key
 
     @property
     def digests(self) -> dict[str, str]:
-        """What core hands over in the key's place, as it stands in JSON."""
+        """The digests as the boot document holds them."""
         return {"sha256": self._digest.hex(), "proof": self._proof_key.hex()}
 
 
 class BearerKeys:
-    """The keys that users of the public paths hold.
+    """The bearer keys for the public paths.
 
     Args:
         sha256: their digests, hex.
@@ -81,14 +80,14 @@ class BearerKeys:
         self._digests = tuple(bytes.fromhex(digest) for digest in sha256)
 
     def fit(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a request carries one of them."""
+        """Whether a request carries one of the keys."""
         if scope.get("method") == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
-            return True  # a browser's preflight cannot carry a key (Fetch standard, 4.8), and runs no route's handler
+            return True  # a browser's preflight carries no key (Fetch standard, 4.8) and runs no route
         scheme, _, key = headers.get(BEARER_HEADER, b"").partition(b" ")
         if scheme.lower() != b"bearer":
             return False
         digest = sha256(key.strip())
-        # Every digest is compared, so that the time tells nothing about which one fits.
+        # Compare every digest, so that the time does not tell which one fits.
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
 
 

@@ -1,4 +1,4 @@
-"""ASGI messages: answers of the guard's own, and what is wrapped around those of the engine."""
+"""ASGI messages: the guard's own answers, and wrappers around the engine's."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Refusal:
 
     Attributes:
         status: HTTP status.
-        code: what a program looks at.
-        message: what a person reads.
+        code: for programs.
+        message: for people.
         kind: OpenAI's `type` of the error.
-        retry: whether the answer says when to try again.
-        authenticate: whether it asks for a bearer key.
+        retry: whether the answer has a Retry-After header.
+        authenticate: whether the answer asks for a bearer key.
     """
 
     status: int
@@ -75,7 +75,7 @@ async def refuse(send: Send, refusal: Refusal, retry_after_s: int = 1) -> None:
 
 
 async def answer(send: Send, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
-    """Send a whole answer in JSON. A server leaves out the body itself where the method is HEAD."""
+    """Send a complete answer in JSON. For HEAD the server itself leaves out the body."""
     data = json.dumps(body).encode()
     pairs = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     pairs += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
@@ -97,7 +97,7 @@ def closing(send: Send) -> Send:
 
 
 async def conflict(send: Send, error: str, state: str, **more: object) -> None:
-    """Answer 409: this cannot be done in this state."""
+    """Answer 409: this state does not allow the call."""
     await answer(send, _CONFLICT, {"error": error, "state": state, **more})
 
 
@@ -118,28 +118,28 @@ async def read_options(receive: Receive) -> dict[str, object] | None:
 
 
 async def hung_up(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class OwnAnswer:
-    """An answer of the guard's own to a request whose body it may not have read.
+    """One of the guard's own answers, to a request whose body may not have been read.
 
-    What is left of a short body is read and dropped before the answer, so that the connection takes the next request. Where
-    that does not end soon (`MAX_SKIPPED_BYTES`, `SKIPPING_S`), where the client waits for a word before it sends the body, or
-    where nobody can tell its end, the answer closes the connection: two readers must not take what follows for different things.
+    The rest of a short body is read and dropped before the answer, so that the connection can take the next request. The answer
+    closes the connection if the body is long (`MAX_SKIPPED_BYTES`, `SKIPPING_S`), if the client waits for an answer before it
+    sends the body, or if the body's end is ambiguous: two servers must not read what follows differently.
 
     Args:
         scope: of the request.
         receive: the server's.
         send: the server's.
         ended: whether the body was read to its end.
-        ambiguous: whether its end is in doubt.
+        ambiguous: whether two servers could disagree on its end.
 
     Attributes:
         scope: of the request.
-        headers: of the request; of one that comes twice the last.
+        headers: of the request; the last one counts if a header is repeated.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class OwnAnswer:
         self.scope = scope
         self.headers = headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
         has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-        # From HTTP/2 on a request is a stream of its own, and the header that closes is forbidden.
+        # From HTTP/2 on each request is its own stream, and "connection: close" is forbidden.
         one_connection = scope.get("http_version") in ("1.0", "1.1")
         self._receive = receive
         self._send = send
@@ -157,20 +157,20 @@ class OwnAnswer:
         self._closes = one_connection and (ambiguous or not self._ended)
 
     async def receive(self) -> Message:
-        """For whoever reads the body after all."""
+        """The `receive` for an application that reads the body."""
         message = await self._receive()
         self._ended = self._ended or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """For the answer."""
+        """The `send` for the answer."""
         if message["type"] == "http.response.start" and self._closes and not await self._skipped():
             pairs = cast("list[tuple[bytes, bytes]]", message["headers"])
             message = {**message, "headers": [*pairs, (b"connection", b"close")]}
         await self._send(message)
 
     async def _skipped(self) -> bool:
-        """Read what is left of the body; whether it has an end that is near."""
+        """Read the rest of the body; return whether it ended within the limits."""
         if not self._readable:
             return False
         left = MAX_SKIPPED_BYTES
@@ -186,8 +186,8 @@ class OwnAnswer:
 class LimitedBody:
     """A request body of unknown length, counted as it comes.
 
-    Over the limit the application sees a client that has gone, which every server application copes with, and whatever it
-    answers to that is dropped; the guard answers instead.
+    Over the limit the application sees a client that hung up, which every server application handles. Its answer is dropped,
+    and the guard answers instead.
 
     Args:
         receive: the server's.
@@ -212,11 +212,11 @@ class LimitedBody:
 
     @property
     def unanswered(self) -> bool:
-        """Whether the body was too large, and the application had not begun to answer before it was."""
+        """Whether the body was too large before the application began to answer."""
         return self.exceeded and not self._answered
 
     async def receive(self) -> Message:
-        """For the application."""
+        """The wrapped ASGI callable for the application."""
         if self.exceeded:
             return {"type": "http.disconnect"}
         message = await self._receive()
@@ -225,23 +225,23 @@ class LimitedBody:
         return {"type": "http.disconnect"} if self.exceeded else message
 
     async def send(self, message: Message) -> None:
-        """For the application."""
+        """The wrapped ASGI callable for the application."""
         if not self.unanswered:
             self._answered = True
             await self._send(message)
 
 
 class HeldEnd:
-    """Holds the last message of an answer back until the application has returned.
+    """Holds back the last message of an answer until the application has returned.
 
-    The holder of the lifecycle key makes its calls one after another, each on a connection of its own: the next one must not
-    arrive while the one before is still counted as in flight.
+    Core sends its lifecycle calls one after another, each on its own connection. The next call must not arrive while the one
+    before still counts as in flight.
 
     Args:
         send: the server's.
 
     Attributes:
-        status: of the answer; 0 before it began.
+        status: of the answer; 0 before the answer begins.
     """
 
     def __init__(self, send: Send) -> None:
@@ -251,11 +251,11 @@ class HeldEnd:
 
     @property
     def complete(self) -> bool:
-        """Whether the application has sent a whole answer."""
+        """Whether the application has sent a complete answer."""
         return self._last is not None
 
     async def send(self, message: Message) -> None:
-        """For the application."""
+        """The wrapped ASGI callable for the application."""
         if message["type"] == "http.response.start":
             self.status = cast("int", message["status"])
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -264,6 +264,6 @@ class HeldEnd:
             await self._send(message)
 
     async def release(self) -> None:
-        """Let the last message go, if there is one."""
+        """Send the last message, if there is one."""
         if self._last is not None:
             await self._send(self._last)

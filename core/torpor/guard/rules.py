@@ -1,4 +1,4 @@
-"""Which of the engine's paths are whose, and the limits."""
+"""The guard's rules: who may use which of the engine's paths, and the limits."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _SHA256_HEX_DIGITS = 64
 
 
 class RulesError(ConfigurationError, ValueError):
-    """A rule that the guard cannot keep; a ValueError, too, for whoever reads rules out of a document."""
+    """A rule that the guard cannot keep; also a ValueError, for readers of a boot document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardRules:
-    """Which of the engine's paths are whose, and the limits.
+    """Who may use which of the engine's paths, and the limits.
 
-    A path that several of `open`, `public` and `keyed` name is as open as the first of them in this order.
+    If several of `open`, `public` and `keyed` name a path, the first of them in this order counts.
 
     Attributes:
         public: exact paths open while serving, behind a bearer key if `bearer_sha256` holds any.
-        open: exact paths open while serving without any key, e.g. `/metrics` where the operator says so.
+        open: exact paths open while serving without any key, e.g. `/metrics` if the operator wants that.
         keyed: exact paths that only the lifecycle key opens, while the engine is awake.
         sleep: the calls (POST) that put the engine to sleep: with the key, in this order, once each, while draining.
         wake: the calls (POST) that wake it: with the key, in this order, once each, while waking.
-        bearer_sha256: SHA-256 (hex) of the bearer keys that open the public paths; none: they need no key.
+        bearer_sha256: SHA-256 (hex) of the bearer keys for the public paths; without any, public paths need no key.
         max_body_bytes: largest request body, bytes.
         max_in_flight: public requests at once; further ones get 503 with Retry-After.
-        retry_after_s: what Retry-After says, seconds.
+        retry_after_s: value of the Retry-After header, seconds.
 
     Raises:
-        RulesError: a path that cannot be matched exactly, is the guard's own, or is a step and something else as well; a
-            digest or a limit that is none. It is a ConfigurationError, and a ValueError.
+        RulesError: a path cannot be matched exactly, belongs to the guard, or is a step and something else as well; or a
+            digest or limit is invalid. It is a ConfigurationError and a ValueError.
     """
 
     public: tuple[str, ...]
@@ -75,10 +75,10 @@ class GuardRules:
 
 
 def check_key(key: object) -> str:
-    """Return a lifecycle key that a header can carry.
+    """Return the lifecycle key, which has to fit into a header.
 
     Raises:
-        ValueError: it is none; the message doesn't repeat it.
+        ValueError: it is invalid; the message does not repeat it.
     """
     if not isinstance(key, str) or len(key) < MIN_KEY_LENGTH or not all("!" <= letter <= "~" for letter in key):
         raise ValueError(f"key has to be a string of at least {MIN_KEY_LENGTH} visible ASCII characters")

@@ -1,9 +1,9 @@
-"""What any engine in Python needs so that its processes can be captured and restored, as one list of patches.
+"""One list of the patches that any Python engine needs so that its processes can be captured and restored.
 
     report = apply_patches(os.environ, snapshot_patches(("1.4.0",)))
 
-Call it first in the launcher, in the server's process and in each one that it spawns: with the start method `spawn` the
-launcher's module is imported again there.
+Call it first in the launcher, in the server's process and in each process that it spawns: with the start method `spawn` a
+spawned process imports the launcher's module again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ def snapshot_patches(versions: tuple[str, ...] = ()) -> tuple[Patch, ...]:
     """The patches `orphans`, `process-identity`, `tqdm-lock` and `named-locks`.
 
     Args:
-        versions: the engine's versions with which they were tested; the launcher's log says of any other that they were not.
+        versions: the engine's versions with which they were tested; for any other version the launcher's log says so.
     """
     return orphans(versions), process_identity(versions), tqdm_lock(versions), named_locks(versions)

@@ -1,4 +1,4 @@
-"""Puts the guard in front of an engine's HTTP application, inside its process."""
+"""Puts the guard before an engine's HTTP application, inside the engine's process."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["install_guard"]
 def install_guard(app: StarletteApp, boot: BootDocument, *, on_wake: OnWake | None = None) -> None:
     """Make the guard the outermost layer of an application.
 
-    `add_middleware` would not do: engines add layers of their own after that (metrics, keys, a hosting standard's), each
-    outside the ones before, and Starlette puts its error layer outside them all. The whole stack is built at the first event,
-    so the guard is put around whatever it is then.
+    `add_middleware` does not suffice: engines add layers of their own later (metrics, keys, a hosting standard's), each outside
+    the ones before, and Starlette puts its error layer outside them all. Starlette builds the whole stack at the first event, so
+    the guard wraps the result.
 
     Args:
         app: the object that the engine hands to its server.
-        boot: what the guard keeps of the lifecycle key, replica id and rules.
-        on_wake: makes new at each wake what of the engine's own is the same in each replica of a snapshot; see `Guard`.
+        boot: the boot document.
+        on_wake: renews at each wake the engine's own state that is the same in each replica of a snapshot; see `Guard`.
 
     Raises:
-        ConfigurationError: the application has begun to serve.
+        ConfigurationError: the application already serves.
     """
     if app.middleware_stack is not None:
         raise ConfigurationError(
