@@ -81,7 +81,7 @@ def test_the_command_line_lists_snapshots_and_removes_unfit_ones(tmp_path: Path)
     said = torpor("snapshot", "list", env=env)
     assert said.returncode == 0, said.stderr
     lines = said.stdout.splitlines()
-    assert lines[0].split() == ["name", "deployment", "size", "made", "last", "used", "fits"]
+    assert lines[0].split() == ["name", "deployment", "size", "captured", "last", "used", "fits"]
     assert max(map(len, lines[:3])) <= 80
     assert "[bold]unfit" in lines[1]
     assert lines[1].split()[-1] == "no"

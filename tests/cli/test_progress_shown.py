@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from torpor.cli.up import Progress
+from torpor.cli.progress import Progress
 from torpor.telemetry import progress
 from torpor.telemetry.records import StageRecord
 

@@ -241,7 +241,7 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
     with cli.running(*line, "--json") as command:
         assert wait_for(lambda: command.answered, TIMEOUT_S), command.said
         told = json.loads(command.answered)
-        assert (told["serving"], len(told["replicas"])) == (f"http://127.0.0.1:{port}", 2)
+        assert (told["url"], len(told["replicas"])) == (f"http://127.0.0.1:{port}", 2)
         assert len({one["replica_id"] for one in told["replicas"]}) == 2
         assert told["records"] == str(records)
         assert len({chat(port) for _ in range(4)}) == 1
@@ -257,7 +257,7 @@ def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: C
         assert (ended["event"], ended["exit_code"]) == ("replica_ended", -9)
         assert (again["event"], again["boot"], again["restart"]) == ("replica_restarted", "restored", 1)
         command.process.send_signal(signal.SIGHUP)
-        command.says("2 of 2 copies serve")
+        command.says("2 of 2 replicas serve")
         assert len({chat(port) for _ in range(4)}) == 1
         assert command.end() == 0
     assert engines_on(made.port) == []
@@ -654,7 +654,7 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
     app = write_app(tmp_path / "app", port=unused_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
-    asked = ran.stderr.index("the last copy is asked, too: Tell me about the moon.\n")
+    asked = ran.stderr.index("the last replica is asked, too: Tell me about the moon.\n")
     restored = re.search(r"restore 2 +\d+\.\d+ s to the first token", ran.stderr)
     assert restored
     assert asked < restored.start()
@@ -679,7 +679,7 @@ def test_compare_looks_for_the_port_first(cli: Cli, tmp_path: Path) -> None:
 def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made) -> None:
     """And says why."""
     ran = barred.run("snapshot", "compare", made.app)
-    assert "snapshots cannot be made on this machine:" in ran.stderr
+    assert "snapshots cannot be captured on this machine:" in ran.stderr
     assert "torpor snapshot setup" in ran.stderr
     assert "so this shows standby" in ran.stderr
     assert ran.stdout.strip()
@@ -717,7 +717,7 @@ def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
     """Nothing is fetched in vain; the last line says that snapshots can be made."""
     said = cli.run("snapshot", "setup").stderr
     assert "is already installed" in said
-    assert "a small dump and restore worked: snapshots can be made here" in said
+    assert "a small dump and restore worked: snapshots work here" in said
 
 
 @pytest.mark.fault("a replica is killed while an operator looks and prunes", area="torpor status", outcome="restarted")

@@ -23,9 +23,9 @@ from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor.cli import console as consoles
 from torpor.cli.console import PlainConsole
 from torpor.cli.layout import Layout
+from torpor.cli.progress import Progress
 from torpor.cli.snapshot import run_inspect
 from torpor.cli.terminal import say, wrapped
-from torpor.cli.up import Progress
 from torpor.telemetry.records import StageRecord
 from torpor.values.plain_text import one_line, plain
 

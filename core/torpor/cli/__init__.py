@@ -1,7 +1,7 @@
 """The command `torpor`: plan, up, snapshot, bench, report, boots, probe, prewarm, doctor, plugins, new.
 
-The options are in `torpor.cli.commands`. A plain `torpor snapshot restore` goes past them: a restore takes half a second,
-and the library that reads options alone would take a tenth of it.
+`torpor.cli.commands` has the options. A plain `torpor snapshot restore` is parsed here instead: a restore takes half a second,
+and importing the option parser would add a tenth to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; Torpor's own errors become one paragraph on standard error and their exit code."""
+    """Run the command; an error of Torpor's own becomes one paragraph on standard error and an exit code."""
     note_ctrl_c()
     try:
         guard_streams()
@@ -37,7 +37,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit:
-        if interrupted():  # click makes an exit of it
+        if interrupted():  # click turns it into an exit
             _end_interrupted()
         raise
     except OutputError as error:
@@ -57,7 +57,7 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
-    from torpor.cli.commands import app  # noqa: PLC0415
+    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 17 ms of a restore
 
     try:
         app()
@@ -67,7 +67,7 @@ def _run() -> None:
 
 
 def _said_of(error: Exception) -> str:
-    """An error of Torpor's own, or of this machine's, as one paragraph; empty for anything else, which is a mistake in the code."""
+    """An error of Torpor's own, or of the operating system, as one paragraph; empty for any other, which is a bug."""
     lack = shortage(error)
     if not (lack or isinstance(error, TorporError | OSError)):
         return ""
@@ -77,18 +77,18 @@ def _said_of(error: Exception) -> str:
 
 
 def _restore(options: RestoreOptions) -> None:
-    """Restore, with a sandbox on its way while the rest is imported."""
-    gc.disable()  # until the copies serve: imports leave no garbage, and looking for it takes a twentieth of a restore's CPU
-    from torpor.snapshots.sandbox.first_process import FirstProcess  # noqa: PLC0415
+    """Restore; the first sandbox starts while the rest is imported."""
+    gc.disable()  # until the replicas serve: imports leave no garbage, and the search takes 5% of a restore's CPU time
+    from torpor.snapshots.sandbox.first_process import FirstProcess  # noqa: PLC0415 - 5 ms of every other command
 
     with FirstProcess(str(options["folder"])) as first:
-        from torpor.cli.restore import run_restore  # noqa: PLC0415
+        from torpor.cli.restore import run_restore  # noqa: PLC0415 - 120 ms during which the sandbox starts
 
         run_restore(**options, first=first)
 
 
 def _end_interrupted() -> NoReturn:
-    with contextlib.suppress(OutputError):  # the terminal, or whoever read it, has gone
+    with contextlib.suppress(OutputError):  # the terminal or the reader is gone
         say("torpor: interrupted; everything it started was ended")
         flush_results()
     end_as_hung_up()
@@ -97,9 +97,9 @@ def _end_interrupted() -> NoReturn:
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
-    """The options of a plain `snapshot restore`: DIR, --replicas, --host, --port, --verify, --records, --json in plain words.
+    """The options of a plain `snapshot restore`: DIR, --replicas, --host, --port, --verify, --records, --json.
 
-    None for every other line; those, mistakes among them, are for the full parser, and so is another system than Linux.
+    None for every other line, also for a wrong one and on any system but Linux: those are for the full parser.
     """
     if words[:2] != ["snapshot", "restore"] or sys.platform != "linux":
         return None

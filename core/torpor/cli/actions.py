@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torpor.cli.boots import run_boots
     from torpor.cli.catalog import run_list, run_prune
     from torpor.cli.compare import run_compare
+    from torpor.cli.create import run_create
     from torpor.cli.doctor import run_doctor
     from torpor.cli.key import show_new_key
     from torpor.cli.logs import run_logs
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from torpor.cli.probe import run_probe
     from torpor.cli.report import run_report
     from torpor.cli.restore import run_restore
-    from torpor.cli.snapshot import run_create, run_inspect, run_rm, run_setup, run_weights
+    from torpor.cli.setup import run_setup
+    from torpor.cli.snapshot import run_inspect, run_rm, run_weights
     from torpor.cli.status import run_status
     from torpor.cli.up import run_up
 
@@ -57,6 +59,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.boots": ("run_boots",),
         "torpor.cli.catalog": ("run_list", "run_prune"),
         "torpor.cli.compare": ("run_compare",),
+        "torpor.cli.create": ("run_create",),
         "torpor.cli.doctor": ("run_doctor",),
         "torpor.cli.key": ("show_new_key",),
         "torpor.cli.logs": ("run_logs",),
@@ -67,7 +70,8 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.probe": ("run_probe",),
         "torpor.cli.report": ("run_report",),
         "torpor.cli.restore": ("run_restore",),
-        "torpor.cli.snapshot": ("run_create", "run_inspect", "run_rm", "run_setup", "run_weights"),
+        "torpor.cli.setup": ("run_setup",),
+        "torpor.cli.snapshot": ("run_inspect", "run_rm", "run_weights"),
         "torpor.cli.status": ("run_status",),
         "torpor.cli.up": ("run_up",),
     },

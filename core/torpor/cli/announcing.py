@@ -1,4 +1,4 @@
-"""What a command that serves tells others.
+"""How a command that serves reports its state to others.
 
 `torpor status` reads a file (`torpor.platforms.local.running`); the service manager listens on a socket.
 """
@@ -31,7 +31,7 @@ _UNDER_WAY = ("replica_ended", "wake_failed", "restore_failed", "restart_failed"
 
 
 class Announcement:
-    """What this command serves, told to others from its start to its end.
+    """Reports what this command serves, from its start to its end.
 
     Args:
         command: what a user typed, without `torpor`.
@@ -62,18 +62,18 @@ class Announcement:
         }
         self._write("starting")
 
-    def replicas_serve(self, copies: Replicas, *, url: str, wanted: int) -> None:
+    def replicas_serve(self, replicas: Replicas, *, url: str, wanted: int) -> None:
         """Restored replicas serve.
 
         Args:
-            copies: of one snapshot.
+            replicas: of one snapshot.
             url: where they answer.
-            wanted: how many there are to be.
+            wanted: how many there should be.
         """
         self._wanted = wanted
-        self._look = lambda: _of_replicas(copies, wanted)
+        self._look = lambda: _of_replicas(replicas, wanted)
         if not self._of:
-            self._of = _of_snapshot(copies)
+            self._of = _of_snapshot(replicas)
         self._serves(url)
 
     def engine_serves(self, server: LocalServer, *, url: str = "") -> None:
@@ -137,28 +137,28 @@ class Announcement:
             )
 
 
-def _of_snapshot(copies: Replicas) -> dict[str, object]:
-    """What a restore knows of what it serves."""
-    manifest = copies.manifest
+def _of_snapshot(replicas: Replicas) -> dict[str, object]:
+    """What a restore knows about its deployment."""
+    manifest = replicas.manifest
     return {
         "deployment": manifest.deployment.name,
         "model": manifest.served_name,
         "app_file": manifest.app_file,
         "backend": "criu",
-        "snapshot": str(copies.folder),
+        "snapshot": str(replicas.folder),
     }
 
 
-def _of_replicas(copies: Replicas, wanted: int) -> tuple[int, list[dict[str, object]]]:
-    """How many are on their way (one that has just come counts there for a moment more), and those that serve."""
-    serving = copies.serving
-    return min(copies.restarting, max(0, wanted - len(serving))), [
+def _of_replicas(replicas: Replicas, wanted: int) -> tuple[int, list[dict[str, object]]]:
+    """How many are being restored (one that just came may still count there), and those that serve."""
+    serving = replicas.serving
+    return min(replicas.restarting, max(0, wanted - len(serving))), [
         _replica(one.replica.name, one.boot) for one in serving
     ]
 
 
 def _replicas(server: LocalServer) -> list[dict[str, object]]:
-    """Its one replica, while there is one."""
+    """Its one replica, while it runs."""
     boot = server.boot
     alive = boot.engine is not None and boot.engine.poll() is None
     return [_replica(server.deployment.name, boot)] if alive else []
@@ -181,6 +181,6 @@ def _replica(name: str, boot: Boot) -> dict[str, object]:
 
 
 def _leader(engine: Engine) -> Process:
-    """The process whose tree is the whole replica: of a sandbox its first one."""
+    """The process whose tree is the whole replica: in a sandbox, the first one."""
     sandbox = getattr(engine, "sandbox", None)
     return Process.of(engine.pid if sandbox is None else sandbox.pid)

@@ -28,6 +28,7 @@ from torpor.report.page import page
 from torpor.report.starts import P95_FROM
 from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import IMAGES
+from torpor.snapshots.store.stored import inspect
 from torpor.telemetry.events import warnings_only
 from torpor.values.bounds import checked_count
 
@@ -61,22 +62,42 @@ def run_bench(
     host: str | None = None,
     port: int | None = None,
 ) -> None:
-    """Measure, print the table, write what was asked for.
+    """Measure, print the table, write the files.
 
     Args:
-        app_file: whose deployment.
+        app_file: the app.
         starts: how many of each kind.
-        backend: `criu` or `standby`; empty for CRIU where it works.
-        json_file: where the JSON goes; `-` for standard output, empty for nowhere.
-        html_file: where the page goes; likewise.
+        backend: `criu` or `standby`; empty for CRIU if it works here.
+        json_file: file for the JSON; `-` for standard output, empty for none.
+        html_file: file for the page; likewise.
         host: where the servers listen; the deployment's by default.
         port: their port; the deployment's by default.
 
     Raises:
-        ConfigurationError: one of these cannot be; nothing was started.
+        ConfigurationError: an option is wrong; nothing was started.
         PortInUseError: somebody else has the deployment's port.
         TorporError: a start failed; everything that was started was ended.
     """
+    _check_options(starts, backend, json_file, html_file)
+    claim_output()
+    host, port = given_address(host, port)
+    given = load_app(app_file)
+    app = engine_at(given, host, port)
+    console = make_console()
+    warnings_only()
+    ends_on_sigterm()
+    if warning := public_warning(app.deployment, app.deployment.host, app.deployment.port):
+        console.print(warning, markup=False, soft_wrap=True)
+    chosen = _chosen(backend, app.deployment, console)
+    with without_left_overs():
+        _build(app, chosen, console)
+        measured = _measured(given, app, chosen, starts, console)
+    _show(measured, console)
+    write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
+    write_output("--html", html_file, page([measured]))
+
+
+def _check_options(starts: int, backend: str, json_file: str, html_file: str) -> None:
     checked_count("--starts", starts, most=_MAX_STARTS, what="starts of each kind")
     if json_file == html_file == STANDARD_OUTPUT:
         raise ConfigurationError("--json and --html both name standard output; give one of them a file.")
@@ -84,46 +105,38 @@ def run_bench(
     check_output("--html", html_file)
     if backend and backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; bench knows {' and '.join(BACKENDS)}.")
-    claim_output()
-    host, port = given_address(host, port)
-    given = load_app(app_file)
-    app = engine_at(given, host, port)
-    deployment = app.deployment
-    console = make_console()
-    warnings_only()
-    ends_on_sigterm()
-    if warning := public_warning(deployment, deployment.host, deployment.port):
-        console.print(warning, markup=False, soft_wrap=True)
-    chosen = _chosen(backend, deployment, console)
-    with without_left_overs():
-        if chosen == CriuBackend.name:
-            check_before_start(app.lifecycle, bench_snapshot(deployment.name))
-        LocalServer(
-            deployment,
-            lifecycle=app.lifecycle,
-            on_step=lambda step: console.print(f"build step: {step}", markup=False),
-        ).build()
-        measured = _measured(given, app, chosen, starts, console)
+
+
+def _build(app: App, backend: str, console: Console) -> None:
+    """Check and build everything that would otherwise be part of the first start."""
+    if backend == CriuBackend.name:
+        check_before_start(app.lifecycle, bench_snapshot(app.deployment.name))
+    LocalServer(
+        app.deployment,
+        lifecycle=app.lifecycle,
+        on_step=lambda step: console.print(f"build step: {step}", markup=False),
+    ).build()
+
+
+def _show(measured: Bench, console: Console) -> None:
     console.print(_table(measured))
-    if starts < P95_FROM:
+    if len(measured.starts) // 2 < P95_FROM:
         console.print(f"p95: from --starts {P95_FROM} on")
     _print_floor(measured, console)
     console.print(f"a {_word(measured)} is {measured.ratio:.1f} times as fast as a cold start")
-    write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
-    write_output("--html", html_file, page([measured]))
 
 
 def read_bandwidth(folder: Path) -> float:
     """Bytes per second at which one thread reads a folder's files out of the page cache.
 
-    They are read once before, so that they are in it, 2 GB of them at most; then at least three times and for a fifth of a
-    second. The fastest counts: a floor must not be raised by what else the machine does.
+    It reads at most 2 GB of them: once to fill the page cache, then at least three times and for a fifth of a second. The
+    fastest reading counts, so that other load on the machine does not raise the floor.
 
     Raises:
         SnapshotError: there is nothing to read.
     """
     if not _read(folder):
-        raise SnapshotError(f"{folder} holds nothing, so there is nothing to measure; make the snapshot anew.")
+        raise SnapshotError(f"{folder} is empty, so there is nothing to measure; capture the snapshot again.")
     began, rates = time.perf_counter(), list[float]()
     while len(rates) < _READINGS or time.perf_counter() - began < _READ_AT_LEAST_S:
         before = time.perf_counter()
@@ -143,7 +156,7 @@ def _read(folder: Path) -> int:
 
 
 def _chosen(backend: str, deployment: Deployment, console: Console) -> str:
-    """The backend to use; CRIU is asked whether it works only where it is wanted."""
+    """The backend to use; CRIU is tried only if it is wanted."""
     if backend == "standby" or not (reasons := CriuBackend().available(deployment)):
         return backend or "criu"
     listed = "; ".join(reasons)
@@ -187,7 +200,7 @@ def _measured(given: App, app: App, backend: str, count: int, console: Console) 
 def _restoring(
     given: App, app: App, backend: str, console: Console
 ) -> Iterator[tuple[Callable[[int], Start], Path | None]]:
-    """What makes one restored start or wake; with CRIU, and the snapshot, which goes with the block."""
+    """What times one restored start or wake; with CRIU also the snapshot, which is removed after the block."""
     if backend == "standby":
         yield lambda number: standby_wake(app, number=number), None
         return
@@ -204,8 +217,6 @@ def _restoring(
 
 
 def _floor(folder: Path) -> Floor:
-    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415 - a name that `inspect` of Python has, too
-
     manifest = inspect(folder)
     return Floor(
         image_bytes=manifest.image_bytes,
@@ -239,7 +250,7 @@ def _print_floor(measured: Bench, console: Console) -> None:
         return
     console.print(
         f"bytes of the snapshot: images {bytes_text(floor.image_bytes)}, {bytes_text(floor.mapped_bytes)} of them mapped; "
-        f"side files {bytes_text(floor.side_file_bytes)}; copied into each copy {bytes_text(floor.copied_bytes)}"
+        f"side files {bytes_text(floor.side_file_bytes)}; copied into each replica {bytes_text(floor.copied_bytes)}"
     )
     console.print(
         f"floor: {floor.copied_s:.4f} s for what is copied ({floor.all_s:.4f} s if all were), at "

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from torpor.cli.console import console as make_console
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import output, result
 from torpor.errors import ConfigurationError
@@ -52,7 +55,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     if file is not None:
         report = classify(read_lines(_text(file)))
     else:
-        from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - a saved log needs no modal
+        from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - modal: 256 ms that a saved log does not need
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:
@@ -102,10 +105,6 @@ def _proofs(report: BootsReport) -> dict[str, int]:
 
 
 def _print_table(report: BootsReport) -> None:
-    from rich.table import Table  # noqa: PLC0415 - for a terminal only
-
-    from torpor.cli.console import console as make_console  # noqa: PLC0415
-
     console = make_console(results=True)
     table = Table(title="starts", title_justify="left")
     for column in _COLUMNS:

@@ -39,7 +39,7 @@ _MOST_KEPT = 1_000_000
 
 
 def run_list(folders: Sequence[Path], *, as_json: bool) -> None:
-    """Show every snapshot, with what it takes and whether it fits."""
+    """Show every snapshot with its size and whether it fits."""
     _check_folders(folders)
     entries = catalog(folders, users=snapshot_users)
     kept = kept_files()
@@ -70,20 +70,13 @@ def run_list(folders: Sequence[Path], *, as_json: bool) -> None:
 def run_prune(
     folders: Sequence[Path], *, keep: int | None, older_than: str | None, unfit: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove snapshots that nobody uses, and say what was freed.
+    """Remove snapshots that no server uses, and say what was freed.
 
     Raises:
-        ConfigurationError: nothing says which, or what does is wrong.
+        ConfigurationError: no option says which, or one is wrong.
         SnapshotError: one could not be removed; the others were.
     """
-    if keep is not None and not 0 <= keep <= _MOST_KEPT:
-        raise ConfigurationError(f"--keep is {keep}; allowed are 0 to {_MOST_KEPT} snapshots of each deployment.")
-    choice = Choice(keep, None if older_than is None else seconds_of("--older-than", older_than), unfit)
-    if choice == Choice():
-        raise ConfigurationError(
-            "Nothing says which snapshots to remove: give --keep N, --older-than 7d or --unfit (more than one is allowed); "
-            "--dry-run shows what would go. `torpor snapshot rm DIR` removes a single one."
-        )
+    choice = _choice(keep, older_than, unfit=unfit)
     _check_folders(folders)
     entries = catalog(folders, users=snapshot_users, fit=unfit)
     console = make_console(results=not as_json)
@@ -112,11 +105,28 @@ def run_prune(
         )
 
 
-def seconds_of(option: str, text: str) -> float:
-    """A duration as a user writes it: a number and s, m, h, d or w.
+def _choice(keep: int | None, older_than: str | None, *, unfit: bool) -> Choice:
+    """Which snapshots to remove.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: no option says which, or one is wrong.
+    """
+    if keep is not None and not 0 <= keep <= _MOST_KEPT:
+        raise ConfigurationError(f"--keep is {keep}; allowed are 0 to {_MOST_KEPT} snapshots of each deployment.")
+    choice = Choice(keep, None if older_than is None else seconds_of("--older-than", older_than), unfit)
+    if choice == Choice():
+        raise ConfigurationError(
+            "Nothing says which snapshots to remove: give --keep N, --older-than 7d or --unfit (more than one is allowed); "
+            "--dry-run shows what would go. `torpor snapshot rm DIR` removes a single one."
+        )
+    return choice
+
+
+def seconds_of(option: str, text: str) -> float:
+    """Seconds of a duration as a user writes it: a number and s, m, h, d or w.
+
+    Raises:
+        ConfigurationError: it is no duration.
     """
     if not (match := _DURATION.fullmatch(text)):
         raise ConfigurationError(
@@ -132,12 +142,12 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 
 def _table(entries: Sequence[Entry]) -> Table:
-    """One row each, within 80 columns where names allow it; a snapshot in the default place goes by its name."""
+    """One row for each snapshot, within 80 columns if names allow it; one in the default folder is shown by its name."""
     table = Table(box=None, pad_edge=False)
     table.add_column("name", overflow="fold", min_width=_NAME_WIDTH)
     table.add_column("deployment", overflow="fold", min_width=len("deployment"))
     table.add_column("size", justify="right", no_wrap=True)
-    for name in ("made", "last used", "fits"):
+    for name in ("captured", "last used", "fits"):
         table.add_column(name, no_wrap=True)
     for entry in entries:
         default = entry.folder.parent == real_folder(cache_root() / "snapshots")
@@ -159,7 +169,7 @@ def _fits(entry: Entry) -> str:
 
 
 def _remarks(entry: Entry) -> list[str]:
-    """What the table has no room for."""
+    """What does not fit into the table."""
     lines = [entry.problem] if entry.problem else []
     lines += [f"does not fit: {reason}" for reason in entry.misfits or ()]
     lines += [entry.unasked] if entry.unasked else []

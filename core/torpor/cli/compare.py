@@ -6,7 +6,7 @@ import json
 import shlex
 import statistics
 import subprocess
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rich.table import Table
 
@@ -17,6 +17,7 @@ from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.terminal import claim_output, result
 from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limit_s, without_left_overs
 from torpor.cli.timing import command, running
+from torpor.cli.up import run_up
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError, SnapshotError
 from torpor.platforms.local.backends import CriuBackend
@@ -30,8 +31,12 @@ from torpor.values.bounds import checked_count
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from rich.console import Console
+
+    from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.snapshots.store.manifest import Manifest
 
@@ -47,11 +52,11 @@ _CAPTURE_S = 900.0
 def run_compare(
     app_file: str, *, restores: int, as_json: bool, host: str | None = None, port: int | None = None
 ) -> None:
-    """Start cold and time it, make the snapshot, restore and time that; where CRIU cannot be used, say why and show standby.
+    """Time a cold start, capture a snapshot, and time its restores; if CRIU cannot be used, say why and show standby.
 
     Raises:
         ConfigurationError: `restores` is too small or too large; nothing was started.
-        SnapshotError: no snapshot was made; a note holds what the command said.
+        SnapshotError: no snapshot was captured; a note holds what the command said.
         TorporError: a start failed; everything that was started was ended.
     """
     checked_count("--restores", restores, most=_MAX_RESTORES, what="restores")
@@ -68,55 +73,96 @@ def run_compare(
         check_before_start(app.lifecycle, snapshot_folder(deployment.name))
     LocalServer(deployment, lifecycle=app.lifecycle, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons:
-        console.print("snapshots cannot be made on this machine:")
-        for reason in reasons:
-            console.print(f"  - {reason}", markup=False)
-        console.print("so this shows standby: the process stays, asleep")
-        _show_standby(app_file, host, port, as_json=as_json)
+        _show_standby(app, reasons, console, as_json=as_json)
         return
     with without_left_overs():
-        # A real engine takes half a minute each time, and the command that is timed says nothing meanwhile.
-        console.print("starting cold, timed until the first token ...")
-        cold_s = cold_start(app_file, deployment).total_s
-        console.print(f"cold start      {cold_s:7.3f} s to the first token")
-        folder = snapshot_folder(deployment.name)
-        console.print("starting cold once more, for the snapshot ...")
-        manifest = created(app_file, folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
-        size = manifest.image_bytes + manifest.side_file_bytes
-        console.print(f"snapshot        {size / 1e6:7.0f} MB in {folder}", soft_wrap=True)
-        times = []
-        for number in range(restores):
-            last = number == restores - 1 and not as_json
-            if last:
-                console.print(f"the last copy is asked, too: {_QUESTION}")
-            restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
-            times.append((restored_s, told))
-            console.print(f"restore {number + 1}       {restored_s:7.3f} s to the first token")
-        if inspect(folder) != manifest:
-            raise SnapshotError(
-                f"The snapshot {folder} was replaced while it was timed, so the figures are of two. Compare again."
-            )
-    ratio = cold_s / statistics.median(seconds for seconds, _ in times)
+        compared = _timed(app, restores, console, asks=not as_json)
     if as_json:
-        restored = [{"first_token_s": seconds, **told} for seconds, told in times]
-        result(json.dumps({"cold_s": cold_s, "restored": restored, "ratio": ratio, "snapshot_bytes": size}, indent=2))
+        result(json.dumps(compared.as_json(), indent=2))
     else:
-        console.print(_stages(manifest, times))
-        console.print(f"a restored start is {ratio:.1f} times as fast as a cold one")
-        console.print(f"serve from the snapshot: torpor snapshot restore {shlex.quote(str(folder))}", soft_wrap=True)
+        _show(compared, console)
+
+
+class _Compared(NamedTuple):
+    """What was timed.
+
+    Attributes:
+        cold_s: seconds from process start to first token, of a cold start.
+        restores: the same of each restore, with what the command said of it.
+        folder: the snapshot.
+        manifest: its manifest.
+    """
+
+    cold_s: float
+    restores: list[tuple[float, dict[str, object]]]
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """On the disk."""
+        return self.manifest.image_bytes + self.manifest.side_file_bytes
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast a restore is."""
+        return self.cold_s / statistics.median(seconds for seconds, _ in self.restores)
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        restored = [{"first_token_s": seconds, **told} for seconds, told in self.restores]
+        return {
+            "cold_s": self.cold_s,
+            "restored": restored,
+            "ratio": self.ratio,
+            "snapshot_bytes": self.snapshot_bytes,
+        }
+
+
+def _timed(app: App, restores: int, console: Console, *, asks: bool) -> _Compared:
+    """Start cold, capture, restore; `asks` the last replica a question whose answer is a result."""
+    deployment = app.deployment
+    # A real engine takes half a minute each time, and the command that is timed prints nothing meanwhile.
+    console.print("starting cold, timed until the first token ...")
+    cold_s = cold_start(app.file, deployment).total_s
+    console.print(f"cold start      {cold_s:7.3f} s to the first token")
+    folder = snapshot_folder(deployment.name)
+    console.print("starting cold once more, for the snapshot ...")
+    manifest = created(str(app.file), folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
+    compared = _Compared(cold_s, [], folder, manifest)
+    console.print(f"snapshot        {compared.snapshot_bytes / 1e6:7.0f} MB in {folder}", soft_wrap=True)
+    for number in range(1, restores + 1):
+        last = asks and number == restores
+        if last:
+            console.print(f"the last replica is asked, too: {_QUESTION}")
+        restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
+        compared.restores.append((restored_s, told))
+        console.print(f"restore {number}       {restored_s:7.3f} s to the first token")
+    if inspect(folder) != manifest:
+        raise SnapshotError(
+            f"The snapshot {folder} was replaced while it was timed, so the figures are of two. Compare again."
+        )
+    return compared
+
+
+def _show(compared: _Compared, console: Console) -> None:
+    console.print(_stages(compared.manifest, compared.restores))
+    console.print(f"a restored start is {compared.ratio:.1f} times as fast as a cold one")
+    restore = f"torpor snapshot restore {shlex.quote(str(compared.folder))}"
+    console.print(f"serve from the snapshot: {restore}", soft_wrap=True)
 
 
 def created(app_file: str, folder: Path, *, timeout_s: float) -> Manifest:
-    """Make a snapshot by the command line; its manifest.
+    """Capture a snapshot by the command line; its manifest.
 
     Args:
-        app_file: of what.
-        folder: where to; a snapshot that is there is replaced.
+        app_file: the app.
+        folder: the snapshot's; a snapshot that is there is replaced.
         timeout_s: seconds for all of it.
 
     Raises:
         EngineTimeoutError: it took longer.
-        SnapshotError: none was made, or the command left the one that was there before; a note holds what the command said.
+        SnapshotError: none was captured, or the command left the old one; a note holds what the command said.
     """
     before = _manifest_in(folder)
     with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
@@ -125,11 +171,13 @@ def created(app_file: str, folder: Path, *, timeout_s: float) -> Manifest:
         except subprocess.TimeoutExpired:
             raise EngineTimeoutError(f"There was no snapshot of {app_file} after {timeout_s:g} s.") from None
         if code != 0:
-            raise SnapshotError(f"No snapshot of {app_file} was made: the command ended with code {code}.")
+            raise SnapshotError(f"No snapshot of {app_file} was captured: the command ended with code {code}.")
         made = _manifest_in(folder)
         if made is None or made == before:
             kept = f"{folder} holds none" if made is None else f"{folder} still holds the one from before"
-            raise SnapshotError(f"No snapshot of {app_file} was made: {kept}, though the command ended with code 0.")
+            raise SnapshotError(
+                f"No snapshot of {app_file} was captured: {kept}, though the command ended with code 0."
+            )
     return made
 
 
@@ -141,7 +189,7 @@ def _manifest_in(folder: Path) -> Manifest | None:
 
 
 def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:
-    """Restore once and time the first token; with a question, stream the copy's answer to standard output as well."""
+    """Restore once and time the first token; with a question, also stream the replica's answer to standard output."""
 
     def ask() -> None:
         chat(
@@ -158,10 +206,13 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
     return start.total_s, told
 
 
-def _show_standby(app_file: str, host: str | None, port: int | None, *, as_json: bool) -> None:
-    from torpor.cli.up import run_up  # noqa: PLC0415
-
-    run_up(app_file, backend="standby", snapshot=None, question=_QUESTION, as_json=as_json, host=host, port=port)
+def _show_standby(app: App, reasons: Sequence[str], console: Console, *, as_json: bool) -> None:
+    """Say why there is no snapshot, and show a sleep and a wake in place."""
+    console.print("snapshots cannot be captured on this machine:")
+    for reason in reasons:
+        console.print(f"  - {reason}", markup=False)
+    console.print("so this shows standby: the process stays, asleep")
+    run_up(app, backend="standby", snapshot=None, question=_QUESTION, as_json=as_json)
 
 
 def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.app_file import load_app
 from torpor.cli.terminal import result, say
 from torpor.engine.logs import segments, stored_logs
 from torpor.errors import ConfigurationError, TorporError
@@ -167,8 +168,6 @@ def _print(lines: list[str], name: str) -> None:
 def _name(given: str) -> str:
     """The name of an app file's deployment; any other name as it is."""
     if given.endswith(".py") and Path(given).is_file():
-        from torpor.app_file import load_app  # noqa: PLC0415 - imports plugins
-
         return load_app(given).deployment.name
     return given
 

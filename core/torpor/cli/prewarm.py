@@ -7,12 +7,14 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from torpor.app_file import load_app
 from torpor.cli.exit_codes import FAILED
 from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
 from torpor.network import descriptors
 from torpor.network.modal_keys import modal_keys
+from torpor.platforms.modal.log import classify
 from torpor.platforms.modal.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
 from torpor.values.bounds import checked_count, checked_seconds
 from torpor.values.client_keys import MODAL_KEY_VARIABLE, MODAL_SECRET_VARIABLE
@@ -40,25 +42,21 @@ class _Target:
 def run_prewarm(
     target: str, *, requests: int, attempts: int, pause: float | None, timeout_s: float, as_json: bool
 ) -> None:
-    """Drive starts; the verdict goes to standard output, every round to standard error.
+    """Drive cold starts; the verdict goes to standard output, each round to standard error.
 
     Args:
         target: URL, app file or name of a deployed app.
-        requests: requests of one burst.
-        attempts: bursts.
-        pause: seconds between two bursts; None: what the app needs to scale down.
+        requests: concurrent requests in each round.
+        attempts: number of rounds.
+        pause: seconds between two rounds; None: as long as the app needs to scale down.
         timeout_s: seconds for all of it.
         as_json: print JSON.
 
     Raises:
-        SystemExit: with 1, when it gave up.
-        TorporError: the target is none, or it refuses.
+        SystemExit: with 1, if it gave up.
+        TorporError: there is no such target, or it refuses.
     """
-    checked_timeout(timeout_s)
-    if pause is not None:
-        checked_seconds("--pause", pause, zero=True)
-    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
-    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+    _check_options(requests, attempts, pause, timeout_s)
     descriptors.raise_limit()
     claim_output()
     found = _find(target)
@@ -81,16 +79,21 @@ def run_prewarm(
         sys.exit(FAILED)
 
 
+def _check_options(requests: int, attempts: int, pause: float | None, timeout_s: float) -> None:
+    checked_timeout(timeout_s)
+    if pause is not None:
+        checked_seconds("--pause", pause, zero=True)
+    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
+    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+
+
 def _find(target: str) -> _Target:
     if target.startswith(("http://", "https://")):
         return _Target(url=target, pause_s=_PAUSE_S, read_log=None)
-    from torpor.platforms.modal.account import app_logs, app_url  # noqa: PLC0415 - a URL needs no modal
-    from torpor.platforms.modal.log import classify  # noqa: PLC0415
+    from torpor.platforms.modal.account import app_logs, app_url  # noqa: PLC0415 - modal: 256 ms that a URL does not need
 
     name, pause_s = target, _PAUSE_S
     if target.endswith(".py"):
-        from torpor.app_file import load_app  # noqa: PLC0415
-
         deployment = load_app(target).deployment
         name, pause_s = deployment.name, deployment.scaling.scaledown_window_s + _MARGIN_S
         if deployment.modal is not None and deployment.modal.requires_proxy_auth:

@@ -1,6 +1,6 @@
-"""`torpor snapshot restore`: copies of a snapshot behind one port, until a signal.
+"""`torpor snapshot restore`: replicas of a snapshot behind one port, until a signal.
 
-Its time counts: what is imported here is imported before CRIU begins.
+A restore takes half a second: what this module imports delays CRIU.
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ if TYPE_CHECKING:
 __all__ = ["Served", "run_restore"]
 
 _TURN_S = 0.0005
+_SCHEMA = 2
+"""Of the line of JSON that says what was restored."""
 
 
 class Served:
-    """Replicas as a command serves them: what is told of them, the signals that it listens to, their end.
+    """Serves replicas in a command: says what happens, listens to signals, ends them.
 
     Args:
-        as_json: tell what was restored as one line of JSON, with what went wrong before (`events`), and what happens to replicas
-            by themselves from then on as one more line each.
-        announced: what others are told of the command; by default of a restore, from when it serves.
+        as_json: print what was restored as one line of JSON, with what failed before (`events`). Each later event is one more
+            line.
+        announced: tells others of the command; by default of a restore, once it serves.
     """
 
     def __init__(self, *, as_json: bool, announced: Announcement | None = None) -> None:
@@ -86,7 +88,7 @@ class Served:
             if self._before is not None:
                 self._before.append(event)
             elif self._as_json:
-                with contextlib.suppress(OutputError):  # nobody reads it any more; the replicas serve on
+                with contextlib.suppress(OutputError):  # the reader is gone; the replicas serve on
                     result(json.dumps(event.as_json()))
             _say_event(event)
         self._announcement().event(event)
@@ -101,16 +103,27 @@ class Served:
                 say_live(text)
 
     def look(self) -> None:
-        """Have `serve` look whether a replica is left."""
+        """Have `serve` check whether a replica is left."""
         self._told.look()
 
-    def serve(self, copies: Replicas, wanted: int, then: Callable[[], None] | None = None) -> None:
-        """Say what was restored, and serve until a signal, or do something else.
+    def run(self, replicas: Replicas, count: int) -> None:
+        """Restore so many, serve until a signal, end them."""
+        try:
+            with listening(self.show_progress):
+                _start(replicas, count)
+            _say_if_public(replicas)
+            self.serve(replicas, count)
+        finally:
+            replicas.stop()
+            self.end()
+
+    def serve(self, replicas: Replicas, wanted: int, then: Callable[[], None] | None = None) -> None:
+        """Say what was restored, and serve until a signal, or while `then` runs.
 
         Args:
-            copies: they serve.
-            wanted: how many there are to be.
-            then: called in place of waiting for a signal.
+            replicas: they serve already.
+            wanted: how many there should be.
+            then: called instead of waiting for a signal.
 
         Raises:
             EngineError: the last replica was given up.
@@ -120,23 +133,23 @@ class Served:
             before, self._before = self._before or [], None
             if self._as_json:
                 events = {"events": [event.as_json() for event in before]}
-                result(json.dumps(_described(copies, self._stages, self._began) | events))
+                result(json.dumps(_described(replicas, self._stages, self._began) | events))
             else:
-                _print_serving(copies, self._stages, time.monotonic() - self._began)
-        self._tell_serving(copies, wanted)
+                _print_serving(replicas, self._stages, time.monotonic() - self._began)
+        self._tell_serving(replicas, wanted)
         if then is None:
-            _serve(copies, wanted, self._told, lambda: self._tell_serving(copies, wanted))
+            _serve(replicas, wanted, self._told, lambda: self._tell_serving(replicas, wanted))
             self._announcement().ending()
-        finished_or_ended(then, self._told, lambda: drained(copies, self._told))
+        finished_or_ended(then, self._told, lambda: drained(replicas, self._told))
 
-    def _tell_serving(self, copies: Replicas, wanted: int) -> None:
-        self._announcement().replicas_serve(copies, url=url(*copies.address), wanted=wanted)
+    def _tell_serving(self, replicas: Replicas, wanted: int) -> None:
+        self._announcement().replicas_serve(replicas, url=url(*replicas.address), wanted=wanted)
 
     def _announcement(self) -> Announcement:
-        """Made when there is something to tell, so that a restore imports it when its replicas serve."""
+        """Made at its first use, so that a restore imports it once its replicas serve."""
         with self._printing:
             if self._announced is None:
-                from torpor.cli.announcing import Announcement  # noqa: PLC0415
+                from torpor.cli.announcing import Announcement  # noqa: PLC0415 - 1 ms of a restore
 
                 self._announced = Announcement("snapshot restore")
             return self._announced
@@ -159,20 +172,20 @@ def run_restore(
     even_if_bad: bool = False,
     first: FirstProcess | None = None,
 ) -> None:
-    """Restore, say so, serve until SIGINT or SIGTERM, finish requests in flight, end everything.
+    """Restore replicas and serve until SIGINT or SIGTERM; then finish requests in flight and end everything.
 
-    A replica that ends by itself is started again.
+    A replica that ends by itself is restored again.
 
     Args:
         folder: the snapshot.
-        replicas: how many copies.
+        replicas: how many replicas.
         port: public port; the deployment's by default.
         verify: `fast` or `full`.
         as_json: see `Served`.
         host: address of the public port; the deployment's by default.
         records: file for the stage records; by default one under the cache root.
-        even_if_bad: also a snapshot whose replicas did not wake several times in a row.
-        first: for the first sandbox, started before this module was imported.
+        even_if_bad: restore even a snapshot whose replicas repeatedly did not wake.
+        first: the first sandbox's process, started before this module was imported.
     """
     checked_count("--replicas", replicas, most=MAX_REPLICAS, what="replicas")
     host, port = given_address(host, port)
@@ -180,12 +193,9 @@ def run_restore(
         raise ConfigurationError(f"--verify is {verify!r}; allowed are fast and full.")
     if records:
         check_output("--records", str(records), makes_folders=True)
-    claim_output()
+    _begin_to_serve()
     served = Served(as_json=as_json)
-    warnings_only()
-    ends_on_sigterm()
-    descriptors.raise_limit()
-    copies = Replicas(
+    restored = Replicas(
         Path(folder),
         host=host,
         port=port,
@@ -196,33 +206,34 @@ def run_restore(
         supervised=True,
         even_if_bad=even_if_bad,
     )
-    copies.records = Path(records) if records else records_file(copies.manifest.deployment.name)
-    try:
-        with listening(served.show_progress):
-            _start(copies, replicas)
-        _say_if_public(copies)
-        served.serve(copies, replicas)
-    finally:
-        copies.stop()
-        served.end()
+    restored.records = Path(records) if records else records_file(restored.manifest.deployment.name)
+    served.run(restored, replicas)
 
 
-def _start(copies: Replicas, count: int) -> None:
-    """Start them, with threads that take turns often: those that drive CRIU need Python for moments only, beside imports."""
+def _begin_to_serve() -> None:
+    """Prepare this process: its output, its signals, its limits."""
+    claim_output()
+    warnings_only()
+    ends_on_sigterm()
+    descriptors.raise_limit()
+
+
+def _start(replicas: Replicas, count: int) -> None:
+    """Start them with a short switch interval: threads that drive CRIU need Python only briefly, while others import."""
     usual_s = sys.getswitchinterval()
     sys.setswitchinterval(_TURN_S)
     try:
-        copies.start(count)
+        replicas.start(count)
     finally:
         sys.setswitchinterval(usual_s)
         gc.enable()
 
 
-def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[[], None]) -> None:
+def _serve(replicas: Replicas, wanted: int, told: Signals, tell_serving: Callable[[], None]) -> None:
     while not told.end:
-        if not copies.serving and not copies.restarting:
+        if not replicas.serving and not replicas.restarting:
             raise EngineError(
-                f"No replica of {copies.folder} serves any more: each ended by itself again and again (Deployment.max_restarts). "
+                f"No replica of {replicas.folder} serves any more: each ended by itself too often (Deployment.max_restarts). "
                 "The last lines of each stand above."
             )
         told.wait()
@@ -231,25 +242,26 @@ def _serve(copies: Replicas, wanted: int, told: Signals, tell_serving: Callable[
             say("restored replicas do not sleep: SIGUSR1 and SIGUSR2 are for `torpor up` without --snapshot")
         if told.again and not told.end:
             told.again = False
-            copies.restart_now()
-            missing = wanted - len(copies.serving) - copies.restarting
+            replicas.restart_now()
+            missing = wanted - len(replicas.serving) - replicas.restarting
             try:
                 if missing > 0:
                     with told.ended_at_once():
-                        copies.start(missing)
+                        replicas.start(missing)
                         tell_serving()
-                say(f"{len(copies.serving)} of {wanted} copies serve")
+                say(f"{len(replicas.serving)} of {wanted} replicas serve")
             except TorporError as error:
-                say(f"no copy was restored: {error}")
+                say(f"no replica was restored: {error}")
 
 
-def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
+def _described(replicas: Replicas, stages: dict[str, list[dict[str, object]]], started: float) -> dict[str, object]:
     return {
-        "serving": url(*copies.address),
+        "schema": _SCHEMA,
+        "url": url(*replicas.address),
         "began_at": started,
         "served_at": time.monotonic(),
-        "verify_s": copies.verify_s,
-        "records": str(copies.records) if copies.records else None,
+        "verify_s": replicas.verify_s,
+        "records": str(replicas.records) if replicas.records else None,
         "replicas": [
             {
                 "name": one.replica.name,
@@ -263,34 +275,35 @@ def _described(copies: Replicas, stages: dict[str, list[dict[str, object]]], sta
                 "cuda": _cuda_calls(one.replica.cuda),
                 "stages": stages.get(one.replica.name, []),
             }
-            for one in copies.serving
+            for one in replicas.serving
         ],
     }
 
 
 def _cuda_calls(resumed: Resumed | None) -> list[dict[str, float]]:
-    """What the GPU driver took for each process; nothing without a GPU."""
+    """Seconds of the GPU driver for each process; empty without a GPU."""
     return [vars(process).copy() for process in resumed.processes] if resumed else []
 
 
-def _print_serving(copies: Replicas, stages: dict[str, list[dict[str, object]]], seconds: float) -> None:
-    for one in copies.serving:
+def _print_serving(replicas: Replicas, stages: dict[str, list[dict[str, object]]], seconds: float) -> None:
+    for one in replicas.serving:
         took = [f"cold ({one.boot.reason})"] if one.boot.kind == "cold" else []
         took += [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
         took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
-        say(f"{one.replica.name}: boot {one.boot.running_engine.replica_id}, {', '.join(took)} s")
+        say(f"{one.replica.name}: replica id {one.boot.running_engine.replica_id}, {', '.join(took)} s")
+    manifest, count = replicas.manifest, len(replicas.serving)
     say(
-        f"serving {copies.manifest.served_name} with {len(copies.serving)} on {url(*copies.address)} after "
-        f"{seconds:.3f} s - Ctrl-C ends it"
+        f"{manifest.deployment.name}: {count} {'replica serves' if count == 1 else 'replicas serve'} {manifest.served_name} on "
+        f"{url(*replicas.address)}, {seconds:.3f} s after the start - Ctrl-C ends it"
     )
-    if copies.records and copies.records.exists():  # a log line has said why there is none
-        say(f"records: {copies.records}")
+    if replicas.records and replicas.records.exists():  # a log line has said why there is none
+        say(f"records: {replicas.records}")
 
 
-def _say_if_public(copies: Replicas) -> None:
-    for one in copies.serving[:1]:
-        if warning := public_warning(one.boot.deployment, *copies.address):
+def _say_if_public(replicas: Replicas) -> None:
+    for one in replicas.serving[:1]:
+        if warning := public_warning(one.boot.deployment, *replicas.address):
             say(warning)
 
 

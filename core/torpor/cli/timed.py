@@ -124,7 +124,7 @@ def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1)
     Args:
         app_file: of the deployment.
         deployment: says address and served name.
-        number: the how manieth it is.
+        number: its number, from 1.
 
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
@@ -147,7 +147,7 @@ def restored_start(
     Args:
         folder: the snapshot.
         deployment: says address and served name.
-        number: the how manieth it is.
+        number: its number, from 1.
         then: called while it still serves.
 
     Returns:
@@ -199,18 +199,20 @@ def _told(process: subprocess.Popen[str]) -> dict[str, object]:
 
     Raises:
         EngineTimeoutError: it did not come.
-        EngineError: the copy did not wake and was started cold.
+        EngineError: the replica did not wake and was started cold.
     """
     assert process.stdout is not None
     line = process.stdout.readline() if select.select([process.stdout], [], [], _RECORD_TIMEOUT_S)[0] else ""
     if not line:
-        raise EngineTimeoutError("The copy answered, but the command did not tell how it was restored.")
+        raise EngineTimeoutError("The replica answered, but the command did not print how it was restored.")
     try:
         told = cast("dict[str, object]", json.loads(line))
         replicas = cast("list[dict[str, object]]", told["replicas"])
         boots = [replica["boot"] for replica in replicas]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EngineError(f"The command said {line[:200]!r}, which does not tell how the copy was restored.") from error
+        raise EngineError(
+            f"The command said {line[:200]!r}, which does not say how the replica was restored."
+        ) from error
     for replica, boot in zip(replicas, boots, strict=True):
         if boot != "restored":
             raise EngineError(

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from torpor.app_file import load_app
+from torpor.app_file import App, load_app
 from torpor.cli.announcing import Announcement
 from torpor.cli.console import console as make_console
-from torpor.cli.console import shown
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import check_output
+from torpor.cli.progress import Progress, stage_table
 from torpor.cli.restore import Served
-from torpor.cli.terminal import result, say
+from torpor.cli.terminal import result
+from torpor.client import chat
 from torpor.errors import ConfigurationError, TorporError
 from torpor.network import descriptors
 from torpor.platforms.local.backends import BACKENDS, CriuBackend, make_backend
@@ -29,43 +25,56 @@ from torpor.platforms.local.server import LocalServer, missing_packages
 from torpor.platforms.local.start import start_here
 from torpor.snapshots.store.paths import records_file, snapshot_folder
 from torpor.telemetry.events import warnings_only
-from torpor.telemetry.progress import listening
-from torpor.telemetry.records import BOOT_KINDS, StageRecord, read_records
+from torpor.telemetry.records import StageRecord, read_records
 from torpor.telemetry.stage_report import StageReport
-from torpor.telemetry.stages import Stage
 from torpor.values.addresses import check_free, nearest, url
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from rich.console import Console
 
-    from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
     from torpor.platforms.local.start import Way
     from torpor.runtime.supervision import ReplicaEvent
 
-__all__ = ["Progress", "run_up", "stage_table"]
+__all__ = ["run_up"]
 
 _ANSWER_TOKENS = 64
-_DOING: dict[str, str] = {
-    Stage.PREFLIGHT: "checking the port and the preflight checks",
-    Stage.LAUNCH: "starting the engine process",
-    Stage.READY: "waiting for the engine to be ready",
-    Stage.WARMUP: "warming up with real requests",
-    Stage.CANARY: "recording the canary",
-    Stage.DRAIN: "finishing requests in flight",
-    Stage.PRE_SNAPSHOT: "putting the engine to sleep",
-    Stage.POST_RESTORE: "waking the engine",
-    Stage.CANARY_CHECK: "demanding the canary again",
-    Stage.SERVE: "opening the guard",
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What the command line asks for.
+
+    Attributes:
+        backend: how the sleeping engine is kept.
+        snapshot: a snapshot's folder, to restore or to capture into; None for none.
+        question: asked once the server is up, in place of serving until a signal; empty for none.
+        as_json: print JSON.
+        prove: whether a new snapshot is tried before it is put in place.
+        host: the address that was given; None for the deployment's.
+        port: the port that was given; None for the deployment's.
+    """
+
+    backend: str
+    snapshot: Path | None
+    question: str
+    as_json: bool
+    prove: bool | None
+    host: str | None
+    port: int | None
+
+    @property
+    def torpor_listens(self) -> bool:
+        """Whether Torpor's gateway has the public port; otherwise the engine has it."""
+        return self.snapshot is not None or self.backend == CriuBackend.name
 
 
 def run_up(
-    app_file: str,
+    app: App | str,
     *,
     backend: str | None,
     snapshot: Path | None,
@@ -76,100 +85,173 @@ def run_up(
     host: str | None = None,
     port: int | None = None,
 ) -> None:
-    """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error."""
-    backend = _chosen(backend, snapshot)
+    """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error.
+
+    Args:
+        app: the app, or the path of its file.
+        backend: `none`, `standby` or `criu`; None for `criu` with a snapshot, else `standby`.
+        snapshot: see `_Options`, as the others.
+        question: see `_Options`.
+        as_json: see `_Options`.
+        records: file for the stage records; by default one under the cache root.
+        prove: see `_Options`.
+        host: see `_Options`.
+        port: see `_Options`.
+    """
+    host, port = given_address(host, port)
+    options = _Options(
+        backend=_chosen(backend, snapshot),
+        snapshot=snapshot,
+        question=question,
+        as_json=as_json,
+        prove=prove,
+        host=host,
+        port=port,
+    )
     console = make_console()
     progress = Progress(console, as_json=as_json)
-    host, port = given_address(host, port)
-    own_front = snapshot is not None or backend == CriuBackend.name
-    app = _at_address(load_app(app_file), host, port, progress, own_front=own_front)
-    deployment = app.deployment
+    placed = _at_address(app if isinstance(app, App) else load_app(app), options, progress)
+    record_file = _record_file(records, placed.deployment)
     warnings_only()
-    address = url(host or deployment.host, port or deployment.port)
-    announced = _announced(deployment, app_file, address, backend=backend, snapshot=snapshot)
-    served = Served(as_json=as_json and not question, announced=announced)
-    record_file = _record_file(records, deployment)
-    report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
     ends_on_sigterm()
     descriptors.raise_limit()
-    signals = Signals()
-    signals.note_sleeps()
-    started: LocalServer | Replicas | None = None
-    answer: dict[str, object] | None = None
-
-    def ask() -> None:
-        nonlocal answer
-        answer = _ask(started, deployment, console, question, stream=not as_json)
-
-    def tell(event: ReplicaEvent) -> None:
-        progress.event(event)
-        announced.event(event)
-        served.look()
-
-    with progress.listening(), announced:
-        try:
-            started = start_here(
-                app,
-                snapshot=snapshot,
-                backend=make_backend(backend, app_file=Path(app_file), host=host, port=port),
-                host=host,
-                port=port,
-                prove=prove,
-                report=report,
-                supervised=not question,
-                on_way=lambda way: _say_way(way, console),
-                on_cold=lambda server: _say_missing(server, console),
-                on_step=progress.step,
-                on_stage=served.note,
-                on_event=tell,
-            )
-            if not isinstance(started, LocalServer):
-                served.serve(started, 1, ask if question else None)
-                if question and not signals.hung_up:
-                    _print_end(read_records(record_file), record_file, answer, console, as_json=as_json)
-                return
-            signals.listen()
-            announced.engine_serves(started)
-            if not question:
-                _say_serving(started, console)
-                _serve_until_signal(started, console, signals, announced)
-            finished_or_ended(ask if question else None, signals, partial(drained, started, signals))
-        except KeyboardInterrupt:
-            if signals.end and isinstance(started, LocalServer):
-                started.boot.running_engine.terminate(0.0)  # asked twice: nothing is waited for
-            raise
-        finally:
-            if started is not None:
-                started.stop()
-    if not signals.hung_up:
-        _say_end(report, record_file, answer, console, as_json=as_json)
+    _Up(placed, options, progress, console, record_file).run()
 
 
-def _announced(
-    deployment: Deployment, app_file: str, address: str, *, backend: str, snapshot: Path | None
-) -> Announcement:
+class _Up:
+    """One run of the command, from the start to its end.
+
+    Args:
+        app: what to serve, at its address.
+        options: of the command line.
+        progress: shows the stages.
+        console: for everything else but the answer.
+        record_file: where stage records go.
+    """
+
+    def __init__(self, app: App, options: _Options, progress: Progress, console: Console, record_file: Path) -> None:
+        self._app = app
+        self._options = options
+        self._progress = progress
+        self._console = console
+        self._record_file = record_file
+        self._announced = _announced(app, options)
+        self._served = Served(as_json=options.as_json and not options.question, announced=self._announced)
+        self._report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
+        self._signals = Signals()
+        self._signals.note_sleeps()
+        self._started: LocalServer | Replicas | None = None
+        self._answer: dict[str, object] | None = None
+
+    def run(self) -> None:
+        """Start, serve, stop."""
+        with self._progress.listening(), self._announced:
+            try:
+                self._started = self._start()
+                if isinstance(self._started, LocalServer):
+                    self._serve_engine(self._started)
+                else:
+                    self._serve_replicas(self._started)
+            except KeyboardInterrupt:
+                if self._signals.end and isinstance(self._started, LocalServer):
+                    self._started.boot.running_engine.terminate(0.0)  # asked twice: nothing is waited for
+                raise
+            finally:
+                if self._started is not None:
+                    self._started.stop()
+        if isinstance(self._started, LocalServer) and not self._signals.hung_up:
+            self._print_end(self._report.records)
+
+    def _start(self) -> LocalServer | Replicas:
+        options, console = self._options, self._console
+        return start_here(
+            self._app,
+            snapshot=options.snapshot,
+            backend=make_backend(options.backend, app_file=self._app.file, host=options.host, port=options.port),
+            host=options.host,
+            port=options.port,
+            prove=options.prove,
+            report=self._report,
+            supervised=not options.question,
+            on_way=lambda way: _say_way(way, console),
+            on_cold=lambda server: _say_missing(server, console),
+            on_step=self._progress.step,
+            on_stage=self._served.note,
+            on_event=self._tell,
+        )
+
+    def _serve_replicas(self, replicas: Replicas) -> None:
+        """Serve restored replicas until a signal, or ask the question."""
+        question = self._options.question
+        self._served.serve(replicas, 1, self._ask if question else None)
+        if question and not self._signals.hung_up:
+            self._print_end(read_records(self._record_file))
+
+    def _serve_engine(self, server: LocalServer) -> None:
+        """Serve the engine of this process until a signal, or ask the question."""
+        self._signals.listen()
+        self._announced.engine_serves(server)
+        question = self._options.question
+        if not question:
+            _say_serving(server, self._console)
+            _serve_until_signal(server, self._console, self._signals, self._announced)
+        finished_or_ended(self._ask if question else None, self._signals, lambda: drained(server, self._signals))
+
+    def _ask(self) -> None:
+        """Ask the question as a client would; the answer goes to standard output as it comes."""
+        assert self._started is not None
+        stream, deployment = not self._options.as_json, self._app.deployment
+        host, port = self._started.address
+        told = chat(
+            url(nearest(host), port),
+            model=deployment.model.served_name,
+            prompt=self._options.question,
+            max_tokens=_ANSWER_TOKENS,
+            timeout_s=deployment.wake_timeout_s,
+            on_text=(lambda text: result(plain(text), end="")) if stream else None,
+        )
+        if stream:
+            result()
+            said = f"first token after {told.ttft_s:.3f} s, {told.tokens} tokens in {told.total_s:.3f} s"
+            self._console.print(said)
+        self._answer = asdict(told)
+
+    def _tell(self, event: ReplicaEvent) -> None:
+        self._progress.event(event)
+        self._announced.event(event)
+        self._served.look()
+
+    def _print_end(self, records: list[StageRecord]) -> None:
+        """Show the stages and, as JSON, the answer."""
+        file = self._record_file
+        if self._options.as_json:
+            told = {"stages": [asdict(record) for record in records], "records": str(file), "answer": self._answer}
+            result(json.dumps(told, indent=2))
+            return
+        self._console.print(stage_table(records))
+        if file.exists():  # a log line has said why there is none
+            self._console.print(f"records: {file}", soft_wrap=True)
+
+
+def _announced(app: App, options: _Options) -> Announcement:
     """What others are told of the command from its start on."""
-    kept = backend if snapshot is None else CriuBackend.name
+    deployment, snapshot = app.deployment, options.snapshot
+    backend = options.backend if snapshot is None else CriuBackend.name
+    if snapshot is None and backend == CriuBackend.name:
+        snapshot = snapshot_folder(deployment.name)
     announced = Announcement("up")
     announced.starting(
         deployment,
-        app_file=app_file,
-        backend=kept,
-        url=address,
-        snapshot=snapshot_folder(deployment.name) if kept == CriuBackend.name and snapshot is None else snapshot,
+        app_file=app.file,
+        backend=backend,
+        url=url(options.host or deployment.host, options.port or deployment.port),
+        snapshot=snapshot,
     )
     return announced
 
 
-def _say_end(
-    report: StageReport, record_file: Path, answer: dict[str, object] | None, console: Console, *, as_json: bool
-) -> None:
-    """What it took."""
-    _print_end(report.records, record_file, answer, console, as_json=as_json)
-
-
 def _chosen(backend: str | None, snapshot: Path | None) -> str:
-    """The backend to use; a snapshot's folder means CRIU.
+    """The backend to use; a snapshot's folder implies CRIU.
 
     Raises:
         ConfigurationError: there is no such backend, or it keeps no snapshot in a folder.
@@ -178,32 +260,22 @@ def _chosen(backend: str | None, snapshot: Path | None) -> str:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
     if snapshot is not None and backend not in (None, "criu"):
         raise ConfigurationError(
-            f"--snapshot {snapshot} keeps the server in a folder by CRIU, --backend {backend} does not. Leave one of the two out."
+            f"--snapshot {snapshot} needs the backend criu, and --backend is {backend}. Leave one of the two out."
         )
     return backend or ("criu" if snapshot is not None else "standby")
 
 
-def _print_end(
-    records: list[StageRecord], file: Path, answer: dict[str, object] | None, console: Console, *, as_json: bool
-) -> None:
-    """What was done, however it was started."""
-    if as_json:
-        payload = {"stages": [asdict(record) for record in records], "records": str(file), "answer": answer}
-        result(json.dumps(payload, indent=2))
-    else:
-        console.print(stage_table(records))
-        if file.exists():  # a log line has said why there is none
-            console.print(f"records: {file}", soft_wrap=True)
+def _at_address(app: App, options: _Options, progress: Progress) -> App:
+    """The app at the address that was given, which is free.
 
-
-def _at_address(app: App, host: str | None, port: int | None, progress: Progress, *, own_front: bool) -> App:
-    """The app at the address that was given, which is free; where Torpor listens itself, the engine's own stays."""
-    if own_front:
-        check_free(host or app.deployment.host, port or app.deployment.port)
+    If Torpor listens there itself, the engine keeps its own address.
+    """
+    host, port = options.host or app.deployment.host, options.port or app.deployment.port
+    if options.torpor_listens:
+        check_free(host, port)
     else:
-        app = engine_at(app, host, port)
-    deployment = app.deployment
-    if warning := public_warning(deployment, host or deployment.host, port or deployment.port):
+        app = engine_at(app, options.host, options.port)
+    if warning := public_warning(app.deployment, host, port):
         progress.warn(warning)
     return app
 
@@ -214,7 +286,7 @@ def _say_serving(server: LocalServer, console: Console) -> None:
 
 
 def _record_file(given: Path | None, deployment: Deployment) -> Path:
-    """Where the stage records go; a file that cannot be written is told before the start.
+    """The file of the stage records, checked before the start.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -236,28 +308,6 @@ def _say_missing(server: LocalServer, console: Console) -> None:
         console.print(f"note: {package} is not installed here; plugin {plugin} lists it")
 
 
-def _ask(
-    started: LocalServer | Replicas | None, deployment: Deployment, console: Console, question: str, *, stream: bool
-) -> dict[str, object]:
-    """Ask one question as a client would; the answer goes to standard output as it comes."""
-    from torpor.client import chat  # noqa: PLC0415 - httpx only when there is something to ask
-
-    assert started is not None
-    host, port = started.address
-    told = chat(
-        url(nearest(host), port),
-        model=deployment.model.served_name,
-        prompt=question,
-        max_tokens=_ANSWER_TOKENS,
-        timeout_s=deployment.wake_timeout_s,
-        on_text=(lambda text: result(plain(text), end="")) if stream else None,
-    )
-    if stream:
-        result()
-        console.print(f"first token after {told.ttft_s:.3f} s, {told.tokens} tokens in {told.total_s:.3f} s")
-    return asdict(told)
-
-
 def _serve_until_signal(server: LocalServer, console: Console, signals: Signals, announced: Announcement) -> None:
     """Serve; SIGUSR1 sends the engine to sleep, SIGUSR2 wakes it; an engine that ends by itself is started again."""
     asleep = ended_asleep = False
@@ -268,7 +318,7 @@ def _serve_until_signal(server: LocalServer, console: Console, signals: Signals,
             if asleep:
                 ended_asleep = True
                 announced.asleep()
-                console.print("the engine ended while it was asleep; it is started cold when it is to wake")
+                console.print("the engine ended while it was asleep; SIGUSR2 starts it cold")
             else:
                 with signals.ended_at_once():
                     server.start_again()
@@ -290,7 +340,7 @@ def _serve_until_signal(server: LocalServer, console: Console, signals: Signals,
 
 
 def _put_to_sleep(server: LocalServer, console: Console, signals: Signals) -> bool:
-    """Whether it sleeps; where it cannot be done the engine serves on, wakes again, or was ended and is started again."""
+    """Whether it sleeps now. If it cannot, the engine serves on, is woken, or was ended and is started again."""
     try:
         server.sleep(woken_by=f"`kill -USR2 {os.getpid()}` on its machine")
     except TorporError as error:
@@ -302,104 +352,3 @@ def _put_to_sleep(server: LocalServer, console: Console, signals: Signals) -> bo
         return False
     console.print("asleep")
     return True
-
-
-class Progress:
-    """What long work is at: one live line on a terminal, a plain line for each change elsewhere, or lines of JSON.
-
-    Args:
-        console: where to.
-        as_json: print lines of JSON on standard error, and nothing else: `build_step`; `stage` with `progress`; `stage` with
-            `seconds` and `ok` at its end.
-    """
-
-    def __init__(self, console: Console, *, as_json: bool) -> None:
-        self._console = console
-        self._as_json = as_json
-        self._stage = ""
-        self._status = console.status("") if console.is_terminal and not as_json else None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Show what is told of how far the work is (`torpor.telemetry.progress`), while the block runs."""
-        with listening(self._told):
-            try:
-                yield
-            finally:
-                if self._status:
-                    self._status.stop()
-
-    def step(self, name: str) -> None:
-        """A build step begins."""
-        if self._as_json:
-            self._print_json(build_step=name)
-        else:
-            self._console.print(f"build step: {name}", markup=False)
-
-    def begin(self, stage: str) -> None:
-        """A stage begins."""
-        self._stage = stage
-        self._show_live("")
-
-    def end(self, record: StageRecord) -> None:
-        """A stage ended."""
-        self._stage = ""
-        if self._status:
-            self._status.stop()
-        if self._as_json:
-            self._print_json(stage=record.stage, seconds=record.seconds, ok=record.ok)
-        else:
-            mark = "ok" if record.ok else "FAILED"
-            self._console.print(f"{mark:<6} {record.stage:<13} {record.seconds:8.3f} s  {_DOING.get(record.stage, '')}")
-
-    def event(self, event: ReplicaEvent) -> None:
-        """Something happened to the engine by itself."""
-        if self._status:
-            self._status.stop()
-        if self._as_json:
-            self._print_json(**event.as_json())
-        else:
-            self._console.print(event.described(), markup=False, soft_wrap=True)
-
-    def warn(self, warning: str) -> None:
-        """Something that a user should know before the start."""
-        if self._as_json:
-            self._print_json(warning=warning.removeprefix("warning: "))
-        else:
-            self._console.print(warning, markup=False, soft_wrap=True)
-
-    def _told(self, text: str) -> None:
-        if self._as_json:
-            self._print_json(stage=self._stage, progress=text)
-        elif self._status:
-            self._show_live(text)
-        else:
-            self._console.print(f"{'':<6} {self._stage:<13} {text}", markup=False)
-
-    def _show_live(self, text: str) -> None:
-        """Show what is done, and how far it is; between two stages (a snapshot is written there) the latter alone."""
-        if self._status:
-            doing = _DOING.get(self._stage, self._stage)
-            self._status.update(shown(f"{': '.join(filter(None, (doing, text)))} ..."))  # a string would be markup
-            self._status.start()
-
-    def _print_json(self, **facts: object) -> None:
-        say(json.dumps(facts))
-
-
-def stage_table(records: list[StageRecord]) -> Table:
-    """The stages of a boot as a table: seconds of each, and of the plugins inside it."""
-    table = Table(title="stages", title_justify="left")
-    for column in ("boot", "stage"):
-        table.add_column(column)
-    table.add_column("seconds", justify="right")
-    table.add_column("plugins")
-    for record in records:
-        boot = record.boot if not record.restore_count else f"{record.boot} #{record.restore_count}"
-        plugins = ", ".join(f"{name} {seconds:.3f}" for name, seconds in record.plugins.items())
-        table.add_row(boot, record.stage, f"{record.seconds:.3f}", plugins)
-    for kind in BOOT_KINDS:
-        seconds = [record.seconds for record in records if record.boot == kind]
-        if seconds:
-            table.add_row(kind, "total", f"{sum(seconds):.3f}", "")
-    return table

@@ -184,5 +184,5 @@ def _engine(deployment: Deployment) -> Iterator[Finding]:
             level="warning",
             what="guard",
             seen=f"{plugin_name(deployment.engine)} runs without a guard: every route of it is public",
-            cure="put a proxy in front, or an engine plugin that is guarded",
+            cure="put a proxy before it, or use an engine plugin with a guard",
         )
