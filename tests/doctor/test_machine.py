@@ -171,7 +171,7 @@ def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
     """The default one, under the cache root."""
     (bare / "cache" / "snapshots").write_text("a file")
     found = by_what(doctor.diagnose(Lifecycle(deployment(None))))["target"]
-    assert (found.level, "is no folder" in found.seen) == ("error", True)
+    assert (found.level, "is not a folder" in found.seen) == ("error", True)
     assert "TORPOR_CACHE" in found.cure
 
 
