@@ -194,7 +194,7 @@ def test_a_call_that_hangs_is_given_up_at_its_deadline_by_name(
     assert answer["hung"]
     (failure,) = answer["failures"]
     assert (failure["name"], failure["pid"]) == (cuda_calls.TIMEOUT, 0 if failing == "init" else pid)
-    assert "did not come back within" in failure["text"]
+    assert "did not return within" in failure["text"]
     assert failing == "init" or "its state is S (sleeping)" in failure["text"]
 
 

@@ -256,7 +256,7 @@ def test_a_hanging_checkpoint_is_given_up_and_the_sandbox_ended(
         with pytest.raises(SnapshotError) as error:
             server.sleep()
         assert f"pid {pid} (" in str(error.value)
-        assert "cuCheckpointProcessCheckpoint: TIMEOUT: it did not come back within" in str(error.value)
+        assert "cuCheckpointProcessCheckpoint: TIMEOUT: it did not return within" in str(error.value)
         assert "so the sandbox was ended" in str(error.value)
         assert engines_on(machine.port) == []
     finally:
@@ -471,7 +471,7 @@ def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine
     server = machine.server()
     try:
         server.cold_start()
-        with pytest.raises(SnapshotError, match=r"names no GPU, but processes of its engine use one"):
+        with pytest.raises(SnapshotError, match=r"names no GPU, but processes of its engine hold one"):
             server.sleep()
         server.wake()
     finally:

@@ -1,7 +1,7 @@
-"""Debian package files: what is needed of one is unpacked, without dpkg where Python can (deb(5)).
+"""Unpacks the needed files of Debian packages; without dpkg where Python knows the compression (deb(5)).
 
-A package is read as a stream: nothing of it is taken on its word. Sizes are bounded, links stay in their folder, and what a
-library package never holds (devices, hard links, a file twice) is an error that names package and member.
+Packages are not trusted. Sizes are bounded and links stay in their folder. Members that a library package never has (devices, hard
+links, a file twice) raise an error that names package and member.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _KEPT = ("usr/sbin/criu", "usr/lib/criu/", "usr/lib/x86_64-linux-gnu/", "lib/x86
 _LEFT_OUT = ("/gconv/", "/audit/", "/compel/")
 _DPKG_TIMEOUT_S = 60.0
 _DPKG = 'ulimit -f "$1" && exec dpkg-deb --fsys-tarfile "$2" > "$3"'
-_ULIMIT_BLOCK = 512  # of `ulimit -f` in sh(1)
+_ULIMIT_BLOCK = 512  # unit of `ulimit -f` in sh(1)
 _MOST_MEMBERS = 20_000
 _MOST_BYTES = 256 << 20
 _LEAST_ALLOWED_BYTES = 16 << 20
 _MOST_EXPANSION = 40
-"""How many times its own size a package may unpack to; C libraries have 4 to 8."""
+"""Largest ratio of unpacked to packed size; C libraries have 4 to 8."""
 _MODULES = {".xz": "lzma", ".gz": "gzip", ".bz2": "bz2"}
 _END = tarfile.EOFHeaderError  # type: ignore[attr-defined, unused-ignore]
 _DAMAGED = tarfile.HeaderError
@@ -54,15 +54,15 @@ _SHOWN_CHARACTERS = 120
 
 
 def unpack_programs(package: Path, root: Path) -> None:
-    """Unpack CRIU and the shared libraries out of a package, nothing else of it; owners and special bits are dropped.
+    """Unpack only CRIU and shared libraries from a package, without owners and special mode bits.
 
     Args:
         package: a `.deb` file.
-        root: where to.
+        root: folder to unpack into.
 
     Raises:
-        SnapshotError: it is damaged, holds something that no such package holds, or is packed in a way that nothing here can
-            read; the message names the package and the member.
+        SnapshotError: the package is damaged, has a forbidden member, or nothing here knows its compression; the message names
+            package and member.
     """
     member = ""
     done: set[PurePosixPath] = set()
@@ -84,14 +84,14 @@ def unpack_programs(package: Path, root: Path) -> None:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for number, member in enumerate(tar):
         if number >= _MOST_MEMBERS:
-            raise ValueError(f"it holds more than {_MOST_MEMBERS} members")
+            raise ValueError(f"it has more than {_MOST_MEMBERS} members")
         yield member
 
 
 def _unpack_member(
     tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, path: PurePosixPath, done: set[PurePosixPath]
 ) -> None:
-    """Lay one file or link below the root.
+    """Unpack a file or link below the root.
 
     Raises:
         ValueError: it is something else, or leads out of its folder.
@@ -101,9 +101,9 @@ def _unpack_member(
     if member.isdir():
         return
     if member.issparse() or not (member.isreg() or member.issym()):
-        raise ValueError("it is no plain file, folder or symbolic link")
+        raise ValueError("it is not a plain file, folder or symbolic link")
     if path in done:
-        raise ValueError("the package holds it twice")
+        raise ValueError("the package has it twice")
     done.add(path)
     target = root / path
     _make_parents(root, path)
@@ -122,7 +122,7 @@ def _unpack_member(
 
 
 def _make_parents(root: Path, path: PurePosixPath) -> None:
-    """Make the folders of a member; a link among them would lead what follows elsewhere."""
+    """Make the folders of a member; a link among them is refused, since files would land elsewhere."""
     folder = root
     folder.mkdir(parents=True, exist_ok=True)
     for part in path.parts[:-1]:
@@ -133,10 +133,10 @@ def _make_parents(root: Path, path: PurePosixPath) -> None:
 
 
 def _name_beside(link: str) -> str:
-    """The last name of a link: a library's other name, in the same folder."""
+    """The last part of a link's target: another name of a library, in the same folder."""
     name = link.rpartition("/")[2]
     if name in ("", ".", "..") or _CONTROL.search(link):
-        raise ValueError(f"it is a symbolic link to {_shown(link)}, which is no file beside it")
+        raise ValueError(f"it is a symbolic link to {_shown(link)}, which is not a file beside it")
     return name
 
 
@@ -145,7 +145,7 @@ def _shown(text: str) -> str:
 
 
 class _Strict(tarfile.TarInfo):
-    """A member whose header is read strictly: `tarfile` takes a damaged one for the archive's end."""
+    """A member whose damaged header is an error; `tarfile` would take it for the end of the archive."""
 
     @classmethod
     @override
@@ -155,11 +155,11 @@ class _Strict(tarfile.TarInfo):
         except _END:
             raise
         except _DAMAGED as error:
-            raise ValueError(f"what follows is no member ({error})") from error
+            raise ValueError(f"the next header is damaged ({error})") from error
 
 
 class _Part(io.RawIOBase):
-    """The next bytes of a stream, as a stream that ends there."""
+    """The next `length` bytes of a stream, as a stream."""
 
     def __init__(self, stream: IO[bytes], length: int) -> None:
         self._stream = stream
@@ -177,7 +177,7 @@ class _Part(io.RawIOBase):
 
 
 class _Bounded:
-    """A stream that ends with an error at a limit: what a few bytes unpack to can be any amount."""
+    """A stream that raises an error at a limit: a small file may unpack to any size."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream = stream
@@ -194,7 +194,7 @@ class _Bounded:
 
 @contextlib.contextmanager
 def _content(package: Path) -> Iterator[tarfile.TarFile]:
-    """The package's files: read by Python, or by dpkg-deb where Python lacks the compression (zstd before 3.14)."""
+    """The files of the package, unpacked by Python, or by dpkg-deb if Python lacks the compression (zstd before 3.14)."""
     with _regular(package) as stream:
         name, length = _to_data(stream)
         limit = min(_MOST_BYTES, max(_LEAST_ALLOWED_BYTES, _MOST_EXPANSION * length))
@@ -207,22 +207,22 @@ def _content(package: Path) -> Iterator[tarfile.TarFile]:
 
 @contextlib.contextmanager
 def _regular(package: Path) -> Iterator[IO[bytes]]:
-    """The file, opened once and checked on the descriptor: a FIFO would never end."""
+    """Open a file and check the descriptor: reading a FIFO would never end."""
     descriptor = os.open(package, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         yield stream
 
 
 def _by_python(name: str, stream: IO[bytes], stack: contextlib.ExitStack) -> IO[bytes] | None:
-    """The content unpacked, as a stream; None where this Python cannot."""
+    """The unpacked content as a stream; None if this Python lacks the compression."""
     suffix = name.removeprefix("data.tar")
     if suffix == "":
         return stream
     if suffix == ".zst":
         try:
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore] # noqa: PLC0415 - Python 3.14
+            from compression import zstd  # type: ignore[import-not-found, unused-ignore] # noqa: PLC0415 - only in Python 3.14
         except ImportError:
             return None
         unpacked: IO[bytes] = stack.enter_context(zstd.open(stream))
@@ -239,8 +239,8 @@ def _by_dpkg(package: Path, name: str, limit: int) -> Iterator[IO[bytes]]:
     """The content, unpacked by dpkg-deb into a file that cannot grow beyond the limit."""
     if not shutil.which("dpkg-deb"):
         raise SnapshotError(
-            f"{package.name} holds {name}, which this Python cannot read and there is no dpkg-deb: install dpkg, or use "
-            "Python 3.14 or newer (zstd), or a Python that was built with lzma (xz)."
+            f"{package.name} holds {name}, which this Python cannot read, and there is no dpkg-deb. Install dpkg, or use Python "
+            "3.14 or newer (zstd), or a Python that was built with lzma (xz)."
         )
     with tempfile.TemporaryDirectory(prefix="torpor-deb-") as folder:
         file = Path(folder, "data.tar")
@@ -249,7 +249,7 @@ def _by_dpkg(package: Path, name: str, limit: int) -> Iterator[IO[bytes]]:
         try:
             done = run_child(argv, timeout_s=_DPKG_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise ValueError(f"dpkg-deb was not done after {_DPKG_TIMEOUT_S:g} s") from None
+            raise ValueError(f"dpkg-deb did not finish within {_DPKG_TIMEOUT_S:g} s") from None
         if done.returncode != 0 and not (file.exists() and file.stat().st_size > limit):
             said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
             raise ValueError(f"dpkg-deb cannot read it ({said[:500] or done.returncode})")
@@ -258,7 +258,7 @@ def _by_dpkg(package: Path, name: str, limit: int) -> Iterator[IO[bytes]]:
 
 
 def _to_data(stream: IO[bytes]) -> tuple[str, int]:
-    """Stand at the content of the archive's `data.tar.*`; its name and length (ar(5): 60-byte headers, even lengths).
+    """Seek to the content of `data.tar.*` in the archive; its name and length (ar(5): 60-byte headers, even lengths).
 
     Raises:
         ValueError: there is none, or the archive is damaged.
@@ -266,7 +266,7 @@ def _to_data(stream: IO[bytes]) -> tuple[str, int]:
     end = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if stream.read(len(_MAGIC)) != _MAGIC:
-        raise ValueError("it is no package file")
+        raise ValueError("it is not a package file")
     for _ in range(_MOST_ARCHIVE_MEMBERS):
         header = stream.read(_HEADER_BYTES)
         if len(header) != _HEADER_BYTES:
@@ -283,4 +283,4 @@ def _to_data(stream: IO[bytes]) -> tuple[str, int]:
         if name.startswith("data.tar"):
             return name, size
         stream.seek(size + size % 2, os.SEEK_CUR)
-    raise ValueError("it ends too early, or holds no data.tar")
+    raise ValueError("it ends too early, or has no data.tar")

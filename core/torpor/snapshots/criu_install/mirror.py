@@ -1,4 +1,4 @@
-"""A Debian mirror: which one this machine uses, and files from it, checked by hash or by apt's signatures."""
+"""Finds this machine's Debian mirror and fetches files from it, checked by hash or by apt's signatures."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _NOT_FOUND = 404
 _READ_TIMEOUT_S = 30.0
 _SOURCES_BYTES = 1 << 20
 _INDEX_BYTES = 512 << 20
-"""What apt may write into one file: a suite's package list, unpacked, has about 60 MB."""
-_ULIMIT_BLOCK = 512  # of `ulimit -f` in sh(1)
+"""Largest file that apt may write: a suite's package list, unpacked, has about 60 MB."""
+_ULIMIT_BLOCK = 512  # unit of `ulimit -f` in sh(1)
 _ADDRESS = re.compile(
     r"https?://[^\s\[\]'\"<>\\^`{|}?#]+|https?://\[[0-9A-Fa-f:.]+\](:\d+)?(/[^\s\[\]'\"<>\\^`{|}?#]*)?"
 )
@@ -46,40 +46,40 @@ class GoneError(Exception):
 
 
 def debian_root(given: str | None = None, *, sources: Path = _SOURCES) -> str:
-    """Root of the Debian mirror to use, without a slash at its end: the given one, else the first of apt's sources.
+    """Root of the Debian mirror to use, without a slash at its end: `given`, else the first of apt's sources.
 
     Args:
         given: an http(s) address.
         sources: folder of apt's settings.
 
     Raises:
-        SnapshotError: the given one is no http(s) address, or the sources name no Debian mirror.
+        SnapshotError: `given` is not an http(s) address, or the sources name no Debian mirror.
     """
     found = [given] if given else _from_files(sources)
     for address in found:
         if urlsplit(address).scheme in _SCHEMES and _ADDRESS.fullmatch(address):
             return address.rstrip("/")
     raise SnapshotError(
-        f"{given!r} is no http(s) address of a mirror."
+        f"{given!r} is not an http(s) address of a mirror."
         if given
         else f"No Debian mirror is named in {sources} (sources.list, sources.list.d); name one with --mirror (it ends in /debian)."
     )
 
 
 def fetch_locked(root: str, lock: Sequence[Deb], folder: Path, deadline: float) -> list[Path]:
-    """Fetch files and check their sums; by apt's own downloader where there is one, as it knows the machine's proxies.
+    """Fetch files and check their sums. Uses apt's downloader where there is one, because it knows the machine's proxies.
 
-    Nothing outlasts the deadline, no file grows beyond its size in the lock, and none stays that is not what the lock says.
+    It ends at the deadline, no file grows beyond its size in the lock, and a file with a wrong sum is removed.
 
     Args:
         root: of the mirror.
-        lock: what to fetch.
-        folder: where to.
+        lock: the files to fetch.
+        folder: where they go.
         deadline: on the monotonic clock.
 
     Raises:
         GoneError: the mirror does not have one of them.
-        SnapshotError: no answer, not in time, or not what the lock says.
+        SnapshotError: no answer, not in time, or a wrong size or sum.
     """
     files = {package: folder / package.name for package in lock}
     try:
@@ -93,16 +93,16 @@ def fetch_locked(root: str, lock: Sequence[Deb], folder: Path, deadline: float) 
 
 
 def fetch_signed(root: str, suite: str, state: Path, deadline: float) -> list[Path]:
-    """Let apt resolve CRIU with everything under it and fetch it, checked by the archive's signatures.
+    """Let apt resolve CRIU and its dependencies and fetch them, verified by the archive's signatures.
 
     Args:
         root: of the mirror.
         suite: of Debian.
-        state: a folder for apt, made here: neither the machine's sources nor its package database are used.
+        state: folder for apt, made here; the machine's sources and package database are not used.
         deadline: on the monotonic clock.
 
     Raises:
-        SnapshotError: no apt, no keyring of Debian's archive, or apt failed; its own words are in the message.
+        SnapshotError: no apt, no keyring of Debian's archive, or apt failed; the message has apt's own errors.
     """
     keyring = next((keyring for keyring in _KEYRINGS if keyring.exists()), None)
     if keyring is None or not shutil.which("apt-get"):
@@ -114,6 +114,18 @@ def fetch_signed(root: str, suite: str, state: Path, deadline: float) -> list[Pa
     (state / "status").touch()
     sources = state / "etc" / "sources.list"
     sources.write_text(f"deb [arch=amd64 signed-by={keyring}] {root} {suite} main\n")
+    config = state / "apt.conf"
+    config.write_text(_own_settings(state, deadline))
+    options = _options(state, sources)
+    _run(["apt-get", *options, "-qq", "update"], deadline, most_bytes=_INDEX_BYTES, config=config)
+    _check_signed(state)
+    install = ["apt-get", *options, "-qq", "-y", "--download-only", "install", "criu"]
+    _run(install, deadline, most_bytes=_INDEX_BYTES, config=config)
+    return sorted((state / "cache" / "archives").glob("*.deb"))
+
+
+def _options(state: Path, sources: Path) -> list[str]:
+    """Options by which apt uses a state folder of its own and refuses unsigned archives."""
     settings = {
         "Dir::State": state,
         "Dir::State::status": state / "status",
@@ -127,27 +139,20 @@ def fetch_signed(root: str, suite: str, state: Path, deadline: float) -> list[Pa
         "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",
         "Acquire::Languages": "none",
         "Debug::NoLocking": "true",
-        # The machine's own settings are not read; these say once more what an unsigned archive may be: nothing.
+        # apt does not read the machine's settings here. These are its defaults, named so that nothing can change them.
         "APT::Get::AllowUnauthenticated": "false",
         "APT::Get::Force-Yes": "false",
         "Acquire::AllowInsecureRepositories": "false",
         "Acquire::AllowWeakRepositories": "false",
         "Acquire::AllowDowngradeToInsecureRepositories": "false",
     }
-    config = state / "apt.conf"
-    config.write_text(_own_settings(state, deadline))
-    options = [option for name, value in settings.items() for option in ("-o", f"{name}={value}")]
-    _run(["apt-get", *options, "-qq", "update"], deadline, most_bytes=_INDEX_BYTES, config=config)
-    _check_signed(state)
-    install = ["apt-get", *options, "-qq", "-y", "--download-only", "install", "criu"]
-    _run(install, deadline, most_bytes=_INDEX_BYTES, config=config)
-    return sorted((state / "cache" / "archives").glob("*.deb"))
+    return [option for name, value in settings.items() for option in ("-o", f"{name}={value}")]
 
 
 def _own_settings(state: Path, deadline: float) -> str:
-    """A configuration that stands in place of the machine's: its proxies and its way to the network, nothing else of it.
+    """A configuration in place of the machine's; of that it takes only proxies and other network settings.
 
-    The machine's may allow unsigned archives, name another verifier or run commands; none of that may decide what is run here.
+    The machine's own may allow unsigned archives, name another verifier, or run commands.
     """
     lines = [f'Dir::Etc::parts "{state}/none";', f'Dir::Etc::main "{state}/none";']
     if shutil.which("apt-config"):
@@ -158,10 +163,10 @@ def _own_settings(state: Path, deadline: float) -> str:
 
 
 def _check_signed(state: Path) -> None:
-    """Make sure that apt kept a signed release file: it keeps one that it could verify, and nothing else of the archive."""
+    """Make sure that apt kept a signed release file; it keeps only one that it has verified."""
     lists = state / "lists"
     if not any(lists.glob("*_InRelease")) and not any(lists.glob("*_Release.gpg")):
-        raise SnapshotError("the archive is not signed, and packages of an unsigned one are never used")
+        raise SnapshotError("the archive is not signed, and packages of an unsigned archive are never used")
 
 
 def _from_files(sources: Path) -> list[str]:
@@ -220,7 +225,7 @@ def _check(package: Deb, file: Path, root: str) -> None:
 
 
 def _remove(folder: Path, files: Iterable[Path]) -> None:
-    """Remove the files and what a downloader left beside them: apt renames one of the wrong sum to `.FAILED`."""
+    """Remove the files, and others that a downloader left: apt renames a file with a wrong sum to `.FAILED`."""
     names = tuple(file.name for file in files)
     for left in folder.iterdir():
         if left.name.startswith(names):
@@ -229,7 +234,7 @@ def _remove(folder: Path, files: Iterable[Path]) -> None:
 
 def _other_than_locked(package: Deb, root: str, seen: str) -> str:
     return (
-        f"{package.name} from {root} is not what the lock says: {seen}. The mirror or something on the way changed it; nothing "
+        f"{package.name} from {root} is not what the lock says: {seen}. The mirror, or a machine on the way, changed it. Nothing "
         "was installed. Try another mirror (--mirror)."
     )
 
@@ -237,17 +242,17 @@ def _other_than_locked(package: Deb, root: str, seen: str) -> str:
 def _run(
     argv: Sequence[str], deadline: float, *, most_bytes: int = 0, config: Path | None = None, direct: str = ""
 ) -> str:
-    """Run a program with everything that it starts, until the deadline at most; what it printed.
+    """Run a program to its end and return its output; at the deadline, end it with everything that it started.
 
     Args:
         argv: the command line.
         deadline: on the monotonic clock.
-        most_bytes: how large a file may get that it writes; 0 for any size.
+        most_bytes: largest file that it may write; 0 for any size.
         config: a file that apt reads in place of the machine's settings.
-        direct: a host on this machine, which is reached past every proxy.
+        direct: a host on this machine, to be reached without a proxy.
 
     Raises:
-        SnapshotError: it failed, with its own words, or was not done in time.
+        SnapshotError: it failed (the message has its own errors), or did not finish in time.
     """
     program = Path(argv[0]).name
     limited = (
@@ -267,7 +272,7 @@ def _run(
             env={**env, **({"APT_CONFIG": str(config)} if config else {})},
         )
     except subprocess.TimeoutExpired:
-        raise SnapshotError(f"{program} was not done in time. {_CURE}") from None
+        raise SnapshotError(f"{program} did not finish in time. {_CURE}") from None
     if result.returncode != 0:
         said = result.stderr.decode(errors="replace")
         errors = [line[3:] for line in said.splitlines() if line.startswith("E: ")] or [said.strip()]

@@ -1,9 +1,9 @@
-"""Fetch files over http(s) into a folder: run as a bare file, so that whoever waits for it can end it at any moment.
+"""Fetches files over http(s), as a program of its own, so that the caller can end it at any time.
 
     python -I mirror_download.py ADDRESS FILE SIZE [ADDRESS FILE SIZE]...
 
-A name server, a handshake or a header that never ends cannot be waited for within one process. Standard library only. Errors
-go to standard error as apt writes them, one line that begins with `E: `.
+Within one process, a name lookup, a handshake or a header that never ends could not be given up. Standard library only. Errors go
+to standard error in apt's form: one line that begins with `E: `.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to the same host alone, and never to another scheme but from http to https."""
+    """Follows redirects only to the same host, and to another scheme only from http to https."""
 
     max_redirections = 5
 
@@ -35,7 +35,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in _PORTS or (old.scheme == "https" and new.scheme != "https"):
-            raise OSError(f"it leads to {newurl[:200]!r}, which is no {old.scheme} address")
+            raise OSError(f"it redirects to {newurl[:200]!r}, which is not an {old.scheme} address")
         moved = (new.hostname, new.port or _PORTS[new.scheme]) != (old.hostname, old.port or _PORTS[old.scheme])
         upgraded = (
             new.hostname == old.hostname
@@ -43,7 +43,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
             and not (new.port or old.port)
         )
         if moved and not upgraded:
-            raise OSError(f"it leads to another host, {new.netloc[:200]!r}; name that mirror if you trust it")
+            raise OSError(f"it redirects to another host, {new.netloc[:200]!r}; name that mirror if you trust it")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -51,7 +51,7 @@ def fetch(opener: urllib.request.OpenerDirector, address: str, file: str, size: 
     """Fetch one file of a known size.
 
     Raises:
-        OSError: no answer, another answer, or more or fewer bytes.
+        OSError: no answer, another answer, or a wrong number of bytes.
     """
     with opener.open(address, timeout=_READ_TIMEOUT_S) as answer:
         told = answer.headers.get("Content-Length", "")
@@ -62,14 +62,14 @@ def fetch(opener: urllib.request.OpenerDirector, address: str, file: str, size: 
             while chunk := answer.read(min(_READ_BYTES, size - seen + 1)):
                 seen += len(chunk)
                 if seen > size:
-                    raise OSError(f"it has more bytes than the {size} that the lock says")
+                    raise OSError(f"it has more than the {size} bytes that the lock says")
                 stream.write(chunk)
     if seen != size:
         raise OSError(f"it ended after {seen} bytes, the lock says {size}")
 
 
 def main(argv: list[str]) -> int:
-    """Fetch all files; the exit code."""
+    """Fetch all files; returns the exit code."""
     opener = urllib.request.build_opener(_SameHost())
     for address, file, size in zip(argv[::3], argv[1::3], argv[2::3], strict=True):
         try:
@@ -78,10 +78,10 @@ def main(argv: list[str]) -> int:
             error.close()
             print(f"E: {address}  {error.code} {error.reason}", file=sys.stderr)
             return 1
-        except (OSError, ValueError) as error:  # URLError is an OSError; http.client's errors are below
+        except (OSError, ValueError) as error:  # URLError is an OSError
             print(f"E: {address} cannot be fetched: {getattr(error, 'reason', error)}", file=sys.stderr)
             return 1
-        except Exception as error:  # http.client has errors of its own for damaged answers
+        except Exception as error:  # http.client's errors for damaged answers
             print(f"E: {address} cannot be fetched: {type(error).__name__} {error}", file=sys.stderr)
             return 1
     return 0

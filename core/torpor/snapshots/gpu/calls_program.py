@@ -1,18 +1,22 @@
-"""The CUDA driver's checkpoint calls, for the processes of one sandbox: a program of its own that runs inside.
+"""Makes the CUDA driver's checkpoint calls for processes of a sandbox, as a separate program that runs inside.
 
-    python -I -S cuda_calls.py suspend LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
-    python -I -S cuda_calls.py resume  LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
+    python -I -S calls_program.py suspend LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
+    python -I -S calls_program.py resume  LIBRARIES LOCK_S MOVE_S GRACE_S GO PID ...
 
-`suspend` locks every process, then checkpoints every one: its GPU memory goes to its own host memory, and it lets go of
-every /dev/nvidia* file. What was done is put back when one of them fails. `resume` restores and unlocks; a process that is
-locked already or runs is taken from where it is. One thread per process, a deadline for each call; the answer is one line of
-JSON on standard output, after MARK (the driver may print, too).
+`suspend` locks every process, then checkpoints every process: the driver moves its GPU memory to its host memory and closes its
+/dev/nvidia* files. If a call fails, it undoes the others. `resume` restores and unlocks every process, starting from the state in
+which it is. Each process has a thread, each call a deadline. The answer is one line of JSON on standard output, after MARK, since
+the driver may print, too.
 
-Inside, because the driver takes pids of the caller's namespace, and those are the same after every restore. Standard library
-only. LIBRARIES are the places to load libcuda from, separated by colons; LOCK_S and MOVE_S the deadlines of a lock and of a
-checkpoint or restore in seconds, GRACE_S that of every other call, and what each gets on top; cuInit gets twice as much. GO
-is a file: the driver is loaded and initialised at once (which takes its time), everything else waits until the file is there,
-so that a resumption can begin beside CRIU; "-" for no waiting.
+It runs inside because the driver expects pids of the caller's namespace, and these are the same after every restore. Standard
+library only. The arguments:
+
+    LIBRARIES  places to load libcuda from, separated by colons
+    LOCK_S     deadline of a lock in seconds
+    MOVE_S     deadline of a checkpoint or restore
+    GRACE_S    deadline of all other calls (twice as much for cuInit), and an addition to the two above
+    GO         a file: the driver is initialised at once, which takes long, and the calls wait until this file exists; so a
+               resumption starts while CRIU works. "-" does not wait.
 
 Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "CUDA Driver API, 6.37 CUDA Checkpointing"
 (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__CHECKPOINT.html); in libcuda since driver 570:
@@ -23,7 +27,7 @@ Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "C
     CUresult cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args)          checkpointed -> locked
     CUresult cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args)            locked -> running
 
-A restore wants persistence mode, or cuInit in the caller before it; so it is called.
+A restore needs persistence mode, or cuInit in the caller before it; so cuInit is always called.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, TypedDict
 
     class Failure(TypedDict):
-        """A call that failed: on whom (0: on nobody), which, the driver's name and words for it."""
+        """A failed call: its process (0: none), its name, and the driver's name and text of the error."""
 
         pid: int
         call: str
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
         text: str
 
     class Answer(TypedDict):
-        """What is printed: seconds of each call by name and pid, what failed, what could not be put back."""
+        """What is printed: seconds of each call by name and pid, the failures, and failures of undoing."""
 
         seconds: dict[str, dict[str, float]]
         failures: list[Failure]
@@ -69,7 +73,7 @@ _GET_STATE, _LOCK, _CHECKPOINT, _RESTORE, _UNLOCK = (
 
 
 class LockArgs(ctypes.Structure):
-    """`CUcheckpointLockArgs`: 64 bytes; with a timeout of 0 the driver would wait for ever."""
+    """`CUcheckpointLockArgs`, 64 bytes. With a timeout of 0 the driver would wait without end."""
 
     _fields_ = (
         ("timeoutMs", ctypes.c_uint),
@@ -79,17 +83,18 @@ class LockArgs(ctypes.Structure):
 
 
 class HungError(Exception):
-    """A call did not come back: the state of the driver in that process is unknown."""
+    """A call did not return: the state of the driver in that process is unknown."""
 
 
 class Calls:
-    """The driver, and what its calls took and said.
+    """The driver, with the times and failures of its calls.
 
     Args:
         libraries: places to load it from.
         lock_s: deadline of a lock, seconds.
-        move_s: of a checkpoint and of a restore.
-        grace_s: of every other call, and on top of those two; twice for cuInit, which may have to wake every GPU.
+        move_s: deadline of a checkpoint or restore.
+        grace_s: deadline of all other calls, and an addition to the two above; twice as much for cuInit, which may have to
+            wake every GPU.
     """
 
     def __init__(self, libraries: Sequence[str], *, lock_s: float, move_s: float, grace_s: float) -> None:
@@ -113,7 +118,7 @@ class Calls:
         }
 
     def load(self) -> bool:
-        """Load the library and initialise it; False, with the failure noted, when that cannot be done."""
+        """Load and initialise the library; if that fails, note the failure and return False."""
         library, reasons = None, []
         for place in self._libraries:
             try:
@@ -135,7 +140,7 @@ class Calls:
         return bool(self._on_each("cuInit", (0,), self._functions["cuInit"], self.failures))
 
     def states(self, pids: Sequence[int], failures: list[Failure]) -> dict[int, int]:
-        """The state of each process that has one."""
+        """The state of each process for which the call succeeds."""
         found = {pid: ctypes.c_int(-1) for pid in pids}
         good = self._on_each(
             _GET_STATE, pids, lambda pid: self._functions[_GET_STATE](pid, ctypes.byref(found[pid])), failures
@@ -143,7 +148,7 @@ class Calls:
         return {pid: found[pid].value for pid in good}
 
     def suspend(self, pids: Sequence[int]) -> None:
-        """Lock all, checkpoint all; put back what was done when one fails."""
+        """Lock all, then checkpoint all; undo everything if one fails."""
         states = self.states(pids, self.failures)
         for pid, state in states.items():
             if state != RUNNING:
@@ -159,7 +164,7 @@ class Calls:
             self.resume(locked, self.left)
 
     def resume(self, pids: Sequence[int], failures: list[Failure]) -> None:
-        """Restore and unlock, each from where it is."""
+        """Restore and unlock each process, starting from its state."""
         states = self.states(pids, failures)
         for pid, state in states.items():
             if state not in (RUNNING, LOCKED, CHECKPOINTED):
@@ -172,10 +177,10 @@ class Calls:
     def _on_each(
         self, name: str, pids: Sequence[int], call: Callable[[int], int], failures: list[Failure]
     ) -> list[int]:
-        """Make a call for each process, all at once; the processes for which it succeeded.
+        """Make a call for all processes at once; the processes for which it succeeded.
 
         Raises:
-            HungError: one did not come back.
+            HungError: a call did not return.
         """
         codes: dict[int, int] = {}
         taken = self.seconds.setdefault(name, {})
@@ -195,7 +200,7 @@ class Calls:
             thread.join(max(0.0, deadline - time.perf_counter()))
         for pid in pids:
             if pid not in codes:
-                self._note(self.failures, pid, name, TIMEOUT, f"it did not come back within {limit_s:g} s{_seen(pid)}")
+                self._note(self.failures, pid, name, TIMEOUT, f"it did not return within {limit_s:g} s{_seen(pid)}")
                 self.hung = True
             elif codes[pid] != 0:
                 self._note(failures, pid, name, *self._words(codes[pid]))
@@ -204,7 +209,7 @@ class Calls:
         return [pid for pid in pids if codes[pid] == 0]
 
     def _words(self, code: int) -> tuple[str, str]:
-        """The driver's name for an error and its description."""
+        """The driver's name and description of an error."""
         said = []
         for ask in ("cuGetErrorName", "cuGetErrorString"):
             text = ctypes.c_char_p()
@@ -222,7 +227,7 @@ def _state_name(state: int) -> str:
 
 
 def _seen(pid: int) -> str:
-    """What the kernel says of a process that does not answer: a stopped one never does."""
+    """The kernel's state of a process that does not answer: a stopped one never does."""
     try:
         with open(f"/proc/{pid}/status") as status:  # noqa: PTH123
             lines = [line for line in status if line.startswith("State:")]
@@ -232,13 +237,13 @@ def _seen(pid: int) -> str:
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Do it and print the answer; 0 when all went well."""
+    """Make the calls and print the answer; exit code 0 if all succeeded."""
     action, libraries, lock_s, move_s, grace_s, go, *pids = argv
     calls = Calls(libraries.split(":"), lock_s=float(lock_s), move_s=float(move_s), grace_s=float(grace_s))
     numbers = [int(pid) for pid in pids]
     try:
         if calls.load():
-            while go != "-" and not os.path.exists(go):  # noqa: PTH110 - whoever started this ends it when there is no go
+            while go != "-" and not os.path.exists(go):  # noqa: PTH110 - the caller ends this program if the file never comes
                 time.sleep(_POLL_S)
             if action == "suspend":
                 calls.suspend(numbers)
@@ -247,7 +252,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     except HungError:
         pass
     print(MARK + json.dumps(calls.answer()), flush=True)
-    os._exit(1 if calls.failures else 0)  # past threads that hang in the driver, and past its own clean-up
+    os._exit(1 if calls.failures else 0)  # skips threads that hang in the driver, and its clean-up
 
 
 if __name__ == "__main__":
