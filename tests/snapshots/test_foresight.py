@@ -42,7 +42,7 @@ print("there", flush=True); time.sleep(60)
         assert wait_for(lambda: "there" in sandbox.log_tail()), sandbox.log_tail()
         found = dict(foreseen(boot, sandbox))
         assert found[f"{gone} (deleted) is open"].startswith("close it before the capture")
-        temporary = next(what for what in found if what.startswith(f"{lost} is open, in /tmp, which is emptied"))
+        temporary = next(what for what in found if what.startswith(f"{lost} is open, in /tmp, which a reboot"))
         assert "TORPOR_LASTING_FOLDERS" in found[temporary]
         assert any("has a terminal open" in what for what in found)
         boot.engine = SandboxEngine(sandbox, replica_id="0" * 16, guard_key=None)

@@ -29,9 +29,9 @@ from torpor.snapshots.store.found import found_instead
 from torpor.snapshots.store.hold import unused
 from torpor.snapshots.store.index import known_snapshots, remove
 from torpor.snapshots.store.manifest import MANIFEST, read_manifest
+from torpor.snapshots.store.outside import outside_files
 from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.store.placing import left_overs, recover
-from torpor.snapshots.store.stored import outside_files
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.store.index import known_snapshots
+from torpor.snapshots.store.outside import outside_files
 from torpor.snapshots.store.paths import KEPT, cache_root
-from torpor.snapshots.store.stored import outside_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -613,7 +613,7 @@ OUTSIDE = {
     ),
     "a connection outside": (
         OWN_ADDRESS,
-        r"no copy of it could go on with:\n  - a connection leads outside, to 192\.0\.2\.7:\d+\n",
+        r"connections that cannot survive a snapshot:\n  - a connection leads outside, to 192\.0\.2\.7:\d+\n",
     ),
 }
 """What a process of the tree does, and what the refusal says of it."""

@@ -127,7 +127,7 @@ def test_a_cache_root_where_the_engine_has_no_files_is_a_warning(monkeypatch: py
     monkeypatch.setenv("TORPOR_CACHE", "/tmp/torpor")
     (found,) = findings(deployment())
     assert (found.level, found.what) == ("warning", "folders")
-    assert found.seen.startswith("TORPOR_CACHE is /tmp/torpor, in /tmp, which is emptied")
+    assert found.seen.startswith("TORPOR_CACHE is /tmp/torpor, in /tmp, which a reboot or a timer empties")
     check_lasting(deployment(), here(deployment()))
 
 
@@ -299,7 +299,7 @@ def test_a_command_that_would_make_a_snapshot_starts_nothing(tmp_path: Path) -> 
         ):
             ran = torpor(*words, env=env)
             assert ran.returncode != 0
-            assert "which is emptied at a boot" in " ".join(ran.stderr.split()), ran.stderr
+            assert "which a reboot or a timer empties" in " ".join(ran.stderr.split()), ran.stderr
             assert "ready" not in ran.stderr
     finally:
         shutil.rmtree(env["TORPOR_CACHE"], ignore_errors=True)

@@ -18,9 +18,9 @@ from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
 from torpor.app_file import load_app
 from torpor.platforms.local.server import check_before_start
 from torpor.snapshots.before_capture import outside_files as outside
-from torpor.snapshots.before_capture.outside_files import code_of, difference, model_files, noted, plugin_files
+from torpor.snapshots.before_capture.outside_files import code_of, model_files, noted, plugin_files
 from torpor.snapshots.fit import changed_files
-from torpor.snapshots.store.stored import Noted, outside_files
+from torpor.snapshots.store.outside import Noted, difference, outside_files
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch:
             check_before_start(Lifecycle(deployment), tmp_path / "kept")
     with monkeypatch.context() as small:
         small.setattr(outside, "_MODEL_TIMEOUT_S", -1.0)
-        with pytest.raises(SnapshotError, match=rf"{tmp_path} was not looked through in -1 s.*Model\.path"):
+        with pytest.raises(SnapshotError, match=rf"{tmp_path} could not be listed within -1 s.*Model\.path"):
             list(model_files(deployment, recipe))
     with monkeypatch.context() as small:
         small.setattr(outside, "_MOST_BYTES", 599)

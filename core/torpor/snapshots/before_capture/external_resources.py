@@ -1,4 +1,4 @@
-"""What is looked at before a capture: a tree that reaches outside of its sandbox would come back broken."""
+"""Check connections and open files before a capture: what reaches outside of the sandbox would be broken after a restore."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
     "parse_connections",
 ]
 
-_ESTABLISHED = {"01", "02", "03"}  # established, and the two states on the way there (include/net/tcp_states.h)
+_ESTABLISHED = {"01", "02", "03"}  # established, and the two states before it (include/net/tcp_states.h)
 _SETTLE_S = 2.0
 _SHOWN = 8
 _NAMELESS = (
     "/memfd:",
-    "/[aio]",  # told by `torpor.snapshots.before_capture.kernel_objects`
+    "/[aio]",  # refused by `torpor.snapshots.before_capture.kernel_objects`
     "/dev/zero",
     "/SYSV",
     "/dev/shm/",  # noqa: S108 - private to every sandbox
@@ -47,7 +47,7 @@ _NAMELESS = (
     "/sys/",
 )
 DELETED = " (deleted)"
-"""What the kernel puts behind the name of an open file that has none any more."""
+"""What the kernel appends to the name of an open file that was deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Connection:
 
     @property
     def leads_out(self) -> bool:
-        """Whether the other end is not on this loopback."""
+        """Whether the other end is outside of this loopback."""
         return not ip_address(self.remote.rpartition(":")[0].strip("[]")).is_loopback
 
     @property
@@ -70,11 +70,11 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFiles:
-    """What a tree has open or mapped outside of its private folders.
+    """The files that a tree has open or mapped outside of its private folders.
 
     Attributes:
-        lasting: path to size (bytes) and time of change (nanoseconds).
-        vanishing: deleted already, or in a place that is emptied, e.g. /tmp.
+        lasting: size (bytes) and time of change (nanoseconds) by path.
+        vanishing: files that are deleted, or lie in a temporary folder such as /tmp.
         io_uring: whether a process has an io_uring.
     """
 
@@ -84,14 +84,14 @@ class OpenFiles:
 
 
 def check_connections(sandbox: Sandbox, port: int) -> tuple[Connection, ...]:
-    """The connections inside the tree, once nobody is connected to it any more.
+    """Wait until no client is connected, and return the connections inside the tree.
 
     Args:
         sandbox: with the tree.
-        port: where the engine listens; a connection there is a client.
+        port: where the engine listens; whoever connects there is a client.
 
     Raises:
-        SnapshotError: a client stays connected, or a connection leads outside; each is named.
+        SnapshotError: a client stays connected, or a connection leads outside; the message names each.
     """
     deadline = time.monotonic() + _SETTLE_S
     while True:
@@ -102,22 +102,22 @@ def check_connections(sandbox: Sandbox, port: int) -> tuple[Connection, ...]:
             return found
         if time.monotonic() > deadline:
             break
-        time.sleep(0.02)  # a client that has just closed
+        time.sleep(0.02)  # a client may be closing
     reasons = [f"a client is connected from {one.remote}" for one in clients if not one.leads_out]
     reasons += [f"a connection leads outside, to {one.remote}" for one in outside]
     listed = "\n".join(f"  - {reason}" for reason in reasons)
     raise SnapshotError(
-        f"The engine has connections that no copy of it could go on with:\n{listed}\n"
+        f"The engine has open connections that cannot survive a snapshot:\n{listed}\n"
         "Close them before the capture (a pre_snapshot hook is the place), or turn off what opens them."
     )
 
 
 def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
-    """What the tree has open or mapped outside of its private folders.
+    """The files that the tree has open or mapped outside of its private folders.
 
     Args:
         sandbox: with the tree.
-        kept: folders that stay though they lie in a temporary place (a checkout under /tmp, ...).
+        kept: folders that stay even though they lie in a temporary one (a checkout under /tmp, ...).
     """
     lasting: dict[str, tuple[int, int]] = {}
     vanishing: set[str] = set()
@@ -125,7 +125,7 @@ def open_files(sandbox: Sandbox, kept: Sequence[Path]) -> OpenFiles:
     for name in {path for pid in _tree(sandbox).values() for path in open_paths(pid)}:
         if "[io_uring]" in name:
             io_uring = True
-        if is_memory_file(name):  # of the snapshot that this replica came from: its content goes into the new one
+        if is_memory_file(name):  # of the snapshot that this replica was restored from; the new one gets its content
             continue
         if name.startswith(_NAMELESS) or not name.startswith("/") or Path(name).is_relative_to(sandbox.scratch):
             continue
@@ -152,13 +152,13 @@ def check_open_files(opened: OpenFiles) -> None:
         listed = "\n".join(f"  - {_why_vanishing(name)}" for name in opened.vanishing[:_SHOWN])
         raise SnapshotError(
             f"The engine has files open that may be gone when it is restored:\n{listed}\n"
-            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot. A folder "
-            f"in a temporary place that stays is named in {LASTING_VARIABLE} (folders with {os.pathsep!r} between them)."
+            "Close them before the capture, or have the engine put them under TMPDIR, which is kept with the snapshot. If a "
+            f"temporary folder stays, name it in {LASTING_VARIABLE} (folders separated by {os.pathsep!r})."
         )
     if opened.io_uring:
         raise SnapshotError(
-            "A process of the engine has an io_uring, which CRIU cannot dump. Rootless its libraries can only be asked not to "
-            "(UV_USE_IO_URING=0 and USE_LIBUV=0 are set; uvloop 0.23 ignores the first): use `--mode root`, where it is denied."
+            "A process of the engine has an io_uring, which CRIU cannot dump. Without root, libraries can only be asked not to "
+            "use it (UV_USE_IO_URING=0 and USE_LIBUV=0 are set; uvloop 0.23 ignores the first). Use `--mode root`, which denies it."
         )
 
 
@@ -169,7 +169,7 @@ def _why_vanishing(name: str) -> str:
 
 
 def parse_connections(tables: Iterable[str]) -> tuple[Connection, ...]:
-    """Established connections out of the kernel's tables (proc_net_tcp(5): hex, each 32-bit word in host order)."""
+    """Established connections in the kernel's tables (proc_net_tcp(5): hex, each 32-bit word in host order)."""
     found = []
     for table in tables:
         for line in table.splitlines()[1:]:
@@ -202,7 +202,7 @@ def _tree(sandbox: Sandbox) -> dict[int, int]:
 
 
 def open_paths(pid: int) -> Iterable[str]:
-    """What a process has open or mapped, as the kernel names it; some more than once, deleted ones with a mark."""
+    """The kernel's names of the files that a process has open or mapped, some more than once, deleted ones with `DELETED`."""
     with contextlib.suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):

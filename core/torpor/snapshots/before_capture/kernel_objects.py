@@ -1,11 +1,10 @@
-"""What a tree holds of the kernel's objects that CRIU does not bring back: each is named before anything is touched.
+"""Refuse kernel objects that CRIU does not restore, by name, before anything is touched.
 
-CRIU fails on some objects with words that name no cure. Others it passes over, or brings back in another state, and calls
-the dump a success: a System V semaphore, a helper that left the tree, a datagram that waits, a memory file that is mapped
-and open (rootless). The list was made by trying each kind with CRIU 4.2.1, as root and rootless
-(`tests/snapshots/before_capture/test_kernel_objects.py`).
+On some objects CRIU fails without naming a cure. Others it skips or restores in another state, and still reports success: a
+System V semaphore, a helper that left the tree, a waiting datagram, a memory file that is mapped and open (rootless). Each kind
+in this list was tried with CRIU 4.2.1, as root and rootless (`tests/snapshots/before_capture/test_kernel_objects.py`).
 
-Not seen from outside, and so not looked for: the kernel's keyrings, Landlock rules, memory policies (mbind(2)).
+Not checked, because they are invisible from outside: the kernel's keyrings, Landlock rules, memory policies (mbind(2)).
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ _MAPPED_DELETED = re.compile(r"^\S+ ...p \S+ \S+ \d+ +(/.*) \(deleted\)$", re.MU
 _MAPPED = re.compile(r"^\S+ ...s \S+ \S+ (\d+) +(/.*)$", re.MULTILINE)
 _NAMELESS = ("/memfd:", "/dev/zero", "/SYSV")
 _SYS_RESOURCE = 1 << 24  # CAP_SYS_RESOURCE
-_EVERY_NODE = frozenset(("224.0.0.1", "ff01::1", "ff02::1"))  # of every network device's own
+_EVERY_NODE = frozenset(("224.0.0.1", "ff01::1", "ff02::1"))  # every network device is a member
 _STREAMS = (1, 5)  # SOCK_STREAM, SOCK_SEQPACKET
 _CONNECTED = 1  # TCP_ESTABLISHED, for unix sockets too
 
@@ -116,14 +115,14 @@ except OSError:
     pass
 print(json.dumps(found))
 """
-"""Run inside: these tables are those of the namespaces of whoever reads them."""
+"""Runs inside the sandbox: the kernel shows these tables for the reader's own namespaces."""
 
 
 class Held(NamedTuple):
-    """Something that no replica would get.
+    """Something that a restore would lose.
 
     Attributes:
-        pid: who holds it, inside the sandbox; 0 for the sandbox as a whole.
+        pid: its holder, inside the sandbox; 0 for the sandbox as a whole.
         what: what it is.
         cure: what to do about it.
     """
@@ -143,7 +142,7 @@ class _Process(NamedTuple):
 
 
 class _File(NamedTuple):
-    """An open file: who has it, where it stands under /proc, and what the kernel calls it."""
+    """An open file: its process, its path under /proc, and the kernel's name for it."""
 
     pid: int
     path: str
@@ -156,7 +155,7 @@ class _Tables(NamedTuple):
     Attributes:
         sysv: ids of System V objects by kind.
         unix: inode, type, state and peer's inode of each unix socket.
-        pending: inodes of those that one of these has yet to accept.
+        pending: inodes of connections that were not accepted yet.
     """
 
     sysv: dict[str, list[int]]
@@ -165,33 +164,33 @@ class _Tables(NamedTuple):
 
 
 def check_objects(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> None:
-    """Refuse what CRIU does not bring back.
+    """Refuse what CRIU does not restore.
 
     Args:
         sandbox: with the tree.
-        devices: how the paths of device files begin that are taken away before the dump (a GPU's).
+        devices: path prefixes of device files that are closed before the dump (a GPU's).
 
     Raises:
-        SnapshotError: something is there, and still there a second later; each is named with what to do.
+        SnapshotError: something is there, and still there a second later; the message names each with a cure.
     """
     deadline = time.monotonic() + _SETTLE_S
     while (found := uncarried(sandbox, devices=devices)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # a helper that is just ending, a datagram that is just being read
+        time.sleep(0.05)  # a helper may be ending, a datagram may be being read
     if not found:
         return
     named = [f"  - {_holder(sandbox, one.pid)}{one.what}: {one.cure}" for one in found[:_SHOWN]]
     more = [f"  - and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     raise SnapshotError(
-        "The engine holds what CRIU cannot bring back, so no replica could go on with it:\n"
+        "The engine holds what CRIU cannot restore, so a replica would lose it:\n"
         + "\n".join([*named, *more])
         + "\nNothing was captured."
     )
 
 
 def uncarried(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> tuple[Held, ...]:
-    """What CRIU does not bring back in the sandbox's mode; for the arguments see `check_objects`."""
+    """What CRIU does not restore in the sandbox's mode; for the arguments see `check_objects`."""
     if sandbox.poll() is not None:
-        return ()  # the dump says it better
+        return ()  # ended: the dump has the better error
     rootless = sandbox.mode == "rootless"
     tables, tree = _tables(sandbox), _tree(sandbox)
     files = [_File(one.inside, path, link) for one in tree for path, link in _links(one.outside)]
@@ -210,7 +209,7 @@ def _tables(sandbox: Sandbox) -> _Tables:
         finished = sandbox.run([sys.executable, "-I", "-S", "-c", _LOOK], timeout_s=_LOOK_TIMEOUT_S)
     except TimeoutError:
         raise SnapshotError(
-            f"The kernel's tables of sandbox {sandbox.name!r} were not read after {_LOOK_TIMEOUT_S:g} s; is the machine overloaded?"
+            f"Reading the kernel's tables in sandbox {sandbox.name!r} took over {_LOOK_TIMEOUT_S:g} s; is the machine overloaded?"
         ) from None
     try:
         found = json.loads(finished.output)
@@ -222,7 +221,7 @@ def _tables(sandbox: Sandbox) -> _Tables:
 
 
 def _tree(sandbox: Sandbox) -> list[_Process]:
-    """Every process inside but pid 1, the leader first."""
+    """Every process inside except pid 1, the leader first."""
     found = []
     for inside, outside in sorted(sandbox.host_pids().items()):
         status = _status(outside)
@@ -232,7 +231,7 @@ def _tree(sandbox: Sandbox) -> list[_Process]:
 
 
 def _status(pid: int) -> dict[str, str]:
-    """A process's /proc/PID/status by name; empty when it is gone."""
+    """The fields of /proc/PID/status; empty if the process ended."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -247,7 +246,7 @@ def _of_sysv(tables: _Tables) -> Iterator[Held]:
 
 
 def _outside_tree(tree: Sequence[_Process]) -> Iterator[Held]:
-    """Processes that are no descendants of the leader: CRIU dumps the leader's tree."""
+    """Processes that do not descend from the leader: CRIU dumps only the leader's tree."""
     parents = {one.outside: one.parent for one in tree}
     leader = next((one.outside for one in tree if one.inside == FIRST_PID), 0)
     for one in tree:
@@ -262,7 +261,7 @@ def _outside_tree(tree: Sequence[_Process]) -> Iterator[Held]:
 def _of_process(process: _Process, sandbox: Sandbox, *, rootless: bool) -> Iterator[Held]:
     pid = process.inside
     for kind in _NAMESPACES:
-        # A restore as root gives the tree a time namespace of its own, so the leader's is what counts there.
+        # After a restore as root the tree has its own time namespace, so compare with the leader's.
         reference = sandbox.host_pids().get(FIRST_PID, sandbox.pid) if kind == "time" else sandbox.pid
         own, usual = _namespace(process.outside, kind), _namespace(reference, kind)
         if own and usual and own != usual:
@@ -273,7 +272,7 @@ def _of_process(process: _Process, sandbox: Sandbox, *, rootless: bool) -> Itera
         yield Held(pid, "is being traced (ptrace)", "end the debugger or tracer before the capture")
     filtered = process.status.get("Seccomp", "0") != "0" and _status(sandbox.pid).get("Seccomp", "0") == "0"
     if rootless and filtered:
-        yield Held(pid, "runs under a seccomp filter", f"only root can take it along: {_ROOT}")
+        yield Held(pid, "runs under a seccomp filter", f"only root can capture it: {_ROOT}")
     ours = {*process.status["Uid"].split(), *process.status["Gid"].split()} == {str(os.getuid()), str(os.getgid())}
     if not rootless and not ours and not int(_status(os.getpid())["CapEff"], 16) & _SYS_RESOURCE:
         user = process.status["Uid"].split()[1]
@@ -288,7 +287,7 @@ def _namespace(pid: int, kind: str) -> str:
 
 
 def _links(pid: int) -> Iterator[tuple[str, str]]:
-    """Every open file of a process: its path under /proc, and what the kernel calls it."""
+    """Every open file of a process: its path under /proc, and the kernel's name for it."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - thousands of them
             path = f"/proc/{pid}/fd/{name}"
@@ -303,9 +302,9 @@ def _of_file(file: _File, devices: Sequence[str], *, rootless: bool) -> Iterator
         if kind not in _ANONYMOUS and not (devices and link.startswith(_GPU_ANONYMOUS)):
             yield Held(file.pid, f"has an open {kind.strip('[]')} descriptor", _CLOSE)
         elif rootless and kind in ("inotify", "[fanotify]"):
-            yield Held(file.pid, "watches files (inotify)", f"only root can take that along: {_ROOT}; or {_CLOSE}")
+            yield Held(file.pid, "watches files (inotify)", f"only root can capture that: {_ROOT}; or {_CLOSE}")
     elif link.startswith(_TERMINALS):
-        yield Held(file.pid, f"has a terminal open ({link})", _CLOSE + "; every replica would want the same one")
+        yield Held(file.pid, f"has a terminal open ({link})", _CLOSE + "; all replicas would share it")
     elif link.startswith("pipe:["):
         with contextlib.suppress(OSError):
             if _flags(file) & os.O_DIRECT:
@@ -333,27 +332,27 @@ def _of_path(file: _File, facts: os.stat_result, devices: Sequence[str]) -> Iter
         )
     elif stat.S_ISREG(facts.st_mode) and _is_leased(file):
         yield Held(
-            file.pid, f"has a lease on {link} (F_SETLEASE)", "let go of it before the capture, which opens the file"
+            file.pid, f"has a lease on {link} (F_SETLEASE)", "release it before the capture, which opens the file"
         )
     elif stat.S_ISREG(facts.st_mode) and link.count("/") == 1 and facts.st_nlink and _is_message_queue(file, facts):
         yield Held(file.pid, f"has the POSIX message queue {link} open", _CLOSE)
 
 
 def _flags(file: _File) -> int:
-    """How a file was opened; see proc_pid_fdinfo(5)."""
+    """The flags with which a file was opened; see proc_pid_fdinfo(5)."""
     lines = Path(file.path.replace("/fd/", "/fdinfo/")).read_text().splitlines()
     return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
 def _is_leased(file: _File) -> bool:
-    """Whether a process has a lease on an open file: whoever opens it, as a capture does, waits 45 s and breaks it."""
+    """Whether a process has a lease on an open file. A capture opens the file, waits 45 s, and breaks the lease."""
     with contextlib.suppress(OSError):
         return " LEASE " in Path(file.path.replace("/fd/", "/fdinfo/")).read_text()
     return False
 
 
 def _is_message_queue(file: _File, facts: os.stat_result) -> bool:
-    """Whether what is open is not what lies at its path: a message queue's name looks like a file's in `/`."""
+    """Whether an open file differs from the file at its path: a message queue's name looks like that of a file in `/`."""
     try:
         there = os.stat(file.link)  # noqa: PTH116
     except OSError:
@@ -378,7 +377,7 @@ def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandb
             and path.startswith("/")
             and not any(Path(path).is_relative_to(one) for one in sandbox.private)
         ):
-            cure = "have the engine put it under TMPDIR: every replica would take it from the others"
+            cure = "have the engine put it under TMPDIR: replicas would take it from each other"
             yield Held(ours[inode].pid, f"has a unix socket at {path}, outside of its private folders", cure)
     known = {one[0] for one in tables.unix}
     for inode, kind, state, peer in tables.unix:
@@ -387,15 +386,15 @@ def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandb
             yield Held(ours[inode].pid, "is connected over a unix socket to a program outside", _CLOSE)
     for inode, protocol, waiting in _datagrams(network):
         if inode in ours and waiting:
-            cure = "have it read before the capture: no replica would get it"
+            cure = "have it read before the capture: a restore loses it"
             yield Held(ours[inode].pid, f"has {waiting} bytes of datagrams waiting in a {protocol} socket", cure)
     for group in _groups(network):
-        cure = "have the engine leave it before the capture: no replica is a member"
+        cure = "have the engine leave it before the capture: a restore loses it"
         yield Held(0, f"a membership of the multicast group {group}", cure)
 
 
 def _groups(pid: int) -> Iterator[str]:
-    """Multicast groups that a program has joined."""
+    """Multicast groups that a program joined."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/net/igmp").read_text().splitlines()[1:]:
             if line.startswith("\t"):
@@ -405,7 +404,7 @@ def _groups(pid: int) -> Iterator[str]:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/net/igmp6").read_text().splitlines():
             group = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[2]))
-            if group not in _EVERY_NODE and not group.startswith("ff02::1:ff"):  # of each address's own
+            if group not in _EVERY_NODE and not group.startswith("ff02::1:ff"):  # each address has one
                 yield group
 
 
@@ -419,7 +418,7 @@ def _unix_paths(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _datagrams(pid: int) -> Iterator[tuple[int, str, int]]:
-    """Inode and protocol of each datagram socket, and how much waits in it."""
+    """Inode and protocol of each datagram socket, and how many bytes wait in it."""
     for table in ("udp", "udp6", "udplite", "udplite6", "raw", "raw6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -428,7 +427,7 @@ def _datagrams(pid: int) -> Iterator[tuple[int, str, int]]:
 
 
 def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[Held]:
-    """Shared memory that a rootless dump loses, or cannot reach."""
+    """Shared memory that a rootless dump loses or cannot reach."""
     opened = set()
     for file in files:
         if file.link.startswith("/memfd:"):
@@ -445,17 +444,15 @@ def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[H
                     yield Held(process.inside, what, f"a rootless replica gets two of them: {_ROOT}")
             elif name.startswith("/[aio]"):
                 yield Held(
-                    process.inside, "has a context of asynchronous I/O (io_setup)", f"only root can take it: {_ROOT}"
+                    process.inside, "has a context of asynchronous I/O (io_setup)", f"only root can capture it: {_ROOT}"
                 )
             elif name.endswith(_DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
                 what = f"maps the deleted file {name.removesuffix(_DELETED)} (an unnamed semaphore looks like this)"
-                yield Held(process.inside, what, f"{_LOCKS}; or only root can take it along: {_ROOT}")
+                yield Held(process.inside, what, f"{_LOCKS}; or only root can capture it: {_ROOT}")
         for name in _MAPPED_DELETED.findall(maps):
             if not name.startswith(_NAMELESS):
                 what = f"runs or maps the deleted file {name}"
-                yield Held(
-                    process.inside, what, f"keep the file until the end; or only root can take it along: {_ROOT}"
-                )
+                yield Held(process.inside, what, f"keep the file until the end; or only root can capture it: {_ROOT}")
 
 
 def _holder(sandbox: Sandbox, inside: int) -> str:

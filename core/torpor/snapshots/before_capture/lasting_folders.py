@@ -1,12 +1,13 @@
-"""Which folders last: what an engine has open in a temporary folder may be gone when its snapshot is restored.
+"""Find folders that may be gone when a snapshot is restored, before the engine starts.
 
-A capture refuses such files, after the minutes of a cold start. So the folders that a deployment names are looked at before
-the start: the cache root, the model, the interpreter, the engine's program, paths in its environment and command line.
+A capture refuses open files in a temporary folder, but only after the minutes of a cold start. So the folders that a deployment
+names are checked before: the cache root, the model, the interpreter, the engine's program, paths in its environment and command
+line.
 
-    refused     an engine's file in a temporary folder, unless the folder is one of those below
-    kept        environments, checkouts, models and volumes: whoever put them there knows that they are needed (a warning)
+    refused     a file of the engine in a temporary folder, with these exceptions:
+    kept        environments, checkouts, models and volumes: the user put them there knowingly (a warning)
     exempted    TORPOR_LASTING_FOLDERS=/tmp/mine:/var/tmp/other says that these folders stay
-    never       /dev/shm: every sandbox has one of its own, so the engine would not even find what lies there
+    never       /dev/shm: every sandbox has its own, so the engine does not find the file at all
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, SnapshotError
+from torpor.snapshots.store.host_memory import lies_in_memory
+from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
@@ -38,10 +41,10 @@ __all__ = [
 ]
 
 LASTING_VARIABLE = "TORPOR_LASTING_FOLDERS"
-"""Folders in temporary places that stay all the same, absolute, with `:` between them."""
+"""Absolute temporary folders that stay, separated by `:`."""
 
 _PRIVATE = Path("/dev/shm")  # noqa: S108 - private to every sandbox
-_TEMPORARY = ("/tmp", "/var/tmp", "/run", "/var/run")  # noqa: S108 - places to warn about, not to write to
+_TEMPORARY = ("/tmp", "/var/tmp", "/run", "/var/run")  # noqa: S108 - to warn about, not to write to
 _VARIABLES = ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR")
 _CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
 _HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME")
@@ -49,13 +52,13 @@ _PATH = re.compile(r"(?:^|(?<=[=:,]))/(?!/)[^=:,\0]+")
 
 
 class _Place(NamedTuple):
-    """A path that the engine needs while it runs, and by what it is named.
+    """A path that the engine needs while it runs.
 
     Attributes:
-        name: in words.
+        name: what names the path, in words.
         path: absolute.
-        refused: whether a capture would refuse what the engine has open there.
-        cure: where else it can be put.
+        refused: whether a capture would refuse open files there.
+        cure: where to put it instead.
     """
 
     name: str
@@ -65,9 +68,9 @@ class _Place(NamedTuple):
 
 
 def temporary_folder_of(path: Path) -> Path | None:
-    """The temporary folder that holds a path, links resolved; None if none does.
+    """The temporary folder that holds a path, with links resolved; None if there is none.
 
-    Temporary are /tmp, /var/tmp, /run, /dev/shm and what TMPDIR, TEMP, TMP and XDG_RUNTIME_DIR name.
+    Temporary are /tmp, /var/tmp, /run, /dev/shm and the folders that TMPDIR, TEMP, TMP and XDG_RUNTIME_DIR name.
     """
     named = (os.environ.get(name, "") for name in _VARIABLES)
     folders = {*_TEMPORARY, str(_PRIVATE), tempfile.gettempdir(), *filter(os.path.isabs, named)} - {"/"}
@@ -79,15 +82,15 @@ def temporary_folder_of(path: Path) -> Path | None:
 
 
 def exempted_folders() -> tuple[Path, ...]:
-    """The folders that `TORPOR_LASTING_FOLDERS` names, and what they lead to.
+    """The folders that `TORPOR_LASTING_FOLDERS` names, and the targets of links among them.
 
     Raises:
         ConfigurationError: one of them is not absolute.
     """
     named = [folder for folder in os.environ.get(LASTING_VARIABLE, "").split(os.pathsep) if folder]
-    if wrong := [folder for folder in named if not os.path.isabs(folder)]:  # noqa: PTH117 - text, as it was given
+    if wrong := [folder for folder in named if not os.path.isabs(folder)]:  # noqa: PTH117 - text
         raise ConfigurationError(
-            f"{LASTING_VARIABLE} holds {wrong[0]!r}; allowed are absolute folders with {os.pathsep!r} between them, e.g. "
+            f"{LASTING_VARIABLE} holds {wrong[0]!r}; allowed are absolute folders separated by {os.pathsep!r}, e.g. "
             f"{LASTING_VARIABLE}={os.pathsep.join(('/tmp/mine', '/tmp/other'))}."  # noqa: S108 - an example
         )
     return tuple(Path(one) for folder in named for one in dict.fromkeys((folder, os.path.realpath(folder))))
@@ -97,8 +100,8 @@ def kept_folders(deployment: Deployment, recipe: Recipe) -> list[Path]:
     """Folders that may lie in a temporary place by the user's own choice: environments, model, volumes, exempted ones.
 
     Args:
-        deployment: whose engine.
-        recipe: as the local platform relocated it.
+        deployment: the engine's.
+        recipe: relocated to this machine.
     """
     python = Path(deployment.engine.engine_python)
     folders = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[3], *exempted_folders()]
@@ -108,7 +111,7 @@ def kept_folders(deployment: Deployment, recipe: Recipe) -> list[Path]:
         folders.append(Path(deployment.model.path))
     folders += [Path(mount) for mount in recipe.volumes]
     folders += [folder for _, folder in _code_folders(recipe)]
-    # The folder of /bin/python is `/`, which would keep everything.
+    # For /bin/python the folder would be `/`, which holds everything.
     return [folder for folder in (*folders, *(one.resolve() for one in folders)) if folder != folder.parent]
 
 
@@ -116,22 +119,22 @@ def why_temporary(path: Path) -> str:
     """Why what lies at a path may be gone, as the end of a sentence."""
     folder = temporary_folder_of(path)
     if folder == _PRIVATE:
-        return f"in {folder}, which every sandbox has for itself: the engine does not find it there"
+        return f"in {folder}, which each sandbox has for itself, so the engine does not find it there"
     if folder is None:
-        return "in memory (tmpfs), which is empty after the next boot"
-    return f"in {folder}, which is emptied at a boot or by a timer, so it may be gone when the snapshot is restored"
+        return "in memory (tmpfs), which is empty after a reboot"
+    return f"in {folder}, which a reboot or a timer empties, so it may be gone when the snapshot is restored"
 
 
 def place_findings(deployment: Deployment, recipe: Recipe, root: Path | None = None) -> tuple[Finding, ...]:
-    """What a deployment needs in places that do not last.
+    """What a deployment needs in folders that do not last.
 
     Args:
-        deployment: what is to be snapshotted on this machine.
-        recipe: as the local platform relocated it.
-        root: the cache root that it was relocated to; `cache_root()` by default.
+        deployment: to be captured on this machine.
+        recipe: relocated to this machine.
+        root: the cache root that the recipe was relocated to; `cache_root()` by default.
 
     Returns:
-        An error for what a capture would refuse, a warning for what stands in its way only when the place was emptied.
+        An error for what a capture would refuse; a warning for what fails only once the folder is emptied.
     """
     kept, exempted = kept_folders(deployment, recipe), exempted_folders()
     found: dict[Path, Finding] = {}
@@ -161,12 +164,12 @@ def check_lasting(deployment: Deployment, recipe: Recipe, root: Path | None = No
     """Refuse a start whose capture would be refused for files in a temporary folder.
 
     Args:
-        deployment: what is to be snapshotted on this machine.
-        recipe: as the local platform relocated it.
-        root: the cache root that it was relocated to; `cache_root()` by default.
+        deployment: to be captured on this machine.
+        recipe: relocated to this machine.
+        root: the cache root that the recipe was relocated to; `cache_root()` by default.
 
     Raises:
-        SnapshotError: there is such a folder; each is named with the reason and the cure.
+        SnapshotError: there is such a folder; the message names each with the reason and the cure.
     """
     if errors := [one for one in place_findings(deployment, recipe, root) if one.level == "error"]:
         listed = "\n".join(f"  - {one.seen}: {one.cure}" for one in errors)
@@ -177,9 +180,7 @@ def check_lasting(deployment: Deployment, recipe: Recipe, root: Path | None = No
 
 
 def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Iterator[_Place]:
-    """Whatever the engine will have open, as far as the deployment says it."""
-    from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root  # noqa: PLC0415 - as late as all of this
-
+    """The paths that the engine will have open, as far as the deployment names them."""
     root = (given or cache_root()).absolute()
     if root == cache_root():
         source = CACHE_VARIABLE if os.environ.get(CACHE_VARIABLE) else "the cache root"
@@ -211,7 +212,7 @@ def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Itera
 
 
 def _named_paths(deployment: Deployment, recipe: Recipe, root: Path) -> Iterator[tuple[str, Path]]:
-    """Paths in the engine's environment, its program, and what of its command line lies under the cache root."""
+    """Paths in the engine's environment, its program, and paths on its command line under the cache root."""
     for name, value in recipe.env.items():
         if name not in _CODE_VARIABLES:
             yield from ((f"{name} of the engine's environment", Path(path)) for path in _PATH.findall(value))
@@ -236,7 +237,5 @@ def _lies_in(path: Path, folders: Iterable[Path]) -> bool:
 
 
 def _lies_in_memory(path: Path) -> bool:
-    from torpor.snapshots.store.host_memory import lies_in_memory  # noqa: PLC0415
-
     there = next(one for one in (path, *path.parents) if one.exists())
     return lies_in_memory(there)

@@ -6,7 +6,8 @@ placing   how a folder gets to its place, and how it is removed
 hold      locks: who uses a snapshot, who writes it
 manifest  what a snapshot is, and what must fit (gpu_state: its part about GPUs)
 files     which of a snapshot's files are damaged
-stored    what else a snapshot holds: the engine's identity, the list of outside files
+stored    the manifest of a snapshot that was checked, and the engine's identity
+outside   the files outside of a snapshot that it depends on
 failures  whether a snapshot is marked bad
 index     which snapshots this user has
 reading   how all of these files are read, damaged or not

@@ -1,4 +1,4 @@
-"""A stored snapshot: its manifest, the identity of the engine in it, and the files that it depends on."""
+"""A stored snapshot: its manifest, and the identity of the engine in it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.store.folder import check_same, checked, real_folder
-from torpor.snapshots.store.manifest import OUTSIDE, PRIVATE, read_manifest
+from torpor.snapshots.store.manifest import PRIVATE, read_manifest
 from torpor.snapshots.store.reading import NEW_ONE, read_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torpor.snapshots.store.manifest import Manifest
     from torpor.snapshots.store.reading import Fields
 
-__all__ = ["Identity", "Noted", "inspect", "noted_files", "outside_files", "read_identity"]
+__all__ = ["Identity", "inspect", "read_identity"]
 
 _PRIVATE_BYTES = 64 << 10
-_OUTSIDE_BYTES = 64 << 20
 _WORD_CHARACTERS = 1024
 
 
@@ -28,22 +26,6 @@ class Identity(NamedTuple):
 
     replica_id: str
     guard_key: str | None
-
-
-class Noted(NamedTuple):
-    """A file, or a folder of code, that lies outside of a snapshot and must be unchanged at a restore.
-
-    Attributes:
-        name: absolute path; a folder's ends with `/`.
-        size: bytes; for a folder the number of its files.
-        changed: time of change in nanoseconds; for a folder a digest of all names, sizes and times.
-        content: a hash; empty if the file could not be read.
-    """
-
-    name: str
-    size: int
-    changed: int | str
-    content: str
 
 
 def inspect(folder: Path) -> Manifest:
@@ -72,30 +54,6 @@ def read_identity(folder: Path) -> Identity:
     identity = Identity(replica_id=_word(fields, "replica_id"), guard_key=key)
     fields.end()
     return identity
-
-
-def outside_files(folder: Path) -> tuple[str, ...]:
-    """Paths of the files outside of a snapshot that it depends on, without folders of code.
-
-    Raises:
-        DamagedSnapshotError: there is no list of them, or it is damaged.
-    """
-    return tuple(entry.name for entry in noted_files(folder) if not entry.name.endswith("/"))
-
-
-def noted_files(folder: Path) -> Iterator[Noted]:
-    """The files outside of a snapshot that it depends on, as they were at the capture.
-
-    Raises:
-        DamagedSnapshotError: there is no list of them, or it is damaged.
-    """
-    fields = _read(folder, OUTSIDE, most=_OUTSIDE_BYTES)
-    for name in fields.names():
-        match noted := fields.take(name):
-            case [int(size), int() | str() as changed, str(content)] if name.startswith("/") and "\0" not in name:
-                yield Noted(name, size, changed, content)
-            case _:
-                fields.refuse(name, noted, "an absolute path with a size, a time and a hash")
 
 
 def _read(folder: Path, name: str, *, most: int) -> Fields:
