@@ -1,4 +1,4 @@
-"""Homes for every kernel cache of SGLang, one root for all.
+"""Folders for all kernel caches of SGLang, under one root.
 
 The defaults differ between versions (DeepGEMM: `~/.cache/deep_gemm` up to 0.5.16, `~/.cache/sglang/deep_gemm` in 0.5.23).
 """

@@ -1,4 +1,4 @@
-"""Our options as SGLang's command line, in every supported version."""
+"""The plugin's options as SGLang's command line, in every supported version."""
 
 from __future__ import annotations
 

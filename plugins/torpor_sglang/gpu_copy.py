@@ -1,8 +1,8 @@
-"""Copies GPU memory to the host and back as fast as the bus allows, through the CUDA driver alone.
+"""Copies GPU memory to the host and back with several threads, using only the CUDA driver.
 
-One thread that reads a file and copies it to the GPU gets 1.7 GB/s (torch_memory_saver's disk backup, measured); the bus
-takes 55. So a few threads work at once, each with a pinned buffer and a stream of its own: while one waits for the
-kernel to copy out of the page cache, another's bytes are on the bus.
+One thread that reads a file and copies it to the GPU gets 1.7 GB/s (torch_memory_saver's disk backup, measured); the bus takes
+55 GB/s. So several threads work in parallel, each with its own pinned buffer and stream: while one waits for the kernel to read
+from the page cache, another uses the bus.
 
 Standard library only: it runs in the engine's scheduler.
 """
@@ -25,17 +25,17 @@ __all__ = ["CudaError", "Driver", "PinnedMemory", "Segment", "load_from_file", "
 _T = TypeVar("_T")
 
 THREADS = min(8, os.cpu_count() or 1)
-"""8 threads brought 26 to 32 GB/s out of the page cache of a machine with 16 cores, 12 no more (20, once); the bus takes 55."""
+"""8 threads read 26 to 32 GB/s from the page cache on 16 cores; 12 threads were not faster (20 GB/s, once)."""
 
 BUFFER_BYTES = 8 << 20
-"""A thread's pinned buffer: pinned anew for every wake, so that none of it is in a snapshot."""
+"""A thread's pinned buffer. It is pinned for each wake, so that no snapshot holds it."""
 
 PINNED_BLOCK_BYTES = 512 << 20
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream
 
 
 class CudaError(RuntimeError):
-    """A call of the driver failed; the message names it and says what the driver said."""
+    """A driver call failed; the message holds its name and the driver's error."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A part of a segment, at most one buffer long, and where it lies in the file; bytes."""
+    """A part of a segment, at most one buffer long, and its offset in the file, in bytes."""
 
     offset: int
     address: int
@@ -56,9 +56,9 @@ class _Chunk:
 
 
 class Driver:
-    """The CUDA driver API, bound to the context that is current where this is made.
+    """The CUDA driver API, bound to the context that is current when the object is made.
 
-    Names and signatures: cuda.h of CUDA 13.0 (the `_v2` names are what its macros stand for).
+    Names and signatures: cuda.h of CUDA 13.0 (its macros expand to the `_v2` names).
 
     Args:
         library: path or name of the driver's library.
@@ -82,7 +82,7 @@ class Driver:
         """Call one function of the driver.
 
         Raises:
-            CudaError: it returned anything but CUDA_SUCCESS.
+            CudaError: it did not return CUDA_SUCCESS.
         """
         code = getattr(self._cuda, name)(*arguments)
         if code != 0:
@@ -105,13 +105,13 @@ class Driver:
             self.call("cuStreamDestroy_v2", stream)
 
     def pin(self, size: int) -> ctypes.c_void_p:
-        """Pinned host memory of `size` bytes; `unpin` gives it back."""
+        """Pin `size` bytes of host memory; `unpin` releases them."""
         memory = ctypes.c_void_p()
         self.call("cuMemHostAlloc", ctypes.byref(memory), ctypes.c_size_t(size), ctypes.c_uint(0))
         return memory
 
     def unpin(self, memory: ctypes.c_void_p) -> None:
-        """Give pinned memory back."""
+        """Release pinned memory."""
         self.call("cuMemFreeHost", memory)
 
     def to_device(self, address: int, source: int, size: int, stream: ctypes.c_void_p) -> None:
@@ -158,7 +158,7 @@ def save_to_file(driver: Driver, segments: Sequence[Segment], descriptor: int) -
 
 
 def load_from_file(driver: Driver, segments: Sequence[Segment], descriptor: int) -> None:
-    """Fill the segments out of a file that `save_to_file` wrote.
+    """Fill the segments from a file that `save_to_file` wrote.
 
     Raises:
         CudaError: a copy failed.
@@ -170,7 +170,7 @@ def load_from_file(driver: Driver, segments: Sequence[Segment], descriptor: int)
         while done < chunk.size:
             got = os.preadv(descriptor, [buffer.view[done : chunk.size]], chunk.offset + done)
             if got == 0:
-                raise OSError(f"it ends at byte {chunk.offset + done}, within the memory that it should hold")
+                raise OSError(f"it ends at byte {chunk.offset + done}, too early")
             done += got
         driver.to_device(chunk.address, buffer.address, chunk.size, buffer.stream)
         driver.wait(buffer.stream)
@@ -179,9 +179,9 @@ def load_from_file(driver: Driver, segments: Sequence[Segment], descriptor: int)
 
 
 class PinnedMemory:
-    """A copy of segments in pinned host memory, kept from one sleep to the next: the fastest way back to the device.
+    """A copy of segments in pinned host memory, which is reused for every sleep: the fastest way back to the device.
 
-    Pinning 9 GB takes seconds, copying them 0.2 s; so the memory is pinned once, and in blocks, by several threads.
+    Pinning 9 GB takes seconds, copying them 0.2 s. So the memory is pinned once, in blocks, by several threads.
     """
 
     def __init__(self, driver: Driver, segments: Sequence[Segment]) -> None:
@@ -199,7 +199,7 @@ class PinnedMemory:
         self._copy(lambda chunk, block, stream: self._driver.to_device(chunk.address, block, chunk.size, stream))
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         while self._blocks:
             _, block = self._blocks.popitem()
             self._driver.unpin(block)
@@ -240,7 +240,7 @@ def _in_threads(
     act: Callable[[_Chunk, _T], None],
     holding: Callable[[Driver], AbstractContextManager[_T]],
 ) -> None:
-    """Give every chunk to one of a few threads, each holding something of its own; the first failure ends all of them."""
+    """Distribute the chunks over several threads, each with its own resource; the first failure ends all threads."""
     todo = iter(chunks)
     lock = threading.Lock()
     failures: list[BaseException] = []
@@ -255,7 +255,7 @@ def _in_threads(
                     if chunk is None:
                         return
                     act(chunk, held)
-        except BaseException as error:  # whoever waits raises it
+        except BaseException as error:  # raised below
             failures.append(error)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(THREADS, len(chunks)))]

@@ -1,14 +1,14 @@
-"""Device memory that is kept outside of a snapshot while its engine sleeps, and put back at the wake.
+"""Keeps device memory outside of the snapshot while the engine sleeps, and copies it back at the wake.
 
-    pause    checksums on the device -> copy to its place -> (the memory saver frees the memory)
-    resume   (the memory saver maps it again) -> copy back, beside whatever else a wake does -> the same checksums
+    pause    checksums on the device -> copy to the host -> (the memory saver frees the memory)
+    resume   (the memory saver maps it again) -> copy back, in parallel with the rest of the wake -> compare checksums
 
-`file` is for weights and snapshots: one file for all replicas of the machine, in the page cache after the first of them;
-the copies themselves stay small. `memory` is for an engine that stays in its process, and for what changes from one sleep to
-the next: pinned host memory, the shortest way back.
+`file` is for weights and snapshots: one file for all replicas of the machine, in the page cache after the first restore, so
+snapshots stay small. `memory` is pinned host memory, the fastest way back. It is for an engine that stays in its process, and
+for memory that changes from one sleep to the next.
 
-A file is named by what it holds, so a second capture of the same weights writes nothing, and it stays open while the
-engine sleeps, so that a snapshot names it among the files that must be unchanged.
+A file is named after its content, so a second capture of the same weights writes nothing. It stays open while the engine
+sleeps, so the snapshot lists it among the files that must not change.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _OTHERS_WRITE = 0o022
 
 
 class KeptMemory:
-    """Keeps the memory of some tags while it is released.
+    """Keeps the content of some tags while their memory is released.
 
     Args:
-        places: which tags, and where to.
-        folder: for the files.
-        segments: the ranges of device memory behind a tag, now.
-        sums: a checksum of each range, which has to depend on the order of its words.
-        driver: made when first needed, in the thread that has the CUDA context.
+        places: tags, and where each is kept.
+        folder: the folder for the files.
+        segments: returns the current ranges of device memory of a tag.
+        sums: returns a checksum of each range, which depends on the order of its words.
+        driver: returns the driver; called on first use, in the thread with the CUDA context.
         tell: gets one line for each copy: what, how much, how long.
     """
 
@@ -68,10 +68,10 @@ class KeptMemory:
         self._loading: list[tuple[str, threading.Thread, list[BaseException]]] = []
 
     def save(self, tag: str) -> None:
-        """Keep what a tag holds, if it is one of those to keep; right before its memory is released.
+        """Keep the content of a tag, if it is in `places`; call it right before the memory is released.
 
         Raises:
-            OSError: the file cannot be written; nothing half-written stays.
+            OSError: the file cannot be written; no partial file stays.
             CudaError: a copy failed.
         """
         if tag not in self._places:
@@ -95,7 +95,7 @@ class KeptMemory:
         )
 
     def begin_load(self, tag: str) -> None:
-        """Begin to put a tag's memory back; right after it is mapped again. `finish` waits for it."""
+        """Begin to copy a tag's content back; call it right after its memory is mapped again. `finish` waits for it."""
         if tag not in self._asleep:
             return
         failures: list[BaseException] = []
@@ -104,10 +104,10 @@ class KeptMemory:
         thread.start()
 
     def finish(self) -> None:
-        """Wait until all that was begun is done, and compare the checksums.
+        """Wait for every `resume`, and compare the checksums.
 
         Raises:
-            RuntimeError: the memory does not hold what was kept; the engine must not serve.
+            RuntimeError: the content differs from what was kept; the engine must not serve.
             OSError: the file cannot be read.
             CudaError: a copy failed.
         """
@@ -124,8 +124,8 @@ class KeptMemory:
             wrong = sum(now != then for now, then in zip(self._sums(kept.segments), kept.sums, strict=True))
             if wrong:
                 raise RuntimeError(
-                    f"{tag}: {wrong} of {len(kept.segments)} ranges came back from {kept.where} with other content than "
-                    "was kept there. The engine must not serve with them; delete that file and make the snapshot anew."
+                    f"{tag}: {wrong} of {len(kept.segments)} ranges came back from {kept.where} with content that differs "
+                    "from what was kept. The engine must not serve; delete that file and take a new snapshot."
                 )
             self._tell(f"{tag}: checksums agree, {time.perf_counter() - started:.3f} s")
 
@@ -155,14 +155,14 @@ class KeptMemory:
 
 
 class _Asleep:
-    """What is kept of one tag.
+    """The kept content of one tag.
 
     Args:
-        driver: of the context that the memory belongs to.
-        segments: its ranges.
-        sums: the checksum of each.
+        driver: the driver of the memory's context.
+        segments: the ranges.
+        sums: the checksum of each range.
         descriptor: the open file, or -1.
-        where: for messages.
+        where: the place, for messages.
     """
 
     def __init__(
@@ -176,23 +176,23 @@ class _Asleep:
 
 
 def _digest(segments: Sequence[Segment], sums: Sequence[int]) -> str:
-    """A name for the content: sizes and checksums, in order; 32 hex digits."""
+    """The name of the content, made from sizes and checksums in order: 32 hex digits."""
     facts = [(segment.size, total) for segment, total in zip(segments, sums, strict=True)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
-    """The file with the segments' content, open for reading; written whole or not at all, unless it is there already."""
+    """Open the file with the segments' content; write it first if it is missing, completely or not at all."""
     size = sum(segment.size for segment in segments)
     with contextlib.suppress(FileNotFoundError):
         if (there := _opened(file, size)) >= 0:
             return there
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A pid would not do: it is the same in every sandbox.
+    # Not a pid: pids are the same in every sandbox.
     unfinished = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, size)  # a full disk is found before anything is copied
+        os.posix_fallocate(descriptor, 0, size)  # notices a full disk before anything is copied
         save_to_file(driver, segments, descriptor)
         unfinished.rename(file)
     except OSError as error:
@@ -206,11 +206,11 @@ def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
 
 
 def _opened(file: Path, size: int) -> int:
-    """A descriptor of the file that is there, or -1 if it has another size; checked on the descriptor.
+    """Open the existing file, or return -1 if it has another size. All checks are made on the descriptor.
 
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it is a link, no regular file, another user's, or others may write to it.
+        FileNotFoundError: there is no file.
+        OSError: it is a link, no regular file, belongs to another user, or others may write to it.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     facts = os.fstat(descriptor)

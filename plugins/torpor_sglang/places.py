@@ -1,6 +1,6 @@
-"""Which memory is kept where while it is released, as the plugin says it to the engine's process: two variables.
+"""Where released memory is kept: the two variables with which the plugin tells the engine's process.
 
-Apart from `torpor_sglang.kept_memory`, which the engine's process alone imports: a restore imports the plugin.
+This is apart from `torpor_sglang.kept_memory`, which only the engine's process imports; a restore imports the plugin.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["FOLDER_VARIABLE", "PLACES_VARIABLE", "Place", "places_text"]
 Place = Literal["file", "memory"]
 
 PLACES_VARIABLE = "TORPOR_KEEP"
-"""What is kept where, e.g. `weights=file,cuda_graph=memory`; without it SGLang's own backup is all there is."""
+"""Where each tag is kept, e.g. `weights=file,cuda_graph=memory`; without it only SGLang's own backup is used."""
 
 FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
-"""Where the files go."""
+"""The folder for the files."""
 
 
 def places_text(places: Mapping[str, Place]) -> str:
-    """What is kept where, as the variable has it."""
+    """The variable's value: where each tag is kept."""
     return ",".join(f"{tag}={place}" for tag, place in places.items())

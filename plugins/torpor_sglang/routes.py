@@ -7,8 +7,8 @@
     ANSWERED  by the guard itself, from its state; they never reach the engine
     CLOSED    never; each group with the reason
 
-A path that no list names is closed as well. The lists of closed paths exist so that a test can tell a route that was
-judged from one that is new: it compares them with the route tables of the real applications of all supported versions.
+A path that is in no list is closed as well. With the lists of closed paths a test recognises a new route: it compares all lists
+with the route tables of the real applications of all supported versions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""`python -m torpor_sglang.serve <engine flags>`: the one way in which SGLang is started.
+"""`python -m torpor_sglang.serve <engine flags>`: the only way in which Torpor starts SGLang.
 
 Starts SGLang's own HTTP server, unchanged but for the patches of `torpor_sglang.patches`, with the guard as the outermost
 layer of its application. The flags are SGLang's; its own parser reads them.
 
 Environment:
     TORPOR_BOOT_FD        the pipe with the guard's boot document; without it nothing is started
-    TORPOR_UNGUARDED=1    start without a guard all the same, for debugging
+    TORPOR_UNGUARDED=1    start without a guard, for debugging
     TORPOR_PATCHES        patches to switch off: -name,-other
     TORPOR_ANY_ENGINE=1   try an SGLang version that is not supported
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare_process(argv: Sequence[str]) -> PatchReport:
-    """Do what every process of the engine needs before it imports anything of SGLang's."""
+    """Apply the patches; every process of the engine does so before it imports anything of SGLang's."""
     choose_cpu(argv, os.environ)
     return apply_all(os.environ)
 

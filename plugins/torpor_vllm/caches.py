@@ -1,4 +1,4 @@
-"""Homes for every kernel cache of vLLM, one root for all."""
+"""Folders for all kernel caches of vLLM, under one root."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torpor.engine_plugins import DEEP_GEMM_FOLDER, shared_cache_env
 __all__ = ["COMPILE_FOLDER", "cache_env"]
 
 COMPILE_FOLDER = "vllm/torch_compile_cache"
-"""What a start with torch.compile leaves under the root (compilation/backends.py)."""
+"""Where a start with torch.compile leaves its results under the root (compilation/backends.py)."""
 
 
 def cache_env(root: str) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The command that compiles: one throw-away start of vLLM, for the kernels that it leaves behind.
+"""The command that compiles kernels: one throw-away start of vLLM, which fills its caches.
 
-vLLM has no command that only compiles: torch.compile's graphs, Triton's, FlashInfer's and DeepGEMM's kernels come into being
-while an engine starts with the serving flags. So an engine is started without a server, answers one prompt and ends; its
-caches (VLLM_CACHE_ROOT, DG_JIT_CACHE_DIR, ...) are what counts. It runs while the image is built, when the image holds vLLM
-and nothing of Torpor's, hence a program in one line; without line breaks or dollars, because a build step is one shell line
-of a Dockerfile.
+vLLM has no command that only compiles: it compiles torch.compile's graphs and the kernels of Triton, FlashInfer and DeepGEMM while
+an engine starts with the serving flags. So this program starts an engine without a server, lets it answer one prompt and ends;
+its caches (VLLM_CACHE_ROOT, DG_JIT_CACHE_DIR, ...) are the result. It runs while the image is built. The image then holds vLLM
+and nothing of Torpor's, so the program is one line. It has no line breaks and no dollars, because a build step is one shell
+line of a Dockerfile.
 """
 
 from __future__ import annotations

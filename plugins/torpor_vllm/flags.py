@@ -1,4 +1,4 @@
-"""Our options as vLLM's command line, in every supported version."""
+"""The plugin's options as vLLM's command line, in every supported version."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ FLAGS = FlagTable(
             option="worker_extension",
             instead="Leave it out: it is always set.",
             flag="--worker-extension-cls",
-            reason="lets the workers make their random state new after a restore: it is the same in every copy",
+            reason="lets the workers renew their random state after a restore: it is the same in every replica",
             source=_source("ParallelConfig; v1/worker/worker_base.py"),
         ),
         Flag(

@@ -1,9 +1,9 @@
 """The guard as a layer that vLLM adds to its own application: `--middleware torpor_vllm.guarded.BootGuard`.
 
 vLLM builds its application late, inside its server, and takes layers by name (entrypoints/serve/middleware/register.py of
-0.32.0 and 0.33.0). The launcher leaves the boot document here and names the layer last, which makes it the outermost; what a
-hosting standard could still put outside of it (model_hosting_container_standards, by variables of its own) is refused
-when the server starts.
+0.32.0 and 0.33.0). The launcher stores the boot document here and names the layer last, which makes it the outermost. A hosting
+standard could still add a layer outside of it (model_hosting_container_standards, by its own variables); the server then refuses
+to start.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class BootGuard(Guard):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection; the first one, the server's own `lifespan`, looks whether the guard is outermost."""
+        """Serve one connection. The first one, the server's `lifespan`, checks that the guard is the outermost layer."""
         if scope["type"] == "lifespan":
             outermost = cast("Application", scope["app"]).user_middleware[0].cls
             if outermost is not type(self):
-                raise RuntimeError(f"{outermost.__name__} stands outside of the guard: nothing is served")
+                raise RuntimeError(f"{outermost.__name__} is outside of the guard: nothing is served")
         await super().__call__(scope, receive, send)

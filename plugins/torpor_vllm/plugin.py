@@ -161,7 +161,7 @@ class VLLM(ChatServer):
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_NO_USAGE_STATS": "1",  # a thread that reports over the network would be in the snapshot
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-            "VLLM_HOST_IP": "127.0.0.1",  # its processes meet on loopback, which every copy of a snapshot has
+            "VLLM_HOST_IP": "127.0.0.1",  # its processes connect over loopback, which every replica has
             **SNAPSHOT_ENV,
             **self.request_env(),
             **self.kernel_cache_env(deployment),

@@ -1,4 +1,4 @@
-"""Refuses what a public request must not carry, before vLLM acts on it.
+"""Refuses dangerous public requests before vLLM acts on them.
 
 vLLM itself refuses a caller's template, embeddings and local files unless a flag opens them, and these flags are reserved. It
 fetches media from any address, follows redirects, and takes 16384 for `n` (0.32.0 and 0.33.0 envs.py).
@@ -42,7 +42,7 @@ class _Serving(Protocol):
 
 
 def check_requests(module: ModuleType, kind: str, method: str) -> None:
-    """Have every request of a route looked at first."""
+    """Check every request of a route first."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
     handler = getattr(module, kind)
     original: Callable[[_Serving, PublicRequest, RawRequest | None], Awaitable[object]] = getattr(handler, method)

@@ -1,4 +1,4 @@
-"""Flags of vLLM's that an extra argument must not be: ours, and those that would open a way round the guard."""
+"""Flags of vLLM's that extra arguments may not use: the plugin's own, and those that would bypass the guard."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`python -m torpor_vllm.serve MODEL <engine flags>`: the one way in which vLLM is started.
+"""`python -m torpor_vllm.serve MODEL <engine flags>`: the only way in which Torpor starts vLLM.
 
 What `vllm serve` does, through the same interface of vLLM's own command line, with the guard as the outermost layer of its
 application and the patches of `torpor.launcher`. The flags are vLLM's; its own parser reads them.
 
 Environment:
     TORPOR_BOOT_FD        the pipe with the guard's boot document; without it nothing is started
-    TORPOR_UNGUARDED=1    start without a guard all the same, for debugging
+    TORPOR_UNGUARDED=1    start without a guard, for debugging
     TORPOR_PATCHES        patches to switch off: -name,-other
     TORPOR_ANY_ENGINE=1   try a vLLM version that is not supported
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare_process() -> PatchReport:
-    """Do what every process of the engine needs before it imports anything of vLLM's."""
+    """Apply the patches; every process of the engine does so before it imports anything of vLLM's."""
     patches = (
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),

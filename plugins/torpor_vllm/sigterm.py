@@ -1,4 +1,4 @@
-"""A start that is told to end, ends."""
+"""Lets SIGTERM end vLLM during its start."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SERVER = "vllm.entrypoints.launchers.api_server.entry"
 
 
 class _Signals:
-    """The module `signal` as vLLM's server sees it: SIGTERM's handler stays the launcher's until uvicorn brings its own."""
+    """The module `signal` for vLLM's server: it keeps the launcher's SIGTERM handler until uvicorn installs its own."""
 
     def signal(self, number: int, handler: object) -> object:
-        """Install a handler, but for SIGTERM."""
+        """Install a handler, except for SIGTERM."""
         return signal.getsignal(number) if number == signal.SIGTERM else signal.signal(number, handler)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> object:
@@ -34,8 +34,8 @@ def _keep_handler(server: ModuleType) -> None:
 PATCH = Patch(
     name="sigterm",
     reason=(
-        "during its start vLLM turns SIGTERM into a KeyboardInterrupt and then waits for its engine core, which nobody has told "
-        "(0.32.0, more than a minute seen); the launcher's own handler ends the whole tree"
+        "during its start vLLM turns SIGTERM into a KeyboardInterrupt and then waits for its engine core, which got no signal "
+        "(0.32.0: more than a minute); the launcher's own handler ends the whole tree"
     ),
     versions=SUPPORTED_VERSIONS,
     applies=lambda: True,

@@ -1,4 +1,4 @@
-"""What the launcher changes in SGLang (`torpor.engine_patches.patches`): the list, in the order in which they are applied."""
+"""The patches that the launcher applies to SGLang, in order (see `torpor.launcher`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["all_patches", "apply_all"]
 
 
 def all_patches() -> tuple[Patch, ...]:
-    """Return the patches in the order in which they are applied."""
+    """Return all patches, in the order of their application."""
     return (
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),
@@ -48,5 +48,5 @@ def all_patches() -> tuple[Patch, ...]:
 
 
 def apply_all(environ: Mapping[str, str]) -> PatchReport:
-    """Apply to this process every patch that it needs and that the environment does not switch off."""
+    """Apply every patch that this process needs and that the environment does not switch off."""
     return apply_patches(environ, all_patches())

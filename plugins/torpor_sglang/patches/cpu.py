@@ -1,4 +1,4 @@
-"""Tells whether this process is one of an engine on a CPU."""
+"""Whether this process belongs to an engine on a CPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CPU_VARIABLE = "SGLANG_USE_CPU_ENGINE"
 
 
 def choose_cpu(argv: Sequence[str], environ: MutableMapping[str, str]) -> None:
-    """Set SGLang's CPU switch where the engine's flags ask for `--device cpu`."""
+    """Set SGLang's CPU switch if the engine's flags hold `--device cpu`."""
     if "--device=cpu" in argv or ("--device", "cpu") in pairwise(argv):
         environ.setdefault(CPU_VARIABLE, "1")
 
 
 def is_cpu_engine() -> bool:
-    """Tell whether SGLang's CPU switch is set for this process."""
+    """Whether SGLang's CPU switch is set for this process."""
     return os.environ.get(CPU_VARIABLE) == "1"

@@ -1,4 +1,4 @@
-"""Stands in for SGLang's kernel library on a CPU, where no registry has a build of it."""
+"""Replaces SGLang's kernel library on a CPU, for which no registry has a build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODULES = ("sgl_kernel", "sgl_kernel.kvcacheio")
 
 
 class _KernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the two modules, with every name that one asks of them; each name raises when it is called."""
+    """Provides the two modules with every name that is imported from them; calling one raises."""
 
     def find_spec(
         self,

@@ -1,4 +1,4 @@
-"""Lets the metrics of CPU time survive a restore, where a process's CPU clock begins anew."""
+"""Lets the metrics of CPU time survive a restore, which sets a process's CPU clock back to zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PATCH", "never_decrease"]
 
 
 def never_decrease(metrics: ModuleType) -> None:
-    """Have the counters of `prometheus_client.metrics` leave a negative amount out instead of raising."""
+    """Let the counters of `prometheus_client.metrics` ignore a negative amount instead of raising."""
     counter = metrics.Counter
     increase: Callable[..., None] = counter.inc
 
@@ -28,7 +28,7 @@ def never_decrease(metrics: ModuleType) -> None:
 PATCH = Patch(
     name="cpu-seconds",
     reason=(
-        "SGLang 0.5.23 counts its CPU time; a process that CRIU restored starts from zero, and the negative difference "
+        "SGLang 0.5.23 counts its CPU time; a restored process starts from zero, and the negative difference "
         "ends the scheduler within seconds (prometheus_client: counters take no negative amount)"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),

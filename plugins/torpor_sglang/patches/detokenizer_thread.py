@@ -1,4 +1,4 @@
-"""Runs the detokenizer in a thread of the server on a CPU, where a process of its own costs 400 MB and a core's time."""
+"""Runs the detokenizer in a thread of the server on a CPU; its own process would cost 400 MB and a core's time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _METHOD = "_launch_detokenizer_subprocesses"
 
 
 class _Serving(Protocol):
-    """What counts of SGLang's server arguments: how many detokenizers and tokenizers there are."""
+    """The fields of SGLang's server arguments that this patch reads."""
 
     detokenizer_worker_num: int
     tokenizer_worker_num: int
 
 
 class DetokenizerThread(threading.Thread):
-    """As much of a process as SGLang's watchdog asks of one.
+    """A thread with the attributes of a process that SGLang's watchdog reads.
 
     Args:
         server_args: SGLang's.
@@ -47,10 +47,10 @@ class DetokenizerThread(threading.Thread):
         self._arguments = (server_args, port_args)
 
     def run(self) -> None:
-        """Detokenize until the process ends; a failure ends the server, as that of a process would."""
+        """Detokenize until the process ends; a failure ends the server, as with a detokenizer process."""
         from sglang.srt.managers import detokenizer_manager  # noqa: PLC0415 - the engine's
 
-        # The tokenizer's monitor counts the CPU time of this process already, under the same name of a metric.
+        # The tokenizer's monitor already counts this process's CPU time, under the same metric name.
         detokenizer_manager.start_cpu_monitor_thread = lambda *_: None
         try:
             detokenizer_manager.DetokenizerManager(*self._arguments).event_loop()
@@ -61,9 +61,9 @@ class DetokenizerThread(threading.Thread):
 
 
 def detokenize_in_a_thread(module: ModuleType) -> None:
-    """Have `Engine` start a thread where it would start one detokenizer process; several stay processes.
+    """Let `Engine` start a thread instead of a single detokenizer process; several detokenizers stay processes.
 
-    0.5.6.post2 starts it in the middle of another function, which is left as it is: it does not get far on a CPU.
+    0.5.6.post2 starts it in the middle of another function and is left unchanged: it hardly runs on a CPU.
     """
     if _METHOD not in vars(module.Engine):
         return
@@ -84,8 +84,8 @@ def detokenize_in_a_thread(module: ModuleType) -> None:
 PATCH = Patch(
     name="detokenizer-thread",
     reason=(
-        "the detokenizer's process imports all of SGLang for a tokenizer's sake: 400 MB of a snapshot and a third of its "
-        "restore, with nothing to do beside a server that waits for the same CPU"
+        "the detokenizer's process imports all of SGLang just for a tokenizer: 400 MB of a snapshot and a third of its restore, "
+        "and it competes with the server for the same CPU"
     ),
     versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=is_cpu_engine,

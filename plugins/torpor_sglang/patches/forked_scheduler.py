@@ -1,13 +1,13 @@
-"""Forks the scheduler off the HTTP server on a CPU: a new process would import all of SGLang a second time.
+"""Forks the scheduler from the HTTP server on a CPU: a spawned process would import all of SGLang a second time.
 
-A fork begins with its parent's modules. That saves their import, and a snapshot holds the pages that neither process has
-written to only once (`torpor.snapshots.criu.mapped_memory`), because they lie at the same addresses in both.
+A fork starts with its parent's modules. That saves their import. A snapshot also holds the pages that neither process has
+written to only once (`torpor.snapshots.criu.mapped_memory`), because they are at the same addresses in both.
 
-A fork takes one thread along, so it must not happen once others do work that the child needs. At this point of SGLang's
-start there are OpenBLAS's threads alone, which numpy's import starts and which OpenBLAS itself ends before a fork and starts
-again in the child (pthread_atfork(3)). libgomp does nothing of that kind: where the parent has run a parallel region of
-torch's, the child hangs in its first one. So the threads are counted, and with one more than numpy's import left there the
-scheduler is spawned as ever, which is logged. CUDA cannot be used in a fork: an engine on a GPU is left alone.
+A fork keeps only one thread, so it is unsafe if other threads do work that the child needs. At this point of SGLang's start
+there are only OpenBLAS's threads, which numpy's import starts. OpenBLAS ends them before a fork and starts them again in the
+child (pthread_atfork(3)). libgomp does not: if the parent has run a parallel region of torch's, the child hangs in its first
+one. So the patch counts the threads. If there are more than after numpy's import, it spawns the scheduler as usual and logs
+the reason. CUDA does not work in a fork, so the patch leaves engines on a GPU alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TASKS = Path("/proc/self/task")
 
 
 class _Placement(Protocol):
-    """What counts of SGLang's server arguments: what only a process of its own can be given."""
+    """The fields of SGLang's server arguments that need a spawned process."""
 
     dp_size: int
     numa_node: list[int] | None
@@ -46,13 +46,13 @@ class _Placement(Protocol):
 
 
 def fork_schedulers(module: ModuleType, known_threads: frozenset[str]) -> None:
-    """Have `Engine` fork its schedulers wherever that is safe.
+    """Let `Engine` fork its schedulers if that is safe.
 
-    0.5.6.post2 starts them in the middle of another function, which is left as it is: it does not get far on a CPU.
+    0.5.6.post2 starts them in the middle of another function and is left unchanged: it hardly runs on a CPU.
 
     Args:
         module: SGLang's, with the class `Engine`.
-        known_threads: ids of the threads that do no harm.
+        known_threads: ids of the harmless threads.
     """
     if _METHOD not in vars(module.Engine):
         return
@@ -81,7 +81,7 @@ def fork_schedulers(module: ModuleType, known_threads: frozenset[str]) -> None:
 
 
 def _reason_to_spawn(server_args: _Placement, known_threads: frozenset[str]) -> str:
-    """Why a fork would not do; empty when it does."""
+    """Why a fork is not possible; empty if it is."""
     if server_args.dp_size > 1:
         return "a controller of several data-parallel schedulers starts them"
     if server_args.numa_node is not None:
@@ -94,9 +94,9 @@ def _reason_to_spawn(server_args: _Placement, known_threads: frozenset[str]) -> 
 
 
 def _run_forked(parent_pid: int, start_method: str, run: Run, *arguments: object) -> None:
-    """What a new process would have had from the start, then the scheduler."""
+    """Set up what a spawned process would have from the start, then run the scheduler."""
     end_with(parent_pid)
-    for number in (signal.SIGTERM, signal.SIGQUIT):  # the parent's handlers end the parent's tree
+    for number in (signal.SIGTERM, signal.SIGQUIT):  # the parent's handlers would end the parent's tree
         signal.signal(number, signal.SIG_DFL)
     multiprocessing.set_start_method(start_method, force=True)
     run(*arguments)
@@ -115,8 +115,8 @@ def _apply() -> None:
 PATCH = Patch(
     name="forked-scheduler",
     reason=(
-        "a spawned scheduler imports all of SGLang once more: two fifths of a cold start on a CPU, and 270 MB of a snapshot "
-        "that a fork still has in common with the server"
+        "a spawned scheduler imports all of SGLang again: two fifths of a cold start on a CPU, and 270 MB of a snapshot that a "
+        "fork shares with the server"
     ),
     versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: is_cpu_engine() and sys.platform == "linux",

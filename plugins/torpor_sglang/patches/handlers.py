@@ -1,4 +1,4 @@
-"""Puts something around the scheduler's own handlers of a release and a resume of memory."""
+"""Wraps the scheduler's handlers for releasing and resuming memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MODULES = (
 def around_handler(
     name: str, *, before: Callable[[], None] | None = None, after: Callable[[object], None] | None = None
 ) -> None:
-    """Put something around a handler of this process's scheduler, as soon as SGLang imports it.
+    """Wrap a handler of this process's scheduler as soon as SGLang imports it.
 
     Args:
         name: `RELEASE` or `RESUME`.
-        before: called first; what it raises ends the scheduler, and with it the server.
-        after: called with the handler's object when it is done and before it answers; what it raises ends the scheduler.
+        before: called first; an exception ends the scheduler, and with it the server.
+        after: called with the handler's object, after the handler and before the answer; an exception ends the scheduler.
     """
     for module in _MODULES:
         after_import(module, lambda found: wrap_handler(found, name, before=before, after=after))
@@ -42,7 +42,7 @@ def wrap_handler(
     before: Callable[[], None] | None = None,
     after: Callable[[object], None] | None = None,
 ) -> None:
-    """Wrap the method of that name, in whatever class of the module it is."""
+    """Wrap the method of that name in every class of the module that has it."""
     for kind in list(vars(module).values()):
         if isinstance(kind, type) and kind.__module__ == module.__name__ and name in vars(kind):
             setattr(kind, name, _wrapped(vars(kind)[name], before, after))

@@ -1,8 +1,8 @@
-"""Keeps weights, and the memory of CUDA graphs, outside of the process while SGLang's memory is released.
+"""Keeps weights and the memory of CUDA graphs outside of the process while SGLang's memory is released.
 
-SGLang's own `--enable-weights-cpu-backup` keeps the weights in pinned memory of the scheduler: 9.7 of 13 GB that CRIU
-wrote and read for Qwen3-8B-FP8 on an H200, in one thread. And it keeps nothing of the memory of CUDA graphs, which can
-therefore not be released on 0.5.16 (sgl-project/sglang#32718). See `torpor_sglang.kept_memory` for what is done instead.
+SGLang's own `--enable-weights-cpu-backup` keeps the weights in pinned memory of the scheduler: 9.7 of the 13 GB that CRIU wrote
+and read for Qwen3-8B-FP8 on an H200, in one thread. It does not keep the memory of CUDA graphs, so 0.5.16 cannot release that
+(sgl-project/sglang#32718). `torpor_sglang.kept_memory` describes what this patch does instead.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _BLOCK_WORDS = 4 << 20
 
 
 def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[int, int]]) -> None:
-    """Have SGLang's adapter to the memory saver keep what it releases.
+    """Let SGLang's adapter to the memory saver keep the content that it releases.
 
     Args:
         adapter: the module `torch_memory_saver_adapter`.
-        kept: what is kept, and where.
-        graph_pools: gets the memory pools that CUDA graphs are captured into.
+        kept: keeps the content.
+        graph_pools: collects the memory pools into which CUDA graphs are captured.
     """
     real = adapter._TorchMemorySaverAdapterReal  # noqa: SLF001 - it has no public name
     pause, resume, cuda_graph = real.pause, real.resume, real.cuda_graph
@@ -61,7 +61,7 @@ def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[
 
 
 def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
-    """The ranges of a tag: the segments that torch's allocator holds in the memory saver's pools of that tag."""
+    """The ranges of a tag: the segments of torch's allocator in the memory saver's pools of that tag."""
     import torch  # noqa: PLC0415 - the engine's
 
     saver = sys.modules[_ADAPTER]._memory_saver._impl  # noqa: SLF001 - torch_memory_saver 0.0.9, 0.0.10: entrypoint.py
@@ -77,10 +77,10 @@ def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
 
 
 def _sums(segments: Sequence[Segment]) -> list[int]:
-    """A checksum of each range's 64-bit words, made on the device and fetched at once.
+    """A checksum of each range's 64-bit words, computed on the device and fetched once.
 
-    Each word counts with an odd factor by its place in a block, modulo 2**64, so that no change of one word goes unseen;
-    then each block with one by its place in the range. 10 GB took an H100 65 ms when every range was waited for.
+    Each word is multiplied by an odd factor for its place in a block, modulo 2**64, so that every change of one word shows. Each
+    block is multiplied by one for its place in the range. 10 GB took 65 ms on an H100 when every range was waited for.
     """
     import torch  # noqa: PLC0415 - the engine's
 
@@ -99,7 +99,7 @@ def _sums(segments: Sequence[Segment]) -> list[int]:
 
 
 class _Words:
-    """Device memory as torch takes it (numba's CUDA array interface, version 2)."""
+    """Device memory in the form that torch reads (numba's CUDA array interface, version 2)."""
 
     def __init__(self, segment: Segment) -> None:
         self.__cuda_array_interface__ = {
@@ -126,16 +126,14 @@ def _apply(environ: Mapping[str, str] = os.environ) -> None:
         tell=_tell,
     )
     after_import(_ADAPTER, lambda module: keep_released(module, kept, graph_pools))
-    around_handler(
-        RESUME, after=lambda _: kept.finish()
-    )  # it answers when everything is back, and found to be the same
+    around_handler(RESUME, after=lambda _: kept.finish())  # it answers after everything is back and compared
 
 
 PATCH = Patch(
     name="kept-memory",
     reason=(
-        "SGLang keeps released weights in its own pinned memory, which a snapshot then holds and every restore reads in one "
-        "thread; kept outside they come back by several threads, out of one file for all replicas"
+        "SGLang keeps released weights in its own pinned memory, which the snapshot then holds and every restore reads in one "
+        "thread; outside of it several threads read them, from one file for all replicas"
     ),
     versions=("0.5.16",),
     applies=lambda: PLACES_VARIABLE in os.environ,

@@ -1,8 +1,8 @@
-"""Refuses what a public request must not carry, before SGLang acts on it.
+"""Refuses dangerous public requests before SGLang acts on them.
 
-0.5.6.post2 and 0.5.16 render a caller's `chat_template_kwargs.chat_template` on the event loop: a loop of Jinja's in one request
+0.5.6.post2 and 0.5.16 render a caller's `chat_template_kwargs.chat_template` on the event loop: one request with a Jinja loop
 stops server and guard. All versions open `file://` and bare paths, fetch media from any address (0.5.23 has
-`--allowed-media-domains`, off by default), and take token ids that are not the model's, of which one ends the scheduler.
+`--allowed-media-domains`, off by default), and accept token ids outside the vocabulary; one of those ends the scheduler.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Serving(Protocol):
 
 
 def check_requests(module: ModuleType) -> None:
-    """Have every request of the OpenAI-like routes looked at first (`OpenAIServingBase.handle_request`)."""
+    """Check every request of the OpenAI-like routes first (`OpenAIServingBase.handle_request`)."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
     original: Callable[[_Serving, PublicRequest, RawRequest], Awaitable[object]] = (
         module.OpenAIServingBase.handle_request
@@ -65,7 +65,7 @@ def check_requests(module: ModuleType) -> None:
 
 
 def check_downloads(module: ModuleType) -> None:
-    """Have an allowed host lead nowhere else: redirects are judged like addresses, or not followed."""
+    """Check redirects like addresses, or do not follow them."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
     if hasattr(module, "_assert_media_url_allowed"):  # 0.5.23, which asks it at each redirect
 
@@ -82,7 +82,7 @@ def check_downloads(module: ModuleType) -> None:
 
 
 def check_own_downloads(module: ModuleType) -> None:
-    """Have a processor that fetches media by itself follow no redirect either."""
+    """Let processors that fetch media themselves follow no redirect."""
     if PublicRequestRules.from_environment(FIELDS, os.environ).media_domains == (ANY_DOMAIN,):
         return
     if hasattr(module, "requests"):
@@ -93,7 +93,7 @@ def check_own_downloads(module: ModuleType) -> None:
 
 
 class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
-    """Has a redirect end in an error."""
+    """Turns a redirect into an error."""
 
     @override
     def redirect_request(self, *_: object) -> None:
@@ -101,13 +101,13 @@ class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
 
 
 class _NoRedirects:
-    """The module `requests`, or a session of it, that answers a redirect as it is."""
+    """The module `requests`, or one of its sessions, which returns a redirect instead of following it."""
 
     def __init__(self, client: object) -> None:
         self._client = client
 
     def get(self, url: str, **options: object) -> object:
-        """Fetch this address and no other."""
+        """Fetch this address only."""
         get: Callable[..., object] = self._client.get  # type: ignore[attr-defined]
         return get(url, **{**options, "allow_redirects": False})
 

@@ -1,4 +1,4 @@
-"""Makes the samplers' random state new when memory is resumed: every replica of a snapshot has the same state until then."""
+"""Renews the samplers' random state when memory is resumed: until then every replica of a snapshot has the same state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SEED_BYTES = 4  # numpy takes no larger seed
 
 
 def reseed(scheduler: object) -> None:
-    """Take a new seed from the kernel; all tensor-parallel ranks the same one, because each samples for itself.
+    """Seed from the kernel. All tensor-parallel ranks get the same seed, because each samples for itself.
 
     Args:
-        scheduler: SGLang's object that resumes memory; its group of ranks is asked of it.
+        scheduler: SGLang's object that resumes memory; it knows its group of ranks.
     """
     import torch.distributed  # noqa: PLC0415 - the engine's
     from sglang.srt.utils.common import set_random_seed  # noqa: PLC0415
@@ -33,8 +33,8 @@ def reseed(scheduler: object) -> None:
 PATCH = Patch(
     name="reseed",
     reason=(
-        "every replica of one snapshot has the same random state and would sample the same text; SGLang has no route to "
-        "seed anew, so it is done when memory is resumed"
+        "every replica of one snapshot has the same random state and would sample the same text; SGLang has no route for a "
+        "new seed, so the patch sets one when memory is resumed"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,

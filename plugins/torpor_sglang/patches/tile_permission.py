@@ -1,4 +1,4 @@
-"""Asks anew for the CPU's tile registers when memory is resumed (`torpor.engine_patches.tile_permission` says why)."""
+"""Requests the CPU's tile registers again when memory is resumed (`torpor.engine_patches.tile_permission` says why)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _apply() -> None:
 PATCH = Patch(
     name="tile-permission",
     reason=(
-        "a process that CRIU restored may no longer use AMX, which torch chose when it started: its first matrix product "
-        "would end the scheduler with SIGILL"
+        "a restored process may no longer use AMX, which torch chose at its start: the first matrix product would end the "
+        "scheduler with SIGILL"
     ),
     versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=has_tiles,

@@ -1,4 +1,4 @@
-"""Lets the registry's torchvision, a CUDA build, be imported beside a CPU build of torch."""
+"""Makes the registry's torchvision, a CUDA build, importable with a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["PATCH"]
 
 _OPERATORS = ("nms", "qnms")
-_kept: list[torch.library.Library] = []  # a library that is collected takes its schemas with it
+_kept: list[torch.library.Library] = []  # a garbage-collected library would remove its schemas
 
 
 def _torchvision_has_no_operators() -> bool:
@@ -44,8 +44,8 @@ def _is_defined(operator: str) -> bool:
 PATCH = Patch(
     name="torchvision-schemas",
     reason=(
-        "the registry's torchvision is a CUDA build whose library does not load beside a CPU torch, and its import ends "
-        "at two operators that are then unknown: nms and qnms"
+        "the registry's torchvision is a CUDA build whose library does not load with a CPU torch, so its import fails at two "
+        "unknown operators: nms and qnms"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=_torchvision_has_no_operators,

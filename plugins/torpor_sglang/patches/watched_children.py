@@ -23,15 +23,15 @@ __all__ = ["PATCH", "watch_children"]
 _MODULE = "sglang.srt.entrypoints.engine"
 _LOOK_S = 1.0
 _STOPPED = (-signal.SIGTERM, -signal.SIGINT)
-"""Exit codes of a process that somebody stopped: the server is being stopped as well, in its own way."""
+"""Exit codes of a process that was stopped: the server is then being stopped, too."""
 
 
 def watch_children(_module: ModuleType, end: Callable[[BaseProcess], None] | None = None) -> None:
     """Watch every process that this one starts from now on.
 
     Args:
-        _module: SGLang's engine; the patch waits for its import.
-        end: told the first process that ended with an error; by default the server is ended with its whole tree.
+        _module: SGLang's engine module.
+        end: called with the first process that ended with an error; by default it ends the server with its whole tree.
     """
     started: list[BaseProcess] = []
     start = multiprocessing.process.BaseProcess.start
@@ -75,7 +75,7 @@ def _end_server(process: BaseProcess) -> None:
         file=sys.stderr,
         flush=True,
     )
-    # Not by SGLang's handler of SIGQUIT: it sleeps for 5 s before it looks for a scheduler to take a picture of.
+    # Not through SGLang's SIGQUIT handler: it sleeps for 5 s before it dumps the schedulers' state.
     for member in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             member.kill()
@@ -86,7 +86,7 @@ PATCH = Patch(
     name="watched-children",
     reason=(
         "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server stays and answers nothing. Later versions "
-        "look once a second, and sleep for 5 s before they end: requests hang meanwhile"
+        "check once a second and sleep for 5 s before they end, while requests hang"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,

@@ -84,7 +84,7 @@ async def test_the_outermost_layer_starts(boot: BootDocument) -> None:
 @in_loop
 async def test_a_layer_outside_of_the_guard_stops_the_server(boot: BootDocument) -> None:
     """A hosting standard's variables can put one there; it would see what the guard has to refuse."""
-    with pytest.raises(RuntimeError, match="OtherLayer stands outside of the guard: nothing is served"):
+    with pytest.raises(RuntimeError, match="OtherLayer is outside of the guard: nothing is served"):
         await started(BootGuard(engine), Application(OtherLayer, BootGuard))
 
 
