@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from torpor.errors import SnapshotError
+from torpor.errors import SecretFoundError
 from torpor.telemetry.events import log
 from torpor.values.secret_shapes import (
     BY_NAME,
@@ -40,7 +40,7 @@ def check_captured(deployment: Deployment, engine: Engine) -> None:
     """Look through the environments and command lines of all that a snapshot of the engine will hold.
 
     Raises:
-        SnapshotError: see `check_environments`.
+        SecretFoundError: see `check_environments`.
     """
     pids = engine.captured_pids()
     check_environments(
@@ -58,7 +58,7 @@ def check_environments(
     What the platform itself puts into every container is told and never refused: nobody could take it away.
 
     Raises:
-        SnapshotError: the names of the variables and flags with the kind of secret, never a value, and what to do.
+        SecretFoundError: the names of the variables and flags with the kind of secret, never a value, and what to do.
     """
     variables: dict[str, str] = {}
     from_platform: set[str] = set()
@@ -74,7 +74,7 @@ def check_environments(
         told = {"variables": sorted(variables)} | ({"arguments": sorted(arguments)} if arguments else {})
         log("warning", "secrets_in_snapshot", **told, deployment=deployment.name)
         return
-    raise SnapshotError(_refusal(variables, arguments))
+    raise SecretFoundError(_refusal(variables, arguments))
 
 
 def _refusal(variables: Mapping[str, str], arguments: Mapping[str, str]) -> str:

@@ -101,7 +101,7 @@ def unfit_machine(manifest: Manifest, criu: Criu, *, replicas: int = 1) -> tuple
     """
     if not manifest.machine.gpus:
         return different_machine(manifest.machine, machine_facts(criu))
-    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - NVML: 1 ms, and only with a GPU
+    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - driver: 2 ms, needed only with a GPU
 
     driver = look()
     facts = machine_facts(criu, driver=driver.version, gpus=driver.gpus)
@@ -140,8 +140,7 @@ def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecy
     Raises:
         TorporError: the app file cannot be used.
     """
-    # Plugins and pluggy: 20 ms. A restore imports them while CRIU works.
-    from torpor.app_file import load_app  # noqa: PLC0415 - app_file: 20 ms beside CRIU's work
+    from torpor.app_file import load_app  # noqa: PLC0415 - app_file: 16 ms beside CRIU's work
     from torpor.build_steps.relocation import relocate  # noqa: PLC0415
 
     found = lifecycle or load_app(manifest.app_file).lifecycle
@@ -154,7 +153,7 @@ def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tup
     """How the captured deployment differs from the one here, field by field, a sentence each."""
     if made_of == here:
         return ()
-    from torpor.snapshots.differences import differences  # noqa: PLC0415 - differences: 4 ms that a restore saves
+    from torpor.snapshots.differences import differences  # noqa: PLC0415 - differences: 5 ms that a restore saves
 
     return differences(made_of, here)
 
@@ -171,7 +170,7 @@ def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
     Raises:
         DamagedSnapshotError: the list of files is missing or damaged.
     """
-    from torpor.snapshots.store.outside import difference, noted_files  # noqa: PLC0415 - hashlib: 2.3 ms beside CRIU's work
+    from torpor.snapshots.store.outside import difference, noted_files  # noqa: PLC0415 - hashlib: 2.4 ms beside CRIU's work
 
     found = [what for entry in noted_files(folder) if (what := difference(entry, full=full))]
     more = [f"{len(found) - _SHOWN} more files have changed"] if len(found) > _SHOWN else []

@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor.runtime.canary import Canary
 from torpor.snapshots.criu.run import restore
+from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
+from torpor.snapshots.sandbox.scheduling import schedule_again
 from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.store.folder import checked, real_folder, unchanged
 from torpor.snapshots.store.manifest import IMAGES
@@ -79,10 +82,6 @@ class Replica(NamedTuple):
             EngineError: it did not wake.
             CanaryError: it answers differently.
         """
-        # Imported here, beside CRIU's work: 5 ms that a restore does not wait for.
-        from torpor.runtime.canary import Canary  # noqa: PLC0415
-        from torpor.snapshots.sandbox.engine import SandboxEngine  # noqa: PLC0415
-
         engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
@@ -171,8 +170,6 @@ def _restored(
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
     cuda = resumption.finish() if resumption else None
     if manifest.scheduling:
-        from torpor.snapshots.sandbox.scheduling import schedule_again  # noqa: PLC0415 - most trees need none of it
-
         schedule_again(sandbox, manifest.scheduling)
     return took, cuda
 
@@ -181,7 +178,7 @@ def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
     """Have the GPU driver get ready beside CRIU's work, if the snapshot has GPU state."""
     if manifest.gpu is None:
         return None
-    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - for such snapshots alone
+    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - checkpoint: 9 ms, needed only with a GPU
 
     return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
 

@@ -122,7 +122,7 @@ def _head(file: Path) -> str:
 
 
 def _sha256(file: Path | int) -> str:
-    import hashlib  # noqa: PLC0415 - hashlib: 2.3 ms that a check without hashes saves
+    import hashlib  # noqa: PLC0415 - hashlib: 2.4 ms that a check without hashes saves
 
     with open(file, "rb", closefd=not isinstance(file, int)) as stream:
         stream.seek(0)

@@ -1,0 +1,62 @@
+"""`torpor.errors`: the whole tree, and that each kind of snapshot error is raised."""
+
+from __future__ import annotations
+
+import ast
+import functools
+
+import pytest
+
+from tests import ROOT
+from torpor import errors
+from torpor.errors import SnapshotError, TorporError
+
+CORE = ROOT / "core" / "torpor"
+
+ELSEWHERE = {
+    "OutputError": "cli/terminal.py",  # of the command line only
+    "RulesError": "guard/rules.py",  # runs in the engine's process
+    "UnansweredError": "snapshots/gpu/calls.py",  # caught in its own package
+}
+"""Errors that no caller of the library meets, by file."""
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SnapshotError)]
+
+
+@functools.cache
+def parsed() -> dict[str, ast.Module]:
+    """The syntax tree of every other module of core, by its path."""
+    files = [file for file in CORE.rglob("*.py") if file.name != "errors.py"]
+    return {str(file.relative_to(CORE)): ast.parse(file.read_text("utf-8")) for file in files}
+
+
+@functools.cache
+def used() -> set[str]:
+    """The names in core that are raised, returned or assigned."""
+    return {
+        node.id
+        for tree in parsed().values()
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.Raise | ast.Return | ast.Assign)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name)
+    }
+
+
+def test_every_error_of_core_is_in_the_tree() -> None:
+    """Except those that no caller meets."""
+    known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, TorporError)}
+    found = {
+        node.name: path
+        for path, tree in parsed().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and known & {base.id for base in node.bases if isinstance(base, ast.Name)}
+    }
+    assert found == ELSEWHERE
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_kind_of_snapshot_error_is_raised(kind: type[SnapshotError]) -> None:
+    """`except SnapshotError` catches all of them; somewhere core makes one, by call or by choice of the class."""
+    assert kind.__name__ in used()
+    assert kind.exit_code == SnapshotError.exit_code
