@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
+WORKERS ?= 3
 QUICK := not slow and not sglang and not vllm and not criu and not gpu and not alone
 SLOW := (slow or sglang or vllm or criu or gpu) and not alone
 REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1
@@ -42,13 +43,13 @@ run: engine criu bytecode ## set up, then start the real SGLang cold and restore
 
 test: parsers vllm criu ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \
-	$(BIN)/pytest -n 3 -m '$(QUICK)' || failed=1; \
-	$(REQUIRED) $(BIN)/pytest -n 3 --dist loadgroup --durations 20 -m '$(SLOW)' || failed=1; \
+	$(BIN)/pytest -n $(WORKERS) -m '$(QUICK)' || failed=1; \
+	$(REQUIRED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 20 -m '$(SLOW)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || failed=1; \
 	exit $$failed
 
 quick: setup     ## run the quick tests (one minute on two cores)
-	$(BIN)/pytest -n 3 -m '$(QUICK)'
+	$(BIN)/pytest -n $(WORKERS) -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
 
