@@ -21,7 +21,7 @@ from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.gpu_state import described, different_gpus
 from torpor.snapshots.store.paths import cache_root
-from torpor.snapshots.store.reading import plain
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

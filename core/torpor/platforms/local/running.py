@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor._version import __version__
 from torpor.errors import SnapshotError
+from torpor.snapshots.store.fields import NEW_ONE
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.paths import cache_root
-from torpor.snapshots.store.reading import NEW_ONE, check_owned, opened_folder, plain, read_json
+from torpor.snapshots.store.reading import check_owned, opened_folder, read_json
+from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torpor.snapshots.store.reading import Fields
+    from torpor.snapshots.store.fields import Fields
 
 __all__ = ["Process", "RunFile", "RunningReplica", "RunningServer", "Unreadable", "servers", "snapshot_users"]
 

@@ -10,17 +10,21 @@ Not checked, because they are invisible from outside: the kernel's keyrings, Lan
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import socket
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.before_capture.kernel_tables import (
+    Tables,
+    datagrams,
+    multicast_groups,
+    read_tables,
+    unix_paths,
+)
 from torpor.snapshots.criu.run import GHOST_BYTES
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Held", "check_objects", "uncarried"]
 
 _SETTLE_S = 1.0
-_LOOK_TIMEOUT_S = 10.0
 _SHOWN = 12
 _DELETED = " (deleted)"
 _ROOT = "use `--mode root`"
@@ -75,47 +78,8 @@ _MAPPED_DELETED = re.compile(r"^\S+ ...p \S+ \S+ \d+ +(/.*) \(deleted\)$", re.MU
 _MAPPED = re.compile(r"^\S+ ...s \S+ \S+ (\d+) +(/.*)$", re.MULTILINE)
 _NAMELESS = ("/memfd:", "/dev/zero", "/SYSV")
 _SYS_RESOURCE = 1 << 24  # CAP_SYS_RESOURCE
-_EVERY_NODE = frozenset(("224.0.0.1", "ff01::1", "ff02::1"))  # every network device is a member
 _STREAMS = (1, 5)  # SOCK_STREAM, SOCK_SEQPACKET
 _CONNECTED = 1  # TCP_ESTABLISHED, for unix sockets too
-
-_LOOK = """
-import json, socket, struct
-found = {"sysv": {}, "unix": [], "pending": []}
-for kind in ("sem", "shm", "msg"):
-    with open("/proc/sysvipc/" + kind) as lines:
-        found["sysv"][kind] = [int(line.split()[1]) for line in list(lines)[1:]]
-try:
-    asked = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
-    asked.settimeout(2)
-    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, 12, 0, 0)  # UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS
-    asked.send(struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body)
-    done = False
-    while not done:
-        data, at = asked.recv(1 << 18), 0
-        while at + 16 <= len(data):
-            length, kind = struct.unpack_from("=IH", data, at)
-            if kind != 20:
-                done = True
-                break
-            state, inode = data[at + 18], struct.unpack_from("=I", data, at + 20)[0]
-            part, peer = at + 32, 0
-            while part + 4 <= at + length:
-                size, name = struct.unpack_from("=HH", data, part)
-                if name == 2:
-                    peer = struct.unpack_from("=I", data, part + 4)[0]
-                elif name == 6 and data[part + 4] == 3:
-                    state = 7  # the other end was closed
-                elif name == 3:
-                    found["pending"] += struct.unpack_from("=%dI" % ((size - 4) // 4), data, part + 4)
-                part += max(4, size + 3 & ~3)
-            found["unix"].append([inode, data[at + 17], state, peer])
-            at += length + 3 & ~3
-except OSError:
-    pass
-print(json.dumps(found))
-"""
-"""Runs inside the sandbox: the kernel shows these tables for the reader's own namespaces."""
 
 
 class Held(NamedTuple):
@@ -149,20 +113,6 @@ class _File(NamedTuple):
     link: str
 
 
-class _Tables(NamedTuple):
-    """The kernel's tables of the sandbox.
-
-    Attributes:
-        sysv: ids of System V objects by kind.
-        unix: inode, type, state and peer's inode of each unix socket.
-        pending: inodes of connections that were not accepted yet.
-    """
-
-    sysv: dict[str, list[int]]
-    unix: list[tuple[int, int, int, int]]
-    pending: list[int]
-
-
 def check_objects(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> None:
     """Refuse what CRIU does not restore.
 
@@ -192,7 +142,7 @@ def uncarried(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> tuple[Held, .
     if sandbox.poll() is not None:
         return ()  # ended: the dump has the better error
     rootless = sandbox.mode == "rootless"
-    tables, tree = _tables(sandbox), _tree(sandbox)
+    tables, tree = read_tables(sandbox), _tree(sandbox)
     files = [_File(one.inside, path, link) for one in tree for path, link in _links(one.outside)]
     found = [*_of_sysv(tables), *_outside_tree(tree)]
     for process in tree:
@@ -202,22 +152,6 @@ def uncarried(sandbox: Sandbox, *, devices: Sequence[str] = ()) -> tuple[Held, .
     found += _of_sockets(files, tree, sandbox, tables)
     found += _of_mappings(tree, files) if rootless else []
     return tuple({(one.pid, one.what): one for one in found}.values())
-
-
-def _tables(sandbox: Sandbox) -> _Tables:
-    try:
-        finished = sandbox.run([sys.executable, "-I", "-S", "-c", _LOOK], timeout_s=_LOOK_TIMEOUT_S)
-    except TimeoutError:
-        raise SnapshotError(
-            f"Reading the kernel's tables in sandbox {sandbox.name!r} took over {_LOOK_TIMEOUT_S:g} s; is the machine overloaded?"
-        ) from None
-    try:
-        found = json.loads(finished.output)
-        return _Tables(sysv=found["sysv"], unix=[tuple(one) for one in found["unix"]], pending=found["pending"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SnapshotError(
-            f"The kernel's tables of sandbox {sandbox.name!r} cannot be read: {finished.output.strip()[-300:] or error}"
-        ) from error
 
 
 def _tree(sandbox: Sandbox) -> list[_Process]:
@@ -238,7 +172,7 @@ def _status(pid: int) -> dict[str, str]:
     return {}
 
 
-def _of_sysv(tables: _Tables) -> Iterator[Held]:
+def _of_sysv(tables: Tables) -> Iterator[Held]:
     for kind, ids in tables.sysv.items():
         if ids:
             what = f"System V {_SYSV[kind]} (id {', '.join(map(str, ids[:3]))})"
@@ -360,7 +294,7 @@ def _is_message_queue(file: _File, facts: os.stat_result) -> bool:
     return (there.st_dev, there.st_ino) != (facts.st_dev, facts.st_ino)
 
 
-def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandbox, tables: _Tables) -> Iterator[Held]:
+def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandbox, tables: Tables) -> Iterator[Held]:
     ours: dict[int, _File] = {}
     for file in files:
         if file.link.startswith("socket:["):
@@ -371,7 +305,7 @@ def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandb
             if protocol not in _SOCKETS:
                 yield Held(file.pid, f"has a socket of kind {protocol} open", _CLOSE)
     network = tree[0].outside if tree else sandbox.pid
-    for inode, path in _unix_paths(network):
+    for inode, path in unix_paths(network):
         if (
             inode in ours
             and path.startswith("/")
@@ -384,46 +318,13 @@ def _of_sockets(files: Sequence[_File], tree: Sequence[_Process], sandbox: Sandb
         connected = kind in _STREAMS and state == _CONNECTED and inode not in tables.pending
         if inode in ours and connected and peer not in known:
             yield Held(ours[inode].pid, "is connected over a unix socket to a program outside", _CLOSE)
-    for inode, protocol, waiting in _datagrams(network):
+    for inode, protocol, waiting in datagrams(network):
         if inode in ours and waiting:
             cure = "have it read before the capture: a restore loses it"
             yield Held(ours[inode].pid, f"has {waiting} bytes of datagrams waiting in a {protocol} socket", cure)
-    for group in _groups(network):
+    for group in multicast_groups(network):
         cure = "have the engine leave it before the capture: a restore loses it"
         yield Held(0, f"a membership of the multicast group {group}", cure)
-
-
-def _groups(pid: int) -> Iterator[str]:
-    """Multicast groups that a program joined."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/net/igmp").read_text().splitlines()[1:]:
-            if line.startswith("\t"):
-                group = socket.inet_ntop(socket.AF_INET, int(line.split()[0], 16).to_bytes(4, sys.byteorder))
-                if group not in _EVERY_NODE:
-                    yield group
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/net/igmp6").read_text().splitlines():
-            group = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[2]))
-            if group not in _EVERY_NODE and not group.startswith("ff02::1:ff"):  # each address has one
-                yield group
-
-
-def _unix_paths(pid: int) -> Iterator[tuple[int, str]]:
-    """Inode and path of the unix sockets that have a path (proc_net_unix(5))."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]:
-            words = line.split(None, 7)
-            if len(words) == 8:  # noqa: PLR2004 - the eighth column is the path
-                yield int(words[6]), words[7]
-
-
-def _datagrams(pid: int) -> Iterator[tuple[int, str, int]]:
-    """Inode and protocol of each datagram socket, and how many bytes wait in it."""
-    for table in ("udp", "udp6", "udplite", "udplite6", "raw", "raw6"):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-                words = line.split()
-                yield int(words[9]), table.rstrip("6").upper(), int(words[4].partition(":")[2], 16)
 
 
 def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[Held]:

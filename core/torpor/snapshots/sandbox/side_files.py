@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
 from torpor.errors import DamagedSnapshotError, SnapshotError
-from torpor.snapshots.store.reading import NEW_ONE, opened_file, opened_folder, shown
+from torpor.snapshots.store.fields import NEW_ONE, shown
+from torpor.snapshots.store.reading import opened_file, opened_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

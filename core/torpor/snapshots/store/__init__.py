@@ -10,7 +10,7 @@ stored    the manifest of a snapshot that was checked, and the engine's identity
 outside   the files outside of a snapshot that it depends on
 failures  whether a snapshot is marked bad
 index     which snapshots this user has
-reading   how all of these files are read, damaged or not
+reading   how all of these files are read, damaged or not (fields: their JSON)
 paths     where things lie under the cache root
 host_memory how much memory is left on this machine
 """

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import DamagedSnapshotError
+from torpor.snapshots.store.fields import NEW_ONE, shown
 from torpor.snapshots.store.manifest import FAILURES, IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
-from torpor.snapshots.store.reading import NEW_ONE, check_owned, opened_folder, read_json, shown
+from torpor.snapshots.store.reading import check_owned, opened_folder, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torpor.snapshots.store.reading import Fields
+    from torpor.snapshots.store.fields import Fields
 
 __all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part", "read_gpu"]
 

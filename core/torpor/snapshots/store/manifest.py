@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import DamagedSnapshotError
+from torpor.snapshots.store.fields import Fields, is_short_path, shown
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, gpu_part, read_gpu
-from torpor.snapshots.store.reading import (
-    Fields,
-    is_short_path,
-    opened_snapshot,
-    read_json,
-    shown,
-)
+from torpor.snapshots.store.reading import opened_snapshot, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,9 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import DamagedSnapshotError
+from torpor.snapshots.store.fields import NEW_ONE
 from torpor.snapshots.store.manifest import OUTSIDE
-from torpor.snapshots.store.reading import NEW_ONE, read_part
+from torpor.snapshots.store.reading import read_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import DamagedSnapshotError
+from torpor.snapshots.store.fields import NEW_ONE
 from torpor.snapshots.store.folder import check_same, checked, real_folder
 from torpor.snapshots.store.manifest import PRIVATE, read_manifest
-from torpor.snapshots.store.reading import NEW_ONE, read_part
+from torpor.snapshots.store.reading import read_part
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torpor.snapshots.store.fields import Fields
     from torpor.snapshots.store.manifest import Manifest
-    from torpor.snapshots.store.reading import Fields
 
 __all__ = ["Identity", "inspect", "read_identity"]
 
