@@ -1,4 +1,4 @@
-"""The plugin class: FP8 GEMM kernels compiled once, with the serving flags, and served from the image's own disk."""
+"""`DeepGEMM`: FP8 GEMM kernels, compiled once with the serving flags and loaded from the image's own disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["DeepGEMM"]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
 _FOLDER_VARIABLES = ("SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")
 _WITHOUT_KERNELS = re.compile(r"T4|L\d+S?|A\d+G?(-\d+GB)?|[PV]100|RTX-?([234]\d{3}|[568]000)", re.IGNORECASE)
-"""Cards before Hopper."""
+"""GPUs older than Hopper."""
 _KEYED_PACKAGES = (
     "sglang",
     "vllm",
@@ -52,21 +52,21 @@ _KEYED_PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DeepGEMM(Plugin):
-    """Compiles DeepGEMM's kernels (and what else the engine JIT-compiles on the way) while the image is built.
+    """Compiles DeepGEMM's kernels, and others that the engine JIT-compiles meanwhile, while the image is built.
 
-    The engine's own compile command runs with the serving flags, because the shapes that it compiles follow from them.
-    The result becomes part of the image: kernels are loaded from local disk, and nothing that a snapshot maps can
-    change under it. The volume only warms the next build; the serving container doesn't mount it.
+    The engine's own compile command runs with the serving flags, because the compiled shapes depend on them. The result becomes
+    part of the image: kernels are loaded from local disk, and files that a snapshot maps cannot change. The volume only speeds up
+    the next build; the serving container does not mount it.
 
     Attributes:
         volume: name of the volume that keeps results by key: engine and package versions, GPU and nvcc as found inside
             the image, model revision, every flag.
         timeout_s: seconds that one attempt may take.
-        retries: further attempts after a crash; an attempt goes on from what the last one compiled.
+        retries: further attempts after a crash; each continues from what the last one compiled.
         fast_warmup: compile a selection of batch shapes (SGLang from 0.5.16 on: some 3,000 of 16,000 and more; vLLM: what its
-            heuristic picks, in place of all); the others are compiled when they are first met. In SGLang going through the long
-            lists takes half of a start even if every kernel is there: Qwen3-8B-FP8 on an H100 was ready after 28 s with the short
-            ones, after 66 s with the long ones.
+            heuristic picks instead of all). The engine compiles the others when it first meets them. In SGLang the long lists
+            take half of a start even if every kernel exists: Qwen3-8B-FP8 on an H100 was ready after 28 s with the short lists,
+            and after 66 s with the long ones.
         precompile: load the kernels of every shape when the model is loaded, ahead of any request.
     """
 
@@ -138,7 +138,7 @@ class DeepGEMM(Plugin):
 
 
 def _check_gpu(deployment: Deployment) -> None:
-    """DeepGEMM needs compute capability 9.0 or more; below it engines go without, and compile commands end well."""
+    """Refuse GPUs below compute capability 9.0: engines then run without DeepGEMM, and compile commands do nothing."""
     name = gpu_model(deployment.gpu)
     if not name or _WITHOUT_KERNELS.fullmatch(name):
         raise ConfigurationError(
@@ -159,7 +159,7 @@ def _compile_argv(deployment: Deployment) -> tuple[str, ...]:
 
 
 def _cache_env(deployment: Deployment) -> dict[str, str]:
-    """The engine's variables for all of its kernel caches, which have to lie where the step keeps them."""
+    """The engine's variables for its kernel caches, which have to be inside the folder that the step keeps."""
     env = deployment.engine.kernel_cache_env(deployment)
     for name, value in env.items():
         if not f"{value}/".startswith(f"{_KERNELS}/"):
@@ -182,9 +182,9 @@ def _kernel_folder(deployment: Deployment) -> str:
 
 
 def _probes(deployment: Deployment) -> tuple[tuple[str, ...], ...]:
-    """What only the image knows: the compiler, looked for where DeepGEMM looks for it; the GPU; the packages.
+    """Facts that only the image knows: the compiler, found where DeepGEMM looks for it; the GPU; the packages.
 
-    In Python and without line breaks or dollars, because a build step is one shell line of a Dockerfile.
+    The programs have no line breaks and no dollars, because a build step is one shell line of a Dockerfile.
     """
     nvcc = (
         "import os, shutil, subprocess; home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH'); "

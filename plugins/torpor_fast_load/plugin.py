@@ -1,4 +1,4 @@
-"""`FastLoad`: the engine reads its weights with the first fast loader that its version has."""
+"""`FastLoad`: the engine reads its weights with the first preferred loader that its version has."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ KNOWN = ("runai_streamer", "fastsafetensors", "instanttensor")
 
 @dataclass(frozen=True, kw_only=True)
 class FastLoad(Plugin):
-    """Chooses the engine's `--load-format` and installs what it needs; knows nothing of either engine.
+    """Chooses the engine's `--load-format` and installs the packages that it needs, for any engine.
 
-    Weights are read at a cold start, the one that makes the snapshot, and by a vLLM that sleeps at level 2 at every wake.
+    Weights are read at a cold start, before the snapshot is taken; a vLLM that sleeps at level 2 also reads them at every wake.
 
     Attributes:
-        prefer: loaders by preference, the engines' own names of them. The default begins with the one that reads with threads
-            of the CPU; the other two may open GPUDirect storage, which is one thing more that a snapshot has to survive.
-            None of the three was timed here: with local files and 8 GB of weights, reading was not what a start took.
+        prefer: loaders by preference, by the engines' own names. The first default reads with CPU threads; the other two may open
+            GPUDirect storage, which a snapshot would have to survive. None of the three was timed here: with local files and 8 GB
+            of weights, reading took little of a start.
     """
 
     plugin_name: ClassVar[str] = "fast_load"
@@ -55,7 +55,7 @@ class FastLoad(Plugin):
         return ImagePatch(pip=deployment.engine.load_formats()[name], engine_args=("--load-format", name))
 
     def _chosen(self, deployment: Deployment) -> str:
-        """The first loader that the engine has, too."""
+        """The first preferred loader that the engine has."""
         engine = deployment.engine
         formats = engine.load_formats()
         for name in self.prefer:

@@ -1,4 +1,4 @@
-"""The plugin class: weights on a volume, fetched while the image is built, checked before every start."""
+"""`HFCache`: weights on a volume, fetched while the image is built and checked before every start."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class HFCache(Plugin):
-    """Keeps the model's files on a volume in the hub's cache layout, and the hub out of every start.
+    """Keeps the model's files on a volume, in the hub's cache layout, so that no start needs the hub.
 
-    A deployment with `Model(path=...)` needs nothing of this: the plugin then adds nothing.
+    With `Model(path=...)` the plugin does nothing.
 
     Attributes:
         volume: name of the volume; it is mounted at `/vol/<volume>` and holds the cache in `hub/`.
         token_secret: name of the platform's secret with the key HF_TOKEN, for a gated or private model; only the
             download step gets it, because whatever a serving container holds ends up in its snapshot.
         allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all.
-        ignore_patterns: fetch no file that matches one of these; the default leaves out copies of the weights in
-            formats that serving engines do not read.
+        ignore_patterns: fetch no file that matches one of these; the default leaves out weights in formats
+            that serving engines do not read.
         timeout_s: seconds that the download may take.
-        retries: further attempts after a failure that may pass (network, a body cut short).
+        retries: further attempts after a temporary failure (network, a truncated body).
     """
 
     plugin_name: ClassVar[str] = "hf_cache"
@@ -117,8 +117,8 @@ class HFCache(Plugin):
             # Token file, Xet's chunks and remote code live under HF_HOME: off the volume, on the container's own disk.
             "HF_HOME": f"{IMAGE_ROOT}/hf",
             "HF_XET_CACHE": f"{IMAGE_ROOT}/hf/xet",
-            # Without it an engine may list the repository at each start, and mend (that is: delete) cached files
-            # (`model_loader/weight_utils.py` 0.5.6.post2); also no connection to the hub gets into a snapshot.
+            # Otherwise an engine may list the repository at each start, and delete cached files to repair them
+            # (`model_loader/weight_utils.py` 0.5.6.post2). It also keeps connections to the hub out of snapshots.
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
@@ -141,7 +141,7 @@ class HFCache(Plugin):
             timeout_s=self.timeout_s,
             retries=self.retries,
             env={"HF_HUB_OFFLINE": "0", "HF_XET_HIGH_PERFORMANCE": "1"},
-            # Named here too, although the serving container mounts it: the step commits the volumes that it names.
+            # The serving container mounts it as well, but the step commits only volumes that it names itself.
             volumes={self.mount: self.volume},
             secrets=() if self.token_secret is None else (self.token_secret,),
         )
@@ -155,7 +155,7 @@ class HFCache(Plugin):
         return BuildPlan(steps=(fetch,), preflight=(check,))
 
     def _cure(self, deployment: Deployment) -> str:
-        """What brings the files back. A built image stays cached when its volume is emptied, so a deploy would not."""
+        """How to fetch the files again. A deploy does not: a built image stays cached when its volume is emptied."""
         file = f"apps/{deployment.name.replace('-', '_')}.py"
         return (
             f"Fetch them again: `modal run {file}::download` (put the file that defines the deployment "

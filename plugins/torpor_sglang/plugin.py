@@ -60,12 +60,12 @@ class SGLang(ChatServer):
         memory_saver: make weights and KV cache releasable; without it a sleep frees nothing.
         prefill_graphs: capture CUDA graphs of prefills as well as of decodes, where the version does (from 0.5.16 on).
         weights_backup: keep the weights during the sleep; without it they are lost.
-        weights_store: where the backup is: `saver`, SGLang's own, in pinned memory of its process and so in every snapshot;
-            `file`, outside of the snapshot, one for all replicas of a machine; `memory`, pinned once and kept, for an engine
-            that stays in its process. The last two need 0.5.16 or later.
+        weights_store: where the backup is. `saver`: in pinned memory of SGLang's process, and so in every snapshot. `file`:
+            outside of the snapshot, one file for all replicas of a machine. `memory`: in memory that is pinned once, for an
+            engine that stays in its process. The last two need 0.5.16 or later.
         sleep_tags: what a sleep releases: `kv_cache`, `weights` or both.
-        release_graphs: release the memory of CUDA graphs, too; kept like the weights, so `saver` does not do, nor do graphs
-            of prefills.
+        release_graphs: also release the memory of CUDA graphs. It is kept like the weights, so it needs `file` or `memory`, and
+            no graphs of prefills.
     """
 
     plugin_name: ClassVar[str] = "sglang"
@@ -103,8 +103,8 @@ class SGLang(ChatServer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sleep_tags or set(self.sleep_tags) - set(TAGS):
-            # An unknown tag is answered with 200 and ignored, and `cuda_graph` without its own backup is not safe on
-            # 0.5.6.post2 and 0.5.16 (sgl-project/sglang#32718).
+            # SGLang answers an unknown tag with 200 and ignores it. `cuda_graph` without its own backup is unsafe on 0.5.6.post2
+            # and 0.5.16 (sgl-project/sglang#32718).
             raise ConfigurationError(
                 f"SGLang.sleep_tags is {shown(self.sleep_tags)}; allowed are one or both of {TAGS!r}."
             )
@@ -119,7 +119,7 @@ class SGLang(ChatServer):
         self.between_0_and_1("mem_fraction_static")
 
     def _check_store(self) -> None:
-        """Refuse a backup that the version, the device or the other options do not go with."""
+        """Refuse a backup that does not fit the version, the device or the other options."""
         if self.weights_store not in get_args(WeightsStore):
             raise ConfigurationError(
                 f"SGLang.weights_store is {shown(self.weights_store)}; allowed are {', '.join(get_args(WeightsStore))}."
@@ -196,7 +196,7 @@ class SGLang(ChatServer):
         if self.weights_store != "saver":
             places: dict[str, Place] = {"weights": self.weights_store}
             if self.release_graphs:
-                places["cuda_graph"] = "memory"  # it is never the same twice, so no file of it could be shared
+                places["cuda_graph"] = "memory"  # its content always differs, so replicas cannot share a file of it
             env |= {PLACES_VARIABLE: places_text(places), FOLDER_VARIABLE: f"{IMAGE_ROOT}/kept"}
         if self.release_graphs:
             env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # 0.5.16 environ.py:832
@@ -212,7 +212,7 @@ class SGLang(ChatServer):
     @hookimpl(tryfirst=True)
     @override
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        # Once each: a second resume is a KeyError in the scheduler, and the whole server's end.
+        # Once each: a second resume is a KeyError in the scheduler, which ends the whole server.
         call(client, "/resume_memory_occupation", {"tags": list(self._tags())}, engine="SGLang")
         call(client, "/continue_generation", {}, engine="SGLang")
 
@@ -268,8 +268,8 @@ class SGLang(ChatServer):
     def _flush_when_idle(self, client: httpx.Client) -> None:
         """Wait until the scheduler is idle: a release before that fails an assertion and ends the server.
 
-        The guard knows when the last answer left; the scheduler may need a moment longer. /flush_cache answers 400
-        until it is idle, in every supported version.
+        The guard knows when the last answer was sent; the scheduler may need a moment longer. /flush_cache answers 400 until it
+        is idle, in every supported version.
         """
         deadline = time.monotonic() + _IDLE_TIMEOUT_S
         while (response := client.post("/flush_cache")).status_code != _OK:

@@ -60,7 +60,7 @@ class VLLM(ChatServer):
 
     Attributes:
         sleep_level: 1 keeps the weights in pinned memory of the worker, and so in every snapshot; 2 drops them, and the wake
-            reads them again from the model's files.
+            reads them from the model's files again.
         max_model_len: longest prompt and answer together, tokens; None leaves it to the model.
         memory_utilization: share of the device's memory for vLLM, 0 to 1; None leaves it to vLLM (0.92).
         kv_cache_bytes: size of the KV cache; on a CPU set it. None leaves it to vLLM.
@@ -68,7 +68,7 @@ class VLLM(ChatServer):
         cuda_graph_max_batch: largest batch with a CUDA graph, requests; None leaves it to vLLM.
         offload_graphs: take the memory of CUDA graphs to the host during the sleep, too.
         load_strategy: how safetensors files are read: `lazy`, `eager`, `prefetch`; None leaves it to vLLM.
-        startup_plan: let vLLM keep the profiled memory of a start and skip the profiling in the next.
+        startup_plan: let vLLM store the memory profile of a start, so that the next start skips profiling.
         access_log: a line in the log for every request.
         compile_volume: name of the volume that keeps compiled kernels for the next build.
         compile_timeout_s: seconds that the throw-away start of the image's build may take.
@@ -78,7 +78,7 @@ class VLLM(ChatServer):
     supports_sleep: ClassVar[bool] = True
     public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
-    # The engine's own image: its wheel pins torch, CUDA and FlashInfer to the patch, and this is the set that its makers test.
+    # vLLM's own image: the wheel pins exact versions of torch, CUDA and FlashInfer, and the image has the tested set.
     default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
         (version, f"vllm/vllm-openai:v{version}") for version in SUPPORTED_VERSIONS
     )
@@ -143,7 +143,7 @@ class VLLM(ChatServer):
 
     @override
     def kernel_compile_argv(self, deployment: Deployment) -> tuple[str, ...] | None:
-        # vLLM has no command that only compiles, so an engine is started for it; on a CPU nothing of it is worth keeping.
+        # vLLM has no command that only compiles, so this starts an engine; on a CPU there is nothing worth keeping.
         if self.device == "cpu":
             return None
         flags = self.engine_flags(deployment, serving=False)
@@ -157,9 +157,9 @@ class VLLM(ChatServer):
     @override
     def prepare_image(self, deployment: Deployment) -> ImagePatch:
         env = {
-            # /sleep and /wake_up exist only in development mode; the guard closes what else comes with it.
+            # /sleep and /wake_up exist only in development mode; the guard closes its other routes.
             "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_NO_USAGE_STATS": "1",  # a thread that reports over the network would be in the snapshot
+            "VLLM_NO_USAGE_STATS": "1",  # otherwise a reporting thread would be in the snapshot
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "VLLM_HOST_IP": "127.0.0.1",  # its processes connect over loopback, which every replica has
             **SNAPSHOT_ENV,
@@ -169,14 +169,14 @@ class VLLM(ChatServer):
         if self.startup_plan:
             env["VLLM_ENABLE_STARTUP_PLAN"] = "1"
         if self.device == "cpu":
-            # libgomp's threads spin at barriers by default; two engines that share cores would wait for each other.
+            # By default libgomp's threads spin at barriers; two engines that share cores would wait for each other.
             env |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return ImagePatch(base=self.base_image, env=env, python_link=True)  # its images have only python3
 
     @hookimpl
     @override
     def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
-        # A plugin that compiles for the engine (DeepGEMM) runs the same command; once is enough.
+        # A plugin that compiles for the engine (DeepGEMM) already runs the same command.
         others = (plugin for plugin in deployment.plugins if plugin is not self)
         if any(getattr(plugin, "compiles_for_engine", False) for plugin in others) or self.eager:
             return None
@@ -210,7 +210,7 @@ class VLLM(ChatServer):
     @hookimpl(trylast=True)
     @override
     def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        # `wait` lets nothing be aborted; the guard has drained, so it does not wait long.
+        # `wait` aborts no request; after the guard's drain it returns quickly.
         answer = call_object(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM")
         if answer.get("status") != "sleeping":
             raise EngineRequestError(f"vLLM was told to sleep and answered {answer!r}; nothing may be captured.")

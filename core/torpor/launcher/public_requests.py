@@ -1,13 +1,13 @@
-"""What a public request may carry: looked at in the engine's process, before the engine acts on it.
+"""Decides what a public request may carry, in the engine's process, before the engine acts on the request.
 
-The guard reads no body; an engine has parsed it by the time that these rules see it, and nothing else has happened. Each
+The guard reads no body. These rules see a request after the engine has parsed it and before anything else happens. Each
 engine's plugin lists its request fields (`fields.py`); its launcher calls `refusal` for every public request.
 
 Environment, set by the plugin's options and read once:
-    TORPOR_MEDIA_DOMAINS     hosts that media may be fetched from, separated by commas; `*` is every one; default none
+    TORPOR_MEDIA_DOMAINS     hosts from which media may be fetched, separated by commas; `*` allows all; default none
     TORPOR_MAX_CHOICES       answers that one request may ask for: `n` (or `best_of`) times its prompts; default 128
-    TORPOR_ALLOWED_FIELDS    refused fields that may come all the same
-    TORPOR_REFUSED_FIELDS    further fields that may not come
+    TORPOR_ALLOWED_FIELDS    refused fields that are allowed
+    TORPOR_REFUSED_FIELDS    further refused fields
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _TEMPLATE_ARGUMENTS = (
     "tokenizer_kwargs",
     "truncation",
 )
-"""Arguments of transformers' `apply_chat_template` that are no variables of a template: code, sizes, forms of the result."""
+"""Arguments of transformers' `apply_chat_template` that are not template variables: code, sizes, result formats."""
 _TOKEN_LISTS = ("input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _MAX_INTEGER = 2**31 - 1
@@ -71,14 +71,14 @@ _MEDIA_TYPES = ("image", "video", "audio", "file")
 
 @dataclass(frozen=True, kw_only=True)
 class RequestFields:
-    """Every field of an engine's public requests, in any supported version: each has been judged.
+    """A decision for every field of an engine's public requests, in all supported versions.
 
     Args:
-        plain: what cannot hurt anybody but the caller, who waits for it or gets an error.
-        bounded: what `PublicRequestRules` looks into.
-        refused: what a public caller has no business with; a reason, and its fields.
-        plain_headers: headers of the engine's own that cannot hurt anybody, in lower case.
-        refused_headers: those that say what a refused field says; a reason, and its headers.
+        plain: harmless fields: they can only slow down the caller's own request, or make it fail.
+        bounded: fields that `PublicRequestRules` checks.
+        refused: fields that public callers may not use; pairs of a reason and its fields.
+        plain_headers: harmless headers of the engine, in lower case.
+        refused_headers: headers with the effect of a refused field; pairs of a reason and its headers.
     """
 
     plain: tuple[str, ...]
@@ -93,29 +93,29 @@ class RequestFields:
 
 
 class RawRequest(Protocol):
-    """A request as Starlette has it."""
+    """A Starlette request."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Its headers; names in any case."""
+        """The headers; names in any case."""
 
 
 class PublicRequest(Protocol):
-    """A request as pydantic made it."""
+    """A request parsed by pydantic."""
 
     @property
     def model_fields_set(self) -> set[str]:
-        """The fields that were given."""
+        """The fields that the caller set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicRequestRules:
-    """What is refused, and the limits.
+    """The refused fields and headers, and the limits.
 
     Args:
         refused: fields, each with the reason.
         refused_headers: headers, each with the reason.
-        media_domains: hosts that media may be fetched from; `*` is every one.
+        media_domains: hosts from which media may be fetched; `*` allows all.
         max_choices: answers that one request may ask for.
     """
 
@@ -143,9 +143,9 @@ class PublicRequestRules:
         """Why a request is refused; None if it may pass.
 
         Args:
-            request: the engine's own, parsed and not acted on.
-            vocabulary: how many tokens the model has.
-            headers: of the request.
+            request: the parsed request.
+            vocabulary: number of the model's tokens.
+            headers: the request's headers.
         """
         return (
             self._refused_field(request)
@@ -161,7 +161,7 @@ class PublicRequestRules:
         )
 
     def media_refusal(self, url: str) -> str | None:
-        """Why media is not read from there; None for data in the request and for allowed hosts."""
+        """Why media from this address is refused; None for data: URLs and allowed hosts."""
         if url.startswith("data:"):
             return None
         if not url.startswith(("http://", "https://")):
@@ -210,7 +210,7 @@ def _words(value: str) -> tuple[str, ...]:
 
 
 def _host(url: str) -> str | None:
-    """The host of an address that every parser reads alike; None for any other."""
+    """The host of an address that all parsers read the same way; None for any other address."""
     if any(letter <= " " or letter in "\\@" or letter > "~" for letter in url):
         return None
     try:
@@ -225,7 +225,7 @@ def _number(request: PublicRequest, name: str) -> int:
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts there are: a list of texts or of lists of tokens is several, one text or list of tokens is one."""
+    """The number of prompts: one text or list of tokens is one prompt, a list of them is several."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         return len(prompt)
     return 1
@@ -265,7 +265,7 @@ def _logprobs_refusal(request: PublicRequest) -> str | None:
 
 
 def _number_refusal(request: PublicRequest) -> str | None:
-    """Numbers that the tensors of an engine cannot hold; one of them ends its scheduler."""
+    """Refuse numbers that do not fit into the engine's tensors: one of them ends its scheduler."""
     for name in request.model_fields_set:
         value = getattr(request, name, None)
         limit = _MAX_SEED if name == "seed" else _MAX_INTEGER
@@ -277,7 +277,7 @@ def _number_refusal(request: PublicRequest) -> str | None:
 
 
 def _list_refusal(request: PublicRequest) -> str | None:
-    """Lists that an engine goes through at every token, or tokenizes on its event loop; one request's are everybody's delay."""
+    """Bound lists that an engine walks at every token or tokenizes on its event loop: they would delay all requests."""
     for name in ("stop", "bad_words"):
         value = getattr(request, name, None)
         words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
@@ -293,7 +293,7 @@ def _list_refusal(request: PublicRequest) -> str | None:
 
 
 def _grammar_refusal(request: PublicRequest) -> str | None:
-    """Grammars that are compiled for minutes: a schema 400 levels deep took more than 25 s of a core (SGLang 0.5.23)."""
+    """Bound grammars: a schema 400 levels deep took more than 25 s of a core to compile (SGLang 0.5.23)."""
     for name in _GRAMMARS:
         value = getattr(request, name, None)
         if isinstance(value, str) and name == "json_schema":
@@ -309,7 +309,7 @@ def _grammar_refusal(request: PublicRequest) -> str | None:
 
 
 def _is_small(value: object) -> bool:
-    """Whether a schema keeps to the limits; level by level, so that no depth is too deep for the look itself."""
+    """Whether a schema keeps the limits; checked level by level, so that depth cannot overflow the stack."""
     level, parts = [value], 0
     for _ in range(MAX_SCHEMA_DEPTH):
         below: list[object] = []
@@ -333,14 +333,14 @@ def _is_small(value: object) -> bool:
 
 
 def _media_parts(messages: object) -> Iterator[object]:
-    """The parts of messages, as JSON has them."""
+    """The parts of all messages, as JSON values."""
     for message in messages if isinstance(messages, list) else ():
         for part in _parts(message):
             yield part.model_dump() if hasattr(part, "model_dump") else part
 
 
 def _names_a_cache_entry(part: object) -> bool:
-    """Whether a part says under which name vLLM keeps it: what comes under that name again is not looked at."""
+    """Whether a part names its entry in vLLM's media cache: vLLM reuses an entry by its name, without a check."""
     if not isinstance(part, dict):
         return False
     return any(name == "uuid" and value is not None for name, value in part.items())

@@ -1,4 +1,4 @@
-"""How a plugin's name becomes that of the project, the module, the entry point and the class."""
+"""Derives the names of the project, the module, the entry point and the class from a plugin's name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TAKEN = frozenset(
         *("QUESTION", "Recipe", "StandIn"),
     )
 )
-"""Names that the templates' own code uses, whatever the plugin is called."""
+"""Names that the templates' own code uses."""
 _COLLECTED = "Test"  # pytest would take the plugin for a test
 
 
@@ -65,7 +65,7 @@ def names_of(name: str) -> Names:
         name: letters, digits, and `-`, `_`, `.` inside; `torpor-` before it is not counted.
 
     Raises:
-        ConfigurationError: it is none, or the plugin could not be told from something that is there.
+        ConfigurationError: it is no name, or something else already has it.
     """
     parts = [part for part in _SEPARATORS.split(name) if part]
     if len(parts) > 1 and parts[0].lower() == "torpor":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["project_files"]
 
 _SUFFIX = ".template"
-"""Keeps tools from taking a template for what it makes: linters, pytest, git (a `.gitignore`), build backends."""
+"""The suffix keeps tools from reading a template as a real file: linters, pytest, git (`.gitignore`), build backends."""
 
 _DOT = "dot-"  # begins the name of what will begin with a dot
 _MODULE = "MODULE"

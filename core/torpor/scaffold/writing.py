@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""Writes a folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _STAGE = ".torpor-new-"
 
 
 def write_project(folder: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Write files into a folder that is not there yet, or is empty; an error or an interrupt leaves nothing behind.
+    """Write files into a new or empty folder; after an error or an interrupt nothing stays.
 
-    They are written under another name and renamed at the end. A process that is killed outright leaves that other folder
-    (`.torpor-new-...`), never half a project under the right name, if that is new.
+    The files are written under another name and renamed at the end. A killed process leaves that other folder
+    (`.torpor-new-...`); a new folder never holds half a project.
 
     Args:
-        folder: where to; folders above it are made.
-        files: path from the folder, and text.
+        folder: the project's folder; missing parents are made.
+        files: pairs of path below the folder and text.
 
     Raises:
-        ConfigurationError: something is there, or it cannot be written.
+        ConfigurationError: the folder is not empty, or cannot be written.
     """
     folder = folder.absolute()
     try:

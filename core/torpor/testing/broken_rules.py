@@ -1,4 +1,4 @@
-"""The contract's rules without a test run: which of them the plugins of a deployment break, as `torpor doctor` says it."""
+"""Checks the contract's rules without a test run: which rules a deployment's plugins break, for `torpor doctor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["contract_findings"]
 
 
 def contract_findings(deployment: Deployment) -> Iterator[Finding]:
-    """Whether the deployment's plugins keep the contract, each as it is set up; an error for each broken rule."""
+    """Check each plugin of the deployment, with its options, against the contract; an error for each broken rule."""
     broken = False
     for plugin in deployment.plugins:
         for seen, cure in _broken_rules(plugin, deployment):

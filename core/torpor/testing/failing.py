@@ -1,4 +1,4 @@
-"""How a rule's test fails: one paragraph that says what was seen, which rule that breaks and what to do."""
+"""Fails a rule's test with one paragraph: what was seen, which rule it breaks, what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def broken(seen: str, *, rule: str, cure: str) -> NoReturn:
 
 
 def told(seen: list[str], failure: Exception | None) -> str:
-    """What was tried or went wrong, as the rest of a sentence."""
+    """What the code tried, or how it failed, as the rest of a sentence."""
     if seen:
         return f"acts ({'; '.join(dict.fromkeys(seen))})"
     return f"raises {type(failure).__name__}: {failure}"

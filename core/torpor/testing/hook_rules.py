@@ -27,15 +27,15 @@ __all__ = ["HookRules"]
 
 
 class HookRules:
-    """A plugin's hooks are those of the specification."""
+    """Rules about hooks: they match the specification."""
 
     def test_marks_every_hook(self, plugin: object) -> None:
-        """A method with a hook's name is marked, or it would never run."""
+        """Every method with a hook's name is marked; otherwise it would never run."""
         bare = [hook for hook in HOOK_NAMES if own_method(plugin, hook) and hook not in marked_names(plugin)]
         if bare:
             broken(
                 f"{type(plugin).__name__} has {', '.join(bare)} without @hookimpl.",
-                rule="every hook implementation carries the marker; pluggy passes over a method without it in silence.",
+                rule="every hook implementation carries the marker; pluggy silently ignores a method without it.",
                 cure="put @hookimpl (torpor.hookimpl) above each of them.",
             )
         if not implemented_hooks(plugin):
@@ -46,7 +46,7 @@ class HookRules:
             )
 
     def test_marks_nothing_but_hooks(self, plugin: object) -> None:
-        """What is marked, or nearly called like a hook, is a hook."""
+        """Every marked method, and every method with a similar name, is a hook."""
         strange = [name for name in marked_names(plugin) if name not in HOOK_NAMES]
         strange += [name for name in _public_methods(type(plugin)) if _nearest_hook(name) and name not in strange]
         for name in strange:
@@ -58,7 +58,7 @@ class HookRules:
             )
 
     def test_hooks_are_plain_methods(self, plugin: object) -> None:
-        """A hook is a function of the class: what else has its name would never run, or do nothing."""
+        """A hook is a plain method; anything else would never run or do nothing."""
         for hook in HOOK_NAMES:
             raw = inspect.getattr_static(type(plugin), hook, None)
             if hook not in marked_names(plugin) or (fault := hook_fault(raw)) is None:
@@ -70,7 +70,7 @@ class HookRules:
             )
 
     def test_hooks_that_act_return_nothing(self, plugin: object) -> None:
-        """A value that nobody reads was meant to do something."""
+        """Hooks that act return nothing: a returned value was probably meant to do something."""
         for hook in ACTING_HOOKS:
             if hook in implemented_hooks(plugin) and (returned := _returned(getattr(type(plugin), hook))):
                 broken(
@@ -80,7 +80,7 @@ class HookRules:
                 )
 
     def test_check_gives_findings(self, plugin: object, deployment: Deployment) -> None:
-        """`check` says what it finds, the same twice."""
+        """`check` returns findings, the same twice."""
         first, second = answer_of(plugin, deployment), answer_of(plugin, deployment)
         if isinstance(first, str) or first != second:
             seen = first if isinstance(first, str) else f"gave {first!r}, then {second!r} for the same deployment"
@@ -113,7 +113,7 @@ class HookRules:
                 )
 
     def test_attributes_have_no_effects(self, plugin: object) -> None:
-        """Reading an attribute does nothing: core and pluggy read all of them."""
+        """Reading an attribute has no effect: core and pluggy read all of them."""
         for name in dir(type(plugin)):
             if name.startswith("__"):
                 continue
@@ -131,7 +131,7 @@ class HookRules:
                 )
 
     def test_registers(self, plugin: Plugin, deployment: Deployment) -> None:
-        """Core takes the plugin, and its plans fit together with those of its deployment."""
+        """Core accepts the plugin, and its plans merge with those of its deployment."""
         if not any(mine is plugin or mine == plugin for mine in deployment.plugins):
             broken(
                 f"The fixture `deployment` holds {', '.join(map(plugin_name, deployment.plugins))}, but not {plugin!r}.",
@@ -149,7 +149,7 @@ class HookRules:
 
 
 def _returned(hook: Callable[..., object]) -> str:
-    """What a hook says or does about a value that it returns; empty for a hook that returns nothing."""
+    """The value that a hook declares or returns, in words; empty for a hook that returns nothing."""
     said = inspect.unwrap(hook).__annotations__.get("return", None)
     if said not in (None, "None", "NoReturn", "typing.NoReturn", "Never"):
         return f"says that it returns {said if isinstance(said, str) else getattr(said, '__name__', said)}"
@@ -164,7 +164,7 @@ def _returned(hook: Callable[..., object]) -> str:
 
 
 def _own_statements(function: ast.AST) -> Iterator[ast.AST]:
-    """Everything in a function but the functions and classes inside of it."""
+    """Every node of a function, without nested functions and classes."""
     for node in ast.iter_child_nodes(function):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             yield node

@@ -1,7 +1,7 @@
-"""One whole life of an engine, observed: cold start, serving, two sleeps, two wakes, stop; and two replicas of a snapshot.
+"""Observes one life of an engine: cold start, serving, two sleeps, two wakes, stop; and two replicas of a snapshot.
 
-The contract's live rules are separate tests that all read one observation, so that an engine that takes minutes to start
-starts once, and the rules can run in any order.
+The contract's live rules are separate tests that all read one observation. So an engine that needs minutes to start starts once,
+and the rules can run in any order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["CHAT_ROUTE", "CLOSED_ROUTES", "OWN_ROUTES", "Life", "Sampled", "live
 CHAT_ROUTE = "/v1/chat/completions"
 
 OWN_ROUTES = HEALTH
-"""What the guard answers itself, from its state."""
+"""Routes that the guard answers itself, from its state."""
 
 CLOSED_ROUTES = (
     "/torpor-contract-no-such-route",
@@ -56,9 +56,9 @@ CLOSED_ROUTES = (
     "/release_memory_occupation",
     "/resume_memory_occupation",
 )
-"""What nobody without the key may reach on any engine: the unknown, the guard's own, SGLang's and vLLM's management.
+"""Routes that need the key on any engine: unknown ones, the guard's own, SGLang's and vLLM's management.
 
-Those that end an open engine stand last."""
+Those that end an open engine come last."""
 
 _PROBE_TIMEOUT_S = 10.0
 _SAMPLES = 3
@@ -73,7 +73,7 @@ class Sampled:
     Attributes:
         texts: the answers, in order.
         ids: the answers' ids, in order; None for an answer without one.
-        replica: what `/health` calls the replica; empty for an engine without a guard.
+        replica: the replica's tag in `/health`; empty for an engine without a guard.
         refused: why the engine did not answer; empty if it did.
     """
 
@@ -89,15 +89,15 @@ class Life:
 
     Attributes:
         stages: stages that ended well, in order: started, serving, asleep, woke, asleep again, woke again, stopped.
-        failure: what ended it early.
+        failure: the error that ended it early.
         launch_s: seconds that the launch hook took.
         own_session: whether the engine leads a session of its own.
         guarded: whether it was started with rules for the guard.
         serving: status by request, without the key, while it served.
         asleep: the same while it slept.
         repeated: status of a lifecycle call made twice or out of order, with the key, by what it was.
-        woken: what it sampled after each wake, each under a replica id of its own.
-        left_over: processes of the engine's session that lived on after the stop.
+        woken: what it sampled after each wake, each under its own replica id.
+        left_over: processes of the engine's session that still ran after the stop.
     """
 
     stages: list[str] = field(default_factory=list)
@@ -116,7 +116,7 @@ def live_through(deployment: Deployment, root: Path) -> Life:
     """Run the deployment through its life on this machine; a failure is part of the observation.
 
     Args:
-        deployment: has to be able to start here; its build steps run first.
+        deployment: a deployment that can start here; its build steps run first.
         root: folder for its volumes and caches.
     """
     life = Life()
@@ -177,14 +177,14 @@ def _again(boot: Boot, life: Life) -> None:
 
 
 def restore_two(deployment: Deployment, root: Path) -> tuple[Sampled, Sampled]:
-    """Capture the sleeping engine once and restore it twice, one replica after the other; what each samples first.
+    """Capture the sleeping engine once, restore it twice in turn, and return what each replica samples first.
 
     Args:
-        deployment: has to be able to start here; its build steps run first.
+        deployment: a deployment that can start here; its build steps run first.
         root: folder for its volumes, caches and the snapshot.
 
     Raises:
-        TorporError: it cannot be captured or restored here; nothing is left running.
+        TorporError: it cannot be captured or restored here. Nothing keeps running.
     """
     with _temporary_files_last(root):
         backend = CriuBackend(folder=root / "snapshot", app_file=root / "app.py", public=False)
@@ -224,7 +224,7 @@ def _restored(deployment: Deployment, root: Path, original: Boot) -> Sampled:
 
 
 def _sampled(boot: Boot) -> Sampled:
-    """Ask as a stranger asks."""
+    """Send requests without a key."""
     question = {
         "model": boot.deployment.model.served_name,
         "messages": [{"role": "user", "content": "Tell me a story."}],
@@ -257,7 +257,7 @@ def _public_and_closed(deployment: Deployment) -> Iterable[tuple[str, str]]:
 
 
 def _statuses(boot: Boot, requests: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """What a stranger gets; 0 for no answer at all."""
+    """The status of an answer to a request without a key; 0 for no answer."""
     statuses: dict[str, int] = {}
     with open_client(boot.running_engine, port=boot.deployment.port, timeout_s=_PROBE_TIMEOUT_S) as client:
         client.headers.pop(KEY_HEADER, None)
@@ -266,7 +266,7 @@ def _statuses(boot: Boot, requests: Iterable[tuple[str, str]]) -> dict[str, int]
             try:
                 statuses[f"{method} {path}"] = client.request(method, path, json={}).status_code
             except httpx.HTTPError:
-                break  # whatever that was, further requests would tell nothing
+                break  # further requests would show nothing new
     return statuses
 
 
@@ -279,7 +279,7 @@ def _keyed(boot: Boot, path: str) -> int:
 
 
 def _living(boot: Boot) -> tuple[str, ...]:
-    """Processes of the engine's session that still run; what merely waits to be reaped does not."""
+    """Processes of the engine's session that still run, without zombies."""
     if boot.engine is None:
         return ()
     found = []

@@ -1,4 +1,4 @@
-"""Rules about the running engine, each read off one observed life (`torpor.testing.live`)."""
+"""Rules about the running engine. Each reads one observed life (`torpor.testing.live`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _live: pytest.MarkDecorator = getattr(pytest.mark, LIVE_MARKER)
 
 
 class LiveRules:
-    """An engine starts, serves, sleeps, wakes and goes."""
+    """Rules for an engine that starts, serves, sleeps, wakes and stops."""
 
     _lives: ClassVar[dict[type, Life]] = {}
 
@@ -57,7 +57,7 @@ class LiveRules:
 
     @_live
     def test_launch_returns_at_once_in_an_own_session(self, life: Life) -> None:
-        """Core waits, not the launch hook; and what it started can be ended whole."""
+        """Core waits, not the launch hook, and the engine's whole tree can be ended."""
         _need(life, "started")
         if life.launch_s > _AT_ONCE_S or not life.own_session:
             broken(
@@ -68,7 +68,7 @@ class LiveRules:
 
     @_live
     def test_public_paths_are_open_while_serving(self, life: Life, live_deployment: Deployment) -> None:
-        """The allow-list is open, and /health says so."""
+        """Public paths are open, and /health reports that the engine serves."""
         _need(life, "serving")
         paths = (*live_deployment.engine.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
         answers = {path: _statuses_of(life.serving, path) for path in paths}
@@ -83,7 +83,7 @@ class LiveRules:
 
     @_live
     def test_everything_else_is_closed_while_serving(self, life: Life, live_deployment: Deployment) -> None:
-        """A stranger finds no management route."""
+        """Without the key there is no management route."""
         _need(life, "serving")
         _need_guard(live_deployment)
         open_ones = {
@@ -94,13 +94,13 @@ class LiveRules:
         if open_ones:
             broken(
                 f"While serving, a request without the key gets {open_ones!r} in place of 404.",
-                rule="what is not public does not exist for a stranger: one management call can end the engine.",
+                rule="without the key, only public paths exist: one management call can end the engine.",
                 cure="run the engine's server behind torpor.guard.Guard, and keep management paths out of its public rules.",
             )
 
     @_live
     def test_sleeps_and_wakes_twice(self, life: Life, live_deployment: Deployment) -> None:
-        """Two sleeps and two wakes, each with the recorded canary."""
+        """Two sleeps and two wakes succeed, each with the recorded canary."""
         _need(life, "serving")
         _need_sleep(live_deployment)
         if "woke again" not in life.stages:
@@ -112,7 +112,7 @@ class LiveRules:
 
     @_live
     def test_two_wakes_answer_differently(self, life: Life, live_deployment: Deployment) -> None:
-        """After each wake, under another replica id, the engine samples other text and gives its answers other ids."""
+        """After each wake the engine has a new replica id, samples new text and gives its answers new ids."""
         _need_sleep(live_deployment)
         _need_chats(live_deployment)
         _need(life, "woke again")
@@ -120,7 +120,7 @@ class LiveRules:
 
     @_live
     def test_two_replicas_of_a_snapshot_answer_differently(self, live_deployment: Deployment, tmp_path: Path) -> None:
-        """The same of two replicas that are restored from one snapshot, where this machine can make one."""
+        """The same holds for two replicas of one snapshot, if this machine can take one."""
         _need_sleep(live_deployment)
         _need_chats(live_deployment)
         if reasons := CriuBackend(folder=tmp_path / "snapshot").available(live_deployment):
@@ -133,7 +133,7 @@ class LiveRules:
 
     @_live
     def test_nobody_reaches_a_sleeping_engine(self, life: Life, live_deployment: Deployment) -> None:
-        """While it sleeps, the guard answers in the engine's place."""
+        """While the engine sleeps, the guard answers."""
         _need_sleep(live_deployment)
         _need_guard(live_deployment)
         _need(life, "started")
@@ -161,13 +161,13 @@ class LiveRules:
         if passed:
             broken(
                 f"With the key, calls out of order got {passed!r} in place of 409.",
-                rule="a lifecycle call that is repeated or out of order is refused by the guard, never by the engine's death.",
+                rule="the guard refuses a lifecycle call that is repeated or out of order; it never reaches the engine.",
                 cure="use torpor.guard.Guard as it is, with the boot document that read_boot() gives.",
             )
 
     @_live
     def test_leaves_no_process(self, life: Life) -> None:
-        """After the stop nothing of the engine runs on."""
+        """After the stop no process of the engine runs."""
         if life.left_over:
             broken(
                 f"After the stop these processes of the engine's session still ran: {', '.join(life.left_over)}.",
@@ -181,7 +181,7 @@ def _statuses_of(statuses: dict[str, int], path: str) -> list[int]:
 
 
 def _need(life: Life, stage: str) -> None:
-    """Skip what cannot be seen of a life that ended earlier; the rule that shows the end is named."""
+    """Skip a rule whose stage the life did not reach, and name the rule that shows why."""
     if stage not in life.stages:
         rule = LiveRules.test_sleeps_and_wakes_twice if "serving" in life.stages else LiveRules.test_starts_and_serves
         last = f"after {life.stages[-1]!r} it ended" if life.stages else "its start failed"
@@ -206,7 +206,7 @@ def _need_chats(deployment: Deployment) -> None:
 
 
 def _differ(first: Sampled, second: Sampled, *, what: str) -> None:
-    """Demand that two replicas have nothing in common that could be told from their answers."""
+    """Demand that the answers of two replicas have nothing in common."""
     if refused := first.refused or second.refused:
         pytest.skip(f"the engine gives no answer at temperature 1: {refused}")
     rule = f"two {what} give different ids, sample different text and have different names."

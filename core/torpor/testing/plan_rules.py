@@ -30,7 +30,7 @@ _VALUES = {"prepare_image": ImagePatch, "compile_kernels": BuildPlan}
 
 
 class PlanRules:
-    """A plugin's plans are values, the same everywhere."""
+    """Rules about plans: they are values, equal everywhere."""
 
     def test_planning_gives_the_same_twice(self, plugin: object, deployment: Deployment) -> None:
         """Equal deployments give equal plans."""
@@ -60,7 +60,7 @@ class PlanRules:
                 )
 
     def test_planning_ignores_the_environment(self, plugin: object, deployment: Deployment) -> None:
-        """Plans are the same whatever environment variables and working folder are."""
+        """Plans depend on neither environment variables nor the working folder."""
         for hook in PLANNING_HOOKS:
             here = plan(plugin, hook, deployment)
             there: object = None
@@ -84,7 +84,7 @@ class PlanRules:
                 )
 
     def test_planning_needs_no_engine(self, plugin: object, deployment: Deployment) -> None:
-        """Plans are made where neither the engine nor the platform's client is installed."""
+        """Planning works without the engine and without the platform's client."""
         for hook in PLANNING_HOOKS:
             failure: ImportError | None = None
             with without_modules(*_ABSENT):
@@ -100,7 +100,7 @@ class PlanRules:
                 )
 
     def test_planning_keeps_no_state(self, plugin: object, deployment: Deployment) -> None:
-        """A plugin is after planning what it was before."""
+        """Planning does not change the plugin."""
         before = dict(vars(plugin)) if hasattr(plugin, "__dict__") else {}
         plan_all(plugin, deployment)
         after = dict(vars(plugin)) if hasattr(plugin, "__dict__") else {}
@@ -156,7 +156,7 @@ class PlanRules:
                     )
 
     def test_engine_args_begin_with_a_flag(self, plugin: object, deployment: Deployment) -> None:
-        """Arguments for the engine are flags, so that core can tell whose is whose."""
+        """Arguments for the engine are flags, so that core knows which plugin set which."""
         patch = plan(plugin, "prepare_image", deployment)
         if not isinstance(patch, ImagePatch):
             return
@@ -170,7 +170,7 @@ class PlanRules:
             )
 
     def test_volumes_are_mounted_at_absolute_paths(self, plugin: object, deployment: Deployment) -> None:
-        """A volume has a place of its own in the container, and a name."""
+        """A volume has an absolute path in the container, and a name."""
         for where, path, name in _mounts(plan_all(plugin, deployment)):
             if not path.startswith("/") or path.endswith("/") or ".." in path.split("/") or not name:
                 broken(

@@ -35,18 +35,18 @@ _TAGS = ("kv_cache", "weights")
 
 @dataclass(frozen=True, kw_only=True)
 class StandIn(EnginePlugin):
-    """Runs the stand-in engine: a real process tree and real HTTP, no model; for tests of plugins and of core.
+    """Runs the stand-in engine: a real process tree with real HTTP and no model, for tests of plugins and of core.
 
     This one speaks SGLang's dialect; `StandInVLLM` has the same options and speaks vLLM's.
 
     Attributes:
-        fault: what goes wrong, by name (`torpor.testing.Fault`); None for nothing.
-        fault_s: seconds, for the faults that take some (a slow start, an end while asleep).
-        fault_once: a file; a fault at the wake happens in the process that makes it, and in no other after that.
+        fault: the fault to show (`torpor.testing.Fault`); None for none.
+        fault_s: seconds, for faults that need a time (a slow start, an end while asleep).
+        fault_once: a file; a fault at the wake happens only in the process that creates it.
         token_s: seconds per token of an answer.
-        warmup_requests: chats sent as warm-up.
-        journal: file that gets a JSON line for every request that reached the engine itself; empty for none.
-        python: interpreter with Torpor and uvicorn in it; the default is the one that runs this.
+        warmup_requests: number of chats in the warm-up.
+        journal: file that gets a JSON line for every request that reaches the engine; empty for none.
+        python: interpreter with Torpor and uvicorn; the default is the current one.
         extra_args: further engine flags, accepted and ignored.
     """
 
@@ -60,7 +60,7 @@ class StandIn(EnginePlugin):
         ("/pause_generation", "/release_memory_occupation"),
         ("/resume_memory_occupation", "/continue_generation"),
     )
-    """What the guard takes for the sleep and for the wake, in this order, once each."""
+    """The guard's sleep and wake steps, in order."""
     engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Variables without which the engine has no management routes."""
     keyed_paths: ClassVar[tuple[str, ...]] = ("/model_info", "/server_info", "/metrics", "/flush_cache")
@@ -169,10 +169,10 @@ class StandIn(EnginePlugin):
 
 @dataclass(frozen=True, kw_only=True)
 class StandInVLLM(StandIn):
-    """The same engine in vLLM's dialect: it may be put to sleep and woken twice, and chats sent while asleep wait.
+    """The same engine in vLLM's dialect: a second sleep or wake is harmless, and chats sent while asleep wait.
 
     Attributes:
-        fault: as of `StandIn`, and so are all the others.
+        fault: as for `StandIn`, like all the others.
     """
 
     plugin_name: ClassVar[str] = "standin_vllm"
@@ -190,6 +190,6 @@ class StandInVLLM(StandIn):
     @override
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         client.post("/wake_up").raise_for_status()
-        # Every copy of a snapshot has the same random state until it is told otherwise.
+        # Every replica of a snapshot has the same random state until it gets a new seed.
         seed = str(secrets.randbits(32))
         client.post("/collective_rpc", json={"method": RENEW, "args": [seed]}).raise_for_status()

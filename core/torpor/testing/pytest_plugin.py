@@ -1,7 +1,7 @@
 """The pytest plugin of the contract kit: fixtures for tests of plugins, and the kit's marker.
 
-Registered by the distribution (entry point `pytest11`), so every pytest session with Torpor installed loads it: it
-imports nothing of Torpor's before a fixture is used.
+The distribution registers it (entry point `pytest11`), so every pytest session with Torpor installed loads it. It imports
+nothing of Torpor's before a fixture is used.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class StandInDeployment(Protocol):
         """Return the deployment: `plugins` first, then the engine.
 
         Args:
-            *plugins: what is tested beside the engine.
-            engine: the stand-in with other options than its own, e.g. `StandIn(fault=Fault.HANG_IN_WAKE)`.
-            **timeouts: deadlines that differ from the short ones that fit a stand-in.
+            *plugins: the plugins under test.
+            engine: the stand-in with options, e.g. `StandIn(fault=Fault.HANG_IN_WAKE)`.
+            **timeouts: deadlines that differ from the stand-in's short ones.
         """
 
 

@@ -21,10 +21,10 @@ _IMPORT_TIMEOUT_S = 60.0
 
 
 class ValueRules:
-    """A plugin is a value."""
+    """Rules about the plugin as a value."""
 
     def test_is_a_frozen_dataclass(self, plugin: object) -> None:
-        """A plugin is a value: a dataclass that nobody can change."""
+        """A plugin is a frozen dataclass."""
         kind = type(plugin)
         own = "__dataclass_fields__" in vars(kind)
         if not own or not _frozen(kind):
@@ -35,7 +35,7 @@ class ValueRules:
             )
 
     def test_options_are_keyword_only(self, plugin: object) -> None:
-        """Options are given by name, so that a new one can stand anywhere."""
+        """Options are keyword-only."""
         loose = [option.name for option in _fields(plugin) if option.init and not option.kw_only]
         if loose:
             broken(
@@ -57,7 +57,7 @@ class ValueRules:
             )
 
     def test_equal_options_make_equal_plugins(self, plugin: object) -> None:
-        """Two plugins with the same options are the same plugin."""
+        """Two plugins with equal options are equal."""
         if not dataclasses.is_dataclass(plugin) or isinstance(plugin, type):
             return  # test_is_a_frozen_dataclass says so
         twin = dataclasses.replace(plugin)
@@ -87,7 +87,7 @@ class ValueRules:
             )
 
     def test_has_a_name(self, plugin: object) -> None:
-        """Errors, records and plans call a plugin by its `plugin_name`."""
+        """A plugin has a `plugin_name`, which errors, records and plans use."""
         name = getattr(plugin, "plugin_name", "")
         if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name):
             broken(
@@ -97,7 +97,7 @@ class ValueRules:
             )
 
     def test_has_the_name_of_its_entry_point(self, plugin: object) -> None:
-        """An installed plugin has one name: that of its entry point in the group `torpor`."""
+        """An installed plugin's name is that of its entry point in the group `torpor`."""
         names = _entry_names(type(plugin))
         if names and plugin_name(plugin) not in names:
             broken(
@@ -149,7 +149,7 @@ def _hashable(value: object) -> bool:
 
 
 def _entry_names(kind: type) -> list[str]:
-    """Names of the entry points that lead to this class, in distributions installed here."""
+    """Names of the installed entry points for this class."""
     package = kind.__module__.partition(".")[0]
     ours = [entry for entry in entry_points(group="torpor") if entry.module.partition(".")[0] == package]
     return [entry.name for entry in ours if entry.load() is kind]

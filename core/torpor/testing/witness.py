@@ -1,7 +1,6 @@
-"""Watching what code does to the world while a contract rule calls it.
+"""Watches and refuses effects of code while a contract rule calls it.
 
-Python's audit events (PEP 578) see every way to the network, the file system and other processes, whichever library is
-used. Watched actions are not only noted but refused.
+Python's audit events (PEP 578) report every access to the network, the file system and other processes, in any library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stand-in's HTTP application, as far as it is the same in both dialects: chats, models, faults, the journal."""
+"""The stand-in's HTTP application, common to both dialects: chats, models, faults, the journal."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class StandInOptions:
 
     Attributes:
         served_name: the model's name in answers.
-        fault: what goes wrong, if anything.
-        fault_s: seconds, for the faults that take some.
+        fault: the fault to show, if any.
+        fault_s: seconds, for faults that need a time.
         fault_once: see `torpor.testing.faults.happens`; for the faults at a wake.
         token_s: seconds per token of an answer; requests stay in flight that long.
         journal: file that gets a JSON line per request that reached the engine itself; none by default.
@@ -71,7 +71,7 @@ class StandInApp(ABC):
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         self._options = options
         self._socket = link
-        # The process's own generator, which the guard makes new at each wake; an engine that forgot to is the fault.
+        # The process's generator, which the guard renews at each wake; with the fault the engine has one of its own.
         self._ids = random.Random() if options.fault is Fault.REPEATS_IDS else random  # noqa: S311
         self._captured_ids: tuple[object, ...] | None = None
         self._link: SchedulerLink | None = None
@@ -107,7 +107,7 @@ class StandInApp(ABC):
         return True
 
     async def _next_token(self) -> bool:
-        """Wait as long as a token takes; False when its request is aborted instead."""
+        """Wait for the time of one token; return False if the request is aborted meanwhile."""
         await asyncio.sleep(self._options.token_s)
         return True
 
@@ -213,7 +213,7 @@ class StandInApp(ABC):
                 self._exit()
 
     async def _sleep_fault(self, exchange: Exchange, status: int, message: str) -> bool:
-        """Do what a fault does in place of the sleep; whether the request is answered by that."""
+        """Show a fault instead of the sleep; return whether that answered the request."""
         match self._options.fault:
             case Fault.REFUSE_SLEEP:
                 await self._refuse(exchange, status, message)
@@ -229,7 +229,7 @@ class StandInApp(ABC):
             asyncio.get_running_loop().call_later(self._options.fault_s, self._exit)
 
     async def _wake_fault(self, exchange: Exchange, status: int, message: str) -> bool:
-        """Do what a fault does in place of the wake; whether the request is answered by that."""
+        """Show a fault instead of the wake; return whether that answered the request."""
         if self._captured_ids is not None:
             self._ids.setstate(self._captured_ids)
         faults = (Fault.EXIT_AT_WAKE, Fault.REFUSE_WAKE, Fault.HANG_IN_WAKE)

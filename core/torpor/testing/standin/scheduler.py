@@ -1,7 +1,7 @@
-"""The stand-in's scheduler: the child process that holds the "memory" and makes the answers.
+"""The stand-in's scheduler: the child process that holds the "memory" and generates the answers.
 
-What its memory does, and what it dies of, is the dialect's. Standard library only, and forked before the server is
-there, so that it starts in a millisecond.
+The dialect decides how the memory behaves and which errors end the process. It uses only the standard library and is forked
+before the server starts, so it is ready within a millisecond.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Scheduler(ABC):
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
         self._fault = fault
         self._fault_once = fault_once
-        self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every copy of a snapshot
+        self._random = random.Random()  # noqa: S311 - sampled text, no secret; the same in every replica of a snapshot
         self._captured: object = None  # the random state of the first sleep, for a fault
         self._wakes = 0
         self._faulty = False
@@ -74,7 +74,7 @@ class Scheduler(ABC):
         self._captured = self._captured or self._random.getstate()
 
     def _seed(self, seed: int | None = None) -> None:
-        """Take a new random state, of the kernel's by default."""
+        """Take a new random state, by default from the kernel."""
         if self._fault is not Fault.REPEATS_SAMPLES:
             self._random.seed(seed)
 
@@ -96,7 +96,7 @@ class Scheduler(ABC):
         """Do what is asked.
 
         Raises:
-            Exception: what the engine's own would die of.
+            Exception: an error that ends the real engine's scheduler.
         """
         if command["op"] != "generate":
             return self.change(command)
@@ -113,11 +113,11 @@ class Scheduler(ABC):
 
     @abstractmethod
     def fail(self) -> None:
-        """What the process does once its traceback is printed; it exits with code 1 after that."""
+        """Run after the traceback is printed; the process then exits with code 1."""
 
     @property
     def garbled(self) -> bool:
-        """Whether the weights hold something else than they should, so that every answer does."""
+        """Whether the weights hold garbage, so that every answer is wrong."""
         return self._faulty and self._fault is Fault.DIFFERENT_AFTER_WAKE
 
     def _generate(self, prompt: str, tokens: int, *, greedy: bool) -> list[str]:
@@ -132,8 +132,8 @@ class Scheduler(ABC):
 def fork_children(scheduler: Scheduler, *, deaf: bool) -> tuple[socket.socket, tuple[int, int]]:
     """Fork a scheduler and a second child.
 
-    The second one stands for a detokenizer, a worker or a resource tracker. It does nothing and notices nothing, not even
-    its parent's end: whoever ends the engine has to end it.
+    The second one stands for a detokenizer, a worker or a resource tracker. It does nothing and does not notice its parent's
+    end, so the engine's end has to include it.
 
     Args:
         scheduler: what the first child runs.
