@@ -53,7 +53,7 @@ def stages(content: dict[str, object], number: int) -> list[str]:
 
 
 def check_clocks(bench: Bench, clocks: tuple[str, ...]) -> None:
-    """A start's clocks are in the order of what they stand for, and its stages within them, in their order too."""
+    """The clocks of a start are in order, and its stages lie within them, in order."""
     for start in bench.starts:
         seen = [getattr(start, clock) for clock in clocks]
         assert seen == sorted(seen)
@@ -136,7 +136,7 @@ def test_cold_and_restored_starts_take_turns(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_of_stage_records_is_drawn(cli: Cli, tmp_path: Path) -> None:
-    """`torpor up` says where its records are, or takes a place for them; `report` draws them."""
+    """`torpor up` prints the path of its records, or takes one; `report` draws them."""
     app = write_app(tmp_path / "app", port=unused_port())
     records = tmp_path / "records.jsonl"
     cli.run("up", app, "--backend", "standby", "--ask", "hello", "--records", records)
@@ -146,7 +146,7 @@ def test_a_file_of_stage_records_is_drawn(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_ends_the_bench_with_its_reason(cli: Cli, tmp_path: Path) -> None:
+def test_a_failed_start_ends_the_bench_with_its_reason(cli: Cli, tmp_path: Path) -> None:
     """The engine's own words are in the message; no file is written and nothing is left."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port, more=", fault=Fault.EXIT_AT_START")
@@ -159,7 +159,7 @@ def test_a_start_that_fails_ends_the_bench_with_its_reason(cli: Cli, tmp_path: P
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_what_a_bench_has_started(cli: Cli, tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything_that_a_bench_started(cli: Cli, tmp_path: Path) -> None:
     """In the middle of a start."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
@@ -197,8 +197,8 @@ def test_wrong_input_is_one_paragraph_that_says_what_to_change(cli: Cli, tmp_pat
     assert ran.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts(cli: Cli, tmp_path: Path) -> None:
-    """Otherwise the figures would be those of whoever has it."""
+def test_a_taken_port_is_reported_before_anything_starts(cli: Cli, tmp_path: Path) -> None:
+    """Otherwise the figures would be those of another server."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -211,7 +211,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(cli: Cli, tmp_path:
 @pytest.mark.criu
 @pytest.mark.fault("`bench` was killed before it could clear up", area="commands", outcome="held")
 def test_the_next_bench_clears_what_a_killed_one_left(cli: Cli, tmp_path: Path) -> None:
-    """Its snapshot and its records; a snapshot that a user made, and one whose name only ends so, stay."""
+    """Its snapshot and its records. A user's snapshot stays, also one with the same ending of the name."""
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
     port = unused_port()
@@ -233,7 +233,7 @@ def test_the_next_bench_clears_what_a_killed_one_left(cli: Cli, tmp_path: Path) 
 
 
 def test_a_bench_that_runs_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it works with stays until nobody times anything."""
+    """Its files stay until no bench runs."""
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path))
     with without_left_overs():
         kept = tmp_path / "timed" / "records"

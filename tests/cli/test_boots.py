@@ -43,7 +43,7 @@ restores: 2 of 3 succeeded (67%); 1 proved, 1 claimed
 
 
 def boots(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command, with nothing that leads to an account of this machine."""
+    """Run the command without access to an account of this machine."""
     return torpor("boots", *argv, stdin=stdin)
 
 
@@ -56,7 +56,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_pipe_gets_plain_lines(saved: Path) -> None:
-    """One per start, then the counts with their medians, then the success rate; words are kept apart by blanks alone."""
+    """One line for each start, then counts with medians, then the success rate; columns are separated by blanks only."""
     done = boots("--file", str(saved))
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()] == [line.split() for line in PLAIN.splitlines()]
@@ -94,7 +94,7 @@ def test_json_holds_every_start_and_the_sums(saved: Path) -> None:
 
 
 def test_a_terminal_gets_a_table(saved: Path) -> None:
-    """Drawn by rich, with the same cells; nothing of a log is taken for markup."""
+    """Drawn by rich, with the same cells; text of a log is never markup."""
     saved.write_text(
         SAVED + log((400, "ta-E", RESTORING), *((400, "ta-E", line) for line in woken("e1", 401, error="[red]no")))
     )
@@ -134,21 +134,21 @@ def test_a_log_without_starts_says_so() -> None:
     assert (done.returncode, done.stdout) == (0, "no start in 2 lines\n")
 
 
-def test_bytes_that_are_no_text_are_read_over(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_skipped(tmp_path: Path) -> None:
     """An engine may print anything."""
     file = tmp_path / "odd.log"
     file.write_bytes(b"\xff\xfe\x00\n" + RESTORING.encode() + b"\r\n\x80")
     assert boots("--file", str(file)).stdout.splitlines()[-1] == "restores: 1 of 1 succeeded (100%); 1 claimed"
 
 
-def test_the_page_shows_what_the_command_says_of_its_log() -> None:
-    """The two blocks of docs/boots.md belong together, letter by letter."""
+def test_the_page_shows_the_commands_output_for_its_log() -> None:
+    """The two blocks of docs/boots.md match exactly."""
     saved, shown = (PAGE.split(f"```{kind}\n")[1].split("```")[0] for kind in ("log", "text"))
     assert boots("--file", "-", stdin=saved).stdout == shown
 
 
-def test_the_page_names_the_options_that_there_are() -> None:
-    """Of the three commands; a renamed one is found here."""
+def test_the_page_names_only_existing_options() -> None:
+    """Of the three commands; a renamed option fails here."""
     known = {option for name in ("boots", "prewarm", "probe") for option in options_of(name)}
     foreign = {"--since", "--timestamps", "--show-container-id"}  # of `modal app logs`
     named = set(re.findall(r"--[a-z][a-z-]+", PAGE))

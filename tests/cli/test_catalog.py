@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_nothing_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_cache_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line, or an empty list."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     run_list([], as_json=False)
@@ -39,8 +41,8 @@ def test_an_age_is_a_number_and_a_unit(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["7", "d", "-7d", "7 d", "7days", "1e3d", "nan", "inf", "7d\n", "9999999999d", "\u0667d"]
 )
-def test_another_age_is_refused(text: str) -> None:
-    """By name, with what is allowed."""
+def test_any_other_age_is_refused(text: str) -> None:
+    """The message names the option and what is allowed."""
     with pytest.raises(ConfigurationError, match=r"--older-than is .*; allowed are a number and one of s, m, h, d, w"):
         seconds_of("--older-than", text)
 
@@ -56,10 +58,10 @@ def test_another_age_is_refused(text: str) -> None:
         (1, None, ["x" * 300], "xxx is no folder"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_contradictory_options_are_refused(
     tmp_path: Path, keep: int | None, older_than: str | None, folders: list[str], said: str
 ) -> None:
-    """Before anything is looked at."""
+    """Before any folder is read."""
     with pytest.raises(ConfigurationError, match=said):
         run_prune(
             [tmp_path / name for name in folders],
@@ -73,7 +75,7 @@ def test_what_cannot_be_meant_is_refused(
 
 @pytest.mark.slow
 def test_the_command_line_lists_snapshots_and_removes_unfit_ones(tmp_path: Path) -> None:
-    """A snapshot of another machine, beside a folder that is not ours."""
+    """A snapshot of another machine, and a folder of another program."""
     env = {CACHE_VARIABLE: str(tmp_path / "cache"), "COLUMNS": "80"}
     unfit = small_snapshot(tmp_path / "cache" / "snapshots" / "[bold]unfit")
     mine = tmp_path / "cache" / "snapshots" / "mine"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put another program in the place of `torpor snapshot create`."""
+    """Replace `torpor snapshot create` by another program."""
 
     def program(code: str) -> None:
         monkeypatch.setattr(compare, "command", lambda *words: [sys.executable, "-c", code, *words])
@@ -29,8 +29,8 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.mark.fault("snapshot create ends well and leaves the old snapshot", area="compare", outcome="refused")
-def test_a_snapshot_that_was_there_before_is_never_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
-    """Whatever the command's exit code says."""
+def test_an_old_snapshot_is_never_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """Whatever the command's exit code."""
     folder = small_snapshot(tmp_path / "kept")
     says("pass")
     with pytest.raises(SnapshotError, match="still holds the one from before, though the command ended with code 0"):
@@ -38,7 +38,7 @@ def test_a_snapshot_that_was_there_before_is_never_timed(tmp_path: Path, says: C
 
 
 @pytest.mark.fault("snapshot create ends well and makes nothing", area="compare", outcome="refused")
-def test_a_create_that_makes_nothing_is_an_error(tmp_path: Path, says: Callable[[str], None]) -> None:
+def test_a_create_that_captures_nothing_is_an_error(tmp_path: Path, says: Callable[[str], None]) -> None:
     """There is no manifest, or one that cannot be read."""
     says("pass")
     with pytest.raises(SnapshotError, match="holds none, though"):
@@ -46,7 +46,7 @@ def test_a_create_that_makes_nothing_is_an_error(tmp_path: Path, says: Callable[
 
 
 @pytest.mark.fault("snapshot create fails", area="compare", outcome="refused")
-def test_a_create_that_fails_is_told_with_what_it_said(tmp_path: Path, says: Callable[[str], None]) -> None:
+def test_a_create_that_fails_is_reported_with_its_output(tmp_path: Path, says: Callable[[str], None]) -> None:
     """The old snapshot stays and is not timed."""
     folder = small_snapshot(tmp_path / "kept")
     says("import sys; sys.exit('torpor: no room')")
@@ -56,8 +56,8 @@ def test_a_create_that_fails_is_told_with_what_it_said(tmp_path: Path, says: Cal
 
 
 @pytest.mark.fault("snapshot create hangs", area="compare", outcome="refused")
-def test_a_create_that_hangs_is_an_error_of_our_own(tmp_path: Path, says: Callable[[str], None]) -> None:
-    """And it is ended."""
+def test_a_create_that_hangs_is_an_error(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """The command is ended."""
     says("import time; time.sleep(60)")
     began = time.monotonic()
     with pytest.raises(EngineTimeoutError, match=r"no snapshot of app\.py after 0\.2 s"):
@@ -65,8 +65,8 @@ def test_a_create_that_hangs_is_an_error_of_our_own(tmp_path: Path, says: Callab
     assert time.monotonic() - began < 10.0
 
 
-def test_a_snapshot_that_was_made_is_the_one_that_is_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
-    """In the place of the old one."""
+def test_the_new_snapshot_is_timed(tmp_path: Path, says: Callable[[str], None]) -> None:
+    """It replaces the old one."""
     old, new = small_snapshot(tmp_path / "kept"), small_snapshot(tmp_path / "new", text="another answer")
     says(f"import shutil; shutil.rmtree({str(old)!r}); shutil.move({str(new)!r}, {str(old)!r})")
     assert compare.created("app.py", old, timeout_s=30.0).canary_text == "another answer"
@@ -74,15 +74,15 @@ def test_a_snapshot_that_was_made_is_the_one_that_is_timed(tmp_path: Path, says:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["none", "standby"])
-def test_a_backend_that_keeps_no_folder_is_refused_beside_a_snapshot(tmp_path: Path, backend: str) -> None:
-    """Before the app is read; what is to be left out is said."""
+def test_a_snapshot_with_another_backend_than_criu_is_refused(tmp_path: Path, backend: str) -> None:
+    """Before the app is imported; the message says which option to leave out."""
     ran = torpor("up", "app.py", "--snapshot", str(tmp_path / "kept"), "--backend", backend)
     assert ran.returncode == 2
     assert f"--backend {backend} does not. Leave one of the two out." in " ".join(ran.stderr.split())
 
 
-def test_criu_beside_a_snapshot_is_what_a_snapshot_means(tmp_path: Path) -> None:
-    """It goes on to the app."""
+def test_a_snapshot_with_the_backend_criu_is_accepted(tmp_path: Path) -> None:
+    """The app is imported next."""
     ran = torpor("up", "none.py", "--snapshot", str(tmp_path / "kept"), "--backend", "criu")
     assert ran.returncode == 2
     assert "none.py" in ran.stderr

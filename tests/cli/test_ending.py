@@ -95,8 +95,8 @@ def begun_stream(port: int, tokens: int) -> Iterator[http.client.HTTPResponse]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.fault("a command that serves is told to end while it answers", area="end", outcome="held")
-def test_up_finishes_what_is_in_flight_and_exits_0(cli: Cli, app: tuple[Path, int], number: int) -> None:
-    """It says how many it waits for, refuses new requests, and leaves nothing."""
+def test_up_finishes_requests_in_flight_and_exits_0(cli: Cli, app: tuple[Path, int], number: int) -> None:
+    """It prints how many it waits for, refuses new requests, and leaves no process."""
     path, port = app
     with cli.running("up", path) as up:
         up.says("Ctrl-C ends it")
@@ -126,8 +126,8 @@ def test_a_second_signal_ends_at_once(cli: Cli, app: tuple[Path, int]) -> None:
     assert engines_on(port) == []
 
 
-def test_a_request_that_is_not_over_in_time_is_cut_and_said(cli: Cli, app: tuple[Path, int]) -> None:
-    """After `drain_timeout_s`; the command ends with 0 all the same."""
+def test_a_request_that_takes_too_long_is_cut_and_reported(cli: Cli, app: tuple[Path, int]) -> None:
+    """After `drain_timeout_s`; the exit code is still 0."""
     path, port = app
     path.write_text(path.read_text().replace("drain_timeout_s=6", "drain_timeout_s=0.5"))
     with cli.running("up", path) as up:
@@ -138,7 +138,7 @@ def test_a_request_that_is_not_over_in_time_is_cut_and_said(cli: Cli, app: tuple
     assert engines_on(port) == []
 
 
-def test_up_ask_answers_and_ends_with_0_when_it_is_told_to_end(cli: Cli, app: tuple[Path, int]) -> None:
+def test_up_ask_answers_before_a_signal_ends_it(cli: Cli, app: tuple[Path, int]) -> None:
     """Its own question is a request in flight like any other."""
     path, port = app
     with cli.running("up", path, "--ask", "Go on.") as up:
@@ -150,8 +150,8 @@ def test_up_ask_answers_and_ends_with_0_when_it_is_told_to_end(cli: Cli, app: tu
 
 @pytest.mark.criu
 @pytest.mark.fault("a command that serves replicas is told to end while they answer", area="end", outcome="held")
-def test_restore_finishes_what_is_in_flight_and_exits_0(cli: Cli, app: tuple[Path, int], tmp_path: Path) -> None:
-    """Each replica's, through the one port; an idle connection is not waited for."""
+def test_restore_finishes_requests_in_flight_and_exits_0(cli: Cli, app: tuple[Path, int], tmp_path: Path) -> None:
+    """Those of each replica; an idle connection is not waited for."""
     path, port = app
     cli.run("snapshot", "create", path, tmp_path / "kept")
     with cli.running("snapshot", "restore", tmp_path / "kept", "--replicas", "2") as restore:
@@ -215,7 +215,7 @@ def sleeper(request: pytest.FixtureRequest, cli: Cli, app: tuple[Path, int]) -> 
 
 @pytest.mark.fault("clients hold connections when a sleep is asked for", area="sleep", outcome="held")
 def test_no_client_keeps_a_server_awake(sleeper: tuple[Running, int]) -> None:
-    """Idle ones are closed at once, the others at the deadline; it sleeps, wakes, and serves."""
+    """Idle connections are closed at once, the others at the deadline; then it sleeps, wakes and serves."""
     up, port = sleeper
     clients = Clients(port)
     clients.connect()
@@ -230,8 +230,8 @@ def test_no_client_keeps_a_server_awake(sleeper: tuple[Running, int]) -> None:
 
 
 @pytest.mark.fault("a sleep is asked for that cannot be done", area="sleep", outcome="refused")
-def test_a_sleep_that_cannot_be_done_ends_nothing(cli: Cli, app: tuple[Path, int]) -> None:
-    """One message, and the server serves on."""
+def test_a_failed_sleep_ends_nothing(cli: Cli, app: tuple[Path, int]) -> None:
+    """It prints one message, and the server serves on."""
     path, port = app
     with cli.running("up", path, "--backend", "none") as up:
         up.says("Ctrl-C ends it")
@@ -242,7 +242,7 @@ def test_a_sleep_that_cannot_be_done_ends_nothing(cli: Cli, app: tuple[Path, int
 
 
 class Unwritable(Standby):
-    """Puts the engine to sleep, and cannot keep it."""
+    """A backend that puts the engine to sleep and then fails to keep it."""
 
     @override
     def capture(self, boot: Boot) -> None:
@@ -252,7 +252,7 @@ class Unwritable(Standby):
 
 @pytest.mark.fault("a snapshot cannot be written when a server is put to sleep", area="sleep", outcome="held")
 def test_a_server_whose_snapshot_cannot_be_written_wakes_again(app: tuple[Path, int], tmp_path: Path) -> None:
-    """It was asleep by then; it serves on, as the same process."""
+    """The engine was asleep already; the same process serves on."""
     path, port = app
     server = LocalServer(load_app(str(path)).deployment, backend=Unwritable(), root=tmp_path / "cache")
     said = io.StringIO()

@@ -29,7 +29,7 @@ torpor.cli.main()
 
 
 def run(name: str, *before: str) -> subprocess.CompletedProcess[str]:
-    """A command that gets a signal and turns what is raised into an error of its own."""
+    """A command that gets a signal and turns KeyboardInterrupt into an error of its own."""
     words = [*before, sys.executable, "-c", CODE, "snapshot", "restore", name]
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
@@ -50,8 +50,8 @@ def test_an_interrupt_that_became_another_error_is_still_an_interrupt(name: str)
     assert (ran.returncode, ran.stderr) == (130, "torpor: interrupted; everything it started was ended\n")
 
 
-def test_the_same_error_without_an_interrupt_is_told_whole() -> None:
-    """A mistake of ours is not hidden."""
+def test_the_same_error_without_an_interrupt_keeps_its_traceback() -> None:
+    """A bug is not hidden."""
     ran = run("")
     assert ran.returncode == 1
     assert ran.stderr.endswith("TypeError: expected a message argument\n")

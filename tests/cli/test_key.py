@@ -31,8 +31,8 @@ def new_key(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_new_key_opens_the_door_that_holds_its_digest_and_is_stored_nowhere(tmp_path: Path) -> None:
-    """43 characters that a header carries as they are; two runs give two keys; only standard output has them."""
+def test_a_new_key_matches_its_digest_and_is_stored_nowhere(tmp_path: Path) -> None:
+    """It has 43 characters that fit into a header. Two runs print two keys, only on standard output."""
     first, second = (json.loads(new_key(tmp_path, "--json").stdout) for _ in range(2))
     assert first["key"] != second["key"]
     for made in (first, second):
@@ -48,7 +48,7 @@ def test_a_new_key_opens_the_door_that_holds_its_digest_and_is_stored_nowhere(tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_text_form_says_which_is_which(tmp_path: Path) -> None:
+def test_the_text_output_labels_key_and_digest(tmp_path: Path) -> None:
     """The two lines of standard output are the key and its digest; the hint on standard error holds no key."""
     shown = new_key(tmp_path)
     (key_label, key), (digest_label, digest) = (line.split() for line in shown.stdout.splitlines())

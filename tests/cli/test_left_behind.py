@@ -57,7 +57,7 @@ WORDS = {
 
 
 class Marked:
-    """Commands whose processes can all be found again, by a path in their environment.
+    """Commands whose processes can all be found by a path in their environment.
 
     A watcher and a sandbox's first process get next to nothing of the environment; this they get.
     """
@@ -107,7 +107,7 @@ class Marked:
 @pytest.mark.fault("a command that started an engine is ended", area="commands", outcome="held")
 @pytest.mark.parametrize(("what", "way"), CASES)
 def test_an_engine_does_not_outlive_the_command_that_started_it(what: str, way: str, tmp_path: Path) -> None:
-    """Nor does anything else that the command started."""
+    """No process that the command started outlives it."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     marked = Marked(tmp_path)
@@ -163,7 +163,7 @@ def test_a_program_that_hangs_does_not_outlive_the_command(
 @pytest.mark.fault("`torpor snapshot setup` is killed while a mirror does not answer", area="commands", outcome="held")
 @pytest.mark.parametrize("way", ["SIGKILL", "its direct children before it"])
 def test_a_download_does_not_outlive_the_command(way: str, tmp_path: Path) -> None:
-    """Apt's downloader, and the helpers that it starts itself, end with the command."""
+    """Apt's downloader and its helpers end with the command."""
     marked = Marked(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as mirror:
         mirror.settimeout(STARTS_S)

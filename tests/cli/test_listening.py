@@ -40,12 +40,12 @@ def app(tmp_path: Path, free_port: int) -> Path:
 
 
 def deployment(port: int = 8000, host: str = "127.0.0.1") -> Deployment:
-    """Of the stand-in."""
+    """A deployment of the stand-in."""
     return Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), port=port, host=host)
 
 
 def loaded() -> App:
-    """Of that deployment."""
+    """An app with that deployment."""
     lifecycle = Lifecycle(deployment())
     return App(file=Path("app.py"), deployment=lifecycle.deployment, lifecycle=lifecycle)
 
@@ -58,20 +58,20 @@ def test_an_engine_gets_the_address_that_was_given(free_port: int) -> None:
 
 
 def test_an_engine_listens_on_loopback_by_default() -> None:
-    """Whoever wants more says so."""
+    """Any other address must be given."""
     small = deployment()
     argv = small.engine.engine_argv(small, Lifecycle(small).recipe())
     assert argv[argv.index("--host") + 1] == "127.0.0.1"
 
 
-def test_an_engine_of_its_own_gets_no_privileged_port() -> None:
-    """The message names those that may have one."""
+def test_an_engine_that_listens_itself_gets_no_privileged_port() -> None:
+    """The message says which commands may use one."""
     with pytest.raises(ConfigurationError, match=r"--port is 80; .* from 1024 to 65535"):
         engine_at(loaded(), None, 80)
 
 
 def test_a_public_server_without_keys_is_a_warning() -> None:
-    """On the terminal, and in plan and doctor where the deployment says so."""
+    """On the terminal; also in plan and doctor, if the deployment has the address."""
     assert public_warning(deployment(), "127.0.0.1", 8000) == ""
     assert "http://0.0.0.0:8000 is open to other machines" in public_warning(deployment(), "0.0.0.0", 8000)
     open_one = deployment(host="0.0.0.0")
@@ -100,7 +100,7 @@ def test_a_wrong_address_is_refused_before_anything_starts(line: tuple[str, ...]
 @pytest.mark.slow
 @pytest.mark.fault("another program listens on the port", area="public port", outcome="refused")
 def test_a_taken_port_is_refused_before_anything_starts(app: Path, tmp_path: Path, free_port: int) -> None:
-    """The deployment's as well as the given one."""
+    """Both the deployment's and a given one."""
     with socket.create_server(("127.0.0.1", free_port)):
         for options in ((), ("--port", str(free_port)), ("--backend", "criu")):
             ran = torpor("up", str(app), *options, env={"TORPOR_CACHE": str(tmp_path / "cache")})
@@ -121,7 +121,7 @@ def listening_on(port: int) -> set[str]:
 
 
 def health_says(host: str, port: int, told: dict[str, str]) -> bool:
-    """Whether `/health` comes to say so."""
+    """Whether `/health` answers this in time."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         if httpx.get(f"{url(host, port)}/health", trust_env=False, timeout=5).json() == told:
@@ -132,8 +132,10 @@ def health_says(host: str, port: int, told: dict[str, str]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Path, free_port: int) -> None:
-    """And nowhere else; asleep it says at that address what wakes it."""
+def test_up_serves_at_the_address_that_it_prints(
+    host: str, shown: str, app: Path, tmp_path: Path, free_port: int
+) -> None:
+    """And nowhere else. While asleep, it answers there what wakes it."""
     port = free_port + 1
     with subprocess.Popen(
         [
@@ -173,7 +175,7 @@ def test_up_serves_where_it_says(host: str, shown: str, app: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_public_server_without_keys_warns_before_its_start(app: Path, tmp_path: Path, free_port: int) -> None:
-    """In words, and as a line of JSON where every line is one."""
+    """As text, and with --json as a line of JSON."""
     words = ("up", str(app), "--backend", "none", "--ask", "Hello.", "--host", "0.0.0.0")
     env = {"TORPOR_CACHE": str(tmp_path / "cache")}
     told = torpor(*words, env=env).stderr.splitlines()
@@ -183,8 +185,8 @@ def test_a_public_server_without_keys_warns_before_its_start(app: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_bench_serves_where_it_is_told(app: Path, tmp_path: Path, free_port: int) -> None:
-    """Starts by the command line and wakes in its own process alike; the deployment's own port may be somebody else's."""
+def test_bench_serves_at_the_given_address(app: Path, tmp_path: Path, free_port: int) -> None:
+    """Both cold starts and wakes; the deployment's own port may be taken."""
     words = ("bench", str(app), "--backend", "standby", "--starts", "1", "--host", "::1", "--port", str(free_port + 1))
     with socket.create_server(("127.0.0.1", free_port)):
         ran = torpor(*words, "--json", "-", env={"TORPOR_CACHE": str(tmp_path / "cache")})

@@ -34,7 +34,7 @@ def log_of(replica: str, *lines: str, deployment: str = "tiny") -> LogFile:
 
 
 def test_the_lines_of_the_replica_that_runs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not those of earlier ones; where they are is told beside."""
+    """Not those of earlier replicas; the path is printed on standard error."""
     log_of("tiny", "long ago").close()
     running = log_of("tiny", "one", "two", "three")
     run_logs("tiny", follow=False, lines=2)
@@ -44,8 +44,8 @@ def test_the_lines_of_the_replica_that_runs_are_shown(capsys: pytest.CaptureFixt
     running.close()
 
 
-def test_the_last_one_that_ended_is_shown_where_none_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """What somebody looks for after a crash."""
+def test_the_log_of_the_last_replica_is_shown_if_none_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """This is what somebody needs after a crash."""
     ended = log_of("tiny", "last words")
     ended.close()
     run_logs("", follow=False, lines=100)
@@ -53,7 +53,7 @@ def test_the_last_one_that_ended_is_shown_where_none_runs(capsys: pytest.Capture
     assert (shown.out, f"ended: {ended.path}" in shown.err) == ("last words\n", True)
 
 
-def test_lines_of_several_replicas_name_theirs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_several_replicas_carry_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     """One replica can be asked for by its name."""
     logs = [log_of("tiny-1", "one"), log_of("tiny-2", "two"), log_of("other", "three", deployment="other")]
     run_logs("tiny", follow=False, lines=100)
@@ -64,14 +64,14 @@ def test_lines_of_several_replicas_name_theirs(capsys: pytest.CaptureFixture[str
         log.close()
 
 
-def test_control_characters_of_an_engine_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_an_engine_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     """They are shown escaped."""
     log_of("tiny", "\x1b]0;title\x07 [red]red[/red]").close()
     run_logs("tiny", follow=False, lines=100)
     assert capsys.readouterr().out == "\\x1b]0;title\\x07 [red]red[/red]\n"
 
 
-def test_names_without_a_log_are_refused_with_those_that_there_are() -> None:
+def test_a_name_without_a_log_is_refused_with_the_known_names() -> None:
     """No log at all is another error."""
     with pytest.raises(TorporError, match="There is no log yet in"):
         run_logs("", follow=False, lines=100)
@@ -83,7 +83,7 @@ def test_names_without_a_log_are_refused_with_those_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_following_goes_on_across_rotations_and_restarts() -> None:
+def test_following_continues_across_rotations_and_restarts() -> None:
     """Until a signal."""
     first = log_of("tiny-1", "before")
     with subprocess.Popen(
@@ -105,7 +105,7 @@ def test_following_goes_on_across_rotations_and_restarts() -> None:
 
 @pytest.mark.slow
 def test_an_app_file_names_its_deployment(tmp_path: Path) -> None:
-    """And an engine that `up` started has a log of what it printed."""
+    """An engine that `up` started has a log of its output."""
     app = tmp_path / "app.py"
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import Fault, StandIn\n"

@@ -37,8 +37,8 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_it_says_what_was_made_and_how_to_go_on(tmp_path: Path) -> None:
-    """Programs by their names where the shell finds the same ones."""
+def test_it_lists_the_files_and_the_next_commands(tmp_path: Path) -> None:
+    """A program is shown by its name if the shell finds the same one."""
     path = str(Path(sys.executable).parent)
     done = torpor("new", "prompt-file", cwd=tmp_path, env={"PATH": path})
     assert (done.returncode, done.stdout, done.stderr) == (0, MADE, "")
@@ -47,7 +47,7 @@ def test_it_says_what_was_made_and_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_programs_that_the_shell_does_not_find_are_named_by_their_paths(tmp_path: Path) -> None:
-    """And a folder with a space is quoted."""
+    """A folder with a space is quoted."""
     folder, programs = tmp_path / "my engine", Path(sys.executable).parent
     done = torpor("new", "LlamaCpp", "--engine", "--into", str(folder), env={"PATH": "/usr/bin:/bin"})
     assert done.stdout.splitlines()[0] == f"made {folder}: an engine plugin, LlamaCpp of torpor_llamacpp"
@@ -69,7 +69,7 @@ def test_programs_that_the_shell_does_not_find_are_named_by_their_paths(tmp_path
         pytest.param((), "Missing argument 'NAME'", marks=pytest.mark.slow),
     ],
 )
-def test_what_cannot_be_is_exit_code_2_and_one_paragraph(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_input_is_exit_code_2_and_one_paragraph(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     """And nothing is written."""
     (tmp_path / "mine").touch()
     done = torpor("new", *words, cwd=tmp_path)
@@ -81,13 +81,13 @@ def test_what_cannot_be_is_exit_code_2_and_one_paragraph(tmp_path: Path, words: 
 
 @pytest.mark.slow
 def test_its_help_has_examples() -> None:
-    """With what each of them makes."""
+    """With the files of each."""
     shown = torpor("new", "--help").stdout
     assert "torpor new prompt-file            torpor-prompt-file/, module torpor_prompt_file, class PromptFile" in shown
     assert "torpor new LlamaCpp --engine      torpor-llamacpp/, module torpor_llamacpp, class LlamaCpp" in shown
 
 
-def test_other_commands_do_not_load_it() -> None:
-    """The parser's module imports none of it."""
+def test_other_commands_do_not_import_it() -> None:
+    """The option parser imports none of it."""
     code = "import sys, torpor.cli.commands; print(sorted(name for name in sys.modules if 'scaffold' in name))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -41,7 +41,7 @@ registering, Lifecycle.__init__ = Lifecycle.__init__, counted
 
 
 class Journal:
-    """An app file that notes its imports and each registration of plugins, by process."""
+    """An app file that records its imports and each registration of plugins, by process."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "journal"
@@ -73,7 +73,7 @@ def once(journal: Journal, *, processes: int = 1) -> bool:
     "words", [("plan",), ("plan", "--json"), ("doctor",), ("up", "--ask", "Hi", "--backend", "standby")]
 )
 def test_a_command_imports_the_app_once(tmp_path: Path, journal: Journal, words: tuple[str, ...]) -> None:
-    """Also where the command looks at it in several places."""
+    """Also if the command uses it in several places."""
     command, *options = words
     torpor(command, str(journal.app), *options, env={"TORPOR_CACHE": str(tmp_path / "cache")})
     assert once(journal)

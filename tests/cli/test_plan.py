@@ -39,8 +39,8 @@ def test_every_flag_has_a_value_and_a_reason() -> None:
     assert "\nwarnings\n" not in shown
 
 
-def test_flags_that_nobody_explains_or_that_come_twice_are_told_as_they_are(tmp_path: Path) -> None:
-    """A plugin without reasons is named; what the app gives is said to be given; every value of a flag is there."""
+def test_flags_without_a_reason_and_repeated_flags_are_shown(tmp_path: Path) -> None:
+    """A plugin without reasons is named; the app's own flags are marked; every value of a flag is shown."""
     app = tmp_path / "app.py"
     flags = 'extra_args=("--log-level", "info", "--log-level=debug"), metrics=True)'
     app.write_text(Path(FLAGSHIP).read_text().replace("metrics=True)", flags))
@@ -56,7 +56,7 @@ def test_flags_that_nobody_explains_or_that_come_twice_are_told_as_they_are(tmp_
 
 
 def test_every_flag_of_the_stand_in_has_its_reason(tmp_path: Path) -> None:
-    """The first plan that somebody sees is one of it."""
+    """New users see its plan first."""
     app = tmp_path / "app.py"
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import Fault, StandIn\n"
@@ -83,7 +83,7 @@ def test_every_flag_of_the_stand_in_has_its_reason(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, path: str, said: str) -> None:
+def test_a_path_that_is_not_an_app_file_is_refused_with_what_was_found(tmp_path: Path, path: str, said: str) -> None:
     """A folder names the app in it."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "project").mkdir()
@@ -104,8 +104,8 @@ def test_a_path_that_is_no_app_file_is_told_with_what_is_there(tmp_path: Path, p
         ("import torpor_sglangg", f"the module 'torpor_sglangg' is not installed in {sys.executable}; install it, "),
     ],
 )
-def test_a_mistake_in_an_app_file_is_told_with_its_line(tmp_path: Path, line: str, said: str) -> None:
-    """And with what was probably meant."""
+def test_an_error_in_an_app_file_is_reported_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    """It suggests what was probably meant."""
     (tmp_path / "app.py").write_text(f"{line}\n")
     done = torpor("plan", "app.py", cwd=tmp_path)
     assert done.returncode == 2
@@ -151,7 +151,7 @@ def test_a_diff_shows_what_would_change(tmp_path: Path) -> None:
         ("x.json", "{", "as a plan"),
     ],
 )
-def test_what_is_no_plan_is_refused(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_a_file_without_a_plan_is_refused(tmp_path: Path, name: str, content: str | None, said: str) -> None:
     """One paragraph and exit code 2."""
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -163,7 +163,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, name: str, content: str | No
 
 @pytest.mark.parametrize("gpu", ["RTX4090", "any", "V100", "A10:8"])
 def test_a_plan_of_an_app_for_modal_names_a_gpu_that_modal_lacks(tmp_path: Path, gpu: str) -> None:
-    """Known from the values alone; for a machine of one's own (no modal.App in the file) it is no warning."""
+    """The values are enough to know it. An app without modal.App gets no warning."""
     app = tmp_path / "app.py"
     lines = (
         "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"

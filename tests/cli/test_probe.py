@@ -27,7 +27,7 @@ def probe(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_answer_alone_is_on_standard_output() -> None:
-    """Waiting and times are told on standard error."""
+    """Waits and times are printed on standard error."""
     with ChatServer([UNAVAILABLE, answer("Blue", " light.", tokens=3, pause_s=0.05)]) as server:
         done = probe(server.url, "--model", "m", "--prompt", "Why?", "--max-tokens", "9")
     assert (done.returncode, done.stdout) == (0, "Blue light.\n")
@@ -54,7 +54,7 @@ def test_json_holds_the_answer_and_its_times() -> None:
 
 
 def test_without_a_model_the_first_listed_one_is_asked() -> None:
-    """The list is waited for as the answer is."""
+    """The command waits for the list as for the answer."""
     with ChatServer([UNAVAILABLE, MODELS, UNAVAILABLE, answer("x")]) as server:
         done = probe(server.url)
     assert (done.returncode, done.stdout) == (0, "x\n")
@@ -62,8 +62,8 @@ def test_without_a_model_the_first_listed_one_is_asked() -> None:
     assert server.seen[-1].body["model"] == "served"
 
 
-def test_the_key_comes_out_of_the_named_variable() -> None:
-    """It stands on no command line, and in nothing that is printed."""
+def test_the_key_is_read_from_the_named_variable() -> None:
+    """It is on no command line and in no output."""
     with ChatServer([answer("x")]) as server:
         done = probe(server.url, "--model", "m", "--key-env", "MY_KEY", MY_KEY="secret-key")
         by_default = probe(server.url, "--model", "m", TORPOR_API_KEY="other-key")
@@ -72,7 +72,7 @@ def test_the_key_comes_out_of_the_named_variable() -> None:
 
 
 def test_no_answer_in_time_is_exit_code_1() -> None:
-    """The deadline covers the waiting; what was last seen is said."""
+    """The deadline covers the wait; the message says what was seen last."""
     with ChatServer([UNAVAILABLE]) as server:
         began = time.monotonic()
         done = probe(server.url, "--model", "m", "--timeout", "3")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def work(shown: Progress) -> None:
-    """A build step, a stage that is told of, and something told after it, as a capture does."""
+    """A build step, a stage with progress, and progress after it, as in a capture."""
     shown.step("fetch [weights]")
     with shown.listening():
         shown.begin("warmup")
@@ -31,8 +31,8 @@ def work(shown: Progress) -> None:
     progress.tell("nobody listens any more")
 
 
-def test_on_a_terminal_what_is_told_between_two_stages_is_seen_too() -> None:
-    """In the live line, which is gone at the end."""
+def test_on_a_terminal_progress_between_two_stages_is_shown() -> None:
+    """In the live line, which is removed at the end."""
     screen = io.StringIO()
     work(Progress(Console(file=screen, force_terminal=True, width=100, highlight=False), as_json=False))
     text = screen.getvalue()
@@ -43,7 +43,7 @@ def test_on_a_terminal_what_is_told_between_two_stages_is_seen_too() -> None:
 
 
 def test_elsewhere_each_change_is_a_plain_line() -> None:
-    """No control characters, and no markup is read into a name."""
+    """No control characters; a name is never markup."""
     stream = io.StringIO()
     work(Progress(Console(file=stream, width=100, highlight=False), as_json=False))
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == [

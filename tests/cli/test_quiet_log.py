@@ -18,8 +18,8 @@ log("warning", "secrets_in_snapshot", variables=["HF_TOKEN"], deployment="x")
 """
 
 
-def test_warnings_are_said_on_standard_error_and_nothing_else() -> None:
-    """The command tells the stages itself; standard output is the answer's or the JSON's."""
+def test_only_warnings_are_logged_on_standard_error() -> None:
+    """The command shows stages itself; standard output is for the answer or JSON."""
     ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()

@@ -57,7 +57,7 @@ def test_a_plain_line_is_read() -> None:
     ],
 )
 def test_every_other_line_is_for_the_full_parser(line: str) -> None:
-    """Mistakes get its messages."""
+    """Wrong lines get the full parser's messages."""
     assert _plain_restore(line.split()) is None
 
 

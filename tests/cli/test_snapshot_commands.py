@@ -122,7 +122,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A snapshot that the command line made."""
+    """A snapshot that the command line captured."""
 
     folder: Path
     app: Path
@@ -132,7 +132,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """The command line; skipped where CRIU cannot be used."""
+    """The command line; skipped if CRIU cannot be used."""
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
     cache = tmp_path_factory.mktemp("c")
@@ -153,7 +153,7 @@ def _prefix() -> Path:
 
 @pytest.fixture(scope="module")
 def made(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A snapshot, made once by `torpor snapshot create`."""
+    """A snapshot, captured once by `torpor snapshot create`."""
     port = unused_port()
     app = write_app(tmp_path_factory.mktemp("app"), port=port)
     folder = tmp_path_factory.mktemp("made") / "snapshot"
@@ -217,8 +217,8 @@ def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words:
 
 
 @pytest.mark.fault("a replica of two is killed", area="engine", outcome="restarted")
-def test_copies_serve_are_replaced_by_themselves_and_end_with_the_command(cli: Cli, made: Made, tmp_path: Path) -> None:
-    """Two copies, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON.
+def test_replicas_serve_are_restored_again_and_end_with_the_command(cli: Cli, made: Made, tmp_path: Path) -> None:
+    """Two replicas, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON.
 
     Records and metrics say the same of all three replicas.
     """
@@ -289,7 +289,7 @@ def _check_three_restores(records: Path, metrics: Path) -> None:
 
 
 def _leaders(port: int) -> list[int]:
-    """The server process of each copy: the parent of its others."""
+    """The server process of each replica: the parent of its others."""
     found = engines_on(port)
     return [
         pid for pid in found if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) not in found
@@ -299,8 +299,8 @@ def _leaders(port: int) -> list[int]:
 @pytest.mark.fault(
     "a snapshot is removed while its replicas serve and one is killed", area="engine", outcome="restarted"
 )
-def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(cli: Cli, own: Made) -> None:
-    """What runs serves on; a copy that dies then cannot be restored, which is said, and is started cold."""
+def test_removing_a_snapshot_affects_only_new_replicas(cli: Cli, own: Made) -> None:
+    """Running replicas serve on. One that dies cannot be restored; the command says so and starts it cold."""
     port = unused_port()
     with cli.running("snapshot", "restore", own.folder, "--replicas", "2", "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
@@ -316,8 +316,8 @@ def test_a_snapshot_that_is_removed_while_copies_run_is_missed_only_by_new_ones(
 
 
 @pytest.mark.fault("an engine ends again and again", area="engine", outcome="refused")
-def test_a_restore_whose_last_replica_is_given_up_ends_with_an_error(cli: Cli, own: Made) -> None:
-    """The limit is the deployment's; here none at all. Exit code 1, one paragraph, nothing left."""
+def test_a_restore_ends_with_an_error_when_its_last_replica_is_given_up(cli: Cli, own: Made) -> None:
+    """The deployment allows no restart here. Exit code 1, one paragraph, no process left."""
     own.app.write_text(own.app.read_text().replace("port=", "max_restarts=0, port=", 1))
     cli.run("snapshot", "create", own.app, own.folder)
     with cli.running("snapshot", "restore", own.folder) as command:
@@ -331,7 +331,7 @@ def test_a_restore_whose_last_replica_is_given_up_ends_with_an_error(cli: Cli, o
 
 @pytest.mark.fault("every wake of a snapshot fails", area="wake", outcome="restarted")
 def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cli, own: Made) -> None:
-    """One line first, with what went wrong before; whoever times restores refuses to count that as one."""
+    """The first line has the events before; a timed restore refuses to count it."""
     content = {**own.manifest, "canary_text": "something else"}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     with cli.running("snapshot", "restore", own.folder, "--json") as command:
@@ -347,7 +347,7 @@ def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cl
 
 @pytest.mark.fault("a snapshot is marked bad", area="wake", outcome="refused")
 def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own: Made) -> None:
-    """With the reason, and both ways out."""
+    """The message has the reason and both ways out."""
     (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
     said = " ".join(cli.run("snapshot", "restore", own.folder, code=1).stderr.split())
     assert "it is marked bad: 3 of its replicas in a row did not wake" in said
@@ -360,7 +360,7 @@ def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own
 
 
 def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, made: Made) -> None:
-    """On a port of its own each serves; on a taken one the second says so and leaves nothing."""
+    """Each serves on a port of its own. On a taken port the second fails and leaves no process."""
     ports = unused_port(), unused_port()
     lines = [("snapshot", "restore", made.folder, "--port", str(port)) for port in ports]
     with cli.running(*lines[0]) as one, cli.running(*lines[1]) as other:
@@ -376,7 +376,7 @@ def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, m
     assert engines_on(made.port) == []
 
 
-def test_a_killed_restore_takes_its_copies_along(cli: Cli, made: Made) -> None:
+def test_a_killed_restore_ends_its_replicas(cli: Cli, made: Made) -> None:
     """SIGKILL of the command: no engine, no port, no mount stays; what it left in the cache goes with a later restore."""
     port = unused_port()
     mounts, before = Path("/proc/self/mountinfo").read_text(), work_folders(cli)
@@ -399,7 +399,7 @@ def test_a_killed_restore_takes_its_copies_along(cli: Cli, made: Made) -> None:
 
 
 def work_folders(cli: Cli) -> set[Path]:
-    """Folders with CRIU's logs; a restore that failed leaves its own, which its message names."""
+    """Folders with CRIU's logs. A failed restore leaves its own, and its message names it."""
     return {place for place in (cli.cache / "run").glob("*") if place.is_dir()}
 
 
@@ -407,7 +407,7 @@ def work_folders(cli: Cli) -> set[Path]:
 def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
     cli: Cli, own: Made, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """No engine, no half of a snapshot; the one that was there before stays. What SIGKILL leaves goes with the next create."""
+    """No engine and no partial snapshot; the old one stays. The next create removes what SIGKILL leaves."""
     for _ in range(ATTEMPTS):
         before = json.loads((own.folder / MANIFEST).read_text())
         with cli.running("snapshot", "create", own.app, own.folder) as command:
@@ -427,7 +427,7 @@ def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: Made, number: signal.Signals) -> None:
-    """Several CRIUs work then; all are waited for, and what they brought back is ended."""
+    """Several CRIUs work then; the command waits for all and ends what they restored."""
     mounts = Path("/proc/self/mountinfo").read_text()
     line = ("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(unused_port()))
     for _ in range(ATTEMPTS):
@@ -450,8 +450,8 @@ def up(cli: Cli, app: Path, folder: Path, *more: str) -> subprocess.CompletedPro
     return cli.run("up", app, "--snapshot", folder, "--ask", "hello", *more)
 
 
-def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_path: Path) -> None:
-    """Cold when there is none, restored when it fits, cold again and anew when the app has changed; each answers."""
+def test_up_captures_a_snapshot_restores_it_and_says_why_it_does_not_fit(cli: Cli, tmp_path: Path) -> None:
+    """Cold without a snapshot, restored if it fits, cold with a new capture if the app has changed; each answers."""
     port, folder = unused_port(), tmp_path / "kept"
     app = write_app(tmp_path / "app", port=port)
     first = up(cli, app, folder)
@@ -472,7 +472,7 @@ def test_up_makes_a_snapshot_restores_it_and_says_why_it_does_not(cli: Cli, tmp_
 
 @pytest.mark.fault("every command is given a link to a snapshot", area="snapshot folders", outcome="held")
 def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: Path) -> None:
-    """The snapshot it leads to is shown, restored, replaced and removed; the link stays."""
+    """Commands show, restore, replace and remove the snapshot behind it; the link stays."""
     link, port = tmp_path / "current", unused_port()
     link.symlink_to(own.folder.name)
     assert json.loads(cli.run("snapshot", "inspect", link, "--json").stdout)["misfits"] == []
@@ -494,7 +494,7 @@ def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: P
     "a folder with a manifest of something else is given as a snapshot", area="snapshot folders", outcome="refused"
 )
 def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli, own: Made, tmp_path: Path) -> None:
-    """By each command that would delete it; nothing of it is touched."""
+    """By each command that would delete it; its files stay."""
     folder = tmp_path / "extension"
     folder.mkdir()
     (folder / MANIFEST).write_text('{"manifest_version": 3, "name": "mine"}')
@@ -510,7 +510,7 @@ def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli,
     assert (folder / "main.js").read_text() == "years of work"
 
 
-def test_up_starts_cold_when_a_copy_does_not_wake(cli: Cli, own: Made) -> None:
+def test_up_starts_cold_when_a_replica_does_not_wake(cli: Cli, own: Made) -> None:
     """Whatever goes wrong in a restore: the user wanted a server. It is said, and the snapshot is made anew."""
     content = {**own.manifest, "canary_text": "something else"}
     (own.folder / MANIFEST).write_text(json.dumps(content))
@@ -524,7 +524,7 @@ def test_up_starts_cold_when_a_copy_does_not_wake(cli: Cli, own: Made) -> None:
 
 @pytest.mark.fault("a wake fails once under torpor up", area="wake", outcome="restarted")
 def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: Path) -> None:
-    """It is tried once more from the same snapshot, which is kept."""
+    """It restores once more from the same snapshot, which stays."""
     folder, once = tmp_path / "kept", tmp_path / "once"
     more = f", fault='exit_at_wake', fault_once={str(once)!r}"
     app = write_app(tmp_path / "app", port=unused_port(), more=more)
@@ -540,7 +540,7 @@ def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: P
 
 @pytest.mark.fault("CRIU is killed in a restore under torpor up", area="restore", outcome="restarted")
 def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) -> None:
-    """A restore that fails is tried once more, and the snapshot is kept."""
+    """It restores once more, and the snapshot stays."""
     for _ in range(ATTEMPTS):
         with killing_criu(own.folder):
             said = up(cli, own.app, own.folder).stderr
@@ -559,8 +559,8 @@ def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) ->
 
 
 @pytest.mark.fault("a snapshot is marked bad under torpor up", area="wake", outcome="restarted")
-def test_up_makes_a_snapshot_anew_that_is_marked_bad(cli: Cli, own: Made) -> None:
-    """Without trying it; the mark goes with the old one."""
+def test_up_replaces_a_snapshot_that_is_marked_bad(cli: Cli, own: Made) -> None:
+    """It does not try the old one; the mark goes with it."""
     (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
     said = up(cli, own.app, own.folder).stderr
     assert f"cold: the snapshot {own.folder} does not fit and is made anew after the start" in said
@@ -571,8 +571,8 @@ def test_up_makes_a_snapshot_anew_that_is_marked_bad(cli: Cli, own: Made) -> Non
 
 @pytest.mark.fault("a server under torpor up is killed", area="engine", outcome="restarted")
 @pytest.mark.parametrize("way", ["restored", "left running", "criu"])
-def test_up_restores_an_engine_again_that_is_killed(cli: Cli, own: Made, tmp_path: Path, way: str) -> None:
-    """From its snapshot, whichever way it started; the port refuses nobody's connection meanwhile."""
+def test_up_restores_a_killed_engine(cli: Cli, own: Made, tmp_path: Path, way: str) -> None:
+    """From its snapshot, after a cold and a restored start; meanwhile the port refuses no connection."""
     folder = own.folder if way == "restored" else tmp_path / "other"
     options = ["--backend", "criu"] if way == "criu" else ["--snapshot", str(folder)]
     with cli.running("up", own.app, *options) as command:
@@ -594,7 +594,7 @@ def test_up_restores_an_engine_again_that_is_killed(cli: Cli, own: Made, tmp_pat
     assert engines_on(own.port) == []
 
 
-def test_up_does_not_start_cold_on_a_port_that_is_taken(cli: Cli, own: Made) -> None:
+def test_up_does_not_start_cold_on_a_taken_port(cli: Cli, own: Made) -> None:
     """A cold start would fail in the same way a minute later."""
     with socket.create_server(("127.0.0.1", own.port)):
         said = cli.run("up", own.app, "--snapshot", own.folder, code=2).stderr
@@ -602,8 +602,8 @@ def test_up_does_not_start_cold_on_a_port_that_is_taken(cli: Cli, own: Made) -> 
     assert "cold:" not in said
 
 
-def test_a_server_that_criu_keeps_sleeps_and_wakes_by_signal(cli: Cli, tmp_path: Path) -> None:
-    """Asleep it holds no process, only its folder; awake it answers as before."""
+def test_a_server_with_the_backend_criu_sleeps_and_wakes_by_signal(cli: Cli, tmp_path: Path) -> None:
+    """Asleep, only its folder is left, no process; awake, it answers as before."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     with cli.running("up", app, "--backend", "criu") as command:
@@ -627,7 +627,7 @@ def _answers(port: int) -> str:
 
 @pytest.fixture
 def barred(cli: Cli, tmp_path: Path) -> Cli:
-    """The command line where there is no CRIU."""
+    """The command line without CRIU."""
     env = {**cli.env, "TORPOR_CACHE": str(tmp_path / "cache"), PREFIX_VARIABLE: str(tmp_path / "none")}
     if shutil.which("criu", path=f"{env['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"):
         pytest.skip("this machine has a CRIU of its own")
@@ -635,7 +635,7 @@ def barred(cli: Cli, tmp_path: Path) -> Cli:
 
 
 def test_without_criu_every_command_says_why_and_offers_standby(barred: Cli, made: Made, tmp_path: Path) -> None:
-    """The reason, what to install, and what works without; standby then does."""
+    """The message has the reason, what to install, and that standby works without it."""
     for words in (
         ("snapshot", "create", made.app, tmp_path / "kept"),
         ("up", made.app, "--backend", "criu"),
@@ -651,7 +651,7 @@ def test_without_criu_every_command_says_why_and_offers_standby(barred: Cli, mad
 
 
 def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
-    """One cold start, two restores, the ratio; the last restore's answer is shown, or all of it told as JSON."""
+    """One cold start, two restores, the ratio; the last restore's answer is shown, or everything as JSON."""
     app = write_app(tmp_path / "app", port=unused_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
     asked = ran.stderr.index("the last replica is asked, too: Tell me about the moon.\n")
@@ -667,8 +667,8 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
     assert told["ratio"] == pytest.approx(told["cold_s"] / told["restored"][0]["first_token_s"])
 
 
-def test_compare_looks_for_the_port_first(cli: Cli, tmp_path: Path) -> None:
-    """One paragraph that says who is in the way, before anything is built or started."""
+def test_compare_checks_the_port_first(cli: Cli, tmp_path: Path) -> None:
+    """One paragraph names the process that has it, before anything is built or started."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         ran = cli.run("snapshot", "compare", write_app(tmp_path / "app", port=port), code=2)
@@ -693,7 +693,7 @@ def commands_of_the_page() -> list[str]:
 
 @pytest.mark.timeout(400)
 def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> None:
-    """In its order, each once, with the stand-in app in place of the page's and another folder."""
+    """In the page's order, each once, with the stand-in app and another folder."""
     lasting = os.pathsep.join(map(str, (cli.cache, tmp_path)))  # doctor warns of what lies in a temporary folder
     cli = replace(cli, env={**cli.env, "TORPOR_LASTING_FOLDERS": lasting})
     port = unused_port()
@@ -713,8 +713,8 @@ def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> N
     assert engines_on(port) == []
 
 
-def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
-    """Nothing is fetched in vain; the last line says that snapshots can be made."""
+def test_setup_does_not_install_twice_and_tries_criu(cli: Cli) -> None:
+    """Nothing is downloaded again; the last line says that snapshots work."""
     said = cli.run("snapshot", "setup").stderr
     assert "is already installed" in said
     assert "a small dump and restore worked: snapshots work here" in said
@@ -722,7 +722,7 @@ def test_setup_finds_its_work_done_and_tries_it(cli: Cli) -> None:
 
 @pytest.mark.fault("a replica is killed while an operator looks and prunes", area="torpor status", outcome="restarted")
 def test_an_operator_sees_what_serves_and_prunes_none_of_it(cli: Cli, made: Made) -> None:
-    """Two replicas, one killed and replaced; their snapshot is listed as used, and stays."""
+    """Two replicas, one killed and restored again; their snapshot is listed as in use, and stays."""
     with cli.running("snapshot", "restore", made.folder, "--replicas", "2") as command:
         command.says("Ctrl-C ends it")
 

@@ -88,8 +88,8 @@ def test_what_runs_is_shown_with_its_replicas(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.fault("a replica is given up, another is being started again", area="torpor status", outcome="held")
-def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    """With the latest event; a deployment that was named and does not serve with all its replicas is an error."""
+def test_missing_replicas_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the latest event. A named deployment that lacks a replica is an error."""
     event = {"last_event": "replica small-2 is given up after 5 restarts in a row", "last_event_at": time.time() - 90}
     with (
         guarded(200, b'{"state": "serving"}') as url,
@@ -105,10 +105,10 @@ def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.fault("a server's model and log hold line ends and control characters", area="status", outcome="held")
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_a_server_takes_no_line_that_is_not_its_own(
+def test_a_name_with_a_line_end_stays_on_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    """A line end in a name is shown escaped; lines are wrapped at the width, below their own text."""
+    """A line end is shown escaped; long lines are wrapped and indented."""
     monkeypatch.setenv("COLUMNS", str(columns))
     with guarded(200, b'{"state": "serving"}') as url, noted(url=url, model="m\nsmall: serving\x1b[31m [/b]"):
         run_status("", as_json=False)
@@ -118,8 +118,8 @@ def test_a_server_takes_no_line_that_is_not_its_own(
     assert [line for line in lines if line.startswith("  health    ")] == ["  health    serving"]
 
 
-def test_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """No error unless a deployment was named."""
+def test_no_server_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """This is an error only if a deployment was named."""
     run_status("", as_json=False)
     assert capsys.readouterr().out == "no server runs here\n"
     with pytest.raises(ServerUnavailableError, match="none runs here"):
@@ -146,8 +146,8 @@ def test_whatever_answers_is_shown(status: int, body: bytes, health: str) -> Non
 
 @pytest.mark.fault("a server is asked for its health and hangs", area="torpor status", outcome="held")
 @pytest.mark.alone
-def test_one_that_hangs_is_not_waited_for() -> None:
-    """All are asked at the same time, each within the deadline."""
+def test_a_server_that_hangs_delays_nothing() -> None:
+    """All servers are asked at the same time, each within the deadline."""
     with (
         socket.create_server(("127.0.0.1", 0)) as hung,
         guarded(200, b'{"state": "serving"}') as url,
@@ -162,15 +162,15 @@ def test_one_that_hangs_is_not_waited_for() -> None:
 
 
 def test_memory_of_a_process_that_is_gone_is_unknown() -> None:
-    """Its pid may be somebody else's."""
+    """Its pid may belong to another process."""
     gone = FACTS["replicas"][0] | {"leader": Process(os.getpid(), 1)._asdict()}  # type: ignore[index]
     with noted(replicas=[gone]):
         (look,) = look_at([one for one in servers() if isinstance(one, RunningServer)])
     assert look.memory == {}
 
 
-def test_a_snapshot_and_an_app_are_told_by_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torpor status` and `torpor snapshot prune` run in other folders; a link stands for what it leads to."""
+def test_snapshot_and_app_are_shown_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torpor status` and `torpor snapshot prune` run in other folders; links are followed for the snapshot."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.chdir(tmp_path)
@@ -186,8 +186,8 @@ def test_a_snapshot_and_an_app_are_told_by_whole_paths(tmp_path: Path, monkeypat
 
 
 @pytest.mark.fault("an engine ends by itself and is started again", area="torpor status", outcome="restarted")
-def test_an_event_shows_what_is_under_way_and_then_what_came_of_it() -> None:
-    """Until the engine serves again the replica counts as being started again."""
+def test_an_event_counts_a_restart_until_the_engine_serves_again() -> None:
+    """Until then the replica counts as being restarted."""
     deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(StandIn(),))
     with Announcement("up") as announced:
         announced.starting(deployment, app_file="a", backend="none", url="http://127.0.0.1:1", snapshot=None)

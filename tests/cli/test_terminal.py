@@ -51,7 +51,7 @@ APP = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An app that prints, and files that are none of ours."""
+    """An app that prints, and strange files."""
     path = tmp_path_factory.mktemp("terminal")
     (path / "app.py").write_text(APP)
     (path / "deep.json").write_text("[" * 200_000)
@@ -101,7 +101,7 @@ def test_text_from_outside_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.fault("a hook tells progress that holds markup", area="terminal", outcome="held")
-def test_progress_that_holds_markup_ends_no_start() -> None:
+def test_markup_in_progress_does_not_break_a_start() -> None:
     """`[/INST]` in the live line would be an error of rich's."""
     screen = io.StringIO()
     shown = Progress(PlainConsole(file=screen, force_terminal=True, width=400, color_system=None), as_json=False)
@@ -119,7 +119,7 @@ def test_progress_that_holds_markup_ends_no_start() -> None:
 
 
 def test_lines_stay_lines_and_names_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A message may have several lines; a path with a line end in it may not pretend to be one."""
+    """A message may have several lines; a path with a line end may not forge one."""
     assert plain("a\n\tb\x1b") == "a\n\tb\\x1b"
     assert one_line("a\n\tb") == "a\\n\\tb"
     say("done\x1b[2K")
@@ -132,7 +132,7 @@ def test_lines_stay_lines_and_names_stay_on_one_line(capsys: pytest.CaptureFixtu
 def test_a_snapshot_is_shown_whatever_its_texts_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`inspect` of a model that says `[/INST]`, and of a process that calls itself by two lines."""
+    """`inspect` of a model that answers `[/INST]`, and of a process whose name has two lines."""
     bad = "[/INST][bold]\x1b[31m\u202e\nsize 0 MB"
     monkeypatch.setenv("COLUMNS", "200")
     folder = small_snapshot(tmp_path / "[b]kept", text=bad)
@@ -145,8 +145,8 @@ def test_a_snapshot_is_shown_whatever_its_texts_are(
     assert f"snapshot {folder}" in shown
 
 
-def test_commands_print_in_one_place() -> None:
-    """Else one of them would forget what this page holds true."""
+def test_commands_print_through_one_module() -> None:
+    """Any other way to print would skip what these tests check."""
     allowed = {"terminal.py", "console.py"}
     found = [
         f"{file.name}: {line.strip()}"
@@ -188,7 +188,7 @@ def test_a_command_line_goes_on_with_backslashes_and_can_be_copied(
 
 
 def test_a_program_of_one_line_is_shown_as_a_block(capsys: pytest.CaptureFixture[str]) -> None:
-    """A statement a line, below the command that has its name."""
+    """One statement on each line, below the command that uses it."""
     Layout().command("  ", ["python3", "-c", "import sys; print(sys.argv); x = [1,\n2]", "last"])
     Layout().command("  ", ["python3.11", "-c", "import sys; print('it''s')", "last"])
     assert capsys.readouterr().out.splitlines() == [
@@ -207,10 +207,10 @@ def test_a_program_of_one_line_is_shown_as_a_block(capsys: pytest.CaptureFixture
     ("env", "coloured"),
     [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
 )
-def test_colours_are_for_who_wants_them(
+def test_colours_follow_the_terminal_and_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: dict[str, str], coloured: bool
 ) -> None:
-    """A pipe gets none unless FORCE_COLOR is set; NO_COLOR has the last word."""
+    """A pipe gets none unless FORCE_COLOR is set; NO_COLOR wins over it."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -248,7 +248,7 @@ main()
 
 @pytest.mark.slow
 def test_a_plan_fits_its_terminal_and_has_colours(folder: Path) -> None:
-    """No line is longer than the terminal but for what cannot be broken; without colours where NO_COLOR is set."""
+    """No line is wider than the terminal, except words that cannot be broken; NO_COLOR turns colours off."""
     flagship = str(ROOT / "apps" / "qwen3_sglang.py")
     shown = on_a_terminal(folder, "plan", flagship, columns=100)
     assert "\x1b[1m" in shown
@@ -261,7 +261,7 @@ def test_a_plan_fits_its_terminal_and_has_colours(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
 def test_errors_and_notes_fit_their_terminal(folder: Path, columns: int) -> None:
-    """Words stay whole, further lines are as far in as their own; elsewhere an error is one line."""
+    """Words stay whole and further lines are indented; outside a terminal an error is one line."""
     for words in (("key", "new"), ("snapshot", "inspect", "missing"), ("boots", "--file", "missing"), ("new", "1[/b]")):
         shown = on_a_terminal(folder, *words, columns=columns)
         plain_lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
@@ -334,7 +334,7 @@ def test_a_result_that_cannot_be_written_is_one_paragraph(
 
 @pytest.mark.slow
 @pytest.mark.fault("whoever reads standard output leaves early", area="terminal", outcome="held")
-def test_a_reader_that_leaves_is_no_error_to_tell(folder: Path) -> None:
+def test_a_reader_that_leaves_is_not_an_error(folder: Path) -> None:
     """`| head -1` shows one line and nothing else."""
     done = ran(folder, "plan", str(ROOT / "apps" / "qwen3_vllm.py"), redirect="| head -1")
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
@@ -345,7 +345,7 @@ def test_a_reader_that_leaves_is_no_error_to_tell(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.fault("standard error is full or closed, or standard input is", area="terminal", outcome="held")
 def test_a_result_is_whole_whatever_the_other_streams_are(folder: Path) -> None:
-    """What an app and its hooks print goes to standard error, and is dropped where that takes nothing."""
+    """What an app and its hooks print goes to standard error, or is dropped if that is closed."""
     for redirect in ("2>/dev/full", "2>&-", "<&-", "2>&- <&-"):
         done = ran(folder, "plan", "app.py", "--json", redirect=redirect)
         assert done.returncode == 0
@@ -394,7 +394,7 @@ FILES = tuple(
 
 @pytest.fixture(scope="module")
 def refused(folder: Path) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
-    """Every command with every input that cannot be."""
+    """Every command with every strange input."""
     lines = [tuple(word.format(name) for word in words) for words in WRONG for name in NAMES] + [*NUMBERS, *FILES]
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(lines, pool.map(lambda words: ran(folder, *words), lines), strict=True))
@@ -403,10 +403,10 @@ def refused(folder: Path) -> dict[tuple[str, ...], subprocess.CompletedProcess[s
 @pytest.mark.slow
 @pytest.mark.fault("a command gets a name of 300 bytes, or one that is no text", area="terminal", outcome="refused")
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_a_name_that_cannot_be_is_one_paragraph(
+def test_a_strange_name_is_one_paragraph(
     refused: dict[tuple[str, ...], subprocess.CompletedProcess[str]], words: tuple[str, ...]
 ) -> None:
-    """Exit code 1 or 2, no traceback, and nothing that a terminal would obey."""
+    """Exit code 1 or 2, no traceback, no control characters."""
     for name in NAMES:
         is_told_in_one_paragraph(refused[tuple(word.format(name) for word in words)])
 
@@ -416,7 +416,7 @@ def test_a_name_that_cannot_be_is_one_paragraph(
     "a command gets a port that cannot be, or JSON that is none of ours", area="terminal", outcome="refused"
 )
 @pytest.mark.parametrize("words", [*NUMBERS, *FILES], ids=" ".join)
-def test_a_number_or_a_file_that_cannot_be_is_one_paragraph(
+def test_a_strange_number_or_file_is_one_paragraph(
     refused: dict[tuple[str, ...], subprocess.CompletedProcess[str]], words: tuple[str, ...]
 ) -> None:
     """Ports below 1 and above 65535; JSON that is deep, of another kind, or no text."""
@@ -424,7 +424,7 @@ def test_a_number_or_a_file_that_cannot_be_is_one_paragraph(
 
 
 def is_told_in_one_paragraph(done: subprocess.CompletedProcess[str]) -> None:
-    """What every refusal has in common."""
+    """Check what every refusal has in common."""
     said = "\n".join(line for line in done.stderr.splitlines() if not line.endswith(" prints"))
     assert done.returncode in (1, 2), done
     assert done.stdout == ""

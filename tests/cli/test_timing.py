@@ -32,7 +32,7 @@ CLOCKS: dict[str, Callable[[subprocess.Popen[str], int, float], object]] = {
 
 @pytest.mark.parametrize("what", CLOCKS)
 def test_the_end_of_the_command_ends_the_wait(what: str) -> None:
-    """With its exit code, and what it did not come to; not at the deadline."""
+    """With its exit code and what was waited for, before the deadline."""
     with subprocess.Popen(["sh", "-c", "exit 3"], text=True) as ended:
         ended.wait(10.0)
         with pytest.raises(EngineTimeoutError, match=f"ended with code 3; it came to no {what}"):
@@ -40,7 +40,7 @@ def test_the_end_of_the_command_ends_the_wait(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", CLOCKS)
-def test_a_command_that_comes_to_nothing_is_waited_for_so_long(what: str) -> None:
+def test_a_wait_ends_at_its_deadline(what: str) -> None:
     """Each wait has its deadline."""
     with subprocess.Popen(["sleep", "60"], text=True) as idle:
         try:
@@ -51,7 +51,7 @@ def test_a_command_that_comes_to_nothing_is_waited_for_so_long(what: str) -> Non
 
 
 def test_an_open_port_is_not_readiness() -> None:
-    """A server that answers 503 at first has its port open from the start; it is ready when it says 200."""
+    """A server that first answers 503 has its port open; it is ready once it answers 200."""
     asked: list[str] = []
 
     class Waking(http.server.BaseHTTPRequestHandler):

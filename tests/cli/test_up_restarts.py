@@ -84,7 +84,7 @@ def _stat(pid: int) -> list[str]:
 
 @pytest.fixture
 def ups(tmp_path: Path) -> Iterator[list[Up]]:
-    """Commands that are ended after the test; nothing of their engines stays."""
+    """Commands that are ended after the test, with their engines."""
     made: list[Up] = []
     yield made
     for command in made:
@@ -94,7 +94,7 @@ def ups(tmp_path: Path) -> Iterator[list[Up]]:
 
 @pytest.mark.fault("an engine under torpor up is killed until it is given up", area="engine", outcome="restarted")
 def test_an_engine_that_is_killed_is_started_again_until_the_limit(tmp_path: Path, ups: list[Up]) -> None:
-    """Told in lines of JSON and in the metrics file; at the limit the command ends with exit code 1 and the last lines."""
+    """JSON lines and the metrics file show it. At the limit the command ends with exit code 1 and the last lines."""
     command = Up(tmp_path, options="max_restarts=1")
     ups.append(command)
     assert command.serves(), command.said
@@ -117,7 +117,7 @@ def test_an_engine_that_is_killed_is_started_again_until_the_limit(tmp_path: Pat
 
 @pytest.mark.fault("torpor up is told to end in the middle of a restart", area="engine", outcome="held")
 def test_a_signal_at_any_moment_of_a_restart_ends_everything(tmp_path: Path, ups: list[Up]) -> None:
-    """Six moments of a restart; nothing is started after it."""
+    """Six moments of a restart; no engine is started after the signal."""
     for step in range(6):
         command = Up(tmp_path, options="max_restarts=5")
         ups.append(command)
