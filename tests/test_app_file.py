@@ -118,7 +118,7 @@ def test_an_unreadable_path_is_told_for_what_it_is(tmp_path: Path) -> None:
         "a" * 300 + ".py": "cannot be read: File name too long.",
         "x\0y.py": "cannot be read: embedded null byte.",
         "file/app.py": "There is no app file ",
-        "pipe.py": "is no regular file.",
+        "pipe.py": "is not a regular file.",
     }.items():
         with pytest.raises(ConfigurationError) as refused:
             load_app(f"{tmp_path}/{name}")

@@ -1,4 +1,4 @@
-"""Finding the deployment in an app file, and saying clearly why there is none."""
+"""Imports an app file and finds its deployment; if there is none, the error says why."""
 
 from __future__ import annotations
 
@@ -90,25 +90,25 @@ def _deployment_in(values: Mapping[str, object], path: str) -> Deployment:
 
 
 def _unusable(file: Path, path: str) -> str | None:
-    """Why a path is no app file, and which path was probably meant; None for one that can be imported."""
+    """Why a path is not an app file, and which path was probably meant; None if it can be imported."""
     try:
         kind = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return f"There is no app file {path!r}; give the path of a Python file, e.g. apps/tiny_cpu.py."
-    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a folder that is closed
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a folder without permission
         return f"The app file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}. {_GIVE}"
     if kind == stat.S_IFDIR:
         inside = file / "app.py"
         return f"{path!r} is a folder. {f'Did you mean {inside}?' if inside.is_file() else _GIVE}"
     if kind != stat.S_IFREG:
-        return f"{path!r} is no regular file. {_GIVE}"
+        return f"{path!r} is not a regular file. {_GIVE}"
     if file.suffix != ".py":
         return f"{path!r} is not called *.py. {_GIVE}"
     return None
 
 
 def _import(file: Path) -> ModuleType:
-    # Python itself puts a script's folder first, and so does `modal run`: apps may have neighbours.
+    # As Python does for a script, and `modal run`: an app may import files beside it.
     sys.path.insert(0, str(file.parent.absolute()))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
@@ -133,14 +133,14 @@ def _import(file: Path) -> ModuleType:
             'runs or exits below `if __name__ == "__main__":`.'
         ) from error
     finally:
-        if os.getpid() != process:  # the file forked; this command goes on in the parent only
+        if os.getpid() != process:  # the file forked: only the parent runs this command
             os._exit(0)
     return module
 
 
 @contextlib.contextmanager
 def _prints_to_stderr() -> Iterator[None]:
-    """Send what a block and its child processes print to standard error: standard output is for a command's result."""
+    """Send the output of a block and its child processes to standard error: standard output is for a command's result."""
     if sys.stdout is not None:
         sys.stdout.flush()
     try:
@@ -161,7 +161,7 @@ def _prints_to_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _slow_import_told(file: Path) -> Iterator[None]:
-    """Say where an import stands that takes long: it may wait for something that never comes."""
+    """Print the current line of an import that takes long: it may wait for something that never comes."""
     importing, seen_as = threading.get_ident(), file.absolute()
 
     def tell() -> None:
@@ -184,7 +184,7 @@ def _slow_import_told(file: Path) -> Iterator[None]:
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether a KeyboardInterrupt is of a signal: raised by our handler, or by Python's own, which leaves no frame."""
+    """Whether a signal raised a KeyboardInterrupt: by our handler, or by Python's own, which leaves no frame."""
     if not isinstance(error, KeyboardInterrupt):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -195,8 +195,8 @@ def _is_ctrl_c(error: BaseException) -> bool:
 
 
 def _where(file: Path, error: BaseException) -> str:
-    """The line of the app file that an exception passed through."""
-    seen_as = file.absolute()  # Python loads a file by its whole path, whatever path it was given
+    """The line of the app file that raised an exception or called what did."""
+    seen_as = file.absolute()  # Python loads a file by its absolute path
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == seen_as]
     if isinstance(error, SyntaxError) and Path(error.filename or "").absolute() == seen_as:
         lines = [error.lineno]
@@ -204,7 +204,7 @@ def _where(file: Path, error: BaseException) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """An import error in a user's words; an unknown option lists what there is."""
+    """An import error in plain words; for an unknown option, with the options that exist."""
     if isinstance(error, TypeError) and (unknown := _UNKNOWN_ARGUMENT.search(str(error))):
         owner, argument = unknown.groups()
         allowed = _options_of(owner, error)
@@ -213,17 +213,17 @@ def _explain(error: Exception) -> str:
         listed = f" It has: {', '.join(allowed)}." if allowed else ""
         return f"{owner} has no option {argument!r}.{hint}{listed}"
     if isinstance(error, ModuleNotFoundError):
-        return f"the module {error.name!r} is not installed in {sys.executable}; install it, or mend the import."
+        return f"the module {error.name!r} is not installed in {sys.executable}; install it, or fix the import."
     if isinstance(error, ImportError) and (missing := _MISSING_NAME.search(str(error))):
         close = get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "Mend the import."
+        hint = f"Did you mean {close[0]!r}?" if close else "Fix the import."
         return f"{missing[2]} has no {missing[1]!r}. {hint}"
-    # A SyntaxError's own text ends with file and line, which stand before it already.
+    # A SyntaxError's own text repeats file and line.
     return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def _options_of(owner: str, error: Exception) -> list[str]:
-    """Field names of the dataclass that refused an argument, found where the call stands."""
+    """Field names of the dataclass that refused an argument, found in the scope of the call."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -1,7 +1,6 @@
 """Plugins that are installed on this machine: the entry-point group `torpor`.
 
-Apps list plugin instances themselves, so discovery serves listing and checks on the laptop; in a container there is no
-package metadata, and nothing is looked up.
+Apps list their plugins themselves, so only listings and checks on the laptop use this. A container has no package metadata.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ __all__ = ["ALLOW_VARIABLE", "BLOCK_VARIABLE", "GROUP", "InstalledPlugin", "inst
 
 GROUP = "torpor"
 ALLOW_VARIABLE = "TORPOR_LOAD_PLUGINS"
-"""Comma-separated entry names to load; everything else is left alone. Unset: all."""
+"""Comma-separated names of the entries to load, and no others. Unset: all."""
 BLOCK_VARIABLE = "TORPOR_BLOCK_PLUGINS"
-"""Comma-separated entry names never to load; it wins over the allow-list."""
+"""Comma-separated names of entries never to load; it wins over the allow-list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class InstalledPlugin:
 
 
 def installed_plugins() -> tuple[InstalledPlugin, ...]:
-    """Every entry point of the group, loaded unless the environment says not to; a failure is told, not raised."""
+    """Every entry point of the group, loaded unless the environment forbids it; a failure becomes its status."""
     allowed, blocked = _names(ALLOW_VARIABLE), _names(BLOCK_VARIABLE) or set()
     found = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):

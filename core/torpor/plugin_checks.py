@@ -1,7 +1,7 @@
-"""What the plugins of a deployment say about the whole of it: `Plugin.check`, asked before anything costs time.
+"""The plugins' checks of a whole deployment (`Plugin.check`), called before anything costs time.
 
-findings = plugin_findings(deployment)      # everything, for a list: `torpor doctor`
-warnings = accepted(deployment)             # errors refuse the deployment: every other command, and a Modal app's import
+findings = plugin_findings(deployment)      # everything: `torpor doctor`
+warnings = accepted(deployment)             # errors refuse the deployment: every other command, and the import on Modal
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CURE = (
 
 
 def plugin_findings(deployment: Deployment) -> tuple[Finding, ...]:
-    """What every plugin's check says, with the plugin's name; a check that fails is an error finding, too."""
+    """The findings of every plugin's check, with the plugin's name; a check that fails is an error finding."""
     return tuple(finding for plugin in deployment.plugins for finding in _of_plugin(plugin, deployment))
 
 
@@ -62,7 +62,7 @@ def accepted(deployment: Deployment) -> tuple[Finding, ...]:
 
 @contextlib.contextmanager
 def asked_by_the_command() -> Iterator[None]:
-    """While a command of Torpor's imports an app: it asks the checks itself, and shows everything that they find."""
+    """While the block runs, a command imports an app; it calls the checks itself and shows all findings."""
     token = _command_asks.set(True)
     try:
         yield
@@ -71,7 +71,7 @@ def asked_by_the_command() -> Iterator[None]:
 
 
 def command_asks() -> bool:
-    """Whether a command that asks the checks itself is importing the app."""
+    """Whether a command imports the app that calls the checks itself."""
     return _command_asks.get()
 
 
@@ -107,7 +107,7 @@ def _told(finding: Finding) -> str:
 
 
 def answer_of(plugin: object, deployment: Deployment) -> tuple[Finding, ...] | str:
-    """The findings of one plugin's check; a text that says what the check did in place of giving some."""
+    """The findings of one plugin's check; or a text that says what the check did instead."""
     from torpor.hookspecs import Plugin  # noqa: PLC0415 - pluggy, which a value's checks need not pay
 
     check = getattr(plugin, "check", None)
@@ -160,7 +160,7 @@ def _of_plugin(plugin: object, deployment: Deployment) -> Iterator[Finding]:
 
 
 def _takes_a_deployment(check: object) -> bool:
-    """Whether a method of that name is ours: a class that is not derived from `Plugin` may have another one."""
+    """Whether a method named `check` is Torpor's: a class that does not derive from `Plugin` may have another one."""
     from torpor.hookspecs import Plugin  # noqa: PLC0415 - pluggy, which a value's checks need not pay
 
     owner = getattr(check, "__self__", None)
@@ -173,7 +173,7 @@ def _takes_a_deployment(check: object) -> bool:
 
 
 def _checked(told: object) -> tuple[Finding, ...] | str:
-    """What a check returned, or what is wrong with it."""
+    """The findings that a check returned, or what is wrong with them."""
     if inspect.iscoroutine(told):
         told.close()
         return "is an async def, which nobody awaits: it returned a coroutine"

@@ -134,7 +134,7 @@ def test_a_request_that_takes_too_long_is_cut_and_reported(cli: Cli, app: tuple[
         up.says("Ctrl-C ends it")
         with begun_stream(port, 10_000):
             assert up.end(signal.SIGTERM) == 0
-        assert "1 request(s) were not over in time" in up.said
+        assert "1 request(s) took longer than Deployment.drain_timeout_s" in up.said
     assert engines_on(port) == []
 
 

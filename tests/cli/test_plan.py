@@ -74,7 +74,7 @@ def test_every_flag_of_the_stand_in_has_its_reason(tmp_path: Path) -> None:
         ("project", "'project' is a folder. Did you mean project/app.py?"),
         ("empty", "'empty' is a folder. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
         ("notes.txt", "'notes.txt' is not called *.py. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
-        ("pipe.py", "'pipe.py' is no regular file. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
+        ("pipe.py", "'pipe.py' is not a regular file. Give the path of a Python file, e.g. apps/tiny_cpu.py."),
         ("ap.py", "There is no app file 'ap.py'; give the path of a Python file, e.g. apps/tiny_cpu.py."),
         (
             "a" * 300,
@@ -99,7 +99,7 @@ def test_a_path_that_is_not_an_app_file_is_refused_with_what_was_found(tmp_path:
     ("line", "said"),
     [
         ("from torpor.testing import StandInn", "torpor.testing has no 'StandInn'. Did you mean 'StandIn'?"),
-        ("from torpor.testing import Qwerty", "torpor.testing has no 'Qwerty'. Mend the import."),
+        ("from torpor.testing import Qwerty", "torpor.testing has no 'Qwerty'. Fix the import."),
         ("x = (", "SyntaxError: '(' was never closed"),
         ("import torpor_sglangg", f"the module 'torpor_sglangg' is not installed in {sys.executable}; install it, "),
     ],

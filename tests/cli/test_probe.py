@@ -88,7 +88,7 @@ def test_no_answer_in_time_is_exit_code_1() -> None:
         ([Reply(status=401, pieces=(b"no key",))], "was answered with 401 and names no model: 'no key'"),
         ([Reply(pieces=(b'{"data": []}',))], "names no model"),
         ([MODELS, Reply(status=400, pieces=(b"too long",))], "400: too long"),
-        ([MODELS, answer()], "there was no text in it"),
+        ([MODELS, answer()], "answered without any text"),
     ],
 )
 def test_a_refusal_is_exit_code_1_with_the_servers_words(replies: list[Reply], words: str) -> None:

@@ -1,4 +1,4 @@
-"""`torpor boots`: what the starts of a Modal app were, and whether the restored ones were restored."""
+"""`torpor boots`: the starts of a Modal app, and the proof that restored ones were restored."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _COLUMNS = ("began (UTC)", "container", "boot", "start", "proof", "seconds", "wa
 
 
 def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: float, as_json: bool) -> None:
-    """Read a log, of an app or a saved one, and print its starts.
+    """Read the log of an app, or a saved one, and print its starts.
 
     Args:
         app_name: the app's name or id; empty with a file.
         file: a saved log; `-` is standard input.
         hours: how far back an app's log is read.
-        timeout_s: seconds for fetching it.
+        timeout_s: deadline for fetching it, seconds.
         as_json: print JSON.
 
     Raises:
-        ConfigurationError: both or neither of the two were given, or what was given cannot be read.
+        ConfigurationError: both or neither were given, or the log cannot be read.
         ServerUnavailableError: Modal does not answer in time.
     """
     if bool(app_name) == (file is not None):
@@ -117,7 +117,7 @@ def _print_table(report: BootsReport) -> None:
 
 
 def plain_lines(report: BootsReport) -> list[str]:
-    """The report as lines for a pipe: one for each start, then the sums."""
+    """The report as lines for a pipe: one for each start, then the totals."""
     rows = [_COLUMNS, *(_cells(start) for start in report.starts)] if report.starts else []
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))] if rows else []
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""Tables, colours and live lines: rich, without its markup, emoji codes and guesses (see `torpor.cli.terminal`)."""
+"""Tables, colours and live lines by rich, with markup, emoji codes and highlighting off (see `torpor.cli.terminal`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["LEVEL_STYLES", "PlainConsole", "console", "shown"]
 
 LEVEL_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
-"""Of findings, by their level."""
+"""Styles of findings, by their level."""
 
 
 class PlainConsole(Console):
-    """Shows every string as it is: markup is off, and control characters are escaped."""
+    """Shows every string unchanged: markup is off, and control characters are escaped."""
 
     @override
     def render_str(
@@ -43,10 +43,10 @@ class PlainConsole(Console):
 
 
 def console(*, results: bool = False) -> PlainConsole:
-    """A console as wide as the terminal; elsewhere as COLUMNS says, or without end. NO_COLOR and FORCE_COLOR are respected.
+    """A console as wide as the terminal; elsewhere as wide as COLUMNS, or unlimited. It obeys NO_COLOR and FORCE_COLOR.
 
     Args:
-        results: for standard output, in place of standard error.
+        results: print to standard output instead of standard error.
     """
     stream = terminal.output() if results else sys.stderr
     return PlainConsole(
@@ -60,5 +60,5 @@ def console(*, results: bool = False) -> PlainConsole:
 
 
 def shown(text: str, style: str = "") -> Text:
-    """A text from outside, for what rich would otherwise read as markup, and for a cell with a style."""
+    """A text from outside, safe for places where rich reads markup, and for a cell with a style."""
     return Text(plain(text), style=style)

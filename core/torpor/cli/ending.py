@@ -1,4 +1,4 @@
-"""How a command that serves ends: requests in flight are finished first, and it says how many it waits for."""
+"""How a command that serves ends: it finishes requests in flight first, and says how many it waits for."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LOOK_S = 0.05
 
 
 class Draining(Protocol):
-    """What serves: a `LocalServer` or `Replicas`."""
+    """A server: a `LocalServer` or `Replicas`."""
 
     def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
-        """Finish requests in flight; how many were cut off."""
+        """Finish requests in flight; return how many were cut off."""
 
 
 def drained(server: Draining, signals: Signals) -> None:
-    """Finish what is in flight, and say so.
+    """Finish requests in flight, and say so.
 
     Args:
-        server: what serves.
+        server: it serves.
         signals: a second one ends the wait.
     """
 
@@ -40,16 +40,16 @@ def drained(server: Draining, signals: Signals) -> None:
         lambda waiting: say(f"finishing {waiting} request(s) in flight; a second signal ends them at once")
     )
     if was_cut:
-        say(f"{was_cut} request(s) were not over in time (Deployment.drain_timeout_s) and were cut off")
+        say(f"{was_cut} request(s) took longer than Deployment.drain_timeout_s and were cut off")
 
 
 def finished_or_ended(then: Callable[[], None] | None, signals: Signals, drain: Callable[[], None]) -> None:
-    """Do something while a signal may ask for the end; then drain.
+    """Run a function until it returns or a signal asks for the end; then drain.
 
     Args:
         then: runs in a thread of its own; what it raises is raised here.
-        signals: what was asked for.
-        drain: finishes what is in flight, `then`'s own request too.
+        signals: what they asked for.
+        drain: finishes requests in flight, also the one of `then`.
     """
     failed: list[BaseException] = []
 

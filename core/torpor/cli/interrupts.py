@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal, noted and raised as KeyboardInterrupt.
+"""Ctrl-C, SIGTERM and a closed terminal: recorded, and raised as KeyboardInterrupt.
 
-Noted, because what is raised may not arrive: an exception out of a signal handler inside the import of an extension
-module can come out as that module's own (seen: `TypeError: expected a message argument` out of `import ssl`).
+Recorded, because the exception may get lost: raised by a signal handler during the import of an extension module, it can turn
+into an error of that module (seen: `TypeError: expected a message argument` from `import ssl`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _LISTENED = (
 
 
 def note_ctrl_c() -> None:
-    """Have SIGINT noted as well as raised, and every signal that ends a command come through, whatever was inherited.
+    """Record SIGINT as well as raise it, and receive every signal that ends a command, whatever was inherited.
 
-    A script starts `torpor ... &` with SIGINT ignored, and ends it with `kill -INT`. Whoever started this process may also have
-    blocked signals, or ignored SIGCHLD: then the kernel would keep the exit code of no child.
+    A shell script starts `torpor ... &` with SIGINT ignored, and ends it with `kill -INT`. The parent may also have blocked
+    signals, or ignored SIGCHLD: then the kernel would keep no child's exit code.
     """
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -43,19 +43,19 @@ def note_ctrl_c() -> None:
 
 
 def ends_on_sigterm() -> None:
-    """Have SIGTERM end the command as Ctrl-C does, and SIGHUP (a closed terminal) unless it is ignored (`nohup`)."""
+    """Let SIGTERM end the command as Ctrl-C does, and SIGHUP (a closed terminal) too, unless it is ignored (`nohup`)."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _interrupt)
 
 
 def interrupted() -> bool:
-    """Whether one of them has come."""
+    """Whether one of these signals has come."""
     return bool(_noted)
 
 
 def end_as_hung_up() -> None:
-    """End by SIGHUP, if that came: whoever waits for this process sees what it would have seen."""
+    """End by SIGHUP if that came, so that the parent sees that signal."""
     if signal.SIGHUP in _noted:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGHUP)
@@ -70,15 +70,15 @@ _MANY = 4096  # one byte each
 
 
 class Signals:
-    """What the signals ask for while a command serves: the first one to end drains, the second one ends at once.
+    """What the signals ask for while a command serves: the first one drains and ends, the second one ends at once.
 
-    They are waited for by a pipe that the signals themselves write to: one that comes in the moment before a wait for an event
-    would be noted and not looked at until the next (seen: a command that had just said that it serves did not end).
+    Signals write to a pipe, and `wait` reads it. With an event instead, a signal just before the wait would be seen only with the
+    next one (seen: a command that had just said that it serves did not end).
 
     Attributes:
         end: SIGINT or SIGTERM came, or the terminal was closed.
-        hung_up: the terminal was closed: nobody reads what is said.
-        again: SIGHUP asked for what is missing (only where it means that).
+        hung_up: the terminal was closed: nobody reads messages.
+        again: SIGHUP asked to restore missing replicas (only for commands where it means that).
         wanted: `sleep` and `wake`, in the order in which SIGUSR1 and SIGUSR2 came.
     """
 
@@ -89,15 +89,15 @@ class Signals:
         self._raising = self._had_terminal = False
 
     def note_sleeps(self) -> None:
-        """From now on SIGUSR1 and SIGUSR2 are noted; by themselves they would end the command."""
+        """From now on record SIGUSR1 and SIGUSR2; their default would end the command."""
         signal.signal(signal.SIGUSR1, lambda *_: self.wanted.append("sleep"))
         signal.signal(signal.SIGUSR2, lambda *_: self.wanted.append("wake"))
 
     def listen(self, *, hup_means_again: bool = False) -> None:
-        """From now on a signal is noted, and the first one no longer raises.
+        """From now on record signals; the first one no longer raises.
 
         Args:
-            hup_means_again: SIGHUP asks for what is missing, unless it comes because the terminal was closed.
+            hup_means_again: SIGHUP asks to restore missing replicas, unless the terminal was closed.
         """
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -112,19 +112,19 @@ class Signals:
         self.note_sleeps()
 
     def look(self) -> None:
-        """End the wait of the other thread, as a signal does: something has changed."""
+        """Wake `wait` from another thread, as a signal does: something has changed."""
         if self._waker >= 0:
             with contextlib.suppress(OSError):
                 os.write(self._waker, b"\0")
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Until a signal came since the last call, or something has changed, or the time is over."""
+        """Wait for a signal or a call of `look` since the last call, or for the time-out."""
         if timeout_s is None or select.select([self._woken], [], [], timeout_s)[0]:
             os.read(self._woken, _MANY)
 
     @contextlib.contextmanager
     def ended_at_once(self) -> Iterator[None]:
-        """While nothing serves: the first signal to end raises, too; the block is left by it."""
+        """While nothing serves, let the first signal raise, too; it leaves the block."""
         self._raising = True
         try:
             if not self.end:
@@ -138,7 +138,7 @@ class Signals:
     def _note_end(self, number: int, _frame: FrameType | None) -> None:
         if self.end:
             self._raising = False
-            _interrupt(number, None)  # asked twice: what is going on is not waited for
+            _interrupt(number, None)  # the second signal: stop at once
         self.end = True
         self.hung_up = number == signal.SIGHUP
         if self._raising:
@@ -152,7 +152,7 @@ class Signals:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a terminal that is still there."""
+    """Whether this process still has a terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

@@ -1,4 +1,4 @@
-"""Lines of text for a width: fields with hanging indents, and command lines that can be read and copied."""
+"""Lines of text for a width: fields with hanging indents, and command lines to read and paste."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _PROGRAM = "PROGRAM"
 
 
 class Layout:
-    """Collects lines and prints them as results; with colours where a person reads.
+    """Prints lines as results, with colours on a terminal.
 
-    On a terminal, and where COLUMNS is set, lines are wrapped; elsewhere a paragraph stays one line.
+    It wraps lines on a terminal and if COLUMNS is set; elsewhere a paragraph stays one line.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Layout:
         self._show([""])
 
     def field(self, before: str, text: str, style: str = "") -> None:
-        """A paragraph whose further lines stand below the first one's text.
+        """A paragraph whose further lines are indented to the first one's text.
 
         Args:
             before: stands before the first line.
@@ -66,7 +66,7 @@ class Layout:
             self.field("      -> ", finding.cure)
 
     def command(self, indent: str, argv: Sequence[str]) -> None:
-        """A command line, with a backslash where it goes on; a program of Python or of several lines stands below it."""
+        """A command line, with a backslash at each line break; a program in Python or of several lines is shown below it."""
         words, programs = _without_programs(argv)
         lines, line = list[str](), indent
         for unit in _units(words):
@@ -89,7 +89,7 @@ class Layout:
 
 
 def _units(words: Sequence[str]) -> list[str]:
-    """Words that stay on one line: a flag with its value."""
+    """Words that stay on one line, as a flag with its value."""
     units: list[str] = []
     for word in words:
         quoted = one_line(shlex.quote(word)) if word not in (_PROGRAM,) else word
@@ -107,7 +107,7 @@ def _units(words: Sequence[str]) -> list[str]:
 
 
 def _without_programs(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A command line in which programs have names, and the programs by these names."""
+    """A command line with names in place of programs, and the programs by these names."""
     words, programs = list(argv), dict[str, str]()
     for at, word in enumerate(words):
         program = _program(words[at - 2 : at], word) if at > 1 else ""
@@ -119,7 +119,7 @@ def _without_programs(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _program(before: Sequence[str], word: str) -> str:
-    """The program that is given to `python -c`, a statement a line; empty for anything else."""
+    """The program of a `python -c`, one statement on each line; empty for anything else."""
     if not (PurePath(before[0]).name.startswith("python") and before[1] == "-c"):
         return ""
     try:

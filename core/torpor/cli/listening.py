@@ -1,4 +1,4 @@
-"""Where a command's server listens: `--host` and `--port`, checked before anything is started, and told as it is."""
+"""Where a command's server listens: `--host` and `--port`, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def given_address(host: str | None, port: int | None) -> tuple[str | None, int |
     """The values of `--host` and `--port`; None where they were not given.
 
     Raises:
-        ConfigurationError: one of them is no address, or no port.
+        ConfigurationError: not an address, or not a port.
     """
     return (
         None if host is None else checked_host("--host", host),
@@ -51,15 +51,15 @@ def engine_at(app: App, host: str | None, port: int | None) -> App:
 
 
 def words(deployment: Deployment) -> tuple[str, ...]:
-    """The options that have another command serve at the deployment's address."""
+    """The options that make another command serve at the deployment's address."""
     return "--host", deployment.host, "--port", str(deployment.port)
 
 
 def public_warning(deployment: Deployment, host: str, port: int) -> str:
-    """What to say of a server that other machines reach and that asks for no key; empty for any other.
+    """A warning for a server that other machines reach and that asks for no key; empty for any other.
 
     Args:
-        deployment: what is served; its engine plugin says whether there are keys.
+        deployment: what is served; its engine plugin knows whether there are keys.
         host: where it listens.
         port: where it listens.
     """

@@ -1,4 +1,4 @@
-"""`torpor logs`: what engines print, of replicas that run now or of the last one that ended."""
+"""`torpor logs`: the output of engines, of running replicas or of the last one that ended."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LOOK_S = 1.0
 
 
 def run_logs(name: str, *, follow: bool, lines: int) -> None:
-    """Print the last lines, and with `follow` what comes, until a signal.
+    """Print the last lines; with `follow` also new lines, until a signal.
 
     Args:
         name: an app file, a deployment or a replica; empty for all.
-        follow: go on, with replicas that are started meanwhile, too.
+        follow: keep printing, also for replicas that start meanwhile.
         lines: how many of each log.
 
     Raises:
@@ -75,11 +75,11 @@ class Reader:
         self._pending = b""
 
     def last(self, count: int, *, whole: bool = False) -> list[str]:
-        """The last lines; `more` goes on from there.
+        """The last lines; `more` continues from there.
 
         Args:
             count: how many.
-            whole: leave a line that has not ended yet to `more`.
+            whole: leave an unfinished line to `more`.
         """
         chunks: list[bytes] = []
         ended = 0
@@ -105,7 +105,7 @@ class Reader:
         return [_text(line) for line in found[-count:]] if count else []
 
     def more(self) -> list[str]:
-        """The lines that have come since."""
+        """The lines since the last call."""
         if self._descriptor < 0:
             self._descriptor = _opened(next(iter(segments(self._path)), self._path))
         data = self._pending
@@ -113,14 +113,14 @@ class Reader:
             data += self._rest()
             if (following := self._following()) is None:
                 break
-            data += self._rest()  # nobody writes to it any more
+            data += self._rest()  # the engine writes to the next file now
             os.close(self._descriptor)
             self._descriptor = _opened(following)
         *found, self._pending = _lines(data)
         return [_text(line) for line in found if line]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -132,12 +132,12 @@ class Reader:
         return data
 
     def _following(self) -> Path | None:
-        """The file after the one that is read, once that was rotated away; None while it is the newest."""
+        """The file after the current one, once that was rotated; None while it is the newest."""
         own = os.fstat(self._descriptor).st_ino
         files = segments(self._path)
         numbers = []
         for file in files:
-            with contextlib.suppress(OSError):  # renamed meanwhile: looked at again in a moment
+            with contextlib.suppress(OSError):  # renamed meanwhile: the next call looks again
                 numbers.append(file.stat().st_ino)
         if len(numbers) < len(files) or not files or files[-1] != self._path or numbers[-1] == own:
             return None
@@ -145,7 +145,7 @@ class Reader:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """A progress bar ends its lines with a carriage return."""
+    """Split lines; a progress bar ends its lines with a carriage return."""
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
 
 
@@ -166,7 +166,7 @@ def _print(lines: list[str], name: str) -> None:
 
 
 def _name(given: str) -> str:
-    """The name of an app file's deployment; any other name as it is."""
+    """The name of an app file's deployment; any other name unchanged."""
     if given.endswith(".py") and Path(given).is_file():
         return load_app(given).deployment.name
     return given
@@ -181,7 +181,7 @@ def _running(name: str) -> list[KeptLog]:
 
 
 def _chosen(name: str) -> list[KeptLog]:
-    """Those of the name that run; where none does, the one that ended last."""
+    """The running ones of that name; if none runs, the one that ended last."""
     root = cache_root() / "logs"
     logs = stored_logs(root)
     if not logs:

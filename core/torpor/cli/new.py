@@ -1,4 +1,4 @@
-"""`torpor new`: a plugin project, and how to go on with it."""
+"""`torpor new`: writes a plugin project and shows the next commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["run_new"]
 
 
 def run_new(name: str, *, engine: bool, into: Path | None) -> None:
-    """Write the project, list what was made, and name the commands that install, test and use it."""
+    """Write the project, list its files, and show the commands that install, test and use it."""
     names = names_of(name)
     folder = into or Path(names.distribution)
     files = project_files(names, engine=engine)
@@ -34,7 +34,7 @@ def run_new(name: str, *, engine: bool, into: Path | None) -> None:
 
 
 def _commands(folder: Path, names: Names) -> tuple[tuple[str, str], ...]:
-    """What to do next, as this shell finds the programs."""
+    """The next commands, with programs named as this shell finds them."""
     place = str(folder) if folder.is_absolute() else f"./{folder}"
     return (
         ("install it with its tests' needs", f"{_program('pip')} install -e {shlex.quote(f'{place}[test]')}"),
@@ -45,7 +45,7 @@ def _commands(folder: Path, names: Names) -> tuple[tuple[str, str], ...]:
 
 
 def _program(name: str) -> str:
-    """A program of this Python's environment: by its name where the shell finds that one, else by its path."""
+    """A program of this Python's environment: its name if the shell finds the same one, else its path."""
     own = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if not own.exists() or (found and Path(found).absolute() == own.absolute()):

@@ -1,4 +1,4 @@
-"""Files that a command writes at its end: looked at before the work, written after it."""
+"""Files that a command writes at its end: checked before the work, written after it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ STANDARD_OUTPUT = "-"
 
 
 def check_output(option: str, name: str, *, makes_folders: bool = False) -> None:
-    """Make sure that a file can be written, before the work whose result goes there.
+    """Check that a file can be written, before the work whose result goes there.
 
     Args:
-        option: what named it, for the message.
+        option: the option that named it, for the message.
         name: the path; `-` for standard output, empty for none.
-        makes_folders: whether who writes it makes the folders that it lacks.
+        makes_folders: whether the writer creates missing folders.
 
     Raises:
-        ConfigurationError: its folder is missing or closed, or it is a folder itself.
+        ConfigurationError: its folder is missing or not writable, or it is a folder itself.
     """
     if name in ("", STANDARD_OUTPUT):
         return
@@ -34,20 +34,22 @@ def check_output(option: str, name: str, *, makes_folders: bool = False) -> None
         while makes_folders and not folder.exists():
             folder = folder.parent
         if not folder.is_dir():
-            raise ConfigurationError(f"{option} {name}: there is no folder {folder}; make it, or choose another path.")
+            raise ConfigurationError(
+                f"{option} {name}: there is no folder {folder}; create it, or choose another path."
+            )
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links
         raise ConfigurationError(
             f"{option} {name} cannot be written: {getattr(error, 'strerror', None) or error}; choose another path."
         ) from error
     if not os.access(file if exists else folder, os.W_OK):
-        raise ConfigurationError(f"{option} {name} may not be written by you; choose another path.")
+        raise ConfigurationError(f"{option} {name} is not writable for you; choose another path.")
 
 
 def write_output(option: str, name: str, text: str) -> None:
     """Write a result; arguments as of `check_output`.
 
     Raises:
-        ConfigurationError: it cannot be written all the same.
+        ConfigurationError: it cannot be written after all.
     """
     if name == STANDARD_OUTPUT:
         result(text, end="")

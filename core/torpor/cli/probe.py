@@ -1,4 +1,4 @@
-"""`torpor probe`: wait for a server, stream one answer, tell its times."""
+"""`torpor probe`: wait for a server, stream one answer, print its times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_TOKENS = 1_000_000
 def run_probe(
     url: str, *, model: str, prompt: str, max_tokens: int, key_env: str, timeout_s: float, as_json: bool
 ) -> None:
-    """Ask once; the answer goes to standard output as it comes, everything else to standard error.
+    """Ask once; stream the answer to standard output, print everything else to standard error.
 
     Args:
         url: where the server answers, without a path.
@@ -34,12 +34,12 @@ def run_probe(
         max_tokens: longest answer, tokens.
         key_env: environment variable with the bearer key; empty for `TORPOR_API_KEY`, if it is set.
         timeout_s: seconds for all of it.
-        as_json: the answer and its times as JSON in place of the answer.
+        as_json: print the answer and its times as JSON.
 
     Raises:
         ConfigurationError: an option is wrong.
         ServerUnavailableError: no answer in time.
-        EngineRequestError: the server refuses, or answers with no text.
+        EngineRequestError: the server refuses, or its answer has no text.
     """
     checked_count("--max-tokens", max_tokens, most=_MAX_TOKENS, what="tokens")
     result = chat(
@@ -53,7 +53,7 @@ def run_probe(
         on_wait=_say_why,
     )
     if not result.text:
-        raise EngineRequestError(f"{url} answered, and there was no text in it. Allow more tokens: --max-tokens.")
+        raise EngineRequestError(f"{url} answered without any text. Allow more tokens: --max-tokens.")
     if as_json:
         write(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
     else:
@@ -62,10 +62,10 @@ def run_probe(
 
 
 def checked_timeout(timeout_s: float) -> float:
-    """A deadline that ends.
+    """A finite, positive deadline.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not.
     """
     return checked_seconds("--timeout", timeout_s)
 
@@ -74,19 +74,19 @@ def key_from(variable: str) -> str | None:
     """The bearer key in an environment variable; None without a variable's name.
 
     Raises:
-        ConfigurationError: the variable is not set, or holds what no header can carry.
+        ConfigurationError: the variable is not set, or its value does not fit into a header.
     """
     if not variable:
         return None
     key = os.environ.get(variable, "")
     if not key or not all("!" <= letter <= "~" for letter in key):
-        seen = "is not set" if not key else "holds something else than visible ASCII characters"
+        seen = "is not set" if not key else "holds other characters than visible ASCII"
         raise ConfigurationError(f"--key-env names {variable!r}, which {seen}. Put the bearer key into it.")
     return key
 
 
 def _rate(result: ChatResult) -> float | None:
-    """Tokens per second behind the first one; None for an answer of one token, or one that came in one piece."""
+    """Tokens per second after the first one; None for one token, or an answer in one piece."""
     seconds = result.total_s - result.ttft_s
     return (result.tokens - 1) / seconds if result.tokens > 1 and seconds > 0 else None
 

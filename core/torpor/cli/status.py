@@ -1,4 +1,4 @@
-"""`torpor status`: which servers run here, asked within a deadline; one that hangs is shown as such."""
+"""`torpor status`: the servers that run here. It asks each within a deadline and shows those that hang."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ASKED_FOR_S = 2.0
 _LOOK_S = 4.0
 _ANSWER_BYTES = 64 * 1024
 _FIELD = "  snapshot  "
-"""As long as what stands before each field of a server."""
+"""The label of a field, for its length: all labels have the same."""
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -38,9 +38,9 @@ class Look(NamedTuple):
     """What was seen of a server.
 
     Attributes:
-        health: what its public port answers to `GET /health`, in words; empty where it was not seen in time.
+        health: the answer of its public port to `GET /health`, in words; empty if it came too late.
         http_status: of that answer; None for no answer.
-        memory: bytes of each replica by its name, shared memory counted by share; without those that cannot be seen.
+        memory: bytes of each replica by its name, with its share of shared memory; without replicas that cannot be read.
     """
 
     health: str
@@ -80,7 +80,7 @@ def look_at(running: Sequence[RunningServer], *, limit_s: float = _LOOK_S) -> li
 
     Args:
         running: which.
-        limit_s: seconds for all of them; what is not known then is shown as unknown.
+        limit_s: seconds for all of them; what is missing then is unknown.
     """
     looks = [Look("", None, {})] * len(running)
 
@@ -105,7 +105,7 @@ def _asked(server: RunningServer) -> Look:
 
 
 def _health(url: str) -> tuple[int | None, str]:
-    """What `GET /health` gives. A server that drips its answer takes longer; nobody waits for this thread then."""
+    """Status and text of `GET /health`. A server that drips its answer takes longer; then nobody waits for this thread."""
     where = urlsplit(url)
     connection = http.client.HTTPConnection(nearest(where.hostname or ""), where.port, timeout=_ASKED_FOR_S)
     try:
@@ -119,7 +119,7 @@ def _health(url: str) -> tuple[int | None, str]:
 
 
 def _state_in(body: bytes) -> str:
-    """The state that a guard gives; nothing for another answer."""
+    """The state in a guard's answer; empty for any other answer."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -129,7 +129,7 @@ def _state_in(body: bytes) -> str:
 
 
 def _tree_bytes(leader: Process) -> int | None:
-    """Memory of a process and all below it; None where it is gone, or may not be seen."""
+    """Memory of a process and its descendants; None if it is gone or cannot be read."""
     if not leader.alive:
         return None
     try:
@@ -142,7 +142,7 @@ def _tree_bytes(leader: Process) -> int | None:
 
 
 def _bytes(process: psutil.Process) -> int | None:
-    """Its own memory and its share of what it shares; all that is resident where that may not be read."""
+    """Its proportional memory (PSS); its resident memory if that cannot be read."""
     with contextlib.suppress(OSError, ValueError), open(f"/proc/{process.pid}/smaps_rollup", "rb") as file:  # noqa: PTH123
         for line in file:
             if line.startswith(b"Pss:"):
@@ -168,7 +168,7 @@ def _as_json(server: RunningServer, look: Look) -> dict[str, object]:
 
 
 def _state(server: RunningServer) -> str:
-    """What a replica that is there does: it sleeps with its server."""
+    """The state of a replica: it sleeps with its server."""
     return "asleep" if server.state == "asleep" else "serving"
 
 
@@ -217,7 +217,7 @@ def _replica_line(replica: RunningReplica, server: RunningServer, look: Look) ->
 
 
 def _duration(since: float) -> str:
-    """The largest two units of the time since then."""
+    """The time since then, in its two largest units."""
     left = max(0, int(time.time() - since))
     parts: list[str] = []
     for unit, seconds in _UNITS:

@@ -1,10 +1,10 @@
-"""The one place by which commands print: results on standard output, everything else on standard error.
+"""Commands print through this module only: results on standard output, everything else on standard error.
 
-* Text from outside (paths, names, log lines, a model's words, errors of others) is text: it is never read as markup, and control
-  characters in it are shown escaped.
+* Text from outside (paths, names, log lines, a model's words, errors of others) is never read as markup, and its control
+  characters are escaped.
 * Standard output is for results. What an app file, a plugin or a child process prints there goes to standard error.
-* Standard output that is full or closed is an error of the command; standard error that is full or closed disturbs nothing.
-* On a terminal, text is wrapped at its width; elsewhere only where COLUMNS says a width.
+* If standard output is full or closed, the command fails; if standard error is, messages are dropped.
+* On a terminal, text is wrapped at its width; elsewhere only if COLUMNS is set.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class OutputError(TorporError):
     """Standard output is full or closed.
 
     Attributes:
-        left: whoever read it has gone, as `head` does: there is nobody to tell.
+        left: the reader closed the pipe, as `head` does: an error message would help nobody.
     """
 
     def __init__(self, error: OSError) -> None:
@@ -74,7 +74,7 @@ class _Results(io.FileIO):
             return size
         try:
             written = super().write(data)
-            while written is None:  # a pipe that somebody made non-blocking, and that is full
+            while written is None:  # a full pipe that is non-blocking
                 select.select([], [self.fileno()], [])
                 written = super().write(data)
         except OSError as error:
@@ -84,7 +84,7 @@ class _Results(io.FileIO):
 
 
 class _Words(io.FileIO):
-    """Standard error: what cannot be written is dropped. A server does not end because its log is full."""
+    """Standard error: what cannot be written is dropped. A full log must not end a server."""
 
     @override
     def write(self, data: Buffer, /) -> int:
@@ -96,11 +96,11 @@ class _Words(io.FileIO):
 
 
 def guard_streams() -> None:
-    """Make the streams of this process what this module says. Harmless where somebody has put other streams in their place."""
+    """Set up the streams of this process as described above. Streams that somebody replaced stay."""
     global _results  # noqa: PLW0603 - as global as the streams
     for number, stream, flags in (
         (_STDIN, sys.stdin, os.O_RDONLY),
-        (_STDOUT, sys.stdout, os.O_RDONLY),  # a write to it fails, as one to a closed file does
+        (_STDOUT, sys.stdout, os.O_RDONLY),  # a write to it fails, as to a closed file
         (_STDERR, sys.stderr, os.O_WRONLY),
     ):
         if stream is None:
@@ -115,7 +115,7 @@ def guard_streams() -> None:
 
 
 def claim_output() -> None:
-    """From now on standard output is for `result` alone: what others print there goes to standard error."""
+    """From now on only `result` writes to standard output; what others print there goes to standard error."""
     if _results is not None and sys.stdout is _results:
         _results.flush()
         os.dup2(_STDERR, _STDOUT)
@@ -128,7 +128,7 @@ def output() -> TextIO:
 
 
 def result(text: str = "", *, end: str = "\n") -> None:
-    """Print a result, as it is: JSON, or text that was made `plain` before.
+    """Print a result unchanged: JSON, or text that went through `plain`.
 
     Raises:
         OutputError: standard output is full or closed.
@@ -137,7 +137,7 @@ def result(text: str = "", *, end: str = "\n") -> None:
 
 
 def flush_results() -> None:
-    """Write what is left of the results.
+    """Write buffered results.
 
     Raises:
         OutputError: standard output is full or closed.
@@ -147,7 +147,7 @@ def flush_results() -> None:
 
 
 def say(text: str) -> None:
-    """Tell something on standard error; control characters in it are escaped, and on a terminal long lines are wrapped."""
+    """Print a message on standard error; escape control characters, and wrap long lines on a terminal."""
     global _live
     before, _live = (_CLEAR if _live else ""), False
     text = plain(text)
@@ -158,7 +158,7 @@ def say(text: str) -> None:
 
 
 def say_live(text: str) -> None:
-    """Tell how far the work is: on a terminal in one line that the next one replaces, elsewhere as `say`."""
+    """Print progress: on a terminal in one line that the next message replaces, elsewhere as `say`."""
     global _live  # noqa: PLW0603 - as global as the line
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         say(text)
@@ -169,13 +169,13 @@ def say_live(text: str) -> None:
 
 
 def wrapped(text: str, most: int, *, first: str = "", rest: str = "") -> list[str]:
-    """A text as lines of a width; words stay whole, as a path or a flag has to.
+    """A text as lines of a width. Words stay whole: a broken path or flag cannot be pasted.
 
     Args:
         text: one paragraph.
-        most: characters.
-        first: stands before the first line.
-        rest: stands before the others.
+        most: characters on a line.
+        first: prefix of the first line.
+        rest: prefix of the others.
     """
     import textwrap  # noqa: PLC0415 - 2 ms
 
@@ -190,7 +190,7 @@ def wrapped(text: str, most: int, *, first: str = "", rest: str = "") -> list[st
 
 
 def _fitting(line: str, most: int) -> list[str]:
-    """A line as lines of a width, the further ones as far in as its own text; one without words to part stays as it is."""
+    """A line as lines of a width, with its own indent; a line without blanks stays whole."""
     words = line.lstrip()
     indent = line[: len(line) - len(words)]
     if len(line) <= most or len(indent) > most // 2 or " " not in words:
@@ -199,7 +199,7 @@ def _fitting(line: str, most: int) -> list[str]:
 
 
 def width(stream: TextIO) -> int:
-    """Characters of a line: of the terminal or, first of all, what COLUMNS says; without end where neither is known."""
+    """Characters of a line: COLUMNS if set, else the terminal's width, else unlimited."""
     told = os.environ.get("COLUMNS", "")
     if told.isdecimal() and 0 < int(told) < _WIDEST:
         return int(told)
@@ -210,7 +210,7 @@ def width(stream: TextIO) -> int:
 
 
 def _fill(number: int, flags: int) -> None:
-    """Open /dev/null as a descriptor that was closed when this process began: else the next file would become it."""
+    """Open /dev/null as a descriptor that was closed at the start: otherwise the next opened file would get its number."""
     descriptor = os.open(os.devnull, flags)
     if descriptor != number:
         os.dup2(descriptor, number)

@@ -1,4 +1,4 @@
-"""One start of an app, timed from outside: cold, restored from a snapshot, or woken in its own process."""
+"""One start of an app, timed from outside: cold, restored from a snapshot, or woken in place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
 _COLD_AT_LEAST_S = 900.0
 _WAKE_AT_LEAST_S = 60.0
 _WITHOUT_DEADLINE_S = 60.0
-"""For imports, CRIU and the way from one stage to the next."""
+"""For imports, CRIU and the time between stages."""
 _RECORD_TIMEOUT_S = 10.0
 _POLL_S = 0.002
 _FROM_THE_COMMAND = (Stage.SANDBOX, Stage.SIDE_FILES, Stage.CRIU, Stage.CUDA)
@@ -59,15 +59,16 @@ _BENCH_SUFFIX = "-bench"
 
 
 def bench_snapshot(name: str) -> Path:
-    """Where `torpor bench` keeps the snapshot of a deployment that it measures, while it runs."""
+    """The folder of the snapshot that `torpor bench` captures and removes."""
     return snapshot_folder(f"{name}{_BENCH_SUFFIX}")
 
 
 @contextlib.contextmanager
 def without_left_overs() -> Iterator[None]:
-    """Time starts in the block; first, delete what commands left that were killed while they timed some.
+    """Time starts in the block; first delete what killed commands of this kind left.
 
-    Each of them holds a lock on the folder of their records, which the kernel lets go with it: whoever is alone there clears up.
+    Each command holds a lock on the folder of their records, which the kernel releases when it ends. A command that is alone there
+    cleans up.
     """
     folder = _records_place()
     with contextlib.ExitStack() as stack:
@@ -108,7 +109,7 @@ def _records_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def cold_limit_s(deployment: Deployment) -> float:
-    """Seconds after which a cold start is given up: later than each stage's own deadline, which says more."""
+    """Seconds after which a cold start is given up: later than the stages' own deadlines, whose errors say more."""
     stages = (deployment.startup_timeout_s, 2 * deployment.warmup_timeout_s, _WITHOUT_DEADLINE_S)
     return max(_COLD_AT_LEAST_S, sum(stages))
 
@@ -119,7 +120,7 @@ def wake_limit_s(deployment: Deployment) -> float:
 
 
 def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1) -> Start:
-    """Start an app cold by the command line, end it after the first answer.
+    """Start an app cold by the command line and end it after the first answer.
 
     Args:
         app_file: of the deployment.
@@ -127,7 +128,7 @@ def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1)
         number: its number, from 1.
 
     Raises:
-        EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
+        EngineTimeoutError: there was no token in time, or the command ended; a note has its output.
     """
     with _records_folder() as folder:
         records = Path(folder) / "records.jsonl"
@@ -142,7 +143,7 @@ def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1)
 def restored_start(
     folder: Path, deployment: Deployment, *, number: int = 1, then: Callable[[], None] | None = None
 ) -> tuple[Start, dict[str, object]]:
-    """Restore a snapshot by the command line, end it after the first answer.
+    """Restore a snapshot by the command line and end it after the first answer.
 
     Args:
         folder: the snapshot.
@@ -151,10 +152,10 @@ def restored_start(
         then: called while it still serves.
 
     Returns:
-        The start, and what the command told of it.
+        The start, and the command's JSON about it.
 
     Raises:
-        EngineTimeoutError: there was no token in time, or the command ended; a note says what it said.
+        EngineTimeoutError: there was no token in time, or the command ended; a note has its output.
     """
     argv = command("snapshot", "restore", str(folder), "--json", *words(deployment))
     with (
@@ -170,7 +171,7 @@ def restored_start(
 
 
 def standby_wake(app: App, *, number: int = 1) -> Start:
-    """Start an app in this process, put it to sleep, and time its wake and first answer; it is ended after that.
+    """Start an app in this process, put it to sleep, and time its wake and first answer; then end it.
 
     Raises:
         TorporError: it did not start, sleep or wake.
@@ -223,7 +224,7 @@ def _told(process: subprocess.Popen[str]) -> dict[str, object]:
 
 
 def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
-    """The stages of a cold start; the first token may come before the record of the stage that let it through.
+    """The stages of a cold start. The first token may come before the record of stage `serve`, which opens the guard.
 
     Raises:
         EngineTimeoutError: that record did not come.
@@ -235,7 +236,7 @@ def _records_to_the_end(process: Polled, file: Path) -> list[StageRecord]:
             if records[-1].stage == Stage.SERVE:
                 return records
         time.sleep(_POLL_S)
-    raise EngineTimeoutError("The server answered, but did not write down its stage `serve`; is its disk full?")
+    raise EngineTimeoutError("The server answered, but did not record its stage `serve`; is the disk full?")
 
 
 def _clocks(process: Polled, began: float, deployment: Deployment, timeout_s: float) -> dict[str, float]:
@@ -254,7 +255,7 @@ def _asked(process: Polled, began: float, deployment: Deployment, timeout_s: flo
 
 
 def _start(boot: BootKind, number: int, stages: Sequence[Span], clocks: dict[str, float]) -> Start:
-    """The stages, with what lies before the first and after the last of them."""
+    """The stages, with the time before the first and after the last one."""
     spans = list(stages)
     if boot != "woken":
         spans.insert(
@@ -273,7 +274,7 @@ def _start(boot: BootKind, number: int, stages: Sequence[Span], clocks: dict[str
 
 
 def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[Span]:
-    """The stages of a restore; the command tells lengths of its own and the ends of the engine's."""
+    """The stages of a restore. The command gives durations of its own stages, and the ends of the engine's."""
     (replica,) = cast("list[dict[str, object]]", told["replicas"])
     at_s = cast("float", told["began_at"]) - began
     spans = [Span(stage=Stage.VERIFY, start_s=at_s, seconds=cast("float", told["verify_s"]), exact=False)]
@@ -283,7 +284,7 @@ def _restored_spans(told: dict[str, object], began: float, zero: float) -> list[
     woken = [_woken_span(one, zero) for one in cast("list[dict[str, object]]", replica["stages"])]
     here_s = spans[-1].end_s
     waited_s = max(0.0, min((span.start_s for span in woken), default=here_s) - here_s)
-    # The app file and the plugins are imported beside CRIU's work; what of that is left when CRIU is done shows here.
+    # App file and plugins are imported while CRIU works; the time that the imports take longer than CRIU shows here.
     return [*spans, Span(stage=Stage.IMPORTS, start_s=here_s, seconds=waited_s, exact=False), *woken]
 
 
@@ -294,5 +295,5 @@ def _woken_span(told: dict[str, object], zero: float) -> Span:
 
 
 def _wall(monotonic_s: float) -> float:
-    """A monotonic time as Unix time, by what both clocks say now."""
+    """A monotonic time as Unix time, by comparing both clocks now."""
     return time.time() - (time.monotonic() - monotonic_s)

@@ -1,4 +1,4 @@
-"""Times what a user sees: from the start of a command to its port, to readiness, to the first token of a streamed answer."""
+"""Times what a user waits for: from the start of a command to its port, to readiness, to the first streamed token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["FirstToken", "Polled", "command", "first_token", "port_taken", "read
 _POLL_S = 0.002
 _STOP_S = 30.0
 _GENTLE_S = 2.0
-"""Seconds that a command gets to end in order after the end of this process: nobody waits for it any more."""
+"""Seconds that a command gets to end in order after this process has ended."""
 _PROMPT = "Say hello."
 _HEALTH_TIMEOUT_S = 5.0
 _Seen = TypeVar("_Seen")

@@ -1,4 +1,4 @@
-"""What this machine lacks for snapshots of a deployment, and what to do about each thing."""
+"""What this machine lacks for snapshots of a deployment, with the cure for each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def diagnose(lifecycle: Lifecycle | None = None) -> tuple[Finding, ...]:
 
 
 def _folders(lifecycle: Lifecycle) -> Iterator[Finding]:
-    """Whether the snapshot can be written, and whether what the engine needs lasts."""
+    """Whether the snapshot can be written, and whether the files that the engine needs are in lasting folders."""
     deployment = lifecycle.deployment
     folder = snapshot_folder(deployment.name)
     try:
