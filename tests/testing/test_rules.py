@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import httpcore  # noqa: F401  # httpx imports it when first used: inside an inner session it would be another module each time
 import pytest
 
 from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root
 from torpor.testing import EngineContract, PluginContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytest_plugins = "pytester"
 
@@ -17,8 +23,10 @@ ONLY_THE_KIT = ("-p", "no:cacheprovider", "-p", "torpor.testing.pytest_plugin")
 
 
 @pytest.fixture(autouse=True)
-def _no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+def _own_environment() -> Iterator[None]:
+    """Inner sessions load no other plugins; what they set in the environment ends with the test."""
+    with mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"):
+        yield
 
 
 CACHE = cache_root()
