@@ -1,4 +1,4 @@
-"""Becomes a command under a seccomp filter that refuses what Docker's default profile refuses without CAP_SYS_ADMIN.
+"""Executes a command under a seccomp filter that refuses what Docker's default profile refuses without CAP_SYS_ADMIN.
 
 That is unshare, setns, mounts and clone with new namespaces (EPERM), and clone3 (ENOSYS); the profile is in moby,
 profiles/seccomp/default.json. x86-64 only.
@@ -32,7 +32,7 @@ CLONE, CLONE3 = 56, 435
 
 
 def main() -> None:
-    """Set the filter and become the command."""
+    """Set the filter and execute the command."""
     program = [(LOAD, 0, 0, NUMBER)]
     for number, error in (*((number, EPERM) for number in REFUSED), (CLONE3, ENOSYS)):
         program += [(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, ERRNO | error)]

@@ -1,4 +1,4 @@
-"""A tree whose memory is looked at and written to: `memory_program.py MEGABYTES [FORKS]`; one command for each connection.
+"""A tree whose memory tests read and write: `memory_program.py MEGABYTES [FORKS]`; one command for each connection.
 
 The leader listens on port 8000. Each fork has written to one page in 32 of the leader's buffer, and listens on the next port.
 

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.criu.common_pages`: what two processes of a dump have in common, without CRIU."""
+"""`torpor.snapshots.criu.common_pages`: finds pages that two processes of a dump share; without CRIU."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def content(runs: Sequence[Run], files: dict[int, Path]) -> dict[int, int]:
 
 
 def blocks(file: Path) -> int:
-    """Pages that a file takes room for."""
+    """Pages that a file occupies on the disk."""
     return file.stat().st_blocks * 512 // PAGE
 
 
 def test_long_runs_of_equal_pages_are_mapped_from_the_first_file(tmp_path: Path) -> None:
-    """The second file loses them; every page of both processes stays what it was."""
+    """They become holes in the second file; no page of either process changes."""
     one, two = list(range(1, 101)), list(range(1, 101))
     two[30] = two[31] = 1000  # between two long runs
     two[90] = 2000  # nine pages before the end: too few for a mapping of their own
@@ -67,7 +67,7 @@ def test_long_runs_of_equal_pages_are_mapped_from_the_first_file(tmp_path: Path)
 
 
 def test_equal_pages_at_other_addresses_stay_where_they_are(tmp_path: Path) -> None:
-    """What was started anew has its own addresses: nothing is looked for."""
+    """Processes started by an exec have other addresses; nothing is compared."""
     pages = list(range(1, 101))
     files = [written(tmp_path / f"memory-{number}.img", pages) for number in (1, 2)]
     common = CommonPages()
@@ -77,8 +77,8 @@ def test_equal_pages_at_other_addresses_stay_where_they_are(tmp_path: Path) -> N
     assert blocks(files[1]) == 100
 
 
-def test_runs_that_overlap_in_part_are_told_apart(tmp_path: Path) -> None:
-    """Each process has cuts of its own, and a third may share with either of the others."""
+def test_runs_that_overlap_in_part_are_cut(tmp_path: Path) -> None:
+    """Each process has its own cuts, and a third can share pages with either of the others."""
     pages = list(range(1, 201))
     third = [*pages[:150], *range(5001, 5051)]
     files = {1: written(tmp_path / "memory-1.img", pages[:100]), 2: written(tmp_path / "memory-2.img", pages)}
@@ -95,8 +95,8 @@ def test_runs_that_overlap_in_part_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_page_is_ever_another_one(tmp_path: Path, seed: int) -> None:
-    """Whatever is equal and however the runs are cut, a process sees what it had written."""
+def test_no_page_ever_changes(tmp_path: Path, seed: int) -> None:
+    """Whatever pages are equal and however runs are cut, each process sees what it wrote."""
     random = Random(seed)
     common, files = CommonPages(), dict[int, Path]()
     for number in range(1, 4):

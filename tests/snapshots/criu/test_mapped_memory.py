@@ -63,13 +63,13 @@ def own_megabytes(sandbox: Sandbox) -> float:
 
 
 def hashes(images: Path) -> dict[str, str]:
-    """Of every file."""
+    """The hash of every file."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in images.iterdir() if file.is_file()}
 
 
 @pytest.fixture
 def images(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> Path:
-    """A dump of `memory_program.py`, of which `before.json` says what it held."""
+    """A dump of `memory_program.py`; `before.json` has its answer before."""
     original = make_sandbox("original")
     original.spawn([sys.executable, str(PROGRAM), str(MEGABYTES)], env={"PATH": os.environ["PATH"]})
     assert wait_for(original.log_tail, 20.0), original.poll()
@@ -97,7 +97,7 @@ def copies(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, images: Path) 
 def test_replicas_share_the_files_and_never_each_others_writes(
     copies: Callable[[str], Sandbox], images: Path, tmp_path: Path
 ) -> None:
-    """What one writes is seen neither by the other, nor by the next copy, nor in the files."""
+    """What one writes is not seen by the others, by a later replica, or in the files."""
     before, kept = json.loads((tmp_path / "before.json").read_text()), hashes(images)
     one, two = copies("one"), copies("two")
     assert mappings(one) == mappings(two)
@@ -117,7 +117,7 @@ def test_replicas_share_the_files_and_never_each_others_writes(
 def test_a_block_that_grows_by_mremap_does_not_run_into_the_file(
     copies: Callable[[str], Sandbox], tmp_path: Path
 ) -> None:
-    """It would end in SIGBUS behind the file's end; glibc lets realloc grow such a block in its own mapping."""
+    """It would get SIGBUS behind the end of the file: glibc's realloc grows such a block's mapping."""
     before = json.loads((tmp_path / "before.json").read_text())
     replica = copies("one")
     for megabytes in (1, 64, 400):
@@ -127,7 +127,7 @@ def test_a_block_that_grows_by_mremap_does_not_run_into_the_file(
 
 @pytest.mark.criu
 def test_a_page_given_back_shows_what_was_captured(copies: Callable[[str], Sandbox]) -> None:
-    """Not zeroes, as in anonymous memory: why processes with jemalloc or Go's runtime are left alone."""
+    """Not zeroes, as in anonymous memory; so CRIU copies processes with jemalloc or Go's runtime."""
     replica = copies("one")
     assert int.from_bytes(bytes.fromhex(ask(replica, "write 5")["first"]), "little") == 5
     assert int.from_bytes(bytes.fromhex(ask(replica, "trim")["first"]), "little") == 1
@@ -144,7 +144,7 @@ def test_a_snapshot_of_a_replica_needs_no_other_snapshot(
     *,
     copy_memory: bool,
 ) -> None:
-    """What the copy had mapped and what it has written are both in it; the first snapshot may go."""
+    """It holds what the replica mapped and what it wrote; the first snapshot can be deleted."""
     replica = copies("one")
     untouched = ask(replica)
     ask(replica, "write 5")
@@ -166,10 +166,10 @@ def test_a_snapshot_of_a_replica_needs_no_other_snapshot(
 
 
 @pytest.mark.criu
-def test_what_forks_have_in_common_is_written_once(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """They map their parent's file; each has its own pages all the same, and no one sees what another writes.
+def test_pages_that_forks_share_are_written_once(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """They map their parent's file; each can write to its pages without the others seeing it.
 
-    So it is with a snapshot of a copy, which stands on its own.
+    The same holds for a snapshot of a replica, which needs no other snapshot.
     """
     ports = (8000, 8001, 8002)
     tree = make_sandbox("original")
@@ -199,7 +199,7 @@ def test_what_forks_have_in_common_is_written_once(criu: Criu, make_sandbox: Mak
 
 @pytest.mark.criu
 def test_replicas_run_on_when_the_snapshot_is_removed(copies: Callable[[str], Sandbox], images: Path) -> None:
-    """Its files stay until the last of them ends."""
+    """The kernel keeps the files until the last replica ends."""
     replica = copies("one")
     before = ask(replica)
     for file in images.iterdir():
@@ -210,8 +210,8 @@ def test_replicas_run_on_when_the_snapshot_is_removed(copies: Callable[[str], Sa
 
 
 @pytest.mark.criu
-def test_memory_is_copied_where_that_is_asked_for(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """As CRIU does it by itself."""
+def test_memory_is_copied_if_asked_for(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """CRIU then restores it as without Torpor."""
     original = make_sandbox("original")
     original.spawn([sys.executable, str(PROGRAM), "4"], env={"PATH": os.environ["PATH"]})
     assert wait_for(original.log_tail, 20.0), original.poll()
@@ -266,14 +266,14 @@ def elf(path: Path, sections: dict[str, bytes]) -> Path:
         ({}, ""),
     ],
 )
-def test_allocators_that_count_on_zeroes_are_found(tmp_path: Path, sections: dict[str, bytes], found: str) -> None:
+def test_allocators_that_rely_on_zeroes_are_found(tmp_path: Path, sections: dict[str, bytes], found: str) -> None:
     """By jemalloc's own messages, and by the section that every Go program has."""
     assert needs_zeroes(elf(tmp_path / "library.so", sections)) == found
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + b"\xff" * 100])
-def test_what_is_no_library_is_passed_over(tmp_path: Path, content: bytes) -> None:
-    """Scripts, and files cut off."""
+def test_files_that_are_not_libraries_are_skipped(tmp_path: Path, content: bytes) -> None:
+    """Scripts, and truncated files."""
     (tmp_path / "file").write_bytes(content)
     assert needs_zeroes(tmp_path / "file") == ""
     assert needs_zeroes(tmp_path / "gone") == ""
@@ -281,10 +281,10 @@ def test_what_is_no_library_is_passed_over(tmp_path: Path, content: bytes) -> No
 
 @pytest.mark.criu
 @pytest.mark.parametrize(("section", "reason"), [(".rodata", "jemalloc"), (None, "not glibc")])
-def test_a_process_that_counts_on_zeroes_is_left_to_criu(
+def test_criu_copies_a_process_that_relies_on_zeroes(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, section: str | None, reason: str
 ) -> None:
-    """Its images stay as CRIU wrote them, and the reason is given."""
+    """Its images stay as CRIU wrote them, and the result has the reason."""
     original = make_sandbox("original")
     original.spawn([sys.executable, str(PROGRAM), "4"], env={"PATH": os.environ["PATH"]})
     assert wait_for(original.log_tail, 20.0), original.poll()
@@ -308,8 +308,8 @@ def test_a_process_that_counts_on_zeroes_is_left_to_criu(
     assert hashes(images) == before
 
 
-def test_an_image_comes_back_as_it_was(tmp_path: Path) -> None:
-    """Unknown fields, large numbers and nested messages included."""
+def test_an_image_is_written_as_it_was_read(tmp_path: Path) -> None:
+    """Including unknown fields, large numbers and nested messages."""
     message = Message(
         [(1, 0, 0), (2, 0, (1 << 64) - 1), (3, 2, b"\0text"), (4, 1, b"12345678"), (5, 5, b"1234"), (900, 0, 128)]
     )
@@ -334,7 +334,7 @@ def test_an_image_comes_back_as_it_was(tmp_path: Path) -> None:
     "content", [b"\x19CVT%@\x08V\xff\0\0\0", b"\x19CVT%@\x08V\x02\0\0\0\x0a\x09", b"\x19CVT%@\x08V\x01\0\0\0\x0f"]
 )
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
-    """Cut off between entries, inside of one, and a wire type that there is not."""
+    """Truncated between entries or inside one, or with an unknown wire type."""
     (tmp_path / "mm-1.img").write_bytes(content)
     with pytest.raises(SnapshotError, match=r"mm-1\.img cannot be read"):
         Image.read(tmp_path / "mm-1.img")
@@ -343,7 +343,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.fault("an image of CRIU is damaged before it is rewritten", area="snapshot files", outcome="refused")
 def test_damaged_images_are_refused(sandbox: Sandbox, criu: Criu, tmp_path: Path) -> None:
-    """Bytes flipped or cut off in what describes the memory: the images are rewritten, or an error names them."""
+    """With changed or missing bytes in the images that describe memory: they are rewritten, or an error names them."""
     sandbox.spawn([sys.executable, str(PROGRAM), "1"], env={"PATH": os.environ["PATH"]})
     assert wait_for(sandbox.log_tail, 20.0), sandbox.poll()
     dump(criu, sandbox, tmp_path / "whole", timeout_s=TIMEOUT_S, copy_memory=True)

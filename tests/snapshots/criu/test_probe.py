@@ -1,4 +1,4 @@
-"""`torpor.snapshots.criu.probe`: the real trial, what is kept of it, and what is said when something stands in the way."""
+"""`torpor.snapshots.criu.probe`: the real trial, its remembered success, and the reasons when snapshots do not work."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take thing
 
 
 def prefix_of(criu: Criu) -> Path:
-    """The prefix of the CRIU under test; for one of the machine's own any folder does."""
+    """The prefix of the CRIU under test; any folder for a system's CRIU."""
     return criu.program.parents[3]
 
 
 def ask_behind(setup: str, criu: Criu, cache: Path, mode: Mode, *more: str) -> list[Reason]:
-    """Probe in a process for which a shell command set something up (`"$@"` is the probe); `hidden`: without any CRIU."""
+    """Probe in a process that a shell command prepares (`"$@"` is the probe); `hidden`: without any CRIU."""
     argv = ["sh", "-c", setup, "sh", sys.executable, "-c", ASK, mode, str(cache), *more]
     env = {**os.environ, PREFIX_VARIABLE: str(prefix_of(criu))}
     result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
@@ -56,8 +56,8 @@ def ask_behind(setup: str, criu: Criu, cache: Path, mode: Mode, *more: str) -> l
 
 @pytest.mark.criu
 @pytest.mark.alone
-def test_a_real_dump_and_restore_decides_and_the_answer_is_kept(mode: Mode, criu: Criu, tmp_path: Path) -> None:
-    """Less than 1.5 s, then less than 5 ms; nothing but the answer stays."""
+def test_a_real_dump_and_restore_decides_and_a_success_is_remembered(mode: Mode, criu: Criu, tmp_path: Path) -> None:
+    """Less than 1.5 s, then less than 5 ms; no other file stays."""
     started = time.perf_counter()
     assert available(mode, cache=tmp_path / "cache", prefix=prefix_of(criu)) == ()
     assert time.perf_counter() - started < 1.5
@@ -72,13 +72,13 @@ def test_a_real_dump_and_restore_decides_and_the_answer_is_kept(mode: Mode, criu
 
 
 @pytest.mark.criu
-def test_rootless_goes_before_root(criu: Criu, tmp_path: Path) -> None:
-    """Whoever runs it: the least privilege that works."""
+def test_rootless_is_preferred_to_root(criu: Criu, tmp_path: Path) -> None:
+    """For every user: the least privilege that works."""
     assert usable_mode(cache=tmp_path, prefix=prefix_of(criu)) == (MODES[0], ())
 
 
 def test_without_criu_the_setup_is_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named once, though it stands against both modes; the answer is not kept."""
+    """Named once, though it prevents both modes; a failure is not remembered."""
     monkeypatch.delenv(PREFIX_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
@@ -90,8 +90,10 @@ def test_without_criu_the_setup_is_the_cure(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "cache").exists()
 
 
-def test_gvisor_is_told_before_anything_is_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its /proc/version, as seen in runsc 20240729: there no CRIU could help, so none is asked for."""
+def test_gvisor_is_reported_before_anything_has_to_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its /proc/version (runsc 20240729). CRIU cannot work there, so the reason does not ask for it."""
     version = tmp_path / "version"
     version.write_text("Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n")
     monkeypatch.setattr(probe, "_VERSION_FILE", version)
@@ -102,7 +104,7 @@ def test_gvisor_is_told_before_anything_is_to_be_installed(tmp_path: Path, monke
 
 
 def test_an_old_criu_is_named_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3.17 and 4.1 call themselves content and fail."""
+    """3.17 and 4.1 pass their own check and then fail."""
     program = tmp_path / "old" / "bin" / "criu"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho 'Version: 4.1.1'\n")
@@ -117,7 +119,7 @@ def test_an_old_criu_is_named_with_its_version(tmp_path: Path, monkeypatch: pyte
 @as_root
 @pytest.mark.criu
 def test_a_kernel_without_user_namespaces_is_named_with_its_setting(criu: Criu, tmp_path: Path) -> None:
-    """Here the real setting, in a user namespace of its own."""
+    """Here the real setting, in a new user namespace."""
     setup = (
         'exec unshare --user --map-root-user sh -c \'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"\' sh "$@"'
     )
@@ -130,8 +132,8 @@ def test_a_kernel_without_user_namespaces_is_named_with_its_setting(criu: Criu, 
 
 @as_root
 @pytest.mark.criu
-def test_what_else_stands_in_the_way_is_told_beside_a_missing_criu(criu: Criu, tmp_path: Path) -> None:
-    """Who is sent to the setup should not find out afterwards that the kernel refuses all the same."""
+def test_other_reasons_are_reported_with_a_missing_criu(criu: Criu, tmp_path: Path) -> None:
+    """Otherwise somebody would install CRIU and only then learn that the kernel refuses."""
     setup = (
         'exec unshare --user --map-root-user sh -c \'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"\' sh "$@"'
     )
@@ -142,7 +144,7 @@ def test_what_else_stands_in_the_way_is_told_beside_a_missing_criu(criu: Criu, t
 @pytest.mark.criu
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is written for x86-64")
 def test_a_containers_seccomp_filter_is_named(mode: Mode, criu: Criu, tmp_path: Path) -> None:
-    """A real filter that refuses what Docker's default one refuses; that Docker's option lifts it is untried."""
+    """A real filter that refuses what Docker's default refuses; Docker's option against it is untried."""
     (reason,) = ask_behind(f'exec {sys.executable} {FILTER} "$@"', criu, tmp_path, mode)
     assert reason.code == "seccomp"
     assert "seccomp=unconfined" in reason.cure
@@ -156,7 +158,7 @@ CONTAINER = (
 
 
 def with_capabilities(names: str) -> str:
-    """A shell command that keeps these capabilities alone."""
+    """A shell command that keeps only these capabilities."""
     kept = ",".join(f"+{name}" for name in names.split(",") if name)
     return f'exec setpriv --bounding-set -all{"," if kept else ""}{kept} --inh-caps -all "$@"'
 
@@ -165,7 +167,7 @@ def with_capabilities(names: str) -> str:
 @pytest.mark.criu
 @pytest.mark.parametrize("kept", ["", CONTAINER])
 def test_a_root_without_capabilities_is_told_which_it_needs(criu: Criu, tmp_path: Path, kept: str) -> None:
-    """As in a container. What it is told is true: with these four beside a container's own it works."""
+    """As in a container. The advice is right: with these four on top of a container's own it works."""
     (reason,) = ask_behind(with_capabilities(kept), criu, tmp_path, "root")
     assert reason.code == "not_root"
     assert "SYS_ADMIN, SYS_PTRACE, NET_ADMIN and SYS_TIME" in reason.cure
@@ -175,7 +177,7 @@ def test_a_root_without_capabilities_is_told_which_it_needs(criu: Criu, tmp_path
 
 @as_root
 @pytest.mark.criu
-def test_a_root_that_may_not_map_itself_is_told_why(criu: Criu, tmp_path: Path) -> None:
+def test_a_root_that_cannot_map_itself_gets_the_reason(criu: Criu, tmp_path: Path) -> None:
     """Since Linux 5.12 user 0 needs CAP_SETFCAP to map itself into a user namespace; ordinary users need nothing."""
     (reason,) = ask_behind(with_capabilities(""), criu, tmp_path, "rootless")
     assert reason.code == "user_namespaces"
@@ -211,7 +213,7 @@ def test_a_masked_proc_is_named(criu: Criu, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="we are root")
 @pytest.mark.criu
 def test_an_ordinary_user_is_not_root(criu: Criu, tmp_path: Path) -> None:
-    """And is told that there is another way."""
+    """The cure names the other mode."""
     (reason,) = available("root", cache=tmp_path, prefix=prefix_of(criu))
     assert (reason.code, reason.cure) == ("not_root", "use rootless, or run as root")
 
@@ -238,14 +240,14 @@ def test_an_ordinary_user_is_not_root(criu: Criu, tmp_path: Path) -> None:
         (StepError("mount tmpfs on /dev/shm", 12), {}, False, None),
     ],
 )
-def test_what_cannot_be_set_up_here_is_told_by_what_the_kernel_shows(
+def test_reasons_are_found_from_what_the_kernel_shows(
     monkeypatch: pytest.MonkeyPatch,
     refused: StepError,
     settings: dict[str, str],
     filtered: bool,
     expected: str | None,
 ) -> None:
-    """AppArmor's and Docker's ways to refuse, as documented; their cures are marked untried."""
+    """AppArmor and Docker refuse as documented; their cures are marked untried."""
     monkeypatch.setattr(probe, "_setting", settings.get)
     monkeypatch.setattr(probe, "_under_seccomp", lambda: filtered)
     found = [entry for entry in probe._hindrances(refused, "rootless") if entry[1]]

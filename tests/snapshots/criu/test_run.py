@@ -35,7 +35,7 @@ TIMEOUT_S = 60.0
 
 
 class Answer(TypedDict):
-    """What `tree_program.py` says."""
+    """The answer of `tree_program.py`."""
 
     pid: int
     child: int
@@ -56,14 +56,14 @@ def start(sandbox: Sandbox, *arguments: str, filtered: bool = False) -> None:
 
 
 def ask(sandbox: Sandbox) -> Answer:
-    """What the tree still has."""
+    """Ask the tree what it still has."""
     with sandbox.connect(PORT, timeout_s=10.0) as connection, connection.makefile() as lines:
         answer: Answer = json.loads(lines.readline())
     return answer
 
 
 def lasting(answer: Answer) -> dict[str, object]:
-    """What must be the same after a restore."""
+    """The part of an answer that a restore must not change."""
     return {key: value for key, value in answer.items() if key != "monotonic"}
 
 
@@ -79,7 +79,7 @@ def work(tmp_path: Path) -> Path:
 def test_a_restored_tree_goes_on_where_it_was(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
 ) -> None:
-    """Memory, threads, the child, pids, open, locked and nameless files, shared memory and the listener are all there."""
+    """Memory, threads, the child, pids, open, locked and deleted files, shared memory and the listener are the same."""
     original = make_sandbox("original")
     start(original, "20")
     before = ask(original)
@@ -106,10 +106,10 @@ def test_a_restored_tree_goes_on_where_it_was(
 
 
 @pytest.mark.criu
-def test_any_number_of_replicas_come_from_the_same_images_at_once(
+def test_replicas_are_restored_from_the_same_images_at_once(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path
 ) -> None:
-    """Restored in parallel threads; nothing is written to the images; each is independent of the others."""
+    """In parallel threads; the images do not change, and each replica is independent of the others."""
     original = make_sandbox("original")
     start(original, "1")
     before = lasting(ask(original))
@@ -167,8 +167,8 @@ def test_a_restored_tree_can_be_dumped_again(criu: Criu, make_sandbox: MakeSandb
 
 
 @pytest.mark.criu
-def test_a_snapshot_is_for_its_owner_alone(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
-    """It holds the engine's memory: folder 0700, files 0600, whatever the umask."""
+def test_only_the_owner_can_read_a_snapshot(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
+    """It holds the engine's memory, so the folder is 0700 and files are 0600, whatever the umask."""
     start(sandbox, "1")
     dump(criu, sandbox, tmp_path / "images", timeout_s=TIMEOUT_S, leave_running=True)
     images = tmp_path / "images"
@@ -178,8 +178,8 @@ def test_a_snapshot_is_for_its_owner_alone(criu: Criu, sandbox: Sandbox, tmp_pat
 
 
 @pytest.mark.criu
-def test_a_replica_begins_a_log_of_its_own(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
-    """Also when the engine was printing at the moment of the dump."""
+def test_a_replica_begins_a_new_log(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
+    """Even if the engine was printing during the dump."""
     original = make_sandbox("original")
     start(original, "0", "log")
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -210,8 +210,8 @@ def test_clocks_go_on_from_the_dump_when_asked_to(
 
 
 @pytest.mark.criu
-def test_the_room_for_a_dump_is_foreseen(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
-    """Close enough to say before the dump that a disk is too small."""
+def test_the_size_of_a_dump_is_estimated(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
+    """Well enough to see before the dump that a disk is too small."""
     start(sandbox, "50")
     expected = expected_bytes(sandbox)
     dumped = dump(criu, sandbox, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -224,7 +224,7 @@ def test_the_room_for_a_dump_is_foreseen(criu: Criu, sandbox: Sandbox, tmp_path:
 def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
     criu: Criu, tmp_path: Path, scratch: Path, work: Path
 ) -> None:
-    """The filter is taken along; rootless refuses it, by name."""
+    """The images include the filter; rootless refuses it by name."""
     with create_sandbox("original", mode="root", scratch=scratch) as original:
         start(original, "0", filtered=True)
         dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -242,7 +242,7 @@ def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
 
 @pytest.mark.criu
 def test_a_dump_that_criu_refuses_leaves_the_tree_running(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
-    """Here a ring of io_uring: CRIU's reason is in the message, what to do is beside it, and no image is left."""
+    """Here an io_uring: the message has CRIU's reason and advice, and no image is left."""
     code = """
 import ctypes, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -263,7 +263,7 @@ time.sleep(600)
 
 
 def stopped(sandbox: Sandbox) -> list[int]:
-    """Processes of the tree that stand still."""
+    """Stopped processes of the tree."""
     found = []
     for inside, pid in sandbox.host_pids().items():
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -274,7 +274,7 @@ def stopped(sandbox: Sandbox) -> list[int]:
 
 @pytest.mark.criu
 def test_a_full_disk_leaves_the_tree_running_and_no_images(criu: Criu, small_disk: Path, sandbox: Sandbox) -> None:
-    """The message says that the disk is full; once there is room the dump succeeds."""
+    """The message says that the disk is full; with free space the dump succeeds."""
     start(sandbox, "20")
     before = lasting(ask(sandbox))
     with pytest.raises(SnapshotError, match="The disk is full"):
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_the_tree_running_and_no_images(criu: Criu, small_dis
 def test_a_disk_too_full_for_the_side_files_leaves_the_tree_running(
     criu: Criu, small_disk: Path, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """They are packed after CRIU is done; the tree is not given up before they are safe."""
+    """They are packed after CRIU's work; the tree is not ended before they are written."""
     start(sandbox, "0")
     code = f"dd if=/dev/urandom of={sandbox.scratch}/tmp/large bs=1M count=30 2>/dev/null"
     assert sandbox.run(["sh", "-c", code], timeout_s=10.0).code == 0
@@ -306,7 +306,7 @@ def test_a_disk_too_full_for_the_side_files_leaves_the_tree_running(
 
 
 def while_criu_runs(sandbox: Sandbox, act: Callable[[int], None]) -> threading.Thread:
-    """Do something to CRIU's process as soon as there is one."""
+    """Act on CRIU's process as soon as it exists."""
 
     def watch() -> None:
         deadline = time.monotonic() + 30.0
@@ -335,7 +335,7 @@ def _is_criu(pid: int) -> bool:
 def test_criu_killed_in_a_dump_is_a_clear_error_and_nothing_is_left(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, delay_s: float
 ) -> None:
-    """A tree that CRIU has let go of in the middle cannot be trusted, so it is ended."""
+    """The state of a tree after an interrupted dump is unknown, so it is ended."""
     sandbox = make_sandbox()
     start(sandbox, "300")
 
@@ -357,7 +357,7 @@ def test_criu_killed_in_a_dump_is_a_clear_error_and_nothing_is_left(
 def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path, delay_s: float
 ) -> None:
-    """The half-restored tree is gone; the images are untouched and the next restore succeeds."""
+    """The half-restored tree is ended, the images do not change, and the next restore succeeds."""
     original = make_sandbox("original")
     start(original, "300")
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -381,7 +381,7 @@ def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
 @pytest.mark.slow
 @pytest.mark.criu
 def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """No wait without a deadline."""
+    """Every wait has a deadline."""
     sandbox = make_sandbox()
     start(sandbox, "1")
     stopper = while_criu_runs(sandbox, lambda pid: os.kill(pid, signal.SIGSTOP))
@@ -396,7 +396,7 @@ def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: Make
 def test_a_restore_that_is_not_done_in_time_is_ended(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
 ) -> None:
-    """No wait without a deadline."""
+    """Every wait has a deadline."""
     original = make_sandbox("original")
     start(original, "1")
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -426,7 +426,7 @@ def _alter(file: Path) -> None:
 def test_damaged_images_are_a_clear_error_and_nothing_is_left(  # noqa: PLR0917
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    """Missing, truncated or altered: no half-restored tree, and a reason in the message."""
+    """Missing, truncated or changed: no half-restored tree stays, and the message has a reason."""
     original = make_sandbox("original")
     start(original, "0")
     images = tmp_path / "images"
@@ -442,7 +442,7 @@ def test_damaged_images_are_a_clear_error_and_nothing_is_left(  # noqa: PLR0917
 @pytest.mark.slow
 @pytest.mark.criu
 def test_truncated_memory_is_an_error(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
-    """Truncated images must not give a replica. CRIU 4.2.1 reads on for ever; the deadline ends it."""
+    """Truncated images must not become a replica. CRIU 4.2.1 never ends; the deadline ends it."""
     original = make_sandbox("original")
     start(original, "1")
     images = tmp_path / "images"
@@ -458,7 +458,7 @@ def test_truncated_memory_is_an_error(criu: Criu, make_sandbox: MakeSandbox, tmp
 def test_a_file_that_changed_since_the_dump_is_named(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
 ) -> None:
-    """As after an update of the engine's environment; the cure is in the message."""
+    """As after an update of the engine's environment; the message has the cure."""
     mapped = tmp_path / "library.so"
     mapped.write_bytes(b"\0" * 8192)
     code = "import mmap, sys, time; f = open(sys.argv[1], 'rb'); print('up', flush=True); time.sleep(600)"
@@ -477,7 +477,7 @@ def test_a_file_that_changed_since_the_dump_is_named(
 
 @pytest.mark.criu
 def test_a_folder_that_is_not_empty_is_not_dumped_into(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
-    """Two snapshots in one folder would be neither; what lies there stays."""
+    """Two snapshots in one folder would both be unusable; the files there stay."""
     start(sandbox, "0")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "precious").touch()
@@ -509,7 +509,7 @@ def test_a_missing_program_is_an_error(criu: Criu, sandbox: Sandbox, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.criu
 def test_nothing_leaks_over_many_restores(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path) -> None:
-    """Descriptors, processes and mounts of the host are as before."""
+    """The host has the same descriptors, processes and mounts as before."""
     original = make_sandbox("original")
     start(original, "1")
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -533,7 +533,7 @@ def test_nothing_leaks_over_many_restores(criu: Criu, make_sandbox: MakeSandbox,
 
 
 def fake_criu(folder: Path, version: str) -> Path:
-    """A prefix with a program that only says its version."""
+    """A prefix with a program that only prints its version."""
     program = folder / "bin" / "criu"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho 'Version: {version}'\n")
@@ -549,10 +549,10 @@ def no_other_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torpor.snapshots.criu.program._SYSTEM_FOLDERS", ())
 
 
-def test_the_variable_goes_before_the_prefix_and_that_before_the_path(
+def test_the_variable_is_preferred_to_the_prefix_and_that_to_the_path(
     no_other_criu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sets TORPOR_CRIU_PREFIX means it; an older one is passed over."""
+    """TORPOR_CRIU_PREFIX comes first; a version that is too old is skipped."""
     for name, version in (("variable", "4.3"), ("prefix", "4.2.1"), ("path", "5.0.2"), ("old", "4.1.1")):
         fake_criu(tmp_path / name, version)
     monkeypatch.setenv("PATH", f"{tmp_path}/path/bin:/bin:/usr/bin")
@@ -567,7 +567,7 @@ def test_the_variable_goes_before_the_prefix_and_that_before_the_path(
 def test_without_a_usable_criu_each_one_seen_is_named(
     no_other_criu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Version or failure, and how to get a usable one."""
+    """With its version or failure, and how to install a usable one."""
     with pytest.raises(SnapshotError, match=r"none was found.*torpor snapshot setup"):
         find()
     monkeypatch.setenv("PATH", "/bin:/usr/bin")

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.criu.trusted`, and CRIU's prefix: what root runs is nobody else's to change."""
+"""`torpor.snapshots.criu.trusted` and CRIU's prefix: no other user may change what root runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
-    """A prefix as the setup makes one, with a loader that only says a version."""
+    """A prefix like the setup's, with a loader that only prints a version."""
     prefix = tmp_path / "above" / "criu"
     for name in (f"{LIBRARIES}/ld-linux-x86-64.so.2", f"{LIBRARIES}/libdemo.so.1", "root/usr/sbin/criu"):
         file = prefix / name
@@ -42,8 +42,8 @@ def prefix(tmp_path: Path) -> Path:
     return prefix
 
 
-def test_a_prefix_of_ones_own_is_run(prefix: Path) -> None:
-    """Also one in /tmp, where the folder itself is one's own: nobody may replace it there."""
+def test_the_users_own_prefix_is_used(prefix: Path) -> None:
+    """Even in /tmp: because of its sticky bit nobody else can replace the user's folder there."""
     assert find(prefix).version == "4.2.1"
 
 
@@ -65,7 +65,7 @@ PLACES = [
 )
 @pytest.mark.parametrize("place", ["root/usr", "root/usr/sbin/criu"])
 def test_a_prefix_whose_access_control_list_names_others_is_not_run(prefix: Path, place: str) -> None:
-    """The group is the owner's own and the bits of the others are off: only the list says who else may write."""
+    """The mode looks private: only the list says who else may write."""
     anybody, user, named = 0xFFFFFFFF, 0x02, 65534
     entries = [(0x01, 7, anybody), (user, 7, named), (0x04, 5, anybody), (0x10, 7, anybody), (0x20, 5, anybody)]
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
@@ -84,7 +84,7 @@ def test_a_prefix_whose_access_control_list_names_others_is_not_run(prefix: Path
 )
 @pytest.mark.parametrize("place", PLACES)
 def test_a_prefix_that_others_may_write_to_is_not_run(prefix: Path, place: str) -> None:
-    """The message names the very file or folder; nothing of it was run."""
+    """The message names the file or folder; no program in it was run."""
     (prefix / place).chmod(0o777)
     ran = prefix.parent.parent / "ran"
     (prefix / LIBRARIES / "ld-linux-x86-64.so.2").write_text(f"#!/bin/sh\ntouch {ran}\necho Version: 4.2.1\n")
@@ -99,14 +99,14 @@ def test_a_prefix_that_others_may_write_to_is_not_run(prefix: Path, place: str) 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("place", [*PLACES, f"{LIBRARIES}/libdemo.so"])
 def test_a_prefix_that_belongs_to_another_user_is_not_run(prefix: Path, place: str) -> None:
-    """Its owner could change it at any time, whatever its mode."""
+    """Its owner can change it at any time, whatever the mode."""
     os.chown(prefix / place, 12345, 12345, follow_symlinks=False)
     with pytest.raises(SnapshotError, match="belongs to user 12345"):
         find(prefix)
 
 
-def test_a_sticky_folder_is_safe_above_the_prefix_alone(prefix: Path) -> None:
-    """In /tmp nobody may replace what is another's; within the prefix anybody could add a library."""
+def test_a_sticky_folder_is_safe_only_above_the_prefix(prefix: Path) -> None:
+    """In /tmp nobody can replace another user's folder; inside the prefix anybody could add a library."""
     prefix.parent.chmod(0o1777)
     assert find(prefix).version == "4.2.1"
     prefix.chmod(0o1777)
@@ -115,8 +115,8 @@ def test_a_sticky_folder_is_safe_above_the_prefix_alone(prefix: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_group_may_write_only_if_it_is_the_owners_own(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a umask of 002 each user's own group may; any other group is other users."""
+def test_only_the_owners_own_group_may_write(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a umask of 002 each user's own group may write; any other group has other users."""
     (prefix / "root").chmod(0o775)
     assert find(prefix).version == "4.2.1"
     os.chown(prefix / "root", 0, 12345)
@@ -125,8 +125,8 @@ def test_a_group_may_write_only_if_it_is_the_owners_own(prefix: Path, monkeypatc
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_who_became_root_by_sudo_may_have_made_it(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a user is root already."""
+def test_files_of_the_user_behind_sudo_are_trusted(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This user can become root anyway."""
     os.chown(prefix, 12345, 12345)
     monkeypatch.setenv("SUDO_UID", "12345")
     assert distrust([prefix]) is None
@@ -137,7 +137,7 @@ def test_who_became_root_by_sudo_may_have_made_it(prefix: Path, monkeypatch: pyt
 @pytest.mark.fault("TORPOR_CRIU_PREFIX holds `..`, is relative or a link", area="CRIU prefix", outcome="held")
 @pytest.mark.parametrize("how", ["with ..", "with .. after a link", "relative", "a link", "with a slash"])
 def test_a_prefix_may_be_named_in_every_way(prefix: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """It is the same folder for the setup and for the search, whatever the present folder is later."""
+    """The setup and the search use the same folder, whatever the working folder is later."""
     link = prefix.parent / "link"
     link.symlink_to("criu")
     (prefix.parent.parent / "inner").symlink_to(prefix / "root")
@@ -159,7 +159,7 @@ def test_a_prefix_may_be_named_in_every_way(prefix: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.fault("a link to the prefix lies where others may change it", area="CRIU prefix", outcome="refused")
 def test_a_link_in_a_folder_of_others_is_not_followed(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could lead elsewhere by then."""
+    """Another user could change the link."""
     shared = prefix.parent.parent / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -182,10 +182,10 @@ def test_the_setup_refuses_a_folder_of_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["criu", "cache/criu"])
-def test_a_sticky_folder_above_is_good_enough_for_the_setup(
+def test_the_setup_accepts_a_sticky_folder_above_the_prefix(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As /tmp is: it goes on to the mirror, which is not there."""
+    """Such as /tmp: the setup goes on to the mirror, which does not answer."""
     monkeypatch.setattr(mirror, "_APT_HELPERS", ())  # apt would try for seconds
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -196,8 +196,8 @@ def test_a_sticky_folder_above_is_good_enough_for_the_setup(
 
 
 @pytest.mark.fault("the lock of the setup is a link to another's file", area="CRIU prefix", outcome="refused")
-def test_the_setups_lock_is_no_link(tmp_path: Path) -> None:
-    """In a sticky folder anybody could have put it there."""
+def test_the_setup_refuses_a_link_as_its_lock(tmp_path: Path) -> None:
+    """In a sticky folder any user could have put it there."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".criu.lock").symlink_to(tmp_path / "victim")
     with pytest.raises(SnapshotError, match="Cannot install CRIU into"):

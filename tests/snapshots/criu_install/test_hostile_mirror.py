@@ -36,44 +36,44 @@ LOCKED = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as its path says."""
+    """Misbehaves as the path says."""
 
     @override
     def log_message(self, format: str, *args: object) -> None:
         pass
 
     def do_GET(self) -> None:
-        """One way of misbehaving for each name."""
+        """Each name misbehaves in its own way."""
         with contextlib.suppress(OSError):
             getattr(self, self.path.rpartition("/")[2].replace("-", "_").removesuffix(".deb"))()
 
     def good(self) -> None:
-        """What the lock says."""
+        """The file of the lock."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         self.wfile.write(CONTENT)
 
     def short(self) -> None:
-        """Half of it, and a length that fits."""
+        """Half of the file, with a matching length."""
         self.send_response(200)
         self.send_header("Content-Length", "500")
         self.end_headers()
         self.wfile.write(CONTENT[:500])
 
     def drip_body(self) -> None:
-        """A byte now and then."""
+        """The body, byte by byte, slowly."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         self._drip(b"x")
 
     def drip_head(self) -> None:
-        """A header now and then."""
+        """Headers, one by one, slowly."""
         self._drip(b"X-A: b\r\n", first=b"HTTP/1.1 200 OK\r\n")
 
     def drip_line(self) -> None:
-        """A letter of one header now and then."""
+        """One header, letter by letter, slowly."""
         self._drip(b"x", first=b"HTTP/1.1 200 OK\r\nX-A: ")
 
     def _drip(self, piece: bytes, first: bytes = b"") -> None:
@@ -84,7 +84,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
 
     def endless(self) -> None:
-        """Never stops, and says no length."""
+        """A body without end and without a length."""
         self.send_response(200)
         self.end_headers()
         for _ in range(1000):
@@ -97,23 +97,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"X-A: " + b"b" * 1000 + b"\r\n")
 
     def to_file(self) -> None:
-        """Sends to a file of the machine."""
+        """Redirects to a file of the machine."""
         self._to("file:///etc/passwd")
 
     def to_ftp(self) -> None:
-        """Sends to another scheme."""
+        """Redirects to another scheme."""
         self._to("ftp://127.0.0.1/x")
 
     def to_other_host(self) -> None:
-        """Sends to another host."""
+        """Redirects to another host."""
         self._to("http://localhost:1/good")
 
     def to_itself(self) -> None:
-        """Sends round in a circle."""
+        """Redirects to itself."""
         self._to(self.path)
 
     def to_good(self) -> None:
-        """Sends to another place of its own."""
+        """Redirects to another path."""
         self._to("/pool/good.deb")
 
     def _to(self, address: str) -> None:
@@ -125,7 +125,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Its root."""
+    """The root of a server that misbehaves."""
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     serving.daemon_threads = True
     thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
@@ -148,7 +148,7 @@ def downloader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def fetched(server: str, name: str, folder: Path, seconds: float) -> list[Path]:
-    """What the lock's only file becomes."""
+    """Fetch the only file of a lock."""
     return mirror.fetch_locked(
         server, [Deb(f"pool/{name}.deb", LOCKED, len(CONTENT))], folder, time.monotonic() + seconds
     )
@@ -167,7 +167,7 @@ def test_a_mirror_that_behaves_gives_the_file(server: str, downloader: str, tmp_
 def test_a_mirror_on_this_machine_is_asked_past_every_proxy(
     host: str, downloader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every loopback address; the proxy is not even connected to."""
+    """By every loopback address; no connection to the proxy is made."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
@@ -185,7 +185,7 @@ def test_a_mirror_on_this_machine_is_asked_past_every_proxy(
 @pytest.mark.fault("a mirror drips an answer past the deadline", area="mirror", outcome="refused")
 @pytest.mark.parametrize("name", ["drip-body", "drip-head", "drip-line"])
 def test_a_mirror_that_drips_is_ended_at_the_deadline(server: str, downloader: str, tmp_path: Path, name: str) -> None:
-    """Body, headers and the letters of one header; nothing stays on the disk."""
+    """For the body, the headers and the letters of one header; no file stays."""
     began = time.monotonic()
     with pytest.raises(SnapshotError, match="not done in time"):
         fetched(server, name, tmp_path, 0.7)
@@ -196,7 +196,7 @@ def test_a_mirror_that_drips_is_ended_at_the_deadline(server: str, downloader: s
 @pytest.mark.fault("a mirror sends more or fewer bytes than the lock says", area="mirror", outcome="refused")
 @pytest.mark.parametrize("name", ["endless", "endless-head", "short"])
 def test_a_mirror_that_sends_another_size_is_refused(server: str, downloader: str, tmp_path: Path, name: str) -> None:
-    """Long before a disk is full; nothing stays on it."""
+    """Long before the disk is full; no file stays."""
     if (downloader, name) == ("apt", "endless-head"):
         pytest.skip("apt asks again and again until the deadline, with little memory")
     began = time.monotonic()
@@ -212,7 +212,7 @@ def test_a_mirror_that_sends_another_size_is_refused(server: str, downloader: st
 def test_a_redirect_elsewhere_is_refused(
     server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """With the address that it leads to."""
+    """The message has the address of the redirect."""
     monkeypatch.setattr(mirror, "_APT_HELPERS", ())
     with pytest.raises(SnapshotError, match=r"it redirects to|redirect|302"):
         fetched(server, name, tmp_path, 10)
@@ -230,8 +230,8 @@ def test_a_redirect_elsewhere_is_refused(
     ],
 )
 @pytest.mark.fault("the mirror's address holds an option of apt's sources", area="mirror", outcome="refused")
-def test_an_address_that_is_more_than_one_is_refused(address: str) -> None:
-    """It becomes a line of apt's sources."""
+def test_an_address_with_more_than_an_address_is_refused(address: str) -> None:
+    """It would become a line in apt's sources."""
     with pytest.raises(SnapshotError, match="not an http"):
         mirror.debian_root(address)
 
@@ -241,7 +241,7 @@ def test_an_address_that_is_more_than_one_is_refused(address: str) -> None:
 def test_an_unsigned_archive_is_refused_whatever_apts_configuration_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole archive with right sums and no signature, on a machine that would take it."""
+    """A complete archive with correct sums and no signature, on a machine that accepts such archives."""
     if not (shutil.which("apt-get") and any(keyring.exists() for keyring in mirror._KEYRINGS)):
         pytest.skip("there is no apt with Debian's keyring on this machine")
     served = tmp_path / "debian"
@@ -280,7 +280,7 @@ def write_unsigned(root: Path) -> None:
 
 @contextlib.contextmanager
 def serving_folder(folder: Path) -> Iterator[str]:
-    """Its address."""
+    """Serve a folder; its address."""
 
     class Files(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
@@ -324,7 +324,7 @@ def members(*parts: bytes) -> bytes:
 
 
 def with_size(part: bytes, size: int) -> bytes:
-    """The member with another size in its header, base 256 (GNU), and a right checksum."""
+    """The member with another size in its header, base 256 (GNU), and a correct checksum."""
     field = (b"\xff" if size < 0 else b"\x80") + struct.pack(">3xq", size)
     changed = bytearray(part[:124] + field + part[136:])
     changed[148:156] = b" " * 8
@@ -344,7 +344,7 @@ def archive(control: bytes, data: bytes, *, name: str = "data.tar.xz", size: str
 
 
 def unpacked(tmp_path: Path, package: bytes) -> Path:
-    """The root that a package was unpacked into."""
+    """Unpack a package; the root."""
     file = tmp_path / "bad_1_amd64.deb"
     file.write_bytes(package)
     unpack_programs(file, tmp_path / "root" / "below")
@@ -391,7 +391,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 )
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_member_is_one_clear_error(tmp_path: Path, what: str) -> None:
-    """It names the package; nothing is laid beside the root, and no link leads out of it."""
+    """It names the package; no file lands outside of the root, and no link leads out of it."""
     began = time.monotonic()
     with pytest.raises(SnapshotError, match=r"The package file bad_1_amd64\.deb is damaged"):
         unpacked(tmp_path, archive(b"", HOSTILE[what]()))
@@ -404,7 +404,7 @@ def test_a_hostile_member_is_one_clear_error(tmp_path: Path, what: str) -> None:
 
 
 def test_the_message_names_the_member(tmp_path: Path) -> None:
-    """Control characters in it are written out."""
+    """Its control characters are escaped."""
     with pytest.raises(SnapshotError, match=re.escape(f"member '{IN}/a\\nb'")):
         unpacked(tmp_path, archive(b"", members(member(f"{IN}/a\nb", b"x"))))
 
@@ -412,13 +412,13 @@ def test_the_message_names_the_member(tmp_path: Path) -> None:
 @pytest.mark.fault("a Debian package's own archive is damaged", area="packages", outcome="refused")
 @pytest.mark.parametrize("size", ["-60", "-1", "+5", "0x10", "", "9999999999", "1_0", "abc", "60"])
 def test_a_damaged_archive_header_is_one_clear_error(tmp_path: Path, size: str) -> None:
-    """A negative size would be read for ever."""
+    """With a negative size reading would never end."""
     with pytest.raises(SnapshotError, match="is damaged"):
         unpacked(tmp_path, archive(b"", members(member(f"{IN}/a", b"x")), size=size))
 
 
 def test_members_of_an_archive_without_data_come_to_an_end(tmp_path: Path) -> None:
-    """A thousand members of no length."""
+    """A thousand empty members."""
     header = f"{'x':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{0:<10}`\n".encode()
     with pytest.raises(SnapshotError, match="is damaged"):
         unpacked(tmp_path, b"!<arch>\n" + header * 1000)
@@ -428,28 +428,28 @@ def test_members_of_an_archive_without_data_come_to_an_end(tmp_path: Path) -> No
 @pytest.mark.fault("a Debian package unpacks to far more than its size", area="packages", outcome="refused")
 @pytest.mark.parametrize("where", ["usr/share/doc/a", f"{LIBRARIES}/a"])
 def test_a_package_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path, where: str) -> None:
-    """Whether it would be kept or not; the memory and the disk stay small."""
+    """In needed and other members; memory and disk use stay small."""
     with pytest.raises(SnapshotError, match=r"unpacks to more than 16 MB"):
         unpacked(tmp_path, archive(b"", members(member(f"./{where}", bytes(17 << 20)))))
 
 
 @pytest.mark.parametrize("cut", [10, 70, 100, 200, 300, 400])
 def test_a_package_that_was_cut_off_is_an_error(tmp_path: Path, cut: int) -> None:
-    """Wherever."""
+    """Wherever it is cut."""
     whole = archive(b"", members(member(f"{IN}/a", os.urandom(500))))
     with pytest.raises(SnapshotError, match="is damaged"):
         unpacked(tmp_path, whole[:cut])
 
 
 def test_a_package_that_is_no_file_is_an_error(tmp_path: Path) -> None:
-    """A FIFO would be waited for."""
+    """Opening a FIFO would wait."""
     os.mkfifo(tmp_path / "fifo.deb")
     with pytest.raises(SnapshotError, match="not a regular file"):
         unpack_programs(tmp_path / "fifo.deb", tmp_path / "root")
 
 
-def test_special_bits_owners_and_absolute_links_are_not_laid(tmp_path: Path) -> None:
-    """A link becomes another name in its folder, wherever it led."""
+def test_special_bits_owners_and_absolute_links_are_dropped(tmp_path: Path) -> None:
+    """A link points to a name in its own folder, wherever it pointed before."""
     root = unpacked(
         tmp_path,
         archive(
@@ -470,8 +470,8 @@ def test_special_bits_owners_and_absolute_links_are_not_laid(tmp_path: Path) -> 
     assert not (root / "dev").exists()
 
 
-def test_a_hostile_package_is_refused_by_the_way_over_dpkg_too(tmp_path: Path) -> None:
-    """Where Python cannot read zstd, dpkg-deb unpacks it, and the same rules hold."""
+def test_a_hostile_package_is_refused_with_dpkg_too(tmp_path: Path) -> None:
+    """If Python cannot read zstd, dpkg-deb unpacks it, under the same rules."""
     if not (shutil.which("zstd") and shutil.which("dpkg-deb")):
         pytest.skip("zstd and dpkg-deb are needed")
     data = members(member(f"{IN}/a", kind=tarfile.SYMTYPE, link="x/.."))
@@ -481,7 +481,7 @@ def test_a_hostile_package_is_refused_by_the_way_over_dpkg_too(tmp_path: Path) -
 
 
 def test_every_byte_of_a_package_may_be_damaged(tmp_path: Path) -> None:
-    """It unpacks, or it is an error of ours."""
+    """The package unpacks, or raises SnapshotError."""
     whole = bytearray(archive(b"", members(member(f"{IN}/a", b"hello")), name="data.tar"))
     file = tmp_path / "bad_1_amd64.deb"
     for at in range(0, len(whole), 29):
@@ -493,7 +493,7 @@ def test_every_byte_of_a_package_may_be_damaged(tmp_path: Path) -> None:
                 unpack_programs(file, tmp_path / "root")
 
 
-def test_a_stream_in_memory_is_no_part_of_it() -> None:
-    """The helper of these tests makes archives that a plain reader accepts."""
+def test_a_plain_reader_accepts_what_the_helper_makes() -> None:
+    """The archives of these tests are valid before they are damaged."""
     with tarfile.open(fileobj=io.BytesIO(members(member("a", b"x"))), mode="r:") as tar:
         assert tar.getnames() == ["a"]

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.criu_install.install`: a private CRIU, fetched and checked from a mirror that the tests serve themselves."""
+"""`torpor.snapshots.criu_install.install`: installs a private CRIU from a mirror that the tests serve."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Mirror:
 
     Attributes:
         root: its address.
-        lock: what it offers.
-        asked: paths that were asked for.
+        lock: the files that it offers.
+        asked: requested paths.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Mirror:
         )
 
     def criu(self, version: str) -> Deb:
-        """A package of CRIU that only says its version."""
+        """A package of CRIU that only prints its version."""
         files = {"usr/sbin/criu": f"echo 'Version: {version}'\n", "usr/share/doc/criu/copyright": "not needed"}
         return self.offer("criu", files, {})
 
@@ -159,7 +159,7 @@ def downloader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_private_criu_is_made_from_the_locked_packages(debian: Mirror, downloader: str, tmp_path: Path) -> None:
-    """It runs through its own loader, also from where it was moved; only programs and libraries are kept."""
+    """It runs with its own loader, even after a move; only programs and libraries are unpacked."""
     prefix, steps = tmp_path / "cache" / "criu", list[str]()
     made = install(prefix, mirror=debian.root, lock=debian.lock, on_step=steps.append)
     assert made.version == "4.2.1"
@@ -177,7 +177,7 @@ def test_a_private_criu_is_made_from_the_locked_packages(debian: Mirror, downloa
 
 
 def test_a_working_one_is_kept_and_a_broken_one_replaced(debian: Mirror, tmp_path: Path) -> None:
-    """Nothing is fetched in vain; `again` fetches all the same."""
+    """A working one is not fetched again, except with `again`."""
     prefix = tmp_path / "criu"
     install(prefix, mirror=debian.root, lock=debian.lock)
     fetched = len(debian.asked)
@@ -191,7 +191,7 @@ def test_a_working_one_is_kept_and_a_broken_one_replaced(debian: Mirror, tmp_pat
 
 @pytest.mark.slow
 def test_two_setups_at_once_do_the_work_once(debian: Mirror, tmp_path: Path) -> None:
-    """The second waits for the first and finds its work done."""
+    """The second waits for the first and uses its result."""
     debian.delay_s = 0.1
     made = []
     threads = [
@@ -208,7 +208,7 @@ def test_two_setups_at_once_do_the_work_once(debian: Mirror, tmp_path: Path) -> 
 
 
 def test_a_changed_package_is_refused_and_nothing_is_installed(debian: Mirror, downloader: str, tmp_path: Path) -> None:
-    """A hash that differs is no reason to look elsewhere: it is an error."""
+    """A wrong hash is an error and not a reason to look elsewhere."""
     changed = Deb(debian.lock[0].path, "0" * 64, debian.lock[0].size)
     with pytest.raises(SnapshotError, match=r"is not what the lock says|Hash Sum mismatch"):
         install(tmp_path / "criu", mirror=debian.root, lock=(changed, *debian.lock[1:]))
@@ -216,7 +216,7 @@ def test_a_changed_package_is_refused_and_nothing_is_installed(debian: Mirror, d
 
 
 def test_an_old_prefix_survives_a_failed_setup(debian: Mirror, tmp_path: Path) -> None:
-    """Whole or not at all."""
+    """The setup replaces a prefix completely or not at all."""
     prefix = tmp_path / "criu"
     install(prefix, mirror=debian.root, lock=debian.lock)
     with pytest.raises(SnapshotError):
@@ -225,10 +225,10 @@ def test_an_old_prefix_survives_a_failed_setup(debian: Mirror, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_locked_file_that_has_left_the_mirror_makes_apt_look_for_a_signed_one(
+def test_apt_looks_for_a_signed_package_when_a_locked_one_has_left_the_mirror(
     debian: Mirror, downloader: str, tmp_path: Path
 ) -> None:
-    """This mirror has no signed suites, so each that was asked for is named with apt's own words."""
+    """This mirror has no signed suites, so the error names each suite with apt's own message."""
     gone = Deb("pool/main/c/criu/criu_0_amd64.deb", "0" * 64, 1000)
     steps = list[str]()
     with pytest.raises(SnapshotError, match="left the mirror") as caught:
@@ -243,7 +243,7 @@ def test_a_locked_file_that_has_left_the_mirror_makes_apt_look_for_a_signed_one(
 
 @pytest.mark.slow
 def test_a_mirror_that_does_not_answer_is_an_error(downloader: str, tmp_path: Path) -> None:
-    """With what to check."""
+    """The message says what to check."""
     lock = (Deb("pool/main/c/criu/criu_0_amd64.deb", "0" * 64, 1000),)
     with pytest.raises(SnapshotError, match=r"Check the network"):
         install(tmp_path / "criu", mirror="http://127.0.0.1:1/debian", lock=lock)
@@ -251,7 +251,7 @@ def test_a_mirror_that_does_not_answer_is_an_error(downloader: str, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_mirror_that_is_too_slow_is_an_error(debian: Mirror, downloader: str, tmp_path: Path) -> None:
-    """No wait without a deadline."""
+    """Every wait has a deadline."""
     debian.delay_s = 1.0
     started = time.monotonic()
     with pytest.raises(SnapshotError, match="in time"):
@@ -260,15 +260,15 @@ def test_a_mirror_that_is_too_slow_is_an_error(debian: Mirror, downloader: str, 
 
 
 def test_an_old_criu_is_refused(debian: Mirror, tmp_path: Path) -> None:
-    """It is run before it is put in place."""
+    """It runs once before it is installed."""
     old = debian.criu("4.1.1")
     with pytest.raises(SnapshotError, match=f"older than {re.escape(LEAST)}"):
         install(tmp_path / "criu", mirror=debian.root, lock=(*debian.lock[:2], old))
     assert not (tmp_path / "criu").exists()
 
 
-def test_a_folder_that_is_not_ours_is_not_touched(debian: Mirror, tmp_path: Path) -> None:
-    """Neither replaced nor removed."""
+def test_a_foreign_folder_is_not_replaced(debian: Mirror, tmp_path: Path) -> None:
+    """Its files stay."""
     prefix = tmp_path / "home"
     prefix.mkdir()
     (prefix / "precious").touch()
@@ -278,8 +278,8 @@ def test_a_folder_that_is_not_ours_is_not_touched(debian: Mirror, tmp_path: Path
 
 
 @pytest.mark.fault("somebody keeps files of their own in CRIU's prefix", area="CRIU prefix", outcome="refused")
-def test_a_prefix_into_which_somebody_put_files_is_not_touched(debian: Mirror, tmp_path: Path) -> None:
-    """Neither replaced nor removed with them; what is kept about CRIU there is ours."""
+def test_a_prefix_with_foreign_files_is_not_replaced(debian: Mirror, tmp_path: Path) -> None:
+    """The foreign files stay. Files that Torpor caches there about CRIU do not count as foreign."""
     prefix = tmp_path / "criu"
     install(prefix, mirror=debian.root, lock=debian.lock)
     for name in (
@@ -297,7 +297,7 @@ def test_a_prefix_into_which_somebody_put_files_is_not_touched(debian: Mirror, t
 
 
 def test_the_variable_names_the_prefix(debian: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TORPOR_CRIU_PREFIX overrides what the caller says, here as in `find`."""
+    """TORPOR_CRIU_PREFIX overrides the argument, as in `find`."""
     monkeypatch.setenv(PREFIX_VARIABLE, str(tmp_path / "chosen"))
     install(tmp_path / "other", mirror=debian.root, lock=debian.lock)
     assert (tmp_path / "chosen" / "bin" / "criu").exists()
@@ -306,7 +306,7 @@ def test_the_variable_names_the_prefix(debian: Mirror, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("suffix", ["", ".xz", ".zst"])
 def test_every_compression_of_packages_is_read(debian: Mirror, tmp_path: Path, suffix: str) -> None:
-    """Debian's are xz, Ubuntu's zstd, which Python reads from 3.14 on: dpkg-deb does it before."""
+    """Debian uses xz, Ubuntu zstd. Python reads zstd from 3.14 on; before that dpkg-deb does."""
     if suffix == ".zst" and not (shutil.which("zstd") and shutil.which("dpkg-deb")):
         pytest.skip("zstd and dpkg-deb are needed")
     packed = debian.offer("criu", {"usr/sbin/criu": "echo 'Version: 4.2.1'\n"}, {}, suffix=suffix)
@@ -353,7 +353,7 @@ def test_a_compression_that_nothing_here_reads_is_an_error(
     ],
 )
 def test_the_mirror_is_the_one_that_the_machine_uses(tmp_path: Path, name: str, content: str, expected: str) -> None:
-    """Out of apt's settings, in both formats; other archives are passed over."""
+    """From apt's settings, in both formats; other archives are skipped."""
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(content)
@@ -370,8 +370,8 @@ def test_without_a_mirror_one_has_to_be_named(tmp_path: Path) -> None:
         mirror.debian_root("file:///debian")
 
 
-def test_other_machines_are_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages are for x86-64 alone."""
+def test_other_machines_get_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages are only for x86-64."""
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(SnapshotError, match=f"aarch64.*{PREFIX_VARIABLE}"):
         install(tmp_path / "criu")

@@ -1,7 +1,7 @@
 """A tree with CUDA, for dumps and restores: device memory, pinned memory, and a child that has only initialised the driver.
 
 Run with the places to load libcuda from, separated by colons, and mebibytes of device memory; listens on 127.0.0.1:8000 and
-answers each connection with one JSON line: whether everything is still as it was, after having used the GPU for it.
+answers each connection with one JSON line: whether everything is unchanged, after it used the GPU to check.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load(places: str) -> ctypes.CDLL:
 
 
 def check(code: int) -> None:
-    """Every call has to succeed."""
+    """Raise an error unless a call succeeded."""
     if code != 0:
         raise SystemExit(f"CUDA error {code}")
 
@@ -63,13 +63,13 @@ class Memory:
         return hashlib.sha256(buffer.raw).hexdigest()
 
     def seen(self) -> tuple[str, str]:
-        """Device memory, and pinned memory by way of the GPU."""
+        """Hashes of device memory, and of pinned memory through the GPU."""
         check(self.cuda.cuMemcpyHtoD_v2(self.spare, self.pinned, ctypes.c_size_t(PINNED_BYTES)))
         return self.read(self.device, self.size), self.read(self.spare, PINNED_BYTES)
 
 
 def main(places: str, mebibytes: int) -> None:
-    """Serve for ever."""
+    """Serve until the end."""
     cuda = load(places)
     memory = Memory(cuda, mebibytes * MIB)
     child = subprocess.Popen(

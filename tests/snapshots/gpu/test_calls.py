@@ -31,7 +31,7 @@ class StartProcess(Protocol):
     """Starts a process on the stand-in GPU; it is ended with the test."""
 
     def __call__(self, *arguments: str) -> int:
-        """Its pid, once it is there."""
+        """Its pid, once it is on the GPU."""
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def holds(driver: FakeDriver, pid: int) -> bool:
     return any(path.startswith(driver.devices) for path in open_paths(pid))
 
 
-def test_all_are_suspended_and_resumed_and_have_their_memory_again(driver: FakeDriver, start: StartProcess) -> None:
-    """Locked and checkpointed, no device file is held and the GPU is empty; afterwards everything is where it was."""
+def test_all_processes_are_suspended_and_resumed_with_their_memory(driver: FakeDriver, start: StartProcess) -> None:
+    """Suspended, none holds a device file and the GPU is empty; resumed, everything is as before."""
     pids = (start(), start(), start())
     assert [driver.on_gpu(pid) for pid in pids] == [pattern(pid) for pid in pids]
     code, answer = call(driver, "suspend", *pids)
@@ -121,10 +121,10 @@ def test_all_are_suspended_and_resumed_and_have_their_memory_again(driver: FakeD
         ("state", "401", ("cuCheckpointProcessGetState", "CUDA_ERROR_ILLEGAL_STATE", "words for error 401")),
     ],
 )
-def test_a_suspension_that_fails_on_one_is_put_back_on_all(
+def test_a_suspension_that_fails_for_one_is_undone_for_all(
     driver: FakeDriver, start: StartProcess, failing: str, name: str, said: Calls
 ) -> None:
-    """Every process runs on with its memory on the GPU; the answer has pid, call and the driver's own words."""
+    """Every process runs on with its memory on the GPU; the answer has pid, call and the driver's error."""
     pids = (start(), start(), start())
     code, answer = call(driver, "suspend", *pids, inject=f"{failing}:{pids[1]}={name}")
     assert code == 1
@@ -134,8 +134,8 @@ def test_a_suspension_that_fails_on_one_is_put_back_on_all(
     assert [driver.on_gpu(pid) for pid in pids] == [pattern(pid) for pid in pids]
 
 
-def test_what_cannot_be_put_back_is_told_apart(driver: FakeDriver, start: StartProcess) -> None:
-    """One cannot be checkpointed, the other not be restored: the second is what is left behind."""
+def test_a_failure_to_undo_is_reported_separately(driver: FakeDriver, start: StartProcess) -> None:
+    """One cannot be checkpointed and the other not restored: the answer lists the second as left."""
     first, second = start(), start()
     code, answer = call(driver, "suspend", first, second, inject=f"checkpoint:{second}=801,restore:{first}=304")
     assert code == 1
@@ -149,7 +149,7 @@ def test_what_cannot_be_put_back_is_told_apart(driver: FakeDriver, start: StartP
 def test_a_resumption_that_fails_names_the_process(
     driver: FakeDriver, start: StartProcess, failing: str, code: str
 ) -> None:
-    """The others are brought back all the same."""
+    """The others are resumed."""
     first, second = start(), start()
     call(driver, "suspend", first, second)
     exit_code, answer = call(driver, "resume", first, second, inject=f"{failing}:{first}={code}")
@@ -160,8 +160,8 @@ def test_a_resumption_that_fails_names_the_process(
     assert states(driver, second) == ["running"]
 
 
-def test_a_resumption_goes_on_from_where_each_process_is(driver: FakeDriver, start: StartProcess) -> None:
-    """One is checkpointed, one only locked, one runs: a resumption that was cut off can be repeated."""
+def test_a_resumption_starts_from_the_state_of_each_process(driver: FakeDriver, start: StartProcess) -> None:
+    """One is checkpointed, one only locked, one runs: an interrupted resumption can be repeated."""
     pids = (start(), start(), start())
     call(driver, "suspend", *pids)
     call(driver, "resume", *pids, inject=f"unlock:{pids[0]}=304,restore:{pids[1]}=304")
@@ -172,7 +172,7 @@ def test_a_resumption_goes_on_from_where_each_process_is(driver: FakeDriver, sta
 
 
 def test_a_process_that_is_suspended_already_is_refused(driver: FakeDriver, start: StartProcess) -> None:
-    """Whoever did that is at it still; nothing of the others is touched."""
+    """Another program may be working on it; the other processes are not touched."""
     pids = (start(), start())
     call(driver, "suspend", pids[0])
     code, answer = call(driver, "suspend", *pids)
@@ -183,10 +183,8 @@ def test_a_process_that_is_suspended_already_is_refused(driver: FakeDriver, star
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", ["state", "lock", "checkpoint", "init"])
-def test_a_call_that_hangs_is_given_up_at_its_deadline_by_name(
-    driver: FakeDriver, start: StartProcess, failing: str
-) -> None:
-    """The program ends by itself, says which call of which process it was, and that nothing can be told."""
+def test_a_call_that_hangs_is_given_up_at_its_deadline(driver: FakeDriver, start: StartProcess, failing: str) -> None:
+    """The program ends by itself and names call and process; the state is marked unknown."""
     pid, other = start(), start()
     whom = "" if failing == "init" else f":{pid}"
     code, answer = call(driver, "suspend", pid, other, inject=f"{failing}{whom}=hang", limit_s=1.0)
@@ -199,7 +197,7 @@ def test_a_call_that_hangs_is_given_up_at_its_deadline_by_name(
 
 
 def test_a_process_without_cuda_is_named(driver: FakeDriver) -> None:
-    """As the driver answers for a process that never called cuInit."""
+    """The driver's error for a process that never called cuInit."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         code, answer = call(driver, "suspend", process.pid)
@@ -210,8 +208,8 @@ def test_a_process_without_cuda_is_named(driver: FakeDriver) -> None:
     assert [(one["pid"], one["name"]) for one in answer["failures"]] == [(process.pid, "CUDA_ERROR_NOT_INITIALIZED")]
 
 
-def test_a_process_that_is_gone_is_named(driver: FakeDriver, start: StartProcess) -> None:
-    """Between the look and the call: the other one is put back."""
+def test_a_process_that_has_ended_is_named(driver: FakeDriver, start: StartProcess) -> None:
+    """It ended before the call; the suspension of the other is undone."""
     gone, other = start(), start()
     os.kill(gone, signal.SIGKILL)
     assert wait_for(lambda: Path(f"/proc/{gone}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
@@ -221,8 +219,8 @@ def test_a_process_that_is_gone_is_named(driver: FakeDriver, start: StartProcess
     assert states(driver, other) == ["running"]
 
 
-def test_a_driver_without_the_functions_is_told(driver: FakeDriver, tmp_path: Path) -> None:
-    """Before 570 libcuda has none of them; the first that is missing is named."""
+def test_a_driver_without_the_functions_is_reported(driver: FakeDriver, tmp_path: Path) -> None:
+    """Before 570 libcuda lacks them; the first missing one is named."""
     (tmp_path / "old").mkdir()
     old = FakeDriver(libraries=build(tmp_path / "old", old=True), device=driver.device, used=driver.used)
     code, answer = call(old, "suspend", os.getpid())
@@ -231,8 +229,8 @@ def test_a_driver_without_the_functions_is_told(driver: FakeDriver, tmp_path: Pa
     assert "driver is too old" in answer["failures"][0]["text"]
 
 
-def test_a_machine_without_libcuda_is_told(driver: FakeDriver, tmp_path: Path) -> None:
-    """With every place that was tried."""
+def test_a_machine_without_libcuda_is_reported(driver: FakeDriver, tmp_path: Path) -> None:
+    """With every path that was tried."""
     code, answer = call(FakeDriver(libraries=tmp_path, device=driver.device, used=driver.used), "suspend", os.getpid())
     assert code == 1
     (failure,) = answer["failures"]
@@ -241,7 +239,7 @@ def test_a_machine_without_libcuda_is_told(driver: FakeDriver, tmp_path: Path) -
     assert str(tmp_path) in failure["text"]
 
 
-def test_a_driver_that_sees_no_gpu_is_told(driver: FakeDriver, start: StartProcess) -> None:
+def test_a_driver_that_sees_no_gpu_is_reported(driver: FakeDriver, start: StartProcess) -> None:
     """The very first call fails; nothing is touched."""
     pid = start()
     code, answer = call(driver, "suspend", pid, inject="init=100")

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.gpu.calls`: what the program of the CUDA calls answers is looked at before anything is taken from it."""
+"""`torpor.snapshots.gpu.calls`: the answer of the calls' program is checked before it is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILURE: dict[str, object] = {"pid": 1, "call": "cuInit", "name": "E", "text": "
 
 
 class Answering:
-    """In the place of a sandbox: its program prints what it is told to."""
+    """Stands in for a sandbox whose program prints a given output."""
 
     name = "small"
 
@@ -35,7 +35,7 @@ class Answering:
 
 
 def asked(output: str) -> object:
-    """What is taken from an output."""
+    """The answer that `run_calls` finds in an output."""
     return run_calls("suspend", cast("Sandbox", Answering(output)), [1000], 0)
 
 
@@ -62,14 +62,14 @@ def asked(output: str) -> object:
     ],
     ids=lambda text: text[:24] or "nothing",
 )
-def test_an_answer_of_another_shape_is_no_answer(text: str) -> None:
-    """The sandbox is ended, as after no answer at all, and the error shows what came."""
+def test_a_malformed_answer_counts_as_no_answer(text: str) -> None:
+    """It raises the same error as a missing answer, with the output."""
     with pytest.raises(UnansweredError, match="no answer, so the sandbox was ended") as error:
         asked(f"the driver says hello\n{MARK}{text}\n")
     assert len(str(error.value)) < 5000
 
 
-def test_the_last_whole_answer_counts() -> None:
+def test_the_last_complete_answer_counts() -> None:
     """Whatever the driver prints before and after it."""
     answer = {**GOOD, "failures": [FAILURE]}
     assert asked(f"{MARK}{{}}\n{MARK}{json.dumps(answer)}\n{MARK}cut {{\nbye") == answer

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.gpu.driver` and what is made of it: who is asked, what is compared, what stands in the way."""
+"""`torpor.snapshots.gpu.driver` and its users: which source answers, what is compared, what prevents GPU snapshots."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def deployment(gpu: str | None) -> Deployment:
     return Deployment(name="d", model=Model(path="/", served_name="m"), gpu=gpu, plugins=(StandIn(),))
 
 
-def test_nvml_tells_driver_gpus_memory_and_holders(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the real loader and the structures of the real header; more holders than the first answer had room for."""
+def test_nvml_reports_driver_gpus_memory_and_holders(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real loader and the real structures, with more holders than the first call has room for."""
     (driver.used / "one").write_text(str(5 * MIB))
     monkeypatch.setenv("TORPOR_FAKE_HOLDERS", ",".join(f"{4000 + at}={at * MIB}" for at in range(12)))
     seen = look()
@@ -75,7 +75,7 @@ def test_nvml_tells_driver_gpus_memory_and_holders(driver: FakeDriver, monkeypat
 
 
 def test_nvidia_smi_is_asked_where_there_is_no_nvml(no_nvml: Path) -> None:
-    """The same facts; what it does not tell is 0."""
+    """The same facts; values that it does not tell are 0."""
     write_smi(no_nvml, SMI)
     seen = look()
     assert (seen.version, [use.gpu.uuid for use in seen.uses]) == ("580.159.04", ["GPU-a", "GPU-b"])
@@ -86,8 +86,8 @@ def test_nvidia_smi_is_asked_where_there_is_no_nvml(no_nvml: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n", "#!/bin/sh\necho a, b\n"])
-def test_a_machine_that_nobody_knows_has_no_gpus_and_the_reasons(no_nvml: Path, text: str) -> None:
-    """Not a traceback: the loader's reason, and nvidia-smi's."""
+def test_without_nvml_and_nvidia_smi_there_are_no_gpus_and_two_reasons(no_nvml: Path, text: str) -> None:
+    """The loader's and nvidia-smi's, without a traceback."""
     if text:
         write_smi(no_nvml, text)
     seen = look()
@@ -121,8 +121,8 @@ def test_an_error_of_nvml_is_a_reason(no_nvml: Path, tmp_path: Path, monkeypatch
     assert "NVML failed: Driver Not Loaded" in look().against
 
 
-def test_the_deployments_gpu_is_looked_for_the_same_way(driver: FakeDriver) -> None:
-    """No nvidia-smi is needed for it."""
+def test_the_deployments_gpu_is_checked_without_nvidia_smi(driver: FakeDriver) -> None:
+    """NVML answers."""
     check_gpu(deployment("H200!"))
     check_gpu(deployment(None))
     with pytest.raises(ConfigurationError, match=r"needs 1 x H100; this machine has NVIDIA H200\."):
@@ -132,7 +132,7 @@ def test_the_deployments_gpu_is_looked_for_the_same_way(driver: FakeDriver) -> N
 
 
 def test_gpus_are_compared_one_by_one() -> None:
-    """The very same one is there, or is not, or is something else now."""
+    """The same GPU is there, is missing, or has changed."""
     other = CARD._replace(uuid="GPU-2")
     assert list(different_gpus([CARD], [other, CARD])) == []
     (missing,) = different_gpus([CARD], [other])
@@ -146,8 +146,8 @@ def test_gpus_are_compared_one_by_one() -> None:
     assert described([]) == "none"
 
 
-def test_too_little_free_gpu_memory_is_told_with_its_holders() -> None:
-    """For all copies together; a GPU that the snapshot does not need does not count."""
+def test_too_little_free_gpu_memory_is_reported_with_its_holders() -> None:
+    """For all replicas together; a GPU that the snapshot does not need does not count."""
     full = GpuUse(gpu=CARD, used_bytes=0, free_bytes=10 * MIB, held_bytes={17: 5 * MIB})
     driver = Driver(version="580.1", uses=(full, GpuUse(gpu=CARD._replace(uuid="GPU-2"), used_bytes=0, free_bytes=0)))
     assert list(full_gpus({UUID: 5 * MIB}, driver, replicas=2)) == []
@@ -155,8 +155,8 @@ def test_too_little_free_gpu_memory_is_told_with_its_holders() -> None:
     assert reason == f"GPU {UUID} (NVIDIA H200) has 10 MiB free and 15 MiB are needed; held by pid 17 5 MiB"
 
 
-def test_a_restore_takes_what_came_free_on_the_gpus_of_the_tree() -> None:
-    """Or what its processes were said to hold, if that is more; what others free elsewhere meanwhile does not count."""
+def test_a_restore_needs_what_a_checkpoint_freed() -> None:
+    """Or what the processes held, if that is more; memory that others free on other GPUs does not count."""
 
     def driver(first: int, second: int) -> Driver:
         cards = (CARD, CARD._replace(uuid="GPU-2"))
@@ -172,16 +172,16 @@ def test_a_restore_takes_what_came_free_on_the_gpus_of_the_tree() -> None:
     assert cuda._memory(before, before, {}) == {}
 
 
-def test_a_driver_that_can_checkpoint_is_nothing_in_the_way(driver: FakeDriver) -> None:
-    """Nor is one as root; rootless is."""
+def test_a_driver_that_can_checkpoint_is_enough(driver: FakeDriver) -> None:
+    """In every mode but rootless."""
     assert against_gpu() == against_gpu("root") == ()
     assert codes(against_gpu("rootless")) == ["gpu_rootless"]
 
 
-def test_every_thing_in_the_way_of_a_gpu_snapshot_is_told(
+def test_every_reason_against_gpu_snapshots_is_reported(
     driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old driver with an old library; no GPU; no library; no driver at all. Each says what to do."""
+    """An old driver with an old library, no GPU, no library, no driver. Each says what to do."""
     (tmp_path / "old").mkdir()
     monkeypatch.setenv("TORPOR_FAKE_DRIVER", "565.57.01")
     monkeypatch.setenv(LIBRARIES_VARIABLE, str(build(tmp_path / "old", old=True)))
@@ -204,8 +204,8 @@ def test_every_thing_in_the_way_of_a_gpu_snapshot_is_told(
     assert "--backend standby" in none.cure
 
 
-def test_memory_is_what_the_machine_and_every_control_group_leave(tmp_path: Path) -> None:
-    """The least counts; cached files of a group give way; "max" is no limit."""
+def test_available_memory_is_the_least_of_machine_and_control_groups(tmp_path: Path) -> None:
+    """Cached files of a group count as available; "max" is no limit."""
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2000 kB\n")
     (tmp_path / "self" / "cgroup").write_text("0::/a/b\n")
@@ -226,8 +226,10 @@ def test_memory_is_what_the_machine_and_every_control_group_leave(tmp_path: Path
     assert available_bytes(tmp_path, groups) == 0
 
 
-def test_a_machine_whose_memory_grows_can_be_said_to_have_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in use is taken off; less than there is now does not count, nor does a word."""
+def test_a_variable_sets_the_memory_of_a_machine_whose_memory_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory in use is subtracted; a value below the present memory is ignored, and so is a word."""
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "cgroup").write_text("")
     (tmp_path / "meminfo").write_text("MemTotal: 3000000 kB\nMemAvailable:   1000000 kB\n")
@@ -239,14 +241,14 @@ def test_a_machine_whose_memory_grows_can_be_said_to_have_more(tmp_path: Path, m
         assert available_bytes(tmp_path, tmp_path) == available
 
 
-def test_this_machine_leaves_some_memory() -> None:
-    """The real files are read."""
+def test_this_machine_has_some_memory_available() -> None:
+    """From the real files."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < available_bytes() <= total
 
 
 def test_a_folder_on_a_tmpfs_lies_in_memory(tmp_path: Path) -> None:
-    """As the table of mounts says; the last mount on a path is the one that is seen."""
+    """By the table of mounts; of several mounts on a path the last one counts."""
     mounts = tmp_path / "mounts"
     mounts.write_text(f"a {tmp_path} tmpfs rw 0 0\nb /proc proc rw 0 0\n")
     assert lies_in_memory(tmp_path, mounts)

@@ -126,7 +126,7 @@ def machine(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Machine]:
-    """See `Machine`; nothing of it runs afterwards."""
+    """See `Machine`; its processes are ended afterwards."""
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path_factory.mktemp("c")))
     if "root" in criu.program.parts:  # a private prefix: <prefix>/root/usr/sbin/criu
         monkeypatch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
@@ -138,7 +138,7 @@ def machine(
 
 
 def test_a_replica_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Machine) -> None:
-    """Create, restore, ask: every process is off the GPU in the snapshot and on it in the replica; root without being asked."""
+    """Capture, restore, ask: no process is on the GPU in the snapshot, all are in the replica. The mode is root by default."""
     manifest = machine.capture()
     assert manifest.mode == "root"
     assert manifest.gpu is not None
@@ -166,8 +166,8 @@ def test_a_replica_of_an_engine_on_a_gpu_has_its_memory_there_again(machine: Mac
         replicas.stop()
 
 
-def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machine: Machine) -> None:
-    """As `torpor up --snapshot` does; the snapshot beside it is whole."""
+def test_an_original_that_is_left_running_resumes_on_its_gpu_and_serves(machine: Machine) -> None:
+    """As after `torpor up --snapshot`; the snapshot is complete."""
     server = machine.server(leave_running=True)
     try:
         server.start()
@@ -181,8 +181,8 @@ def test_an_original_that_is_left_running_goes_back_to_its_gpu_and_serves(machin
     replicas.stop()
 
 
-def test_io_uring_is_denied_to_the_engine_alone(machine: Machine) -> None:
-    """By a filter on its tree (seccomp, mode 2); the machine's own setting and this process are as before."""
+def test_io_uring_is_denied_only_to_the_engine(machine: Machine) -> None:
+    """By a filter on its tree (seccomp, mode 2); the machine's setting and this process do not change."""
     setting = Path("/proc/sys/kernel/io_uring_disabled")
     before = setting.read_text() if setting.exists() else ""
     server = machine.server()
@@ -205,7 +205,7 @@ def test_io_uring_is_denied_to_the_engine_alone(machine: Machine) -> None:
 def test_a_checkpoint_that_fails_leaves_the_original_asleep_and_usable(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, call: str, code: int, said: str
 ) -> None:
-    """The message names process, call and the driver's words; nothing is on the disk; the original wakes and serves."""
+    """The message has process, call and the driver's error; no file stays; the original wakes and serves."""
     server = machine.server()
     try:
         server.cold_start()
@@ -224,10 +224,8 @@ def test_a_checkpoint_that_fails_leaves_the_original_asleep_and_usable(
         server.stop()
 
 
-def test_what_cannot_be_put_back_ends_the_sandbox_and_the_message_says_so(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing half suspended stays."""
+def test_a_sandbox_is_ended_if_a_suspension_cannot_be_undone(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says so; no half-suspended process stays."""
     server = machine.server()
     try:
         server.cold_start()
@@ -245,7 +243,7 @@ def test_what_cannot_be_put_back_ends_the_sandbox_and_the_message_says_so(
 def test_a_hanging_checkpoint_is_given_up_and_the_sandbox_ended(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the driver has done by then cannot be told."""
+    """The state of the driver is unknown by then."""
     monkeypatch.setattr(cuda_run, "_MOVE_S", 0.5)
     monkeypatch.setattr(cuda_run, "_GRACE_S", 2.0)
     server = machine.server()
@@ -264,7 +262,7 @@ def test_a_hanging_checkpoint_is_given_up_and_the_sandbox_ended(
 
 
 def test_a_driver_that_crashes_the_program_ends_the_sandbox(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no answer then; its exit code is told."""
+    """There is no answer; the message has its exit code."""
     server = machine.server()
     try:
         server.cold_start()
@@ -276,8 +274,8 @@ def test_a_driver_that_crashes_the_program_ends_the_sandbox(machine: Machine, mo
         server.stop()
 
 
-def test_a_dump_that_fails_puts_the_original_back_on_its_gpu(machine: Machine) -> None:
-    """CRIU stops at something that it cannot dump; the original wakes and serves."""
+def test_after_a_failed_dump_the_original_resumes_on_its_gpu(machine: Machine) -> None:
+    """CRIU meets something that it cannot dump; the original wakes and serves."""
     machine.write_app("--undumpable")
     server = machine.server()
     try:
@@ -291,8 +289,10 @@ def test_a_dump_that_fails_puts_the_original_back_on_its_gpu(machine: Machine) -
         server.stop()
 
 
-def test_a_dump_and_a_way_back_that_both_fail_are_both_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CRIU's reason first, then what was lost and why."""
+def test_a_failed_dump_and_a_failed_resumption_are_both_reported(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First CRIU's reason, then why the original was lost."""
     machine.write_app("--undumpable")
     server = machine.server()
     try:
@@ -310,7 +310,7 @@ def test_a_dump_and_a_way_back_that_both_fail_are_both_told(machine: Machine, mo
 
 
 def test_a_device_file_that_is_held_after_the_checkpoint_is_named(machine: Machine) -> None:
-    """CRIU would only say 'Can't handle non-regular mapping'; the original is back on its GPU and wakes."""
+    """CRIU would only say 'Can't handle non-regular mapping'. The original resumes on its GPU and wakes."""
     machine.write_app("--keep")
     server = machine.server()
     try:
@@ -325,10 +325,10 @@ def test_a_device_file_that_is_held_after_the_checkpoint_is_named(machine: Machi
         server.stop()
 
 
-def test_too_little_host_memory_is_said_before_anything_is_touched(
+def test_too_little_host_memory_is_found_before_the_driver_is_called(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what is moved and what is available; the driver was not called at all."""
+    """The message has the needed and the available memory."""
     server = machine.server()
     try:
         server.cold_start()
@@ -345,7 +345,7 @@ def test_too_little_host_memory_is_said_before_anything_is_touched(
 def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says process, call and what to do; the snapshot stays good."""
+    """The message has process, call and advice; the snapshot stays usable."""
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "restore:1000=2")
     with pytest.raises(SnapshotError) as error:
@@ -359,7 +359,7 @@ def test_a_restore_that_the_driver_refuses_leaves_nothing_running(
 
 
 def test_a_driver_that_does_not_get_ready_ends_the_replica(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is initialised beside CRIU's work; that it failed is told once CRIU is done."""
+    """It is initialised while CRIU works; the failure is reported after CRIU's work."""
     machine.capture()
     monkeypatch.setenv("TORPOR_FAKE_CUDA", "init=100")
     with pytest.raises(SnapshotError, match=r"cuInit: CUDA_ERROR_NO_DEVICE(.|\n)*check that there are /dev/nvidia"):
@@ -367,10 +367,8 @@ def test_a_driver_that_does_not_get_ready_ends_the_replica(machine: Machine, mon
     assert engines_on(machine.port) == []
 
 
-def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwards(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before 5.5; the replica serves all the same."""
+def test_on_old_kernels_the_driver_is_initialised_after_criu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.5, where no other process may start while CRIU works; the replica serves."""
     machine.capture()
     monkeypatch.setattr(cuda, "_SET_TID", (999, 0))
     port = unused_port()
@@ -382,7 +380,7 @@ def test_a_kernel_on_which_criu_wants_to_be_alone_gets_the_driver_ready_afterwar
 
 
 def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine: Machine, criu: Criu) -> None:
-    """CRIU's reason is told, and nothing is left of the sandbox."""
+    """CRIU's reason is reported, and the sandbox is ended."""
     manifest = machine.capture()
     (machine.kept / "images" / "pstree.img").unlink()
     with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
@@ -391,7 +389,7 @@ def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine
 
 
 def _calls_running() -> list[Path]:
-    """Processes of this test that make the driver's calls, or wait to make them."""
+    """This test's processes that make the driver's calls, or wait to."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -433,7 +431,7 @@ def test_another_driver_or_gpu_is_refused_before_anything_is_touched(
 
 
 def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> None:
-    """A restore that runs out of it cannot be repeated in the same process, so it is not begun; every replica counts."""
+    """A restore that runs out of memory cannot be repeated in the same process, so it does not start; all replicas count."""
     manifest = machine.capture()
     assert manifest.gpu is not None
     (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))
@@ -442,7 +440,7 @@ def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> No
     restore_snapshot(machine.kept, port=unused_port(), replicas=1).stop()
 
 
-def test_the_commands_tell_what_the_driver_took(machine: Machine) -> None:
+def test_the_commands_report_the_drivers_times(machine: Machine) -> None:
     """`torpor snapshot restore --json` and `inspect`."""
     machine.capture()
     torpor = [sys.executable, "-m", "torpor.cli", "snapshot"]
@@ -466,7 +464,7 @@ def test_the_commands_tell_what_the_driver_took(machine: Machine) -> None:
 
 
 def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine: Machine) -> None:
-    """Its restore would forget the GPU; the engine can be woken."""
+    """A restore would ignore the GPU; the engine can be woken."""
     machine.write_app(gpu=None)
     server = machine.server()
     try:
@@ -479,7 +477,7 @@ def test_an_engine_on_a_gpu_that_its_deployment_does_not_name_is_refused(machine
 
 
 def test_rootless_and_a_gpu_are_refused_with_the_reason(machine: Machine) -> None:
-    """Untried; standby is offered. Found before anything is started."""
+    """Untried, so it offers standby; before anything starts."""
     deployment = load_app(str(machine.app)).deployment
     backend = CriuBackend(mode="rootless")
     (reason,) = backend.available(deployment)
@@ -491,14 +489,14 @@ def test_rootless_and_a_gpu_are_refused_with_the_reason(machine: Machine) -> Non
 
 
 def test_an_old_driver_is_refused_before_anything_is_started(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint functions came with 570."""
+    """Drivers have the checkpoint functions from 570 on."""
     monkeypatch.setenv("TORPOR_FAKE_DRIVER", "550.54.15")
     with pytest.raises(SnapshotError, match=r"the NVIDIA driver is 550\.54\.15: update it to 570 or newer"):
         machine.server()
 
 
 def test_a_snapshot_of_the_former_format_is_refused_with_the_reason(machine: Machine) -> None:
-    """It says nothing of GPUs."""
+    """Its manifest has no part about GPUs."""
     machine.capture()
     content = json.loads((machine.kept / MANIFEST).read_text())
     (machine.kept / MANIFEST).write_text(json.dumps({**content, "schema": 1}))

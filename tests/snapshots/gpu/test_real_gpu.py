@@ -1,4 +1,4 @@
-"""A small CUDA program in a sandbox, off its GPU, through CRIU, and back: with the real driver where there is one.
+"""Suspends, dumps, restores and resumes a small CUDA program in a sandbox; with the real driver where there is one.
 
 Each test runs with the stand-in for the driver, too, so that what is run on a GPU machine has been run before. On one:
 `pytest -m gpu tests/snapshots/gpu/test_real_gpu.py -rP`, as root; the seconds of every call are printed.
@@ -46,7 +46,7 @@ pytestmark = [
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A GPU to try on.
+    """A GPU for tests.
 
     Attributes:
         devices: how the paths of its device files begin.
@@ -76,7 +76,7 @@ class Card:
         return made
 
     def check(self, sandbox: Sandbox) -> None:
-        """The program is as it was, and still uses the GPU."""
+        """The program is unchanged and still uses the GPU."""
         with sandbox.connect(8000, timeout_s=TIMEOUT_S) as connection, connection.makefile() as answer:
             said = answer.readline()
         assert said, sandbox.log_tail()
@@ -90,7 +90,7 @@ class Card:
 
 @pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.gpu)])
 def card(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Card]:
-    """The stand-in, and the real thing where it is."""
+    """The stand-in, and a real GPU where there is one."""
     devices: tuple[str, ...] = DEVICES
     mebibytes = 512
     if request.param == "stand-in":
@@ -108,7 +108,7 @@ on_real_card = pytest.mark.parametrize("card", [pytest.param("real", marks=pytes
 
 
 def told(what: str, content: object) -> None:
-    """Show what calls took; pytest shows it with -rP."""
+    """Print times of calls; pytest shows them with -rP."""
     print(f"{what}: {json.dumps(content)}")
 
 
@@ -131,8 +131,8 @@ def keep(card: Card, criu: Criu, images: Path) -> GpuPart:
     return state.part
 
 
-def test_device_and_pinned_memory_come_back_in_every_replica(card: Card, criu: Criu, tmp_path: Path) -> None:
-    """Two replicas, one after the other; the driver gets ready beside CRIU."""
+def test_every_replica_has_device_and_pinned_memory_again(card: Card, criu: Criu, tmp_path: Path) -> None:
+    """Two replicas, one after the other; the driver is initialised while CRIU works."""
     part = keep(card, criu, tmp_path / "images")
     for number in range(2):
         replica = card.sandbox()
@@ -163,7 +163,7 @@ def test_replicas_live_side_by_side_on_one_gpu(card: Card, criu: Criu, tmp_path:
 
 
 def test_an_original_goes_on_after_a_dump(card: Card, criu: Criu, tmp_path: Path) -> None:
-    """Stopped by CRIU, let run again, and then back on its GPU."""
+    """CRIU stops it; then it continues, and resumes on its GPU."""
     original = card.program()
     with cuda.suspended(original, devices=card.devices) as state:
         dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S, leave_running=True)
@@ -171,8 +171,8 @@ def test_an_original_goes_on_after_a_dump(card: Card, criu: Criu, tmp_path: Path
     card.check(original)
 
 
-def test_an_original_goes_back_when_something_fails(card: Card) -> None:
-    """Here before CRIU has begun."""
+def test_an_original_resumes_on_its_gpu_after_a_failure(card: Card) -> None:
+    """Here before CRIU starts."""
     original = card.program()
     with pytest.raises(RuntimeError, match="on purpose"), cuda.suspended(original, devices=card.devices):
         raise RuntimeError("on purpose")
@@ -182,7 +182,7 @@ def test_an_original_goes_back_when_something_fails(card: Card) -> None:
 
 @on_real_card
 def test_without_the_checkpoint_criu_refuses(card: Card, criu: Criu, tmp_path: Path) -> None:
-    """Why all of this is done: the real device files are what CRIU cannot dump. The program goes on."""
+    """CRIU cannot dump the real device files, which is why the checkpoint exists. The program goes on."""
     original = card.program()
     with pytest.raises(SnapshotError, match="CRIU's dump"):
         dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
@@ -190,7 +190,7 @@ def test_without_the_checkpoint_criu_refuses(card: Card, criu: Criu, tmp_path: P
 
 
 @pytest.mark.gpu
-def test_nvml_says_what_nvidia_smi_says() -> None:
+def test_nvml_and_nvidia_smi_agree() -> None:
     """Driver, name, memory, compute capability."""
     if shutil.which("nvidia-smi") is None:
         pytest.skip("there is no nvidia-smi")
@@ -206,7 +206,7 @@ def test_nvml_says_what_nvidia_smi_says() -> None:
 
 
 @pytest.mark.gpu
-def test_the_doctor_finds_this_machine_well() -> None:
+def test_the_doctor_finds_no_problem_on_this_machine() -> None:
     """On a machine where the tests above pass."""
     if not gpu.look().uses:
         pytest.skip("there is no GPU")

@@ -1,9 +1,8 @@
 """A stand-in for the NVIDIA driver: libcuda and NVML as small C libraries, and processes with state "on a GPU".
 
-`libcuda.c` keeps the contract of the checkpoint calls (states, argument blocks, errors) and asks the real process, which has
-the same library loaded and keeps its state itself, as it is with the real one (`process.py` is such a process). `libnvml.c`
-says what the environment tells it to. The device is a plain file outside of the sandbox, open and mapped; code under test is
-told how its path begins.
+`libcuda.c` implements the checkpoint calls (states, argument blocks, errors). As with the real driver, each process has the
+library loaded and keeps its own state; `process.py` is such a process. `libnvml.c` answers from environment variables. The
+device is a plain file outside of the sandbox, open and mapped; the code under test gets the beginning of its path.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ SLOT_BYTES, SLOTS = 64 << 20, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class FakeDriver:
-    """One machine's driver, and the device file that its processes hold.
+    """The driver of a machine, and the device file that its processes hold.
 
     Attributes:
         libraries: the folder with libcuda.so.1 and libnvidia-ml.so.1.
         device: the device file.
-        used: a folder in which processes say how much they have on the GPU.
+        used: a folder in which processes write how much they have on the GPU.
     """
 
     libraries: Path
@@ -43,7 +42,7 @@ class FakeDriver:
 
     @classmethod
     def install(cls, libraries: Path, folder: Path, patch: pytest.MonkeyPatch) -> FakeDriver:
-        """Make the device and have this process, and all that it starts, find the driver."""
+        """Make the device, and let this process and everything that it starts find the driver."""
         device, used = folder / "dev" / "nvidia0", folder / "used"
         device.parent.mkdir(parents=True)
         used.mkdir()
@@ -69,7 +68,7 @@ class FakeDriver:
         return [sys.executable, str(PROGRAM), str(self.libcuda), *rest]
 
     def on_gpu(self, pid: int) -> bytes:
-        """What lies on the GPU for a process (of the pid that it has for itself)."""
+        """The GPU memory of a process, by its pid inside the sandbox."""
         with self.device.open("rb") as file:
             file.seek(pid % SLOTS * SLOT_BYTES)
             return file.read(MEMORY_BYTES)

@@ -14,7 +14,7 @@ MEMORY_BYTES = 1 << 20
 
 
 def pattern(pid: int) -> bytes:
-    """What a process has on the GPU: it can be recognised afterwards."""
+    """The GPU memory of a process: a pattern that tests recognise."""
     return (f"memory of {pid} ".encode() * (MEMORY_BYTES // 8))[:MEMORY_BYTES]
 
 
@@ -27,18 +27,18 @@ def go_on_gpu(cuda: ctypes.CDLL) -> None:
 
 
 def go_on_gpu_anew(cuda: ctypes.CDLL) -> None:
-    """In a forked child, which is another process for the driver."""
+    """Go on the GPU in a forked child, which is a new process for the driver."""
     cuda.fake_forked()
     go_on_gpu(cuda)
 
 
 def undumpable() -> int:
-    """Hold what CRIU cannot dump and nothing else notices: a folder of a detached mount (open_tree(2), of root)."""
+    """Hold something that only CRIU refuses: a folder of a detached mount (open_tree(2), of root)."""
     return int(ctypes.CDLL(None).syscall(428, -100, b"/usr", 1))  # AT_FDCWD, OPEN_TREE_CLONE
 
 
 def main(argv: list[str]) -> int:
-    """Go on the GPU and do what there is to do."""
+    """Go on the GPU, then become the stand-in engine or wait."""
     library, *rest = argv
     cuda = ctypes.CDLL(library)
     go_on_gpu(cuda)

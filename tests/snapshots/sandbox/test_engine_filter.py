@@ -1,4 +1,4 @@
-"""`torpor.snapshots.sandbox.engine_filter`: denied once, denied for good."""
+"""`torpor.snapshots.sandbox.engine_filter`: a denied system call stays denied."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> str:
 
 
 def test_io_uring_answers_enosys_afterwards() -> None:
-    """Which libuv and others take for a kernel without io_uring."""
+    """Libuv and others then use epoll, as on a kernel without io_uring."""
     assert run(command([sys.executable, "-c", TRY])) == f"-1 {errno.ENOSYS}"
 
 
@@ -36,7 +36,7 @@ def test_children_inherit_the_denial() -> None:
 
 
 def test_memory_is_not_given_back_by_dontneed() -> None:
-    """EINVAL, and the bytes stay; other advice is heard."""
+    """It returns EINVAL and the bytes stay; other advice has its effect."""
     code = (
         "import mmap; memory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); memory[0] = 7\n"
         "try: memory.madvise(mmap.MADV_DONTNEED)\n"
@@ -46,7 +46,7 @@ def test_memory_is_not_given_back_by_dontneed() -> None:
 
 
 def test_everything_else_goes_on(tmp_path: object) -> None:
-    """Files, threads, sockets, subprocesses."""
+    """Files, threads, sockets and subprocesses work."""
     work = (
         "import socket, subprocess, threading; threading.Thread(target=print).start(); subprocess.run(['echo', 'ok'])"
     )
@@ -54,7 +54,7 @@ def test_everything_else_goes_on(tmp_path: object) -> None:
 
 
 def test_it_works_in_this_process_too() -> None:
-    """`deny_calls` is what the program runs; twice is once."""
+    """The program calls `deny_calls`; a second call changes nothing."""
     code = f"from torpor.snapshots.sandbox.engine_filter import deny_calls; deny_calls(); deny_calls(); {TRY.strip()}"
     assert run([sys.executable, "-c", code.replace("; import ctypes", "\nimport ctypes")]) == f"-1 {errno.ENOSYS}"
 

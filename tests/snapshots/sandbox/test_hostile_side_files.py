@@ -1,4 +1,4 @@
-"""`side.tar` as nobody of ours would write it: each is an error that names the member, at once, and nothing lies elsewhere."""
+"""Hostile `side.tar` archives: each raises an error that names the member, at once, and no file lands elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Member(NamedTuple):
-    """What to put into an archive: name, type, content, target of a link, extended header, and what else differs."""
+    """A member for an archive: name, type, content, link target, extended header, and other attributes."""
 
     name: str
     kind: bytes = tarfile.REGTYPE
@@ -38,7 +38,7 @@ class Member(NamedTuple):
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[tuple[Path, dict[Path, int]]]:
-    """An empty private folder, and how `unpack` gets it."""
+    """An empty private folder, in the form that `unpack` takes."""
     folder = tmp_path / "box"
     folder.mkdir()
     folder_fd = os.open(folder, os.O_RDONLY)
@@ -47,7 +47,7 @@ def box(tmp_path: Path) -> Iterator[tuple[Path, dict[Path, int]]]:
 
 
 def write_archive(file: Path, *members: Member, form: int = tarfile.PAX_FORMAT) -> Path:
-    """An archive of members as they are given."""
+    """Write an archive with exactly these members."""
     with tarfile.open(file, "w", format=form) as tar:
         for one in members:
             member = tarfile.TarInfo(one.name)
@@ -62,7 +62,7 @@ def write_archive(file: Path, *members: Member, form: int = tarfile.PAX_FORMAT) 
 
 
 def pieces(text: str, size: str) -> dict[str, str]:
-    """The extended header of a file with runs of zeros."""
+    """The extended header of a file with runs of zeroes."""
     return {"TORPOR.pieces": text, "TORPOR.size": size}
 
 
@@ -130,7 +130,7 @@ HOSTILE: dict[str, tuple[Member, ...]] = {
 def test_a_member_that_no_capture_writes_is_refused_by_name(
     box: tuple[Path, dict[Path, int]], tmp_path: Path, what: str
 ) -> None:
-    """Nothing is written outside, nothing hangs, and no other exception comes out."""
+    """No file is written outside, nothing hangs, and no other exception is raised."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "victim").write_text("untouched")
@@ -152,10 +152,8 @@ def test_a_member_that_no_capture_writes_is_refused_by_name(
 @pytest.mark.fault(
     "a side file that everybody may write to would run as its owner", area="snapshot files", outcome="held"
 )
-def test_nothing_is_laid_that_others_can_change_and_that_runs_as_somebody_else(
-    box: tuple[Path, dict[Path, int]], tmp_path: Path
-) -> None:
-    """No set-user-ID, no set-group-ID there; what an engine had that others cannot write to comes back as it was."""
+def test_files_that_others_can_change_lose_their_set_id_bits(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
+    """Set-user-ID and set-group-ID are dropped there; a file that others cannot write to keeps its bits."""
     folder, folders = box
     archive = write_archive(
         tmp_path / "side.tar",
@@ -174,10 +172,10 @@ def test_nothing_is_laid_that_others_can_change_and_that_runs_as_somebody_else(
 @pytest.mark.parametrize(
     "put", [lambda path: os.mkfifo(path, 0o600), lambda path: path.symlink_to("/dev/zero"), Path.mkdir]
 )
-def test_only_a_regular_archive_is_read(
+def test_an_archive_that_is_not_a_regular_file_is_refused(
     box: tuple[Path, dict[Path, int]], tmp_path: Path, put: Callable[[Path], object]
 ) -> None:
-    """At once."""
+    """At once: reading a FIFO would never end."""
     put(tmp_path / "side.tar")
     with pytest.raises(
         SnapshotError, match=r"Cannot unpack the side files .*side\.tar: the archive is a .*, not a regular file"
@@ -186,8 +184,8 @@ def test_only_a_regular_archive_is_read(
 
 
 @pytest.mark.fault("bytes of the side files are flipped or cut off", area="snapshot files", outcome="refused")
-def test_every_mutation_of_an_archive_is_laid_or_refused(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
-    """200 faults in headers and content; negative lengths, which made `tarfile` read the same member for ever, among them."""
+def test_every_mutation_of_an_archive_is_unpacked_or_refused(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
+    """200 faults in headers and content, among them negative lengths, for which `tarfile` reads a member without end."""
     folder, folders = box
     archive = write_archive(
         tmp_path / "side.tar",
@@ -216,7 +214,7 @@ def test_every_mutation_of_an_archive_is_laid_or_refused(box: tuple[Path, dict[P
 
 
 def _mend_checksums(data: bytearray, chosen: random.Random) -> None:
-    """Have half of the headers pass for whole; some get a length in base 256 that is negative."""
+    """Correct the checksums of half of the headers; give some a negative length in base 256."""
     for at in range(0, len(data) - 512, 512):
         if data[at + 257 : at + 262] == b"ustar" and chosen.random() < 0.5:
             if chosen.random() < 0.2:
@@ -228,14 +226,14 @@ def _mend_checksums(data: bytearray, chosen: random.Random) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
 @pytest.mark.fault("an engine has made a device in a private folder", area="snapshot files", outcome="refused")
 def test_a_device_is_found_at_the_capture(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
-    """Not at the first restore: no snapshot holds one."""
+    """And not only at the first restore: a snapshot cannot hold a device."""
     os.mknod(box[0] / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     with pytest.raises(SnapshotError, match=r"/box/null is a device, which a snapshot cannot hold"):
         pack(box[1], tmp_path / "side.tar", emptied=BOX / "log")
     assert [path.name for path in tmp_path.iterdir()] == ["box"]
 
 
-def test_times_before_1970_and_parts_of_seconds_come_back(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
-    """What a file can have, it may have."""
+def test_times_before_1970_and_parts_of_seconds_are_kept(box: tuple[Path, dict[Path, int]], tmp_path: Path) -> None:
+    """Every time that a file can have is allowed."""
     unpack(box[1], write_archive(tmp_path / "side.tar", Member("box/f", data=b"1", extended={"mtime": "-12.5"})))
     assert math.isclose((box[0] / "f").stat().st_mtime, -12.5)

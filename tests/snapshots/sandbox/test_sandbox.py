@@ -54,26 +54,26 @@ def python(sandbox: Sandbox, code: str, *arguments: str, **options: object) -> N
 
 
 def said(sandbox: Sandbox, count: int = 1) -> tuple[str, ...]:
-    """Wait for so many lines of output."""
+    """Wait for this many lines of output."""
     lines = wait_for(lambda: tail if len(tail := sandbox.log_tail()) >= count else ())
     assert lines, f"nothing said; ended with {sandbox.poll()}: {sandbox.log_tail()}"
     return lines
 
 
 def answer(sandbox: Sandbox) -> str:
-    """What the server on port 8000 says."""
+    """The answer of the server on port 8000."""
     with sandbox.connect(8000, timeout_s=2.0) as connection:
         return connection.recv(1000).decode()
 
 
 def test_the_tree_is_led_by_pid_1000_in_a_session_of_its_own(sandbox: Sandbox) -> None:
-    """CRIU needs the very pids of the dump at a restore: they lie above all that runs before the tree."""
+    """A restore needs the pids of the dump, so they lie above those of everything that runs before the tree."""
     python(sandbox, "import os; print(os.getpid(), os.getsid(0), os.getpgrp(), os.getppid(), flush=True)")
     assert said(sandbox) == (f"{FIRST_PID} {FIRST_PID} {FIRST_PID} 1",)
 
 
 def test_a_sandbox_has_one_tree(sandbox: Sandbox) -> None:
-    """A second tree could not have pid 1000, running or ended."""
+    """A second tree could not get pid 1000, whether the first one runs or has ended."""
     python(sandbox, "import time; print('up', flush=True); time.sleep(60)")
     with pytest.raises(SnapshotError, match="second tree"):
         python(sandbox, "pass")
@@ -84,7 +84,7 @@ def test_a_sandbox_has_one_tree(sandbox: Sandbox) -> None:
 
 
 def test_two_sandboxes_share_neither_ports_nor_shared_memory(make_sandbox: MakeSandbox) -> None:
-    """The same port, pid and shared-memory name exist in both; neither sees the other's, the host neither of them."""
+    """Both have the same port, pid and shared-memory name; neither sees the other's, and the host sees neither."""
     replicas = {name: make_sandbox(name) for name in ("first", "second")}
     for name, replica in replicas.items():
         python(replica, SERVE_NAME, name)
@@ -97,7 +97,7 @@ def test_two_sandboxes_share_neither_ports_nor_shared_memory(make_sandbox: MakeS
 
 
 def test_the_scratch_folder_is_private_and_stays_empty_outside(make_sandbox: MakeSandbox, scratch: Path) -> None:
-    """What a replica writes to TMPDIR is seen by nobody else."""
+    """Only the replica itself sees what it writes to TMPDIR."""
     first, second = make_sandbox("first"), make_sandbox("second")
     code = "import os, tempfile; print(tempfile.mkstemp(prefix='own')[1], sorted(os.listdir(os.environ['TMPDIR'])))"
     for replica in (first, second):
@@ -110,7 +110,7 @@ def test_the_scratch_folder_is_private_and_stays_empty_outside(make_sandbox: Mak
 
 
 def test_more_folders_can_be_private(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
-    """Whatever path an engine writes to without asking TMPDIR can be given to each replica alone."""
+    """A path that an engine writes to without respecting TMPDIR can be made private, too."""
     (tmp_path / "hidden").touch()
     sandbox = make_sandbox(private=[tmp_path])
     assert sandbox.run(["ls", str(tmp_path)], timeout_s=5.0).output == "scratch\n"
@@ -140,7 +140,7 @@ def test_a_tree_cannot_reach_the_host_over_the_network(sandbox: Sandbox) -> None
 
 
 def test_nothing_from_outside_is_open_in_the_tree(sandbox: Sandbox) -> None:
-    """Standard input is /dev/null and output the log, appended to; every other descriptor was asked for."""
+    """Standard input is /dev/null, output is appended to the log, and there are only the descriptors that were asked for."""
     with Path("/dev/null").open() as some:
         os.set_inheritable(some.fileno(), True)
         python(
@@ -170,7 +170,7 @@ def test_a_document_is_handed_over_as_an_unlinked_private_file(sandbox: Sandbox,
 
 
 def test_the_environment_is_the_given_one(sandbox: Sandbox) -> None:
-    """No variable of ours goes into a snapshot unasked."""
+    """None of this process's variables gets into a snapshot by itself."""
     sandbox.spawn(["env"], env={"PATH": ENV["PATH"], "GIVEN": "1"})
     assert sandbox.wait(5.0) == 0
     assert sorted(sandbox.log_tail()) == ["GIVEN=1", f"PATH={ENV['PATH']}", f"TMPDIR={sandbox.scratch}/tmp"]
@@ -206,8 +206,8 @@ def test_a_program_that_cannot_be_run_is_an_error(sandbox: Sandbox, argv: list[s
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 11)", -signal.SIGSEGV)])
-def test_the_end_of_the_leader_is_told_at_once(sandbox: Sandbox, end: str, code: int) -> None:
-    """Within 100 ms, with its exit code, to whoever waits, polls or selects."""
+def test_the_end_of_the_first_process_is_reported_at_once(sandbox: Sandbox, end: str, code: int) -> None:
+    """Within 100 ms, with its exit code, by wait, poll and select."""
     python(sandbox, f"import os, sys, time; print(time.monotonic(), flush=True); time.sleep(0.2); {end}")
     assert sandbox.poll() is None
     assert sandbox.wait(0.01) is None
@@ -221,8 +221,8 @@ def test_the_end_of_the_leader_is_told_at_once(sandbox: Sandbox, end: str, code:
     assert sandbox.alive
 
 
-def test_the_leader_does_not_die_alone(sandbox: Sandbox) -> None:
-    """Workers that are left over would keep requests hanging; they are killed with it, daemons included."""
+def test_the_tree_ends_with_its_first_process(sandbox: Sandbox) -> None:
+    """Workers left over would keep requests hanging, so they are killed, too, daemons included."""
     python(
         sandbox,
         """
@@ -243,7 +243,7 @@ def test_the_leader_does_not_die_alone(sandbox: Sandbox) -> None:
 
 
 def test_orphans_are_reaped(sandbox: Sandbox) -> None:
-    """Pid 1 leaves no zombie: a pid that is still taken would break a restore."""
+    """Pid 1 leaves no zombie: a pid still in use would break a restore."""
     python(
         sandbox,
         """
@@ -267,7 +267,7 @@ def test_orphans_are_reaped(sandbox: Sandbox) -> None:
 
 
 def test_a_command_runs_beside_the_tree(sandbox: Sandbox) -> None:
-    """Its output and exit code come back; files that it makes are private (umask 077)."""
+    """Its output and exit code are returned; its files are private (umask 077)."""
     script = "echo out; echo err >&2; touch $0/new; stat -c %a $0/new; exit 5"
     finished = sandbox.run(["sh", "-c", script, str(sandbox.scratch)], timeout_s=5.0)
     assert (finished.code, finished.output) == (5, "out\nerr\n600\n")
@@ -277,7 +277,7 @@ def test_a_command_runs_beside_the_tree(sandbox: Sandbox) -> None:
 
 
 def test_a_command_is_killed_at_its_deadline_with_all_that_it_started(sandbox: Sandbox) -> None:
-    """Nothing of it goes on in the sandbox, and the sandbox serves on."""
+    """None of its processes stays in the sandbox, and the sandbox goes on working."""
     with pytest.raises(TimeoutError):
         sandbox.run(["sh", "-c", "sleep 60 & sleep 60"], timeout_s=0.2)
     assert wait_for(lambda: list(sandbox.host_pids()) == [1])
@@ -285,7 +285,7 @@ def test_a_command_is_killed_at_its_deadline_with_all_that_it_started(sandbox: S
 
 
 def test_the_end_of_the_tree_spares_commands(sandbox: Sandbox) -> None:
-    """CRIU ends a dumped tree by itself and still has to write its last files then."""
+    """CRIU ends a dumped tree by itself, and then still has to write its last files."""
     python(sandbox, "print('up', flush=True); import time; time.sleep(60)")
     said(sandbox)
     finished = sandbox.run(["sh", "-c", f"kill -9 {FIRST_PID}; sleep 0.3; echo alive"], timeout_s=5.0)
@@ -322,7 +322,7 @@ def test_a_large_environment_passes(sandbox: Sandbox) -> None:
 
 
 def test_killing_leaves_nothing(make_sandbox: MakeSandbox) -> None:
-    """Every process is gone when `kill` returns, those that ignore signals and left the session too; so are the mounts."""
+    """When `kill` returns, no process is left, not even one that ignores signals or left the session; nor is a mount."""
     mounts = Path("/proc/self/mountinfo").read_text()
     sandbox = make_sandbox()
     python(
@@ -353,8 +353,8 @@ def test_killing_leaves_nothing(make_sandbox: MakeSandbox) -> None:
     assert not sandbox.alive
 
 
-def test_another_sandbox_is_not_taken_for_a_rest_of_one_that_ended(make_sandbox: MakeSandbox) -> None:
-    """The kernel gives a namespace's number to the next one; a sandbox holds its own until it has looked for rests."""
+def test_a_new_sandbox_is_not_taken_for_a_remainder_of_an_ended_one(make_sandbox: MakeSandbox) -> None:
+    """The kernel reuses numbers of namespaces, so a sandbox holds its own until it has looked for remaining processes."""
     first = make_sandbox("first")
     os.kill(first.pid, signal.SIGKILL)
     assert wait_for(lambda: not first.alive)
@@ -375,8 +375,8 @@ def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_a_sandbox_that_is_gone_says_so(sandbox: Sandbox) -> None:
-    """Every request is one clear error, whoever ended it."""
+def test_requests_to_an_ended_sandbox_raise_a_clear_error(sandbox: Sandbox) -> None:
+    """Whoever ended it."""
     os.kill(sandbox.pid, signal.SIGKILL)
     assert sandbox.wait(5.0) == -signal.SIGKILL
     assert wait_for(lambda: not sandbox.alive)
@@ -400,7 +400,7 @@ time.sleep(60)
 
 
 def start_owner(mode: Mode, scratch: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """A process that makes a sandbox; it, and the pids of the sandbox."""
+    """Start a process that makes a sandbox; returns it and the pids of the sandbox."""
     argv = [sys.executable, "-c", OWNER, mode, str(scratch)]
     owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
@@ -411,7 +411,7 @@ def start_owner(mode: Mode, scratch: Path) -> tuple[subprocess.Popen[str], list[
 
 
 def test_a_sandbox_ends_with_its_owner(mode: Mode, scratch: Path) -> None:
-    """Even SIGKILL, which the owner cannot answer, leaves no replica behind."""
+    """Even when SIGKILL ends the owner, no replica stays behind."""
     owner, pids = start_owner(mode, scratch)
     owner.kill()
     owner.wait()
@@ -429,15 +429,15 @@ def test_the_folder_for_temporary_files_may_have_a_long_path(
     assert list(folder.iterdir()) == []
 
 
-def test_the_end_of_the_outer_process_is_the_end_of_all(sandbox: Sandbox) -> None:
-    """The middle process, which only waits, may be killed by mistake."""
+def test_a_sandbox_ends_with_its_outer_process(sandbox: Sandbox) -> None:
+    """Somebody may kill that process, which only waits, by mistake."""
     outer = int(Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(outer, signal.SIGKILL)
     assert sandbox.wait(5.0) == -signal.SIGKILL
 
 
 def test_a_process_that_did_not_die_is_named(make_sandbox: MakeSandbox) -> None:
-    """`kill` proves its word: a stranger that entered a namespace is reported, not overlooked."""
+    """`kill` also reports a foreign process that entered a namespace."""
     sandbox = make_sandbox()
     entered = subprocess.Popen(
         [*_enter(sandbox), "sh", "-c", "echo in; exec sleep 60"], stdout=subprocess.PIPE, text=True
@@ -459,7 +459,7 @@ def _enter(sandbox: Sandbox) -> list[str]:
     return ["nsenter", "--target", str(sandbox.pid), *user, "--ipc"]
 
 
-def test_clocks_begin_where_they_are_told(make_sandbox: MakeSandbox) -> None:
+def test_clocks_start_at_the_given_reading(make_sandbox: MakeSandbox) -> None:
     """A time namespace hides a reboot from a restored tree: its monotonic clock neither jumps nor runs backwards."""
     wanted = Clock(monotonic_s=123_456.7, boottime_s=234_567.8)
     sandbox = make_sandbox(clock=wanted)
@@ -471,7 +471,7 @@ def test_clocks_begin_where_they_are_told(make_sandbox: MakeSandbox) -> None:
 
 
 def test_a_step_that_the_kernel_refuses_is_named(mode: Mode, scratch: Path, tmp_path: Path) -> None:
-    """Here a private folder that cannot be one; nothing is left of the attempt."""
+    """Here a private folder that is a file; nothing is left of the attempt."""
     (tmp_path / "file").touch()
     with pytest.raises(SnapshotError, match="refused to furnish the sandbox"):
         create_sandbox("one", mode=mode, scratch=scratch, private=[tmp_path / "file"])
@@ -525,7 +525,7 @@ def test_the_log_keeps_its_last_lines(sandbox: Sandbox) -> None:
 
 
 def test_pids_inside_are_mapped_to_pids_outside(sandbox: Sandbox) -> None:
-    """What a tree costs is measured from outside."""
+    """The memory of a tree is measured from outside."""
     python(sandbox, "import time; print('up', flush=True); time.sleep(60)")
     said(sandbox)
     pids = sandbox.host_pids()
@@ -537,14 +537,14 @@ def test_pids_inside_are_mapped_to_pids_outside(sandbox: Sandbox) -> None:
 def test_without_a_temporary_folder_no_sandbox_is_made(
     mode: Mode, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of ours, not a stray one of the operating system."""
+    """It raises SnapshotError, not OSError."""
     monkeypatch.setenv("TMPDIR", "/nowhere")
     with pytest.raises(SnapshotError, match=r"cannot bind its socket /nowhere/torpor-.*: No such file or directory"):
         create_sandbox("one", mode=mode, scratch=scratch)
 
 
-def test_what_was_begun_can_be_ended_before_it_is_ready(mode: Mode, scratch: Path) -> None:
-    """Its first process is gone, no descriptor stays open, and nobody gets it any more."""
+def test_a_starting_sandbox_can_be_ended(mode: Mode, scratch: Path) -> None:
+    """Its first process ends, no descriptor stays open, and `ready` raises an error."""
     before = psutil.Process().num_fds()
     begun = StartingSandbox("one", mode=mode, scratch=scratch)
     outer = begun._outer
@@ -556,8 +556,8 @@ def test_what_was_begun_can_be_ended_before_it_is_ready(mode: Mode, scratch: Pat
     assert psutil.Process().num_fds() == before
 
 
-def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path) -> None:
-    """Whether that comes before the sandbox is ready or after: who waits gets an error or a sandbox that is ended."""
+def test_a_starting_sandbox_can_be_ended_by_another_thread(mode: Mode, scratch: Path) -> None:
+    """Before or after the sandbox is ready: the waiting thread gets an error or an ended sandbox."""
     before = psutil.Process().num_fds()
     for number in range(10):
         begun = StartingSandbox(f"n{number}", mode=mode, scratch=scratch)
@@ -571,8 +571,8 @@ def test_what_was_begun_can_be_ended_by_another_thread(mode: Mode, scratch: Path
     assert psutil.Process().num_fds() == before
 
 
-def test_a_process_that_was_started_before_makes_the_sandbox(mode: Mode, scratch: Path) -> None:
-    """What it is to make is said later; the sandbox is as any other, and ends as any other."""
+def test_a_first_process_that_was_started_early_makes_the_sandbox(mode: Mode, scratch: Path) -> None:
+    """It gets its configuration later; the sandbox works and ends like any other."""
     before = psutil.Process().num_fds()
     with FirstProcess("early") as first:
         begun = StartingSandbox("one", mode=mode, scratch=scratch, first=first)
@@ -583,8 +583,8 @@ def test_a_process_that_was_started_before_makes_the_sandbox(mode: Mode, scratch
     assert psutil.Process().num_fds() == before
 
 
-def test_a_process_that_nobody_told_what_to_make_is_ended(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
-    """With the block in which it was started, and with a sandbox that cannot be begun; no descriptor stays open."""
+def test_a_first_process_without_a_configuration_is_ended(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    """After its `with` block, and when the sandbox cannot start; no descriptor stays open."""
     before = psutil.Process().num_fds()
     with FirstProcess("early") as first:
         assert first.process.poll() is None
@@ -597,8 +597,8 @@ def test_a_process_that_nobody_told_what_to_make_is_ended(monkeypatch: pytest.Mo
     assert psutil.Process().num_fds() == before
 
 
-def test_a_process_that_nobody_told_what_to_make_ends_with_its_owner() -> None:
-    """Also with one that was killed."""
+def test_a_first_process_without_a_configuration_ends_with_its_owner() -> None:
+    """Even when the owner is killed."""
     program = (
         "import time; from torpor.snapshots.sandbox.first_process import FirstProcess\n"
         "print(FirstProcess('early').process.pid, flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.sandbox.side_files`: the content of private folders, packed and laid again."""
+"""`torpor.snapshots.sandbox.side_files`: packs and unpacks the content of private folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRATCH, SHM = Path("/private/scratch"), Path("/private/shm")
 
 
 class Folders:
-    """Two private folders: their paths inside are made up, as in a sandbox."""
+    """Two private folders with paths as inside a sandbox."""
 
     def __init__(self, root: Path) -> None:
         self.outside = {SCRATCH: root / "scratch", SHM: root / "shm"}
@@ -52,7 +52,7 @@ def empty(tmp_path: Path) -> Iterator[Folders]:
     folders.close()
 
 
-def test_everything_but_sockets_comes_back_as_it_was(full: Folders, empty: Folders, tmp_path: Path) -> None:
+def test_everything_except_sockets_is_unpacked_unchanged(full: Folders, empty: Folders, tmp_path: Path) -> None:
     """Content, modes, times, links, pipes and odd names; a hard link stays one file."""
     scratch, shm = full.outside[SCRATCH], full.outside[SHM]
     (scratch / "folder" / "inner").mkdir(parents=True)
@@ -91,8 +91,8 @@ def listing(folder: Path) -> dict[str, tuple[int, str | bytes]]:
     return found
 
 
-def test_runs_of_zeros_take_no_room(full: Folders, empty: Folders, tmp_path: Path) -> None:
-    """A ring of messages, all but empty: neither in the archive nor in the memory of a replica."""
+def test_runs_of_zeroes_take_no_space(full: Folders, empty: Folders, tmp_path: Path) -> None:
+    """An almost empty message ring is small in the archive and in a replica's memory."""
     ring = full.outside[SHM] / "ring"
     with ring.open("wb") as file:
         for at in (0, 3 << 20, (3 << 20) + 65536, 20_000_001):
@@ -110,7 +110,7 @@ def test_runs_of_zeros_take_no_room(full: Folders, empty: Folders, tmp_path: Pat
     ("pieces", "size"), [("0+4", "3"), ("-1+4", "9"), ("8+4", "9"), ("0+5", "9"), ("x", "9"), ("0+4", "x")]
 )
 def test_pieces_that_do_not_fit_are_refused(empty: Folders, tmp_path: Path, pieces: str, size: str) -> None:
-    """Outside of the file, longer than what is there, or no numbers: the archive is damaged."""
+    """They lie outside of the file, are longer than the content, or are not numbers: the archive is damaged."""
     archive = tmp_path / "side.tar"
     with tarfile.open(archive, "w") as tar:
         member = tarfile.TarInfo("private/shm/file")
@@ -121,7 +121,7 @@ def test_pieces_that_do_not_fit_are_refused(empty: Folders, tmp_path: Path, piec
 
 
 def test_the_log_is_packed_empty(full: Folders, empty: Folders, tmp_path: Path) -> None:
-    """A replica must find it, and begins its own."""
+    """A replica needs the file, but begins a new log."""
     (full.outside[SCRATCH] / "log").write_text("what the first engine said")
     pack(full.opened, tmp_path / "side.tar", emptied=SCRATCH / "log")
     unpack(empty.opened, tmp_path / "side.tar")
@@ -129,7 +129,7 @@ def test_the_log_is_packed_empty(full: Folders, empty: Folders, tmp_path: Path) 
 
 
 def test_folders_that_a_sandbox_already_has_are_no_conflict(full: Folders, empty: Folders, tmp_path: Path) -> None:
-    """Every sandbox is made with `tmp` and `log` in its scratch folder."""
+    """Every new sandbox already has `tmp` and `log` in its scratch folder."""
     for folders in (full, empty):
         (folders.outside[SCRATCH] / "tmp").mkdir()
     (full.outside[SCRATCH] / "tmp" / "file").write_text("content")
@@ -167,7 +167,7 @@ def archive_of(tmp_path: Path, *members: tuple[str, bytes, str]) -> Path:
 def test_an_archive_that_reaches_outside_is_refused(
     empty: Folders, tmp_path: Path, members: list[tuple[str, bytes, str]]
 ) -> None:
-    """By `..`, by an absolute path, through a symbolic or a hard link, or as a device: nothing is written elsewhere."""
+    """By `..`, an absolute path, a symbolic or hard link, or a device: no file is written elsewhere."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "victim").write_text("untouched")
