@@ -56,27 +56,30 @@ def chat(
         prompt: the user's message.
         system: the system prompt; None for none.
         max_tokens: longest answer, tokens; None leaves it to the server.
-        timeout_s: seconds for everything: waiting for the server, redirects, the whole answer.
+        timeout_s: seconds for everything.
         api_key: bearer key; the default is the variable `TORPOR_API_KEY`.
-        on_text: gets each piece of text as it comes.
+        on_text: called with each piece of text.
         on_wait: told, in one line, why it waits, whenever the reason changes.
 
     Raises:
         ConfigurationError: the URL is none.
-        ServerUnavailableError: no answer within `timeout_s`, or it broke off.
+        ServerUnavailableError: no answer in time, or it broke off.
         EngineRequestError: the server refused the request; its words are in the message.
     """
     from torpor.network.chat_request import ChatRequest  # noqa: PLC0415 - httpx: 112 ms of `from torpor import client`
 
-    key = api_key or os.environ.get(API_KEY_VARIABLE)
     request = ChatRequest(
         root=checked_url(url),
         body=_body(model, prompt, system, max_tokens),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers=_headers(api_key or os.environ.get(API_KEY_VARIABLE)),
         on_text=on_text or (lambda _: None),
         on_wait=on_wait or (lambda _: None),
     )
     return asyncio.run(request.answered_within(timeout_s))
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _body(model: str | None, prompt: str, system: str | None, max_tokens: int | None) -> dict[str, object]:

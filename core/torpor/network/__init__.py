@@ -1,1 +1,1 @@
-"""Requests that leave this process: proxies, clients, and the limits of open connections."""
+"""Requests to servers: clients, streamed chats, proxies, Modal's proxy token, and limits of open files."""

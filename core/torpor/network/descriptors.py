@@ -1,4 +1,4 @@
-"""How many descriptors this process may open, and how many it has open."""
+"""Limits of this process's file descriptors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["limit", "open_now", "raise_limit"]
 
 _MOST = 1 << 20
-"""Nothing of ours needs more, and a program that walks over all possible descriptors takes seconds for a billion."""
+"""Torpor needs no more. Some programs walk over all possible descriptors, which takes seconds for a billion."""
 
 
 def limit() -> int:
@@ -19,7 +19,7 @@ def limit() -> int:
 
 
 def open_now() -> int:
-    """How many are open; the limit itself where not even that can be read."""
+    """How many descriptors are open; the limit itself if /proc cannot be read."""
     try:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
     except OSError:
@@ -27,7 +27,7 @@ def open_now() -> int:
 
 
 def raise_limit() -> None:
-    """Raise the soft limit to the hard one, at most to 1,048,576; for a process that is ours alone: a command."""
+    """Raise the soft limit to the hard one, at most to 1,048,576. Only for processes of Torpor's own: commands."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,7 +1,7 @@
-"""Requests to this machine go past every proxy: HTTP_PROXY and its like are for other hosts.
+"""Requests to this machine use no proxy: HTTP_PROXY and similar variables are for other hosts.
 
-A request to a loopback address carries questions, answers and keys that never have to leave the machine, and a proxy could
-not reach the address that is meant: its loopback is another.
+A request to a loopback address carries questions, answers and keys, which should stay on the machine. A proxy could not
+reach the address either: it would ask its own loopback.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["is_loopback", "past_proxies"]
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _EXCEPTIONS = "no_proxy"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
-"""Names as programs read them in NO_PROXY: most compare words, some know networks."""
+"""What NO_PROXY has to list: most programs compare names, some understand networks."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as it stands in a URL, is this machine by a loopback address.
+    """Whether the host of a URL is a loopback address.
 
     Args:
-        host: a name, or an address in any way of writing that the resolver takes (`127.1`, `[::1]`, `::ffff:127.0.0.1`).
+        host: a name, or an address in any form that the resolver takes (`127.1`, `[::1]`, `::ffff:127.0.0.1`).
     """
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        return socket.inet_aton(name)[0] in (0, 127)  # 0.0.0.0 is reached at loopback, too
+        return socket.inet_aton(name)[0] in (0, 127)  # 0.0.0.0 leads to loopback too
     except (OSError, ValueError):
         pass
     try:
@@ -43,11 +43,11 @@ def is_loopback(host: str) -> bool:
 
 
 def past_proxies(env: Mapping[str, str], *hosts: str) -> dict[str, str]:
-    """What a program's environment has to hold in addition, so that it reaches loopback addresses without a proxy.
+    """Variables that a program needs in addition, so that it reaches loopback addresses without a proxy.
 
     Args:
-        env: its environment.
-        hosts: further hosts that are to be reached directly.
+        env: the program's environment.
+        hosts: more hosts that it reaches without a proxy.
     """
     if not any(env.get(name) or env.get(name.upper()) for name in _PROXIES):
         return {}

@@ -1,1 +1,1 @@
-"""What is told of a start: log events, progress, stage records and metrics."""
+"""What a start reports: log events, progress, stage records and metrics."""

@@ -1,10 +1,10 @@
-"""Torpor's log events. structlog is imported with the first one that somebody sees: it takes 135 ms of CPU, half a restore's.
+"""Torpor's log events, through structlog, which is imported with the first event that is shown.
 
-With `TORPOR_LOG_FORMAT=json` each event is one line of JSON in its place, which a program finds by its first key:
+With `TORPOR_LOG_FORMAT=json` each event is a line of JSON instead. A program finds it by its first key:
 
     {"torpor": "stage", "level": "info", "at": 1795651232.92, "boot": "cold", "seconds": 0.0105, ...}
 
-Modal's containers write their log so, and `torpor boots` reads it.
+Modal's containers log in this format, and `torpor boots` reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["LOG_FORMAT_VARIABLE", "STAGE", "Level", "json_line", "log", "warning
 Level = Literal["info", "warning", "error"]
 
 LOG_FORMAT_VARIABLE = "TORPOR_LOG_FORMAT"
-"""`json` has every event written as one line of JSON; anything else leaves the log to structlog, as the process configured it."""
+"""With `json` each event is a line of JSON; with any other value structlog writes it, as the process configured it."""
 
 STAGE = "stage"
 _LOGGER = "torpor"
@@ -34,12 +34,12 @@ _quiet = False
 
 
 def log(level: Level, event: str, **facts: object) -> None:
-    """Log an event, through structlog as the process has configured it, or as a line of JSON where that is asked for.
+    """Log an event.
 
     Args:
-        level: its level.
+        level: of the event.
         event: its name, snake_case.
-        facts: what belongs to it.
+        facts: its values, by name.
     """
     if _quiet and (level == "info" or event == STAGE):
         return
@@ -50,24 +50,24 @@ def log(level: Level, event: str, **facts: object) -> None:
 
 
 def json_line(level: Level, event: str, **facts: object) -> str:
-    """An event as one line of JSON, in ASCII; what JSON has no form for is written as text.
+    """An event as one line of JSON, in ASCII. Values that JSON cannot express are written as text.
 
     Args:
-        level: its level.
+        level: of the event.
         event: its name.
-        facts: what belongs to it.
+        facts: its values, by name.
     """
     values = {"torpor": event, "level": level, "at": round(time.time(), 3), **facts}
     try:
         return json.dumps(values, default=str, allow_nan=False)
-    except ValueError:  # a number that is none, or a value that holds itself
+    except ValueError:  # NaN, infinity, or a value that contains itself
         return json.dumps(
             {name: value if isinstance(value, str | bool) else str(value) for name, value in values.items()}
         )
 
 
 def _write(line: str) -> None:
-    """Whole lines, at once: another thread may write, too. A log that nobody reads ends no replica."""
+    """Write a whole line at once, because other threads write too. A closed log ends no replica."""
     stream = sys.stderr if _quiet else sys.stdout
     with contextlib.suppress(OSError, ValueError):
         stream.write(f"{line}\n")
@@ -75,8 +75,8 @@ def _write(line: str) -> None:
 
 
 def warnings_only() -> None:
-    """From now on log warnings only, on standard error: for a command whose own output tells the stages."""
-    global _quiet  # noqa: PLW0603 - as global as the log itself
+    """From now on log warnings and errors only, on standard error: for a command that shows the stages itself."""
+    global _quiet  # noqa: PLW0603 - the log is one for the whole process
     _quiet = True
 
 
@@ -86,7 +86,7 @@ def _as_plain(_logger: object, _method: str, line: object) -> str:
 
 
 def _logger() -> FilteringBoundLogger:
-    import structlog  # noqa: PLC0415 - see above
+    import structlog  # noqa: PLC0415 - structlog: 135 ms of a restore
 
     if _quiet and not structlog.is_configured():
         structlog.configure(

@@ -64,7 +64,7 @@ class StageReport:
         if self.path:
             self._append(record, self.path)
         if metrics := os.environ.get(METRICS_VARIABLE):
-            from torpor.telemetry.metrics import write_metrics  # noqa: PLC0415 - only where the variable is set
+            from torpor.telemetry.metrics import write_metrics  # noqa: PLC0415 - 1 ms of a restore
 
             write_metrics(record, metrics)
         if self._on_end:

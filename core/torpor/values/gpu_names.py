@@ -100,7 +100,7 @@ def check_gpu_name(gpu: str, *, unlisted: bool) -> None:
         )
     if unlisted or _plain(name) in {_plain(known) for known in (*MODAL, *OWN)}:
         return
-    from difflib import get_close_matches  # noqa: PLC0415 - for the message alone
+    from difflib import get_close_matches  # noqa: PLC0415 - difflib: 3 ms of every app
 
     close = get_close_matches(_plain(name), [_plain(known) for known in (*MODAL, *OWN)], n=3, cutoff=0.5)
     meant = [known for known in (*MODAL, *OWN) if _plain(known) in close]

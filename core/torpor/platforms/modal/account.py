@@ -1,4 +1,4 @@
-"""What is asked of Modal about an account: where a deployed server answers, which secrets there are, an app's log."""
+"""Questions to Modal about an account: where a deployed server answers, which secrets exist, an app's log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOG_DAYS = 35  # the longest range that the service answers; client 1.6.4, moda
 
 
 def web_url(server: type) -> str:
-    """The URL of a class of a running app, for a local entrypoint under `modal run`: that of the ephemeral app.
+    """The URL of a class of a running app, for a local entrypoint under `modal run`, whose app is ephemeral.
 
     Raises:
         ServerUnavailableError: Modal gave the class no URL.
@@ -46,7 +46,7 @@ def deployed_url(deployment: Deployment, class_name: str = "Server") -> str:
 
     Raises:
         ServerUnavailableError: it is not deployed, or Modal cannot be reached.
-        ConfigurationError: there are no credentials, or they are refused.
+        ConfigurationError: there are no credentials, or Modal refuses them.
     """
     return app_url(deployment.name, class_name)
 
@@ -61,7 +61,7 @@ def app_url(name: str, class_name: str = "Server", *, timeout_s: float = 60.0) -
 
     Raises:
         ServerUnavailableError: it is not deployed, or Modal cannot be reached, or did not answer in time.
-        ConfigurationError: that is no name, or there are no credentials, or they are refused.
+        ConfigurationError: no app can have that name, or there are no credentials, or Modal refuses them.
     """
     with _answers_of_modal():
         try:
@@ -72,11 +72,11 @@ def app_url(name: str, class_name: str = "Server", *, timeout_s: float = 60.0) -
                 "`modal run`, which brings up its own."
             ) from error
         except InvalidError as error:
-            raise ConfigurationError(f"{name!r} is no name of an app: {error}") from error
+            raise ConfigurationError(f"No app can be called {name!r}: {error}") from error
 
 
 def _within(timeout_s: float, ask: Callable[[], str]) -> str:
-    """What Modal's client answers; by itself it tries for ever where something accepts connections and never answers.
+    """Ask within a deadline: Modal's client tries forever where something accepts connections and never answers.
 
     Raises:
         ServerUnavailableError: it did not answer in time.
@@ -102,13 +102,13 @@ def _within(timeout_s: float, ask: Callable[[], str]) -> str:
 
 
 def _no_end_of_client(record: logging.LogRecord) -> bool:
-    """Whether to log a record: not that the client, given up in the middle of a question, is closed at the process's end."""
+    """Filters the record that a client which was given up is closed at the process's end."""
     return not (record.exc_info and isinstance(record.exc_info[1], ClientClosed))
 
 
 @contextlib.contextmanager
 def _answers_of_modal() -> Iterator[None]:
-    """Say in Torpor's errors why Modal does not answer."""
+    """Raise Torpor's errors for Modal's."""
     try:
         yield
     except AuthError as error:
@@ -136,12 +136,12 @@ def _url_of(server: modal.Cls) -> str:
 
 
 def is_logged_in() -> bool:
-    """Whether there are credentials for Modal here; whether they hold is not asked."""
+    """Whether this machine has credentials for Modal; it does not ask whether they are valid."""
     return bool(config.get("token_id"))
 
 
 def missing_secrets(names: Sequence[str], *, timeout_s: float = 20.0) -> tuple[str, ...]:
-    """Those of the names that no secret of the account has.
+    """The names of which the account has no secret.
 
     Args:
         names: of secrets.
@@ -175,15 +175,15 @@ def app_logs(name: str, *, hours: float = 24.0, timeout_s: float = 60.0) -> list
     Args:
         name: the app's name, or its id (`ap-...`), which also finds stopped and ephemeral apps.
         hours: how far back.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds for everything.
 
     Raises:
-        ConfigurationError: there is no such app, the range is none, it holds too much, or there are no credentials.
+        ConfigurationError: there is no such app, Modal does not allow the range, or there are no credentials.
         ServerUnavailableError: Modal cannot be reached, or was not done in time.
     """
     if not 0 < hours <= 24 * _LOG_DAYS:
         raise ConfigurationError(
-            f"The log of the last {hours:g} hours was asked for; Modal gives more than 0 and at most {24 * _LOG_DAYS} hours."
+            f"The last {hours:g} hours of a log cannot be read: Modal allows more than 0 and at most {24 * _LOG_DAYS} hours."
         )
     with _answers_of_modal():
         try:
@@ -201,7 +201,7 @@ def app_logs(name: str, *, hours: float = 24.0, timeout_s: float = 60.0) -> list
 
 
 async def _fetch_logs(name: str, since: datetime, timeout_s: float) -> list[LogLine]:
-    """Put lines together that came in pieces, each container's and stream's for itself."""
+    """Join lines that came in pieces, separately for each container and stream."""
     lines: list[LogLine] = []
     begun: dict[tuple[str, str], LogLine] = {}
     async with asyncio.timeout(timeout_s):

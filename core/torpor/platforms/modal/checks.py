@@ -1,4 +1,4 @@
-"""What Modal and a deployment's plugins find wrong with it, told when the app file is imported: before anything is built."""
+"""Checks a deployment for Modal when its app file is imported, before anything is built."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MOST = 8
 def check_for_modal(deployment: Deployment) -> None:
     """Refuse what Modal would refuse after a build, and what a plugin's check finds to be an error; log its warnings.
 
-    Nothing while a command of Torpor's imports the app: that asks by itself, and may be `torpor up` on a machine with other
-    GPUs.
+    Does nothing while one of Torpor's commands imports the app: the command checks by itself, and may be `torpor up` on a
+    machine with other GPUs.
 
     Raises:
         ConfigurationError: says what to change.
@@ -34,7 +34,7 @@ def check_for_modal(deployment: Deployment) -> None:
 
 
 def gpu_refusal(deployment: Deployment) -> str:
-    """Why Modal cannot give the deployment its GPUs; empty where it can."""
+    """Why Modal cannot give the deployment its GPUs; empty if it can."""
     name = gpu_model(deployment.gpu).upper()
     if name and name not in MODAL:
         return (

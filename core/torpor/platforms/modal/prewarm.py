@@ -1,12 +1,7 @@
-"""Drives cold starts of a deployed app until restores begin: a platform may take some before it has its snapshots.
+"""Drives cold starts of a deployed app until restores begin: Modal may take some before it has its snapshots.
 
-What a start was is told by the replica itself, in the guard's answer to `/ready` (see docs/guard.md):
-
-    torpor-boot     cold, woken (slept and woke in place: it made the snapshot) or restored
-    torpor-wakes    how often it woke
-    torpor-replica  a tag that tells one replica from another
-
-A replica that does not say so can be judged by the app's log alone.
+Each replica says itself what its start was, in headers of the guard's answer to `/ready` (see docs/guard.md). If a server
+sends no such headers, only the app's log can tell.
 """
 
 from __future__ import annotations
@@ -16,17 +11,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import httpx
+
 from torpor.errors import EngineRequestError
 from torpor.guard.protocol import KIND_HEADER, REPLICA_HEADER, WAKES_HEADER
 from torpor.network.modal_keys import refused_by_modal
 from torpor.network.waking_server import get_when_there, open_async_client
+from torpor.telemetry.records import BOOT_KINDS
 from torpor.values.addresses import checked_url
 from torpor.values.bounds import checked_count, checked_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import httpx
 
     from torpor.platforms.modal.log import BootsReport
 
@@ -34,26 +30,24 @@ __all__ = ["MAX_ATTEMPTS", "MAX_REQUESTS", "Prewarmed", "Replica", "Round", "pre
 
 End = Literal["restored", "attempts", "timeout"]
 
-_OK = 200
 _QUOTED = 300
 MAX_REQUESTS = 1000
-"""Of one round: each is a connection of its own, and a descriptor."""
+"""Requests of one round. Each has a connection of its own, and so a descriptor."""
 
 MAX_ATTEMPTS = 1000
 """Rounds of one call."""
 
 _TAG_CHARACTERS = 200
-_KINDS = ("cold", "woken", "restored")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """One replica, by its own words.
+    """One replica, as it describes itself.
 
     Attributes:
-        tag: what it calls itself in public.
-        boot: `cold`, `woken` or `restored`.
-        wakes: how often it woke, as it counts them.
+        tag: its public tag.
+        boot: `cold`, `woken` (it took the snapshot) or `restored`.
+        wakes: how often it woke.
         seconds: from the beginning of the round to its first answer.
     """
 
@@ -69,11 +63,11 @@ class Round:
 
     Attributes:
         number: from 1 on.
-        new: replicas that no round before has seen.
-        known: how many answered that were there before.
-        restored_in_log: restored starts that the app's log names since the first round.
+        new: replicas that no earlier round has seen.
+        known: how many replicas of earlier rounds answered.
+        restored_in_log: restored starts in the app's log since the first round.
         answered: requests that were answered; a restored replica, or the deadline, ends the others.
-        seconds: what it took.
+        seconds: how long the round took.
     """
 
     number: int
@@ -91,13 +85,13 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Prewarmed:
-    """How it ended.
+    """How a prewarming ended.
 
     Attributes:
         end: `restored`, or why it gave up: `attempts` or `timeout`.
-        rounds: what was seen.
+        rounds: all bursts.
         seconds: from the first request to the end.
-        last_seen: why the requests that were not answered waited; empty without such.
+        last_seen: why the last unanswered requests waited; empty if all were answered.
     """
 
     end: End
@@ -107,7 +101,7 @@ class Prewarmed:
 
     @property
     def starts(self) -> int:
-        """Replicas that were seen and were not restored."""
+        """How many replicas were seen that were not restored."""
         return sum(replica.boot != "restored" for one in self.rounds for replica in one.new)
 
 
@@ -128,15 +122,15 @@ def prewarm(
         url: where the app answers, without a path.
         requests: requests of a burst; more than the app's target concurrency start several replicas at once.
         attempts: bursts.
-        pause_s: seconds between two bursts, in which the app has to scale down: a replica that runs starts no other.
-        timeout_s: seconds for all of it.
-        read_log: the app's log of that many hours; asked where replicas say nothing of their start.
-        on_round: gets each burst.
-        on_wait: told, in one line, why it waits.
+        pause_s: seconds between two bursts. The app has to scale down meanwhile: Modal starts no replica while one runs.
+        timeout_s: seconds for everything.
+        read_log: returns the app's log of that many hours; called if replicas do not say what their start was.
+        on_round: called with each burst.
+        on_wait: called, with the reason in one line, when a request has to wait.
 
     Raises:
-        ConfigurationError: the URL or a number is none.
-        EngineRequestError: the server refuses, or says nothing of its start and there is no log to read.
+        ConfigurationError: the URL or a number is not allowed.
+        EngineRequestError: the server refuses, or does not say what its start was and there is no log to read.
     """
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
     checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
@@ -150,6 +144,30 @@ def prewarm(
         on_wait=on_wait or (lambda _: None),
     )
     return asyncio.run(driver.run(attempts, pause_s, on_round or (lambda _: None)))
+
+
+@dataclass
+class _Burst:
+    """A burst that goes on.
+
+    Attributes:
+        began: monotonic time.
+        new: replicas that no earlier burst has seen, by tag.
+        known: tags of the others.
+        answered: how many requests were answered.
+        silent: whether an answer did not say what its start was.
+    """
+
+    began: float
+    new: dict[str, Replica] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    answered: int = 0
+    silent: bool = False
+
+    @property
+    def restored(self) -> bool:
+        """Whether a restored replica answered."""
+        return any(replica.boot == "restored" for replica in self.new.values())
 
 
 @dataclass
@@ -185,45 +203,47 @@ class _Driver:
         return max(0.0, self.deadline - time.monotonic())
 
     async def _round(self, number: int) -> Round:
-        """One burst; over when all were answered, a restored replica was seen, or at the deadline."""
-        began, new, known, answered, silent = time.monotonic(), dict[str, Replica](), set[str](), 0, False
+        """One burst. It ends when all are answered, when a restored replica is seen, or at the deadline."""
+        burst = _Burst(began=time.monotonic())
         async with open_async_client(self.url, {"Connection": "close"}) as client:
             asked = [asyncio.create_task(self._ask(client)) for _ in range(self.requests)]
             waiting = set(asked)
             try:
-                while waiting and not any(replica.boot == "restored" for replica in new.values()):
+                while waiting and not burst.restored:
                     done, waiting = await asyncio.wait(
                         waiting, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED
                     )
                     if not done:
                         break
                     for task in done:
-                        answered += 1
-                        if (replica := self._replica(task.result(), time.monotonic() - began)) is None:
-                            silent = True
-                        elif replica.tag in self._tags:
-                            known.add(replica.tag)
-                        else:
-                            new.setdefault(replica.tag, replica)
+                        self._note_answer(burst, task.result())
             finally:
                 for task in waiting:
                     task.cancel()
-                await asyncio.gather(*asked, return_exceptions=True)  # of several that failed one is told
-        self._tags |= set(new)
-        in_log = await asyncio.to_thread(self._restored_in_log) if silent else 0
-        seconds = time.monotonic() - began
+                await asyncio.gather(*asked, return_exceptions=True)  # of several failures, the first is raised
+        self._tags |= set(burst.new)
+        in_log = await asyncio.to_thread(self._restored_in_log) if burst.silent else 0
         return Round(
             number=number,
-            new=tuple(new.values()),
-            known=len(known),
+            new=tuple(burst.new.values()),
+            known=len(burst.known),
             restored_in_log=in_log,
-            answered=answered,
-            seconds=seconds,
+            answered=burst.answered,
+            seconds=time.monotonic() - burst.began,
         )
+
+    def _note_answer(self, burst: _Burst, response: httpx.Response) -> None:
+        burst.answered += 1
+        if (replica := self._replica(response, time.monotonic() - burst.began)) is None:
+            burst.silent = True
+        elif replica.tag in self._tags:
+            burst.known.add(replica.tag)
+        else:
+            burst.new.setdefault(replica.tag, replica)
 
     async def _ask(self, client: httpx.AsyncClient) -> httpx.Response:
         response = await get_when_there(client, self.url, on_wait=self._note_wait)
-        if response.status_code != _OK:
+        if response.status_code != httpx.codes.OK:
             said = response.text.strip()[:_QUOTED] or "no text"
             step = (
                 refused_by_modal(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
@@ -237,15 +257,15 @@ class _Driver:
             self.on_wait(reason)
 
     def _replica(self, response: httpx.Response, seconds: float) -> Replica | None:
-        """Who answered; None for one that does not say what its start was."""
+        """Who answered; None if the answer does not say what its start was."""
         boot, tag = response.headers.get(KIND_HEADER, ""), response.headers.get(REPLICA_HEADER, "")
-        if boot in _KINDS and tag:
+        if boot in BOOT_KINDS and tag:
             wakes = response.headers.get(WAKES_HEADER, "")[:_TAG_CHARACTERS]
             return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
-                f"{self.url} answers, and does not say what its start was (no header {KIND_HEADER}). Give the app's name in "
-                "place of its URL, so that its log can be read, or deploy it anew with this version of Torpor."
+                f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "
+                "place of its URL, so that its log can be read, or deploy it again with this version of Torpor."
             )
         return None
 
