@@ -1,4 +1,4 @@
-"""What the tests of sandboxes and of CRIU share: which modes can be tried here, and sandboxes that are always ended."""
+"""Fixtures for tests of sandboxes and CRIU: the modes that work here, and sandboxes that always end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Seen = TypeVar("Seen")
 
 
 class MakeSandbox(Protocol):
-    """Makes sandboxes of the mode under test, all with one scratch folder; they are ended with the test."""
+    """Makes sandboxes of the mode under test, with a common scratch folder; the test's end ends them."""
 
     def __call__(
         self,
@@ -44,7 +44,7 @@ class MakeSandbox(Protocol):
 
 
 def refuse(reason: str) -> None:
-    """Skip a test that this machine forbids; fail where it was said that it must run."""
+    """Skip a test that cannot run on this machine; fail if it is required."""
     if os.environ.get(REQUIRE_VARIABLE):
         pytest.fail(f"{REQUIRE_VARIABLE} is set, but: {reason}")
     pytest.skip(reason)
@@ -52,7 +52,7 @@ def refuse(reason: str) -> None:
 
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> Mode:
-    """Rootless, and as root where we are; skipped where the kernel forbids it."""
+    """Rootless, and root if we are root; skipped if the kernel forbids it."""
     chosen: Mode = request.param
     if reason := _forbidden(chosen):
         refuse(reason)
@@ -105,7 +105,7 @@ def nvidia_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def driver(nvidia_libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """A machine with one GPU, as far as this process and what it starts can see."""
+    """Make this process and its children see one GPU."""
     return FakeDriver.install(nvidia_libraries, tmp_path / "machine", monkeypatch)
 
 
@@ -127,7 +127,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def wait_for(look: Callable[[], Seen], timeout_s: float = 30.0) -> Seen:
-    """Look until the result is true, at most so many seconds, and return the last result."""
+    """Call until the result is true or the time is over, and return the last result."""
     deadline = time.monotonic() + timeout_s
     while not (seen := look()) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -135,7 +135,7 @@ def wait_for(look: Callable[[], Seen], timeout_s: float = 30.0) -> Seen:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process, other than a zombie."""
+    """Whether a process exists and is not a zombie."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

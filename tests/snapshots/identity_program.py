@@ -1,4 +1,4 @@
-"""Holds handles of processes over a capture, as an engine's watchdog does; answers each connection with what they say."""
+"""Keep handles of processes across a capture, as an engine's watchdog does, and report on them to each connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ handles["child"].cpu_percent()
 list(psutil.process_iter())
 asked, ask = os.pipe()
 told, tell = os.pipe()
-if os.fork() == 0:  # a fork keeps its parent's handles, and its own life
+if os.fork() == 0:  # a fork keeps its parent's handles and has an identity of its own
     parent = psutil.Process().parent()
     assert parent is not None
     while os.read(asked, 1):

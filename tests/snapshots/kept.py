@@ -1,4 +1,4 @@
-"""A stand-in deployment in an app file, and snapshots of it, for the tests of creating and restoring."""
+"""A stand-in deployment in an app file, and snapshots of it, for tests of capture and restore."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_app(
     secrets: str = "refuse",
     standin: str = "StandIn",
 ) -> Path:
-    """Write the app file; what differs between two calls differs between the deployments."""
+    """Write the app file; other arguments give another deployment."""
     folder.mkdir(exist_ok=True)
     app = folder / "kept.py"
     values = {
@@ -65,9 +65,9 @@ ATTEMPTS = 10
 
 @contextmanager
 def when_criu_works(place: Path, act: Callable[[int], None]) -> Iterator[None]:
-    """Do something, told its pid, as soon as a CRIU works on images under a folder.
+    """Call something with CRIU's pid as soon as CRIU works on images under a folder.
 
-    On a busy machine it may be done before that comes to it; a test then tries again, see `ATTEMPTS`.
+    On a busy machine CRIU may finish first; then the test tries again (`ATTEMPTS`).
     """
     ended = threading.Event()
 
@@ -95,7 +95,7 @@ def killing_criu(place: Path) -> AbstractContextManager[None]:
 
 
 def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = "hello", model: str = "standin") -> str:
-    """One answer through the public port, on a connection of its own."""
+    """Ask once through the public port, on a new connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20.0)
     body = {
         "model": model,
@@ -115,7 +115,7 @@ def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = 
 
 
 def engines_on(port: int) -> list[int]:
-    """Process ids of the stand-ins that were started with this port, in whatever sandbox."""
+    """Pids of the stand-ins with this port, in any sandbox."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
@@ -136,7 +136,7 @@ class Background:
         self._thread.start()
 
     def join(self) -> object:
-        """The result; its error is raised here."""
+        """The result of the call, or its error."""
         self._thread.join(30.0)
         if self.error is not None:
             raise self.error

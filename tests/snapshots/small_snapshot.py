@@ -1,4 +1,4 @@
-"""A snapshot's folder as a capture leaves it, made without CRIU: for what looks at folders and files alone."""
+"""A snapshot's folder as a capture leaves it, but made without CRIU, for tests of folders and files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Content = dict[str, object]
 
 
 def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content | None = None) -> Path:
-    """Write a whole snapshot of a deployment with a GPU; its images are a few bytes."""
+    """Write a complete snapshot of a deployment with a GPU; its images are a few bytes."""
     folder.mkdir(mode=0o700, parents=True)
     for inner in (IMAGES, LOGS):
         (folder / inner).mkdir(mode=0o700)
@@ -90,11 +90,11 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
 
 
 def content_of(folder: Path, name: str = MANIFEST) -> Content:
-    """A file of a snapshot as JSON has it."""
+    """The JSON in a file of a snapshot."""
     content: Content = json.loads((folder / name).read_text())
     return content
 
 
 def rewrite(folder: Path, content: Content, name: str = MANIFEST) -> None:
-    """Put other JSON into a file of a snapshot."""
+    """Write other JSON into a file of a snapshot."""
     (folder / name).write_text(json.dumps(content))

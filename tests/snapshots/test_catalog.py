@@ -1,4 +1,4 @@
-"""`torpor.snapshots.catalog`: which snapshots there are, and which of them `torpor snapshot prune` removes."""
+"""`torpor.snapshots.catalog`: list the snapshots, and remove those that `torpor snapshot prune` chooses."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ NOW = 1_700_000_000.0
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache root of the test's own."""
+    """A cache root for this test only."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def listed(*folders: Path) -> dict[str, Entry]:
-    """What is there, by the folders' names; nothing is asked about fits."""
+    """The entries by folder name, without asking whether they fit."""
     return {entry.folder.name: entry for entry in catalog(folders, users=snapshot_users, fit=False)}
 
 
 def aged(folder: Path, *, days: float = 0.0) -> Path:
-    """Say that it was made so many days before `NOW`, and never used."""
+    """Make it look captured so many days before `NOW`, and never used."""
     content = content_of(folder)
     content["captured_at"] = NOW - days * DAY_S
     rewrite(folder, content)
@@ -47,7 +47,7 @@ def aged(folder: Path, *, days: float = 0.0) -> Path:
 
 
 def entry(folder: Path, name: str, *, days: float, used: float | None = None, unfit: bool | None = None) -> Entry:
-    """A snapshot of a deployment, made and used so many days before `NOW`."""
+    """A snapshot of a deployment, captured and used so many days before `NOW`."""
     return Entry(
         folder / f"{name}-{days:g}",
         "snapshot",
@@ -59,12 +59,12 @@ def entry(folder: Path, name: str, *, days: float, used: float | None = None, un
 
 
 def names(picked: list[tuple[Entry, str]]) -> list[str]:
-    """Which ones."""
+    """The names of the chosen folders."""
     return [one.folder.name for one, _ in picked]
 
 
 def test_snapshots_of_the_cache_root_noted_ones_and_given_folders_are_listed(cache: Path, tmp_path: Path) -> None:
-    """Each once, with deployment, times and room on the disk; a link stands for what it leads to."""
+    """Each once, with deployment, times and size; a link stands for its target."""
     default = aged(small_snapshot(cache / "snapshots" / "default"), days=3)
     noted = snapshot_with(tmp_path / "srv" / "noted")
     given = small_snapshot(tmp_path / "more" / "given")
@@ -78,7 +78,7 @@ def test_snapshots_of_the_cache_root_noted_ones_and_given_folders_are_listed(cac
 
 
 def test_a_restore_notes_when_it_used_a_snapshot(cache: Path) -> None:
-    """By the folder's own time: nothing is written."""
+    """By the folder's time of change; no file is written."""
     folder = aged(small_snapshot(cache / "snapshots" / "one"), days=3)
     before = sorted(folder.iterdir())
     hold = Hold()
@@ -91,8 +91,8 @@ def test_a_restore_notes_when_it_used_a_snapshot(cache: Path) -> None:
 @pytest.mark.fault(
     "folders among the snapshots are damaged, another version's or not Torpor's", area="snapshot list", outcome="held"
 )
-def test_what_is_damaged_or_foreign_is_shown_as_such(cache: Path) -> None:
-    """Never an exception; only what Torpor surely wrote counts as damaged, and may go."""
+def test_damaged_and_foreign_folders_are_listed_as_such(cache: Path) -> None:
+    """Never an exception. Only a folder that Torpor certainly wrote counts as damaged and may be removed."""
     root = cache / "snapshots"
     small_snapshot(root / "whole")
     rewrite(small_snapshot(root / "old"), content_of(root / "whole") | {"schema": 1})
@@ -119,14 +119,14 @@ def test_what_is_damaged_or_foreign_is_shown_as_such(cache: Path) -> None:
 
 
 def test_the_newest_of_each_deployment_are_kept(tmp_path: Path) -> None:
-    """By the time at which they were made."""
+    """By the time of their capture."""
     entries = [entry(tmp_path, name, days=days) for name in ("a", "b") for days in (1, 2, 3)]
     assert names(chosen(entries, Choice(keep=2), now=NOW)) == ["a-3", "b-3"]
     assert names(chosen(entries, Choice(keep=0), now=NOW)) == [one.folder.name for one in entries]
 
 
-def test_old_ones_are_those_neither_made_nor_used_since(tmp_path: Path) -> None:
-    """With `keep` the newest stay however old they are."""
+def test_old_ones_are_those_neither_captured_nor_used_since(tmp_path: Path) -> None:
+    """With `keep` the newest stay at any age."""
     entries = [
         entry(tmp_path, "a", days=30, used=1),
         entry(tmp_path, "a", days=20),
@@ -138,8 +138,8 @@ def test_old_ones_are_those_neither_made_nor_used_since(tmp_path: Path) -> None:
     assert names(chosen(entries, Choice(keep=2, older_than_s=7 * DAY_S), now=NOW)) == ["a-20"]
 
 
-def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) -> None:
-    """`keep` counts among those that may still be used."""
+def test_unfit_ones_are_removed_first_and_unknown_ones_stay(tmp_path: Path) -> None:
+    """`keep` counts only the usable ones."""
     entries = [
         entry(tmp_path, "a", days=1, unfit=True),
         entry(tmp_path, "a", days=2, unfit=False),
@@ -150,8 +150,8 @@ def test_unfit_ones_go_first_and_unknown_ones_are_no_unfit_ones(tmp_path: Path) 
 
 
 @pytest.mark.fault("two prunes remove the same snapshot at the same time", area="snapshot prune", outcome="held")
-def test_a_snapshot_that_another_removal_took_is_no_failure(cache: Path) -> None:
-    """It is gone, as it should be; nothing was freed by this one."""
+def test_a_snapshot_that_another_prune_removed_is_not_a_failure(cache: Path) -> None:
+    """It is removed, but this prune freed nothing."""
     one = small_snapshot(cache / "snapshots" / "one")
     picked = chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0))
     assert [removal.freed > 0 for removal in removed(picked, users=snapshot_users)[0]] == [True]
@@ -161,7 +161,7 @@ def test_a_snapshot_that_another_removal_took_is_no_failure(cache: Path) -> None
 
 @pytest.mark.fault("a link to itself lies among the snapshots", area="snapshot list", outcome="held")
 def test_a_link_to_itself_hides_no_snapshot(cache: Path) -> None:
-    """Whatever the order in which the folder lists them; nor does anything else that is no folder."""
+    """In any order of the entries; other files do not hide one either."""
     place = cache / "snapshots"
     names = {small_snapshot(place / f"{number}").name for number in range(4)}
     for number in range(40):
@@ -174,7 +174,7 @@ def test_a_link_to_itself_hides_no_snapshot(cache: Path) -> None:
 
 @pytest.mark.fault("a snapshot that a replica was restored from is to be pruned", area="snapshot prune", outcome="held")
 def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
-    """Its user holds a lock on the folder, seen from every pid namespace; or is a server that says so."""
+    """Its user locks the folder, which every pid namespace can see, or is a server that says so."""
     locked, told, free = (small_snapshot(cache / "snapshots" / name) for name in ("locked", "told", "free"))
     hold, file = Hold(), RunFile("up")
     hold.take(locked)
@@ -194,8 +194,8 @@ def test_a_snapshot_in_use_is_never_removed(cache: Path) -> None:
     assert catalog(users=snapshot_users, fit=False) == []
 
 
-def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp_path: Path) -> None:
-    """What was needed by none before is another command's; a dry run says the same and removes nothing."""
+def test_kept_weights_are_removed_with_the_last_snapshot_that_needs_them(cache: Path, tmp_path: Path) -> None:
+    """Weights that no snapshot needed before are another command's task. A dry run says the same and removes nothing."""
     both, one, none = (kept_weights(cache, f"weights-{number}.bin") for number in range(3))
     first = snapshot_with(cache / "snapshots" / "first", both, one)
     second = snapshot_with(tmp_path / "second", both)
@@ -214,8 +214,8 @@ def test_kept_weights_go_with_the_last_snapshot_that_needs_them(cache: Path, tmp
 
 
 @pytest.mark.fault("a snapshot is replaced by something else while prune runs", area="snapshot prune", outcome="held")
-def test_what_is_no_snapshot_any_more_stays(cache: Path) -> None:
-    """It is looked at once more in the moment of its removal, and the others go all the same."""
+def test_a_folder_that_is_no_longer_a_snapshot_stays(cache: Path) -> None:
+    """Each folder is checked again just before its removal; the others are still removed."""
     first, second = (small_snapshot(cache / "snapshots" / name) for name in ("first", "second"))
     picked = chosen(catalog(users=snapshot_users, fit=False), Choice(keep=0))
     (first / MANIFEST).unlink()
@@ -227,8 +227,8 @@ def test_what_is_no_snapshot_any_more_stays(cache: Path) -> None:
     assert not second.exists()
 
 
-def test_what_killed_captures_left_is_cleared_and_nothing_else(cache: Path, tmp_path: Path) -> None:
-    """In the cache root whatever it belonged to; elsewhere beside its snapshot alone."""
+def test_left_overs_of_killed_captures_are_cleared_and_nothing_else(cache: Path, tmp_path: Path) -> None:
+    """Under the cache root all of them; elsewhere only those beside a listed snapshot."""
     elsewhere = snapshot_with(tmp_path / "srv" / "one")
     default = cache / "snapshots"
     left = [default / ".gone.partial-0123456789abcdef", elsewhere.parent / ".one.removed-0123456789abcdef"]

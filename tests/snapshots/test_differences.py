@@ -1,4 +1,4 @@
-"""What differs between a snapshot and what is here now: field by field, never two long texts."""
+"""How the captured deployment differs from the one here: field by field, never two long texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torpor.snapshots.store.manifest import DeploymentFacts
 
 
 class Level(Enum):
-    """An option that has no `repr` that Python reads."""
+    """An option whose `repr` is not valid Python."""
 
     LOW = 1
     HIGH = 2
@@ -39,7 +39,7 @@ class Engine:
 
 
 def facts(**changed: object) -> DeploymentFacts:
-    """A deployment of one plugin, as a manifest has it."""
+    """The facts of a deployment with one plugin."""
     made = DeploymentFacts(
         torpor="0.1.0",
         name="tiny",
@@ -67,12 +67,12 @@ def facts(**changed: object) -> DeploymentFacts:
 
 
 def engine(value: object) -> dict[str, str]:
-    """The plugins with another value of the engine."""
+    """The plugins, with another value for the engine."""
     return {**facts().plugins, "engine": f"1.0 {value!r}"}
 
 
 def argv(old: str, new: str) -> tuple[str, ...]:
-    """The command line with words changed."""
+    """The command line, with some words replaced."""
     return tuple(" ".join(facts().argv).replace(old, new).replace('": ', '":').split())
 
 
@@ -119,11 +119,11 @@ def argv(old: str, new: str) -> tuple[str, ...]:
     ],
 )
 def test_each_difference_is_one_line_that_names_its_field(now: DeploymentFacts, said: list[str]) -> None:
-    """Plugins by option, flags by flag, variables by name; values of secrets are not shown."""
+    """By plugin option, flag or variable. Values of secrets are not shown."""
     assert list(different_deployment(facts(), now)) == said
 
 
-def test_everything_that_differs_is_told_at_once() -> None:
+def test_all_differences_are_listed_at_once() -> None:
     """Plugin, flag, variable and model."""
     now = facts(
         plugins=engine(Engine(length=1, grammar=Grammar())),
@@ -139,8 +139,8 @@ def test_everything_that_differs_is_told_at_once() -> None:
     ]
 
 
-def test_long_values_are_cut_around_what_differs() -> None:
-    """Nobody compares two lines of a thousand characters by eye."""
+def test_long_values_are_cut_around_the_difference() -> None:
+    """Lines of a thousand characters cannot be compared by eye."""
     long = "a" * 1000
     (said,) = different_deployment(facts(env={"MODE": f"{long}1{long}"}), facts(env={"MODE": f"{long}2{long}"}))
     assert len(said) < 250
@@ -149,8 +149,8 @@ def test_long_values_are_cut_around_what_differs() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "other options", "0.1 X", "X(", "X(a)", "1.0 X(a=1, b)", "(((("])
-def test_a_text_that_is_no_plugin_is_left_alone(text: str) -> None:
-    """A damaged manifest is shown as it is, cut, and nothing fails."""
+def test_a_text_that_is_not_a_plugin_is_shown_as_it_is(text: str) -> None:
+    """It is shortened, and nothing fails."""
     assert options_of(text) is None
     now = facts(plugins={"engine": f"{text}!" * 200})
     (removed, one) = different_deployment(facts(), now)
@@ -160,7 +160,7 @@ def test_a_text_that_is_no_plugin_is_left_alone(text: str) -> None:
 
 
 def test_options_may_be_nested_without_end() -> None:
-    """What lies too deep is compared as text."""
+    """Too deep levels are compared as text."""
     deep = "X(a=" * 5000 + "1" + ")" * 5000
     (one,) = different_deployment(facts(plugins={"x": deep}), facts(plugins={"x": deep.replace("1", "2")}))
     assert one.startswith("x.a.a.a.a.a.a.a.a.a: ")
@@ -168,8 +168,8 @@ def test_options_may_be_nested_without_end() -> None:
     assert options_of("X(a=" * 50_000) is None
 
 
-def test_options_are_read_out_of_a_repr() -> None:
-    """Brackets and quotes inside of texts cut nothing."""
+def test_options_are_parsed_from_a_repr() -> None:
+    """Brackets and quotes inside of strings do not split."""
     found = options_of(f"1.0 {Engine(grammar=Grammar(), words=('a=(', ']'))!r}")
     assert found == (
         "1.0",

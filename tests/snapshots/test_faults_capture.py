@@ -1,4 +1,4 @@
-"""The framework's end while CRIU works: no sandbox lives on, and half a snapshot is never taken for one."""
+"""The framework ends while CRIU works: no sandbox lives on, and half a snapshot never counts as one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ esac
 
 
 class Held:
-    """An app, where its snapshot goes, and a CRIU that can be held.
+    """An app, the place of its snapshot, and a CRIU that can be paused.
 
     Args:
         folder: for everything of it.
@@ -90,19 +90,19 @@ class Held:
         return [sys.executable, "-m", "torpor.cli", "snapshot", *words]
 
     def freed(self) -> dict[str, str]:
-        """The environment, with a CRIU that nothing holds."""
+        """The environment with a CRIU that is not paused."""
         self._moment.write_text("free -\n")
         return self.env
 
     def create(self) -> None:
-        """Make the snapshot, with nothing in the way."""
+        """Take the snapshot without a pause."""
         command = self.argv("create", str(self.app), str(self.snapshot), "--mode", MODES[-1])
         ran = subprocess.run(command, env=self.freed(), capture_output=True, text=True, timeout=120, check=False)
         assert ran.returncode == 0, ran.stderr
 
     @contextmanager
     def running(self, moment: Moment, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
-        """A command and everything below it, once CRIU is where it is to be held, or once it serves."""
+        """A command and its processes, once CRIU is paused or the command serves."""
         held = self._moment.with_name(f"held-{uuid.uuid4().hex}")
         self._moment.write_text(f"{moment} {held}\n")
         with (
@@ -123,7 +123,7 @@ class Held:
                         one.kill()
 
     def _serves(self) -> bool:
-        """Whether the command says that it serves, and does: until it says so a signal ends it at once."""
+        """Whether the command says that it serves, and does. Before that a signal ends it at once."""
         if "Ctrl-C ends it" not in (self.app.parent / "said").read_text():
             return False
         try:
@@ -134,13 +134,13 @@ class Held:
 
 @pytest.fixture
 def held(criu: Criu, tmp_path: Path) -> Held:
-    """An app and a CRIU of this test's own."""
+    """An app and a CRIU for this test only."""
     return Held(tmp_path, criu)
 
 
 @pytest.fixture(scope="module")
 def kept(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Held:
-    """The same with a snapshot, for tests that leave it as it is."""
+    """The same with a snapshot, for tests that do not change it."""
     made = Held(tmp_path_factory.mktemp("kept"), criu)
     made.create()
     return made
@@ -149,7 +149,7 @@ def kept(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Held:
 def end(
     process: subprocess.Popen[bytes], below: list[psutil.Process], number: signal.Signals, *, code: int = 130
 ) -> None:
-    """Send a signal; the command has to end by it, with this code if it can, and with it everything below."""
+    """Send a signal: the command must end by it, with this code if it can, and all of its processes with it."""
     assert len(below) >= 3  # outer, pid 1 and something in the sandbox
     process.send_signal(number)
     assert process.wait(30) == (-signal.SIGKILL if number == signal.SIGKILL else code)
@@ -161,7 +161,7 @@ def end(
 def test_a_capture_that_is_ended_leaves_no_sandbox_and_no_snapshot(
     held: Held, moment: Moment, number: signal.Signals
 ) -> None:
-    """CRIU at its start, stopped in its work, or done and nothing written down yet. The next capture clears up."""
+    """CRIU is at its start, in the middle, or done before the manifest is written. The next capture clears up."""
     with held.running(moment, "create", str(held.app), str(held.snapshot), "--mode", MODES[-1]) as (process, below):
         (partial,) = held.snapshot.parent.glob(".kept.partial-*")
         end(process, below, number)
@@ -177,7 +177,7 @@ def test_a_capture_that_is_ended_leaves_no_sandbox_and_no_snapshot(
 
 @pytest.mark.parametrize("number", SIGNALS[:2], ids=lambda number: number.name)
 def test_an_older_snapshot_stays_when_the_capture_of_a_new_one_is_ended(held: Held, number: signal.Signals) -> None:
-    """It is replaced by a whole one or not at all."""
+    """It is replaced by a complete one or not at all."""
     held.create()
     before = inspect_snapshot(held.snapshot)
     with held.running("done", "create", str(held.app), str(held.snapshot), "--mode", MODES[-1]) as (process, below):
@@ -197,7 +197,7 @@ RESTORES: list[tuple[Moment, signal.Signals]] = [
 def test_a_restore_that_is_ended_leaves_no_replica_and_the_snapshot_as_it_was(
     kept: Held, moment: Moment, number: signal.Signals
 ) -> None:
-    """In CRIU's work, which is not waited for, and while the copies serve; then the same snapshot serves."""
+    """During CRIU's work, which is not waited for, and while replicas serve. The same snapshot serves afterwards."""
     words = ("restore", str(kept.snapshot), "--replicas", "2", "--port", str(kept.port))
     with kept.running(moment, *words) as (process, below):
         end(process, below, number, code=0 if moment == "free" else 130)
@@ -211,7 +211,7 @@ def test_a_restore_that_is_ended_leaves_no_replica_and_the_snapshot_as_it_was(
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sandbox_ends_when_the_children_of_its_owner_are_killed_first(criu: Criu, mode: str, tmp_path: Path) -> None:
-    """While CRIU works on the capture, while it works on the restore, and while the copy serves."""
+    """While CRIU captures, while it restores, and while the replica serves."""
     held = Held(tmp_path, criu)
     create = ("create", str(held.app), str(held.snapshot), "--mode", mode)
     with held.running("halted", *create) as (process, below):

@@ -1,4 +1,4 @@
-"""What a capture would refuse is told when the engine is ready, before warm-up, sleep and dump."""
+"""A warning names what a capture would refuse once the engine is ready, before warm-up, sleep and dump."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
 
-@pytest.mark.fault("an engine of a third party holds what no capture takes", area="capture", outcome="refused")
-def test_what_an_engine_holds_is_told_with_the_cure_once_it_is_ready(sandbox: Sandbox) -> None:
-    """Files in a temporary folder, deleted ones, a terminal; nothing of an engine that holds none."""
+@pytest.mark.fault("an engine of a third party holds what a capture refuses", area="capture", outcome="refused")
+def test_what_a_capture_would_refuse_is_named_with_a_cure_once_the_engine_is_ready(sandbox: Sandbox) -> None:
+    """Files in a temporary folder, deleted files, a terminal. An engine without them gets no warning."""
     boot = Boot(Deployment(name="d", model=Model(path="/srv/m", served_name="m"), plugins=(StandIn(),)))
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         lost, gone = (Path(folder) / name for name in ("lost", "gone"))

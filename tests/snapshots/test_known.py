@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept_weights(cache: Path, name: str = "weights-0123.bin") -> Path:
-    """A file as an engine keeps it outside of its snapshots."""
+    """A file that an engine keeps outside of its snapshots."""
     file = cache / "images" / "small" / KEPT / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"x" * 8192)
@@ -39,14 +39,14 @@ def kept_weights(cache: Path, name: str = "weights-0123.bin") -> Path:
 
 
 def snapshot_with(folder: Path, *files: Path) -> Path:
-    """A noted snapshot that needs these files."""
+    """A known snapshot that needs these files."""
     small_snapshot(folder, outside={str(file): [8192, 0, ""] for file in files} or None)
     note(folder)
     return folder
 
 
-def test_snapshots_are_known_wherever_they_lie_and_only_while_they_are_there(cache: Path, tmp_path: Path) -> None:
-    """Noted by a capture, or in the default place; a note whose folder is something else by now counts for nothing."""
+def test_snapshots_are_known_anywhere_while_they_exist(cache: Path, tmp_path: Path) -> None:
+    """Noted by a capture, or in the default place. A note does not count if its folder is no longer a snapshot."""
     noted = snapshot_with(tmp_path / "srv" / "noted")
     default = small_snapshot(cache / "snapshots" / "default")
     gone = snapshot_with(tmp_path / "srv" / "gone")
@@ -61,8 +61,8 @@ def test_snapshots_are_known_wherever_they_lie_and_only_while_they_are_there(cac
     assert known_snapshots() == ()
 
 
-def test_kept_weights_are_listed_with_their_snapshots_and_go_with_the_last(cache: Path, tmp_path: Path) -> None:
-    """A snapshot elsewhere counts as well as one in the default place; nothing that is needed is ever deleted."""
+def test_kept_weights_are_listed_with_their_snapshots_and_deleted_after_the_last(cache: Path, tmp_path: Path) -> None:
+    """A snapshot anywhere counts. Weights that one needs are never deleted."""
     both, one, none = (kept_weights(cache, f"weights-{number}.bin") for number in range(3))
     first = snapshot_with(cache / "snapshots" / "first", both, one)
     second = snapshot_with(tmp_path / "second", both)
@@ -79,7 +79,7 @@ def test_kept_weights_are_listed_with_their_snapshots_and_go_with_the_last(cache
 
 @pytest.mark.fault("kept weights are to be deleted while an engine sleeps on them", area="kept weights", outcome="held")
 def test_weights_that_a_process_has_open_are_not_deleted(cache: Path) -> None:
-    """An engine between its sleep and its capture: no snapshot lists them yet."""
+    """Between an engine's sleep and its capture no snapshot lists them yet."""
     file = kept_weights(cache)
     with file.open("rb"):
         assert prune() == ()
@@ -91,7 +91,7 @@ def test_weights_that_a_process_has_open_are_not_deleted(cache: Path) -> None:
 
 @pytest.mark.fault("links and folders lie among the kept weights", area="kept weights", outcome="held")
 def test_only_regular_files_count_as_kept_weights(cache: Path, tmp_path: Path) -> None:
-    """What a link leads to is not ours to delete."""
+    """The target of a link is not deleted."""
     victim = tmp_path / "victim"
     victim.write_text("years of work")
     folder = kept_weights(cache).parent
@@ -103,14 +103,14 @@ def test_only_regular_files_count_as_kept_weights(cache: Path, tmp_path: Path) -
 
 
 def test_the_engine_keeps_its_weights_where_they_are_looked_for() -> None:
-    """One place, said by the plugin and by core."""
+    """Plugin and core name the same folder."""
     engine = SGLang(version="0.5.16", image="registry/sglang:v0.5.16", weights_store="file")
     deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(engine,), gpu="H100")
     assert engine.prepare_image(deployment).env[FOLDER_VARIABLE] == f"{IMAGE_ROOT}/{KEPT}"
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """`torpor snapshot` as a user types it."""
+    """Run `torpor snapshot` as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "torpor.cli", "snapshot", *words], capture_output=True, text=True, timeout=60, check=True
     )
@@ -118,7 +118,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_command_line_lists_weights_and_deletes_them(cache: Path, tmp_path: Path) -> None:
-    """`rm` says what its snapshot leaves behind and how to delete it."""
+    """`rm` names the weights that the snapshot leaves, and how to delete them."""
     file = kept_weights(cache)
     folder = snapshot_with(tmp_path / "srv", file)
     assert run("weights", "--prune").stdout == f"{file} (0.00 GB)\n  needed by {folder}\n"

@@ -1,4 +1,4 @@
-"""What an engine in a sandbox prints costs a bounded amount of memory: its log lies on a tmpfs, as it is kept with a snapshot."""
+"""The log of an engine in a sandbox uses a bounded amount of memory: it lies on a tmpfs, as the snapshot includes it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ while True:
 
 
 def last_tick(sandbox: Sandbox) -> int:
-    """The number of the last line, once it is a whole one."""
+    """The number of the last complete line."""
     found = re.findall(r"^tick (\d+)$", "\n".join(sandbox.log_tail()[-3:]), re.MULTILINE)
     return int(found[-1]) if found else -1
 
 
 def flood(sandbox: Sandbox) -> None:
-    """Have it printed, and wait until its memory is free again."""
+    """Print much, and wait until its memory is free again."""
     sandbox.spawn([sys.executable, "-c", FLOOD], env={"PATH": "/usr/bin:/bin"})
     assert wait_for(lambda: last_tick(sandbox) >= 0, 60.0)
     assert wait_for(lambda: sandbox.side_file_bytes() < 3_000_000, 20.0), sandbox.side_file_bytes()
 
 
 @pytest.mark.slow
-def test_a_log_flood_in_a_sandbox_is_forgotten_but_for_its_end(sandbox: Sandbox) -> None:
-    """Lines go on to come, in order, and the last ones can be read."""
+def test_only_the_end_of_a_log_flood_is_kept(sandbox: Sandbox) -> None:
+    """Later lines still arrive in order, and the last ones can be read."""
     flood(sandbox)
     tail = sandbox.log_tail()
     assert sum(map(len, tail)) < 500_000
@@ -59,10 +59,10 @@ def test_a_log_flood_in_a_sandbox_is_forgotten_but_for_its_end(sandbox: Sandbox)
 
 
 @pytest.mark.criu
-def test_a_tree_that_has_printed_much_can_be_kept_and_brought_back(
+def test_a_tree_that_printed_much_can_be_captured_and_restored(
     make_sandbox: MakeSandbox, criu: Criu, tmp_path: Path
 ) -> None:
-    """Its copy begins a log of its own and goes on where the original was."""
+    """The replica begins a log of its own and continues where the original was."""
     original = make_sandbox()
     flood(original)
     dump(criu, original, tmp_path / "images", timeout_s=60.0)

@@ -1,4 +1,4 @@
-"""Tests of sandboxes, CRIU and replicas once more as an ordinary user: rootless works without any privilege of root."""
+"""Run the tests of sandboxes, CRIU and replicas as an ordinary user: rootless mode needs no privilege of root."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ exec setpriv --reuid {UID} --regid {UID} --clear-groups "$@"
 
 
 def closed_ancestor(path: Path) -> Path | None:
-    """The first folder on the way to a path that others may not enter."""
+    """The first parent of a path that others may not enter."""
     for folder in [*reversed(path.parents), path]:
         if not folder.stat().st_mode & 0o001:
             return folder

@@ -1,4 +1,4 @@
-"""`torpor.engine_patches.process_identity`: handles of processes that were made before a capture hold in every replica."""
+"""`torpor.engine_patches.process_identity`: handles of processes from before a capture are valid in every replica."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ one.kill()
 
 
 def answers(sandbox: Sandbox) -> dict[str, object]:
-    """What the program says of its handles."""
+    """Ask the program about its handles."""
     with sandbox.connect(8000, timeout_s=10.0) as connection, connection.makefile() as lines:
         return cast("dict[str, object]", json.loads(lines.readline()))
 
@@ -47,10 +47,10 @@ def answers(sandbox: Sandbox) -> dict[str, object]:
 @pytest.mark.criu
 @pytest.mark.slow
 @pytest.mark.fault("a watchdog holds handles of processes over a capture", area="process identity", outcome="held")
-def test_a_handle_of_a_process_holds_after_a_restore_of_a_restore(
+def test_a_handle_of_a_process_is_valid_after_two_restores(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path
 ) -> None:
-    """Running, equal, in the sets that it was in, able to signal; in a fork too; and a second capture changes nothing."""
+    """It is running, equal, in its sets, and can send signals, also in a fork. A second capture changes nothing."""
     sandbox = make_sandbox("original")
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     sandbox.spawn([sys.executable, str(PROGRAM)], env=env)
@@ -71,8 +71,8 @@ def test_a_handle_of_a_process_holds_after_a_restore_of_a_restore(
 
 
 @pytest.mark.fault("another process got the pid of one that a watchdog holds", area="process identity", outcome="held")
-def test_a_process_that_began_after_the_restore_is_not_taken_for_a_restored_one() -> None:
-    """Its pid was really used again: whoever holds a handle of the old one must not signal it."""
+def test_a_process_that_began_after_the_restore_does_not_count_as_restored() -> None:
+    """Its pid is reused for real: a handle of the old process must not signal the new one."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ran = subprocess.run([sys.executable, "-c", NEW_PROCESS], env=env, capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"

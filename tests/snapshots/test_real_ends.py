@@ -1,4 +1,4 @@
-"""Real engines in a restored replica: what ends them when they hang or crash still does (SGLang 0.5.23, vLLM 0.32.0)."""
+"""Real engines in a restored replica still end when they hang or crash (SGLang 0.5.23, vLLM 0.32.0)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ENGINES = {
 
 @pytest.fixture(scope="module")
 def snapshots(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A snapshot of each engine that was asked for, made once, under the engine's name; `folder` is for all of them."""
+    """Snapshots by engine name, each taken once on demand, under one `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         if "root" in criu.program.parts:
             patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
@@ -105,7 +105,7 @@ def snapshot_of(engine: str, snapshots: dict[str, Path]) -> Path:
 
 
 def worker_of(engine: SandboxEngine) -> int:
-    """The process that computes: the largest besides the server."""
+    """The process that computes: the largest except the server."""
     sizes = {}
     for inside, pid in engine.sandbox.host_pids().items():
         if inside not in (1, FIRST_PID):
@@ -118,7 +118,7 @@ def worker_of(engine: SandboxEngine) -> int:
 )
 @pytest.mark.fault("the scheduler of a restored engine is killed", area="crash", outcome="held")
 def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: dict[str, Path]) -> None:
-    """The server does not stay behind without it."""
+    """The server does not live on without it."""
     port = unused_port()
     replicas = restore_snapshot(snapshot_of(engine, snapshots), port=port)
     try:
@@ -133,7 +133,7 @@ def test_a_restored_engine_whose_worker_is_killed_ends(engine: str, snapshots: d
 @pytest.mark.sglang
 @pytest.mark.fault("a restored engine hangs for longer than its watchdog allows", area="hang", outcome="held")
 def test_the_watchdog_of_a_restored_server_ends_it(snapshots: dict[str, Path]) -> None:
-    """Its handle of the server's process was made before the capture, when that process had another start time."""
+    """Its handle of the server's process is from before the capture, when that process had another start time."""
     port, flag = unused_port(), snapshots["folder"] / "sglang" / "hang"
     replicas = restore_snapshot(snapshot_of("sglang", snapshots), port=port)
     try:

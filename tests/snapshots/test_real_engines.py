@@ -75,7 +75,7 @@ CAPTURED = [
 def captured(
     request: pytest.FixtureRequest, criu: Criu, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest]:
-    """A snapshot of the tiny app, made once for each engine and mode."""
+    """A snapshot of the tiny app, taken once for each engine and mode."""
     kind, mode = request.param
     kind.needed()
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +133,7 @@ deployment = replace(newest, name="tiny-older", port={port}, plugins=(model, Fir
 @pytest.mark.timeout(400)
 @pytest.mark.shows(ROWS[3], engine="sglang", version="0.5.16")
 def test_replicas_of_0_5_16_sample_differently_too(criu: Criu, tmp_path: Path) -> None:
-    """The same code on another version: its own module is patched, its replicas differ, its greedy answers do not."""
+    """The same patch on another version: replicas sample differently, greedy answers are equal."""
     older = ROOT / ".engines" / "sglang-parsers" / "0.5.16"
     if not older.is_dir():
         pytest.skip(f"{older.relative_to(ROOT)} is missing; run scripts/setup-local --parsers")
@@ -152,9 +152,9 @@ def test_replicas_of_0_5_16_sample_differently_too(criu: Criu, tmp_path: Path) -
 
 
 def test_replicas_sample_differently_and_answer_greedily_alike(captured: tuple[Path, Manifest]) -> None:
-    """The samplers are seeded anew at the wake; greedy answers, the canary's among them, are those of the original.
+    """The samplers get new seeds at the wake. Greedy answers, like the canary's, equal the original's.
 
-    Without that every replica of one image samples the same text (measured: three of three).
+    Without that, all replicas of a snapshot sample the same text (measured: three of three).
     """
     assert_replicas_differ_where_they_should(captured[0])
 
@@ -170,7 +170,7 @@ def assert_replicas_differ_where_they_should(folder: Path) -> None:
 
 
 def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifest]) -> None:
-    """From the start of the command to the first token: at least 5 times, whatever else the machine does."""
+    """From the start of the command to the first token: at least 5 times, even on a busy machine."""
     folder, manifest = captured
     cold_s = sum(stage.seconds for stage in manifest.stages if stage.stage in COLD_STAGES)
     port = unused_port()
@@ -180,7 +180,7 @@ def test_a_restored_start_is_several_times_as_fast(captured: tuple[Path, Manifes
 
 
 def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Path, Manifest]) -> None:
-    """What counts CPU time, SGLang's metrics, finds that it began anew; that must not end a scheduler."""
+    """SGLang's metrics find that CPU time was reset; that must not end a scheduler."""
     port = unused_port()
     replicas = restore_snapshot(captured[0], port=port)
     try:
@@ -196,7 +196,7 @@ def test_an_engine_outlives_its_first_seconds_after_a_restore(captured: tuple[Pa
     "the scheduler of a restored engine is killed in the middle of a request", area="engine", outcome="restarted"
 )
 def test_an_engine_whose_scheduler_is_killed_is_restored_again_and_serves(captured: tuple[Path, Manifest]) -> None:
-    """Its request gets an error, not silence; the next replica answers as the first one did."""
+    """Its request gets an error instead of silence. The next replica answers as the first did."""
     port = unused_port()
     events: list[ReplicaEvent] = []
     replicas = Replicas(captured[0], port=port, supervised=True, on_event=events.append)
@@ -222,5 +222,5 @@ SCHEDULER = re.compile(rb"sglang::scheduler|EngineCore")
 
 
 def command_line(pid: int) -> bytes:
-    """What a process calls itself."""
+    """The command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""Secrets in a tree that lives in a sandbox: the same rule as anywhere, for everything that an image would hold."""
+"""Secrets in a sandbox: the same rule as elsewhere, for everything that the images would hold."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ time.sleep(60)
 """
 
 
-def test_every_process_of_the_sandbox_is_looked_at_and_nothing_else(
+def test_every_process_of_the_sandbox_is_checked_and_nothing_else(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However a variable came there. The framework's own process is in no image, so its variables do not count."""
+    """Wherever a variable came from. The framework's own process is not captured, so its variables do not count."""
     monkeypatch.setenv("HF_TOKEN", VALUE)
     sandbox.spawn([sys.executable, "-c", HIDDEN], env={"PATH": "/usr/bin:/bin"})
     assert wait_for(lambda: "there" in sandbox.log_tail()), sandbox.log_tail()
@@ -55,7 +55,7 @@ def test_every_process_of_the_sandbox_is_looked_at_and_nothing_else(
 
 
 def test_an_engine_that_would_get_a_secret_is_not_started(sandbox: Sandbox) -> None:
-    """It is found before minutes of a start, whether it comes from the caller's environment or from the plugin."""
+    """It is found before the start, whether it comes from the caller's environment or from the plugin."""
     starter = SandboxStarter(sandbox, DEPLOYMENT)
     with pytest.raises(SnapshotError, match=r"\(MY_API_KEY\)"):
         starter([sys.executable, "-c", "pass"], env={"MY_API_KEY": VALUE}, cwd=None, guard=None)
@@ -64,7 +64,7 @@ def test_an_engine_that_would_get_a_secret_is_not_started(sandbox: Sandbox) -> N
 
 
 def test_the_option_starts_it_and_warns_by_name(sandbox: Sandbox) -> None:
-    """One policy for every platform."""
+    """The policy is the same on every platform."""
     starter = SandboxStarter(sandbox, replace(DEPLOYMENT, secrets_in_snapshot="warn"))
     with structlog.testing.capture_logs() as logs:
         engine = starter(
@@ -77,7 +77,7 @@ def test_the_option_starts_it_and_warns_by_name(sandbox: Sandbox) -> None:
 
 @pytest.mark.fault("the shell holds the keys of a client command", area="secrets", outcome="held")
 def test_keys_for_client_commands_are_in_no_snapshot(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine starts without them, so that nothing is refused; one that a plugin sets is refused like any other."""
+    """The engine starts without them, so nothing is refused. One that a plugin sets is refused like any other."""
     for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, VALUE)
     starter = SandboxStarter(sandbox, DEPLOYMENT)

@@ -1,4 +1,4 @@
-"""The page about snapshots and the package's own list: what they name exists (its commands are run in tests/cli)."""
+"""The page about snapshots and the package's docstring name only what exists (tests/cli runs the page's commands)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = Path(str(torpor.snapshots.__file__)).parent
 
 
 def options(command: Any) -> Iterator[str]:
-    """Every option of a command and of the commands below it (typer carries a click of its own)."""
+    """Every option of a command and its subcommands (typer has its own click)."""
     for parameter in command.params:
         yield from (*parameter.opts, *parameter.secondary_opts)
     for below in getattr(command, "commands", {}).values():
@@ -33,7 +33,7 @@ def options(command: Any) -> Iterator[str]:
 
 
 def test_the_package_names_each_of_its_modules() -> None:
-    """And each of its packages, and nothing that is gone."""
+    """And each of its packages."""
     modules = {file.stem for file in FOLDER.glob("*.py")} - {"__init__"}
     modules |= {file.parent.name for file in FOLDER.glob("*/__init__.py")}
     text = str(torpor.snapshots.__doc__)
@@ -53,7 +53,7 @@ def test_every_option_on_the_page_is_one_of_a_command() -> None:
 
 
 def test_every_function_on_the_page_is_exported() -> None:
-    """The same from Python."""
+    """The functions for Python."""
     (line,) = re.findall(r"^The same from Python: (.*) in `torpor\.platforms\.local`", PAGE, re.MULTILINE)
     names = re.findall(r"`(\w+)`", line)
     assert len(names) == 4
@@ -61,7 +61,7 @@ def test_every_function_on_the_page_is_exported() -> None:
 
 
 def test_every_reason_is_on_the_page() -> None:
-    """The codes of the table are those that a reason can have."""
+    """The table's codes are those that a reason can have."""
     told = str(probe.Reason.__doc__).partition("code:")[2].partition("seen:")[0]
     codes = set(re.findall(r"`(\w+)`", told))
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", OWN[OWN.index("| reason |") :], re.MULTILINE)
@@ -73,5 +73,5 @@ def test_every_reason_is_on_the_page() -> None:
 
 @pytest.mark.parametrize("mark", ["runsc 0.0~", "2026-11-25", "CRIU 4.2.1", "kernel 6.18", "medians of 5"])
 def test_the_decision_on_gvisor_says_what_it_rests_on(mark: str) -> None:
-    """Versions, date and method: without them nobody could tell when to look again."""
+    """Versions, date and method: they tell when to check again."""
     assert mark in GVISOR

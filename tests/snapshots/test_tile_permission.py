@@ -1,4 +1,4 @@
-"""The tile registers (AMX) across a real snapshot: what CRIU loses, and that the SGLang plugin's patch brings it back."""
+"""The tile registers (AMX) across a real snapshot: what CRIU loses, the SGLang plugin's patch restores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRAM = Path(__file__).with_name("tile_program.py")
 def test_a_restored_process_may_use_the_tiles_again_when_memory_is_resumed(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, patch: str
 ) -> None:
-    """CRIU 4.2.1 does not take the kernel's permission along: without the patch the first matrix instruction is SIGILL."""
+    """CRIU 4.2.1 does not restore the kernel's permission: without the patch the first matrix instruction ends in SIGILL."""
     original = make_sandbox("original")
     original.spawn([sys.executable, str(PROGRAM), patch], env={"PATH": os.environ["PATH"]})
     assert wait_for(original.log_tail, 20.0) == ("released True",)

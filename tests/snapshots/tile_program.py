@@ -1,7 +1,7 @@
-"""Stands in for a scheduler that uses AMX's tile registers: run with `patched` or `unpatched`.
+"""A stand-in for a scheduler that uses AMX's tile registers: run with `patched` or `unpatched`.
 
-Uses the matrix registers, releases memory, and when /dev/shm/go exists resumes it and uses them again, through handlers
-that carry the patch or not.
+It uses the registers and releases memory. When /dev/shm/go exists, it resumes memory and uses the registers again, through
+handlers with or without the patch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ONE_TILE = bytes([1, *[0] * 15, 64, *[0] * 31, 1, *[0] * 15])  # palette 1; tile
 
 
 class Scheduler:
-    """Has the two handlers, as SGLang's has them."""
+    """The two handlers of SGLang's scheduler."""
 
     def release_memory_occupation(self, request: object) -> str:
         return "released"

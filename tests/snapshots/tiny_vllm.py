@@ -1,4 +1,4 @@
-"""The tiny app with vLLM in SGLang's place; its engine is set up by scripts/setup-local --engine vllm."""
+"""The tiny app with vLLM instead of SGLang; `scripts/setup-local --engine vllm` installs the engine."""
 
 from dataclasses import replace
 

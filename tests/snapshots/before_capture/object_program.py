@@ -1,7 +1,7 @@
-"""Makes kernel objects and says afterwards whether they still work: `object_program.py KIND,KIND FOLDER`.
+"""Make kernel objects, and say later whether they still work: `object_program.py KIND,KIND FOLDER`.
 
-Listens on 127.0.0.1:8000 and answers each connection with one JSON line: by kind true where the object is as it was, and
-`none here` where this machine has no such objects.
+It listens on 127.0.0.1:8000 and answers each connection with one JSON line. For each kind the value is true if the object is
+unchanged, and `none here` if this machine has no such objects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sleepers: list[int] = []
 
 
 def child(action: Callable[[], object]) -> int:
-    """A child that does something and then sleeps; its pid, once it did."""
+    """Start a child that does something and then sleeps; return its pid once it did."""
     told, tell = os.pipe()
     if (pid := os.fork()) == 0:
         action()
@@ -349,7 +349,7 @@ def locked_private() -> Probe:
 
 
 def locked_all() -> Probe:
-    """Everything locked, and what comes."""
+    """All memory locked, present and future."""
     assert libc.mlockall(3) == 0
     return lambda: _status("VmLck") > 4096
 
@@ -372,7 +372,7 @@ def policy_rt() -> Probe:
 
 
 def nice() -> Probe:
-    """Less of the processor."""
+    """A lower priority."""
     mine = os.nice(3)
     return lambda: os.getpriority(os.PRIO_PROCESS, 0) == mine
 
@@ -455,7 +455,7 @@ def inotify_outside() -> Probe:
 
 
 def fanotify() -> Probe:
-    """A watch of another kind."""
+    """A fanotify watch."""
     fd = libc.fanotify_init(0, 0)
     assert fd >= 0
     return lambda: fd >= 0 and fcntl.fcntl(fd, fcntl.F_GETFD) >= 0
@@ -602,7 +602,7 @@ def fifo() -> Probe:
 
 
 def limits() -> Probe:
-    """A limit of its own."""
+    """A changed resource limit."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
     return lambda: resource.getrlimit(resource.RLIMIT_NOFILE) == (512, 1024)
 
@@ -614,7 +614,7 @@ def huge_memfd() -> Probe:
 
 
 def packet_pipe() -> Probe:
-    """A pipe that keeps its writes apart."""
+    """A pipe of packets (O_DIRECT)."""
     _, write = os.pipe2(os.O_DIRECT)
     return lambda: bool(fcntl.fcntl(write, fcntl.F_GETFL) & os.O_DIRECT)
 
@@ -628,7 +628,7 @@ def multicast() -> Probe:
 
 
 def multicast_v6() -> Probe:
-    """A member of a group of the newer protocol."""
+    """A member of an IPv6 group."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     group = socket.inet_pton(socket.AF_INET6, "ff02::1234") + socket.if_nametoindex("lo").to_bytes(4, sys.byteorder)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
@@ -636,7 +636,7 @@ def multicast_v6() -> Probe:
 
 
 def deleted_program() -> Probe:
-    """A child whose program was deleted, as an update does it."""
+    """A child whose program was deleted, as by an update."""
     program = private + "/program"
     shutil.copy("/bin/sleep", program)
     running = subprocess.Popen([program, "600"])
@@ -665,7 +665,7 @@ def stopped() -> Probe:
 
 
 def zombie() -> Probe:
-    """A child that has ended, and that nobody has asked for."""
+    """A child that ended and was not waited for."""
     pid = os.fork()
     if pid == 0:
         os._exit(7)
@@ -674,14 +674,14 @@ def zombie() -> Probe:
 
 
 def sealed() -> Probe:
-    """A memory file that nobody may change."""
+    """A sealed memory file."""
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
     return lambda: fcntl.fcntl(fd, fcntl.F_GET_SEALS) == fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW
 
 
 def appended() -> Probe:
-    """A file that is appended to, with a place in it."""
+    """A file opened for appending, with a position."""
     fd = os.open(private + "/appended", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     os.write(fd, b"12345")
     os.lseek(fd, 2, os.SEEK_SET)
@@ -705,7 +705,7 @@ def flock() -> Probe:
 
 
 def no_capabilities() -> Probe:
-    """A child without any capability that may get none."""
+    """A child without capabilities that cannot gain any."""
 
     def drop() -> None:
         libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
@@ -721,7 +721,7 @@ def no_capabilities() -> Probe:
 
 
 def deleted_folder() -> Probe:
-    """A child that works in a folder that is gone."""
+    """A child whose working directory was deleted."""
     folder = private + "/gone-folder"
     Path(folder).mkdir()
     pid = child(lambda: os.chdir(folder))
@@ -741,7 +741,7 @@ def file_mask() -> Probe:
 
 
 def sent_descriptor() -> Probe:
-    """A descriptor on its way through a socket."""
+    """A descriptor in flight through a socket."""
     one, other = socket.socketpair()
     read, write = os.pipe()
     os.write(write, b"x")
@@ -751,7 +751,7 @@ def sent_descriptor() -> Probe:
 
 
 def made(kind: str) -> Probe | None:
-    """An object's probe; None where this machine has none of the kind."""
+    """The probe of an object; None if this machine has no such objects."""
     try:
         probe: Probe = globals()[kind]()
     except (OSError, AssertionError):
@@ -760,7 +760,7 @@ def made(kind: str) -> Probe | None:
 
 
 def answer(probe: Probe | None) -> object:
-    """What a probe says now."""
+    """The answer of a probe now."""
     try:
         return "none here" if probe is None else probe()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is looked at before a capture: connections, open files."""
+"""Checks before a capture: connections and open files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ REST = " 00000000:00000000 00:00000000 00000000     0        0 1 1 0 20 4 30 10 
 
 
 def run(sandbox: Sandbox, program: str) -> None:
-    """Have a Python program run as the tree, until it says that it is where it should be."""
+    """Run a Python program as the tree, until it says that it is ready."""
     code = f"import time\n{program}\nprint('there', flush=True)\ntime.sleep(60)"
     sandbox.spawn([sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin"})
     assert wait_for(lambda: "there" in sandbox.log_tail()), sandbox.log_tail()
 
 
 def test_connections_are_read_from_the_kernels_tables() -> None:
-    """IPv4, IPv6 and IPv4 in IPv6; listeners and finished connections are none (proc_net_tcp(5))."""
+    """IPv4, IPv6 and IPv4 in IPv6. Listeners and finished connections do not count (proc_net_tcp(5))."""
     ipv4 = HEADER + "   0: 0100007F:1F40 0100007F:C001 01" + REST + "   1: 0100007F:1F40 00000000:0000 0A" + REST
     ipv4 += "   2: 0200000A:C002 08080808:01BB 01" + REST + "   3: 0100007F:1F40 0100007F:C003 06" + REST
     ipv6 = HEADER + f"   0: {'0' * 24}01000000:1F40 {'0' * 24}01000000:C004 01" + REST
@@ -45,7 +45,7 @@ def test_connections_are_read_from_the_kernels_tables() -> None:
 
 
 def test_an_engine_cannot_open_a_connection_to_the_outside(sandbox: Sandbox) -> None:
-    """Its network has the loopback device alone: a connection that no replica could go on with never comes to be."""
+    """Its network has only the loopback device, so no connection can lead outside."""
     program = """
 import socket
 try:
@@ -60,7 +60,7 @@ except OSError as error:
 
 @pytest.mark.slow
 def test_a_client_is_named_and_inner_connections_are_told(sandbox: Sandbox) -> None:
-    """A connection to the engine's port is refused; those among the tree's own processes are kept by another option."""
+    """A connection to the engine's port is refused. Connections within the tree are returned."""
     program = """
 import socket
 inner = socket.create_server(("127.0.0.1", 7001)); one = socket.create_connection(("127.0.0.1", 7001)); other = inner.accept()
@@ -73,8 +73,8 @@ outer = socket.create_server(("127.0.0.1", 8000))
     sandbox.kill()
 
 
-def test_files_that_may_vanish_are_listed_and_others_kept_note_of(sandbox: Sandbox) -> None:
-    """Deleted files and files in /tmp are named; libraries are noted by size and time; private folders do not count."""
+def test_files_that_may_vanish_are_listed_and_others_are_noted(sandbox: Sandbox) -> None:
+    """Deleted files and files in /tmp are listed, libraries noted by size and time, private folders ignored."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         kept, lost, gone = (Path(folder) / name for name in ("kept", "lost", "gone"))
         for path in (kept, lost, gone):
@@ -92,8 +92,8 @@ os.unlink({str(gone)!r})
         assert not found.io_uring
 
 
-def test_sockets_outside_are_not_the_sandboxes(sandbox: Sandbox) -> None:
-    """The tables are the sandbox's own: what this machine has connected does not count."""
+def test_connections_outside_of_the_sandbox_do_not_count(sandbox: Sandbox) -> None:
+    """The tables are read in the sandbox's own network."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         run(sandbox, "")
         assert check_connections(sandbox, server.getsockname()[1]) == ()

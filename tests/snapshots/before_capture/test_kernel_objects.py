@@ -1,6 +1,6 @@
-"""Kernel objects over a capture: what CRIU does not bring back is refused by name, and all else works in a replica.
+"""Kernel objects across a snapshot: what CRIU does not restore is refused by name; everything else works in a replica.
 
-The kinds are those of `object_program.py`; one program makes many of them, so that one dump and restore tries them all.
+`object_program.py` makes many kinds at once, so that one dump and restore tries them all.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ ROOTLESS_NEVER = {
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A folder that every replica sees, with a program that listens in it."""
+    """A folder that every replica sees, with a program that listens there."""
     folder = tmp_path / "out"
     folder.mkdir()
     with socket.socket(socket.AF_UNIX) as outer:
@@ -114,14 +114,14 @@ def start(sandbox: Sandbox, kinds: list[str], outside: Path) -> None:
 
 
 def ask(sandbox: Sandbox) -> dict[str, object]:
-    """What the program says of its objects."""
+    """Ask the program about its objects."""
     with sandbox.connect(8000, timeout_s=10.0) as connection, connection.makefile() as lines:
         said = cast("dict[str, object]", json.loads(lines.readline()))
     return {kind: one for kind, one in said.items() if one != "none here"}
 
 
 def came_back(criu: Criu, original: Sandbox, make_sandbox: MakeSandbox, folder: Path) -> Sandbox:
-    """A replica of the tree."""
+    """A restored replica of the tree."""
     (folder / "work").mkdir()
     dump(criu, original, folder / "images", timeout_s=TIMEOUT_S)
     original.kill()
@@ -138,7 +138,7 @@ def came_back(criu: Criu, original: Sandbox, make_sandbox: MakeSandbox, folder: 
 def test_what_is_not_refused_works_in_a_replica(
     criu: Criu, make_sandbox: MakeSandbox, mode: Mode, tmp_path: Path, outside: Path
 ) -> None:
-    """Every kind that CRIU carries in this mode, all in one tree."""
+    """Every kind that CRIU restores in this mode, all in one tree."""
     sandbox = make_sandbox("original")
     start(sandbox, [*CARRIED, *(CARRIED_AS_ROOT if mode == "root" else ["policy"])], outside)
     assert uncarried(sandbox) == ()
@@ -150,14 +150,12 @@ def test_what_is_not_refused_works_in_a_replica(
 
 
 @pytest.mark.slow
-@pytest.mark.fault(
-    "an engine holds objects of the kernel that no replica would get", outcome="refused", area="kernel objects"
-)
+@pytest.mark.fault("an engine holds kernel objects that a restore would lose", outcome="refused", area="kernel objects")
 @pytest.mark.parametrize("kind", ["all in one", "orphan"])
-def test_what_would_come_back_wrong_is_refused_by_name(
+def test_what_a_restore_would_break_is_refused_by_name(
     make_sandbox: MakeSandbox, mode: Mode, outside: Path, kind: str
 ) -> None:
-    """Each is named with its process and with what to do; as root fewer are, because CRIU can carry more."""
+    """Each with its process and a cure. As root there are fewer, because CRIU can restore more."""
     refused = {**NEVER, **(ROOTLESS_NEVER if mode == "rootless" else {})}
     if kind in refused:
         refused = {kind: refused[kind]}
@@ -176,10 +174,10 @@ def test_what_would_come_back_wrong_is_refused_by_name(
 
 @pytest.mark.slow
 @pytest.mark.fault("a process of the engine runs as another user", outcome="refused", area="kernel objects")
-def test_a_process_of_another_user_is_refused_where_it_cannot_be_taken_along(
+def test_a_process_of_another_user_is_refused_if_it_cannot_be_captured(
     make_sandbox: MakeSandbox, mode: Mode, outside: Path
 ) -> None:
-    """CRIU asks for its limits, which takes a capability that root of a container often lacks; rootless there is none."""
+    """CRIU reads its limits, for which root in a container often lacks the capability. Rootless has no other users."""
     sandbox = make_sandbox()
     start(sandbox, ["other_user"], outside)
     capabilities = next(line for line in Path("/proc/self/status").read_text().splitlines() if "CapEff" in line)
@@ -196,7 +194,7 @@ def test_a_process_of_another_user_is_refused_where_it_cannot_be_taken_along(
 def test_processors_and_the_priority_of_disks_are_set_again(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, outside: Path
 ) -> None:
-    """CRIU brings neither back."""
+    """CRIU restores neither."""
     sandbox = make_sandbox("original")
     start(sandbox, SET_AGAIN, outside)
     noted = scheduled(sandbox)
@@ -210,11 +208,11 @@ def test_processors_and_the_priority_of_disks_are_set_again(
 
 @pytest.mark.criu
 @pytest.mark.slow
-@pytest.mark.fault("a snapshot was made of which no replica wakes", outcome="refused", area="trial restore")
-def test_a_new_snapshot_whose_trial_fails_is_not_put_in_place(
+@pytest.mark.fault("a snapshot was captured from which no replica wakes", outcome="refused", area="trial restore")
+def test_a_new_snapshot_whose_trial_fails_is_not_published(
     criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that was there stays; the error says what failed; without a trial it is kept."""
+    """The old snapshot stays, and the error says what failed. Without a trial the new one is kept."""
     if "root" in criu.program.parts:
         monkeypatch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
@@ -236,7 +234,7 @@ def test_a_new_snapshot_whose_trial_fails_is_not_put_in_place(
 def test_the_log_of_a_dump_that_failed_is_where_the_error_says(
     criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of the snapshot is removed, and the log with it: what is named is a copy."""
+    """The snapshot's folder is removed with the log in it; what is named is a copy."""
     program = tmp_path / "prefix" / "sbin" / "criu"
     program.parent.mkdir(parents=True)
     failing = f"""#!/bin/sh

@@ -1,4 +1,4 @@
-"""Folders that do not last, and disks that take no snapshot: told before the minutes of a cold start."""
+"""Folders that do not last, and disks that cannot hold a snapshot, are found before the minutes of a cold start."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Caches(Plugin):
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache root that lasts, and nothing temporary but what a test names."""
+    """A cache root that lasts, and no temporary folder unless a test names one."""
     monkeypatch.setenv("TORPOR_CACHE", f"{LASTS}/cache")
     for name in ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR", "TORPOR_LASTING_FOLDERS", "PYTHONPATH", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -69,7 +69,7 @@ def here(made: Deployment) -> Recipe:
 
 
 def findings(made: Deployment) -> tuple[Finding, ...]:
-    """Without what this checkout and its interpreter may bring about."""
+    """Findings, without those about this checkout and its interpreter."""
     mine = (str(ROOT), sys.prefix, sys.base_prefix)
     return tuple(one for one in place_findings(made, here(made)) if not any(f" {own}" in one.seen for own in mine))
 
@@ -100,7 +100,7 @@ def test_temporary_is_what_a_variable_names(monkeypatch: pytest.MonkeyPatch, var
 
 
 def test_a_link_to_a_temporary_folder_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel names files by where they are."""
+    """The kernel names files by their real paths."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "emptied"))
     (tmp_path / "emptied").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "emptied")
@@ -112,7 +112,7 @@ def test_a_link_to_a_temporary_folder_is_one(tmp_path: Path, monkeypatch: pytest
 def test_a_cache_root_that_does_not_last_is_refused_before_the_start(
     monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    """Where the engine has files in it: the variable, the folder and the reason are named."""
+    """If the engine has files in it. The message names variable, folder and reason."""
     monkeypatch.setenv("TORPOR_CACHE", folder)
     made = deployment(Caches())
     parent = Path(folder).parent
@@ -123,7 +123,7 @@ def test_a_cache_root_that_does_not_last_is_refused_before_the_start(
 
 
 def test_a_cache_root_where_the_engine_has_no_files_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its snapshots go with the folder, and nothing refuses the capture."""
+    """Its snapshots vanish with the folder, but a capture works."""
     monkeypatch.setenv("TORPOR_CACHE", "/tmp/torpor")
     (found,) = findings(deployment())
     assert (found.level, found.what) == ("warning", "folders")
@@ -148,8 +148,8 @@ def test_a_path_in_the_engines_environment_counts(value: str, *, refused: bool) 
     assert [one.level for one in findings(made)] == ["error"] * refused
 
 
-def test_an_exempted_folder_is_neither_refused_nor_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the start and at the capture alike; /dev/shm cannot be exempted."""
+def test_an_exempted_folder_is_neither_refused_nor_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the start and at the capture. /dev/shm cannot be exempted."""
     monkeypatch.setenv("TORPOR_CACHE", "/tmp/torpor")
     monkeypatch.setenv("TORPOR_LASTING_FOLDERS", f"{LASTS}:/tmp/torpor")
     assert findings(deployment(Caches())) == ()
@@ -160,7 +160,7 @@ def test_an_exempted_folder_is_neither_refused_nor_told_of(monkeypatch: pytest.M
 
 
 def test_a_relative_exemption_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would mean another folder to each command."""
+    """Each command would find another folder."""
     monkeypatch.setenv("TORPOR_LASTING_FOLDERS", "/srv:mine")
     with pytest.raises(ConfigurationError, match=r"TORPOR_LASTING_FOLDERS holds 'mine'; allowed are absolute"):
         exempted_folders()
@@ -170,7 +170,7 @@ def test_a_relative_exemption_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_user_put_in_a_temporary_folder_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, variable: str, what: str
 ) -> None:
-    """A model, an environment: a capture takes them, and a boot takes them away. In /dev/shm the engine finds neither."""
+    """A model or an environment: a capture works, but a reboot may delete them. In /dev/shm the engine does not find them."""
     for folder, level in (("/tmp/mine", "warning"), ("/dev/shm/mine", "error")):
         if variable:
             monkeypatch.setenv(variable, folder)
@@ -179,7 +179,7 @@ def test_what_the_user_put_in_a_temporary_folder_is_a_warning(
 
 
 def test_an_engines_program_in_a_temporary_folder_is_refused() -> None:
-    """It is mapped in each of its processes."""
+    """Each of its processes maps it."""
 
     @dataclass(frozen=True, kw_only=True)
     class Compiled(StandIn):
@@ -193,13 +193,13 @@ def test_an_engines_program_in_a_temporary_folder_is_refused() -> None:
 
 
 def test_a_capture_names_the_temporary_folder_and_the_exemption() -> None:
-    """For whatever no deployment says in advance."""
+    """For files that the deployment does not name."""
     with pytest.raises(SnapshotError, match=r"(?s)  - /tmp/x/lock\n.*TORPOR_LASTING_FOLDERS"):
         check_open_files(OpenFiles(lasting={}, vanishing=("/tmp/x/lock",), io_uring=False))
 
 
 def test_a_capture_says_where_a_path_leads_when_its_name_does_not(tmp_path: Path) -> None:
-    """A link to a temporary folder; the path of a deleted file says by itself what is wrong with it."""
+    """A link to a temporary folder. For a deleted file the path is enough."""
     (tmp_path / "link").symlink_to("/var/tmp")
     lost, gone = str(tmp_path / "link" / "lock"), "/tmp/x/lock (deleted)"
     with pytest.raises(SnapshotError) as refused:
@@ -209,10 +209,10 @@ def test_a_capture_says_where_a_path_leads_when_its_name_does_not(tmp_path: Path
 
 
 @pytest.mark.fault("the cache root given to LocalServer lies in a temporary folder", area="capture", outcome="refused")
-def test_a_cache_root_given_in_the_program_is_looked_at_in_place_of_the_variable(
+def test_a_cache_root_given_in_the_program_counts_instead_of_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Refused though the variable's folder lasts, and taken though the variable's folder does not."""
+    """It is refused though the variable's folder lasts, and accepted though that one does not."""
     made, given, lasts = deployment(Caches()), Path("/tmp/given"), Path(LASTS) / "given"
     with pytest.raises(SnapshotError, match=r"\(root\) \(KERNELS .*\) is /tmp/given, in /tmp, which .*give a folder"):
         check_lasting(made, relocate(Lifecycle(made).recipe(), given, made.name), given)
@@ -225,7 +225,7 @@ def test_a_cache_root_given_in_the_program_is_looked_at_in_place_of_the_variable
 
 @pytest.mark.fault("the path of a snapshot is longer than Linux takes", area="capture", outcome="refused")
 def test_a_path_that_is_too_long_as_a_whole_is_refused_before_the_start(tmp_path: Path) -> None:
-    """Though each name in it is short; the message does not hold all of it."""
+    """Though each name in it is short. The message shortens it."""
     with pytest.raises(SnapshotError, match=r"the path /.*\.\.\. has \d+ bytes, and 3584 are allowed") as refused:
         check_before_start(Lifecycle(deployment()), tmp_path / "/".join("x" * 3000))
     assert len(str(refused.value)) < 300
@@ -238,8 +238,8 @@ def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("the snapshot's disk is full", area="capture", outcome="refused")
-def test_too_little_room_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than any snapshot takes."""
+def test_too_little_room_is_found_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than any snapshot needs."""
     real = os.statvfs(tmp_path)
     facts = os.statvfs_result([real.f_bsize, real.f_frsize, real.f_blocks, 100, 100, *list(real)[5:10]])
     monkeypatch.setattr(os, "statvfs", lambda _: facts)
@@ -248,8 +248,8 @@ def test_too_little_room_is_told_before_the_start(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.fault("the snapshot's disk is mounted read-only", area="capture", outcome="refused")
-def test_a_read_only_disk_is_told_before_the_start(tmp_path: Path) -> None:
-    """On a mount of its own, where this user may make one."""
+def test_a_read_only_disk_is_found_before_the_start(tmp_path: Path) -> None:
+    """On a mount of its own, if this user may mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
     code = (
@@ -265,8 +265,8 @@ def test_a_read_only_disk_is_told_before_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("the snapshot's disk keeps no owner and mode (FAT)", area="capture", outcome="refused")
-def test_a_disk_that_keeps_no_owner_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others could read the snapshot; such a disk gives every file to one user."""
+def test_a_disk_that_keeps_no_owner_is_found_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a disk gives all files to one user, so others could read the snapshot."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(SnapshotError, match=r"does not keep the owner and mode of a folder .*ext4"):
         check_writable(tmp_path / "kept")
@@ -274,16 +274,16 @@ def test_a_disk_that_keeps_no_owner_is_told_before_the_start(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("folder", ["{file}/kept", "{file}/a/kept"])
-def test_a_target_below_a_file_is_told_before_the_start(tmp_path: Path, folder: str) -> None:
-    """No folder can be made there."""
+def test_a_target_below_a_file_is_found_before_the_start(tmp_path: Path, folder: str) -> None:
+    """There no folder can be made."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(SnapshotError, match=r"cannot be made: .*file is not a folder"):
         check_before_start(Lifecycle(deployment()), Path(folder.format(file=tmp_path / "file")))
 
 
 @pytest.mark.slow
-def test_a_command_that_would_make_a_snapshot_starts_nothing(tmp_path: Path) -> None:
-    """They end before the engine is started, with the reason, even before CRIU is looked for."""
+def test_a_command_that_would_capture_starts_nothing(tmp_path: Path) -> None:
+    """It ends with the reason before the engine starts, and even before CRIU is looked for."""
     app = tmp_path / "app.py"
     app.write_text(
         "from tests.snapshots.before_capture.test_lasting_folders import Caches\nfrom torpor import Deployment, Model\n"

@@ -1,4 +1,4 @@
-"""A snapshot fits only while the model and the code that it was made with are there."""
+"""A snapshot fits only while its model and its engine's code are unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted(StandIn):
-    """An engine that is a script, whose packages lie in an environment of its own."""
+    """An engine that is a script with its own environment."""
 
     plugin_name: ClassVar[str] = "scripted"
     script: str = ""
@@ -50,7 +50,7 @@ class World:
     folder: Path
 
     def misfits(self, *, full: bool = False) -> str:
-        """What does not fit any more."""
+        """What no longer fits."""
         return "\n".join(changed_files(self.folder, full=full))
 
 
@@ -60,7 +60,7 @@ def _recipe(deployment: Deployment) -> Recipe:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Files as an engine and a model have them, noted in a snapshot."""
+    """Files of an engine and a model, noted in a snapshot."""
     site = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
     for name, content in {
         "model/model.safetensors": "weights",
@@ -89,7 +89,7 @@ def world(tmp_path: Path) -> World:
 
 
 def rewrite(path: Path) -> None:
-    """Another content of the same size."""
+    """Write other content of the same size."""
     path.write_text(path.read_text()[::-1].swapcase() if len(path.read_text()) > 2 else "[]")
 
 
@@ -109,8 +109,8 @@ REPLACED = [
     "the model or the engine's code is replaced after a capture", area="a snapshot's identity", outcome="refused"
 )
 @pytest.mark.parametrize("name", REPLACED)
-def test_what_was_replaced_does_not_fit(world: World, name: str) -> None:
-    """Of the same size, too: the model behind a path, scripts, packages, a library that is open."""
+def test_a_replaced_file_does_not_fit(world: World, name: str) -> None:
+    """Even with the same size: the model behind a path, scripts, packages, an open library."""
     assert world.misfits() == world.misfits(full=True) == ""
     rewrite(world.root / name)
     assert str((world.root / name).parent).removesuffix("/deep") in world.misfits()
@@ -118,8 +118,8 @@ def test_what_was_replaced_does_not_fit(world: World, name: str) -> None:
 
 @pytest.mark.fault("weights change and keep size and time", area="a snapshot's identity", outcome="refused")
 @pytest.mark.parametrize("name", REPLACED)
-def test_what_was_replaced_with_its_old_time_is_found_by_a_full_verification(world: World, name: str) -> None:
-    """A quick one looks at sizes and times alone."""
+def test_a_file_replaced_with_its_old_time_is_found_by_a_full_verification(world: World, name: str) -> None:
+    """A quick one compares only sizes and times."""
     path = world.root / name
     facts = path.stat()
     rewrite(path)
@@ -128,10 +128,10 @@ def test_what_was_replaced_with_its_old_time_is_found_by_a_full_verification(wor
     assert str(path.parent).removesuffix("/deep") in world.misfits(full=True)
 
 
-@pytest.mark.fault("files were installed anew with other times", area="a snapshot's identity", outcome="held")
+@pytest.mark.fault("files were installed again with other times", area="a snapshot's identity", outcome="held")
 @pytest.mark.parametrize("name", REPLACED)
 def test_content_counts_where_only_times_differ(world: World, name: str) -> None:
-    """As on another machine, or after another installation of the same files."""
+    """On another machine, or after the same files were installed again."""
     os.utime(world.root / name, (1, 1))
     assert world.misfits() == world.misfits(full=True) == ""
 
@@ -149,8 +149,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a file of the engine's code or of the model is gone", area="a snapshot's identity", outcome="refused"
 )
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_gone_or_new_does_not_fit(world: World, change: str) -> None:
-    """Whatever the times are."""
+def test_a_missing_or_new_file_does_not_fit(world: World, change: str) -> None:
+    """Whatever its time is."""
     CHANGES[change](world.root)
     assert world.misfits()
 
@@ -164,7 +164,7 @@ def test_byte_code_does_not_count(world: World) -> None:
 
 
 def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
-    """Spread over all of it, the first and the last bytes among them."""
+    """The pieces are spread over the file, with its first and last bytes."""
     file = tmp_path / "large"
     with file.open("wb") as stream:
         stream.truncate(40 << 20)
@@ -182,14 +182,14 @@ def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
             stream.write(b"\0")
 
 
-def test_folders_are_no_files(world: World) -> None:
-    """Whoever asks which files a snapshot needs gets files."""
+def test_folders_are_not_listed_as_files(world: World) -> None:
+    """`outside_files` gives only files."""
     files = outside_files(world.folder)
     assert str(world.root / "model" / "model.safetensors") in files
     assert all(Path(name).is_file() for name in files)
 
 
-def test_notes_in_a_models_folder_are_no_part_of_the_model(tmp_path: Path) -> None:
+def test_notes_in_a_models_folder_do_not_count(tmp_path: Path) -> None:
     """A log, a README or a licence may change; weights, configurations and code may not."""
     model = tmp_path / "model"
     model.mkdir()
@@ -205,14 +205,14 @@ def test_notes_in_a_models_folder_are_no_part_of_the_model(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["weights", "README.md", "model.tmp"])
 def test_a_model_that_is_one_file_counts_whatever_its_name(tmp_path: Path, name: str) -> None:
-    """Only in a folder can there be notes beside it."""
+    """Suffixes matter only in a folder."""
     (tmp_path / name).write_text("weights")
     deployment = Deployment(name="d", model=Model(path=str(tmp_path / name), served_name="m"), plugins=(StandIn(),))
     assert list(model_files(deployment, _recipe(deployment))) == [tmp_path / name]
 
 
 def test_a_relative_model_path_gives_absolute_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restore reads absolute paths only: it may run in another folder than the capture."""
+    """A restore may run in another working directory than the capture."""
     (tmp_path / "model.safetensors").write_text("weights")
     monkeypatch.chdir(tmp_path)
     deployment = of_folder(".")
@@ -225,8 +225,8 @@ def of_folder(folder: Path | str) -> Deployment:
 
 
 @pytest.mark.fault("a model's folder holds pipes, sockets and devices", area="a snapshot's identity", outcome="held")
-def test_what_is_no_regular_file_is_no_part_of_a_model(tmp_path: Path) -> None:
-    """It would be read without end; a link to one is none either, and neither is a link that leads in a circle."""
+def test_only_regular_files_are_part_of_a_model(tmp_path: Path) -> None:
+    """Reading others might never end. Links to them, and circular links, do not count either."""
     os.mkfifo(tmp_path / "pipe.bin")
     (tmp_path / "random.bin").symlink_to("/dev/urandom")
     (tmp_path / "circle.bin").symlink_to("circle.bin")
@@ -240,7 +240,7 @@ def test_what_is_no_regular_file_is_no_part_of_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.fault("the model's path is a folder of anything", area="a snapshot's identity", outcome="refused")
 def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By number of files, by time and by bytes; the error names the folder and the field. Nothing is read before."""
+    """By number of files, time and bytes. The error names folder and field, and no file is read before."""
     for number in range(6):
         (tmp_path / f"{number}.bin").write_bytes(bytes(100))
     deployment = of_folder(tmp_path)
@@ -264,8 +264,8 @@ def test_a_folder_with_more_than_a_model_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.fault("the model's path is the whole machine", area="a snapshot's identity", outcome="refused")
-def test_the_whole_machine_is_no_model() -> None:
-    """Model(path="/") by mistake: an error in seconds, and no file of the kernel's own file systems is looked at."""
+def test_the_root_folder_is_refused_as_a_model() -> None:
+    """Model(path="/") by mistake: an error within seconds, and no file of the kernel's file systems is read."""
     began, seen = time.monotonic(), list[str]()
     with contextlib.suppress(SnapshotError):
         seen.extend(str(file) for file in model_files(of_folder("/"), _recipe(of_folder("/"))))
@@ -277,7 +277,7 @@ def test_the_whole_machine_is_no_model() -> None:
     "a plugin in a file beside the app is replaced after a capture", area="a snapshot's identity", outcome="refused"
 )
 def test_a_plugin_that_is_one_file_is_noted(tmp_path: Path) -> None:
-    """As `from my_engine import MyEngine` in an app file finds it."""
+    """As `from my_engine import MyEngine` in an app file imports it."""
     neighbour = tmp_path / "one_file_engine.py"
     neighbour.write_text("from torpor.testing import StandIn\n\n\nclass Mine(StandIn):\n    pass\n")
     app = tmp_path / "one_file_app.py"

@@ -1,4 +1,4 @@
-"""Damaged, hostile and strange files of a snapshot: a clear error that names file and field, never a traceback, never a hang."""
+"""Damaged and hostile files of a snapshot: a clear error that names file and field, never a traceback or a hang."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def kept(tmp_path: Path) -> Path:
 
 
 def looked_at(folder: Path) -> str:
-    """What is said about a snapshot when everything of it is read; empty when all of it is well."""
+    """Every error from reading all of a snapshot; empty if there is none."""
     try:
         manifest = inspect(folder)
         read_identity(folder)
@@ -97,7 +97,7 @@ def looked_at(folder: Path) -> str:
 
 
 def places(value: object, at: Where = ()) -> Iterator[Where]:
-    """Where every value of a JSON document stands, the whole excepted."""
+    """The path of every value in a JSON document, without the document itself."""
     inner: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
         inner = list(value.items())
@@ -109,7 +109,7 @@ def places(value: object, at: Where = ()) -> Iterator[Where]:
 
 
 def changed(content: object, where: Where, change: Callable[[object, str | int], None]) -> object:
-    """A copy of a document in which something was done to one value."""
+    """A copy of a document with one value changed."""
     whole = holder = copy.deepcopy(content)
     for name in where[:-1]:
         holder = holder[name]  # type: ignore[index]
@@ -118,12 +118,12 @@ def changed(content: object, where: Where, change: Callable[[object, str | int],
 
 
 def deleted(holder: object, name: str | int) -> None:
-    """Take a field away."""
+    """Remove a field."""
     del holder[name]  # type: ignore[attr-defined]
 
 
 def mutations(content: object, chosen: random.Random, count: int) -> Iterator[bytes]:
-    """Documents with one fault each: a field deleted, of another type or value, renamed, added; bytes cut off or flipped."""
+    """Documents with one fault each: a field deleted, renamed, added or of another type or value; bytes cut or flipped."""
     whole = json.dumps(content, indent=1).encode()
     where = list(places(content))
     for one in where:
@@ -155,36 +155,34 @@ def _added(holder: object, name: str | int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a manifest is cut, flipped or says something else", area="snapshot files", outcome="refused")
+@pytest.mark.fault("a manifest is cut, flipped or changed", area="snapshot files", outcome="refused")
 @pytest.mark.parametrize("share", range(4))
 def test_every_mutation_of_a_manifest_is_read_or_refused_in_one_paragraph(kept: Path, share: int) -> None:
-    """1,500 faults, in four shares; each is read as what it says, or refused with the file's name."""
+    """1,500 faults in four shares: each document is read as it is, or refused with the file's name."""
     every = list(mutations(content_of(kept), random.Random(SEED), 1500))
     refused = sum(MANIFEST in looked_at_with(kept, MANIFEST, mutation) for mutation in every[share::4])
     assert refused > 240
 
 
-@pytest.mark.fault(
-    "a small file of a snapshot is cut, flipped or says something else", area="snapshot files", outcome="refused"
-)
+@pytest.mark.fault("a small file of a snapshot is cut, flipped or changed", area="snapshot files", outcome="refused")
 @pytest.mark.parametrize("name", [PRIVATE, OUTSIDE])
 def test_every_mutation_of_the_other_json_files_is_read_or_refused(kept: Path, name: str) -> None:
-    """As with the manifest."""
+    """The same faults as in the manifest."""
     every = mutations(content_of(kept, name), random.Random(SEED), 150)
     assert sum(name in looked_at_with(kept, name, mutation) for mutation in every) > 60
 
 
 def looked_at_with(folder: Path, name: str, data: bytes) -> str:
-    """What is said about a snapshot with other bytes in one of its files."""
+    """Every error from reading a snapshot with other bytes in one file."""
     (folder / name).write_bytes(data)
     return looked_at(folder)
 
 
-@pytest.mark.fault("a file of a snapshot is no JSON object", area="snapshot files", outcome="refused")
+@pytest.mark.fault("a file of a snapshot is not a JSON object", area="snapshot files", outcome="refused")
 @pytest.mark.parametrize("name", [MANIFEST, PRIVATE, OUTSIDE])
 @pytest.mark.parametrize("data", RAW, ids=range(len(RAW)))
-def test_what_is_no_json_object_of_ours_is_refused_by_file(kept: Path, name: str, data: bytes) -> None:
-    """Nested too deep, another encoding, numbers that JSON does not have, a field that stands twice."""
+def test_a_file_that_is_not_our_json_is_refused_by_name(kept: Path, name: str, data: bytes) -> None:
+    """Nested too deep, another encoding, numbers outside of JSON, a duplicate field."""
     (kept / name).write_bytes(data)
     assert str(kept / name) in looked_at(kept)
 
@@ -229,8 +227,8 @@ def test_what_is_no_json_object_of_ours_is_refused_by_file(kept: Path, name: str
         (("served_name",), "\ud800", "served_name is \\ud800, not text"),
     ],
 )
-def test_a_field_that_is_not_what_it_has_to_be_is_named(kept: Path, where: Where, value: object, said: str) -> None:
-    """With what was seen and what is allowed."""
+def test_a_wrong_field_is_named(kept: Path, where: Where, value: object, said: str) -> None:
+    """With its value and what is allowed."""
     changed_content = changed(content_of(kept), where, lambda holder, name: _put(holder, name, value))
     assert isinstance(changed_content, dict)
     rewrite(kept, changed_content)
@@ -238,7 +236,7 @@ def test_a_field_that_is_not_what_it_has_to_be_is_named(kept: Path, where: Where
 
 
 def as_pipe(path: Path) -> None:
-    """A named pipe that nobody writes to."""
+    """A named pipe without a writer."""
     os.mkfifo(path, 0o600)
 
 
@@ -272,7 +270,7 @@ def as_socket(path: Path) -> None:
 
 
 def as_hole(path: Path) -> None:
-    """A file of a terabyte, all of it a hole."""
+    """A sparse file of one terabyte."""
     path.touch(mode=0o600)
     os.truncate(path, 1 << 40)
 
@@ -284,7 +282,7 @@ def as_hole(path: Path) -> None:
 @pytest.mark.parametrize("put", [as_pipe, as_link, as_endless_link, as_folder, as_socket, as_hole])
 @pytest.mark.parametrize("name", [MANIFEST, PRIVATE, OUTSIDE, "images/pages-1.img", "images/side.tar"])
 def test_only_regular_files_are_read(kept: Path, name: str, put: Callable[[Path], None]) -> None:
-    """At once, and the message names the file."""
+    """Anything else is refused at once, by name."""
     (kept / name).unlink()
     put(kept / name)
     assert name in looked_at(kept)
@@ -297,8 +295,8 @@ def test_only_regular_files_are_read(kept: Path, name: str, put: Callable[[Path]
 )
 @pytest.mark.parametrize("name", ["images", "logs", "images/pages-1.img", MANIFEST, PRIVATE, OUTSIDE])
 @pytest.mark.parametrize("how", ["open", "foreign"])
-def test_what_others_could_have_written_is_refused(kept: Path, name: str, how: str) -> None:
-    """In a private folder, too: it may have been open before, and files have other names elsewhere."""
+def test_a_file_that_others_may_write_is_refused(kept: Path, name: str, how: str) -> None:
+    """Even in a private folder: the folder may have been open before, and a file may have other names elsewhere."""
     if how == "foreign":
         if os.geteuid() != 0:
             pytest.skip("only root can give files away")
@@ -312,7 +310,7 @@ def test_what_others_could_have_written_is_refused(kept: Path, name: str, how: s
 
 @pytest.mark.fault("the images of a snapshot are a link to another folder", area="snapshot files", outcome="refused")
 def test_images_that_are_a_link_are_refused(kept: Path) -> None:
-    """One reason for the folder, not one for each file in it."""
+    """With one reason for the folder, not one for each file."""
     (kept / "images").rename(kept.parent / "elsewhere")
     (kept / "images").symlink_to(kept.parent / "elsewhere")
     assert "its folder images is a symbolic link, not a folder" in looked_at(kept)
@@ -321,7 +319,7 @@ def test_images_that_are_a_link_are_refused(kept: Path) -> None:
 
 @pytest.mark.fault("everybody may rename in the parent of a snapshot", area="snapshot files", outcome="refused")
 def test_a_parent_that_is_writable_to_all_is_refused(kept: Path) -> None:
-    """Anybody could put a folder in its place between the check and the use; with the sticky bit (/tmp) nobody can."""
+    """Anybody could replace the folder between check and use. The sticky bit (as on /tmp) prevents that."""
     kept.parent.chmod(0o777)
     assert f"{kept.parent} is writable to everybody (mode 777)" in looked_at(kept)
     kept.parent.chmod(0o1777)
@@ -349,9 +347,9 @@ for number in range(count):
 @pytest.mark.slow
 @pytest.mark.fault("a damaged snapshot is inspected by the command line", area="snapshot files", outcome="refused")
 def test_the_command_line_ends_with_a_code_and_one_paragraph_for_every_mutation(tmp_path: Path) -> None:
-    """A sample of the same faults: exit code 1 (it does not fit) or 2 (it cannot be read), and no traceback.
+    """A sample of the same faults: exit code 1 (it does not fit) or 2 (it cannot be read), never a traceback.
 
-    Nothing is printed that the terminal could take for an order.
+    No control sequence reaches the terminal.
     """
     chosen = random.Random(SEED)
     whole = small_snapshot(tmp_path / "whole")
@@ -378,7 +376,7 @@ def test_the_command_line_ends_with_a_code_and_one_paragraph_for_every_mutation(
 @pytest.mark.parametrize(
     "data", [*RAW, b'{"in_a_row": 9, "last_at": 1e300, "last": "x"}', b'{"in_a_row": -1, "last_at": 0, "last": 7}']
 )
-def test_a_damaged_list_of_failures_counts_for_nothing(kept: Path, data: bytes) -> None:
-    """The snapshot is tried."""
+def test_a_damaged_list_of_failures_is_ignored(kept: Path, data: bytes) -> None:
+    """The snapshot is restored."""
     (kept / FAILURES).write_bytes(data)
     assert bad_reason(kept) is None

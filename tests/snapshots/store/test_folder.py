@@ -50,7 +50,7 @@ def oci_manifest(folder: Path) -> None:
 
 
 def broken_manifest(folder: Path) -> None:
-    """Half of a manifest: of what, nobody knows."""
+    """Half of a manifest."""
     folder.mkdir()
     (folder / MANIFEST).write_text("{")
 
@@ -66,57 +66,57 @@ def one_file(folder: Path) -> None:
 
 
 def without_images(folder: Path) -> None:
-    """A manifest of ours that somebody copied beside his own work."""
+    """Our manifest, copied beside somebody's work."""
     small_snapshot(folder)
     shutil.rmtree(folder / IMAGES)
 
 
 def with_work_beside(folder: Path) -> None:
-    """A whole snapshot that somebody unpacked into his project."""
+    """A complete snapshot, unpacked into somebody's project."""
     small_snapshot(folder)
 
 
 def linked_images(folder: Path) -> None:
-    """Images that are somewhere else."""
+    """The folder of images is a link."""
     small_snapshot(folder)
     (folder / IMAGES).rename(folder.parent / "elsewhere")
     (folder / IMAGES).symlink_to(folder.parent / "elsewhere")
 
 
 def linked_manifest(folder: Path) -> None:
-    """A manifest that is somewhere else."""
+    """The manifest is a link."""
     small_snapshot(folder)
     (folder / MANIFEST).rename(folder.parent / "aside.json")
     (folder / MANIFEST).symlink_to(folder.parent / "aside.json")
 
 
 def piped_manifest(folder: Path) -> None:
-    """A manifest that never comes."""
+    """The manifest is a pipe without a writer."""
     folder.mkdir()
     os.mkfifo(folder / MANIFEST)
 
 
 def with_work_among_images(folder: Path) -> None:
-    """A whole snapshot in whose images somebody keeps a folder of his own."""
+    """A complete snapshot with somebody's folder among the images."""
     small_snapshot(folder)
     (folder / IMAGES / "mine").mkdir()
     (folder / IMAGES / "mine" / "thesis.tex").write_text("years of work")
 
 
 def with_a_file_among_logs(folder: Path) -> None:
-    """A whole snapshot in whose logs somebody keeps a note."""
+    """A complete snapshot with somebody's note among the logs."""
     small_snapshot(folder)
     (folder / "logs" / "notes.txt").write_text("years of work")
 
 
 def with_a_link_among_images(folder: Path) -> None:
-    """A whole snapshot in whose images stands a link to somewhere else."""
+    """A complete snapshot with a foreign link among the images."""
     small_snapshot(folder)
     (folder / IMAGES / "weights").symlink_to(folder.parent)
 
 
 def with_a_folder_and_no_list(folder: Path) -> None:
-    """A snapshot whose manifest says nothing of its files, with a folder among the images."""
+    """A snapshot whose manifest lists no files, with a folder among the images."""
     small_snapshot(folder)
     rewrite(folder, {name: value for name, value in content_of(folder).items() if name != "files"})
     (folder / IMAGES / "mine").mkdir()
@@ -142,7 +142,7 @@ OTHERS = [
 
 
 def with_work(folder: Path) -> None:
-    """Put something into a folder that must never be lost, where nothing is there yet."""
+    """Put a file that must never be lost into an empty folder."""
     if folder.is_dir() and not [
         *folder.glob("*/notes.txt"),
         *folder.glob("images/mine"),
@@ -152,7 +152,7 @@ def with_work(folder: Path) -> None:
 
 
 def everything(folder: Path) -> dict[str, str]:
-    """What lies in and beside a folder."""
+    """Everything in and beside a folder."""
     return {
         str(path.relative_to(folder.parent)): path.read_text() if path.is_file() and path.name == "work.js" else ""
         for path in folder.parent.rglob("*")
@@ -164,10 +164,10 @@ def everything(folder: Path) -> dict[str, str]:
     "a folder that is no snapshot is to be removed or replaced", area="snapshot folders", outcome="refused"
 )
 @pytest.mark.parametrize(("make", "said"), OTHERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_folder_that_is_no_snapshot_of_ours_is_never_deleted(
+def test_a_folder_that_is_not_our_snapshot_is_never_deleted(
     tmp_path: Path, make: Callable[[Path], None], said: str
 ) -> None:
-    """Neither by `rm` nor by a capture; the message says what was found there."""
+    """Neither by `rm` nor by a capture; the message says what was found."""
     folder = tmp_path / "mine"
     make(folder)
     with_work(folder)
@@ -187,7 +187,7 @@ def test_a_folder_that_is_no_snapshot_of_ours_is_never_deleted(
     "a snapshot of an older format or with damaged files is to be removed", area="snapshot folders", outcome="held"
 )
 def test_a_snapshot_that_is_recognisably_ours_can_be_removed_and_replaced(tmp_path: Path) -> None:
-    """Of another format, open to others, with damaged fields or without its files: it is ours to clear up."""
+    """Even in another format, open to others, with damaged fields, or without its files."""
     changes: tuple[Callable[[Path], object], ...] = (
         lambda folder: rewrite(folder, {**content_of(folder), "schema": 1}),
         lambda folder: rewrite(folder, {**content_of(folder), "stages": 7, "more": True}),
@@ -207,8 +207,8 @@ def test_a_snapshot_that_is_recognisably_ours_can_be_removed_and_replaced(tmp_pa
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 @pytest.mark.fault("another disk is mounted in a snapshot", area="snapshot folders", outcome="refused")
 @pytest.mark.parametrize("where", ["images", "logs", "images/a disk"])
-def test_what_is_mounted_in_a_snapshot_is_not_deleted_with_it(tmp_path: Path, where: str) -> None:
-    """Nor with what a killed removal left: the mount point is named."""
+def test_a_disk_mounted_in_a_snapshot_is_not_deleted_with_it(tmp_path: Path, where: str) -> None:
+    """Nor with the left-over of a killed removal. The message names the mount point."""
     work, folder = tmp_path / "work", small_snapshot(tmp_path / "kept")
     work.mkdir()
     place = folder / where
@@ -244,7 +244,7 @@ def test_what_is_mounted_in_a_snapshot_is_not_deleted_with_it(tmp_path: Path, wh
 )
 @pytest.mark.parametrize("part", ["", "images", MANIFEST])
 def test_a_snapshot_of_another_user_is_neither_removed_nor_replaced(tmp_path: Path, part: str) -> None:
-    """Not by root either: who is it that made it?"""
+    """Not even by root."""
     folder = small_snapshot(tmp_path / "theirs")
     os.chown(folder / part, 65534, 65534)
     with pytest.raises(SnapshotError, match=r"Nothing was removed"):
@@ -255,8 +255,8 @@ def test_a_snapshot_of_another_user_is_neither_removed_nor_replaced(tmp_path: Pa
 
 
 @pytest.mark.fault("the path of a snapshot is a symbolic link", area="snapshot folders", outcome="held")
-def test_a_link_stands_for_the_snapshot_it_leads_to(tmp_path: Path) -> None:
-    """To read, to replace and to remove; the link itself stays, and the next capture through it comes to the same place."""
+def test_a_link_stands_for_its_target(tmp_path: Path) -> None:
+    """To read, replace and remove. The link stays, and the next capture through it writes to the same place."""
     real, link = tmp_path / "disk" / "kept", tmp_path / "current"
     small_snapshot(real)
     link.symlink_to("disk/kept")
@@ -272,7 +272,7 @@ def test_a_link_stands_for_the_snapshot_it_leads_to(tmp_path: Path) -> None:
 
 @pytest.mark.fault("the path of a snapshot is a loop of links", area="snapshot folders", outcome="refused")
 def test_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
-    """Of every command; the link stays."""
+    """In every command; the link stays."""
     (tmp_path / "loop").symlink_to("loop")
     for act in (inspect, remove, check_target):
         with pytest.raises(SnapshotError, match="loop"):
@@ -285,7 +285,7 @@ def test_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
     area="snapshot folders",
     outcome="refused",
 )
-def test_a_place_where_no_snapshot_can_go_is_found_before_a_start(tmp_path: Path) -> None:
+def test_an_impossible_target_is_found_before_a_start(tmp_path: Path) -> None:
     """Not after the minutes of a cold start."""
     (tmp_path / "file").write_text("")
     for folder, said in (
@@ -299,7 +299,7 @@ def test_a_place_where_no_snapshot_can_go_is_found_before_a_start(tmp_path: Path
 
 
 def write_into(partial: Path, text: str) -> None:
-    """What a capture does between the begin and the end."""
+    """What a capture does while its new folder is open."""
     made = small_snapshot(partial / "made", text=text)
     for path in made.iterdir():
         path.rename(partial / path.name)
@@ -307,7 +307,7 @@ def write_into(partial: Path, text: str) -> None:
 
 
 def test_a_new_snapshot_takes_the_place_of_nothing_of_an_empty_folder_and_of_an_old_one(tmp_path: Path) -> None:
-    """And nothing stays beside it."""
+    """Nothing else stays beside it."""
     folder = tmp_path / "kept"
     for text in ("first", "second", "third"):
         with made_whole(folder) as partial:
@@ -321,7 +321,7 @@ def test_a_new_snapshot_takes_the_place_of_nothing_of_an_empty_folder_and_of_an_
 
 
 def test_a_capture_that_fails_leaves_the_old_snapshot_and_nothing_else(tmp_path: Path) -> None:
-    """The temporary folder goes."""
+    """The temporary folder is deleted."""
     small_snapshot(tmp_path / "kept", text="old")
 
     def capture() -> None:
@@ -341,8 +341,8 @@ def test_a_capture_that_fails_leaves_the_old_snapshot_and_nothing_else(tmp_path:
     outcome="refused",
 )
 @pytest.mark.parametrize("make", [foreign_manifest, one_file, plain_folder])
-def test_what_came_to_the_target_meanwhile_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """The target is looked at again when the new snapshot is whole."""
+def test_a_foreign_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """The target is checked again when the new snapshot is complete."""
     folder = small_snapshot(tmp_path / "kept")
 
     def capture() -> None:
@@ -392,7 +392,7 @@ print(seen)
 
 
 def killed_at(folder: Path, moment: int, how: str) -> int:
-    """Replace a snapshot in a process that is killed before or after one of its steps; how it ended."""
+    """Replace a snapshot in a process that is killed before or after one step, and return how it ended."""
     ran = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(moment), how],
         cwd=ROOT,
@@ -409,7 +409,7 @@ def killed_at(folder: Path, moment: int, how: str) -> int:
 @pytest.mark.fault("a capture is killed while it replaces a snapshot", area="snapshot folders", outcome="held")
 @pytest.mark.parametrize("how", ["one-step", "two-steps"])
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_snapshot(tmp_path: Path, how: str) -> None:
-    """In one step there is one at the target at every moment; in two, the next look at it brings the old one back."""
+    """With one step the target always holds a snapshot. With two, the next check restores the old one."""
     found = set()
     for moment in range(30):
         folder = tmp_path / str(moment) / "kept"
@@ -442,7 +442,7 @@ with made_whole(Path(sys.argv[1])) as partial:
 
 @contextlib.contextmanager
 def capturing(folder: Path, *before: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Another process that is in the middle of a capture, and its temporary folder."""
+    """Another process in the middle of a capture, and its temporary folder."""
     with subprocess.Popen(
         [*before, sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -457,7 +457,7 @@ def capturing(folder: Path, *before: str) -> Iterator[tuple[subprocess.Popen[str
     "two captures of one target run in two containers that share its disk", area="snapshot folders", outcome="held"
 )
 def test_the_temporary_folder_of_a_capture_in_another_pid_namespace_is_left_alone(tmp_path: Path) -> None:
-    """Its pid says nothing here; its lock does, and the kernel lets go of that when it is killed."""
+    """Its pid means nothing here. Its lock does, and the kernel releases that when the process is killed."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no pid namespace can be made here")
     with capturing(tmp_path / "kept", "unshare", "--pid", "--fork", "--kill-child") as (process, partial):
@@ -475,7 +475,7 @@ def test_the_temporary_folder_of_a_capture_in_another_pid_namespace_is_left_alon
 
 @pytest.mark.fault("a capture on another machine shares the disk", area="snapshot folders", outcome="held")
 def test_what_another_kernel_may_still_write_is_left_alone_for_an_hour(tmp_path: Path) -> None:
-    """Locks of another machine are not seen here: older versions' folders, called by a pid, and those of another boot."""
+    """Locks of another machine are invisible here: folders of another boot, and folders of older versions, named by pid."""
     for name in (".kept.partial-4194000", ".kept.removed-" + "0" * 16, ".kept.partial-" + "f" * 16):
         left = tmp_path / name
         left.mkdir()
@@ -494,8 +494,8 @@ def test_what_another_kernel_may_still_write_is_left_alone_for_an_hour(tmp_path:
 
 @pytest.mark.fault("a snapshot is called like a pattern of other names", area="snapshot folders", outcome="held")
 @pytest.mark.parametrize("name", ["*", "?b", "[a]b", "a*", "a\nb", "[!x]b"])
-def test_a_name_is_no_pattern(tmp_path: Path, name: str) -> None:
-    """Only what a capture of this very target left is swept."""
+def test_a_name_is_not_a_pattern(tmp_path: Path, name: str) -> None:
+    """Only left-overs of this target are removed."""
     others = [tmp_path / f".{other}.partial-4194001" for other in ("ab", "a", "b", "aab")]
     own = tmp_path / f".{name}.partial-4194001"
     for left in (*others, own):
@@ -513,7 +513,7 @@ def test_a_name_is_no_pattern(tmp_path: Path, name: str) -> None:
     outcome="held",
 )
 def test_a_left_over_that_is_a_link_or_of_another_user_is_left_alone(tmp_path: Path) -> None:
-    """Neither followed nor deleted."""
+    """It is neither followed nor deleted."""
     victim = tmp_path / "victim"
     victim.mkdir()
     with_work(victim)
@@ -533,7 +533,7 @@ def test_a_left_over_that_is_a_link_or_of_another_user_is_left_alone(tmp_path: P
     "another snapshot comes in the place of the one that is being restored", area="snapshot folders", outcome="refused"
 )
 def test_a_snapshot_that_is_swapped_between_check_and_use_is_refused(tmp_path: Path) -> None:
-    """CRIU opens files by path: they have to be those of the folder that was looked at, from the begin to the end."""
+    """CRIU opens files by path, so the path must lead to the checked folder from begin to end."""
     folder = small_snapshot(tmp_path / "kept")
     mark = checked(folder)
 

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.store.paths`: the working folders of replicas, in a cache that others use as well."""
+"""`torpor.snapshots.store.paths`: the working folders of replicas, in a cache with other files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG_AGO = (1, 1)
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of working folders in a cache of the test's own."""
+    """The parent of working folders, in a cache for this test only."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "run"
     folder.mkdir(parents=True)
@@ -35,19 +35,19 @@ def stray_file(run: Path) -> Path:
 
 
 def stray_name(run: Path) -> Path:
-    """A folder that is called otherwise."""
+    """A folder with another name."""
     (run / "notes-of-mine").mkdir()
     return run / "notes-of-mine"
 
 
 def named_file(run: Path) -> Path:
-    """A file that is called like a working folder."""
+    """A file with the name of a working folder."""
     (run / "kept-4194999-0123abcd").write_text("")
     return run / "kept-4194999-0123abcd"
 
 
 def named_link(run: Path) -> Path:
-    """A link that is called like one, to a folder with work."""
+    """A link with the name of a working folder, to a folder with files."""
     (run.parent / "work").mkdir()
     (run.parent / "work" / "x").write_text("years of work")
     (run / "kept-4194999-0123abcd").symlink_to(run.parent / "work")
@@ -66,7 +66,7 @@ def foreign_folder(run: Path) -> Path:
 
 
 def strange_name(run: Path) -> Path:
-    """A name that is no text."""
+    """A name that is not valid text."""
     folder = Path(os.fsdecode(os.fsencode(run) + b"/\xff\n-1"))
     folder.mkdir()
     return folder
@@ -76,8 +76,8 @@ def strange_name(run: Path) -> Path:
 @pytest.mark.parametrize(
     "put", [stray_file, stray_name, named_file, named_link, foreign_folder, strange_name], ids=lambda put: put.__name__
 )
-def test_what_else_lies_in_the_cache_ends_no_restore(run: Path, put: Callable[[Path], Path]) -> None:
-    """It stays, whatever it is; a working folder is made beside it."""
+def test_other_files_in_the_cache_do_not_fail_a_restore(run: Path, put: Callable[[Path], Path]) -> None:
+    """They stay; the working folder is made beside them."""
     stays = put(run)
     if not stays.is_symlink() and stays.parent == run:
         os.utime(stays, LONG_AGO)
@@ -90,7 +90,7 @@ def test_what_else_lies_in_the_cache_ends_no_restore(run: Path, put: Callable[[P
 
 @pytest.mark.fault("the cache's folder for replicas is a file", area="cache", outcome="refused")
 def test_a_cache_in_which_no_folder_can_be_made_is_named(run: Path) -> None:
-    """With what to do about it."""
+    """With a cure."""
     run.rmdir()
     run.write_text("")
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_a_cache_in_which_no_folder_can_be_made_is_named(run: Path) -> None:
 
 @pytest.mark.fault("the cache's folder for replicas is a link to another disk", area="cache", outcome="held")
 def test_a_cache_on_another_disk_may_be_a_link(run: Path, tmp_path: Path) -> None:
-    """It is the user's own choice."""
+    """The user may have chosen so."""
     run.rmdir()
     (tmp_path / "disk").mkdir()
     run.symlink_to(tmp_path / "disk")
@@ -118,8 +118,8 @@ input()
 
 
 @pytest.mark.fault("a replica of another container serves for longer than an hour", area="cache", outcome="held")
-def test_a_working_folder_is_swept_when_its_process_is_gone_from_every_container(run: Path) -> None:
-    """Its pid says nothing in another pid namespace; the lock does."""
+def test_a_working_folder_is_removed_once_no_container_has_its_process(run: Path) -> None:
+    """A pid means nothing in another pid namespace; the lock does."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -137,7 +137,7 @@ def test_a_working_folder_is_swept_when_its_process_is_gone_from_every_container
 
 
 def test_releasing_keeps_no_descriptor(run: Path) -> None:
-    """With and without the folder."""
+    """Whether the folder is removed or not."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     for remove in (True, False):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""`torpor.snapshots.capture`: where a snapshot can go, and which files of an engine stay."""
+"""Where a snapshot can go, and which folders of an engine last."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torpor.snapshots.targets import check_target
 from torpor.testing import StandIn
 
 
-def test_dev_shm_is_no_place_for_a_snapshot() -> None:
-    """Every sandbox has its own, and CRIU runs in it; the message says which tmpfs does."""
+def test_dev_shm_is_refused_as_a_target() -> None:
+    """Every sandbox has its own, and CRIU runs inside. The message says which tmpfs works."""
     with pytest.raises(SnapshotError, match=r"/dev/shm/kept lies in /dev/shm.*mount -t tmpfs"):
         check_target(Path("/dev/shm/kept"))
 
 
 def test_folders_that_the_environment_names_for_code_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine's packages may well lie under /tmp: whoever says so in PYTHONPATH knows that they are needed."""
+    """Packages may lie under /tmp if PYTHONPATH names them: the user knows that they are needed."""
     monkeypatch.setenv("PYTHONPATH", "/tmp/site::relative:/srv/more")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/tmp/lib")
     boot = Boot(Deployment(name="d", model=Model(path="/tmp/model", served_name="m"), plugins=(StandIn(),)))
