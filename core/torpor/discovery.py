@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
+from torpor.hookspecs import HOOK_NAMES, PROJECT
+
 __all__ = ["ALLOW_VARIABLE", "BLOCK_VARIABLE", "GROUP", "InstalledPlugin", "installed_plugins"]
 
 GROUP = "torpor"
@@ -74,8 +76,6 @@ def installed_plugins() -> tuple[InstalledPlugin, ...]:
 
 
 def _hooks_of(plugin: object) -> tuple[str, ...]:
-    from torpor.hookspecs import HOOK_NAMES, PROJECT  # noqa: PLC0415 - listing names alone needs no pluggy
-
     return tuple(
         hook for hook in HOOK_NAMES if getattr(getattr(plugin, hook, None), f"{PROJECT}_impl", None) is not None
     )

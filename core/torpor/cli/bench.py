@@ -86,15 +86,28 @@ def run_bench(
     console = make_console()
     warnings_only()
     ends_on_sigterm()
+    measured = _bench(given, app, starts, backend, console)
+    _show(measured, console)
+    write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
+    write_output("--html", html_file, page([measured]))
+
+
+def _bench(given: App, app: App, starts: int, backend: str, console: Console) -> Bench:
+    """Measure an app.
+
+    Args:
+        given: the app as its file has it.
+        app: the same at its address for the bench.
+        starts: how many of each kind.
+        backend: `criu` or `standby`; empty for CRIU if it works here.
+        console: for progress.
+    """
     if warning := public_warning(app.deployment, app.deployment.host, app.deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     chosen = _chosen(backend, app.deployment, console)
     with without_left_overs():
         _build(app, chosen, console)
-        measured = _measured(given, app, chosen, starts, console)
-    _show(measured, console)
-    write_output("--json", json_file, json.dumps(measured.as_json(), indent=2) + "\n")
-    write_output("--html", html_file, page([measured]))
+        return _measured(given, app, chosen, starts, console)
 
 
 def _check_options(starts: int, backend: str, json_file: str, html_file: str) -> None:

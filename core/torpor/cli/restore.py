@@ -195,19 +195,35 @@ def run_restore(
         check_output("--records", str(records), makes_folders=True)
     _begin_to_serve()
     served = Served(as_json=as_json)
-    restored = Replicas(
-        Path(folder),
+    restored = _replicas(
+        Path(folder), served, host=host, port=port, full=verify == "full", first=first, even_if_bad=even_if_bad
+    )
+    restored.records = Path(records) if records else records_file(restored.manifest.deployment.name)
+    served.run(restored, replicas)
+
+
+def _replicas(
+    folder: Path,
+    served: Served,
+    *,
+    host: str | None,
+    port: int | None,
+    full: bool,
+    first: FirstProcess | None,
+    even_if_bad: bool,
+) -> Replicas:
+    """The replicas of a snapshot, of which `served` is told; arguments as of `run_restore`."""
+    return Replicas(
+        folder,
         host=host,
         port=port,
-        full=verify == "full",
+        full=full,
         on_stage=served.note,
         on_event=served.tell,
         first=first,
         supervised=True,
         even_if_bad=even_if_bad,
     )
-    restored.records = Path(records) if records else records_file(restored.manifest.deployment.name)
-    served.run(restored, replicas)
 
 
 def _begin_to_serve() -> None:

@@ -15,6 +15,7 @@ from torpor.cli.exit_codes import FAILED, WRONG_INPUT
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import SnapshotError
 from torpor.snapshots.fit import misfits
+from torpor.snapshots.kept_weights import kept_files, prune
 from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.stored import inspect
 from torpor.values.plain_text import one_line
@@ -61,8 +62,6 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
 
 def run_rm(folder: Path) -> None:
     """Delete a snapshot."""
-    from torpor.snapshots.kept_weights import kept_files  # noqa: PLC0415
-
     console = make_console()
     before = {file.path for file in kept_files() if file.snapshots}
     console.print(f"removed {one_line(remove(folder))}", markup=False, soft_wrap=True)
@@ -74,8 +73,6 @@ def run_rm(folder: Path) -> None:
 
 def run_weights(*, delete: bool, as_json: bool) -> None:
     """List what engines keep outside snapshots, with the snapshots that need it; delete what none needs."""
-    from torpor.snapshots.kept_weights import kept_files, prune  # noqa: PLC0415
-
     removed = prune() if delete else ()
     files = kept_files()
     if as_json:

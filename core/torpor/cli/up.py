@@ -108,14 +108,18 @@ def run_up(
         host=host,
         port=port,
     )
+    _run(app if isinstance(app, App) else load_app(app), options, records)
+
+
+def _run(app: App, options: _Options, records: Path | None) -> None:
     console = make_console()
-    progress = Progress(console, as_json=as_json)
-    placed = _at_address(app if isinstance(app, App) else load_app(app), options, progress)
-    record_file = _record_file(records, placed.deployment)
+    progress = Progress(console, as_json=options.as_json)
+    app = _at_address(app, options, progress)
+    record_file = _record_file(records, app.deployment)
     warnings_only()
     ends_on_sigterm()
     descriptors.raise_limit()
-    _Up(placed, options, progress, console, record_file).run()
+    _Up(app, options, progress, console, record_file).run()
 
 
 class _Up:
