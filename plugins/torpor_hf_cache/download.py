@@ -267,7 +267,7 @@ def _all_facts(place: _Place, manifest: _Manifest) -> dict[str, list[int]]:
 def _is_other(noted: list[int], now: list[int]) -> bool:
     """Whether a file may have another content.
 
-    Inode and blocks count on the same device alone: a volume that is mounted anew may give others.
+    Inode and blocks count on the same device alone: a volume that is mounted again may give others.
     """
     return noted[2:3] != now[2:3] or (noted[:1] == now[:1] and noted != now)
 
@@ -657,7 +657,7 @@ def _progress(place: _Place, manifest: _Manifest) -> Iterator[None]:
 
 
 def _check(place: _Place, manifest: _Manifest) -> None:
-    """Compare every file with the manifest; remove those that differ, so that the next fetch brings them anew."""
+    """Compare every file with the manifest; remove those that differ, so that the next fetch downloads them again."""
     damage = _damage(place, manifest)
     for name, _ in damage:
         _forget(place, name)

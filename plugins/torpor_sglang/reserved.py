@@ -13,7 +13,7 @@ _NO_SPLIT = "Serve the whole model from one engine."
 _RESERVED = (
     Reserved(
         flags=("--tokenizer-worker-num", "--enable-http-worker-reuseport"),
-        why="each HTTP worker would import the server anew, without the guard",
+        why="each HTTP worker would import the server again, without the guard",
         instead="Keep one worker; start more replicas for more throughput.",
         harmless=(("tokenizer_worker_num", (1,)), ("enable_http_worker_reuseport", (False,))),
     ),

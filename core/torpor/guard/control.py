@@ -206,21 +206,21 @@ class Control:
             await conflict(send, "requests are still in flight", machine.state, in_flight=machine.in_flight)
 
     async def _emptied(
-        self, idle: asyncio.Future[None], receive: Receive, limit_s: float, peers: Connections
+        self, idle: asyncio.Future[None], receive: Receive, limit_s: float, connections: Connections
     ) -> tuple[bool, int]:
         """Wait for requests and connections to end, then cut them; return whether none is in flight, and how many were cut."""
         loop = asyncio.get_running_loop()
         deadline, was_cut = loop.time() + limit_s, 0
         gone = asyncio.ensure_future(hung_up(receive))
         try:
-            peers.close_idle()
-            while not gone.done() and not (idle.done() and not peers.earlier) and loop.time() < deadline:
+            connections.close_idle()
+            while not gone.done() and not (idle.done() and not connections.earlier) and loop.time() < deadline:
                 pending = {gone} if idle.done() else {gone, idle}
                 await asyncio.wait(pending, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                peers.close_idle()
+                connections.close_idle()
             if not gone.done():
                 was_cut = self._machine.in_flight
-                peers.cut_earlier()
+                connections.cut_earlier()
                 if not idle.done():
                     await asyncio.wait({gone, idle}, timeout=LETS_GO_S, return_when=asyncio.FIRST_COMPLETED)
             return idle.done() and not gone.done(), was_cut

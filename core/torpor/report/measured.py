@@ -54,7 +54,7 @@ class Floor:
 
     Attributes:
         image_bytes: CRIU's images.
-        mapped_bytes: what of them a copy maps from the files; nothing of it is moved before it is used.
+        mapped_bytes: the part that a replica maps from the files; it is read only when it is used.
         side_file_bytes: the private folders' content.
         bandwidth_bytes_per_s: the fastest at which one thread read the image files out of the page cache, on the spot.
     """

@@ -135,7 +135,7 @@ _HERE = Metrics()
 
 
 def write_metrics(record: StageRecord, name: str) -> None:
-    """Count a stage of this process, and write the file anew.
+    """Count a stage of this process, and replace the file.
 
     Args:
         record: a stage that ended.

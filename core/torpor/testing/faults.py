@@ -58,7 +58,7 @@ class Fault(StrEnum):
     SHORTER_AFTER_WAKE = "shorter_after_wake"
     """Answers with half the words after a wake."""
     REPEATS_SAMPLES = "repeats_samples"
-    """Samples after every wake what it sampled after the one before, as replicas of a snapshot do that seed nothing anew."""
+    """Samples after every wake the same as after the wake before, like replicas that do not renew their random state."""
     REPEATS_IDS = "repeats_ids"
     """Gives its answers the same ids after every wake."""
     CHILDREN_IGNORE_SIGTERM = "children_ignore_sigterm"

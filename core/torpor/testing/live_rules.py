@@ -128,7 +128,7 @@ class LiveRules:
         try:
             first, second = restore_two(live_deployment, tmp_path)
         except TorporError as error:
-            pytest.skip(f"two replicas could not be had: {_stage(error)}: {type(error).__name__}: {error}")
+            pytest.skip(f"two replicas could not be restored: {_stage(error)}: {type(error).__name__}: {error}")
         _differ(first, second, what="replicas of one snapshot")
 
     @_live

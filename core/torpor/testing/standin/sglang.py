@@ -35,7 +35,7 @@ class SGLangScheduler(Scheduler):
 
     A release with requests running (AssertionError), a release of released memory, a resume of memory that is there
     (KeyError), a forward pass on released memory. As there, its traceback goes to standard error and its parent gets
-    SIGQUIT. Seeds anew at a resume, which SGLang does by Torpor's patch.
+    SIGQUIT. Seeds again at a resume, which SGLang does by Torpor's patch.
     """
 
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:

@@ -46,7 +46,7 @@ class VLLMEngineCore(Scheduler):
     """Sleeps and wakes as vLLM's engine core: whatever is out of order does nothing but warn.
 
     Dies of a forward pass on memory that sleeps. After a sleep of level 2 the weights hold garbage until they are loaded
-    again. Its random state is that of the snapshot until it is told to seed anew.
+    again. Its random state is that of the snapshot until it is told to seed again.
     """
 
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
