@@ -187,7 +187,7 @@ def test_a_mirror_on_this_machine_is_asked_past_every_proxy(
 def test_a_mirror_that_drips_is_ended_at_the_deadline(server: str, downloader: str, tmp_path: Path, name: str) -> None:
     """For the body, the headers and the letters of one header; no file stays."""
     began = time.monotonic()
-    with pytest.raises(SnapshotError, match="not done in time"):
+    with pytest.raises(SnapshotError, match="did not finish in time"):
         fetched(server, name, tmp_path, 0.7)
     assert time.monotonic() - began < 5
     assert list(tmp_path.iterdir()) == []

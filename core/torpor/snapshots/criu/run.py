@@ -1,4 +1,4 @@
-"""Runs CRIU inside a sandbox: a dump, a restore, and the reasons from its log when it fails."""
+"""Runs CRIU inside a sandbox: a dump, or a restore."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, CriuError, SnapshotError
+from torpor.snapshots.criu.log import advice, last_line, reasons
 from torpor.snapshots.criu.memory_files import mapped_bytes
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 from torpor.telemetry.events import log
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torpor.snapshots.criu.program import Criu
-    from torpor.snapshots.sandbox.sandbox import Finished, Sandbox
+    from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Mode, Tcp
 
 __all__ = [
@@ -55,9 +56,6 @@ _TCP_OPTIONS: dict[Tcp, tuple[str, ...]] = {
 }
 _MODE_OPTIONS: dict[Mode, tuple[str, ...]] = {"root": (), "rootless": ("--unprivileged",)}
 _NO_PLUGINS = "/proc/self/ns"  # a folder that always exists and holds no library
-_LOG_BYTES = 4 << 20
-_REASONS = 6
-_HARMLESS = re.compile(r"rlimit")
 _LEAVE_DUMPED_S = 30.0
 _BLOCK = 512  # unit of st_blocks (stat(2))
 
@@ -248,7 +246,7 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
         sandbox.kill()
         raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} did not finish within {timeout_s:g} s, so CRIU and the sandbox were "
-            f"killed. The last line of CRIU's log: {_last_line(log)} ({log})"
+            f"killed. The last line of CRIU's log: {last_line(log)} ({log})"
         ) from None
     except ConfigurationError as error:
         raise CriuError(f"CRIU's {action} of sandbox {sandbox.name!r} did not start: {error}") from error
@@ -259,14 +257,14 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
         sandbox.kill()
         raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} was killed by {signal.Signals(-finished.code).name} from outside (the "
-            f"kernel does that when memory runs out), so the sandbox was ended. The last line of CRIU's log: {_last_line(log)} "
+            f"kernel does that when memory runs out), so the sandbox was ended. The last line of CRIU's log: {last_line(log)} "
             f"({log})"
         )
     if finished.code != 0:
         raise CriuError(
             f"CRIU's {action} of sandbox {sandbox.name!r} failed with exit code {finished.code}:\n"
-            + "\n".join(f"  {line}" for line in _reasons(log, finished))
-            + f"\n{_advice(log, sandbox)}The whole log: {log}"
+            + "\n".join(f"  {line}" for line in reasons(log, finished))
+            + f"\n{advice(log, sandbox)}The whole log: {log}"
         )
 
 
@@ -294,56 +292,6 @@ def _kernel_findings(criu: Criu, sandbox: Sandbox) -> Iterator[dict[str, str]]:
             shutil.copyfile(in_use, unfinished)
             unfinished.rename(kept)
         in_use.unlink()
-
-
-def _reasons(log: Path, finished: Finished) -> list[str]:
-    """The first errors of a log, without time and pid; later ones are their consequences."""
-    errors = [line.partition("Error (")[2].partition("): ")[2] for line in _lines(log) if "Error (" in line]
-    relevant = [error for error in errors if error and not _HARMLESS.search(error)]
-    return relevant[:_REASONS] or finished.output.strip().splitlines()[-_REASONS:] or ["it gave no reason"]
-
-
-_ADVICE = {
-    "No space left on device": "The disk is full: free some room or choose another folder.",
-    "bad size": "A file that was open or mapped at the dump has changed since: take a new snapshot.",
-    "seccomp": "The engine runs under a seccomp filter, which only root can dump and restore.",
-    "Can't open file": "A file that was open at the dump is missing: look whether it was deleted or its disk is not mounted.",
-    "Cannot allocate memory": "This machine has too little free memory.",
-}
-
-
-def _advice(log: Path, sandbox: Sandbox) -> str:
-    """Advice for the errors in the log; CRIU's message for an io_uring does not name it (`send_fds failed (-22)`)."""
-    text = "\n".join(line for line in _lines(log) if "Error (" in line)
-    told = [advice for sign, advice in _ADVICE.items() if sign in text]
-    if holders := _holders_of_rings(sandbox):
-        told.append(
-            f"CRIU cannot dump an io_uring; {', '.join(holders)} has one. Deny io_uring at launch: as root `spawn` does with "
-            "filtered; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment."
-        )
-    return "".join(f"{advice}\n" for advice in told)
-
-
-def _holders_of_rings(sandbox: Sandbox) -> list[str]:
-    holders = []
-    for inside, pid in sandbox.host_pids().items():
-        with contextlib.suppress(OSError):
-            if any("io_uring" in str(held.readlink()) for held in Path(f"/proc/{pid}/fd").iterdir()):
-                holders.append(f"pid {inside}")
-    return holders
-
-
-def _last_line(log: Path) -> str:
-    lines = _lines(log)
-    return lines[-1].strip() if lines else "none"
-
-
-def _lines(log: Path) -> list[str]:
-    try:
-        with log.open("rb") as stream:
-            return stream.read(_LOG_BYTES).decode(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _make_empty(images: Path) -> None:
