@@ -1,4 +1,4 @@
-"""App files that are none, or that do more than define a deployment: an error of the app that names file and line."""
+"""Files that are not app files, or that do more than define a deployment: an error names file and line."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ STRANGE: dict[str, tuple[bytes, str]] = {
 
 @pytest.fixture(autouse=True)
 def _own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what was imported, and the folders in which neighbours were looked for."""
+    """Forget the imported modules and the folders that were added to the path."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.mark.fault("an app file is none, or ends its own import", area="app file", outcome="refused")
 @pytest.mark.parametrize("kind", list(STRANGE))
 def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path, kind: str) -> None:
-    """Whatever it raises: an exit of the file is not the end of the command, and not its success."""
+    """Whatever it raises: if the file exits, the command neither ends nor succeeds."""
     content, said = STRANGE[kind]
     file = tmp_path / "strange_app.py"
     file.write_bytes(content)
@@ -71,7 +71,7 @@ def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path,
 
 @pytest.mark.fault("an app file prints while it is imported", area="app file", outcome="held")
 def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """By Python, by the system, by a child process; afterwards standard output is as it was."""
+    """By Python, by the system, by a child process; afterwards standard output works as before."""
     file = tmp_path / "loud_app.py"
     noise = "import os, subprocess\nprint('by Python')\nos.write(1, b'by the system')\nsubprocess.run(['echo', 'by a child'])\n"
     file.write_text(noise + GOOD)
@@ -84,8 +84,8 @@ def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: p
 
 @pytest.mark.slow
 @pytest.mark.fault("an app file forks while it is imported", area="app file", outcome="held")
-def test_a_command_goes_on_once_though_its_app_forks(tmp_path: Path) -> None:
-    """One plan, whole."""
+def test_a_command_runs_once_even_if_its_app_forks(tmp_path: Path) -> None:
+    """It prints one complete plan."""
     file = tmp_path / "forking_app.py"
     file.write_text(f"import os\nos.fork()\n{GOOD}")
     argv = [sys.executable, "-m", "torpor.cli", "plan", str(file), "--json"]
@@ -94,10 +94,10 @@ def test_a_command_goes_on_once_though_its_app_forks(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("an app file's import does not end", area="app file", outcome="held")
-def test_an_import_that_takes_long_is_told_with_its_line(
+def test_a_slow_import_is_reported_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Somebody who waits sees for what; the import goes on."""
+    """The user sees what it waits for; the import continues."""
     monkeypatch.setattr(apps, "_SLOW_S", 0.05)
     file = tmp_path / "slow_app.py"
     file.write_text(f"import time\n\ntime.sleep(0.3)\n{GOOD}")
@@ -108,7 +108,7 @@ def test_an_import_that_takes_long_is_told_with_its_line(
     assert said == f"{file}:3: the app file is still being imported after 0.05 s; Ctrl-C ends it\n"
 
 
-def test_an_unreadable_path_is_told_for_what_it_is(tmp_path: Path) -> None:
+def test_an_unreadable_path_is_reported_with_its_reason(tmp_path: Path) -> None:
     """A loop of links, a name that no file can have, a path below a file, a pipe."""
     (tmp_path / "loop.py").symlink_to("loop.py")
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""`torpor.doctor.app`: what stands out in a deployment's values, each on its own."""
+"""`torpor.doctor.app`: each problem in a deployment's values is found on its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEP = BuildStep(name="compile", argv=("true",), order=20, timeout_s=10.0, gpu=T
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # a patch has no hash
 class Asks(Plugin):
-    """Asks for what a test wants."""
+    """Asks for the patch and the steps of a test."""
 
     plugin_name = "asks"
     patch: ImagePatch = field(default_factory=ImagePatch)
@@ -50,18 +50,18 @@ SOUND = Deployment(
 
 
 def found(deployment: Deployment) -> list[Finding]:
-    """What stands out in it."""
+    """The problems in it."""
     return list(cautions(deployment, Lifecycle(deployment).recipe()))
 
 
 def asking(*steps: BuildStep, env: Mapping[str, str] | None = None, **patch: object) -> Deployment:
-    """The sound one with another patch."""
+    """The sound deployment with another patch."""
     values = {"volumes": {"/vol/hub": "hub"}, "env": dict(env or {}), **patch}
     asks = Asks(patch=ImagePatch(**values), steps=steps or (STEP,))  # type: ignore[arg-type]
     return replace(SOUND, plugins=(asks, SOUND.plugins[1]))
 
 
-def test_nothing_stands_out_in_a_sound_deployment() -> None:
+def test_a_sound_deployment_has_no_problems() -> None:
     """One GPU, a pinned model, a volume, kernels compiled in the build."""
     assert found(SOUND) == []
 
@@ -124,8 +124,8 @@ def test_nothing_stands_out_in_a_sound_deployment() -> None:
         ),
     ],
 )
-def test_each_thing_is_found_alone(deployment: Deployment, level: str, what: str, seen: str) -> None:
-    """With what was seen and what to do about it; an empty level for a deployment in which nothing may be found."""
+def test_each_problem_is_found_alone(deployment: Deployment, level: str, what: str, seen: str) -> None:
+    """With what was seen and what to do; an empty level means that nothing may be found."""
     findings = found(deployment)
     assert [(finding.level, finding.what) for finding in findings] == ([(level, what)] if level else [])
     for finding in findings:
@@ -133,7 +133,7 @@ def test_each_thing_is_found_alone(deployment: Deployment, level: str, what: str
         assert finding.cure
 
 
-def test_checks_that_are_switched_off_stand_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Versions of engines that nobody has tried."""
+def test_a_switched_off_version_check_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engine versions that nobody has tested may then start."""
     monkeypatch.setenv("TORPOR_ANY_ENGINE", "1")
     assert [finding.what for finding in found(SOUND)] == ["engine"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with neither CRIU nor driver, and a cache root of its own; PATH leads nowhere."""
+    """A machine without CRIU, driver and programs, with a cache root of its own."""
     for name in ("cache", "bin", "libraries"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
@@ -44,13 +44,13 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once, and while PATH leads to a compiler."""
+    """Built once, while PATH still has a compiler."""
     return build(tmp_path_factory.mktemp("nvidia"))
 
 
 @pytest.fixture
 def with_gpu(libraries: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """A machine with a GPU, and nothing else."""
+    """A machine with a GPU, without CRIU."""
     return FakeDriver.install(libraries, bare / "machine", monkeypatch)
 
 
@@ -62,8 +62,8 @@ def by_what(findings: tuple[Finding, ...]) -> dict[str, Finding]:
     return {finding.what: finding for finding in findings}
 
 
-def test_without_criu_a_deployment_cannot_be_snapshotted_and_a_machine_is_only_warned_of(bare: Path) -> None:
-    """An error where it stands in somebody's way; the cure is the set-up."""
+def test_missing_criu_is_an_error_with_an_app_and_a_warning_without_one(bare: Path) -> None:
+    """The cure is `torpor snapshot setup`."""
     for asked, level in ((Lifecycle(deployment(None)), "error"), (None, "warning")):
         found = by_what(doctor.diagnose(asked))
         assert found["CRIU"].level == level
@@ -71,7 +71,7 @@ def test_without_criu_a_deployment_cannot_be_snapshotted_and_a_machine_is_only_w
 
 
 def test_without_a_gpu_it_says_that_gpu_snapshots_do_not_apply(bare: Path) -> None:
-    """In the deployment, or on the machine where no deployment is named."""
+    """None in the deployment, or none on the machine if no app is named."""
     assert by_what(doctor.diagnose(Lifecycle(deployment(None))))["GPU"].seen == (
         "GPU snapshots do not apply: deployment 'd' uses none"
     )
@@ -86,8 +86,10 @@ def test_a_deployment_with_a_gpu_on_a_machine_without_is_an_error(bare: Path) ->
     assert "needs 1 x H200" in found["GPU"].seen
 
 
-def test_an_old_driver_is_told_with_what_is_needed(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """570 is the least."""
+def test_an_old_driver_is_reported_with_the_needed_version(
+    with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """570 is the oldest that works."""
     monkeypatch.setenv("TORPOR_FAKE_DRIVER", "535.10")
     finding = by_what(doctor.diagnose(Lifecycle(deployment("H200"))))["GPU driver"]
     assert (finding.level, finding.seen) == ("error", "the NVIDIA driver is 535.10")
@@ -97,7 +99,7 @@ def test_an_old_driver_is_told_with_what_is_needed(with_gpu: FakeDriver, monkeyp
 def test_bytes_are_an_estimate_until_an_engine_runs(
     with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The files of the model count; too little against an estimate is a warning."""
+    """The estimate uses the model's files; a shortage by an estimate is a warning."""
     (tmp_path / "model").mkdir()
     with (tmp_path / "model" / "m.safetensors").open("wb") as file:
         file.truncate(5_000_000_000)
@@ -120,10 +122,10 @@ def of_the_hub() -> Deployment:
     return Deployment(name="d", model=HUB, gpu="H200", plugins=(StandIn(),))
 
 
-def test_bytes_are_unknown_where_nothing_on_this_machine_says_them(
+def test_bytes_are_unknown_without_weights_engine_and_snapshot(
     with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No model's figure stands for another's; no network is asked. A machine without an app gets no verdict."""
+    """No other model's figure is used and no network is asked. Without an app there is no verdict."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for asked in (of_the_hub(), deployment("H200")):
         found = by_what(doctor.diagnose(Lifecycle(asked)))
@@ -141,7 +143,7 @@ def test_bytes_are_unknown_where_nothing_on_this_machine_says_them(
 def test_weights_in_the_hubs_cache_count(
     with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
 ) -> None:
-    """Wherever the hub's client keeps them; as many bytes as the index names while a download is under way."""
+    """In each folder that the hub's client may use; during a download, the index says how many bytes there will be."""
     for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "h"))
@@ -159,7 +161,7 @@ def test_weights_in_the_hubs_cache_count(
 
 
 def test_bytes_are_those_of_the_last_snapshot(with_gpu: FakeDriver, bare: Path) -> None:
-    """Measured, of this deployment."""
+    """They are measured, of this deployment."""
     folder = small_snapshot(bare / "cache" / "snapshots" / "d")
     assert (
         f"as much as the snapshot in {folder} took"
@@ -168,15 +170,15 @@ def test_bytes_are_those_of_the_last_snapshot(with_gpu: FakeDriver, bare: Path) 
 
 
 def test_a_target_that_cannot_be_written_is_an_error(bare: Path) -> None:
-    """The default one, under the cache root."""
+    """The default target, under the cache root."""
     (bare / "cache" / "snapshots").write_text("a file")
     found = by_what(doctor.diagnose(Lifecycle(deployment(None))))["target"]
     assert (found.level, "is not a folder" in found.seen) == ("error", True)
     assert "TORPOR_CACHE" in found.cure
 
 
-def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that Torpor started and that the driver lists; too little for it is an error."""
+def test_bytes_are_those_of_the_running_engine(with_gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that Torpor started and that the driver lists; a shortage for it is an error."""
     env = {**os.environ, "TORPOR_REPLICA_ID": "0123456789abcdef"}
     with subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], env=env, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as engine:  # fmt: skip
@@ -192,7 +194,7 @@ def test_bytes_are_those_of_the_engine_that_runs(with_gpu: FakeDriver, monkeypat
 
 
 @pytest.mark.slow
-def test_plugins_are_held_against_the_contract() -> None:
+def test_plugins_are_checked_against_the_contract() -> None:
     """Each broken rule is an error, with what was seen, the rule and what to do; kept rules are one line."""
 
     class Bare(Plugin):  # no dataclass, and no hook
@@ -214,8 +216,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Path) -> None:
-    """2 with an app that cannot be snapshotted here, 1 without one; as a table and as JSON."""
+def test_the_exit_code_is_that_of_the_worst_finding(bare: Path, tmp_path: Path) -> None:
+    """2 with an app that cannot be captured here, 1 without an app; as a table and as JSON."""
     app = tmp_path / "app.py"
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
@@ -233,8 +235,8 @@ def test_the_command_exits_with_the_worst_that_it_found(bare: Path, tmp_path: Pa
 
 
 @pytest.mark.criu
-def test_a_machine_where_nothing_lacks_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Here, without a GPU in question: a real small dump and restore."""
+def test_a_machine_that_lacks_nothing_has_only_ok_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This machine, without a GPU: a real small dump and restore."""
     from tests.snapshots.conftest import refuse
     from torpor.platforms.local.backends import CriuBackend
 
@@ -266,8 +268,8 @@ deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugi
 
 @pytest.mark.slow
 @pytest.mark.fault("a bit of the fetched weights changes on the disk", area="fetched weights", outcome="refused")
-def test_a_recheck_reads_all_that_the_plugins_fetched(bare: Path) -> None:
-    """Damage that no time and no size shows is an error of the check, with its cure; a plain doctor does not read for it."""
+def test_a_recheck_reads_every_downloaded_file(bare: Path) -> None:
+    """Damage that changes neither time nor size is an error of the check, with its cure; a plain doctor does not find it."""
     app = bare / "app.py"
     for damaged in (True, False):
         app.write_text(CHECKED_APP.replace("{damaged}", str(damaged)))
@@ -302,7 +304,7 @@ app = modal.App("d")
 
 @pytest.mark.slow
 def test_an_app_is_checked_for_the_platform_it_is_meant_for(bare: Path, tmp_path: Path) -> None:
-    """For Modal where it has a modal.App and this machine lacks its GPU; --for says otherwise; which one is told."""
+    """For Modal if it has a modal.App and this machine lacks its GPU; --for overrides it; the output says which."""
     app = tmp_path / "app.py"
     app.write_text(MODAL_APP)
     for words, platform, machine in (
@@ -324,7 +326,7 @@ def test_an_app_is_checked_for_the_platform_it_is_meant_for(bare: Path, tmp_path
 
 @pytest.mark.slow
 def test_an_app_that_modal_cannot_render_ends_with_2(bare: Path, tmp_path: Path) -> None:
-    """No base image, and no account is needed to say so; a platform that is none ends with 2, too."""
+    """It has no base image; no account is needed to find that. An unknown platform ends with 2, too."""
     app = tmp_path / "app.py"
     app.write_text(MODAL_APP.replace("(Base(), StandIn())", "(StandIn(),)"))
     told = run(str(app), "--for", "modal")

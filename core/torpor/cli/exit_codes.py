@@ -23,13 +23,17 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     "up": {OK: "it served and was ended, or the question was answered", FAILED: _START, WRONG_INPUT: _WRONG},
     "status": {
         OK: "printed; with NAME: one server of that name serves with all its replicas",
-        FAILED: "with NAME: none does",
+        FAILED: "with NAME: no server does",
         WRONG_INPUT: _WRONG,
     },
-    "logs": {OK: "printed", FAILED: "a log cannot be read", WRONG_INPUT: "wrong input, or nothing of that name"},
+    "logs": {
+        OK: "printed",
+        FAILED: "there is no log yet, or it cannot be read",
+        WRONG_INPUT: "wrong input, or no log of that name",
+    },
     "doctor": {OK: "no problems", FAILED: "warnings", WRONG_INPUT: "errors, or wrong input"},
     "plugins": {OK: "printed", FAILED: "a plugin cannot be listed", WRONG_INPUT: _WRONG},
-    "new": {OK: "the project is made, whole", WRONG_INPUT: "wrong input, or a folder that is in use; nothing was made"},
+    "new": {OK: "the project is complete", WRONG_INPUT: "wrong input, or a folder that is in use; nothing was written"},
     "key new": {OK: "printed", WRONG_INPUT: _WRONG},
     "snapshot create": {
         OK: "the snapshot is in its place",
@@ -39,7 +43,7 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     "snapshot inspect": {
         OK: "it fits here and now",
         FAILED: "it does not fit; every reason is listed",
-        WRONG_INPUT: "there is no snapshot that can be used, or wrong input",
+        WRONG_INPUT: "there is no usable snapshot, or wrong input",
     },
     "snapshot restore": {
         OK: "it served and was ended",
@@ -48,11 +52,15 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     },
     "snapshot list": {OK: "printed, damaged ones too", WRONG_INPUT: _WRONG},
     "snapshot prune": {OK: "done, or nothing to do", FAILED: "a snapshot cannot be removed", WRONG_INPUT: _WRONG},
-    "snapshot rm": {OK: "removed", FAILED: "it is no snapshot of this user; nothing was removed", WRONG_INPUT: _WRONG},
+    "snapshot rm": {
+        OK: "removed",
+        FAILED: "it is not a snapshot of this user; nothing was removed",
+        WRONG_INPUT: _WRONG,
+    },
     "snapshot weights": {OK: "printed", FAILED: "weights cannot be read or deleted", WRONG_INPUT: _WRONG},
     "snapshot setup": {
-        OK: "CRIU is there and works",
-        FAILED: "it cannot be fetched, or does not work here",
+        OK: "CRIU is installed and works",
+        FAILED: "CRIU cannot be downloaded, or does not work here",
         WRONG_INPUT: _WRONG,
     },
     "snapshot compare": {OK: "measured", FAILED: "a start, the capture or a restore failed", WRONG_INPUT: _WRONG},
