@@ -536,7 +536,7 @@ def test_crash_and_retry_within_one_step_publish_a_whole_result(kernels: Kernels
     ],
 )
 def test_a_damaged_result_is_taken_for_missing_and_replaced(kernels: Kernels, damage: str) -> None:
-    """A marker without its files, a truncated copy: built anew, and the next build skips again."""
+    """A marker without its files, a truncated copy: built again, and the next build skips."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
     victim, marker = entry / "deep_gemm" / "cache" / "kernel-7.cubin", entry / buildstep.MARKER

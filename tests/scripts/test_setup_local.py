@@ -201,7 +201,7 @@ def test_changed_requirements_build_anew_and_replace_the_old_engine(checkout: Ch
 
 @pytest.mark.slow
 def test_a_failed_step_leaves_nothing_that_could_be_taken_for_an_engine(checkout: Checkout) -> None:
-    """A package that cannot be had ends the set-up with pip's last words, and no folder stays behind."""
+    """A package that pip does not find ends the set-up with pip's last words, and no folder stays behind."""
     (checkout.wheels / "needed-1.0-py3-none-any.whl").unlink()
     failed = checkout.run()
     assert failed.returncode == 1
@@ -260,7 +260,7 @@ def test_where_nobody_has_a_cpu_build_the_cure_is_named(checkout: Checkout) -> N
     (checkout.root / "requirements" / "cpu-torch.txt").write_text("uv==1.0\n")
     failed = checkout.run()
     assert failed.returncode == 1
-    assert "no CPU build of torch (torch==2.13.0) could be had" in failed.stderr
+    assert "no CPU build of torch (torch==2.13.0) is available" in failed.stderr
     assert "uv cannot reach it" in failed.stderr
     assert "Give the address of an index that has it with --torch-index or TORPOR_TORCH_INDEX" in failed.stderr
     assert checkout.engines() == []

@@ -1,4 +1,4 @@
-"""Addresses to listen on: which there are, who reaches them, and what is said of those that cannot be had."""
+"""Addresses to listen on: their names, who reaches them, and the errors for unusable ones."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_patterns_that_select_nothing_are_an_error(client: Client) -> None:
 
 
 def test_content_that_differs_from_the_hubs_hash_is_refused_and_removed(client: Client, repository: Repository) -> None:
-    """Right size, wrong bytes: the hub's client does not look. Exit code 76; the next fetch brings it anew."""
+    """Right size, wrong bytes: the hub's client does not notice. Exit code 76; the next fetch downloads it again."""
     repository.corrupt = {FIRST: b"x" * 200_000}
     ran = client.fetch()
     assert ran.returncode == 76

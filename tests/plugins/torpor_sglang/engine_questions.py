@@ -144,11 +144,11 @@ def ask_reseed(_: dict[str, Any]) -> object:
 
 
 def ask_draws(question: dict[str, Any]) -> object:
-    """Let the real handler resume the KV cache in copies of one random state, and draw; without the patch, then with it."""
+    """Let the real handler resume the KV cache from one random state, and draw, without the patch and then with it."""
     resume = getattr(resuming_class(), RESUME)
     return {
-        "unpatched": [draw_after(inspect.unwrap(resume)) for _ in range(question["copies"])],
-        "patched": [draw_after(resume) for _ in range(question["copies"])],
+        "unpatched": [draw_after(inspect.unwrap(resume)) for _ in range(question["replicas"])],
+        "patched": [draw_after(resume) for _ in range(question["replicas"])],
     }
 
 
@@ -180,7 +180,7 @@ def resume_kv_cache(resume: Any, group: Any) -> None:
 
 
 def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
-    """Seed anew in so many processes with one group, as tensor-parallel ranks do; the seed of each."""
+    """Seed again in so many processes with one group, as tensor-parallel ranks do; the seed of each."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             sys.executable,

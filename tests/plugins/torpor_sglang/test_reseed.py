@@ -41,7 +41,7 @@ def test_two_replicas_of_one_random_state_differ_after_a_resume(questions: Quest
 
     Without the patch, in the same process, both replicas draw the same.
     """
-    drawn = questions.ask("draws", copies=2)
+    drawn = questions.ask("draws", replicas=2)
     unpatched, patched = drawn["unpatched"], drawn["patched"]
     assert unpatched[0] == unpatched[1]
     for source in ("torch", "numpy", "random"):

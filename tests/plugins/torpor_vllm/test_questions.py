@@ -58,7 +58,7 @@ def test_the_options_are_those_of_vllm_serve(questions: Questions) -> None:
 
 
 def test_the_routes_of_sleep_and_wake_are_there_in_dev_mode_only(questions: Questions) -> None:
-    """The route table is that of the application which the server would run, and the mode is asked anew each time."""
+    """The route table is that of the real application, and the mode is asked for each time."""
     in_dev_mode = set(questions.ask("routes", argv=[MODEL], dev_mode=True))
     without = set(questions.ask("routes", argv=[MODEL], dev_mode=False))
     assert in_dev_mode >= DEV_ROUTES

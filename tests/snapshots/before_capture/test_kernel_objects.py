@@ -168,7 +168,7 @@ def test_what_a_restore_would_break_is_refused_by_name(
     assert len(there) > len(refused) - 6
     assert all(held.cure for held in found)
     assert any("--mode root" in held.cure for held in found) is (mode == "rootless" and kind != "orphan")
-    with pytest.raises(SnapshotError, match="cannot bring back"):
+    with pytest.raises(SnapshotError, match="cannot restore"):
         check_objects(sandbox)
 
 

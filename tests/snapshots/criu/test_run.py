@@ -120,7 +120,7 @@ def test_replicas_are_restored_from_the_same_images_at_once(
     replicas = [make_sandbox(f"replica-{number}") for number in range(4)]
     failures: list[Exception] = []
 
-    def bring_back(replica: Sandbox) -> None:
+    def restore_one(replica: Sandbox) -> None:
         try:
             folder = tmp_path / replica.name
             folder.mkdir()
@@ -128,7 +128,7 @@ def test_replicas_are_restored_from_the_same_images_at_once(
         except SnapshotError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=bring_back, args=(replica,)) for replica in replicas]
+    threads = [threading.Thread(target=restore_one, args=(replica,)) for replica in replicas]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -515,18 +515,18 @@ def test_nothing_leaks_over_many_restores(criu: Criu, make_sandbox: MakeSandbox,
     dump(criu, original, tmp_path / "images", timeout_s=TIMEOUT_S)
     original.kill()
 
-    def bring_back() -> None:
+    def restore_one() -> None:
         replica = make_sandbox("replica")
         restore(criu, replica, tmp_path / "images", work=work, timeout_s=TIMEOUT_S)
         assert ask(replica)["pid"] == FIRST_PID
         replica.kill()
 
-    bring_back()
+    restore_one()
     descriptors = sorted(Path("/proc/self/fd").iterdir())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     mounts = Path("/proc/self/mountinfo").read_text()
     for _ in range(10):
-        bring_back()
+        restore_one()
     assert sorted(Path("/proc/self/fd").iterdir()) == descriptors
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == children
     assert Path("/proc/self/mountinfo").read_text() == mounts
