@@ -304,12 +304,12 @@ def test_a_gpu_that_does_not_exist_is_refused(gpu: object, says: str) -> None:
         "any",
     ],
 )
-def test_cards_of_modal_and_of_machines_of_ones_own_are_known(gpu: str) -> None:
+def test_gpus_of_modal_and_of_own_machines_are_known(gpu: str) -> None:
     """In capitals or not, with a dash or not."""
     assert a_deployment(gpu=gpu).gpu == gpu
 
 
-def test_a_card_that_nobody_knows_takes_a_word_more() -> None:
+def test_an_unknown_gpu_needs_unlisted_gpu() -> None:
     """For a machine of one's own; its count is read all the same."""
     assert a_deployment(gpu="X9000:2", unlisted_gpu=True).gpu_count == 2
     with pytest.raises(ConfigurationError, match="asks for 0 GPUs"):
@@ -349,7 +349,7 @@ def test_a_name_is_found_in_the_drivers_own(wanted: str, seen: str, fits: bool) 
     ],
 )
 def test_what_is_no_plugin_is_refused(plugin: object, says: str) -> None:
-    """It would be registered, and never called."""
+    """Pluggy would register it and never call it."""
     with pytest.raises(ConfigurationError, match=says):
         a_deployment(plugins=(plugin, StandIn()))
 

@@ -34,7 +34,7 @@ def run(*argv: str | Path, timeout_s: float, cwd: Path | None = None) -> str:
 
 
 def test_the_example_uses_public_names_only() -> None:
-    """What a stranger writes needs nothing else of Torpor."""
+    """A third party's plugin needs nothing else of Torpor."""
     for file in EXAMPLE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):

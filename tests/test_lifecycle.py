@@ -1,4 +1,4 @@
-"""The six hooks: their signatures, their documentation, their order, and whom an error names."""
+"""The six hooks: signatures, documentation, order, and the plugin that an error names."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ def test_a_free_standing_class_may_take_fewer_arguments() -> None:
     assert Lifecycle(deploy(Free())).recipe().env == {"FREE": "1"}
 
 
-def test_none_is_no_value() -> None:
-    """A planning hook may have nothing to say."""
+def test_a_planning_hook_may_return_none() -> None:
+    """It then adds nothing to the recipe."""
 
     class Silent(Plugin):
         @hookimpl
@@ -254,7 +254,7 @@ def test_a_value_of_another_class_is_refused(hook: str, value: object, says: str
 
 
 def test_a_hook_without_its_marker_is_refused() -> None:
-    """It would never run, in silence."""
+    """Pluggy would silently ignore it."""
 
     class Bare(Plugin):
         @override
@@ -335,7 +335,7 @@ def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_a_launch_without_an_engine_is_refused() -> None:
-    """None would leave core with nothing to wait for."""
+    """Core needs the engine that it has to wait for."""
 
     class Empty(EnginePlugin):
         @hookimpl
@@ -465,7 +465,7 @@ def test_every_hook_is_looked_at(hook: str) -> None:
 
 
 def test_a_hook_of_a_base_class_is_looked_at() -> None:
-    """Wherever it stands."""
+    """In any base class."""
 
     class Base(Plugin):
         @hookimpl
@@ -529,7 +529,7 @@ def test_a_marker_on_a_misspelt_name_says_what_was_meant(name: str, says: str) -
 @pytest.mark.parametrize("hook", ["warmup", "pre_snapshot", "post_restore"])
 @pytest.mark.parametrize("value", [False, 0, "", (), {"ok": True}, [None]], ids=repr)
 def test_a_value_of_a_hook_that_acts_is_refused(hook: str, value: object) -> None:
-    """Whatever it is: nobody would read it."""
+    """Any value: core would not read it."""
 
     def acting(self: object) -> object:
         return value
@@ -558,7 +558,7 @@ def test_a_coroutine_that_a_hook_returns_is_refused_and_closed() -> None:
 
 @pytest.mark.fault("launch returns something that is no engine", area="hooks", outcome="refused")
 def test_a_process_in_place_of_an_engine_is_refused_and_ended() -> None:
-    """Nothing would wait for it, nor end it."""
+    """Core could neither wait for it nor end it."""
     started: list[subprocess.Popen[bytes]] = []
 
     class Raw(EnginePlugin):

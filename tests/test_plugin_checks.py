@@ -62,7 +62,7 @@ def errors_of(deployment: Deployment) -> list[str]:
 
 
 def test_findings_carry_the_plugins_name() -> None:
-    """In the deployment's order; errors refuse, warnings are handed on."""
+    """In the deployment's order; errors refuse the deployment, warnings are passed on."""
     assert plugin_findings(deploy(Choosy())) == (
         Finding(level="warning", what="port", seen="port 8000 is odd", cure="take another", plugin="choosy"),
     )
@@ -226,7 +226,7 @@ def test_a_method_of_another_meaning_is_left_alone() -> None:
     ],
 )
 def test_an_engine_gets_as_many_gpus_as_it_takes(engine: Plugin, gpu: str | None, says: str) -> None:
-    """Neither more, which would be paid for, nor fewer."""
+    """Neither more, which would cost money, nor fewer."""
     (told,) = errors_of(deploy(engine, gpu=gpu))
     assert says in told
 
@@ -309,7 +309,7 @@ def test_gpus_are_counted_from_flags(words: tuple[str, ...], needed: int) -> Non
 def test_bundled_plugins_check_the_whole_deployment(
     plugins: tuple[Plugin, ...], fields: dict[str, object], level: str, says: str
 ) -> None:
-    """What one option alone cannot tell."""
+    """They find what no single option shows."""
     deployment = deploy(**{"plugins": plugins, **fields})
     told = [f"{found.plugin}: {found.seen}" for found in plugin_findings(deployment) if found.level == level]
     assert any(says in line for line in told), told
@@ -384,7 +384,7 @@ def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, free_port: int) ->
 
 
 def test_a_server_is_not_made_of_a_deployment_that_cannot_work(tmp_path: Path) -> None:
-    """For whoever uses the platform from Python."""
+    """Also when the platform is used from Python."""
     with pytest.raises(ConfigurationError, match="Plugin 'choosy'"):
         LocalServer(deploy(Choosy(level="error")), root=tmp_path)
 
@@ -399,7 +399,7 @@ def test_a_warning_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_in_an_engines_gpus_is_an_error_of_the_launch_too() -> None:
-    """For whoever asks no check; before anything is started."""
+    """Also without a check, before anything is started."""
     from torpor import Lifecycle, Recipe
     from torpor.recipe import ImagePatch
 

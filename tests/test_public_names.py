@@ -1,4 +1,4 @@
-"""The public surface, and what importing it costs: nothing that the engine's process may not have."""
+"""The public names, and that importing them needs no package that an engine's process may lack."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names_are_golden() -> None:
-    """A name more or less is a decision."""
+    """Adding or removing a name is a decision."""
     assert sorted(torpor.__all__) == ALL == sorted(set(ALL))
     assert dir(torpor) == ALL
     assert testing.__all__ == TESTING
@@ -167,7 +167,7 @@ def test_every_public_name_is_documented(package: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_plugins_examples_apps_and_templates_use_public_names_only(source: Source) -> None:
-    """What the bundled ones need, somebody else's plugin needs, too."""
+    """A third party's plugin needs the same names."""
     assert list(_not_public(source.text)) == []
 
 

@@ -14,7 +14,7 @@ LINES = 150
 
 SHOWN_BY = {
     "the engine's port is published as it is": (
-        "guard/test_guard_access.py:test_what_is_not_exactly_a_public_path_is_404_without_a_key",
+        "guard/test_guard_access.py:test_a_path_that_does_not_match_a_public_path_exactly_is_404_without_a_key",
         "guard/test_guard_states.py:test_a_step_out_of_order_is_409_and_never_reaches_the_engine",
     ),
     "`/health` is the engine's own, asleep or not": (

@@ -1,4 +1,4 @@
-"""What plugins ask for is merged, and two that want one thing differently are both named."""
+"""Plugins' patches and plans are merged; a conflict names both plugins."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_patches_add_up_in_the_plugins_order() -> None:
 
 
 def test_every_value_has_an_origin() -> None:
-    """Errors and `torpor plan` can say which plugin is behind it."""
+    """Errors and `torpor plan` name the plugin that a value comes from."""
     recipe = Recipe.merge(
         [
             (
@@ -97,7 +97,7 @@ def test_every_value_has_an_origin() -> None:
         (ImagePatch(engine_args=("--x",)), ImagePatch(engine_args=("--x=2",)), r"flag '--x'"),
     ],
 )
-def test_two_values_for_one_thing_name_both_plugins(one: ImagePatch, two: ImagePatch, what: str) -> None:
+def test_a_conflict_names_both_plugins(one: ImagePatch, two: ImagePatch, what: str) -> None:
     """And both values, and what to do."""
     with pytest.raises(ConflictError, match=r"Plugins 'one' and 'two' both claim " + what) as caught:
         merged(one=one, two=two)
@@ -190,7 +190,7 @@ def test_requirements_are_compared_by_normalised_name(requirement: str, name: st
     ],
 )
 def test_a_step_that_cannot_run_is_refused(fields: dict[str, object], says: str) -> None:
-    """Nothing to run, no time to run in."""
+    """Without a command, or without time."""
     with pytest.raises(ConfigurationError, match=says):
         BuildStep(**{"name": "x", "order": 1, "timeout_s": 1, **fields})  # type: ignore[arg-type]
 
@@ -278,7 +278,7 @@ def test_a_variables_name_has_to_be_one(name: str) -> None:
         (lambda: ImagePatch(apt=(1,)), "holds 1, an int; it has to be text"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_no_word_of_its_kind_is_refused(patch: Callable[[], ImagePatch], message: str) -> None:
+def test_an_invalid_image_or_package_name_is_refused(patch: Callable[[], ImagePatch], message: str) -> None:
     """A word more in a base image or a package would be read as something else."""
     with pytest.raises(ConfigurationError, match=message):
         patch()

@@ -1,4 +1,4 @@
-"""Who passes: paths, keys, bearer keys, headers and limits, without a server in between."""
+"""Which requests the guard lets pass: paths, keys, bearer keys, headers and limits, without a server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_public_request_passes_while_serving_and_is_not_touched() -> Non
 
 @in_loop
 async def test_the_engines_own_refusals_pass_too() -> None:
-    """The guard does not judge answers of public paths."""
+    """The guard passes on every answer of a public path."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.statuses["/v1/models"] = 429
@@ -141,8 +141,8 @@ async def test_what_wakes_a_server_is_said_in_one_plain_line(words: str) -> None
 @pytest.mark.parametrize("path", [*CLOSED_PATHS, *TRICKS])
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS"])
 @in_loop
-async def test_what_is_not_exactly_a_public_path_is_404_without_a_key(path: str, method: str) -> None:
-    """Whole paths are compared, with nothing decoded, folded or taken away."""
+async def test_a_path_that_does_not_match_a_public_path_exactly_is_404_without_a_key(path: str, method: str) -> None:
+    """Paths are compared whole, without decoding, case folding or trimming."""
     engine, guard = guarded()
     await to_serving(guard)
     answer = await ask(guard, path, method=method)
@@ -153,7 +153,7 @@ async def test_what_is_not_exactly_a_public_path_is_404_without_a_key(path: str,
 @pytest.mark.parametrize("path", [*RULES.keyed, *RULES.sleep, *RULES.wake, "/_torpor/state", "/_torpor/serve"])
 @pytest.mark.parametrize("state", ["starting", "serving", "draining", "asleep", "waking"])
 @in_loop
-async def test_keyed_paths_look_like_nothing_without_the_key(path: str, state: str) -> None:
+async def test_keyed_paths_answer_like_missing_paths_without_the_key(path: str, state: str) -> None:
     """The answer is the same as for a path that does not exist."""
     engine, guard = guarded()
     await _bring_to(guard, state)
@@ -170,7 +170,7 @@ async def test_keyed_paths_look_like_nothing_without_the_key(path: str, state: s
 )
 @in_loop
 async def test_a_wrong_key_is_403_on_every_path(key: str) -> None:
-    """So that a wrong key does not tell which paths exist."""
+    """A wrong key does not show which paths exist."""
     engine, guard = guarded()
     await to_serving(guard)
     paths = ("/v1/chat", "/metrics", "/info", "/pause", "/resume", "/_torpor/state", "/no/such/path", "//", "/health")
@@ -181,7 +181,7 @@ async def test_a_wrong_key_is_403_on_every_path(key: str) -> None:
 
 
 @in_loop
-async def test_the_key_opens_public_and_keyed_paths_and_stays_at_the_door() -> None:
+async def test_the_key_opens_public_and_keyed_paths_and_never_reaches_the_engine() -> None:
     """The engine never sees the key; it could log it."""
     engine, guard = guarded()
     for path in ("/v1/models", "/metrics", "/info"):
@@ -194,8 +194,8 @@ async def test_the_key_opens_public_and_keyed_paths_and_stays_at_the_door() -> N
 @pytest.mark.parametrize("name", ["torpor-key", "authorization", "content-length", "transfer-encoding"])
 @pytest.mark.parametrize("path", ["/v1/chat", "/info", "/health", "/_torpor/state", "/no/such/path"])
 @in_loop
-async def test_a_deciding_header_that_comes_twice_is_refused(name: str, path: str) -> None:
-    """Two readers might each believe another one."""
+async def test_a_security_relevant_header_that_is_repeated_is_refused(name: str, path: str) -> None:
+    """Two servers might each use another of the values."""
     engine, guard = guarded()
     await to_serving(guard)
     value = {"torpor-key": KEY, "content-length": "2"}.get(name, "x")
@@ -232,7 +232,7 @@ async def test_a_body_in_any_encoding_but_chunked_is_refused(encoding: str) -> N
 
 @in_loop
 async def test_other_headers_may_come_twice() -> None:
-    """Cookies and accepts do."""
+    """For example Cookie and Accept."""
     engine, guard = guarded()
     await to_serving(guard)
     assert (await ask(guard, "/v1/models", headers=(("cookie", "a=1"), ("cookie", "b=2")))).status == 200
@@ -242,7 +242,7 @@ async def test_other_headers_may_come_twice() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/info", "/pause", "/_torpor/state", "/health"])
 @in_loop
 async def test_a_path_that_was_sent_in_another_form_is_404(path: str) -> None:
-    """The server decodes escapes; what was not sent byte for byte is closed, whatever it decodes to."""
+    """The server decodes escapes. A path has to be sent byte for byte, whatever it decodes to."""
     engine, guard = guarded()
     await to_serving(guard)
     forms: tuple[bytes, ...] = (
@@ -258,7 +258,7 @@ async def test_a_path_that_was_sent_in_another_form_is_404(path: str) -> None:
 
 
 @in_loop
-async def test_a_server_that_tells_no_raw_path_is_fine() -> None:
+async def test_a_server_without_a_raw_path_works() -> None:
     """ASGI leaves it optional."""
     _, guard = guarded()
     await to_serving(guard)
@@ -268,7 +268,7 @@ async def test_a_server_that_tells_no_raw_path_is_fine() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/info", "/pause", "/_torpor/state", "/health"])
 @in_loop
 async def test_under_a_root_path_everything_is_closed(path: str) -> None:
-    """A framework takes the root path off before it routes: the path that was compared would be another one."""
+    """A framework removes the root path before it routes, so it would route another path than the guard compared."""
     engine, guard = guarded()
     for key in (None, KEY):
         assert (await ask(guard, path, method="POST", key=key, scope={"root_path": "/v1"})).status == 404
@@ -309,7 +309,7 @@ def bearer_rules(*keys: str) -> GuardRules:
 
 @pytest.mark.parametrize("given", ["Bearer one", "Bearer two", "bearer one", "BEARER  one "])
 @in_loop
-async def test_every_bearer_key_opens_the_public_paths_and_stays_at_the_door(given: str) -> None:
+async def test_every_bearer_key_opens_the_public_paths_and_never_reaches_the_engine(given: str) -> None:
     """The scheme's case does not matter (RFC 9110, 11.1)."""
     engine, guard = guarded(bearer_rules("one", "two"))
     await to_serving(guard)
@@ -336,7 +336,7 @@ async def test_without_a_bearer_key_the_public_paths_are_401(given: str | None, 
 
 @in_loop
 async def test_a_digest_is_no_key() -> None:
-    """Whoever reads the configuration cannot get in with it."""
+    """Somebody who reads the configuration cannot use it as a key."""
     _, guard = guarded(bearer_rules("one"))
     await to_serving(guard)
     digest = hashlib.sha256(b"one").hexdigest()
@@ -423,7 +423,7 @@ async def test_bodies_up_to_the_limit_pass_whole(key: str | None) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat", "/v1/afterwards"])
 @in_loop
 async def test_a_chunked_body_over_the_limit_is_413(key: str | None, path: str) -> None:
-    """The engine sees a client that has gone, and the client an answer."""
+    """The engine sees a client that hung up, and the client gets an answer."""
     engine, guard = guarded()
     await to_serving(guard)
     answer = await ask(guard, path, method="POST", key=key, body=(b"x" * 600, b"x" * 401, b"x"))
@@ -433,10 +433,10 @@ async def test_a_chunked_body_over_the_limit_is_413(key: str | None, path: str) 
 
 @pytest.mark.parametrize("ending", ["answers", "raises"])
 @in_loop
-async def test_an_engine_that_answers_or_raises_at_the_end_of_a_body_that_is_too_large_is_not_heard(
+async def test_an_engines_answer_or_exception_to_a_body_that_is_too_large_is_dropped(
     ending: str,
 ) -> None:
-    """Frameworks turn a client that has gone into a 400 or an exception of their own."""
+    """Frameworks turn a client that hung up into a 400 or an exception."""
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -453,7 +453,7 @@ async def test_an_engine_that_answers_or_raises_at_the_end_of_a_body_that_is_too
 
 
 @in_loop
-async def test_an_answer_that_began_before_the_body_was_too_large_is_the_engines() -> None:
+async def test_an_answer_that_began_before_the_body_was_too_large_is_kept() -> None:
     """Two answers to one request would be a broken connection."""
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -481,7 +481,7 @@ async def test_a_body_without_any_length_is_counted_where_the_protocol_allows_on
 
 @in_loop
 async def test_requests_beyond_the_limit_in_flight_get_503_with_retry_after() -> None:
-    """The lifecycle is not counted out: core must be able to drain a busy engine."""
+    """Lifecycle calls still pass: core must be able to drain a busy engine."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -518,7 +518,7 @@ async def test_a_stream_is_in_flight_until_its_last_chunk() -> None:
 @pytest.mark.parametrize("path", ["/v1/chat", "/v1/stream"])
 @in_loop
 async def test_a_client_that_hangs_up_is_no_longer_in_flight(path: str) -> None:
-    """As soon as the engine has given its request up."""
+    """As soon as the engine has dropped the request."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -533,7 +533,7 @@ async def test_a_client_that_hangs_up_is_no_longer_in_flight(path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/crash", "/v1/late_crash"])
 @pytest.mark.parametrize("key", [None, KEY])
 @in_loop
-async def test_an_exception_of_the_engines_is_the_servers_to_report_and_counts_as_an_end(
+async def test_the_server_reports_an_exception_of_the_engines_and_the_request_counts_as_ended(
     path: str, key: str | None
 ) -> None:
     """Before the answer began and within it."""
@@ -546,8 +546,8 @@ async def test_an_exception_of_the_engines_is_the_servers_to_report_and_counts_a
 
 
 @in_loop
-async def test_the_holder_of_the_key_sees_no_end_that_the_guard_has_not_booked() -> None:
-    """Its next call may be a sleep step, which nothing may be in flight for."""
+async def test_an_answer_ends_for_the_key_holder_only_after_the_guard_counted_it() -> None:
+    """The next call may be a sleep step, for which no request may be in flight."""
     _, guard = guarded()
     exchange = Exchange(guard, "/v1/afterwards", method="POST", key=KEY)
     await settle()
@@ -599,7 +599,7 @@ async def test_a_websocket_passes_on_public_paths_while_serving() -> None:
 )
 @in_loop
 async def test_any_other_websocket_is_closed_before_it_is_accepted(path: str, key: str | None) -> None:
-    """The lifecycle speaks no websocket, so its key opens none."""
+    """The lifecycle uses no websockets, so its key opens none."""
     engine, guard = guarded()
     await to_serving(guard)
     assert await open_socket(guard, path, key=key) == [1008]
@@ -644,7 +644,7 @@ async def test_lifespan_is_the_engines_and_anything_unknown_is_refused() -> None
 
 @in_loop
 async def test_the_state_is_told_to_the_holder_of_the_key() -> None:
-    """With the replica id, so that core knows its own engine."""
+    """With the replica id, so that core recognises its engine."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()

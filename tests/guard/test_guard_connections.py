@@ -67,7 +67,7 @@ def test_idle_connections_are_closed_at_once(server: GuardedServer) -> None:
 @pytest.mark.fault(
     "a client drips its body, waits after Expect or for its answer, and a sleep is due", area="sleep", outcome="held"
 )
-def test_what_is_not_over_at_the_deadline_is_cut(server: GuardedServer, slow: str) -> None:
+def test_connections_that_are_still_open_at_the_deadline_are_cut(server: GuardedServer, slow: str) -> None:
     """The drain succeeds, says how many requests it cut, and the sleep goes on."""
     server.run(server.engine.gate.clear)
     counted = 0 if slow == "is within a head" else 1
@@ -98,7 +98,7 @@ def test_an_answer_that_ends_in_time_is_whole_and_its_connection_closed(server: 
             assert b'{"state": "draining"}' in read_all(draining)
 
 
-def test_an_engine_that_does_not_let_go_serves_on(server: GuardedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_keeps_a_request_goes_on_serving(server: GuardedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """409 with the count; nothing was put to sleep."""
     monkeypatch.setattr(guard_control, "LETS_GO_S", 0.01)
     server.run(server.engine.gate.clear)
@@ -115,7 +115,7 @@ def test_an_engine_that_does_not_let_go_serves_on(server: GuardedServer, monkeyp
 
 @pytest.mark.fault("a connection is open when a snapshot is taken", area="sleep", outcome="held")
 def test_a_sleep_for_a_snapshot_leaves_no_connection(server: GuardedServer) -> None:
-    """Whoever came during the drain is cut off with the last step."""
+    """Connections from during the drain are cut at the last step."""
     assert drain(server, 1).status == 200
     for path in ("/pause", "/release"):
         assert server.ask(path, method="POST", key=KEY).status == 200

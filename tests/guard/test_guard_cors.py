@@ -137,7 +137,7 @@ async def test_every_refusal_on_a_public_path_can_be_read() -> None:
 
 @in_loop
 async def test_no_management_path_is_open_to_a_page() -> None:
-    """Neither with a wrong key nor with the right one; nor what does not exist."""
+    """Neither with a wrong key nor with the right one, nor a path that does not exist."""
     _, guard = behind(starlette)
     await to_serving(guard)
     for path in ("/info", "/pause", "/_torpor/state", "/_torpor/identity", "/secret", "/v1/chat/"):

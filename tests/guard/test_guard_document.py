@@ -1,4 +1,4 @@
-"""The rules and the boot document: what cannot be meant is refused before anything is served."""
+"""The rules and the boot document: invalid ones are refused before anything is served."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_without_the_variable_there_is_no_document(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_key_is_in_no_repr() -> None:
-    """A document that lands in a log does not give the key away."""
+    """A document in a log does not show the key."""
     assert KEY not in repr(BootDocument(key=KEY, replica_id=REPLICA_ID, rules=RULES))
 
 
@@ -80,7 +80,7 @@ def test_the_key_is_in_no_repr() -> None:
 def test_a_damaged_document_is_an_error_that_repeats_nothing_of_the_key(
     data: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rule that is missing or unknown counts as damage: to ignore it might open something."""
+    """A missing or unknown rule counts as damage: ignoring it might open a path."""
     pipe_with(data, monkeypatch)
     with pytest.raises(ValueError, match=message) as caught:
         read_boot()
@@ -90,14 +90,14 @@ def test_a_damaged_document_is_an_error_that_repeats_nothing_of_the_key(
 
 
 def test_a_document_that_does_not_fit_a_pipe_is_refused_by_the_writer() -> None:
-    """Core writes before anybody reads: a longer one would block it for ever."""
+    """Core writes before the launcher reads: a longer document would block core for ever."""
     rules = GuardRules(public=tuple(f"/v1/{number:020}" for number in range(3000)))
     with pytest.raises(ValueError, match="more than the 65536 of a pipe"):
         boot_document_json(key=KEY, replica_id=REPLICA_ID, rules=rules)
 
 
 def test_the_reader_stops_at_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is longer than any document is not read to its end."""
+    """Longer input is not read to its end."""
     read_end, write_end = os.pipe()
     monkeypatch.setenv(BOOT_FD_VARIABLE, str(read_end))
     flood = "import os\ntry:\n  while os.write(1, b' ' * 65536): pass\nexcept BrokenPipeError: pass"
@@ -142,14 +142,14 @@ def test_a_number_that_is_no_descriptor_is_a_clear_error(number: str, monkeypatc
         ({"public": (), "retry_after_s": 1.5}, "retry_after_s"),
     ],
 )
-def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, object], message: str) -> None:
-    """An error here is an error at the launch; later it would be an open or a dead path."""
+def test_invalid_rules_are_refused(rules: dict[str, object], message: str) -> None:
+    """They are an error at the launch; otherwise a path would be open, or unreachable."""
     with pytest.raises(ValueError, match=message):
         GuardRules(**rules)  # type: ignore[arg-type]
 
 
 def test_the_guard_itself_refuses_a_short_key() -> None:
-    """Whoever builds it without a boot document."""
+    """Also without a boot document."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError

@@ -1,4 +1,4 @@
-"""The identity call: the guard proves who it is, and whoever sees the proof can do nothing with it."""
+"""The identity call: the guard proves its identity, and the proof is of no use to others."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ async def test_a_proof_holds_for_one_connection_only() -> None:
 )
 @pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded"])
 @in_loop
-async def test_nothing_is_proven_on_a_clients_word_for_who_it_is(name: str) -> None:
-    """Servers take such headers from loopback for the truth (uvicorn: `--proxy-headers`, on by default)."""
+async def test_a_request_with_a_forwarded_client_address_gets_no_proof(name: str) -> None:
+    """Servers trust such headers from loopback (uvicorn: `--proxy-headers`, on by default)."""
     _, guard = guarded()
     answer = await identify(guard, headers=((name, "127.0.0.1:40000"),))
     assert (answer.status, answer.code) == (501, "unknown_connection")
@@ -107,7 +107,7 @@ async def test_a_server_that_does_not_tell_the_connection_proves_nothing() -> No
 )
 @in_loop
 async def test_a_nonce_is_exactly_32_bytes(text: str) -> None:
-    """Whatever else comes is refused before anything is computed."""
+    """Any other nonce is refused before anything is computed."""
     _, guard = guarded()
     answer = await identify(guard, text=text)
     assert (answer.status, answer.code) == (400, "bad_nonce")
@@ -126,7 +126,7 @@ async def test_an_identity_call_is_a_get_and_shows_nothing_else() -> None:
 
 @pytest.mark.fault("somebody reads what the guard keeps of the lifecycle key", area="lifecycle key", outcome="held")
 @in_loop
-async def test_what_the_guard_keeps_opens_nothing() -> None:
+async def test_the_guards_digests_open_no_path() -> None:
     """The key's digest and the proof key, in any writing, are wrong keys."""
     engine, guard = guarded()
     kept = LifecycleKey(KEY).digests
@@ -144,7 +144,7 @@ async def test_what_the_guard_keeps_opens_nothing() -> None:
     ],
 )
 @in_loop
-async def test_digests_that_are_none_replace_no_key(key: object) -> None:
+async def test_invalid_digests_do_not_replace_the_key(key: object) -> None:
     """A wake with a damaged key is refused whole."""
     _, guard = guarded()
     await to_asleep(guard)

@@ -1,4 +1,4 @@
-"""A wake makes new what each replica of a snapshot has in common, and has the engine do the rest."""
+"""A wake renews what replicas of a snapshot share, and calls the engine's own renewal."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_a_wake_renews_the_state_of_the_guards_process() -> None:
 
 @in_loop
 async def test_the_engines_own_renewal_comes_between_wake_and_service() -> None:
-    """Once for each wake, when every step is done and nobody else is let in."""
+    """Once for each wake, after every step and before any other request."""
     seen: list[tuple[str, int]] = []
     guard = guarded(lambda: seen.append((guard.state, guard.in_flight)))
     await to_serving(guard)

@@ -715,7 +715,7 @@ def test_a_rule_about_replicas_catches_the_engine_that_breaks_it(
 def test_an_engine_that_does_not_sample_is_skipped_with_the_reason(
     pytester: pytest.Pytester, woken: str, says: str
 ) -> None:
-    """Nothing can be told from its answers."""
+    """Its answers show nothing."""
     pytester.makepyfile(broken=HEADER + "@value\nclass Broken(StandIn):\n    pass")
     source = TESTS.format(contract="EngineContract", instance="Broken()") + WOKEN.format(woken=woken)
     pytester.makepyfile(test_broken=source)
@@ -776,7 +776,7 @@ def test_live_rules_are_skipped_with_the_way_to_run_them(pytester: pytest.Pytest
 
 
 def test_rules_of_an_engine_that_never_started_are_skipped_with_its_error(pytester: pytest.Pytester) -> None:
-    """Not with something that only follows from it, such as a guard that it never got."""
+    """The reason is the start's error, not a consequence such as a missing guard."""
     pytester.makepyfile(
         broken=HEADER + "@value\nclass Broken(StandIn):\n    fault: Fault = Fault.EXIT_AT_START",
         test_broken=TESTS.format(contract="EngineContract", instance="Broken()") + LIVE,

@@ -1,4 +1,4 @@
-"""The stand-in engine, and what it dies of in SGLang's dialect; without the guard, so that it can."""
+"""The stand-in engine in SGLang's dialect, without the guard, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[Stan
 
 
 def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:
-    """No boot document and no explicit word: exit code 2."""
+    """Without a boot document and without TORPOR_UNGUARDED=1 the exit code is 2."""
     engine = launch(free_port, unguarded="")
     assert engine.wait(5) == 2
     assert "no boot document (TORPOR_BOOT_FD), so nothing is started" in engine.log_tail()[-1]
@@ -111,7 +111,7 @@ def test_it_sleeps_and_wakes_with_the_same_answer(started: Started) -> None:
         (("release", "health"), "Pointer argument cannot be accessed"),
     ],
 )
-def test_it_dies_of_what_sglang_dies_of(started: Started, calls: tuple[str, ...], because: str) -> None:
+def test_it_ends_by_the_errors_that_end_sglang(started: Started, calls: tuple[str, ...], because: str) -> None:
     """The scheduler's traceback, SIGQUIT to the server, the whole tree killed."""
     engine, client = started()
 
@@ -190,8 +190,8 @@ def test_the_plugins_options_reach_the_process(standin_deployment: StandInDeploy
     assert f"--port {deployment.port} --served-model-name stand-in --token-s 0.5 --journal /tmp/j --x 1 --y 2" in joined
 
 
-def test_the_pytest_plugin_costs_a_stranger_nothing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that uses no fixture of the kit imports neither httpx, pluggy's users, modal nor Torpor's modules."""
+def test_the_pytest_plugin_imports_nothing_early(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a fixture of the kit, a session imports neither httpx nor modal nor Torpor's modules."""
     pytester.makepyfile(
         test_mine="""
         import sys
