@@ -14,7 +14,7 @@ __all__ = ["BACKENDS", "CLOCKS", "FORMAT", "GREATEST", "SCHEMA", "Bench", "Floor
 
 FORMAT, SCHEMA = "torpor.bench", 1
 GREATEST = 1e15
-"""The greatest number of bytes or seconds that is read: sums, ratios and scales of such numbers can be drawn."""
+"""The greatest number of bytes or seconds that is read. Sums, ratios and scales of such numbers can be drawn."""
 _LAST_DATE = 253_402_300_799.0
 """The last second of the year 9999."""
 BACKENDS = ("criu", "standby")
@@ -33,12 +33,12 @@ CLOCKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where it was measured.
+    """The machine of a measurement.
 
     Attributes:
-        cpus: that this process may use.
+        cpus: how many this process may use.
         architecture: e.g. `x86_64`.
-        kernel: release.
+        kernel: its release.
         load: the load average of the last minute before the first start.
     """
 
@@ -50,13 +50,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """The bytes of a snapshot, and the time that to move them takes at least.
+    """The bytes of a snapshot, and the least time to move them.
 
     Attributes:
         image_bytes: CRIU's images.
-        mapped_bytes: the part that a replica maps from the files; it is read only when it is used.
-        side_file_bytes: the private folders' content.
-        bandwidth_bytes_per_s: the fastest at which one thread read the image files out of the page cache, on the spot.
+        mapped_bytes: the part of the images that a replica maps from the files; it is moved only when it is used.
+        side_file_bytes: the content of the private folders.
+        bandwidth_bytes_per_s: the fastest at which one thread read the image files from the page cache, right after the starts.
     """
 
     image_bytes: int
@@ -66,9 +66,9 @@ class Floor:
 
     @property
     def copied_bytes(self) -> int:
-        """What is copied into every replica: all but what it maps.
+        """Bytes that are copied into every replica: all that it does not map.
 
-        A page in several mappings counts once for each of them, so what is mapped may be more than the images.
+        A page in several mappings counts once for each, so `mapped_bytes` may be greater than `image_bytes`.
         """
         return max(0, self.image_bytes - self.mapped_bytes) + self.side_file_bytes
 
@@ -79,11 +79,11 @@ class Floor:
 
     @property
     def all_s(self) -> float:
-        """The floor if everything were copied."""
+        """The floor of a restore that copies everything."""
         return (self.image_bytes + self.side_file_bytes) / self.bandwidth_bytes_per_s
 
     def as_json(self) -> dict[str, object]:
-        """As in the file."""
+        """The floor as the file holds it."""
         return {**asdict(self), "copied_bytes": self.copied_bytes, "copied_s": self.copied_s, "all_s": self.all_s}
 
 
@@ -99,7 +99,7 @@ class Bench:
         model: the served name.
         backend: `criu` or `standby`.
         at: Unix time of the first start, seconds.
-        machine: where.
+        machine: where it was measured.
         starts: in the order in which they ran.
         floor: of the snapshot; None for standby, which moves nothing through files.
     """
@@ -122,7 +122,7 @@ class Bench:
 
     @property
     def spread(self) -> dict[str, dict[str, Spread]]:
-        """Median and spread by boot and clock, as far as there is one."""
+        """Median and spread by kind of start and clock; without clocks that a start lacks."""
         found: dict[str, dict[str, Spread]] = {}
         for boot in ("cold", self.kind):
             found[boot] = {}
@@ -134,12 +134,12 @@ class Bench:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast a restored start is: medians, to the first token."""
+        """How many times faster a restored start is: medians, to the first token."""
         spread = self.spread
         return spread["cold"]["first_token_s"].median / spread[self.kind]["first_token_s"].median
 
     def as_json(self) -> dict[str, object]:
-        """As in the file: with the clocks in words, and what follows from the starts."""
+        """The measurement as the file holds it, with the clocks in words and the figures that follow from the starts."""
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -156,7 +156,7 @@ class Bench:
         """The value of a file's content.
 
         Raises:
-            ValueError: something is missing or of a wrong type, or the figures do not follow from the starts.
+            ValueError: a field is missing or has a wrong type, or the figures do not follow from the starts.
         """
         if content.get("schema") != SCHEMA:
             raise ValueError(f"it has schema {content.get('schema')!r}; this Torpor reads {SCHEMA}")
@@ -189,10 +189,10 @@ class Bench:
 
 
 def _follows(value: object, written: object) -> bool:
-    """Whether a figure of a file is the one that would be written now.
+    """Whether a figure of a file is the one that this version would write.
 
-    Older files call wakes `restored`, have a 95th percentile of any number of starts, and fewer bytes than none where more is
-    mapped than the images have.
+    Older files call wakes `restored`, have a 95th percentile of any number of starts, and negative bytes if more is mapped
+    than the images have.
     """
     if not isinstance(value, dict) or not isinstance(written, dict):
         return value == written
@@ -244,7 +244,7 @@ def _number(content: Mapping[str, object], name: str) -> float:
 def _whole(content: Mapping[str, object], name: str) -> int:
     value = _number(content, name)
     if not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}, not a whole number")  # noqa: TRY004 - of the file, not of a call
+        raise ValueError(f"{name} is {value!r}, not a whole number")  # noqa: TRY004 - the file is wrong, not a call
     return value
 
 

@@ -1,4 +1,4 @@
-"""Reads a file of recorded starts: what `torpor bench` measured, or stage records."""
+"""Reads a file of recorded starts: a measurement of `torpor bench`, or stage records."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def read_report(file: Path) -> Bench | Recorded:
 
 
 def _first_value(text: str) -> dict[str, object] | None:
-    """The whole text as JSON, or else its first line; an empty object for JSON that is none; None for no JSON."""
+    """The whole text, or else its first line, as a JSON object; empty for other JSON; None for no JSON."""
     for part in (text, text.strip().partition("\n")[0]):
         try:
             value = json.loads(part)
@@ -77,7 +77,7 @@ def _first_value(text: str) -> dict[str, object] | None:
 
 
 def _check(record: StageRecord, where: str) -> None:
-    """Records are kept as they were read; a page can only be drawn of numbers."""
+    """Refuse a record that no page can show: records hold whatever was in the file."""
     for name in ("seconds", "ended_at"):
         value = getattr(record, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= GREATEST:

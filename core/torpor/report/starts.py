@@ -1,4 +1,4 @@
-"""Starts as they were timed: spans on one clock each, and the spread of several starts."""
+"""Starts as they were timed: each with spans on a clock of its own, and the spread of several starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("cold", "woken", "restored", "sleep")
 MILESTONES = ("port_s", "ready_s", "first_token_s")
 _P95 = 0.95
 P95_FROM = 20
-"""How many values a 95th percentile is told of, at least."""
+"""The least number of values that a 95th percentile is computed of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Span:
         stage: its name.
         start_s: seconds from the start's zero until it began.
         seconds: how long it took.
-        exact: whether `start_s` was measured; False where only the length was, and it is drawn after the span before.
-        error: what went wrong in it; empty when nothing did.
+        exact: whether `start_s` was measured; if False, only the length was, and the span is drawn after the one before.
+        error: what went wrong; empty if nothing did.
     """
 
     stage: str
@@ -54,9 +54,9 @@ class Start:
 
     Attributes:
         number: its ordinal among its kind, from 1.
-        boot: `cold`, `woken` (in its own process), `restored` (from a snapshot), or `sleep` for the way there.
+        boot: `cold`, `woken` (in its own process), `restored` (from a snapshot), or `sleep`.
         spans: its stages, in order.
-        port_s: seconds from its zero until the public port took a connection; None where nobody looked.
+        port_s: seconds from its zero until the public port took a connection; None if not measured.
         ready_s: until `/health` answered 200.
         first_token_s: until the first token of the first streamed answer.
     """
@@ -70,14 +70,14 @@ class Start:
 
     @property
     def total_s(self) -> float:
-        """Seconds from its zero to its first token, or to the end of its last span where nobody asked."""
+        """Seconds from its zero to its first token; without one, to the end of its last span."""
         return (
             max((span.end_s for span in self.spans), default=0.0) if self.first_token_s is None else self.first_token_s
         )
 
     @property
     def drawn_s(self) -> float:
-        """Seconds that a drawing of it has to hold."""
+        """Seconds that a drawing of it shows."""
         return max((self.total_s, *(span.end_s for span in self.spans)))
 
 
@@ -87,10 +87,10 @@ class Spread:
 
     Attributes:
         median: of all.
-        min: the least.
-        p95: by nearest rank: the smallest value that 95 % of all do not exceed; None of fewer than 20, where it would be the
-            greatest of all.
-        max: the greatest.
+        min: the least value.
+        p95: by nearest rank: the smallest value that 95 % of all do not exceed; None of fewer than 20 values, where it would
+            be the greatest one.
+        max: the greatest value.
     """
 
     median: float
@@ -107,7 +107,7 @@ class Spread:
 
 
 def starts_of(records: Sequence[StageRecord]) -> tuple[Start, ...]:
-    """Stage records of one server or several as starts, sleeps and wakes, each with a zero of its own.
+    """Stage records of one or more servers as starts, sleeps and wakes, each with a zero of its own.
 
     The zero is the beginning of the first stage, which is later than the start of the process.
     """
@@ -141,7 +141,7 @@ def span_of(record: StageRecord, zero: float) -> Span:
 
 
 def _begins(record: StageRecord, last: StageRecord) -> bool:
-    """Whether a record begins another start than the one before it belongs to."""
+    """Whether a record begins a new start, after the last record of the one before."""
     return (
         (record.boot, record.restore_count) != (last.boot, last.restore_count)
         or record.stage in (Stage.PREFLIGHT, Stage.DRAIN, Stage.SANDBOX)

@@ -1,6 +1,6 @@
 """Stages of all replicas of this process as one Prometheus text file, for a node exporter's textfile collector.
 
-Every sample has the labels deployment and replica. Imported with the first stage that ends where the file is wanted.
+Every sample has the labels deployment and replica.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_REPLICAS", "Metrics", "metrics_text", "write_metrics"]
 
 MOST_REPLICAS = 128
-"""Of one process. A replica that is started again has another name; older ones are counted together as `EARLIER`."""
+"""Replicas of one process. A replica that is started again has a new name; the oldest are counted together as `EARLIER`."""
 
 EARLIER = "earlier"
 
@@ -48,7 +48,7 @@ class _Who(NamedTuple):
 
 
 class Metrics:
-    """The latest of every stage, and what was counted, for each replica. Threads may share it."""
+    """The latest run of every stage, and counters, for each replica. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,12 +65,12 @@ class Metrics:
             self._note(record)
 
     def text(self) -> str:
-        """All of it in the text format (0.0.4)."""
+        """All metrics in Prometheus' text format (0.0.4)."""
         with self._lock:
             return "\n".join([*self._lines(), ""])
 
     def write(self, name: str) -> None:
-        """Write the file whole or not at all: a collector may read at any moment."""
+        """Write the file as a whole or not at all: a collector may read it at any moment."""
         with self._lock:
             unfinished = f"{name}.{os.getpid()}"
             try:
@@ -97,7 +97,7 @@ class Metrics:
             self._restarts.setdefault(who, Counter())[record.reason] += 1
 
     def _make_room(self) -> None:
-        """Count the oldest replica under `EARLIER`, where there are too many; the sums stay true."""
+        """If there are too many replicas, count the oldest under `EARLIER`; the sums stay the same."""
         while sum(who.replica != EARLIER for who in self._latest) >= MOST_REPLICAS:
             oldest = next(who for who in self._latest if who.replica != EARLIER)
             rest = _Who(oldest.deployment, EARLIER)
@@ -135,7 +135,7 @@ _HERE = Metrics()
 
 
 def write_metrics(record: StageRecord, name: str) -> None:
-    """Count a stage of this process, and replace the file.
+    """Count a stage of this process, and rewrite the file.
 
     Args:
         record: a stage that ended.
@@ -146,7 +146,7 @@ def write_metrics(record: StageRecord, name: str) -> None:
 
 
 def metrics_text(records: Iterable[StageRecord]) -> str:
-    """What the file would hold after these stages, and no others."""
+    """The text of the file after exactly these stages."""
     metrics = Metrics()
     for record in records:
         metrics.note(record)
@@ -172,6 +172,6 @@ def _labels(who: _Who, **more: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    """A label's value: backslash, quote and line break have to be escaped, and a lone surrogate cannot be written."""
+    """A label's value, with backslashes, quotes and line breaks escaped and lone surrogates replaced."""
     text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return text.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""What long work says about how far it is: told by core and plugins, heard by whoever shows it, else by nobody."""
+"""Progress of long work: core and plugins tell it, and a listener shows it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 __all__ = ["followed_lines", "followed_value", "is_heard", "listening", "tell"]
 
 _LOOK_S = 0.3
-_listeners: list[Callable[[str], None]] = []  # of the process, whatever the thread: work is told from threads, too
+_listeners: list[Callable[[str], None]] = []  # of the whole process: threads tell progress too
 
 
 def tell(text: str) -> None:
-    """Say how far the present work is, a few words: `request 2 of 4`. Without a listener it costs nothing."""
+    """Tell how far the present work is, in a few words: `request 2 of 4`. Costs nothing without a listener."""
     for listener in tuple(_listeners):
         listener(text)
 
 
 def is_heard() -> bool:
-    """Whether somebody listens: what would cost something to find out need not be found out otherwise."""
+    """Whether there is a listener; without one, nobody has to find out how far the work is."""
     return bool(_listeners)
 
 
 @contextlib.contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Have `listener` called with everything that is told; from any thread."""
+    """Call `listener` with everything that is told, from whatever thread."""
     _listeners.append(listener)
     try:
         yield
@@ -38,7 +38,7 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def followed_lines(lines: Callable[[], Sequence[str]], meaning: Callable[[str], str]) -> Iterator[None]:
-    """Tell what new lines mean, three times a second, while the block runs.
+    """Tell what new lines mean while the block runs; they are read three times a second.
 
     Args:
         lines: the last lines of a log, oldest first.
@@ -58,7 +58,7 @@ def followed_lines(lines: Callable[[], Sequence[str]], meaning: Callable[[str], 
 
 @contextlib.contextmanager
 def followed_value(value: Callable[[], str]) -> Iterator[None]:
-    """Tell a value whenever it is another one, three times a second, while the block runs."""
+    """Tell a value whenever it changes, while the block runs; it is read three times a second."""
     with _followed(value):
         yield
 
@@ -74,7 +74,7 @@ def _followed(look: Callable[[], str]) -> Iterator[None]:
         last = ""
         while True:
             over = ended.wait(_LOOK_S)
-            with contextlib.suppress(OSError):  # what is looked at may be gone
+            with contextlib.suppress(OSError):  # the file or process may be gone
                 text = look()
                 if text and text != last:
                     last = text
@@ -92,7 +92,7 @@ def _followed(look: Callable[[], str]) -> Iterator[None]:
 
 
 def _after(lines: Sequence[str], seen: int) -> Sequence[str]:
-    """The lines after the one whose hash is known; all of them when it is no longer there."""
+    """The lines after the one with the known hash; all of them if it is no longer there."""
     for number in range(len(lines) - 1, -1, -1):
         if hash(lines[number]) == seen:
             return lines[number + 1 :]

@@ -1,1 +1,1 @@
-"""Values that people give: types of fields, names of GPUs, numbers, addresses and files, each checked where it is made."""
+"""Values that users give: types of fields, names of GPUs, numbers, addresses and files, each checked at once."""

@@ -1,7 +1,7 @@
 """Where a server listens: addresses, checked before anything is started.
 
-On a machine of one's own a server listens on loopback, unless somebody says otherwise. In a container of Modal it listens
-everywhere: the platform's proxy comes from outside.
+A local server listens on loopback unless the user says otherwise. In a Modal container it listens on all addresses, because
+requests come from Modal's proxy over the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - a choice that somebody makes, and Modal's containers
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - the user's choice, and Modal's containers
 MAX_PORT = 65535
 
 _EVERYWHERE_6 = "::"
@@ -47,7 +47,7 @@ def checked_host(name: str, value: object) -> str:
         value: an IPv4 or IPv6 address.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not an address.
     """
     text = value.strip("[]") if isinstance(value, str) and value[:1] == "[" else value
     if text == _LOCALHOST:
@@ -70,7 +70,7 @@ def checked_port(name: str, value: int) -> int:
         value: the port.
 
     Raises:
-        ConfigurationError: no port has that number.
+        ConfigurationError: it is out of range.
     """
     if not 1 <= value <= MAX_PORT:
         raise ConfigurationError(f"{name} is {value}; allowed are 1 to {MAX_PORT}.")
@@ -78,7 +78,7 @@ def checked_port(name: str, value: int) -> int:
 
 
 def is_public(host: str) -> bool:
-    """Whether other machines may reach what listens on an address."""
+    """Whether other machines can reach a server that listens on this address."""
     found = _packed(host)
     if found is None:
         return True
@@ -91,7 +91,7 @@ def is_public(host: str) -> bool:
 
 
 def is_open(host: str, engine: object) -> bool:
-    """Whether other machines may use an engine that listens on an address: they reach it, and it asks for no key.
+    """Whether other machines can use an engine that listens on this address: they reach it, and it demands no key.
 
     Args:
         host: the address.
@@ -102,7 +102,7 @@ def is_open(host: str, engine: object) -> bool:
 
 
 def nearest(host: str) -> str:
-    """The address at which this machine itself reaches what listens on `host`."""
+    """The address at which this machine itself reaches a server that listens on `host`."""
     return {EVERYWHERE: LOOPBACK, _EVERYWHERE_6: _LOOPBACK_6}.get(host, host)
 
 
@@ -115,7 +115,7 @@ def checked_url(url: str) -> str:
     """A server's URL, without a slash at its end.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is no URL of a server.
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"The server's URL is {url!r}; it has to begin with http:// or https://.")
@@ -132,16 +132,16 @@ def checked_url(url: str) -> str:
 
 
 def check_free(host: str, port: int, *, cure: str = "choose another Deployment.port, or another --port") -> None:
-    """Make sure that an address can be listened on, and that nobody does.
+    """Check that this process can listen on an address and port.
 
     Args:
         host: the address.
         port: the port.
-        cure: what to do about a port that somebody has, beside ending that program.
+        cure: what to do about a port in use, besides ending the other program.
 
     Raises:
         PortInUseError: another program listens there.
-        ConfigurationError: this user may not, or this machine has no such address.
+        ConfigurationError: this user may not listen there, or this machine has no such address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -156,7 +156,7 @@ def check_free(host: str, port: int, *, cure: str = "choose another Deployment.p
 
 
 def cannot_bind(host: str, port: int, error: OSError, *, cure: str) -> PortInUseError | ConfigurationError:
-    """The error for an address that cannot be listened on.
+    """The error for an address that a server cannot listen on.
 
     Args:
         host: the address.

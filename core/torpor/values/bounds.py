@@ -1,4 +1,4 @@
-"""Numbers that a command takes: refused at once where they cannot be meant, with what is allowed."""
+"""Checks numbers that a command takes, and says which are allowed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ LONGEST_S = 30 * 24 * 3600.0
 
 
 def checked_count(option: str, value: int, *, most: int, what: str, least: int = 1) -> int:
-    """A number of things, at least one.
+    """A number of things within bounds.
 
     Args:
         option: with its dashes.
         value: as given.
         most: the largest that is allowed.
-        what: of what it is a number.
+        what: the things, in plural.
         least: the smallest that is allowed.
 
     Raises:
-        ConfigurationError: it is outside.
+        ConfigurationError: it is out of bounds.
     """
     if not least <= value <= most:
         raise ConfigurationError(f"{option} is {value}; allowed are {least} to {most} {what}.")
@@ -39,7 +39,7 @@ def checked_seconds(option: str, value: float, *, zero: bool = False) -> float:
         zero: whether zero is allowed too.
 
     Raises:
-        ConfigurationError: it is outside, infinite, or no number.
+        ConfigurationError: it is out of bounds, infinite or NaN.
     """
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0)) and value <= LONGEST_S):
         least = "0" if zero else "more than 0"

@@ -1,4 +1,4 @@
-"""The types of a dataclass's fields, checked when a value is made, from the annotations that the class has anyway.
+"""Checks the types of a dataclass's fields when an instance is made, by the annotations of the class.
 
     @dataclass(frozen=True, kw_only=True)
     class LongPrompts(Plugin):
@@ -7,8 +7,8 @@
         def __post_init__(self) -> None:
             check_types(self)   # LongPrompts(words="8") is a ConfigurationError that names LongPrompts.words
 
-A bool is not a number, a number is finite and fits 64 bits, text is text. A list is taken where a tuple is annotated, and
-becomes one. Annotations that say something else (a Protocol, a name that is known to type checkers only) are not checked.
+A bool is not a number; a number is finite and fits 64 bits. A list is accepted for a tuple, and becomes one. Other
+annotations (a Protocol, a name that only type checkers know) are not checked.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _LARGEST = 2**63
 
 
 def check_types(value: DataclassInstance, *, called: str = "", hidden: Iterable[str] = ()) -> None:
-    """Refuse a dataclass whose fields do not hold what their annotations say; lists become tuples where those are wanted.
+    """Refuse an instance whose fields do not fit their annotations; lists become tuples where a tuple is annotated.
 
-    Ranges, and which of a Literal's values is allowed, are the class's own business: call this first in `__post_init__`.
+    Call it first in `__post_init__`. The class checks ranges, and the values of a Literal, itself.
 
     Args:
         value: the instance.
-        called: which of several instances it is, for the message, e.g. the name of a build step.
+        called: which instance it is, for the message, e.g. the name of a build step.
         hidden: fields whose values no message may show.
 
     Raises:
@@ -67,7 +67,7 @@ def shown(value: object) -> str:
 
     try:
         text = repr(value)
-    except Exception:  # whatever a stranger's __repr__ raises; and an int of thousands of digits has none
+    except Exception:  # a foreign __repr__ may raise anything; an int of thousands of digits has no repr
         return f"{article(value)} that cannot be shown"
     if secret_value(text):
         return f"{article(value)} that looks like a secret"

@@ -1,4 +1,4 @@
-"""`Finding`: what a check says about one thing; what was seen, and what to do about it."""
+"""`Finding`: the result of a check: what was seen, and what to do about it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: `error`: it will not work; `warning`: it may fail, or costs time at every start; `ok`: nothing has to be done.
-        what: one word or two.
+        level: `error`: it will not work; `warning`: it may fail, or costs time at every start; `ok`: no problem.
+        what: the thing that was checked, in one or two words.
         seen: what was seen.
-        cure: what to do; empty when nothing has to be done.
-        plugin: name of the plugin that found it; empty where core did. Core sets it.
+        cure: what to do; empty if nothing has to be done.
+        plugin: name of the plugin that found it; empty for core. Core sets it.
 
     Raises:
-        ConfigurationError: a level that is none, or a finding that says nothing.
+        ConfigurationError: the level is unknown, or a text is empty.
     """
 
     level: Level

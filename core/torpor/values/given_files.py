@@ -1,4 +1,4 @@
-"""Files that somebody hands to a command: read once, in a bounded way, whatever they turn out to be."""
+"""Reads files that a user names in a command, whatever they turn out to be."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 __all__ = ["MOST_BYTES", "is_shallow", "read_given"]
 
 MOST_BYTES = 64 << 20
-"""The longest file that is taken for a report, records or a plan; real ones have some kilobytes."""
+"""The longest report, records or plan that is read; real ones have some kilobytes."""
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _MOST_LEVELS = 50
 
 
 def read_given(file: Path, wanted: str, *, name: str = "", most: int = MOST_BYTES) -> bytes:
-    """Content of a file; a link is followed, anything but a regular file is refused and not waited for.
+    """Content of a regular file. Links are followed; a pipe or device is refused without waiting for it.
 
     Args:
-        file: as it was named.
+        file: as the user named it.
         wanted: sentences that say what to give; they end the message.
-        name: what messages call it; by default its path.
+        name: its name in messages; by default its path.
         most: bytes that it may have.
 
     Raises:
@@ -40,7 +40,7 @@ def read_given(file: Path, wanted: str, *, name: str = "", most: int = MOST_BYTE
             if kind != stat.S_IFREG:
                 raise ConfigurationError(f"{name} is {_KINDS.get(kind, 'no regular file')}, not a file. {wanted}")
             data = stream.read(most + 1)
-    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
         raise ConfigurationError(
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}. {wanted}"
         ) from error
@@ -50,7 +50,7 @@ def read_given(file: Path, wanted: str, *, name: str = "", most: int = MOST_BYTE
 
 
 def is_shallow(value: object) -> bool:
-    """Whether a value out of JSON is nested no deeper than anything that Torpor writes."""
+    """Whether a value from JSON is nested no deeper than Torpor's own files."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         level = [

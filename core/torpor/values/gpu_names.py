@@ -1,4 +1,4 @@
-"""Names of GPUs: those that Modal rents out, those of machines of one's own, and what was probably meant by another one."""
+"""Names of GPUs: those that Modal rents out, and others. For a misspelt name it finds the one that was meant."""
 
 from __future__ import annotations
 
@@ -73,18 +73,18 @@ OWN = (
     ),
     *("RTX5060", "RTX5070", "RTX5080", "RTX5090", "RTX4000", "RTX5000", "RTX6000", "RTX8000", "ANY"),
 )
-"""Names of cards that Modal does not have; `any` is whatever NVIDIA GPU the machine has."""
+"""Names of cards that Modal does not have; `any` is any NVIDIA GPU."""
 
 _SHAPE = re.compile(r"([A-Za-z0-9+-]+)(!?)(?::(\d{1,20}))?", re.ASCII)
 _MOST = 8
 
 
 def check_gpu_name(gpu: str, *, unlisted: bool) -> None:
-    """Refuse what names no GPU.
+    """Refuse a text that names no GPU.
 
     Args:
         gpu: as in `Deployment.gpu`.
-        unlisted: whether the name may be one that nobody knows here.
+        unlisted: whether the name may be one that is not listed here.
 
     Raises:
         ConfigurationError: says what was probably meant.
@@ -116,12 +116,12 @@ def check_gpu_name(gpu: str, *, unlisted: bool) -> None:
 
 
 def gpu_model(gpu: str | None) -> str:
-    """The name alone, without `!` and count; empty for no GPU."""
+    """The name without `!` and count; empty for no GPU."""
     return (gpu or "").partition(":")[0].rstrip("!")
 
 
 def is_this_gpu(wanted: str, seen: str) -> bool:
-    """Whether a card that the driver calls `seen` (`NVIDIA GeForce RTX 4090`) is what `wanted` names (`RTX4090`)."""
+    """Whether `wanted` (`RTX4090`) names the card that the driver calls `seen` (`NVIDIA GeForce RTX 4090`)."""
     if _plain(wanted) == "any":
         return True
     words = re.split(r"[^a-z0-9]+", seen.lower())

@@ -1,9 +1,8 @@
-"""What a deployment on Modal can have beyond what every platform has: `ModalOptions`.
+"""`ModalOptions`: settings of a deployment that only Modal has.
 
     Deployment(..., modal=ModalOptions(requires_proxy_auth=True, label="qwen3", cloud="aws"))
 
-The module knows no modal: the value is made, checked and shown without a client. Limits are those of client 1.6.4 and of
-Modal's guide to resources.
+The module does not import modal. Limits are those of client 1.6.4 and of Modal's guide to resources.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text from outside (paths, names, log lines, a model's words) as a terminal or a log may show it."""
+"""Makes text from outside (paths, names, log lines, answers of a model) safe for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _KEPT = "\n\t"
 
 
 def plain(text: str) -> str:
-    """Lines stay lines; other control characters, and what is no character, are shown escaped."""
+    """The text with control characters and invalid characters escaped; line ends and tabs stay."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in _KEPT else repr(one)[1:-1] for one in text)
 
 
 def one_line(text: object) -> str:
-    """A name or a path: as `plain`, and line ends are escaped too."""
+    """A name or a path on one line: like `plain`, with line ends and tabs escaped too."""
     text = str(text)
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

@@ -1,6 +1,6 @@
-"""What looks like a secret: by the name of a variable or flag, and by the value.
+"""Recognises secrets: by the name of a variable or flag, and by the shape of the value.
 
-Pure functions of text. A result says what kind of secret something looks like, and never holds the value.
+All functions are pure. A result names the kind of secret, and never holds the value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 BY_NAME = "its name says so"
-"""The kind of a secret that only its name tells."""
+"""The kind of a secret that is recognised by its name only."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
@@ -35,7 +35,7 @@ _ALWAYS = _words(
     "SECRET SECRETS PASSWORD PASSWORDS PASSWD PASSWDS PSWD PASSPHRASE PASSPHRASES PASSCODE CREDENTIAL CREDENTIALS CREDS "
     "BEARER AUTHORIZATION COOKIE COOKIES JWT DSN NETRC WEBHOOK WEBHOOKS MNEMONIC PRIVKEY CONNSTR CONNECTIONSTRING"
 )
-"""A name with one of these words holds a secret, wherever the word stands."""
+"""A name with one of these words, at any position, holds a secret."""
 
 _PAIRS = frozenset({"CONNECTION STRING", "CONN STR", "CONN STRING", "PASS PHRASE", "SEED PHRASE", "RECOVERY PHRASE"})
 
@@ -48,7 +48,7 @@ _GLUED = re.compile(
     r"|(API|ACCESS|PRIVATE|SECRET|AUTH|LICENSE|SIGNING|ENCRYPTION|MASTER|SSH|ACCOUNT|STORAGE|ADMIN|DEPLOY|PRIV)KEYS?"
     r"|(DB|SSH|PG|MY|SQL|USER|ROOT|SMTP|MAIL|REDIS|LDAP|ADMIN|FTP|MYSQL|POSTGRES|DATABASE|PROXY)(PASS|PWD|PW))$"
 )
-"""Words that were written without an underscore: HFTOKEN, MYAPIKEY, PGPASSWORD, SSHPASS."""
+"""Names without underscores: HFTOKEN, MYAPIKEY, PGPASSWORD, SSHPASS."""
 
 _PLACES = _words(
     "FILE FILES PATH PATHS DIR DIRS DIRECTORY FOLDER HOME URL URLS URI ENDPOINT HOST HOSTS HOSTNAME PORT SOCK SOCKET NAME NAMES "
@@ -67,13 +67,13 @@ _NOT_CREDENTIAL_TOKEN = _words(
     "SEP CLS IMAGE VIDEO AUDIO PLACEHOLDER VIT ACC IDS BLOCK ACTIVATION ACROSS ORACLE ASSERT LONG FIRST LAST STREAM EXPERT RANK "
     "SAMPLED RATIO COUNT USAGE"
 )
-"""Words beside a TOKEN that make it one of text."""
+"""Words beside TOKEN in names that count tokens of text."""
 
 _NOT_SECRET_KEY = _words(
     "PUBLIC PUB SORT CACHE PRIMARY FOREIGN PARTITION ROUTING HOT GROUP INDEX LOOKUP HASH DICT MAP MAX MIN NUM COUNT SHORTCUT "
     "COMPOSE SHARD ESCAPE PREFIX ANY GRAPH CONFIG OBJECT JSON ROW COLUMN META LABEL METRIC"
 )
-"""Words before KEY that make it one of data."""
+"""Words before KEY in names of data keys."""
 _SECRET_KEY_BEFORE = _words("API ACCESS PRIVATE SECRET AUTH LICENSE SIGNING ENCRYPTION MASTER ADMIN")
 _AFTER_KEY = _words("ID PEM BASE64 B64 VALUE JSON DATA")
 
@@ -151,7 +151,7 @@ _VALUE_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable or flag of that name holds a secret, as far as a name can tell.
+    """Whether the name of a variable or flag says that it holds a secret.
 
     Args:
         name: `HF_TOKEN`, `hf-token`, `hfToken`, ...
@@ -169,15 +169,15 @@ def looks_secret(name: str) -> bool:
 
 
 def secret_value(value: str) -> str | None:
-    """The kind of secret that a value holds by its shape, whatever it is called; None for none."""
+    """The kind of secret that the shape of a value shows, whatever its name; None for none."""
     return next((kind for kind, shape in _VALUE_KINDS if shape.search(value)), None)
 
 
 def secret_kind(name: str, value: str) -> str | None:
-    """What kind of secret a variable holds, by its name or by its value; None for none, and for an empty one.
+    """The kind of secret that a variable holds, by its name or its value; None for none, and for an empty value.
 
     Returns:
-        For a name that says it: `BY_NAME`; else the kind that the value's shape shows.
+        `BY_NAME` if the name says it, else the kind that the value's shape shows.
     """
     if not value:
         return None
@@ -187,7 +187,7 @@ def secret_kind(name: str, value: str) -> str | None:
 
 
 def secrets_in(env: Mapping[str, str]) -> dict[str, str]:
-    """Name and kind of each variable that holds a secret, without what the platform itself sets."""
+    """Name and kind of each variable that holds a secret, without variables that the platform sets."""
     found = {name: secret_kind(name, value) for name, value in sorted(env.items())}
     return {name: kind for name, kind in found.items() if kind and not set_by_platform(name, env)}
 
@@ -202,10 +202,9 @@ def secret_arguments(argv: Sequence[str]) -> dict[str, str]:
 
 
 def set_by_platform(name: str, env: Mapping[str, str]) -> bool:
-    """Whether the platform puts this variable into every container, so that nobody can keep it out.
+    """Whether the platform sets this variable in every container, where nobody can remove it.
 
-    Modal puts its own names there: a short-lived identity token today (modal.com/docs/guide/environment_variables), and
-    whatever a later version of it adds.
+    Modal sets a short-lived identity token (modal.com/docs/guide/environment_variables); later versions may add more.
 
     Args:
         name: of the variable.
@@ -218,7 +217,7 @@ def set_by_platform(name: str, env: Mapping[str, str]) -> bool:
 
 
 def _says_secret(words: Sequence[str], at: int) -> bool:
-    """Whether the word at this position makes the name one of a secret."""
+    """Whether the word at this position says that the name is a secret's."""
     word, before, after = words[at], words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else ""
     if word in ("KEY", "KEYS"):
         data = before in _NOT_SECRET_KEY or (bool(after) and after not in _AFTER_KEY)
@@ -232,14 +231,14 @@ def _says_secret(words: Sequence[str], at: int) -> bool:
 
 
 def _is_of_text(words: Sequence[str], at: int) -> bool:
-    """Whether a TOKEN is one of text: the words beside it say so, or a maximum or a number of them is meant."""
+    """Whether TOKEN means tokens of text: the words beside it say so, or it is a maximum or a count."""
     beside = {*words[max(0, at - 1) : at], *words[at + 1 : at + 2]}
     counted = words[at].endswith("S") and not {"MAX", "MIN", "NUM"}.isdisjoint(words)
     return counted or not beside.isdisjoint(_NOT_CREDENTIAL_TOKEN)
 
 
 def _is_plain(name: str, value: str) -> bool:
-    """Whether a value says that the name only sounds like a secret: a number, a switch, a folder, a key's fingerprint."""
+    """Whether the value is no secret, although the name sounds like one: a number, a switch, a folder, a fingerprint."""
     words = [word.upper() for word in _WORDS.findall(name)]
     if words[-1] == "PWD" and value.startswith("/"):
         return True  # a working directory
@@ -254,7 +253,7 @@ def _is_plain(name: str, value: str) -> bool:
 
 
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every word of a command line as a value, with the flag that it belongs to."""
+    """Every value on a command line, with its flag."""
     flag = ""
     for word in argv:
         if word.startswith("--"):

@@ -264,7 +264,7 @@ class _Driver:
             return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
-                f"{self.url} answers, and does not say what its start was (no header torpor-boot). Give the app's name in "
+                f"{self.url} answers, and does not say what its start was (no header {KIND_HEADER}). Give the app's name in "
                 "place of its URL, so that its log can be read, or deploy it again with this version of Torpor."
             )
         return None
