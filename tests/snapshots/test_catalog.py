@@ -10,7 +10,7 @@ import pytest
 
 from tests.platforms.local.test_running import FACTS
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
-from tests.snapshots.test_known import kept_weights, snapshot_with
+from tests.snapshots.test_kept_weights import kept_weights, snapshot_with
 from torpor.platforms.local.running import RunFile, snapshot_users
 from torpor.snapshots.catalog import Choice, Entry, catalog, chosen, clear_left_overs, disk_bytes, removed
 from torpor.snapshots.kept_weights import kept_files

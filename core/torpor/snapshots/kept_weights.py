@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
-from torpor.snapshots.store.index import known_snapshots
+from torpor.snapshots.store.index import children, known_snapshots
 from torpor.snapshots.store.outside import outside_files
 from torpor.snapshots.store.paths import KEPT, cache_root
 
@@ -50,7 +50,7 @@ def kept_files() -> tuple[KeptFile, ...]:
                 users.setdefault(Path(name), []).append(folder)
     found = []
     for kept in (cache_root() / "images").glob(f"*/{KEPT}"):
-        for path in _inside(kept):
+        for path in children(kept):
             with contextlib.suppress(OSError):
                 facts = path.lstat()
                 if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid():
@@ -97,14 +97,8 @@ def _opened() -> set[tuple[int, int]]:
     """Device and inode of every file that a process has open, as far as this user may see. A sleeping engine has some."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*/fd"):
-        for descriptor in _inside(folder):
+        for descriptor in children(folder):
             with contextlib.suppress(OSError):
                 facts = descriptor.stat()
                 found.add((facts.st_dev, facts.st_ino))
     return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(folder.iterdir())
-    return []

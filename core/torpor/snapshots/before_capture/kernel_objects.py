@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.before_capture.external_resources import DELETED
 from torpor.snapshots.before_capture.kernel_tables import (
     Tables,
     datagrams,
@@ -37,7 +38,6 @@ __all__ = ["Held", "check_objects", "uncarried"]
 
 _SETTLE_S = 1.0
 _SHOWN = 12
-_DELETED = " (deleted)"
 _ROOT = "use `--mode root`"
 _LOCKS = "apply torpor.launcher.snapshot_patches in the engine's launcher"
 _CLOSE = "close it before the capture (a pre_snapshot hook is the place)"
@@ -251,17 +251,15 @@ def _of_file(file: _File, devices: Sequence[str], *, rootless: bool) -> Iterator
 def _of_path(file: _File, facts: os.stat_result, devices: Sequence[str]) -> Iterator[Held]:
     link = file.link
     if link.startswith("/memfd:") and facts.st_blksize > os.sysconf("SC_PAGE_SIZE"):
-        yield Held(file.pid, f"has the memory file {link.removesuffix(_DELETED)} of huge pages open", _CLOSE)
+        yield Held(file.pid, f"has the memory file {link.removesuffix(DELETED)} of huge pages open", _CLOSE)
     if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
         if link not in _PLAIN_DEVICES and not (devices and link.startswith(tuple(devices))):
             yield Held(file.pid, f"has the device {link} open", _CLOSE)
-    elif (
-        stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0 and facts.st_size > GHOST_BYTES and link.endswith(_DELETED)
-    ):
+    elif stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0 and facts.st_size > GHOST_BYTES and link.endswith(DELETED):
         size = f"{facts.st_size / 1e9:.1f} GB"
         yield Held(
             file.pid,
-            f"has the deleted file {link.removesuffix(_DELETED)} of {size} open",
+            f"has the deleted file {link.removesuffix(DELETED)} of {size} open",
             f"{_CLOSE}, or keep its name",
         )
     elif stat.S_ISREG(facts.st_mode) and _is_leased(file):
@@ -341,14 +339,14 @@ def _of_mappings(tree: Sequence[_Process], files: Sequence[_File]) -> Iterator[H
         for inode, name in _MAPPED.findall(maps):
             if name.startswith("/memfd:"):
                 if int(inode) in opened:
-                    what = f"has the memory file {name.removesuffix(_DELETED)} mapped and open"
+                    what = f"has the memory file {name.removesuffix(DELETED)} mapped and open"
                     yield Held(process.inside, what, f"a rootless replica gets two of them: {_ROOT}")
             elif name.startswith("/[aio]"):
                 yield Held(
                     process.inside, "has a context of asynchronous I/O (io_setup)", f"only root can capture it: {_ROOT}"
                 )
-            elif name.endswith(_DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
-                what = f"maps the deleted file {name.removesuffix(_DELETED)} (an unnamed semaphore looks like this)"
+            elif name.endswith(DELETED) and not name.startswith(("/dev/zero", "/SYSV")):
+                what = f"maps the deleted file {name.removesuffix(DELETED)} (an unnamed semaphore looks like this)"
                 yield Held(process.inside, what, f"{_LOCKS}; or only root can capture it: {_ROOT}")
         for name in _MAPPED_DELETED.findall(maps):
             if not name.startswith(_NAMELESS):

@@ -21,7 +21,7 @@ from torpor.snapshots.store.placing import remove_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["known_snapshots", "note", "remove"]
+__all__ = ["children", "known_snapshots", "note", "remove"]
 
 _NOTE_BYTES = 1 << 16
 
@@ -61,7 +61,7 @@ def remove(folder: Path) -> Path:
 
 def known_snapshots() -> tuple[Path, ...]:
     """Folders of the snapshots that were captured with this cache root and still exist."""
-    found = {*_noted(), *_inside(cache_root() / "snapshots")}
+    found = {*_noted(), *children(cache_root() / "snapshots")}
     return tuple(sorted(folder for folder in found if not found_instead(folder)))
 
 
@@ -74,7 +74,7 @@ def _note(folder: Path) -> Path:
 
 
 def _noted() -> Iterator[Path]:
-    for file in _inside(_notes()):
+    for file in children(_notes()):
         with contextlib.suppress(OSError, ValueError):
             descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -85,7 +85,8 @@ def _noted() -> Iterator[Path]:
                 yield folder
 
 
-def _inside(folder: Path) -> list[Path]:
+def children(folder: Path) -> list[Path]:
+    """Everything in a folder, in the order of names; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return sorted(folder.iterdir())
     return []
