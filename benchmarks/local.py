@@ -24,7 +24,9 @@ import structlog
 
 from torpor.app_file import load_app
 from torpor.cli.timing import command, first_token, running
-from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, restore_snapshot
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import create_snapshot, restore_snapshot
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
 
 if TYPE_CHECKING:

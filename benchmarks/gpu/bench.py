@@ -45,8 +45,9 @@ from benchmarks.local import shares
 from torpor.app_file import load_app
 from torpor.cli.timing import command, first_token, running
 from torpor.engine.process import LOG_VARIABLE
-from torpor.platforms.local.backends import NoSnapshot
-from torpor.platforms.local.server import LocalServer, Standby, restore_snapshot
+from torpor.platforms.local.backends import NoSnapshot, Standby
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import restore_snapshot
 from torpor.snapshots.criu.program import boot_id
 from torpor.snapshots.store.paths import cache_root
 from torpor.snapshots.store.stored import inspect

@@ -15,7 +15,7 @@ from tests.report.recorded import measured
 from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import engines_on, write_app
 from torpor.cli.timed import without_left_overs
-from torpor.platforms.local.backends import CriuBackend
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.report import Bench, read_report
 from torpor.report.page import page
 from torpor.runtime.captured_secrets import secret_names

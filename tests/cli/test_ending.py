@@ -23,7 +23,8 @@ from torpor.app_file import load_app
 from torpor.cli.interrupts import Signals
 from torpor.cli.up import _put_to_sleep
 from torpor.errors import SnapshotError
-from torpor.platforms.local.server import LocalServer, Standby
+from torpor.platforms.local.backends import Standby
+from torpor.platforms.local.server import LocalServer
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import criu_prefix

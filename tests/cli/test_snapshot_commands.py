@@ -24,7 +24,7 @@ from tests.snapshots.kept import ATTEMPTS, chat, engines_on, killing_criu, when_
 from torpor.app_file import load_app
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
-from torpor.platforms.local.backends import CriuBackend
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST

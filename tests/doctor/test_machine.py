@@ -238,7 +238,7 @@ def test_the_exit_code_is_that_of_the_worst_finding(bare: Path, tmp_path: Path) 
 def test_a_machine_that_lacks_nothing_has_only_ok_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """This machine, without a GPU: a real small dump and restore."""
     from tests.snapshots.conftest import refuse
-    from torpor.platforms.local.backends import CriuBackend
+    from torpor.platforms.local.criu_backend import CriuBackend
 
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))

@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from torpor import Deployment, ImagePatch, Model, Plugin, SnapshotError, hookimpl
 from torpor.engine.process import LOG_VARIABLE
-from torpor.platforms.local.server import LocalServer, Standby
+from torpor.platforms.local.backends import Standby
+from torpor.platforms.local.server import LocalServer
 from torpor.platforms.modal.server import SnapshotServer
 from torpor.runtime.captured_secrets import check_environments, secret_names
 from torpor.testing import StandIn

@@ -19,7 +19,7 @@ from tests.engine.test_lifeline import children_first
 from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import chat, write_app
 from torpor import SnapshotError
-from torpor.platforms.local.server import inspect_snapshot
+from torpor.platforms.local.snapshots import inspect_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.testing.ports import unused_port
 

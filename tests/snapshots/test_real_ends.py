@@ -13,7 +13,8 @@ from tests import ROOT
 from tests.plugins.local_engines import LocalEngine
 from tests.snapshots.conftest import MODES, refuse
 from tests.snapshots.kept import Background, chat
-from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.snapshots import create_snapshot, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 from torpor.testing.ports import unused_port

@@ -19,8 +19,9 @@ from tests.shown import ROWS
 from tests.snapshots.conftest import MODES, refuse, wait_for
 from tests.snapshots.kept import Background
 from torpor.cli.timing import command, first_token, running
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.replicas import Replicas
-from torpor.platforms.local.server import CriuBackend, create_snapshot, restore_snapshot
+from torpor.platforms.local.snapshots import create_snapshot, restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.testing.ports import unused_port
 

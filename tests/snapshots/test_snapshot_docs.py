@@ -13,7 +13,7 @@ from typer.main import get_command
 import torpor.snapshots
 from tests import ROOT
 from torpor.cli.commands import app
-from torpor.platforms.local import server as local
+from torpor.platforms import local
 from torpor.snapshots.criu import probe
 
 if TYPE_CHECKING:

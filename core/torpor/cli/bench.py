@@ -20,7 +20,9 @@ from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.terminal import claim_output
 from torpor.cli.timed import bench_snapshot, cold_start, restored_start, standby_wake, without_left_overs
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.platforms.local.server import CriuBackend, LocalServer, check_before_start, create_snapshot
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import check_before_start, create_snapshot
 from torpor.report import Bench, Floor, Machine
 from torpor.report.figures import bytes_text, seconds_text
 from torpor.report.measured import BACKENDS

@@ -20,8 +20,9 @@ from torpor.cli.timing import command, running
 from torpor.cli.up import run_up
 from torpor.client import chat
 from torpor.errors import EngineTimeoutError, SnapshotError
-from torpor.platforms.local.backends import CriuBackend
-from torpor.platforms.local.server import LocalServer, check_before_start
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import check_before_start
 from torpor.snapshots.store.paths import snapshot_folder
 from torpor.snapshots.store.stored import inspect
 from torpor.snapshots.targets import check_target

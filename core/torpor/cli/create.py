@@ -12,7 +12,7 @@ from torpor.cli.progress import Progress
 from torpor.cli.snapshot import snapshot_table
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import ConfigurationError
-from torpor.platforms.local.server import create_snapshot
+from torpor.platforms.local.snapshots import create_snapshot
 from torpor.telemetry.events import warnings_only
 from torpor.telemetry.stage_report import StageReport
 

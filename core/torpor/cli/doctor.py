@@ -17,7 +17,7 @@ from torpor.cli.terminal import claim_output, result
 from torpor.doctor.app import cautions
 from torpor.doctor.machine import diagnose
 from torpor.errors import ConfigurationError, PreflightError, TorporError
-from torpor.platforms.local.server import check_gpu
+from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import plugin_findings
 from torpor.runtime.preflight import RECHECK_VARIABLE, run_preflight
 from torpor.snapshots.store.paths import cache_root

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torpor.cli.console import console as make_console
 from torpor.errors import SnapshotError
-from torpor.platforms.local.backends import STANDBY_WORKS, CriuBackend
+from torpor.platforms.local.backends import STANDBY_WORKS
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.snapshots.criu_install.install import install
 from torpor.snapshots.store.paths import criu_prefix
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, cast
 from torpor.cli.listening import words
 from torpor.cli.timing import command, first_token, port_taken, ready, running
 from torpor.errors import EngineError, EngineTimeoutError, TorporError
-from torpor.platforms.local.server import LocalServer, Standby
+from torpor.platforms.local.backends import Standby
+from torpor.platforms.local.server import LocalServer
 from torpor.report.starts import Span, Start, span_of
 from torpor.snapshots.store.found import found_instead
 from torpor.snapshots.store.hold import unused

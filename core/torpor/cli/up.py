@@ -20,9 +20,11 @@ from torpor.cli.terminal import result
 from torpor.client import chat
 from torpor.errors import ConfigurationError, TorporError
 from torpor.network import descriptors
-from torpor.platforms.local.backends import BACKENDS, CriuBackend, make_backend
-from torpor.platforms.local.server import LocalServer, missing_packages
-from torpor.platforms.local.start import start_here
+from torpor.platforms.local.backends import BACKENDS, make_backend
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.requirements import missing_packages
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.start import StartOptions, start_here
 from torpor.snapshots.store.paths import records_file, snapshot_folder
 from torpor.telemetry.events import warnings_only
 from torpor.telemetry.records import StageRecord, read_records
@@ -168,8 +170,7 @@ class _Up:
 
     def _start(self) -> LocalServer | Replicas:
         options, console = self._options, self._console
-        return start_here(
-            self._app,
+        start = StartOptions(
             snapshot=options.snapshot,
             backend=make_backend(options.backend, app_file=self._app.file, host=options.host, port=options.port),
             host=options.host,
@@ -183,6 +184,7 @@ class _Up:
             on_stage=self._served.note,
             on_event=self._tell,
         )
+        return start_here(self._app, start)
 
     def _serve_replicas(self, replicas: Replicas) -> None:
         """Serve restored replicas until a signal, or ask the question."""

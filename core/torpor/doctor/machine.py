@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torpor.build_steps.relocation import relocate
 from torpor.doctor.capture_size import memory_findings
 from torpor.errors import ConfigurationError, SnapshotError
-from torpor.platforms.local.server import check_gpu
+from torpor.platforms.local.requirements import check_gpu
 from torpor.snapshots.before_capture.lasting_folders import place_findings
 from torpor.snapshots.criu import probe
 from torpor.snapshots.criu.program import find

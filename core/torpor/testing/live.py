@@ -18,7 +18,9 @@ import psutil
 
 from torpor.engine.process import session_members
 from torpor.guard.protocol import CONTROL, HEALTH, KEY_HEADER, REPLICA_HEADER
-from torpor.platforms.local.server import CriuBackend, LocalServer, Standby
+from torpor.platforms.local.backends import Standby
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.server import LocalServer
 from torpor.runtime.boot import Boot
 from torpor.runtime.guard_client import open_client
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from torpor.errors import SnapshotError, TorporError
-from torpor.platforms.local.server import CriuBackend
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.testing.failing import broken
 from torpor.testing.live import CHAT_ROUTE, CLOSED_ROUTES, OWN_ROUTES, live_through, restore_two
 from torpor.testing.pytest_plugin import LIVE_MARKER

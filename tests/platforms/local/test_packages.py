@@ -8,7 +8,7 @@ import pytest
 
 from tests.platforms.small import a_deployment
 from torpor import ImagePatch
-from torpor.platforms.local import server as local
+from torpor.platforms.local import requirements
 from torpor.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only program on the PATH."""
     program = tmp_path / "dpkg-query"
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(local, "_QUERY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(requirements, "_QUERY_TIMEOUT_S", 0.3)
     return program
 
 
@@ -37,7 +37,7 @@ def test_a_dpkg_that_does_not_answer_is_only_told(dpkg: Path, text: str, capfd: 
     """Which packages are missing is a note: the start goes on, and asks no second time."""
     dpkg.write_text(text)
     dpkg.chmod(0o755)
-    assert local.missing_packages(a_deployment(), RECIPE) == {}
+    assert requirements.missing_packages(a_deployment(), RECIPE) == {}
     out, err = capfd.readouterr()
     assert (out + err).count("debian_packages_unknown") == 1
 
@@ -46,4 +46,4 @@ def test_a_package_that_dpkg_does_not_know_is_named(dpkg: Path) -> None:
     """The others are not."""
     dpkg.write_text('#!/bin/sh\n[ "$2" = git ]\n')
     dpkg.chmod(0o755)
-    assert local.missing_packages(a_deployment(), RECIPE) == {"apt:numactl": "?"}
+    assert requirements.missing_packages(a_deployment(), RECIPE) == {"apt:numactl": "?"}

@@ -19,9 +19,11 @@ from tests.snapshots.kept import Background, chat, engines_on, write_app
 from torpor import EngineError, SnapshotError, TorporError
 from torpor.app_file import load_app
 from torpor.platforms.local.backends import NoSnapshot
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.replicas import Replicas
-from torpor.platforms.local.server import CriuBackend, LocalServer, create_snapshot, remove_snapshot
-from torpor.platforms.local.start import start_here
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import create_snapshot, remove_snapshot
+from torpor.platforms.local.start import StartOptions, start_here
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.fit import misfits
@@ -169,12 +171,8 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
     for _ in range(BAD_AFTER):
         note_failure(server.folder, EngineError("it did not wake"))
     made_at = inspect(server.folder).captured_at
-    started = start_here(
-        load_app(str(server.app)),
-        snapshot=server.folder,
-        backend=NoSnapshot(),
-        on_event=server.events.append,
-    )
+    options = StartOptions(snapshot=server.folder, backend=NoSnapshot(), on_event=server.events.append)
+    started = start_here(load_app(str(server.app)), options)
     assert isinstance(started, LocalServer)
     try:
         assert server.told() == ["wake_failed", "replica_restarted"]
@@ -201,7 +199,7 @@ def test_without_the_option_a_new_snapshot_that_does_not_wake_is_an_error(tmp_pa
     remove_snapshot(server.folder)
     app = load_app(str(server.app))
     with pytest.raises(SnapshotError, match="trial replica"):
-        start_here(app, snapshot=server.folder, backend=NoSnapshot())
+        start_here(app, StartOptions(snapshot=server.folder, backend=NoSnapshot()))
     assert engines_on(server.port) == []
 
 

@@ -27,16 +27,11 @@ from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, killing
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.app_file import load_app
 from torpor.engine.logs import stored_logs
+from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.gateway_route import READY_FOR_S
 from torpor.platforms.local.replicas import Replicas
-from torpor.platforms.local.server import (
-    CriuBackend,
-    LocalServer,
-    create_snapshot,
-    inspect_snapshot,
-    remove_snapshot,
-    restore_snapshot,
-)
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import create_snapshot, inspect_snapshot, remove_snapshot, restore_snapshot
 from torpor.platforms.modal.prewarm import prewarm
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.capture import CaptureOptions, capture
@@ -50,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.runtime.boot import Boot
+    from torpor.runtime.supervision import ReplicaEvent
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Mode
@@ -463,13 +459,15 @@ def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
 def test_a_copy_that_dies_is_reported_and_replaced(original: Kept) -> None:
     """The others serve on; `start` brings another copy behind the same port."""
     port = unused_port()
-    deaths: list[str] = []
-    copies = Replicas(original.folder, port=port, on_death=lambda name, _: deaths.append(name))
+    events: list[ReplicaEvent] = []
+    copies = Replicas(original.folder, port=port, on_event=events.append)
     copies.start(2)
     try:
         victim = copies.serving[0]
         os.kill(victim.boot.running_engine.pid, signal.SIGKILL)
-        assert wait_for(lambda: deaths == [victim.replica.name])
+        assert wait_for(
+            lambda: [(one.event, one.replica) for one in events] == [("replica_ended", victim.replica.name)]
+        )
         assert [chat(port) for _ in range(3)]
         copies.start(1)
         assert len(copies.serving) == 2
@@ -609,7 +607,7 @@ OUTSIDE = {
     ),
     "an io_uring": (
         "libc = ctypes.CDLL(None); assert libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0",
-        r"has an io_uring, which CRIU cannot dump.*use `--mode root`",
+        r"has an io_uring, which CRIU cannot dump.*Use `--mode root`",
     ),
     "a connection outside": (
         OWN_ADDRESS,

@@ -16,7 +16,8 @@ from tests.conftest import is_running
 from tests.platforms.small import a_deployment
 from torpor import EngineError, EngineExitedError
 from torpor.engine.process import session_members
-from torpor.platforms.local.server import LocalServer, NoSnapshot, SnapshotBackend, Standby
+from torpor.platforms.local.backends import NoSnapshot, SnapshotBackend, Standby
+from torpor.platforms.local.server import LocalServer
 from torpor.testing.faults import Fault
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import write_app
 from torpor import SnapshotError
-from torpor.platforms.local.server import create_snapshot, inspect_snapshot
+from torpor.platforms.local.snapshots import create_snapshot, inspect_snapshot
 from torpor.snapshots.before_capture.external_resources import open_files
 from torpor.snapshots.before_capture.kernel_objects import check_objects, uncarried
 from torpor.snapshots.criu.program import PREFIX_VARIABLE

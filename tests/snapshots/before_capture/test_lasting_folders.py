@@ -17,7 +17,7 @@ from tests import ROOT
 from tests.command_line import torpor
 from torpor import ConfigurationError, Deployment, ImagePatch, Lifecycle, Model, Plugin, SnapshotError, hookimpl
 from torpor.build_steps.relocation import relocate
-from torpor.platforms.local.server import check_before_start
+from torpor.platforms.local.snapshots import check_before_start
 from torpor.snapshots.before_capture.external_resources import OpenFiles, check_open_files
 from torpor.snapshots.before_capture.lasting_folders import (
     check_lasting,

@@ -16,7 +16,7 @@ import pytest
 from tests.snapshots.small_snapshot import small_snapshot
 from torpor import Deployment, Lifecycle, Model, Recipe, SnapshotError
 from torpor.app_file import load_app
-from torpor.platforms.local.server import check_before_start
+from torpor.platforms.local.snapshots import check_before_start
 from torpor.snapshots.before_capture import outside_files as outside
 from torpor.snapshots.before_capture.outside_files import code_of, model_files, noted, plugin_files
 from torpor.snapshots.fit import changed_files

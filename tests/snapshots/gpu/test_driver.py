@@ -12,7 +12,7 @@ import pytest
 
 from tests.snapshots.nvidia import UUID, FakeDriver, build
 from torpor import ConfigurationError, Deployment, Model
-from torpor.platforms.local.server import check_gpu
+from torpor.platforms.local.requirements import check_gpu
 from torpor.snapshots.gpu import checkpoint as cuda
 from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, Driver, GpuUse, full_gpus, look
 from torpor.snapshots.gpu.requirements import against_gpu

@@ -24,7 +24,9 @@ from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
 from torpor import SnapshotError
 from torpor.app_file import load_app
-from torpor.platforms.local.server import CriuBackend, LocalServer, restore_snapshot
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.server import LocalServer
+from torpor.platforms.local.snapshots import restore_snapshot
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu
 from torpor.snapshots.gpu import calls as cuda_run
 from torpor.snapshots.gpu import checkpoint as cuda

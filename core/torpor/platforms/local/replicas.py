@@ -1,9 +1,12 @@
 """Replicas restored from one snapshot, behind one port.
 
-A restore of one replica takes about a third of a second, a third of it CRIU's. So everything else goes on beside something:
-the snapshot is checked while the sandbox gets ready; the app file is read, plugins and HTTP client are imported and the
-deployment is compared while CRIU works; what does not fit ends the sandboxes again before anything was woken. The port opens
-while the engine wakes.
+A restore of one replica takes about a third of a second, and CRIU a third of that. The rest overlaps:
+
+    while the sandbox gets ready   the snapshot is checked
+    while CRIU works               the app file, its plugins and the HTTP client are imported, and the deployment is compared
+    while the engine wakes         the gateway opens
+
+A snapshot that does not fit ends the sandboxes before anything was woken.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
+from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.snapshots.facts import deployment_facts, known_criu
 from torpor.snapshots.fit import (
@@ -34,6 +38,8 @@ from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import checked, real_folder
 from torpor.snapshots.store.hold import Hold
 from torpor.snapshots.store.paths import logs_folder
+from torpor.telemetry.records import failed_restore
+from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import RESTORE_STAGES
 from torpor.values.addresses import LOOPBACK, check_free
 
@@ -51,7 +57,6 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox.first_process import FirstProcess
     from torpor.snapshots.sandbox.start import StartingSandbox
     from torpor.telemetry.records import StageRecord
-    from torpor.telemetry.stage_report import StageReport
 
 __all__ = ["MAX_REPLICAS", "Replicas"]
 
@@ -59,17 +64,17 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _CODE_S = 0.5
 MAX_REPLICAS = 64
-"""Of one command."""
+"""The most replicas of one command."""
 
 
 class Serving(NamedTuple):
     """A replica that serves.
 
     Attributes:
-        replica: its sandbox and what bringing it back took.
+        replica: its sandbox, and how long its restore took.
         boot: its lifecycle.
         routed: the replica as the gateway knows it.
-        back_off: when it is started again, should it end.
+        back_off: when it is started again if it ends.
     """
 
     replica: Replica
@@ -78,35 +83,34 @@ class Serving(NamedTuple):
     back_off: BackOff
 
     def end(self) -> None:
-        """End it, and remove what was written for it."""
+        """End its processes and remove its working folder."""
         self.replica.end()
 
 
 class Replicas:
-    """Copies of one snapshot that serve behind one port, until `stop`.
+    """Replicas of one snapshot that serve behind one gateway, until `stop`.
 
-    A wake that fails is tried once more from the same snapshot. One that fails twice is noted in the snapshot
-    (`torpor.snapshots.store.failures`), and the replica starts cold behind the same port, unless the deployment or `cold_start`
-    forbids it.
+    A failed wake is tried once more from the same snapshot. A second failure is noted in the snapshot
+    (`torpor.snapshots.store.failures`), and the replica starts cold behind the same gateway, unless the deployment or
+    `cold_start` forbids it.
 
     Args:
         folder: the snapshot.
         port: public port; the deployment's by default.
         host: address of the public port; the deployment's by default.
-        full: verify by hash before.
-        on_death: told the name of a replica that ended by itself, and its last lines.
-        on_stage: told the stages of every wake, and of every cold start.
-        first: for the first sandbox; who started it ends it where nothing comes of it.
-        supervised: start a replica again that ended by itself: from the snapshot, or cold where that cannot be used any more.
+        full: verify files by hash first.
+        on_stage: called with the stages of every wake and of every cold start.
+        first: first process of the first sandbox, if it was started earlier. If it is not used, its starter ends it.
+        supervised: start a replica again that ended by itself: from the snapshot, or cold if the snapshot no longer fits.
         cold_start: whether a replica that does not wake may start cold; the deployment may still forbid it.
-        even_if_bad: restore a snapshot that is marked bad, too.
-        on_event: told what happens to replicas by themselves, in threads of its own; by default that is logged.
+        even_if_bad: restore a snapshot that is marked bad as well.
+        on_event: called with what happens to replicas by themselves, in threads of their own; logged by default.
         records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
-        lifecycle: of the deployment in its app file, where that was imported already; by default it is imported while CRIU works.
+        lifecycle: of the app file, if it is imported already; by default it is imported while CRIU works.
 
     Attributes:
         manifest: the snapshot's.
-        verify_s: seconds for what was checked before CRIU began.
+        verify_s: seconds for the checks before CRIU began.
     """
 
     def __init__(
@@ -116,7 +120,6 @@ class Replicas:
         port: int | None = None,
         host: str | None = None,
         full: bool = False,
-        on_death: Callable[[str, tuple[str, ...]], None] | None = None,
         on_stage: Callable[[str, StageRecord], None] | None = None,
         first: FirstProcess | None = None,
         supervised: bool = False,
@@ -134,25 +137,27 @@ class Replicas:
         self._host = host
         self._app_host = ""
         self._port = port
-        self._on_death = on_death
         self._on_stage = on_stage
         self._first = first
         self._supervised = supervised
         self._cold_start = cold_start
         self._even_if_bad = even_if_bad
         self._tell = on_event or ReplicaEvent.log
+        self._mark = checked(self.folder)
+        self.manifest, self._identity = read_snapshot(self.folder)
+        self._begin_with_none()
+
+    def _begin_with_none(self) -> None:
         self._gateway: Gateway | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
         self._attempts: set[Attempt] = set()
         self._stopped = False
-        self._made = 0
+        self._names_given = 0
         self._app: tuple[Lifecycle, Recipe] | None = None
         self._replacement = Replacement(self._start_again, self._tell)
         self._hold = Hold()
-        self._mark = checked(self.folder)
-        self.manifest, self._identity = read_snapshot(self.folder)
 
     @property
     def port(self) -> int:
@@ -163,12 +168,12 @@ class Replicas:
 
     @property
     def host(self) -> str:
-        """The address of the public port."""
+        """The address on which the gateway listens."""
         return self._host or (self._app_host or LOOPBACK)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where its clients find it: host and port that are listened on."""
+        """The host and port on which clients reach it."""
         return self.host, self.port
 
     @property
@@ -179,7 +184,7 @@ class Replicas:
 
     @property
     def restarting(self) -> int:
-        """How many replicas are being started again now, or wait for it."""
+        """How many replicas are started again now, or wait for that."""
         return self._replacement.under_way
 
     def start(self, count: int = 1) -> None:
@@ -197,34 +202,32 @@ class Replicas:
         self._stopped = False
         self._replacement.allow()
         with self._attempt() as attempt:
-            self._publish(self._brought_up(attempt, count))
+            self._publish(self._restored_and_woken(attempt, count))
 
     def allow_cold_start(self) -> None:
         """From now on a replica that cannot be restored may start cold, unless the deployment forbids it."""
         self._cold_start = True
 
     def restart_now(self) -> None:
-        """Let replicas that wait for their restart have it at once."""
+        """End the pauses of replicas that wait for their restart."""
         self._replacement.hurry()
 
     def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
-        """Before `stop`: refuse new requests, and let those in flight end until `drain_timeout_s` is over.
+        """Before `stop`: refuse new requests, and wait up to `drain_timeout_s` for those in flight.
 
         Args:
-            on_wait: told how many are in flight, where there are any.
+            on_wait: called with how many are in flight, if any.
 
         Returns:
             How many were cut off.
         """
-        from torpor.runtime.draining import drain  # noqa: PLC0415 - at the end
-
         self._start_nothing_more()
         boots = [one.boot for one in self.serving]
         limit_s = boots[0].deployment.drain_timeout_s if boots else 0.0
         return drain(boots, limit_s=limit_s, on_wait=on_wait, port=self._gateway.drain if self._gateway else None)
 
     def stop(self) -> None:
-        """End every replica and let go of the port. Harmless to repeat."""
+        """End every replica and close the gateway. Harmless to repeat."""
         self._start_nothing_more()
         with self._lock:
             serving, self._serving = self._serving, []
@@ -236,7 +239,7 @@ class Replicas:
         self._hold.release()
 
     def _start_nothing_more(self) -> None:
-        """End what is being started, and start nothing until `start` is called again."""
+        """End starts under way, and start nothing until `start` is called again."""
         self._replacement.stop()
         with self._lock:
             self._stopped = True
@@ -259,7 +262,7 @@ class Replicas:
             with self._lock:
                 self._attempts.discard(attempt)
 
-    def _brought_up(self, attempt: Attempt, count: int) -> list[Serving]:
+    def _restored_and_woken(self, attempt: Attempt, count: int) -> list[Serving]:
         started = time.perf_counter()
         bringing: list[_Task[Replica]] = []
         waking: list[_Task[Serving]] = []
@@ -268,11 +271,11 @@ class Replicas:
             for _ in range(count):
                 first, self._first = self._first, None
                 begun.append(self._begin(attempt, first))
-            import torpor.snapshots.sandbox.side_files  # noqa: PLC0415, F401 - while the sandboxes get ready
+            import torpor.snapshots.sandbox.side_files  # noqa: PLC0415, F401 - 2 ms, while the sandboxes get ready
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            bringing += [_Task(self._brought_back, attempt, one, criu) for one in begun]
+            bringing += [_Task(self._restored, attempt, one, criu) for one in begun]
             outside = _Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
             import_httpx()
@@ -280,7 +283,6 @@ class Replicas:
             (changed,) = _results([outside])
             if reasons := [*differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
-            self._import_beside()
             self._app = lifecycle, recipe
             waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
             self._started_gateway()  # while the engines wake
@@ -308,8 +310,8 @@ class Replicas:
         name = self._next_name()
         return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
 
-    def _brought_back(self, attempt: Attempt, begun: StartingSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
-        """Restore one tree; a failure is recorded, unless somebody ended the start."""
+    def _restored(self, attempt: Attempt, begun: StartingSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
+        """Restore one replica, which sleeps. Record a failure, unless the start was ended."""
         started = time.perf_counter()
         try:
             return restore_replica(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
@@ -319,24 +321,26 @@ class Replicas:
             raise
 
     def _record_failure(self, name: str, seconds: float, error: Exception, restarts: int) -> None:
-        from torpor.telemetry.records import failed_restore  # noqa: PLC0415
-
         deployment = self.manifest.deployment.name
         self._report(name).end(
             failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
         )
 
-    def _verified_criu(self, copies: int) -> Criu:
-        """The CRIU to use, once the files and the machine are found to fit; else every reason, the deployment's too."""
+    def _verified_criu(self, replicas: int) -> Criu:
+        """The CRIU to use, if files and machine fit.
+
+        Raises:
+            SnapshotError: they do not; every reason is listed, those of the deployment as well.
+        """
         reasons = [] if self._even_if_bad else bad_marks(self.folder)
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
             criu = known_criu(self.manifest.machine)
-            reasons += unfit_machine(self.manifest, criu, replicas=copies)
+            reasons += unfit_machine(self.manifest, criu, replicas=replicas)
         except SnapshotError as error:
             raise misfit(self.folder, [*reasons, str(error)]) from error
         if reasons:
-            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, replicas=copies))
+            raise misfit(self.folder, misfits(self.folder, self.manifest, full=self._full, replicas=replicas))
         return criu
 
     def _loaded(self) -> tuple[Lifecycle, Recipe, list[str]]:
@@ -349,12 +353,9 @@ class Replicas:
             found = found.bound(replace(found.deployment, host=LOOPBACK))
         return found, recipe, differences
 
-    def _import_beside(self) -> None:
-        """What a wake will need, while CRIU still works."""
-
     def _started_gateway(self) -> Gateway:
         if self._gateway is None:
-            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio, when there is time for it
+            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio: 16 ms, imported while the engine wakes
 
             gateway = Gateway(host=self.host, port=self.port, on_death=self._bury)
             gateway.start()
@@ -364,7 +365,7 @@ class Replicas:
     def _woken(
         self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
     ) -> Serving:
-        """Wake a replica, another one from the same snapshot if that fails, and start cold if that fails, too."""
+        """Wake a replica. If that fails, restore another one; if that fails as well, start cold."""
         deployment = self._loaded_app()[0].deployment
         back_off = back_off or BackOff(deployment.max_restarts)
         try:
@@ -374,7 +375,7 @@ class Replicas:
             self._tell_failed_wake(attempt, replica.name, error)
         again: Replica | None = None
         try:
-            again = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
+            again = self._restored(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
             return self._wake(again, reason, back_off)
         except Exception as error:
             if again is not None:
@@ -392,47 +393,40 @@ class Replicas:
         self._tell(ReplicaEvent("wake_failed", name, error=f"{type(error).__name__}: {error}"))
 
     def _wake(self, replica: Replica, reason: str, back_off: BackOff) -> Serving:
-        from torpor.runtime.boot import Boot  # noqa: PLC0415
-
-        lifecycle, recipe = self._loaded_app()
-        deployment = lifecycle.deployment
-        boot = Boot(
-            deployment,
-            lifecycle=lifecycle,
-            recipe=recipe,
-            report=self._report(replica.name),
-            restarts=back_off.restarts,
-            reason=reason,
-            replica=replica.name,
-        )
-        boot.logs = logs_folder(deployment.name)
+        boot = self._new_boot(replica.name, reason, back_off)
         replica.wake(boot, self.manifest, self._identity)
         forget_failures(self.folder)
         return self._serving_replica(replica, boot, back_off)
 
-    def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
-        """Start a replica cold, in a sandbox as the restored ones have; one after the other, as each takes the whole machine."""
-        from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - hardly ever
+    def _new_boot(self, name: str, reason: str, back_off: BackOff) -> Boot:
+        from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 44 ms, imported beside CRIU's work
 
-        name = self._next_name()
         lifecycle, recipe = self._loaded_app()
+        boot = Boot(
+            lifecycle.deployment,
+            lifecycle=lifecycle,
+            recipe=recipe,
+            report=self._report(name),
+            restarts=back_off.restarts,
+            reason=reason,
+            replica=name,
+        )
+        boot.logs = logs_folder(lifecycle.deployment.name)
+        return boot
+
+    def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
+        """Start a replica cold in a sandbox. One at a time: each start takes the whole machine."""
+        from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - build steps: 25 ms of every restore
+
+        boot = self._new_boot(self._next_name(), reason, back_off)
         with self._one_cold_start:
-            replica, boot = start_cold(
-                attempt,
-                name,
-                self.manifest,
-                lifecycle,
-                recipe,
-                report=self._report(name),
-                restarts=back_off.restarts,
-                reason=reason,
-            )
+            replica = start_cold(attempt, self.manifest, boot)
         if reason == WAKE_FAILED:
             self._tell_restarted(replica, boot, back_off)
         return self._serving_replica(replica, boot, back_off)
 
     def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
-        from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415 - asyncio, imported while the engine wakes
+        from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415 - asyncio: 16 ms, imported while the engine wakes
 
         deployment = boot.deployment
         path = ready_path(deployment.engine)
@@ -440,12 +434,9 @@ class Replicas:
         return Serving(replica=replica, boot=boot, routed=routed, back_off=back_off)
 
     def _report(self, name: str) -> StageReport:
-        from torpor.telemetry.stage_report import StageReport  # noqa: PLC0415
-
         def tell(record: StageRecord) -> None:
-            if (
-                self._on_stage is not None and record.stage not in RESTORE_STAGES
-            ):  # those are told as parts of the replica
+            # The stages before the wake are told as parts of the replica.
+            if self._on_stage is not None and record.stage not in RESTORE_STAGES:
                 self._on_stage(name, record)
 
         return StageReport(self.records, on_end=tell)
@@ -456,7 +447,7 @@ class Replicas:
         return self._app
 
     def _bury(self, routed: GatewayReplica) -> None:
-        """A replica ended by itself: take it out, say so, and start it again where that is wanted."""
+        """Take out a replica that ended by itself, report it, and start it again if replicas are supervised."""
         with contextlib.ExitStack() as stack:
             if self._supervised:
                 stack.enter_context(self._replacement.expected())
@@ -474,11 +465,9 @@ class Replicas:
         one.end()
         log_file = str(one.boot.running_engine.log_path or "")
         self._tell(ReplicaEvent("replica_ended", name, exit_code=code, last_lines=last, log_file=log_file))
-        if self._on_death:
-            self._on_death(name, last)
 
     def _start_again(self, name: str, back_off: BackOff) -> None:
-        """Start a replica in the place of one that ended: from the snapshot, or cold where that cannot be used any more."""
+        """Start a replica in place of one that ended: from the snapshot, or cold if the snapshot no longer fits."""
         with self._attempt() as attempt:
             try:
                 one = self._restored_again(attempt, back_off)
@@ -493,19 +482,19 @@ class Replicas:
                 self._tell_restarted(one.replica, one.boot, back_off)
 
     def _restored_again(self, attempt: Attempt, back_off: BackOff) -> Serving:
-        """A replica more, of the deployment that the others are of; the snapshot may have been changed or made anew meanwhile."""
+        """Restore another replica of the same deployment. The snapshot may have changed meanwhile, so it is checked again."""
         mark = checked(self.folder)
         manifest, identity = read_snapshot(self.folder)
         lifecycle, recipe = self._loaded_app()
         differences = different_deployment(manifest.deployment, deployment_facts(lifecycle.deployment, recipe))
         if differences:
-            raise misfit(self.folder, differences)  # of another deployment: nothing of it is taken over
+            raise misfit(self.folder, differences)  # of another deployment: leave the state of this object alone
         self._mark, self.manifest, self._identity = mark, manifest, identity
         criu = self._verified_criu(1)
         if reasons := changed_files(self.folder, full=self._full):
             raise misfit(self.folder, reasons)
         self._hold.take(self.folder)
-        replica = self._brought_back(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
+        replica = self._restored(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
 
     def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
@@ -521,7 +510,7 @@ class Replicas:
         )
 
     def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
-        """End what was brought back by a start that failed; threads that still work are waited for."""
+        """End the replicas of a start that failed, once their threads are done."""
         for task in waking:
             task.thread.join()
             if task.value is not None:
@@ -536,14 +525,14 @@ class Replicas:
 
     def _next_name(self) -> str:
         with self._lock:
-            self._made += 1
-            return f"{self.manifest.deployment.name}-{self._made}"
+            self._names_given += 1
+            return f"{self.manifest.deployment.name}-{self._names_given}"
 
 
 class _Task(Generic[_T]):
     """A call in a thread of its own.
 
-    `concurrent.futures` would do, but imports `logging`: 10 ms of a restore.
+    `concurrent.futures` would do the same, but imports `logging`: 10 ms of a restore.
     """
 
     def __init__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -560,7 +549,7 @@ class _Task(Generic[_T]):
 
 
 def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
-    """All values; the first error, once all of them are done."""
+    """All values once all calls are done; raises the first error."""
     for one in tasks:
         one.thread.join()
     for one in tasks:

@@ -1,19 +1,25 @@
-"""Restore if it fits, else start cold (and keep a snapshot): one function, for the command line and whoever else serves here.
+"""Restore if the snapshot fits, else start cold (and capture a snapshot): for `torpor up` and whoever else serves here.
 
-started = start_here(load_app("app.py"), snapshot=Path("/srv/kept"))
+started = start_here(load_app("app.py"), StartOptions(snapshot=Path("/srv/kept")))
 ...
 started.stop()
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
-from torpor.platforms.local.backends import CriuBackend
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import LocalServer
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime.supervision import WAKE_FAILED, ReplicaEvent
+from torpor.snapshots.fit import misfits
+from torpor.snapshots.store.manifest import MANIFEST
+from torpor.snapshots.store.stored import inspect
+from torpor.snapshots.targets import check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +29,10 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
-    from torpor.platforms.local.replicas import Replicas
     from torpor.telemetry.records import BootKind, StageRecord
     from torpor.telemetry.stage_report import StageReport
 
-__all__ = ["Way", "start_here", "why_not_restored"]
+__all__ = ["StartOptions", "Way", "start_here", "why_not_restored"]
 
 
 class Way(NamedTuple):
@@ -35,8 +40,8 @@ class Way(NamedTuple):
 
     Attributes:
         boot: `restored` or `cold`.
-        said: one line that says so, and why.
-        reasons: what stands against a restore, a sentence each.
+        said: one line with the kind and the reason.
+        reasons: why the snapshot is not restored, a sentence each.
     """
 
     boot: BootKind
@@ -44,105 +49,130 @@ class Way(NamedTuple):
     reasons: tuple[str, ...] = ()
 
 
-def start_here(
-    app: App,
-    *,
-    snapshot: Path | None = None,
-    backend: SnapshotBackend | None = None,
-    prove: bool | None = None,
-    host: str | None = None,
-    port: int | None = None,
-    report: StageReport | None = None,
-    supervised: bool = True,
-    on_way: Callable[[Way], None] | None = None,
-    on_cold: Callable[[LocalServer], None] | None = None,
-    on_step: Callable[[str], None] | None = None,
-    on_stage: Callable[[str, StageRecord], None] | None = None,
-    on_event: Callable[[ReplicaEvent], None] | None = None,
-) -> LocalServer | Replicas:
-    """Start a server on this machine; it serves when this returns.
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """How `start_here` starts a server.
 
-    With a snapshot: restore it where it fits. A restore that fails is tried once more, a wake that fails is tried once more by
-    itself. Where there is none, where it does not fit or is marked bad, and where it failed twice: start cold, and make the
-    snapshot anew; where a trial of the new one does not wake, either, start cold once more and serve without a snapshot.
+    Attributes:
+        snapshot: a snapshot's folder; None starts cold.
+        backend: keeps a server without a snapshot; one with a snapshot is kept there.
+        prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
+        host: address of the gateway of a server with a snapshot; the deployment's by default.
+        port: that gateway's port; the deployment's by default.
+        report: where the stages of a cold start are recorded; those of a restore go to its file.
+        supervised: start restored replicas again that end by themselves. For a `LocalServer` its caller does so (`start_again`).
+        on_way: called with the way that is taken.
+        on_cold: called with the server before a cold start.
+        on_step: called with the name of each build step before it runs.
+        on_stage: called with the stages of a restored replica's wake.
+        on_event: called with what happens to the engine by itself; logged by default.
+    """
+
+    snapshot: Path | None = None
+    backend: SnapshotBackend | None = None
+    prove: bool | None = None
+    host: str | None = None
+    port: int | None = None
+    report: StageReport | None = None
+    supervised: bool = True
+    on_way: Callable[[Way], None] | None = None
+    on_cold: Callable[[LocalServer], None] | None = None
+    on_step: Callable[[str], None] | None = None
+    on_stage: Callable[[str, StageRecord], None] | None = None
+    on_event: Callable[[ReplicaEvent], None] | None = None
+
+
+def start_here(app: App, options: StartOptions) -> LocalServer | Replicas:
+    """Start a server on this machine; it serves when this returns, until `stop` of what is returned.
+
+    A snapshot that fits is restored; a failed restore is tried once more, and so is a failed wake. If there is no snapshot, if it
+    does not fit or is marked bad, or if the restore failed twice, the server starts cold and captures a new snapshot. If a trial
+    shows that the new one does not wake either, the server starts cold once more and serves without a snapshot.
 
     Args:
-        app: what to serve; a snapshot remembers its file.
-        snapshot: a snapshot's folder; None starts cold.
-        backend: how a server without a snapshot is kept; with one it is kept there.
-        prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
-        host: address of the public port of a server with a snapshot; the deployment's by default.
-        port: that port; the deployment's by default.
-        report: where the stages of a cold start are recorded; those of a restore go to its file.
-        supervised: start restored replicas again that end by themselves; a `LocalServer` is told to by `start_again`.
-        on_way: told which way is taken.
-        on_cold: told the server before a cold start.
-        on_step: told the name of each build step before it runs.
-        on_stage: told the stages of a restored replica's wake.
-        on_event: told what happens to the engine by itself; by default that is logged.
-
-    Returns:
-        What serves; `stop` ends it.
+        app: what to serve; a snapshot records its file.
+        options: how.
 
     Raises:
         PortInUseError: somebody else has the port.
         ConfigurationError: the deployment cannot run here, or a plugin's check finds an error in it.
         TorporError: the cold start failed; nothing is left running.
     """
-    deployment = app.deployment
-    tell_warnings(deployment)  # also where a snapshot is restored, which makes no `LocalServer`
-    tell_way = on_way or _not_told
+    tell_warnings(app.deployment)  # a restore creates no `LocalServer`, which would do so
     failed = False
-    if snapshot is not None:
-        from torpor.platforms.local.replicas import Replicas  # noqa: PLC0415 - only with a snapshot
-
-        way = _way(app.lifecycle, snapshot)
-        tell_way(way)
+    if options.snapshot is not None:
+        way = _way(app.lifecycle, options.snapshot)
+        _tell(options, way)
         if way.boot == "restored":
-            replicas = Replicas(
-                snapshot,
-                host=host or deployment.host,
-                port=port or deployment.port,
-                supervised=supervised,
-                cold_start=False,  # a cold start here keeps a new snapshot
-                on_stage=on_stage,
-                on_event=on_event,
-                records=report.path if report else None,
-                lifecycle=app.lifecycle,
-            )
-            try:
-                _start_or_try_again(replicas, deployment, on_event or ReplicaEvent.log)
-            except (PortInUseError, ConfigurationError):
-                raise  # a cold start would fail in the same way, later
-            except TorporError as error:
-                if not deployment.cold_start_on_failed_wake:
-                    raise
-                tell_way(Way("cold", f"cold: the snapshot could not be restored: {error}"))
-                failed = True
-            else:
-                replicas.allow_cold_start()
+            replicas = _restored(app, options.snapshot, options)
+            if replicas is not None:
                 return replicas
-        backend = CriuBackend(folder=snapshot, app_file=app.file, leave_running=True, prove=prove, host=host, port=port)
+            failed = True
+    return _started_cold(app, options, failed=failed)
+
+
+def _restored(app: App, snapshot: Path, options: StartOptions) -> Replicas | None:
+    """Restore one replica; None if that failed and the deployment allows a cold start."""
+    deployment = app.deployment
+    replicas = Replicas(
+        snapshot,
+        host=options.host or deployment.host,
+        port=options.port or deployment.port,
+        supervised=options.supervised,
+        cold_start=False,  # `start_here` starts cold, and captures a new snapshot
+        on_stage=options.on_stage,
+        on_event=options.on_event,
+        records=options.report.path if options.report else None,
+        lifecycle=app.lifecycle,
+    )
+    try:
+        _start_or_try_again(replicas, deployment, options.on_event or ReplicaEvent.log)
+    except (PortInUseError, ConfigurationError):
+        raise  # a cold start would fail in the same way, later
+    except TorporError as error:
+        if not deployment.cold_start_on_failed_wake:
+            raise
+        _tell(options, Way("cold", f"cold: the snapshot could not be restored: {error}"))
+        return None
+    replicas.allow_cold_start()
+    return replicas
+
+
+def _started_cold(app: App, options: StartOptions, *, failed: bool) -> LocalServer:
+    """Start cold, and capture a snapshot if there is a folder for one."""
+    backend = options.backend
+    if options.snapshot is not None:
+        backend = CriuBackend(
+            folder=options.snapshot,
+            app_file=app.file,
+            leave_running=True,
+            prove=options.prove,
+            host=options.host,
+            port=options.port,
+        )
     server = LocalServer(
-        deployment, lifecycle=app.lifecycle, backend=backend, report=report, on_step=on_step, on_event=on_event
+        app.deployment,
+        lifecycle=app.lifecycle,
+        backend=backend,
+        report=options.report,
+        on_step=options.on_step,
+        on_event=options.on_event,
     )
     if failed:
         server.boot.reason, server.boot.restarts = WAKE_FAILED, 1
-    if on_cold:
-        on_cold(server)
+    if options.on_cold:
+        options.on_cold(server)
     server.start()
     return server
 
 
-def _not_told(_way: Way) -> None:
-    """Nobody wants to know."""
+def _tell(options: StartOptions, way: Way) -> None:
+    if options.on_way:
+        options.on_way(way)
 
 
 def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
-    """What stands against a restore of this snapshot for this deployment here and now, a sentence each; nothing: it fits."""
-    from torpor.snapshots.fit import misfits  # noqa: PLC0415 - only with a snapshot
-    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415
-
+    """Why this snapshot does not fit here and now, a sentence each; empty if it fits."""
     try:
         return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
     except SnapshotError as error:
@@ -150,9 +180,6 @@ def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
-    from torpor.snapshots.store.manifest import MANIFEST  # noqa: PLC0415 - only with a snapshot
-    from torpor.snapshots.targets import check_target  # noqa: PLC0415
-
     there = (snapshot / MANIFEST).is_file()
     reasons = why_not_restored(lifecycle, snapshot) if there else ()
     if there and not reasons:
@@ -164,7 +191,7 @@ def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
 
 
 def _start_or_try_again(replicas: Replicas, deployment: Deployment, tell: Callable[[ReplicaEvent], None]) -> None:
-    """CRIU may have been killed, or have met a full machine; whatever the wake did was tried twice before."""
+    """Try a failed restore again: CRIU may have been killed, or the machine was full. Wakes are tried twice by `Replicas`."""
     try:
         replicas.start()
     except (PortInUseError, ConfigurationError):
