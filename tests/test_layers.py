@@ -47,20 +47,6 @@ PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name 
 TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 """The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
 
-OPEN: set[tuple[str, str]] = set()
-"""Imports that point upward and are still to be removed, importer first."""
-
-OPEN_CIRCLES = (
-    {"torpor.engine.handle", "torpor.engine.process"},
-    {"torpor.telemetry.metrics", "torpor.telemetry.records"},
-    {"torpor.launcher.http_limits", "torpor.launcher.limited_h11", "torpor.launcher.limited_httptools"},
-    {
-        *(f"torpor.platforms.local.{name}" for name in ("backends", "cold_replica", "replicas", "server")),
-    },
-)
-"""Modules that import each other and are still to be taken apart."""
-
-
 @functools.cache
 def parsed(file: Path) -> ast.Module:
     """A file's syntax tree."""
@@ -161,7 +147,7 @@ def test_a_part_imports_only_lower_parts() -> None:
             assert used
             if order[used.name] > order[user.name]:
                 upward.add((module, name))
-    assert sorted(upward - OPEN) == []
+    assert sorted(upward) == []
 
 
 def test_some_parts_do_not_know_each_other() -> None:
@@ -180,7 +166,7 @@ def test_no_modules_import_each_other() -> None:
         for name in modules()
         if name in reachable(name)
     }
-    assert [sorted(circle) for circle in circles if not any(circle <= known for known in OPEN_CIRCLES)] == []
+    assert [sorted(circle) for circle in circles] == []
     assert "torpor.deployment" not in imports(CORE / "hookspecs.py", typing_only=False)
 
 
