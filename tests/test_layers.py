@@ -47,6 +47,7 @@ PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name 
 TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 """The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
 
+
 @functools.cache
 def parsed(file: Path) -> ast.Module:
     """A file's syntax tree."""

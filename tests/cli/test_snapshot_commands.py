@@ -462,7 +462,7 @@ def test_up_captures_a_snapshot_restores_it_and_says_why_it_does_not_fit(cli: Cl
     assert json.loads((folder / MANIFEST).read_text())["captured_at"] == made_at
     write_app(tmp_path / "app", port=port, warmups=2)
     third = up(cli, app, folder)
-    assert f"cold: the snapshot {folder} does not fit and is made anew after the start" in third.stderr
+    assert f"cold: the snapshot {folder} does not fit; a new one is captured after the start" in third.stderr
     assert "  - standin.warmup_requests: " in third.stderr
     assert json.loads((folder / MANIFEST).read_text())["captured_at"] > made_at
     assert "restored: " in up(cli, app, folder).stderr
@@ -511,7 +511,7 @@ def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli,
 
 
 def test_up_starts_cold_when_a_replica_does_not_wake(cli: Cli, own: Made) -> None:
-    """Whatever goes wrong in a restore: the user wanted a server. It is said, and the snapshot is made anew."""
+    """Whatever goes wrong in a restore: the user wanted a server. The command says so, and takes a new snapshot."""
     content = {**own.manifest, "canary_text": "something else"}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     said = up(cli, own.app, own.folder).stderr
@@ -563,7 +563,7 @@ def test_up_replaces_a_snapshot_that_is_marked_bad(cli: Cli, own: Made) -> None:
     """It does not try the old one; the mark goes with it."""
     (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
     said = up(cli, own.app, own.folder).stderr
-    assert f"cold: the snapshot {own.folder} does not fit and is made anew after the start" in said
+    assert f"cold: the snapshot {own.folder} does not fit; a new one is captured after the start" in said
     assert "  - it is marked bad: 3 of its replicas" in said
     assert not (own.folder / FAILURES).exists()
     assert "restored: " in up(cli, own.app, own.folder).stderr

@@ -15,7 +15,7 @@ builders at once cannot mix, the later one drops its copy. Modification times ar
 
 A volume may be shared, damaged or hostile. Nothing on it is followed out of its folder or waited for: links, pipes, sockets and
 devices are damage, markers are bounded in bytes and checked field by field, modes lose their special bits and what others could
-write, and no copy takes more room than there is or more time than the step has. What is damaged is built anew.
+write, and no copy takes more room than there is or more time than the step has. What is damaged is built again.
 
 Committing. `--sync DIR` (and the cache's volume folder) is fsync'ed, which is what `sync DIR` of coreutils does and
 what commits a Modal Volume v2 from a shell (modal.com/docs/guide/volumes, "In v2, you can commit using `sync`").
@@ -395,7 +395,7 @@ def _processes() -> dict[int, tuple[str, int, int]]:
 
 
 def _become_subreaper() -> None:
-    """Inherit orphaned descendants (prctl(2)); where that is not to be had, sessions alone are followed."""
+    """Inherit orphaned descendants (prctl(2)); without it only sessions are followed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -560,7 +560,7 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
         _empty(image)
         damage = _no_room(image, marker) or _copy_all(source, image, marker, deadline=began + options.timeout)
     if damage is not None:
-        _say(options, f"{source} is damaged, so the step is done anew: {damage}.")
+        _say(options, f"{source} is damaged, so the step runs again: {damage}.")
         return False
     if missing := _missing(options):
         raise StepError(

@@ -1,6 +1,6 @@
 """Secrets in the environment of what a platform is about to write down.
 
-A memory snapshot holds the environment of every process in it, and so do its copies, for as long as it is kept. What a
+A memory snapshot holds the environment of every process in it, and so does every replica, as long as the snapshot exists. What a
 process was started with stays in its memory even after `os.environ.pop`, hence the look into /proc.
 """
 

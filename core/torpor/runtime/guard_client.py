@@ -102,10 +102,10 @@ class GuardControl:
         return _count(response, "in_flight")
 
     def wake(self, *, new_replica_id: str | None = None) -> None:
-        """Let the lifecycle in again, under a new key: the old one is in every copy of the snapshot.
+        """Let the lifecycle in again, under a new key: the old one is in every replica of the snapshot.
 
         Args:
-            new_replica_id: what the guard calls itself from now on; for one of several copies of a snapshot.
+            new_replica_id: what the guard calls itself from now on; for a restored replica.
         """
         if self._engine.guard_key is not None:
             new_key = secrets.token_urlsafe(32)
@@ -150,12 +150,12 @@ class GuardControl:
     def _expect(self, response: httpx.Response, transition: str) -> None:
         if response.status_code == _ERROR:
             raise GuardStateError(
-                f"The engine could not {transition}: {response.text[:300]}. Its log has more; mend what was raised and start anew."
+                f"The engine could not {transition}: {response.text[:300]}. Its log has more. Correct the error, then start again."
             )
         if response.status_code != _OK:
             raise GuardStateError(
                 f"The guard refused {transition!r} with {response.status_code}: {response.text[:300]}. "
-                "Sleep and wake happen once each, in this order; end this engine and start anew."
+                "Sleep and wake happen once each, in this order; end this engine and start again."
             )
 
 
@@ -173,6 +173,6 @@ def _count(response: httpx.Response, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise GuardStateError(
             f"The guard answered {response.request.url.path} with {response.text[:300]!r}, where {name} should be a number: it is "
-            "damaged, or none of this version. End this engine and start anew."
+            "damaged, or none of this version. End this engine and start again."
         )
     return value

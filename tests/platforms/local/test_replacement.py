@@ -220,7 +220,7 @@ def test_without_the_option_a_replica_whose_wake_fails_twice_is_an_error(tmp_pat
 def test_a_snapshot_that_fails_again_and_again_is_marked_bad_until_one_wakes(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """The refusal says why, how to make it anew and how to try all the same; a wake that succeeds takes the mark away."""
+    """The refusal says why, how to take a new snapshot, and how to try anyway. A wake that succeeds removes the mark."""
     server = Server(tmp_path)
     stopped.append(server)
     for _ in range(BAD_AFTER):
@@ -355,7 +355,7 @@ def test_a_replica_whose_snapshot_is_gone_is_started_cold(tmp_path: Path, stoppe
 
 
 @pytest.mark.fault(
-    "a snapshot is made anew while a replica of the old one serves and ends", area="engine", outcome="restarted"
+    "a new snapshot is captured while a replica of the old one serves and ends", area="engine", outcome="restarted"
 )
 def test_a_replica_is_restored_from_the_snapshot_that_is_there_now(tmp_path: Path, stopped: list[Server]) -> None:
     """Another capture has taken the folder meanwhile: its identity and its images count."""

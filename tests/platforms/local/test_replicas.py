@@ -1,4 +1,4 @@
-"""Creating and restoring snapshots: copies that serve, and every refusal, with nothing left behind."""
+"""Creating and restoring snapshots: replicas that serve, and every refusal, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -114,73 +114,73 @@ def refused(kept: Kept, *, full: bool = False) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_copy_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: Path) -> None:
-    """Create, restore, ask: rootless and as root; the original has ended, the copy ends with `stop`."""
+def test_a_replica_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: Path) -> None:
+    """Create, restore, ask: rootless and as root; the original has ended, and `stop` ends the replica."""
     if reasons := CriuBackend(mode=mode).available():
         refuse("; ".join(reasons))
     app = write_app(tmp_path / "app", port=unused_port())
     manifest = create_snapshot(app, tmp_path / "kept", mode=mode)
     assert engines_on(manifest.deployment.port) == []
     port = unused_port()
-    copies = restore_snapshot(tmp_path / "kept", port=port, full=True)
+    replicas = restore_snapshot(tmp_path / "kept", port=port, full=True)
     try:
         assert chat(port) == chat(port)
         assert manifest.mode == mode
     finally:
-        copies.stop()
+        replicas.stop()
     assert engines_on(manifest.deployment.port) == []
     assert list((cache / "run").iterdir()) == []
 
 
-def test_copies_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
-    """Three copies behind one port: replica ids, lifecycle keys and logs differ, greedy answers do not."""
+def test_replicas_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
+    """Three replicas behind one port: replica ids, lifecycle keys and logs differ, greedy answers do not."""
     port = unused_port()
-    copies = restore_snapshot(original.folder, replicas=3, port=port)
+    replicas = restore_snapshot(original.folder, replicas=3, port=port)
     try:
         assert len({chat(port) for _ in range(6)}) == 1
-        engines = [one.boot.running_engine for one in copies.serving]
+        engines = [one.boot.running_engine for one in replicas.serving]
         kept_identity = json.loads((original.folder / "private.json").read_text())
         assert len({engine.replica_id for engine in engines} | {kept_identity["replica_id"]}) == 4
         assert len({engine.guard_key for engine in engines} | {kept_identity["guard_key"]}) == 4
-        for one in copies.serving:
+        for one in replicas.serving:
             with one.boot._control() as control:
                 assert control._client.get("/_torpor/state").json()["replica_id"] == one.boot.running_engine.replica_id
             assert not any("scheduler" in line for line in one.boot.running_engine.log_tail())  # said at the start
     finally:
-        copies.stop()
+        replicas.stop()
     assert engines_on(original.port) == []
 
 
 @BOTH_DIALECTS
-def test_copies_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: type[StandIn]) -> None:
-    """All of them have the random state of the snapshot until the wake, which seeds anew, whoever does that."""
+def test_replicas_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: type[StandIn]) -> None:
+    """All of them have the random state of the snapshot until the wake renews it."""
     if reasons := CriuBackend(mode=MODES[-1]).available():
         refuse("; ".join(reasons))
     app = write_app(tmp_path / "app", port=unused_port(), standin=standin.__name__)
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
-    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=unused_port())
+    replicas = restore_snapshot(tmp_path / "kept", replicas=2, port=unused_port())
     try:
         body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "temperature": 1.0}
         texts = []
-        for one in copies.serving:
+        for one in replicas.serving:
             with one.boot._control() as control:
                 answer = control._client.post("/v1/chat/completions", json=body).json()
                 texts.append(answer["choices"][0]["message"]["content"])
         assert len(set(texts)) == 2
     finally:
-        copies.stop()
+        replicas.stop()
 
 
-def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
-    """What `torpor prewarm` looks for; two copies have two tags, and neither is a replica id."""
+def test_replicas_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
+    """What `torpor prewarm` looks for; two replicas have two tags, and neither is a replica id."""
     port = unused_port()
-    copies = restore_snapshot(original.folder, replicas=2, port=port)
+    replicas = restore_snapshot(original.folder, replicas=2, port=port)
     try:
         ended = prewarm(f"http://127.0.0.1:{port}", requests=1, attempts=1, pause_s=0.0, timeout_s=30.0)
         answers = [httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False) for _ in range(8)]
-        replica_ids = {one.boot.running_engine.replica_id for one in copies.serving}
+        replica_ids = {one.boot.running_engine.replica_id for one in replicas.serving}
     finally:
-        copies.stop()
+        replicas.stop()
     assert ended.end == "restored"
     assert {(one.headers["torpor-boot"], one.headers["torpor-wakes"]) for one in answers} == {("restored", "1")}
     tags = {one.headers["torpor-replica"] for one in answers}
@@ -190,9 +190,9 @@ def test_copies_tell_at_the_door_that_they_were_restored(original: Kept) -> None
 
 def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept) -> None:
     """In a file for each replica, which is told, and which stays when the replica has ended."""
-    copies = restore_snapshot(original.folder, replicas=2, port=unused_port())
+    replicas = restore_snapshot(original.folder, replicas=2, port=unused_port())
     try:
-        engines = [one.boot.running_engine for one in copies.serving]
+        engines = [one.boot.running_engine for one in replicas.serving]
         logs = [engine.log_path for engine in engines]
         for number, (engine, log) in enumerate(zip(engines, logs, strict=True)):
             with Path(f"/proc/{engine.pid}/fd/1").open("ab", buffering=0) as stdout:
@@ -201,12 +201,12 @@ def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept)
             assert wait_for(partial(says, log, f"words of {number}\n"))
         kept = {one.path: one for one in stored_logs(cache_root() / "logs")}
         assert [(kept[log].replica, kept[log].runs) for log in logs if log] == [
-            (one.replica.name, True) for one in copies.serving
+            (one.replica.name, True) for one in replicas.serving
         ]
         with Path(f"/proc/{engines[0].pid}/fd/1").open("ab", buffering=0) as stdout:
             stdout.write(b"last words\n")
     finally:
-        copies.stop()
+        replicas.stop()
     assert logs[0] is not None
     assert says(logs[0], "words of 0\nlast words\n")
     assert not any(one.runs for one in stored_logs(cache_root() / "logs") if one.path in logs)
@@ -221,11 +221,11 @@ def test_two_restores_at_once_do_not_meet(original: Kept) -> None:
     """Nothing of a snapshot is written by a restore, and sandboxes share nothing."""
     ports = (unused_port(), unused_port())
     restores = [Background(lambda port=port: restore_snapshot(original.folder, port=port)) for port in ports]
-    copies = [one.join() for one in restores]
+    replicas = [one.join() for one in restores]
     try:
         assert chat(ports[0]) == chat(ports[1])
     finally:
-        for one in copies:
+        for one in replicas:
             assert isinstance(one, Replicas)
             one.stop()
 
@@ -265,11 +265,11 @@ def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_p
     app = write_app(tmp_path / "app", port=port)
     app.write_text(app.read_text() + UNGUARDED)
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
-    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
+    replicas = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
     try:
         assert len({chat(port) for _ in range(4)}) == 1
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
@@ -394,17 +394,17 @@ def _forget_facts(content: dict[str, object], name: str) -> None:
 )
 def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Kept, tmp_path: Path) -> None:
     """Its files were checked in another folder; a copy of the whole folder, which differs in nothing, counts as well."""
-    copies = Replicas(kept.folder, port=unused_port())
+    replicas = Replicas(kept.folder, port=unused_port())
     kept.folder.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", kept.folder)
     kept.folder.chmod(0o700)
     with pytest.raises(SnapshotError, match=r"was replaced by another while it was being restored"):
-        copies.start()
+        replicas.start()
     assert engines_on(kept.port) == []
 
 
-def test_a_copy_that_answers_differently_never_serves(kept: Kept) -> None:
-    """The canary of the original is demanded of every copy; here without the cold start that could take its place."""
+def test_a_replica_that_answers_differently_never_serves(kept: Kept) -> None:
+    """Every replica has to repeat the canary of the original; here without a cold start in its place."""
     change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
     with pytest.raises(CanaryError):
         Replicas(kept.folder, port=unused_port(), cold_start=False).start()
@@ -422,7 +422,7 @@ def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Pa
 
 
 def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cache: Path, tmp_path: Path) -> None:
-    """Here by the app file, which is read while CRIU works; the copies, which wake by then, are ended."""
+    """Here by the app file, which is read while CRIU works; the replicas, which wake by then, are ended."""
     port, app = unused_port(), tmp_path / "takes.py"
     take = f"import pathlib, socket\ntaken = socket.create_server(('127.0.0.1', {port}))\n"
     keep = f"pathlib.Path({str(tmp_path / 'number')!r}).write_text(str(taken.detach()))\n"
@@ -435,17 +435,17 @@ def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cac
     assert list((cache / "run").glob("*")) == []
 
 
-def test_copies_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
+def test_replicas_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
     """Their memory is their own."""
     port = unused_port()
-    copies = restore_snapshot(kept.folder, port=port)
+    replicas = restore_snapshot(kept.folder, port=port)
     try:
         before = chat(port)
         remove_snapshot(kept.folder)
         assert not kept.folder.exists()
         assert chat(port) == before
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
@@ -456,24 +456,24 @@ def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_copy_that_dies_is_reported_and_replaced(original: Kept) -> None:
-    """The others serve on; `start` brings another copy behind the same port."""
+def test_a_replica_that_dies_is_reported_and_replaced(original: Kept) -> None:
+    """The others serve on; `start` brings another replica behind the same port."""
     port = unused_port()
     events: list[ReplicaEvent] = []
-    copies = Replicas(original.folder, port=port, on_event=events.append)
-    copies.start(2)
+    replicas = Replicas(original.folder, port=port, on_event=events.append)
+    replicas.start(2)
     try:
-        victim = copies.serving[0]
+        victim = replicas.serving[0]
         os.kill(victim.boot.running_engine.pid, signal.SIGKILL)
         assert wait_for(
             lambda: [(one.event, one.replica) for one in events] == [("replica_ended", victim.replica.name)]
         )
         assert [chat(port) for _ in range(3)]
-        copies.start(1)
-        assert len(copies.serving) == 2
+        replicas.start(1)
+        assert len(replicas.serving) == 2
         assert chat(port)
     finally:
-        copies.stop()
+        replicas.stop()
     assert engines_on(original.port) == []
 
 
@@ -500,11 +500,11 @@ def test_the_deployment_can_make_it_a_warning(cache: Path, tmp_path: Path, monke
     assert "swordfish" not in str(logs)
     monkeypatch.delenv("MY_HUB_TOKEN")
     port = unused_port()
-    copies = restore_snapshot(tmp_path / "kept", port=port)
+    replicas = restore_snapshot(tmp_path / "kept", port=port)
     try:
         assert chat(port)
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 @pytest.mark.fault("clients are connected when a snapshot is taken", area="sleep", outcome="held")
@@ -647,17 +647,17 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: Path, tmp_path: Path) -> None:
-    """As root by a filter, which its copies have as well; rootless, where CRIU can dump none, by asking its libraries."""
+    """As root by a filter, which its replicas have as well; rootless, where CRIU can dump none, by asking its libraries."""
     app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept", mode=mode) as (server, backend):
         original = denials(sandbox_of(server))
         backend.capture(server.boot)
     assert original == {("2", "0", "0") if mode == "root" else ("0", "0", "0")}
-    copies = restore_snapshot(tmp_path / "kept", port=unused_port())
+    replicas = restore_snapshot(tmp_path / "kept", port=unused_port())
     try:
-        assert denials(copies.serving[0].replica.sandbox) == original
+        assert denials(replicas.serving[0].replica.sandbox) == original
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
@@ -673,7 +673,7 @@ def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
 
 
 def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Path, criu: Criu) -> None:
-    """The guard is asked: a copy of an engine that serves would come back in the middle of something."""
+    """The guard is asked: a snapshot of a serving engine would be restored in the middle of its work."""
     app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.serve()
@@ -703,13 +703,13 @@ def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path
 
 
 def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept: Kept, cache: Path) -> None:
-    """No copy of several serves when one fails; the next restore succeeds."""
+    """No replica of several serves when one fails; the next restore succeeds."""
     mounts = Path("/proc/self/mountinfo").read_text()
     for _ in range(ATTEMPTS):
         try:
             with killing_criu(kept.folder):
-                copies = restore_snapshot(kept.folder, replicas=2, port=unused_port())
-            copies.stop()
+                replicas = restore_snapshot(kept.folder, replicas=2, port=unused_port())
+            replicas.stop()
         except SnapshotError as error:
             said = str(error)
             break
@@ -720,11 +720,11 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert taken_logs(cache) <= {"restore.log", "stats-restore"}
     port = unused_port()
-    copies = restore_snapshot(kept.folder, port=port, full=True)
+    replicas = restore_snapshot(kept.folder, port=port, full=True)
     try:
         assert chat(port)
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes(
@@ -769,7 +769,7 @@ def taken_logs(cache: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_copys_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_otherwise(
+def test_a_replicas_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_otherwise(
     mode: Mode, cache: Path, tmp_path: Path
 ) -> None:
     """Monotonic and boot time go on from the dump where the machine's own are behind it; the time of day is the machine's."""
@@ -779,29 +779,29 @@ def test_a_copys_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_other
         dumped_at_s = inspect_snapshot(tmp_path / "kept").monotonic_s + ahead_s
         clocks = {"monotonic_s": dumped_at_s, "boottime_s": dumped_at_s}
         change_manifest(tmp_path / "kept", partial(dict.update, **clocks))
-        copies = restore_snapshot(tmp_path / "kept", port=unused_port())
+        replicas = restore_snapshot(tmp_path / "kept", port=unused_port())
         try:
-            sandbox = copies.serving[0].replica.sandbox
+            sandbox = replicas.serving[0].replica.sandbox
             own_s = time.monotonic()
             seen = sandbox.clock()
             day_s = float(sandbox.run(["date", "+%s.%N"], timeout_s=10.0).output)
         finally:
-            copies.stop()
+            replicas.stop()
         expected_s = dumped_at_s if ahead_s else own_s
         assert 0.0 <= seen.monotonic_s - expected_s < 60.0
         assert seen.monotonic_s >= dumped_at_s
         assert abs(day_s - time.time()) < 60.0
 
 
-def test_a_copy_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None:
-    """Two copies share the requests; while one sleeps the other gets all; awake it has its share again."""
+def test_a_replica_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None:
+    """Two replicas share the requests; while one sleeps the other gets all; awake it has its share again."""
     app = write_app(tmp_path / "app", port=unused_port(), more=", journal='journal'")
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     port = unused_port()
-    copies = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
+    replicas = restore_snapshot(tmp_path / "kept", replicas=2, port=port)
     try:
-        sandboxes = [one.replica.sandbox for one in copies.serving]
-        first = copies.serving[0].boot
+        sandboxes = [one.replica.sandbox for one in replicas.serving]
+        first = replicas.serving[0].boot
         assert shares(port, sandboxes) == [3, 3]
         first.sleep(for_snapshot=False)
         time.sleep(READY_FOR_S)
@@ -810,7 +810,7 @@ def test_a_copy_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None
         time.sleep(READY_FOR_S)
         assert shares(port, sandboxes) == [3, 3]
     finally:
-        copies.stop()
+        replicas.stop()
 
 
 def shares(port: int, sandboxes: Sequence[Sandbox]) -> list[int]:

@@ -186,7 +186,9 @@ def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
         return Way("restored", f"restored: the snapshot {snapshot} fits")
     check_target(snapshot)  # a new snapshot takes this place; one that fits is only read
     if there:
-        return Way("cold", f"cold: the snapshot {snapshot} does not fit and is made anew after the start", reasons)
+        return Way(
+            "cold", f"cold: the snapshot {snapshot} does not fit; a new one is captured after the start", reasons
+        )
     return Way("cold", f"cold: there is no snapshot in {snapshot}; it is made after the start")
 
 
