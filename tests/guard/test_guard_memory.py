@@ -1,4 +1,4 @@
-"""The lifecycle key is not in the engine's memory: core hands over digests of it, and a wake brings digests of the next one."""
+"""The lifecycle key is not in the engine's memory: core sends its digests, and a wake brings digests of the next key."""
 
 from __future__ import annotations
 

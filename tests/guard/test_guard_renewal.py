@@ -151,7 +151,7 @@ async def test_the_engines_own_renewal_comes_between_wake_and_service() -> None:
 
 
 @in_loop
-async def test_a_coroutine_is_waited_for_and_shuts_everybody_out() -> None:
+async def test_a_coroutine_is_awaited_and_every_other_call_refused() -> None:
     """A second call to serve, and one to the engine, are refused meanwhile."""
     began, go = asyncio.Event(), asyncio.Event()
     calls: list[int] = []
@@ -178,7 +178,7 @@ async def test_a_coroutine_is_waited_for_and_shuts_everybody_out() -> None:
 @pytest.mark.fault("an engine cannot make its own random state new at a wake", area="random state", outcome="refused")
 @in_loop
 async def test_a_renewal_that_fails_fails_the_wake() -> None:
-    """Nothing is served, however often it is asked; the answer says what was raised."""
+    """Nothing is served after that; the answer names the exception."""
 
     def fail() -> None:
         raise RuntimeError("no generator")
@@ -227,7 +227,7 @@ def test_core_says_what_the_engine_raised_at_its_wake(free_port: int) -> None:
 
 
 @in_loop
-async def test_generators_that_no_wake_reaches_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_generators_that_no_wake_renews_are_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     """In the engine's log, before the first snapshot; an engine with an on_wake of its own knows."""
     gc.collect()
     before = generators_of_their_own().get("random.Random", 0)
@@ -247,7 +247,7 @@ async def test_generators_that_no_wake_reaches_are_named_once(capsys: pytest.Cap
 
 @in_loop
 async def test_a_state_that_cannot_be_renewed_fails_the_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that would answer as all the others does not answer."""
+    """A replica that would answer like all the others must not serve."""
 
     class Broken:
         def seed(self, _seed: int) -> None:

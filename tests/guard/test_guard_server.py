@@ -1,4 +1,4 @@
-"""The guard behind a real server: what the wire makes of a request must not open anything."""
+"""The guard behind a real server: no form of a request on the wire opens a closed path."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def written(form: str, path: str) -> str:
     )
 
 
-def test_no_way_to_write_a_closed_path_reaches_the_engine(server: GuardedServer) -> None:
+def test_no_form_of_a_closed_path_reaches_the_engine(server: GuardedServer) -> None:
     """Whatever the method; a few forms are bad requests for the server already, a few are another, public path."""
     for form in FORMS:
         for path in ("/release", "/info", "/secret"):
@@ -96,7 +96,7 @@ def test_no_way_to_write_a_closed_path_reaches_the_engine(server: GuardedServer)
     assert server.errors == []
 
 
-def test_no_way_to_write_a_public_path_but_the_plain_one_reaches_the_engine(server: GuardedServer) -> None:
+def test_only_the_plain_form_of_a_public_path_reaches_the_engine(server: GuardedServer) -> None:
     """An absolute target is the same request by the standard (RFC 9112, 3.2.2), where the parser knows it."""
     for form in FORMS:
         data = server.send(request(written(form, "/v1/chat"), method="POST", body=b"{}"))
@@ -138,7 +138,7 @@ def test_a_whole_life_over_the_wire(server: GuardedServer) -> None:
     assert server.engine.violations == []
 
 
-def test_the_keys_header_is_found_in_any_case_and_only_as_itself(server: GuardedServer) -> None:
+def test_the_keys_header_is_found_in_any_case_and_under_no_other_name(server: GuardedServer) -> None:
     """Names fold, values don't; a header that looks nearly like it is none."""
     for name in ("Torpor-Key", "TORPOR-KEY", "torpor-key"):
         assert server.ask("/info", more=f"{name}: {KEY}\r\n").status == 200
@@ -154,7 +154,7 @@ def test_the_keys_header_is_found_in_any_case_and_only_as_itself(server: Guarded
 
 
 def test_pipelined_requests_are_judged_one_by_one(server: GuardedServer) -> None:
-    """A request rides in no other one's shadow; answers come in order."""
+    """Each request is checked on its own; answers come in order."""
     data = server.send(
         request("/v1/models", close=False)
         + request("/release", method="POST", body=b"{}", close=False)
@@ -180,7 +180,7 @@ def test_the_body_of_a_refused_request_is_never_taken_for_a_request(server: Guar
     assert server.guard.state is State.SERVING
 
 
-def test_a_body_of_doubtful_length_reaches_nobody(server: GuardedServer) -> None:
+def test_a_body_of_ambiguous_length_does_not_reach_the_engine(server: GuardedServer) -> None:
     """Each of these is a known way to smuggle a second request behind the first one."""
     doubtful = (
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
@@ -208,8 +208,8 @@ def test_equal_lengths_are_one_length_or_none(server: GuardedServer) -> None:
         assert status in (200, 400, 413)
 
 
-def test_a_length_with_blanks_behind_it_is_that_length(server: GuardedServer) -> None:
-    """RFC 9110, 5.5: blanks around a value are no part of it."""
+def test_blanks_after_a_length_do_not_count(server: GuardedServer) -> None:
+    """RFC 9110, 5.5: blanks around a value do not belong to it."""
     more = "Content-Length: 2 \t\r\n"
     assert statuses(server.send(request("/v1/chat", method="POST", more=more, body=b"{}"))) == [200]
 
@@ -247,7 +247,7 @@ def test_bodies_within_the_limit_arrive_whole(server: GuardedServer) -> None:
 
 
 def test_a_client_that_disconnects_in_a_stream_is_no_longer_in_flight(server: GuardedServer) -> None:
-    """So that it cannot hold up a drain."""
+    """It cannot delay a drain."""
     server.engine.gate.clear()
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(request("/v1/stream", method="POST"))
@@ -267,7 +267,7 @@ def test_an_engine_that_crashes_on_a_request_leaves_nothing_in_flight(server: Gu
     server.sleep()
 
 
-def test_a_caller_that_disconnects_in_its_drain_has_not_drained(server: GuardedServer) -> None:
+def test_a_drain_fails_if_its_caller_disconnects(server: GuardedServer) -> None:
     """The server serves on."""
     server.engine.gate.clear()
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as running:
@@ -282,7 +282,7 @@ def test_a_caller_that_disconnects_in_its_drain_has_not_drained(server: GuardedS
 
 
 def test_a_drain_over_the_wire_waits_for_the_last_chunk(server: GuardedServer) -> None:
-    """And tells its count when it did not come in time."""
+    """If it does not come in time, the drain reports the count."""
     server.run(server.engine.gate.clear)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as running:
         running.sendall(request("/v1/stream", method="POST"))
@@ -333,7 +333,7 @@ def test_a_websocket_that_is_not_public_gets_403_from_the_server(http: str) -> N
 
 
 @pytest.mark.parametrize("http", PARSERS)
-def test_of_a_thousand_requests_during_a_wake_none_reaches_the_engine_before_it_serves(http: str) -> None:
+def test_no_request_reaches_the_engine_during_a_wake_before_it_serves(http: str) -> None:
     """And every one of them is answered: 200, or 503 with Retry-After."""
     rules = GuardRules(public=RULES.public, sleep=RULES.sleep, wake=RULES.wake, max_in_flight=200, retry_after_s=7)
     with GuardedServer(http=http, rules=rules) as server:

@@ -75,7 +75,7 @@ async def test_a_transition_out_of_order_is_409_with_the_state(state: str, name:
 @pytest.mark.parametrize(("state", "path"), list(product(STATES, RULES.sleep + RULES.wake)))
 @in_loop
 async def test_a_step_out_of_order_is_409_and_never_reaches_the_engine(state: str, path: str) -> None:
-    """A repeated resume is the engine's death."""
+    """A repeated resume ends the engine."""
     engine, guard = guarded()
     await bring_to(guard, state)
     before, calls = guard.state, len(engine.calls)
@@ -121,8 +121,8 @@ async def test_a_step_is_a_post(method: str) -> None:
 @pytest.mark.parametrize("state", ["draining", "half asleep", "waking", "half awake"])
 @pytest.mark.parametrize("status", [199, 302, 400, 500])
 @in_loop
-async def test_after_a_step_that_failed_nothing_goes_on(state: str, status: int) -> None:
-    """Core ends such an engine: its memory may be half gone. Least of all does it serve."""
+async def test_after_a_failed_step_every_call_is_refused(state: str, status: int) -> None:
+    """Core ends such an engine: its memory may be half released. It never serves again."""
     engine, guard = guarded()
     await bring_to(guard, state)
     step = {"draining": "/pause", "half asleep": "/release", "waking": "/resume", "half awake": "/continue"}[state]
@@ -140,8 +140,8 @@ async def test_after_a_step_that_failed_nothing_goes_on(state: str, status: int)
 
 @pytest.mark.parametrize("how", ["raises", "stays silent", "answers half"])
 @in_loop
-async def test_a_step_without_a_whole_answer_has_failed(how: str) -> None:
-    """200 in the first line is no proof."""
+async def test_a_step_without_a_complete_answer_has_failed(how: str) -> None:
+    """A status line with 200 is not enough."""
 
     async def app(_scope: object, _receive: object, send: object) -> None:
         assert callable(send)
@@ -162,7 +162,7 @@ async def test_a_step_without_a_whole_answer_has_failed(how: str) -> None:
 
 @in_loop
 async def test_a_step_whose_caller_hung_up_is_done_when_the_engine_has_done_it() -> None:
-    """The engine's memory is what counts; the next step may follow."""
+    """The engine finished the step, so the next one may follow."""
     engine, guard = guarded()
     await bring_to(guard, "draining")
     exchange = Exchange(guard, "/pause", method="POST", key=KEY)
@@ -225,7 +225,7 @@ async def test_an_engine_without_steps_only_drains() -> None:
 
 
 @in_loop
-async def test_a_wake_brings_a_new_key_and_the_old_one_is_worth_nothing() -> None:
+async def test_a_wake_brings_a_new_key_and_the_old_one_opens_nothing() -> None:
     """The old one is in every replica of the snapshot."""
     engine, guard = guarded()
     await to_asleep(guard)
@@ -241,7 +241,7 @@ async def test_a_wake_brings_a_new_key_and_the_old_one_is_worth_nothing() -> Non
 
 @pytest.mark.parametrize("key", ["short", "", None, 5, ["k" * 43], "k" * 20 + "\n", "k" * 20 + " ", "ü" * 20, KEY])
 @in_loop
-async def test_a_new_key_that_is_none_or_the_old_one_wakes_nothing(key: object) -> None:
+async def test_a_wake_with_an_invalid_or_the_old_key_is_refused(key: object) -> None:
     """400, still asleep, and the old key stays."""
     _, guard = guarded()
     await to_asleep(guard)
@@ -291,8 +291,8 @@ async def test_health_tells_everybody_what_the_start_was_and_nothing_secret(path
 
 
 @in_loop
-async def test_a_wake_that_is_refused_changes_nothing_that_is_told() -> None:
-    """Out of order it is no wake, and the replica id in it names nobody."""
+async def test_a_refused_wake_changes_no_header() -> None:
+    """A wake out of order does not take effect, and neither does its replica id."""
     _, guard = guarded()
     await to_serving(guard)
     before = (await ask(guard, "/ready")).headers
@@ -301,7 +301,7 @@ async def test_a_wake_that_is_refused_changes_nothing_that_is_told() -> None:
 
 
 @in_loop
-async def test_what_the_start_was_is_told_on_no_other_path() -> None:
+async def test_no_other_path_reports_the_kind_of_start() -> None:
     """Neither on the engine's answers, which the guard does not touch, nor on a refusal."""
     _, guard = guarded()
     await to_serving(guard)
@@ -362,8 +362,8 @@ async def test_a_control_body_that_is_no_small_json_object_is_400(name: str, bod
 
 @pytest.mark.parametrize("deadline_s", [-1, 86401, 1e400, float("nan"), True, "5", None, [1], {}])
 @in_loop
-async def test_a_deadline_that_is_none_is_400(deadline_s: object) -> None:
-    """JSON of Python's has infinity and NaN; a deadline has neither."""
+async def test_an_invalid_deadline_is_400(deadline_s: object) -> None:
+    """Python's JSON parser accepts infinity and NaN; a deadline is neither."""
     _, guard = guarded()
     await to_serving(guard)
     assert (await control(guard, "drain", {"deadline_s": deadline_s})).status == 400
@@ -389,8 +389,8 @@ async def test_control_calls_have_one_method(name: str, method: str) -> None:
 
 
 @in_loop
-async def test_a_caller_that_hangs_up_in_its_body_changes_nothing() -> None:
-    """Half a call is none."""
+async def test_a_caller_that_hangs_up_within_its_body_changes_nothing() -> None:
+    """An incomplete call has no effect."""
     _, guard = guarded()
     half = Exchange(guard, "/_torpor/serve", method="POST", key=KEY, body=(b'{"a"',), ends=False)
     half.hang_up()
@@ -425,7 +425,7 @@ async def test_a_drain_ends_when_the_last_answer_does(path: str) -> None:
 
 @in_loop
 async def test_a_drain_from_starting_waits_for_keyed_requests() -> None:
-    """The warm-up's, say."""
+    """For example the warm-up's."""
     engine, guard = guarded()
     engine.gate.clear()
     warmup = Exchange(guard, "/v1/chat", method="POST", key=KEY)
@@ -439,8 +439,8 @@ async def test_a_drain_from_starting_waits_for_keyed_requests() -> None:
 
 @pytest.mark.parametrize("deadline_s", [0, 0.02])
 @in_loop
-async def test_at_the_deadline_a_drain_goes_back_and_tells_how_many_are_in_flight(deadline_s: float) -> None:
-    """Nobody was lost, and the server serves on."""
+async def test_at_the_deadline_a_drain_ends_and_reports_the_requests_in_flight(deadline_s: float) -> None:
+    """No request was lost, and the server goes on serving."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -475,8 +475,8 @@ async def test_a_drain_waits_for_every_answer_not_for_one() -> None:
 
 
 @in_loop
-async def test_a_caller_that_hangs_up_in_its_drain_has_not_drained() -> None:
-    """It believes that the drain failed; the door must not stay shut."""
+async def test_a_drain_fails_if_its_caller_hangs_up() -> None:
+    """The caller assumes that the drain failed, so the guard has to open again."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -494,8 +494,8 @@ async def test_a_caller_that_hangs_up_in_its_drain_has_not_drained() -> None:
 
 
 @in_loop
-async def test_a_caller_that_hangs_up_in_the_moment_of_the_last_answer_has_not_drained_either() -> None:
-    """Both are known when the drain wakes; nobody would hear that it succeeded."""
+async def test_a_drain_fails_if_its_caller_hangs_up_with_the_last_answer() -> None:
+    """The drain sees both at once; the caller would not learn that it succeeded."""
     release = asyncio.Event()
 
     async def app(_scope: object, _receive: object, send: object) -> None:
@@ -540,7 +540,7 @@ async def test_a_drain_that_the_server_cancels_goes_back() -> None:
 
 @in_loop
 async def test_while_a_drain_waits_every_other_call_is_out_of_order() -> None:
-    """One control call wins."""
+    """Only one control call at a time takes effect."""
     engine, guard = guarded()
     await to_serving(guard)
     engine.gate.clear()
@@ -561,8 +561,8 @@ async def test_while_a_drain_waits_every_other_call_is_out_of_order() -> None:
     "rules", [RULES, GuardRules(public=RULES.public, keyed=RULES.keyed)], ids=["steps", "no steps"]
 )
 @in_loop
-async def test_between_the_last_answer_and_the_drains_own_nothing_slips_in(rules: GuardRules) -> None:
-    """The drain is about to tell that nothing is in flight; a call in that moment would make it a lie."""
+async def test_no_request_passes_between_the_last_answer_and_the_drains_own(rules: GuardRules) -> None:
+    """The drain is about to report that nothing is in flight; a call at that moment would make the report wrong."""
     engine, guard = guarded(rules)
     await to_serving(guard)
     engine.gate.clear()
@@ -653,7 +653,7 @@ def test_a_clock_that_jumps_while_asleep_changes_nothing(jump_s: float, monkeypa
 
 @in_loop
 async def test_the_answer_to_a_conflict_is_json_with_error_and_state() -> None:
-    """What core prints when a lifecycle went wrong."""
+    """Core prints it when a lifecycle call fails."""
     _, guard = guarded()
     answer = await control(guard, "asleep")
     assert answer.headers["content-type"] == "application/json"

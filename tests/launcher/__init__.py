@@ -1,1 +1,1 @@
-"""Tests of what launchers of engines are made of."""
+"""Tests of `torpor.launcher`."""

@@ -1,4 +1,4 @@
-"""What `torpor.launcher` gives to engines of third parties, and that it makes a process that a capture can take."""
+"""The public names of `torpor.launcher`, and that its patches make a process that can be captured."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LAUNCHER = [
 
 
 def test_the_public_names_are_these_and_each_is_there() -> None:
-    """A name is its module's own, however often and in whatever order it is asked for."""
+    """Each name is the object of the module that defines it."""
     assert torpor.launcher.__all__ == LAUNCHER == dir(torpor.launcher)
     for _ in range(2):
         for name in LAUNCHER:
@@ -65,7 +65,7 @@ def test_importing_the_package_imports_none_of_its_modules() -> None:
 
 
 def test_one_list_has_what_every_engine_needs() -> None:
-    """Each with its reason, and to be switched off like an engine's own."""
+    """Each patch has a reason and can be switched off."""
     patches = snapshot_patches(("1.0",))
     assert [patch.name for patch in patches] == ["orphans", "process-identity", "tqdm-lock", "named-locks"]
     assert all(isinstance(patch, Patch) and patch.reason and patch.versions == ("1.0",) for patch in patches)

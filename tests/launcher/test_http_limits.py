@@ -76,7 +76,7 @@ def flood(port: int, start: bytes, piece: bytes, megabytes: int) -> tuple[bytes,
         *("chunk extension", "chunk value", "trailer", "trailers", "chunk size", "extensions"),
     ],
 )
-def test_what_never_ends_is_cut_off_early(server: GuardedServer, start: bytes, piece: bytes) -> None:
+def test_an_endless_head_or_trailer_is_cut_off_early(server: GuardedServer, start: bytes, piece: bytes) -> None:
     """A head, a chunk's header or trailers without an end cost the server one read, not their size."""
     answer, sent = flood(server.port, start, piece, 16)
     assert sent < 12 * 2**20  # the kernel's buffers, at most
@@ -98,7 +98,7 @@ def test_what_never_ends_is_cut_off_early(server: GuardedServer, start: bytes, p
 def test_a_whole_head_over_the_limit_is_431_and_the_connection_closes(
     server: GuardedServer, head: str, status: int
 ) -> None:
-    """It is judged by its size and its number of headers, however it comes."""
+    """Its size and its number of headers count, in whatever pieces it arrives."""
     answer = server.send(request("/v1/models", more=head, close=False))
     assert statuses(answer) == [status]
     assert b"connection: close" in answer.lower()
@@ -106,7 +106,7 @@ def test_a_whole_head_over_the_limit_is_431_and_the_connection_closes(
 
 @pytest.mark.fault("a request's target is longer than allowed", area="heads", outcome="refused")
 def test_a_long_target_is_414_and_the_connection_closes(server: GuardedServer) -> None:
-    """A query counts."""
+    """The query counts as well."""
     answer = server.send(request(f"/v1/models?{'x' * MAX_TARGET_BYTES}", close=False))
     assert statuses(answer) == [414]
 
@@ -149,7 +149,7 @@ def test_a_head_that_takes_too_long_ends_the_connection(
 def test_a_second_head_has_its_own_time_and_a_running_request_has_none(
     monkeypatch: pytest.MonkeyPatch, server: GuardedServer
 ) -> None:
-    """The clock stands while an answer is made."""
+    """The clock stops while the engine answers."""
     monkeypatch.setattr(request_limits, "HEAD_TIMEOUT_S", 0.2)
     server.run(server.engine.gate.clear)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
@@ -176,8 +176,8 @@ def test_what_queues_behind_a_running_request_is_bounded(server: GuardedServer) 
     server.wait_until(lambda: server.guard.in_flight == 0)
 
 
-def test_trailers_reach_nobody(server: GuardedServer) -> None:
-    """A header behind the body was not there when the request was judged."""
+def test_trailers_are_dropped(server: GuardedServer) -> None:
+    """A header after the body was not there when the guard decided."""
     tail = b"2\r\n{}\r\n0\r\ntorpor-key: x\r\nauthorization: Bearer y\r\n\r\n"
     data = CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     assert statuses(server.send(data + tail)) == [200]
@@ -187,7 +187,7 @@ def test_trailers_reach_nobody(server: GuardedServer) -> None:
 @pytest.mark.fault("a client asks for another protocol and sends requests behind it", area="heads", outcome="held")
 @pytest.mark.parametrize("protocol", ["websocket", "h2c", "x"])
 def test_nothing_behind_an_upgrade_is_read_as_a_request(server: GuardedServer, protocol: str) -> None:
-    """It is answered as if it had not asked; whether what follows is HTTP, two readers may believe differently."""
+    """The request is answered as a plain one; two servers could disagree on whether the following bytes are HTTP."""
     upgrade = f"Connection: upgrade\r\nUpgrade: {protocol}\r\n"
     answer = server.send(request("/v1/models", more=upgrade, close=False) + b"\x00\x01" * 2000 + LAST)
     assert statuses(answer)[0] == 200
@@ -294,7 +294,7 @@ def test_a_head_has_the_same_lines_for_every_parser(server: GuardedServer, more:
 def test_a_refusal_whose_body_was_not_read_closes_the_connection(
     server: GuardedServer, more: str, asleep: bool
 ) -> None:
-    """Nobody waits for the rest, and nobody takes it for a request."""
+    """The rest is neither awaited nor read as a request."""
     if asleep:
         server.sleep()
     path = "/v1/chat" if asleep else "/secret"

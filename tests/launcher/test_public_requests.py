@@ -1,4 +1,4 @@
-"""What a public request may carry, as a rule over what an engine's pydantic has made of it."""
+"""What a public request may carry: rules on the request as the engine has parsed it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_template_of_the_callers_is_refused(name: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["image_url", "video_url", "audio_url"])
 @pytest.mark.parametrize("form", [str, lambda url: {"url": url}, lambda url: {"detail": {"url": url}}])
-def test_media_comes_with_the_request_or_not_at_all(url: str, kind: str, form: type[str]) -> None:
+def test_media_outside_the_request_is_refused(url: str, kind: str, form: type[str]) -> None:
     """A path that looks like base64 and base64 that looks like a path are the same to an engine, so neither passes."""
     assert "edia " in told(messages=media(form(url), kind))
 
@@ -111,15 +111,15 @@ def test_media_comes_with_the_request_or_not_at_all(url: str, kind: str, form: t
     ],
 )
 def test_an_allowed_host_is_that_host_for_every_parser(url: str, passes: bool) -> None:
-    """Addresses in which two parsers may see two hosts are none."""
+    """An address that two parsers could read differently is refused."""
     rules = PublicRequestRules.from_environment(
         SGLANG_FIELDS, {"TORPOR_MEDIA_DOMAINS": "images.example.org, cdn.example.org"}
     )
     assert (told(rules, messages=media({"url": url})) == "") is passes
 
 
-def test_any_host_is_still_no_file() -> None:
-    """`*` is for addresses."""
+def test_a_wildcard_host_does_not_allow_files() -> None:
+    """`*` allows any host, but no file."""
     rules = PublicRequestRules.from_environment(SGLANG_FIELDS, {"TORPOR_MEDIA_DOMAINS": "*"})
     assert told(rules, messages=media({"url": "http://10.0.0.1/a.png"})) == ""
     assert "opens no files" in told(rules, messages=media({"url": "file:///etc/passwd"}))
@@ -151,7 +151,7 @@ def test_a_part_cannot_take_or_replace_what_another_caller_sent(url: object) -> 
 @pytest.mark.fault("a request holds a token id outside the vocabulary", area="request", outcome="refused")
 @pytest.mark.parametrize("name", ["prompt", "input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"])
 @pytest.mark.parametrize("tokens", [[-1], [5, VOCABULARY], [[1, 2], [3, -7]], [2**70]])
-def test_a_token_that_the_model_has_not_is_refused(name: str, tokens: list[object]) -> None:
+def test_a_token_id_outside_the_vocabulary_is_refused(name: str, tokens: list[object]) -> None:
     """One of them ends the scheduler, and with it the replica."""
     assert f"{name} holds the token id" in told(**{name: tokens})
 
@@ -191,7 +191,7 @@ def test_logprobs_are_bounded(given: dict[str, object]) -> None:
         {"top_p": float("nan")},
     ],
 )
-def test_a_number_that_no_tensor_holds_is_refused(given: dict[str, object]) -> None:
+def test_a_number_that_does_not_fit_a_tensor_is_refused(given: dict[str, object]) -> None:
     """`top_k` beyond 32 bits ends SGLang's scheduler."""
     assert next(iter(given)) in told(**given)
     assert told(top_k=2**31 - 1, seed=-5, temperature=1.5, stream=True) == ""
@@ -207,15 +207,15 @@ def test_a_number_that_no_tensor_holds_is_refused(given: dict[str, object]) -> N
         {"logit_bias": {str(token): 1.0 for token in range(1025)}},
     ],
 )
-def test_a_list_that_is_gone_through_at_every_token_is_bounded(given: dict[str, object]) -> None:
-    """One request's list is everybody's delay; ordinary ones pass."""
+def test_a_list_that_the_engine_walks_at_every_token_is_bounded(given: dict[str, object]) -> None:
+    """A long list in one request would delay all requests; ordinary ones pass."""
     assert f"{next(iter(given))} may have" in told(**given)
     assert told(stop=["\n", "User:"], logit_bias={"5": -100.0}, bad_words=["x"]) == told(stop="\n") == ""
 
 
 @pytest.mark.fault("a request holds a number that no tensor holds", area="request", outcome="refused")
 @pytest.mark.parametrize("bias", [1e300, -1e300, float("inf"), float("nan"), 10**40])
-def test_a_bias_that_no_tensor_holds_is_refused(bias: float) -> None:
+def test_a_bias_that_does_not_fit_a_tensor_is_refused(bias: float) -> None:
     """In a tensor of 32 bits it is infinite, and no probabilities can be made of that."""
     assert "logit_bias may hold" in told(logit_bias={"1": 5.0, "5": bias})
     assert told(logit_bias={"1": -100, "5": 1000.0}) == ""
@@ -275,7 +275,7 @@ def test_a_refused_field_is_named_with_its_reason(name: str) -> None:
 
 @pytest.mark.fault("a header says what a refused field says", area="request", outcome="refused")
 @pytest.mark.parametrize("fields", [SGLANG_FIELDS, VLLM_FIELDS], ids=["sglang", "vllm"])
-def test_a_header_cannot_say_what_a_field_must_not(fields: RequestFields) -> None:
+def test_a_header_with_the_effect_of_a_refused_field_is_refused(fields: RequestFields) -> None:
     """Ranks, priorities and ids; a proxy's own headers pass."""
     rules = PublicRequestRules.from_environment(fields, {})
     request = Request({})
@@ -289,7 +289,7 @@ def test_a_header_cannot_say_what_a_field_must_not(fields: RequestFields) -> Non
 
 @pytest.mark.parametrize("engine", [SGLang(device="cpu"), VLLM(device="cpu")], ids=["sglang", "vllm"])
 def test_the_options_reach_the_launcher_and_the_defaults_need_no_variable(engine: ChatServer) -> None:
-    """What a plugin says is what the launcher's rules are."""
+    """The launcher's rules are those of the plugin's options."""
     kind = type(engine)
     assert engine.request_env() == {}
     given = kind(
@@ -320,10 +320,10 @@ def test_the_options_reach_the_launcher_and_the_defaults_need_no_variable(engine
         ({"refused_fields": ("no_such",)}, "refused_fields holds 'no_such', which is no field"),
     ],
 )
-def test_an_option_that_says_nothing_is_an_error(
+def test_an_unknown_host_or_field_in_an_option_is_an_error(
     kind: type[ChatServer], options: dict[str, tuple[str, ...]], said: str
 ) -> None:
-    """A misspelt host would let nothing in, and a misspelt field would refuse nothing."""
+    """A misspelt host would allow nothing, and a misspelt field would refuse nothing."""
     with pytest.raises(ConfigurationError) as error:
         kind(device="cpu", **options)  # type: ignore[arg-type] # by name
     assert said in str(error.value)

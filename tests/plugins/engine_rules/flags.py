@@ -226,7 +226,7 @@ class ReservedRules:
         for argv in self.passing:
             self.engine.reserved.check_extra_args(self.version, argv)
 
-    def test_a_parsed_argument_that_opens_a_way_round_the_guard_stops_the_launcher(self) -> None:
+    def test_a_parsed_argument_that_bypasses_the_guard_stops_the_launcher(self) -> None:
         """Whatever an argument came from, its value is judged again once the engine has parsed it."""
 
         class Parsed:
@@ -243,7 +243,7 @@ class ReservedRules:
                 with pytest.raises(ConfigurationError, match=f"would start with {attribute}='other': "):
                     self.engine.reserved.check_parsed_args(self.version, parsed)
 
-    def test_a_variable_that_opens_a_way_round_the_guard_is_refused(self) -> None:
+    def test_a_variable_that_bypasses_the_guard_is_refused(self) -> None:
         """By name; unset or off it is harmless."""
         check = self.engine.reserved.check_environment
         check({})

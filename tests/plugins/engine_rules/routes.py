@@ -66,7 +66,7 @@ class RealRouteRules:
     late: ClassVar[frozenset[str]] = frozenset()
     probe: ClassVar[str]
 
-    def test_every_route_of_the_real_application_has_been_judged(self, questions: Questions) -> None:
+    def test_every_route_of_the_real_application_is_listed(self, questions: Questions) -> None:
         """A route that no list names is closed anyway; this says that it is new and has to be judged."""
         assert sorted(set(questions.ask("routes", **self.question)) - set(listed(self.engine))) == []
 
@@ -143,7 +143,7 @@ class RouteRules:
     @pytest.mark.parametrize("path", OF_TOMORROW)
     @in_loop
     async def test_a_route_that_only_a_new_version_has_is_closed(self, path: str) -> None:
-        """Nobody has judged it, so nobody gets there, with the key or without, by whatever method."""
+        """It is in no list, so it is closed, with and without the key, for every method."""
         assert path not in listed(self.engine)
         app, guard = guarded(self.engine())
         await to_serving(guard)
@@ -224,7 +224,7 @@ class RouteRules:
 
     @in_loop
     async def test_the_steps_of_a_sleep_and_a_wake_pass_in_their_order_and_once(self) -> None:
-        """Whatever the engine makes of a repeated call, it never sees one."""
+        """The engine never sees a repeated call."""
         plugin = self.engine()
         app, guard = guarded(plugin)
         await to_serving(guard)
@@ -245,6 +245,6 @@ class RouteRules:
                 assert (await ask(guard, path, method="POST", key=KEY)).status == 409
 
     def test_a_body_limit_of_nothing_is_refused(self) -> None:
-        """Before a launch, not at it."""
+        """Before the launch."""
         with pytest.raises(ConfigurationError, match="max_body_bytes is 0; the lowest allowed value is 1"):
             self.engine(max_body_bytes=0)

@@ -247,7 +247,7 @@ def test_importing_the_package_imports_no_torpor() -> None:
         (lambda: deployment(DeepGEMM(timeout_s=-1)), "DeepGEMM.timeout_s is -1 seconds; it has to be above 0"),
     ],
 )
-def test_what_cannot_work_is_said_with_its_cure(plan: object, message: str) -> None:
+def test_an_error_says_what_cannot_work_and_what_to_do(plan: object, message: str) -> None:
     """Before any GPU is paid for."""
     assert callable(plan)
     with pytest.raises(ConfigurationError, match=re.escape(message)):
@@ -348,7 +348,7 @@ def test_the_first_build_compiles_and_the_next_with_the_same_key_skips(machine: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["GPU", "nvcc", "package", "flag", "option"])
-def test_another_key_compiles_anew(machine: Machine, change: str) -> None:
+def test_another_key_compiles_again(machine: Machine, change: str) -> None:
     """GPU, compiler and packages as found inside the image, the engine's flags, this plugin's own options."""
     assert machine.build(None, "--tp-size", "1").returncode == 0
     machine.new_container()

@@ -1,1 +1,1 @@
-"""Tests of the DeepGEMM plugin."""
+"""Tests of the plugin FastLoad."""

@@ -65,7 +65,7 @@ def test_the_first_preferred_loader_that_the_version_has_is_chosen(
         (StandIn(), "the engine 'standin' .* has none of the fast ones"),
     ],
 )
-def test_an_engine_without_any_is_told_so(engine: Plugin, said: str) -> None:
+def test_an_engine_without_a_fast_loader_is_an_error(engine: Plugin, said: str) -> None:
     """Nothing is chosen that the engine's parser would refuse."""
     with pytest.raises(ConfigurationError, match=said):
         Lifecycle(deployment(FastLoad(), engine)).recipe()
@@ -76,14 +76,14 @@ def test_an_engine_without_any_is_told_so(engine: Plugin, said: str) -> None:
     [VLLM(load_format="safetensors"), VLLM(dummy_weights=True), SGLang(version="0.5.23", image="i", load_format="pt")],
 )
 def test_an_engine_that_was_told_its_format_takes_no_other(engine: Plugin) -> None:
-    """Two answers to one question are an error that says where the other one is."""
+    """Two values for one flag are an error that names both plugins."""
     made = deployment(FastLoad(), engine)
     with pytest.raises(ConfigurationError, match=r"'--load-format' is refused: the plugin sets it"):
         made.engine.engine_argv(made, Lifecycle(made).recipe())
 
 
 @pytest.mark.parametrize("prefer", [(), ("tensorizer",)])
-def test_a_preference_that_is_none_is_refused(prefer: tuple[str, ...]) -> None:
+def test_an_invalid_preference_is_refused(prefer: tuple[str, ...]) -> None:
     """The message lists the known ones."""
     with pytest.raises(ConfigurationError, match="give one or more of runai_streamer, fastsafetensors, instanttensor"):
         FastLoad(prefer=prefer)

@@ -142,7 +142,7 @@ def assert_nothing_taken_for_whole(client: Client) -> None:
 @pytest.mark.parametrize(
     ("token", "why"), [(None, "no token was given"), ("hf_other", "the token was not granted access")]
 )
-def test_a_gated_repository_says_how_to_get_in(
+def test_the_error_for_a_gated_repository_says_how_to_get_access(
     client: Client, repository: Repository, token: str | None, why: str
 ) -> None:
     """Exit code 77; terms first, then the token as a secret."""
@@ -301,7 +301,7 @@ def test_a_fetch_that_was_killed_is_not_complete_and_can_be_taken_up(client: Cli
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
 
 
-def test_a_file_that_was_cut_short_on_the_volume_is_mended_by_the_next_fetch(client: Client, hub: HubServer) -> None:
+def test_the_next_fetch_repairs_a_truncated_file_on_the_volume(client: Client, hub: HubServer) -> None:
     """The hub's client would take it for whole; only the damaged file is fetched again."""
     assert client.fetch().returncode == 0
     blob = (client.snapshot / FIRST).resolve()
@@ -312,7 +312,7 @@ def test_a_file_that_was_cut_short_on_the_volume_is_mended_by_the_next_fetch(cli
     assert hub.downloads() == [f"/cdn/org/tiny/{FIRST}"]
 
 
-def test_a_recheck_finds_and_mends_what_sizes_do_not_show(client: Client, hub: HubServer) -> None:
+def test_a_recheck_finds_and_repairs_damage_that_keeps_the_size(client: Client, hub: HubServer) -> None:
     """A flipped bit, an hour or a year later, by a disk that tells no time."""
     assert client.fetch().returncode == 0
     blob = (client.snapshot / SECOND).resolve()
@@ -325,7 +325,7 @@ def test_a_recheck_finds_and_mends_what_sizes_do_not_show(client: Client, hub: H
     assert hub.downloads() == [f"/cdn/org/tiny/{SECOND}"]
 
 
-def test_a_recheck_that_cannot_mend_takes_the_completion_back(one_client: Client, repository: Repository) -> None:
+def test_a_recheck_that_cannot_repair_removes_the_completion_marker(one_client: Client, repository: Repository) -> None:
     """What was complete yesterday is not, once a file was found damaged and could not be replaced."""
     assert one_client.fetch().returncode == 0
     blob = (one_client.snapshot / SECOND).resolve()

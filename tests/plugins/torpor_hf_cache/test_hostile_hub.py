@@ -50,7 +50,7 @@ HOSTILE_NAMES = [
 
 @pytest.mark.fault("a hub lists a file that leads out of the cache, or is none", area="hub", outcome="refused")
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[:30])
-def test_a_name_that_is_no_path_of_a_snapshot_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_file_name_is_refused(tmp_path: Path, name: str) -> None:
     """Each alone; the message names the file."""
     place = download._Place(tmp_path, "org/tiny", COMMIT)
     entry = SimpleNamespace(path=name, size=5, lfs=None, blob_id="0" * 40)
@@ -227,9 +227,7 @@ def marker_of(client: Client, change: Callable[[dict[str, Any]], object]) -> Non
         lambda manifest: manifest.update(ignore=[1]),
     ],
 )
-def test_a_manifest_that_is_none_is_no_complete_fetch(
-    fetched: Client, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_an_invalid_manifest_is_no_complete_fetch(fetched: Client, change: Callable[[dict[str, Any]], object]) -> None:
     """Field by field, though a marker vouches for it; the next fetch mends it."""
     marker_of(fetched, change)
     with pytest.raises(download.FetchError, match="never ended"):
@@ -241,7 +239,7 @@ def test_a_manifest_that_is_none_is_no_complete_fetch(
 )
 @pytest.mark.parametrize("which", ["manifest", "complete"])
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "nested", "holes"])
-def test_a_marker_that_is_no_file_of_json_is_no_complete_fetch(fetched: Client, which: str, kind: str) -> None:
+def test_an_invalid_marker_is_no_complete_fetch(fetched: Client, which: str, kind: str) -> None:
     """Nothing is waited for, and no memory is taken."""
     file = fetched.folder / "torpor" / f"{COMMIT}.{which}.json"
     file.unlink()
