@@ -78,7 +78,9 @@ def test_a_snapshot_with_another_backend_than_criu_is_refused(tmp_path: Path, ba
     """Before the app is imported; the message says which option to leave out."""
     ran = torpor("up", "app.py", "--snapshot", str(tmp_path / "kept"), "--backend", backend)
     assert ran.returncode == 2
-    assert f"needs the backend criu, and --backend is {backend}. Leave one of the two out." in " ".join(ran.stderr.split())
+    assert f"needs the backend criu, and --backend is {backend}. Leave one of the two out." in " ".join(
+        ran.stderr.split()
+    )
 
 
 def test_a_snapshot_with_the_backend_criu_is_accepted(tmp_path: Path) -> None:
