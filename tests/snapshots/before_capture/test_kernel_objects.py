@@ -221,7 +221,7 @@ def test_a_new_snapshot_whose_trial_fails_is_not_published(
     assert [stage.stage for stage in good.stages][-1] == "capture_proof"
     assert isinstance(good, Manifest)
     bad = write_app(tmp_path / "bad", port=port, more=", fault='exit_at_wake'")
-    with pytest.raises(SnapshotError, match=r"trial replica of it could not be woken[^$]*--no-prove"):
+    with pytest.raises(SnapshotError, match=r"its trial replica could not be woken[^$]*--no-prove"):
         create_snapshot(bad, folder, mode=MODES[0])
     assert inspect_snapshot(folder) == good
     kept = create_snapshot(bad, folder, mode=MODES[0], prove=False)

@@ -364,7 +364,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 
 from tests.snapshots.store.test_folder import write_into
-from torpor.snapshots import folders
+from torpor.snapshots.store import placing
 
 folder, moment, one_step = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "one-step"
 seen = 0
@@ -382,11 +382,11 @@ def dies(call):
         return result
     return wrapped
 
-with folders.made_whole(folder) as partial:
+with placing.made_whole(folder) as partial:
     write_into(partial, "new")
     os.rename, Path.rename = dies(os.rename), dies(Path.rename)
     shutil.rmtree = dies(shutil.rmtree)
-    folders._exchanged = dies(folders._exchanged if one_step else lambda one, other: False)
+    placing._exchanged = dies(placing._exchanged if one_step else lambda one, other: False)
 print(seen)
 """
 
