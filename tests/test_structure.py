@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 FUNCTION_LINES = 40
 """Lines of the longest function, from `def` to its end; decorators do not count."""
 
-LONG_FUNCTIONS = 28
-INNER_IMPORTS = 297
-INNER_IMPORTS_WITHOUT_REASON = 290
-UNDOCUMENTED = 90
+LONG_FUNCTIONS = 2
+INNER_IMPORTS = 99
+INNER_IMPORTS_WITHOUT_REASON = 3
 
 REASON = re.compile(
-    r"noqa: PLC0415 - .*(?:"
+    r"noqa: PLC0415(?:, \w+)? - .*(?:"
     r"\d ?ms\b|\d s\b|\d ?MB\b"  # what it saves, as measured
     r"|the engine's\b|only (?:with|in|on|where)\b"  # not importable everywhere: of the engine, a Python version, an extra
     r")"
@@ -108,7 +107,7 @@ def test_public_names_have_docstrings() -> None:
         for node in public(ast.parse(file.read_text(encoding="utf-8")))
         if ast.get_docstring(node) is None and not is_override(node)
     ]
-    assert len(found) <= UNDOCUMENTED, "\n".join(found)
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class ServiceManager:
         """A manager that does not listen any more changes nothing."""
         if not self._address:
             return
-        import socket  # noqa: PLC0415 - only under a service manager
+        import socket  # noqa: PLC0415 - 12 ms without a service manager
 
         message = "\n".join(line.replace("\n", " ") for line in lines)
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address

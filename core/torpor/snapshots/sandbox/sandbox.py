@@ -155,7 +155,7 @@ class Sandbox:
         """A command line that starts `argv` under the filter, and refuses a program that does not exist."""
         import shutil  # noqa: PLC0415 - with the next: 2 ms that a restore saves
 
-        from torpor.snapshots.sandbox import engine_filter  # noqa: PLC0415
+        from torpor.snapshots.sandbox import engine_filter  # noqa: PLC0415 - 2 ms of a rootless restore
 
         if not shutil.which(argv[0], path=path):
             raise ConfigurationError(f"Sandbox {self.name!r} could not start {argv[0]}: there is no such program.")
