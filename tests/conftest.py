@@ -1,4 +1,4 @@
-"""What the tests of core share: boots that are always ended, and a look at what is left of one."""
+"""Fixtures for all tests: a known environment, boots that end with their test, and a search for left processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOTH_DIALECTS = pytest.mark.parametrize(
     "standin",
     [pytest.param(StandIn, id="sglang"), pytest.param(StandInVLLM, id="vllm", marks=pytest.mark.slow)],
 )
-"""Runs a test with the stand-in's plugin class of either dialect, `standin`; the second time among the slow tests."""
+"""Runs a test with the stand-in of each dialect as `standin`; the second is a slow test."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,7 +39,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
-    """See `tests.shown`: a session in which anything failed shows nothing."""
+    """See `tests.shown`: a session with a failure records nothing."""
     if exitstatus == pytest.ExitCode.OK:
         shown.write_down()
 
@@ -83,19 +83,19 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the tester's shell, or pytest-xdist, says of a terminal: text is wrapped and coloured by it."""
+    """Remove what the shell or pytest-xdist says about a terminal: it changes how text is wrapped and coloured."""
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
 
 class MakeBoot(Protocol):
-    """Makes a boot that is ended with the test, whatever the test does."""
+    """Makes a boot that ends with the test, whatever the test does."""
 
     def __call__(
         self, deployment: Deployment, *, recipe: Recipe | None = None, report: StageReport | None = None
     ) -> Boot:
-        """Return the boot, not started."""
+        """Return a boot that is not started."""
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def make_boot() -> Iterator[MakeBoot]:
 
 
 def is_running(process: psutil.Process | int) -> bool:
-    """Whether a process still runs; one that went between two looks does not, nor one that waits to be collected."""
+    """Whether a process runs. A zombie does not, nor one that ends while this looks."""
     try:
         process = psutil.Process(process) if isinstance(process, int) else process
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -123,12 +123,12 @@ def is_running(process: psutil.Process | int) -> bool:
 
 
 def living_members(leader_pid: int) -> list[int]:
-    """Process ids of an engine's session that still run; a zombie does not, whoever is to reap it."""
+    """Process ids of an engine's session that still run; zombies do not count."""
     return [process.pid for process in session_members(leader_pid) if is_running(process)]
 
 
 def wait_until_gone(leader_pid: int, timeout_s: float = 30.0) -> list[int]:
-    """Wait for the end of an engine's whole session; what is left of it at the deadline."""
+    """Wait until an engine's whole session has ended; return what is left at the deadline."""
     deadline = time.monotonic() + timeout_s
     while (left := living_members(leader_pid)) and time.monotonic() < deadline:
         time.sleep(0.01)

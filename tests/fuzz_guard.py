@@ -1,4 +1,4 @@
-"""Raw bytes against the guard in front of the stand-in engine: `python -m tests.fuzz_guard --requests 50000`.
+"""Sends raw bytes to the guard of the stand-in engine: `python -m tests.fuzz_guard --requests 50000`.
 
 Malformed requests, every way to write a path that a server or a framework may fold, wrong keys, headers that decide how
 long a body is, smuggled requests, noise, heads without an end. With either of uvicorn's parsers, in the form with limits that
@@ -100,7 +100,7 @@ _PROBE_S = 30.0
 
 @dataclass(kw_only=True)
 class FuzzReport:
-    """What came of it.
+    """The result.
 
     Attributes:
         seed: of the random numbers.
@@ -109,7 +109,7 @@ class FuzzReport:
         statuses: how often each status came back.
         reached: calls that reached the engine while it served, by path.
         reached_asleep: calls that reached it while it slept.
-        broken: what must not have happened, in words.
+        broken: descriptions of what must not happen and did.
         memory_growth_mib: of the server process, from the first tenth on.
         descriptor_growth: of the server process, from the first tenth on.
     """
@@ -126,7 +126,7 @@ class FuzzReport:
 
 
 def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = StandIn, http: str = "h11") -> FuzzReport:
-    """Fuzz a stand-in engine of its own.
+    """Start a stand-in engine and fuzz its guard.
 
     Args:
         requests: how many, about; half while serving and half while asleep.
@@ -165,7 +165,7 @@ def fuzz(requests: int, *, seed: int, folder: Path, standin: type[StandIn] = Sta
 
 
 def _errors(log: str) -> list[str]:
-    """The last lines of tracebacks, but for those of the server's own.
+    """Return the last lines of tracebacks, except those of the server itself.
 
     Where garbage follows a request in the same packet, uvicorn answers 400 itself while the application runs, and h11 then
     refuses the application's answer. That happens to any application (uvicorn 0.54, h11_impl.send_400_response).
@@ -183,7 +183,9 @@ class _Run:
         self._rules = rules
         self._random = random.Random(report.seed)
         key = engine.guard_key or ""
-        self._client = open_client(engine, port=port, timeout_s=_PROBE_S)  # has the guard prove itself under fire
+        self._client = open_client(
+            engine, port=port, timeout_s=_PROBE_S
+        )  # makes the guard prove its identity during the fuzzing
         self._key = key
         self._kept = tuple(LifecycleKey(key).digests.values())
 
@@ -253,7 +255,7 @@ class _Run:
         self._report.statuses.update(int(found) for found in re.findall(rb"^HTTP/1\.1 (\d{3})", answer, re.MULTILINE))
 
     async def _send_closing(self, what: str, pieces: list[bytes], allowed: set[int]) -> None:
-        """Send what has to be refused once and to be the last that the server reads of its connection."""
+        """Send a request that must be refused once, and after which the server must close the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         answer = b""
         try:
@@ -264,7 +266,7 @@ class _Run:
                 while data := await reader.read(65536):
                     answer += data
         except ConnectionError:
-            pass  # it closed while we wrote
+            pass  # the server closed while we wrote
         except TimeoutError:
             self._report.broken.append(f"{what}: the connection stayed open")
         finally:
@@ -275,7 +277,7 @@ class _Run:
             self._report.broken.append(f"{what}: got {found}")
 
     async def _more(self, reader: asyncio.StreamReader, answer: bytearray) -> bool:
-        """Read on; False at the end, or when nobody will answer: the request is unfinished, or all are answered.
+        """Read more. False at the end, or if no answer is due: the request is unfinished, or all are answered.
 
         That is so when nothing comes although the server has had time: it has answered somebody who came later.
         """
@@ -298,7 +300,7 @@ class _Run:
         finally:
             writer.transport.abort()
 
-    # What is sent
+    # The requests
 
     def _one(self) -> bytes:
         choice = self._random.random()
@@ -314,14 +316,14 @@ class _Run:
         return data
 
     def _good(self) -> bytes:
-        """One that has to pass while the engine serves, if it is not too large."""
+        """Return a request that must pass while the engine serves, unless it is too large."""
         body = self._random.choice((json.dumps(CHAT),) * 4 + ("x" * 5000,))
         length = f"Content-Length: {len(body)}\r\n\r\n{body}"
         head = self._random.choice(("GET /v1/models", "POST /v1/chat/completions"))
         return f"{head} HTTP/1.1\r\nHost: fuzz\r\n{length}".encode()
 
     def _closing(self) -> tuple[str, list[bytes], set[int]]:
-        """What is ambiguous or over a limit, in words and bytes, and the statuses that it may get."""
+        """Return a request that is ambiguous or over a limit: its description, its bytes and the statuses that it may get."""
         pick = self._random
         path = pick.choice((*PUBLIC, *CLOSED, *CONTROL[:2], *STEPS, "/health"))
         start = f"{pick.choice(('GET', 'POST'))} {path} HTTP/1.1\r\nHost: fuzz\r\n"
@@ -367,7 +369,7 @@ class _Run:
         return path
 
     def _written(self, path: str) -> str:
-        """The same path in another form, as far as somebody might think so."""
+        """Return a form of the path that a careless parser may take for the path."""
         pick = self._random
         at = pick.randrange(len(path) + 1)
         forms = (
@@ -417,7 +419,7 @@ class _Run:
         )
 
     def _wrong_key(self) -> str:
-        """Nearly the right one."""
+        """Return a key that is nearly the right one."""
         key, pick = self._key, self._random
         at = pick.randrange(len(key))
         other = "A" if key[at] != "A" else "B"
@@ -435,7 +437,7 @@ class _Run:
         )
 
     def _body(self) -> tuple[bytes, list[str]]:
-        """A body, and the headers that say how long it is, or something else."""
+        """Return a body and the headers that give its length, or a wrong one."""
         pick = self._random
         inner = f"POST {pick.choice(STEPS)} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
         body = pick.choice((b"", b"", b"{}", json.dumps(CHAT).encode(), inner, pick.randbytes(50), b"x" * 5000))
@@ -458,7 +460,7 @@ class _Run:
             )
         )
 
-    # The life around it
+    # The lifecycle during the requests
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + 20
@@ -497,14 +499,14 @@ class _Run:
         return len(self._journal.read_text().splitlines())
 
     def _new_calls(self, start: int, *, ignore: tuple[str, ...] = ()) -> Counter[str]:
-        """What reached the engine, from a line of its journal on; `ignore`: once each, by the life around it."""
+        """Count what reached the engine since a line of its journal, without one call of each path in `ignore`."""
         calls = Counter(str(json.loads(line)["path"]) for line in self._journal.read_text().splitlines()[start:])
         calls.subtract(ignore)
         return +calls
 
 
 def main() -> int:
-    """Fuzz and tell; 1 if anything was broken."""
+    """Fuzz, and print the result. Return 1 if anything was broken."""
     parser = argparse.ArgumentParser(description="Raw HTTP against the guard in front of the stand-in engine.")
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")

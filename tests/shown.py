@@ -1,12 +1,12 @@
-"""What tests show of each engine, written down: the rows of the documentation's table that nobody types.
+"""Records what the tests prove about each engine. The documentation builds a table from the record.
 
 A test that runs the real engine carries a mark:
 
     @pytest.mark.shows("snapshot by CRIU, on a CPU", engine="sglang", version="0.5.23")
 
-`{name}` in engine or version stands for a parameter of the test. With TORPOR_RECORD=FILE the marks of all tests that passed are
-added to FILE, `{"ROW": {"ENGINE": "VERSION, VERSION"}}`; `make record` does it for what this machine can run. What needs a GPU is
-read from the results of `benchmarks/gpu`: a row counts if every restore gave the canary's text and every sampled request ended.
+`{name}` in engine or version stands for a parameter of the test. With TORPOR_RECORD=FILE, the marks of all tests that passed are
+added to FILE: `{"ROW": {"ENGINE": "VERSION, VERSION"}}`. `make record` does this for all engines of this machine. Rows that need
+a GPU come from the results of `benchmarks/gpu`: a row counts if each restore gave the canary's text and each sampled request ended.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _shown: set[tuple[str, str, str]] = set()
 
 
 def shown_by(item: pytest.Item) -> set[tuple[str, str, str]]:
-    """Row, engine and version of every mark of a test.
+    """Return row, engine and version of each mark of a test.
 
     Raises:
         ValueError: a mark names a row that the table does not have.
@@ -54,15 +54,15 @@ def shown_by(item: pytest.Item) -> set[tuple[str, str, str]]:
     for mark in item.iter_markers("shows"):
         (row,) = mark.args
         if row not in ROWS:
-            raise ValueError(f"{item.nodeid} shows {row!r}; rows are {', '.join(ROWS)}")
-        with suppress(KeyError):  # a test of the same class that is of no one version
+            raise ValueError(f"{item.nodeid} shows {row!r}; the rows are {', '.join(ROWS)}")
+        with suppress(KeyError):  # a test without the parameter, in a class that has the mark
             engine, version = (str(mark.kwargs[key]).format(**parameters) for key in ("engine", "version"))
             found.add((row, engine, version))
     return found
 
 
 def merged(results: Results, shown: set[tuple[str, str, str]]) -> Results:
-    """Results with what was shown added: rows in the order of `ROWS`, versions newest first."""
+    """Add what was shown to results. Rows are in the order of `ROWS`, versions newest first."""
     versions: dict[tuple[str, str], set[str]] = {
         (row, engine): set(told.split(", ")) for row, engines in results.items() for engine, told in engines.items()
     }
@@ -80,17 +80,17 @@ def merged(results: Results, shown: set[tuple[str, str, str]]) -> Results:
 
 
 def read_results(file: Path) -> Results:
-    """What was written down before; nothing where there is no file."""
+    """Read an earlier record; empty if there is no file."""
     results: Results = json.loads(file.read_text()) if file.exists() else {}
     return results
 
 
 def shown_by_benchmark(results: Figures, version: str) -> set[tuple[str, str, str]]:
-    """What a file of the GPU benchmark's results shows of SGLang.
+    """Return what the results of the GPU benchmark show about SGLang.
 
     Args:
-        results: its content; rows of other engines begin with their name, and are of plugins of the benchmark's own.
-        version: SGLang's, which the benchmark's deployment names.
+        results: content of the file. Rows of other engines begin with the engine's name and are left out.
+        version: SGLang's version in the benchmark's deployment.
     """
     found = set()
     for name, row in results.get("rows", {}).items():
@@ -105,7 +105,7 @@ def shown_by_benchmark(results: Figures, version: str) -> set[tuple[str, str, st
 
 
 def note_report(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember the marks of a test that passed."""
+    """Remember the marks of a test if it passes."""
     report = yield
     if report.when == "call" and report.passed:
         _shown.update(shown_by(item))
@@ -113,7 +113,7 @@ def note_report(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.
 
 
 def write_down() -> None:
-    """At the end of the session, where it was asked for."""
+    """Write the record at the end of the session, if TORPOR_RECORD is set."""
     if (name := os.environ.get(RECORD_VARIABLE)) and _shown:
         version: str = importlib.import_module("benchmarks.gpu.app").deployment.engine.engine_version
         figures = sorted((RESULTS.parents[1] / "benchmarks" / "gpu").glob("*.json"))

@@ -1,4 +1,4 @@
-"""A soak: mixed load on the stand-in while it sleeps and wakes all the time. `python -m tests.soak --seconds 600`.
+"""Soak test: mixed load on the stand-in, which sleeps and wakes all the time. `python -m tests.soak --seconds 600`.
 
 Three processes: the framework (this one), the engine with the guard in it, and the clients. Every request has to be
 answered, by 200 or by 503 with Retry-After, and neither the framework nor the guard may grow. Loopback only.
@@ -37,10 +37,10 @@ AWAKE_S = (0.3, 2.0)
 ASLEEP_S = (0.0, 1.0)
 CLOSED = ("/release_memory_occupation", "/sleep")
 PAUSE_S = 0.02
-"""Seconds that a client waits between two requests: a mixed load, and not a benchmark."""
+"""Seconds that a client waits between two requests: this is a mixed load, not a benchmark."""
 
 GROWTH_BYTES = 8_000_000
-"""What a process may have grown by, bytes of resident memory; a leak of 100 bytes per request shows in ten minutes."""
+"""How much a process may grow, bytes of resident memory. A leak of 100 bytes per request shows in ten minutes."""
 
 _SETTLING_CYCLES = 3
 _DRAIN_S = 10.0
@@ -48,7 +48,7 @@ _DRAIN_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a process holds."""
+    """Descriptors and memory of a process."""
 
     descriptors: int
     threads: int
@@ -57,12 +57,12 @@ class Size:
 
 @dataclass(kw_only=True)
 class SoakResult:
-    """What was seen.
+    """Counts and sizes of a soak.
 
     Attributes:
         cycles: sleeps and wakes.
-        answers: requests by what they were and what became of them, e.g. `chat 200`.
-        bad: answers that no client may get, and requests without one; the first few in words.
+        answers: number of requests by kind and outcome, e.g. `chat 200`.
+        bad: requests with a wrong answer or none; the first few are described.
         framework, guard: sizes of the two processes after the first cycles and at the end.
     """
 
@@ -73,7 +73,7 @@ class SoakResult:
     guard: tuple[Size, Size] | None = None
 
     def complaints(self) -> list[str]:
-        """What is wrong; empty for a soak that went well."""
+        """List what is wrong; empty if the soak went well."""
         found = list(self.bad)
         for name, sizes in (("framework", self.framework), ("guard", self.guard)):
             if sizes is None:
@@ -90,7 +90,7 @@ class SoakResult:
 def soak(
     *, seconds: float, port: int, seed: int = 0, standin: type[StandIn] = StandIn, http: str = "h11"
 ) -> SoakResult:
-    """Run the soak; the engine and the clients are ended with it.
+    """Run the soak. The engine and the clients end with it.
 
     Args:
         seconds: how long, at least `_SETTLING_CYCLES` cycles.
@@ -119,7 +119,7 @@ def soak(
 def _cycles(
     boot: Boot, result: SoakResult, seconds: float, pauses: random.Random
 ) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
-    """Sleep and wake under load, in two runs of clients: the sizes are taken when nobody is connected."""
+    """Sleep and wake under load, with two runs of clients. Sizes are measured while no client is connected."""
     sizes = []
     end = time.monotonic() + seconds
     for least, until in ((_SETTLING_CYCLES, time.monotonic() + seconds / 4), (1, end)):
@@ -147,7 +147,7 @@ def _cycles(
 
 
 def _size(pid: int) -> Size:
-    """What a process holds, once that no longer falls: connections that were closed just now are let go of."""
+    """Descriptors and memory of a process, after recently closed connections are released."""
     process = psutil.Process(pid)
     best = _now(process)
     deadline = time.monotonic() + 1.0
@@ -166,11 +166,11 @@ def _now(process: psutil.Process) -> Size:
     return Size(descriptors=process.num_fds(), threads=process.num_threads(), rss_bytes=int(process.memory_info().rss))
 
 
-# --- the clients, in a process of their own -----------------------------------------------------------------------------
+# --- the clients, in their own process -----------------------------------------------------------------------------
 
 
 class _Clients:
-    """Sends a mixed load until told to stop."""
+    """Sends a mixed load until it is told to stop."""
 
     def __init__(self, port: int) -> None:
         self.answers: Counter[str] = Counter()
@@ -185,7 +185,7 @@ class _Clients:
         await asyncio.gather(*(self._one(number) for number in range(CLIENTS)))
 
     async def _one(self, number: int) -> None:
-        """One client: a connection kept alive, or a new one for each request."""
+        """Be one client: with one connection for all requests, or a new one for each."""
         dice = random.Random(number)
         kinds: tuple[tuple[str, Callable[[httpx.AsyncClient, random.Random], Awaitable[httpx.Response]]], ...] = (
             ("chat", _chat),
@@ -233,7 +233,7 @@ async def _stream(client: httpx.AsyncClient, dice: random.Random) -> httpx.Respo
 
 
 def _run_clients(port: int) -> None:
-    """Send until standard input ends, then print what was seen."""
+    """Send until standard input ends, then print the counts."""
     clients = _Clients(port)
 
     def wait_for_the_end() -> None:
@@ -246,7 +246,7 @@ def _run_clients(port: int) -> None:
 
 
 def main() -> int:
-    """Run the soak, or be its clients; 1 when something was lost or grew."""
+    """Run the soak, or be its clients. Return 1 if something was lost or grew."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--port", type=int, default=18431)

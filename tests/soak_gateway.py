@@ -1,4 +1,4 @@
-"""A soak of the public port: `python -m tests.soak_gateway --seconds 300 --connections 10000`.
+"""Soak test of the gateway: `python -m tests.soak_gateway --seconds 300 --connections 10000`.
 
 Connections come and go, half of them badly behaved, and the gateway may open few descriptors. Three kinds of process: replicas
 (stand-ins behind the guard, one for each of uvicorn's parsers), the gateway, and the clients (this one). Loopback only.
@@ -42,10 +42,10 @@ DESCRIPTORS = 300
 HOLD_S = 12.0
 PARSERS = ("h11", "httptools")
 GROWTH_BYTES = 8_000_000
-"""What the gateway may have grown by between a quarter of the time and its end, bytes of resident memory."""
+"""How much the gateway may grow after the first quarter of the time, bytes of resident memory."""
 
 _SPARE = 16
-"""Sockets that the gateway keeps in store for each replica, more or less of them."""
+"""About how many spare sockets the gateway keeps for each replica."""
 
 _CHAT = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}).encode()
 _STREAM = json.dumps({"messages": [{"role": "user", "content": "b"}], "max_tokens": 100000, "stream": True}).encode()
@@ -65,13 +65,13 @@ _TRIES = 200
 
 @dataclass(kw_only=True)
 class GatewayResult:
-    """What was seen.
+    """Counts and sizes of a soak.
 
     Attributes:
-        connections: that came and went.
-        answers: requests of well-behaved clients by what became of them; `503` are those that were told to come again.
-        bad: requests without an answer, and answers that no client may get; the first few in words.
-        most: connections that the gateway takes at once, as it says.
+        connections: how many were opened and closed.
+        answers: number of requests of well-behaved clients by outcome; `503` asks the client to come again.
+        bad: requests with a wrong answer or none; the first few are described.
+        most: how many connections the gateway accepts at once, as it says.
         descriptors, rss_bytes: of the gateway, after a quarter of the time and at the end, when nobody was connected.
         busiest: the most descriptors that it had open.
         slowest_s: the longest that one answer took, 503 included.
@@ -87,7 +87,7 @@ class GatewayResult:
     slowest_s: float = 0.0
 
     def complaints(self) -> list[str]:
-        """What is wrong; empty for a soak that went well."""
+        """List what is wrong; empty if the soak went well."""
         found = list(self.bad)
         if self.descriptors[1] > self.descriptors[0] + _SPARE * len(PARSERS) // 2:
             found.append(f"descriptors: {self.descriptors[0]} became {self.descriptors[1]}")
@@ -101,7 +101,7 @@ class GatewayResult:
 def soak_gateway(
     *, seconds: float, connections: int, descriptors: int = DESCRIPTORS, hold_s: float = HOLD_S, seed: int = 0
 ) -> GatewayResult:
-    """Run the soak; whatever it started ends with it.
+    """Run the soak. Everything that it starts ends with it.
 
     Args:
         seconds: how long connections come, in two runs: sizes are taken after each.
@@ -129,7 +129,7 @@ def soak_gateway(
 
 @contextlib.contextmanager
 def _replica(parser: str) -> Iterator[int]:
-    """A stand-in that serves with one of uvicorn's parsers; its port."""
+    """Run a stand-in that serves with one of uvicorn's parsers; yield its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -145,7 +145,7 @@ def _replica(parser: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _gateway(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil.Process, int, int]]:
-    """The gateway in a process of its own; its process, its port, and how many connections it takes."""
+    """Run the gateway in its own process; yield the process, the port and how many connections it accepts."""
     argv = [
         sys.executable,
         "-m",
@@ -162,11 +162,11 @@ def _gateway(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil
             port, most = json.loads(process.stdout.readline())
             yield psutil.Process(process.pid), port, most
         finally:
-            process.communicate()  # its standard input ends, and so does it
+            process.communicate()  # closes its standard input, which ends it
 
 
 def _size(gateway: psutil.Process) -> tuple[int, int]:
-    """Descriptors and resident memory, once the descriptors no longer fall: what was closed just now is let go of."""
+    """Descriptors and resident memory, after recently closed connections are released."""
     best, deadline = gateway.num_fds(), time.monotonic() + 4.0
     while time.monotonic() < deadline:
         time.sleep(0.1)
@@ -175,14 +175,14 @@ def _size(gateway: psutil.Process) -> tuple[int, int]:
 
 
 class _Clients:
-    """Connections of both kinds, spread over the time."""
+    """Opens connections of both kinds, spread over the time."""
 
     def __init__(self, port: int, result: GatewayResult, dice: random.Random, hold_s: float) -> None:
         self._port, self._result, self._dice, self._hold_s = port, result, dice, hold_s
         self._answers: Counter[str] = Counter()
 
     async def run(self, count: int, seconds: float, gateway: psutil.Process) -> None:
-        """So many connections in so many seconds; returns when the last one has ended."""
+        """Open so many connections in so many seconds; return when the last one has ended."""
         began, tasks = time.monotonic(), []
         for number in range(count):
             await asyncio.sleep(max(0.0, began + seconds * number / count - time.monotonic()))
@@ -193,7 +193,7 @@ class _Clients:
         self._result.answers = dict(self._answers)
 
     async def _good(self) -> None:
-        """Ask, and come again when told to."""
+        """Send a request, and send it again when told to."""
         for _ in range(_TRIES):
             began = time.monotonic()
             try:
@@ -221,7 +221,7 @@ class _Clients:
             writer.close()
 
     async def _bad(self) -> None:
-        """Begin something, keep it for a while, and leave, by FIN or by RST."""
+        """Begin a request, wait for a while, and leave by FIN or by RST."""
         kind = self._dice.choice(tuple(_BAD))
         connection = socket.socket()
         connection.setblocking(False)
@@ -242,7 +242,7 @@ class _Clients:
 
 
 class _Place:
-    """A stand-in's port, as the gateway takes it: nothing tells of its end."""
+    """A stand-in's port as a replica of the gateway. It never reports that the replica ended."""
 
     def __init__(self) -> None:
         self._alive, self._end = os.pipe()
@@ -252,11 +252,11 @@ class _Place:
         return self._alive
 
     def socket(self) -> Socket:
-        """An ordinary one."""
+        """Return an ordinary socket."""
         return socket.socket()
 
     def sockets(self, count: int) -> list[Socket]:
-        """As `socket`, several."""
+        """Return several sockets."""
         return [socket.socket() for _ in range(count)]
 
 
@@ -271,7 +271,7 @@ def _run_gateway(replicas: Sequence[int], descriptors: int) -> None:
 
 
 def main() -> int:
-    """Run the soak, or be its gateway; 1 when something was lost or kept."""
+    """Run the soak, or be its gateway. Return 1 if something was lost or kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak_gateway", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--connections", type=int, default=10_000)
