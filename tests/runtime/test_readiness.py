@@ -148,13 +148,13 @@ def test_a_request_without_an_answer_does_not_stop_the_waiting(
 
 
 def test_another_program_on_the_port_is_not_taken_for_the_engine(free_port: int) -> None:
-    """It answers 200, but cannot name the boot: the engine that was launched is not there."""
+    """It answers 200, but cannot prove the replica id: the engine that was launched is not there."""
     engine = start_engine(SLEEPER, guard=GuardRules(public=("/v1/models",)))
     listener = Listener(free_port)
     listener.open()
     try:
         with pytest.raises(
-            ForeignServerError, match=f"Port {free_port} answers, but not as the engine.*boot {engine.replica_id}"
+            ForeignServerError, match=f"Port {free_port} answers, but not as the engine.*replica id {engine.replica_id}"
         ):
             wait(engine, free_port, 5)
     finally:

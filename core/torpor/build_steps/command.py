@@ -16,6 +16,8 @@ from torpor.errors import BuildStepError, ConfigurationError
 from torpor.network.proxies import past_proxies
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torpor.recipe import BuildStep, Recipe
 
 __all__ = ["run_step", "runner_file", "script_argv", "script_file", "step_command"]
@@ -23,15 +25,15 @@ __all__ = ["run_step", "runner_file", "script_argv", "script_file", "step_comman
 
 _STANDARD_ERROR = 2
 _GENTLE_S = 3.0
-"""Seconds that a step gets to end in order after the framework's end: nobody waits for it any more."""
+"""Seconds that a step gets to end by itself once the framework has ended."""
 _RUNNER_SPARE_S = 300.0
 _KILLED_S = 5.0
 _RUNNER_ENDS_S = 30.0
-"""Seconds that a runner gets after SIGTERM: ten for the step to tidy up, ten to kill it, and some for a busy machine."""
+"""Seconds for a runner after SIGTERM: ten for the step to clean up, ten to kill it, the rest for a busy machine."""
 
 
 def script_file(module: str) -> Path:
-    """The file of a self-contained module, found without importing the module itself.
+    """The file of a self-contained module. The module is not imported.
 
     Args:
         module: dotted name, e.g. `torpor_hf_cache.download`.
@@ -82,22 +84,21 @@ def step_command(step: BuildStep, *, python: str, runner: str, script: str | Non
     return (*argv, "--", *command)
 
 
-def _longest(step: BuildStep) -> float:
-    """Seconds in which the runner has ended a step itself: all attempts, as long a wait for another builder, and two copies."""
+def _longest_s(step: BuildStep) -> float:
+    """Seconds in which the runner ends a step by itself: all attempts, an equal wait for another builder, and two copies."""
     return 2 * step.timeout_s * (step.retries + 2) + _RUNNER_SPARE_S
 
 
 def run_step(step: BuildStep, recipe: Recipe) -> None:
-    """Run a build step on this machine, by this interpreter; all that it prints goes to standard error.
+    """Run a build step on this machine with this interpreter.
 
-    Standard output is for what a command was asked for.
-
-    The runner has the step's deadline and ends everything that the step started. Runner and step end with this process,
-    too, and with a wait that fails (Ctrl-C).
+    Its output goes to standard error, because standard output is for the result of a command. The runner enforces the step's
+    deadline and ends everything that the step started. Runner and step end with this process, and when the wait for them is
+    interrupted (Ctrl-C).
 
     Args:
         step: what to run.
-        recipe: whose environment the step gets, under its own.
+        recipe: its environment variables; those of the step override them.
 
     Raises:
         BuildStepError: it failed.
@@ -110,23 +111,33 @@ def run_step(step: BuildStep, recipe: Recipe) -> None:
         env |= past_proxies(env)
         process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR)
         lifeline.tell(process.pid)
-        try:
-            code = process.wait(_longest(step))
-        except subprocess.TimeoutExpired:
-            process.kill()  # its own deadlines did not hold: a file system that hangs, a runner that was stopped
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_KILLED_S)
-            raise BuildStepError(
-                f"Build step {step.name!r} did not end, and neither did its runner, in {_longest(step):g} s, several times what it "
-                f"may take; it was ended. Look at the disks that it uses. The command was: {shlex.join(argv)}"
-            ) from None
-        except BaseException:
-            process.terminate()  # the runner ends the step's own processes before it goes
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_RUNNER_ENDS_S)
-            raise
+        code = _wait_for_runner(process, step, argv)
         if code != 0:
             raise BuildStepError(
                 f"Build step {step.name!r} failed with exit code {code}; its output stands above. "
                 f"The command was: {shlex.join(argv)}"
             )
+
+
+def _wait_for_runner(process: subprocess.Popen[bytes], step: BuildStep, argv: Sequence[str]) -> int:
+    """The runner's exit code.
+
+    Raises:
+        BuildStepError: the runner missed its own deadlines, and was killed.
+    """
+    longest_s = _longest_s(step)
+    try:
+        return process.wait(longest_s)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its own deadlines did not hold: a file system that hangs, a runner that was stopped
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED_S)
+        raise BuildStepError(
+            f"Build step {step.name!r} did not end, and neither did its runner, in {longest_s:g} s, several times what it "
+            f"may take; it was ended. Look at the disks that it uses. The command was: {shlex.join(argv)}"
+        ) from None
+    except BaseException:
+        process.terminate()  # the runner ends the step's own processes before it goes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_RUNNER_ENDS_S)
+        raise

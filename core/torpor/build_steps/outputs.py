@@ -1,7 +1,7 @@
-"""Whether what a build step makes is there already: whole, half-made, or being made by another process.
+"""Whether a build step has to run, or its outputs are complete.
 
-A step that was killed leaves files that look like a result. So it is noted on the disk when a step begins, and the note
-goes when the step has succeeded. The note is locked meanwhile: a second process waits and then finds the result.
+A step that was killed leaves files that look like a result. So a step is noted on the disk when it begins, and the note is
+emptied when it succeeds. The note is locked meanwhile: a second process waits and then finds the result.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["making"]
 
 _LOCK_POLL_S = 0.1
 _OTHERS_END_S = 60.0
-"""Seconds that another process gets beside its step's own time: to end what the step started, and to be slow."""
+"""Seconds that another process gets in addition to its step's time limits: to end processes, and to be slow."""
 
 
 @contextlib.contextmanager
 def making(step: BuildStep, notes: Path) -> Iterator[bool]:
-    """Whether the step has to run; run it inside the block.
+    """Whether the step has to run. Run it inside the block.
 
-    A step without outputs runs each time, and so does one with a cache, whose runner keeps a note of its own.
+    A step without outputs always runs. So does one with a cache: its runner keeps a note of its own.
 
     Args:
-        step: with outputs as they are called on this machine.
-        notes: folder of the notes, one for all who make the same outputs.
+        step: relocated, so that its outputs are paths of this machine.
+        notes: folder of the notes; processes that make the same outputs have to share it.
 
     Raises:
-        BuildStepError: no note can be made.
+        BuildStepError: no note can be written.
     """
     if not step.outputs or step.cache is not None:
         yield True
@@ -64,10 +64,10 @@ def making(step: BuildStep, notes: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _locked(file: Path, step: BuildStep, deadline: float) -> Iterator[int]:
-    """A note's descriptor, locked: a regular file, checked on the descriptor, not a link or a pipe.
+    """A locked note's descriptor. It is checked to be a regular file, not a link or a pipe.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
         BuildStepError: another process had it until the deadline.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _locked(file: Path, step: BuildStep, deadline: float) -> Iterator[int]:
     try:
         if not stat.S_ISREG(os.fstat(note).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(file))
-        while not _lock(note):  # let go by the kernel, however this process ends
+        while not _lock(note):  # the kernel releases the lock, however this process ends
             if time.monotonic() > deadline:
                 raise BuildStepError(
                     f"Build step {step.name!r} was not begun: another process is still at it, longer than all its attempts may "
@@ -105,7 +105,7 @@ def _key(outputs: tuple[str, ...]) -> str:
 
 
 def _filled(path: Path) -> bool:
-    """Whether a file has content, or a folder a file."""
+    """Whether a file has content, or a folder has a file with content."""
     if path.is_dir():
         return any(file.is_file() and file.stat().st_size > 0 for file in path.rglob("*"))
     return path.is_file() and path.stat().st_size > 0

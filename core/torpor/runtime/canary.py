@@ -1,7 +1,7 @@
-"""The canary: one greedy answer, recorded before the sleep and demanded again after every wake.
+"""The canary: one greedy answer, recorded before the sleep and compared after every wake.
 
-A wake can go wrong without any error: weights without a backup, stale CUDA graphs or a garbled KV pool give fluent
-nonsense. A greedy answer of a few tokens costs milliseconds and notices (vLLM's snapshot uses such an oracle too).
+A wake can fail without an error: with lost weights, stale CUDA graphs or a corrupt KV pool the engine answers fluent nonsense.
+A greedy answer of a few tokens takes milliseconds and shows it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Canary:
 
     Attributes:
         prompt: what was asked.
-        tokens: how many tokens came back, at most `MAX_TOKENS`.
-        text: what came back, reasoning included.
+        tokens: number of tokens in the answer, at most `MAX_TOKENS`.
+        text: of the answer, reasoning included.
     """
 
     prompt: str
@@ -38,10 +38,10 @@ class Canary:
 
 
 def ask_canary(deployment: Deployment, client: httpx.Client) -> Canary:
-    """Ask for the canary through the engine's own chat route.
+    """Ask for the canary through the engine's chat route.
 
     Raises:
-        EngineRequestError: the engine answered with an error, or with something that is no chat completion.
+        EngineRequestError: the engine answered with an error, or not with a chat completion.
     """
     response = client.post(
         "/v1/chat/completions",
@@ -69,10 +69,10 @@ def ask_canary(deployment: Deployment, client: httpx.Client) -> Canary:
 
 
 def compare_canary(recorded: Canary, seen: Canary) -> None:
-    """Demand the recorded answer.
+    """Check that the answer is the recorded one.
 
     Raises:
-        CanaryError: the answers differ; the message shows both and where they part.
+        CanaryError: the answers differ; the message shows both, and where they begin to differ.
     """
     if seen == recorded:
         return

@@ -1,4 +1,4 @@
-"""Before what serves is ended: requests in flight are finished, or cut off at a deadline."""
+"""Before a server ends: finish requests in flight, and cut off the rest at a deadline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["drain"]
 
-_JOIN_S = 0.1  # a signal is looked at in between
+_JOIN_S = 0.1  # signals are handled in between
 
 
 def drain(
@@ -23,14 +23,14 @@ def drain(
     on_wait: Callable[[int], None] | None = None,
     port: Callable[[float], int] | None = None,
 ) -> int:
-    """Let every engine refuse new requests and finish those that it has, all at the same time.
+    """Have all engines refuse new requests and finish those in flight, at the same time.
 
     Args:
-        boots: whose engines; one that sleeps, has ended or has no guard is not waited for.
+        boots: of the engines. One that sleeps, has ended or has no guard is not waited for.
         limit_s: seconds until what is left is cut off.
-        on_wait: told how many requests are in flight, where there are any.
-        port: of a public port before them: waits so many seconds until its clients have taken their answers, and tells how many
-            have not.
+        on_wait: called with how many requests are in flight, if any.
+        port: `drain` of the gateway before them: waits up to so many seconds until clients have read their answers, and
+            returns how many have not.
 
     Returns:
         How many requests were cut off.

@@ -1,4 +1,4 @@
-"""Core's side of the engine's proof: nobody is shown the lifecycle key who has not proven on that connection to be our engine.
+"""Core's side of the engine's proof: the lifecycle key is sent only on a connection on which the engine proved its identity.
 
 See `torpor.guard.identity` for what is proven, and how.
 """
@@ -31,17 +31,17 @@ _OK = b"HTTP/1.1 200 "
 
 
 def check_engine(engine: Engine, connection: socket.socket, *, port: int, timeout_s: float) -> None:
-    """Have whoever is at the other end of a new connection prove that it is the engine's guard; it stays open for a request.
+    """Have the other end of a new connection prove that it is the engine's guard. The connection stays open for a request.
 
     Args:
-        engine: whose key is the secret that the proof is about.
+        engine: its key is the secret that the proof needs.
         connection: new, connected to the engine's port.
         port: for the message.
-        timeout_s: seconds for the whole answer, however slowly it comes.
+        timeout_s: seconds for the whole answer, also if it comes byte by byte.
 
     Raises:
-        ForeignServerError: it is somebody else: another answer, or none and the port certainly is another process's.
-        OSError: no answer, and it cannot be known whose the port is.
+        ForeignServerError: somebody else answered; or nobody did, and the port certainly belongs to another process.
+        OSError: no answer, and the owner of the port is unknown.
     """
     nonce = secrets.token_bytes(NONCE_BYTES)
     try:
@@ -65,24 +65,24 @@ def check_engine(engine: Engine, connection: socket.socket, *, port: int, timeou
 
 
 def check_listener(engine: Engine, port: int, seen: str) -> None:
-    """Make sure that no stranger listens on the engine's port, as far as /proc tells.
+    """Check that no other program listens on the engine's port, as far as /proc tells.
 
     Args:
-        engine: whose port it is.
+        engine: should own the port.
         port: which one.
-        seen: what was seen of the listener, for the message.
+        seen: what the listener did, for the message.
 
     Raises:
-        ForeignServerError: the listener belongs to no process of the engine's; the message says to which.
+        ForeignServerError: the listener belongs to another process; the message names it.
     """
-    from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: only where something is wrong
+    from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: 8 ms of a restore
 
     if not engine.private_network and (owner := foreign_listener(engine, port)):
         raise _foreign(engine, port, seen, owner)
 
 
 def _ask(connection: socket.socket, nonce: bytes, timeout_s: float) -> bytes:
-    """The whole answer, or what came of it; read by hand, so that neither time nor memory depends on who answers."""
+    """The answer, or its beginning. It is read by hand, so that nobody who answers decides about time or memory."""
     deadline = time.monotonic() + timeout_s
     connection.settimeout(timeout_s)
     connection.sendall(f"GET {IDENTITY}?nonce={nonce.hex()} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
@@ -102,7 +102,7 @@ def _ask(connection: socket.socket, nonce: bytes, timeout_s: float) -> bytes:
 
 
 def _complete(answer: bytes) -> bool:
-    """Whether an answer is whole, or can be none of the guard's."""
+    """Whether an answer is complete, or cannot be the guard's."""
     _, end, body = answer.partition(b"\r\n\r\n")
     if not _OK.startswith(answer[: len(_OK)]):
         return True
@@ -110,19 +110,19 @@ def _complete(answer: bytes) -> bool:
 
 
 def _headers(answer: bytes) -> dict[bytes, bytes]:
-    """By name in lower case; read without regular expressions, whose making costs a restore a millisecond."""
+    """Headers by lower-case name. No regular expression: compiling one takes 1 ms of a restore."""
     lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
     return {name.lower(): value.strip(b" \t") for name, _, value in (line.partition(b":") for line in lines)}
 
 
 def _length(answer: bytes) -> int:
-    """How long the body is; 0 where no guard would have said so."""
+    """Length of the body; 0 if the header is not one that a guard would send."""
     told = _headers(answer).get(b"content-length", b"")
     return int(told) if told.isdigit() and len(told) <= _LENGTH_DIGITS else 0
 
 
 def _proof_in(answer: bytes) -> bytes:
-    """The proof in an answer that is exactly the guard's; nothing otherwise."""
+    """The proof in an answer of the guard; empty for any other answer."""
     body = answer.partition(b"\r\n\r\n")[2]
     if not answer.startswith(_OK) or len(body) != _length(answer):
         return b""
@@ -143,7 +143,7 @@ def _shown(answer: bytes) -> str:
 
 def _foreign(engine: Engine, port: int, seen: str, owner: str | None = None) -> ForeignServerError:
     if owner is None and not engine.private_network:
-        from torpor.engine.listeners import foreign_listener  # noqa: PLC0415
+        from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: 8 ms of a restore
 
         owner = foreign_listener(engine, port)
     code = engine.poll()
@@ -159,6 +159,6 @@ def _foreign(engine: Engine, port: int, seen: str, owner: str | None = None) -> 
             "torpor.guard.Guard with this start's boot document as its outermost layer."
         )
     return ForeignServerError(
-        f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, boot {engine.replica_id}): {seen}. The "
-        f"lifecycle key was not sent.{ended} {cure}"
+        f"Port {port} answers, but not as the engine that was launched (pid {engine.pid}, replica id {engine.replica_id}): {seen}. "
+        f"The lifecycle key was not sent.{ended} {cure}"
     )

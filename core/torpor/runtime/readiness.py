@@ -1,4 +1,4 @@
-"""Waiting for the engine: no wait without a deadline, and a dead engine is noticed at once."""
+"""Wait until the engine is ready, with a deadline; an engine that ends is noticed at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["exited_error", "last_lines", "wait_ready"]
 
 POLL_S = 0.02
-"""Seconds between two looks at the port; a refused connect on loopback costs some 30 microseconds."""
+"""Seconds between two attempts to connect; a refused one on loopback takes about 30 microseconds."""
 
 REQUEST_TIMEOUT_S = 2.0
 _LOOK_S = 1.0
-"""Seconds between two looks at whose the port is, while what listens there is not ready."""
+"""Seconds between two checks of who owns the port, while its listener is not ready."""
 
 _TAIL_IN_MESSAGES = 20
 _OK = 200
@@ -30,15 +30,15 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
     """Poll until the engine answers `ready_path` with 200.
 
     Args:
-        engine: its end is noticed while waiting.
-        client: bound to the engine, with the guard's key where there is a guard.
+        engine: the wait ends if it ends.
+        client: sends to the engine, with the lifecycle key if there is a guard.
         port: where the engine listens on loopback.
-        ready_path: an engine path that answers 200 from the moment at which requests are served.
-        timeout_s: seconds for all of it.
+        ready_path: an engine path that answers 200 once requests are served.
+        timeout_s: seconds for the whole wait.
 
     Raises:
-        EngineExitedError: the engine ended; exit code and log tail are in the message.
-        EngineTimeoutError: not ready in time; the last answer is in the message.
+        EngineExitedError: the engine ended; the message has its exit code and last lines.
+        EngineTimeoutError: it was not ready in time; the message has its last answer.
         ForeignServerError: somebody else listens on the port; the key was not sent.
     """
     deadline = time.monotonic() + timeout_s
@@ -67,7 +67,7 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
 
 
 def exited_error(engine: Engine, when: str) -> EngineExitedError:
-    """The error for an engine that ended: exit code and last log lines."""
+    """The error for an engine that ended, with its exit code and last lines."""
     code = engine.poll()
     tail = engine.log_tail()
     number = 0 if code is None else code
@@ -80,7 +80,7 @@ def exited_error(engine: Engine, when: str) -> EngineExitedError:
 
 
 def last_lines(engine: Engine) -> str:
-    """The end of the engine's output, indented, as it stands in error messages."""
+    """The last lines of the engine's output, indented for an error message."""
     lines = engine.log_tail()[-_TAIL_IN_MESSAGES:]
     said = "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
     return f"{said}\n    (the whole log: {engine.log_path})" if engine.log_path else said

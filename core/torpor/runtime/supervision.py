@@ -1,11 +1,11 @@
-"""What becomes of an engine that ends by itself: who notices, when it is started again, and when no more.
+"""What happens after an engine ends by itself: who notices, and when the replica is started again.
 
-    watch_engine   a thread notices the end and says it once, with exit code and last lines
+    watch_engine   a thread that reports the end once, with exit code and last lines
     BackOff        how long to wait before the next restart of a replica, and when to give up
-    ReplicaEvent   what a user is told: it ended, it was started again, it was given up
+    ReplicaEvent   what a user is told: the replica ended, was started again, was given up
 
-An engine that ends while it serves is started again after 0, 1, 2, 4, ... 60 s. One that has served for five minutes counts
-from the beginning again. After `Deployment.max_restarts` restarts in a row the replica is given up.
+An engine that ends while it serves is started again after 0, 1, 2, 4, ... 60 s. Five minutes of serving reset the count. After
+`Deployment.max_restarts` restarts in a row the replica is given up.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["ENGINE_ENDED", "WAKE_FAILED", "BackOff", "ReplicaEvent", "log_engine_end", "watch_engine"]
 
 WAKE_FAILED = "wake failed"
-"""Reason of a replica that was started cold because it did not wake."""
+"""Reason of a cold start after a failed wake."""
 
 ENGINE_ENDED = "engine ended"
-"""Reason of a replica that was started again because its engine ended while it served."""
+"""Reason of a restart after the engine ended while it served."""
 
 _SERVED_LONG_S = 300.0
 _LONGEST_PAUSE_S = 60.0
@@ -42,14 +42,14 @@ class ReplicaEvent(NamedTuple):
     Attributes:
         event: `replica_ended`, `wake_failed`, `restore_failed`, `replica_restarted`, `restart_failed` or `replica_given_up`.
         replica: its name.
-        boot: what the start was that followed, `cold`, `woken` or `restored`.
-        reason: why it was one.
+        boot: the kind of the start that followed: `cold`, `woken` or `restored`.
+        reason: why there was one.
         restart: how often this replica was started again so far.
-        seconds: what that took.
+        seconds: that the start took.
         exit_code: the engine's; negative for a signal.
         last_lines: of its output.
         error: what failed.
-        log_file: where all of its output is.
+        log_file: file with all of its output.
     """
 
     event: str
@@ -64,13 +64,13 @@ class ReplicaEvent(NamedTuple):
     log_file: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """Without what is empty."""
+        """The fields that are not empty."""
         return {name: value for name, value in self._asdict().items() if value not in (None, "", ()) and value != 0} | (
             {"exit_code": self.exit_code} if self.exit_code is not None else {}
         )
 
     def described(self) -> str:
-        """One line for a person; the end of an engine is followed by its last lines."""
+        """One line for people; the last lines of an engine that ended follow."""
         match self.event:
             case "replica_ended":
                 said = "".join(f"\n    {line}" for line in self.last_lines) or "\n    (it printed nothing)"
@@ -93,7 +93,7 @@ class ReplicaEvent(NamedTuple):
                 )
 
     def log(self) -> None:
-        """Log it, for who has no terminal."""
+        """Log it, where no terminal shows it."""
         facts = {name: list(value) if isinstance(value, tuple) else value for name, value in self.as_json().items()}
         log("info" if self.event == "replica_restarted" else "error", str(facts.pop("event")), **facts)
 
@@ -102,11 +102,11 @@ class BackOff:
     """When one replica is started again.
 
     Args:
-        limit: restarts in a row; 0 for none at all.
+        limit: restarts in a row; 0 for none.
         clock: seconds, monotonic.
 
     Attributes:
-        restarts: restarts so far, all of them.
+        restarts: all restarts so far.
     """
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -121,7 +121,7 @@ class BackOff:
         self._serving_since = self._clock()
 
     def ended(self) -> float | None:
-        """The replica has ended, or its restart failed: seconds to wait before the next restart; None gives it up."""
+        """Seconds to wait before the next restart, after an end or a failed restart; None gives the replica up."""
         since, self._serving_since = self._serving_since, None
         if since is not None and self._clock() - since >= _SERVED_LONG_S:
             self._in_a_row = 0
@@ -133,11 +133,11 @@ class BackOff:
         return pause_s
 
     def note_restart(self) -> None:
-        """It was started again for another reason than its end; that is none in the row."""
+        """Count a restart for another reason than an end; it does not count as one in a row."""
         self.restarts += 1
 
     def forgive(self) -> None:
-        """Count from the beginning again: somebody asked for a restart by hand."""
+        """Reset the count: somebody asked for a restart."""
         self._in_a_row = 0
 
 
@@ -154,12 +154,12 @@ def log_engine_end(name: str, *, replica_id: str, exit_code: int, last_lines: tu
 
 
 def watch_engine(engine: Engine, *, name: str, stopping: threading.Event, on_end: Callable[[], None]) -> None:
-    """Watch a serving engine from a thread of its own; log its end and tell it, unless `stopping` was set before.
+    """Watch a serving engine from a thread. Log its end and report it, unless `stopping` was set before.
 
     Args:
         engine: serving.
         name: of the replica, for the log.
-        stopping: set before somebody ends the engine on purpose.
+        stopping: to be set before the engine is ended on purpose.
         on_end: called once in the thread.
     """
 

@@ -1,10 +1,10 @@
-"""httpx over sockets that an engine makes itself: how the lifecycle's client reaches its engine, and nobody else.
+"""httpx over sockets of the engine's own: the lifecycle's client reaches its engine and nobody else.
 
-A request that carries the lifecycle key goes over a connection on which the engine has proven who it is
+A request with the lifecycle key goes over a connection on which the engine has proven its identity
 (`torpor.runtime.engine_identity`).
 
-httpx takes no network backend. Its own transport speaks by httpcore, which does, but whose import takes 20 ms of a restore;
-the standard library's HTTP/1.1 is there already, as httpx imports it for cookies.
+httpx accepts no sockets. Its transport uses httpcore, which does, but importing httpcore takes 20 ms of a restore. The standard
+library's HTTP client is imported already: httpx needs it for cookies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineTransport"]
 
 PROOF_TIMEOUT_S = 10.0
-"""Seconds for the engine's proof; a guard answers in a millisecond, unless the engine holds its event loop."""
+"""Seconds for the engine's proof. A guard answers within a millisecond unless the engine blocks its event loop."""
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NO_LIMIT_S = 3600.0
@@ -37,12 +37,12 @@ _READ_BYTES = 65536
 
 
 class EngineTransport(httpx.BaseTransport):
-    """Sends requests over `Engine.open_socket`, a connection for each; to this machine's loopback alone.
+    """Sends each request over a new connection from `Engine.open_socket`, to this machine's loopback only.
 
-    Nothing here opens a connection but `Engine.open_socket`: http.client would open another one where a server closed its own.
+    Only `Engine.open_socket` opens connections: http.client on its own would reconnect after a server closed one.
 
     Args:
-        engine: who makes the sockets.
+        engine: opens the sockets.
     """
 
     def __init__(self, engine: Engine) -> None:

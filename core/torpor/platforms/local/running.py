@@ -1,16 +1,17 @@
-"""Which servers run here: a small file for each command that serves, in the folder `run` of the cache root.
+"""Which servers run here: each command that serves has a small file in the folder `run` of the cache root.
 
-    RunFile    written by the command: whole or not at all, for its owner alone, removed at its end
-    servers    what `torpor status` reads: files of this user alone, of bounded size, each checked field by field
+    RunFile    written by the command: complete or not at all, readable for its owner only, removed at its end
+    servers    read by `torpor status`: files of this user only, of bounded size, checked field by field
 
-The command holds a lock on its file while it lives, in whatever pid namespace. A file that nobody locks any more was left by
-a command that was killed: it counts for nothing, and who reads it removes it. On a disk without locks pid and start time decide.
-A restore writes such a file, so nothing is imported here that it does not import anyway.
+The command locks its file while it lives, in any pid namespace. A file without a lock is left over from a killed command: its
+reader ignores and removes it. On a disk without locks pid and start time decide. A restore writes such a file, so this module
+imports only what a restore imports anyway.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -44,11 +45,11 @@ _STATES = ("starting", "serving", "asleep", "ending")
 
 
 class Process(NamedTuple):
-    """A process, so that it is not taken for a later one with the same pid.
+    """A process, told apart from a later one with the same pid by its start.
 
     Attributes:
-        pid: in the pid namespace of the command that serves; 0 where it is not known.
-        start_ticks: when it began, in ticks of the clock since the boot (proc(5)).
+        pid: in the pid namespace of the command that serves; 0 if unknown.
+        start_ticks: its start, in clock ticks since the machine booted (proc(5)).
     """
 
     pid: int
@@ -56,7 +57,7 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """A process that runs now; pid 0 where there is none."""
+        """A process that runs now; pid 0 if there is none."""
         ticks = _start_ticks(pid)
         return cls(pid, ticks) if ticks else cls(0, 0)
 
@@ -71,14 +72,14 @@ class RunningReplica(NamedTuple):
 
     Attributes:
         name: of the replica.
-        pid: of the engine's first process; 0 where it is not known.
-        leader: the process whose tree is the replica: that one, or the first one of its sandbox.
-        replica_id: what its guard calls it.
-        boot: how it was started: cold, restored or woken.
-        reason: why it was not started in the plain way; empty for a plain start.
+        pid: of the engine's first process; 0 if unknown.
+        leader: the root of the replica's process tree: the engine's first process, or its sandbox's.
+        replica_id: the id of its life.
+        boot: the kind of its start: `cold`, `woken` or `restored`.
+        reason: why it was started again; empty for its first start.
         restarts: how often it was started again.
-        since: Unix time since which it serves or sleeps, seconds.
-        log: file with its output; empty where there is none.
+        since: Unix time at which it began to serve or sleep, seconds.
+        log: file with its output; empty if there is none.
     """
 
     name: str
@@ -96,24 +97,24 @@ class RunningServer(NamedTuple):
     """One command that serves.
 
     Attributes:
-        file: that says so.
+        file: its file.
         torpor: version.
         command: `up` or `snapshot restore`.
         process: of the command.
-        here: whether the command lives in the pid namespace of who reads.
+        here: whether the command runs in the reader's pid namespace.
         deployment: name.
         model: served name.
-        app_file: where the deployment stands.
-        backend: how its engine is kept.
-        url: where it answers.
+        app_file: file that defines the deployment.
+        backend: name of the snapshot backend.
+        url: where clients reach it.
         snapshot: folder that its replicas are restored from; empty for none.
         state: `starting`, `serving`, `asleep` or `ending`.
         since: Unix time at which the command began, seconds.
-        wanted: how many replicas there are to be.
-        restarting: how many replicas are being started again, or wait for it.
-        last_event: what happened to a replica by itself, the latest; empty for nothing.
-        last_event_at: when.
-        replicas: those that serve or sleep.
+        wanted: how many replicas should run.
+        restarting: how many replicas are started again now, or wait for that.
+        last_event: the latest event of a replica (`ReplicaEvent`); empty for none.
+        last_event_at: its Unix time, seconds.
+        replicas: that serve or sleep.
     """
 
     file: Path
@@ -166,10 +167,10 @@ class RunFile:
         self._writing = threading.Lock()
 
     def write(self, facts: Mapping[str, object]) -> None:
-        """Write what is known now, in place of what was written before.
+        """Replace the file's content.
 
         Args:
-            facts: the fields of `RunningServer` that the command itself does not say; `replicas` as a list of fields.
+            facts: the fields of `RunningServer` that this class does not know; `replicas` as a list of fields.
         """
         content = {
             "schema": _SCHEMA,
@@ -195,15 +196,13 @@ class RunFile:
                     self._lock_fd = -1
 
     def _put(self, data: bytes) -> None:
-        """The new file is locked before it has its name."""
-        import fcntl  # noqa: PLC0415 - a restore imports it for its working folder
-
+        """Write a new file, and lock it before it gets its name."""
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = self._file.with_name(f".{self._file.name}")
         unfinished.unlink(missing_ok=True)
         file_fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            with contextlib.suppress(OSError):  # a disk without locks
+            with contextlib.suppress(OSError):  # on a disk without locks
                 fcntl.flock(file_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left = memoryview(data)
             while left:
@@ -219,7 +218,7 @@ class RunFile:
 
 
 def servers() -> tuple[RunningServer | Unreadable, ...]:
-    """Every command of this user that serves with this cache root, the oldest first; files of killed ones are removed."""
+    """Every command of this user that serves with this cache root, oldest first. Files of killed commands are removed."""
     found: list[RunningServer | Unreadable] = []
     folder = _folder()
     try:
@@ -264,14 +263,12 @@ def _server(folder: Path, name: str, folder_fd: int) -> RunningServer | Unreadab
 
 
 def _is_locked(name: str, folder_fd: int) -> bool | None:
-    """Whether a live command holds the file; None where its disk knows no locks.
+    """Whether a live command locks the file; None if its disk knows no locks.
 
     Raises:
         SnapshotError: it is no regular file of this user.
         OSError: it cannot be opened.
     """
-    import fcntl  # noqa: PLC0415 - see above
-
     check_owned(os.stat(name, dir_fd=folder_fd, follow_symlinks=False), stat.S_IFREG, closed=False)
     file_fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
     try:
@@ -349,7 +346,7 @@ def _identity() -> dict[str, object]:
 
 
 def _place() -> tuple[str, int]:
-    """This boot of this kernel, and this process's pid namespace: pids say something within them alone."""
+    """The kernel's boot id and this process's pid namespace: a pid has a meaning only within both."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
     except OSError:
@@ -357,7 +354,7 @@ def _place() -> tuple[str, int]:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process began (proc(5)); 0 where there is none, or it is dead and only not waited for."""
+    """When a process began (proc(5)); 0 if there is none, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
