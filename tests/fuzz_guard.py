@@ -1,16 +1,16 @@
 """Sends raw bytes to the guard of the stand-in engine: `python -m tests.fuzz_guard --requests 50000`.
 
-Malformed requests, every way to write a path that a server or a framework may fold, wrong keys, headers that decide how
-long a body is, smuggled requests, noise, heads without an end. With either of uvicorn's parsers, in the form with limits that
-launchers use. Half of it comes while the engine serves and half while it sleeps. Afterwards
+The requests are malformed, write a path in many ways, carry wrong keys, give contradictory lengths, smuggle a second request,
+have heads without an end, or are noise. Both of uvicorn's parsers are tested, with the limits that launchers set. Half of the
+requests come while the engine serves, half while it sleeps. Afterwards
 
-* the engine, which keeps a journal, saw public paths only, and nothing at all while it slept;
-* it lives, sleeps and wakes, and answers;
-* what has two readings, or is over a limit of heads, got one refusal and a closed connection, and nothing behind it was read;
-* nothing came out of the guard that a server would log as an error, and no answer was a 500;
-* the server's memory and descriptors are where they were.
+* the engine's journal shows calls of public paths only, and none while it slept;
+* the engine lives, sleeps, wakes and answers;
+* each request that is ambiguous, or whose head is over a limit, got one refusal and a closed connection; nothing behind it was read;
+* the guard raised nothing that a server would log as an error, and no answer was a 500;
+* the server's memory and descriptors have not grown.
 
-Nobody here knows the lifecycle key but the life around the fuzzing.
+Only the lifecycle that runs beside the requests knows the lifecycle key.
 """
 
 from __future__ import annotations

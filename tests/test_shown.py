@@ -53,7 +53,7 @@ def test_a_marks_braces_stand_for_the_tests_parameters() -> None:
 def test_a_row_that_the_table_does_not_have_is_an_error() -> None:
     """A misspelt row is not a new one."""
     mark = pytest.mark.shows("snapshots", engine="vllm", version="1").mark
-    with pytest.raises(ValueError, match="shows 'snapshots'; rows are flags and routes"):
+    with pytest.raises(ValueError, match="shows 'snapshots'; the rows are flags and routes"):
         shown_by(cast("pytest.Item", Item(mark)))
 
 
