@@ -6,7 +6,7 @@ requests come while the engine serves, half while it sleeps. Afterwards
 
 * the engine's journal shows calls of public paths only, and none while it slept;
 * the engine lives, sleeps, wakes and answers;
-* each request that is ambiguous, or whose head is over a limit, got one refusal and a closed connection; nothing behind it was read;
+* each request that is ambiguous, or has a head over a limit, got one refusal and a closed connection; nothing after it was read;
 * the guard raised nothing that a server would log as an error, and no answer was a 500;
 * the server's memory and descriptors have not grown.
 
