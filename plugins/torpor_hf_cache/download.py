@@ -406,8 +406,8 @@ def fetch(
 ) -> Path:
     """Bring a commit into the cache, completely or not at all.
 
-    huggingface_hub reads its settings when it is first imported: in a process that may have done so already (or where
-    HF_HUB_OFFLINE is set), run the command line instead, which prepares the environment.
+    huggingface_hub reads its settings at its first import. The command line prepares the environment for that: use it in a
+    process that may have imported it, or where HF_HUB_OFFLINE is set.
 
     Args:
         repo_id: `owner/name`; a token for it is taken from HF_TOKEN.
@@ -415,10 +415,9 @@ def fetch(
         cache: the hub cache.
         allow: only files that match one of these patterns (fnmatch, on the whole path); empty for all.
         ignore: no files that match one of these.
-        recheck: hash everything even if it is complete, and mend what differs.
+        recheck: hash everything even if it is complete, and replace what differs.
 
-    Returns:
-        The snapshot's folder.
+    Returns: the snapshot's folder.
 
     Raises:
         FetchError: see the module's exit codes; the message says what to do.
