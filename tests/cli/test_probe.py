@@ -108,7 +108,7 @@ def test_a_refusal_is_exit_code_1_with_the_servers_words(replies: list[Reply], w
         (("http://127.0.0.1:1", "--timeout", "nan"), "--timeout is nan"),
         (("http://127.0.0.1:1", "--max-tokens", "0"), "--max-tokens is 0"),
         (("http://127.0.0.1:1", "--key-env", "NO_SUCH_KEY"), "names 'NO_SUCH_KEY', which is not set"),
-        (("http://127.0.0.1:1", "--key-env", "ODD"), "something else than visible ASCII"),
+        (("http://127.0.0.1:1", "--key-env", "ODD"), "other characters than visible ASCII"),
     ],
 )
 def test_wrong_input_is_one_paragraph_and_exit_code_2(argv: tuple[str, ...], words: str) -> None:
