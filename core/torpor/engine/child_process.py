@@ -1,7 +1,7 @@
-"""Commands that Torpor starts beside engines: each ends with this process, however that ends, with all that it started.
+"""Commands that Torpor starts beside engines. Each ends with this process, however that ends, and so does all it started.
 
-Every `subprocess` of the framework's process goes through here, through `torpor.engine.process` (engines) or through
-`torpor.snapshots.sandbox.first_process` (sandboxes); a test reads the sources for others.
+The framework's process starts others only here, in `torpor.engine.process` (engines) and in
+`torpor.snapshots.sandbox.first_process` (sandboxes). A test searches the sources for exceptions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_BYTES, _PIECE_BYTES = 64 << 20, 1 << 16
 
 
 def ends_with_this_process(gentle_s: float = 0.0) -> Lifeline:
-    """What ends a command with everything that it started: with this process, and with the `with` block.
+    """Ends a command with everything that it started: when this process ends, and at the end of the `with` block.
 
     Args:
         gentle_s: see `Lifeline`.
@@ -37,9 +37,9 @@ def ends_with_this_process(gentle_s: float = 0.0) -> Lifeline:
 def run_child(
     argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end and keep its output. Nothing that it started is left afterwards, whatever happens.
+    """Run a command to its end and keep its output. Nothing that it started is left afterwards.
 
-    Of each stream the first 64 MiB are kept; the rest is read, so that the command ends as it would, and dropped.
+    The first 64 MiB of each stream are kept. The rest is read and dropped, so that the command does not block.
 
     Args:
         argv: program and arguments; it gets no input.
@@ -48,7 +48,7 @@ def run_child(
 
     Raises:
         OSError: it cannot be started.
-        TimeoutExpired: it took too long, and was ended.
+        TimeoutExpired: it took too long and was ended.
     """
     with ends_with_this_process() as lifeline:
         given = os.environ if env is None else env
@@ -65,13 +65,13 @@ def run_child(
             try:
                 output, errors = _outputs(process, timeout_s)
             except BaseException:
-                lifeline.cut()  # first, as a process that it left behind may hold the pipes
+                lifeline.cut()  # first: a process that the command left behind may hold the pipes
                 raise
     return subprocess.CompletedProcess(argv, process.returncode, output, errors)
 
 
 def _outputs(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bytes]:
-    """What a command prints until it ends, on standard output and standard error; memory for it is bounded.
+    """What a command prints on standard output and standard error until it ends, within a limit of memory.
 
     Raises:
         TimeoutExpired: it did not end.

@@ -1,4 +1,4 @@
-"""Whose a listening port is, as far as /proc tells: for the case that it is not the engine's."""
+"""Which process listens on a port, as far as /proc tells: to name a program that took the engine's port."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class _Listener(NamedTuple):
 
 
 def foreign_listener(engine: Engine, port: int) -> str | None:
-    """Who answers on the engine's address and this port, if it certainly is no process of the engine's; None otherwise.
+    """The process that listens on the engine's address and this port, if it certainly is not the engine's; else None.
 
-    None too where nobody listens, or where /proc does not tell (gVisor, `hidepid`): a guess would end a good start.
+    None as well if nobody listens, or if /proc does not tell (gVisor, `hidepid`): a wrong guess would end a good start.
     """
     if _stranger(engine, port) is None:
         return None
-    time.sleep(_LOOK_AGAIN_S)  # a process of the engine's may have been born between two looks
+    time.sleep(_LOOK_AGAIN_S)  # the engine may have started a process between the two looks
     return _stranger(engine, port)
 
 
@@ -66,7 +66,7 @@ def _stranger(engine: Engine, port: int) -> str | None:
 
 
 def _listeners(host: str, port: int) -> list[_Listener]:
-    """The sockets that the kernel may hand a connection to `host` to: those of the most exact address."""
+    """The sockets that may get a connection to `host`: the kernel prefers those bound to the most exact address."""
     bound = (host, *(address for address in _EVERYWHERE if ":" not in host or ":" in address))
     found = [listener for table in _TABLES for listener in _listed(table, port) if listener.address in bound]
     exact = min((bound.index(listener.address) for listener in found), default=0)
@@ -84,14 +84,14 @@ def _listed(table: str, port: int) -> Iterable[_Listener]:
 
 
 def _address(text: str) -> str:
-    """An address as the kernel prints it: 32-bit words in the machine's byte order."""
+    """Decode an address of the kernel's: 32-bit words in the machine's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     packed = struct.pack(f"={len(words)}I", *words)
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed).removeprefix(_MAPPED)
 
 
 def _sockets(pid: int) -> set[int]:
-    """Inodes of a process's sockets; none of a process that may not be looked into."""
+    """Inodes of a process's sockets; empty if this user may not look."""
     found: set[int] = set()
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names alone are needed
@@ -103,7 +103,7 @@ def _sockets(pid: int) -> set[int]:
 
 
 def _is_of(engine: Engine, pid: int) -> bool:
-    """Whether a process was started by the engine and has left its tree: all of them have its first replica id."""
+    """Whether the engine started a process that has left its tree: it has the engine's first replica id."""
     own = _replica_id(engine.pid) or engine.replica_id
     return _replica_id(pid) == own
 
@@ -126,7 +126,7 @@ def _command(pid: int) -> str:
     with contextlib.suppress(psutil.Error):
         words = psutil.Process(pid).cmdline()
         return " ".join(words)[:_COMMAND_LENGTH].replace("\n", " ") or psutil.Process(pid).name()
-    return "gone meanwhile"
+    return "already gone"
 
 
 def _user(uid: int) -> str:

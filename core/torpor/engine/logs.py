@@ -1,11 +1,11 @@
-"""What engines print, in files that can be read while they run: one log for each life of a replica, bounded in bytes and number.
+"""The output of engines in files, readable while they run: one log for each life of a replica, limited in bytes and number.
 
     <cache root>/logs/<deployment>/<replica>-<UTC time>-<6 hex digits>.log     what comes now
                                    ....log.1  ....log.2  ...                   what came before; the highest number is the oldest
 
-A log that grows beyond `FILE_BYTES` is renamed step by step, never copied: a rotation that is cut short loses nothing. The
-oldest of `FILES` files goes. Of replicas that have ended, the last `ENDED_KEPT` logs of a deployment stay. All of it is for its
-owner alone. Who writes a log holds a lock on it, so that others see whether its replica still runs.
+A log that grows beyond `FILE_BYTES` is renamed step by step, never copied, so an interrupted rotation loses nothing. The oldest
+of `FILES` files is removed. A deployment keeps the last `ENDED_KEPT` logs of ended replicas. Only the owner can read logs. The
+writer of a log locks it, so that others see whether its replica still runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torpor.errors import ConfigurationError
+from torpor.telemetry.events import log as log_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 LOG_VARIABLE = "TORPOR_ENGINE_LOG"
-"""Where engines' output goes in place of a file of their own: a file (appended to, never rotated), or `-` for standard error."""
+"""Where engines' output goes instead of their own logs: a file (appended to, never rotated), or `-` for standard error."""
 
 FILE_BYTES = 16 << 20
 """Bytes of one file of a log."""
@@ -78,13 +79,13 @@ class Sink(Protocol):
 
 
 class LogFile:
-    """A log that is written.
+    """Writes a log.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         file_bytes: size at which it is rotated.
-        files: how many files it may have, the one that is written included.
-        fixed: appended to and never rotated, and not locked: it is somebody else's, too.
+        files: how many files it may have, with the current one.
+        fixed: append, and neither rotate nor lock: others may write the file as well.
 
     Raises:
         OSError: it cannot be written.
@@ -98,7 +99,7 @@ class LogFile:
         self._size = os.fstat(self._descriptor).st_size
 
     def write(self, data: bytes) -> None:
-        """Append; what cannot be written (a full disk) is dropped, as an engine must not stop for it."""
+        """Append. What cannot be written (a full disk) is dropped: an engine must not stop for its log."""
         with contextlib.suppress(OSError):
             if not self._fixed and self._size and self._size + len(data) > self._file_bytes:
                 self._rotate()
@@ -115,7 +116,7 @@ class LogFile:
             self._descriptor = -1
 
     def _rotate(self) -> None:
-        """Rename every file to the next number, from the last one on, up to the first number that is free."""
+        """Rename every file to the next number, up to the first free number, the last file first."""
         last = next(
             (number for number in range(1, self._files) if not self._numbered(number).exists()), self._files - 1
         )
@@ -137,13 +138,13 @@ class LogFile:
         if self._fixed:
             return os.open(self.path, flags, 0o600)
         descriptor = os.open(self.path, flags | os.O_NOFOLLOW, 0o600)
-        with contextlib.suppress(OSError):  # a disk without locks: it counts as ended
+        with contextlib.suppress(OSError):  # on a disk without locks it counts as ended
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return descriptor
 
 
 class _StandardError:
-    """The log of who wants it on standard error."""
+    """A log on standard error."""
 
     path: Path | None = None
 
@@ -159,14 +160,14 @@ class _StandardError:
 
 
 class Follower:
-    """Copies a file that somebody else appends to into a log, from a thread of its own: the log of an engine in a sandbox.
+    """Copies a growing file into a log, in a thread of its own: the output of an engine in a sandbox.
 
-    The file may lose its beginning to a hole; it never gets shorter.
+    The beginning of the file may become a hole; the file never gets shorter.
 
     Args:
         folder: descriptor of the folder in which the file is.
-        file: path below it; it may come later.
-        log: where to; closed at the end.
+        file: path below it; the file may appear later.
+        log: gets the output; closed at the end.
     """
 
     def __init__(self, folder: int, file: Path, log: Sink) -> None:
@@ -178,7 +179,7 @@ class Follower:
         self._thread.start()
 
     def finish(self) -> None:
-        """Copy the rest and stop; before the folder's descriptor is closed. Harmless to repeat."""
+        """Copy the rest and stop. Call it before the folder's descriptor is closed. Harmless to repeat."""
         self._over.set()
         self._thread.join(_FINISH_S)
 
@@ -213,10 +214,10 @@ class Follower:
 
 @contextlib.contextmanager
 def replica_log(folder: Path | None, replica: str) -> Iterator[None]:
-    """An engine that is started inside the block keeps a log.
+    """Have an engine that is started inside the block keep a log.
 
     Args:
-        folder: of the deployment's logs; None keeps none, but for `TORPOR_ENGINE_LOG`.
+        folder: of the deployment's logs; None keeps none, unless `TORPOR_ENGINE_LOG` is set.
         replica: its name.
     """
     token = _wanted.set((folder, replica) if folder is not None else None)
@@ -227,9 +228,9 @@ def replica_log(folder: Path | None, replica: str) -> Iterator[None]:
 
 
 def new_log(where: str, wanted: tuple[Path, str] | None = None) -> Sink | None:
-    """The log of an engine that is started now, as `replica_log` and `TORPOR_ENGINE_LOG` say; None for none.
+    """The log of an engine that is started now, according to `replica_log` and `TORPOR_ENGINE_LOG`; None for none.
 
-    Where the cache root cannot be written, the engine runs without: only its last lines are kept.
+    If the cache root cannot be written, the engine runs without a log: only its last lines are kept.
 
     Args:
         where: the value of `TORPOR_ENGINE_LOG`.
@@ -254,22 +255,20 @@ def new_log(where: str, wanted: tuple[Path, str] | None = None) -> Sink | None:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         log = LogFile(folder / f"{replica}-{stamp}-{os.urandom(3).hex()}{_SUFFIX}")
     except OSError as error:
-        from torpor.telemetry.events import log as tell  # noqa: PLC0415 - structlog: 9 ms, for a failure alone
-
-        tell("warning", "engine_log_cannot_be_kept", folder=str(folder), error=error.strerror or str(error))
+        log_event("warning", "engine_log_cannot_be_kept", folder=str(folder), error=error.strerror or str(error))
         return None
     _forget_ended(folder)
     return log
 
 
 class KeptLog(NamedTuple):
-    """A log that is there.
+    """A log on the disk.
 
     Attributes:
         path: its newest file.
-        deployment: whose.
+        deployment: name.
         replica: the replica's name.
-        runs: whether it is still being written.
+        runs: whether it is still written.
         changed_at: Unix time of the last line, seconds.
     """
 
@@ -281,7 +280,7 @@ class KeptLog(NamedTuple):
 
 
 def stored_logs(root: Path) -> list[KeptLog]:
-    """Every log below a folder `logs`, the one with the newest line first; only what this user may own and nobody else wrote."""
+    """Every log below a folder `logs`, newest first. Files of other users are left out."""
     found = []
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
@@ -335,7 +334,7 @@ def _own(file: Path) -> bool:
 
 
 def _runs(path: Path) -> bool:
-    """Whether somebody writes it: that one holds a lock, in whatever pid namespace."""
+    """Whether a process writes the log: it holds a lock, in any pid namespace."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -350,12 +349,12 @@ def _runs(path: Path) -> bool:
 
 
 def _forget_ended(folder: Path) -> None:
-    """Remove the logs of replicas that ended long ago; what else is in the folder stays."""
+    """Remove the oldest logs of ended replicas; other files in the folder stay."""
     groups = _groups(folder)
     ended = sorted(
         (path for path in groups if not _runs(path)), key=lambda path: _changed_at(groups[path]), reverse=True
     )
     for path in ended[ENDED_KEPT:]:
         for file in groups[path]:
-            with contextlib.suppress(OSError):  # two may do so at once
+            with contextlib.suppress(OSError):  # another process may do the same
                 file.unlink()

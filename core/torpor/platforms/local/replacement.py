@@ -1,4 +1,4 @@
-"""What replaces a replica that ended: threads that start it again, and what ends them at once when the server stops."""
+"""Replaces replicas that ended: threads start them again, and end at once when the server stops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JOIN_S = 20.0
 
 
 class Attempt:
-    """The sandboxes of one start, whatever thread makes them, so that somebody else can end all of it."""
+    """The sandboxes of one start, in any thread, so that another thread can end the whole start."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class Attempt:
         return self._ended
 
     def end(self) -> None:
-        """End all of them, and begin no more. Harmless to repeat; who is at work with one gets an error."""
+        """End all of them, and begin no more. Threads that work with one get an error. Harmless to repeat."""
         with self._lock:
             self._ended = True
             begun, self._begun = self._begun, []
@@ -56,11 +56,11 @@ class Attempt:
 
 
 class Replacement:
-    """Starts replicas again that ended, with pauses (`torpor.runtime.supervision.BackOff`).
+    """Starts ended replicas again, with pauses (`torpor.runtime.supervision.BackOff`).
 
     Args:
-        start: starts a replica in the place of the named one; it serves when this returns.
-        tell: told of what failed.
+        start: starts a replica in place of the named one; it serves when this returns.
+        tell: called with failures.
     """
 
     def __init__(self, start: Callable[[str, BackOff], None], tell: Callable[[ReplicaEvent], None]) -> None:
@@ -73,13 +73,13 @@ class Replacement:
 
     @property
     def under_way(self) -> int:
-        """How many are being started again, or wait for it."""
+        """How many are started again now, or wait for that."""
         with self._changed:
             return len(self._threads)
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
-        """Count the calling thread among those under way from here on: before anybody is told that a replica ended."""
+        """Count the calling thread as under way from here on, before anybody is told that a replica ended."""
         thread = threading.current_thread()
         with self._changed:
             self._threads.add(thread)
@@ -97,7 +97,7 @@ class Replacement:
             self._tell(ReplicaEvent("replica_given_up", name, restart=back_off.restarts))
 
     def hurry(self) -> None:
-        """End the pauses: whoever waits starts now."""
+        """End the pauses: waiting replicas start now."""
         with self._changed:
             self._hurried += 1
             self._changed.notify_all()
@@ -109,7 +109,7 @@ class Replacement:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for those that were under way at `stop`; what they work with has to be ended before."""
+        """Wait for the threads that were under way at `stop`. End what they work with before."""
         deadline = time.monotonic() + _JOIN_S
         with self._changed:
             threads = self._threads - {threading.current_thread()}
@@ -122,7 +122,7 @@ class Replacement:
             self._stopping = False
 
     def _serves_again(self, name: str, back_off: BackOff) -> bool:
-        """Whether it does, or nobody wants it any more."""
+        """Whether it serves, or is no longer wanted."""
         while not self._stopping and (pause_s := back_off.ended()) is not None:
             if self._stopped_within(pause_s):
                 return True

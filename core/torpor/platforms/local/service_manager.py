@@ -1,6 +1,6 @@
-"""What a service manager is told (`sd_notify(3)`): systemd with `Type=notify` waits until the server serves.
+"""Notify a service manager (`sd_notify(3)`): systemd with `Type=notify` waits until the server serves.
 
-NOTIFY_SOCKET   a datagram socket, a path or an abstract name (`@...`); it is taken out of the environment, so that no engine
+NOTIFY_SOCKET   a datagram socket, a path or an abstract name (`@...`). It is removed from the environment, so that no engine
                 and no snapshot has it
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 
 __all__ = ["SOCKET_VARIABLE", "ServiceManager"]
 
@@ -16,7 +17,7 @@ _SEND_S = 1.0
 
 
 class ServiceManager:
-    """Tells the service manager that started this command how far it is; nothing where there is none."""
+    """Reports the command's state to the service manager that started it, if there is one."""
 
     def __init__(self) -> None:
         self._address = os.environ.pop(SOCKET_VARIABLE, "")
@@ -34,11 +35,9 @@ class ServiceManager:
         self._send("STOPPING=1", "STATUS=finishing requests in flight")
 
     def _send(self, *lines: str) -> None:
-        """A manager that does not listen any more changes nothing."""
+        """Send a message; errors are ignored, as the manager may have gone."""
         if not self._address:
             return
-        import socket  # noqa: PLC0415 - 12 ms without a service manager
-
         message = "\n".join(line.replace("\n", " ") for line in lines)
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
