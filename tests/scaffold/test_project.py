@@ -79,7 +79,7 @@ def test_the_metadata_are_these(engine: bool) -> None:
         "license": "Apache-2.0",
         "license-files": ["LICENSE"],
         "requires-python": ours["project"]["requires-python"],
-        "dependencies": [f"torpor>={version}", known["typing_extensions"], *([known["uvicorn"]] if engine else [])],
+        "dependencies": [f"torpor>={version}", *([known["uvicorn"]] if engine else [])],
         "optional-dependencies": {
             "test": ["torpor[testing]", *([known["httpx"]] if engine else [])],
             "lint": ["mypy>=1.18", "ruff>=0.14"],

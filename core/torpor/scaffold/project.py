@@ -44,7 +44,7 @@ def project_files(names: Names, *, engine: bool) -> dict[str, str]:
 def _kind(*, engine: bool) -> dict[str, str]:
     """What the two kinds have otherwise in files that both have; lower bounds as Torpor's own."""
     release = ".".join(__version__.split(".")[:2])
-    needs = [f"torpor>={release}", "typing_extensions>=4.12", *(["uvicorn>=0.35"] if engine else [])]
+    needs = [f"torpor>={release}", *(["uvicorn>=0.35"] if engine else [])]
     test_needs = ["torpor[testing]", *(["httpx>=0.28"] if engine else [])]
     return {
         "kind": "An engine" if engine else "A plugin",

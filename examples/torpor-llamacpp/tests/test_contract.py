@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Recipe, start_engine
+from torpor import ConfigurationError, Deployment, Engine, ImagePatch, Model, Recipe, override, start_engine
 from torpor.testing import EngineContract
-from typing_extensions import override
 
 from tiny_gguf import write_tiny_gguf
 from torpor_llamacpp import LlamaCpp

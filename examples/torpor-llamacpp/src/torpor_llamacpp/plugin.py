@@ -16,10 +16,10 @@ from torpor import (
     Preflight,
     check_types,
     hookimpl,
+    override,
     start_engine,
 )
 from torpor.guard import GuardRules
-from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
