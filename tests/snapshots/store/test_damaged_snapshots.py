@@ -16,9 +16,11 @@ import pytest
 
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
 from torpor import SnapshotError
+from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.fit import changed_files
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.files import damaged_files
+from torpor.snapshots.store.folder import checked
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE
 from torpor.snapshots.store.stored import inspect, read_identity
 
@@ -286,6 +288,19 @@ def test_only_regular_files_are_read(kept: Path, name: str, put: Callable[[Path]
     (kept / name).unlink()
     put(kept / name)
     assert name in looked_at(kept)
+
+
+@pytest.mark.fault(
+    "a folder of something else, open to others, is given as a snapshot", area="snapshot files", outcome="refused"
+)
+def test_a_folder_of_something_else_is_not_told_to_be_closed(tmp_path: Path) -> None:
+    """`torpor snapshot restore /tmp`: the advice `chmod 700 /tmp` would harm every user of the machine."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    with pytest.raises(DamagedSnapshotError, match=r"holds no snapshot: there is no manifest\.json in it") as refused:
+        checked(folder)
+    assert "chmod" not in str(refused.value)
 
 
 @pytest.mark.fault(

@@ -51,11 +51,14 @@ def checked(folder: Path) -> Mark:
         recover(folder, clear=False)
     with opened_snapshot(folder, MANIFEST) as folder_fd:
         facts = os.fstat(folder_fd)
-        _check_private(folder, facts)
         manifest, changed_ns = 0, 0
-        with contextlib.suppress(FileNotFoundError):
+        try:
             inner = os.stat(MANIFEST, dir_fd=folder_fd, follow_symlinks=False)
             manifest, changed_ns = inner.st_ino, inner.st_mtime_ns
+        except FileNotFoundError:
+            if not _is_private(facts):
+                raise  # a folder of something else, such as /tmp: no advice to close it
+        _check_private(folder, facts)
         return Mark(facts.st_dev, facts.st_ino, manifest, changed_ns)
 
 
@@ -89,6 +92,10 @@ def unchanged(folder: Path, mark: Mark) -> Iterator[None]:
         check_same(folder, mark)
         raise
     check_same(folder, mark)
+
+
+def _is_private(facts: os.stat_result) -> bool:
+    return facts.st_uid == os.geteuid() and not facts.st_mode & _PRIVATE_BITS
 
 
 def _check_private(folder: Path, facts: os.stat_result) -> None:
