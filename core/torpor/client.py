@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from torpor.errors import TorporError
 from torpor.network.chat_stream import ChatResult
 from torpor.values.addresses import checked_url
-from torpor.values.client_keys import API_KEY_VARIABLE
+from torpor.values.client_keys import API_KEY_VARIABLE, AUTHORIZATION_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,7 @@ def chat(
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return {AUTHORIZATION_HEADER: f"Bearer {key}"} if key else {}
 
 
 def _body(model: str | None, prompt: str, system: str | None, max_tokens: int | None) -> dict[str, object]:

@@ -104,7 +104,7 @@ def test_cold_starts_and_wakes_take_turns(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.criu
 def test_cold_and_restored_starts_take_turns(cli: Cli, tmp_path: Path) -> None:
-    """With CRIU: the bytes of the snapshot and their floor are told, and the snapshot goes; `--json -` is all of stdout."""
+    """With CRIU: the result holds the snapshot's bytes and their floor, and the snapshot is removed; stdout is the JSON alone."""
     if reasons := CriuBackend().available():
         refuse("; ".join(reasons))
     port = unused_port()
@@ -127,7 +127,10 @@ def test_cold_and_restored_starts_take_turns(cli: Cli, tmp_path: Path) -> None:
     assert stages(content, 1) == [*restored, "first_answer"]
     floor = bench.floor
     assert floor is not None
-    assert 0 < floor.mapped_bytes < floor.image_bytes
+    # No order of these two: shared pages and pages of zeroes count in `mapped_bytes` more than they take in the images.
+    assert floor.image_bytes > 0
+    assert floor.mapped_bytes > 0
+    assert 0 < floor.side_file_bytes <= floor.copied_bytes
     assert 0 < floor.copied_s < floor.all_s
     assert floor.copied_s < bench.starts[1].total_s
     assert list((cli.cache / "snapshots").iterdir()) == []

@@ -264,7 +264,7 @@ def _print_floor(measured: Bench, console: Console) -> None:
         console.print("bytes moved: none through files, the process stays")
         return
     console.print(
-        f"bytes of the snapshot: images {bytes_text(floor.image_bytes)}, {bytes_text(floor.mapped_bytes)} of them mapped; "
+        f"bytes of the snapshot: images {bytes_text(floor.image_bytes)}; mapped memory {bytes_text(floor.mapped_bytes)}; "
         f"side files {bytes_text(floor.side_file_bytes)}; copied into each replica {bytes_text(floor.copied_bytes)}"
     )
     console.print(

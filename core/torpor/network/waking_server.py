@@ -20,6 +20,7 @@ from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavaila
 from torpor.network.modal_keys import modal_keys, sent_to
 from torpor.network.proxies import is_loopback
 from torpor.network.shortage import shortage
+from torpor.values.client_keys import AUTHORIZATION_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -196,7 +197,7 @@ def following(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Requ
         request = client.build_request("GET", target)
     # Browsers and httpx do the same: a key is for the server that it was given for.
     if (target.scheme, target.host, target.port) != (asked.url.scheme, asked.url.host, asked.url.port):
-        request.headers.pop("Authorization", None)
+        request.headers.pop(AUTHORIZATION_HEADER, None)
     return request
 
 

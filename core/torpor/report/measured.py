@@ -54,7 +54,7 @@ class Floor:
 
     Attributes:
         image_bytes: CRIU's images.
-        mapped_bytes: the part of the images that a replica maps from the files; it is moved only when it is used.
+        mapped_bytes: memory that a replica maps from the images; a page is read only when the replica uses it.
         side_file_bytes: the content of the private folders.
         bandwidth_bytes_per_s: the fastest at which one thread read the image files from the page cache, right after the starts.
     """
@@ -68,7 +68,8 @@ class Floor:
     def copied_bytes(self) -> int:
         """Bytes that are copied into every replica: all that it does not map.
 
-        A page in several mappings counts once for each, so `mapped_bytes` may be greater than `image_bytes`.
+        `mapped_bytes` may exceed `image_bytes`: a page that several processes map counts once for each, and a page of zeroes
+        takes no room in the images.
         """
         return max(0, self.image_bytes - self.mapped_bytes) + self.side_file_bytes
 

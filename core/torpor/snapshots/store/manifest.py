@@ -173,7 +173,7 @@ class Manifest(NamedTuple):
         scheduling: threads that are scheduled differently than their sandbox; CRIU does not restore that.
         stages: times of the cold start and the capture.
         image_bytes: size of CRIU's images.
-        mapped_bytes: the part of them that replicas map; CRIU copies the rest into each replica.
+        mapped_bytes: memory that replicas map from the images; shared pages count once for each process.
         side_file_bytes: size of the private folders' files.
         gpu: the GPU state; None for a deployment without a GPU.
         machine: where it was captured.
