@@ -19,7 +19,7 @@ from torpor.doctor import capture_size
 from torpor.doctor import machine as doctor
 from torpor.lifecycle import Lifecycle
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
-from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
 from torpor.testing.broken_rules import contract_findings
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torpor.cli.exit_codes import FAILED, INTERRUPTED
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
-from torpor.cli.terminal import OutputError, flush_results, guard_streams, say
+from torpor.cli.terminal import DEBUG_VARIABLE, OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
 from torpor.network.shortage import shortage
 
@@ -47,7 +47,7 @@ def main() -> None:
     except Exception as error:
         if interrupted():
             _end_interrupted()
-        if os.environ.get("TORPOR_DEBUG", "") not in ("", "0") or not (said := _said_of(error)):
+        if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0") or not (said := _said_of(error)):
             raise
         say(f"torpor: {said}")
         sys.exit(error.exit_code if isinstance(error, TorporError) else FAILED)
@@ -72,7 +72,7 @@ def _said_of(error: Exception) -> str:
     if not (lack or isinstance(error, TorporError | OSError)):
         return ""
     notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-    hint = "" if lack or isinstance(error, TorporError) else " (TORPOR_DEBUG=1 shows where it comes from.)"
+    hint = "" if lack or isinstance(error, TorporError) else f" ({DEBUG_VARIABLE}=1 shows where it comes from.)"
     return f"{type(error).__name__}: {error}{lack and ' '}{lack}{hint}{notes}"
 
 

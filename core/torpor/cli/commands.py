@@ -13,7 +13,7 @@ from torpor._version import __version__
 from torpor.cli import actions
 from torpor.cli.options import AppFile, AsJson, CommandGroup, Deadline, Host, Port, Prove, Records
 from torpor.cli.snapshot_commands import snapshot
-from torpor.cli.terminal import claim_output
+from torpor.cli.terminal import DEBUG_VARIABLE, claim_output
 
 __all__ = ["app"]
 
@@ -70,7 +70,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of Torpor's own errors.")] = False,
 ) -> None:
     if debug:
-        os.environ["TORPOR_DEBUG"] = "1"
+        os.environ[DEBUG_VARIABLE] = "1"
 
 
 @app.command()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "DEBUG_VARIABLE",
     "OutputError",
     "claim_output",
     "flush_results",
@@ -38,6 +39,9 @@ __all__ = [
     "width",
     "wrapped",
 ]
+
+DEBUG_VARIABLE = "TORPOR_DEBUG"
+"""Shows tracebacks of errors if it is set, to anything but `0`."""
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _FIRST_FREE = 3

@@ -14,10 +14,11 @@ from tests.snapshots.nvidia import UUID, FakeDriver, build
 from torpor import ConfigurationError, Deployment, Model
 from torpor.platforms.local.requirements import check_gpu
 from torpor.snapshots.gpu import checkpoint as cuda
-from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, Driver, GpuUse, full_gpus, look
+from torpor.snapshots.gpu.driver import Driver, GpuUse, full_gpus, look
 from torpor.snapshots.gpu.requirements import against_gpu
 from torpor.snapshots.store.gpu_state import Gpu, described, different_gpus
 from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.snapshots.nvidia.process import MEMORY_BYTES
-from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 __all__ = ["MEMORY_BYTES", "PROGRAM", "UUID", "FakeDriver", "build"]
 

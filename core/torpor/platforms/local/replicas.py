@@ -1,12 +1,12 @@
 """Replicas restored from one snapshot, behind one port.
 
-A restore of one replica takes about a third of a second, and CRIU a third of that. The rest overlaps:
+A restore of one replica takes about a third of a second, and CRIU takes a third of that. The other steps overlap:
 
-    while the sandbox gets ready   the snapshot is checked
-    while CRIU works               the app file, its plugins and the HTTP client are imported, and the deployment is compared
-    while the engine wakes         the gateway opens
+    while the sandbox starts   check the snapshot
+    while CRIU works           import the app file, its plugins and the HTTP client; compare the deployment
+    while the engine wakes     open the gateway
 
-A snapshot that does not fit ends the sandboxes before anything was woken.
+If the snapshot does not fit, the sandboxes end before any engine wakes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import contextlib
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
+from torpor.platforms.local.tasks import Task, results
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.snapshots.facts import deployment_facts, known_criu
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_REPLICAS", "Replicas"]
 
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
 _CODE_S = 0.5
 MAX_REPLICAS = 64
 """The most replicas of one command."""
@@ -71,9 +70,9 @@ class Serving(NamedTuple):
 
     Attributes:
         replica: its sandbox, and how long its restore took.
-        boot: its lifecycle.
+        boot: moves its engine through the lifecycle.
         routed: the replica as the gateway knows it.
-        back_off: when it is started again if it ends.
+        back_off: the pauses before it starts again if it ends.
     """
 
     replica: Replica
@@ -89,8 +88,8 @@ class Serving(NamedTuple):
 class Replicas:
     """Replicas of one snapshot that serve behind one gateway, until `stop`.
 
-    A failed wake is tried once more from the same snapshot. A second failure is noted in the snapshot
-    (`torpor.snapshots.store.failures`), and the replica starts cold behind the same gateway, unless the deployment or
+    If a replica does not wake, another one is restored from the same snapshot. A second failure is noted in the snapshot
+    (`torpor.snapshots.store.failures`). Then the replica starts cold behind the same gateway, unless the deployment or
     `cold_start` forbids it.
 
     Args:
@@ -99,13 +98,13 @@ class Replicas:
         host: address of the public port; the deployment's by default.
         full: verify files by hash first.
         on_stage: called with the stages of every wake and of every cold start.
-        first: first process of the first sandbox, if it was started earlier. If it is not used, its starter ends it.
-        supervised: start a replica again that ended by itself: from the snapshot, or cold if the snapshot no longer fits.
+        first: first process of the first sandbox, if it already runs. If it is not used, its starter ends it.
+        supervised: whether a replica that ends by itself starts again: from the snapshot, or cold if that no longer fits.
         cold_start: whether a replica that does not wake may start cold; the deployment may still forbid it.
-        even_if_bad: restore a snapshot that is marked bad as well.
-        on_event: called with what happens to replicas by themselves, in threads of their own; logged by default.
+        even_if_bad: restore the snapshot even if it is marked bad.
+        on_event: called with each event of a replica (ended, failed, restarted), in any thread; logged by default.
         records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
-        lifecycle: of the app file, if it is imported already; by default it is imported while CRIU works.
+        lifecycle: of the app file, if it is already imported; by default it is imported while CRIU works.
 
     Attributes:
         manifest: the snapshot's.
@@ -172,7 +171,7 @@ class Replicas:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and port on which clients reach it."""
+        """The host and port that clients connect to."""
         return self.host, self.port
 
     @property
@@ -183,15 +182,15 @@ class Replicas:
 
     @property
     def restarting(self) -> int:
-        """How many replicas are started again now, or wait for that."""
+        """How many replicas start again now, or wait to."""
         return self._replacement.under_way
 
     def start(self, count: int = 1) -> None:
         """Restore replicas and serve.
 
         Raises:
-            PortInUseError: somebody else has the port; nothing was restored.
-            SnapshotError: the snapshot does not fit; every reason is listed, nothing is left running.
+            PortInUseError: another process listens on the port; nothing was restored.
+            SnapshotError: the snapshot does not fit; the error lists every reason, and nothing is left running.
             TorporError: a replica did not wake; nothing is left running.
         """
         if not 1 <= count <= MAX_REPLICAS:
@@ -208,17 +207,17 @@ class Replicas:
         self._cold_start = True
 
     def restart_now(self) -> None:
-        """End the pauses of replicas that wait for their restart."""
+        """Start replicas that wait for their restart now."""
         self._replacement.hurry()
 
     def drain(self, on_wait: Callable[[int], None] | None = None) -> int:
-        """Before `stop`: refuse new requests, and wait up to `drain_timeout_s` for those in flight.
+        """Refuse new requests, and wait up to `drain_timeout_s` for those in flight. Call it before `stop`.
 
         Args:
-            on_wait: called with how many are in flight, if any.
+            on_wait: called with the number of requests in flight, if there are any.
 
         Returns:
-            How many were cut off.
+            How many requests were cut off.
         """
         self._start_nothing_more()
         boots = [one.boot for one in self.serving]
@@ -238,7 +237,7 @@ class Replicas:
         self._hold.release()
 
     def _start_nothing_more(self) -> None:
-        """End starts under way, and start nothing until `start` is called again."""
+        """End the starts under way, and refuse others until `start` is called again."""
         self._replacement.stop()
         with self._lock:
             self._stopped = True
@@ -263,8 +262,8 @@ class Replicas:
 
     def _restored_and_woken(self, attempt: Attempt, count: int) -> list[Serving]:
         started = time.perf_counter()
-        bringing: list[_Task[Replica]] = []
-        waking: list[_Task[Serving]] = []
+        restoring: list[Task[Replica]] = []
+        waking: list[Task[Serving]] = []
         try:
             begun = []
             for _ in range(count):
@@ -274,25 +273,25 @@ class Replicas:
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            bringing += [_Task(self._restored, attempt, one, criu) for one in begun]
-            outside = _Task(changed_files, self.folder, full=self._full)
+            restoring += [Task(self._restored, attempt, one, criu) for one in begun]
+            outside = Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
             import_httpx()
             lifecycle, recipe, differences = self._loaded()
-            (changed,) = _results([outside])
+            (changed,) = results([outside])
             if reasons := [*differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._app = lifecycle, recipe
-            waking += [_Task(self._woken, attempt, replica, criu) for replica in _results(bringing)]
+            waking += [Task(self._woken, attempt, replica, criu) for replica in results(restoring)]
             self._started_gateway()  # while the engines wake
-            return _results(waking)
+            return results(waking)
         except BaseException:
             attempt.end()
-            self._end(bringing, waking)
+            self._end(restoring, waking)
             raise
 
     def _publish(self, serving: Sequence[Serving]) -> None:
-        """Put replicas behind the port, unless somebody stopped the server meanwhile."""
+        """Put replicas behind the port; end them if the server was stopped meanwhile."""
         gateway = self._started_gateway()
         with self._lock:
             stopped = self._stopped
@@ -310,7 +309,7 @@ class Replicas:
         return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
 
     def _restored(self, attempt: Attempt, begun: StartingSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
-        """Restore one replica, which sleeps. Record a failure, unless the start was ended."""
+        """Restore one replica and leave it asleep. Record a failure, unless `stop` ended the start."""
         started = time.perf_counter()
         try:
             return restore_replica(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
@@ -328,10 +327,10 @@ class Replicas:
         )
 
     def _verified_criu(self, replicas: int) -> Criu:
-        """The CRIU to use, if files and machine fit.
+        """Check files and machine, and return the CRIU to use.
 
         Raises:
-            SnapshotError: they do not; every reason is listed, those of the deployment as well.
+            SnapshotError: they do not fit; the error lists every reason, those of the deployment too.
         """
         reasons = [] if self._even_if_bad else bad_marks(self.folder)
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
@@ -366,7 +365,7 @@ class Replicas:
     def _woken(
         self, attempt: Attempt, replica: Replica, criu: Criu, *, reason: str = "", back_off: BackOff | None = None
     ) -> Serving:
-        """Wake a replica. If that fails, restore another one; if that fails as well, start cold."""
+        """Wake a replica. If that fails, restore another one; if that fails too, start cold."""
         deployment = self._loaded_app()[0].deployment
         back_off = back_off or BackOff(deployment.max_restarts)
         try:
@@ -390,7 +389,7 @@ class Replicas:
 
     def _tell_failed_wake(self, attempt: Attempt, name: str, error: Exception) -> None:
         if attempt.ended:
-            raise error  # it failed because it was ended
+            raise error  # `stop` ended it
         self._tell(ReplicaEvent("wake_failed", name, error=f"{type(error).__name__}: {error}"))
 
     def _wake(self, replica: Replica, reason: str, back_off: BackOff) -> Serving:
@@ -416,7 +415,7 @@ class Replicas:
         return boot
 
     def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
-        """Start a replica cold in a sandbox. One at a time: each start takes the whole machine."""
+        """Start a replica cold in a sandbox. One at a time: a cold start needs the whole machine."""
         from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - build steps: 25 ms of every restore
 
         boot = self._new_boot(self._next_name(), reason, back_off)
@@ -436,7 +435,7 @@ class Replicas:
 
     def _report(self, name: str) -> StageReport:
         def tell(record: StageRecord) -> None:
-            # The stages before the wake are told as parts of the replica.
+            # `Replica` reports the stages before the wake.
             if self._on_stage is not None and record.stage not in RESTORE_STAGES:
                 self._on_stage(name, record)
 
@@ -448,7 +447,7 @@ class Replicas:
         return self._app
 
     def _bury(self, routed: GatewayReplica) -> None:
-        """Take out a replica that ended by itself, report it, and start it again if replicas are supervised."""
+        """Remove a replica that ended by itself, report its end, and start it again if replicas are supervised."""
         with contextlib.ExitStack() as stack:
             if self._supervised:
                 stack.enter_context(self._replacement.expected())
@@ -483,13 +482,15 @@ class Replicas:
                 self._tell_restarted(one.replica, one.boot, back_off)
 
     def _restored_again(self, attempt: Attempt, back_off: BackOff) -> Serving:
-        """Restore another replica of the same deployment. The snapshot may have changed meanwhile, so it is checked again."""
+        """Check the snapshot again, which may have changed, and restore another replica of the same deployment."""
         mark = checked(self.folder)
         manifest, identity = read_snapshot(self.folder)
         lifecycle, recipe = self._loaded_app()
         differences = different_deployment(manifest.deployment, deployment_facts(lifecycle.deployment, recipe))
         if differences:
-            raise misfit(self.folder, differences)  # of another deployment: leave the state of this object alone
+            raise misfit(
+                self.folder, differences
+            )  # the snapshot is another deployment's: change no state of this object
         self._mark, self.manifest, self._identity = mark, manifest, identity
         criu = self._verified_criu(1)
         if reasons := changed_files(self.folder, full=self._full):
@@ -510,16 +511,16 @@ class Replicas:
             )
         )
 
-    def _end(self, bringing: Sequence[_Task[Replica]], waking: Sequence[_Task[Serving]]) -> None:
-        """End the replicas of a start that failed, once their threads are done."""
-        for task in waking:
-            task.thread.join()
-            if task.value is not None:
-                task.value.end()
-        for one in bringing:
-            one.thread.join()
-            if one.value is not None:
-                one.value.end()
+    def _end(self, restoring: Sequence[Task[Replica]], waking: Sequence[Task[Serving]]) -> None:
+        """Wait for the threads of a failed start, and end its replicas."""
+        for wake in waking:
+            wake.join()
+            if wake.value is not None:
+                wake.value.end()
+        for restore in restoring:
+            restore.join()
+            if restore.value is not None:
+                restore.value.end()
         if self._gateway is not None and not self.serving and not self.restarting:
             self._gateway.stop()
             self._gateway = None
@@ -528,32 +529,3 @@ class Replicas:
         with self._lock:
             self._names_given += 1
             return f"{self.manifest.deployment.name}-{self._names_given}"
-
-
-class _Task(Generic[_T]):
-    """A call in a thread of its own.
-
-    `concurrent.futures` would do the same, but imports `logging`: 10 ms of a restore.
-    """
-
-    def __init__(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:
-        self.value: _T | None = None
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(lambda: call(*args, **kwargs),), daemon=True)
-        self.thread.start()
-
-    def _run(self, call: Callable[[], _T]) -> None:
-        try:
-            self.value = call()
-        except BaseException as error:
-            self.error = error
-
-
-def _results(tasks: Sequence[_Task[_T]]) -> list[_T]:
-    """All values once all calls are done; raises the first error."""
-    for one in tasks:
-        one.thread.join()
-    for one in tasks:
-        if one.error is not None:
-            raise one.error
-    return [one.value for one in tasks if one.value is not None]

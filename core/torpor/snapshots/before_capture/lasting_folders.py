@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.snapshots.store.host_memory import lies_in_memory
-from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root
+from torpor.snapshots.store.paths import CACHE_VARIABLE, LIBRARIES_VARIABLE, cache_root
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ LASTING_VARIABLE = "TORPOR_LASTING_FOLDERS"
 _PRIVATE = Path("/dev/shm")  # noqa: S108 - private to every sandbox
 _TEMPORARY = ("/tmp", "/var/tmp", "/run", "/var/run")  # noqa: S108 - to warn about, not to write to
 _VARIABLES = ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR")
-_CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORPOR_NVIDIA_LIBRARIES")
+_CODE_VARIABLES = ("PYTHONPATH", "LD_LIBRARY_PATH", LIBRARIES_VARIABLE)
 _HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME")
 _PATH = re.compile(r"(?:^|(?<=[=:,]))/(?!/)[^=:,\0]+")
 

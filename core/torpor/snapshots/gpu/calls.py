@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.errors import ConfigurationError, GpuSnapshotError
 from torpor.snapshots.gpu import calls_program as cuda_calls
-from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, library_candidates
+from torpor.snapshots.gpu.driver import library_candidates
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,6 +25,7 @@ from torpor.snapshots.gpu.calls import UnansweredError, advice, listed, run_call
 from torpor.snapshots.gpu.holders import DEVICES, holders, named
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
 from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -237,7 +238,7 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
         raise GpuSnapshotError(
             f"Processes of the engine hold device files of the driver ({found[0].shown_files}), but the driver names no GPU "
             f"({before.against or 'it lists none'}), so a restore could compare nothing. If the loader does not know the folder of "
-            f"the driver's libraries, name it in {gpu.LIBRARIES_VARIABLE}. Nothing was changed."
+            f"the driver's libraries, name it in {LIBRARIES_VARIABLE}. Nothing was changed."
         )
     held = before.held_by({one.host_pid for one in found})
     to_move = sum(held.values()) or sum(use.used_bytes for use in before.uses)

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from torpor.snapshots.store.gpu_state import Gpu
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-__all__ = ["LIBRARIES_VARIABLE", "Driver", "GpuUse", "full_gpus", "library_candidates", "load_library", "look"]
-
-LIBRARIES_VARIABLE = "TORPOR_NVIDIA_LIBRARIES"
-"""Names the folder of the driver's libraries (libcuda.so.1, libnvidia-ml.so.1), where the loader does not know it."""
+__all__ = ["Driver", "GpuUse", "full_gpus", "library_candidates", "load_library", "look"]
 
 _MIB = 1 << 20
 _USUAL_FOLDERS = ("/usr/local/nvidia/lib64", "/run/opengl-driver/lib", "/usr/lib/wsl/lib")

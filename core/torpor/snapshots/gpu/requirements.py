@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.snapshots.criu.probe import Reason
-from torpor.snapshots.gpu.driver import LIBRARIES_VARIABLE, Driver, load_library, look
+from torpor.snapshots.gpu.driver import Driver, load_library, look
+from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

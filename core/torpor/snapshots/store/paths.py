@@ -16,6 +16,7 @@ from torpor.errors import SnapshotError
 __all__ = [
     "CACHE_VARIABLE",
     "KEPT",
+    "LIBRARIES_VARIABLE",
     "cache_root",
     "criu_prefix",
     "logs_folder",
@@ -28,6 +29,9 @@ __all__ = [
 
 CACHE_VARIABLE = "TORPOR_CACHE"
 """Folder for local volumes, the image's own disk, snapshots and records; the default is `~/.cache/torpor` (XDG rules)."""
+
+LIBRARIES_VARIABLE = "TORPOR_NVIDIA_LIBRARIES"
+"""Folder of the NVIDIA driver's libraries (libcuda.so.1, libnvidia-ml.so.1), if the loader does not look there."""
 
 KEPT = "kept"
 """Folder in a deployment's image for weights outside of snapshots; see `torpor.snapshots.kept_weights`."""
