@@ -160,7 +160,7 @@ class SecretFoundError(SnapshotError):
 
 
 class NoRoomError(SnapshotError):
-    """The disk or the host's memory has too little room; the message says how much is needed."""
+    """The disk or the host's memory has too little room; the message says where."""
 
 
 class CriuError(SnapshotError):

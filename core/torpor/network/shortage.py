@@ -6,9 +6,10 @@ import errno
 import os
 import resource
 
-__all__ = ["shortage"]
+__all__ = ["is_disk_full", "shortage"]
 
 _FILES_WANTED = 4096
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CRIU_HAS_TOO_FEW = "service_fd_base"
 
 
@@ -35,11 +36,16 @@ def shortage(error: BaseException) -> str:
             f"No more processes and threads are allowed: this user may have {_limit(resource.RLIMIT_NPROC)} (`ulimit -u`), and a "
             "container may have a limit of its own (pids.max). End some, or raise the limit."
         )
-    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
+    if numbers.intersection(_DISK_FULL):
         return f"There is no space left{_place(chain)}: free some, or name another folder (TORPOR_CACHE, TMPDIR)."
     if errno.EROFS in numbers:
         return f"The file system is read-only{_place(chain)}: name a writable folder (TORPOR_CACHE, TMPDIR, HOME)."
     return ""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a disk has no room, or the user's quota on it is used up."""
+    return error.errno in _DISK_FULL
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -13,7 +13,6 @@ This module imports whatever a capture needs. Import it only where something is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 from torpor.snapshots.before_capture import external_resources as checks
 from torpor.snapshots.before_capture.kernel_objects import check_objects
 from torpor.snapshots.before_capture.lasting_folders import kept_folders
@@ -28,7 +28,7 @@ from torpor.snapshots.before_capture.outside_files import code_of, model_files, 
 from torpor.snapshots.criu.run import DUMP_LOG, dump, expected_bytes
 from torpor.snapshots.facts import deployment_facts, machine_facts
 from torpor.snapshots.gpu.checkpoint import suspended
-from torpor.snapshots.gpu.holders import DEVICES, holders
+from torpor.snapshots.gpu.holders import DEVICES, holders, named
 from torpor.snapshots.sandbox.scheduling import scheduled
 from torpor.snapshots.store.files import describe_files
 from torpor.snapshots.store.folder import real_folder
@@ -69,9 +69,7 @@ __all__ = ["CaptureOptions", "capture"]
 
 _DUMP_TIMEOUT_S = 300.0
 _MARGIN_BYTES = 64 << 20
-_SHOWN = 8
 _COMMAND_CHARACTERS = 120
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CaptureOptions(NamedTuple):
@@ -187,11 +185,8 @@ class _Capture:
         if self.boot.deployment.gpu is not None:
             check_objects(self.sandbox, devices=self.devices)
         elif found := holders(self.sandbox, self.devices):
-            listed = "\n".join(
-                f"  - pid {one.pid} ({one.command}): {', '.join(one.files[:_SHOWN])}" for one in found[:_SHOWN]
-            )
             raise SnapshotError(
-                f"Deployment {self.boot.deployment.name!r} names no GPU, but processes of its engine hold one:\n{listed}\n"
+                f"Deployment {self.boot.deployment.name!r} names no GPU, but processes of its engine hold one:\n{named(found)}\n"
                 'Set Deployment.gpu, or hide the GPUs from the engine (CUDA_VISIBLE_DEVICES="" in its environment).'
             )
 
@@ -358,5 +353,5 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         with made_whole(folder) as partial:
             yield partial
     except OSError as error:
-        kind = NoRoomError if error.errno in _DISK_IS_FULL else SnapshotError
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
         raise kind(f"The snapshot {folder} cannot be written: {error.strerror or error}.") from error

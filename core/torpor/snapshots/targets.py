@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.found import found_instead
 from torpor.snapshots.store.placing import check_place, recover
@@ -134,6 +135,7 @@ def _told(folder: Path, parent: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        raise SnapshotError(
+        kind = NoRoomError if isinstance(error, OSError) and is_disk_full(error) else SnapshotError
+        raise kind(
             f"The snapshot {folder} cannot be written: a small trial in {parent} failed ({said}). Choose another folder."
         ) from error

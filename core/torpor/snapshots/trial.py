@@ -62,7 +62,7 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
 
     Raises:
         TrialWakeError: the replica did not wake, or its answer differs.
-        SnapshotError: the replica was not restored, or differs from what was captured.
+        SnapshotError: the replica was not restored, in the subclass of the cause; or it differs from what was captured.
     """
     started = time.perf_counter()
     step = "restored"
@@ -79,12 +79,18 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
         finally:
             replica.end()
     except TorporError as error:
-        kind = TrialWakeError if step == "woken" else SnapshotError
-        raise kind(
+        raise _kind(error, step)(
             f"The new snapshot does not work: its trial replica could not be {step}. {error}\nThe new snapshot was deleted; an "
             "older one in its place is still there. `--no-prove` keeps a snapshot without a trial."
         ) from error
     return time.perf_counter() - started
+
+
+def _kind(error: TorporError, step: str) -> type[SnapshotError]:
+    """The class of the trial's error: that of its cause, so that a caller can act on it, unless the wake failed."""
+    if step == "woken":
+        return TrialWakeError
+    return type(error) if isinstance(error, SnapshotError) else SnapshotError
 
 
 def _compare(before: Life, after: Life) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 
 from tests.snapshots.conftest import wait_for
-from torpor import SnapshotError
+from torpor import NoRoomError, SnapshotError
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, find
 from torpor.snapshots.criu.run import DUMP_LOG, SIDE_FILES, dump, expected_bytes, restore
 from torpor.snapshots.sandbox.sandbox import FIRST_PID, Clock, Sandbox
@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_the_tree_running_and_no_images(criu: Criu, small_dis
     """The message says that the disk is full; with free space the dump succeeds."""
     start(sandbox, "20")
     before = lasting(ask(sandbox))
-    with pytest.raises(SnapshotError, match="The disk is full"):
+    with pytest.raises(NoRoomError, match="The disk is full"):
         dump(criu, sandbox, small_disk / "images", timeout_s=TIMEOUT_S)
     assert [file.name for file in (small_disk / "images").iterdir()] == [DUMP_LOG]
     assert lasting(ask(sandbox)) == before
@@ -296,7 +296,7 @@ def test_a_disk_too_full_for_the_side_files_leaves_the_tree_running(
     images = small_disk / "images"
     images.mkdir()
     real = tmp_path / "images-elsewhere"
-    with pytest.raises(SnapshotError):
+    with pytest.raises(NoRoomError):
         dump(criu, sandbox, images, timeout_s=TIMEOUT_S)
     assert lasting(ask(sandbox)) == before
     assert not stopped(sandbox)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor import SnapshotError
+from torpor import NoRoomError, SnapshotError
 from torpor.snapshots.sandbox.side_files import pack, unpack
 
 if TYPE_CHECKING:
@@ -199,6 +199,6 @@ def test_a_missing_archive_is_an_error(empty: Folders, tmp_path: Path) -> None:
 def test_an_archive_that_cannot_be_written_leaves_no_part_of_it(full: Folders, small_disk: Path) -> None:
     """A full disk; the message says so."""
     (full.outside[SCRATCH] / "file").write_bytes(os.urandom(6 << 20))
-    with pytest.raises(SnapshotError, match="No space left on device"):
+    with pytest.raises(NoRoomError, match="No space left on device"):
         pack(full.opened, small_disk / "side.tar", emptied=SCRATCH / "log")
     assert list(small_disk.iterdir()) == []

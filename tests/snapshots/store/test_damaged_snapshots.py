@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.snapshots.small_snapshot import content_of, rewrite, small_snapshot
-from torpor import SnapshotError
-from torpor.errors import DamagedSnapshotError
+from torpor import DamagedSnapshotError, SnapshotError, __version__
 from torpor.snapshots.fit import changed_files
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import checked
+from torpor.snapshots.store.index import remove
 from torpor.snapshots.store.manifest import FAILURES, MANIFEST, OUTSIDE, PRIVATE
 from torpor.snapshots.store.stored import inspect, read_identity
 
@@ -321,6 +321,25 @@ def test_a_file_that_others_may_write_is_refused(kept: Path, name: str, how: str
     said = looked_at(kept)
     assert f"{name} " in said
     assert ("may be written to by other users" if how == "open" else "belongs to user 65534") in said
+
+
+@pytest.mark.fault("a snapshot is of the format before this one", area="snapshot files", outcome="refused")
+def test_format_4_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
+    """Its keys are the old ones: `created_at` and `boot_id`. They are not reported as damage, and the snapshot can be removed."""
+    content = content_of(kept)
+    assert content["schema"] == 5
+    renamed = {"captured_at": "created_at"}
+    rewrite(kept, {renamed.get(name, name): value for name, value in content.items()} | {"schema": 4})
+    identity = content_of(kept, PRIVATE)
+    rewrite(kept, {"boot_id": identity.pop("replica_id"), **identity}, PRIVATE)
+    with pytest.raises(DamagedSnapshotError) as caught:
+        inspect(kept)
+    assert str(caught.value) == (
+        f"{kept / MANIFEST} was written by Torpor 0.1.0 in format 4; this is Torpor {__version__}, which reads format 5. "
+        "Take a new snapshot, or use the version that wrote it."
+    )
+    remove(kept)
+    assert not kept.exists()
 
 
 @pytest.mark.fault("the images of a snapshot are a link to another folder", area="snapshot files", outcome="refused")

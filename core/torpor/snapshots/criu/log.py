@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torpor.snapshots.sandbox.sandbox import Finished, Sandbox
 
-__all__ = ["advice", "last_line", "reasons"]
+__all__ = ["advice", "last_line", "reasons", "says_disk_full"]
 
 _LOG_BYTES = 4 << 20
 _REASONS = 6
@@ -24,8 +24,9 @@ def reasons(log: Path, finished: Finished) -> list[str]:
     return relevant[:_REASONS] or finished.output.strip().splitlines()[-_REASONS:] or ["it gave no reason"]
 
 
+_NO_SPACE = "No space left on device"
 _ADVICE = {
-    "No space left on device": "The disk is full: free some room or choose another folder.",
+    _NO_SPACE: "The disk is full: free some room or choose another folder.",
     "bad size": "A file that was open or mapped at the dump has changed since: take a new snapshot.",
     "seccomp": "The engine runs under a seccomp filter, which only root can dump and restore.",
     "Can't open file": "A file that was open at the dump is missing: look whether it was deleted or its disk is not mounted.",
@@ -35,7 +36,7 @@ _ADVICE = {
 
 def advice(log: Path, sandbox: Sandbox) -> str:
     """Advice for the errors in the log; CRIU's message for an io_uring does not name it (`send_fds failed (-22)`)."""
-    text = "\n".join(line for line in _lines(log) if "Error (" in line)
+    text = _errors(log)
     known = [cure for sign, cure in _ADVICE.items() if sign in text]
     if holders := _holders_of_rings(sandbox):
         known.append(
@@ -43,6 +44,11 @@ def advice(log: Path, sandbox: Sandbox) -> str:
             "filtered; rootless set UV_USE_IO_URING=0 and USE_LIBUV=0 in the engine's environment."
         )
     return "".join(f"{cure}\n" for cure in known)
+
+
+def says_disk_full(log: Path) -> bool:
+    """Whether CRIU met a full disk."""
+    return _NO_SPACE in _errors(log)
 
 
 def _holders_of_rings(sandbox: Sandbox) -> list[str]:
@@ -58,6 +64,10 @@ def last_line(log: Path) -> str:
     """The last line of a log, for messages."""
     lines = _lines(log)
     return lines[-1].strip() if lines else "none"
+
+
+def _errors(log: Path) -> str:
+    return "\n".join(line for line in _lines(log) if "Error (" in line)
 
 
 def _lines(log: Path) -> list[str]:

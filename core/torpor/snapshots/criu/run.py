@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import ConfigurationError, CriuError, SnapshotError
-from torpor.snapshots.criu.log import advice, last_line, reasons
+from torpor.errors import ConfigurationError, CriuError, NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
+from torpor.snapshots.criu.log import advice, last_line, reasons, says_disk_full
 from torpor.snapshots.criu.memory_files import mapped_bytes
 from torpor.snapshots.sandbox.sandbox import FIRST_PID
 from torpor.telemetry.events import log
@@ -113,6 +114,7 @@ def dump(
         CriuError: with CRIU's own reason; of the images only `dump.log` stays. If CRIU gave up by itself, the tree runs on
             as before. If CRIU was killed (deadline, SIGKILL), the state of the tree is unknown and the sandbox is ended;
             `sandbox.alive` says which.
+        NoRoomError: the disk of the images is full; otherwise as above.
     """
     if (code := sandbox.poll()) is not None:
         raise SnapshotError(f"There is nothing to dump: the tree of sandbox {sandbox.name!r} ended with code {code}.")
@@ -222,7 +224,8 @@ def _map_memory(images: Path, sandbox: Sandbox, *, map_new: bool) -> int:
     try:
         mapped = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered, map_new=map_new)
     except OSError as error:
-        raise SnapshotError(f"Cannot rewrite the images in {images}: {error.strerror or error}.") from error
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
+        raise kind(f"Cannot rewrite the images in {images}: {error.strerror or error}.") from error
     for pid, reason in mapped.copied.items():
         log("info", "memory_copied", pid=pid, reason=reason)
     return mapped.bytes
@@ -237,6 +240,7 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
 
     Raises:
         CriuError: CRIU failed.
+        NoRoomError: it failed because a disk is full.
     """
     action = arguments[0]
     try:
@@ -261,7 +265,8 @@ def _run(criu: Criu, arguments: Sequence[str], sandbox: Sandbox, log: Path, time
             f"({log})"
         )
     if finished.code != 0:
-        raise CriuError(
+        kind = NoRoomError if says_disk_full(log) else CriuError
+        raise kind(
             f"CRIU's {action} of sandbox {sandbox.name!r} failed with exit code {finished.code}:\n"
             + "\n".join(f"  {line}" for line in reasons(log, finished))
             + f"\n{advice(log, sandbox)}The whole log: {log}"
@@ -301,7 +306,8 @@ def _make_empty(images: Path) -> None:
         if any(images.iterdir()):
             raise SnapshotError(f"The folder for the images, {images}, is not empty: choose another folder.")
     except OSError as error:
-        raise SnapshotError(f"Cannot make the folder for the images, {images}: {error.strerror}.") from error
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
+        raise kind(f"Cannot make the folder for the images, {images}: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

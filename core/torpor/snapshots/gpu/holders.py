@@ -18,7 +18,7 @@ __all__ = ["DEVICES", "Holder", "holders", "named"]
 DEVICES = ("/dev/nvidia",)
 """How the paths of the driver's device files begin: nvidia0, nvidiactl, nvidia-uvm, nvidia-caps/..."""
 
-_SHOWN = 4
+_SHOWN = 8
 _COMMAND_CHARACTERS = 120
 
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
-from torpor.errors import DamagedSnapshotError, SnapshotError
+from torpor.errors import DamagedSnapshotError, NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 from torpor.snapshots.store.fields import NEW_ONE, shown
 from torpor.snapshots.store.reading import opened_file, opened_folder
 
@@ -48,6 +49,7 @@ def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
         The archive's size in bytes.
 
     Raises:
+        NoRoomError: the disk is full.
         SnapshotError: the archive cannot be written, or a file cannot be read.
     """
     unfinished = archive.with_name(f".{archive.name}.unfinished")
@@ -62,7 +64,8 @@ def pack(folders: Mapping[Path, int], archive: Path, *, emptied: Path) -> int:
         unfinished.rename(archive)
         return archive.stat().st_size
     except OSError as error:
-        raise SnapshotError(f"Cannot pack the private folders into {archive}: {error.strerror or error}.") from error
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
+        raise kind(f"Cannot pack the private folders into {archive}: {error.strerror or error}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
