@@ -1,13 +1,13 @@
-"""Run an engine's kernel compile command, and end it when the server that it started has died. Run as a bare file.
+"""Runs an engine's kernel compile command, and ends it if the server that it started has died. Runs as a bare file.
 
     python3 watch.py [--patience S] -- COMMAND [ARGUMENT]...
 
-SGLang's `compile_deep_gemm` starts a server as its child and asks it over HTTP until it answers. It never looks whether
-that child is still there (0.5.6.post2, 0.5.16 and 0.5.23): after a crash it goes on asking for its whole time limit, an
-hour of a GPU by default. The sign is plain from outside: the child is dead and nobody has collected it, and there is
-no other. Standard library only, because it runs in the engine's image.
+SGLang's `compile_deep_gemm` starts a server as its child and polls it over HTTP. It never checks that the child still runs
+(0.5.6.post2, 0.5.16 and 0.5.23): after a crash it polls until its time limit, by default an hour of a GPU. This file
+detects the crash from outside: the child is a zombie, and the command has no other child. It uses the standard library
+only, because it runs in the engine's image.
 
-Exit codes: the command's own (128 + n for signal n); 1 when its server died; 2 wrong use; 127 no such program.
+Exit codes: the command's own (128 + n for signal n); 1: its server died; 2: wrong use; 127: no such program.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="watch.py", usage="watch.py [-h] [--patience S] -- COMMAND [ARGUMENT]...", allow_abbrev=False
     )
-    parser.add_argument("--patience", type=float, default=30.0, metavar="S", help="seconds that a dead server may lie")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, metavar="S", help="seconds to wait after the server died"
+    )
     mark = arguments.index("--") if "--" in arguments else len(arguments)
     patience_s: float = parser.parse_args(arguments[:mark]).patience
     command = arguments[mark + 1 :]
     if not command:
-        parser.error("the command to run is missing; it follows after a bare --.")
+        parser.error("the command to run is missing; write it after --.")
     try:
         process = subprocess.Popen(command)
     except FileNotFoundError:
-        print(f"There is no program {command[0]!r} in the image.", file=sys.stderr)
+        print(f"The image has no program {command[0]!r}.", file=sys.stderr)
         return _NOT_FOUND
     return _watch(process, shlex.join(command[:3]), patience_s)
 
@@ -61,8 +63,8 @@ def _watch(process: subprocess.Popen[bytes], shown: str, patience_s: float) -> i
             alone_since = time.monotonic()
         elif time.monotonic() - alone_since >= patience_s:
             print(
-                f"The server that `{shown}` started has died (its last words stand above), and the command does not notice: "
-                "ending it.",
+                f"The server that `{shown}` started has died (see its last lines above), but the command still waits for it. "
+                "Ending the command.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -86,14 +88,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lost_its_server(pid: int) -> bool:
-    """Whether a dead child waits to be collected and no living one is left; Python's own helper processes don't count."""
+    """Whether the process has a zombie child and no living one; Python's own helper processes do not count."""
     states = dict(_children(pid))
     living = [child for child, state in states.items() if state not in "ZX" and not _is_pythons_own(child)]
     return bool(states) and not living and "Z" in states.values()
 
 
 def _children(pid: int) -> list[tuple[int, str]]:
-    """Pid and state of every child, from /proc/PID/stat (proc(5)); the name in it may hold anything."""
+    """Pid and state of every child, from /proc/PID/stat (proc(5)). The process name in it may contain any character."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,26 +1,26 @@
-"""Fetch one model revision into a hub cache, and check a fetched one offline. Run as a bare file inside images.
+"""Fetches one model revision into a hub cache, and checks a fetched one offline. Runs as a bare file inside images.
 
     python3 download.py fetch OWNER/NAME COMMIT --cache DIR [--allow PATTERN]... [--ignore PATTERN]... [--recheck]
     python3 download.py verify OWNER/NAME COMMIT --cache DIR
 
-`fetch` lists the commit's files, writes a manifest (name, size, and the SHA-256 or git hash that the hub gives), lets
-huggingface_hub download (0.36 to 2.x), checks every file against the manifest, and writes a completion marker last.
-The hub's client itself compares sizes at most, and takes what lies in the cache for whole. A file that fails the check
-is removed, so that nothing half-written is taken for whole by anyone. A fetch of what is complete already asks nobody.
-`verify` is standard library only and compares existence and sizes: it runs before every start.
+`fetch` lists the commit's files and writes a manifest: name, size, and the SHA-256 or git hash that the hub gives. It lets
+huggingface_hub (0.36 to 2.x) download, checks every file against the manifest, and writes a completion marker last. The
+hub's client compares sizes at most and trusts every file in the cache, so `fetch` removes a file that fails the check.
+If the commit is already complete, `fetch` sends no request. `verify` runs before every start: it checks that the files
+exist and have the right size, with the standard library only.
 
     <cache>/models--OWNER--NAME/blobs, snapshots/COMMIT        huggingface_hub's own
     <cache>/models--OWNER--NAME/torpor/COMMIT.manifest.json    what the commit holds
-    <cache>/models--OWNER--NAME/torpor/COMMIT.complete.json    all of it was here and right
+    <cache>/models--OWNER--NAME/torpor/COMMIT.complete.json    every file was complete and correct
 
-The hub and the volume are not trusted with paths. A name that leads out of the snapshot, is no name of a file, or is a file and a
-folder at once ends the fetch before anything is touched; so does an answer that would have the client write elsewhere. What lies
-in the cache counts as a file only if it is a regular one within the cache; markers are bounded and checked field by field.
+Paths from the hub and from the volume are not trusted. The fetch ends before it writes anything if a listed name points outside
+the snapshot, is not a valid file name, or is both a file and a folder; it also ends if an answer would make the client write
+elsewhere. Only a regular file inside the cache counts as a file. Markers have a size limit, and every field is checked.
 
-Exit codes, after sysexits.h; 75 and 76 may pass when tried again, the others will not. 2: wrong use. 65: no such
-revision, or a listing or an answer that no hub gives. 66: no such repository, or `verify` found nothing. 70: an error
-that this file does not know. 73: the cache cannot be written. 74: no space left. 75: the hub cannot be reached or is
-overloaded. 76: a file is missing, cut short or differs from the hub's. 77: gated, or the token was refused.
+Exit codes, after sysexits.h; a retry can help with 75 and 76 only. 2: wrong use. 65: no such revision, or a malformed
+listing or answer. 66: no such repository, or `verify` found nothing. 70: an unknown error. 73: the cache cannot be
+written. 74: no space left. 75: the hub cannot be reached or is overloaded. 76: a file is missing, cut short or differs
+from the hub's. 77: gated, or the hub refused the token.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["RECHECK_VARIABLE", "FetchError", "fetch", "main", "verify"]
 
 RECHECK_VARIABLE = "TORPOR_RECHECK"
-"""Set to 1, every check of the weights hashes all of them (`torpor doctor APP --recheck`)."""
-
+"""If it is 1, every check of the weights hashes all files (`torpor doctor APP --recheck`)."""
 
 _NO_REVISION, _NO_REPOSITORY, _UNKNOWN, _NOT_WRITABLE, _NO_SPACE, _UNREACHABLE, _DAMAGED, _DENIED = (
     65, 66, 70, 73, 74, 75, 76, 77,
@@ -80,7 +79,7 @@ _SHOWN_AS_GB = 10_000_000
 
 
 class FetchError(Exception):
-    """A fetch or a check failed; `code` is the exit code, the text says what was seen and what to do."""
+    """A fetch or a check failed. `code` is the exit code; the message says what was found and what to do."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -89,7 +88,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class _File:
-    """One file of the commit; `sha256` only of what the hub keeps as LFS or Xet object (`git` is then its pointer's)."""
+    """One file of the commit. Only LFS and Xet objects have `sha256`; their `git` is the hash of the pointer file."""
 
     size: int
     sha256: str | None
@@ -98,7 +97,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a commit of a repository lives in a hub cache (the layout is huggingface_hub's, 0.36 to 2.4)."""
+    """The paths of a commit in a hub cache, in the layout of huggingface_hub 0.36 to 2.4."""
 
     cache: Path
     repo_id: str
@@ -146,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.action == "verify":
             recheck = options.recheck or os.environ.get(RECHECK_VARIABLE) == "1"
             files = verify(options.repo_id, options.revision, cache=options.cache, recheck=recheck)
-            state = "are as the hub has them" if recheck else "are here in full size"
+            state = "match the hub's hashes" if recheck else "are complete"
             print(f"{options.repo_id} at {options.revision}: {files} files {state}.")
         else:
             with _environment():
@@ -179,12 +178,12 @@ def _parse(argv: Sequence[str] | None) -> _Options:
         prog="download.py", description="Fetch a model revision into a hub cache, or check one.", allow_abbrev=False
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, text in (("fetch", "download what is missing, and check all of it"), ("verify", "check sizes, offline")):
+    for name, text in (("fetch", "download missing files, and check all"), ("verify", "check sizes, offline")):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         action.add_argument("repo_id", metavar="OWNER/NAME")
         action.add_argument("revision", metavar="COMMIT", help="40 hex digits")
         action.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the hub cache, as HF_HUB_CACHE")
-        mended = ", mend what differs" if name == "fetch" else ", whatever their times say"
+        mended = " and replace those that differ" if name == "fetch" else ", even if their times are unchanged"
         action.add_argument("--recheck", action="store_true", help=f"hash all files again{mended}")
         if name == "fetch":
             action.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="only these files")
@@ -199,29 +198,31 @@ def _parse(argv: Sequence[str] | None) -> _Options:
 
 
 def verify(repo_id: str, revision: str, *, cache: Path, recheck: bool = False) -> int:
-    """Check, without a network, that a fetched commit is complete: every file there, in full size, and not written since.
+    """Check offline that a fetched commit is complete: every file exists, has its full size, and was not written since.
 
-    The completion marker notes each file's place, time and blocks on the disk. A file that differs in them is hashed: damage
-    that keeps the size is found, and a copy of the volume, with other times, passes.
+    The completion marker holds each file's inode, time of change and block count. If one of these differs, the file is hashed.
+    This finds damage that keeps the size, and accepts a copy of the volume, whose times differ.
 
     Args:
         repo_id: `owner/name`.
         revision: the commit, 40 hex digits.
         cache: the hub cache.
-        recheck: hash every file, whatever its time says.
+        recheck: hash every file, even if its time is unchanged.
 
     Returns:
         The number of files.
 
     Raises:
-        FetchError: nothing was fetched, the fetch did not end, or a file is missing, cut short or damaged (named).
+        FetchError: nothing was fetched, the fetch did not finish, or a file is missing, cut short or damaged; it is named.
     """
     place = _Place(cache, repo_id, revision)
     manifest = _read_complete(place)
     if manifest is None:
         if not place.folder.is_dir():
-            raise FetchError(_NO_REPOSITORY, f"{cache} holds nothing of {repo_id}: it was never fetched, or emptied.")
-        raise FetchError(_NO_REPOSITORY, f"{cache} holds no complete {place}: the fetch never ended.")
+            raise FetchError(
+                _NO_REPOSITORY, f"{cache} has no files of {repo_id}: it was never fetched, or was deleted."
+            )
+        raise FetchError(_NO_REPOSITORY, f"{cache} has no complete copy of {place}: the fetch never finished.")
     damage = _wrong_size(place, manifest) or _wrong_since(place, manifest, recheck=recheck)
     if damage:
         raise FetchError(_DAMAGED, f"{place} is damaged: {damage[0][1]}{_and_more(len(damage) - 1)}.")
@@ -229,7 +230,7 @@ def verify(repo_id: str, revision: str, *, cache: Path, recheck: bool = False) -
 
 
 def _wrong_since(place: _Place, manifest: _Manifest, *, recheck: bool = False) -> list[tuple[str, str]]:
-    """Files that were written since the fetch and have another content now: pairs of name and what is wrong."""
+    """Find files whose content changed since the fetch: pairs of the name and the problem."""
     noted = _noted(place)
     suspects = [
         name
@@ -238,15 +239,14 @@ def _wrong_since(place: _Place, manifest: _Manifest, *, recheck: bool = False) -
     ]
     wrong = _wrong_contents(place, manifest, suspects)
     if suspects and not wrong:
-        with contextlib.suppress(
-            OSError, ValueError, RecursionError
-        ):  # on a volume that may not be written to, they are hashed again
+        # If the volume is read-only, the next check hashes these files again.
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             _write(place.complete, {**json.loads(_read(place.complete)), "seen": _all_facts(place, manifest)})
     return wrong
 
 
 def _noted(place: _Place) -> dict[str, list[int]]:
-    """What the completion marker notes of each file; nothing for one of an older version."""
+    """Read each file's facts from the completion marker; empty if an older version wrote the marker."""
     try:
         seen = json.loads(_read(place.complete)).get("seen", {})
         return {name: [int(number) for number in facts] for name, facts in seen.items()}
@@ -255,7 +255,7 @@ def _noted(place: _Place) -> dict[str, list[int]]:
 
 
 def _facts(path: Path) -> list[int]:
-    """Where a file lies and when it was written: device, inode, time of change (nanoseconds), blocks. Links are followed."""
+    """Device, inode, time of change (nanoseconds) and block count of a file. Follows links."""
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_blocks]
 
@@ -265,9 +265,9 @@ def _all_facts(place: _Place, manifest: _Manifest) -> dict[str, list[int]]:
 
 
 def _is_other(noted: list[int], now: list[int]) -> bool:
-    """Whether a file may have another content.
+    """Whether the file's content may have changed.
 
-    Inode and blocks count on the same device alone: a volume that is mounted again may give others.
+    Inode and blocks are compared on the same device only: they may change when a volume is mounted again.
     """
     return noted[2:3] != now[2:3] or (noted[:1] == now[:1] and noted != now)
 
@@ -277,7 +277,7 @@ def _and_more(count: int) -> str:
 
 
 def _read_complete(place: _Place) -> _Manifest | None:
-    """The manifest, if the completion marker vouches for exactly this one; None also for anything half-written or strange."""
+    """Return the manifest if the completion marker holds its hash; None if one of them is missing or malformed."""
     try:
         text = _read(place.manifest)
         marker = json.loads(_read(place.complete))
@@ -292,10 +292,10 @@ def _read_complete(place: _Place) -> _Manifest | None:
 
 
 def _read(path: Path) -> bytes:
-    """A file of Torpor's own, bounded.
+    """Read one of Torpor's own files, up to a size limit.
 
     Raises:
-        OSError: it is not there or no regular file.
+        OSError: it does not exist, or is not a regular file.
         ValueError: it is too long.
     """
     with _regular(path) as reader:
@@ -306,29 +306,29 @@ def _read(path: Path) -> bytes:
 
 
 def _regular(path: Path) -> IO[bytes]:
-    """Open a regular file; a pipe is not waited for. Links are followed: the hub's client makes them.
+    """Open a regular file, without waiting if it is a pipe. Follows links, because the hub's client makes them.
 
     Raises:
-        OSError: it is not there, or something else.
+        OSError: it does not exist, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def _patterns(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-        raise TypeError("no list of patterns")
+        raise TypeError("not a list of patterns")
     return tuple(value)
 
 
 def _file(entry: Mapping[str, object]) -> _File:
-    """One entry of a manifest or of a listing.
+    """Parse one entry of a manifest or of a listing.
 
     Raises:
-        ValueError: a field has a value that no file has.
+        ValueError: a field has an invalid value.
     """
     size, sha256, git = entry["size"], entry["sha256"], entry["git"]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < _MOST_FILE_BYTES:
@@ -341,37 +341,37 @@ def _file(entry: Mapping[str, object]) -> _File:
 
 
 def _safe(name: str) -> str:
-    """A name as it may stand in a listing: a path below the snapshot, written in the only way there is.
+    """Return the name if it is a normalised path below the snapshot.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is not.
     """
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
-        raise ValueError("it leads out of the snapshot")
+        raise ValueError("it points outside the snapshot")
     if "" in parts or "." in parts or _CONTROL.search(name):
-        raise ValueError("it is no plain path of a file")
+        raise ValueError("it is not a plain file path")
     if len(name.encode()) > _PATH_BYTES or any(len(part.encode()) > _NAME_BYTES for part in parts):
-        raise ValueError(f"it is longer than {_PATH_BYTES} bytes, or a part of it than {_NAME_BYTES}")
+        raise ValueError(f"it is longer than {_PATH_BYTES} bytes, or one part is longer than {_NAME_BYTES}")
     return name
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Make sure that no name is a file and a folder at once.
+    """Make sure that no name is both a file and a folder.
 
     Raises:
-        ValueError: one is; it begins with the name.
+        ValueError: one is; the message begins with the name.
     """
     files = set(names)
     for name in files:
         folder = name
         while folder := folder.rpartition("/")[0]:
             if folder in files:
-                raise ValueError(f"{folder!r} is a file, and the folder of {name!r}")
+                raise ValueError(f"{folder!r} is both a file and the folder of {name!r}")
 
 
 def _wrong_size(place: _Place, manifest: _Manifest) -> list[tuple[str, str]]:
-    """Files that are not there in full size: pairs of name and what is wrong. Links to blobs are followed, within the cache."""
+    """Find files that are missing or have the wrong size: pairs of the name and the problem. Follows links inside the cache."""
     wrong = []
     cache = place.cache.resolve()
     for name, file in manifest.files.items():
@@ -379,14 +379,14 @@ def _wrong_size(place: _Place, manifest: _Manifest) -> list[tuple[str, str]]:
         try:
             facts = path.stat()
             inside = path.resolve().is_relative_to(cache)
-        except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError before Python 3.13
-            said = error.strerror if isinstance(error, OSError) else "its links go in a circle"
-            wrong.append((name, f"{name} is not there ({said}); {file.size} bytes expected"))
+        except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+            said = error.strerror if isinstance(error, OSError) else "its links form a loop"
+            wrong.append((name, f"{name} is missing ({said}); {file.size} bytes expected"))
         else:
             if not inside:
-                wrong.append((name, f"{name} is a link that leads out of {place.cache}"))
+                wrong.append((name, f"{name} is a link that points outside {place.cache}"))
             elif not stat.S_ISREG(facts.st_mode):
-                wrong.append((name, f"{name} is no regular file"))
+                wrong.append((name, f"{name} is not a regular file"))
             elif facts.st_size != file.size:
                 wrong.append((name, f"{name} has {facts.st_size} bytes, {file.size} expected"))
     return wrong
@@ -404,29 +404,30 @@ def fetch(
     ignore: tuple[str, ...] = (),
     recheck: bool = False,
 ) -> Path:
-    """Bring a commit into the cache, completely or not at all.
+    """Fetch a commit into the cache, completely or not at all.
 
-    huggingface_hub reads its settings at its first import. The command line prepares the environment for that: use it in a
-    process that may have imported it, or where HF_HUB_OFFLINE is set.
+    huggingface_hub reads its settings when it is first imported, and only the command line prepares the environment for that.
+    So use the command line if this process may have imported it already, or if HF_HUB_OFFLINE is set.
 
     Args:
-        repo_id: `owner/name`; a token for it is taken from HF_TOKEN.
+        repo_id: `owner/name`; HF_TOKEN holds its token.
         revision: the commit, 40 hex digits.
         cache: the hub cache.
         allow: only files that match one of these patterns (fnmatch, on the whole path); empty for all.
-        ignore: no files that match one of these.
-        recheck: hash everything even if it is complete, and replace what differs.
+        ignore: skip files that match one of these.
+        recheck: hash every file even if the commit is complete, and replace those that differ.
 
-    Returns: the snapshot's folder.
+    Returns:
+        The snapshot's folder.
 
     Raises:
-        FetchError: see the module's exit codes; the message says what to do.
+        FetchError: the module lists the exit codes; the message says what to do.
     """
     place = _Place(cache, repo_id, revision)
     done = _read_complete(place)
     same = done is not None and not recheck and (done.allow, done.ignore) == (allow, ignore)
     if done and same and not _wrong_size(place, done) and not _wrong_since(place, done):
-        print(f"{place}: {len(done.files)} files, {_amount(done.total)}, complete already; nothing to do.")
+        print(f"{place}: {len(done.files)} files, {_amount(done.total)}, already complete; nothing to do.")
         return place.snapshot
     began = time.monotonic()
     with _diagnosed(place):
@@ -438,7 +439,7 @@ def fetch(
 
 
 def _bring(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...], *, hash_all: bool) -> _Manifest:
-    """Delete what is damaged, download what is missing, check everything, and mark the commit as complete."""
+    """Delete damaged files, download missing ones, check all, and mark the commit as complete."""
     _check_folders(place, ())
     place.complete.unlink(missing_ok=True)
     manifest = _list(place, allow, ignore)
@@ -455,34 +456,34 @@ def _bring(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...], *, ha
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Settings that huggingface_hub and hf_xet read at import, for this process alone."""
+    """Set the variables that huggingface_hub and hf_xet read at import, for this process only."""
     settings = {
         "HF_HUB_OFFLINE": "0",
-        "TRANSFORMERS_OFFLINE": "0",  # an alias of the former
+        "TRANSFORMERS_OFFLINE": "0",  # an alias of HF_HUB_OFFLINE
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        # Blobs shared between repositories (hub 2.x) are links out of this repository's folder: 0.36 knows nothing of them.
+        # Hub 2.x can share blobs between repositories through links out of the repository's folder; 0.36 cannot read those.
         "HF_HUB_DISABLE_SHARED_BLOBS": "1",
     }
     os.environ.update(settings)
     _pass_proxies_by()
-    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)  # 0.36 fails with it where hf_transfer is not installed
+    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)  # 0.36 fails with it if hf_transfer is not installed
     os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Xet's chunk cache is of no use after one download, and in a build step it would become part of the image.
+    # Nothing reads Xet's chunk cache after this download, and in a build step it would become part of the image.
     with tempfile.TemporaryDirectory(prefix="torpor-xet-", ignore_cleanup_errors=True) as folder:
         os.environ["HF_XET_CACHE"] = folder
         yield
 
 
 def _pass_proxies_by() -> None:
-    """Have a hub on this machine asked past every proxy."""
+    """Exclude the hub from proxies if it runs on this machine."""
     host = (urlsplit(_endpoint()).hostname or "").rstrip(".")
     if not (host in ("localhost", "::1") or host.endswith(".localhost") or host.startswith("127.")):
         return
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     words = [word.strip() for word in listed.split(",") if word.strip()]
-    words += [word for word in (host, "localhost", "127.0.0.1", "::1") if word not in words]  # where it may redirect to
+    words += [word for word in (host, "localhost", "127.0.0.1", "::1") if word not in words]  # a redirect may go there
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(words)
 
 
@@ -510,15 +511,15 @@ def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Ma
 
 
 def _add(place: _Place, listed: dict[str, _File], entry: RepoFile) -> None:
-    """Take one entry of the hub's listing.
+    """Add one entry of the hub's listing.
 
     Raises:
-        FetchError: it is none that a repository has, or there is no end of them.
+        FetchError: the entry is invalid, or there are too many.
     """
     name = str(entry.path)
     try:
         if name in listed:
-            raise ValueError("it is listed twice")  # noqa: TRY301 - told like the others
+            raise ValueError("it is listed twice")  # noqa: TRY301 - reported like the other errors
         size, sha256 = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, None)
         listed[_safe(name)] = _file({"size": size, "sha256": sha256, "git": entry.blob_id})
     except ValueError as error:
@@ -530,13 +531,13 @@ def _add(place: _Place, listed: dict[str, _File], entry: RepoFile) -> None:
 def _hostile(place: _Place, what: str) -> FetchError:
     return FetchError(
         _NO_REVISION,
-        f"{_endpoint()} lists for {place} what no repository holds, {what}. Nothing was fetched. Check HF_ENDPOINT and what lies "
-        "between here and the hub; if it is the hub, do not use this model.",
+        f"{_endpoint()} gave an invalid listing of {place}: {what}. Nothing was fetched. Check HF_ENDPOINT and any proxy "
+        "before the hub; if the hub itself sends this, do not use this model.",
     )
 
 
 def _check_folders(place: _Place, names: Iterable[str]) -> None:
-    """Make sure that no folder that is written to is a link out of the repository's: a volume may have been prepared.
+    """Make sure that no folder to write to is a link out of the repository's folder: somebody may have tampered with the volume.
 
     Raises:
         FetchError: one is.
@@ -548,12 +549,12 @@ def _check_folders(place: _Place, names: Iterable[str]) -> None:
         if folder.is_symlink() or not folder.resolve().is_relative_to(home):
             raise FetchError(
                 _NOT_WRITABLE,
-                f"{folder} is a link to {folder.resolve()}, out of {place.folder}: remove it, and fetch again.",
+                f"{folder} is a link to {folder.resolve()}, outside {place.folder}: remove it, and fetch again.",
             )
 
 
 def _selected(path: str, allow: tuple[str, ...], ignore: tuple[str, ...]) -> bool:
-    """As `filter_repo_objects` of huggingface_hub selects (0.36 to 2.4): a pattern that ends with / means the folder."""
+    """Select like `filter_repo_objects` of huggingface_hub (0.36 to 2.4): a pattern that ends with / means the folder."""
 
     def matches(patterns: tuple[str, ...]) -> bool:
         return any(fnmatch.fnmatch(path, f"{each}*" if each.endswith("/") else each) for each in patterns)
@@ -565,7 +566,7 @@ def _download(place: _Place, manifest: _Manifest) -> None:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only in `fetch`
 
     print(f"{place}: fetching {len(manifest.files)} files, {_amount(manifest.total)}, to {place.cache}.", flush=True)
-    _leave_listing(place, manifest)  # so that the client asks for none of its own, which could be another
+    _leave_listing(place, manifest)  # otherwise the client asks for its own, which may differ
     with _progress(place, manifest), _bounded(place, manifest), _checked_answers(place):
         snapshot_download(
             place.repo_id,
@@ -578,7 +579,7 @@ def _download(place: _Place, manifest: _Manifest) -> None:
 
 @contextlib.contextmanager
 def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
-    """Let no file grow beyond the longest that was listed: the client writes whatever is sent."""
+    """Limit the size of a file to the largest listed one: the client writes whatever the hub sends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = max(file.size for file in manifest.files.values()) + _SPARE_BYTES
     if soft != resource.RLIM_INFINITY:
@@ -590,7 +591,7 @@ def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
         if any(isinstance(each, OSError) and each.errno == errno.EFBIG for each in _chain(error)):
             raise FetchError(
                 _DAMAGED,
-                f"{place}: the hub sends more than the {limit} bytes that its longest file has. Look for a proxy between.",
+                f"{place}: the hub sent more than {limit} bytes, the limit for its largest file. Look for a proxy before the hub.",
             ) from error
         raise
     finally:
@@ -599,7 +600,7 @@ def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checked_answers(place: _Place) -> Iterator[None]:
-    """Look at what the hub says of each file before the client makes paths of it: the ETag is the blob's name (0.36 to 2.4)."""
+    """Check each file's metadata before the client builds paths from it: the ETag is the blob's name (0.36 to 2.4)."""
     from huggingface_hub import file_download  # noqa: PLC0415 - only in `fetch`
 
     genuine = file_download.get_hf_file_metadata
@@ -622,10 +623,11 @@ def _checked_answers(place: _Place) -> Iterator[None]:
 
 
 def _leave_listing(place: _Place, manifest: _Manifest) -> None:
-    """Leave the hub's client the listing that it looks for when it is offline (`_tree_cache.py` 1.33 and 2.4, format 1).
+    """Write the listing that the hub's client reads when it is offline (`_tree_cache.py` 1.33 and 2.4, format 1).
 
-    Its own holds the whole commit, so that a filtered snapshot would count as incomplete (IncompleteSnapshotError); and
-    without any, as 0.36 leaves a cache, 1.33 asks the network even for a commit (OfflineModeIsEnabled).
+    The client's own listing holds the whole commit, so a filtered snapshot would count as incomplete
+    (IncompleteSnapshotError). Without a listing, as 0.36 leaves a cache, 1.33 asks the network even for a commit
+    (OfflineModeIsEnabled).
     """
     files: dict[str, dict[str, object]] = {}
     for name, file in manifest.files.items():
@@ -637,7 +639,7 @@ def _leave_listing(place: _Place, manifest: _Manifest) -> None:
 
 @contextlib.contextmanager
 def _progress(place: _Place, manifest: _Manifest) -> Iterator[None]:
-    """Say every quarter of a minute how much is there: a build log has no progress bar."""
+    """Print every 15 seconds how much has arrived: a build log has no progress bar."""
     ended = threading.Event()
 
     def report() -> None:
@@ -656,27 +658,27 @@ def _progress(place: _Place, manifest: _Manifest) -> Iterator[None]:
 
 
 def _check(place: _Place, manifest: _Manifest) -> None:
-    """Compare every file with the manifest; remove those that differ, so that the next fetch downloads them again."""
+    """Compare every file with the manifest. Remove those that differ, so that the next fetch downloads them again."""
     damage = _damage(place, manifest)
     for name, _ in damage:
         _forget(place, name)
     if damage:
         raise FetchError(
             _DAMAGED,
-            f"{place} arrived damaged: {damage[0][1]}{_and_more(len(damage) - 1)}. The damaged files were removed; fetch "
-            "again, and if it stays so, look for a proxy between here and the hub.",
+            f"{place} arrived damaged: {damage[0][1]}{_and_more(len(damage) - 1)}. The damaged files were removed. Fetch "
+            "again; if they arrive damaged again, look for a proxy before the hub.",
         )
 
 
 def _damage(place: _Place, manifest: _Manifest) -> list[tuple[str, str]]:
-    """What is missing, of the wrong size, or of the wrong content: pairs of name and what is wrong."""
+    """Find files that are missing or have the wrong size or content: pairs of the name and the problem."""
     wrong = _wrong_size(place, manifest)
     sound = [name for name in manifest.files if name not in {name for name, _ in wrong}]
     return wrong + _wrong_contents(place, manifest, sound)
 
 
 def _wrong_contents(place: _Place, manifest: _Manifest, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Which of the files have another content than the hub says: pairs of name and what is wrong."""
+    """Find files whose hash differs from the hub's: pairs of the name and the problem."""
     if not names:
         return []
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
@@ -695,7 +697,7 @@ def _wrong_content(path: Path, file: _File) -> str | None:
 
 
 def _forget(place: _Place, name: str) -> None:
-    """Remove a file and the blob behind it: the hub's client would take either for whole."""
+    """Remove a file and its blob: the hub's client would trust either of them."""
     path = place.snapshot / name
     with contextlib.suppress(FileNotFoundError):
         blob = path.resolve()
@@ -705,7 +707,7 @@ def _forget(place: _Place, name: str) -> None:
 
 
 def _finish(place: _Place, manifest: _Manifest) -> None:
-    """Put everything on disk, then the marker: whoever finds it finds all the rest."""
+    """Flush everything to disk, then write the marker: if the marker exists, so does the rest."""
     os.sync()
     digest = hashlib.sha256(_read(place.manifest)).hexdigest()
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -714,11 +716,11 @@ def _finish(place: _Place, manifest: _Manifest) -> None:
 
 
 def _write(path: Path, document: Mapping[str, object]) -> None:
-    """Write beside the place, flush, rename: a reader sees the old file, the new one or none."""
+    """Write a temporary file, flush it, rename it: a reader sees the old file, the new one or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
-    with beside.open("x") as writer:  # a link in its place would be followed
+    with beside.open("x") as writer:  # "x": a link with this name must not be followed
         json.dump(document, writer, indent=1)
         writer.flush()
         os.fsync(writer.fileno())
@@ -734,7 +736,7 @@ def _amount(size: int) -> str:
 
 @contextlib.contextmanager
 def _diagnosed(place: _Place) -> Iterator[None]:
-    """Turn whatever comes out of the hub's client into one `FetchError` with a cure."""
+    """Turn every exception of the hub's client into one `FetchError` that says what to do."""
     try:
         yield
     except FetchError:
@@ -744,7 +746,7 @@ def _diagnosed(place: _Place) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and those behind it: the client wraps a refused connection two or three times."""
+    """Yield the exception and its causes: the client wraps a refused connection two or three times."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -762,17 +764,17 @@ def _diagnosis(place: _Place, chain: list[BaseException]) -> FetchError:
                 return found
     said = _first_line(chain[0])
     if any("Consistency check failed" in str(error) or type(error).__name__ in _BODY_ENDED_EARLY for error in chain):
-        return FetchError(_DAMAGED, f"{place}: a file was cut short on its way ({said}). Fetch again.")
+        return FetchError(_DAMAGED, f"{place}: a file was cut short in transit ({said}). Fetch again.")
     if any(_is_network(error) for error in chain):
         return FetchError(
             _UNREACHABLE,
-            f"The hub at {_endpoint()} cannot be reached ({_first_line(chain[-1])}). Check the network, fetch again.",
+            f"The hub at {_endpoint()} cannot be reached ({_first_line(chain[-1])}). Check the network, then fetch again.",
         )
     return FetchError(_UNKNOWN, f"{place}: {type(chain[0]).__name__}: {said}")
 
 
 def _access_trouble(place: _Place, error: BaseException) -> FetchError | None:
-    """What the hub does not have, or does not give to us; GatedRepoError is a RepositoryNotFoundError, so it is first."""
+    """The hub lacks it or denies access. GatedRepoError is a RepositoryNotFoundError, so it is checked first."""
     from huggingface_hub import errors  # noqa: PLC0415 - only in `fetch`
 
     has_token = bool(os.environ.get("HF_TOKEN"))
@@ -787,7 +789,7 @@ def _access_trouble(place: _Place, error: BaseException) -> FetchError | None:
     if isinstance(error, errors.RevisionNotFoundError):
         return FetchError(
             _NO_REVISION,
-            f"{place.repo_id} has no revision {place.revision}; its commits stand at "
+            f"{place.repo_id} has no revision {place.revision}; its commits are listed at "
             f"{_endpoint()}/{place.repo_id}/commits/main.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -799,7 +801,7 @@ def _access_trouble(place: _Place, error: BaseException) -> FetchError | None:
 
 
 def _disk_trouble(place: _Place, error: BaseException) -> FetchError | None:
-    """No space, no permission; hf_xet (Rust) reports the operating system's error in words."""
+    """No space or no permission. hf_xet (Rust) reports the system's error as text only."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error):
         return FetchError(
@@ -816,7 +818,8 @@ def _http_trouble(_place: _Place, error: BaseException) -> FetchError | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in _UNAUTHORISED:
         return FetchError(
-            _DENIED, f"{_endpoint()} refused the token of HF_TOKEN (HTTP {status}): it is wrong, expired or too narrow."
+            _DENIED,
+            f"{_endpoint()} refused the token of HF_TOKEN (HTTP {status}): it is wrong, expired or lacks a permission.",
         )
     if status in _OVERLOADED:
         return FetchError(

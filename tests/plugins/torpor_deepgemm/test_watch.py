@@ -55,7 +55,10 @@ def test_a_command_whose_server_died_is_ended(mode: str) -> None:
     ran, seconds = watch(mode)
     assert ran.returncode == 1
     assert "CUDA out of memory" in ran.stdout
-    assert "started has died (its last words stand above), and the command does not notice" in ran.stderr
+    assert (
+        "started has died (see its last lines above), but the command still waits for it. Ending the command."
+        in ran.stderr
+    )
     assert seconds < 20
 
 
@@ -72,7 +75,7 @@ def test_the_commands_own_exit_code_is_passed_on() -> None:
     argv = [sys.executable, str(SCRIPT), "--", "no-such-program-here"]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 127
-    assert "There is no program 'no-such-program-here' in the image." in ran.stderr
+    assert "The image has no program 'no-such-program-here'." in ran.stderr
 
 
 def test_the_file_stands_alone_on_python_310() -> None:

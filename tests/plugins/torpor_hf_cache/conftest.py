@@ -1,4 +1,4 @@
-"""Hub clients of several generations, and the loopback hub that they talk to."""
+"""Hub clients of several versions, and a hub on loopback."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TEXTS = {
 
 
 def tiny() -> Repository:
-    """A small model in two weight files, with a copy in another format beside it."""
+    """A small model with two weight files, and the same weights in another format."""
     return Repository(files={**TEXTS, **WEIGHTS}, lfs=tuple(WEIGHTS))
 
 
 @dataclass
 class Client:
-    """The download script, run by this Python with one generation of huggingface_hub."""
+    """Runs the download script with this Python and one version of huggingface_hub."""
 
     hub: HubServer
     cache: Path
@@ -54,7 +54,7 @@ class Client:
         return self.folder / "snapshots" / COMMIT
 
     def env(self) -> dict[str, str]:
-        """No token and no setting of whoever runs the tests; offline, as the image's environment says."""
+        """An environment without the user's token and settings; offline, as in the image."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE_"))}
         if self.packages is not None:
             env["PYTHONPATH"] = str(self.packages)
@@ -86,7 +86,7 @@ class Client:
     ]
 )
 def packages(request: pytest.FixtureRequest) -> Path | None:
-    """Where a generation of huggingface_hub lies; None for the one of this environment. Installed once, then kept."""
+    """The folder of a huggingface_hub version, installed once and kept; None for the one in this environment."""
     version = str(request.param)
     if version == "installed":
         return None
@@ -97,7 +97,7 @@ def packages(request: pytest.FixtureRequest) -> Path | None:
         subprocess.run([*pip, "--target", str(beside), "--requirement", str(HERE / f"hub-{version}.txt")], check=True)
         try:
             beside.rename(place)
-        except OSError:  # another run was first
+        except OSError:  # another run installed it first
             shutil.rmtree(beside)
     return place
 
@@ -115,11 +115,11 @@ def repository(hub: HubServer) -> Repository:
 
 @pytest.fixture
 def client(hub: HubServer, tmp_path: Path, packages: Path | None) -> Client:
-    """The script with every generation of the client in turn."""
+    """The script, with each version of the client in turn."""
     return Client(hub=hub, cache=tmp_path / "volume" / "hub", home=tmp_path / "home", packages=packages)
 
 
 @pytest.fixture
 def one_client(hub: HubServer, tmp_path: Path) -> Client:
-    """The script with this environment's client, for rules that do not depend on it."""
+    """The script with this environment's client, for tests that do not depend on its version."""
     return Client(hub=hub, cache=tmp_path / "volume" / "hub", home=tmp_path / "home", packages=None)

@@ -1,4 +1,4 @@
-"""The HF-cache plugin keeps the contract, beside the engine whose weights it fetches."""
+"""The HF-cache plugin keeps the contract, in a deployment with SGLang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21
 
 
 class TestHFCache(PluginContract):
-    """As the flagship has it."""
+    """The plugin with its default options, as in the flagship apps."""
 
     @override
     @pytest.fixture

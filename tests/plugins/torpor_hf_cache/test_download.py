@@ -1,4 +1,4 @@
-"""`torpor_hf_cache.download`, run as in an image: a bare file, huggingface_hub itself doing the download."""
+"""`torpor_hf_cache.download`, run as a bare file like in an image; the real huggingface_hub downloads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from tests.hub_server import HubServer, Repository
 
-pytestmark = pytest.mark.slow  # a process with the hub's client per test: together the better half of a minute
+pytestmark = (
+    pytest.mark.slow
+)  # each test starts a process with the hub's client; all together take more than half a minute
 
 FIRST, SECOND = WEIGHTS
 
@@ -37,29 +39,29 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- fetch ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_fetch_brings_every_file_in_the_hubs_own_layout(client: Client) -> None:
-    """The engine finds the model by repository and commit, as if the hub's client alone had been there."""
+def test_a_fetch_stores_every_file_in_the_hubs_layout(client: Client) -> None:
+    """The engine finds the model by repository and commit, as after a download by the hub's client."""
     ran = client.fetch()
     assert ran.returncode == 0, ran.stderr
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
     assert "6 files, 401.0 kB, fetched and checked" in ran.stdout
 
 
-def test_a_hub_on_this_machine_is_asked_past_the_proxy(client: Client) -> None:
-    """The environment's proxy is for other hosts; it would get the token."""
+def test_a_hub_on_this_machine_is_reached_without_the_proxy(client: Client) -> None:
+    """The environment's proxy is for other hosts, and must not receive the token."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         proxy.settimeout(0.0)
         client.variables |= dict.fromkeys(names, f"http://127.0.0.1:{proxy.getsockname()[1]}")
         client.variables |= {"NO_PROXY": "", "no_proxy": ""}
         ran = client.fetch()
-        with pytest.raises(BlockingIOError):  # nobody came
+        with pytest.raises(BlockingIOError):  # no connection
             proxy.accept()
     assert ran.returncode == 0, ran.stderr
 
 
 def test_the_manifest_names_size_and_hash_of_every_file(client: Client, repository: Repository) -> None:
-    """SHA-256 for what the hub keeps as LFS object, the git hash for the rest; the marker vouches for this manifest."""
+    """SHA-256 for LFS objects, the git hash for other files; the marker holds the manifest's hash."""
     assert client.fetch().returncode == 0
     text = (client.folder / "torpor" / f"{COMMIT}.manifest.json").read_text()
     files = json.loads(text)["files"]
@@ -70,17 +72,17 @@ def test_the_manifest_names_size_and_hash_of_every_file(client: Client, reposito
     assert marker["manifest_sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_complete_commit_is_not_asked_for_again(client: Client, hub: HubServer) -> None:
-    """A rebuild of the image costs no request, and works while the hub is down."""
+def test_a_complete_commit_sends_no_request(client: Client, hub: HubServer) -> None:
+    """An image can be rebuilt while the hub is down."""
     assert client.fetch().returncode == 0
     hub.seen.clear()
     ran = client.fetch()
     assert (ran.returncode, hub.seen) == (0, []), ran.stderr
-    assert "complete already; nothing to do" in ran.stdout
+    assert "already complete; nothing to do" in ran.stdout
 
 
-def test_what_was_fetched_is_found_offline_by_the_hubs_client(client: Client) -> None:
-    """The serving container runs with HF_HUB_OFFLINE=1; 1.33 and 2.4 refuse a snapshot that their listing says is larger."""
+def test_the_hubs_client_finds_a_fetched_commit_offline(client: Client) -> None:
+    """The container runs with HF_HUB_OFFLINE=1; 1.33 and 2.4 refuse a snapshot that lacks files of their listing."""
     assert client.fetch("--ignore=original/*").returncode == 0
     code = (
         "import sys; from huggingface_hub import snapshot_download; "
@@ -90,15 +92,15 @@ def test_what_was_fetched_is_found_offline_by_the_hubs_client(client: Client) ->
     assert ran.stdout.strip() == str(client.snapshot), ran.stderr
 
 
-def test_patterns_select_files_as_the_hubs_client_does(client: Client) -> None:
-    """Allowed and not ignored; a pattern that ends with a slash is the folder."""
+def test_patterns_select_files_like_the_hubs_client(client: Client) -> None:
+    """A file must be allowed and not ignored; a pattern that ends with a slash means the folder."""
     assert client.fetch("--allow=*.json", "--allow=*.safetensors", "--ignore=original/").returncode == 0
     assert set(contents(client.snapshot)) == {"config.json", "tokenizer.json", *WEIGHTS}
     assert client.verify().returncode == 0
 
 
-def test_other_patterns_complete_what_is_there(client: Client, hub: HubServer) -> None:
-    """A wider choice fetches the rest only."""
+def test_wider_patterns_fetch_only_the_missing_files(client: Client, hub: HubServer) -> None:
+    """Files from an earlier fetch are not downloaded again."""
     assert client.fetch("--allow=*.json").returncode == 0
     hub.seen.clear()
     assert client.fetch().returncode == 0
@@ -106,8 +108,8 @@ def test_other_patterns_complete_what_is_there(client: Client, hub: HubServer) -
     assert not [path for path in hub.downloads() if path.endswith(".json")]
 
 
-def test_the_token_goes_to_the_hub_and_to_nobody_else(client: Client, hub: HubServer, repository: Repository) -> None:
-    """A gated model with a token that was granted access; LFS bodies come from another host."""
+def test_only_the_hub_receives_the_token(client: Client, hub: HubServer, repository: Repository) -> None:
+    """The model is gated and the token has access; LFS bodies come from another host."""
     repository.gated = frozenset({"hf_granted"})
     client.variables["HF_TOKEN"] = "hf_granted"
     ran = client.fetch()
@@ -120,8 +122,8 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(client: Client, hub: HubSe
     ]
 
 
-def test_nothing_but_the_hubs_layout_and_torpors_folder_is_on_the_volume(client: Client) -> None:
-    """No Xet cache, no token file, no temporary file: they would be kept, or become part of the image."""
+def test_the_volume_holds_only_the_hubs_layout_and_torpors_folder(client: Client) -> None:
+    """No Xet cache, token file or temporary file, which would stay on the volume or become part of the image."""
     assert client.fetch().returncode == 0
     assert {path.name for path in client.cache.iterdir()} <= {"models--org--tiny", ".locks", "CACHEDIR.TAG"}
     assert {path.name for path in client.folder.iterdir()} <= {"blobs", "snapshots", "trees", "refs", "torpor"}
@@ -131,10 +133,10 @@ def test_nothing_but_the_hubs_layout_and_torpors_folder_is_on_the_volume(client:
     }
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def assert_nothing_taken_for_whole(client: Client) -> None:
+def assert_no_file_looks_complete(client: Client) -> None:
     assert client.verify().returncode in (66, 76)
     assert not list(client.folder.glob("torpor/*.complete.json"))
 
@@ -145,7 +147,7 @@ def assert_nothing_taken_for_whole(client: Client) -> None:
 def test_the_error_for_a_gated_repository_says_how_to_get_access(
     client: Client, repository: Repository, token: str | None, why: str
 ) -> None:
-    """Exit code 77; terms first, then the token as a secret."""
+    """Exit code 77; it names the terms first, then the token as a secret."""
     repository.gated = frozenset({"hf_granted"})
     if token:
         client.variables["HF_TOKEN"] = token
@@ -153,7 +155,7 @@ def test_the_error_for_a_gated_repository_says_how_to_get_access(
     assert ran.returncode == 77
     assert f"org/tiny is gated, and {why}. Accept its terms at {client.hub.url}/org/tiny" in ran.stderr
     assert "HFCache(token_secret='huggingface-secret')" in ran.stderr
-    assert_nothing_taken_for_whole(client)
+    assert_no_file_looks_complete(client)
 
 
 def test_a_wrong_revision_is_named(client: Client) -> None:
@@ -161,14 +163,16 @@ def test_a_wrong_revision_is_named(client: Client) -> None:
     ran = client.fetch(revision="0" * 40)
     assert ran.returncode == 65
     assert (
-        f"org/tiny has no revision {'0' * 40}; its commits stand at {client.hub.url}/org/tiny/commits/main"
+        f"org/tiny has no revision {'0' * 40}; its commits are listed at {client.hub.url}/org/tiny/commits/main"
         in ran.stderr
     )
 
 
 @pytest.mark.parametrize(("token", "why"), [(None, "no token was given"), ("hf_x", "the token cannot see it")])
-def test_a_missing_repository_may_be_a_private_one(client: Client, token: str | None, why: str) -> None:
-    """Exit code 66; the hub does not tell the two apart."""
+def test_the_error_for_a_missing_repository_says_that_it_may_be_private(
+    client: Client, token: str | None, why: str
+) -> None:
+    """Exit code 66; the hub gives the same answer for both."""
     if token:
         client.variables["HF_TOKEN"] = token
     ran = client.fetch(repo_id="org/none")
@@ -177,14 +181,14 @@ def test_a_missing_repository_may_be_a_private_one(client: Client, token: str | 
 
 
 def test_patterns_that_select_nothing_are_an_error(client: Client) -> None:
-    """An empty snapshot would be complete, and useless."""
+    """An empty snapshot would count as complete, but no engine can use it."""
     ran = client.fetch("--allow=*.gguf")
     assert ran.returncode == 65
     assert "has 6 files, and the patterns select none of them (allow ['*.gguf'], ignore none)" in ran.stderr
 
 
 def test_content_that_differs_from_the_hubs_hash_is_refused_and_removed(client: Client, repository: Repository) -> None:
-    """Right size, wrong bytes: the hub's client does not notice. Exit code 76; the next fetch downloads it again."""
+    """With the right size and wrong bytes, the hub's client accepts it. Exit code 76; the next fetch downloads it again."""
     repository.corrupt = {FIRST: b"x" * 200_000}
     ran = client.fetch()
     assert ran.returncode == 76
@@ -193,40 +197,40 @@ def test_content_that_differs_from_the_hubs_hash_is_refused_and_removed(client: 
         in ran.stderr
     )
     assert FIRST not in contents(client.snapshot)
-    assert_nothing_taken_for_whole(client)
+    assert_no_file_looks_complete(client)
     repository.corrupt = {}
     assert client.fetch().returncode == 0
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
 
 
 def test_a_small_file_that_differs_from_its_git_hash_is_refused_too(client: Client, repository: Repository) -> None:
-    """config.json has no SHA-256 on the hub, but a git hash."""
+    """The hub gives a git hash for config.json, and no SHA-256."""
     repository.corrupt = {"config.json": b"?" * 39}
     ran = client.fetch()
     assert ran.returncode == 76
     assert "config.json has the git hash" in ran.stderr
 
 
-def test_a_shorter_file_than_the_listing_says_is_refused(client: Client, repository: Repository) -> None:
-    """A proxy with an old copy: every header agrees with the short body, only the listing does not."""
+def test_a_file_shorter_than_its_listed_size_is_refused(client: Client, repository: Repository) -> None:
+    """A proxy serves an old version: the headers match the short body, only the listing differs."""
     repository.shrunk = {SECOND: b"short"}
     ran = client.fetch()
     assert ran.returncode == 76
     assert f"arrived damaged: {SECOND} has 5 bytes, 200000 expected" in ran.stderr
-    assert_nothing_taken_for_whole(client)
+    assert_no_file_looks_complete(client)
 
 
-def test_a_body_that_ends_early_is_an_error_of_its_own(client: Client, repository: Repository) -> None:
+def test_a_body_that_ends_early_has_its_own_error(client: Client, repository: Repository) -> None:
     """The connection closes after 1,000 of 200,000 bytes, each time. Exit code 76."""
     repository.cut = {FIRST: 1000}
     ran = client.fetch()
     assert ran.returncode == 76
-    assert "a file was cut short on its way" in ran.stderr
-    assert_nothing_taken_for_whole(client)
+    assert "a file was cut short in transit" in ran.stderr
+    assert_no_file_looks_complete(client)
 
 
-def test_no_network_is_an_error_of_its_own(client: Client) -> None:
-    """Exit code 75, which the build step tries again."""
+def test_a_missing_network_has_its_own_error(client: Client) -> None:
+    """Exit code 75, which the build step retries."""
     client.variables["HF_ENDPOINT"] = "http://127.0.0.1:9"
     ran = client.fetch()
     assert ran.returncode == 75
@@ -234,24 +238,24 @@ def test_no_network_is_an_error_of_its_own(client: Client) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_an_overloaded_hub_is_an_error_of_its_own(one_client: Client, repository: Repository) -> None:
+def test_an_overloaded_hub_has_its_own_error(one_client: Client, repository: Repository) -> None:
     """Exit code 75, after the hub's client has tried for 23 s."""
     repository.failures["config.json"] = 1000
     ran = one_client.fetch()
     assert ran.returncode == 75
     assert f"{one_client.hub.url} answers HTTP 503" in ran.stderr
-    assert_nothing_taken_for_whole(one_client)
+    assert_no_file_looks_complete(one_client)
 
 
-def test_a_short_overload_is_waited_out(one_client: Client, repository: Repository) -> None:
-    """The hub's client does that by itself."""
+def test_a_fetch_survives_a_short_overload(one_client: Client, repository: Repository) -> None:
+    """The hub's client retries."""
     repository.failures["config.json"] = 2
     ran = one_client.fetch()
     assert ran.returncode == 0, ran.stderr
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(client: Client) -> None:
-    """A real one: a tmpfs of 300 KiB for a model of 400 kB, in a mount namespace of its own. Exit code 74."""
+def test_a_full_disk_is_named_and_leaves_no_file_that_looks_complete(client: Client) -> None:
+    """A tmpfs of 300 KiB, in its own mount namespace, for a model of 400 kB. Exit code 74."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel gives no user namespaces to this user, so no small file system can be mounted")
     volume = client.cache.parent
@@ -268,11 +272,11 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(client: Client
     )
     assert ran.returncode == 74, ran.stderr
     assert f"There is no space left for org/tiny at {COMMIT}" in ran.stderr
-    assert "the fetch never ended" in ran.stdout
+    assert "the fetch never finished" in ran.stdout
 
 
 def test_a_cache_that_cannot_be_written_is_named(client: Client) -> None:
-    """Exit code 73: here the volume's folder is a file."""
+    """Exit code 73; here the volume's folder is a file."""
     client.cache.parent.mkdir(parents=True)
     client.cache.write_text("")
     ran = client.fetch()
@@ -280,8 +284,8 @@ def test_a_cache_that_cannot_be_written_is_named(client: Client) -> None:
     assert f"The cache at {client.cache} cannot be written" in ran.stderr
 
 
-def test_a_fetch_that_was_killed_is_not_complete_and_can_be_taken_up(client: Client, repository: Repository) -> None:
-    """SIGKILL in the middle of a body: no marker, and the next fetch ends the work."""
+def test_a_killed_fetch_is_incomplete_and_can_be_resumed(client: Client, repository: Repository) -> None:
+    """After SIGKILL in the middle of a body there is no marker, and the next fetch finishes the download."""
     repository.slow = {FIRST: 30.0}
     process = subprocess.Popen(
         client.argv("fetch"), env=client.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -295,14 +299,14 @@ def test_a_fetch_that_was_killed_is_not_complete_and_can_be_taken_up(client: Cli
     process.wait()
     seen = client.verify()
     assert seen.returncode == 66
-    assert f"holds no complete org/tiny at {COMMIT}: the fetch never ended" in seen.stderr
+    assert f"has no complete copy of org/tiny at {COMMIT}: the fetch never finished" in seen.stderr
     repository.slow = {}
     assert client.fetch().returncode == 0
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
 
 
 def test_the_next_fetch_repairs_a_truncated_file_on_the_volume(client: Client, hub: HubServer) -> None:
-    """The hub's client would take it for whole; only the damaged file is fetched again."""
+    """The hub's client would accept the file. Only the damaged file is fetched again."""
     assert client.fetch().returncode == 0
     blob = (client.snapshot / FIRST).resolve()
     blob.write_bytes(blob.read_bytes()[:-1])
@@ -313,7 +317,7 @@ def test_the_next_fetch_repairs_a_truncated_file_on_the_volume(client: Client, h
 
 
 def test_a_recheck_finds_and_repairs_damage_that_keeps_the_size(client: Client, hub: HubServer) -> None:
-    """A flipped bit, an hour or a year later, by a disk that tells no time."""
+    """A bit flips on the disk and no time changes."""
     assert client.fetch().returncode == 0
     blob = (client.snapshot / SECOND).resolve()
     flip(blob, keep_time=True)
@@ -326,48 +330,48 @@ def test_a_recheck_finds_and_repairs_damage_that_keeps_the_size(client: Client, 
 
 
 def test_a_recheck_that_cannot_repair_removes_the_completion_marker(one_client: Client, repository: Repository) -> None:
-    """What was complete yesterday is not, once a file was found damaged and could not be replaced."""
+    """A commit is no longer complete once a damaged file could not be replaced."""
     assert one_client.fetch().returncode == 0
     blob = (one_client.snapshot / SECOND).resolve()
     blob.write_bytes(b"!" + blob.read_bytes()[1:])
     repository.corrupt = {SECOND: b"?" * 200_000}
     assert one_client.fetch("--recheck").returncode == 76
-    assert_nothing_taken_for_whole(one_client)
+    assert_no_file_looks_complete(one_client)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
-def test_verify_passes_a_complete_commit_without_asking_anybody(one_client: Client, hub: HubServer) -> None:
-    """Sizes against the manifest; also without huggingface_hub, without the site folder and without a network."""
+def test_verify_passes_a_complete_commit_without_a_request(one_client: Client, hub: HubServer) -> None:
+    """It compares sizes with the manifest, without huggingface_hub, site packages or a network."""
     assert one_client.fetch().returncode == 0
     hub.seen.clear()
     argv = [sys.executable, "-I", "-S", *one_client.argv("verify")[1:]]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == f"org/tiny at {COMMIT}: 6 files are here in full size.\n"
+    assert ran.stdout == f"org/tiny at {COMMIT}: 6 files are complete.\n"
     assert hub.seen == []
 
 
 def test_verify_names_an_emptied_volume(one_client: Client) -> None:
-    """The image is cached and its volume emptied: the start must not end in a download, or in an engine's traceback."""
+    """The image is cached but the volume was emptied: the start must neither download nor end in an engine's traceback."""
     assert one_client.fetch().returncode == 0
     shutil.rmtree(one_client.cache)
     one_client.cache.mkdir()
     ran = one_client.verify()
     assert ran.returncode == 66
-    assert ran.stderr == f"{one_client.cache} holds nothing of org/tiny: it was never fetched, or emptied.\n"
+    assert ran.stderr == f"{one_client.cache} has no files of org/tiny: it was never fetched, or was deleted.\n"
 
 
 def test_verify_names_a_truncated_file_with_both_sizes(one_client: Client) -> None:
-    """And how many more there are."""
+    """It also says how many more there are."""
     assert one_client.fetch().returncode == 0
     (one_client.snapshot / FIRST).resolve().write_bytes(b"short")
     (one_client.snapshot / "config.json").unlink()
     ran = one_client.verify()
     assert ran.returncode == 76
     assert ran.stderr == (
-        f"org/tiny at {COMMIT} is damaged: config.json is not there (No such file or directory); 39 bytes expected "
+        f"org/tiny at {COMMIT} is damaged: config.json is missing (No such file or directory); 39 bytes expected "
         "(and 1 more).\n"
     )
     (one_client.snapshot / "config.json").write_bytes(TEXTS["config.json"])
@@ -376,8 +380,8 @@ def test_verify_names_a_truncated_file_with_both_sizes(one_client: Client) -> No
 
 @pytest.mark.parametrize("victim", ["manifest", "complete"])
 @pytest.mark.parametrize("damage", ["gone", "cut short", "of another fetch"])
-def test_verify_believes_only_a_marker_and_its_own_manifest(one_client: Client, victim: str, damage: str) -> None:
-    """Half-written or mixed-up records count as none."""
+def test_verify_needs_a_marker_that_matches_the_manifest(one_client: Client, victim: str, damage: str) -> None:
+    """Half-written records, or records of different fetches, count as missing."""
     assert one_client.fetch().returncode == 0
     path = one_client.folder / "torpor" / f"{COMMIT}.{victim}.json"
     if damage == "gone":
@@ -403,7 +407,7 @@ def flip(path: Path, *, keep_time: bool = False) -> None:
 
 @pytest.mark.fault("a byte of the fetched weights changes", area="fetched weights", outcome="refused")
 def test_verify_finds_damage_that_keeps_the_size(one_client: Client) -> None:
-    """The marker notes when each file was written; what was written since is hashed. The next fetch brings it again."""
+    """The marker holds each file's time of change; a file written since is hashed. The next fetch downloads it again."""
     assert one_client.fetch().returncode == 0
     flip((one_client.snapshot / FIRST).resolve())
     ran = one_client.verify()
@@ -415,8 +419,8 @@ def test_verify_finds_damage_that_keeps_the_size(one_client: Client) -> None:
 
 
 @pytest.mark.fault("a file of the fetched weights is replaced", area="fetched weights", outcome="refused")
-def test_verify_finds_a_file_that_was_replaced_with_its_time(one_client: Client) -> None:
-    """It lies elsewhere on the disk then."""
+def test_verify_finds_a_replaced_file_with_the_old_time(one_client: Client) -> None:
+    """The new file has another inode."""
     assert one_client.fetch().returncode == 0
     path = (one_client.snapshot / FIRST).resolve()
     beside = path.with_name("beside")
@@ -427,8 +431,8 @@ def test_verify_finds_a_file_that_was_replaced_with_its_time(one_client: Client)
 
 
 @pytest.mark.fault("a bit of the fetched weights changes on the disk", area="fetched weights", outcome="refused")
-def test_a_recheck_finds_what_no_time_shows(one_client: Client) -> None:
-    """As a bad disk does it; by flag, and by the variable that `torpor doctor APP --recheck` sets."""
+def test_a_recheck_finds_damage_that_changes_no_time(one_client: Client) -> None:
+    """A bad disk does this. Both the flag and the variable that `torpor doctor APP --recheck` sets find it."""
     assert one_client.fetch().returncode == 0
     flip((one_client.snapshot / FIRST).resolve(), keep_time=True)
     assert one_client.verify().returncode == 0
@@ -437,9 +441,9 @@ def test_a_recheck_finds_what_no_time_shows(one_client: Client) -> None:
     assert one_client.verify().returncode == 76
 
 
-@pytest.mark.fault("a volume is copied, with other times", area="fetched weights", outcome="held")
+@pytest.mark.fault("a copy of a volume has other times", area="fetched weights", outcome="held")
 def test_a_copied_volume_is_hashed_once_and_passes(one_client: Client) -> None:
-    """Content counts; the marker notes the new times, so that the next check is quick again."""
+    """The marker stores the new times, so the next check is quick again."""
     assert one_client.fetch().returncode == 0
     for path in one_client.snapshot.rglob("*"):
         if path.is_file():
@@ -453,7 +457,7 @@ def test_a_copied_volume_is_hashed_once_and_passes(one_client: Client) -> None:
     assert one_client.verify().returncode == 0
 
 
-def test_verify_does_not_follow_another_commit(one_client: Client) -> None:
+def test_verify_needs_the_manifest_of_the_same_commit(one_client: Client) -> None:
     """Each commit has its own manifest."""
     assert one_client.fetch().returncode == 0
     assert one_client.run("verify", revision="1" * 40).returncode == 66
@@ -463,8 +467,8 @@ def test_verify_does_not_follow_another_commit(one_client: Client) -> None:
 
 
 @pytest.mark.parametrize("revision", ["main", "220b46e", COMMIT.upper()])
-def test_only_a_full_commit_is_taken_for_a_revision(one_client: Client, revision: str) -> None:
-    """A branch moves; exit code 2."""
+def test_only_a_full_commit_id_is_a_revision(one_client: Client, revision: str) -> None:
+    """A branch can move. Exit code 2."""
     ran = one_client.fetch(revision=revision)
     assert ran.returncode == 2
     assert f"the revision is {revision!r}; it has to be a commit, 40 lower-case hex digits." in ran.stderr

@@ -1,4 +1,4 @@
-"""`torpor_hf_cache.download` with a hub, or a volume, that chooses names and answers for itself."""
+"""`torpor_hf_cache.download` with a hub or a volume that sends malicious names and answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def listed(path: str, **changes: object) -> dict[str, object]:
-    """An entry of a listing for content that the hub would send."""
+    """Build the listing entry of a file that the hub would send."""
     return {"type": "file", "oid": hashlib.sha1(b"blob 5\0owned").hexdigest(), "size": 5, "path": path, **changes}
 
 
@@ -48,20 +48,20 @@ HOSTILE_NAMES = [
 ]
 
 
-@pytest.mark.fault("a hub lists a file that leads out of the cache, or is none", area="hub", outcome="refused")
+@pytest.mark.fault("a hub lists a file name that points outside the cache or is invalid", area="hub", outcome="refused")
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[:30])
 def test_an_invalid_file_name_is_refused(tmp_path: Path, name: str) -> None:
-    """Each alone; the message names the file."""
+    """The message names the file."""
     place = download._Place(tmp_path, "org/tiny", COMMIT)
     entry = SimpleNamespace(path=name, size=5, lfs=None, blob_id="0" * 40)
-    with pytest.raises(download.FetchError, match="lists for org/tiny") as caught:
+    with pytest.raises(download.FetchError, match="gave an invalid listing of org/tiny") as caught:
         download._add(place, {"config.json": download._File(5, None, "0" * 40)}, entry)  # type: ignore[arg-type]
     assert ascii(name)[:40] in str(caught.value)
     assert caught.value.code == 65
 
 
-def test_a_listing_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of a listing are asked for one after the other."""
+def test_an_endless_listing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client requests one page of a listing after the other."""
     monkeypatch.setattr(download, "_MOST_FILES", 3)
     place = download._Place(tmp_path, "org/tiny", COMMIT)
     listing: dict[str, download._File] = {}
@@ -74,10 +74,10 @@ def test_a_listing_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../victim", "/tmp/victim", "config.json/x"])
-def test_a_hostile_listing_ends_a_fetch_before_anything_is_touched(
+def test_a_hostile_listing_ends_a_fetch_before_it_writes_or_removes_a_file(
     one_client: Client, repository: Repository, name: str
 ) -> None:
-    """Nothing is fetched, and nothing outside of the cache is removed for being of another size than listed."""
+    """Nothing is fetched, and a file outside the cache stays even if its size differs from the listing."""
     victims = [one_client.cache.parent / "victim", one_client.cache / "victim", one_client.folder / "victim"]
     one_client.folder.mkdir(parents=True)
     for victim in victims:
@@ -85,14 +85,14 @@ def test_a_hostile_listing_ends_a_fetch_before_anything_is_touched(
     repository.strange = (listed(name),)
     ran = one_client.fetch()
     assert ran.returncode == 65, ran.stderr
-    assert "lists for org/tiny" in ran.stderr
+    assert "gave an invalid listing of org/tiny" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert [victim.read_text() for victim in victims] == ["precious"] * 3
     assert not one_client.snapshot.exists()
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a hub lists a size or a hash that no file has", area="hub", outcome="refused")
+@pytest.mark.fault("a hub lists an invalid size or hash", area="hub", outcome="refused")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,7 +101,7 @@ def test_a_hostile_listing_ends_a_fetch_before_anything_is_touched(
         {"lfs": {"oid": "../../../victim", "size": 5, "pointerSize": 120}},
     ],
 )
-def test_a_listed_size_or_hash_that_no_file_has_is_refused(
+def test_an_invalid_listed_size_or_hash_is_refused(
     one_client: Client, repository: Repository, changes: dict[str, object]
 ) -> None:
     """The message names the file and the field."""
@@ -112,12 +112,12 @@ def test_a_listed_size_or_hash_that_no_file_has_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a hub answers with an ETag that leads out of the cache", area="hub", outcome="refused")
+@pytest.mark.fault("a hub answers with an ETag that points outside the cache", area="hub", outcome="refused")
 @pytest.mark.parametrize(
     ("etag", "path"), [("../../../../victim", "config.json"), ("/tmp/victim", "model-00001-of-00002.safetensors")]
 )
 def test_an_etag_that_is_a_path_is_refused(client: Client, repository: Repository, etag: str, path: str) -> None:
-    """The hub's client would take it for the blob's name and write there."""
+    """The hub's client would write to it, because the ETag is the blob's name."""
     repository.etags = {path: etag}
     ran = client.fetch()
     assert ran.returncode == 65, ran.stderr
@@ -127,10 +127,10 @@ def test_an_etag_that_is_a_path_is_refused(client: Client, repository: Repositor
 
 @pytest.mark.slow
 @pytest.mark.fault("a hub sends far more bytes than it lists", area="hub", outcome="refused")
-def test_a_body_beyond_the_longest_listed_file_is_cut(
+def test_a_body_longer_than_the_largest_listed_file_is_cut(
     one_client: Client, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Headers that fit the body make the client write all of it."""
+    """The headers match the body, so the client alone would write all of it."""
     repository.corrupt = {"config.json": b"x" * (80 << 20)}
     ran = one_client.fetch()
     assert ran.returncode in (73, 74, 75, 76), ran.stderr
@@ -139,10 +139,10 @@ def test_a_body_beyond_the_longest_listed_file_is_cut(
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a volume's folders are links to elsewhere", area="hub", outcome="refused")
+@pytest.mark.fault("folders of a volume are links to other folders", area="hub", outcome="refused")
 @pytest.mark.parametrize("folder", ["blobs", f"snapshots/{COMMIT}/original", ""])
-def test_a_folder_that_leads_elsewhere_is_refused(one_client: Client, tmp_path: Path, folder: str) -> None:
-    """Nothing is written or removed there."""
+def test_a_folder_that_is_a_link_outside_is_refused(one_client: Client, tmp_path: Path, folder: str) -> None:
+    """The fetch writes or removes nothing there."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "params.json").write_text("precious")
@@ -158,7 +158,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(one_client: Client, tmp_path: 
 
 @pytest.fixture
 def fetched(one_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A complete cache, as a fetch leaves it."""
+    """A complete cache, as after a fetch."""
     monkeypatch.setattr(os, "sync", lambda: None)
     place = download._Place(one_client.cache, "org/tiny", COMMIT)
     content = b'{"a": 1}'
@@ -177,8 +177,8 @@ def fetched(one_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     "a fetched file was replaced by a pipe, a folder or a link out of the cache", area="hub", outcome="refused"
 )
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link outside", "a link to itself"])
-def test_verify_takes_regular_files_of_the_cache_alone(fetched: Client, tmp_path: Path, kind: str) -> None:
-    """Before every start; nothing is waited for."""
+def test_verify_accepts_only_regular_files_of_the_cache(fetched: Client, tmp_path: Path, kind: str) -> None:
+    """It runs before every start and must not block on a pipe."""
     file = fetched.snapshot / "config.json"
     content = file.read_bytes()
     file.unlink()
@@ -197,7 +197,7 @@ def test_verify_takes_regular_files_of_the_cache_alone(fetched: Client, tmp_path
 
 
 def marker_of(client: Client, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest, with a completion marker that vouches for it."""
+    """Change the manifest, and update the hash in the completion marker."""
     folder = client.folder / "torpor"
     manifest = json.loads((folder / f"{COMMIT}.manifest.json").read_text())
     change(manifest)
@@ -227,10 +227,12 @@ def marker_of(client: Client, change: Callable[[dict[str, Any]], object]) -> Non
         lambda manifest: manifest.update(ignore=[1]),
     ],
 )
-def test_an_invalid_manifest_is_no_complete_fetch(fetched: Client, change: Callable[[dict[str, Any]], object]) -> None:
-    """Field by field, though a marker vouches for it; the next fetch mends it."""
+def test_a_commit_with_an_invalid_manifest_is_incomplete(
+    fetched: Client, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Every field is checked, even if the marker has the right hash; the next fetch writes a valid manifest."""
     marker_of(fetched, change)
-    with pytest.raises(download.FetchError, match="never ended"):
+    with pytest.raises(download.FetchError, match="never finished"):
         download.verify("org/tiny", COMMIT, cache=fetched.cache)
 
 
@@ -239,8 +241,8 @@ def test_an_invalid_manifest_is_no_complete_fetch(fetched: Client, change: Calla
 )
 @pytest.mark.parametrize("which", ["manifest", "complete"])
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "nested", "holes"])
-def test_an_invalid_marker_is_no_complete_fetch(fetched: Client, which: str, kind: str) -> None:
-    """Nothing is waited for, and no memory is taken."""
+def test_a_commit_with_an_invalid_marker_is_incomplete(fetched: Client, which: str, kind: str) -> None:
+    """The check neither blocks nor fills the memory."""
     file = fetched.folder / "torpor" / f"{COMMIT}.{which}.json"
     file.unlink()
     if kind == "a pipe":
@@ -252,20 +254,20 @@ def test_an_invalid_marker_is_no_complete_fetch(fetched: Client, which: str, kin
     else:
         with file.open("wb") as stream:
             stream.truncate(1 << 40)
-    with pytest.raises(download.FetchError, match="never ended"):
+    with pytest.raises(download.FetchError, match="never finished"):
         download.verify("org/tiny", COMMIT, cache=fetched.cache)
 
 
 def complete(client: Client) -> tuple[download._Place, download._Manifest]:
-    """Place and manifest."""
+    """Return place and manifest of the complete commit."""
     place = download._Place(client.cache, "org/tiny", COMMIT)
     manifest = download._read_complete(place)
     assert manifest is not None
     return place, manifest
 
 
-def test_what_the_tests_change_was_whole(fetched: Client) -> None:
-    """Without a change, and with a marker written by the tests, it is complete."""
+def test_the_unchanged_cache_is_complete(fetched: Client) -> None:
+    """So the tests above fail for their own change only; a marker written by the tests is accepted, too."""
     marker_of(fetched, lambda manifest: manifest)
     assert download.verify("org/tiny", COMMIT, cache=fetched.cache) > 0
     assert not download._damage(*complete(fetched))

@@ -1,4 +1,4 @@
-"""`HFCache`: what it asks of the image, and its step and check run for real through core's own command lines."""
+"""`HFCache`: its image, and its build step and check, run for real through core's command lines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NoEngine(EnginePlugin):
-    """A deployment needs one plugin that launches; this one never does."""
+    """A deployment needs one plugin with a `launch` hook; this one starts nothing."""
 
     plugin_name = "no_engine"
 
@@ -58,7 +58,7 @@ def deployment(plugin: HFCache | None = None, model: Model | None = None) -> Dep
 
 
 def test_the_image_gets_the_volume_and_an_offline_hub() -> None:
-    """The cache in the hub's layout under the mount; tokens, Xet chunks and remote code off the volume."""
+    """The mount holds the cache in the hub's layout; tokens, Xet chunks and remote code stay off the volume."""
     assert HFCache().prepare_image(deployment()) == ImagePatch(
         volumes={"/vol/huggingface-cache": "huggingface-cache"},
         env={
@@ -71,8 +71,8 @@ def test_the_image_gets_the_volume_and_an_offline_hub() -> None:
     )
 
 
-def test_the_download_is_a_build_step_ahead_of_compilation_and_the_check_runs_before_each_start() -> None:
-    """By commit; online for this step alone; the error for an emptied volume names the command that fills it."""
+def test_the_download_runs_before_compilation_and_the_check_before_each_start() -> None:
+    """It downloads one commit, and only this step is online. The error for an emptied volume names the command that fills it."""
     plugin = HFCache(ignore_patterns=("original/*",), timeout_s=1800)
     place = ("org/tiny", COMMIT, "--cache", "/vol/huggingface-cache/hub")
     assert plugin.compile_kernels(deployment(plugin)) == BuildPlan(
@@ -104,8 +104,8 @@ def test_the_download_is_a_build_step_ahead_of_compilation_and_the_check_runs_be
     )
 
 
-def test_the_token_is_for_the_download_step_alone() -> None:
-    """What the serving container holds is in its snapshot; the plugin names the secret and never sees the token."""
+def test_only_the_download_step_gets_the_token() -> None:
+    """A snapshot would hold a token of its container. The plugin names the secret and never sees the token."""
     recipe = Lifecycle(deployment(HFCache(token_secret="huggingface-secret"))).recipe()
     [step] = recipe.steps
     assert step.secrets == ("huggingface-secret",)
@@ -113,7 +113,7 @@ def test_the_token_is_for_the_download_step_alone() -> None:
 
 
 def test_another_volume_moves_mount_and_cache_together() -> None:
-    """One option, every path."""
+    """One option changes every path."""
     plugin = HFCache(volume="weights")
     recipe = Lifecycle(deployment(plugin)).recipe()
     assert recipe.volumes == {"/vol/weights": "weights"}
@@ -130,7 +130,7 @@ def test_a_model_in_a_local_folder_needs_nothing() -> None:
 
 
 def test_the_plugin_is_a_value() -> None:
-    """Equal options are equal plugins; lists become tuples; hashable and picklable."""
+    """Equal options make equal plugins; lists become tuples; the plugin can be hashed and pickled."""
     plugin = HFCache(allow_patterns=["*.json"])  # type: ignore[arg-type]
     assert plugin == HFCache(allow_patterns=("*.json",))
     assert hash(plugin) == hash(HFCache(allow_patterns=("*.json",)))
@@ -147,13 +147,13 @@ def test_the_plugin_is_a_value() -> None:
     ],
 )
 def test_a_wrong_option_is_named(options: dict[str, object], message: str) -> None:
-    """Field, value, what is allowed."""
+    """The message gives the field, its value and the allowed ones."""
     with pytest.raises(ConfigurationError, match=message.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
         HFCache(**options).compile_kernels(deployment())  # type: ignore[arg-type]
 
 
 def test_importing_the_package_imports_no_torpor() -> None:
-    """The package is lazy: finding the script's file must not need pluggy."""
+    """The package imports lazily: pluggy is not needed to find the script."""
     code = (
         "import sys, torpor_hf_cache, torpor_hf_cache.download; "
         "print([name for name in sys.modules if name.partition('.')[0] in ('torpor', 'pluggy', 'huggingface_hub')])"
@@ -167,7 +167,7 @@ def test_importing_the_package_imports_no_torpor() -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    """The recipe as the local platform has it: the volume and the image's disk are folders."""
+    """The recipe of the local platform: the volume and the image's disk are folders."""
     moved = relocate(Lifecycle(deployment()).recipe(), tmp_path, "qwen3-sglang")
     for mount in moved.volumes:
         os.makedirs(mount)  # noqa: PTH103
@@ -175,7 +175,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def build(recipe: Recipe, hub: HubServer, **changes: object) -> subprocess.CompletedProcess[str]:
-    """Run the download step as core does on every platform."""
+    """Run the download step like core on every platform."""
     step = replace(recipe.steps[0], **changes)  # type: ignore[arg-type]
     script = str(script_file(step.script or ""))
     argv = step_command(step, python=sys.executable, runner=str(runner_file()), script=script)
@@ -184,7 +184,7 @@ def build(recipe: Recipe, hub: HubServer, **changes: object) -> subprocess.Compl
 
 
 def check(recipe: Recipe) -> subprocess.CompletedProcess[str]:
-    """Run the check as core does before a launch."""
+    """Run the check like core before a launch."""
     preflight = recipe.preflight[0]
     argv = script_argv(sys.executable, preflight.script, preflight.argv)
     return subprocess.run(
@@ -193,7 +193,7 @@ def check(recipe: Recipe) -> subprocess.CompletedProcess[str]:
 
 
 def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: Path) -> None:
-    """Built: the check passes. Volume emptied: it fails. Built again: it passes, though nothing else has changed."""
+    """The check passes after a build, fails once the volume is emptied, and passes after the next build."""
     assert check(recipe).returncode == 66
     for _ in range(2):
         ran = build(recipe, hub)
@@ -207,11 +207,11 @@ def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: 
         shutil.rmtree(f"{volume}/hub")
         failed = check(recipe)
         assert failed.returncode == 66
-        assert "holds nothing of org/tiny" in failed.stderr
+        assert "has no files of org/tiny" in failed.stderr
 
 
 def test_a_gated_model_fails_the_step_at_once(recipe: Recipe, hub: HubServer) -> None:
-    """Trying again cannot help: the runner takes exit code 77 for final."""
+    """A retry cannot help: for the runner, exit code 77 is final."""
     hub.repositories["org/tiny"].gated = frozenset()
     ran = build(recipe, hub)
     assert ran.returncode == 77
@@ -220,8 +220,8 @@ def test_a_gated_model_fails_the_step_at_once(recipe: Recipe, hub: HubServer) ->
 
 
 @pytest.mark.slow
-def test_damage_on_the_way_is_tried_again(recipe: Recipe, hub: HubServer) -> None:
-    """Exit code 76 may pass; here it does not."""
+def test_a_damaged_download_is_retried(recipe: Recipe, hub: HubServer) -> None:
+    """Exit code 76 allows retries; here all of them fail."""
     hub.repositories["org/tiny"].corrupt = {"config.json": b"?" * 39}
     ran = build(recipe, hub)
     assert ran.returncode == 76
@@ -230,5 +230,5 @@ def test_damage_on_the_way_is_tried_again(recipe: Recipe, hub: HubServer) -> Non
 
 
 def test_core_and_script_use_the_same_variable_for_a_recheck() -> None:
-    """The script runs without Torpor inside an image, so it spells the name itself."""
+    """The script runs without Torpor inside an image, so it has its own constant."""
     assert download.RECHECK_VARIABLE == preflight.RECHECK_VARIABLE
