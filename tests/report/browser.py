@@ -1,4 +1,4 @@
-"""A real browser for the tests of a page: Chromium without a window, spoken to by its own protocol over two pipes."""
+"""A real browser for the tests of a page: headless Chromium, driven by its own protocol over two pipes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Browser:
             self._call(f"{domain}.enable")
 
     def show(self, file: Path, *, width: int, scheme: str = "light") -> None:
-        """Load a page in a window so many pixels wide, in a `light` or `dark` surrounding."""
+        """Load a page in a window of this width in pixels, with the colour scheme `light` or `dark`."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.complaints, self.requests, self._loaded = [], [], False
@@ -60,7 +60,7 @@ class Browser:
             self._hear(deadline)
 
     def ask(self, expression: str) -> object:
-        """What a JavaScript expression gives on the page."""
+        """The value of a JavaScript expression on the page."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return cast("dict[str, object]", answer["result"])["value"]
@@ -104,7 +104,7 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own, ended with the block; skips where there is none."""
+    """A browser with a profile of its own, ended with the block. Skips the test without Chromium."""
     program = shutil.which("chromium")
     if program is None:
         reason = "there is no chromium in PATH; on Debian: apt-get install chromium"

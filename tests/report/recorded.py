@@ -1,4 +1,4 @@
-"""Recorded starts for the tests of their values and of their page: none of them was measured."""
+"""Invented starts for the tests of reports and of their page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = "<script>alert(1)</script> & \"quoted\" 'name'"
 
 
 def cold(number: int = 1, *, first_token_s: float = 14.523456789) -> Start:
-    """A cold start with every stage; the first is not exact in binary."""
+    """A cold start with every stage. The first one has seconds that binary numbers cannot hold exactly."""
     lengths = {
         "process": 0.1 + 0.2,
         "preflight": 0.000064,
@@ -55,7 +55,7 @@ def restored(number: int = 1, *, first_token_s: float = 0.5123456789, port_s: fl
 
 
 def measured(*, pairs: int = 3, backend: str = "criu", name: str = "tiny") -> Bench:
-    """What a `torpor bench` of so many pairs may have measured."""
+    """A result of `torpor bench` with this many pairs."""
     port_s = 0.3 if backend == "criu" else None
     starts = [
         start

@@ -1,4 +1,4 @@
-"""The page about `torpor bench`: the options and fields that it names are those that there are."""
+"""The page about `torpor bench` names the options and fields that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
 
 
 def test_every_field_of_the_json_is_in_the_table() -> None:
-    """And the table names none that is gone."""
+    """The table names no field that no longer exists."""
     content = measured().as_json()
     fields = set(content)
     for name in ("machine", "floor"):
@@ -33,14 +33,14 @@ def test_every_field_of_the_json_is_in_the_table() -> None:
 
 
 def test_every_option_on_the_page_is_one_of_a_command() -> None:
-    """Those of `bench` are all there."""
+    """The page has all options of `bench`."""
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE))
     assert {"--starts", "--backend", "--json", "--html", "--records"} <= named
     assert named - set(options(get_command(app))) == set()
 
 
 def test_the_package_names_each_of_its_modules() -> None:
-    """And no module that is gone."""
+    """It names no module that no longer exists."""
     folder = Path(str(torpor.report.__file__)).parent
     modules = {file.stem for file in folder.glob("*.py")} - {"__init__"}
     named = set(re.findall(r"^(\w+) {3,}", str(torpor.report.__doc__), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The page of recorded starts in a real browser: what it says, how it fits, what it asks for."""
+"""The page of recorded starts in a real browser: its numbers, its layout, and what it loads."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def written(folder: Path, text: str) -> Path:
 
 
 def everything() -> str:
-    """A page of all there is: both backends, a file of records with a failure, names that would break careless HTML."""
+    """A page with both backends, a file of records with a failure, and names that break careless HTML."""
     recorded = Recorded(name=HOSTILE, starts=starts_of(RECORDS))
     return page([measured(name=HOSTILE), measured(pairs=1, backend="standby"), recorded])
 
 
 def at(content: object, path: str) -> object:
-    """What stands at a path like `starts.0.spans.2.seconds` of a JSON value."""
+    """The value at a path like `starts.0.spans.2.seconds` of a JSON value."""
     for word in path.split("."):
         content = content[int(word)] if isinstance(content, list) else cast("dict[str, object]", content)[word]
     return content
@@ -90,7 +90,7 @@ def leaves(content: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def shown(text: str) -> tuple[float, float]:
-    """A number as a reader sees it, in base units, and what rounding may have taken of it."""
+    """A number as a reader sees it, in base units, with the error that rounding may have added."""
     match = re.fullmatch(r"(\d+)(?:\.(\d+))?(?: (GB|MB|kB|bytes|s|ms|times))?(?:/s)?", text)
     assert match, text
     scale = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "ms": 1e-3}.get(match[3] or "", 1.0)
@@ -100,7 +100,7 @@ def shown(text: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("backend", ["criu", "standby"])
 def test_the_numbers_on_the_page_equal_the_json(browser: Browser, tmp_path: Path, backend: str) -> None:
-    """Each is the JSON's, exactly beside and rounded to be read; and no figure of the JSON is left out."""
+    """The page has every figure of the JSON: rounded as text, exact in an attribute."""
     bench = measured(backend=backend)
     content = json.loads(json.dumps(bench.as_json()))
     browser.show(written(tmp_path, page([bench])), width=1600)
@@ -121,7 +121,7 @@ def test_the_numbers_on_the_page_equal_the_json(browser: Browser, tmp_path: Path
 
 
 def test_bars_lie_where_their_times_are(browser: Browser, tmp_path: Path) -> None:
-    """In every waterfall: begin and length as a share of the track, to a pixel."""
+    """In every waterfall, begin and length match their share of the track to a pixel."""
     bench = measured(pairs=1)
     browser.show(written(tmp_path, page([bench])), width=1600)
     places = browser.ask("""[...document.querySelectorAll('article')].map(a =>
@@ -138,7 +138,7 @@ def test_bars_lie_where_their_times_are(browser: Browser, tmp_path: Path) -> Non
 
 
 def test_the_numbers_of_a_file_of_records_are_on_its_page(browser: Browser, tmp_path: Path) -> None:
-    """The seconds of every record, in the order of the file."""
+    """The page has the seconds of every record, in the order of the file."""
     browser.show(written(tmp_path, page([Recorded(name="r.jsonl", starts=starts_of(RECORDS))])), width=1600)
     numbers = cast("list[list[str]]", browser.ask(NUMBERS))
     assert [json.loads(value) for _, value, _ in numbers] == [one.seconds for one in RECORDS]
@@ -146,8 +146,8 @@ def test_the_numbers_of_a_file_of_records_are_on_its_page(browser: Browser, tmp_
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_and_complains_of_nothing(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
-    """On a telephone and on a wide screen: nothing wider than the window, nothing cut or overlapping, no console message."""
+def test_the_page_fits_and_logs_no_error(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    """On a phone and on a wide screen: nothing wider than the window, nothing cut or overlapping, no console message."""
     browser.show(written(tmp_path, everything()), width=width, scheme=scheme)
     assert browser.ask("innerWidth") == width
     assert cast("int", browser.ask("document.scrollingElement.scrollWidth")) <= width
@@ -157,8 +157,8 @@ def test_the_page_fits_and_complains_of_nothing(browser: Browser, tmp_path: Path
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_text_and_bars_can_be_told_from_what_is_behind_them(browser: Browser, tmp_path: Path, scheme: str) -> None:
-    """WCAG 2.2: 4.5 to 1 for text (1.4.3), 3 to 1 for bars (1.4.11); and the surrounding is asked for."""
+def test_text_and_bars_have_enough_contrast(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    """WCAG 2.2: 4.5 to 1 for text (1.4.3), 3 to 1 for bars (1.4.11), in the light and the dark scheme."""
     browser.show(written(tmp_path, everything()), width=1600, scheme=scheme)
     seen = cast("dict[str, list[tuple[str, float]]]", browser.ask(CONTRASTS))
     assert len(seen["texts"]) > 100
@@ -168,8 +168,8 @@ def test_text_and_bars_can_be_told_from_what_is_behind_them(browser: Browser, tm
     assert str(seen["paper"]) == {"light": "rgb(250, 249, 247)", "dark": "rgb(20, 23, 27)"}[scheme]
 
 
-def test_the_page_needs_nothing_but_itself(browser: Browser, tmp_path: Path) -> None:
-    """One file is fetched; there is no script on the page, whatever a name contains, and it could fetch nothing."""
+def test_the_page_loads_nothing_else(browser: Browser, tmp_path: Path) -> None:
+    """The browser fetches one file. The page has no script, whatever a name contains, and its policy forbids loading."""
     file = written(tmp_path, everything())
     browser.show(file, width=1600)
     assert browser.requests == [file.as_uri()]
@@ -179,7 +179,7 @@ def test_the_page_needs_nothing_but_itself(browser: Browser, tmp_path: Path) -> 
 
 
 def test_the_browser_of_these_tests_notices_faults(browser: Browser, tmp_path: Path) -> None:
-    """A page with a console error, a foreign picture and a row that is too wide is seen to have them."""
+    """It finds a console error, a picture from elsewhere and a row that is too wide."""
     text = page([measured(pairs=1)])
     bad = '<img src="http://127.0.0.1:9/none.png" alt=""><p style="width:3000px">wide</p><script>console.error(1)</script>'
     browser.show(written(tmp_path, text.replace("</main>", f"{bad}</main>")), width=400)

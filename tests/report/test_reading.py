@@ -1,4 +1,4 @@
-"""Files of recorded starts: both kinds are read back as they were written, anything else is refused with a cure."""
+"""Files of recorded starts: both kinds are read back as they were written; anything else is refused with the next step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("backend", ["criu", "standby"])
 def test_a_bench_is_read_back_as_it_was_written(tmp_path: Path, backend: str) -> None:
-    """Every number to its last bit, so that the page from the file is the page of the bench."""
+    """Every number to its last bit, so the page made from the file is the page of the bench."""
     bench = measured(backend=backend)
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(bench.as_json(), indent=2))
@@ -31,7 +31,7 @@ def test_a_bench_is_read_back_as_it_was_written(tmp_path: Path, backend: str) ->
 
 
 def test_stage_records_are_read_from_the_file_that_a_start_writes(tmp_path: Path) -> None:
-    """`StageReport` writes it; one line is enough."""
+    """`StageReport` writes it. One line is enough."""
     for records in (RECORDS, RECORDS[:1]):
         report = StageReport(tmp_path / f"{len(records)}.jsonl")
         for one in records:
@@ -56,7 +56,7 @@ def test_stage_records_are_read_from_the_file_that_a_start_writes(tmp_path: Path
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_what_to_give(tmp_path: Path, content: bytes, said: str) -> None:
-    """One paragraph that names the file and the next step."""
+    """One paragraph names the file and the next step."""
     file = tmp_path / "given.json"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=said) as caught:
@@ -69,13 +69,13 @@ def test_a_file_of_another_kind_is_refused_with_what_to_give(tmp_path: Path, con
 
 @pytest.mark.parametrize("place", ["missing.json", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, place: str) -> None:
-    """No such file, or a folder."""
+    """A missing file, or a folder."""
     with pytest.raises(ConfigurationError, match=r"cannot be read: .*Give the JSON"):
         read_report(tmp_path / place)
 
 
 def _set(path: str, value: object) -> Callable[[dict[str, object]], None]:
-    """A change of one value in a file's content."""
+    """Change one value in a file's content."""
     *way, name = path.split(".")
 
     def change(content: dict[str, object]) -> None:
@@ -107,10 +107,8 @@ def _set(path: str, value: object) -> Callable[[dict[str, object]], None]:
         (_set("starts.0.spans", {}), "spans is no list"),
     ],
 )
-def test_a_bench_that_was_damaged_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, object]], None], said: str
-) -> None:
-    """What cannot be, and figures that do not follow from the starts: no page shows numbers that were never measured."""
+def test_a_damaged_bench_is_refused(tmp_path: Path, change: Callable[[dict[str, object]], None], said: str) -> None:
+    """It has impossible values, or figures that do not follow from its starts."""
     content = json.loads(json.dumps(measured().as_json()))
     change(content)
     file = tmp_path / "bench.json"
@@ -120,8 +118,8 @@ def test_a_bench_that_was_damaged_is_refused(
 
 
 @pytest.mark.parametrize("backend", ["criu", "standby"])
-def test_a_bench_from_before_is_still_read(tmp_path: Path, backend: str) -> None:
-    """It told a 95th percentile of three starts, called wakes `restored`, and could have fewer bytes than none to copy."""
+def test_a_bench_of_an_older_version_is_still_read(tmp_path: Path, backend: str) -> None:
+    """It has a 95th percentile of three starts, calls wakes `restored`, and may have negative bytes to copy."""
     bench = measured(backend=backend)
     if bench.floor:
         bench = replace(bench, floor=replace(bench.floor, mapped_bytes=bench.floor.image_bytes + 10_000))
@@ -136,7 +134,7 @@ def test_a_bench_from_before_is_still_read(tmp_path: Path, backend: str) -> None
 
 
 def test_no_floor_is_below_zero() -> None:
-    """More may be mapped than the images have: a page in several mappings counts once for each."""
+    """More may be mapped than the images have: a page that several processes map counts once for each."""
     floor = Floor(image_bytes=1000, mapped_bytes=5000, side_file_bytes=10, bandwidth_bytes_per_s=100.0)
     assert (floor.copied_bytes, floor.copied_s, floor.all_s) == (10, 0.1, 10.1)
 
@@ -145,7 +143,7 @@ def test_no_floor_is_below_zero() -> None:
     ("name", "value"), [("seconds", "x"), ("seconds", -1), ("ended_at", None), ("boot", "warm"), ("stage", 7)]
 )
 def test_a_record_that_cannot_be_drawn_is_named_with_its_line(tmp_path: Path, name: str, value: object) -> None:
-    """The second line of a file whose first is right."""
+    """Here the second line; the first one is right."""
     file = tmp_path / "records.jsonl"
     file.write_text(f"{json.dumps(RECORDS[0].as_json())}\n{json.dumps({**RECORDS[1].as_json(), name: value})}\n")
     with pytest.raises(ConfigurationError, match=r"records\.jsonl:2: .*remove the line"):
@@ -154,7 +152,7 @@ def test_a_record_that_cannot_be_drawn_is_named_with_its_line(tmp_path: Path, na
 
 @pytest.mark.fault("a recorded text holds markup, quotes and control characters", area="report", outcome="held")
 def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
-    """Each field of both kinds, and the file's name: as HTML it is text; the page is UTF-8 without control characters."""
+    """Each field of both kinds, and the file's name, is shown as text. The page is UTF-8 without control characters."""
     bad = "</title></style><script>a</script>'\"><b x=\x00\x1b[31m\r\u202e\x9b\ud800&amp;"
 
     def marked(value: object) -> object:
@@ -180,7 +178,7 @@ def test_no_text_of_a_file_is_markup_of_the_page(tmp_path: Path) -> None:
 @pytest.mark.fault("a file of recorded starts holds numbers that no machine gives", area="report", outcome="refused")
 @pytest.mark.parametrize("value", ["1e300", "1e16", "1" + "0" * 4000, "NaN", "Infinity", "-1", "true", '"1"'])
 def test_a_number_that_cannot_be_drawn_is_refused(tmp_path: Path, value: str) -> None:
-    """In both kinds, whatever makes it too great: a date, a sum, a scale."""
+    """In both kinds: a date, a sum or a scale would be too large."""
     bench = json.dumps(measured(pairs=1).as_json())
     record = json.dumps(RECORDS[0].as_json())
     for content in (
@@ -199,7 +197,7 @@ def test_a_number_that_cannot_be_drawn_is_refused(tmp_path: Path, value: str) ->
 
 @pytest.mark.fault("a file of recorded starts holds starts that took no time", area="report", outcome="refused")
 def test_starts_without_length_are_refused(tmp_path: Path) -> None:
-    """Their ratio would be a division by 0; so is a date after the year 9999."""
+    """Their ratio would be a division by 0. A date after the year 9999 is refused too."""
     content = measured(pairs=1).as_json()
     file = tmp_path / "given.json"
     starts = [{**start, "first_token_s": 0} for start in cast("list[dict[str, object]]", content["starts"])]

@@ -12,7 +12,7 @@ from torpor.report import Spread, starts_of
 
 
 def test_records_become_starts_sleeps_and_wakes() -> None:
-    """A stage belongs to the start that it is part of; each has its own zero, so an hour of serving is in none."""
+    """Each start has a zero of its own, so an hour of serving is in none of them."""
     starts = starts_of(RECORDS)
     assert [(start.boot, start.number, len(start.spans)) for start in starts] == [
         ("cold", 1, 5),
@@ -32,8 +32,8 @@ def test_records_become_starts_sleeps_and_wakes() -> None:
     assert starts[4].spans[0].error.startswith("EngineTimeoutError")
 
 
-def test_a_second_start_in_one_file_is_one_of_its_own() -> None:
-    """Also after one that failed, whatever its last stage was."""
+def test_a_second_start_in_one_file_is_a_start_of_its_own() -> None:
+    """Also after a failed start, whatever its last stage was."""
     failed = record("launch", 1.0, 0.5, error="EngineExitedError: gone")
     again = [record("preflight", 5.0, 0.1), record("launch", 5.1, 0.5), record("serve", 6.0, 0.1)]
     starts = starts_of([record("preflight", 0.0, 1.0), failed, *again, record("preflight", 9.0, 0.1)])
@@ -45,7 +45,7 @@ def test_a_second_start_in_one_file_is_one_of_its_own() -> None:
 
 
 def test_replicas_that_wake_side_by_side_are_starts_of_their_own() -> None:
-    """Their stages lie mixed in one file; each replica's begin with its sandbox, whatever the others do meanwhile."""
+    """Their stages are mixed in one file. Each replica's start begins with its sandbox."""
     stages = ("sandbox", "side_files", "criu", "post_restore", "canary_check", "serve")
     mixed = [
         replace(record(stage, number, 0.5, boot="restored", count=1), replica=name)
@@ -64,7 +64,7 @@ def test_replicas_that_wake_side_by_side_are_starts_of_their_own() -> None:
 
 
 def test_no_records_are_no_starts() -> None:
-    """An empty list draws nothing."""
+    """An empty list gives no start."""
     assert starts_of([]) == ()
 
 
@@ -72,7 +72,7 @@ def test_no_records_are_no_starts() -> None:
     ("count", "median", "p95"), [(1, 1.0, None), (2, 1.5, None), (19, 10.0, None), (20, 10.5, 19.0), (100, 50.5, 95.0)]
 )
 def test_the_spread_is_by_nearest_rank(count: int, median: float, p95: float | None) -> None:
-    """Of 1..n in any order: the median between the middle two, p95 a value that was seen, and none of fewer than 20."""
+    """Of 1..n in any order: the median lies between the middle two; p95 is one of the values, and needs 20 of them."""
     values = [float(value) for value in range(1, count + 1)]
     random.Random(count).shuffle(values)
     assert Spread.of(values) == Spread(median=median, min=1.0, p95=p95, max=float(count))

@@ -23,7 +23,7 @@ print("structlog" in sys.modules)
 
 
 def test_an_event_is_one_line_of_json_and_costs_no_structlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line breaks of any kind are inside of its strings; the import would be half a restore's time."""
+    """Strings escape line breaks of any kind. Importing structlog would take half of a restore's time."""
     monkeypatch.setenv("TORPOR_LOG_FORMAT", "json")
     before = time.time()
     ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, timeout=60)
@@ -44,7 +44,7 @@ def test_an_event_is_one_line_of_json_and_costs_no_structlog(monkeypatch: pytest
 def test_any_other_format_leaves_the_log_to_structlog(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
-    """As the process has configured it."""
+    """In the format that the process has configured."""
     monkeypatch.setenv("TORPOR_LOG_FORMAT", value)
     with structlog.testing.capture_logs() as logs:
         log("info", "sleeping", seconds=1.0)
@@ -53,7 +53,7 @@ def test_any_other_format_leaves_the_log_to_structlog(
 
 
 def test_what_json_cannot_hold_is_written_as_text() -> None:
-    """No fact keeps an event from being told."""
+    """No value prevents an event from being logged."""
     ring: list[object] = []
     ring.append(ring)
     facts = json.loads(json_line("info", "odd", path=Path("/a"), number=math.nan, ring=ring, ok=True, half="\ud800"))
@@ -62,8 +62,8 @@ def test_what_json_cannot_hold_is_written_as_text() -> None:
 
 
 @pytest.mark.fault("nobody reads the log any more", area="logs", outcome="held")
-def test_a_closed_log_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A replica serves on without its log."""
+def test_a_closed_log_ends_no_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It serves on without its log."""
     monkeypatch.setenv("TORPOR_LOG_FORMAT", "json")
     closed = (tmp_path / "log").open("w")
     closed.close()

@@ -1,4 +1,4 @@
-"""Stage records as a Prometheus text file: what is in it, and when it is written."""
+"""Stage records as a Prometheus text file: its content, and when it is written."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def samples(text: str, name: str) -> dict[str, float]:
 
 @pytest.fixture(autouse=True)
 def of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process counted before belongs to other tests."""
+    """Forget what other tests of this process counted."""
     monkeypatch.setattr(metrics, "_HERE", Metrics())
 
 
 def test_every_stage_is_there_once_for_each_kind_of_boot() -> None:
-    """The latest of each; HELP and TYPE stand once before the samples of a metric, as the format demands."""
+    """The latest of each. HELP and TYPE stand once before the samples of a metric, as the format demands."""
     records = [
         record("ready", 10.0),
         record("post_restore", 0.5, boot="restored", restores=1),
@@ -95,7 +95,7 @@ def test_every_stage_is_there_once_for_each_kind_of_boot() -> None:
 
 
 def test_every_start_wake_and_failure_is_counted_for_its_replica() -> None:
-    """A wake in place is no restore; two replicas of one deployment have samples of their own."""
+    """A wake in place is no restore. Two replicas of one deployment have samples of their own."""
     records = [
         record("canary"),
         record("serve", boot="woken", restores=1),
@@ -113,7 +113,7 @@ def test_every_start_wake_and_failure_is_counted_for_its_replica() -> None:
 
 
 def test_restarts_are_counted_by_their_reason() -> None:
-    """Each restart once, however many stages it had; without one the metric is not there (see above)."""
+    """Each restart counts once, however many stages it had. Without a restart the metric is missing."""
     first = replace(record("serve", 0.1), restarts=1, reason="engine ended")
     records = [record("serve", 0.1), replace(first, stage="launch"), first, replace(first, restarts=2)]
     records += [replace(first, restarts=3, reason="wake failed")]
@@ -127,7 +127,7 @@ def test_restarts_are_counted_by_their_reason() -> None:
 
 
 def test_names_of_any_kind_stay_one_label() -> None:
-    """Quotes, backslashes and line breaks are escaped; a lone surrogate does not keep the file from being written."""
+    """Quotes, backslashes and line breaks are escaped. A lone surrogate does not prevent the file from being written."""
     name = 'a"b\\c\nd\udc80'
     (line,) = [
         line
@@ -137,7 +137,7 @@ def test_names_of_any_kind_stay_one_label() -> None:
     assert line == 'torpor_wakes_total{deployment="tiny",replica="a\\"b\\\\c\\nd?"} 0'
 
 
-def test_replicas_without_end_do_not_fill_the_file() -> None:
+def test_many_replicas_do_not_fill_the_file() -> None:
     """The oldest are counted together, and no restore, failure or restart is lost."""
     counted = Metrics()
     for number in range(3 * MOST_REPLICAS):
@@ -154,7 +154,7 @@ def test_replicas_without_end_do_not_fill_the_file() -> None:
 
 
 def test_the_file_is_whole_after_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing else is left beside it."""
+    """No other file is left next to it."""
     file = tmp_path / "torpor.prom"
     monkeypatch.setenv(METRICS_VARIABLE, str(file))
     report = StageReport()
@@ -164,10 +164,10 @@ def test_the_file_is_whole_after_each_stage(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_file_that_cannot_be_written_costs_no_replica(
+def test_a_file_that_cannot_be_written_ends_no_replica(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is said once."""
+    """The warning is logged once."""
     monkeypatch.setenv(METRICS_VARIABLE, str(tmp_path / "nowhere" / "torpor.prom"))
     report = StageReport()
     report.end(record("one", 1.0))
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_written_costs_no_replica(
     assert capsys.readouterr().out.count("metrics_not_written") == 1
 
 
-def test_without_a_request_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_variable_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written anywhere."""
     monkeypatch.delenv(METRICS_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_without_a_request_there_is_none(tmp_path: Path, monkeypatch: pytest.Mon
 def test_replicas_that_wake_side_by_side_do_not_overwrite_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has a report of its own, in a thread of its own; the file holds all of them, and so does the file of records."""
+    """Each has its own report in its own thread. The metrics file and the file of records have the stages of all."""
     file, lines = tmp_path / "torpor.prom", tmp_path / "records.jsonl"
     monkeypatch.setenv(METRICS_VARIABLE, str(file))
     reports = [StageReport(lines) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""`torpor.telemetry.progress`: told once for each change, heard by those who listen, and over with the work."""
+"""`torpor.telemetry.progress`: each change is reported once, to every listener, until the work ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torpor.telemetry import progress
 from torpor_sglang import SGLang
 
 
-def test_nobody_has_to_listen() -> None:
-    """And nothing is looked at for nobody."""
+def test_without_a_listener_nothing_is_read() -> None:
+    """Neither a log nor a value."""
     looked: list[int] = []
     assert not progress.is_heard()
     progress.tell("one of two")
@@ -21,8 +21,8 @@ def test_nobody_has_to_listen() -> None:
     assert looked == []
 
 
-def test_whoever_listens_hears_everything_in_order() -> None:
-    """From any thread, until he stops."""
+def test_a_listener_gets_everything_in_order() -> None:
+    """From any thread, until it stops listening."""
     heard: list[str] = []
     with progress.listening(heard.append):
         progress.tell("one")
@@ -34,7 +34,7 @@ def test_whoever_listens_hears_everything_in_order() -> None:
 
 
 def test_a_log_is_followed_to_its_last_line() -> None:
-    """Only new lines that mean something, the latest of each look; what came just before the end is told, too."""
+    """Only new lines that mean something are reported, the latest of each look. Lines just before the end are included."""
     lines: list[str] = ["step 1"]
     heard: list[str] = []
     first = threading.Event()
@@ -56,7 +56,7 @@ def test_a_log_is_followed_to_its_last_line() -> None:
     assert "noise" not in " ".join(heard)
 
 
-def test_a_value_is_told_when_it_changes() -> None:
+def test_a_value_is_reported_when_it_changes() -> None:
     """Not at every look."""
     heard: list[str] = []
     with progress.listening(heard.append), progress.followed_value(lambda: "same"):

@@ -39,7 +39,7 @@ SEGFAULT = "Runner segmentation fault (SIGSEGV), exit code: 139."
 
 
 def log(*lines: tuple[float, str, str]) -> str:
-    """A saved log, of lines with their second and their container, as `modal app logs` writes it with both options."""
+    """Build a saved log from lines with a second and a container each, as `modal app logs` writes it with both options."""
     stamped = [(datetime.fromtimestamp(AT + second, UTC), container, text) for second, container, text in lines]
     return "".join(f"{at.isoformat(sep=' ', timespec='seconds')} {place} {text}\n" for at, place, text in stamped)
 
@@ -47,7 +47,7 @@ def log(*lines: tuple[float, str, str]) -> str:
 def stage(  # noqa: PLR0917 - the order of a record
     name: str, boot: str, replica_id: str, ended: float, seconds: float, count: int, error: str = ""
 ) -> str:
-    """A stage's record, as a container writes it."""
+    """A stage's record as a container writes it."""
     facts: dict[str, object] = {"stage": name, "boot": boot, "restore_count": count, "ok": not error}
     facts |= {"seconds": seconds, "ended_at": AT + ended}
     facts |= {"replica_id": replica_id} if replica_id else {}
@@ -56,7 +56,7 @@ def stage(  # noqa: PLR0917 - the order of a record
 
 
 def on_console(line: str) -> str:
-    """The same record as structlog's console wrote it before."""
+    """The same record as structlog's console wrote it in earlier versions."""
     facts = json.loads(line)
     event, level = facts.pop("torpor"), facts.pop("level")
     shown = " ".join(
@@ -66,7 +66,7 @@ def on_console(line: str) -> str:
 
 
 def cold(ended: float, *, replica_id: str = COLD_ID, serves: bool = False, error: str = "") -> list[str]:
-    """The records of a cold start of ten seconds; without `serves` it went to sleep after it."""
+    """The records of a cold start of ten seconds. Without `serves` the replica went to sleep afterwards."""
     last = stage("serve" if serves else "pre_snapshot", "cold", replica_id, ended, 1.0, 0, error)
     return [
         stage("preflight", "cold", "", ended - 9, 1.0, 0),
@@ -76,7 +76,7 @@ def cold(ended: float, *, replica_id: str = COLD_ID, serves: bool = False, error
 
 
 def after(replica_id: str, *, restored: bool, captured: float = 20.0, count: int = 1) -> str:
-    """The record in which a replica says after a snapshot whether it is restored or woken."""
+    """The record in which a replica says, after a snapshot, whether it is restored or woken."""
     return json_line(
         "info",
         "after_snapshot",
@@ -91,7 +91,7 @@ def after(replica_id: str, *, restored: bool, captured: float = 20.0, count: int
 
 
 def woken(replica_id: str, ended: float, *, count: int = 1, error: str = "", boot: str = "") -> list[str]:
-    """The records of a wake of half a second; the replica that made the snapshot wakes in place, every other one was restored."""
+    """The records of a wake of half a second: in place for the replica that made the snapshot, a restore for any other."""
     boot = boot or ("woken" if replica_id == COLD_ID else "restored")
     if error:
         return [stage("post_restore", boot, replica_id, ended, 0.25, count, error)]

@@ -1,4 +1,4 @@
-"""`torpor.platforms.modal.account`: whatever Modal's client raises, or never says, is one error of Torpor's, in time."""
+"""`torpor.platforms.modal.account`: any error of Modal's client, or no answer at all, becomes one of Torpor's errors in time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASKS = "from torpor.platforms.modal.account import app_url; app_url('x', timeout
 @pytest.mark.slow
 @pytest.mark.fault("Modal accepts a connection and never answers", area="Modal", outcome="refused")
 def test_a_modal_that_never_answers_is_given_up_at_the_deadline(tmp_path: Path) -> None:
-    """The client by itself tries for ever; its end adds no second traceback."""
+    """By itself the client retries forever. Closing it adds no second traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env = {
             **os.environ,
@@ -57,8 +57,8 @@ def test_a_modal_that_never_answers_is_given_up_at_the_deadline(tmp_path: Path) 
     ],
     ids=repr,
 )
-def test_every_error_of_the_client_is_one_of_ours(error: Exception, kind: type[TorporError]) -> None:
-    """In one paragraph, with its words."""
+def test_every_error_of_the_client_becomes_one_of_torpors(error: Exception, kind: type[TorporError]) -> None:
+    """The message is one paragraph and quotes the client's error."""
     with pytest.raises(kind, match="no") as seen, modal_account._answers_of_modal():
         raise error
     assert "\n" not in str(seen.value)

@@ -1,4 +1,4 @@
-"""What is refused when a Modal app file is imported: before an image is built or a GPU is paid for."""
+"""The import of a Modal app file refuses an unusable deployment before it builds an image or pays for a GPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Server(SnapshotServer, deployment=deployment):
 
 @dataclass(frozen=True, kw_only=True)
 class Warns(Plugin):
-    """Has something to say."""
+    """A plugin whose check returns a warning."""
 
     plugin_name: ClassVar[str] = "warns"
 
@@ -55,10 +55,10 @@ class Warns(Plugin):
 
 @pytest.mark.fault("an app whose engine takes other GPUs is deployed", area="Modal", outcome="refused")
 @pytest.mark.parametrize(("gpu", "parallel", "says"), [("H100", 2, "takes 2 GPUs"), ("H100!:2", 1, "stay idle")])
-def test_a_class_of_a_deployment_that_cannot_work_is_not_made(
+def test_the_class_statement_refuses_a_deployment_that_cannot_work(
     tmp_path: Path, gpu: str, parallel: int, says: str
 ) -> None:
-    """Nor are the options of its decorator."""
+    """`cls_options`, for the decorator, refuses it too."""
     with pytest.raises(ConfigurationError, match=rf"Plugin 'sglang': GPUs: .*{says}"):
         load(tmp_path, APP.format(gpu=gpu, parallel=parallel))
     deployment = Deployment(name="small", model=HUB, gpu=gpu, plugins=(SGLang(tensor_parallel=parallel),))
@@ -67,8 +67,8 @@ def test_a_class_of_a_deployment_that_cannot_work_is_not_made(
 
 
 @pytest.mark.slow
-def test_modals_own_import_of_the_app_file_ends_with_it(tmp_path: Path) -> None:
-    """Plain Python imports it as `modal deploy` does; the message is the last line."""
+def test_the_import_of_the_app_file_ends_with_the_refusal(tmp_path: Path) -> None:
+    """Plain Python imports the file as `modal deploy` does. The message is the last line."""
     file = tmp_path / "wrong.py"
     file.write_text(APP.format(gpu="H100", parallel=2))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -77,8 +77,8 @@ def test_modals_own_import_of_the_app_file_ends_with_it(tmp_path: Path) -> None:
     assert "Plugin 'sglang': GPUs: SGLang takes 2 GPUs" in done.stderr.splitlines()[-1]
 
 
-def test_torpors_own_commands_ask_by_themselves(tmp_path: Path) -> None:
-    """They import the app without a refusal, as `torpor doctor` shows everything, and `torpor up` may have other GPUs."""
+def test_torpors_own_commands_import_the_app_without_a_refusal(tmp_path: Path) -> None:
+    """They run the checks themselves: `torpor doctor` shows every finding, and `torpor up` may run on other GPUs."""
     file = tmp_path / "app.py"
     file.write_text(APP.format(gpu="RTX4090", parallel=2))
     assert load_app(str(file)).deployment.gpu == "RTX4090"
@@ -93,19 +93,19 @@ def test_torpors_own_commands_ask_by_themselves(tmp_path: Path) -> None:
     ],
 )
 def test_a_gpu_that_modal_does_not_have_is_refused_for_modal(gpu: str, says: str) -> None:
-    """A machine of one's own may have it."""
+    """`torpor up` accepts it, because the user's machine may have one."""
     with pytest.raises(ConfigurationError, match=says):
         cls_options(a_deployment(gpu=gpu))
 
 
 @pytest.mark.parametrize("gpu", ["T4", "h100!", "B200+:8", "A10:4", "RTX-PRO-6000"])
-def test_modals_gpus_pass(gpu: str) -> None:
-    """As its guide lists them."""
+def test_every_gpu_of_modal_is_accepted(gpu: str) -> None:
+    """The names are those of Modal's guide."""
     assert cls_options(a_deployment(gpu=gpu))["gpu"] == gpu
 
 
-def test_a_warning_is_told_when_the_class_is_made(capsys: pytest.CaptureFixture[str]) -> None:
-    """And stops nothing."""
+def test_a_warning_is_logged_by_the_class_statement(capsys: pytest.CaptureFixture[str]) -> None:
+    """The deployment goes on."""
     patch = a_deployment(Patch())
     deployment = Deployment(name="friday", model=patch.model, plugins=(*patch.plugins, Warns()))
     cls_options(deployment)

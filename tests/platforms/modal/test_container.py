@@ -83,7 +83,7 @@ needs_eth0 = pytest.mark.skipif(not has_eth0(), reason="Modal's entrypoint looks
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ModalPlane]:
-    """A control plane that knows nothing yet."""
+    """An empty control plane."""
     home = tmp_path / "home"
     home.mkdir()
     with ModalPlane(home) as started:
@@ -119,12 +119,12 @@ def ask(port: int, words: str = "Hello.") -> int:
 
 
 def events_in(log: str) -> list[dict[str, object]]:
-    """Torpor's own events among the lines of a container's log."""
+    """Torpor's own events in the lines of a container's log."""
     return [json.loads(line) for line in log.splitlines() if line.startswith('{"torpor": ')]
 
 
 def engines(port: int) -> list[psutil.Process]:
-    """Processes of the stand-in on that port, the dead ones that nobody collected left out."""
+    """Processes of the stand-in on that port, without zombies."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         argv = process.info["cmdline"] or []
@@ -135,7 +135,7 @@ def engines(port: int) -> list[psutil.Process]:
 
 @needs_eth0
 def test_the_engine_sleeps_in_the_snapshot_and_serves_after_it(plane: ModalPlane, tmp_path: Path) -> None:
-    """Order of the enter methods in the real entrypoint: cold start and sleep, the snapshot, wake, the port, serving."""
+    """The real entrypoint runs, in this order: cold start and sleep, snapshot, wake, port, serving."""
     port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path, snapshot=True) as container:
@@ -178,8 +178,8 @@ def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp
     assert (ready.status_code, ready.headers["torpor-boot"], ready.headers["torpor-wakes"]) == (200, "restored", "1")
 
 
-def test_a_deployed_app_is_prewarmed_by_its_file(plane: ModalPlane, tmp_path: Path) -> None:
-    """The real client finds the URL; a server that says nothing of its start is judged by the app's log."""
+def test_prewarm_takes_the_file_of_a_deployed_app(plane: ModalPlane, tmp_path: Path) -> None:
+    """The real client finds the URL. If the server's answers do not say how it started, prewarm reads the app's log."""
     deployed(plane, tmp_path, unused_port())
     missing = plane.python("-m", "torpor.cli", "prewarm", "nosuch", cwd=tmp_path)
     assert (missing.code, "'nosuch' is not deployed" in missing.output) == (1, True)  # a name is looked up as it is
@@ -197,7 +197,7 @@ def test_a_deployed_app_is_prewarmed_by_its_file(plane: ModalPlane, tmp_path: Pa
 
 
 def restores_when_asked(plane: ModalPlane, server: ChatServer) -> None:
-    """Log a restore as soon as the first request has come."""
+    """Log a restore as soon as the first request arrives."""
     deadline = time.monotonic() + 60
     while not server.seen and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -206,7 +206,7 @@ def restores_when_asked(plane: ModalPlane, server: ChatServer) -> None:
 
 @needs_eth0
 def test_without_a_snapshot_the_same_container_serves(plane: ModalPlane, tmp_path: Path) -> None:
-    """`modal run` never snapshots: the engine sleeps and wakes in place."""
+    """`modal run` never takes a snapshot: the engine sleeps and wakes in place."""
     port = unused_port()
     server = deployed(plane, tmp_path, port)
     with Container(plane, server, tmp_path) as container:
@@ -222,7 +222,7 @@ def test_without_a_snapshot_the_same_container_serves(plane: ModalPlane, tmp_pat
 def test_a_failure_in_an_enter_method_is_reported_and_leaves_no_process(
     plane: ModalPlane, tmp_path: Path, fault: Fault
 ) -> None:
-    """The entrypoint runs no exit method then, and ends with exit code 0."""
+    """The entrypoint then runs no exit method and ends with exit code 0."""
     port = unused_port()
     server = deployed(plane, tmp_path, port, fault, cold_start=False)
     with Container(plane, server, tmp_path) as container:
@@ -239,7 +239,7 @@ def test_a_failure_in_an_enter_method_is_reported_and_leaves_no_process(
 def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_engine_ends(
     plane: ModalPlane, tmp_path: Path
 ) -> None:
-    """Modal sees a container that is ready; `torpor boots` sees a failed restore and a cold start. Then the engine is killed.
+    """Modal sees a ready container; `torpor boots` sees a failed restore and a cold start. Then the engine is killed.
 
     The container then tells Modal to stop it, runs its exit methods and ends.
     """
@@ -274,7 +274,7 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
 @pytest.mark.fault("a request ends the engine on Modal", area="engine", outcome="restarted")
 @pytest.mark.alone
 def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(plane: ModalPlane, tmp_path: Path) -> None:
-    """It is not ready for ever with nothing behind it."""
+    """Otherwise the container would look ready forever, with no engine behind it."""
     port = unused_port()
     server = deployed(plane, tmp_path, port, Fault.EXIT_WHILE_SERVING)
     with Container(plane, server, tmp_path, snapshot=True) as container:
@@ -293,7 +293,7 @@ def test_a_request_that_ends_the_engine_fails_at_once_and_the_container_ends(pla
 
 
 def test_the_download_function_runs_its_step_and_commits_the_volume(plane: ModalPlane, tmp_path: Path) -> None:
-    """The step of the build, in the environment of the image, then an explicit commit of what it wrote."""
+    """It runs the build's step in the image's environment, then commits the files to the volume."""
     deployed(plane, tmp_path, unused_port())
     with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
         assert container.wait() == 0, container.log()
@@ -306,8 +306,8 @@ def test_the_download_function_runs_its_step_and_commits_the_volume(plane: Modal
     assert plane.store.commits == ["weights", "weights"]
 
 
-def test_a_failed_download_fails_the_call_with_the_step_s_name(plane: ModalPlane, tmp_path: Path) -> None:
-    """The error of the step reaches the caller of `modal run apps/...::download`."""
+def test_a_failed_download_fails_the_call_with_the_steps_name(plane: ModalPlane, tmp_path: Path) -> None:
+    """The step's error reaches the caller of `modal run apps/...::download`."""
     deployed(plane, tmp_path, unused_port(), "broken")
     with Container(plane, plane.app("held").function("download"), tmp_path, calls=1) as container:
         assert container.wait() == 0, container.log()

@@ -1,4 +1,4 @@
-"""`torpor.platforms.modal.server` seen from the other side: what the real, unmodified client sends to a control plane."""
+"""What the real, unmodified client sends to a control plane when it deploys a `SnapshotServer`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ModalPlane]:
-    """A control plane that knows nothing yet."""
+    """An empty control plane."""
     home = tmp_path / "home"
     home.mkdir()
     with ModalPlane(home) as started:
@@ -93,7 +93,7 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the app file and the third-party plugin beside it."""
+    """A folder with the app file and the third-party plugin next to it."""
     folder = tmp_path / "app"
     package = folder / "toy_plugin"
     package.mkdir(parents=True)
@@ -118,7 +118,7 @@ def deploy(plane: ModalPlane, folder: Path) -> DeployedFunction:
 
 
 def test_a_deployment_reaches_the_platform_as_it_was_written(plane: ModalPlane, folder: Path) -> None:
-    """Names, numbers and flags of the class, as the platform's own messages say them."""
+    """Modal's messages carry the names, numbers and flags of the class."""
     server = deploy(plane, folder)
     assert plane.app("toy").objects == ("Server", "Server.*", "download")
     assert server.gpu == ("L4", 2)
@@ -138,7 +138,7 @@ def test_a_deployment_reaches_the_platform_as_it_was_written(plane: ModalPlane, 
 
 @pytest.mark.slow
 def test_modals_own_options_reach_the_platform(plane: ModalPlane, folder: Path) -> None:
-    """By the real client: the web server's door, where it runs, its disk; a secret that the deployment lets in."""
+    """The real client sends the web server's options, the region, the disk, and a secret that the deployment allows."""
     options = (
         'modal=ModalOptions(requires_proxy_auth=True, label="toy-llm", custom_domains=("llm.example.com",), cloud="oci", '
         'routing_region="eu-west", nonpreemptible=True, cpu=2.5, memory_mib=4096, ephemeral_disk_mib=600000, '
@@ -166,7 +166,7 @@ def test_modals_own_options_reach_the_platform(plane: ModalPlane, folder: Path) 
 @pytest.mark.slow
 @pytest.mark.fault("a serving container writes to the weights' volume", area="weights", outcome="refused")
 def test_the_weights_are_mounted_read_only_where_they_are_served(plane: ModalPlane, folder: Path) -> None:
-    """The build steps and the download function fill the same volume, and can write to it."""
+    """Build steps and the download function mount the same volume writable."""
     server = deploy(plane, folder)
     download = plane.app("toy").function("download")
     assert server.volumes == download.volumes == {"/vol/weights": "toy-weights"}
@@ -178,7 +178,7 @@ def test_the_weights_are_mounted_read_only_where_they_are_served(plane: ModalPla
 
 @pytest.mark.slow
 def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, folder: Path) -> None:
-    """Base, packages, Torpor's needs, environment, scripts, steps by their order; sources are mounted, not copied."""
+    """Base, packages, Torpor's requirements, environment, scripts, then steps in order. Sources are mounted, not copied."""
     layers = deploy(plane, folder).layers
     assert [layer.commands[:1] for layer in layers[1:]] == [("FROM base",)] * (len(layers) - 1)
     assert layers[0].commands == ("FROM registry.example/toy:1",)
@@ -205,7 +205,7 @@ def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, fol
 
 
 def docker_value(text: str) -> str:
-    """What a Dockerfile's ENV line makes of a quoted value, by the rules of its reference ("Environment replacement")."""
+    """The value that a Dockerfile's ENV line gives, by the rules of its reference ("Environment replacement")."""
     value, at, quote = "", 0, ""
     while at < len(text):
         character = text[at]
@@ -225,7 +225,7 @@ def docker_value(text: str) -> str:
 
 
 def test_every_value_of_a_variable_reaches_the_image_as_it_was_written(plane: ModalPlane, folder: Path) -> None:
-    """Quotes, backslashes, dollars, blanks, hashes, other scripts: rendered by the client, read back as a builder does."""
+    """Quotes, backslashes, dollars, blanks, hashes, other scripts: the client writes them, and a builder reads them back."""
     letters = "ab'\"\\$`#{}()<>|&;*?!~=%@ \tü漢"
     chosen = random.Random(7)
     values = {f"V{number}": "".join(chosen.choices(letters, k=chosen.randint(0, 12))) for number in range(300)}
@@ -239,7 +239,7 @@ def test_every_value_of_a_variable_reaches_the_image_as_it_was_written(plane: Mo
 
 @pytest.mark.slow
 def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path) -> None:
-    """Torpor and the third-party plugin as Python files, the app file; no data file, no other package, no test."""
+    """Mounted are Torpor's and the third-party plugin's Python files and the app file; no data file, other package or test."""
     files = deploy(plane, folder).files
     assert sorted(name for name in files if "toy_plugin" in name) == [
         "/root/toy_plugin/__init__.py",
@@ -258,7 +258,7 @@ def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path
 
 @pytest.mark.slow
 def test_the_download_function_shares_image_and_volume(plane: ModalPlane, folder: Path) -> None:
-    """It runs the build's own step again: same image, the serving volume, no GPU, time for all attempts."""
+    """It runs the build's step again: same image, the serving volume, no GPU, and a time limit for all attempts."""
     server = deploy(plane, folder)
     download = plane.app("toy").function("download")
     assert download.layers == server.layers
@@ -268,8 +268,8 @@ def test_the_download_function_shares_image_and_volume(plane: ModalPlane, folder
 
 
 @pytest.mark.slow
-def test_deploying_again_builds_nothing_and_a_changed_option_only_what_follows(plane: ModalPlane, folder: Path) -> None:
-    """Rendering is repeatable, so layers are found again; a GPU changes the layers that use it and none below."""
+def test_deploying_again_builds_only_the_layers_that_changed(plane: ModalPlane, folder: Path) -> None:
+    """The same deployment renders the same layers. Another GPU changes the layers that use it and none below."""
     before = deploy(plane, folder).layers
     built = list(plane.store.built)
     assert deploy(plane, folder).layers == before
@@ -282,7 +282,7 @@ def test_deploying_again_builds_nothing_and_a_changed_option_only_what_follows(p
 
 @pytest.mark.slow
 def test_a_secret_is_given_to_its_step_alone_and_a_missing_one_is_named(plane: ModalPlane, folder: Path) -> None:
-    """What the serving class holds ends up in its snapshot, so it holds no secret."""
+    """The serving class gets no secret, because the snapshot would contain it."""
     write_app(folder, secret="toy-token")
     refused = plane.modal("deploy", "toy_app.py", cwd=folder)
     assert refused.code != 0
@@ -296,7 +296,7 @@ def test_a_secret_is_given_to_its_step_alone_and_a_missing_one_is_named(plane: M
 
 @pytest.mark.slow
 def test_a_failed_build_step_fails_the_deployment(plane: ModalPlane, folder: Path) -> None:
-    """Nothing is published; the step's output is in what the client prints."""
+    """The client publishes nothing and prints the step's output."""
     plane.fail_builds_with("--name compile")
     finished = plane.modal("deploy", "toy_app.py", cwd=folder)
     assert finished.code != 0
@@ -306,7 +306,7 @@ def test_a_failed_build_step_fails_the_deployment(plane: ModalPlane, folder: Pat
 
 @pytest.mark.slow
 def test_a_missing_plugin_folder_fails_the_deployment_with_its_name(plane: ModalPlane, folder: Path) -> None:
-    """A folder that is not there is an import error of the app file, before anything is uploaded."""
+    """The app file fails with an import error before anything is uploaded."""
     shutil.rmtree(folder / "toy_plugin")
     finished = plane.modal("deploy", "toy_app.py", cwd=folder)
     assert finished.code != 0
@@ -316,7 +316,7 @@ def test_a_missing_plugin_folder_fails_the_deployment_with_its_name(plane: Modal
 
 @pytest.mark.slow
 def test_a_class_that_would_die_in_the_container_is_not_deployed(plane: ModalPlane, folder: Path) -> None:
-    """The class statement's error reaches the terminal of `modal deploy`."""
+    """`modal deploy` prints the error of the class statement."""
     write_app(folder, source=APP.replace("    pass\n", "    def wake(self):\n        pass\n", 1))
     finished = plane.modal("deploy", "toy_app.py", cwd=folder)
     assert finished.code != 0
@@ -325,7 +325,7 @@ def test_a_class_that_would_die_in_the_container_is_not_deployed(plane: ModalPla
 
 @pytest.mark.slow
 def test_a_plugin_in_the_app_file_itself_needs_no_package(plane: ModalPlane, folder: Path) -> None:
-    """The app file is mounted by Modal; a plugin in it may be written there, for `python app.py` too."""
+    """Modal mounts the app file. A plugin may be defined in it, also for `python app.py`."""
     source = PLUGIN.replace('script="toy_plugin.fetch", ', "") + APP.replace("from toy_plugin import Toy\n", "")
     write_app(folder, source=source)
     files = deploy(plane, folder).files
@@ -339,7 +339,7 @@ def test_a_plugin_in_the_app_file_itself_needs_no_package(plane: ModalPlane, fol
 
 @pytest.mark.slow
 def test_a_subclass_with_another_deployment_gets_its_port(plane: ModalPlane, folder: Path) -> None:
-    """The port is in a marker that the parent's class statement made; the child's makes a new one."""
+    """The parent's marker holds the parent's port, so the subclass gets a marker of its own."""
     child = "class Server(Parent, deployment=deployment):"
     source = APP.replace(
         "@app.cls",
@@ -354,7 +354,7 @@ def test_a_subclass_with_another_deployment_gets_its_port(plane: ModalPlane, fol
 
 @pytest.mark.slow
 def test_an_override_with_a_decorator_replaces_the_method(plane: ModalPlane, folder: Path) -> None:
-    """A decorated `serve` of one's own decides the port; a further method is published too."""
+    """A decorated `serve` in the app decides the port. An additional method is published too."""
     own = (
         "    @modal.web_server(9001)\n    def serve(self):\n        super().serve()\n"
         "    @modal.method()\n    def report(self):\n        return 1\n"
@@ -370,7 +370,7 @@ def test_an_override_with_a_decorator_replaces_the_method(plane: ModalPlane, fol
 
 @pytest.mark.slow
 def test_modal_run_asks_the_apps_own_url_twice(plane: ModalPlane, folder: Path) -> None:
-    """The ephemeral app's server is asked, with two system prompts, and the answers are printed; then the app ends."""
+    """It sends two system prompts to the ephemeral app, prints the answers and ends the app."""
     with ChatServer([answer("First.", tokens=2), answer("Second.", tokens=2)]) as chat:
         plane.serve_web_at(chat.url)
         finished = plane.modal("run", "toy_app.py", "--prompt", "Why so?", cwd=folder)
@@ -386,8 +386,8 @@ def test_modal_run_asks_the_apps_own_url_twice(plane: ModalPlane, folder: Path) 
 
 
 @pytest.mark.slow
-def test_modal_run_takes_no_twice_and_a_timeout(plane: ModalPlane, folder: Path) -> None:
-    """Options reach the entry point with their types; an error is one line and an exit code, no page of traceback."""
+def test_modal_run_passes_options_to_the_entry_point(plane: ModalPlane, folder: Path) -> None:
+    """`--no-twice` and `--timeout` arrive with their types. An error is one line and an exit code, without a traceback."""
     with ChatServer([answer("Once.")]) as chat:
         plane.serve_web_at(chat.url)
         finished = plane.modal("run", "toy_app.py", "--no-twice", cwd=folder)
@@ -399,8 +399,8 @@ def test_modal_run_takes_no_twice_and_a_timeout(plane: ModalPlane, folder: Path)
 
 
 @pytest.mark.slow
-def test_modal_run_of_the_download_goes_as_far_as_a_container(plane: ModalPlane, folder: Path) -> None:
-    """Everything before the container is done; there the control plane of this test has to pass."""
+def test_modal_run_of_the_download_gets_to_its_container(plane: ModalPlane, folder: Path) -> None:
+    """This control plane runs no containers: the call fails there, or returns the value that the test gave."""
     finished = plane.modal("run", "toy_app.py::download", cwd=folder)
     assert finished.code != 0
     assert "download needs a container" in finished.output
@@ -409,7 +409,7 @@ def test_modal_run_of_the_download_goes_as_far_as_a_container(plane: ModalPlane,
 
 
 def test_asking_a_server_that_is_not_deployed_says_so(plane: ModalPlane, folder: Path) -> None:
-    """One line with the next step, exit code 1."""
+    """It prints one line with the next step and exits with 1."""
     finished = plane.python("toy_app.py", cwd=folder)
     assert finished.code == 1
     assert finished.output.startswith("error: 'toy' is not deployed (")
@@ -419,7 +419,7 @@ def test_asking_a_server_that_is_not_deployed_says_so(plane: ModalPlane, folder:
 
 @pytest.mark.slow
 def test_asking_the_deployed_server_finds_its_url(plane: ModalPlane, folder: Path) -> None:
-    """`python app.py` asks the deployed class, whatever `modal run` brought up meanwhile."""
+    """`python app.py` asks the deployed class, even after a `modal run`."""
     with ChatServer([answer("Deployed.")]) as chat:
         plane.serve_web_at(chat.url)
         deploy(plane, folder)
@@ -431,7 +431,7 @@ def test_asking_the_deployed_server_finds_its_url(plane: ModalPlane, folder: Pat
 
 
 def test_asking_without_credentials_is_one_line(plane: ModalPlane, folder: Path) -> None:
-    """What is missing on a new machine, and the command that mends it."""
+    """It says what is missing and which command fixes it."""
     finished = plane.python("toy_app.py", cwd=folder, env={"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": ""})
     assert finished.code == 2
     assert finished.output.startswith("error: Modal refuses to answer: ")

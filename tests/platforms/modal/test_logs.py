@@ -1,4 +1,4 @@
-"""What a log says about starts, on saved logs of every kind and through the real client's own log calls."""
+"""What a log says about starts: on saved logs of every kind, and through the real client's own log calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Row = tuple[float, str, str]
 
 
 def read(*rows: Row) -> BootsReport:
-    """The starts of a log with times and containers."""
+    """The starts in a log with times and containers."""
     return classify(read_lines(log(*rows)))
 
 
@@ -55,7 +55,7 @@ def kinds(report: BootsReport) -> list[tuple[str, str, str]]:
 
 
 def test_a_cold_start_is_timed_from_its_first_stage_to_its_open_guard() -> None:
-    """No line of the platform, every stage in the replica's own record."""
+    """The log has no line of the platform; the replica's record has every stage."""
     report = read(*rows(10, "ta-A", *cold(10, serves=True)))
     assert report.starts == (
         Start(
@@ -71,8 +71,8 @@ def test_a_cold_start_is_timed_from_its_first_stage_to_its_open_guard() -> None:
     assert (report.success_rate, report.restores_tried, report.lines) == (None, 0, 3)
 
 
-def test_a_start_that_makes_the_snapshot_is_one_start_with_the_wake_behind_it() -> None:
-    """Cold, asleep, captured, and on in the same container."""
+def test_a_start_that_makes_the_snapshot_includes_its_wake() -> None:
+    """Cold start, sleep, capture and wake in the same container are one start."""
     report = read(
         *rows(10, "ta-A", *cold(10), CREATING),
         *rows(30, "ta-A", CREATED, after(COLD_ID, restored=False), *woken(COLD_ID, 31)),
@@ -84,8 +84,8 @@ def test_a_start_that_makes_the_snapshot_is_one_start_with_the_wake_behind_it() 
     assert report.restores_tried == 0
 
 
-def test_a_restore_that_both_sides_tell_is_proved() -> None:
-    """The platform's line, and the record of a replica that woke in another container than it slept in."""
+def test_a_restore_that_platform_and_replica_report_is_proved() -> None:
+    """The platform logs it, and the replica's record says that it woke in another container than it slept in."""
     report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)))
     assert report.starts == (
         Start(
@@ -105,20 +105,20 @@ def test_a_restore_that_both_sides_tell_is_proved() -> None:
 
 
 def test_a_restore_without_a_record_is_claimed() -> None:
-    """The platform says so, and nobody else."""
+    """Only the platform reports it."""
     report = read(*rows(100, "ta-B", RESTORING))
     assert kinds(report) == [("ta-B", "restored", "claimed")]
     assert report.starts[0].seconds is None
 
 
-def test_a_record_without_the_platforms_line_is_told_as_such() -> None:
+def test_a_restore_without_the_platforms_line_is_record_only() -> None:
     """The log may begin in the middle."""
     report = read(*rows(100, "ta-B", after("b1", restored=True), *woken("b1", 103)))
     assert kinds(report) == [("ta-B", "restored", "record only")]
 
 
 def test_a_container_called_restored_that_launches_an_engine_is_contradicted() -> None:
-    """The note names both sides; it counts as a restore that failed."""
+    """The note names both sides. The start counts as a failed restore."""
     report = read(*rows(100, "ta-B", RESTORING, *cold(140, serves=True)))
     assert kinds(report) == [("ta-B", "restored", "contradicted")]
     assert report.starts[0].note == "the platform says restored, its own record says that it launched an engine"
@@ -133,14 +133,14 @@ def test_a_container_called_restored_that_woke_in_place_is_contradicted() -> Non
 
 
 def test_a_wake_in_place_without_a_snapshot_stays_a_cold_start() -> None:
-    """What `modal run` does: it sleeps, wakes, and was never restored."""
+    """This is what `modal run` does: the engine sleeps and wakes, and nothing is restored."""
     report = read(*rows(10, "ta-A", *cold(10), after(COLD_ID, restored=False), *woken(COLD_ID, 11)))
     assert kinds(report) == [("ta-A", "cold", "")]
     assert report.starts[0].seconds == 11.0
 
 
 def test_a_wake_in_place_is_never_a_restore_by_its_records_alone() -> None:
-    """The log begins behind its sleep, or the platform calls it restored: its records say `woken`."""
+    """The log begins after the sleep, or the platform reports a restore; the records say `woken`."""
     late = read(*rows(100, "ta-A", *woken(COLD_ID, 103)))
     assert (kinds(late), late.restores_tried) == ([("ta-A", "cold", "")], 0)
     claimed = read(*rows(100, "ta-B", RESTORING, *woken(COLD_ID, 103)))
@@ -148,7 +148,7 @@ def test_a_wake_in_place_is_never_a_restore_by_its_records_alone() -> None:
 
 
 def test_a_failed_restore_and_its_cold_retry_are_one_start() -> None:
-    """The retry's stages belong to it, in the same container."""
+    """The retry's stages belong to the failed restore in the same container."""
     report = read(*rows(100, "ta-B", RESTORING, FAILED), *rows(150, "ta-B", *cold(150, serves=True)))
     (start,) = report.starts
     assert (start.kind, start.exit_code, start.seconds, start.replica_id) == ("restore_failed", 222, 50.0, COLD_ID)
@@ -156,22 +156,22 @@ def test_a_failed_restore_and_its_cold_retry_are_one_start() -> None:
 
 
 def test_a_segmentation_fault_in_a_restore_fails_that_restore() -> None:
-    """And the next start of the same container is one of its own."""
+    """The next start of the same container is a start of its own."""
     report = read(*rows(100, "ta-B", RESTORING, SEGFAULT), *rows(150, "ta-B", *cold(150, serves=True)))
     assert kinds(report) == [("ta-B", "segfault", ""), ("ta-B", "cold", "")]
     assert report.starts[0].exit_code == 139
     assert (report.restores_tried, report.restores_succeeded) == (1, 0)
 
 
-def test_a_segmentation_fault_after_serving_leaves_the_start_what_it_was() -> None:
-    """The restore worked; what came later is in the note, and counts against it."""
+def test_a_segmentation_fault_after_serving_is_a_note_on_the_restore() -> None:
+    """The start stays `restored`, but its note counts against it."""
     report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)), (500, "ta-B", SEGFAULT))
     assert kinds(report) == [("ta-B", "restored", "proved")]
     assert report.starts[0].note == "it served, and then ended with a segmentation fault"
 
 
-def test_a_wake_that_fails_is_a_restore_that_failed() -> None:
-    """The platform was content; the canary was not."""
+def test_a_failed_wake_is_a_failed_restore() -> None:
+    """The platform reported success, but the canary failed."""
     error = "CanaryError: the engine answers 'a b=c' differently"
     report = read(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103, error=error)))
     assert report.starts[0].note == error
@@ -180,7 +180,7 @@ def test_a_wake_that_fails_is_a_restore_that_failed() -> None:
 
 
 def test_interleaved_containers_are_kept_apart() -> None:
-    """Four at once: one creates the snapshot, two restore, one fails."""
+    """Of four containers at once, one creates the snapshot, two are restored and one fails."""
     created = rows(10, "ta-A", *cold(10), CREATING, CREATED, after(COLD_ID, restored=False), *woken(COLD_ID, 31))
     first = rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103))
     second = rows(100, "ta-C", RESTORING, after("c1", restored=True), *woken("c1", 105))
@@ -200,7 +200,7 @@ def test_interleaved_containers_are_kept_apart() -> None:
 
 
 def test_without_containers_replicas_are_told_apart_by_their_replica_ids() -> None:
-    """`modal app logs` without options: platform lines go to whoever has waited longest for a record."""
+    """`modal app logs` without options: a platform line goes to the replica that has waited longest for one."""
     first, second = woken("b1", 103), woken("c1", 105)
     lines = [RESTORING, RESTORING, after("b1", restored=True), after("c1", restored=True)]
     lines += [line for pair in zip(first, second, strict=True) for line in pair]
@@ -211,15 +211,15 @@ def test_without_containers_replicas_are_told_apart_by_their_replica_ids() -> No
     ]
 
 
-def test_without_containers_and_without_its_own_word_a_restore_is_only_claimed() -> None:
-    """In logs of before, a wake in place said `restored`, too."""
+def test_without_containers_and_after_snapshot_record_a_restore_is_only_claimed() -> None:
+    """In older logs a wake in place said `restored` too."""
     report = classify(read_lines("\n".join([RESTORING, *woken(COLD_ID, 103, boot="restored")])))
     assert kinds(report) == [("", "restored", "claimed")]
     assert report.starts[0].served_at == AT + 103
 
 
 def test_a_snapshot_line_in_two_halves_is_one_event() -> None:
-    """Some clients break it in two."""
+    """Some clients split the line in two."""
     report = read(*rows(10, "ta-A", *cold(10), CREATING, "Snapshot created.", RESTORING, *woken(COLD_ID, 31)))
     assert kinds(report) == [("ta-A", "snapshot_created", "")]
 
@@ -235,7 +235,7 @@ def test_a_snapshot_line_in_two_halves_is_one_event() -> None:
     ],
 )
 def test_wordings_colours_and_cut_ends_are_tolerated(text: str) -> None:
-    """The platform's wording is nobody's promise."""
+    """Modal does not promise the wording of its lines."""
     assert kinds(read((1, "ta-B", text))) == [("ta-B", "restored", "claimed")]
 
 
@@ -253,13 +253,13 @@ def test_wordings_colours_and_cut_ends_are_tolerated(text: str) -> None:
         ("", None),
     ],
 )
-def test_each_line_of_the_platform_alone(text: str, kind: str | None) -> None:
-    """A line that is none of them starts nothing."""
+def test_each_line_of_the_platform_is_recognised(text: str, kind: str | None) -> None:
+    """Any other line starts nothing."""
     assert [start.kind for start in read((1, "ta-B", text)).starts] == ([kind] if kind else [])
 
 
 def test_colours_and_windows_line_ends_change_nothing() -> None:
-    """What a terminal's log and a pasted one have more than a plain one."""
+    """A terminal's log has colours; a pasted one may have other line ends."""
     plain = log(*rows(100, "ta-B", RESTORING, after("b1", restored=True), *woken("b1", 103)))
     coloured = plain.replace(RESTORING, f"\x1b[33m{RESTORING}\x1b[0m").replace('{"torpor"', '\x1b[2m{"torpor"')
     assert coloured.count("\x1b") == 6
@@ -268,8 +268,8 @@ def test_colours_and_windows_line_ends_change_nothing() -> None:
     assert classify(read_lines(plain.replace("\n", "\r\n"))).starts == expected
 
 
-def test_a_log_of_before_is_read_with_and_without_its_colours() -> None:
-    """When records were lines of structlog, for a console or as JSON."""
+def test_an_older_log_is_read_with_and_without_its_colours() -> None:
+    """Records used to be lines of structlog, for a console or as JSON."""
     new = [
         RESTORING,
         after("b1", restored=True),
@@ -284,7 +284,7 @@ def test_a_log_of_before_is_read_with_and_without_its_colours() -> None:
 
 
 def test_other_json_is_no_record() -> None:
-    """An engine may log JSON of its own; what is cut before its name says nothing."""
+    """An engine may log JSON of its own. A record that was cut inside its mark is ignored too."""
     lines = [
         '{"event": "other", "stage": "serve"}',
         '{"torpor": "sta',
@@ -298,21 +298,21 @@ def test_other_json_is_no_record() -> None:
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("record", [after("b1", restored=True), stage("serve", "cold", COLD_ID, 10, 1.0, 0)])
 def test_a_record_that_was_cut_off_is_counted_and_not_guessed(record: str, share: float) -> None:
-    """An incomplete record would be wrong: a restored replica would seem woken in place, or a stage would be lost."""
+    """A guess could be wrong: a restored replica would seem woken in place, or a stage would be lost."""
     cut = record[: max(int(len(record) * share), len('{"torpor": "after_snapshot"'))]
     report = read((9, "ta-A", RESTORING), (10, "ta-A", cut))
     assert (kinds(report), report.unreadable) == ([("ta-A", "restored", "claimed")], 1)
 
 
-def test_a_record_behind_half_a_line_is_read() -> None:
-    """Whoever prints without a line's end must not hide it."""
+def test_a_record_after_an_unfinished_line_is_read() -> None:
+    """Another program may print without a line end, so the record does not begin its line."""
     report = read((9, "ta-B", RESTORING), (10, "ta-B", "loading ... " + after("b1", restored=True)))
     assert kinds(report) == [("ta-B", "restored", "proved")]
 
 
 @pytest.mark.fault("a prompt holds the record of a restore, and the engine logs it", area="logs", outcome="held")
-def test_a_record_that_somebody_quotes_is_none() -> None:
-    """A log of requests has the words of users in it; they go on behind the quotation."""
+def test_a_quoted_record_is_ignored() -> None:
+    """A log of requests contains the words of users. Text follows the quotation."""
     quoted = f"Receive: text={after('evil', restored=True)!r}, sampling_params=None"
     report = read((9, "ta-B", RESTORING), (10, "ta-B", quoted))
     assert kinds(report) == [("ta-B", "restored", "claimed")]
@@ -355,8 +355,8 @@ FIELDS = (
         max_size=4,
     )
 )
-def test_no_value_in_a_record_is_an_error_and_all_of_it_can_be_shown(records: list[dict[str, object]]) -> None:
-    """Times beyond every calendar, numbers that are none, texts that move a cursor, whatever stands where a word should."""
+def test_strange_values_in_a_record_cause_no_error_and_can_be_shown(records: list[dict[str, object]]) -> None:
+    """Times beyond every calendar, texts in place of numbers, control characters that move a cursor."""
     report = classify(read_lines("\n".join(json.dumps(record) for record in records)))
     assert len(report.starts) <= len(records)
     assert json.loads(json.dumps(as_values(report), allow_nan=False))["lines"] <= len(records)
@@ -378,16 +378,16 @@ def test_no_value_in_a_record_is_an_error_and_all_of_it_can_be_shown(records: li
         "exit code " * 1000,
     ],
 )
-def test_numbers_and_times_that_no_platform_has_are_read_over(line: str) -> None:
-    """The start is there; what cannot be is left out."""
+def test_impossible_numbers_and_times_are_left_out(line: str) -> None:
+    """The start is counted without them."""
     report = classify(read_lines(line))
     assert all(text.isprintable() for text in plain_lines(report))
     assert json.dumps(as_values(report), allow_nan=False)
 
 
 @pytest.mark.slow
-def test_a_long_log_takes_time_in_proportion() -> None:
-    """A month of a busy app; also without containers."""
+def test_the_time_to_read_a_log_grows_linearly() -> None:
+    """A busy app logs for a month; also without containers."""
     lines = [LogLine(text=RESTORING, at=AT, container=f"ta-{number}") for number in range(30_000)]
     began = time.process_time()
     assert len(classify(lines).starts) == 30_000
@@ -395,8 +395,8 @@ def test_a_long_log_takes_time_in_proportion() -> None:
     assert time.process_time() - began < 5
 
 
-def test_a_start_that_failed_and_the_next_one_are_two() -> None:
-    """Also where the log names no containers."""
+def test_a_failed_start_and_the_next_one_are_two_starts() -> None:
+    """Also if the log names no containers."""
     lines = [stage("preflight", "cold", "", 5, 1.0, 0, "PreflightError: no weights"), *cold(20, serves=True)]
     starts = classify(read_lines("\n".join(lines))).starts
     assert [(start.kind, start.note, start.served_at) for start in starts] == [
@@ -414,8 +414,8 @@ def test_any_order_of_lines_gives_starts_and_no_more_successes_than_tries(lines:
 
 
 @given(st.text() | st.from_regex(r"x \] stage  boot=cold stage=serve seconds=\S+ ended_at=\S+ restore_count=\S+"))
-def test_no_text_is_an_error(text: str) -> None:
-    """A log holds what anybody wrote into it."""
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    """Anybody can write into a log."""
     assert set(classify(read_lines(text)).counts) == set(KINDS)
 
 
@@ -434,7 +434,7 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
 
 
 def test_the_log_comes_through_the_clients_own_calls(plane: ModalPlane, tmp_path: Path) -> None:
-    """Entries of several containers, in pieces that are no lines, put together again."""
+    """Entries come from several containers, in pieces that are not whole lines, and are joined again."""
     now = time.time() - 600
     ours = "\n".join([after("b1", restored=True), *woken("b1", now - AT + 3)]) + "\n"
     entries = [
@@ -467,7 +467,7 @@ def test_the_log_comes_through_the_clients_own_calls(plane: ModalPlane, tmp_path
         (("not/a name",), 2, "Modal has no app 'not/a name'"),
     ],
 )
-def test_an_app_or_a_range_that_is_none_is_one_paragraph(
+def test_an_unknown_app_or_a_wrong_range_is_one_paragraph(
     plane: ModalPlane, tmp_path: Path, argv: tuple[str, ...], code: int, words: str
 ) -> None:
     """Exit code 2, what to change, no traceback."""
@@ -478,7 +478,7 @@ def test_an_app_or_a_range_that_is_none_is_one_paragraph(
 
 @pytest.mark.slow
 def test_refused_credentials_say_how_to_log_in(plane: ModalPlane, tmp_path: Path) -> None:
-    """As everywhere else that Modal is asked."""
+    """As with every other request to Modal."""
     plane.store.logs_fail = Status.UNAUTHENTICATED
     done = plane.python("-m", "torpor.cli", "boots", "small", cwd=tmp_path)
     assert (done.code, "Traceback" in done.output) == (2, False)
@@ -486,8 +486,8 @@ def test_refused_credentials_say_how_to_log_in(plane: ModalPlane, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_log_that_does_not_come_is_not_waited_for(plane: ModalPlane, tmp_path: Path) -> None:
-    """The deadline is over all calls; exit code 1, as nothing is wrong with what was asked."""
+def test_a_log_that_does_not_arrive_ends_at_the_deadline(plane: ModalPlane, tmp_path: Path) -> None:
+    """The deadline covers all calls. Exit code 1, because the request itself is right."""
     plane.store.logs_hang = True
     began = time.monotonic()
     done = plane.python("-m", "torpor.cli", "boots", "small", "--timeout", "2", cwd=tmp_path)
@@ -497,8 +497,8 @@ def test_a_log_that_does_not_come_is_not_waited_for(plane: ModalPlane, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_platform_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
-    """In time, whatever the client tries again."""
+def test_an_unreachable_platform_is_reported(tmp_path: Path) -> None:
+    """In time, even if the client retries."""
     home = tmp_path / "home"
     home.mkdir()
     with ModalPlane(home) as gone:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def test_the_class_gets_the_deployments_numbers() -> None:
-    """Every field that Modal knows has one place in the deployment."""
+    """Every field that Modal knows comes from one place in the deployment."""
     deployment = replace(
         a_deployment(Patch(volumes=(("/vol/w", "weights"),)), gpu="H100!:2"),
         scaling=Scaling(
@@ -77,7 +77,7 @@ def test_the_class_gets_the_deployments_numbers() -> None:
 def test_snapshot_flags_follow_the_deployment(
     gpu: str | None, *, snapshot: bool, gpu_snapshot: bool | None, wanted: tuple[bool, dict[str, bool]]
 ) -> None:
-    """GPU memory goes into the snapshot only with a GPU, a snapshot, and nobody against it."""
+    """A snapshot includes GPU memory only with a GPU and a snapshot, and unless `gpu_snapshot` is off."""
     deployment = Deployment(
         name="small",
         model=Model(path="/m"),
@@ -91,7 +91,7 @@ def test_snapshot_flags_follow_the_deployment(
 
 
 def test_options_are_arguments_that_the_real_client_takes() -> None:
-    """An option that a later client drops fails here, not at the first deployment."""
+    """If a later client drops an option, this test fails before the first deployment does."""
     deployment = a_deployment(gpu="H100!")
     app = modal.App("options")
     decorate = app.cls(**cls_options(deployment))
@@ -100,21 +100,21 @@ def test_options_are_arguments_that_the_real_client_takes() -> None:
 
 
 def test_a_scaledown_window_beyond_modals_is_an_error() -> None:
-    """Modal allows an hour; the message says so and names the field."""
+    """Modal allows an hour. The message says so and names the field."""
     deployment = replace(a_deployment(), scaling=Scaling(scaledown_window_s=3601))
     with pytest.raises(ConfigurationError, match=r"Scaling.scaledown_window_s is 3601 seconds; Modal allows 2 to 3600"):
         cls_options(deployment)
 
 
-def test_what_the_container_gets_is_what_torpor_is_tested_with() -> None:
-    """The container's requirements are lines of the project's own dependencies, so that there is one truth."""
+def test_the_containers_requirements_are_torpors_dependencies() -> None:
+    """Each requirement is a line of the project's own dependencies, so the two cannot differ."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(CONTAINER_REQUIREMENTS) <= set(project["dependencies"])
     assert not any("hub" in line or "modal" in line for line in CONTAINER_REQUIREMENTS)
 
 
 def test_all_users_of_a_deployment_share_one_image() -> None:
-    """Two objects would be two builds of the same image, at the same time."""
+    """Modal would build two objects of the same image twice, at the same time."""
     deployment = a_deployment()
     assert image(deployment) is cls_options(deployment)["image"]
     assert image(deployment) is not image(replace(deployment, name="other"))
@@ -124,7 +124,7 @@ def test_all_users_of_a_deployment_share_one_image() -> None:
 
 
 def test_modals_options_reach_the_class_and_the_download() -> None:
-    """Each under Modal's own name; what nobody sets is left to Modal."""
+    """Each under Modal's own name. Modal decides what nobody sets."""
     options = ModalOptions(
         cloud="gcp",
         routing_region="eu-west",
@@ -192,8 +192,8 @@ def test_modals_options_reach_the_class_and_the_download() -> None:
         ({"retries": True}, "retries is True"),
     ],
 )
-def test_a_wrong_option_of_modals_is_refused_when_the_value_is_made(given: dict[str, object], words: str) -> None:
-    """Not by Modal, after the image is built, and not in silence. The message names field, value and what is allowed."""
+def test_modal_options_refuses_a_wrong_value_at_once(given: dict[str, object], words: str) -> None:
+    """Modal would refuse it after the build, or ignore it. The message names field, value and what is allowed."""
     with pytest.raises(ConfigurationError, match=rf"ModalOptions\..*{words}"):
         ModalOptions(**given)  # type: ignore[arg-type] # one of them is wrong
 
@@ -215,8 +215,8 @@ def test_a_wrong_option_of_modals_is_refused_when_the_value_is_made(given: dict[
         ("Label", "there are requires_proxy_auth, label, "),
     ],
 )
-def test_an_option_that_has_another_place_or_is_none_says_where_it_belongs(name: str, words: str) -> None:
-    """What Torpor has to own cannot be given twice; a typing error names what there is."""
+def test_an_unknown_or_misplaced_option_says_where_it_belongs(name: str, words: str) -> None:
+    """Nobody can set what Torpor sets itself. For a misspelt name the message lists all options."""
     with pytest.raises(ConfigurationError, match=rf"ModalOptions has no '{name}'.*{words}"):
         ModalOptions(**{name: 1})  # type: ignore[arg-type] # there is none of that name
 
@@ -230,7 +230,7 @@ def test_a_value_without_a_name_is_refused_with_how_to_write_it() -> None:
 
 
 def test_every_argument_of_modals_class_has_one_place() -> None:
-    """A later client with another argument is noticed here: it becomes an option, or the reason why it is none."""
+    """A new argument of a later client fails here. It becomes an option, or gets a reason why it is none."""
     taken = set(inspect.signature(modal.App.cls).parameters) - {"self"}
     added_by_hand = {
         *("network_file_systems", "proxy", "i6pn", "restrict_modal_access", "_experimental_restrict_output"),
@@ -243,7 +243,7 @@ def test_every_argument_of_modals_class_has_one_place() -> None:
 
 
 def refused_names() -> set[str]:
-    """The names that `ModalOptions` refuses with a reason of their own."""
+    """The names that `ModalOptions` refuses, each with its own reason."""
     refused = set()
     for name in inspect.signature(modal.App.cls).parameters:
         try:
@@ -264,15 +264,15 @@ def test_options_of_modal_are_a_value() -> None:
         replace(given, cloud="x")
 
 
-def test_something_else_in_the_place_of_modals_options_is_refused() -> None:
-    """A dictionary has no checks."""
+def test_deployment_modal_must_be_modal_options() -> None:
+    """A dictionary would skip the checks."""
     with pytest.raises(ConfigurationError, match=r"Deployment.modal is \{'label': 'a'\}; it has to be ModalOptions"):
         replace(a_deployment(), modal={"label": "a"})  # type: ignore[arg-type] # that is what it is about
 
 
 @pytest.mark.fault("a secret is given to a serving container that is snapshotted", area="secrets", outcome="refused")
 def test_a_secret_for_the_serving_container_is_refused_before_anything_is_built() -> None:
-    """The start would refuse it too, after the build, in the container."""
+    """The start in the container would refuse it too, but only after the build."""
     options = ModalOptions(secrets=("hf-token",))
     with pytest.raises(ConfigurationError, match=r"'hf-token' to the serving container.*in every snapshot"):
         replace(a_deployment(), modal=options)
@@ -280,7 +280,7 @@ def test_a_secret_for_the_serving_container_is_refused_before_anything_is_built(
 
 
 def test_a_volume_that_is_not_mounted_cannot_be_writable() -> None:
-    """A typing error would leave the meant one read-only, and the write would fail while serving."""
+    """With a misspelt name the right volume would stay read-only, and a write would fail while serving."""
     deployment = replace(
         a_deployment(Patch(volumes=(("/vol/w", "weights"),))), modal=ModalOptions(writable_volumes=("weight",))
     )
@@ -294,7 +294,7 @@ def test_a_volume_that_is_not_mounted_cannot_be_writable() -> None:
 
 
 def test_a_deployment_without_a_base_image_is_an_error() -> None:
-    """An engine on the CPU of this machine has none; Modal needs one."""
+    """Modal needs a base image; an engine on this machine's CPU has none."""
     with pytest.raises(ConfigurationError, match=r"'small' has no base image.*`image` option"):
         image(a_deployment(Patch(base=None)))
 
@@ -302,20 +302,20 @@ def test_a_deployment_without_a_base_image_is_an_error() -> None:
 @pytest.mark.fault("a build step's command has a line break", area="recipe", outcome="refused")
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\u2028", "\x85", "\v"], ids=ascii)
 def test_a_line_break_in_a_step_is_an_error(line_break: str) -> None:
-    """A RUN line ends at a line break, whatever the quotes: the rest would be another Dockerfile command."""
+    """A RUN line ends at a line break, even inside quotes. The rest would be another Dockerfile command."""
     step = BuildStep(name="odd", argv=("sh", "-c", f"a{line_break}b"), order=10, timeout_s=5)
     with pytest.raises(ConfigurationError, match="'odd' has a line break in"):
         image(a_deployment(Patch(steps=(step,))))
 
 
 def test_a_source_that_is_not_on_this_machine_is_an_error() -> None:
-    """Modal would say so at deploy time only, and not who asked for it."""
+    """Modal would report it only at deploy time, without naming the plugin."""
     with pytest.raises(ConfigurationError, match=r"Plugin 'patch' needs the Python source 'not_there'.*pip install"):
         image(a_deployment(Patch(python_sources=("not_there",))))
 
 
 def test_a_plugin_whose_folder_went_away_is_an_error(tmp_path: Path) -> None:
-    """An editable install outlives its folder: the package is known, its files are gone."""
+    """After an editable install the package stays known when its files are gone."""
     package = load(tmp_path, "from torpor import Plugin\n\nclass Gone(Plugin):\n    plugin_name = 'gone'\n")
     plugin: Plugin = package.Gone()
     Path(str(package.__file__)).unlink()
@@ -325,7 +325,7 @@ def test_a_plugin_whose_folder_went_away_is_an_error(tmp_path: Path) -> None:
 
 
 def test_sources_are_torpor_the_plugins_packages_and_what_they_ask_for(tmp_path: Path) -> None:
-    """Top-level packages, each once, in the order of the plugins; nothing else of this machine."""
+    """They are top-level packages, each once, in the order of the plugins."""
     module = load(tmp_path, "from torpor import Plugin\n\nclass Third(Plugin):\n    plugin_name = 'third'\n")
     third: Plugin = module.Third()
     deployment = replace(a_deployment(Patch(python_sources=("httpx",))), plugins=(Patch(), StandIn(), third))
@@ -355,10 +355,10 @@ def test_sources_are_torpor_the_plugins_packages_and_what_they_ask_for(tmp_path:
         ("tests", "platforms/small.py", False),
     ],
 )
-def test_what_the_container_does_not_import_stays_here(
+def test_commands_tests_and_data_stay_on_this_machine(
     package: str, file: str, *, left_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands, tests and data; but what the deploying process has imported goes along."""
+    """But modules that the deploying process has imported are uploaded."""
     monkeypatch.delitem(sys.modules, "torpor.scaffold", raising=False)  # of another test
     assert is_left_out(package, PurePosixPath(file)) == left_out
 
@@ -378,7 +378,7 @@ DOWNLOAD = BuildStep(
 
 
 def test_the_download_function_gets_what_its_steps_need() -> None:
-    """The serving volumes, the steps' secrets once each, and the time for all attempts; never a GPU."""
+    """It gets the serving volumes, each secret of the steps once, and the time for all attempts; never a GPU."""
     compile_step = BuildStep(
         name="compile", argv=("cc",), order=20, timeout_s=9, gpu=True, volumes={"/vol/k": "kernels"}
     )
@@ -392,14 +392,14 @@ def test_the_download_function_gets_what_its_steps_need() -> None:
 
 
 def test_a_download_function_without_anything_to_download_is_an_error() -> None:
-    """A step that fills only a cache of the build is no download."""
+    """A step that fills only a cache of the build does not count."""
     deployment = a_deployment(Patch(steps=(DOWNLOAD,)))
     with pytest.raises(ConfigurationError, match="no build step that fills a volume of the serving class"):
         download_options(deployment)
 
 
 def test_filling_the_volumes_runs_the_steps_and_a_failure_says_which(tmp_path: Path) -> None:
-    """The same command as in the build, with the step's environment; a failed step is no success of the function."""
+    """The command and environment are those of the build. If a step fails, the function fails."""
     volume = tmp_path / "w"
     volume.mkdir()
     failing = replace(
@@ -418,8 +418,8 @@ def test_filling_the_volumes_runs_the_steps_and_a_failure_says_which(tmp_path: P
 # --- how long a start may take ----------------------------------------------------------------------------------------
 
 
-def test_modal_gives_a_start_what_its_stages_may_take_together() -> None:
-    """Cold start, sleep, wake, and the cold start after a failed wake; else Modal ends it before Torpor says why."""
+def test_modal_gives_a_start_the_sum_of_its_stages_limits() -> None:
+    """Cold start, sleep, wake, and the cold start after a failed wake. Otherwise Modal ends it before Torpor says why."""
     check = Preflight(name="weights", argv=("true",), timeout_s=50, cure="none")
     deployment = replace(
         a_deployment(Patch(preflight=(check,))),
@@ -450,7 +450,7 @@ LONG = {
 
 @pytest.mark.parametrize("stage", LONG)
 def test_a_start_longer_than_modals_day_is_an_error(stage: str) -> None:
-    """Modal allows 24 hours; the message has each stage's share."""
+    """Modal allows 24 hours. The message names each stage's share."""
     with pytest.raises(ConfigurationError, match=r"Modal allows 86400 \(24 hours\)\. Lower"):
         cls_options(LONG[stage])
 
@@ -460,8 +460,8 @@ def test_a_start_longer_than_modals_day_is_an_error(stage: str) -> None:
 
 @pytest.mark.parametrize("has", ["python3", "python3 of a virtual environment", "python", "nothing"])
 @pytest.mark.fault("a base image has python3 and no python", area="image", outcome="held")
-def test_an_image_gets_a_python_where_it_has_python3_alone(tmp_path: Path, has: str) -> None:
-    """The link is the same interpreter, with the packages of its environment; one that is there stays; none is told."""
+def test_an_image_with_python3_alone_gets_a_python(tmp_path: Path, has: str) -> None:
+    """The link leads to the same interpreter with its packages. An existing `python` stays; an image with neither fails."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("dirname", "ln", "sh"):

@@ -1,4 +1,4 @@
-"""`torpor prewarm`: what it takes for a restored start, and when it gives up."""
+"""`torpor prewarm`: when it finds a restored start, and when it gives up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNAVAILABLE = Reply(status=503, headers={"Retry-After": "0"})
 
 
 def replica(tag: str, boot: str, *, wakes: int = 0, pause_s: float = 0.0) -> Reply:
-    """What the guard answers to `/ready`."""
+    """The guard's answer to `/ready`."""
     headers = {"torpor-boot": boot, "torpor-replica": tag, "torpor-wakes": str(wakes)}
     return Reply(headers=headers, pieces=(b'{"state": "serving"}',), pause_s=pause_s)
 
@@ -44,7 +44,7 @@ def drive(
     read_log: Callable[[float], BootsReport] | None = None,
     on_round: Callable[[Round], None] | None = None,
 ) -> Prewarmed:
-    """Without pauses."""
+    """Prewarm without pauses."""
     return prewarm(
         url,
         requests=requests,
@@ -57,7 +57,7 @@ def drive(
 
 
 def test_it_goes_on_until_a_restored_replica_answers() -> None:
-    """Cold starts first, then the one that made the snapshot, then a restore; each is told as it is seen."""
+    """Cold starts come first, then the one that made the snapshot, then a restore. Each is reported when it is seen."""
     script = [
         replica("a", "cold"),
         UNAVAILABLE,
@@ -77,8 +77,8 @@ def test_it_goes_on_until_a_restored_replica_answers() -> None:
     assert {seen.path for seen in server.seen} == {"/ready"}
 
 
-def test_a_replica_that_ran_before_is_no_start() -> None:
-    """It is counted apart, and it gives up after so many rounds."""
+def test_a_replica_of_an_earlier_round_is_not_counted_as_a_start() -> None:
+    """It is counted separately. Prewarm gives up after the last round."""
     with ChatServer([replica("a", "cold")]) as server:
         ended = drive(server.url, attempts=3)
     assert (ended.end, ended.starts, len(server.seen)) == ("attempts", 1, 3)
@@ -86,7 +86,7 @@ def test_a_replica_that_ran_before_is_no_start() -> None:
 
 
 def test_the_requests_of_a_round_are_sent_at_once() -> None:
-    """More than one replica's share of them makes a platform start several."""
+    """More requests than one replica takes make a platform start several replicas."""
     with ChatServer([replica("a", "cold", pause_s=2.0)]) as server:
         ended = drive(server.url, requests=6, attempts=1)
     at = [seen.at for seen in server.seen]
@@ -96,7 +96,7 @@ def test_the_requests_of_a_round_are_sent_at_once() -> None:
 
 
 def test_a_restored_replica_ends_the_round() -> None:
-    """Nobody waits for the cold starts beside it."""
+    """Prewarm does not wait for the cold starts of the same round."""
     with ChatServer([replica("a", "restored", wakes=1), replica("b", "cold", pause_s=20.0)]) as server:
         ended = drive(server.url, requests=2)
     assert (ended.end, ended.rounds[0].answered) == ("restored", 1)
@@ -104,7 +104,7 @@ def test_a_restored_replica_ends_the_round() -> None:
 
 
 def test_the_deadline_covers_the_waiting() -> None:
-    """What was last seen is kept for the verdict."""
+    """The result keeps the reason of the last wait."""
     with ChatServer([UNAVAILABLE]) as server:
         began = time.monotonic()
         ended = drive(server.url, requests=2, timeout_s=1.0)
@@ -113,22 +113,22 @@ def test_the_deadline_covers_the_waiting() -> None:
 
 
 def test_the_deadline_covers_the_pause() -> None:
-    """An hour between two rounds is not slept through."""
+    """An hour between two rounds is cut short."""
     with ChatServer([replica("a", "cold")]) as server:
         ended = drive(server.url, pause_s=3600.0, timeout_s=2.0)
     assert (ended.end, len(ended.rounds)) == ("timeout", 1)
     assert ended.seconds < 10
 
 
-def test_a_server_that_says_nothing_of_its_start_is_an_error_without_a_log() -> None:
-    """From outside nothing can be known of it."""
+def test_a_server_that_does_not_report_its_start_is_an_error_without_a_log() -> None:
+    """Nothing else shows how it started."""
     silent = Reply(pieces=(b"ok",))
     with ChatServer([silent]) as server, pytest.raises(EngineRequestError, match=r"no header torpor-boot.*app's name"):
         drive(server.url, requests=3)
 
 
-def test_a_server_that_says_nothing_of_its_start_is_judged_by_its_log() -> None:
-    """A restore that the log tells, and nothing speaks against, after the first request."""
+def test_a_server_that_does_not_report_its_start_is_judged_by_its_log() -> None:
+    """A restore in the log counts if it came after the first request and has no note."""
     asked: list[float] = []
 
     def read_log(hours: float) -> BootsReport:
@@ -146,7 +146,7 @@ def test_a_server_that_says_nothing_of_its_start_is_judged_by_its_log() -> None:
 
 
 def test_a_refusal_ends_it_with_the_servers_words() -> None:
-    """A stopped app's URL would be asked for ever."""
+    """Otherwise prewarm would ask the URL of a stopped app forever."""
     with (
         ChatServer([Reply(status=404, pieces=(b"modal-http: app is stopped",))]) as server,
         pytest.raises(EngineRequestError, match="404: modal-http: app is stopped"),
@@ -158,7 +158,7 @@ def test_a_refusal_ends_it_with_the_servers_words() -> None:
     ("options", "words"),
     [({"requests": 0}, "--requests is 0"), ({"attempts": 0}, "--attempts is 0"), ({"pause_s": -1.0}, "--pause is -1")],
 )
-def test_a_number_that_is_none_is_an_error(options: dict[str, float], words: str) -> None:
+def test_a_wrong_number_is_an_error(options: dict[str, float], words: str) -> None:
     """Before anything is sent."""
     numbers = {"requests": 1, "attempts": 1, "pause_s": 0.0, "timeout_s": 1.0, **options}
     with pytest.raises(ConfigurationError, match=words):
@@ -166,7 +166,7 @@ def test_a_number_that_is_none_is_an_error(options: dict[str, float], words: str
 
 
 def test_the_real_guard_distinguishes_a_restored_replica_from_its_original() -> None:
-    """With its old replica id it woke in place; with a new one it was restored."""
+    """With its old replica id the replica woke in place; with a new one it was restored."""
     with GuardedServer() as server:
         url = f"http://127.0.0.1:{server.port}"
         assert server.control("serve").status == 200
@@ -197,11 +197,11 @@ def server_key(server: GuardedServer) -> str:
 
 
 def command(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run it."""
+    """Run the command."""
     return torpor("prewarm", *argv, without=("TORPOR_", "MODAL_"))
 
 
-def test_the_verdict_is_on_standard_output_and_the_rounds_beside_it() -> None:
+def test_the_result_is_on_standard_output_and_the_rounds_on_standard_error() -> None:
     """Exit code 0 for a restored start."""
     with ChatServer([replica("a", "cold"), replica("b", "restored", wakes=1)]) as server:
         done = command(server.url, "--requests", "1", "--pause", "0")
@@ -213,7 +213,7 @@ def test_the_verdict_is_on_standard_output_and_the_rounds_beside_it() -> None:
 
 
 def test_giving_up_is_exit_code_1_with_the_count_in_the_json() -> None:
-    """After how many starts, and why."""
+    """The JSON says after how many starts, and why."""
     with ChatServer([replica("a", "cold"), replica("b", "cold")]) as server:
         done = command(server.url, "--requests", "1", "--attempts", "2", "--pause", "0", "--json")
         text = command(server.url, "--requests", "1", "--attempts", "2", "--pause", "0")
@@ -234,7 +234,7 @@ def test_giving_up_is_exit_code_1_with_the_count_in_the_json() -> None:
     ],
 )
 def test_wrong_input_is_one_paragraph_and_exit_code_2(argv: tuple[str, ...], words: str) -> None:
-    """No request is made."""
+    """No request is sent."""
     done = command(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr

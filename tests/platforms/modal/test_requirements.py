@@ -1,4 +1,4 @@
-"""The shell line that puts Torpor's own needs into an engine's image, run by a real pip on wheels made on the spot."""
+"""The shell line that installs Torpor's requirements in an engine's image, run by a real pip on wheels built by the test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
 
 
 class EngineImage:
-    """A virtual environment in the place of an engine's image, and an index of wheels in the place of PyPI."""
+    """A virtual environment in place of an engine's image, and an index of wheels in place of PyPI."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class EngineImage:
         assert code == 0, output
 
     def versions(self) -> dict[str, str]:
-        """What is installed."""
+        """The installed versions."""
         _, output = self.shell("python3 -m pip --disable-pip-version-check list --format=freeze")
         pairs = (line.split("==") for line in output.splitlines())
         return {name.replace("-", "_"): version for name, version in pairs if name not in ("pip", "setuptools")}
@@ -70,8 +70,8 @@ class EngineImage:
         return self.shell(requirements_line().replace(IMAGE_ROOT, str(self.folder / "opt")))
 
 
-def test_what_is_missing_is_installed_and_what_is_there_stays(tmp_path: Path) -> None:
-    """The engine's versions are what it was tested with; newer ones in the index do not replace them."""
+def test_only_missing_packages_are_installed(tmp_path: Path) -> None:
+    """The engine was tested with its own versions. Newer ones in the index do not replace them."""
     engine = EngineImage(tmp_path)
     engine.install("httpx", "0.28.1")
     engine.install("typing_extensions", "4.14.0")
@@ -87,7 +87,7 @@ def test_what_is_missing_is_installed_and_what_is_there_stays(tmp_path: Path) ->
 
 @pytest.mark.parametrize("needs", [(), ("httpx<0.28",)])
 def test_a_clash_fails_the_build_and_changes_nothing(tmp_path: Path, needs: tuple[str, ...]) -> None:
-    """Better no image than one whose engine got a version that it was never run with."""
+    """A failed build is better than an engine with a version that it was never tested with."""
     engine = EngineImage(tmp_path)
     engine.install("httpx", "0.27.2")
     engine.install("engine", "1.0", *needs)
@@ -99,5 +99,5 @@ def test_a_clash_fails_the_build_and_changes_nothing(tmp_path: Path, needs: tupl
 
 
 def test_the_line_names_every_requirement() -> None:
-    """The constant is what other tests compare with the project's dependencies."""
+    """Other tests compare the constant with the project's dependencies."""
     assert all(requirement in requirements_line() for requirement in CONTAINER_REQUIREMENTS)

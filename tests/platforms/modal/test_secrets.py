@@ -1,4 +1,4 @@
-"""`torpor doctor` asks Modal for the secrets that build steps need, with the real client and a control plane on loopback."""
+"""`torpor doctor` asks Modal for the secrets of build steps, with the real client and a control plane on loopback."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
 
 
 def secrets(plane: ModalPlane, folder: Path, **env: str) -> dict[str, str]:
-    """What the doctor says about them."""
+    """The doctor's findings about them."""
     done = plane.python("-m", "torpor.cli", "doctor", "app.py", "--json", cwd=folder, env=env)
     (found,) = (one for one in json.loads(done.output)["findings"] if one["what"] == "secrets")
     finding: dict[str, str] = found
     return finding
 
 
-def test_a_secret_that_is_missing_is_an_error_with_the_command(plane: ModalPlane, tmp_path: Path) -> None:
-    """And none once it is there."""
+def test_a_missing_secret_is_an_error_with_the_command(plane: ModalPlane, tmp_path: Path) -> None:
+    """Once the secret exists there is no finding."""
     assert secrets(plane, tmp_path) == {
         "level": "error",
         "what": "secrets",
@@ -66,8 +66,8 @@ def test_a_secret_that_is_missing_is_an_error_with_the_command(plane: ModalPlane
     assert (found["level"], found["seen"]) == ("ok", "Modal has hub-token, other")
 
 
-def test_without_credentials_nobody_is_asked(plane: ModalPlane, tmp_path: Path) -> None:
-    """It says so, and is no warning."""
+def test_without_credentials_modal_is_not_asked(plane: ModalPlane, tmp_path: Path) -> None:
+    """The finding says so and is no warning."""
     found = secrets(plane, tmp_path, MODAL_TOKEN_ID="", MODAL_TOKEN_SECRET="")
     assert (found["level"], found["seen"]) == (
         "ok",
@@ -76,7 +76,7 @@ def test_without_credentials_nobody_is_asked(plane: ModalPlane, tmp_path: Path) 
 
 
 def test_a_plane_that_does_not_answer_is_a_warning(plane: ModalPlane, tmp_path: Path) -> None:
-    """With the reason; everything else is still looked at."""
+    """It gives the reason, and the other checks run."""
     found = secrets(plane, tmp_path, MODAL_SERVER_URL="http://127.0.0.1:1")
     assert found["level"] == "warning"
     assert "Modal cannot be reached" in found["seen"] or "did not say within" in found["seen"]

@@ -48,8 +48,8 @@ deployment = a_deployment()
 """
 
 
-def test_a_class_statement_gets_modals_markers_in_order(tmp_path: Path) -> None:
-    """Before the snapshot `start`, after it `wake`, then the port; each under its own name, as Modal looks them up."""
+def test_the_class_statement_adds_modals_markers_in_order(tmp_path: Path) -> None:
+    """`start` runs before the snapshot, `wake` after it, then `serve`; Modal finds each by its own name."""
     module = load(tmp_path, HEAD + "class Server(SnapshotServer, deployment=deployment):\n    pass\n")
     app = modal.App("markers")
     server = app.cls(**cls_options(module.deployment))(module.Server)
@@ -105,8 +105,8 @@ def test_a_class_statement_gets_modals_markers_in_order(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_fail_in_the_container_fails_at_import(tmp_path: Path, body: str, words: str) -> None:
-    """Modal deploys each of these without a word; the container then dies, or runs the wrong method."""
+def test_a_class_that_would_fail_in_the_container_fails_at_import(tmp_path: Path, body: str, words: str) -> None:
+    """Modal deploys each of these without an error. The container then dies or runs the wrong method."""
     with pytest.raises(ConfigurationError, match=words):
         load(tmp_path, HEAD + body)
 
@@ -128,15 +128,15 @@ def test_what_would_fail_in_the_container_fails_at_import(tmp_path: Path, body: 
         "from abc import ABC\nclass Server(SnapshotServer, ABC, deployment=deployment):\n    pass\n",
     ],
 )
-def test_what_works_in_the_container_is_let_through(tmp_path: Path, body: str) -> None:
-    """A decorated override, a class under `if`, a class of one's own in between: all of them are found."""
+def test_a_class_that_works_in_the_container_is_accepted(tmp_path: Path, body: str) -> None:
+    """A decorated override, a class under `if`, a class between base and server."""
     module = load(tmp_path, HEAD + body)
     app = modal.App("fine")
     assert app.cls(**cls_options(module.deployment))(module.Server)
 
 
-def test_without_snapshots_nothing_runs_before_one(tmp_path: Path) -> None:
-    """Modal refuses `snap=True` on a class that may not be snapshotted."""
+def test_without_snapshots_no_method_is_marked_to_run_before_one(tmp_path: Path) -> None:
+    """Modal refuses `snap=True` on a class without snapshots."""
     source = HEAD.replace("a_deployment()", "a_deployment(snapshot=False)")
     module = load(tmp_path, source + "class Server(SnapshotServer, deployment=deployment):\n    pass\n")
     assert modal.App("cold").cls(**cls_options(module.deployment))(module.Server)
@@ -147,7 +147,7 @@ def test_without_snapshots_nothing_runs_before_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def servers() -> Iterator[list[SnapshotServer]]:
-    """Servers whose engines are ended when the test is over; the environment, which a start completes, is put back."""
+    """Servers whose engines end with the test. The environment, which a start completes, is restored."""
     environment = dict(os.environ)
     made: list[SnapshotServer] = []
     yield made
@@ -171,7 +171,7 @@ def engine_pid(server: SnapshotServer) -> int:
 
 
 def living(server: SnapshotServer) -> list[psutil.Process]:
-    """What still runs of the engine's session; a dead process that its new parent has not collected does not run."""
+    """Processes of the engine's session that still run, without zombies."""
     return [member for member in session_members(engine_pid(server)) if is_running(member)]
 
 
@@ -182,7 +182,7 @@ def ask(deployment: Deployment) -> int:
 
 
 def test_start_sleeps_wake_serves_and_stop_leaves_nothing(tmp_path: Path, servers: list[SnapshotServer]) -> None:
-    """The order in which Modal calls them, on a real engine process behind the real guard."""
+    """In the order in which Modal calls them, on a real engine process behind the real guard."""
     deployment = a_deployment()
     server = a_server(tmp_path, servers, deployment)
     SnapshotServer.start(server)
@@ -234,7 +234,7 @@ def test_a_replica_says_in_its_log_whether_it_was_restored(
 
 
 def test_without_snapshots_start_serves_at_once(tmp_path: Path, servers: list[SnapshotServer]) -> None:
-    """There is nothing to sleep for; `wake` then does nothing."""
+    """The engine does not sleep, and `wake` does nothing."""
     deployment = a_deployment(snapshot=False)
     server = a_server(tmp_path, servers, deployment)
     SnapshotServer.start(server)
@@ -258,7 +258,7 @@ def test_a_failed_start_leaves_no_process(tmp_path: Path, servers: list[Snapshot
 def test_a_failed_wake_leaves_no_process(
     tmp_path: Path, servers: list[SnapshotServer], fault: Fault, error: type[TorporError]
 ) -> None:
-    """A replica that woke wrong never serves, and does not linger either; here its deployment wants no cold start then."""
+    """A replica that failed its wake never serves. This deployment forbids the cold start afterwards."""
     server = a_server(tmp_path, servers, a_deployment(fault=fault, cold_start_on_failed_wake=False))
     SnapshotServer.start(server)
     with pytest.raises(error):
@@ -272,7 +272,7 @@ def test_a_failed_wake_leaves_no_process(
 def test_a_replica_that_does_not_wake_starts_cold_and_serves(
     tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    """In the same container: Modal would restore the same snapshot for ever. Log, records and door say what it is."""
+    """In the same container, because Modal would restore the same snapshot forever. Log, records and guard say what happened."""
     deployment = a_deployment(fault=fault)
     server = a_server(tmp_path, servers, deployment)
     monkeypatch.setenv("MODAL_TASK_ID", "ta-first")
@@ -298,7 +298,7 @@ def test_a_replica_that_does_not_wake_starts_cold_and_serves(
 def test_an_engine_that_ends_while_it_serves_ends_its_container(
     tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is noticed within a second, without a request: exit code and last lines are logged, Modal is told once."""
+    """Within a second, without a request: Torpor logs the exit code and the last lines, and tells Modal once."""
     asked = threading.Event()
     monkeypatch.setattr(modal.experimental, "stop_fetching_inputs", asked.set)
     server = a_server(tmp_path, servers, a_deployment())
@@ -314,10 +314,10 @@ def test_an_engine_that_ends_while_it_serves_ends_its_container(
     assert living(server) == []
 
 
-def test_a_stop_on_purpose_is_no_death(
+def test_a_stop_on_purpose_is_not_reported_as_a_death(
     tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Modal's exit method ends the engine; nobody is told of an engine that ended by itself."""
+    """Modal's exit method ends the engine, so nothing is logged and Modal is not told."""
     asked = threading.Event()
     monkeypatch.setattr(modal.experimental, "stop_fetching_inputs", asked.set)
     server = a_server(tmp_path, servers, a_deployment(snapshot=False))
@@ -330,10 +330,10 @@ def test_a_stop_on_purpose_is_no_death(
 
 
 @pytest.mark.slow
-def test_a_request_that_a_plugin_left_behind_is_cut_off_and_the_start_goes_on(
+def test_a_request_that_a_plugin_left_open_is_cut_off_and_the_start_goes_on(
     tmp_path: Path, servers: list[SnapshotServer]
 ) -> None:
-    """At the drain's deadline: no connection may be in the snapshot."""
+    """At the drain's deadline, because a snapshot must hold no connection."""
     lost = threading.Event()
 
     @dataclass(frozen=True, kw_only=True)
@@ -372,7 +372,7 @@ def test_a_request_that_a_plugin_left_behind_is_cut_off_and_the_start_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_during_a_start_leaves_no_process(tmp_path: Path, servers: list[SnapshotServer]) -> None:
-    """SIGINT is how a runner ends a container early; it may come in the middle of a warm-up."""
+    """A runner ends a container early by SIGINT, which may arrive during a warm-up."""
     server = a_server(tmp_path, servers, a_deployment(fault=Fault.HANG_IN_WARMUP))
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -383,7 +383,7 @@ def test_ctrl_c_during_a_start_leaves_no_process(tmp_path: Path, servers: list[S
 
 
 def test_a_port_in_use_is_an_error_and_nothing_is_started(tmp_path: Path, servers: list[SnapshotServer]) -> None:
-    """The enter method's error is what Modal shows; it names the port."""
+    """Modal shows the enter method's error, which names the port."""
     deployment = a_deployment()
     server = a_server(tmp_path, servers, deployment)
     with socket.create_server(("0.0.0.0", deployment.port)), pytest.raises(PortInUseError, match=str(deployment.port)):
@@ -395,7 +395,7 @@ def test_a_port_in_use_is_an_error_and_nothing_is_started(tmp_path: Path, server
 def test_the_engine_can_import_what_lies_beside_torpor(
     tmp_path: Path, servers: list[SnapshotServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sources are mounted side by side; the engine's launcher is one of them, in a process of its own."""
+    """Modal mounts sources side by side. The engine's launcher is one of them and runs in a process of its own."""
     folder = str(Path(platform.__file__).parents[3])
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     server = a_server(tmp_path, servers, a_deployment())
@@ -404,8 +404,8 @@ def test_the_engine_can_import_what_lies_beside_torpor(
     assert re.search(rf"(^|\0)PYTHONPATH=/somewhere:{re.escape(folder)}\0", environment)
 
 
-def test_a_failed_start_is_over_in_time(tmp_path: Path, servers: list[SnapshotServer]) -> None:
-    """An engine that dies at start is reported at once, not at the start-up deadline."""
+def test_an_engine_that_dies_at_start_is_reported_at_once(tmp_path: Path, servers: list[SnapshotServer]) -> None:
+    """Not at the start-up deadline."""
     server = a_server(tmp_path, servers, a_deployment(fault=Fault.EXIT_AT_START))
     began = time.monotonic()
     with pytest.raises(TorporError, match="21"):
