@@ -1,4 +1,4 @@
-"""A repository of the loopback hub: its files, who may read it, and what goes wrong with it."""
+"""A repository of the loopback hub: its files, its access rules, and its faults."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Repository:
         return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
 
     def etag(self, path: str) -> str:
-        """What the hub gives as (linked) ETag, and the client takes as the blob's file name."""
+        """The (linked) ETag of the hub, which the client uses as the blob's file name."""
         if path in self.etags:
             return self.etags[path]
         return self.sha256(path) if path in self.lfs else self.git_oid(path)
@@ -78,7 +78,7 @@ class Repository:
         return found
 
     def sent(self, path: str) -> bytes:
-        """What a download really gets."""
+        """The bytes that a download gets."""
         return self.corrupt.get(path, self.shrunk.get(path, self.files[path]))
 
     def _pointer(self, path: str) -> bytes:

@@ -26,7 +26,7 @@ _CDN = re.compile(r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<path>.+)")
 
 @dataclass(frozen=True)
 class Seen:
-    """One request: method, path, and the bearer token that came with it."""
+    """One request: method, path, and its bearer token."""
 
     method: str
     path: str
@@ -44,16 +44,16 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """What `HF_ENDPOINT` has to be."""
+        """The value for `HF_ENDPOINT`."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def cdn_url(self) -> str:
-        """Where LFS files come from: another host name, as in reality, which must not get the token."""
+        """The URL of LFS files: another host name, as in reality, which must not get the token."""
         return f"http://localhost:{self._server.server_address[1]}/cdn"
 
     def downloads(self) -> list[str]:
-        """Paths of the bodies that were asked for."""
+        """Paths of the requested bodies."""
         return [seen.path for seen in self.seen if seen.method == "GET" and not seen.path.startswith("/api/")]
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing; tests read `seen`."""
+        """Print nothing: tests read `seen`."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(404, None, "Not found")
 
     def _listing(self, repository: Repository, match: re.Match[str], _token: str | None) -> None:
-        """Listings are public, also of a gated repository; only its files are not."""
+        """Listings are public, even those of a gated repository; its files are not."""
         if match["what"] == "revision":
             siblings = [{"rfilename": path} for path in repository.files]
             found = {"id": match["repo"], "modelId": match["repo"], "sha": repository.commit, "siblings": siblings}

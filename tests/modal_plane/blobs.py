@@ -1,4 +1,4 @@
-"""The object store of the loopback control plane: files over 4 MB are PUT here, as they are to S3."""
+"""The object store of the loopback control plane: the client PUTs files over 4 MB here, as it does to S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BlobServer:
         self._thread.start()
 
     def url(self, blob_id: str) -> str:
-        """Where a blob is put to and got from."""
+        """The URL to put and get a blob."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/blob/{blob_id}"
 
     def close(self) -> None:
@@ -66,6 +66,6 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
 
         @override
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: the client's output is what tests read."""
+            """Print nothing: tests read the client's output."""
 
     return Handler

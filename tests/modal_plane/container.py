@@ -1,4 +1,4 @@
-"""`Container`: Modal's real container entrypoint, run on the files that a deployed function was given."""
+"""`Container`: Modal's real container entrypoint, run on the files of a deployed function."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class Container:
             self._process.wait()
 
     def wait_for_snapshot(self) -> None:
-        """Wait until it asks to be snapshotted, which it does when the enter methods before the snapshot are over."""
+        """Wait until it asks for a snapshot, after the enter methods before the snapshot."""
         self._wait(lambda: self.task.snapshots > 0, "ask for a snapshot")
 
     def restore(self, *, task_id: str = "") -> None:
-        """Let it go on as the runtime does after a restore: by a file with what changed.
+        """Continue it as the runtime does after a restore: write a file with the changes.
 
         Args:
             task_id: the container that it is restored in; by default the one that it was captured in.
@@ -107,28 +107,28 @@ class Container:
         beside.rename(self._restored)
 
     def wait_until_ready(self) -> None:
-        """Wait until all enter methods and the web server's port are there."""
+        """Wait until all enter methods have run and the web server's port is open."""
         self._wait(lambda: self.task.ready, "get ready")
 
     def kill_switch(self) -> int:
-        """Tell it to end, as the platform does when it scales down; the exit code."""
+        """Tell it to end, as the platform does when it scales down; return the exit code."""
         self.task.kill = True
         return self.wait()
 
     def interrupt(self) -> int:
-        """Send it SIGINT; the exit code."""
+        """Send it SIGINT; return the exit code."""
         if self._process:
             self._process.send_signal(signal.SIGINT)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for its end; return the exit code."""
         if self._process is None:
             raise RuntimeError("the container was not started")
         return self._process.wait(_WAIT_S)
 
     def log(self) -> str:
-        """What it printed so far."""
+        """Its output so far."""
         return self.output.read_text(errors="replace")
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:

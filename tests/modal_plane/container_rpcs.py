@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the methods are named as the RPCs are
-"""The RPCs that Modal's container entrypoint needs, for one container at a time."""
+"""The RPCs of Modal's container entrypoint, for one container at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ContainerRPCs(ModalClientBase):
 
     @property
     def _task(self) -> Task:
-        """The container that runs: the latest, since the tests run one at a time."""
+        """The running container: the latest one, because the tests run one at a time."""
         return list(self.store.tasks.values())[-1]
 
     async def ContainerHello(self, stream: Stream[Empty, Empty]) -> None:

@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the methods are named as the RPCs are
-"""The RPCs by which the client finds an app and reads its log: a look-up, counts per interval, then the entries."""
+"""The RPCs by which the client finds an app and reads its log: look-up, counts per interval, entries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HANG_S = 60.0
 
 
 class LogRPCs(ContainerRPCs):
-    """Serves what a test put into `Store.logs`."""
+    """Serves the entries that a test put into `Store.logs`."""
 
     async def AppGetOrCreate(
         self, stream: Stream[api_pb2.AppGetOrCreateRequest, api_pb2.AppGetOrCreateResponse]

@@ -1,4 +1,4 @@
-"""`ModalPlane`: the control plane in a thread, and the real client in subprocesses that talk to it."""
+"""`ModalPlane`: the control plane in a thread, and the real client in subprocesses that use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended: its exit code, and what it printed on both streams."""
+    """A command that ended: its exit code and its output on both streams."""
 
     code: int
     output: str
@@ -70,29 +70,29 @@ class ModalPlane:
     # --- what a test sets ---------------------------------------------------------------------------------------------
 
     def add_secret(self, name: str) -> None:
-        """Make a named secret exist; any other name is answered with NOT_FOUND."""
+        """Create a named secret; any other name gets NOT_FOUND."""
         self.store.secrets[name] = self.store.new_id("st")
 
     def serve_web_at(self, url: str) -> None:
-        """Have every web server of apps that are deployed or run from now on answer at `url`."""
+        """From now on, give every web server of a deployed or running app this URL."""
         self.store.web_url = url
 
     def fail_builds_with(self, part: str) -> None:
-        """Let the build of every layer fail that has `part` in one of its commands."""
+        """Fail the build of every layer that has `part` in one of its commands."""
         self.store.failing_command = part
 
     def answer_calls(self, function: str, value: object) -> None:
-        """Let calls of a function end with `value`; without this they fail, because there are no containers."""
+        """End calls of a function with `value`. Without it they fail, because there are no containers."""
         self.store.outcomes[function] = Outcome(value=value)
 
     def publish(self, name: str) -> str:
-        """Make a deployed app exist that nobody deployed here, without functions; its id."""
+        """Publish an app without functions that nobody deployed here; return its id."""
         app = App(self.store.new_id("ap"), name, state=api_pb2.APP_STATE_DEPLOYED)
         self.store.apps[app.app_id] = app
         return app.app_id
 
     def add_logs(self, app_id: str, *entries: LogEntry) -> None:
-        """Put entries into an app's log; they have to come in the order of their times."""
+        """Add entries to an app's log, in the order of their times."""
         self.store.logs.setdefault(app_id, []).extend(entries)
 
     # --- what a test reads --------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class ModalPlane:
     # --- the real client ----------------------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Environment variables that point the real client here, and at nothing of this machine."""
+        """Environment variables that point the real client here and hide this machine's configuration."""
         config = self.home / "modal.toml"
         config.touch()
         return self.clean_environment() | {
@@ -133,7 +133,7 @@ class ModalPlane:
 
     @staticmethod
     def clean_environment() -> dict[str, str]:
-        """This process's environment without what configures Modal or Torpor."""
+        """This process's environment without variables that configure Modal or Torpor."""
         return {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "TORPOR_"))}
 
     def modal(self, *argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 120.0) -> Finished:

@@ -1,4 +1,4 @@
-"""A typed look at what was deployed: images layer by layer, mounted files, volumes, GPU, snapshots, concurrency, ports."""
+"""A typed view of a deployment: image layers, mounted files, volumes, GPU, snapshots, concurrency, ports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class WebServer:
 
 @dataclass(frozen=True)
 class DeployedFunction:
-    """One function, or the service function of a class, as the control plane was told about it."""
+    """One function, or the service function of a class, as the control plane received it."""
 
     store: Store
     function_id: str
@@ -142,7 +142,7 @@ class DeployedFunction:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Path in the container to content, of everything that is mounted for it (not what is copied into the image)."""
+        """Path in the container to content, of every mounted file. Files copied into the image are not included."""
         files: dict[str, bytes] = {}
         for mount_id in self.definition.mount_ids:
             if not self.store.mount_names[mount_id]:
@@ -150,7 +150,7 @@ class DeployedFunction:
         return files
 
     def write_files(self, root: Path) -> None:
-        """Lay the mounted files out below `root`, as the container sees them below `/`."""
+        """Write the mounted files below `root`, as the container sees them below `/`."""
         for name, content in self.files.items():
             path = root / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class DeployedFunction:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Its image, from the base upwards."""
+        """The layers of its image, the base first."""
         layers: list[Layer] = []
         image_id = self.definition.image_id
         while image_id:

@@ -331,14 +331,14 @@ _IMAGE_METADATA = api_pb2.ImageMetadata(python_version_info="3.12.3", image_buil
 
 
 def _as_data(function: api_pb2.Function) -> api_pb2.FunctionData:
-    """A function as one that runs on one kind of machine, which is how the client wants to hear about it."""
+    """The function in the form for a single kind of machine, which the client expects."""
     data = api_pb2.FunctionData(module_name=function.module_name, function_name=function.function_name)
     data.ranked_functions.append(api_pb2.FunctionData.RankedFunction(rank=0, function=function))
     return data
 
 
 def control_plane(store: Store, blobs: BlobServer) -> ControlPlane:
-    """A `ControlPlane` whose missing RPCs are filled in with one that says what is missing."""
+    """A `ControlPlane` that answers each missing RPC with an error that names it."""
     missing = {name: _unimplemented(name) for name in ControlPlane.__abstractmethods__}
     concrete = cast("type[ControlPlane]", type("ConcreteControlPlane", (ControlPlane,), missing))
     return concrete(store, blobs)

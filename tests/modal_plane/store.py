@@ -1,4 +1,4 @@
-"""What the loopback control plane knows: the requests it got, and the objects that they made."""
+"""What the loopback control plane knows: the requests that it received, and the objects that they made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class App:
 
 @dataclass
 class StoredFunction:
-    """One function: known since its pre-creation, defined since its creation."""
+    """One function: known from its pre-creation on, defined from its creation on."""
 
     function_id: str
     app_id: str
@@ -46,7 +46,7 @@ class StoredFunction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of a function ends with: a value, or the message of a failure."""
+    """The end of a call: a value, or the message of a failure."""
 
     value: object = None
     failure: str | None = None
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class LogEntry:
-    """A piece of an app's log: a line, several, or a part of one."""
+    """A piece of an app's log: a line, several lines, or a part of one."""
 
     data: str
     at: float
@@ -64,7 +64,7 @@ class LogEntry:
 
 @dataclass
 class Task:
-    """What the container of one function did so far, and what it is to do next.
+    """What the container of one function has done so far, and what it will do next.
 
     Attributes:
         calls: how many calls are still to be handed out.
@@ -119,7 +119,7 @@ class Store:
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def new_id(self, prefix: str) -> str:
-        """A fresh id; the real ones have one dash too, and the client relies on it."""
+        """A fresh id. Like a real one it has one dash, which the client relies on."""
         return f"{prefix}-{next(self._numbers):022d}"
 
     def of(self, kind: type[_M]) -> list[_M]:
@@ -132,7 +132,7 @@ class Store:
         return next((app for app in reversed(apps) if app.state == api_pb2.APP_STATE_DEPLOYED), None)
 
     def layout(self, app_id: str) -> api_pb2.AppLayout:
-        """What a container or a second deployment is told about an app's objects."""
+        """What a container or a second deployment learns about an app's objects."""
         app = self.apps[app_id]
         layout = api_pb2.AppLayout(function_ids=app.functions, class_ids=app.classes)
         for function_id in app.functions.values():
@@ -153,5 +153,5 @@ class Store:
 
 
 def content_id(prefix: str, content: bytes) -> str:
-    """An id that two equal contents share."""
+    """An id that is the same for equal contents."""
     return f"{prefix}-{hashlib.sha256(content).hexdigest()[:22]}"

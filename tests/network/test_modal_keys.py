@@ -1,4 +1,4 @@
-"""Modal's proxy token: who gets it, and who never does."""
+"""Modal's proxy token: which server gets it, and which never does."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ DOOR = "modal-http: missing credentials for proxy authorization"
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token is in the environment."""
+    """Put the token into the environment."""
     for name, value in TOKEN.items():
         monkeypatch.setenv(name, value)
 
 
 def keys_seen(named: str, locations: Sequence[str], status: int = 303) -> list[tuple[str, str | None, str | None]]:
-    """Ask a server that redirects along the locations; host and token of each request."""
+    """Ask a server that redirects along the locations; return host and token of each request."""
     seen: list[tuple[str, str | None, str | None]] = []
     following = iter(locations)
 
@@ -55,13 +55,13 @@ def keys_seen(named: str, locations: Sequence[str], status: int = 303) -> list[t
 
 
 def test_the_named_server_gets_the_token_and_keeps_it_through_modals_own_redirects() -> None:
-    """Modal keeps a request open beyond 150 s by redirects to the same host; a port that is written out is the same server."""
+    """Modal keeps a request open beyond 150 s by redirects to the same host. An explicit port 443 is the same server."""
     later = [f"{NAMED}/ready?__modal_function_call_id=fc-1", "/ready?again", f"{NAMED}:443/ready"]
     assert keys_seen(NAMED, later) == [("me--app.modal.run", KEY, SECRET)] * 4
 
 
 def test_a_custom_domain_gets_the_token() -> None:
-    """The user has named it; it need not be below modal.run."""
+    """The user has named it. It need not be below modal.run."""
     assert keys_seen("https://llm.example.com", []) == [("llm.example.com", KEY, SECRET)]
 
 
@@ -78,27 +78,27 @@ def test_a_custom_domain_gets_the_token() -> None:
         "//evil.example/ready",
     ],
 )
-def test_a_redirect_elsewhere_does_not_take_the_token_along(elsewhere: str, status: int) -> None:
-    """Another host, another port, a host that begins like the named one, plain http: none of them is the named server."""
+def test_a_redirect_elsewhere_does_not_carry_the_token(elsewhere: str, status: int) -> None:
+    """Another host, another port, a host that begins like the named one, plain http: none is the named server."""
     first, second = keys_seen(NAMED, [elsewhere], status)
     assert first == ("me--app.modal.run", KEY, SECRET)
     assert second[1:] == (None, None)
 
 
 def test_the_token_is_there_again_when_a_redirect_leads_back() -> None:
-    """Each request is looked at by itself."""
+    """Each request is judged by itself."""
     assert [one[1] for one in keys_seen(NAMED, ["https://other.example/", f"{NAMED}/ready"])] == [KEY, None, KEY]
 
 
 @pytest.mark.fault("a key would go over plain http", area="secrets", outcome="held")
 @pytest.mark.parametrize("named", ["http://me--app.modal.run", "http://127.0.0.1:8000", "http://localhost"])
 def test_plain_http_never_carries_the_token(named: str) -> None:
-    """Modal answers by https alone; a server on this machine has no use for it."""
+    """Modal answers by https alone, and a server on this machine does not need the token."""
     assert [one[1:] for one in keys_seen(named, [])] == [(None, None)]
 
 
 def test_without_a_token_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty variables are none."""
+    """Empty variables count as unset."""
     monkeypatch.setenv("TORPOR_MODAL_KEY", "")
     monkeypatch.delenv("TORPOR_MODAL_SECRET")
     assert keys_seen(NAMED, []) == [("me--app.modal.run", None, None)]
@@ -112,8 +112,8 @@ def test_half_a_token_is_an_error_that_names_the_other_half(given: str, missing:
 
 
 @pytest.mark.parametrize("value", ["wk-1\n", "wk 1", "wk-ü", "wk-1\r\nX-Other: 1"])
-def test_what_no_header_can_carry_is_an_error_that_does_not_quote_it(value: str) -> None:
-    """A secret has no place in a message."""
+def test_a_token_that_no_header_can_carry_is_an_error_that_does_not_quote_it(value: str) -> None:
+    """A message must not contain a secret."""
     with pytest.raises(ConfigurationError, match="TORPOR_MODAL_SECRET holds something else") as caught:
         modal_keys({"TORPOR_MODAL_KEY": "wk-1", "TORPOR_MODAL_SECRET": value})
     assert value not in str(caught.value)
@@ -121,8 +121,8 @@ def test_what_no_header_can_carry_is_an_error_that_does_not_quote_it(value: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["probe", "prewarm"])
-def test_a_refusal_of_modals_door_says_which_variables_are_wanted(command: str) -> None:
-    """The text that Modal answers with names no variable."""
+def test_a_refusal_of_modals_proxy_says_which_variables_to_set(command: str) -> None:
+    """Modal's own answer names no variable."""
     with ChatServer([Reply(status=401, pieces=(DOOR.encode(),))]) as server:
         done = torpor(command, server.url, "--timeout", "20", without=("TORPOR_", "MODAL_"))
     assert done.returncode == 1
@@ -132,7 +132,7 @@ def test_a_refusal_of_modals_door_says_which_variables_are_wanted(command: str) 
 
 @pytest.mark.slow
 def test_an_app_that_demands_a_token_is_not_prewarmed_without_one(tmp_path: Path) -> None:
-    """Its file says so: nothing is asked, not even Modal."""
+    """The app file shows it, so no request is sent, not even to Modal's API."""
     (tmp_path / "app.py").write_text(
         "from torpor import Deployment, ModalOptions, Model\nfrom torpor.testing import StandIn\n"
         "deployment = Deployment(name='d', model=Model(path='/m'), plugins=(StandIn(),), "
@@ -147,7 +147,7 @@ def test_an_app_that_demands_a_token_is_not_prewarmed_without_one(tmp_path: Path
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """A certificate for 127.0.0.1 that this process's clients trust."""
+    """A certificate for 127.0.0.1 that the clients of this process trust."""
     if not (openssl := shutil.which("openssl")):
         pytest.skip("there is no openssl program here, which makes the certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -175,8 +175,8 @@ def test_a_chat_over_https_carries_the_token_and_its_redirects_carry_it_no_furth
     assert not {"Modal-Key", "Modal-Secret"} & set(other.seen[0].headers)
 
 
-def test_a_token_that_modal_refuses_is_told_as_such(tls: ssl.SSLContext) -> None:
-    """The message does not ask for what was sent, and does not quote it."""
+def test_a_token_that_modal_refuses_is_reported_as_refused(tls: ssl.SSLContext) -> None:
+    """The message does not ask for a token that was sent, and does not quote it."""
     refused = Reply(status=401, pieces=(b"modal-http: invalid credentials for proxy authorization",))
     with (
         ChatServer([refused], tls=tls) as server,

@@ -1,4 +1,4 @@
-"""A request to this machine goes past every proxy that the environment names; others go through it."""
+"""A request to this machine bypasses every proxy that the environment names; other requests use it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONE = (answer("Yes"),)
 
 
 class Proxy:
-    """A proxy that notes what it is asked for and refuses it."""
+    """A proxy that notes each request and refuses it."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -68,7 +68,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that every variable names, with no exception."""
+    """A proxy that every variable names, without exceptions."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     with Proxy() as proxy:
@@ -102,36 +102,36 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, "::ffff:127.0.0.1", "0:0:0:0:0:0:0:1"])
-def test_loopback_is_known_in_every_way_of_writing(host: str) -> None:
+def test_loopback_is_recognised_in_every_spelling(host: str) -> None:
     """By name, by number, short or long."""
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
 def test_another_host_is_not_taken_for_loopback(host: str) -> None:
-    """Not even one that is named like it."""
+    """Not even one with a similar name."""
     assert not is_loopback(host)
 
 
 @pytest.mark.fault("the environment names a proxy, and a question goes to this machine", area="secrets", outcome="held")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
-def test_a_question_to_this_machine_goes_past_the_proxy(proxy: Proxy, host: str) -> None:
-    """Question and key stay here."""
+def test_a_request_to_this_machine_bypasses_the_proxy(proxy: Proxy, host: str) -> None:
+    """Neither request nor key leaves the machine."""
     with ChatServer(ONE) as server:
         url = server.url.replace("127.0.0.1", host)
         assert chat(url, model="m", prompt="Well?", api_key="k", timeout_s=20).text == "Yes"
     assert (proxy.asked, len(server.seen)) == ([], 1)
 
 
-def test_a_question_to_another_host_goes_through_the_proxy(proxy: Proxy) -> None:
-    """That is what it is for."""
+def test_a_request_to_another_host_uses_the_proxy(proxy: Proxy) -> None:
+    """The user has set it for that."""
     with pytest.raises(EngineRequestError, match="403"):
         chat("http://model.invalid", model="m", prompt="Well?", timeout_s=20)
     assert proxy.asked == ["POST http://model.invalid/v1/chat/completions HTTP/1.1"]
 
 
-def test_a_redirect_to_this_machine_goes_past_the_proxy_and_one_away_through_it(proxy: Proxy) -> None:
-    """Each request is judged by where it goes."""
+def test_a_redirect_uses_the_proxy_by_its_target(proxy: Proxy) -> None:
+    """A redirect to this machine bypasses the proxy, one to another host uses it."""
     away = Reply(status=303, headers={"Location": "http://model.invalid/answer"})
     with ChatServer([away]) as server, pytest.raises(EngineRequestError, match="403"):
         chat(server.url, model="m", prompt="Well?", timeout_s=20)
@@ -139,18 +139,16 @@ def test_a_redirect_to_this_machine_goes_past_the_proxy_and_one_away_through_it(
     assert len(server.seen) == 1
 
 
-def test_a_prewarm_of_this_machine_goes_past_the_proxy(proxy: Proxy) -> None:
-    """Its requests carry no key, but the proxy could not reach the server that is meant."""
+def test_a_prewarm_of_this_machine_bypasses_the_proxy(proxy: Proxy) -> None:
+    """The proxy could not reach the server on this machine."""
     restored = Reply(headers={"torpor-boot": "restored", "torpor-replica": "a", "torpor-wakes": "1"})
     with ChatServer([restored]) as server:
         assert prewarm(server.url, requests=2, attempts=1, pause_s=0, timeout_s=20).end == "restored"
     assert proxy.asked == []
 
 
-def test_a_proxy_that_cannot_be_used_does_not_matter_on_this_machine(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For another host it is an error that names the variables, and no traceback."""
+def test_an_unusable_proxy_does_not_matter_on_this_machine(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For another host it is an error that names the variables, without a traceback."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "gopher://127.0.0.1:1")
     with ChatServer(ONE) as server:
@@ -161,12 +159,12 @@ def test_a_proxy_that_cannot_be_used_does_not_matter_on_this_machine(
 
 
 def download(address: str, file: Path) -> subprocess.CompletedProcess[bytes]:
-    """One file, as `torpor snapshot setup` fetches it where there is no apt."""
+    """Fetch one file as `torpor snapshot setup` does without apt."""
     return run_child([sys.executable, "-I", mirror_download.__file__, address, str(file), "7"], timeout_s=30)
 
 
-def test_a_mirror_on_this_machine_is_asked_past_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
-    """And another one through it."""
+def test_a_mirror_on_this_machine_is_asked_without_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
+    """A mirror elsewhere is asked through it."""
     with ChatServer([Reply(pieces=(b"package",))]) as server:
         fetched = download(f"{server.url}/debian/p.deb", tmp_path / "p.deb")
     assert (fetched.returncode, proxy.asked) == (0, []), fetched.stderr
@@ -176,7 +174,7 @@ def test_a_mirror_on_this_machine_is_asked_past_the_proxy(proxy: Proxy, tmp_path
 
 
 def test_an_engine_is_told_to_reach_this_machine_directly(proxy: Proxy) -> None:
-    """Engines ask themselves whether they are ready; what stood in NO_PROXY stays."""
+    """An engine asks itself whether it is ready. The value of NO_PROXY is kept and extended."""
     assert proxy.asked == []
     code = "import os, time; print(os.environ['no_proxy'], os.environ['NO_PROXY'], flush=True); time.sleep(60)"
     engine = start_engine(("python3", "-c", code), env={"NO_PROXY": "corp.example"})
@@ -190,14 +188,14 @@ def test_an_engine_is_told_to_reach_this_machine_directly(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_PROXY": "a"}, {"HTTP_PROXY": ""}])
-def test_without_a_proxy_nothing_is_said_of_exceptions(env: dict[str, str]) -> None:
-    """An environment that needs nothing is left alone."""
+def test_without_a_proxy_no_exception_is_set(env: dict[str, str]) -> None:
+    """The environment stays as it is."""
     assert past_proxies(env) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.fault("the environment names a proxy, and `up --ask` asks its own server", area="secrets", outcome="held")
-def test_up_asks_its_own_server_past_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
+def test_up_asks_its_own_server_without_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
     """Start, readiness, warm-up, sleep, wake and the question itself."""
     app = write_app(tmp_path / "app", port=unused_port())
     env = {"TORPOR_CACHE": str(tmp_path / "c"), "TORPOR_API_KEY": "k"}
@@ -208,8 +206,8 @@ def test_up_asks_its_own_server_past_the_proxy(proxy: Proxy, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_probe_of_this_machine_goes_past_the_proxy(proxy: Proxy) -> None:
-    """The whole command, with the model asked for as well."""
+def test_a_probe_of_this_machine_bypasses_the_proxy(proxy: Proxy) -> None:
+    """The whole command, including the request for the model's name."""
     models = Reply(headers={"Content-Type": "application/json"}, pieces=(b'{"data": [{"id": "m"}]}',))
     with ChatServer([models, answer("Yes")]) as server:
         ran = torpor("probe", server.url.replace("127.0.0.1", "localhost"), env=dict(os.environ))

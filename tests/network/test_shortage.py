@@ -1,4 +1,4 @@
-"""Where a limit of the process is the reason, the error names the limit and what to set; there is no traceback."""
+"""If a limit of the process is the cause, the error names the limit and what to set, without a traceback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 90.0
 
 
 def limited(descriptors: int, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command that may have so many descriptors and no more."""
+    """Run a command with at most this many descriptors."""
     argv = shlex.join([sys.executable, "-m", "torpor.cli", *words])
     env = {name: value for name, value in os.environ.items() if name not in secret_names(os.environ)}
     env.setdefault(PREFIX_VARIABLE, str(criu_prefix()))
@@ -42,14 +42,14 @@ def limited(descriptors: int, folder: Path, *words: str) -> subprocess.Completed
 
 
 def names_the_limit(ran: subprocess.CompletedProcess[str], descriptors: int) -> bool:
-    """Whether the command failed with the limit and the cure in its words."""
+    """Whether the command failed with a message that names the limit and how to raise it."""
     assert "Traceback" not in ran.stderr, ran.stderr
     told = f"no more than {descriptors} files" in ran.stderr and "ulimit -n 4096" in ran.stderr
     return ran.returncode in (1, 2) and told
 
 
 def raised(number: int, *, filename: str | None = None) -> OSError:
-    """An error of the kernel's."""
+    """An error of the kernel."""
     return OSError(number, os.strerror(number), *([filename] if filename else []))
 
 
@@ -63,8 +63,8 @@ WORDS = {
 
 
 @pytest.mark.parametrize("number", WORDS, ids=errno.errorcode.get)
-def test_what_ran_out_is_named_however_deep_it_lies(number: int) -> None:
-    """The error itself, its cause, what it came up in, or one of a group."""
+def test_a_shortage_is_found_at_any_depth(number: int) -> None:
+    """In the error itself, its cause, its context, or a member of a group."""
     inner = raised(number, filename="/a/b")
     assert WORDS[number] in shortage(inner)
     outer = SnapshotError("no sandbox")
@@ -74,12 +74,12 @@ def test_what_ran_out_is_named_however_deep_it_lies(number: int) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("x"), raised(errno.ENOENT), SnapshotError("no manifest")])
 def test_an_error_of_another_kind_is_left_as_it_is(error: Exception) -> None:
-    """Nothing ran out."""
+    """It is no shortage."""
     assert not shortage(error)
 
 
-def test_words_alone_are_known_too() -> None:
-    """Another program's: CRIU's log, the loader's."""
+def test_a_shortage_is_recognised_by_text_too() -> None:
+    """In the output of other programs: CRIU's log, the loader's message."""
     assert "ulimit -n" in shortage(ImportError("libssl.so.3: cannot open shared object file: Too many open files"))
     assert "ulimit -n" in shortage(SnapshotError("sfd: Can't chose service_fd_base: 0 40"))
     assert "ulimit -u" in shortage(RuntimeError("can't start new thread"))
@@ -89,7 +89,7 @@ def test_words_alone_are_known_too() -> None:
 @pytest.mark.fault("a command has too few descriptors", area="limits", outcome="refused")
 @pytest.mark.parametrize("what", ["up", "bench", "prewarm"])
 def test_a_command_without_descriptors_names_the_limit(what: str, tmp_path: Path) -> None:
-    """Whatever it was doing."""
+    """Each command does."""
     app = str(write_app(tmp_path / "app", port=unused_port()))
     words = {
         "up": ("up", app, "--ask", "hi"),
@@ -102,8 +102,8 @@ def test_a_command_without_descriptors_names_the_limit(what: str, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.fault("a snapshot is made with 200 descriptors, or restored with too few", area="limits", outcome="held")
-def test_snapshots_do_with_few_descriptors_and_name_the_limit_where_they_cannot(tmp_path: Path) -> None:
-    """200 suffice for a small engine; 40 do for nothing."""
+def test_snapshots_work_with_few_descriptors_or_name_the_limit(tmp_path: Path) -> None:
+    """200 are enough for a small engine; with 40 no command works."""
     app = str(write_app(tmp_path / "app", port=unused_port()))
     made = limited(200, tmp_path, "snapshot", "create", app, str(tmp_path / "kept"))
     assert made.returncode == 0, made.stderr

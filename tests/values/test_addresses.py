@@ -1,4 +1,4 @@
-"""Addresses to listen on: their names, who reaches them, and the errors for unusable ones."""
+"""Addresses to listen on: their spelling, who reaches them, and the errors for unusable ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from torpor.values.addresses import (
         ("::", "::"),
     ],
 )
-def test_an_address_is_kept_in_one_way_of_writing(given: str, kept: str) -> None:
-    """In options and in the deployment alike."""
+def test_an_address_is_kept_in_one_spelling(given: str, kept: str) -> None:
+    """In options and in the deployment."""
     assert checked_host("--host", given) == kept
     assert Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), host=given).host == kept
 
@@ -44,15 +44,15 @@ def test_an_address_is_kept_in_one_way_of_writing(given: str, kept: str) -> None
 @pytest.mark.parametrize(
     "given", ["", "nowhere", "example.org", "1.2.3", "127.0.0.1:8000", "fe80::1%lo", "::g", "\0", 1]
 )
-def test_what_is_no_address_is_refused(given: object) -> None:
-    """With the option's name and what is allowed; names are not looked up."""
+def test_an_invalid_address_is_refused(given: object) -> None:
+    """The error names the option and what is allowed. Host names are not resolved."""
     with pytest.raises(ConfigurationError, match=r"^--host is .*127\.0\.0\.1 or ::1 for this machine alone"):
         checked_host("--host", given)
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 70000, 10**30])
-def test_what_is_no_port_is_refused(port: int) -> None:
-    """0 too: nobody would know where the server is."""
+def test_an_invalid_port_is_refused(port: int) -> None:
+    """Port 0 too: nobody would know where the server is."""
     with pytest.raises(ConfigurationError, match=f"--port is {port}; allowed are 1 to 65535"):
         checked_port("--port", port)
 
@@ -71,7 +71,7 @@ def test_what_is_no_port_is_refused(port: int) -> None:
     ],
 )
 def test_loopback_alone_is_not_public(host: str, public: bool, near: str) -> None:
-    """And a server that listens everywhere is reached on loopback."""
+    """A server that listens on all addresses is reached on loopback."""
     assert is_public(host) is public
     assert nearest(host) == near
 
@@ -83,7 +83,7 @@ def test_a_url_has_brackets_around_an_ipv6_address() -> None:
 
 
 def test_a_public_server_with_keys_is_not_open() -> None:
-    """A plugin that knows no keys asks for none."""
+    """An engine plugin without an option for keys demands none."""
 
     @dataclass(frozen=True)
     class Keyed:
@@ -99,8 +99,8 @@ def test_a_public_server_with_keys_is_not_open() -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")]
 )
-def test_a_port_that_somebody_has_is_named(theirs: str, ours: str, free_port: int) -> None:
-    """Also where only one of the two listens on all addresses."""
+def test_a_port_in_use_is_named(theirs: str, ours: str, free_port: int) -> None:
+    """Also if only one of the two servers listens on all addresses."""
     check_free(ours, free_port)
     with (
         socket.create_server((theirs, free_port)),
@@ -113,14 +113,14 @@ def test_a_port_that_somebody_has_is_named(theirs: str, ours: str, free_port: in
 
 @pytest.mark.fault("the machine has no such address", area="public port", outcome="refused")
 def test_an_address_of_another_machine_is_refused(free_port: int) -> None:
-    """192.0.2.0/24 is for documentation (RFC 5737): nobody has it."""
+    """192.0.2.0/24 is reserved for documentation (RFC 5737)."""
     with pytest.raises(ConfigurationError, match=f"Cannot bind port {free_port} on 192.0.2.1: .* no such address"):
         check_free("192.0.2.1", free_port)
 
 
 @pytest.mark.fault("a user takes a port that is root's", area="public port", outcome="refused")
 def test_a_privileged_port_is_refused_with_the_reason() -> None:
-    """What the kernel says to an ordinary user."""
+    """The kernel refuses it to an ordinary user."""
     error = cannot_bind("127.0.0.1", 80, PermissionError(13, os.strerror(13)), cure="choose another")
     assert isinstance(error, ConfigurationError)
     assert "Cannot bind port 80 on 127.0.0.1: Permission denied. Ports below 1024 are for root" in str(error)

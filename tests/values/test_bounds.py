@@ -1,4 +1,4 @@
-"""Numbers on the command line that cannot be meant are refused at once, with what is allowed."""
+"""Absurd numbers on the command line are refused at once, with what is allowed."""
 
 from __future__ import annotations
 
@@ -54,34 +54,34 @@ def test_an_absurd_number_is_refused_with_the_allowed_range(what: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 11])
 def test_a_count_outside_its_range_is_refused(value: int) -> None:
-    """Both ends are told."""
+    """The error names both ends."""
     with pytest.raises(ConfigurationError, match=f"--n is {value}; allowed are 1 to 10 things"):
         checked_count("--n", value, most=10, what="things")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan"), 1e9])
 def test_seconds_outside_their_range_are_refused(value: float) -> None:
-    """A deadline that never comes is none."""
+    """An endless deadline is refused too."""
     with pytest.raises(ConfigurationError, match=r"--t is .* seconds: more than 0, and at most 2592000 \(30 days\)"):
         checked_seconds("--t", value)
 
 
-def test_what_is_inside_passes() -> None:
-    """Both ends belong to it."""
+def test_a_value_inside_its_range_passes() -> None:
+    """Both ends included."""
     assert [checked_count("--n", value, most=10, what="things") for value in (1, 10)] == [1, 10]
     assert [checked_seconds("--t", value, zero=True) for value in (0.0, 2592000.0)] == [0.0, 2592000.0]
 
 
 @pytest.fixture
 def endless() -> Iterator[ChatServer]:
-    """A server whose answer to `/ready` has no end."""
+    """A server whose answer to `/ready` never ends."""
     with ChatServer([Reply(pieces=(b"x" * (1 << 20),) * 200)]) as server:
         yield server
 
 
 @pytest.mark.fault("a server sends an answer without end", area="commands", outcome="refused")
 def test_an_answer_without_end_is_refused(endless: ChatServer) -> None:
-    """It is not read into memory first."""
+    """The client does not read it into memory."""
     with pytest.raises(ConfigurationError, match="--requests is 100000000; allowed are 1 to 1000"):
         prewarm(endless.url, requests=int(HUGE), attempts=1, pause_s=0, timeout_s=5)
     with pytest.raises(Exception, match="more than 1048576 bytes"):
@@ -90,7 +90,7 @@ def test_an_answer_without_end_is_refused(endless: ChatServer) -> None:
 
 @pytest.mark.slow
 def test_a_large_round_keeps_its_deadline_and_its_memory() -> None:
-    """Three hundred requests at once, at a server that never answers."""
+    """300 concurrent requests to a server that never answers."""
     with ChatServer([Reply(pieces=(b"{}",), pause_s=60.0)]) as server:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""`torpor.values.changes`: every value that differs, and none that does not."""
+"""`torpor.values.changes`: it lists every value that differs, and no other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torpor.values.changes import Change, changes
 
 
 def test_equal_plans_have_no_changes() -> None:
-    """However deep."""
+    """At any depth."""
     plan = {"a": 1, "b": {"c": [1, {"d": 2}]}, "e": None}
     assert changes(plan, {"b": {"c": [1, {"d": 2}]}, "a": 1, "e": None}) == ()
 
 
 def test_values_are_changed_added_and_removed_by_path() -> None:
-    """In the order of the first plan, then what is new in the second."""
+    """In the order of the first plan, followed by what is new in the second."""
     before = {"a": 1, "b": {"c": "x", "gone": True}, "same": 0}
     after = {"a": 2, "b": {"c": "y", "new": None}, "same": 0, "z": {"k": 1}}
     assert changes(before, after) == (
@@ -25,7 +25,7 @@ def test_values_are_changed_added_and_removed_by_path() -> None:
 
 
 def test_lists_are_compared_item_by_item() -> None:
-    """A word that moved in is one addition, not a change of all that follow; a type that changed is a change."""
+    """An inserted item is one addition. A value of another type is a change."""
     assert changes({"l": ["a", "b", "c"]}, {"l": ["a", "x", "b", "c"]}) == (
         Change(path="l", kind="added", before=None, after="x"),
     )
@@ -46,7 +46,7 @@ def test_lists_are_compared_item_by_item() -> None:
 
 
 def test_json_in_a_text_is_compared_by_its_parts() -> None:
-    """A flag may hold an object; a text that only begins like one is a text."""
+    """A flag may hold a JSON object. Text that only begins like one stays text."""
     before, after = '{"rope": {"factor": 2, "kind": "yarn"}}', '{"rope": {"factor": 4, "kind": "yarn"}}'
     assert changes({"flag": before}, {"flag": after}) == (
         Change(path="flag.rope.factor", kind="changed", before=2, after=4),
@@ -56,8 +56,8 @@ def test_json_in_a_text_is_compared_by_its_parts() -> None:
     assert changes({"flag": deep + "1"}, {"flag": deep + "2"})[0].path == "flag"
 
 
-def test_findings_of_one_name_are_each_compared() -> None:
-    """None of them is lost."""
+def test_findings_of_the_same_name_are_all_compared() -> None:
+    """None is lost."""
     before = {"warnings": [{"what": "env", "seen": "A"}, {"what": "env", "seen": "B"}]}
     after = {"warnings": [{"what": "env", "seen": "A"}, {"what": "env", "seen": "C"}]}
     assert changes(before, after) == (Change(path="warnings[1].seen", kind="changed", before="B", after="C"),)
@@ -68,7 +68,7 @@ def test_findings_of_one_name_are_each_compared() -> None:
 
 
 def test_a_number_that_became_a_switch_is_a_change() -> None:
-    """1 and True are equal in Python, and not in a plan."""
+    """1 and True are equal in Python, but differ in a plan."""
     assert changes({"a": 1, "b": {}}, {"a": 1.0, "b": {"c": 1}}) == (
         Change(path="b.c", kind="added", before=None, after=1),
     )

@@ -1,4 +1,4 @@
-"""Every field of every value and every option of every bundled plugin: what it may not hold is refused by name."""
+"""Every field of every value, and every option of every bundled plugin: a wrong type is refused by the field's name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[object, ...]] = {
 
 
 def wrong_values(field: Field[object]) -> tuple[object, ...]:
-    """What a field may not hold; for a type that is no plain one, whatever is nothing of the kind."""
+    """Values of a wrong type for a field. For a type that is no plain one, anything of another type."""
     kind = str(field.type)
     optional = kind.endswith(" | None")
     found = WRONG.get(kind.removesuffix(" | None"), (object(), 1.5, b"text"))
@@ -87,8 +87,8 @@ CASES = [(kind, field.name) for kind in GOOD for field in fields(kind) if field.
     "a field of the deployment or an option of a plugin has the wrong type", area="values", outcome="refused"
 )
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_what_a_field_may_not_hold_is_refused_by_its_name(kind: type, name: str) -> None:
-    """Class and field are named, in one paragraph; never a TypeError, an AttributeError or an OverflowError."""
+def test_a_value_of_a_wrong_type_is_refused_by_the_fields_name(kind: type, name: str) -> None:
+    """One paragraph names class and field; never a TypeError, an AttributeError or an OverflowError."""
     field = next(field for field in fields(kind) if field.name == name)
     for wrong in wrong_values(field):
         with pytest.raises(ConfigurationError) as caught:
@@ -102,8 +102,8 @@ def test_what_a_field_may_not_hold_is_refused_by_its_name(kind: type, name: str)
 
 
 @pytest.mark.parametrize("kind", GOOD, ids=lambda kind: kind.__name__)
-def test_the_good_values_pass(kind: type) -> None:
-    """Or the test above would say nothing."""
+def test_values_of_the_right_type_pass(kind: type) -> None:
+    """Otherwise the test above would prove nothing."""
     made = kind(**GOOD[kind])
     given = {field.name: getattr(made, field.name) for field in fields(kind) if field.init}
     assert kind(**given) == made
@@ -125,8 +125,8 @@ def test_the_good_values_pass(kind: type) -> None:
         (Deployment, "plugins", [StandIn()]),
     ],
 )
-def test_a_list_is_taken_where_a_tuple_is_wanted(kind: type, name: str, values: list[object]) -> None:
-    """It becomes a tuple, so that the value stays hashable and nobody changes it afterwards."""
+def test_a_list_is_accepted_for_a_tuple(kind: type, name: str, values: list[object]) -> None:
+    """It becomes a tuple, so the value stays hashable and nobody can change it."""
     made = kind(**{**GOOD[kind], name: values})
     assert getattr(made, name) == tuple(values)
     assert made == kind(**{**GOOD[kind], name: tuple(values)})
@@ -193,7 +193,7 @@ def test_the_message_says_what_is_there_and_what_is_allowed(kind: type, values: 
     ids=lambda keys: type(keys).__name__ + str(len(keys)),
 )
 def test_a_key_in_place_of_its_digest_is_refused_and_never_shown(engine: type, keys: object) -> None:
-    """When the value is made; the message names the command that makes both."""
+    """When the value is made. The message names the command that makes both."""
     with pytest.raises(ConfigurationError, match=rf"{engine.__name__}\.api_key_sha256 .*`torpor key new`") as caught:
         engine(api_key_sha256=keys)
     assert "verysecret" not in str(caught.value)
@@ -204,7 +204,7 @@ def test_a_key_in_place_of_its_digest_is_refused_and_never_shown(engine: type, k
 
 @pytest.mark.fault("a token stands where the name of a secret belongs", area="values", outcome="refused")
 def test_a_token_in_place_of_a_secrets_name_is_not_shown() -> None:
-    """Neither there nor in any other option."""
+    """Nor in any other option."""
     token = "hf_" + "a" * 34
     for make in (
         lambda: HFCache(token_secret=token),
@@ -216,8 +216,8 @@ def test_a_token_in_place_of_a_secrets_name_is_not_shown() -> None:
         assert token not in str(caught.value)
 
 
-def test_what_cannot_be_shown_is_said_to_be_so() -> None:
-    """A stranger's __repr__ may raise; a text may be long, or hold line breaks and control characters."""
+def test_a_value_that_cannot_be_shown_is_described() -> None:
+    """A foreign __repr__ may raise; a text may be long, or hold line breaks and control characters."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -232,7 +232,7 @@ def test_what_cannot_be_shown_is_said_to_be_so() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A third party's value."""
+    """A value of a third party."""
 
     count: int = 1
     share: float | None = None
@@ -245,8 +245,8 @@ class Options:
         check_types(self)
 
 
-def test_a_plugin_of_a_third_party_can_ask_for_the_same() -> None:
-    """One call in `__post_init__`; what no annotation here says is not checked."""
+def test_a_third_partys_plugin_can_check_its_options() -> None:
+    """One call in `__post_init__`. Annotations of other kinds are not checked."""
     assert Options(words=[1, 2], other=object(), anything=1j).words == (1, 2)  # type: ignore[arg-type]
     for wrong in ({"count": 1.0}, {"share": "1"}, {"mode": 1}, {"words": ("a",)}):
         with pytest.raises(ConfigurationError, match=rf"Options\.{next(iter(wrong))} (is|holds) "):

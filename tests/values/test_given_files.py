@@ -1,4 +1,4 @@
-"""`torpor.values.given_files`: what is handed to `torpor report`, `plan --diff` and `boots --file` may be anything."""
+"""`torpor.values.given_files`: `torpor report`, `plan --diff` and `boots --file` take a file with any content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = '{"schema": 2, "stage": "launch", "seconds": 1.0, "boot": "cold", "repl
 
 
 def a_pipe(file: Path) -> None:
-    """Nobody writes to it."""
+    """A pipe that nobody writes to."""
     os.mkfifo(file)
 
 
@@ -33,18 +33,18 @@ def a_folder(file: Path) -> None:
 
 
 def holes(file: Path) -> None:
-    """A terabyte that takes no room."""
+    """A sparse file of a terabyte."""
     with file.open("wb") as stream:
         stream.truncate(1 << 40)
 
 
 def nested(file: Path) -> None:
-    """Deeper than Python's own limit."""
+    """JSON nested deeper than Python's own limit."""
     file.write_text("[" * 100_000)
 
 
 def bytes_of_no_text(file: Path) -> None:
-    """No UTF-8."""
+    """Bytes that are not UTF-8."""
     file.write_bytes(b"\xff\xfe\x00")
 
 
@@ -60,7 +60,7 @@ READERS: list[Callable[[Path], object]] = [read_report, read_records, lambda fil
 def test_a_strange_file_is_one_clear_error(
     tmp_path: Path, reader: Callable[[Path], object], made: Callable[[Path], None]
 ) -> None:
-    """It names the file; nothing is waited for, and the memory stays small. Any bytes are a log, though of nothing."""
+    """It names the file. The command does not hang and uses little memory. Any bytes are a log, but one without starts."""
     file = tmp_path / "given.json"
     made(file)
     began = time.monotonic()
@@ -84,7 +84,7 @@ def test_a_strange_file_is_one_clear_error(
     ],
 )
 def test_a_plan_has_its_parts(tmp_path: Path, text: str) -> None:
-    """Each an object, and nested no deeper than a plan is."""
+    """Each is an object, and not nested deeper than in a plan."""
     file = tmp_path / "plan.json"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match="plan"):
@@ -120,7 +120,7 @@ def test_a_record_is_checked_field_by_field(tmp_path: Path, old: str, new: str) 
 
 
 def test_a_file_of_the_allowed_length_is_read_whole(tmp_path: Path) -> None:
-    """And one byte more is refused."""
+    """One more byte is refused."""
     file = tmp_path / "file"
     file.write_bytes(b"x" * 100)
     assert read_given(file, "", most=100) == b"x" * 100
@@ -128,7 +128,7 @@ def test_a_file_of_the_allowed_length_is_read_whole(tmp_path: Path) -> None:
         read_given(file, "", most=99)
 
 
-def test_values_of_json_are_shallow_or_not() -> None:
+def test_the_depth_of_json_is_checked() -> None:
     """Without recursion."""
     assert is_shallow({"a": [1, {"b": []}]})
     deep: list[object] = []
@@ -139,7 +139,7 @@ def test_values_of_json_are_shallow_or_not() -> None:
 
 
 def _drop(deep: list[object]) -> None:
-    """Take it apart from the outside: the interpreter would do it by recursion."""
+    """Take it apart from the outside, because the interpreter would free it by recursion."""
     while deep:
         inner = deep.pop()
         assert isinstance(inner, list)

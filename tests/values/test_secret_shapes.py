@@ -1,4 +1,4 @@
-"""`torpor.values.secret_shapes`: secrets are known by the names of variables and flags, and by their values."""
+"""`torpor.values.secret_shapes`: it recognises secrets by the names of variables and flags, and by their values."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ SGLANG_KV_CANARY_PERTURB_REQ_TO_TOKEN_PROB max-num-batched-tokens long-prefill-t
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES)
-def test_a_name_that_says_secret_is_one(name: str) -> None:
-    """Variables and flags, in every case, with and without underscores."""
+def test_the_name_of_a_secret_is_recognised(name: str) -> None:
+    """Variables and flags, in upper and lower case, with and without underscores."""
     assert looks_secret(name)
     assert secret_kind(name, "x") == "its name says so"
     assert secret_kind(name, "") is None
 
 
 @pytest.mark.parametrize("name", HARMLESS_NAMES)
-def test_a_name_that_only_sounds_like_one_is_none(name: str) -> None:
-    """Counts of tokens, places, settings, and words that hold KEY, PASS, PAT or AUTH by chance."""
+def test_a_name_that_only_sounds_like_a_secret_passes(name: str) -> None:
+    """Counts of tokens, places, settings, and words that contain KEY, PASS, PAT or AUTH by chance."""
     assert not looks_secret(name)
     assert secret_kind(name, "x") is None
 
@@ -128,21 +128,21 @@ HARMLESS_VALUES = [
 
 
 @pytest.mark.parametrize("value", SECRET_VALUES)
-def test_a_value_of_a_secrets_shape_is_one_under_any_name(value: str) -> None:
-    """The kind is told, and holds nothing of the value."""
+def test_a_value_of_a_secrets_shape_is_recognised_under_any_name(value: str) -> None:
+    """The result names the kind and contains nothing of the value."""
     kind = secret_kind("SOME_SETTING", value)
     assert kind == SECRET_VALUES[value]
     assert secrets_in({"SOME_SETTING": value}) == {"SOME_SETTING": kind}
 
 
 @pytest.mark.parametrize("value", HARMLESS_VALUES)
-def test_a_value_without_a_secret_is_none(value: str) -> None:
-    """URLs with a port or a user alone, placeholders, names and digests."""
+def test_a_value_without_a_secret_passes(value: str) -> None:
+    """URLs with only a port or a user, placeholders, names and digests."""
     assert secret_value(value) is None
 
 
 def test_a_number_a_switch_a_folder_or_a_fingerprint_is_no_secret() -> None:
-    """Where the name alone would leave room; a password may be a number."""
+    """If the name alone does not decide. A password may be a number."""
     assert secrets_in({"REQUIRE": "x", "BATCH_KEYS": "12", "MY_TOKENS": "4096", "PROXY_AUTH": "true"}) == {}
     assert secrets_in({"SOME_PWD": "/home/me", "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D"}) == {}
     assert set(secrets_in({"DB_PASSWORD": "1234", "DB_PASS": "1234", "HF_TOKEN": "1"})) == {
@@ -152,8 +152,8 @@ def test_a_number_a_switch_a_folder_or_a_fingerprint_is_no_secret() -> None:
     }
 
 
-def test_flags_and_words_of_a_command_line_are_looked_at() -> None:
-    """Both spellings of a flag; the value of one flag is not the next one's."""
+def test_flags_and_words_of_a_command_line_are_checked() -> None:
+    """Both spellings of a flag. A flag's value does not count for the next flag."""
     argv = (
         "python",
         "-m",
@@ -172,8 +172,8 @@ def test_flags_and_words_of_a_command_line_are_looked_at() -> None:
     assert secret_arguments((f"hf_{TWENTY}",)) == {"an argument": "a Hugging Face token"}
 
 
-def test_what_the_platform_sets_is_known_inside_it_alone() -> None:
-    """Modal's own names in a Modal container; credentials of Modal that a user gives are the user's."""
+def test_the_platforms_own_variables_are_excepted_only_inside_it() -> None:
+    """Modal's own names pass in a Modal container. Modal credentials that a user sets are the user's."""
     inside = {
         "MODAL_TASK_ID": "ta-1",
         "MODAL_NEXT_YEARS_TOKEN": "x",
@@ -194,7 +194,7 @@ def test_what_the_platform_sets_is_known_inside_it_alone() -> None:
     "piece", ["a", "://a:", "://", "eyJ", "a1-", "sk-1", "bearer ", "login ", '"auth":', "=;pwd", "-----BEGIN A"]
 )
 def test_a_long_value_is_searched_in_little_time(piece: str) -> None:
-    """The kernel allows 128 KB a variable; no shape takes more than linear time of it."""
+    """The kernel allows 128 KB for a variable. Every shape takes linear time."""
     text = piece * (128 * 1024 // len(piece))
     began = time.process_time()
     secret_value(text)
