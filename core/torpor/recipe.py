@@ -170,7 +170,7 @@ class Preflight:
     """A check that core runs in the container right before the launch.
 
     Attributes:
-        name: what errors call it.
+        name: its name in errors.
         argv: the command; exit code 0 is a pass. After `script`, its arguments.
         timeout_s: seconds until it counts as failed.
         cure: what to do about a failure; it ends the error's message.

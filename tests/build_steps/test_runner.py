@@ -474,9 +474,7 @@ def test_an_output_outside_the_image_folder_is_said_to_be_one(kernels: Kernels) 
     for _ in range(2):
         again = run(argv, outputs=(str(outside),), cache=kernels.cache("a"))
         assert again.returncode == 120
-        assert (
-            f"{outside} did not come with it: outputs of a cached step have to lie in {kernels.image}" in again.stderr
-        )
+        assert f"is complete but lacks {outside}: outputs of a cached step must be in {kernels.image}." in again.stderr
 
 
 def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:

@@ -455,7 +455,7 @@ def test_up_captures_a_snapshot_restores_it_and_says_why_it_does_not_fit(cli: Cl
     port, folder = unused_port(), tmp_path / "kept"
     app = write_app(tmp_path / "app", port=port)
     first = up(cli, app, folder)
-    assert f"cold: there is no snapshot in {folder}; it is made after the start" in first.stderr
+    assert f"cold: there is no snapshot in {folder}; one is captured after the start" in first.stderr
     made_at = json.loads((folder / MANIFEST).read_text())["captured_at"]
     second = up(cli, app, folder)
     assert f"restored: the snapshot {folder} fits" in second.stderr

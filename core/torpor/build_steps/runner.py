@@ -1,30 +1,30 @@
-"""Run one build step: deadline, retry, check of its outputs, and a cache of what it makes on a volume.
+"""Run one build step with a deadline, retries, a check of its outputs, and a cache on a volume.
 
-This one file is copied into the image ahead of every build step and run by the image's own `python3`, because a
-platform's build steps are bare shell lines: no time limit, no retry, no check of what came out. Hence the standard
-library only, Python 3.10 or later, no import of torpor.
+A platform's build steps are bare shell lines: no time limit, no retry, no check of the outputs. So this one file is copied
+into the image before every build step, and the image's own `python3` runs it. It uses only the standard library, works on
+Python 3.10 and later, and does not import torpor.
 
     python3 buildstep.py --name N --timeout S [--retries N] [--grace S] [--output PATH]... [--sync DIR]...
         [--cache-volume DIR --cache-image DIR [--key=PART]... [--probe 'COMMAND']...] -- COMMAND [ARGUMENT]...
 
-The cache. A key is the SHA-256 of the key parts and of what the probes print inside the image. When
-`<volume>/<key>/` holds a marker and every file that the marker lists (size and SHA-256), the files are copied to the
-image folder and the command is skipped. Otherwise the command builds in the image folder, on local disk (JIT caches
-need flock and rename), and the result is copied to `<volume>/.tmp-*`, marker last, and published by one rename: two
-builders at once cannot mix, the later one drops its copy. Modification times are kept: ninja compares them.
+The cache. A key is the SHA-256 of the key parts and of what the probes print inside the image. If `<volume>/<key>/` holds a
+marker and every file that the marker lists (size and SHA-256), the files are copied to the image folder and the command is
+skipped. Otherwise the command builds in the image folder, on local disk: JIT caches need flock and rename. The result is
+copied to `<volume>/.tmp-*`, the marker last, and one rename publishes it. So two builders at once cannot mix their files; the
+later one drops its result. Copies keep modification times, because ninja compares them.
 
-A volume may be shared, damaged or hostile. Nothing on it is followed out of its folder or waited for: links, pipes, sockets and
-devices are damage, markers are bounded in bytes and checked field by field, modes lose their special bits and what others could
-write, and no copy takes more room than there is or more time than the step has. What is damaged is built again.
+A volume may be shared, damaged or hostile. Links, pipes, sockets and devices count as damage, so no read leaves the folder or
+blocks. Markers have a size limit and are checked field by field. Files lose setuid, setgid and sticky bits, and write
+permission for others. No copy takes more room than is free, or more time than the step has. Damaged results are built again.
 
-Committing. `--sync DIR` (and the cache's volume folder) is fsync'ed, which is what `sync DIR` of coreutils does and
-what commits a Modal Volume v2 from a shell (modal.com/docs/guide/volumes, "In v2, you can commit using `sync`").
-Volumes v1 have no commit from a shell; the platform commits them in the background and when a container ends.
+Committing. `--sync DIR` and the cache's volume folder are fsync'ed, as coreutils' `sync DIR` does. From a shell, this commits
+a Modal Volume v2 (modal.com/docs/guide/volumes, "In v2, you can commit using `sync`"). Volumes v1 cannot be committed from a
+shell; the platform commits them in the background and when a container ends.
 
-Exit codes. 0: built, or taken from the cache. 2: wrong use. 120: the command succeeded, an output is missing or empty.
-121: a probe failed. 122: the cache or a volume cannot be used or committed. 124: the deadline passed. 126, 127: the
-command cannot be run, is not there. 128 + n: signal n ended this step or the command. Else the command's own code.
-A command's code of sysexits.h that says that trying again cannot help (64 to 74, 77, 78) ends the retries.
+Exit codes. 0: built, or taken from the cache. 2: wrong use. 120: the command succeeded, but an output is missing or empty.
+121: a probe failed. 122: the cache or a volume cannot be used or committed. 124: the deadline passed. 126: the command cannot
+be run. 127: there is no such command. 128 + n: signal n ended this step or the command. Otherwise the command's own code.
+Codes of sysexits.h for permanent failures (64 to 74, 77, 78) end the retries.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["MARKER", "Interrupted", "StepError", "main"]
 
 MARKER = ".torpor-complete.json"
-"""Name of the file that makes a cache folder whole; written last, it lists every other file."""
+"""Name of the file that marks a cache folder as complete. It lists every other file and is written last."""
 
 _BUILDING = ".torpor-building.json"
 _OWN_PREFIX = ".torpor-"
@@ -82,7 +82,7 @@ _LATEST_NS = 1 << 62
 _PROBE_BYTES = 1024 * 1024
 _LOCK_POLL_S = 0.2
 _OTHER_BUILDER_S = 60.0
-"""Seconds that another builder gets for its copy, beside the time of its command."""
+"""Seconds that another builder gets to copy its result, in addition to the time of its command."""
 _RETRY_PAUSE_S = 1.0
 _KILL_S = 10.0
 _PROBE_TIMEOUT_S = 120.0
@@ -90,7 +90,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class StepError(Exception):
-    """The step failed; `code` is the exit code, the text one line, `tail` the command's last output lines."""
+    """The step failed; the message is one line.
+
+    Attributes:
+        code: the exit code.
+        tail: the command's last output lines.
+    """
 
     def __init__(self, code: int, message: str, tail: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -99,7 +104,7 @@ class StepError(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGINT came; raised in the main thread so that every `finally` runs."""
+    """SIGTERM or SIGINT arrived. It is raised in the main thread, so every `finally` runs."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -159,16 +164,20 @@ def _parse(argv: Sequence[str]) -> _Options:
         description="Run one build step with a deadline, retries, a check of its outputs and a cache.",
         allow_abbrev=False,
     )
-    parser.add_argument("--name", required=True, help="what errors call the step")
+    parser.add_argument("--name", required=True, help="the step's name in errors")
     parser.add_argument("--timeout", type=float, required=True, metavar="S", help="seconds that one attempt may take")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="further attempts after a failure")
     parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds from SIGTERM to SIGKILL")
-    parser.add_argument("--output", action="append", default=[], metavar="PATH", help="has to be there and not empty")
+    parser.add_argument(
+        "--output", action="append", default=[], metavar="PATH", help="must exist afterwards and not be empty"
+    )
     parser.add_argument("--sync", action="append", default=[], metavar="DIR", help="volume to commit afterwards")
     parser.add_argument("--cache-volume", type=Path, metavar="DIR", help="folder on a volume, one sub-folder per key")
     parser.add_argument("--cache-image", type=Path, metavar="DIR", help="folder on local disk that the command fills")
     parser.add_argument("--key", action="append", default=[], metavar="PART", help="what the result depends on")
-    parser.add_argument("--probe", action="append", default=[], metavar="COMMAND", help="its output joins the key")
+    parser.add_argument(
+        "--probe", action="append", default=[], metavar="COMMAND", help="its output becomes part of the key"
+    )
     parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} -- COMMAND [ARGUMENT]..."
     mark = list(argv).index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:mark], namespace=_Options())
@@ -198,7 +207,7 @@ def _say(options: _Options, text: str) -> None:
 
 
 def _complain(options: _Options, text: str, tail: Sequence[str] = ()) -> None:
-    """The command's last lines again, then the one line that says what is wrong: build logs are read from the end."""
+    """Repeat the command's last lines, then print the error last: people read build logs from the end."""
     lines = [f"    | {line}" for line in tail]
     print("\n".join([*lines, f"torpor build step {options.name!r}: {text}"]), file=sys.stderr, flush=True)
 
@@ -210,7 +219,7 @@ def _run(options: _Options) -> None:
     """Run the command until an attempt succeeds and its outputs are there.
 
     Raises:
-        StepError: the last attempt failed. A passed deadline is not tried again: a hang would cost the time twice.
+        StepError: the last attempt failed. A passed deadline ends the retries: a second hang would take as long again.
     """
     for attempt in range(1, options.retries + 2):
         try:
@@ -259,11 +268,10 @@ def _execute(
     reading: Callable[[IO[bytes] | None], None],
     reading_errors: Callable[[IO[bytes] | None], None] | None = None,
 ) -> int | None:
-    """Run a command in a session of its own and return its exit code (negative for a signal), None past the deadline.
+    """Run a command in a session of its own; return its exit code (negative for a signal), or None past the deadline.
 
-    Its errors go with its output unless somebody reads them.
-
-    Whatever it started is gone afterwards too: an engine's helpers would hold the GPU, and the output pipe.
+    Its standard error joins its output, unless `reading_errors` reads it. Afterwards everything that it started is ended:
+    helpers could hold the GPU or the output pipe.
     """
     strangers = _descendants(_processes())
     process: subprocess.Popen[bytes] | None = None
@@ -285,11 +293,11 @@ def _execute(
     finally:
         try:
             _end_tree(process, gentle, grace_s, strangers)
-        except Interrupted:  # the first signal came only now; further ones are ignored
+        except Interrupted:  # this is the first signal; later ones are ignored
             _end_tree(process, gentle, grace_s, strangers)
             raise
         for reader in readers:
-            with contextlib.suppress(RuntimeError):  # the signal came before it had started
+            with contextlib.suppress(RuntimeError):  # it has not started: the signal came first
                 reader.join(grace_s)
 
 
@@ -297,7 +305,10 @@ def _start(command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # into a pipe, Python would keep its last words to itself
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+            },  # else Python buffers what it writes to a pipe, and a kill loses it
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -310,12 +321,12 @@ def _start(command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
 
 
 def _stream(pipe: IO[bytes] | None, tail: deque[str]) -> None:
-    """Pass the output on as it comes and keep its last lines; of a progress bar, its last state."""
+    """Print the output as it arrives and keep its last lines; of a progress bar keep the last state."""
     if pipe is None:
         return
     pending = b""
     while chunk := os.read(pipe.fileno(), _READ_BYTES):
-        with contextlib.suppress(OSError):  # a reader that went away must not stop the build
+        with contextlib.suppress(OSError):  # the build goes on if nobody reads its output any more
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
         *lines, pending = (pending + chunk).split(b"\n")
@@ -332,7 +343,7 @@ def _readable(line: bytes) -> str:
 def _end_tree(
     process: subprocess.Popen[bytes] | None, gentle: signal.Signals, grace_s: float, strangers: set[int]
 ) -> None:
-    """Signal everything that the command started, wait, kill, until nothing of it lives."""
+    """Signal everything that the command started, wait, then kill what is left until nothing is."""
     _signal_all(process, gentle, strangers)
     deadline = time.monotonic() + grace_s
     while _living(process, strangers) and time.monotonic() < deadline:
@@ -350,9 +361,9 @@ def _signal_all(process: subprocess.Popen[bytes] | None, number: signal.Signals,
 
 
 def _living(process: subprocess.Popen[bytes] | None, strangers: set[int]) -> list[int]:
-    """Members of the command's session, and descendants that left it; zombies that fell to this process are reaped.
+    """Find the members of the command's session and the descendants that left it; reap the zombies that this process inherited.
 
-    Without `process` (a signal came while it was being started) only descendants are found, which it is one of.
+    Without `process` only descendants are found: a signal came during its start. The command is one of them.
     """
     leader = None if process is None else process.pid
     if process is not None:
@@ -370,7 +381,7 @@ def _living(process: subprocess.Popen[bytes] | None, strangers: set[int]) -> lis
 
 
 def _descendants(table: dict[int, tuple[str, int, int]]) -> set[int]:
-    """Every process below this one. As a subreaper this one inherits orphans, so that none escapes by setsid(2)."""
+    """Every process below this one. This one is a subreaper and inherits orphans, so none escapes by setsid(2)."""
     children: dict[int, list[int]] = {}
     for pid, (_, parent, _) in table.items():
         children.setdefault(parent, []).append(pid)
@@ -384,7 +395,7 @@ def _descendants(table: dict[int, tuple[str, int, int]]) -> set[int]:
 
 
 def _processes() -> dict[int, tuple[str, int, int]]:
-    """State, parent and session of every process, from /proc/PID/stat (proc(5)); the name in it may hold anything."""
+    """State, parent and session of every process, from /proc/PID/stat (proc(5)). The name in it may contain any character."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -395,14 +406,14 @@ def _processes() -> dict[int, tuple[str, int, int]]:
 
 
 def _become_subreaper() -> None:
-    """Inherit orphaned descendants (prctl(2)); without it only sessions are followed."""
+    """Inherit orphaned descendants (prctl(2)). Where this fails, only the members of the session are found."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)  # the clean-up that begins now has deadlines of its own
+        signal.signal(other, signal.SIG_IGN)  # the clean-up starts now and has its own deadlines
     raise Interrupted(number)
 
 
@@ -411,7 +422,7 @@ def _missing(options: _Options) -> list[str]:
 
 
 def _has_content(path: Path) -> bool:
-    """Whether `path` is a file with bytes, or a folder that holds one; Torpor's own markers do not count."""
+    """Whether `path` is a file that is not empty, or a folder with such a file; Torpor's own markers do not count."""
     if not path.is_dir():
         return path.is_file() and path.stat().st_size > 0
     for folder, _, names in os.walk(path):
@@ -429,8 +440,8 @@ def _cached_step(options: _Options, volume: Path, image: Path) -> None:
     if image in (Path("/"), Path.home().resolve()) or volume.is_relative_to(image) or image.is_relative_to(volume):
         raise StepError(
             _CACHE_FAILED,
-            f"{image} cannot be a cache's image folder: it is emptied before a build, so it has to be a folder of its own, "
-            f"apart from the volume's ({volume}).",
+            f"{image} cannot be a cache's image folder: it is emptied before a build, so it must be a separate folder, "
+            f"neither above nor below the volume's ({volume}).",
         )
     probes = {command: _probe(command, options.grace) for command in options.probe}
     key = _key(options.key, probes)
@@ -470,10 +481,10 @@ def _folder_errors(volume: Path, image: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(image: Path, options: _Options) -> Iterator[None]:
-    """Let one builder at a time into the image folder; a second one waits and then finds the first one's marker.
+    """Let one builder at a time into the image folder. A second one waits, and then finds the first one's marker.
 
     Raises:
-        StepError: the first one is not done in the time that all its attempts may take.
+        StepError: the first one took longer than all its attempts may take.
     """
     image.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + (options.timeout + options.grace) * (options.retries + 1) + _OTHER_BUILDER_S
@@ -482,7 +493,7 @@ def _locked(image: Path, options: _Options) -> Iterator[None]:
     try:
         while not _lock(lock):
             if time.monotonic() > deadline:
-                raise StepError(_TIMED_OUT, f"another builder of {image} is still at it; wait for it or end it.")
+                raise StepError(_TIMED_OUT, f"another builder of {image} is still running; wait for it or end it.")
             time.sleep(_LOCK_POLL_S)
         yield
     finally:
@@ -498,10 +509,10 @@ def _lock(descriptor: int) -> bool:
 
 
 def _probe(command: str, grace_s: float) -> str:
-    """What a command prints, in the image; it tells apart what the key parts cannot know.
+    """Run a probe in the image and return what it prints: facts that the key parts cannot contain, e.g. a version.
 
     Raises:
-        StepError: it cannot be run, fails, hangs, prints nothing, or more than a probe does.
+        StepError: it cannot be run, fails, hangs, prints nothing or too much.
     """
     seen: list[bytes] = []
     complaints: list[bytes] = []
@@ -535,7 +546,7 @@ def _probe(command: str, grace_s: float) -> str:
 
 
 def _keep(pipe: IO[bytes] | None, seen: list[bytes]) -> None:
-    """Keep the output up to a limit, and read on: a full pipe would hold the command."""
+    """Keep the output up to a limit, and read the rest too: a full pipe would block the command."""
     kept = 0
     while pipe is not None and (chunk := os.read(pipe.fileno(), _READ_BYTES)):
         if kept <= _PROBE_BYTES:
@@ -549,7 +560,7 @@ def _key(parts: Sequence[str], probes: dict[str, str]) -> str:
 
 
 def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
-    """Copy a whole result from the volume to the image; False when there is none, or only a damaged one."""
+    """Copy a result from the volume to the image; False if there is none or it is damaged."""
     marker = _read_marker(source, key)
     if marker is None:
         _say(options, f"no result of key {key[:12]} in {source.parent}.")
@@ -565,7 +576,7 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
     if missing := _missing(options):
         raise StepError(
             _MISSING_OUTPUT,
-            f"{source} is whole, but {', '.join(missing)} did not come with it: outputs of a cached step have to lie in {image}.",
+            f"{source} is complete but lacks {', '.join(missing)}: outputs of a cached step must be in {image}.",
         )
     _write_json(image / MARKER, marker)
     _say(options, f"took {_summary(marker)} from {source} in {time.monotonic() - began:.1f} s.")
@@ -573,7 +584,7 @@ def _restore(options: _Options, source: Path, image: Path, key: str) -> bool:
 
 
 def _prepare(image: Path, key: str) -> None:
-    """Empty the image folder, but keep what an interrupted build of this very key left: JIT caches go on from there."""
+    """Empty the image folder, unless an interrupted build of the same key left its files: JIT caches continue from them."""
     begun = _read_json(image / _BUILDING)
     if not (isinstance(begun, dict) and begun.get("key") == key):
         _empty(image)
@@ -581,13 +592,13 @@ def _prepare(image: Path, key: str) -> None:
 
 
 def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: _Marker) -> None:
-    """Copy the result beside its place on the volume and put it there by one rename; an equal result there stays."""
+    """Copy the result to the volume under a temporary name, then rename it. A sound result of another builder stays."""
     deadline = time.monotonic() + options.timeout
     damage = _copy_all(image, trial, marker, deadline=deadline, links=True)
     if damage is not None:
         raise StepError(_CACHE_FAILED, f"{image} changed while it was copied to the volume: {damage}.")
     _write_json(trial / MARKER, marker)
-    os.sync()  # what the rename publishes has to be on disk before it
+    os.sync()  # the files must be on disk before the rename publishes them
     for _ in range(3):
         try:
             trial.rename(target)
@@ -601,7 +612,7 @@ def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: 
             with contextlib.suppress(FileNotFoundError):
                 target.rename(aside)
             with contextlib.suppress(OSError):
-                aside.unlink()  # a file or a link in the place of a folder
+                aside.unlink()  # it was a file or a link, not a folder
             shutil.rmtree(aside, ignore_errors=True)
         else:
             _say(options, f"published {target}.")
@@ -610,9 +621,9 @@ def _publish(options: _Options, image: Path, trial: Path, target: Path, marker: 
 
 
 def _new_temporary(volume: Path, key: str) -> Path:
-    """Make the folder that will be published, before hours of work: a full or read-only volume shows now.
+    """Make the folder that will be published, so that a full or read-only volume fails before hours of work.
 
-    Left-overs of builders that were killed go, once they are a day old.
+    Temporary folders of killed builders are removed once they are a day old.
     """
     volume.mkdir(parents=True, exist_ok=True)
     for old in volume.glob(f"{_TEMPORARY_PREFIX}*"):
@@ -645,14 +656,14 @@ def _describe(image: Path, key: str, parts: Sequence[str], probes: dict[str, str
 
 
 def _read_marker(folder: Path, key: str) -> _Marker | None:
-    """The folder's marker if it is one of ours, for this key; None for anything else, half-written JSON included."""
+    """The folder's marker for this key; None for anything else, such as half-written JSON."""
     marker = _read_json(folder / MARKER)
     if not isinstance(marker, dict) or marker.get("format") != 1 or marker.get("key") != key:
         return None
     try:
         files: dict[str, _File] = {_inside(name): _entry(entry) for name, entry in marker["files"].items()}
         if not _folders(files).isdisjoint(files):
-            return None  # a name that is a file and a folder at once
+            return None  # a name is both a file and a folder
         return {
             "format": 1,
             "key": key,
@@ -670,21 +681,21 @@ def _inside(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or not path.parts or str(path) != name:
         raise ValueError(f"{name!r} leads out of the folder")
     if "\0" in name or len(os.fsencode(name)) > _NAME_BYTES or any(part.startswith(_OWN_PREFIX) for part in path.parts):
-        raise ValueError(f"{name!r} is no name of a result's file")
+        raise ValueError(f"{name!r} is not a valid name for a file of a result")
     return name
 
 
 def _folders(files: dict[str, _File]) -> set[str]:
-    """Every folder that the files lie in."""
+    """Every folder that contains one of the files."""
     return {str(folder) for name in files for folder in PurePosixPath(name).parents}
 
 
 def _entry(entry: dict[str, object]) -> _File:
     size, mtime_ns, mode, digest = entry["size"], entry["mtime_ns"], entry["mode"], entry["sha256"]
     if not (isinstance(size, int) and isinstance(mtime_ns, int) and isinstance(mode, int) and isinstance(digest, str)):
-        raise TypeError("not a file's entry")
+        raise TypeError("a field has the wrong type")
     if size < 0 or not 0 <= mtime_ns < _LATEST_NS or mode < 0:
-        raise ValueError("a size, time or mode that no file has")
+        raise ValueError("a size, time or mode is out of range")
     return {"size": size, "sha256": digest, "mtime_ns": mtime_ns, "mode": _plain_mode(mode)}
 
 
@@ -694,40 +705,40 @@ def _plain_mode(mode: int) -> int:
 
 
 def _damage(folder: Path, marker: _Marker, check: Literal["grown", "size", "content"]) -> str | None:
-    """What is wrong with a folder, or None; `grown` allows longer files, as logs get while an engine serves."""
+    """What is wrong with a folder, or None; `grown` allows longer files, because logs grow while an engine serves."""
     for name, entry in marker["files"].items():
         try:
             facts = (folder / name).stat() if check == "grown" else (folder / name).lstat()
             if not stat.S_ISREG(facts.st_mode):
-                return f"{name} is no regular file"
+                return f"{name} is not a regular file"
             size = facts.st_size
             if size < entry["size"] or (check != "grown" and size != entry["size"]):
                 return f"{name} has {size} bytes, {entry['size']} expected"
             if check == "content" and _sha256(folder, name) != entry["sha256"]:
-                return f"{name} has another SHA-256 than recorded"
+                return f"{name} has a different SHA-256 than recorded"
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None if marker["files"] else "its marker lists no file"
 
 
 def _no_room(image: Path, marker: _Marker) -> str | None:
-    """That a result does not fit on the image's disk: a file of holes can claim any size."""
+    """What to report if a result does not fit on the image's disk, or None. A sparse file may claim any size."""
     total, free = sum(entry["size"] for entry in marker["files"].values()), shutil.disk_usage(image).free
     return f"it has {total} bytes, and {image} has {free} free" if total > free else None
 
 
 def _copy_all(source: Path, target: Path, marker: _Marker, *, deadline: float, links: bool = False) -> str | None:
-    """Copy every listed file, modification times and modes included; the first difference in content, or None.
+    """Copy every listed file with its modification time and mode; return the first difference in content, or None.
 
     Args:
         source: folder to copy from.
-        target: folder to copy to, without any of the files.
-        marker: of what is there.
+        target: folder to copy to; it holds none of the files yet.
+        marker: lists the files.
         deadline: on the monotonic clock.
-        links: whether links are followed, as in a folder that the step itself has just filled.
+        links: whether to follow links; right for a folder that the step itself has just filled.
 
     Raises:
-        StepError: it was not done by the deadline.
+        StepError: the deadline passed.
     """
     for folder in sorted({(target / name).parent for name in marker["files"]}):
         folder.mkdir(parents=True, exist_ok=True)
@@ -757,7 +768,7 @@ def _copy(source: Path, target: Path, name: str, entry: _File, *, deadline: floa
             writer.write(block)
     (target / name).chmod(entry["mode"])
     os.utime(target / name, ns=(entry["mtime_ns"], entry["mtime_ns"]))
-    return None if digest.hexdigest() == entry["sha256"] else f"{name} has another SHA-256 than recorded"
+    return None if digest.hexdigest() == entry["sha256"] else f"{name} has a different SHA-256 than recorded"
 
 
 def _sha256(folder: Path, name: str, *, links: bool = False) -> str:
@@ -769,10 +780,10 @@ def _sha256(folder: Path, name: str, *, links: bool = False) -> str:
 
 
 def _opened(folder: Path, name: str, *, links: bool = False) -> IO[bytes]:
-    """Open a regular file below a folder: no pipe is waited for, and without `links` none is followed, in no part of the name.
+    """Open a regular file below a folder without blocking on a pipe. Without `links`, follow no link in any part of the name.
 
     Raises:
-        OSError: it is not there, or something else.
+        OSError: it does not exist or is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     if links:
@@ -785,7 +796,7 @@ def _opened(folder: Path, name: str, *, links: bool = False) -> IO[bytes]:
             os.close(descriptor)
             descriptor = inner
         if not stat.S_ISREG(os.stat(leaf, dir_fd=descriptor, follow_symlinks=False).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", name)
+            raise OSError(errno.EINVAL, "it is not a regular file", name)
         return _regular(os.open(leaf, flags | os.O_NOFOLLOW, dir_fd=descriptor))
     finally:
         os.close(descriptor)
@@ -795,11 +806,11 @@ def _regular(descriptor: int) -> IO[bytes]:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def _read_json(path: Path) -> object:
-    """What a file holds; None for anything that is no JSON of a bearable size in a regular file."""
+    """The JSON content of a regular file; None if the file is missing, too long, or not JSON."""
     try:
         with _opened(path.parent, path.name) as reader:
             data = reader.read(_MARKER_BYTES + 1)
@@ -810,10 +821,10 @@ def _read_json(path: Path) -> object:
 
 
 def _write_json(path: Path, document: object) -> None:
-    """Write beside the place, flush, rename: a reader sees the old file, the new one or none."""
+    """Write a temporary file, flush it and rename it, so that a reader never sees half a file."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
-    with beside.open("x") as writer:  # new: what others may have put there, a link or a pipe, is not written through
+    with beside.open("x") as writer:  # "x": never write into a link or a pipe that somebody put there
         json.dump(document, writer, indent=1, sort_keys=True)
         writer.flush()
         os.fsync(writer.fileno())
@@ -834,10 +845,10 @@ def _summary(marker: _Marker) -> str:
 
 
 def _commit(folder: Path) -> None:
-    """Do what `sync DIR` does (coreutils: open, fsync); on a Modal Volume v2 that is the commit.
+    """Do what coreutils' `sync DIR` does (open, fsync); this commits a Modal Volume v2.
 
     Raises:
-        StepError: the file system refused; what was written may be lost with the container.
+        StepError: the file system refused; the written data may be lost with the container.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -846,7 +857,7 @@ def _commit(folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a file system whose folders cannot be fsync'ed: flush everything instead
+        if error.errno == errno.EINVAL:  # this file system cannot fsync folders: flush everything instead
             os.sync()
             return
         raise StepError(_CACHE_FAILED, f"the volume at {folder} could not be committed: {error.strerror}.") from error

@@ -1,22 +1,24 @@
-"""What ends an engine, a command, a build step or a check when the framework's process is gone (SIGKILL, a crash, the OOM killer).
+"""Ends an engine, a command, a build step or a check when the framework's process dies (SIGKILL, a crash, the OOM killer).
 
-Two watcher processes per tree hold the read end of a pipe whose other end only the framework's process has. When the pipe
-breaks, they kill the whole tree. Why not a parent-death signal (prctl(2)): it comes when the *thread*
-that started the tree ends, it reaches the direct child alone, and each engine plugin's launcher would have to ask for
-it. Why not a thread in the engine: it does not run while the engine hangs in a call that holds the interpreter lock; nor
-one in the runner of build steps: whoever kills the framework's process group or closes its terminal hits the runner too.
+Two watcher processes per tree hold the read end of a pipe. Only the framework's process has the write end. When the pipe
+breaks, they kill the whole tree. Two other ways do not suffice:
 
-Why two: supervisors kill a process's direct children, or everything in its session, before the process itself (Ray does).
-The process that the framework starts forks the first watcher and ends, so no watcher is a child of the framework. The
-second is a child of the first, in a session of its own. Each notices the other's end: the one that is left leads, and
-starts another. So whoever kills one watcher, in whatever order, has not disarmed the tree.
+    a parent-death signal (prctl(2))   comes when the *thread* that started the tree ends, reaches only the direct child, and
+                                       each engine plugin's launcher would have to ask for it
+    a thread                           in the engine, it stops while a call holds the interpreter lock; in the runner of build
+                                       steps, it dies with the framework's process group or terminal
+
+Why two watchers: supervisors such as Ray kill a process's direct children, or its whole session, before the process itself.
+The framework starts a process that forks the first watcher and ends, so no watcher is a child of the framework. The second
+watcher is a child of the first, in a session of its own. Each notices when the other ends; then the remaining one leads and
+starts another. So the tree stays covered when somebody kills one watcher, whichever it is.
 
 An engine in a snapshot's sandbox has no watcher: it is no child of the framework, and its first process ends with its
-owner (`torpor.snapshots.sandbox.sandbox`). On Modal the watchers are part of the snapshot, as the framework's process is; so they
-use pipes alone, which every kernel and sandbox knows.
+owner (`torpor.snapshots.sandbox.sandbox`). On Modal a snapshot contains the watchers, as it contains the framework's process.
+So they use nothing but pipes, which every kernel and sandbox supports.
 
-Run as a program (`python -I -S lifeline.py VARIABLE=VALUE SECONDS`), so it imports as little as it can: it stays for the
-engine's life.
+The watchers run this file as a program (`python -I -S lifeline.py VARIABLE=VALUE SECONDS`) for as long as the engine lives, so
+it imports very little.
 """
 
 from __future__ import annotations
@@ -43,16 +45,16 @@ _MEMBER = b"+"
 _KILL_S = 30.0
 _PAUSE_S = 0.05
 _QUIET_SCANS = 4
-"""Scans in a row without a find: a tree that was being started when the framework ended is in the table by then."""
+"""Scans in a row that find nothing before the tree counts as gone: it may have been starting when the framework ended."""
 _QUIET_SCANS_UNTOLD = 40
-"""As many where nobody said who leads the tree: the framework ended in the middle of the start, on a busy machine perhaps."""
+"""The same number if the leader is unknown: the framework ended during the start, perhaps on a busy machine."""
 _SILENCE_S = 2.0
-"""Seconds after the framework's end in which the second watcher hears nothing of the first, before it takes over."""
+"""After the framework's end, the second watcher takes over once the first is silent for these seconds."""
 _LOOKS_S = (0.05, 5.0)
-"""Pauses between two looks at who belongs to the tree, at first and at last: an orphan with a session and an environment of
-its own can be known no other way than by having been seen."""
+"""First and last pause between two looks at the tree. An orphan with its own session and environment is only found if a look
+saw it before."""
 _LOOK_SHARE = 100
-"""How much longer a pause is at least than a look takes: one percent of a CPU on a machine with thousands of processes."""
+"""A pause is at least this many times as long as a look: 1% of a CPU, even on a machine with thousands of processes."""
 _BEGIN_S = 30.0
 _BEGIN_ATTEMPTS = 3
 _WORDS_BYTES = 4096
@@ -66,29 +68,29 @@ _IGNORED = (
     signal.SIGALRM,
     signal.SIGPIPE,
 )
-"""What ends the framework must not end its watchers first."""
+"""Signals that end the framework must not end its watchers first."""
 
 
 class Lifeline:
-    """The framework's end. A fork of this process lets go of it; a command that it starts never gets it.
+    """The framework's end of the pipe. A fork of this process closes it; commands that this process starts never inherit it.
 
-    When the constructor returns, the watchers are there: what is started afterwards is covered from its first moment. As a
-    context manager it ends what is left of the tree at the end of the block, at once when the block fails.
+    The watchers run when the constructor returns, so they cover a tree from its first moment. As a context manager it ends
+    what is left of the tree when the block ends or fails.
 
     Args:
-        variable: name of the environment variable by which the watcher knows the tree's processes, so that there is no
-            moment at which the tree exists and its watcher could not find it.
-        value: its value, of this tree alone.
-        gentle_s: seconds that the leader gets after SIGTERM to end its tree in order, before everything is killed.
+        variable: environment variable that marks the tree's processes. The watchers find marked processes even before they
+            know the leader.
+        value: its value, unique to this tree.
+        gentle_s: seconds that the leader gets after SIGTERM to end its tree, before everything is killed.
 
     Attributes:
         mark: the variable with its value, for the environment of the tree.
 
     Raises:
-        OSError: there are too few processes or descriptors left to start the watchers.
+        OSError: the system cannot start the watchers: too few processes or descriptors are left.
     """
 
-    _open: set[Lifeline] = set()  # noqa: RUF012 - of all of them
+    _open: set[Lifeline] = set()  # noqa: RUF012 - one set for the whole process
 
     def __init__(self, variable: str, value: str, *, gentle_s: float = 0.0) -> None:
         self.mark = {variable: value}
@@ -98,53 +100,53 @@ class Lifeline:
         self._told = False
         self._pid = 0
         argv = [sys.executable, "-I", "-S", __file__, f"{variable}={value}", f"{gentle_s:g}"]
-        for _ in range(_BEGIN_ATTEMPTS):  # a supervisor may kill the starter, which is a child of this process
+        for _ in range(_BEGIN_ATTEMPTS):  # the starter is a child of this process, so a supervisor may kill it
             if self._begin(argv):
                 Lifeline._open.add(self)
                 return
-        raise ChildProcessError(f"{sys.executable} ended {_BEGIN_ATTEMPTS} times before it could watch over a process")
+        raise ChildProcessError(f"{sys.executable} ended {_BEGIN_ATTEMPTS} times before it could watch a process tree")
 
     @property
     def pid(self) -> int:
-        """The process id of the watcher that leads, as it said at first."""
+        """The process id of the watcher that led at the start."""
         return self._pid
 
     def tell(self, leader_pid: int) -> None:
-        """Say who leads the tree: some of its processes may lose their environment (setproctitle)."""
+        """Tell the watchers the tree's leader: setproctitle may overwrite the environment that marks a process."""
         self._told = True
         self._say(f"{leader_pid}\n".encode())
 
     def release(self) -> None:
-        """The tree is gone: end the watchers. Harmless to repeat."""
+        """End the watchers of a tree that has ended. Harmless to repeat."""
         if self in Lifeline._open:
             self._say(_DONE)
             self.cut()
 
     def sweep(self) -> None:
-        """Have the watchers end what is left of a tree whose leader has ended, and themselves. Harmless to repeat."""
+        """Have the watchers end the rest of a tree whose leader has ended, then themselves. Harmless to repeat."""
         if self in Lifeline._open:
             self._say(_OVER)
             self.cut()
 
     def cut(self) -> None:
-        """Have the watchers end what is left of the tree, and wait until they have. Harmless to repeat."""
+        """Have the watchers end the rest of the tree, and wait until it is gone. Harmless to repeat."""
         try:
             Lifeline._open.remove(self)
-        except KeyError:  # of two threads one comes first
+        except KeyError:  # another thread was faster
             return
         self._words.close()
         with self._heard:
-            self._said += self._heard.read()  # its end is theirs: they are no children of this process
+            self._said += self._heard.read()  # waits for their end: they are no children of this process
         _reap(self._said)
 
     def let_go(self) -> None:
-        """Close this end without a word."""
+        """Close this end of the pipe and send nothing."""
         self._words.close()
         self._heard.close()
 
     @classmethod
     def forget_all(cls) -> None:
-        """In a fork of the framework: the engines are its parent's."""
+        """Close all pipes in a fork of the framework: the engines belong to its parent."""
         while cls._open:
             cls._open.pop().let_go()
 
@@ -154,19 +156,19 @@ class Lifeline:
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         if kind is None:
             self.sweep()
-        elif not self._told and issubclass(kind, OSError):  # the program could not be started: there is no tree
+        elif not self._told and issubclass(kind, OSError):  # the program did not start: there is no tree
             self.release()
         else:
             self.cut()
 
     def _begin(self, argv: list[str]) -> bool:
-        """Start the watchers and wait until they watch; whether they do."""
+        """Start the watchers, wait until they watch, and return whether they do."""
         import contextlib  # noqa: PLC0415 - both together: 9 ms of each watcher
         import subprocess  # noqa: PLC0415
 
         starter = subprocess.Popen(
             argv,
-            # A snapshot may hold this process.
+            # A snapshot may contain this process, so its environment holds no secret.
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             cwd="/",
             stdin=subprocess.PIPE,
@@ -193,11 +195,11 @@ class Lifeline:
         try:
             self._words.write(line)
         except (OSError, ValueError):
-            return  # somebody killed both watchers, and the tree runs on without; or another thread closed the pipe
+            return  # somebody killed both watchers, or another thread closed the pipe
 
 
 def _reap(said: bytes) -> None:
-    """Collect the watchers where they fell to this process: the first of a container, or a subreaper."""
+    """Reap the watchers if this process inherited them, as the first process of a container and a subreaper do."""
     for line in said.splitlines():
         pid, started = map(int, line.split())
         seen = _stat(pid)
@@ -206,10 +208,10 @@ def _reap(said: bytes) -> None:
 
 
 class _Watcher:
-    """One of the two watchers: leads, or stands by until the other is gone.
+    """One of the two watchers: it leads, or stands by until the leading one is gone.
 
     Args:
-        mark: by which the tree is known.
+        mark: the variable and its value that mark the tree's processes.
         gentle_s: see `Lifeline`.
     """
 
@@ -224,7 +226,7 @@ class _Watcher:
         self._life = self._tell = -1
 
     def watch(self) -> NoReturn:
-        """Wait for the framework's word or its end; after its end kill whatever belongs to the tree."""
+        """Read what the framework writes until it ends, then kill everything that belongs to the tree."""
         ended, pause_s, next_look = False, _LOOKS_S[0], time.monotonic()
         while not ended:
             if not self._partner and self._have_partner():
@@ -232,7 +234,7 @@ class _Watcher:
             poll = select.poll()
             poll.register(0, select.POLLIN)
             if self._partner:
-                poll.register(self._life, 0)  # 0: nothing but its end
+                poll.register(self._life, 0)  # 0: report only its end
             if self._leader and time.monotonic() >= next_look:
                 took_s = self._look()
                 pause_s = 2 * pause_s if 2 * pause_s < _LOOKS_S[1] else max(_LOOKS_S[1], _LOOK_SHARE * took_s)
@@ -247,13 +249,13 @@ class _Watcher:
                         self._end_partner()
                         os._exit(0)
                 else:
-                    self._end_partner()  # somebody killed it: collect it, and have another
+                    self._end_partner()  # somebody killed it: reap it and start another
         self._end_tree()
         self._end_partner()
         os._exit(0)
 
     def _have_partner(self) -> bool:
-        """Fork a partner, and again in the partner once that leads; False where there are too many processes."""
+        """Fork a partner. Once the partner leads, it forks one here too. False if no process can be forked."""
         while True:
             heard, tell = os.pipe()
             life, alive = os.pipe()
@@ -268,7 +270,7 @@ class _Watcher:
                 os.close(alive)
                 self._life, self._tell = life, tell
                 return True
-            os.setsid()  # who kills the one's session misses the other
+            os.setsid()  # killing the session of one watcher misses the other
             os.close(tell)
             os.close(life)
             self._tell = -1
@@ -285,10 +287,10 @@ class _Watcher:
             self._partner, self._tell = 0, -1
 
     def _stand_by(self, heard: int, leader: int) -> None:
-        """Return when the leading watcher is gone, or hangs after the framework's end."""
+        """Return when the leading watcher has ended, or hangs after the framework's end."""
         poll = select.poll()
         poll.register(heard, select.POLLIN)
-        poll.register(0, 0)  # 0: nothing but its end
+        poll.register(0, 0)  # 0: report only its end
         deadline = None
         while deadline is None or time.monotonic() < deadline:
             for descriptor, _ in poll.poll(None if deadline is None else _PAUSE_S * 1000):
@@ -303,10 +305,10 @@ class _Watcher:
                     os._exit(0)
                 deadline = deadline and time.monotonic() + _SILENCE_S
         if os.getppid() == leader:
-            _send(leader, signal.SIGKILL)  # it is stopped, or starves
+            _send(leader, signal.SIGKILL)  # it is stopped or gets no CPU
 
     def _take(self, words: bytes) -> bool:
-        """Note the tree's leader; whether the tree is gone."""
+        """Note the leader and the members of the tree; return whether the tree is gone."""
         *lines, self._pending = (self._pending + words).split(b"\n")
         for line in lines:
             if line + b"\n" == _DONE:
@@ -322,7 +324,7 @@ class _Watcher:
         return False
 
     def _look(self) -> float:
-        """Note who belongs to the tree, and tell the partner; seconds of CPU that it took."""
+        """Note who belongs to the tree and tell the partner; return the CPU seconds that it took."""
         began = time.process_time()
         table = _table()
         for pid in self._members(table) - self._known.keys():
@@ -333,10 +335,10 @@ class _Watcher:
         return time.process_time() - began
 
     def _members(self, table: dict[int, _Stat]) -> set[int]:
-        """Who belongs to the tree by descent, by session, or because it was seen there before."""
+        """The processes that belong to the tree: by descent, by session, or because an earlier look saw them in it."""
         leader = self._leader
         if leader in table and table[leader][4] != self._started:
-            leader = 0  # the number is somebody else's by now
+            leader = 0  # another process has this pid now
         found = {pid for pid, fields in table.items() if leader in (pid, fields[2]) and leader}
         found |= {pid for pid, started in self._known.items() if pid in table and table[pid][4] == started}
         return _with_descendants(table, found)
@@ -353,7 +355,7 @@ class _Watcher:
             self._pause()
 
     def _kill_members(self) -> int:
-        """Send SIGKILL to every process of the tree; how many of them are more than an entry in the table."""
+        """Send SIGKILL to every process of the tree; return how many still run, zombies not counted."""
         table = _table()
         marked = {pid for pid in table if self._mark in _environment(pid)}
         found = _with_descendants(table, self._members(table) | marked) - {os.getpid(), os.getppid(), self._partner}
@@ -363,7 +365,7 @@ class _Watcher:
         return sum(1 for pid in found if table[pid][0] not in "ZX" or table[pid][3] > 1)
 
     def _ask_leader(self) -> None:
-        """Have the leader end its tree in order, and wait for its own end."""
+        """Ask the leader to end its tree, and wait until the leader has ended."""
         deadline = time.monotonic() + self._gentle_s
         asked = False
         while self._leader and (seen := _stat(self._leader)) and time.monotonic() < deadline:
@@ -371,12 +373,12 @@ class _Watcher:
                 return
             if not asked:
                 _send(self._leader, signal.SIGTERM)
-                _send(self._leader, signal.SIGCONT)  # a stopped one would not hear it
+                _send(self._leader, signal.SIGCONT)  # a stopped process handles no SIGTERM
                 asked = True
             self._pause()
 
     def _pause(self) -> None:
-        _write(self._tell, b"\n")  # a sign of life
+        _write(self._tell, b"\n")  # shows the partner that this one is alive
         time.sleep(_PAUSE_S)
 
 
@@ -406,7 +408,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _stat(pid: int | str) -> _Stat | None:
-    """State, parent, session, number of threads, start time (proc_pid_stat(5)); None for a process that is gone."""
+    """State, parent, session, number of threads, start time (proc_pid_stat(5)); None for a process that has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib is another 7 ms
             fields = file.read().rpartition(b")")[2].split()

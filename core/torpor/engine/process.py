@@ -1,4 +1,4 @@
-"""The engine's process tree: started in a session of its own, its output always read, ended as a whole."""
+"""The engine's process tree: starts it in a session of its own, always reads its output, ends it as a whole."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _TAIL_LINES = 200
 _TAIL_LINE_BYTES = 2000
 _READ_BYTES = 64 * 1024
 _KILL_S = 30.0
-"""Seconds in which killed processes have to be gone: releasing a GPU's memory takes time."""
+"""Seconds that killed processes get to end: releasing a GPU's memory takes time."""
 
 
 class EngineProcess(Engine):
     """An engine that runs as a child of this process.
 
-    It has two daemon threads. One reads the output and keeps the last lines, within a limit of memory. One waits for the
-    leader's end and then kills the rest of the session at once, so that a request to a left-over worker fails instead of
-    running into its time-out. When this process ends, however that happens, the engine ends too (`torpor.engine.lifeline`). The
-    thread that started it may end before.
+    It has two daemon threads. One reads the output and keeps the last lines, within a memory limit. The other waits for the
+    leader's end and then kills the rest of the session at once: a request to a left-over worker fails, instead of waiting for
+    its time-out. However this process ends, the engine ends too (`torpor.engine.lifeline`). The thread that started the engine
+    may end earlier.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class EngineProcess(Engine):
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ended = threading.Event()
         full_env = {**inherited_environment(), **env, REPLICA_ID_VARIABLE: self.replica_id}
-        full_env |= past_proxies(full_env)  # an engine may ask itself over HTTP whether it is ready
+        full_env |= past_proxies(full_env)  # an engine may send itself HTTP requests to see whether it is ready
         self._lifeline = Lifeline(REPLICA_ID_VARIABLE, self.replica_id)
         with contextlib.ExitStack() as unstarted:
             unstarted.callback(self._lifeline.release)
@@ -96,7 +96,7 @@ class EngineProcess(Engine):
     @override
     def log_tail(self) -> tuple[str, ...]:
         if self._ended.is_set():
-            self._drainer.join(0.2)  # the last words of a process that just died are still in the pipe
+            self._drainer.join(0.2)  # the last output of a process that just ended is still in the pipe
         return tuple(self._tail)
 
     @override
@@ -113,11 +113,11 @@ class EngineProcess(Engine):
 
     @override
     def keep_log(self, folder: Path, replica: str) -> None:
-        """Its output was kept from the start on, where it is kept at all."""
+        """Nothing to do: if its output is kept, it is kept from the start."""
 
     @override
     def captured_pids(self) -> tuple[int, ...]:
-        """The tree, and this process: a platform that captures a child engine captures its parent as well."""
+        """The tree and this process: a platform that captures an engine captures its parent too."""
         tree = session_members(self.pid) if self.pid else []
         return (os.getpid(), *(process.pid for process in tree))
 
@@ -126,7 +126,7 @@ class EngineProcess(Engine):
         return socket.create_connection((self.host, port), timeout_s)
 
     def _drain(self, stream: IO[bytes] | None, sink: Sink | None) -> None:
-        """Read until every holder of the pipe has closed it. Keep the last lines, and cut long ones."""
+        """Read until every process has closed the pipe. Keep the last lines, and cut long ones."""
         if stream is None:
             return
         pending = b""
@@ -147,10 +147,10 @@ class EngineProcess(Engine):
         self._process.wait()
         self._ended.set()
         self._kill_rest()
-        self._lifeline.sweep()  # processes that left the session before their parent ended
+        self._lifeline.sweep()  # ends processes that left the session before their parent ended
 
     def _remember_members(self) -> None:
-        """Note the tree's processes with their start times: another process may get the same pid a moment later."""
+        """Note the tree's processes with their start times: another process may get the same pid later."""
         for process in session_members(self._process.pid):
             with contextlib.suppress(psutil.NoSuchProcess), self._members_lock:
                 self._members.setdefault(process.pid, process.create_time())
@@ -172,12 +172,12 @@ class EngineProcess(Engine):
                 process.send_signal(number)
 
     def _kill_rest(self) -> None:
-        """Kill until no process is left: one may fork between the listing and the signal."""
+        """Kill until no process is left: a process may fork between the listing and the signal."""
         deadline = time.monotonic() + _KILL_S
         while not self._tree_gone and time.monotonic() < deadline:
             self._remember_members()
             if not self._living():
-                self._tree_gone = True  # from here on the pids may be another process's
+                self._tree_gone = True  # from now on other processes may get these pids
                 return
             self._signal_members(signal.SIGKILL)
             time.sleep(0.005)
@@ -201,10 +201,10 @@ def session_members(leader_pid: int) -> list[psutil.Process]:
 
 
 def _is_dead(process: psutil.Process) -> bool:
-    """Whether only the entry in the process table is left of a process.
+    """Whether a process has fully ended: it is a zombie, and its other threads are gone.
 
     The first thread of a killed process becomes a zombie while other threads may still hold its memory, its sockets and the
-    GPU (seen with SGLang on an H100: 68 GB of GPU memory still held).
+    GPU. With SGLang on an H100 they still held 68 GB of GPU memory.
     """
     return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
@@ -212,7 +212,7 @@ def _is_dead(process: psutil.Process) -> bool:
 def _start(
     argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, boot_fd: int | None
 ) -> subprocess.Popen[bytes]:
-    """Start the leader. Afterwards only the child has the boot pipe's read end."""
+    """Start the leader, and close the boot pipe's read end in this process."""
     try:
         return subprocess.Popen(
             list(argv),
@@ -235,9 +235,9 @@ def _start(
 
 
 def _boot_pipe(rules: GuardRules, key: str, replica_id: str) -> int:
-    """Write the guard's boot document into a new pipe; returns the read end, which the child inherits.
+    """Write the guard's boot document into a new pipe; return the read end, which the child inherits.
 
-    It is written before the child exists, so it has to fit the pipe's buffer (64 KiB on Linux, pipe(7)).
+    The document is written before the child exists, so it must fit into the pipe's buffer (64 KiB on Linux, pipe(7)).
     """
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as pipe:

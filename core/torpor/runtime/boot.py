@@ -1,12 +1,12 @@
-"""One boot of a deployment: what core does before, between and after the hooks.
+"""One start of a deployment and its sleeps and wakes: what core does around the hooks.
 
     cold_start   preflight -> launch -> ready -> warmup -> canary
-    serve        opens the guard
-    sleep        drain -> pre_snapshot -> closes the guard
-    wake         opens the guard for the lifecycle -> post_restore -> canary_check -> serve
-    stop         ends the engine's whole process tree
+    serve        open the guard
+    sleep        drain -> pre_snapshot -> close the guard
+    wake         open the guard for the lifecycle -> post_restore -> canary_check -> serve
+    stop         end the engine's whole process tree
 
-Every stage has a deadline and a record. A stage that fails ends the engine, and its error says what was seen.
+Every stage has a deadline and a record. If a stage fails, the engine is ended, and the error says what the engine did.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ _SECOND_WAKE_S = 0.5
 
 
 class Boot:
-    """Takes one engine from nothing to serving, into sleep, and back.
+    """Starts one engine, puts it to sleep and wakes it.
 
-    The object is never pickled: on Modal it is in the captured process, beside the engine.
+    It is never pickled: on Modal a snapshot contains this object's process, beside the engine.
 
     Args:
         deployment: what to serve.
-        lifecycle: of its plugins, if the caller has one; a new one by default.
-        recipe: what the plugins asked for, as the platform relocated it; the lifecycle's own by default.
-        report: where stages are recorded.
-        starter: where the engine is started; a child process of this one by default.
-        restarts: how often this replica was started again before.
-        reason: why this start is not the first plain one, e.g. `wake failed`; records and guard repeat it.
+        lifecycle: of the deployment's plugins; a new one by default.
+        recipe: what the plugins asked for, with the paths of this platform; the lifecycle's own by default.
+        report: records the stages.
+        starter: starts the engine; by default as a child of this process.
+        restarts: how often this replica has been restarted.
+        reason: why this start is not a plain one, e.g. `wake failed`; records and guard repeat it.
         replica: the replica's name in records and metrics; the deployment's name by default.
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
         logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
-        woken_by: what wakes the engine once it sleeps; callers are told so. Empty names nobody.
+        woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Boot:
 
         Raises:
             PreflightError: a check before the launch failed.
-            PortInUseError: somebody else listens on the port.
+            PortInUseError: another process listens on the port.
             EngineError: the engine ended, hung or answered with an error.
         """
         self._check_before_launch()
@@ -177,14 +177,14 @@ class Boot:
         never reads, or sends its body byte by byte, cannot keep the engine awake.
 
         Args:
-            for_snapshot: whether a snapshot will hold the process, so that it may contain no secret; False for an engine that
-                stays in memory.
+            for_snapshot: whether the engine will be captured, so that its processes may contain no secret; False for an engine
+                that stays in memory.
 
         Raises:
-            SnapshotError: a secret would be in the snapshot (see `Deployment.secrets_in_snapshot`); the engine runs on.
-            GuardStateError: another thread moves the engine; that one goes on.
-            DrainTimeoutError: the engine still works on requests that were cut off; it serves on.
-            EngineError: the engine did not go to sleep; it was ended.
+            SnapshotError: the snapshot would contain a secret (see `Deployment.secrets_in_snapshot`); the engine keeps serving.
+            GuardStateError: another thread is moving the engine to another state; this call changed nothing.
+            DrainTimeoutError: the engine still works on requests that were cut off; it keeps serving.
+            EngineError: the engine did not go to sleep, and was ended.
         """
         with self._alone("sleep"):
             if for_snapshot:
@@ -216,15 +216,15 @@ class Boot:
         self.asleep = True
 
     def in_flight(self) -> int:
-        """How many requests the engine works on; 0 if nobody can tell."""
+        """How many requests the engine works on; 0 if the guard does not answer."""
         with contextlib.suppress(TorporError, httpx.HTTPError), self._control() as control:
             return control.in_flight()
         return 0
 
     def drain(self, limit_s: float) -> int:
-        """Before `stop`: refuse new requests, wait for those in flight, and cut off the rest at the limit.
+        """Refuse new requests, wait for those in flight, and cut off the rest at the limit. Call it before `stop`.
 
-        This changes nothing for an engine that sleeps, has ended or has no guard.
+        It does nothing if the engine sleeps, has ended or has no guard.
 
         Args:
             limit_s: seconds that requests in flight get.
@@ -237,16 +237,16 @@ class Boot:
         return 0
 
     def check_asleep(self) -> None:
-        """Make sure that the engine sleeps and answers nobody; see `GuardControl.check_asleep`."""
+        """Check that the engine sleeps and has no request in flight; see `GuardControl.check_asleep`."""
         with self._control() as control:
             control.check_asleep()
 
     def adopt(self, engine: Engine, canary: Canary) -> None:
-        """Take over a restored engine that still sleeps; `wake` comes next.
+        """Take over a restored engine that still sleeps. Call `wake` next.
 
         Args:
-            engine: the restored one.
-            canary: what the captured engine answered before its sleep.
+            engine: the restored engine.
+            canary: the answer of the captured engine before its sleep.
         """
         self.engine, self.canary = engine, canary
         if self.logs is not None:
@@ -257,7 +257,7 @@ class Boot:
         """Record the stages of a replica's restore, before its wake.
 
         Args:
-            stages: of `torpor.telemetry.stages.RESTORE_STAGES`, with seconds, one after the other.
+            stages: those of `torpor.telemetry.stages.RESTORE_STAGES` with their seconds, in order.
             ended_at: Unix time at the end of the last one.
             replica_id: the restored replica's new id.
         """
@@ -269,15 +269,16 @@ class Boot:
             )
 
     def wake(self, *, new_replica_id: str | None = None) -> None:
-        """Wake the engine, ask for the canary again and let public requests in.
+        """Wake the engine, compare its canary and let public requests in.
 
         Args:
-            new_replica_id: the id of a replica that was restored from a snapshot. Without one this is a wake in place.
+            new_replica_id: the id of a replica that was restored from a snapshot; None for a wake in place.
 
         Raises:
             EngineError: the engine ended, hung or answered with an error; it never serves.
-            CanaryError: it answers differently than before; with `canary_mismatch="warn"` this is only logged.
-            GuardStateError: another thread moves the engine, and goes on; or the engine does not sleep, and was ended.
+            CanaryError: its answer differs from the recorded one; with `canary_mismatch="warn"` this is only logged.
+            GuardStateError: another thread is moving the engine, and this call changed nothing; or the engine does not sleep, and
+                was ended.
         """
         with self._alone("wake"):
             self._wake(new_replica_id)
@@ -302,7 +303,7 @@ class Boot:
         self.asleep = False
 
     def _wake_guard(self, client: httpx.Client, new_replica_id: str | None) -> None:
-        """Try again if the connection failed: the guard has seen nothing yet, so a second call is safe."""
+        """Wake the guard. If the connection fails, try once more: the guard has seen nothing, so this is safe."""
         control = GuardControl(self.running_engine, client)
         try:
             control.wake(new_replica_id=new_replica_id)
@@ -312,7 +313,7 @@ class Boot:
             control.wake(new_replica_id=new_replica_id)
 
     def stop(self) -> int | None:
-        """End the engine's whole process tree; its exit code, or None without an engine. Harmless to repeat."""
+        """End the engine's whole process tree; return its exit code, or None without an engine. Harmless to repeat."""
         if self.engine is None:
             return None
         return self.engine.terminate(self.deployment.stop_timeout_s)
@@ -327,7 +328,7 @@ class Boot:
         """The engine of this boot.
 
         Raises:
-            TorporError: it was not launched yet.
+            TorporError: it has not been launched.
         """
         if self.engine is None:
             raise TorporError("No engine was launched in this boot yet; call cold_start first.")
@@ -345,11 +346,11 @@ class Boot:
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        """Refuse a transition while another is under way: its failure would end the engine that the other one works on."""
+        """Refuse a transition while another is under way: if this one failed, it would end the engine under the other."""
         if not self._moving.acquire(blocking=False):
             raise GuardStateError(
                 f"Another thread is moving this engine to another state; {what!r} was refused and changed nothing. Wait for "
-                "that thread, then look at what the engine does."
+                "that thread, then check the engine's state."
             )
         try:
             yield
@@ -368,7 +369,7 @@ class Boot:
 
     @contextlib.contextmanager
     def _stage(self, stage: Stage, timeout_s: float | None = None) -> Iterator[None]:
-        """Record a stage. At the deadline and on any failure end the engine, and raise an error that says what was seen."""
+        """Record a stage. At the deadline and on any failure, end the engine and raise an error that says what it did."""
         self.report.begin(stage)
         self._plugin_seconds = {}
         started = time.perf_counter()
@@ -380,7 +381,7 @@ class Boot:
                     with deadline:
                         yield
                     if self.engine is not None and self.engine.poll() is not None:
-                        raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - the one way to fail
+                        raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - all failures end below
                 except BaseException as error:
                     failure = explained(error, self.engine, stage, deadline)
                     if failure is error:

@@ -1,7 +1,7 @@
-"""Secrets in the environment of what a platform is about to write down.
+"""Finds secrets in the environments and command lines of processes before they are captured.
 
-A memory snapshot holds the environment of every process in it, and so does every replica, as long as the snapshot exists. What a
-process was started with stays in its memory even after `os.environ.pop`, hence the look into /proc.
+A snapshot holds the environment of every process in it, and so does every replica restored from it. The environment that a
+process was started with stays in its memory even after `os.environ.pop`, so this module reads it from /proc.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["check_captured", "check_environments", "looks_secret", "secret_names
 
 
 def secret_names(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the variables that hold a secret, by name or value, but for what the platform sets; values are never told."""
+    """Names of the variables that hold a secret by name or value, except those that the platform sets; never their values."""
     return tuple(secrets_in(env))
 
 
 def check_captured(deployment: Deployment, engine: Engine) -> None:
-    """Look through the environments and command lines of all that a snapshot of the engine will hold.
+    """Check the environments and command lines of all processes that a snapshot of the engine will hold.
 
     Raises:
         SecretFoundError: see `check_environments`.
@@ -53,12 +53,12 @@ def check_captured(deployment: Deployment, engine: Engine) -> None:
 def check_environments(
     deployment: Deployment, environments: Iterable[Mapping[str, str]], *, command_lines: Iterable[Sequence[str]] = ()
 ) -> None:
-    """Refuse what looks like a secret, or warn of it: as `Deployment.secrets_in_snapshot` says.
+    """Refuse what looks like a secret, or warn of it, as `Deployment.secrets_in_snapshot` says.
 
-    What the platform itself puts into every container is told and never refused: nobody could take it away.
+    A secret that the platform puts into every container only causes a warning: nobody can remove it.
 
     Raises:
-        SecretFoundError: the names of the variables and flags with the kind of secret, never a value, and what to do.
+        SecretFoundError: it names the variables and flags, the kind of secret and the cure; never a value.
     """
     variables: dict[str, str] = {}
     from_platform: set[str] = set()
@@ -79,8 +79,8 @@ def check_environments(
 
 def _refusal(variables: Mapping[str, str], arguments: Mapping[str, str]) -> str:
     flags = ", ".join(_told(name, kind) for name, kind in sorted(arguments.items()))
-    drop = "Take the argument out of the engine plugin's extra_args, or of the ImagePatch.engine_args that adds it. "
-    keep = 'If it is none, or may be kept, set Deployment(secrets_in_snapshot="warn").'
+    drop = "Remove the argument from the engine plugin's extra_args, or from the ImagePatch.engine_args that adds it. "
+    keep = 'If it is not a secret, or the snapshot may keep it, set Deployment(secrets_in_snapshot="warn").'
     if not variables:
         return (
             f"Nothing was put to sleep: the engine's arguments hold what looks like a secret ({flags}), and a snapshot keeps the "
@@ -90,9 +90,9 @@ def _refusal(variables: Mapping[str, str], arguments: Mapping[str, str]) -> str:
     unset = " ".join(f"-u {name}" for name in sorted(variables))
     return (
         f"Nothing was put to sleep: the environment holds what looks like a secret ({names}), and a snapshot keeps "
-        "the environment of every process, readable by whoever gets it. Take the variable away from the server: a secret that "
+        "the environment of every process, readable by whoever gets it. Start the server without the variable: a secret that "
         "a build step needs belongs to that step (BuildStep.secrets, on Modal no `secrets=` of the class), locally "
-        f"`env {unset} ...`. " + (f"The engine's arguments hold one, too ({flags}). {drop}" if flags else "") + keep
+        f"`env {unset} ...`. " + (f"The engine's arguments hold one too ({flags}). {drop}" if flags else "") + keep
     )
 
 
@@ -108,7 +108,7 @@ def _command_line(pid: int) -> Sequence[str]:
 
 
 def _environments(pid: int) -> Iterable[Mapping[str, str]]:
-    """What a process was started with, and what this one has by now; nothing for one that has ended."""
+    """The environment that a process was started with, and the current one of this process; nothing if it has ended."""
     if pid == os.getpid():
         yield os.environ
     try:

@@ -24,14 +24,14 @@ _ANSWER_MARGIN_S = 5.0
 
 
 def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
-    """A client bound to the engine, for one stage: closed at its end, so that no socket crosses a snapshot.
+    """An HTTP client of the engine for one stage. Close it at the end of the stage: a snapshot must contain no socket of it.
 
-    It carries the lifecycle key, and shows it only to an engine that has proven on the same connection who it is.
+    It sends the lifecycle key only to an engine that has proven its identity on the same connection.
 
     Args:
         engine: whose guard key the client carries.
         port: where the engine listens on loopback.
-        timeout_s: seconds per request, unless the caller gives another.
+        timeout_s: seconds per request, unless a call sets its own.
     """
     headers = {"connection": "close"}
     if engine.guard_key is not None:
@@ -40,9 +40,9 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         base_url=f"http://127.0.0.1:{port}",
         headers=headers,
         timeout=httpx.Timeout(timeout_s, connect=5.0),
-        verify=False,  # noqa: S501 - loopback speaks no TLS, and reading the certificates took 20 ms of every stage
+        verify=False,  # noqa: S501 - loopback uses no TLS, and reading the certificates took 20 ms of every stage
         transport=EngineTransport(engine),
-        trust_env=False,  # a proxy variable must not send loopback traffic, and the key, elsewhere
+        trust_env=False,  # a proxy variable must not send loopback traffic and the key elsewhere
     )
 
 
@@ -54,17 +54,17 @@ class GuardControl:
         self._client = client
 
     def drain(self, timeout_s: float, *, cut: bool = False) -> int:
-        """Close the door and wait until no request is in flight.
+        """Refuse new requests and wait until none is in flight.
 
         Args:
             timeout_s: seconds that requests in flight get.
-            cut: close idle connections at once, and at the deadline the others as well; see `torpor.guard.connections`.
+            cut: close idle connections at once, and all others at the deadline; see `torpor.guard.connections`.
 
         Returns:
             How many requests were cut off at the deadline.
 
         Raises:
-            DrainTimeoutError: some still were at the deadline; the guard serves on.
+            DrainTimeoutError: some were still in flight at the deadline; the guard keeps serving.
         """
         if self._engine.guard_key is None:
             return 0
@@ -76,17 +76,17 @@ class GuardControl:
         if response.status_code == _CONFLICT and "in_flight" in (left := _fields(response)):
             raise DrainTimeoutError(
                 f"{left['in_flight']} request(s) were still in flight after {timeout_s:g} s; nothing was put to "
-                "sleep and the server serves on. Try again later, or raise Deployment.drain_timeout_s."
+                "sleep and the server keeps serving. Try again later, or raise Deployment.drain_timeout_s."
             )
         self._expect(response, "drain")
         return _count(response, "cut") if "cut" in _fields(response) else 0
 
     def asleep(self, *, alone: bool = False, woken_by: str = "") -> None:
-        """Shut the engine off from everybody, the lifecycle included.
+        """Refuse all requests, those of the lifecycle too.
 
         Args:
-            alone: cut every connection that is still open: none may be in a snapshot.
-            woken_by: what wakes it, e.g. `kill -USR2 17 on its machine`; whoever asks a sleeping server is told so.
+            alone: cut every open connection: a snapshot must contain none.
+            woken_by: what wakes it, e.g. `kill -USR2 17 on its machine`; the guard repeats this to clients meanwhile.
         """
         options: dict[str, object] = {"alone": True} if alone else {}
         if woken_by:
@@ -94,7 +94,7 @@ class GuardControl:
         self._post("asleep", options or None)
 
     def in_flight(self) -> int:
-        """How many requests the engine works on; 0 without a guard, which counts them."""
+        """How many requests the engine works on; 0 without a guard: only a guard counts them."""
         if self._engine.guard_key is None:
             return 0
         response = self._client.get(f"{CONTROL}state")
@@ -102,10 +102,10 @@ class GuardControl:
         return _count(response, "in_flight")
 
     def wake(self, *, new_replica_id: str | None = None) -> None:
-        """Let the lifecycle in again, under a new key: the old one is in every replica of the snapshot.
+        """Accept requests of the lifecycle again, under a new key: every replica of the snapshot has the old one.
 
         Args:
-            new_replica_id: what the guard calls itself from now on; for a restored replica.
+            new_replica_id: the new id of a restored replica; None for a wake in place.
         """
         if self._engine.guard_key is not None:
             new_key = secrets.token_urlsafe(32)
@@ -119,7 +119,7 @@ class GuardControl:
             self._engine.replica_id = new_replica_id
 
     def check_asleep(self) -> None:
-        """Make sure that the engine sleeps and answers nobody.
+        """Check that the engine sleeps and has no request in flight.
 
         Raises:
             GuardStateError: it is in another state, or a request is in flight.
@@ -131,15 +131,15 @@ class GuardControl:
         state, in_flight = _fields(response).get("state"), _count(response, "in_flight")
         if state != "asleep" or in_flight:
             raise GuardStateError(
-                f"The engine is {state} with {in_flight} request(s) in flight; a snapshot is taken of a "
-                "sleeping engine that answers nobody."
+                f"The engine is {state} with {in_flight} request(s) in flight; only a sleeping engine without "
+                "requests can be captured."
             )
 
     def serve(self, *, reason: str = "") -> None:
-        """Open the door.
+        """Let public requests in.
 
         Args:
-            reason: why this start is not a plain one; the guard tells it to everybody, see `torpor.guard`.
+            reason: why this start is not a plain one; the guard sends it to clients, see `torpor.guard`.
         """
         self._post("serve", {"reason": reason} if reason else None)
 
@@ -160,7 +160,7 @@ class GuardControl:
 
 
 def _fields(response: httpx.Response) -> dict[str, object]:
-    """The object of a guard's answer; empty for an answer that is none."""
+    """The JSON object in a guard's answer; empty if the answer is not one."""
     try:
         answer: object = response.json()
     except (ValueError, RecursionError):
@@ -173,6 +173,6 @@ def _count(response: httpx.Response, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise GuardStateError(
             f"The guard answered {response.request.url.path} with {response.text[:300]!r}, where {name} should be a number: it is "
-            "damaged, or none of this version. End this engine and start again."
+            "damaged or of another version. End this engine and start again."
         )
     return value

@@ -1,4 +1,4 @@
-"""Restore if the snapshot fits, else start cold (and capture a snapshot): for `torpor up` and whoever else serves here.
+"""Restore a snapshot if it fits, else start cold and capture a new one: for `torpor up` and all that serves on this machine.
 
 started = start_here(load_app("app.py"), StartOptions(snapshot=Path("/srv/kept")))
 ...
@@ -41,7 +41,7 @@ class Way(NamedTuple):
     Attributes:
         boot: `restored` or `cold`.
         said: one line with the kind and the reason.
-        reasons: why the snapshot is not restored, a sentence each.
+        reasons: why the snapshot is not restored, one sentence each.
     """
 
     boot: BootKind
@@ -55,17 +55,18 @@ class StartOptions:
 
     Attributes:
         snapshot: a snapshot's folder; None starts cold.
-        backend: keeps a server without a snapshot; one with a snapshot is kept there.
-        prove: whether a new snapshot is tried before it is put in place; see `CriuBackend`.
+        backend: the snapshot backend of a server without `snapshot`; with `snapshot` a `CriuBackend` keeps it there.
+        prove: whether a new snapshot is restored on trial before it is put in place; see `CriuBackend`.
         host: address of the gateway of a server with a snapshot; the deployment's by default.
         port: that gateway's port; the deployment's by default.
-        report: where the stages of a cold start are recorded; those of a restore go to its file.
-        supervised: start restored replicas again that end by themselves. For a `LocalServer` its caller does so (`start_again`).
-        on_way: called with the way that is taken.
+        report: records the stages of a cold start; those of a restore go to its file.
+        supervised: whether restored replicas that end by themselves start again. The caller of a cold `LocalServer` restarts it
+            itself (`start_again`).
+        on_way: called with the way that was chosen.
         on_cold: called with the server before a cold start.
         on_step: called with the name of each build step before it runs.
         on_stage: called with the stages of a restored replica's wake.
-        on_event: called with what happens to the engine by itself; logged by default.
+        on_event: called with each event of the engine (ended, failed, restarted); logged by default.
     """
 
     snapshot: Path | None = None
@@ -83,22 +84,22 @@ class StartOptions:
 
 
 def start_here(app: App, options: StartOptions) -> LocalServer | Replicas:
-    """Start a server on this machine; it serves when this returns, until `stop` of what is returned.
+    """Start a server on this machine. It serves when this returns, until its `stop` is called.
 
-    A snapshot that fits is restored; a failed restore is tried once more, and so is a failed wake. If there is no snapshot, if it
-    does not fit or is marked bad, or if the restore failed twice, the server starts cold and captures a new snapshot. If a trial
-    shows that the new one does not wake either, the server starts cold once more and serves without a snapshot.
+    A snapshot that fits is restored. A failed restore is tried once more, and so is a failed wake. If there is no snapshot, if it
+    does not fit or is marked bad, or if the restore failed twice, the server starts cold and captures a new snapshot. If the
+    trial restore of the new snapshot fails too, the server starts cold once more and serves without a snapshot.
 
     Args:
         app: what to serve; a snapshot records its file.
-        options: how.
+        options: how to start it.
 
     Raises:
-        PortInUseError: somebody else has the port.
+        PortInUseError: another process listens on the port.
         ConfigurationError: the deployment cannot run here, or a plugin's check finds an error in it.
         TorporError: the cold start failed; nothing is left running.
     """
-    tell_warnings(app.deployment)  # a restore creates no `LocalServer`, which would do so
+    tell_warnings(app.deployment)  # a cold start would warn in `LocalServer`, a restore has none
     failed = False
     if options.snapshot is not None:
         way = _way(app.lifecycle, options.snapshot)
@@ -172,7 +173,7 @@ def _tell(options: StartOptions, way: Way) -> None:
 
 
 def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
-    """Why this snapshot does not fit here and now, a sentence each; empty if it fits."""
+    """Why this snapshot does not fit here and now, one sentence each; empty if it fits."""
     try:
         return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
     except SnapshotError as error:
@@ -184,16 +185,16 @@ def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
     reasons = why_not_restored(lifecycle, snapshot) if there else ()
     if there and not reasons:
         return Way("restored", f"restored: the snapshot {snapshot} fits")
-    check_target(snapshot)  # a new snapshot takes this place; one that fits is only read
+    check_target(snapshot)  # the new snapshot will replace what is there; one that fits is only read
     if there:
         return Way(
             "cold", f"cold: the snapshot {snapshot} does not fit; a new one is captured after the start", reasons
         )
-    return Way("cold", f"cold: there is no snapshot in {snapshot}; it is made after the start")
+    return Way("cold", f"cold: there is no snapshot in {snapshot}; one is captured after the start")
 
 
 def _start_or_try_again(replicas: Replicas, deployment: Deployment, tell: Callable[[ReplicaEvent], None]) -> None:
-    """Try a failed restore again: CRIU may have been killed, or the machine was full. Wakes are tried twice by `Replicas`."""
+    """Restore, and try once more if that fails: CRIU may have been killed, or memory was short. `Replicas` repeats wakes itself."""
     try:
         replicas.start()
     except (PortInUseError, ConfigurationError):
