@@ -1,4 +1,4 @@
-"""Files that are not app files, or that do more than define a deployment: an error names file and line."""
+"""Unusable app files, and app files that do more than define a deployment: an error names file and line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.fault("an app file is none, or ends its own import", area="app file", outcome="refused")
 @pytest.mark.parametrize("kind", list(STRANGE))
 def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path, kind: str) -> None:
-    """Whatever it raises: if the file exits, the command neither ends nor succeeds."""
+    """Whatever the file raises. If it exits, the command neither ends nor succeeds."""
     content, said = STRANGE[kind]
     file = tmp_path / "strange_app.py"
     file.write_bytes(content)
@@ -71,7 +71,7 @@ def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path,
 
 @pytest.mark.fault("an app file prints while it is imported", area="app file", outcome="held")
 def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """By Python, by the system, by a child process; afterwards standard output works as before."""
+    """From Python, the system or a child process. Afterwards standard output works as before."""
     file = tmp_path / "loud_app.py"
     noise = "import os, subprocess\nprint('by Python')\nos.write(1, b'by the system')\nsubprocess.run(['echo', 'by a child'])\n"
     file.write_text(noise + GOOD)
@@ -109,7 +109,7 @@ def test_a_slow_import_is_reported_with_its_line(
 
 
 def test_an_unreadable_path_is_reported_with_its_reason(tmp_path: Path) -> None:
-    """A loop of links, a name that no file can have, a path below a file, a pipe."""
+    """A loop of links, an impossible file name, a path below a file, a pipe."""
     (tmp_path / "loop.py").symlink_to("loop.py")
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.py")

@@ -1,4 +1,4 @@
-"""`torpor.client`: one answer, streamed, from a server that may still have to wake up."""
+"""`torpor.client`: one streamed answer from a server that may still have to wake up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNAVAILABLE = Reply(status=503)
 
 
 def test_the_answer_is_streamed_and_measured() -> None:
-    """Pieces come as the server sends them; the result holds the text, the server's count of tokens and two times."""
+    """Text arrives as the server sends it. The result holds the text, the server's token count and two times."""
     heard: list[str] = []
     with ChatServer([answer("The ", "sky ", "is.", tokens=7, pause_s=0.05)]) as server:
         result = chat(server.url, model="m", prompt="Why?", on_text=heard.append)
@@ -36,7 +36,7 @@ def test_the_answer_is_streamed_and_measured() -> None:
 
 
 def test_the_request_names_the_model_and_asks_for_a_stream_with_usage() -> None:
-    """The served name goes out as it is, the system prompt first, `max_tokens` only where it was given."""
+    """The served name is sent unchanged, the system prompt first, `max_tokens` only if it was given."""
     with ChatServer([answer("x")]) as server:
         chat(f"{server.url}/", model="Qwen/Qwen3-8B-FP8", prompt="Why?", system="Be brief.", max_tokens=5)
         chat(server.url, model="m", prompt="Why?")
@@ -54,7 +54,7 @@ def test_the_request_names_the_model_and_asks_for_a_stream_with_usage() -> None:
 
 
 def test_reasoning_is_part_of_the_text() -> None:
-    """A server with a reasoning parser sends thoughts in a field of their own; they count as the first token too."""
+    """A server with a reasoning parser sends thoughts in a field of their own. They count for the first token too."""
     chunks = ({"choices": [{"delta": {"reasoning_content": "Hm. "}}]}, {"choices": [{"delta": {"content": "Yes."}}]})
     with ChatServer([Reply(pieces=events(*chunks))]) as server:
         result = chat(server.url, model="m", prompt="Why?")
@@ -62,7 +62,7 @@ def test_reasoning_is_part_of_the_text() -> None:
 
 
 def test_an_event_may_be_cut_anywhere() -> None:
-    """TCP knows no lines: one byte per piece gives the same answer, a letter of two bytes included."""
+    """TCP has no lines: sent byte by byte, the answer is the same, even inside a letter of two bytes."""
     whole = b"".join(answer("Grün", " ist ", "grün.").pieces)
     with ChatServer([Reply(pieces=tuple(whole[at : at + 1] for at in range(len(whole))))]) as server:
         assert chat(server.url, model="m", prompt="Why?").text == "Grün ist grün."
@@ -70,7 +70,7 @@ def test_an_event_may_be_cut_anywhere() -> None:
 
 @pytest.mark.slow
 def test_it_waits_as_long_as_retry_after_says() -> None:
-    """503 with Retry-After, in seconds or as a date, is the guard's way to say "waking"; the reason is told once."""
+    """The guard answers 503 with Retry-After while it wakes, in seconds or as a date. The reason is reported once."""
     told: list[str] = []
     soon = email.utils.format_datetime(email.utils.localtime())
     replies = [Reply(status=503, headers={"Retry-After": "1"}), Reply(status=503, headers={"Retry-After": soon})]
@@ -84,7 +84,7 @@ def test_it_waits_as_long_as_retry_after_says() -> None:
 
 @pytest.mark.slow
 def test_without_retry_after_it_backs_off() -> None:
-    """Pauses grow, so that a replica that is waking is not hammered."""
+    """Pauses grow, so a waking replica does not get requests without a break."""
     with ChatServer([UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, answer("x")]) as server:
         result = chat(server.url, model="m", prompt="Why?")
     at = [seen.at for seen in server.seen]
@@ -95,7 +95,7 @@ def test_without_retry_after_it_backs_off() -> None:
 
 
 def test_it_waits_for_a_server_that_does_not_listen_yet() -> None:
-    """A refused connection is what a port shows before its server is up."""
+    """Before a server listens, its port refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     late: list[ChatServer] = []
@@ -110,7 +110,7 @@ def test_it_waits_for_a_server_that_does_not_listen_yet() -> None:
 
 
 def test_a_303_is_followed_with_get_until_the_answer_is_there() -> None:
-    """Modal answers 303 when a request takes longer than 150 s; the result is fetched from there by GET."""
+    """Modal answers 303 to a request that takes longer than 150 s. GET fetches the result."""
     again = Reply(status=303, headers={"Location": "/v1/chat/completions?__modal_function_call_id=fc-1"})
     with ChatServer([again, again, answer("late")]) as server:
         assert chat(server.url, model="m", prompt="Why?", api_key="k").text == "late"
@@ -120,14 +120,14 @@ def test_a_303_is_followed_with_get_until_the_answer_is_there() -> None:
 
 
 def test_a_307_keeps_method_and_body() -> None:
-    """Unlike 303, which asks for GET."""
+    """Unlike 303, which demands GET."""
     with ChatServer([Reply(status=307, headers={"Location": "/elsewhere"}), answer("x")]) as server:
         chat(server.url, model="m", prompt="Why?")
     assert [(seen.method, seen.body.get("model")) for seen in server.seen] == [("POST", "m"), ("POST", "m")]
 
 
-def test_the_key_is_not_handed_to_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redirect may lead anywhere; the bearer key is for the server that it was given for."""
+def test_the_key_is_not_sent_to_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect may lead anywhere. The bearer key is only for the server that it was given for."""
     monkeypatch.setenv(API_KEY_VARIABLE, "secret")
     with ChatServer([answer("x")]) as other:
         away = Reply(status=303, headers={"Location": f"{other.url}/result"})
@@ -138,7 +138,7 @@ def test_the_key_is_not_handed_to_another_host(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_redirect_in_a_circle_ends() -> None:
-    """Twenty hops are what browsers do; then there is an error instead of a busy loop."""
+    """After twenty redirects, as in browsers, the client raises an error."""
     with (
         ChatServer([Reply(status=303, headers={"Location": "/"})]) as server,
         pytest.raises(ServerUnavailableError, match="redirected 20 times"),
@@ -150,7 +150,7 @@ def test_a_redirect_in_a_circle_ends() -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_deadline_covers_the_waiting() -> None:
-    """A server that never comes is given up in time, and the error says what was last seen."""
+    """The client gives up in time. The error says what was last seen."""
     with ChatServer([UNAVAILABLE]) as server:
         began = time.monotonic()
         with pytest.raises(ServerUnavailableError, match=r"within 0\.7 s; last seen: the server answers 503"):
@@ -160,7 +160,7 @@ def test_the_deadline_covers_the_waiting() -> None:
 
 @pytest.mark.alone
 def test_the_deadline_covers_a_stream_that_stalls() -> None:
-    """Bytes that trickle, or stop, do not keep it waiting: the deadline is over the whole answer."""
+    """The deadline covers the whole answer, even if bytes arrive slowly or stop."""
     with ChatServer([answer(*["word "] * 50, pause_s=0.1)]) as server:
         began = time.monotonic()
         with pytest.raises(ServerUnavailableError, match=r"stopped after \d pieces of text"):
@@ -169,7 +169,7 @@ def test_the_deadline_covers_a_stream_that_stalls() -> None:
 
 
 def test_an_answer_that_breaks_off_is_an_error_and_not_asked_for_again() -> None:
-    """Half an answer was shown already; a second one glued to it would be wrong without a word."""
+    """The user has seen half an answer. A second answer appended to it would be wrong without a warning."""
     broken = Reply(pieces=events({"choices": [{"delta": {"content": "Half"}}]}, done=False), breaks=True)
     with (
         ChatServer([broken, answer("whole")]) as server,
@@ -180,13 +180,13 @@ def test_an_answer_that_breaks_off_is_an_error_and_not_asked_for_again() -> None
 
 
 def test_a_connection_that_breaks_before_any_text_is_tried_again() -> None:
-    """A replica that went away between two requests costs a retry, nothing else."""
+    """A replica that ended between two requests costs one retry."""
     with ChatServer([Reply(pieces=(b": ping\n\n",), breaks=True), answer("whole")]) as server:
         assert chat(server.url, model="m", prompt="Why?").text == "whole"
 
 
-def test_an_answer_without_its_final_event_is_not_taken_for_whole() -> None:
-    """`[DONE]` is what tells an end from a cut."""
+def test_an_answer_without_its_final_event_is_incomplete() -> None:
+    """Only `[DONE]` distinguishes the end from a broken stream."""
     cut = Reply(pieces=events({"choices": [{"delta": {"content": "Half"}}]}, done=False))
     with ChatServer([cut]) as server, pytest.raises(ServerUnavailableError, match="without its final event"):
         chat(server.url, model="m", prompt="Why?")
@@ -205,7 +205,7 @@ def test_an_answer_without_its_final_event_is_not_taken_for_whole() -> None:
     ],
 )
 def test_a_refusal_ends_at_once_with_the_servers_words(reply: Reply, words: str) -> None:
-    """What waiting cannot mend is not waited for."""
+    """Waiting would not help."""
     with ChatServer([reply]) as server, pytest.raises(EngineRequestError, match=words):
         chat(server.url, model="m", prompt="Why?", timeout_s=20)
     assert len(server.seen) == 1
@@ -213,7 +213,7 @@ def test_a_refusal_ends_at_once_with_the_servers_words(reply: Reply, words: str)
 
 @pytest.mark.parametrize("url", ["", "workspace--app.modal.run", "ftp://x"])
 def test_a_url_without_http_is_an_error(url: str) -> None:
-    """An empty URL is what a class without a web server has."""
+    """A class without a web server has an empty URL."""
     with pytest.raises(ConfigurationError, match="has to begin with http"):
         chat(url, model="m", prompt="Why?")
 
@@ -224,16 +224,16 @@ def _objects(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
 
 
 @given(st.text() | st.recursive(st.none() | st.floats() | st.text(), lambda inner: st.lists(inner) | _objects(inner)))
-def test_no_line_of_a_stream_gives_anything_but_text_or_the_one_error(content: object) -> None:
-    """Whatever a server sends, the user gets Torpor's error with the line in it, never a KeyError."""
+def test_every_line_of_a_stream_gives_text_or_torpors_error(content: object) -> None:
+    """For an invalid line the error quotes it; the user never sees a KeyError."""
     line = content if isinstance(content, str) else f"data: {json.dumps(content)}"
     with contextlib.suppress(EngineRequestError):
         assert isinstance(ChatStream("http://x").take(line), str)
 
 
 @given(st.text() | st.sampled_from(["Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 0001 00:00:00", "²", "1e9"]))
-def test_no_retry_after_header_is_an_error(value: str) -> None:
-    """A header that means nothing is as good as none."""
+def test_an_invalid_retry_after_header_is_ignored(value: str) -> None:
+    """As if the header were missing."""
     pause_s = waking_server._retry_after(value)
     assert pause_s is None or pause_s >= 0
 
@@ -254,8 +254,8 @@ def test_asking_twice_uses_two_system_prompts_and_prints_both_answers(capsys: py
     assert systems[0] == systems[2]
 
 
-def test_the_script_prints_one_line_for_an_error_and_leaves_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
-    """No traceback for what a user can mend."""
+def test_the_script_prints_one_line_for_an_error_and_exits_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback for an error that the user can fix."""
     with pytest.raises(SystemExit) as left:
         main(lambda: "nowhere", model="m", argv=["--prompt", "Why?"])
     assert left.value.code == 2

@@ -1,4 +1,4 @@
-"""`Deployment`, `Model` and `Scaling`: bad values are refused with a message that says what to change."""
+"""`Deployment`, `Model` and `Scaling` refuse bad values, and the message says what to change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HUB = Model(repo_id="Qwen/Qwen3-8B-FP8", revision=REVISION)
 
 @dataclass(frozen=True, kw_only=True)
 class Extra(Plugin):
-    """Goes beside an engine."""
+    """A plugin that accompanies an engine."""
 
     plugin_name = "extra"
     words: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Extra(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEngine(EnginePlugin):
-    """Launches, too."""
+    """A second plugin that launches an engine."""
 
     @hookimpl
     @override
@@ -58,7 +58,7 @@ class OtherEngine(EnginePlugin):
 
 
 class Undeclared:
-    """Launches, and answers nothing about its engine."""
+    """An engine plugin that is no `EnginePlugin` and answers no questions about its engine."""
 
     plugin_name = "undeclared"
 
@@ -68,7 +68,7 @@ class Undeclared:
 
 
 def a_deployment(**fields: object) -> Deployment:
-    """A good deployment, but for the given fields."""
+    """A valid deployment with the given fields changed."""
     return Deployment(**{"name": "tiny", "model": HUB, "plugins": (StandIn(),), **fields})  # type: ignore[arg-type]
 
 
@@ -181,7 +181,7 @@ BAD_DEPLOYMENTS: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("name", BAD_DEPLOYMENTS)
 def test_a_bad_value_is_refused_with_what_to_change(name: str) -> None:
-    """One paragraph that names field, value, and what is allowed; the exit code of the command line is 2."""
+    """One paragraph names field, value and what is allowed. The command exits with 2."""
     make, says = BAD_DEPLOYMENTS[name]
     with pytest.raises(ConfigurationError, match=says) as caught:
         make()
@@ -191,13 +191,13 @@ def test_a_bad_value_is_refused_with_what_to_change(name: str) -> None:
 
 @pytest.mark.parametrize("make", [lambda: a_deployment(prot=1), lambda: StandIn(falt=None)])  # type: ignore[call-arg]
 def test_an_unknown_field_or_option_is_refused_by_name(make: Callable[[], object]) -> None:
-    """Dataclasses do it; `torpor` turns it into a paragraph (`torpor.app_file`)."""
+    """Dataclasses raise the error; `torpor` turns it into a paragraph (`torpor.app_file`)."""
     with pytest.raises(TypeError, match=r"unexpected keyword argument '(prot|falt)'"):
         make()
 
 
 def test_a_deployment_is_a_value() -> None:
-    """Equal fields make equal deployments; it survives a pickle; nobody changes it."""
+    """Equal fields make equal deployments. It can be pickled, and nobody can change it."""
     one, two = a_deployment(gpu="H100!"), a_deployment(gpu="H100!")
     assert one == two == pickle.loads(pickle.dumps(one))
     assert hash(one) == hash(two)
@@ -218,12 +218,12 @@ def test_defaults_are_derived_once() -> None:
 
 @pytest.mark.parametrize(("gpu", "count"), [(None, 0), ("H100", 1), ("H100!", 1), ("A100-80GB:4", 4), ("B200!:8", 8)])
 def test_the_gpu_says_how_many_there_are(gpu: str | None, count: int) -> None:
-    """Modal's notation: a name, `!` for no silent upgrade, a count."""
+    """Modal's notation: a name, `!` against a silent upgrade, a count."""
     assert a_deployment(gpu=gpu).gpu_count == count
 
 
 def test_the_engine_is_the_plugin_that_launches() -> None:
-    """Wherever it stands; a plugin that only inherits `launch` from `Plugin` launches nothing."""
+    """At any position. A plugin that only inherits `launch` from `Plugin` is no engine."""
     assert a_deployment(plugins=(Extra(), StandIn())).engine == StandIn()
     assert a_deployment(plugins=(StandIn(), Extra())).engine == StandIn()
 
@@ -242,7 +242,7 @@ def test_names_and_paths_are_one_line(text: str) -> None:
 
 @pytest.mark.parametrize("repo_id", ["../..", "a/..", "../a", "./a", "a/b/c", "a/b\n", "ä/b"])
 def test_a_repository_is_owner_and_name(repo_id: str) -> None:
-    """It becomes a folder's name."""
+    """It becomes the name of a folder."""
     with pytest.raises(ConfigurationError, match=r"Model\.repo_id is"):
         Model(repo_id=repo_id, revision="0" * 40)
 
@@ -280,7 +280,7 @@ def test_a_repository_is_owner_and_name(repo_id: str) -> None:
     ],
 )
 def test_a_gpu_that_does_not_exist_is_refused(gpu: object, says: str) -> None:
-    """When the deployment is made, with what was probably meant."""
+    """When the deployment is made, with the name that was probably meant."""
     with pytest.raises(ConfigurationError, match=says) as caught:
         a_deployment(gpu=gpu)
     assert "\n" not in str(caught.value)
@@ -305,12 +305,12 @@ def test_a_gpu_that_does_not_exist_is_refused(gpu: object, says: str) -> None:
     ],
 )
 def test_gpus_of_modal_and_of_own_machines_are_known(gpu: str) -> None:
-    """In capitals or not, with a dash or not."""
+    """In upper or lower case, with or without a dash."""
     assert a_deployment(gpu=gpu).gpu == gpu
 
 
 def test_an_unknown_gpu_needs_unlisted_gpu() -> None:
-    """For a machine of one's own; its count is read all the same."""
+    """For a user's own machine. Its count is read all the same."""
     assert a_deployment(gpu="X9000:2", unlisted_gpu=True).gpu_count == 2
     with pytest.raises(ConfigurationError, match="asks for 0 GPUs"):
         a_deployment(gpu="X9000:0", unlisted_gpu=True)
@@ -330,7 +330,7 @@ def test_an_unknown_gpu_needs_unlisted_gpu() -> None:
         ("any", "NVIDIA T4", True),
     ],
 )
-def test_a_name_is_found_in_the_drivers_own(wanted: str, seen: str, fits: bool) -> None:
+def test_a_gpus_name_is_found_in_the_drivers_name(wanted: str, seen: str, fits: bool) -> None:
     """Word by word."""
     assert is_this_gpu(wanted, seen) is fits
 
@@ -348,14 +348,14 @@ def test_a_name_is_found_in_the_drivers_own(wanted: str, seen: str, fits: bool) 
         ((StandIn(),), r"a tuple without a hook"),
     ],
 )
-def test_what_is_no_plugin_is_refused(plugin: object, says: str) -> None:
+def test_an_object_that_is_no_plugin_is_refused(plugin: object, says: str) -> None:
     """Pluggy would register it and never call it."""
     with pytest.raises(ConfigurationError, match=says):
         a_deployment(plugins=(plugin, StandIn()))
 
 
-def test_a_plugin_that_can_be_changed_is_refused() -> None:
-    """Core keeps plugins in sets; the message names the option."""
+def test_a_plugin_that_is_not_frozen_is_refused() -> None:
+    """Core keeps plugins in sets. The message names the option."""
 
     @dataclass(frozen=True, kw_only=True)
     class Listing(Extra):

@@ -1,4 +1,4 @@
-"""`torpor.errors`: the whole tree, and that each kind of snapshot error is raised."""
+"""`torpor.errors`: the tree has every error, and core raises each kind of snapshot error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parsed() -> dict[str, ast.Module]:
 
 @functools.cache
 def used() -> set[str]:
-    """The names in core that are raised, returned or assigned."""
+    """The names that core raises, returns or assigns."""
     return {
         node.id
         for tree in parsed().values()
@@ -44,7 +44,7 @@ def used() -> set[str]:
 
 
 def test_every_error_of_core_is_in_the_tree() -> None:
-    """Except those that no caller meets."""
+    """Except internal errors that never reach a caller."""
     known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, TorporError)}
     found = {
         node.name: path
@@ -57,6 +57,6 @@ def test_every_error_of_core_is_in_the_tree() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_each_kind_of_snapshot_error_is_raised(kind: type[SnapshotError]) -> None:
-    """`except SnapshotError` catches all of them; somewhere core makes one, by call or by choice of the class."""
+    """Core calls or selects each class somewhere, so `except SnapshotError` covers real errors."""
     assert kind.__name__ in used()
     assert kind.exit_code == SnapshotError.exit_code

@@ -1,4 +1,4 @@
-"""The worked third-party plugin: written with public names only, installed beside a built Torpor, tested there."""
+"""The example of a third-party plugin: written with public names only, and tested next to an installed Torpor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing,
 
 
 def run(*argv: str | Path, timeout_s: float, cwd: Path | None = None) -> str:
-    """Run a command; what it printed. Its own words are the failure's message."""
+    """Run a command and return its output. A failure shows the command's own output."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in argv], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=timeout_s
@@ -46,7 +46,7 @@ def test_the_example_uses_public_names_only() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_example_is_installed_and_keeps_the_contract(tmp_path: Path) -> None:
-    """A fresh environment, Torpor from its built wheel: the entry point is found, and every rule holds, the live ones too."""
+    """In a fresh environment with Torpor's wheel, the entry point is found, and the plugin passes every rule, live ones too."""
     run(sys.executable, "-m", "venv", tmp_path / "venv", timeout_s=120)
     python = tmp_path / "venv" / "bin" / "python"
     install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")

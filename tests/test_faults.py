@@ -1,4 +1,4 @@
-"""Every fault of an engine gives its own error, in time, with what was seen, and leaves no process."""
+"""Every fault of an engine raises its own error, in time, with what was seen, and leaves no process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LAST_LINES = r"last lines:\n +standin: pid \d+"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A fault and what it has to give.
+    """A fault and its expected error.
 
     Attributes:
         error: the very class of the error.
@@ -218,7 +218,7 @@ NO_ERROR = {
 
 
 def live(boot: Boot, fault: Fault | None = None) -> None:
-    """A start, a sleep and a wake; an engine that dies asleep gets the time for it."""
+    """A start, a sleep and a wake. An engine that dies asleep gets the time for it."""
     boot.cold_start()
     boot.serve()
     boot.sleep()
@@ -228,7 +228,7 @@ def live(boot: Boot, fault: Fault | None = None) -> None:
 
 
 def test_every_fault_is_tested() -> None:
-    """A new fault of the stand-in needs its error here, or a test of its own."""
+    """A new fault of the stand-in needs a case here or a test of its own."""
     assert set(CASES) | NO_ERROR == set(Fault)
 
 
@@ -237,7 +237,7 @@ def test_every_fault_is_tested() -> None:
 def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], fault: Fault
 ) -> None:
-    """The class says what kind, the message where and what was seen; the engine's session is empty afterwards."""
+    """The class says what failed; the message says where, and what was seen. The engine's session is empty afterwards."""
     case = {**CASES, **(VLLM_CASES if standin is StandInVLLM else {})}[fault]
     says = ".*".join(case.says).replace("{plugin}", standin.plugin_name)
     engine = standin(fault=fault, fault_s=0.5)
@@ -258,10 +258,10 @@ def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
 
 
 @BOTH_DIALECTS
-def test_a_slow_start_is_waited_for(
+def test_a_slow_start_is_no_fault(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """Slow is no fault: the engine is ready when it is ready."""
+    """Torpor waits until the engine is ready."""
     boot = make_boot(standin_deployment(engine=standin(fault=Fault.SLOW_START, fault_s=0.5)))
     live(boot)
     assert boot.report.seconds(Stage.READY) >= 0.5
@@ -271,7 +271,7 @@ def test_a_slow_start_is_waited_for(
 def test_an_exit_while_serving_is_noticed_at_once(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The next stage says what happened, and the left-over children are gone."""
+    """The next stage says what happened. The remaining children are ended."""
     boot = make_boot(standin_deployment(engine=standin(fault=Fault.EXIT_WHILE_SERVING)))
     boot.cold_start()
     boot.serve()
@@ -289,10 +289,10 @@ def test_an_exit_while_serving_is_noticed_at_once(
 
 
 @pytest.mark.parametrize(("asleep", "stage"), [(False, "pre_snapshot"), (True, "post_restore")])
-def test_an_engine_core_that_dies_is_told_by_the_next_stage(
+def test_a_dead_engine_core_is_reported_by_the_next_stage(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, *, asleep: bool, stage: str
 ) -> None:
-    """Of vLLM: the server lives for some seconds more and answers 500; its log says why, and all of it is ended."""
+    """The server of vLLM lives on for some seconds and answers 500. Its log says why; Torpor ends the whole tree."""
     boot = make_boot(standin_deployment(engine=StandInVLLM()))
     boot.cold_start()
     boot.serve()
@@ -311,7 +311,7 @@ def test_an_engine_core_that_dies_is_told_by_the_next_stage(
 def test_a_log_flood_costs_no_memory(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """100 MB of output, a tenth of it one line: this process grows by less than a tenth of that, the tail is whole."""
+    """Of 100 MB of output, one line has 10 MB. This process grows by less than 10 MB, and the tail is complete."""
     boot = make_boot(standin_deployment(engine=standin(fault=Fault.LOG_FLOOD, warmup_requests=1), warmup_timeout_s=60))
     before = psutil.Process().memory_info().rss
     boot.cold_start()
@@ -323,10 +323,10 @@ def test_a_log_flood_costs_no_memory(
 
 @BOTH_DIALECTS
 @pytest.mark.parametrize("fault", [Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM])
-def test_what_ignores_sigterm_is_killed(
+def test_a_process_that_ignores_sigterm_is_killed(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], fault: Fault
 ) -> None:
-    """After the grace; a server process that ends by itself does not wait for its deaf children."""
+    """After the grace period. A server process that ends by itself does not wait for such children."""
     grace_s = (
         SHORT_S if fault is Fault.IGNORE_SIGTERM else 20.0
     )  # time for a server that ends by itself, on a busy machine
@@ -342,17 +342,17 @@ def test_what_ignores_sigterm_is_killed(
 def test_a_port_in_use_stops_the_start(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, foreign_server: HTTPServer
 ) -> None:
-    """Nothing is launched beside another program."""
+    """Nothing is launched."""
     boot = make_boot(standin_deployment())
     with pytest.raises(PortInUseError, match=f"Port {boot.deployment.port} is in use"):
         boot.cold_start()
     assert boot.engine is None
 
 
-def test_another_program_that_takes_the_port_is_found_out(
+def test_another_program_that_takes_the_port_is_noticed(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, free_port: int
 ) -> None:
-    """It came between the check and the engine's bind; the engine, which never got its port, is ended."""
+    """It took the port between Torpor's check and the engine's bind. Torpor ends the engine."""
     servers: list[HTTPServer] = []
 
     @dataclass(frozen=True, kw_only=True)
@@ -379,7 +379,7 @@ def test_another_program_that_takes_the_port_is_found_out(
 def test_a_second_sleep_does_not_reach_the_engine(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """A plugin that sleeps once more: the guard refuses it, and the engine lives to be ended in order."""
+    """A plugin sends a second sleep. The guard refuses it, and the engine is ended in order."""
     again = standin.steps[0][-1]
 
     @dataclass(frozen=True, kw_only=True)
@@ -404,7 +404,7 @@ def test_a_second_sleep_does_not_reach_the_engine(
 def test_a_wake_of_an_engine_that_is_awake_is_refused(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """A second resume would end SGLang, if not vLLM; the guard says no, and core ends what is out of step."""
+    """A second resume would end SGLang, though not vLLM. The guard refuses it, and core ends the engine."""
     boot = make_boot(standin_deployment(engine=standin()))
     live(boot)
     with pytest.raises(GuardStateError, match=r"The guard refused 'wake' with 409: .*serving"):
@@ -418,7 +418,7 @@ def test_a_wake_of_an_engine_that_is_awake_is_refused(
 def test_ctrl_c_inside_the_launch_hook_leaves_nothing(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """The signal comes when the process exists and nobody knows it yet."""
+    """The signal arrives when the process exists, but before core knows it."""
 
     @dataclass(frozen=True, kw_only=True)
     class Interrupted(StandIn):
@@ -477,7 +477,7 @@ SCRIPT = textwrap.dedent("""
 def test_ctrl_c_leaves_no_process(
     tmp_path: Path, free_port: int, standin: type[StandIn], stage: str, fault: Fault | None
 ) -> None:
-    """SIGINT to the framework's own process while it waits in a stage: it ends, and so does the whole engine."""
+    """SIGINT reaches the framework in a stage. It ends, and so does the whole engine."""
     script = tmp_path / "boots.py"
     script.write_text(SCRIPT)
     with subprocess.Popen(
@@ -498,7 +498,7 @@ def test_ctrl_c_leaves_no_process(
 
 
 class Foreign(BaseHTTPRequestHandler):
-    """Answers everything with 200, as some dashboard would."""
+    """A server that answers everything with 200, as a dashboard would."""
 
     def do_GET(self) -> None:
         self.send_response(200)

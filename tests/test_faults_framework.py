@@ -1,4 +1,4 @@
-"""Faults outside of the engine: the framework's own end, a full disk, damaged records, clocks that jump, two at once."""
+"""Faults outside the engine: the framework ends, a disk is full, records are damaged, clocks jump, two wakes run at once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def command(
     handler: str = "",
     standin: type[StandIn] = StandIn,
 ) -> list[str]:
-    """The command line of `LIFE`."""
+    """The command line that runs `LIFE`."""
     return [sys.executable, "-c", LIFE, str(port), fault, stage, records, handler, standin.__name__]
 
 
@@ -110,7 +110,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Every living process that inherited the mark: whatever the framework started, known to anybody or not."""
+    """Every living process that inherited the mark: whatever the framework started, whether or not it knows it."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -152,7 +152,7 @@ def _ends() -> list[object]:
 def end_in_stage(
     port: int, stage: str, number: signal.Signals, *, handler: str = "", standin: type[StandIn] = StandIn
 ) -> int:
-    """Send the framework's process a signal in a stage; its exit code. Fails if anything of it lives on."""
+    """Send the framework a signal in a stage and return its exit code. Fail if any of its processes lives on."""
     mark = uuid.uuid4().hex
     with subprocess.Popen(
         command(port, fault=STAGES[stage], stage=stage, handler=handler, standin=standin),
@@ -182,25 +182,25 @@ def end_in_stage(
 
 @pytest.mark.parametrize(("stage", "number"), _ends())
 def test_no_process_outlives_the_framework(free_port: int, stage: str, number: signal.Signals) -> None:
-    """SIGINT ends the engine in order; SIGTERM without a handler and SIGKILL give the framework no chance to."""
+    """After SIGINT it ends the engine in order. SIGTERM without a handler and SIGKILL leave it no chance to."""
     assert end_in_stage(free_port, stage, number) == -number
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ready", "warmup", "serving", "asleep", "post_restore"])
-def test_no_process_outlives_the_framework_in_the_other_dialect(free_port: int, stage: str) -> None:
-    """A tree of vLLM's ends by other means when one of its processes fails; the framework's end takes all of it, too."""
+def test_no_process_outlives_the_framework_with_vllm(free_port: int, stage: str) -> None:
+    """The tree of vLLM ends in its own way when one of its processes fails. The framework's end still ends all of it."""
     assert end_in_stage(free_port, stage, signal.SIGKILL, standin=StandInVLLM) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("stage", ["serving", pytest.param("post_restore", marks=pytest.mark.slow)])
-def test_the_commands_own_answer_to_sigterm_leaves_no_process(free_port: int, stage: str) -> None:
+def test_sigterm_to_the_command_leaves_no_process(free_port: int, stage: str) -> None:
     """`torpor up` ends on SIGTERM as on Ctrl-C."""
     assert end_in_stage(free_port, stage, signal.SIGTERM, handler="yes") == -signal.SIGINT
 
 
 def test_a_disk_that_fills_up_while_a_record_is_written_stops_nothing(tmp_path: Path, free_port: int) -> None:
-    """A real tmpfs of one page: the life goes on to its answer, and what stands in the file can be read back."""
+    """On a real tmpfs of one page the engine goes on to its answer, and the file stays readable."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel gives no user namespaces to this user, so no small file system can be mounted")
     disk, before, kept = tmp_path / "disk", tmp_path / "before.jsonl", tmp_path / "kept.jsonl"
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_while_a_record_is_written_stops_nothing(tmp_path: 
 
 
 def a_record(stage: str) -> StageRecord:
-    """A stage that went well."""
+    """The record of a successful stage."""
     return StageRecord(stage=stage, seconds=1.0, boot="cold", replica_id="0" * 16, restore_count=0, ended_at=1.0)
 
 
@@ -240,7 +240,7 @@ def a_record(stage: str) -> StageRecord:
     ids=["cut off", "no text", "a list", "nothing", "fields missing", "fields unknown"],
 )
 def test_a_damaged_record_is_named_by_file_and_line(tmp_path: Path, damage: bytes) -> None:
-    """Nothing is skipped in silence, and no exception of a parser comes through."""
+    """No line is skipped silently, and no parser's exception reaches the user."""
     path = tmp_path / "records.jsonl"
     report = StageReport(path)
     report.end(a_record("launch"))
@@ -268,7 +268,7 @@ def test_a_clock_that_jumps_an_hour_between_sleep_and_wake_changes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wall and monotonic clock, in the framework and in the engine: what a replica sees that was restored later.
+    """Wall and monotonic clock, in framework and engine, as after a later restore.
 
     The clocks are those that Python code reads; what the kernel waits by (epoll, locks) does not jump, as in a restore.
     """
@@ -300,7 +300,7 @@ def test_a_clock_that_jumps_an_hour_between_sleep_and_wake_changes_nothing(
 def test_of_two_wakes_at_once_one_wins_and_the_engine_serves(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The second is refused before it touches anything: a second resume, or the end of the engine, would hit the first."""
+    """The second is refused before it does anything: a second resume, or the end of the engine, would break the first."""
     inside, refused = threading.Event(), threading.Event()
 
     @dataclass(frozen=True, kw_only=True)

@@ -95,14 +95,14 @@ def modules() -> dict[str, Path]:
 
 
 def dotted(file: Path) -> str:
-    """A file's name as an import statement has it."""
+    """A file's module name."""
     names = file.relative_to(CORE.parent).with_suffix("").parts
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
 @functools.cache
 def imported(module: str) -> frozenset[str]:
-    """Modules of core that a module imports, in functions and for type checking, too."""
+    """Modules of core that a module imports, also in functions and for type checking."""
     found: set[str] = set()
     for node in ast.walk(parsed(modules()[module])):
         if isinstance(node, ast.Import):
@@ -114,7 +114,7 @@ def imported(module: str) -> frozenset[str]:
 
 
 def reachable(module: str) -> set[str]:
-    """Every module that an import of this one leads to."""
+    """Every module that an import of this one loads."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -132,13 +132,13 @@ def graph() -> dict[str, frozenset[str]]:
 
 
 def test_every_module_belongs_to_a_part() -> None:
-    """And every name in the table of parts is a module or a package."""
+    """Every name in the table of parts is a module or a package."""
     assert [name for name in modules() if part_of(name) is None] == []
     assert [name for part in PARTS for name in part.modules if name not in modules()] == []
 
 
 def test_a_part_imports_only_lower_parts() -> None:
-    """As the table of parts orders them; imports in functions and for type checking count."""
+    """In the order of the table of parts. Imports in functions and for type checking count."""
     order = {part.name: place for place, part in enumerate(PARTS)}
     upward = set()
     for module in modules():
@@ -151,8 +151,8 @@ def test_a_part_imports_only_lower_parts() -> None:
     assert sorted(upward) == []
 
 
-def test_some_parts_do_not_know_each_other() -> None:
-    """Neither imports the other."""
+def test_some_parts_do_not_import_each_other() -> None:
+    """In either direction."""
     for module in modules():
         user = part_of(module)
         for name in imported(module):
@@ -212,7 +212,7 @@ def test_core_does_not_import_its_kit() -> None:
 
 
 @pytest.mark.parametrize("file", STANDARD_ONLY, ids=lambda file: file.name)
-def test_what_runs_beside_the_engine_is_standard_library_only(file: Path) -> None:
+def test_modules_in_the_engines_process_import_only_the_standard_library(file: Path) -> None:
     """The engine's environment may have any packages."""
     foreign = tops(file, typing_only=False) - set(sys.stdlib_module_names) - {"torpor"}
     allowed = ENGINES_HAVE | PARSERS.get(file, set()) if file.parent.name in {"launcher", "engine_patches"} else set()
@@ -232,8 +232,8 @@ def test_nothing_is_typed_any_outside_the_lifecycle() -> None:
     assert named(guilty) == []
 
 
-def test_there_is_no_drawer_for_odds_and_ends() -> None:
-    """A module is named after what it holds."""
+def test_no_module_has_a_catch_all_name() -> None:
+    """A module is named after its content."""
     assert named([file for file in sources(CORE, PLUGINS) if file.stem in {"utils", "helpers", "common", "base"}]) == []
 
 

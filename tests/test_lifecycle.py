@@ -1,4 +1,4 @@
-"""The six hooks: signatures, documentation, order, and the plugin that an error names."""
+"""The six hooks: signatures, documentation, order, and errors that name the plugin."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _no_calls() -> None:
 
 
 def deploy(*plugins: object) -> Deployment:
-    """A deployment of the plugins, with the stand-in where none of them launches."""
+    """A deployment of the plugins, with the stand-in if none of them launches an engine."""
     launches = any(hasattr(getattr(plugin, "launch", None), "torpor_impl") for plugin in plugins)
     engines = () if launches else (StandIn(),)
     return Deployment(name="tiny", model=Model(path="/models/tiny"), plugins=(*plugins, *engines))  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def doc_of(hook: str) -> str:
 
 
 def test_there_are_six_hooks_in_the_order_of_the_timeline() -> None:
-    """No more, no less: every method of `Plugin` with the specification's mark."""
+    """The hooks are exactly the methods of `Plugin` that carry the specification's mark."""
     marked = [name for name, member in vars(Plugin).items() if hasattr(member, "torpor_spec")]
     assert marked == list(HOOK_NAMES) == list(SIGNATURES)
 
@@ -98,7 +98,7 @@ def test_a_hook_is_documented_under_fixed_headings(hook: str) -> None:
 
 @pytest.mark.parametrize("hook", HOOK_NAMES)
 def test_a_hooks_example_is_a_plugin(hook: str) -> None:
-    """Copied into a frozen dataclass it compiles, registers, and implements the hook; where it plans, it returns a plan."""
+    """In a frozen dataclass it compiles, registers and implements the hook. A planning hook returns a plan."""
     lifecycle = Lifecycle(deploy(example_of(hook)))
     assert "example" in lifecycle.implementers(hook)
     if hook in ("prepare_image", "compile_kernels"):
@@ -107,7 +107,7 @@ def test_a_hooks_example_is_a_plugin(hook: str) -> None:
 
 
 def test_the_example_of_an_engine_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a program of that name on the path, it gets model, port and the other plugins' arguments."""
+    """A program of that name on the PATH gets model, port and the other plugins' arguments."""
     program = tmp_path / "my-engine"
     program.write_text('#!/bin/sh\necho "$@"\n')
     program.chmod(0o755)
@@ -119,7 +119,7 @@ def test_the_example_of_an_engine_starts_it(tmp_path: Path, monkeypatch: pytest.
 
 
 def example_of(hook: str) -> object:
-    """An instance of a plugin class that holds the example of the hook's docstring."""
+    """An instance of a plugin class with the example of the hook's docstring."""
     source = textwrap.dedent(doc_of(hook).partition("Example:\n")[2].partition("\n\n")[2])
     marker = "@hookimpl\n" if hook in HOOK_NAMES else ""
     assert source.startswith(f"{marker}@override\ndef {hook}")
@@ -138,7 +138,7 @@ def example_of(hook: str) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Talker(Plugin):
-    """Notes its calls."""
+    """Records its calls."""
 
     name: str = "talker"
 
@@ -151,7 +151,7 @@ class Talker(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class First(Talker):
-    """Wants to be called first."""
+    """Asks to be called first."""
 
     plugin_name = "first"
 
@@ -164,7 +164,7 @@ class First(Talker):
 
 @dataclass(frozen=True, kw_only=True)
 class Last(Talker):
-    """Wants to be called last."""
+    """Asks to be called last."""
 
     plugin_name = "last"
 
@@ -177,28 +177,28 @@ class Last(Talker):
 
 @dataclass(frozen=True, kw_only=True)
 class Other(Talker):
-    """Another one."""
+    """A second plugin."""
 
     plugin_name = "other"
     name: str = "other"
 
 
 def test_hooks_run_in_the_order_of_the_list() -> None:
-    """And so do their values come back, with the plugins' names."""
+    """Their values come back in that order, with the plugins' names."""
     lifecycle = Lifecycle(deploy(Talker(), Other()))
     assert [name for name, _ in lifecycle.prepare_image()] == ["talker", "other"] == CALLS
     assert lifecycle.implementers("prepare_image") == ("talker", "other")
     assert [name for name, _ in Lifecycle(deploy(Other(), Talker())).prepare_image()] == ["other", "talker"]
 
 
-def test_tryfirst_and_trylast_go_before_the_list() -> None:
-    """Wherever such a plugin stands."""
+def test_tryfirst_and_trylast_override_the_order_of_the_list() -> None:
+    """At any position in the list."""
     Lifecycle(deploy(Last(), Talker(), Other(), First())).prepare_image()
     assert CALLS == ["first", "talker", "other", "last"]
 
 
-def test_a_plugin_without_the_hook_is_not_asked() -> None:
-    """The specification's own methods are no implementations."""
+def test_a_plugin_without_the_hook_is_not_called() -> None:
+    """The specification's own methods do not count as implementations."""
     lifecycle = Lifecycle(deploy(Talker()))
     assert lifecycle.compile_kernels() == ()
     assert lifecycle.implementers("compile_kernels") == ()
@@ -246,7 +246,7 @@ def test_a_planning_hook_may_return_none() -> None:
     ],
 )
 def test_a_value_of_another_class_is_refused(hook: str, value: object, says: str) -> None:
-    """The message names plugin, hook, what came and what has to come."""
+    """The message names plugin, hook, the returned value and the expected class."""
     methods = {hook: hookimpl(_returning(value)), "plugin_name": "wrong"}
     wrong = type("Wrong", (Plugin,), methods)
     with pytest.raises(PluginError, match=says):
@@ -265,8 +265,8 @@ def test_a_hook_without_its_marker_is_refused() -> None:
         Lifecycle(deploy(Bare()))
 
 
-def test_a_marker_on_anything_else_is_refused() -> None:
-    """There is no such hook; the message lists those that there are."""
+def test_a_marker_on_an_unknown_hook_is_refused() -> None:
+    """The message lists the hooks."""
 
     class Wishful(Plugin):
         @hookimpl
@@ -278,7 +278,7 @@ def test_a_marker_on_anything_else_is_refused() -> None:
 
 
 def test_an_argument_that_no_hook_has_is_refused() -> None:
-    """Pluggy's own check, with the plugin's name."""
+    """By pluggy's own check. The message names the plugin."""
 
     class Greedy(Plugin):
         @hookimpl
@@ -290,7 +290,7 @@ def test_an_argument_that_no_hook_has_is_refused() -> None:
 
 
 def test_a_wrapper_is_refused() -> None:
-    """Core calls one plugin at a time: there is nothing to wrap."""
+    """Core calls one plugin at a time, so there is nothing to wrap."""
 
     class Wrapper(Plugin):
         @hookimpl(wrapper=True)
@@ -302,7 +302,7 @@ def test_a_wrapper_is_refused() -> None:
 
 
 def test_an_exception_carries_hook_and_plugin() -> None:
-    """As a note: class and message stay what they are."""
+    """In a note. Class and message stay unchanged."""
 
     class Failing(Plugin):
         @hookimpl
@@ -316,7 +316,7 @@ def test_an_exception_carries_hook_and_plugin() -> None:
 
 
 def test_an_observer_is_told_of_every_call() -> None:
-    """Hook, plugin and seconds; also of a call that failed."""
+    """It gets hook, plugin and seconds, also of a call that failed."""
     told: list[tuple[str, str, bool]] = []
     lifecycle = Lifecycle(deploy(Talker(), Other()), observer=lambda *call: told.append((*call[:2], call[2] >= 0)))
     lifecycle.prepare_image()
@@ -324,7 +324,7 @@ def test_an_observer_is_told_of_every_call() -> None:
 
 
 def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`TORPOR_TRACE=1` prints every call to standard error; 0 and nothing do not."""
+    """`TORPOR_TRACE=1` prints every call to standard error; 0 or an empty value does not."""
     for value in ("", "0"):
         monkeypatch.setenv(TRACE_VARIABLE, value)
         Lifecycle(deploy(Talker())).recipe()
@@ -355,11 +355,11 @@ def _returning(value: object) -> Callable[..., object]:
 
 
 def _plain(self: object, client: httpx.Client) -> None:
-    """A hook as it should be."""
+    """An ordinary hook."""
 
 
 async def _coroutine(self: object, client: httpx.Client) -> None:
-    """Has nothing to wait for."""
+    """A coroutine that never waits."""
 
 
 async def _async_generator(self: object, client: httpx.Client) -> AsyncIterator[None]:
@@ -383,14 +383,14 @@ def _promises(self: object, client: httpx.Client) -> Awaitable[None]:
 
 
 class Called:
-    """An object that can be called."""
+    """A callable object."""
 
     def __call__(self, client: httpx.Client) -> None:
         """Warm up."""
 
 
 def _new(hook: Callable[..., object]) -> Callable[..., Iterator[None]]:
-    """A function of its own, as a marker stays on a function."""
+    """A new function, because a marker stays on a function."""
     assert isinstance(hook, types.FunctionType)
     made = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__)
     made.__annotations__ = dict(hook.__annotations__)
@@ -444,7 +444,7 @@ STRANGE_HOOKS: dict[str, tuple[object, str]] = {
 @pytest.mark.parametrize("name", STRANGE_HOOKS)
 @pytest.mark.parametrize("base", [Plugin, object], ids=["derived", "free-standing"])
 def test_a_hook_that_would_never_run_is_refused_when_the_deployment_is_made(name: str, base: type) -> None:
-    """With plugin, hook and cure; ahead of every command, and of a Modal app's import."""
+    """The message has plugin, hook and fix. Every command and a Modal app's import make the deployment first."""
     hook, says = STRANGE_HOOKS[name]
     strange = type("Strange", (base,), {"warmup": hook, "plugin_name": "strange"})
     with pytest.raises(PluginError, match=rf"^Plugin 'strange'\W.*{says}") as caught:
@@ -453,8 +453,8 @@ def test_a_hook_that_would_never_run_is_refused_when_the_deployment_is_made(name
 
 
 @pytest.mark.parametrize("hook", HOOK_NAMES)
-def test_every_hook_is_looked_at(hook: str) -> None:
-    """Those that plan, that launch and that act."""
+def test_every_hook_is_checked(hook: str) -> None:
+    """Planning hooks, `launch` and acting hooks."""
 
     async def never(self: object) -> None:
         """Never run."""
@@ -464,7 +464,7 @@ def test_every_hook_is_looked_at(hook: str) -> None:
         deploy(strange())
 
 
-def test_a_hook_of_a_base_class_is_looked_at() -> None:
+def test_a_hook_of_a_base_class_is_checked() -> None:
     """In any base class."""
 
     class Base(Plugin):
@@ -493,8 +493,8 @@ def test_a_hook_of_a_base_class_is_looked_at() -> None:
     ],
     ids=lambda value: "" if callable(value) else value[:30],
 )
-def test_a_parameter_that_would_get_nothing_is_refused(hook: Any, says: str) -> None:
-    """Or a hook would run with None, after minutes of a start."""
+def test_a_hook_parameter_that_gets_no_value_is_refused(hook: Any, says: str) -> None:
+    """Otherwise the hook would fail or run without it, after minutes of a start."""
     hook.__name__ = "warmup"
     strange = type("Strange", (Plugin,), {"warmup": _marked(hook), "plugin_name": "strange"})
     with pytest.raises(PluginError, match=rf"Plugin 'strange' cannot be registered: warmup .*{says}"):
@@ -503,7 +503,7 @@ def test_a_parameter_that_would_get_nothing_is_refused(hook: Any, says: str) -> 
 
 @pytest.mark.parametrize("hook", HOOK_NAMES)
 def test_the_arguments_of_a_hook_are_those_of_its_specification(hook: str) -> None:
-    """They are told in two places."""
+    """Two places list them."""
     assert ("self", *ARGUMENTS[hook]) == tuple(inspect.signature(getattr(Plugin, hook)).parameters)
 
 
@@ -529,7 +529,7 @@ def test_a_marker_on_a_misspelt_name_says_what_was_meant(name: str, says: str) -
 @pytest.mark.parametrize("hook", ["warmup", "pre_snapshot", "post_restore"])
 @pytest.mark.parametrize("value", [False, 0, "", (), {"ok": True}, [None]], ids=repr)
 def test_a_value_of_a_hook_that_acts_is_refused(hook: str, value: object) -> None:
-    """Any value: core would not read it."""
+    """Core would not read the value, whatever it is."""
 
     def acting(self: object) -> object:
         return value
@@ -544,7 +544,7 @@ def test_a_value_of_a_hook_that_acts_is_refused(hook: str, value: object) -> Non
 
 @pytest.mark.fault("a hook calls a coroutine and returns it", area="hooks", outcome="refused")
 def test_a_coroutine_that_a_hook_returns_is_refused_and_closed() -> None:
-    """No annotation says so; its body never ran, and nobody is warned of it later."""
+    """No annotation shows it. Its body never runs, and Python prints no warning about it later."""
 
     class Forgetful(Plugin):
         @hookimpl
@@ -573,7 +573,7 @@ def test_a_process_in_place_of_an_engine_is_refused_and_ended() -> None:
 
 
 class Quiet(EnginePlugin):
-    """An engine that is none: its hooks do nothing."""
+    """An engine plugin whose hooks do nothing."""
 
     @hookimpl
     @override

@@ -1,4 +1,4 @@
-"""`Plugin.check`: asked before anything costs time, by every command and by the import of a Modal app."""
+"""`Plugin.check`: every command, and the import of a Modal app, calls it before anything takes time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HUB = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21f2
 
 @dataclass(frozen=True, kw_only=True)
 class Choosy(Plugin):
-    """Finds what it is told to."""
+    """A plugin with given findings."""
 
     plugin_name: ClassVar[str] = "choosy"
     level: str = "warning"
@@ -47,13 +47,13 @@ class Choosy(Plugin):
 
 
 def deploy(*plugins: object, **fields: object) -> Deployment:
-    """A deployment of the plugins, with the stand-in where none of them launches."""
+    """A deployment of the plugins, with the stand-in if none of them launches an engine."""
     engines = () if any(isinstance(plugin, SGLang | VLLM) for plugin in plugins) else (StandIn(),)
     return Deployment(**{"name": "tiny", "model": HUB, "plugins": (*plugins, *engines), **fields})  # type: ignore[arg-type]
 
 
 def errors_of(deployment: Deployment) -> list[str]:
-    """What the checks find to be wrong, with who says so."""
+    """The errors that the checks find, with the plugins' names."""
     return [
         f"{found.plugin}: {found.seen} -> {found.cure}"
         for found in plugin_findings(deployment)
@@ -62,7 +62,7 @@ def errors_of(deployment: Deployment) -> list[str]:
 
 
 def test_findings_carry_the_plugins_name() -> None:
-    """In the deployment's order; errors refuse the deployment, warnings are passed on."""
+    """In the deployment's order. Errors refuse the deployment; warnings are passed on."""
     assert plugin_findings(deploy(Choosy())) == (
         Finding(level="warning", what="port", seen="port 8000 is odd", cure="take another", plugin="choosy"),
     )
@@ -76,7 +76,7 @@ def test_findings_carry_the_plugins_name() -> None:
 
 
 def test_the_example_of_check_can_be_copied() -> None:
-    """As it stands in the docstring."""
+    """Unchanged from the docstring."""
     found = plugin_findings(deploy(example_of("check")))
     assert [(one.level, one.plugin, one.what) for one in found] == [("error", "example", "GPU")]
     assert plugin_findings(deploy(example_of("check"), gpu="H100")) == ()
@@ -131,7 +131,7 @@ def _no_level(self: object, deployment: Deployment) -> Iterable[Finding]:
     ids=lambda value: getattr(value, "__name__", "") or str(value)[:30],
 )
 def test_a_check_that_fails_is_an_error_that_names_the_plugin(body: Callable[..., object], says: str) -> None:
-    """And says what a check has to do."""
+    """The message says what a check has to do."""
     deployment = deploy(_check(body), Choosy())
     assert [found.plugin for found in plugin_findings(deployment)] == ["broken", "choosy"]
     with pytest.raises(ConfigurationError, match="Plugin 'broken': check: ") as caught:
@@ -143,7 +143,7 @@ def test_a_check_that_fails_is_an_error_that_names_the_plugin(body: Callable[...
 @pytest.mark.fault("a plugin's check hangs", area="hooks", outcome="refused")
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_check_that_hangs_is_an_error_that_names_the_plugin(monkeypatch: pytest.MonkeyPatch, stubborn: bool) -> None:
-    """Also one that catches what interrupts it once. The other plugins are asked; signals are as before."""
+    """Even if it catches the first interruption. The other plugins are checked; signal handlers are restored."""
     monkeypatch.setattr(plugin_checks, "_DEADLINE_S", 0.1)
     monkeypatch.setattr(plugin_checks, "_AGAIN_S", 0.1)
 
@@ -169,7 +169,7 @@ def test_a_check_that_hangs_is_an_error_that_names_the_plugin(monkeypatch: pytes
 
 
 def test_a_timer_that_ran_before_a_check_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another's SIGALRM, as of a test runner."""
+    """Another timer with SIGALRM, such as a test runner's."""
     before = signal.setitimer(signal.ITIMER_REAL, 100)
     try:
         assert plugin_findings(deploy(Choosy()))
@@ -178,8 +178,8 @@ def test_a_timer_that_ran_before_a_check_goes_on(monkeypatch: pytest.MonkeyPatch
         signal.setitimer(signal.ITIMER_REAL, *before)
 
 
-def test_a_method_of_another_meaning_is_left_alone() -> None:
-    """A class that does not derive from `Plugin` may have a `check` that takes no deployment; with one it is asked."""
+def test_an_unrelated_check_method_is_not_called() -> None:
+    """A class that does not derive from `Plugin` may have a `check` without a deployment argument. With one, it is called."""
 
     class Free:
         plugin_name = "free"
@@ -225,8 +225,8 @@ def test_a_method_of_another_meaning_is_left_alone() -> None:
         (SGLang(device="cpu"), "H100", "SGLang.device is 'cpu': the GPU would be paid for and stay idle"),
     ],
 )
-def test_an_engine_gets_as_many_gpus_as_it_takes(engine: Plugin, gpu: str | None, says: str) -> None:
-    """Neither more, which would cost money, nor fewer."""
+def test_a_wrong_number_of_gpus_is_an_error(engine: Plugin, gpu: str | None, says: str) -> None:
+    """Too many would cost money; with too few the engine would fail."""
     (told,) = errors_of(deploy(engine, gpu=gpu))
     assert says in told
 
@@ -245,12 +245,12 @@ def test_an_engine_gets_as_many_gpus_as_it_takes(engine: Plugin, gpu: str | None
     ],
 )
 def test_as_many_gpus_as_the_engine_takes_are_right(engine: Plugin, gpu: str | None) -> None:
-    """Parallelism inside of a model's GPUs takes no further ones."""
+    """Parallelism inside the model's GPUs needs no further ones."""
     assert plugin_findings(deploy(engine, gpu=gpu)) == ()
 
 
-def test_an_engine_for_a_gpu_without_one_is_a_warning() -> None:
-    """On a machine of one's own it starts; GPU memory is in no snapshot."""
+def test_a_gpu_engine_without_a_gpu_is_a_warning() -> None:
+    """It starts on a user's own machine, but a snapshot would hold no GPU memory."""
     (found,) = plugin_findings(deploy(SGLang()))
     assert (found.level, found.plugin) == ("warning", "sglang")
     assert "Deployment.gpu is None" in found.seen
@@ -273,7 +273,7 @@ def test_an_engine_for_a_gpu_without_one_is_a_warning() -> None:
     ],
 )
 def test_gpus_are_counted_from_flags(words: tuple[str, ...], needed: int) -> None:
-    """The last one counts, as for argparse; a number that is none is the engine's to refuse."""
+    """The last flag counts, as in argparse. The engine itself refuses an invalid number."""
     flags = ParallelFlags(stages=(("--pp-size", "--pipeline-parallel"),), data=(("--copies",),), shared=("--shared",))
     assert gpus_needed(2, words, flags) == needed
 
@@ -332,7 +332,7 @@ deployment = Deployment(name="tiny", model=Model(path="/m", served_name="m"), pl
 
 
 def torpor(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of Torpor's."""
+    """Run one of Torpor's commands."""
     return subprocess.run(
         [sys.executable, "-m", "torpor.cli", *words],
         capture_output=True,
@@ -374,7 +374,7 @@ def test_every_command_that_starts_or_plans_refuses_an_error(tmp_path: Path, fre
 
 @pytest.mark.slow
 def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, free_port: int) -> None:
-    """In a plan among the warnings, elsewhere in the log, once."""
+    """A plan lists it among its warnings; other commands log it once."""
     (tmp_path / "app.py").write_text(APP.format(level="warning", port=free_port))
     plan = torpor("plan", "app.py", folder=tmp_path)
     assert (plan.returncode, "  port [choosy]: it is odd\n      -> take another\n" in plan.stdout) == (0, True)
@@ -383,8 +383,8 @@ def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, free_port: int) ->
     assert up.stderr.count("it is odd") == 1
 
 
-def test_a_server_is_not_made_of_a_deployment_that_cannot_work(tmp_path: Path) -> None:
-    """Also when the platform is used from Python."""
+def test_a_local_server_refuses_a_deployment_that_cannot_work(tmp_path: Path) -> None:
+    """Also when a Python program uses the platform."""
     with pytest.raises(ConfigurationError, match="Plugin 'choosy'"):
         LocalServer(deploy(Choosy(level="error")), root=tmp_path)
 
@@ -399,7 +399,7 @@ def test_a_warning_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_in_an_engines_gpus_is_an_error_of_the_launch_too() -> None:
-    """Also without a check, before anything is started."""
+    """The launch checks it again, before it starts anything."""
     from torpor import Lifecycle, Recipe
     from torpor.recipe import ImagePatch
 

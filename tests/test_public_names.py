@@ -1,4 +1,4 @@
-"""The public names, and that importing them needs no package that an engine's process may lack."""
+"""The public names. Importing them needs no package that an engine's process may lack."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ PACKAGES = (
 
 
 class Source(NamedTuple):
-    """A file that third parties' code is like.
+    """A file written like a third party's code.
 
     Attributes:
         name: where it is.
@@ -127,14 +127,14 @@ WRONG_INPUT = (errors.ConfigurationError, errors.PortInUseError)
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    """Run a piece of Python in a fresh interpreter with this one's path."""
+    """Run Python code in a fresh interpreter with this one's path."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=60
     )
 
 
-def test_the_public_names_are_golden() -> None:
+def test_the_public_names_are_as_listed() -> None:
     """Adding or removing a name is a decision."""
     assert sorted(torpor.__all__) == ALL == sorted(set(ALL))
     assert dir(torpor) == ALL
@@ -142,8 +142,8 @@ def test_the_public_names_are_golden() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_public_name_is_there(name: str) -> None:
-    """And a class or function comes with a docstring."""
+def test_a_public_name_exists(name: str) -> None:
+    """Each class and function has a docstring."""
     value = getattr(torpor, name)
     assert value is getattr(torpor, name)
     if inspect.isclass(value):
@@ -185,19 +185,19 @@ def test_plugins_examples_apps_and_templates_use_public_names_only(source: Sourc
     ],
 )
 def test_a_deep_import_is_found(line: str, deep: list[str]) -> None:
-    """In any form."""
+    """In every form of the import statement."""
     assert list(_not_public(line)) == deep
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    """In both lazy modules, with the module's name."""
+def test_a_missing_name_is_an_attribute_error() -> None:
+    """In both lazy modules. The message names the module."""
     for module in ("torpor", "torpor.testing"):
         with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'Nonsense'"):
             _ = importlib.import_module(module).Nonsense
 
 
 def test_every_error_is_public_and_drawn_in_the_tree() -> None:
-    """The tree in the module's docstring is the tree of the classes, with their exit codes."""
+    """The module's docstring draws the tree of the classes with their exit codes."""
     classes = {
         name: kind
         for name, kind in vars(errors).items()
@@ -214,7 +214,7 @@ def test_every_error_is_public_and_drawn_in_the_tree() -> None:
 
 
 def test_an_error_survives_a_pickle() -> None:
-    """A container hands its errors to the client that way; exit code and log tail come along."""
+    """A container sends its errors to the client as pickles. Exit code and log tail survive."""
     error = errors.EngineExitedError("gone", exit_code_seen=-9, log_tail=("a", "b"))
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.exit_code_seen, copy.log_tail) == ("gone", -9, ("a", "b"))
@@ -237,14 +237,14 @@ def test_an_error_survives_a_pickle() -> None:
     ],
 )
 def test_importing_it_needs_nothing_but_the_standard_library(module: str) -> None:
-    """An engine's own environment has none of Torpor's dependencies; every one of them is blocked here."""
+    """An engine's environment has none of Torpor's dependencies. The test blocks each of them."""
     blocked = f"import sys\nfor name in {BLOCKED!r}:\n    sys.modules[name] = None\n"
     result = python(f"{blocked}import {module}\nprint({module}.__name__)")
     assert (result.stdout.strip(), result.stderr) == (module, "")
 
 
-def test_a_value_costs_no_network_library() -> None:
-    """Deployments, recipes and errors are read where there is nothing to talk to."""
+def test_values_import_no_network_library() -> None:
+    """Deployments, recipes and errors are also read in places without a network."""
     result = python(
         "import sys\nfrom torpor import Deployment, ImagePatch, TorporError, BuildPlan, Model\n"
         "print(sorted({'httpx', 'modal', 'structlog', 'psutil', 'pluggy'} & set(sys.modules)))"
@@ -253,14 +253,14 @@ def test_a_value_costs_no_network_library() -> None:
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
-    """A literal, because a container has no package metadata."""
+    """It is a literal, because a container has no package metadata."""
     from importlib.metadata import version
 
     assert torpor.__version__ == version("torpor")
 
 
 def _not_public(text: str) -> Iterator[str]:
-    """What a source imports from Torpor that is not public."""
+    """The names that a source imports from Torpor and that are not public."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_core(alias.name) and alias.name not in PACKAGES)
@@ -277,5 +277,5 @@ def _is_core(module: str) -> bool:
 
 
 def _depth(line: str) -> int:
-    """How far a line of the drawn tree is indented, in characters before its class."""
+    """The indentation of a line of the drawn tree, in characters before its class."""
     return len(line) - len(line.lstrip(" │├└─"))

@@ -1,4 +1,4 @@
-"""The README is short, and tests show every claim about its differences from the example."""
+"""The README is short, and a test proves each claim about how Torpor differs from the example."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ SHOWN_BY = {
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
-    """The rest goes into docs/."""
+    """Everything else belongs into docs/."""
     assert len(README.read_text().splitlines()) <= LINES
 
 
 def test_every_difference_from_the_example_is_claimed_once_and_shown_by_a_test() -> None:
-    """Each row has tests, and each entry a row."""
+    """Each row has tests, and each entry has a row."""
     table = README.read_text().partition("| there | here | because |")[2].partition("\n\n")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
     assert rows == list(SHOWN_BY)
 
 
 @pytest.mark.parametrize("test", sorted({test for tests in SHOWN_BY.values() for test in tests}))
-def test_what_shows_a_claim_is_there(test: str) -> None:
-    """The test exists under that name, and asserts something."""
+def test_the_test_that_shows_a_claim_exists(test: str) -> None:
+    """Under that name, and with an assertion."""
     file, _, name = test.partition(":")
     source = ROOT / "tests" / file
     assert name in defined(source)
@@ -70,7 +70,7 @@ def test_what_shows_a_claim_is_there(test: str) -> None:
 
 
 def test_the_example_is_named_with_its_commit_and_the_day_it_was_read() -> None:
-    """A claim about another project has a source and a date."""
+    """A claim about another project needs a source and a date."""
     assert re.search(
         r"modal-examples/blob/[0-9a-f]{40}/\S+sglang_snapshot\.py\), as read on 20\d\d-\d\d-\d\d", README.read_text()
     )

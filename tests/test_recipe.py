@@ -1,4 +1,4 @@
-"""Plugins' patches and plans are merged; a conflict names both plugins."""
+"""Plugins' patches and plans are merged. A conflict names both plugins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def a_step(name: str = "download", order: int = 10, **fields: object) -> BuildStep:
-    """A build step with the usual fields."""
+    """A build step with ordinary fields."""
     return BuildStep(name=name, argv=("run", name), order=order, timeout_s=60, **fields)  # type: ignore[arg-type]
 
 
@@ -34,12 +34,12 @@ def a_check(name: str = "weights") -> Preflight:
 
 
 def merged(**patches: ImagePatch) -> Recipe:
-    """The recipe of some plugins' patches, in order."""
+    """The merged recipe of several plugins' patches, in order."""
     return Recipe.merge(list(patches.items()), [])
 
 
 def test_patches_add_up_in_the_plugins_order() -> None:
-    """Everything that differs in its key is kept; the same value twice is one."""
+    """Values with different keys are all kept; the same value twice counts once."""
     recipe = merged(
         engine=ImagePatch(base="engine:1", apt=("curl",), pip=("a>=1",), env={"A": "1"}, engine_args=("--x", "1")),
         cache=ImagePatch(apt=("curl", "git"), pip=("a>=1", "b"), env={"A": "1", "B": "2"}, volumes={"/vol/c": "cache"}),
@@ -98,7 +98,7 @@ def test_every_value_has_an_origin() -> None:
     ],
 )
 def test_a_conflict_names_both_plugins(one: ImagePatch, two: ImagePatch, what: str) -> None:
-    """And both values, and what to do."""
+    """It also names both values and what to do."""
     with pytest.raises(ConflictError, match=r"Plugins 'one' and 'two' both claim " + what) as caught:
         merged(one=one, two=two)
     assert str(caught.value).endswith("Change an option of one of them, or drop one.")
@@ -113,7 +113,7 @@ def test_a_conflict_names_both_plugins(one: ImagePatch, two: ImagePatch, what: s
     ],
 )
 def test_two_steps_of_one_name_name_both_plugins(plan: BuildPlan, what: str) -> None:
-    """Even equal ones: two downloads of one name are two downloads."""
+    """Even if the steps are equal: two downloads of one name are two downloads."""
     other = pickle.loads(pickle.dumps(plan))
     with pytest.raises(ConflictError, match=f"Plugins 'one' and 'two' both claim {what}"):
         Recipe.merge([], [("one", plan), ("two", other)])
@@ -136,7 +136,7 @@ def test_steps_run_by_order_whatever_the_plugins_order() -> None:
 
 
 def test_engine_arguments_reach_the_steps_that_ask_for_them() -> None:
-    """They are appended to the command, and belong to the cache's key; other steps stay as they are."""
+    """They are appended to the command and are part of the cache key. Other steps stay unchanged."""
     cache = Cache(volume_dir="/vol/k", image_dir="/opt/k", key=("v1",))
     asks, asks_not = a_step("compile", 20, engine_args=True, cache=cache), a_step()
     patch = ImagePatch(engine_args=("--tp-size", "2"))
@@ -155,7 +155,7 @@ def test_a_mount_has_to_be_absolute(path: str) -> None:
 
 
 def test_flags_are_grouped_with_their_values() -> None:
-    """In either spelling; what does not begin with a flag is refused."""
+    """In both spellings. Arguments that do not begin with a flag are refused."""
     assert split_flags(("--a", "1", "2", "--b", "--c=3", "--d=")) == [
         ("--a", ("1", "2")),
         ("--b", ()),
@@ -177,7 +177,7 @@ def test_flags_are_grouped_with_their_values() -> None:
     ],
 )
 def test_requirements_are_compared_by_normalised_name(requirement: str, name: str) -> None:
-    """PEP 503."""
+    """By the rules of PEP 503."""
     assert requirement_name(requirement) == name
 
 
@@ -190,7 +190,7 @@ def test_requirements_are_compared_by_normalised_name(requirement: str, name: st
     ],
 )
 def test_a_step_that_cannot_run_is_refused(fields: dict[str, object], says: str) -> None:
-    """Without a command, or without time."""
+    """It has no command, or no time."""
     with pytest.raises(ConfigurationError, match=says):
         BuildStep(**{"name": "x", "order": 1, "timeout_s": 1, **fields})  # type: ignore[arg-type]
 
@@ -235,8 +235,8 @@ FIELDS = [
 @pytest.mark.fault("a line break in a value would become a line of a Dockerfile", area="recipe", outcome="refused")
 @pytest.mark.parametrize("line_break", BREAKS, ids=ascii)
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_line_break_is_refused_where_the_value_is_made(field: str, line_break: str) -> None:
-    """Every reader's line breaks, and NUL; in every field that becomes part of a Dockerfile, also at its very end."""
+def test_a_line_break_is_refused_when_the_value_is_made(field: str, line_break: str) -> None:
+    """Any kind of line break, and NUL, also at the end, in every field that becomes part of a Dockerfile."""
     for text in (f"x{line_break}RUN id", f"x{line_break}"):
         with pytest.raises(ConfigurationError) as caught:
             with_break(field, text)
@@ -245,21 +245,21 @@ def test_a_line_break_is_refused_where_the_value_is_made(field: str, line_break:
 
 @pytest.mark.parametrize("field", ["engine argument", "argv", "cache key", "probe"])
 def test_an_argument_may_have_lines_but_no_nul(field: str) -> None:
-    """A step on this machine may run a program of several lines; one that becomes a Dockerfile's line is refused there."""
+    """A step on this machine may run a program of several lines. A step for a Dockerfile may not; Modal's platform refuses it."""
     with_break(field, "x\ny")
     with pytest.raises(ConfigurationError, match=r"'x\\x00y'; an argument is text without NUL"):
         with_break(field, "x\0y")
 
 
 def test_a_value_of_a_variable_is_never_in_the_message() -> None:
-    """It may be a secret; the message says which variable and where in it."""
+    """It may be a secret. The message names the variable and the position."""
     with pytest.raises(ConfigurationError, match=r"ImagePatch\.env: KEY has a line break at character 7") as caught:
         ImagePatch(env={"KEY": "secret\nvalue"})
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "Ä", "A.B", "A$B", "${A}"])
-def test_a_variables_name_has_to_be_one(name: str) -> None:
+def test_an_invalid_variable_name_is_refused(name: str) -> None:
     """`ENV A B=1` would set something else."""
     with pytest.raises(ConfigurationError, match=r"ImagePatch\.env has the name"):
         ImagePatch(env={name: "1"})
@@ -279,13 +279,13 @@ def test_a_variables_name_has_to_be_one(name: str) -> None:
     ],
 )
 def test_an_invalid_image_or_package_name_is_refused(patch: Callable[[], ImagePatch], message: str) -> None:
-    """A word more in a base image or a package would be read as something else."""
+    """An additional word in the name of a base image or package would change the command."""
     with pytest.raises(ConfigurationError, match=message):
         patch()
 
 
 def test_ordinary_values_pass() -> None:
-    """References with a digest, packages with a version, requirements with markers and URLs, values of any one line."""
+    """References with a digest, packages with a version, requirements with markers and URLs, any value of one line."""
     ImagePatch(
         base="localhost:5000/team/engine:v1.2-cu129@sha256:0123abcd",
         apt=("curl", "libstdc++6", "gcc-12=12.2.0-14", "libc6:amd64"),

@@ -1,4 +1,4 @@
-"""The record of what tests showed of each engine: how it grows, and that it speaks of what there is."""
+"""The record of what tests showed of each engine: how it grows, and that it names only existing engines and versions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 ENGINES: dict[str, type[ChatServer]] = {"sglang": SGLang, "vllm": VLLM}
 
 
-def test_what_is_shown_is_added_to_what_was() -> None:
-    """Rows in the order of the table, versions newest first, each once; what another machine showed stays."""
+def test_new_results_are_added_to_the_record() -> None:
+    """Rows in the table's order, versions newest first, each once. Results of another machine stay."""
     before = {ROWS[4]: {"sglang": "0.5.16"}, ROWS[0]: {"sglang": "0.5.16"}}
     shown = {(ROWS[0], "sglang", "0.5.6.post2"), (ROWS[0], "sglang", "0.5.23"), (ROWS[3], "vllm", "0.32.0")}
     assert merged(before, shown) == {
@@ -51,14 +51,14 @@ def test_a_marks_braces_stand_for_the_tests_parameters() -> None:
 
 
 def test_a_row_that_the_table_does_not_have_is_an_error() -> None:
-    """A misspelt row is not a new one."""
+    """A misspelt row is no new row."""
     mark = pytest.mark.shows("snapshots", engine="vllm", version="1").mark
     with pytest.raises(ValueError, match="shows 'snapshots'; the rows are flags and routes"):
         shown_by(cast("pytest.Item", Item(mark)))
 
 
-def test_a_benchmarks_rows_count_where_every_answer_was_right() -> None:
-    """One restore with another text, or one request that never ended, and the row shows nothing."""
+def test_a_benchmarks_row_needs_every_answer_to_be_right() -> None:
+    """After one restore with another text, or one request without an end, the row does not count."""
     whole = {"sampled_asked": 32, "sampled_finished": 32, "restored_s": [1.5], "texts": ["a"], "canary": "a"}
     woken = {"sampled_asked": 32, "sampled_finished": 32, "woken_s": [0.4]}
     rows: dict[str, dict[str, object]] = {"flagship": dict(whole), "standby": dict(woken), "vllm-1": dict(whole)}
@@ -70,8 +70,8 @@ def test_a_benchmarks_rows_count_where_every_answer_was_right() -> None:
         assert shown_by_benchmark({"rows": {"flagship": whole | wrong}}, "0.5.16") == set()
 
 
-def test_the_record_speaks_of_engines_and_versions_that_there_are() -> None:
-    """A version that a plugin no longer supports leaves the record with it."""
+def test_the_record_names_only_supported_engines_and_versions() -> None:
+    """When a plugin drops a version, the record drops it too."""
     installed = {plugin.name for plugin in installed_plugins() if plugin.launches}
     for row, engines in read_results(RESULTS).items():
         assert row in ROWS

@@ -1,4 +1,4 @@
-"""Tests in several workers: what shares a fixture stays together, and a test that takes long is named while it runs."""
+"""Tests in several workers: tests that share a fixture run in one worker, and a long test is named while it runs."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_long(shared):
 """
 
 
-def test_what_tests_share_is_built_once_and_a_long_test_is_named(tmp_path: Path) -> None:
-    """Each parameter of a module fixture in one worker, a shared folder in one for all; the longest deadline goes first."""
+def test_a_shared_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path) -> None:
+    """Each parameter of a module fixture has one worker, a shared folder has one for all. The longest deadline goes first."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     options = ["-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"]
@@ -73,7 +73,7 @@ def test_what_tests_share_is_built_once_and_a_long_test_is_named(tmp_path: Path)
     assert float((tmp_path / "long").read_text()) < float((tmp_path / "b3").read_text())
 
 
-def test_a_long_test_is_named_again_and_again_until_it_ends() -> None:
+def test_a_long_test_is_named_repeatedly_until_it_ends() -> None:
     """After the time that makes it long, then whenever its time has doubled."""
     lines: list[str] = []
     now = RunningNow(lines.append, long_s=30)

@@ -1,4 +1,4 @@
-"""The soak, in short; the long one is `make soak`."""
+"""Short soak tests; `make soak` runs the long one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torpor.testing import StandIn, StandInVLLM
 def test_ten_seconds_of_mixed_load_with_sleeps_and_wakes_lose_and_leak_nothing(
     free_port: int, standin: type[StandIn], http: str
 ) -> None:
-    """Every request is answered, and answers of every kind were seen; descriptors, threads and memory stay."""
+    """Every request is answered, with answers of every kind. Descriptors, threads and memory do not grow."""
     result = soak(seconds=10, port=free_port, standin=standin, http=http)
     assert result.complaints() == []
     assert result.cycles >= 4
@@ -24,7 +24,7 @@ def test_ten_seconds_of_mixed_load_with_sleeps_and_wakes_lose_and_leak_nothing(
 
 
 def test_a_soak_that_lost_or_leaked_complains() -> None:
-    """A lost request, a descriptor, a thread, memory: each by itself."""
+    """Separately for a lost request, a descriptor, a thread, and memory."""
     small = Size(descriptors=9, threads=3, rss_bytes=10_000_000)
     good = SoakResult(framework=(small, small), guard=(small, small))
     assert good.complaints() == []
@@ -43,7 +43,7 @@ def test_a_soak_that_lost_or_leaked_complains() -> None:
 @pytest.mark.slow
 @pytest.mark.fault("half of the public port's clients behave badly", area="public port", outcome="held")
 def test_clients_that_come_and_go_leave_nothing_with_a_gateway_of_few_descriptors() -> None:
-    """Every request of a well-behaved client is answered, descriptors come back, memory stays."""
+    """Every request of a well-behaved client is answered, descriptors are freed, memory does not grow."""
     result = soak_gateway(seconds=6, connections=400, hold_s=3.0)
     assert result.complaints() == []
     assert result.answers["200"] >= 200
@@ -51,7 +51,7 @@ def test_clients_that_come_and_go_leave_nothing_with_a_gateway_of_few_descriptor
 
 
 def test_a_soak_of_the_gateway_that_lost_or_kept_complains() -> None:
-    """A lost request, descriptors, memory, and a gateway that answered nobody."""
+    """About a lost request, descriptors, memory, or a gateway that answered nobody."""
     good = GatewayResult(answers={"200": 5}, descriptors=(40, 41), rss_bytes=(10, 20))
     assert good.complaints() == []
     assert GatewayResult().complaints() == ["no well-behaved client was answered"]

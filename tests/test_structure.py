@@ -1,4 +1,4 @@
-"""The code's structure in numbers: imports inside functions, long functions, public names without a docstring."""
+"""Numbers about the code's structure: imports inside functions, long functions, public names without a docstring."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.As
 
 
 def is_override(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
-    """Whether it has its docstring from the class above."""
+    """Whether a base class has its docstring."""
     return any(isinstance(one, ast.Name) and one.id == "override" for one in node.decorator_list)
 
 
 def test_functions_are_short() -> None:
-    """What is longer is cut into steps with names."""
+    """Cut a longer one into steps with names."""
     found = [
         f"{file.relative_to(ROOT)}:{function.lineno} {function.name}"
         for file in SOURCES
@@ -98,7 +98,7 @@ def test_imports_inside_functions_are_few_and_say_why() -> None:
 
 
 def test_public_names_have_docstrings() -> None:
-    """Of modules, classes, functions and methods; an override has the one of the class above."""
+    """Modules, classes, functions and methods. An override has the docstring of its base class."""
     found = [
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
         for file in SOURCES
@@ -112,6 +112,6 @@ def test_public_names_have_docstrings() -> None:
     "line", ["import httpx  # noqa: PLC0415 - 46 ms of a restore", "import torch  # noqa: PLC0415 - the engine's"]
 )
 def test_a_reason_is_a_figure_or_a_missing_module(line: str) -> None:
-    """Both kinds are known."""
+    """The test recognises both kinds."""
     assert REASON.search(line)
     assert not REASON.search("import shutil  # noqa: PLC0415 - hardly ever")

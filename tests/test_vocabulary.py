@@ -1,4 +1,4 @@
-"""One word for one thing: the words that Torpor no longer uses stand nowhere, neither in code nor in messages and pages."""
+"""One word for one thing: no code, message or page contains a word that Torpor no longer uses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ OWN = {"tests/test_vocabulary.py", "docs/glossary.md"}
 
 
 def texts() -> list[Path]:
-    """Every text of the repository that people read; old release notes stay as they are."""
+    """Every text of the repository that people read. Old release notes keep their words."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
     ).stdout
@@ -87,12 +87,12 @@ def texts() -> list[Path]:
 
 
 def has(old: Old, line: str) -> bool:
-    """Whether the old word stands in a line, in the meaning that it no longer has."""
+    """Whether the line contains the old word in its old meaning."""
     return re.search(old.pattern, re.sub(old.allowed, "", line)) is not None
 
 
 def found(old: Old) -> list[str]:
-    """Every place where the old word stands, as `path:line: text`."""
+    """Every place with the old word, as `path:line: text`."""
     places = []
     for file in texts():
         path = str(file.relative_to(ROOT))
@@ -105,8 +105,8 @@ def found(old: Old) -> list[str]:
 
 
 @pytest.mark.parametrize("old", OLD_WORDS, ids=lambda old: old.word)
-def test_an_old_word_stands_nowhere(old: Old) -> None:
-    """In code, JSON keys, messages, help texts, tests and pages."""
+def test_no_file_contains_an_old_word(old: Old) -> None:
+    """Code, JSON keys, messages, help texts, tests and pages."""
     places = found(old)
     assert places == [], f"{old.word!r} is {old.instead!r} now"
 
@@ -127,6 +127,6 @@ def test_an_old_word_stands_nowhere(old: Old) -> None:
         ("write the file anew", "anew"),
     ],
 )
-def test_an_old_word_is_known_by_its_meaning(line: str, word: str | None) -> None:
+def test_an_old_word_is_recognised_by_its_meaning(line: str, word: str | None) -> None:
     """Other meanings of the same word may stay."""
     assert [old.word for old in OLD_WORDS if has(old, line)] == ([word] if word else [])
