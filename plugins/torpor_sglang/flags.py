@@ -1,4 +1,4 @@
-"""The plugin's options as SGLang's command line, in every supported version."""
+"""The plugin's options as SGLang flags, in every supported version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["FLAGS"]
 
 
 def _source(v0_5_6: int, v0_5_16: int, v0_5_18: int, v0_5_23: str) -> str:
-    """Where each version defines a flag: lines of its server_args.py, and of a file in arg_groups/fields/ of 0.5.23."""
+    """Where each version defines a flag: the line of its server_args.py, or of a file in arg_groups/fields/ (0.5.23)."""
     older = {"0.5.6.post2": v0_5_6, "0.5.16": v0_5_16, "0.5.18": v0_5_18}
     lines = [f"{version} server_args.py:{line}" for version, line in older.items()]
     return "; ".join([*lines, f"0.5.23 arg_groups/fields/{v0_5_23}"])
@@ -30,7 +30,7 @@ FLAGS = FlagTable(
             option="revision",
             instead="Use Model.revision.",
             flag="--revision",
-            reason="pins the weights to one commit; without it the engine would ask the hub for the newest",
+            reason="pins the weights to one commit; without it the engine would ask the hub for the newest one",
             source=_source(2216, 529, 598, "model.py:122"),
         ),
         Flag(
@@ -44,7 +44,7 @@ FLAGS = FlagTable(
             option="host",
             instead="Use Deployment.host.",
             flag="--host",
-            reason="the deployment's address; 0.0.0.0 in a container of Modal's, whose proxy comes from outside",
+            reason="the deployment's address; 0.0.0.0 in a Modal container, because Modal's proxy connects from outside",
             source=_source(2239, 1054, 1277, "serving.py:65"),
         ),
         Flag(
@@ -59,28 +59,28 @@ FLAGS = FlagTable(
             instead="Use SGLang(tensor_parallel=...).",
             flag="--tp-size",
             aliases=("--tensor-parallel-size",),
-            reason="GPUs that share one model; '--tp' is an abbreviation only",
+            reason="number of GPUs that share the model; '--tp' is only an abbreviation",
             source=_source(2491, 888, 1010, "parallel.py:45"),
         ),
         Flag(
             option="device",
             instead="Use SGLang(device=...).",
             flag="--device",
-            reason="a CPU has to be asked for; GPUs are found",
+            reason="SGLang finds GPUs by itself, but a CPU has to be named",
             source=_source(2484, 1018, 1211, "device.py:24"),
         ),
         Flag(
             option="max_running_requests",
             instead="Use Scaling.max_concurrency.",
             flag="--max-running-requests",
-            reason="requests in one batch; kept equal to what the platform lets in at once",
+            reason="largest batch, in requests; the same as the platform's limit of concurrent requests",
             source=_source(2377, 694, 779, "schedule.py:31"),
         ),
         Flag(
             option="max_total_tokens",
             instead="Use SGLang(max_total_tokens=...).",
             flag="--max-total-tokens",
-            reason="size of the KV cache in tokens; on a CPU the default takes most of the memory (15 GB of 24 measured)",
+            reason="size of the KV cache in tokens; on a CPU the default takes most of the memory (measured: 15 of 24 GB)",
             source=_source(2389, 701, 787, "schedule.py:39"),
         ),
         Flag(
@@ -88,8 +88,8 @@ FLAGS = FlagTable(
             instead="Use SGLang(cuda_graph_max_batch=...).",
             flag="--cuda-graph-max-bs-decode",
             reason=(
-                "the largest batch with a captured CUDA graph: every size costs start-up time and memory. "
-                "--cuda-graph-max-bs is a deprecated alias in 0.5.16 and ambiguous, thus an error, in 0.5.23"
+                "largest batch with a captured CUDA graph: every size costs start-up time and memory. "
+                "--cuda-graph-max-bs is a deprecated alias in 0.5.16, and in 0.5.23 an error because it is ambiguous"
             ),
             source=_source(3510, 1546, 1879, "exec_.py:629"),
             renamed=(("0.5.6.post2", "--cuda-graph-max-bs"),),
@@ -99,8 +99,8 @@ FLAGS = FlagTable(
             instead="Use SGLang(prefill_graphs=...).",
             flag="--disable-prefill-cuda-graph",
             reason=(
-                "0.5.16 and later capture CUDA graphs of prefills, too: 47 of 98 s of a start (58 shapes, measured), and their "
-                "memory cannot be released (breakable_cuda_graph_backend.py)"
+                "0.5.16 and later capture CUDA graphs of prefills, too. That took 47 of the 98 s of a start (58 shapes, measured), "
+                "and their memory cannot be released (breakable_cuda_graph_backend.py)"
             ),
             source="0.5.6.post2 has none unless told to (server_args.py:3638); "
             "0.5.16 server_args.py:1566; 0.5.18 server_args.py:1904; 0.5.23 arg_groups/fields/exec_.py:662",
@@ -110,14 +110,14 @@ FLAGS = FlagTable(
             option="memory_saver",
             instead="Use SGLang(memory_saver=...).",
             flag="--enable-memory-saver",
-            reason="without it releasing memory answers 200 and frees nothing",
+            reason="without it a release answers 200 but frees no memory",
             source=_source(3715, 2827, 3478, "exec_.py:58"),
         ),
         Flag(
             option="weights_backup",
             instead="Use SGLang(weights_backup=...).",
             flag="--enable-weights-cpu-backup",
-            reason="without it the weights are lost at the release and the engine answers nonsense after the wake",
+            reason="without it a release loses the weights, and the engine answers nonsense after the wake",
             source=_source(3720, 2831, 3483, "exec_.py:62"),
         ),
         Flag(
@@ -131,7 +131,7 @@ FLAGS = FlagTable(
             option="metrics",
             instead="Use SGLang(metrics=...).",
             flag="--enable-metrics",
-            reason="Prometheus metrics at /metrics, which the guard keeps behind its key unless told otherwise",
+            reason="Prometheus metrics at /metrics; by default the guard requires its key there",
             source=_source(2616, 1274, 1547, "observability.py:70"),
         ),
         Flag(
@@ -139,7 +139,7 @@ FLAGS = FlagTable(
             instead="Use SGLang(dummy_weights=...).",
             flag="--load-format",
             fixed="dummy",
-            reason="random weights in the real shapes: start-up and sleep can be tried without a download",
+            reason="random weights in the real shapes, to try start-up and sleep without a download",
             source=_source(2159, 486, 531, "model.py:58"),
         ),
         Flag(
@@ -155,8 +155,8 @@ FLAGS = FlagTable(
             instead="Leave it out: it is always set.",
             flag="--skip-server-warmup",
             reason=(
-                "the engine's own warm-up sleeps for a second and sends one short completion; ours is chat-shaped and "
-                "comes right after it"
+                "the engine's own warm-up sleeps for a second and sends one short completion; the plugin's warm-up sends real "
+                "chats right after the start"
             ),
             source=_source(2262, 1089, 1319, "serving.py:116"),
         ),
@@ -164,21 +164,21 @@ FLAGS = FlagTable(
             option="attention_backend",
             instead="Use SGLang(attention_backend=...).",
             flag="--attention-backend",
-            reason="torch_native is the one that runs on a CPU without AMX",
+            reason="only torch_native runs on a CPU without AMX",
             source=_source(2938, 1398, 1698, "exec_.py:207"),
         ),
         Flag(
             option="sleep_on_idle",
             instead="Use SGLang(sleep_on_idle=...).",
             flag="--sleep-on-idle",
-            reason="an idle scheduler polls without pause; on a machine with few cores it takes one away",
+            reason="an idle scheduler polls without pause, which occupies one CPU core",
             source=_source(2568, 1039, 1256, "device.py:74"),
         ),
         Flag(
             option="disable_overlap_schedule",
             instead="Leave it out: it is set for a CPU.",
             flag="--disable-overlap-schedule",
-            reason="the overlapping scheduler is written for GPU streams",
+            reason="the overlapping scheduler needs GPU streams",
             source=_source(3592, 848, 963, "schedule.py:193"),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The plugin's options as vLLM's command line, in every supported version."""
+"""The plugin's options as vLLM flags, in every supported version."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ FLAGS = FlagTable(
             option="revision",
             instead="Use Model.revision.",
             flag="--revision",
-            reason="pins the weights, and with them the tokenizer, to one commit; without it the engine would ask for the newest",
+            reason="pins weights and tokenizer to one commit; without it the engine would ask the hub for the newest one",
             source=_source("ModelConfig; config/model.py:609 for the tokenizer"),
         ),
         Flag(
             option="served_model_name",
             instead="Use Model.served_name.",
             flag="--served-model-name",
-            reason="the name that clients send and /v1/models shows; a request with another one gets 404",
+            reason="the name that clients send and /v1/models shows; a request with another name gets 404",
             source=_source("ModelConfig"),
         ),
         Flag(
             option="host",
             instead="Use Deployment.host.",
             flag="--host",
-            reason="the deployment's address, as the engine's default is every interface; 0.0.0.0 in a container of Modal's, "
-            "whose proxy comes from outside",
+            reason="the deployment's address, because the engine's default is every interface; 0.0.0.0 in a Modal container, "
+            "because Modal's proxy connects from outside",
             source=_frontend("FrontendArgs.host"),
         ),
         Flag(
@@ -52,21 +52,21 @@ FLAGS = FlagTable(
             option="tensor_parallel",
             instead="Use VLLM(tensor_parallel=...).",
             flag="--tensor-parallel-size",
-            reason="GPUs that share one model",
+            reason="number of GPUs that share the model",
             source=_source("ParallelConfig"),
         ),
         Flag(
             option="max_num_seqs",
             instead="Use Scaling.max_concurrency.",
             flag="--max-num-seqs",
-            reason="requests in one batch; kept equal to what the platform lets in at once",
+            reason="largest batch, in requests; the same as the platform's limit of concurrent requests",
             source=_source("SchedulerConfig"),
         ),
         Flag(
             option="max_model_len",
             instead="Use VLLM(max_model_len=...).",
             flag="--max-model-len",
-            reason="longest prompt and answer together, tokens; the model's own length may need more KV cache than there is",
+            reason="most tokens of prompt and answer together; the model's own limit may need more KV cache than fits",
             source=_source("ModelConfig"),
         ),
         Flag(
@@ -88,14 +88,14 @@ FLAGS = FlagTable(
             option="sleep_mode",
             instead="Leave it out: it is set for a GPU.",
             flag="--enable-sleep-mode",
-            reason="without it weights and KV cache cannot be released (a CPU has no such allocator and only pauses)",
+            reason="without it weights and KV cache cannot be released; on a CPU they never can, so the engine only pauses",
             source=_source("ModelConfig; config/model.py:666"),
         ),
         Flag(
             option="offload_graphs",
             instead="Use VLLM(offload_graphs=...).",
             flag="--sleep-mode-offload-cudagraph",
-            reason="CUDA graphs' memory goes to the host during the sleep, too, and comes back at the same addresses",
+            reason="moves the memory of CUDA graphs to the host during the sleep, too, and restores it at the same addresses",
             source=_source("ModelConfig; config/model.py:384"),
         ),
         Flag(
@@ -109,7 +109,7 @@ FLAGS = FlagTable(
             option="cuda_graph_max_batch",
             instead="Use VLLM(cuda_graph_max_batch=...).",
             flag="--max-cudagraph-capture-size",
-            reason="the largest batch with a captured CUDA graph: every size costs start-up time and memory",
+            reason="largest batch with a captured CUDA graph: every size costs start-up time and memory",
             source=_source("CompilationConfig"),
         ),
         Flag(
@@ -117,7 +117,7 @@ FLAGS = FlagTable(
             instead="Use VLLM(dummy_weights=...).",
             flag="--load-format",
             fixed="dummy",
-            reason="random weights in the real shapes: start-up and sleep can be tried without a download",
+            reason="random weights in the real shapes, to try start-up and sleep without a download",
             source=_source("LoadConfig"),
         ),
         Flag(
@@ -139,28 +139,28 @@ FLAGS = FlagTable(
             option="attention_backend",
             instead="Use VLLM(attention_backend=...).",
             flag="--attention-backend",
-            reason="the kernels of the attention, by vLLM's name of them",
+            reason="attention kernels, by vLLM's name",
             source=_source("AttentionConfig"),
         ),
         Flag(
             option="worker_extension",
             instead="Leave it out: it is always set.",
             flag="--worker-extension-cls",
-            reason="lets the workers renew their random state after a restore: it is the same in every replica",
+            reason="lets the workers renew their random state after a restore, because every replica starts with the same one",
             source=_source("ParallelConfig; v1/worker/worker_base.py"),
         ),
         Flag(
             option="no_access_log",
             instead="Use VLLM(access_log=...).",
             flag="--disable-uvicorn-access-log",
-            reason="one line for every request would fill the log that errors quote",
+            reason="errors quote the end of the log, and one line for every request would fill it",
             source=_frontend("FrontendArgs.disable_uvicorn_access_log"),
         ),
         Flag(
             option="no_metrics",
             instead="Use VLLM(metrics=...).",
             flag="--disable-log-stats",
-            reason="without statistics there are no metrics but uvicorn's",
+            reason="drops all metrics but uvicorn's",
             source=_source("EngineArgs.disable_log_stats"),
         ),
     ),

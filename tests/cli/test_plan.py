@@ -34,7 +34,7 @@ def test_every_flag_has_a_value_and_a_reason() -> None:
     assert all(flag["reason"] and "gives no reason" not in flag["reason"] for flag in flags.values())
     assert flags["--cuda-graph-max-bs"]["value"] == "1000"
     shown = run(FLAGSHIP).stdout
-    assert "  --enable-memory-saver\n      without it releasing memory answers 200 and frees nothing\n" in shown
+    assert "  --enable-memory-saver\n      without it a release answers 200 but frees no memory\n" in shown
     assert plan["warnings"] == []
     assert "\nwarnings\n" not in shown
 

@@ -210,8 +210,8 @@ def test_how_deep_gemm_warms_up_is_said_in_vllms_words(options: dict[str, bool],
         ({"compile_volume": "a/b"}, "compile_volume is 'a/b'; it has to be a volume's name"),
         ({"kv_cache_bytes": 0}, "kv_cache_bytes is 0; the lowest allowed value is 1"),
         ({"memory_utilization": 1.5}, "memory_utilization is 1.5; it has to be between 0 and 1"),
-        ({"extra_args": ("--middleware", "x.Y")}, "the guard has to be the outermost layer"),
-        ({"extra_args": ("--api_server_count=2",)}, "each server process has a guard with a state of its own"),
+        ({"extra_args": ("--middleware", "x.Y")}, "outside the guard, which has to be the outermost layer"),
+        ({"extra_args": ("--api_server_count=2",)}, "each server process would have its own guard, with its own state"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], said: str) -> None:

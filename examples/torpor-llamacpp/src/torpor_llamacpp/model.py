@@ -1,6 +1,6 @@
-"""llama.cpp: its own server object, called directly in this process.
+"""Runs llama.cpp's server object in this process and calls it directly.
 
-It insists on a listener of its own (loopback, a port of its choice); a random key that nobody keeps shuts that one.
+The object always opens its own listener on loopback, at a random port. A random key that is stored nowhere else closes it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _BAD_REQUEST, _UNAVAILABLE = 400, 503
 
 
 class Server(Protocol):
-    """What is used of llama.cpp's server object."""
+    """The part of llama.cpp's server object that this module uses."""
 
     def handle_chat_completions(
         self, body: dict[str, object], on_chunk: Callable[[dict[str, object]], bool] | None = None
     ) -> dict[str, object]:
-        """Answer a chat request; with `on_chunk` in pieces, until it returns True."""
+        """Answer a chat request; with `on_chunk` in chunks, until it returns True."""
 
 
 class Model:
-    """A GGUF file's weights and a KV cache: loaded, or not.
+    """The weights of a GGUF file and a KV cache, loaded or not.
 
     Args:
-        args: the command line, as `torpor_llamacpp.serve` and `add_options` read it.
+        args: the parsed command line, with the options of `torpor_llamacpp.serve` and `add_options`.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -52,39 +52,40 @@ class Model:
         parser.add_argument("--threads", type=int, default=0)
 
     def load(self) -> None:
-        """Read the weights and make a KV cache, unless they are there.
+        """Read the weights and allocate a KV cache, unless they are loaded.
 
         Raises:
-            RuntimeError: the file is no model that llama.cpp can read.
+            RuntimeError: llama.cpp cannot read the file as a model.
         """
         if self._server is None:
-            self._params.api_keys = [secrets.token_urlsafe(32)]  # another one in each replica
+            self._params.api_keys = [secrets.token_urlsafe(32)]  # different in each replica
             self._server = xllamacpp.Server(self._params)
 
     def unload(self) -> None:
-        """Give all of the model's memory back."""
+        """Free all memory of the model."""
         self._server = None
 
     def renew(self) -> None:
-        """Do nothing: every wake makes a new server object, and llama.cpp seeds each request's sampler from the kernel.
+        """Do nothing: every wake creates a new server object, and llama.cpp seeds each request's sampler from the kernel.
 
-        That is its default seed, `LLAMA_DEFAULT_SEED` (`llama-sampler.cpp`, `get_rng_seed`); ids come from there, too.
+        It does so with its default seed, `LLAMA_DEFAULT_SEED` (`llama-sampler.cpp`, `get_rng_seed`), and for ids, too.
         """
 
     def chat(self, body: dict[str, object], on_answer: Callable[[dict[str, object]], bool]) -> None:
-        """Answer one chat request; blocks.
+        """Answer one chat request. This blocks.
 
         Args:
-            body: the request, in OpenAI's form.
-            on_answer: gets the answer, or every chunk of a streamed one, or an error; it returns whether to stop.
+            body: the request, in OpenAI's format.
+            on_answer: called with the answer, with each chunk of a streamed answer, or with an error. If it returns True, the
+                method stops.
         """
         server = self._server
-        if server is None:  # the guard lets nobody come here asleep
+        if server is None:  # does not happen: the guard closes this route while asleep
             on_answer({"error": {"code": _UNAVAILABLE, "message": "the model is not loaded"}})
             return
 
         def on_named(answer: dict[str, object]) -> bool:
-            """llama.cpp names the file; clients know the served name."""
+            """Replace the file name, which llama.cpp gives, by the served name, which clients know."""
             return on_answer(answer | ({"model": self.served_name} if "model" in answer else {}))
 
         try:
@@ -92,5 +93,8 @@ class Model:
                 server.handle_chat_completions(body, on_named)
             else:
                 on_named(server.handle_chat_completions(body))
-        except (ValueError, RuntimeError) as error:  # what llama.cpp refuses comes as an exception or as an answer
+        except (
+            ValueError,
+            RuntimeError,
+        ) as error:  # llama.cpp reports a refused request as an exception or as an answer
             on_answer({"error": {"code": _BAD_REQUEST, "message": str(error), "type": "invalid_request_error"}})

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCpp"]
 
 ENGINE_VERSION = "2026.10"
-"""The lowest xllamacpp that this plugin was tried with."""
+"""The lowest tested version of xllamacpp."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaCpp(EnginePlugin):
-    """Serves a GGUF file with llama.cpp on the CPU; asleep it holds neither weights nor KV cache.
+    """Serves a GGUF file with llama.cpp on the CPU. Asleep, it holds neither weights nor KV cache in memory.
 
     Attributes:
-        context_tokens: size of the KV cache, tokens, shared by all requests that run at once.
-        parallel: requests that run at once; further ones wait.
-        threads: CPU threads; 0 leaves it to llama.cpp (one per core).
-        image: registry reference of an image with Python, for platforms that build one.
+        context_tokens: size of the KV cache in tokens; all running requests share it.
+        parallel: requests that run at once; more requests wait.
+        threads: CPU threads; with 0, llama.cpp uses one per core.
+        image: registry reference of an image with Python, for platforms that build an image.
         python: interpreter with this package in it; empty for the one that runs Torpor.
     """
 
@@ -95,7 +95,7 @@ class LlamaCpp(EnginePlugin):
         return {
             "--model": "the deployment's model",
             "--served-name": "the name that clients send",
-            "--host": "the deployment's address; 0.0.0.0 in a container of Modal's",
+            "--host": "the deployment's address; 0.0.0.0 in a Modal container",
             "--port": "the deployment's port",
             "--context-tokens": "option context_tokens",
             "--parallel": "option parallel",
@@ -115,7 +115,7 @@ class LlamaCpp(EnginePlugin):
             yield Finding(
                 level="error",
                 what="GPU",
-                seen=f"Deployment.gpu is {deployment.gpu!r}, and LlamaCpp runs on the CPU: the GPU would be paid for and stay idle",
+                seen=f"Deployment.gpu is {deployment.gpu!r}, but LlamaCpp runs on the CPU, so you would pay for an idle GPU",
                 cure="leave gpu out",
             )
 
@@ -134,7 +134,7 @@ class LlamaCpp(EnginePlugin):
             name="model file",
             argv=("test", "-s", path),
             timeout_s=10,
-            cure=f"Put the GGUF file there, or name another one: Model(path=...) is {path}.",
+            cure=f"Create the GGUF file {path}, or change Model(path=...).",
         )
         return BuildPlan(preflight=(check,))
 

@@ -1,7 +1,7 @@
 """`python -m torpor_llamacpp.serve --model PATH --served-name NAME --port PORT`: the model behind Torpor's guard.
 
-Chat completions in OpenAI's form, whole or streamed, and what the lifecycle calls: `/sleep` and `/wake`. The guard lets
-everybody to the first and nobody but Torpor to the others. The model is `torpor_llamacpp.model`'s; whatever it does may block.
+It serves chat completions in OpenAI's format, whole or streamed, to everybody, and `/sleep` and `/wake` to Torpor only: the
+guard enforces that. The model is in `torpor_llamacpp.model`; its methods may block.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class App:
     """The ASGI application.
 
     Args:
-        model: what answers.
-        parallel: requests that it answers at once; further ones wait.
+        model: answers the requests.
+        parallel: requests that it answers at once; more requests wait.
     """
 
     def __init__(self, model: Model, parallel: int) -> None:
@@ -62,7 +62,7 @@ class App:
                 await _answer(send, _NOT_FOUND, {"error": {"message": "no such route"}})
 
     async def _change(self, change: Callable[[], None], send: Send) -> None:
-        """Load or unload, outside the event loop: weights take their time."""
+        """Load or unload in a thread, because it takes long and would block the event loop."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._pool, change)
         except (OSError, RuntimeError) as error:
@@ -93,7 +93,7 @@ class App:
         try:
             await _send_all(answers, send, stream=body.get("stream") is True)
         finally:
-            gone.set()  # nobody reads any more: let the model stop at the next token
+            gone.set()  # nobody reads the answer any more, so the model stops at the next token
             watching.cancel()
             await working
 
@@ -150,12 +150,12 @@ async def _answer(send: Send, status: int, value: object) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM; the process's exit code."""
-    boot = read_boot()  # first of all: the pipe is closed before anything is started
+    """Serve until SIGTERM and return the exit code."""
+    boot = read_boot()  # first, so that the pipe is closed before anything starts
     if boot is None and os.environ.get("TORPOR_UNGUARDED") != "1":
-        print("no boot document (TORPOR_BOOT_FD): this server is started by Torpor", file=sys.stderr)
+        print("no boot document (TORPOR_BOOT_FD): Torpor has to start this server", file=sys.stderr)
         return 2
-    apply_patches(os.environ, snapshot_patches())  # what any engine in Python needs to be captured
+    apply_patches(os.environ, snapshot_patches())  # every engine in Python needs these to be captured
     parser = argparse.ArgumentParser(
         prog="python -m torpor_llamacpp.serve",
         allow_abbrev=False,
@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
     guarded: App | Guard = app
     if boot is not None:
         guarded = Guard(app, boot.rules, key=boot.key, replica_id=boot.replica_id, on_wake=model.renew)
-    limit_uvicorn()  # heads, headers, their time: uvicorn's own parsers have few limits
+    limit_uvicorn()  # limits size and time of request heads: uvicorn's own parsers have few limits
     uvicorn.run(guarded, host=args.host, port=args.port, lifespan="off", ws="none", log_level="warning")
     return 0
 
