@@ -369,7 +369,7 @@ class _Run:
         return path
 
     def _written(self, path: str) -> str:
-        """Return a form of the path that a careless parser may take for the path."""
+        """Return a spelling of the path that a careless parser may take for the path."""
         pick = self._random
         at = pick.randrange(len(path) + 1)
         forms = (

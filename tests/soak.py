@@ -119,7 +119,7 @@ def soak(
 def _cycles(
     boot: Boot, result: SoakResult, seconds: float, pauses: random.Random
 ) -> tuple[tuple[Size, Size], tuple[Size, Size]]:
-    """Sleep and wake under load, with two runs of clients. Sizes are measured while no client is connected."""
+    """Let the engine sleep and wake under load, in two runs of clients. Measure sizes while no client is connected."""
     sizes = []
     end = time.monotonic() + seconds
     for least, until in ((_SETTLING_CYCLES, time.monotonic() + seconds / 4), (1, end)):
@@ -170,7 +170,7 @@ def _now(process: psutil.Process) -> Size:
 
 
 class _Clients:
-    """Sends a mixed load until it is told to stop."""
+    """Sends a mixed load until its input ends."""
 
     def __init__(self, port: int) -> None:
         self.answers: Counter[str] = Counter()
@@ -185,7 +185,7 @@ class _Clients:
         await asyncio.gather(*(self._one(number) for number in range(CLIENTS)))
 
     async def _one(self, number: int) -> None:
-        """Be one client: with one connection for all requests, or a new one for each."""
+        """Run one client, with one connection for all requests or a new one for each."""
         dice = random.Random(number)
         kinds: tuple[tuple[str, Callable[[httpx.AsyncClient, random.Random], Awaitable[httpx.Response]]], ...] = (
             ("chat", _chat),
@@ -246,7 +246,7 @@ def _run_clients(port: int) -> None:
 
 
 def main() -> int:
-    """Run the soak, or be its clients. Return 1 if something was lost or grew."""
+    """Run the soak, or its clients. Return 1 if something was lost or grew."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--port", type=int, default=18431)

@@ -166,7 +166,7 @@ def _gateway(replicas: Sequence[int], descriptors: int) -> Iterator[tuple[psutil
 
 
 def _size(gateway: psutil.Process) -> tuple[int, int]:
-    """Descriptors and resident memory, after recently closed connections are released."""
+    """Descriptors and resident memory, after the release of recently closed connections."""
     best, deadline = gateway.num_fds(), time.monotonic() + 4.0
     while time.monotonic() < deadline:
         time.sleep(0.1)
@@ -175,14 +175,14 @@ def _size(gateway: psutil.Process) -> tuple[int, int]:
 
 
 class _Clients:
-    """Opens connections of both kinds, spread over the time."""
+    """Opens well-behaved and badly behaved connections, spread over the time."""
 
     def __init__(self, port: int, result: GatewayResult, dice: random.Random, hold_s: float) -> None:
         self._port, self._result, self._dice, self._hold_s = port, result, dice, hold_s
         self._answers: Counter[str] = Counter()
 
     async def run(self, count: int, seconds: float, gateway: psutil.Process) -> None:
-        """Open so many connections in so many seconds; return when the last one has ended."""
+        """Open this many connections in this many seconds; return when the last one has ended."""
         began, tasks = time.monotonic(), []
         for number in range(count):
             await asyncio.sleep(max(0.0, began + seconds * number / count - time.monotonic()))
@@ -193,7 +193,7 @@ class _Clients:
         self._result.answers = dict(self._answers)
 
     async def _good(self) -> None:
-        """Send a request, and send it again when told to."""
+        """Send a request; repeat it after a 503."""
         for _ in range(_TRIES):
             began = time.monotonic()
             try:
@@ -221,7 +221,7 @@ class _Clients:
             writer.close()
 
     async def _bad(self) -> None:
-        """Begin a request, wait for a while, and leave by FIN or by RST."""
+        """Begin a request, wait, and close the connection by FIN or RST."""
         kind = self._dice.choice(tuple(_BAD))
         connection = socket.socket()
         connection.setblocking(False)
@@ -261,7 +261,7 @@ class _Place:
 
 
 def _run_gateway(replicas: Sequence[int], descriptors: int) -> None:
-    """Be the gateway until standard input ends."""
+    """Run the gateway until standard input ends."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     with Gateway() as gateway:
         for port in replicas:
@@ -271,7 +271,7 @@ def _run_gateway(replicas: Sequence[int], descriptors: int) -> None:
 
 
 def main() -> int:
-    """Run the soak, or be its gateway. Return 1 if something was lost or kept."""
+    """Run the soak, or its gateway. Return 1 if something was lost or kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak_gateway", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--connections", type=int, default=10_000)

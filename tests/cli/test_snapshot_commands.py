@@ -1,4 +1,4 @@
-"""`torpor snapshot` and `torpor up --snapshot` as a user types them, with the stand-in app."""
+"""`torpor snapshot` and `torpor up --snapshot` as a user types them, on the stand-in app."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Cli:
     cache: Path
 
     def run(self, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; its exit code is part of what is tested."""
+        """Run a command to its end. The caller checks the exit code."""
         ran = subprocess.run(
             self.argv(*words),
             env=self.env,
@@ -70,7 +70,7 @@ class Cli:
 
     @contextmanager
     def running(self, *words: str | Path) -> Iterator[Running]:
-        """Start a command that stays; it is ended with the block."""
+        """Start a command that keeps running, and end it with the block."""
         with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as answered:
             process = subprocess.Popen(
                 self.argv(*words), env=self.env, stdin=subprocess.DEVNULL, stdout=answered, stderr=said
@@ -92,7 +92,7 @@ class Cli:
 
 
 class Running:
-    """A command that runs: what it says, and how it ends."""
+    """A running command: its output, and how it ends."""
 
     def __init__(self, process: subprocess.Popen[bytes], said: int, answered: int) -> None:
         self.process = process
@@ -109,13 +109,13 @@ class Running:
         return os.pread(self._answered, 1 << 20, 0).decode()
 
     def says(self, text: str) -> str:
-        """Wait until it has said this; all that it said."""
+        """Wait until standard error contains this; return all of it."""
         assert wait_for(lambda: text in self.said or self.process.poll() is not None, TIMEOUT_S), self.said
         assert text in self.said, self.said
         return self.said
 
     def end(self, number: int = signal.SIGINT) -> int:
-        """End it with a signal; its exit code."""
+        """End it with a signal; return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(30)
 
@@ -171,8 +171,8 @@ def own(cli: Cli, tmp_path: Path) -> Made:
     return Made(folder=tmp_path / "kept", app=app, port=port, manifest=manifest)
 
 
-def test_what_was_created_can_be_inspected(cli: Cli, made: Made) -> None:
-    """Create ends what it started and prints the manifest; inspect says the same, and that it fits here and now."""
+def test_a_created_snapshot_can_be_inspected(cli: Cli, made: Made) -> None:
+    """Create ends every process that it started and prints the manifest. Inspect prints the same, and that it fits this machine."""
     assert engines_on(made.port) == []
     inspected = json.loads(cli.run("snapshot", "inspect", made.folder, "--json").stdout)
     assert inspected.pop("misfits") == []
@@ -183,8 +183,8 @@ def test_what_was_created_can_be_inspected(cli: Cli, made: Made) -> None:
         assert word in table
 
 
-def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
-    """The app as it is now, and the files."""
+def test_inspect_lists_every_difference(cli: Cli, own: Made) -> None:
+    """In the app as it is now, and in the files."""
     write_app(own.app.parent, port=own.port, warmups=3)
     (own.folder / "images" / "inventory.img").unlink()
     said = cli.run("snapshot", "inspect", own.folder, code=1).stdout
@@ -208,7 +208,7 @@ def test_inspect_lists_what_does_not_fit(cli: Cli, own: Made) -> None:
     ],
 )
 def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words: str, ends: tuple[int, str]) -> None:
-    """With the exit code of its kind, and no traceback."""
+    """With the exit code of its kind and without a traceback."""
     places = {"APP": made.app, "DIR": made.folder, "EMPTY": tmp_path, "NOAPP": tmp_path / "none.py"}
     code, told = ends
     said = cli.run(*(places.get(word, word) for word in words.split()), code=code).stderr
@@ -218,7 +218,7 @@ def test_a_mistake_is_one_paragraph(cli: Cli, made: Made, tmp_path: Path, words:
 
 @pytest.mark.fault("a replica of two is killed", area="engine", outcome="restarted")
 def test_replicas_serve_are_restored_again_and_end_with_the_command(cli: Cli, made: Made, tmp_path: Path) -> None:
-    """Two replicas, verified by hash; one is killed: the other serves on, and it is restored again. Told as text and as JSON.
+    """Two replicas, verified by hash. When one is killed, the other serves on and the first is restored. Text and JSON say so.
 
     Records and metrics say the same of all three replicas.
     """
@@ -269,7 +269,7 @@ def test_replicas_serve_are_restored_again_and_end_with_the_command(cli: Cli, ma
 
 
 def _check_three_restores(records: Path, metrics: Path) -> None:
-    """Of `kept-1` to `kept-3`: each with its stages from the sandbox on, each counted once."""
+    """`kept-1` to `kept-3` each have every stage from the sandbox on, and each counts once."""
     names = ("kept-1", "kept-2", "kept-3")
     wake = ["post_restore", "canary_check", "serve"]
     written = read_records(records)
@@ -289,7 +289,7 @@ def _check_three_restores(records: Path, metrics: Path) -> None:
 
 
 def _leaders(port: int) -> list[int]:
-    """The server process of each replica: the parent of its others."""
+    """The server process of each replica, which is the parent of the others."""
     found = engines_on(port)
     return [
         pid for pid in found if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) not in found
@@ -300,7 +300,7 @@ def _leaders(port: int) -> list[int]:
     "a snapshot is removed while its replicas serve and one is killed", area="engine", outcome="restarted"
 )
 def test_removing_a_snapshot_affects_only_new_replicas(cli: Cli, own: Made) -> None:
-    """Running replicas serve on. One that dies cannot be restored; the command says so and starts it cold."""
+    """Running replicas serve on. If one dies, it cannot be restored; the command says so and starts it cold."""
     port = unused_port()
     with cli.running("snapshot", "restore", own.folder, "--replicas", "2", "--port", str(port)) as command:
         command.says("Ctrl-C ends it")
@@ -317,7 +317,7 @@ def test_removing_a_snapshot_affects_only_new_replicas(cli: Cli, own: Made) -> N
 
 @pytest.mark.fault("an engine ends again and again", area="engine", outcome="refused")
 def test_a_restore_ends_with_an_error_when_its_last_replica_is_given_up(cli: Cli, own: Made) -> None:
-    """The deployment allows no restart here. Exit code 1, one paragraph, no process left."""
+    """This deployment allows no restart. Exit code 1, one paragraph, no process left."""
     own.app.write_text(own.app.read_text().replace("port=", "max_restarts=0, port=", 1))
     cli.run("snapshot", "create", own.app, own.folder)
     with cli.running("snapshot", "restore", own.folder) as command:
@@ -331,7 +331,7 @@ def test_a_restore_ends_with_an_error_when_its_last_replica_is_given_up(cli: Cli
 
 @pytest.mark.fault("every wake of a snapshot fails", area="wake", outcome="restarted")
 def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cli, own: Made) -> None:
-    """The first line has the events before; a timed restore refuses to count it."""
+    """The first line has the earlier events. A timed restore refuses to count it."""
     content = {**own.manifest, "canary_text": "something else"}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     with cli.running("snapshot", "restore", own.folder, "--json") as command:
@@ -347,7 +347,7 @@ def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cl
 
 @pytest.mark.fault("a snapshot is marked bad", area="wake", outcome="refused")
 def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own: Made) -> None:
-    """The message has the reason and both ways out."""
+    """The message has the reason, and how to try it anyway or replace it."""
     (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
     said = " ".join(cli.run("snapshot", "restore", own.folder, code=1).stderr.split())
     assert "it is marked bad: 3 of its replicas in a row did not wake" in said
@@ -360,7 +360,7 @@ def test_a_snapshot_that_is_marked_bad_is_refused_and_can_be_tried(cli: Cli, own
 
 
 def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, made: Made) -> None:
-    """Each serves on a port of its own. On a taken port the second fails and leaves no process."""
+    """Each serves on its own port. On a taken port the second fails and leaves no process."""
     ports = unused_port(), unused_port()
     lines = [("snapshot", "restore", made.folder, "--port", str(port)) for port in ports]
     with cli.running(*lines[0]) as one, cli.running(*lines[1]) as other:
@@ -377,7 +377,7 @@ def test_two_restores_of_one_snapshot_at_once_on_one_port_and_on_two(cli: Cli, m
 
 
 def test_a_killed_restore_ends_its_replicas(cli: Cli, made: Made) -> None:
-    """SIGKILL of the command: no engine, no port, no mount stays; what it left in the cache goes with a later restore."""
+    """After SIGKILL of the command no engine, port or mount is left. A later restore removes its folders in the cache."""
     port = unused_port()
     mounts, before = Path("/proc/self/mountinfo").read_text(), work_folders(cli)
     with cli.running("snapshot", "restore", made.folder, "--replicas", "2", "--port", str(port)) as command:
@@ -407,7 +407,7 @@ def work_folders(cli: Cli) -> set[Path]:
 def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
     cli: Cli, own: Made, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """No engine and no partial snapshot; the old one stays. The next create removes what SIGKILL leaves."""
+    """No engine and no partial snapshot; the old one stays. After SIGKILL the next create cleans up."""
     for _ in range(ATTEMPTS):
         before = json.loads((own.folder / MANIFEST).read_text())
         with cli.running("snapshot", "create", own.app, own.folder) as command:
@@ -427,7 +427,7 @@ def test_a_create_that_is_ended_while_criu_works_leaves_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: Made, number: signal.Signals) -> None:
-    """Several CRIUs work then; the command waits for all and ends what they restored."""
+    """Several CRIU processes run then. The command waits for all and ends what they restored."""
     mounts = Path("/proc/self/mountinfo").read_text()
     line = ("snapshot", "restore", own.folder, "--replicas", "3", "--port", str(unused_port()))
     for _ in range(ATTEMPTS):
@@ -446,12 +446,12 @@ def test_a_restore_that_is_ended_while_criu_works_leaves_nothing(cli: Cli, own: 
 
 
 def up(cli: Cli, app: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """`torpor up APP --snapshot DIR` with one question, so that it ends."""
+    """Run `torpor up APP --snapshot DIR` with one question, so that it ends."""
     return cli.run("up", app, "--snapshot", folder, "--ask", "hello", *more)
 
 
 def test_up_captures_a_snapshot_restores_it_and_says_why_it_does_not_fit(cli: Cli, tmp_path: Path) -> None:
-    """Cold without a snapshot, restored if it fits, cold with a new capture if the app has changed; each answers."""
+    """Cold without a snapshot, restored if it fits, cold with a new capture if the app has changed. Each replica answers."""
     port, folder = unused_port(), tmp_path / "kept"
     app = write_app(tmp_path / "app", port=port)
     first = up(cli, app, folder)
@@ -471,8 +471,8 @@ def test_up_captures_a_snapshot_restores_it_and_says_why_it_does_not_fit(cli: Cl
 
 
 @pytest.mark.fault("every command is given a link to a snapshot", area="snapshot folders", outcome="held")
-def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: Path) -> None:
-    """Commands show, restore, replace and remove the snapshot behind it; the link stays."""
+def test_every_command_follows_a_link_to_a_snapshot(cli: Cli, own: Made, tmp_path: Path) -> None:
+    """Commands show, restore, replace and remove the snapshot behind the link. The link stays."""
     link, port = tmp_path / "current", unused_port()
     link.symlink_to(own.folder.name)
     assert json.loads(cli.run("snapshot", "inspect", link, "--json").stdout)["misfits"] == []
@@ -494,7 +494,7 @@ def test_a_link_means_the_same_to_every_command(cli: Cli, own: Made, tmp_path: P
     "a folder with a manifest of something else is given as a snapshot", area="snapshot folders", outcome="refused"
 )
 def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli, own: Made, tmp_path: Path) -> None:
-    """By each command that would delete it; its files stay."""
+    """By each command that would delete it. Its files stay."""
     folder = tmp_path / "extension"
     folder.mkdir()
     (folder / MANIFEST).write_text('{"manifest_version": 3, "name": "mine"}')
@@ -511,7 +511,7 @@ def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli,
 
 
 def test_up_starts_cold_when_a_replica_does_not_wake(cli: Cli, own: Made) -> None:
-    """Whatever goes wrong in a restore: the user wanted a server. The command says so, and takes a new snapshot."""
+    """The user wants a server, so a failed restore starts cold. The command says so and takes a new snapshot."""
     content = {**own.manifest, "canary_text": "something else"}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     said = up(cli, own.app, own.folder).stderr
@@ -524,7 +524,7 @@ def test_up_starts_cold_when_a_replica_does_not_wake(cli: Cli, own: Made) -> Non
 
 @pytest.mark.fault("a wake fails once under torpor up", area="wake", outcome="restarted")
 def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: Path) -> None:
-    """It restores once more from the same snapshot, which stays."""
+    """It restores the same snapshot once more. The snapshot stays."""
     folder, once = tmp_path / "kept", tmp_path / "once"
     more = f", fault='exit_at_wake', fault_once={str(once)!r}"
     app = write_app(tmp_path / "app", port=unused_port(), more=more)
@@ -540,7 +540,7 @@ def test_up_does_not_start_cold_for_a_wake_that_fails_once(cli: Cli, tmp_path: P
 
 @pytest.mark.fault("CRIU is killed in a restore under torpor up", area="restore", outcome="restarted")
 def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) -> None:
-    """It restores once more, and the snapshot stays."""
+    """It restores once more. The snapshot stays."""
     for _ in range(ATTEMPTS):
         with killing_criu(own.folder):
             said = up(cli, own.app, own.folder).stderr
@@ -560,7 +560,7 @@ def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) ->
 
 @pytest.mark.fault("a snapshot is marked bad under torpor up", area="wake", outcome="restarted")
 def test_up_replaces_a_snapshot_that_is_marked_bad(cli: Cli, own: Made) -> None:
-    """It does not try the old one; the mark goes with it."""
+    """It does not try the old one, and the mark disappears with it."""
     (own.folder / FAILURES).write_text('{"in_a_row": 3, "last_at": 1.0, "last": "CanaryError: other words"}')
     said = up(cli, own.app, own.folder).stderr
     assert f"cold: the snapshot {own.folder} does not fit; a new one is captured after the start" in said
@@ -572,7 +572,7 @@ def test_up_replaces_a_snapshot_that_is_marked_bad(cli: Cli, own: Made) -> None:
 @pytest.mark.fault("a server under torpor up is killed", area="engine", outcome="restarted")
 @pytest.mark.parametrize("way", ["restored", "left running", "criu"])
 def test_up_restores_a_killed_engine(cli: Cli, own: Made, tmp_path: Path, way: str) -> None:
-    """From its snapshot, after a cold and a restored start; meanwhile the port refuses no connection."""
+    """From its snapshot, after a cold and after a restored start. Meanwhile the port refuses no connection."""
     folder = own.folder if way == "restored" else tmp_path / "other"
     options = ["--backend", "criu"] if way == "criu" else ["--snapshot", str(folder)]
     with cli.running("up", own.app, *options) as command:
@@ -603,7 +603,7 @@ def test_up_does_not_start_cold_on_a_taken_port(cli: Cli, own: Made) -> None:
 
 
 def test_a_server_with_the_backend_criu_sleeps_and_wakes_by_signal(cli: Cli, tmp_path: Path) -> None:
-    """Asleep, only its folder is left, no process; awake, it answers as before."""
+    """Asleep, it has no process, only its folder. Awake, it answers as before."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     with cli.running("up", app, "--backend", "criu") as command:
@@ -626,32 +626,32 @@ def _answers(port: int) -> str:
 
 
 @pytest.fixture
-def barred(cli: Cli, tmp_path: Path) -> Cli:
-    """The command line without CRIU."""
+def without_criu(cli: Cli, tmp_path: Path) -> Cli:
+    """The command line on a machine without CRIU."""
     env = {**cli.env, "TORPOR_CACHE": str(tmp_path / "cache"), PREFIX_VARIABLE: str(tmp_path / "none")}
     if shutil.which("criu", path=f"{env['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"):
         pytest.skip("this machine has a CRIU of its own")
     return Cli(env=env, cache=tmp_path / "cache")
 
 
-def test_without_criu_every_command_says_why_and_offers_standby(barred: Cli, made: Made, tmp_path: Path) -> None:
-    """The message has the reason, what to install, and that standby works without it."""
+def test_without_criu_every_command_says_why_and_offers_standby(without_criu: Cli, made: Made, tmp_path: Path) -> None:
+    """The message has the reason and what to install, and says that standby works without it."""
     for words in (
         ("snapshot", "create", made.app, tmp_path / "kept"),
         ("up", made.app, "--backend", "criu"),
         ("up", made.app, "--snapshot", tmp_path / "kept"),
     ):
-        said = barred.run(*words, code=1).stderr
+        said = without_criu.run(*words, code=1).stderr
         assert "none was found: run `torpor snapshot setup`" in said
         assert "The backend 'standby' works anywhere: torpor up APP --backend standby" in said
     assert not (tmp_path / "kept").exists()
-    assert "none was found" in barred.run("snapshot", "restore", made.folder, code=1).stderr
-    assert barred.run("up", made.app, "--backend", "standby", "--ask", "hello").stdout
+    assert "none was found" in without_criu.run("snapshot", "restore", made.folder, code=1).stderr
+    assert without_criu.run("up", made.app, "--backend", "standby", "--ask", "hello").stdout
     assert engines_on(made.port) == []
 
 
-def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
-    """One cold start, two restores, the ratio; the last restore's answer is shown, or everything as JSON."""
+def test_compare_times_cold_and_restored_starts(cli: Cli, tmp_path: Path) -> None:
+    """One cold start, two restores and their ratio. It prints the last restore's answer, or everything as JSON."""
     app = write_app(tmp_path / "app", port=unused_port())
     ran = cli.run("snapshot", "compare", app, "--restores", "2")
     asked = ran.stderr.index("the last replica is asked, too: Tell me about the moon.\n")
@@ -668,7 +668,7 @@ def test_compare_times_both_ways(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_compare_checks_the_port_first(cli: Cli, tmp_path: Path) -> None:
-    """One paragraph names the process that has it, before anything is built or started."""
+    """One paragraph names the process that holds it, before anything is built or started."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         ran = cli.run("snapshot", "compare", write_app(tmp_path / "app", port=port), code=2)
@@ -676,9 +676,9 @@ def test_compare_checks_the_port_first(cli: Cli, tmp_path: Path) -> None:
     assert said.startswith(f"torpor: PortInUseError: Port {port} is in use: another program listens there")
 
 
-def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made) -> None:
-    """And says why."""
-    ran = barred.run("snapshot", "compare", made.app)
+def test_compare_shows_standby_if_criu_cannot_be_used(without_criu: Cli, made: Made) -> None:
+    """It says why."""
+    ran = without_criu.run("snapshot", "compare", made.app)
     assert "snapshots cannot be captured on this machine:" in ran.stderr
     assert "torpor snapshot setup" in ran.stderr
     assert "so this shows standby" in ran.stderr
@@ -686,7 +686,7 @@ def test_compare_shows_standby_where_criu_cannot_be_used(barred: Cli, made: Made
 
 
 def commands_of_the_page() -> list[str]:
-    """The block of commands at the top of docs/snapshots.md, without the comments."""
+    """The block of commands at the top of docs/snapshots.md, without comments."""
     page = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
     return [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("    torpor ")]
 
@@ -714,15 +714,15 @@ def test_the_commands_of_the_page_do_what_it_says(cli: Cli, tmp_path: Path) -> N
 
 
 def test_setup_does_not_install_twice_and_tries_criu(cli: Cli) -> None:
-    """Nothing is downloaded again; the last line says that snapshots work."""
+    """It downloads nothing again. The last line says that snapshots work."""
     said = cli.run("snapshot", "setup").stderr
     assert "is already installed" in said
     assert "a small dump and restore worked: snapshots work here" in said
 
 
 @pytest.mark.fault("a replica is killed while an operator looks and prunes", area="torpor status", outcome="restarted")
-def test_an_operator_sees_what_serves_and_prunes_none_of_it(cli: Cli, made: Made) -> None:
-    """Two replicas, one killed and restored again; their snapshot is listed as in use, and stays."""
+def test_a_snapshot_in_use_is_listed_and_not_pruned(cli: Cli, made: Made) -> None:
+    """Two replicas serve; one is killed and restored. Their snapshot is listed as in use, and prune keeps it."""
     with cli.running("snapshot", "restore", made.folder, "--replicas", "2") as command:
         command.says("Ctrl-C ends it")
 

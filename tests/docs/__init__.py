@@ -1,1 +1,1 @@
-"""Runs the examples of the README and of docs/, and looks up in the code what they say about it."""
+"""Runs the examples of the README and of docs/, and checks their statements against the code."""

@@ -1,4 +1,4 @@
-"""The built site, built once for all tests, also if several workers share them."""
+"""The built site: built once for all tests, even in several workers."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Block:
 
     @property
     def where(self) -> str:
-        """Page and line."""
+        """Page and line of a block."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
@@ -78,7 +78,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 def command_lines(page: Path) -> Iterator[tuple[Block, str]]:
-    """Every line of a page's blocks that is a command, with or without `$ `; what follows a blank and `#` is a comment."""
+    """Every line of a page's blocks that is a command, with or without `$ `. Text after a blank and `#` is a comment."""
     for block in blocks(page):
         for line in block.text.splitlines() if block.language in ("", "console") else ():
             words = re.split(r"\s#", line.removeprefix("$ "), maxsplit=1)[0].strip()

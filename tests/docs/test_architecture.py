@@ -1,4 +1,4 @@
-"""The map of the code: its folders exist, and the functions on the path of a start are where it says."""
+"""The map of the code: its folders exist, and each function on the path of a start is in the named module."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def defined(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(("file", "name"), STEPS)
 def test_a_step_of_the_path_is_where_the_map_says(file: str, name: str) -> None:
-    """A function, class or method that moved is found here."""
+    """The test finds a function, class or method that has moved."""
     assert name in defined(ROOT / file)
 
 
-def test_the_path_is_whole() -> None:
-    """It names each file that carries the lifecycle, from the command to the replica that serves."""
+def test_the_path_is_complete() -> None:
+    """It names each file that carries the lifecycle, from the command to the serving replica."""
     assert len(STEPS) > 25
     files = {file for file, _ in STEPS}
     for file in (
@@ -59,7 +59,7 @@ def test_the_path_is_whole() -> None:
 
 
 def test_every_folder_is_on_the_map() -> None:
-    """Those of the framework, and those at the top of the repository."""
+    """The framework's folders, and those at the top of the repository."""
     table = PAGE.partition("## Folders")[2].partition("## The path")[0]
     core = ROOT / "core" / "torpor"
     for folder in core.iterdir():

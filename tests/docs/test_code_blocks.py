@@ -1,4 +1,4 @@
-"""Every Python block in the README and in docs/ runs, is in the file that it shows, or belongs to a project that runs."""
+"""Every Python block in the README and in docs/ runs, is part of the file that it shows, or belongs to a project that runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PYTHON = [block for page in PAGES for block in blocks(page) if block.language ==
 
 
 def shows_a_file(block: Block) -> bool:
-    """Whether it shows a part of a file of this repository."""
+    """Whether the block shows a part of a file of this repository."""
     return bool(block.title) and (ROOT / block.title).exists()
 
 
@@ -41,7 +41,7 @@ def pages_with(kind: str) -> list[Path]:
 
 
 def source_of(page: Path) -> str:
-    """A page's plain blocks as one module, on the lines on which they stand."""
+    """A page's plain blocks as one module, at their line numbers on the page."""
     lines = PRELUDES.get(page.name, "").splitlines()
     for block in PYTHON:
         if block.page == page and not block.title:
@@ -50,7 +50,7 @@ def source_of(page: Path) -> str:
 
 
 def test_preludes_only_import() -> None:
-    """A page shows everything else that its code needs."""
+    """The page itself shows everything else that its code needs."""
     for text in PRELUDES.values():
         assert {type(node) for node in ast.parse(text).body} <= {ast.Import, ast.ImportFrom}
     assert set(PRELUDES) <= {page.name for page in pages_with("plain")}
@@ -64,13 +64,13 @@ def test_a_block_that_shows_a_file_is_in_that_file(block: Block) -> None:
 
 @pytest.mark.parametrize("page", pages_with("plain"), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after another, in one module, somewhere else."""
+    """In order, in one module, in another folder."""
     monkeypatch.chdir(tmp_path)
     assert set(vars(run(source_of(page), page.name, monkeypatch))) > set(vars(types.ModuleType("empty")))
 
 
 def test_the_deployment_of_the_readme_is_the_flagships(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it leaves out are defaults and comments."""
+    """The README omits only defaults and comments."""
     shown = run(source_of(ROOT / "README.md"), "README.md", monkeypatch)
     source = (
         (ROOT / "apps" / "qwen3_sglang.py").read_text().partition("\napp = ")[0]
@@ -87,8 +87,8 @@ def run(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.Module
 
 
 @pytest.mark.slow
-def test_the_contract_of_the_readme_is_kept_by_its_plugin(tmp_path: Path) -> None:
-    """Its two blocks, run as a reader would."""
+def test_the_readmes_plugin_passes_its_contract_test(tmp_path: Path) -> None:
+    """Its two blocks run as a reader would run them."""
     (tmp_path / "test_readme.py").write_text(source_of(ROOT / "README.md"))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
@@ -103,8 +103,8 @@ def test_the_contract_of_the_readme_is_kept_by_its_plugin(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_code_of_the_pages_is_typed_right(tmp_path: Path) -> None:
-    """Everything in it that has types, in one run of mypy."""
+def test_the_code_of_the_pages_passes_mypy(tmp_path: Path) -> None:
+    """All typed code, in one run."""
     for page in pages_with("plain"):
         (tmp_path / f"page_{page.stem.replace('-', '_')}.py").write_text(source_of(page))
     for block in PYTHON:

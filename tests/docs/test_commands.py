@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ exists with its options. Those that can run here do, and their output is compared."""
+"""Every command in the README and in docs/ exists with its options. Those that can run here do, and print what the page shows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SLOW = ("torpor up", "torpor doctor", "python -m pytest")
 
 
 def other_app(folder: Path, port: int) -> None:
-    """The app that docs/observe.md compares with: two GPUs, and a short time-out."""
+    """The app that docs/observe.md compares with: two GPUs and a short time-out."""
     text = (ROOT / "apps" / "qwen3_sglang.py").read_text()
     text = text.replace('gpu="H100!"', 'gpu="H100:2"').replace(
         "startup_timeout_s=10 * MINUTES_S", "startup_timeout_s=100"
@@ -73,7 +73,7 @@ PREPARED: dict[str, Callable[[Path, int], None]] = {"observe.md": other_app, "pl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with `apps/`, like a checkout."""
+    """A folder with `apps/`, as in a checkout."""
     (tmp_path / "apps").symlink_to(ROOT / "apps")
     return tmp_path
 
@@ -110,13 +110,13 @@ def _marked(command: Command) -> object:
 
 @pytest.mark.parametrize("command", [_marked(command) for command in RUN])
 def test_a_command_prints_what_its_page_shows(command: Command, folder: Path, free_port: int) -> None:
-    """With `...` where the page leaves something out."""
+    """`...` stands for what the page omits."""
     seen = run(command, folder, free_port)
     assert matches(command.output, seen), f"{command.block.where}: {command.words}\n{seen}"
 
 
-def test_what_is_not_run_is_named_with_its_reason() -> None:
-    """And the list names only commands that a page shows."""
+def test_each_command_that_is_not_run_has_a_reason() -> None:
+    """The list contains only commands that a page shows."""
     assert set(NOT_RUN) - {command.words for command in SHOWN} == set()
     assert len(RUN) >= 5
     for page, test in OWN_TESTS.items():
@@ -124,13 +124,13 @@ def test_what_is_not_run_is_named_with_its_reason() -> None:
 
 
 def known_options(command: Any) -> set[str]:
-    """The options of a command of the command line (typer carries a click of its own)."""
+    """The options of one of Torpor's commands (typer bundles its own click)."""
     return {"--help", *(option for parameter in command.params for option in parameter.opts)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_exists(page: Path) -> None:
-    """Its words are commands with these options; `make` has the target, `modal run` the app file."""
+    """It is a command with these options, a target of `make`, or `modal run` with an existing app file."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block, line in command_lines(page):
         words = shlex.split(re.split(r" [|>] ", line)[0])
@@ -152,5 +152,5 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
 
 
 def test_torpor_is_on_the_path_of_these_tests() -> None:
-    """The commands are run by their name."""
+    """The tests run the command by its name."""
     assert shutil.which("torpor", path=str(Path(sys.executable).parent))

@@ -1,4 +1,4 @@
-"""docs/exit-codes.md lists every command, and every command ends as the page says."""
+"""docs/exit-codes.md lists every command, and every command exits as the page says."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ENDS = [
 
 
 def test_every_command_is_in_the_table() -> None:
-    """And the page names no other."""
+    """The page names no other command."""
     there = {" ".join(words) for words in command_names() if words not in GROUPS}
     assert there - set(EXIT_CODES) == set()
     assert {line.split("`")[1].removeprefix("torpor ") for line in exit_code_table().splitlines()[2:]} == there
@@ -69,8 +69,8 @@ def test_help_and_table_name_the_same_codes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "code"), ENDS, ids=[line for line, _ in ENDS])
-def test_a_command_ends_as_the_table_says(tmp_path: Path, line: str, code: int) -> None:
-    """The command's row has each code, and an error is one paragraph."""
+def test_a_command_exits_as_the_table_says(tmp_path: Path, line: str, code: int) -> None:
+    """The command's row has each code. An error is one paragraph."""
     (tmp_path / "empty").mkdir()
     places = {"APP": str(ROOT / "apps" / "tiny_cpu.py"), "DIR": str(tmp_path / "empty")}
     ran = torpor(
@@ -83,7 +83,7 @@ def test_a_command_ends_as_the_table_says(tmp_path: Path, line: str, code: int) 
 
 
 def test_every_error_is_in_the_table() -> None:
-    """With its code and when it is raised."""
+    """With its code, and when it is raised."""
     table = error_table()
     assert "| `SnapshotError` | 1 |" in table
     assert "| `ConfigurationError` | 2 |" in table
@@ -102,7 +102,7 @@ def test_every_error_is_in_the_table() -> None:
     ],
 )
 def test_json_has_the_keys_of_the_page(tmp_path: Path, line: str) -> None:
-    """One value on standard output, with every key that the page promises."""
+    """Standard output is one JSON value with every key that the page promises."""
     log = tmp_path / "app.log"
     log.write_text("")
     words = [{"APP": str(ROOT / "apps" / "tiny_cpu.py"), "LOG": str(log)}.get(word, word) for word in line.split()]
@@ -123,6 +123,6 @@ def _promised(line: str) -> set[str]:
 
 
 def test_the_json_of_answers_and_rounds_has_the_keys_of_the_page() -> None:
-    """Of commands that ask a server: the values that they print."""
+    """The commands that ask a server print these values."""
     assert _promised("probe") == {field.name for field in fields(ChatResult)} | {"tokens_per_s"}
     assert _promised("prewarm") == {field.name for field in fields(Prewarmed)} | {"starts", "url"}

@@ -1,4 +1,4 @@
-"""The table of faults: read from the marks of the tests, and complete."""
+"""The table of faults is read from the marks of the tests and is complete."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_mark_is_a_row(tmp_path: Path) -> None:
 
 
 def test_two_tests_of_one_fault_are_one_row(tmp_path: Path) -> None:
-    """The first file by name stands for both."""
+    """The row names the first file in alphabetical order."""
     assert len(faults.read_faults(_write(tmp_path, GOOD + GOOD))) == 1
 
 
@@ -51,7 +51,7 @@ def test_a_mark_that_cannot_be_a_row_is_an_error(tmp_path: Path, mark: str) -> N
 
 
 def test_the_page_explains_every_outcome_and_holds_the_table() -> None:
-    """The words of the marks are the words of the page."""
+    """The page uses the outcomes' names from the marks."""
     page = (DOCS / "faults.md").read_text(encoding="utf-8")
     for outcome, meaning in faults.OUTCOMES.items():
         assert f"* **{outcome}**: {meaning}." in page
@@ -59,7 +59,7 @@ def test_the_page_explains_every_outcome_and_holds_the_table() -> None:
 
 
 def test_every_fault_of_the_tests_is_in_the_table() -> None:
-    """A cell with a bar in it stays one cell."""
+    """A cell that contains a bar stays one cell."""
     table = faults.fault_table()
     for fault in faults.read_faults():
         assert f"| {fault.what.replace('|', chr(92) + '|').replace('<', '&lt;')} | {fault.outcome} |" in table

@@ -1,4 +1,4 @@
-"""The tools that generate parts of the site, also for plugins, results and docstrings that do not exist yet."""
+"""The tools that generate parts of the site, also for invented plugins, results and docstrings."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Record:
     instead: str = "Use Deep(depth=...)."
 
 
-def test_the_drawing_is_the_machine_as_it_is() -> None:
+def test_the_drawing_of_the_guard_is_up_to_date() -> None:
     """`python -m scripts.site.guard_states` writes it."""
     assert guard_states.DIAGRAM.read_text(encoding="utf-8") == guard_states.svg()
 
 
-def test_the_walk_finds_every_state_and_the_known_ways() -> None:
-    """Every state is entered and left; only a failed step leads to the end."""
+def test_the_walk_finds_every_state_and_the_known_transitions() -> None:
+    """Every state is entered and left. Only a failed step leads to the end."""
     found = guard_states.transitions()
     assert {one.source for one in found} == {state.value for state in State}
     assert {one.target for one in found} == {state.value for state in State} | {guard_states.END}
@@ -52,8 +52,8 @@ def test_the_walk_finds_every_state_and_the_known_ways() -> None:
     }
 
 
-def test_a_state_without_a_place_cannot_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing fails."""
+def test_a_state_without_a_place_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawing fails."""
     monkeypatch.delitem(guard_states._PLACES, "waking")
     with pytest.raises(KeyError, match="state 'waking' without a place"):
         guard_states.svg()
@@ -89,7 +89,7 @@ def test_the_path_of_a_start_has_three_phases() -> None:
 def test_a_step_without_a_part_cannot_be_drawn(
     text: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an error that names the step."""
+    """The error names the step."""
     page = tmp_path / "page.md"
     page.write_text(f"## The path of one start\n\n### Cold start\n\n{text}")
     monkeypatch.setattr(parts, "PAGE", page)
@@ -98,7 +98,7 @@ def test_a_step_without_a_part_cannot_be_drawn(
 
 
 def test_results_of_tests_become_rows(tmp_path: Path) -> None:
-    """Engines that the file does not name were not tested."""
+    """An engine that the file does not name counts as not tested."""
     file = tmp_path / "results.json"
     before = engines.capability_table(tmp_path / "none.json")
     file.write_text(json.dumps({"snapshot, CRIU": {"sglang": "0.5.23 on a CPU"}, "dry run": {"other": "x"}}))
@@ -110,7 +110,7 @@ def test_results_of_tests_become_rows(tmp_path: Path) -> None:
 
 
 def test_an_engine_with_a_module_of_flags_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its name is. An engine without one says so; an incomplete record is an error that names it."""
+    """Whatever its name is. For an engine without one the page says so. The error of an incomplete record names it."""
     module = types.ModuleType("torpor_deep.flags")
     package = types.ModuleType("torpor_deep")
     package.__path__ = []
@@ -130,8 +130,8 @@ def test_an_engine_with_a_module_of_flags_gets_a_table(monkeypatch: pytest.Monke
         engines.flag_tables()
 
 
-def test_docstrings_are_taken_apart() -> None:
-    """Summary, text, sections, and entries that go on over several lines."""
+def test_docstrings_are_parsed() -> None:
+    """Summary, text, sections, and entries of several lines."""
 
     class Told:
         """Does this.
@@ -168,19 +168,19 @@ def test_docstrings_are_taken_apart() -> None:
     ],
 )
 def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folder: str, page: str) -> None:
-    """From wherever they are made."""
+    """From a page in any folder."""
     assert hooks.page_of(target, folder) == page
 
 
 def test_files_that_become_pages_exist() -> None:
-    """And no page has two sources."""
+    """No page has two sources."""
     for page, source in hooks.ADOPTED.items():
         assert (ROOT / source).is_file()
         assert not (ROOT / "docs" / page).exists()
 
 
 def test_a_first_sentence_is_plain_text() -> None:
-    """Without links, emphasis and code; headings, tables and lists are skipped."""
+    """Without links, emphasis and code marks. Headings, tables and lists are skipped."""
     markdown = "# Title `x`\n\n- a list\n\nSee **this** and [that](x.md), or `it`. More.\n"
     assert llms.first_sentence(markdown) == "See this and that, or it."
     assert llms.title_of(markdown) == "Title x"

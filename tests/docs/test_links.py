@@ -19,7 +19,7 @@ NOTES = ROOT / "benchmarks" / "gpu" / "NOTES.md"
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, made from their words."""
+    """The anchors of a page's headings, made from their words."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
@@ -36,8 +36,8 @@ def test_a_link_leads_to_a_file_and_a_heading_in_it(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_a_page_links_to_pages_of_the_site_alone(page: Path) -> None:
-    """A page names files outside of the site without a link."""
+def test_a_page_links_only_to_pages_of_the_site(page: Path) -> None:
+    """It names files outside the site without a link."""
     for path, _ in LINK.findall(page.read_text(encoding="utf-8")):
         target = (page.parent / path).resolve()
         source = target.relative_to(ROOT).as_posix()

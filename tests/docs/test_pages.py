@@ -43,7 +43,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def test_blocks_are_fences_and_indented_lines_after_an_empty_one(page: Path) -> None:
-    """A list that goes on is no block."""
+    """A list item that continues is no block."""
     assert blocks(page) == [
         Block(page, 3, "", "", "torpor plan app.py       # a comment\n$ torpor boots x\none\n"),
         Block(page, 13, "python", "a.py", "x = 1\n"),
@@ -51,8 +51,8 @@ def test_blocks_are_fences_and_indented_lines_after_an_empty_one(page: Path) -> 
     ]
 
 
-def test_commands_are_told_with_their_output(page: Path) -> None:
-    """One without output has none."""
+def test_commands_are_returned_with_their_output(page: Path) -> None:
+    """One without output has an empty text."""
     assert [(one.words, one.output) for one in commands(page)] == [
         ("torpor boots x", "one"),
         ("torpor key new", "key ..."),
@@ -76,8 +76,8 @@ def test_commands_are_told_with_their_output(page: Path) -> None:
         ("key ... end", "key AbC end"),
     ],
 )
-def test_the_same_output(shown: str, seen: str) -> None:
-    """Marks, measured numbers and blanks may differ."""
+def test_equal_outputs_match(shown: str, seen: str) -> None:
+    """Text in place of `...`, decimal numbers and blanks may differ."""
     assert matches(shown, seen)
 
 
@@ -85,6 +85,6 @@ def test_the_same_output(shown: str, seen: str) -> None:
     ("shown", "seen"),
     [("a", "a\nb"), ("a\nz", "a\nb\nz"), ("24 tokens", "25 tokens"), ("a...c", "ab"), ("a", ""), ("...\na", "b")],
 )
-def test_another_output(shown: str, seen: str) -> None:
-    """Nothing else may."""
+def test_different_outputs_do_not_match(shown: str, seen: str) -> None:
+    """Nothing else may differ."""
     assert not matches(shown, seen)

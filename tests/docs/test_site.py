@@ -1,4 +1,4 @@
-"""The built site: no warning, nothing fetched, every page reachable, and everything in llms.txt."""
+"""The built site: it builds without a warning, fetches nothing, links every page, and lists everything in llms.txt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FETCHED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"
 
 
 class Elements(HTMLParser):
-    """What a page fetches, its links, its anchors, and its text."""
+    """What a page fetches, its links, its anchors and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ def navigation() -> list[str]:
 
 
 def flat(text: str) -> str:
-    """Text without code marks, on one line, with quotes as a page shows them."""
+    """Text on one line, without code marks, with quotes as a page shows them."""
     return prose(text.replace("`", ""))
 
 
 def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
-    """No font, script, picture or style sheet: neither by an element nor by a style sheet."""
+    """No element and no style sheet loads a font, script, picture or style sheet."""
     for name, page in pages(site).items():
         assert [link for link in page.fetched if urlsplit(link).scheme or link.startswith("//")] == [], name
     for sheet in site.rglob("*.css"):
@@ -77,8 +77,8 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert found == [], sheet
 
 
-def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
-    """Page and place in it."""
+def test_every_link_of_the_site_has_a_target(site: Path) -> None:
+    """The page and the anchor exist."""
     known = pages(site)
     for name, page in known.items():
         for link in page.links:
@@ -93,14 +93,14 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
 
 
 def test_every_page_is_in_the_navigation(site: Path) -> None:
-    """Once."""
+    """Each once."""
     assert sorted(navigation()) == sorted(
         file.with_suffix(".md").name for file in site.glob("*.html") if file.stem != "404"
     )
 
 
 def test_llms_txt_lists_the_navigation(site: Path) -> None:
-    """As llmstxt.org has it: title, summary, lists of links, each to a page's Markdown, with its title."""
+    """In the form of llmstxt.org: title, summary, lists of links, each to a page's Markdown, with its title."""
     lines = (site / "llms.txt").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Torpor"
     assert re.fullmatch(r"> \S.*", lines[2])
@@ -111,8 +111,8 @@ def test_llms_txt_lists_the_navigation(site: Path) -> None:
         assert (site / link[2]).read_text(encoding="utf-8").replace("`", "").startswith(f"# {link[1]}\n")
 
 
-def test_the_markdown_of_a_page_is_whole(site: Path) -> None:
-    """It contains the generated parts, and no marks."""
+def test_the_markdown_of_a_page_is_complete(site: Path) -> None:
+    """It contains the generated parts and no marks for them."""
     for page in navigation():
         assert "<!-- generated" not in (site / page).read_text(encoding="utf-8"), page
     assert "## prepare_image" in (site / "hooks.md").read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def test_the_page_of_hooks_has_every_word_of_their_docstrings(site: Path) -> Non
 
 
 def test_the_page_of_engines_has_every_engine_flag_and_reason(site: Path) -> None:
-    """And what each engine plugin declares."""
+    """It also has what each engine plugin declares."""
     text = " ".join(pages(site)["engines.html"].text.split())
     found = engines.engine_plugins()
     assert "sglang" in [engine.name for engine in found]
@@ -155,7 +155,7 @@ def test_the_page_of_plugins_has_every_option(site: Path) -> None:
 
 
 def test_the_page_of_commands_has_every_command(site: Path) -> None:
-    """With its own help."""
+    """With the text of its `--help`."""
     text = pages(site)["commands.html"].text
     assert len(commands.command_names()) > 10
     for words in commands.command_names():
@@ -171,8 +171,8 @@ def test_the_map_has_every_module(site: Path) -> None:
             assert file.name in text
 
 
-def test_security_is_told_in_one_place(site: Path) -> None:
-    """The page is made of SECURITY.md."""
+def test_security_is_described_in_one_place(site: Path) -> None:
+    """The page is made from SECURITY.md."""
     assert not (DOCS / "security.md").exists()
     text = " ".join(pages(site)["security.html"].text.split())
     for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines():
@@ -181,6 +181,6 @@ def test_security_is_told_in_one_place(site: Path) -> None:
 
 
 def test_the_drawing_of_the_guard_is_in_its_pages(site: Path) -> None:
-    """As an element of the page, so it follows light and dark."""
+    """It is an element of the page, so it follows the light and the dark scheme."""
     for name in ("guard.html", "design.html"):
         assert '<svg class="guard-states"' in (site / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The site in a real browser: wide and narrow, light and dark; skipped without Chromium."""
+"""The site in a real browser: wide and narrow, light and dark. Skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_a_page_fits_its_window_and_fetches_nothing(
     browser: Browser, site: Path, name: str, width: int, scheme: str
 ) -> None:
-    """No sideways scrolling, no error in the console, no request except for files of the site."""
+    """No sideways scrolling, no error in the console, no request except for the site's own files."""
     browser.show(site / f"{name}.html", width=width)
     browser.ask(f"document.body.dataset.mdColorScheme = '{scheme}'")  # as the page's switch does
     assert browser.ask("document.documentElement.scrollWidth <= window.innerWidth") is True
@@ -38,8 +38,8 @@ def test_a_page_fits_its_window_and_fetches_nothing(
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
 
 
-def test_the_drawing_can_be_read_in_the_dark(browser: Browser, site: Path) -> None:
-    """Its letters have the page's colour."""
+def test_the_drawing_can_be_read_in_the_dark_scheme(browser: Browser, site: Path) -> None:
+    """Its text has the page's colour."""
     colour = "getComputedStyle(document.querySelector('.guard-states .name')).fill"
     seen = {}
     for scheme in ("default", "slate"):

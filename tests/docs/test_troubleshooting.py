@@ -1,4 +1,4 @@
-"""Every line that the troubleshooting page quotes can be printed by the code."""
+"""The code can print every line that the troubleshooting page quotes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOLE = "\0"
 
 @functools.cache
 def messages() -> tuple[str, ...]:
-    """Every string of core and plugins, with holes where something is filled in; docstrings are no messages."""
+    """Every string of core and plugins except docstrings, with holes for what is filled in."""
     found = []
     for folder in ("core", "plugins"):
         for file in (ROOT / folder).rglob("*.py"):
@@ -33,7 +33,7 @@ def messages() -> tuple[str, ...]:
 
 
 def message(node: ast.AST) -> str:
-    """The text of a string, an f-string or a sum with one; empty for anything else."""
+    """The text of a string, an f-string or a sum of these; empty for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -45,7 +45,7 @@ def message(node: ast.AST) -> str:
 
 
 def can_print(quoted: str) -> bool:
-    """Whether a message has the quoted text, with something filled in for each ellipsis and nowhere else."""
+    """Whether a message gives the quoted text when something fills each ellipsis and nothing else."""
     pieces = [re.escape(piece) for piece in re.split("\N{HORIZONTAL ELLIPSIS}+", quoted)]
     pattern = re.compile(f"{HOLE}+".join(pieces))
     return any(pattern.search(text) for text in messages())
@@ -53,12 +53,12 @@ def can_print(quoted: str) -> bool:
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_line_is_in_the_source(quoted: str) -> None:
-    """Letter by letter."""
+    """Character by character."""
     assert can_print(quoted)
 
 
-def test_the_page_covers_what_is_likely_to_be_met() -> None:
-    """It has many messages, each once, and each kind of error."""
+def test_the_page_covers_the_likely_errors() -> None:
+    """It has many messages, each once, and every kind of error."""
     assert len(QUOTED) >= LEAST
     assert len(set(QUOTED)) == len(QUOTED)
     kinds = [getattr(torpor.errors, name) for name in torpor.errors.__all__]
@@ -67,6 +67,6 @@ def test_the_page_covers_what_is_likely_to_be_met() -> None:
 
 
 @pytest.mark.parametrize("quoted", ["This line is in no source", "Port … is in use…: another program", ""])
-def test_a_line_that_nobody_prints_is_found_out(quoted: str) -> None:
+def test_a_line_that_no_code_prints_is_found(quoted: str) -> None:
     """Except the empty one, which is no line."""
     assert can_print(quoted) is (quoted == "")
