@@ -1,4 +1,4 @@
-"""The framework's end while a build step or a check of its runs: nothing runs on, and nothing half-made is taken for whole."""
+"""The framework ends during a build step or a check: nothing keeps running, and half a result never counts as complete."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ PROGRAM = textwrap.dedent("""
     (folder / "new").rename(folder / "pids")
     time.sleep(600)
 """)
-"""Half of a result, two children (one in a session of its own), and then nothing more; with `go` it makes the whole."""
+"""Makes half of a result, starts two children (one in a session of its own) and waits. With `go` it makes all of it."""
 
 
 class Work:
@@ -89,13 +89,13 @@ class Work:
 
     @property
     def pids(self) -> list[int]:
-        """Of the program's parent (a step's runner), of the program, of its two children; none before they all are there."""
+        """Pids of the program's parent (a step's runner), the program and its two children; empty until all of them run."""
         with suppress(FileNotFoundError):
             return [int(pid) for pid in (self.folder / "pids").read_text().split()]
         return []
 
     def left(self) -> list[int]:
-        """Which of them still run."""
+        """Those that still run."""
         return [pid for pid in self.pids if is_running(pid)]
 
     def server(self) -> LocalServer:
@@ -104,7 +104,7 @@ class Work:
 
     @contextmanager
     def up(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`torpor up`, leader of a process group as in a terminal, with the program running."""
+        """`torpor up` as the leader of a process group, as in a terminal, while the program runs."""
         with subprocess.Popen(
             [sys.executable, "-m", "torpor.cli", "up", str(self.app), "--backend", "none"],
             stdout=subprocess.DEVNULL,
@@ -124,7 +124,7 @@ class Work:
 
 
 def seen(look: Callable[[], object], timeout_s: float) -> bool:
-    """Whether something becomes true in time."""
+    """Whether something becomes true before the time-out."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -132,7 +132,7 @@ def seen(look: Callable[[], object], timeout_s: float) -> bool:
 
 
 def _ends() -> list[object]:
-    """Signals to the framework's process alone, and to its whole group (Ctrl-C in a terminal, a terminal that closes)."""
+    """Signals to the framework's process alone, and to its group, as when Ctrl-C is pressed or the terminal closes."""
     found: list[object] = []
     for stage in ("build", "preflight"):
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -145,10 +145,10 @@ def _ends() -> list[object]:
 
 
 @pytest.mark.parametrize(("stage", "number", "whole_group"), _ends())
-def test_the_frameworks_end_ends_the_step_and_its_result_is_made_anew(
+def test_the_frameworks_end_ends_the_step_and_the_next_start_builds_again(
     tmp_path: Path, free_port: int, stage: str, number: signal.Signals, whole_group: bool
 ) -> None:
-    """`torpor up` in a build step or a check: program and children end within seconds, deaf to SIGTERM after a SIGKILL too."""
+    """Program and children end within seconds, even after a SIGKILL and even if they ignore SIGTERM."""
     work = Work(tmp_path, free_port, stage)
     if number == signal.SIGKILL:
         (work.folder / "deaf").touch()
@@ -165,8 +165,8 @@ def test_the_frameworks_end_ends_the_step_and_its_result_is_made_anew(
         assert (work.folder / "made").read_text() == "half half whole"
 
 
-def test_a_failed_step_is_run_again_though_it_left_something(tmp_path: Path, free_port: int) -> None:
-    """SIGKILL of the runner alone (the kernel does that when memory runs out): what the step started ends, too."""
+def test_a_failed_step_runs_again_even_if_it_left_a_result(tmp_path: Path, free_port: int) -> None:
+    """Here SIGKILL hits the runner alone, as when memory runs out. Everything that the step started ends too."""
     work = Work(tmp_path, free_port, "build")
 
     def kill_the_runner(name: str) -> None:
@@ -188,8 +188,8 @@ def test_a_failed_step_is_run_again_though_it_left_something(tmp_path: Path, fre
 
 
 @pytest.mark.slow
-def test_a_check_past_its_deadline_ends_with_what_it_started(tmp_path: Path, free_port: int) -> None:
-    """Its children too, in a session of their own or not."""
+def test_a_check_past_its_deadline_is_ended_with_all_that_it_started(tmp_path: Path, free_port: int) -> None:
+    """Its children end too, even in a session of their own."""
     work = Work(tmp_path, free_port, "preflight")
     work.app.write_text(work.app.read_text().replace("timeout_s=60", "timeout_s=8"))
     with pytest.raises(PreflightError, match=r"'look' took longer than 8 s\. Wait\."):
@@ -198,8 +198,8 @@ def test_a_check_past_its_deadline_ends_with_what_it_started(tmp_path: Path, fre
     assert [pid for pid in work.pids[1:] if is_running(pid)] == []
 
 
-def test_of_two_processes_that_build_the_same_the_second_waits_and_finds_it(tmp_path: Path, free_port: int) -> None:
-    """Nothing is made twice, and nothing is taken while another process makes it."""
+def test_if_two_processes_build_the_same_the_second_waits_and_uses_the_result(tmp_path: Path, free_port: int) -> None:
+    """Nothing is built twice, and no result is used before it is complete."""
     work = Work(tmp_path, free_port, "build")
     with work.up():
         second = threading.Thread(target=work.server().build)
@@ -214,7 +214,7 @@ def test_of_two_processes_that_build_the_same_the_second_waits_and_finds_it(tmp_
 
 
 def test_a_step_that_cannot_be_noted_is_not_begun(tmp_path: Path, free_port: int) -> None:
-    """Where the note should be is something else."""
+    """Something else is in the note's place."""
     work = Work(tmp_path, free_port, "build")
     work.cache.mkdir()
     (work.cache / "steps").write_text("a file")

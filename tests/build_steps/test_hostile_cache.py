@@ -1,4 +1,4 @@
-"""`torpor.build_steps.runner` with a volume that is damaged or hostile: whoever writes to it must not choose what a build does."""
+"""`torpor.build_steps.runner` with a damaged or hostile volume: who writes to it must not control what a build does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kernels(tmp_path: Path) -> Kernels:
 
 
 def changed_marker(kernels: Kernels, change: Callable[[dict[str, Any]], object]) -> Path:
-    """The only entry of the volume, after its marker was changed."""
+    """Change the marker of the volume's only entry, and return the entry."""
     [entry] = kernels.entries()
     file = entry / buildstep.MARKER
     marker = json.loads(file.read_text())
@@ -45,7 +45,7 @@ KERNEL = "deep_gemm/cache/kernel-7.cubin"
 @pytest.mark.slow
 @pytest.mark.fault("a cache's marker asks for special bits and modes open to all", area="build cache", outcome="held")
 def test_no_special_bit_comes_out_of_a_volume(kernels: Kernels) -> None:
-    """Setuid, setgid, sticky, and what others could write; the file itself stays a program."""
+    """Setuid, setgid, sticky bits and write permission for others are removed. The file stays executable."""
     assert kernels.build().returncode == 0
 
     def open_wide(marker: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def as_fifo(path: Path) -> None:
 
 def as_socket(path: Path) -> None:
     path.unlink()
-    folder = os.open(path.parent, os.O_PATH)  # its path is too long for an address
+    folder = os.open(path.parent, os.O_PATH)  # its path is too long for a socket address
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(f"/proc/self/fd/{folder}/{path.name}")
     os.close(folder)
@@ -109,8 +109,8 @@ def as_holes(path: Path) -> None:
         *[(change, buildstep.MARKER) for change in (as_fifo, as_folder)],
     ],
 )
-def test_what_is_no_file_is_damage_and_built_anew(kernels: Kernels, change: Callable[[Path], None], name: str) -> None:
-    """Nothing is waited for, nothing is followed; the next build finds a whole result."""
+def test_what_is_no_file_is_damage_and_built_again(kernels: Kernels, change: Callable[[Path], None], name: str) -> None:
+    """Nothing blocks and no link is followed. The next build finds a complete result."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
     change(entry / name)
@@ -149,7 +149,7 @@ def test_what_is_no_file_is_damage_and_built_anew(kernels: Kernels, change: Call
     ],
 )
 def test_a_hostile_marker_is_no_marker(kernels: Kernels, change: Callable[[dict[str, Any]], object]) -> None:
-    """Field by field; nothing is written outside of the image folder, and no traceback ends the build."""
+    """Every field is checked. Nothing is written outside the image folder, and the build does not crash."""
     image, source, key = kernels.image, kernels.volume / "k", "k"
     write_result(source, key)
     marker = json.loads((source / buildstep.MARKER).read_text())
@@ -161,7 +161,7 @@ def test_a_hostile_marker_is_no_marker(kernels: Kernels, change: Callable[[dict[
 
 
 def write_result(source: Path, key: str) -> None:
-    """A whole result as a builder leaves it."""
+    """Write a complete result, as a builder does."""
     file = source / KERNEL
     file.parent.mkdir(parents=True)
     file.write_bytes(b"kernel")
@@ -169,7 +169,7 @@ def write_result(source: Path, key: str) -> None:
 
 
 def options_of(kernels: Kernels, timeout: str = "60") -> Any:
-    """The runner's options of a step with a cache."""
+    """The runner's options for a step with a cache."""
     argv = [
         "--name",
         "k",
@@ -187,7 +187,7 @@ def options_of(kernels: Kernels, timeout: str = "60") -> Any:
     "text", ["[" * 100_000, "null", "[]", '{"format": 1', "\xff", '{"format": 1' + "1" * 5000 + "}", ""]
 )
 def test_a_marker_that_is_no_json_object_is_no_marker(kernels: Kernels, text: str) -> None:
-    """Deep nesting and endless numbers included."""
+    """This includes deep nesting and very long numbers."""
     source = kernels.volume / "k"
     write_result(source, "k")
     (source / buildstep.MARKER).write_text(text, encoding="latin-1")
@@ -195,7 +195,7 @@ def test_a_marker_that_is_no_json_object_is_no_marker(kernels: Kernels, text: st
 
 
 def test_a_whole_result_is_taken(kernels: Kernels) -> None:
-    """The same way, without a change: what the tests above refuse is refused for its fault alone."""
+    """The unchanged result is accepted, so the tests above refuse it because of their change alone."""
     write_result(kernels.volume / "k", "k")
     kernels.image.mkdir(parents=True)
     assert buildstep._restore(options_of(kernels), kernels.volume / "k", kernels.image, "k")
@@ -204,7 +204,7 @@ def test_a_whole_result_is_taken(kernels: Kernels) -> None:
 
 @pytest.mark.fault("a file of a cache claims more bytes than the disk has", area="build cache", outcome="held")
 def test_a_result_that_does_not_fit_is_not_copied(kernels: Kernels) -> None:
-    """A file of holes costs its writer nothing."""
+    """A sparse file costs its writer nothing."""
     source = kernels.volume / "k"
     write_result(source, "k")
     as_holes(source / KERNEL)
@@ -217,7 +217,7 @@ def test_a_result_that_does_not_fit_is_not_copied(kernels: Kernels) -> None:
 
 @pytest.mark.fault("a file of a cache grows while it is copied", area="build cache", outcome="held")
 def test_no_more_is_copied_than_was_recorded(kernels: Kernels) -> None:
-    """The size is checked before; what comes after it is not written without end."""
+    """The size is checked first, and bytes beyond it are not written."""
     source = kernels.volume / "k"
     write_result(source, "k")
     marker = buildstep._read_marker(source, "k")
@@ -232,7 +232,7 @@ def test_no_more_is_copied_than_was_recorded(kernels: Kernels) -> None:
 
 @pytest.mark.fault("a volume is too slow to copy a result in the step's time", area="build cache", outcome="refused")
 def test_a_copy_has_the_steps_deadline(kernels: Kernels) -> None:
-    """The deadline holds for what is taken from a volume, too."""
+    """Copies from a volume have the step's deadline too."""
     source = kernels.volume / "k"
     write_result(source, "k")
     kernels.image.mkdir(parents=True)
@@ -246,8 +246,8 @@ def test_a_copy_has_the_steps_deadline(kernels: Kernels) -> None:
 @pytest.mark.slow
 @pytest.mark.fault("a build step's lock file is a pipe or a link", area="build cache", outcome="refused")
 @pytest.mark.parametrize("kind", ["a pipe", "a link"])
-def test_a_lock_that_is_no_file_is_not_waited_for(kernels: Kernels, kind: str) -> None:
-    """It lies beside the image folder; a link would be followed and made."""
+def test_a_lock_that_is_no_file_does_not_block(kernels: Kernels, kind: str) -> None:
+    """It is beside the image folder. Following a link would create a file elsewhere."""
     kernels.image.parent.mkdir(parents=True)
     lock = kernels.image.with_name(".kernels.torpor-lock")
     if kind == "a pipe":
@@ -263,7 +263,7 @@ def test_a_lock_that_is_no_file_is_not_waited_for(kernels: Kernels, kind: str) -
 
 @pytest.mark.fault("another builder never lets go of the image folder", area="build cache", outcome="refused")
 def test_another_builder_is_waited_for_until_a_deadline(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as all its attempts may take."""
+    """The deadline is the time that all its attempts may take."""
     monkeypatch.setattr(buildstep, "_OTHER_BUILDER_S", 0.1)
     monkeypatch.setattr(buildstep, "_LOCK_POLL_S", 0.02)
     options = options_of(kernels, timeout="0.1")
@@ -281,7 +281,7 @@ def test_another_builder_is_waited_for_until_a_deadline(kernels: Kernels, monkey
     "a probe leaves a process behind that holds its output, or prints without end", area="build cache", outcome="held"
 )
 def test_a_probe_is_bounded(kernels: Kernels) -> None:
-    """A helper that it left is ended; output without end is an error and takes no memory."""
+    """A helper that it left behind is ended. Endless output is an error and takes no memory."""
     pid = kernels.volume.parent / "pid"
     left = ("sh", "-c", f"sleep 300 & echo $! > {pid}; echo nvcc 12.9; echo warning >&2")
     ran = kernels.build(probes=(left,))
@@ -299,7 +299,7 @@ def test_a_probe_is_bounded(kernels: Kernels) -> None:
 
 
 def outputs_step(tmp_path: Path) -> BuildStep:
-    """A step that makes one file, which is there."""
+    """A step that makes one file. The file exists."""
     (tmp_path / "output").write_text("made")
     return BuildStep(name="make", argv=("true",), order=1, timeout_s=0.1, outputs=(str(tmp_path / "output"),))
 
@@ -307,7 +307,7 @@ def outputs_step(tmp_path: Path) -> BuildStep:
 @pytest.mark.fault("the note of a build step is a pipe, a link or a folder", area="build steps", outcome="refused")
 @pytest.mark.parametrize("kind", ["a pipe", "a link", "a folder"])
 def test_a_note_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    """Nothing is waited for, nothing is made elsewhere; the message says where the note lies."""
+    """Nothing blocks and nothing is created elsewhere. The message says where the note is."""
     notes = tmp_path / "notes"
     step = outputs_step(tmp_path)
     with making(step, notes):
@@ -327,8 +327,8 @@ def test_a_note_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.fault("a note of a build step is endless or no text", area="build steps", outcome="held")
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * 5_000_000])
-def test_whatever_a_note_holds_the_step_is_made_anew(tmp_path: Path, content: bytes) -> None:
-    """A note means that a step did not end."""
+def test_whatever_a_note_holds_the_step_runs_again(tmp_path: Path, content: bytes) -> None:
+    """A note means that a step did not finish, whatever the note contains."""
     step, notes = outputs_step(tmp_path), tmp_path / "notes"
     with making(step, notes) as needed:
         assert not needed
@@ -342,7 +342,7 @@ def test_whatever_a_note_holds_the_step_is_made_anew(tmp_path: Path, content: by
 
 @pytest.mark.fault("another process never lets go of a build step's note", area="build steps", outcome="refused")
 def test_another_process_is_waited_for_until_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as all of its attempts may take."""
+    """The deadline is the time that all its attempts may take."""
     monkeypatch.setattr(step_outputs, "_OTHERS_END_S", 0.1)
     step, notes = outputs_step(tmp_path), tmp_path / "notes"
     with (

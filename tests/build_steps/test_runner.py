@@ -1,4 +1,4 @@
-"""`torpor.build_steps.runner`: the one file that runs build steps, run here as it is in an image: as a process of its own."""
+"""`torpor.build_steps.runner`, run as in an image: as a process of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCRIPT = Path(buildstep.__file__)
 
 
 class Values(TypedDict, total=False):
-    """Fields of `BuildStep` that the runner gets as options."""
+    """Fields of `BuildStep` that the runner takes as options."""
 
     retries: int
     outputs: tuple[str, ...]
@@ -39,7 +39,7 @@ class Values(TypedDict, total=False):
 
 
 class StepValues(Values, total=False):
-    """The same with those that `command_line` has defaults for."""
+    """These, and the fields that `command_line` has defaults for."""
 
     name: str
     timeout_s: float
@@ -65,13 +65,13 @@ print("compiled", text)
 def command_line(
     argv: Sequence[str], *, name: str = "kernels", timeout_s: float = 60, **values: Unpack[Values]
 ) -> list[str]:
-    """What core makes of a build step."""
+    """The command line that core makes of a build step."""
     step = BuildStep(name=name, argv=tuple(argv), order=20, timeout_s=timeout_s, **values)
     return list(step_command(step, python=sys.executable, runner=str(SCRIPT), script=None))
 
 
 def run(argv: Sequence[str], *, grace_s: float = 2, **values: Unpack[StepValues]) -> subprocess.CompletedProcess[str]:
-    """Run a build step to its end, with a short time between SIGTERM and SIGKILL."""
+    """Run a build step until it ends, with a short time between SIGTERM and SIGKILL."""
     interpreter, script, *rest = command_line(argv, **values)
     line = [interpreter, script, f"--grace={grace_s}", *rest]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
@@ -118,7 +118,7 @@ class Kernels:
         return sorted(self.volume.iterdir())
 
     def new_image(self) -> None:
-        """A fresh container: the image folder is empty again, the volume stays."""
+        """Act as a new container: empty the image folder, keep the volume."""
         shutil.rmtree(self.image)
 
 
@@ -145,14 +145,14 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> N
 
 
 def test_output_streams_through_and_success_is_exit_code_zero() -> None:
-    """What the command prints on either stream is the build's log."""
+    """Both streams of the command go to the build's log."""
     ran = run(python("import sys; print('one'); print('two', file=sys.stderr)"))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == ["one", "two"]
 
 
 def test_the_commands_own_exit_code_is_passed_on_with_its_last_lines() -> None:
-    """A failing step says which command, which code, after how long, and repeats the end of the output."""
+    """The error names command, code and duration, and repeats the end of the output."""
     ran = run(python("import sys; [print('line', n) for n in range(100)]; sys.exit(7)"), name="compile kernels")
     assert ran.returncode == 7
     lines = ran.stderr.splitlines()
@@ -163,14 +163,14 @@ def test_the_commands_own_exit_code_is_passed_on_with_its_last_lines() -> None:
 
 
 def test_a_command_killed_by_a_signal_gives_128_and_its_number() -> None:
-    """As in a shell; the error names the signal (an out-of-memory kill is SIGKILL)."""
+    """The code is a shell's. The error names the signal; an out-of-memory kill is SIGKILL."""
     ran = run(python("import os; os.kill(os.getpid(), 9)"))
     assert ran.returncode == 128 + 9
     assert "was killed by SIGKILL" in ran.stderr
 
 
 def test_a_program_that_is_not_there_and_one_that_cannot_run_have_their_own_codes(tmp_path: Path) -> None:
-    """127 and 126, as in a shell."""
+    """They are 127 and 126, as in a shell."""
     plain = tmp_path / "plain"
     plain.write_text("no program")
     missing, not_runnable = run(["no-such-program-here"]), run([str(plain)])
@@ -181,7 +181,7 @@ def test_a_program_that_is_not_there_and_one_that_cannot_run_have_their_own_code
 
 @pytest.mark.slow
 def test_past_its_deadline_the_whole_tree_is_ended(tmp_path: Path) -> None:
-    """Also a helper that ignores SIGTERM, and one that left for a session of its own and lost its parent."""
+    """So are a helper that ignores SIGTERM, and an orphan in a session of its own."""
     pids = tmp_path / "pids"
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     daemon = "import time; time.sleep(600)"
@@ -209,7 +209,7 @@ time.sleep(600)
 
 
 def test_helpers_that_outlive_a_successful_command_are_ended_too(tmp_path: Path) -> None:
-    """They would hold the GPU, and the pipe that the step reads."""
+    """They would hold the GPU and the pipe that the step reads."""
     pid = tmp_path / "pid"
     code = f"""
 import subprocess, sys
@@ -222,7 +222,7 @@ open({str(pid)!r}, "w").write(str(helper.pid))
 
 
 def test_a_crash_is_tried_again_as_often_as_asked(tmp_path: Path) -> None:
-    """One retry: the second attempt's success is the step's success."""
+    """With one retry the step succeeds if its second attempt does."""
     count = tmp_path / "count"
     code = f"""
 import pathlib, sys
@@ -237,13 +237,13 @@ count.write_text(str(seen + 1)); sys.exit(3 if seen < 1 else 0)
 
 
 def test_the_last_attempts_failure_is_the_steps_failure() -> None:
-    """The error says how many attempts there were."""
+    """The error says how many attempts were made."""
     ran = run(python("import sys; sys.exit(3)"), retries=1)
     assert ran.returncode == 3
     assert "(attempt 2 of 2)" in ran.stderr
 
 
-def test_a_code_that_says_that_trying_again_cannot_help_is_not_tried_again() -> None:
+def test_an_exit_code_of_a_permanent_failure_ends_the_retries() -> None:
     """sysexits.h: 77 is "permission denied" (a gated repository); 75 is "temporary failure"."""
     permanent, temporary = (run(python(f"import sys; sys.exit({code})"), retries=1) for code in (77, 75))
     assert (permanent.returncode, temporary.returncode) == (77, 75)
@@ -252,7 +252,7 @@ def test_a_code_that_says_that_trying_again_cannot_help_is_not_tried_again() -> 
 
 
 def test_a_passed_deadline_is_not_tried_again() -> None:
-    """A hang would cost its time, and a GPU's, twice."""
+    """A second hang would take as long again, and hold a GPU."""
     ran = run(python("import time; time.sleep(600)"), timeout_s=0.5, grace_s=0.5, retries=1)
     assert ran.returncode == 124
     assert "(attempt 1 of 2)" in ran.stderr
@@ -260,7 +260,7 @@ def test_a_passed_deadline_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "empty files in a folder", "only Torpor's own files"])
 def test_success_without_output_is_a_failure(tmp_path: Path, left: str) -> None:
-    """SGLang's compile command ends with 0 where DeepGEMM is switched off, and leaves no kernel."""
+    """SGLang's compile command exits with 0 and leaves no kernel if DeepGEMM is switched off."""
     output = tmp_path / "deep_gemm"
     if left == "an empty file":
         output.touch()
@@ -275,7 +275,7 @@ def test_success_without_output_is_a_failure(tmp_path: Path, left: str) -> None:
 
 
 def test_a_folder_with_one_file_in_its_depth_is_output_enough(tmp_path: Path) -> None:
-    """Also through a symbolic link: the hub's snapshot folders hold links to blobs."""
+    """A symbolic link to a file counts: the hub's snapshot folders hold links to blobs."""
     (tmp_path / "blob").write_text("weights")
     (tmp_path / "snapshots" / "deep").mkdir(parents=True)
     (tmp_path / "snapshots" / "deep" / "model.safetensors").symlink_to(tmp_path / "blob")
@@ -284,7 +284,7 @@ def test_a_folder_with_one_file_in_its_depth_is_output_enough(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_nothing_stays_behind(kernels: Kernels, number: signal.Signals) -> None:
-    """The command gets the same signal and time to tidy up; the volume keeps no half-written folder."""
+    """The command gets the same signal and time to clean up. The volume keeps no half-written folder."""
     note, pid = kernels.volume.parent / "note", kernels.volume.parent / "pid"
     code = f"""
 import os, pathlib, signal, sys, time
@@ -308,7 +308,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_signal_at_the_very_start_of_the_command_ends_it_too(tmp_path: Path, moment: str) -> None:
-    """Right before the thread that reads its output is started, and right after."""
+    """The signal comes right before or right after the start of the thread that reads its output."""
     pid = tmp_path / "pid"
     code = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"
     early = f"""
@@ -334,7 +334,7 @@ sys.exit(buildstep.main(["--name=k", "--timeout=60", "--", *sys.argv[1:]]))
 
 
 def test_a_volume_that_cannot_be_committed_is_an_error(tmp_path: Path) -> None:
-    """Without the commit, the next container would not see what this one wrote."""
+    """Without the commit the next container would not see this one's files."""
     ran = run(["true"], volumes={str(tmp_path / "not-mounted"): "v"})
     assert ran.returncode == 122
     assert f"the volume at {tmp_path}/not-mounted could not be committed: No such file or directory." in ran.stderr
@@ -343,8 +343,8 @@ def test_a_volume_that_cannot_be_committed_is_an_error(tmp_path: Path) -> None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def test_arguments_survive_the_shell_line_that_a_build_step_is(tmp_path: Path) -> None:
-    """Key parts that look like flags, quotes, spaces, dollars, a second `--`: none is lost or expanded."""
+def test_arguments_pass_unchanged_through_the_shell_line_of_a_build_step(tmp_path: Path) -> None:
+    """Key parts like flags, quotes, spaces, dollar signs, a second `--`: none is lost or expanded."""
     odd = ["--tp-size", "1", "a b", "it's", '"quoted"', "$HOME", "`date`", "--", "--name=other", "tab\there", "", "*"]
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     probe = (sys.executable, "-c", "print('a probe; with \"quotes\"')")
@@ -366,7 +366,7 @@ def test_arguments_survive_the_shell_line_that_a_build_step_is(tmp_path: Path) -
     ],
 )
 def test_wrong_use_is_exit_code_two_with_one_sentence(arguments: list[str], message: str) -> None:
-    """The usage line says how it goes."""
+    """The usage line is printed too."""
     ran = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -375,7 +375,7 @@ def test_wrong_use_is_exit_code_two_with_one_sentence(arguments: list[str], mess
 
 
 def test_the_file_stands_alone_on_python_310() -> None:
-    """Engine images bring their own Python (3.10 and 3.12 are seen); nothing of torpor is in there yet."""
+    """Engine images have their own Python (3.10 and 3.12 so far) and do not contain torpor yet."""
     tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 10))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -390,7 +390,7 @@ def test_the_file_stands_alone_on_python_310() -> None:
 
 
 def test_the_first_build_compiles_and_publishes_one_whole_folder(kernels: Kernels) -> None:
-    """Its marker names key, parts, probe outputs and every file; the image folder has the same marker."""
+    """Its marker lists key, parts, probe outputs and every file. The image folder has the same marker."""
     ran = kernels.build()
     assert ran.returncode == 0, ran.stderr
     [entry] = kernels.entries()
@@ -406,7 +406,7 @@ def test_the_first_build_compiles_and_publishes_one_whole_folder(kernels: Kernel
 
 
 def test_the_second_build_with_the_same_key_skips_the_command(kernels: Kernels) -> None:
-    """In a new image the files come from the volume: content, modes and modification times (ninja compares them)."""
+    """In a new image the files come from the volume, with modes and modification times (ninja compares them)."""
     assert kernels.build().returncode == 0
     first = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kernels.image.rglob("*.cubin")}
     kernels.new_image()
@@ -418,8 +418,8 @@ def test_the_second_build_with_the_same_key_skips_the_command(kernels: Kernels) 
     assert "took 21 files" in ran.stdout
 
 
-def test_an_image_folder_that_is_whole_already_is_left_as_it_is(kernels: Kernels) -> None:
-    """On one machine the folder stays between runs; an engine that serves may have added files and grown its logs."""
+def test_a_complete_image_folder_is_left_unchanged(kernels: Kernels) -> None:
+    """On one machine the folder stays between runs. A serving engine may have added files and extended its logs."""
     assert kernels.build().returncode == 0
     (kernels.image / "triton" / "later.so").write_bytes(b"made while serving")
     with (kernels.image / "triton" / "helper.so").open("ab") as log:
@@ -433,8 +433,8 @@ def test_an_image_folder_that_is_whole_already_is_left_as_it_is(kernels: Kernels
 
 
 @pytest.mark.parametrize("change", ["another part", "another order of parts", "another probe output"])
-def test_another_key_compiles_anew_beside_the_old_result(kernels: Kernels, change: str) -> None:
-    """Old kernels do not stay in the image folder: they would make an empty compile look successful."""
+def test_another_key_compiles_again_beside_the_old_result(kernels: Kernels, change: str) -> None:
+    """The image folder is emptied first: old kernels would make an empty compile look successful."""
     assert kernels.build(text="old").returncode == 0
     if change == "another part":
         ran = kernels.build(text="new", key=("engine=0.5.23", "--tp-size", "1"))
@@ -449,7 +449,7 @@ def test_another_key_compiles_anew_beside_the_old_result(kernels: Kernels, chang
 
 
 def test_a_compile_that_leaves_no_kernel_publishes_nothing(kernels: Kernels) -> None:
-    """Exit code 0 is not taken for success."""
+    """Exit code 0 alone does not mean success."""
     ran = kernels.build(compiler="print('DeepGEMM is disabled')")
     assert ran.returncode == 120
     assert "    | DeepGEMM is disabled" in ran.stderr
@@ -457,14 +457,14 @@ def test_a_compile_that_leaves_no_kernel_publishes_nothing(kernels: Kernels) -> 
     assert not (kernels.image / buildstep.MARKER).exists()
 
 
-def test_old_kernels_do_not_vouch_for_a_compile_that_left_none(kernels: Kernels) -> None:
+def test_old_kernels_do_not_hide_a_compile_that_left_none(kernels: Kernels) -> None:
     """The image folder is emptied before another key is built."""
     assert kernels.build().returncode == 0
     assert kernels.build(key=("another",), compiler="pass").returncode == 120
 
 
-def test_an_output_outside_the_image_folder_is_said_to_be_one(kernels: Kernels) -> None:
-    """The cache would skip the command and leave that output unmade, at each later build."""
+def test_an_output_outside_the_image_folder_is_an_error(kernels: Kernels) -> None:
+    """The cache would skip the command, and later builds would lack that output."""
     outside = kernels.volume.parent / "outside"
     code = "import pathlib, sys; [pathlib.Path(name).write_text('made') for name in sys.argv[1:]]"
     argv = python(code, str(outside), f"{kernels.image}/kernel")
@@ -477,8 +477,8 @@ def test_an_output_outside_the_image_folder_is_said_to_be_one(kernels: Kernels) 
         assert f"is complete but lacks {outside}: outputs of a cached step must be in {kernels.image}." in again.stderr
 
 
-def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:
-    """JIT caches publish kernel by kernel; the next attempt with the same key finds those that are done."""
+def test_a_crashed_compile_continues_from_its_files(kernels: Kernels) -> None:
+    """JIT caches write kernel by kernel. The next attempt with the same key finds the finished ones."""
     half = COMPILER.replace("print(", "if count.read_text() == '1': sys.exit(9)\nprint(")
     seen = half.replace(
         '(image / "deep_gemm"', "print('found', len(list(image.rglob('*.cubin'))))\n(image / \"deep_gemm\"", 1
@@ -492,8 +492,8 @@ def test_a_crashed_compile_goes_on_from_what_it_left(kernels: Kernels) -> None:
     assert kernels.runs == 2
 
 
-def test_half_a_result_of_a_build_that_was_killed_is_not_taken(kernels: Kernels) -> None:
-    """SIGKILL of the runner and of all that it started, in the middle: neither image nor volume passes for whole."""
+def test_the_incomplete_result_of_a_killed_build_is_not_used(kernels: Kernels) -> None:
+    """The runner and all its processes are killed in the middle. Neither image nor volume counts as complete."""
     there = kernels.volume.parent / "there"
     stop = f"pathlib.Path({str(there)!r}).write_text(f'{{os.getppid()}} {{os.getpid()}}'); import time; time.sleep(600)"
     argv = python(COMPILER.replace('(image / "triton").mkdir', f'{stop}\n(image / "triton").mkdir'))
@@ -514,7 +514,7 @@ def test_half_a_result_of_a_build_that_was_killed_is_not_taken(kernels: Kernels)
 
 
 def test_crash_and_retry_within_one_step_publish_a_whole_result(kernels: Kernels) -> None:
-    """The retry belongs to the command; the cache sees one success."""
+    """The retry is part of the command, so the cache sees one success."""
     crash_once = COMPILER.replace(
         '(image / "deep_gemm"', "if count.read_text() == '1': sys.exit(9)\n(image / \"deep_gemm\"", 1
     )
@@ -533,8 +533,8 @@ def test_crash_and_retry_within_one_step_publish_a_whole_result(kernels: Kernels
         "the marker is cut short",
     ],
 )
-def test_a_damaged_result_is_taken_for_missing_and_replaced(kernels: Kernels, damage: str) -> None:
-    """A marker without its files, a truncated copy: built again, and the next build skips."""
+def test_a_damaged_result_is_built_again_and_replaced(kernels: Kernels, damage: str) -> None:
+    """A marker without its files or a truncated copy is built again. The next build skips the command."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
     victim, marker = entry / "deep_gemm" / "cache" / "kernel-7.cubin", entry / buildstep.MARKER
@@ -558,7 +558,7 @@ def test_a_damaged_result_is_taken_for_missing_and_replaced(kernels: Kernels, da
 
 
 def test_a_marker_cannot_name_files_outside_its_folder(kernels: Kernels) -> None:
-    """A volume is shared; whoever writes to it must not choose where a build writes."""
+    """A volume is shared: others who write to it must not decide where a build writes."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
     marker = entry / buildstep.MARKER
@@ -571,7 +571,7 @@ def test_a_marker_cannot_name_files_outside_its_folder(kernels: Kernels) -> None
 
 
 def test_a_copy_that_was_never_finished_is_not_a_result(kernels: Kernels) -> None:
-    """A builder killed while copying leaves a `.tmp-` folder; nobody reads it, and a day later it goes."""
+    """A builder killed while copying leaves a `.tmp-` folder. It is never read, and is removed a day later."""
     young, old = kernels.volume / ".tmp-young", kernels.volume / ".tmp-old"
     for folder in (young, old):
         folder.mkdir()
@@ -584,7 +584,7 @@ def test_a_copy_that_was_never_finished_is_not_a_result(kernels: Kernels) -> Non
 
 
 def test_two_builders_at_once_leave_one_whole_result(kernels: Kernels) -> None:
-    """Both build (each in its own image), one publishes, the other drops its copy; both images are whole."""
+    """Both build in their own images. One publishes, the other drops its result. Both images are complete."""
     barrier = kernels.volume.parent / "barrier"
     barrier.mkdir()
     meeting = f"""
@@ -612,7 +612,7 @@ while len(os.listdir({str(barrier)!r})) < 2 and time.monotonic() < deadline: tim
 
 
 def test_two_builders_of_one_image_folder_take_turns(kernels: Kernels) -> None:
-    """On one machine the second waits for the first and then finds its result."""
+    """On one machine the second waits for the first, and then finds its result."""
     slow = "import time; time.sleep(0.5)\n" + COMPILER
     line = command_line(python(slow, str(kernels.image), str(kernels.count), "x"), cache=kernels.cache("same"))
     processes = [subprocess.Popen(line) for _ in range(2)]
@@ -634,7 +634,7 @@ def test_two_builders_of_one_image_folder_take_turns(kernels: Kernels) -> None:
 def test_a_probe_that_fails_stops_the_step_before_the_command(
     kernels: Kernels, probe: tuple[str, ...], message: str
 ) -> None:
-    """Without it, kernels of another compiler could be taken for ours."""
+    """Without the probe's output, kernels of another compiler could be used."""
     ran = kernels.build(probes=(probe,))
     assert (ran.returncode, kernels.runs) == (121, 0)
     assert message in ran.stderr
@@ -642,7 +642,7 @@ def test_a_probe_that_fails_stops_the_step_before_the_command(
 
 
 def test_an_unusable_volume_shows_before_the_work_begins(kernels: Kernels) -> None:
-    """An hour of compilation is not thrown away for a volume that never could be written."""
+    """An hour of compilation is not lost because the volume cannot be written."""
     kernels.volume.rmdir()
     kernels.volume.write_text("a file, not a folder")
     ran = kernels.build()
@@ -651,7 +651,7 @@ def test_an_unusable_volume_shows_before_the_work_begins(kernels: Kernels) -> No
 
 
 def test_a_folder_with_anything_else_in_it_is_never_emptied(kernels: Kernels) -> None:
-    """The image folder is emptied before a build; one that holds the volume, or a home, is a mistake."""
+    """The image folder is emptied before a build, so it must not hold the volume or a home folder."""
     precious = kernels.volume.parent / "precious"
     precious.write_text("mine")
     for folder in (kernels.volume.parent, kernels.volume / "inner", Path.home(), Path("/")):
@@ -662,7 +662,7 @@ def test_a_folder_with_anything_else_in_it_is_never_emptied(kernels: Kernels) ->
 
 
 def test_a_full_volume_is_named_and_keeps_no_half_copy(kernels: Kernels) -> None:
-    """A real full file system: a tmpfs of 64 KiB in a mount namespace of its own (Modal Volumes v1 say ENOSPC too)."""
+    """The volume is a full tmpfs of 64 KiB in a mount namespace of its own. Modal Volumes v1 report ENOSPC too."""
     inner = shlex.join(
         command_line(python(COMPILER, str(kernels.image), str(kernels.count), "x"), cache=kernels.cache("a"))
     )

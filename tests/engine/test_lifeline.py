@@ -1,4 +1,4 @@
-"""An engine ends with the framework's process, however that ends, and with nothing less."""
+"""`torpor.engine.lifeline`: an engine ends when the framework's process ends, however that happens, and not earlier."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ STRAYS = textwrap.dedent("""
     print("up", flush=True)
     time.sleep(60)
 """)
-"""An engine whose processes can each be known in one way alone, and which doesn't end by itself."""
+"""An engine that does not end by itself. Each of its processes can be found in only one way."""
 
 SEEN_S = 0.5
-"""Within this the watchers have seen who belongs to a tree."""
+"""Seconds after which the watchers have seen every process of a tree."""
 
 HARMLESS = (
     signal.SIGTERM,
@@ -64,7 +64,7 @@ HARMLESS = (
     signal.SIGALRM,
     signal.SIGPIPE,
 )
-"""Signals that do not end a watcher."""
+"""Signals that a watcher ignores."""
 
 FRAMEWORK = textwrap.dedent("""
     import os, sys, time
@@ -84,7 +84,7 @@ FRAMEWORK = textwrap.dedent("""
 
 
 def watchers(replica_id: str) -> list[psutil.Process]:
-    """The watchers of one boot; a zombie watches nothing."""
+    """The watchers of one engine, zombies not counted."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
@@ -94,7 +94,7 @@ def watchers(replica_id: str) -> list[psutil.Process]:
 
 
 def started_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Process]]:
-    """What finds the watchers of whatever this test starts from now on: they get this variable, and nearly no other."""
+    """Returns a function that finds the watchers of this test's engines, by a variable that watchers inherit."""
     value = f"/nowhere/{uuid.uuid4().hex}"
     monkeypatch.setenv("LD_LIBRARY_PATH", value)
 
@@ -110,7 +110,7 @@ def started_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Pr
 
 
 def pair_of(replica_id: str, timeout_s: float = 10.0) -> list[psutil.Process]:
-    """Both watchers of a boot, the older one first, once there are two."""
+    """Wait for both watchers of an engine; the older one comes first."""
     deadline = time.monotonic() + timeout_s
     while len(pair := [one for one in watchers(replica_id) if is_running(one)]) != 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -119,7 +119,7 @@ def pair_of(replica_id: str, timeout_s: float = 10.0) -> list[psutil.Process]:
 
 
 def processes_of(replica_id: str, leader: int) -> list[psutil.Process]:
-    """Every process of an engine: by session, by parent, by environment."""
+    """Every process of an engine, found by session, parent or environment."""
     found = {process.pid: process for process in psutil.Process(leader).children(recursive=True)}
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -130,7 +130,7 @@ def processes_of(replica_id: str, leader: int) -> list[psutil.Process]:
 
 
 def living(processes: list[psutil.Process], timeout_s: float = 5.0) -> list[psutil.Process]:
-    """Which of them still run at the deadline."""
+    """The processes that still run at the deadline."""
     deadline = time.monotonic() + timeout_s
     left = processes
     while left and time.monotonic() < deadline:
@@ -141,7 +141,7 @@ def living(processes: list[psutil.Process], timeout_s: float = 5.0) -> list[psut
 
 @contextmanager
 def framework(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process], str]]:
-    """A framework's process with an engine: itself, the engine's processes and its replica id."""
+    """A framework's process with an engine: the process, the engine's processes and its replica id."""
     with subprocess.Popen(
         [sys.executable, "-c", FRAMEWORK, STRAYS, *words],
         stdout=subprocess.PIPE,
@@ -166,7 +166,7 @@ def framework(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
 @pytest.mark.fault("the framework's process is killed", area="engine's end", outcome="held")
 @pytest.mark.parametrize("words", [(), ("fork",)], ids=["alone", "with a fork that lives on"])
 def test_sigkill_of_the_framework_ends_the_whole_engine(words: tuple[str, ...]) -> None:
-    """Processes that left the session, lost their parent or their environment included; and then the watcher goes."""
+    """This includes processes that left the session, lost their parent or lost their environment. Then the watchers end."""
     with framework(*words) as (process, members, replica_id):
         assert len(members) == 4
         pair = watchers(replica_id)
@@ -182,7 +182,7 @@ def test_sigkill_of_the_framework_ends_the_whole_engine(words: tuple[str, ...]) 
 def test_an_engine_outlives_the_thread_that_started_it(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """A parent-death signal would end it here: it follows the thread, not the process."""
+    """A parent-death signal would end it here, because it comes when the thread ends."""
     boot = make_boot(standin_deployment())
 
     def start() -> None:
@@ -201,8 +201,8 @@ def test_an_engine_outlives_the_thread_that_started_it(
     assert wait_until_gone(boot.running_engine.pid) == []
 
 
-def test_the_watchers_go_with_the_engine_and_leave_no_descriptor() -> None:
-    """However the engine ends: by itself, or ended."""
+def test_the_watchers_end_with_the_engine_and_leave_no_descriptor() -> None:
+    """The same holds whether the engine ends by itself or is ended."""
     first = start_engine((sys.executable, "-c", "pass"))
     first.terminate(0.0)
     assert living(watchers(first.replica_id)) == []
@@ -221,7 +221,7 @@ def test_the_watchers_go_with_the_engine_and_leave_no_descriptor() -> None:
 
 
 def test_a_start_that_fails_leaves_no_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to watch."""
+    """Without a tree there is nothing to watch."""
     find = started_here(monkeypatch)
     with pytest.raises(ConfigurationError, match="cannot be started"):
         start_engine(("/no/such/engine",))
@@ -229,7 +229,7 @@ def test_a_start_that_fails_leaves_no_watcher(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> None:
-    """Two protections less, and nothing worse."""
+    """It loses its protection, but nothing else changes."""
     engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     for _ in range(20):  # each starts another when it is left alone
         if not (pair := watchers(engine.replica_id)):
@@ -248,7 +248,7 @@ def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> Non
 
 
 def kill_each(processes: Iterable[psutil.Process], pause_s: float = 0.0) -> None:
-    """SIGKILL to one after the other."""
+    """Send SIGKILL to one after the other."""
     for one in processes:
         with suppress(psutil.NoSuchProcess):
             one.kill()
@@ -256,34 +256,34 @@ def kill_each(processes: Iterable[psutil.Process], pause_s: float = 0.0) -> None
 
 
 def children_first(framework: psutil.Process) -> None:
-    """As Ray does with a worker."""
+    """Kill its children first, as Ray does with a worker."""
     kill_each([*framework.children(), framework])
 
 
 def children_first_slowly(framework: psutil.Process) -> None:
-    """One after the other, in any order."""
+    """Kill its children first, with pauses, in random order."""
     kill_each(random.sample(children := framework.children(), len(children)), pause_s=0.2)
     kill_each([framework])
 
 
 def the_group(framework: psutil.Process) -> None:
-    """As a shell or a container's runtime does."""
+    """Kill its process group, as a shell or a container runtime does."""
     os.killpg(framework.pid, signal.SIGKILL)
 
 
 def everything_below(framework: psutil.Process) -> None:
-    """As a supervisor does that walks the tree from its leaves."""
+    """Kill its tree from the leaves up, as some supervisors do."""
     kill_each([*framework.children(recursive=True)[::-1], framework])
 
 
 def stopped_before(framework: psutil.Process) -> None:
-    """As the cgroup freezer's users do: nobody is to run while they kill."""
+    """Stop it before killing its children, as with the cgroup freezer."""
     framework.suspend()
     kill_each([*framework.children(), framework])
 
 
 def by_signal(number: signal.Signals) -> Callable[[psutil.Process], None]:
-    """A signal to the framework's process alone."""
+    """Send a signal to the framework's process alone."""
     return lambda framework: framework.send_signal(number)
 
 
@@ -295,7 +295,7 @@ WAYS: dict[str, Callable[[psutil.Process], None]] = {
     "it is stopped, then its children and it are killed": stopped_before,
     **{number.name: by_signal(number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGALRM)},
 }
-"""How a framework's process may be ended."""
+"""Ways in which a framework's process may end."""
 
 
 @pytest.mark.fault(
@@ -323,7 +323,7 @@ def test_an_engine_ends_however_its_framework_is_ended(way: str, words: tuple[st
 @pytest.mark.fault("one watcher is killed, again and again", area="engine's end", outcome="held")
 @pytest.mark.parametrize("which", [0, 1], ids=["the older", "the newer"])
 def test_a_watcher_that_was_killed_is_replaced(which: int) -> None:
-    """Whichever of the two it is: the other starts a partner, and the engine still ends with the framework."""
+    """Either one: the other starts a new partner, and the engine still ends with the framework."""
     with framework() as (process, members, replica_id):
         for _ in range(3):
             pair = pair_of(replica_id)
@@ -338,7 +338,7 @@ def test_a_watcher_that_was_killed_is_replaced(which: int) -> None:
 @pytest.mark.fault("a watcher is stopped when the framework is killed", area="engine's end", outcome="held")
 @pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1], ids=["the older", "the newer"])
 def test_a_watcher_that_is_stopped_does_not_save_the_engine(which: int) -> None:
-    """The other one ends the engine, and the stopped watcher."""
+    """The other watcher ends the engine and the stopped watcher."""
     with framework() as (process, members, replica_id):
         pair = pair_of(replica_id)
         pair[which].suspend()
@@ -348,7 +348,7 @@ def test_a_watcher_that_is_stopped_does_not_save_the_engine(which: int) -> None:
 
 
 def test_the_watchers_hold_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are in every snapshot that holds the framework's process, so no secret may be in them; nor a folder in use."""
+    """A snapshot of the framework's process contains them, so they must hold no secret. They use no folder either."""
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_a_snapshot")
     engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     try:

@@ -1,4 +1,4 @@
-"""Logs of engines: bounded in bytes and number, whole after a rotation that was cut short, for their owner alone."""
+"""`torpor.engine.logs`: limited in bytes and number, complete after an interrupted rotation, readable by the owner only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def content(path: Path) -> bytes:
-    """All files of a log, the oldest first."""
+    """The content of all files of a log, oldest first."""
     return b"".join(file.read_bytes() for file in segments(path))
 
 
@@ -45,7 +45,7 @@ def test_a_log_is_bounded_in_bytes_and_files(tmp_path: Path) -> None:
 
 
 def test_a_log_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """Whatever the umask says: prompts may be in it."""
+    """Whatever the umask: a log may contain prompts."""
     before = os.umask(0)
     try:
         log = LogFile(tmp_path / "logs" / "d" / "r.log", file_bytes=10)
@@ -61,7 +61,7 @@ def test_a_log_is_for_its_owner_alone(tmp_path: Path) -> None:
 @pytest.mark.fault("a rotation of a log is cut short", area="logs", outcome="held")
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_rotation_that_was_cut_short_loses_nothing(tmp_path: Path, missing: int) -> None:
-    """It renames from the last file on, so a cut leaves a number without a file, and the next rotation goes up to there."""
+    """A rotation renames the last file first. If it is interrupted, one number has no file; the next rotation stops there."""
     names = ["r.log", "r.log.1", "r.log.2", "r.log.3"]
     for age, name in enumerate(names):
         if age != missing:
@@ -75,7 +75,7 @@ def test_a_rotation_that_was_cut_short_loses_nothing(tmp_path: Path, missing: in
 
 @pytest.mark.fault("the folder of logs is removed while an engine runs", area="logs", outcome="held")
 def test_a_log_whose_folder_was_removed_goes_on_in_a_new_one(tmp_path: Path) -> None:
-    """From its next rotation on."""
+    """The next rotation creates the folder again."""
     log = LogFile(tmp_path / "d" / "r.log", file_bytes=10)
     log.write(b"12345678")
     log.path.unlink()
@@ -87,7 +87,7 @@ def test_a_log_whose_folder_was_removed_goes_on_in_a_new_one(tmp_path: Path) -> 
 
 @pytest.mark.fault("the disk of the logs is full", area="logs", outcome="held")
 def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
-    """What cannot be written is dropped."""
+    """Output that cannot be written is dropped."""
     log = LogFile(tmp_path / "r.log")
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, log._descriptor)
@@ -98,7 +98,7 @@ def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
 
 
 def test_ended_logs_are_kept_a_bounded_while_and_running_ones_always(tmp_path: Path) -> None:
-    """Per deployment; files of somebody else stay."""
+    """This holds for each deployment. Other files stay."""
     folder = tmp_path / "d"
     running = new_log("", (folder, "first"))
     assert running is not None
@@ -121,7 +121,7 @@ def test_ended_logs_are_kept_a_bounded_while_and_running_ones_always(tmp_path: P
 
 @pytest.mark.fault("a link stands in the place of a log", area="logs", outcome="held")
 def test_links_in_the_folder_are_no_logs(tmp_path: Path) -> None:
-    """Nothing outside of it is read or removed."""
+    """Nothing outside the folder is read or removed."""
     folder = tmp_path / "d"
     folder.mkdir()
     secret = tmp_path / "secret"
@@ -132,7 +132,7 @@ def test_links_in_the_folder_are_no_logs(tmp_path: Path) -> None:
 
 
 def test_an_engine_keeps_a_log_that_can_be_read_while_it_runs(tmp_path: Path) -> None:
-    """From its first byte on, and its name is told."""
+    """The log is complete from the first byte, and the engine knows its path."""
     code = "import time; print('hello', flush=True); time.sleep(60)"
     with replica_log(tmp_path / "d", "small"):
         engine = start_engine([sys.executable, "-c", code])
@@ -151,7 +151,7 @@ def test_an_engine_keeps_a_log_that_can_be_read_while_it_runs(tmp_path: Path) ->
 
 @pytest.mark.fault("the cache root cannot be written", area="logs", outcome="held")
 def test_an_engine_without_a_place_for_its_log_runs_all_the_same(tmp_path: Path) -> None:
-    """Its last lines are kept as ever."""
+    """Its last lines are still kept in memory."""
     (tmp_path / "file").write_text("")
     with replica_log(tmp_path / "file" / "d", "small"):
         engine = start_engine([sys.executable, "-c", "print('hello')"])
@@ -161,7 +161,7 @@ def test_an_engine_without_a_place_for_its_log_runs_all_the_same(tmp_path: Path)
 
 
 def test_the_variable_names_another_place(tmp_path: Path) -> None:
-    """Then there is no file below the cache root."""
+    """Then no file is written below the cache root."""
     with replica_log(tmp_path / "d", "small"):
         engine = start_engine([sys.executable, "-c", "print('hello')"], env={LOG_VARIABLE: str(tmp_path / "mine")})
     assert engine.wait(20) == 0
@@ -173,7 +173,7 @@ def test_the_variable_names_another_place(tmp_path: Path) -> None:
 
 
 def test_what_a_sandbox_prints_is_copied_to_its_end(tmp_path: Path) -> None:
-    """A file that comes later, that is appended to, and that loses its beginning to a hole."""
+    """The file appears later, grows, and loses its beginning to a hole."""
     folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     log = LogFile(tmp_path / "out" / "r.log")
     follower = Follower(folder, (tmp_path / "engine.log").relative_to(tmp_path), log)
@@ -190,7 +190,7 @@ def test_what_a_sandbox_prints_is_copied_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_reader_goes_on_across_rotations(tmp_path: Path) -> None:
-    """Also where several came between two looks; a line is shown when it is whole."""
+    """This holds for several rotations between two reads too. A line is shown once it is complete."""
     log = LogFile(tmp_path / "r.log", file_bytes=60, files=5)
     for number in range(6):
         log.write(b"early %d\n" % number)
@@ -208,7 +208,7 @@ def test_a_reader_goes_on_across_rotations(tmp_path: Path) -> None:
 
 
 def test_the_last_lines_come_from_as_many_files_as_it_takes(tmp_path: Path) -> None:
-    """In order; 0 is none."""
+    """The lines are in order; 0 gives none."""
     log = LogFile(tmp_path / "r.log", file_bytes=30, files=4)
     for number in range(10):
         log.write(b"line %02d\n" % number)

@@ -1,4 +1,4 @@
-"""The engine's process tree: its session, its output, its end."""
+"""`torpor.engine.process`: an engine's session, output and end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         """Starts a Python program as an engine."""
 
         def __call__(self, code: str, *arguments: str, env: dict[str, str] | None = None) -> Engine:
-            """Return the engine; it is ended with the test."""
+            """Start the engine; it is ended after the test."""
 
 
 FORK_TWO = """
@@ -69,13 +69,13 @@ def wait_for_line(engine: Engine, text: str, timeout_s: float = 30.0) -> None:
 
 
 def test_a_program_that_is_not_there_is_a_configuration_error() -> None:
-    """The message names the program and the ways out."""
+    """The message names the program and the cures."""
     with pytest.raises(ConfigurationError, match=r"'no-such-engine' cannot be started: No such file.*`python` option"):
         start_engine(("no-such-engine", "--port", "1"))
 
 
-def test_an_engine_leads_its_own_session_and_knows_its_boot(start: Start) -> None:
-    """It gets the given variables over the caller's own, and its replica id; it is no child of our terminal."""
+def test_an_engine_leads_its_own_session_and_has_its_replica_id(start: Start) -> None:
+    """It gets the given variables, which override the caller's, and its replica id. It has no controlling terminal."""
     code = (
         "import os; print(os.getsid(0) == os.getpid(), os.environ['TORPOR_REPLICA_ID'], os.environ['MINE'], flush=True)"
     )
@@ -87,7 +87,7 @@ def test_an_engine_leads_its_own_session_and_knows_its_boot(start: Start) -> Non
 
 
 def test_the_boot_document_arrives_once_and_leaves_no_descriptor() -> None:
-    """The launcher reads the pipe to its end; neither its children nor the environment know of it afterwards."""
+    """The launcher reads the pipe to its end. Afterwards neither its children nor the environment have it."""
     code = """
 import json, os, subprocess, sys
 from torpor.guard import read_boot
@@ -106,7 +106,7 @@ print(json.dumps([boot.key.digests, boot.replica_id, boot.rules.public, again is
 
 
 def test_the_key_is_neither_in_the_environment_nor_on_the_command_line() -> None:
-    """Whoever lists processes learns nothing."""
+    """So a list of processes does not show it."""
     engine = start_engine(
         (sys.executable, "-c", "import time; time.sleep(60)"), guard=GuardRules(public=("/v1/models",))
     )
@@ -119,7 +119,7 @@ def test_the_key_is_neither_in_the_environment_nor_on_the_command_line() -> None
 
 
 def test_the_last_lines_are_kept_and_long_ones_cut(start: Start) -> None:
-    """Memory is bounded by lines and by their length; bytes that are no UTF-8 do no harm."""
+    """The number of lines and their length are limited. Bytes that are not UTF-8 are harmless."""
     code = r"""
 import sys
 out = sys.stdout.buffer
@@ -140,14 +140,14 @@ out.write(b"no line end")
 
 
 def test_errors_and_output_are_read_in_the_order_of_printing(start: Start) -> None:
-    """Standard error goes through the same pipe."""
+    """Standard error uses the same pipe."""
     engine = start("import sys; print('out', flush=True); print('err', file=sys.stderr, flush=True); print('end')")
     assert engine.wait(5) == 0
     assert engine.log_tail() == ("out", "err", "end")
 
 
 def test_an_end_is_noticed_within_100_ms(start: Start) -> None:
-    """The best of three, so that a busy machine does not decide: SIGKILL to notice."""
+    """From SIGKILL to the notice, the best of three: a busy machine may be slower once."""
     lags = []
     for _ in range(3):
         engine = start("import signal; print('up', flush=True); signal.pause()")
@@ -162,13 +162,13 @@ def test_an_end_is_noticed_within_100_ms(start: Start) -> None:
 
 
 def test_an_exit_code_is_kept(start: Start) -> None:
-    """`wait` and `terminate` give the leader's own code, however often they are asked."""
+    """`wait` and `terminate` return the leader's code, however often they are called."""
     engine = start("raise SystemExit(7)")
     assert [engine.wait(5), engine.poll(), engine.terminate(), engine.terminate()] == [7, 7, 7, 7]
 
 
 def test_a_wait_has_a_deadline(start: Start) -> None:
-    """None says that it still runs."""
+    """None means that it still runs."""
     engine = start("import time; time.sleep(60)")
     began = time.monotonic()
     assert engine.wait(0.05) is None
@@ -176,7 +176,7 @@ def test_a_wait_has_a_deadline(start: Start) -> None:
 
 
 def test_terminate_asks_every_process_first(start: Start) -> None:
-    """SIGTERM goes to the whole tree: a leader that waits for its children gets to its own end."""
+    """SIGTERM goes to the whole tree, so a leader that waits for its children can end too."""
     code = FORK_TWO.format(
         in_child="signal.signal(signal.SIGTERM, lambda *_: os._exit(0))",
         in_leader="signal.signal(signal.SIGTERM, lambda *_: (os.wait(), os.wait(), print('clean', flush=True), os._exit(5)))",
@@ -189,7 +189,7 @@ def test_terminate_asks_every_process_first(start: Start) -> None:
 
 
 def test_what_ignores_sigterm_is_killed_after_the_grace(start: Start) -> None:
-    """The whole tree is deaf; the grace is all the time that it gets."""
+    """The whole tree ignores SIGTERM, and is killed after the grace time."""
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     engine = start(FORK_TWO.format(in_child=deaf, in_leader=deaf))
     wait_for_line(engine, "up")
@@ -201,7 +201,7 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(start: Start) -> None:
 
 
 def test_children_do_not_outlive_their_leader(start: Start) -> None:
-    """A leader that crashes leaves workers behind; they are killed at once, without being asked for it."""
+    """If a leader crashes, its workers are killed at once, without a call of `terminate`."""
     engine = start(FORK_TWO.format(in_child="pass", in_leader="pass"))
     wait_for_line(engine, "up")
     assert len(living_members(engine.pid)) == 3
@@ -223,7 +223,7 @@ def test_a_child_with_its_own_session_is_ended_too(start: Start) -> None:
 
 
 def test_engines_leave_neither_descriptors_nor_threads(start: Start) -> None:
-    """Ten engines later this process is as it was."""
+    """After ten engines this process has as many of both as before."""
     me = psutil.Process()
     start("pass").wait(5)
     time.sleep(0.1)
@@ -237,7 +237,7 @@ def test_engines_leave_neither_descriptors_nor_threads(start: Start) -> None:
 
 
 def test_output_also_goes_to_a_file(start: Start, tmp_path: Path) -> None:
-    """`TORPOR_ENGINE_LOG` names it; it is appended to, and its folder is made."""
+    """`TORPOR_ENGINE_LOG` names it. Output is appended, and its folder is created."""
     log = tmp_path / "logs" / "engine.log"
     for word in ("first", "second"):
         engine = start(f"print({word!r})", env={LOG_VARIABLE: str(log)})
@@ -256,7 +256,7 @@ def test_output_also_goes_to_standard_error(start: Start, capfd: pytest.CaptureF
 
 
 def test_a_log_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
-    """Before anything is started."""
+    """The error comes before anything is started."""
     (tmp_path / "file").write_text("")
     where = str(tmp_path / "file" / "engine.log")
     with pytest.raises(ConfigurationError, match=f"{LOG_VARIABLE} is '{where}', which cannot be written: "):
@@ -264,7 +264,7 @@ def test_a_log_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Pa
 
 
 def test_ctrl_c_is_held_back_until_the_engine_is_known() -> None:
-    """A KeyboardInterrupt comes at the end of the block, never between the fork and its result."""
+    """A KeyboardInterrupt is raised at the end of the block, never between the fork and its result."""
     steps = []
 
     def interrupted_launch() -> None:
@@ -279,8 +279,8 @@ def test_ctrl_c_is_held_back_until_the_engine_is_known() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_engine_that_nobody_got_is_ended() -> None:
-    """A launch hook that fails after it started one."""
+def test_an_engine_that_was_not_returned_is_ended() -> None:
+    """A launch hook fails after it started an engine."""
     pids = []
 
     def careless() -> None:

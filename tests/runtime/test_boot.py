@@ -1,4 +1,4 @@
-"""One boot: which hook runs when, in which state the guard is then, and what is recorded."""
+"""`torpor.runtime.boot`: when each hook runs, the guard's state at that time, and the records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torpor.testing.pytest_plugin import StandInDeployment
 
 TRANSCRIPT: list[str] = []
-"""What the plugins below wrote down, in order; plugins themselves hold no state."""
+"""What the plugins below recorded, in order. Plugins themselves hold no state."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +50,13 @@ def _empty_transcript() -> None:
 
 @pytest.fixture
 def background() -> Iterator[ThreadPoolExecutor]:
-    """Runs functions beside the test."""
+    """Runs functions in threads."""
     with ThreadPoolExecutor(4) as pool:
         yield pool
 
 
 def guard_state(engine: Engine, client: httpx.Client) -> str:
-    """The guard's own word for what it lets pass."""
+    """The guard's state, by its own report."""
     assert engine.guard_key == client.headers["torpor-key"]
     answer = client.get("/_torpor/state").json()
     assert answer["replica_id"] == engine.replica_id
@@ -65,7 +65,7 @@ def guard_state(engine: Engine, client: httpx.Client) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder(Plugin):
-    """Writes every hook down, with the guard's state where there is an engine."""
+    """Records every hook, with the guard's state if there is an engine."""
 
     plugin_name = "recorder"
     name: str = "recorder"
@@ -100,7 +100,7 @@ class Recorder(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class SecondRecorder(Recorder):
-    """Another plugin of that kind."""
+    """A second plugin that records."""
 
     plugin_name = "second"
     name: str = "second"
@@ -108,7 +108,7 @@ class SecondRecorder(Recorder):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedEngine(StandIn):
-    """The stand-in, which also writes down when its own hooks run."""
+    """The stand-in engine; it also records its own hooks."""
 
     plugin_name = "engine"
 
@@ -152,7 +152,7 @@ class RecordedEngine(StandIn):
 def test_all_hooks_run_in_order_through_a_start_and_two_restores(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """The whole timeline: plugins in the deployment's order, but the engine sleeps last and wakes first."""
+    """Plugins run in the deployment's order, except that the engine sleeps last and wakes first."""
     deployment = standin_deployment(Recorder(), engine=RecordedEngine())
     with_third = [*deployment.plugins, SecondRecorder()]  # listed after the engine
     boot = make_boot(replace(deployment, plugins=tuple(with_third)))
@@ -192,7 +192,7 @@ def test_all_hooks_run_in_order_through_a_start_and_two_restores(
 def test_every_stage_is_recorded(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], tmp_path: Path
 ) -> None:
-    """One record per stage, in order, with boot, restore count and each plugin's share; the file holds the same."""
+    """Each stage has one record with kind of start, restore count and each plugin's time. The file holds the same records."""
     path = tmp_path / "records" / "boot.jsonl"
     begun: list[str] = []
     report = StageReport(path, on_begin=begun.append)
@@ -221,7 +221,7 @@ def test_every_stage_is_recorded(
 def test_a_boot_can_sleep_before_it_ever_served(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The boot that makes a snapshot sleeps right after its canary; the first public answer comes after the wake."""
+    """A captured engine sleeps right after its canary. The first public answer comes after the wake."""
     boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     assert _public(boot).status_code == 503
@@ -235,7 +235,7 @@ def test_a_boot_can_sleep_before_it_ever_served(
 def test_a_wake_brings_a_new_key(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The key that is in every replica of the snapshot opens nothing after the wake."""
+    """After the wake the guard refuses the old key, which every replica of the snapshot contains."""
     boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     old = boot.running_engine.guard_key
@@ -249,10 +249,10 @@ def test_a_wake_brings_a_new_key(
 
 @BOTH_DIALECTS
 @pytest.mark.fault("a request is still in flight when a sleep's deadline comes", area="sleep", outcome="held")
-def test_what_is_in_flight_after_the_drains_deadline_is_cut_off(
+def test_requests_in_flight_at_the_drains_deadline_are_cut_off(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], background: ThreadPoolExecutor
 ) -> None:
-    """Nothing is put to sleep under a request, and no client keeps an engine awake: it loses its answer."""
+    """No client can keep an engine awake: at the deadline it loses its answer."""
     deployment = standin_deployment(engine=standin(token_s=0.01, warmup_requests=0), drain_timeout_s=0.2)
     boot = make_boot(deployment)
     boot.cold_start()
@@ -271,7 +271,7 @@ def test_what_is_in_flight_after_the_drains_deadline_is_cut_off(
 def test_requests_in_flight_are_answered_before_a_sleep(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn], background: ThreadPoolExecutor
 ) -> None:
-    """A drain waits for what is in flight; new requests are refused meanwhile, with a hint when to come again."""
+    """A drain waits for requests in flight. Meanwhile new requests are refused with Retry-After."""
     boot = make_boot(standin_deployment(engine=standin(token_s=0.1, warmup_requests=0), drain_timeout_s=10))
     boot.cold_start()
     boot.serve()
@@ -286,7 +286,7 @@ def test_requests_in_flight_are_answered_before_a_sleep(
 
 
 @BOTH_DIALECTS
-def test_a_canary_that_differs_may_be_let_through(
+def test_a_different_canary_can_be_only_a_warning(
     standin_deployment: StandInDeployment,
     make_boot: MakeBoot,
     standin: type[StandIn],
@@ -305,7 +305,7 @@ def test_a_canary_that_differs_may_be_let_through(
 def test_the_canary_of_a_boot_is_what_the_engine_answers(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """Recorded after the warm-up: prompt, number of tokens and text."""
+    """The canary is recorded after the warm-up: prompt, number of tokens and text."""
     boot = make_boot(standin_deployment())
     boot.cold_start()
     assert boot.canary is not None
@@ -314,7 +314,7 @@ def test_the_canary_of_a_boot_is_what_the_engine_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class Checked(Plugin):
-    """Wants a check before the launch."""
+    """Adds a check before the launch."""
 
     plugin_name = "checked"
     code: str
@@ -340,7 +340,7 @@ class Checked(Plugin):
 def test_a_failed_check_stops_the_start_before_the_launch(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, code: str, timeout_s: float, says: str
 ) -> None:
-    """The message ends with the cure, and no engine was started."""
+    """The message ends with the cure, and no engine is started."""
     boot = make_boot(standin_deployment(Checked(code=code, timeout_s=timeout_s)))
     with pytest.raises(PreflightError, match=r"Preflight check 'weights' ") as caught:
         boot.cold_start()
@@ -349,10 +349,10 @@ def test_a_failed_check_stops_the_start_before_the_launch(
     assert [(record.stage, record.ok) for record in boot.report.records] == [("preflight", False)]
 
 
-def test_an_exception_out_of_a_hook_names_hook_and_plugin(
+def test_an_exception_in_a_hook_names_the_hook_and_the_plugin(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """A plugin's own error arrives as it is, with a note; the engine is ended."""
+    """A plugin's own error is raised unchanged, with a note. The engine is ended."""
 
     @dataclass(frozen=True, kw_only=True)
     class Careless(Plugin):
@@ -372,7 +372,7 @@ def test_an_exception_out_of_a_hook_names_hook_and_plugin(
 
 
 def test_a_launch_that_returns_nothing_is_an_error(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
-    """The engine plugin has to return the engine; the one that it started meanwhile does not stay."""
+    """The engine plugin must return the engine. An engine that it started is ended."""
 
     @dataclass(frozen=True, kw_only=True)
     class Forgetful(StandIn):
@@ -388,10 +388,10 @@ def test_a_launch_that_returns_nothing_is_an_error(standin_deployment: StandInDe
     assert wait_until_gone(int(TRANSCRIPT[-1])) == []
 
 
-def test_a_deadline_has_passed_also_when_its_timer_comes_late(
+def test_a_passed_deadline_is_reported_even_if_its_timer_is_late(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """A request of the hook's times out after as many seconds; on a busy machine it may be the first to."""
+    """A request of the hook has the same time limit, and may reach it first on a busy machine."""
     boot = make_boot(standin_deployment())
     boot.cold_start()
     deadline = Deadline(boot.running_engine, 0.05)
@@ -407,8 +407,8 @@ def test_a_deadline_has_passed_also_when_its_timer_comes_late(
     assert boot.running_engine.poll() is None
 
 
-def test_stages_out_of_order_say_what_comes_first(standin_deployment: StandInDeployment) -> None:
-    """Before the cold start there is no engine to put to sleep; stopping nothing is harmless."""
+def test_a_stage_out_of_order_says_what_comes_first(standin_deployment: StandInDeployment) -> None:
+    """A sleep before the cold start is an error. A stop without an engine does nothing."""
     boot = Boot(standin_deployment())
     assert boot.stop() is None
     with pytest.raises(TorporError, match="call cold_start first"):
@@ -419,7 +419,7 @@ def test_stages_out_of_order_say_what_comes_first(standin_deployment: StandInDep
 def test_a_second_sleep_is_refused_and_ends_the_boot(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, standin: type[StandIn]
 ) -> None:
-    """The guard refuses it; the engine never sees it (SGLang's would die of it), and core ends what is out of step."""
+    """The guard refuses it before it reaches the engine, which it could kill (SGLang). Core then ends the engine."""
     boot = make_boot(standin_deployment(engine=standin()))
     boot.cold_start()
     boot.sleep()
@@ -432,10 +432,10 @@ def test_a_second_sleep_is_refused_and_ends_the_boot(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("forgets", ["", "reload_weights"])
-def test_a_path_that_is_two_steps_of_a_wake_passes_twice(
+def test_a_path_that_occurs_twice_in_a_wake_passes_twice(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, forgets: str
 ) -> None:
-    """Level 2 of vLLM drops the weights: they are woken, loaded, and only then is the rest woken; in this order only."""
+    """Level 2 of vLLM drops the weights: wake the weights, load them, then wake the rest. Only this order passes."""
 
     @dataclass(frozen=True, kw_only=True)
     class Dropping(StandInVLLM):
@@ -471,7 +471,7 @@ def test_a_path_that_is_two_steps_of_a_wake_passes_twice(
 def test_a_canary_check_without_a_canary_is_an_error(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """A wake demands the recorded answer; without one it cannot pass."""
+    """A wake compares with the recorded answer, so without one it fails."""
     boot = make_boot(standin_deployment())
     boot.cold_start()
     boot.sleep()

@@ -1,7 +1,7 @@
-"""Any order of what a framework, its clients and strangers do, against the stand-in's real processes and sockets.
+"""Random orders of what the framework, clients and strangers do, with the stand-in's real processes and sockets.
 
-`guard/test_guard_machine.py` walks through the guard's own states, in one process and by the thousand; here are fewer
-walks, through the whole lifecycle. What reached the engine itself is read from its journal.
+`guard/test_guard_machine.py` tests thousands of orders for the guard alone, in one process. Here are fewer, for the whole
+lifecycle. The engine's journal shows which calls reached it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ CLOSED = (
 )
 CHAT = "/v1/chat/completions"
 LONG = 60
-"""Tokens of an answer that is in flight for a while: 5 ms each."""
+"""Tokens of a long answer, 5 ms each."""
 
 
 class BootMachine(RuleBasedStateMachine):
-    """A boot of the stand-in, and a second opinion of where it is: starting, serving, asleep or dead."""
+    """A boot of the stand-in, with a model of its state: starting, serving, asleep or dead."""
 
     standin: ClassVar[type[StandIn]] = StandIn
 
@@ -58,7 +58,7 @@ class BootMachine(RuleBasedStateMachine):
         self.begin()
 
     def begin(self) -> None:
-        """A new engine, started and warm; nobody is let in yet."""
+        """Start and warm up a new engine; the guard is still closed."""
         handle, journal = tempfile.mkstemp(prefix="torpor-journal-")
         os.close(handle)
         self.journal = Path(journal)
@@ -73,7 +73,7 @@ class BootMachine(RuleBasedStateMachine):
         self.at_start = len(self.reached())
 
     def teardown(self) -> None:
-        """End it; then its journal is judged."""
+        """End the engine, then check its journal."""
         self.boot.stop()
         self.public.close()
         assert wait_until_gone(self.boot.running_engine.pid) == []
@@ -81,11 +81,11 @@ class BootMachine(RuleBasedStateMachine):
         self.journal.unlink()
 
     def reached(self) -> list[str]:
-        """The paths of what reached the engine, in order."""
+        """The paths of the requests that reached the engine, in order."""
         return [json.loads(line)["path"] for line in self.journal.read_text().splitlines()]
 
     def judge(self) -> None:
-        """No call that the engine's state forbids: steps in their order, once each, and nothing while it sleeps."""
+        """Check that no call broke the rules: steps in order, once each, and none while the engine sleeps."""
         asleep: list[str] = []
         sleep, wake = self.standin.steps
         steps = [*sleep, *wake]
@@ -99,7 +99,7 @@ class BootMachine(RuleBasedStateMachine):
         assert self.reached()[self.at_start :].count(CHAT) >= self.public_answers
 
     def chat(self, tokens: int, *, word: str = "hello") -> int:
-        """What a client gets for a chat."""
+        """The status that a client gets for a chat."""
         body = {"messages": [{"role": "user", "content": word}], "max_tokens": tokens}
         answer = self.public.post(CHAT, json=body)
         if answer.status_code == 200:
@@ -110,7 +110,7 @@ class BootMachine(RuleBasedStateMachine):
         return answer.status_code
 
     def move(self, call: Callable[[], None], target: str, *, allowed: bool) -> None:
-        """A transition; one that is out of order is refused by the guard, and core ends what is out of step."""
+        """Call a transition. If it is out of order, the guard refuses it and core ends the engine."""
         if allowed:
             call()
             self.state = target
@@ -137,7 +137,7 @@ class BootMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state == "serving")
     @rule()
     def sleep_with_a_request_in_flight(self) -> None:
-        """It gets its whole answer first."""
+        """A request in flight gets its whole answer before the sleep."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(self.chat, LONG)
             self._wait_until_in_flight()
@@ -154,7 +154,7 @@ class BootMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state != "dead")
     @rule(which=st.sampled_from(("serve", "sleep", "wake")))
     def out_of_order(self, which: str) -> None:
-        """What a framework with a bug would do."""
+        """Send a step out of order, as a framework with a bug would."""
         allowed = {"serve": ("starting",), "sleep": ("starting", "serving"), "wake": ("asleep",)}[which]
         if self.state not in allowed:
             self.move(getattr(self.boot, which), self.state, allowed=False)
@@ -172,7 +172,7 @@ class BootMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state != "dead")
     @rule(path=st.sampled_from(CLOSED), wrong=st.booleans())
     def stranger(self, path: str, wrong: bool) -> None:
-        """Somebody without the lifecycle key."""
+        """A client without the lifecycle key."""
         before = self.reached()
         headers = {"torpor-key": "x" * 43} if wrong else {}
         assert self.public.post(path, json={}, headers=headers).status_code == (403 if wrong else 404)
@@ -181,7 +181,7 @@ class BootMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state != "dead")
     @rule(number=st.integers(min_value=0, max_value=10))
     def step_out_of_order(self, number: int) -> None:
-        """Somebody with the key, outside of a drain or a wake."""
+        """A client with the key, outside a drain or a wake."""
         steps = [path for steps in self.standin.steps for path in steps]
         path = steps[number % len(steps)]
         before = self.reached()
@@ -192,7 +192,7 @@ class BootMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state != "dead")
     @rule(how=st.sampled_from(("leader", "child", "request")))
     def crash(self, how: str) -> None:
-        """A process of it is killed, or a request ends it; what comes next says so."""
+        """A process of the engine is killed, or a request ends it. The next call reports that."""
         engine = self.boot.running_engine
         if how == "request" and self.state == "serving":
             with pytest.raises(httpx.TransportError):
@@ -215,7 +215,7 @@ class BootMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_lives_as_long_as_nobody_ended_it(self) -> None:
-        """No call made it end by itself."""
+        """No call ended the engine."""
         ended = self.boot.running_engine.poll() is not None
         assert ended == (self.state == "dead")
         if ended:
@@ -223,7 +223,7 @@ class BootMachine(RuleBasedStateMachine):
 
 
 class VLLMBootMachine(BootMachine):
-    """The same with vLLM's dialect, where a repeated step would do no harm, and is refused all the same."""
+    """The same for vLLM's dialect. There a repeated step would be harmless, but the guard refuses it too."""
 
     standin = StandInVLLM
 

@@ -1,4 +1,4 @@
-"""No snapshot is made while a secret would be in it, unless the deployment says so."""
+"""`torpor.runtime.captured_secrets`: a snapshot that would contain a secret is refused, unless the deployment allows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALUE = "value-that-nobody-may-read"
 
 @dataclass(frozen=True, kw_only=True)
 class Leaky(StandIn):
-    """An engine that alone is given a secret, and whose plugin takes it away again."""
+    """An engine that gets a secret which this process does not have any more."""
 
     @hookimpl
     @override
@@ -75,8 +75,8 @@ class Careless(Plugin):
         "MINIO_TOKEN",
     ],
 )
-def test_what_looks_like_a_secret_is_one(name: str) -> None:
-    """An empty variable holds none."""
+def test_a_secret_is_recognised_by_its_name(name: str) -> None:
+    """An empty variable holds no secret."""
     assert secret_names({name: "x"}) == (name,)
     assert secret_names({name: ""}) == ()
 
@@ -99,13 +99,13 @@ def test_what_looks_like_a_secret_is_one(name: str) -> None:
         "MODAL_IDENTITY_TOKEN",
     ],
 )
-def test_names_that_only_sound_alike_are_let_through(name: str) -> None:
-    """A check that cries wolf would be switched off: places, counts of tokens, and what Modal puts everywhere."""
+def test_names_that_only_resemble_a_secret_pass(name: str) -> None:
+    """False alarms would make users switch the check off: paths, token counts, and variables that Modal sets everywhere."""
     assert secret_names({name: "x"}) == ()
 
 
 def status(deployment: Deployment) -> int:
-    """What a client gets."""
+    """The status that a client gets."""
     url = f"http://127.0.0.1:{deployment.port}/v1/models"
     return httpx.get(url, trust_env=False, timeout=5).status_code
 
@@ -117,10 +117,10 @@ def serving(boot: Boot) -> Boot:
     return boot
 
 
-def test_a_secret_that_only_the_engine_has_refuses_the_sleep_and_the_server_serves_on(
+def test_a_secret_that_only_the_engine_has_prevents_the_sleep_and_the_server_keeps_serving(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """The message names the variable and not its value; no request was turned away for it."""
+    """The message names the variable but not its value. No request was refused because of it."""
     boot = serving(make_boot(standin_deployment(engine=Leaky())))
     with pytest.raises(
         SnapshotError, match=r"Nothing was put to sleep.*\(SOME_API_KEY\).*env -u SOME_API_KEY"
@@ -134,7 +134,7 @@ def test_a_secret_that_only_the_engine_has_refuses_the_sleep_and_the_server_serv
 def test_the_frameworks_own_environment_counts(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Modal its process is in the same snapshot; empty variables and names that only sound alike do not count."""
+    """On Modal its process is in the same snapshot. Empty variables and similar names do not count."""
     boot = serving(make_boot(standin_deployment()))
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
@@ -150,7 +150,7 @@ def test_the_frameworks_own_environment_counts(
 def test_keys_for_client_commands_reach_no_engine(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are for `torpor probe` and the like; with them out of the engine's environment there is nothing to refuse."""
+    """They are for commands such as `torpor probe`. The engine does not inherit them, so nothing is refused."""
     assert {"TORPOR_API_KEY", "TORPOR_MODAL_KEY", "TORPOR_MODAL_SECRET"} == CLIENT_VARIABLES
     for name in CLIENT_VARIABLES:
         monkeypatch.setenv(name, VALUE)
@@ -160,8 +160,10 @@ def test_keys_for_client_commands_reach_no_engine(
     assert VALUE not in environment.values()
 
 
-def test_the_option_makes_it_a_warning(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
-    """It sleeps; the log has the name and not the value."""
+def test_the_option_turns_the_refusal_into_a_warning(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """The engine sleeps. The log holds the name but not the value."""
     deployment = replace(standin_deployment(engine=Leaky()), secrets_in_snapshot="warn")
     boot = serving(make_boot(deployment))
     with structlog.testing.capture_logs() as logs:
@@ -172,8 +174,8 @@ def test_the_option_makes_it_a_warning(standin_deployment: StandInDeployment, ma
     assert status(deployment) == 503
 
 
-def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path: Path) -> None:
-    """Nothing of it is written down."""
+def test_a_standby_is_not_checked(standin_deployment: StandInDeployment, tmp_path: Path) -> None:
+    """A standby is never written to disk."""
     server = LocalServer(standin_deployment(engine=Leaky()), backend=Standby(), root=tmp_path)
     try:
         server.start()
@@ -186,7 +188,7 @@ def test_a_standby_is_not_asked(standin_deployment: StandInDeployment, tmp_path:
 def test_a_secret_in_a_value_is_refused_by_name_and_kind(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTPS_PROXY with a password, DATABASE_URL, ...; the message holds the kind and not the value."""
+    """HTTPS_PROXY with a password, DATABASE_URL, ...: the message holds the kind but not the value."""
     boot = serving(make_boot(standin_deployment()))
     monkeypatch.setenv("SOME_MIRROR", f"https://me:{VALUE}@mirror.test/simple")
     with pytest.raises(SnapshotError, match=r"\(SOME_MIRROR: a URL with a password\)") as caught:
@@ -209,7 +211,7 @@ class Talkative(Plugin):
 
 @pytest.mark.fault("a secret stands on the engine's command line", area="secrets", outcome="refused")
 def test_a_secret_among_the_engines_arguments_is_refused() -> None:
-    """Every user of the machine could read it there; the message names the flag."""
+    """Every user of the machine can read command lines. The message names the flag."""
     deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
     with pytest.raises(SnapshotError, match=r"the engine's arguments hold .*\(--api-key\).*extra_args") as caught:
         check_environments(deployment, [], command_lines=[("python", "-m", "engine", "--api-key", VALUE)])
@@ -221,7 +223,7 @@ def test_a_secret_among_the_engines_arguments_is_refused() -> None:
 
 @pytest.mark.fault("the platform puts a secret into every container", area="secrets", outcome="held")
 def test_what_the_platform_sets_is_a_warning_and_never_ends_a_start() -> None:
-    """Nobody could take it away; a name of the user's own beside it is still refused."""
+    """Nobody can remove it. A variable of the user is still refused."""
     deployment = Deployment(name="d", model=Model(path="/", served_name="m"), plugins=(StandIn(),))
     container = {"MODAL_TASK_ID": "ta-1", "MODAL_IDENTITY_TOKEN": VALUE, "MODAL_OTHER_SECRET": VALUE, "PATH": "/"}
     with structlog.testing.capture_logs() as logs:
@@ -235,7 +237,7 @@ def test_what_the_platform_sets_is_a_warning_and_never_ends_a_start() -> None:
 
 @pytest.fixture
 def modal_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotServer]:
-    """A server as Modal makes one; ended with the test, and so is what it does to this process's environment."""
+    """A server as Modal creates it. After the test it is stopped, and this process's environment is restored."""
     for name in (LOG_VARIABLE, "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     server = SnapshotServer()
@@ -246,7 +248,7 @@ def modal_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SnapshotServer]:
 def test_on_modal_a_secret_ends_the_start_before_the_engine_is_launched(
     standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not after minutes of a cold start; the image's environment counts, too."""
+    """The error comes before the minutes of a cold start. The image's environment counts too."""
     monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Careless()), raising=False)
     with pytest.raises(SnapshotError, match=r"\(HF_TOKEN\).*BuildStep\.secrets"):
         modal_server.start()
@@ -254,10 +256,10 @@ def test_on_modal_a_secret_ends_the_start_before_the_engine_is_launched(
     assert modal_server._boot.engine is None
 
 
-def test_on_modal_the_engines_tree_is_looked_at_before_the_snapshot(
+def test_on_modal_the_engines_processes_are_checked_before_the_snapshot(
     standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came to the engine alone is found as well; the start fails and leaves nothing running."""
+    """A secret that only the engine has is found too. The start fails and leaves nothing running."""
     monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(engine=Leaky()), raising=False)
     with pytest.raises(SnapshotError, match=r"\(SOME_API_KEY\)"):
         modal_server.start()
@@ -268,7 +270,7 @@ def test_on_modal_the_engines_tree_is_looked_at_before_the_snapshot(
 def test_on_modal_a_secret_among_the_engines_arguments_ends_the_start_before_the_launch(
     standin_deployment: StandInDeployment, modal_server: SnapshotServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plugin's arguments count like variables."""
+    """Arguments that a plugin adds count too."""
     monkeypatch.setattr(SnapshotServer, "deployment", standin_deployment(Talkative()), raising=False)
     with pytest.raises(SnapshotError, match=r"\(--hub-token\)") as caught:
         modal_server.start()
@@ -284,7 +286,7 @@ def test_on_modal_a_server_without_a_snapshot_or_with_the_option_starts(
     monkeypatch: pytest.MonkeyPatch,
     how: dict[str, str | bool],
 ) -> None:
-    """Without a snapshot there is nothing to keep a secret out of."""
+    """Without a snapshot no secret is captured."""
     deployment = standin_deployment(Careless())
     deployment = (
         replace(deployment, snapshot=False) if "snapshot" in how else replace(deployment, secrets_in_snapshot="warn")

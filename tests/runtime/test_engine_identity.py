@@ -1,4 +1,4 @@
-"""The lifecycle key reaches nobody but the engine: whoever else has the port gets no byte of it, before, during and after."""
+"""The lifecycle key reaches only the engine. Another process on its port never gets a byte of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ANSWERS: dict[str, bytes | None] = {
     "answers without an end": b"HTTP/1.1 200 OK\r\nx: " + b"y" * 20_000,
     "answers deep JSON": b"HTTP/1.1 200 OK\r\ncontent-length: 6000\r\n\r\n" + b"[" * 6000,
 }
-"""What a thief does with a connection; None: keeps it and is silent."""
+"""What a thief answers on a connection; None: nothing, and it keeps the connection open."""
 
 
 class Thief:
@@ -94,7 +94,7 @@ class Thief:
 
 
 def wait(engine: Engine, port: int, timeout_s: float = 10) -> None:
-    """Wait for the engine with a client of its own."""
+    """Wait until the engine is ready, with a new client."""
     with open_client(engine, port=port, timeout_s=timeout_s) as client:
         wait_ready(engine, client, port=port, ready_path="/v1/models", timeout_s=timeout_s)
 
@@ -122,7 +122,7 @@ def steal(free_port: int) -> Iterator[Callable[[str], Thief]]:
 
 @pytest.fixture
 def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that does not tell whose sockets are whose, as gVisor may."""
+    """A kernel that does not show which process owns a socket, as gVisor may."""
     monkeypatch.setattr(listeners, "_TABLES", ())
 
 
@@ -133,7 +133,7 @@ def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_foreign_listener_ends_the_start_at_once(
     kind: str, engine: Engine, free_port: int, steal: Callable[[str], Thief]
 ) -> None:
-    """Also one that hangs up or is silent; the message names the process, its command and its user."""
+    """So does a listener that closes the connection or stays silent. The message names process, command and user."""
     thief = steal(kind)
     began = time.monotonic()
     with pytest.raises(ForeignServerError) as caught:
@@ -158,7 +158,7 @@ def test_a_foreign_listener_ends_the_start_at_once(
 def test_a_wrong_answer_is_enough_to_know_a_stranger(
     kind: str, engine: Engine, free_port: int, steal: Callable[[str], Thief]
 ) -> None:
-    """The proof needs nothing of the machine."""
+    """The proof works without information from the kernel."""
     thief = steal(kind)
     with pytest.raises(ForeignServerError, match=r"identity gave .*was not sent.*Another program"):
         wait(engine, free_port)
@@ -176,7 +176,7 @@ CALLS: dict[str, Callable[[GuardControl, httpx.Client, Deployment], object]] = {
     "a hook's own": lambda _, client, __: client.post("/release_memory_occupation", json={}),
     "a hook's streamed": lambda _, client, __: client.send(client.build_request("GET", "/metrics"), stream=True),
 }
-"""Every way in which core or a hook shows the key."""
+"""Every call of core or a hook that sends the key."""
 
 
 @pytest.mark.fault(
@@ -188,7 +188,7 @@ CALLS: dict[str, Callable[[GuardControl, httpx.Client, Deployment], object]] = {
 def test_no_call_shows_the_key_to_a_stranger(  # noqa: PLR0917 - fixtures
     kind: str, call: str, engine: Engine, free_port: int, steal: Callable[[str], Thief], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each connection is proven before anything is sent on it, whatever the stranger does; nor is a new key shown."""
+    """The server proves its identity before anything is sent on a connection. A new key is not sent either."""
     monkeypatch.setattr(transport, "PROOF_TIMEOUT_S", 0.1)
     thief, key = steal(kind), str(engine.guard_key)
     deployment = Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), port=free_port)
@@ -204,7 +204,7 @@ def test_no_call_shows_the_key_to_a_stranger(  # noqa: PLR0917 - fixtures
 def test_a_client_without_the_key_asks_for_no_proof(
     engine: Engine, free_port: int, steal: Callable[[str], Thief]
 ) -> None:
-    """There is nothing to protect then."""
+    """Without a key there is nothing to protect."""
     thief = steal("answers 200")
     with open_client(engine, port=free_port, timeout_s=2) as client:
         client.headers.pop("torpor-key")
@@ -217,7 +217,7 @@ def test_a_client_without_the_key_asks_for_no_proof(
     "url", ["https://models.example/list", "http://10.0.0.1/", "https://127.0.0.1/", "http://[::2]/"]
 )
 def test_the_lifecycles_client_goes_nowhere_else(engine: Engine, free_port: int, url: str) -> None:
-    """An absolute address would take the key along."""
+    """With an absolute address the key would go to another server."""
     client = open_client(engine, port=free_port, timeout_s=2)
     with (
         client,
@@ -228,7 +228,7 @@ def test_the_lifecycles_client_goes_nowhere_else(engine: Engine, free_port: int,
 
 @pytest.mark.fault("the engine ends and another program takes its port", area="lifecycle key", outcome="refused")
 def test_a_port_that_was_taken_over_gets_no_key(free_port: int) -> None:
-    """The error says that the engine has ended, and who has its port."""
+    """The error says that the engine has ended and which process has its port."""
     boot = Boot(Deployment(name="d", model=Model(path="/m"), plugins=(StandIn(),), port=free_port))
     thief = None
     try:
@@ -263,7 +263,7 @@ while True:
 @pytest.mark.fault("another program relays core's calls to the engine", area="lifecycle key", outcome="refused")
 @pytest.mark.usefixtures("no_proc")
 def test_a_relay_to_the_engine_gets_no_key(free_port: int) -> None:
-    """It reaches the engine on another address and passes its proof on, which is about another connection."""
+    """It forwards to the engine on another address. The engine's proof is for that other connection."""
     argv = [sys.executable, "-m", "torpor.testing.standin", "--host", "127.0.0.2", "--port", str(free_port)]
     engine = start_engine(argv, guard=RULES)
     with contextlib.ExitStack() as ends:
@@ -294,7 +294,7 @@ main(["--port", sys.argv[1]])
 
 
 def test_an_engine_that_is_not_ready_yet_is_no_stranger(free_port: int) -> None:
-    """Its own listener may hang up for a while: nothing is known against it, and the start goes on."""
+    """The engine's own listener may close connections for a while. The start goes on."""
     engine = start_engine([sys.executable, "-c", LATE, str(free_port)], guard=RULES)
     try:
         _until_open("127.0.0.1", free_port)
@@ -317,7 +317,7 @@ time.sleep(60)
 
 
 def test_a_process_that_left_the_engines_tree_is_no_stranger(free_port: int) -> None:
-    """It has the engine's replica id, also after a wake gave the engine another one; it is waited for until the deadline."""
+    """It has the engine's replica id, even after a wake gave the engine a new one. The start waits until the deadline."""
     engine = start_engine([sys.executable, "-c", LEFT, str(free_port)], guard=RULES)
     first = engine.replica_id
     assert first
@@ -346,7 +346,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 
 
 def test_an_engine_that_forgot_its_guard_is_told_so(free_port: int) -> None:
-    """The port is the engine's own, so nobody else is blamed."""
+    """The engine itself has the port, so the error names no other process."""
     engine = start_engine([sys.executable, "-c", UNGUARDED, str(free_port)], guard=RULES)
     try:
         with pytest.raises(
@@ -362,7 +362,7 @@ def test_an_engine_that_forgot_its_guard_is_told_so(free_port: int) -> None:
     "another user of the machine listens on the port while the engine loads", area="lifecycle key", outcome="refused"
 )
 def test_another_users_listener_is_named(engine: Engine, free_port: int) -> None:
-    """The issue's own case: it hangs up at once, and was taken for an engine that is not ready."""
+    """It closes each connection at once; this was once mistaken for an engine that is not ready."""
     code = (
         "import os, socket, sys; os.setgid(65534); os.setuid(65534)\n"
         "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"

@@ -1,4 +1,4 @@
-"""Readiness: a dead engine, a foreign server, a deadline and the lag of the poll."""
+"""`torpor.runtime.readiness`: an engine that ended, another server, the deadline, and the delay of polling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLEEPER = (sys.executable, "-c", "import time; print('loading', flush=True); tim
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers every GET with the server's next status; 0 is no answer."""
+    """Answers every GET with the server's next status; 0 means no answer."""
 
     statuses: ClassVar[list[int]] = []
 
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Listener:
-    """An HTTP server in this process that opens its port when it is told to."""
+    """An HTTP server in this process that opens its port on `open`."""
 
     def __init__(self, port: int, *statuses: int) -> None:
         Handler.statuses[:] = statuses
@@ -64,20 +64,20 @@ class Listener:
 
 @pytest.fixture
 def sleeper() -> Iterator[Engine]:
-    """An engine that lives and opens no port."""
+    """An engine that runs but opens no port."""
     engine = start_engine(SLEEPER)
     yield engine
     engine.terminate(0.0)
 
 
 def wait(engine: Engine, port: int, timeout_s: float) -> None:
-    """Wait with a client of the engine's own."""
+    """Wait until the engine is ready, with a new client."""
     with open_client(engine, port=port, timeout_s=timeout_s) as client:
         wait_ready(engine, client, port=port, ready_path="/v1/models", timeout_s=timeout_s)
 
 
 def test_a_port_in_use_is_an_error_that_names_it(free_port: int) -> None:
-    """Before the launch: which port, how to find who has it, what to change."""
+    """Before the launch the error says which port, how to find the process that has it, and what to change."""
     check_free(LOOPBACK, free_port)
     listener = Listener(free_port)
     listener.open()
@@ -90,7 +90,7 @@ def test_a_port_in_use_is_an_error_that_names_it(free_port: int) -> None:
 
 
 def test_ready_comes_soon_after_the_port_opens(sleeper: Engine, free_port: int) -> None:
-    """The median of five: at most 60 ms from the opened port to "ready", with room for a busy machine."""
+    """At most 60 ms from the opened port to "ready", as the median of five: a busy machine may be slower once."""
     lags = []
     for _ in range(5):
         listener = Listener(free_port)
@@ -102,7 +102,7 @@ def test_ready_comes_soon_after_the_port_opens(sleeper: Engine, free_port: int) 
 
 
 def test_an_engine_that_ends_is_reported_at_once(free_port: int) -> None:
-    """Exit code and last lines, long before the deadline."""
+    """The error has exit code and last lines, and comes long before the deadline."""
     engine = start_engine((sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"))
     began = time.monotonic()
     with pytest.raises(
@@ -114,14 +114,14 @@ def test_an_engine_that_ends_is_reported_at_once(free_port: int) -> None:
 
 
 def test_an_engine_that_is_killed_names_the_signal(free_port: int) -> None:
-    """The kernel's out-of-memory killer leaves nothing but a signal."""
+    """A signal is the only trace of the kernel's out-of-memory killer."""
     engine = start_engine((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     with pytest.raises(EngineExitedError, match=r"was killed by signal 9 .*\n.*\(it printed nothing\)"):
         wait(engine, free_port, 60)
 
 
 def test_a_deadline_says_what_was_seen_last(sleeper: Engine, free_port: int) -> None:
-    """Nothing listens; or something does and answers 503."""
+    """The error says whether nothing listened or the answer was 503."""
     with pytest.raises(EngineTimeoutError, match=r"not ready within 0.3 s; last seen: nothing listens.*\n.*loading"):
         wait(sleeper, free_port, 0.3)
     listener = Listener(free_port, *[503] * 1000)
@@ -136,7 +136,7 @@ def test_a_deadline_says_what_was_seen_last(sleeper: Engine, free_port: int) -> 
 def test_a_request_without_an_answer_does_not_stop_the_waiting(
     sleeper: Engine, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request has its own time-out; the next one may be answered."""
+    """Each request has its own time limit, and the next one may be answered."""
     monkeypatch.setattr(readiness, "REQUEST_TIMEOUT_S", 0.1)
     listener = Listener(free_port, 0, 503, 200)
     listener.open()
@@ -148,7 +148,7 @@ def test_a_request_without_an_answer_does_not_stop_the_waiting(
 
 
 def test_another_program_on_the_port_is_not_taken_for_the_engine(free_port: int) -> None:
-    """It answers 200, but cannot prove the replica id: the engine that was launched is not there."""
+    """It answers 200 but cannot prove the replica id, so it is not the engine that was launched."""
     engine = start_engine(SLEEPER, guard=GuardRules(public=("/v1/models",)))
     listener = Listener(free_port)
     listener.open()

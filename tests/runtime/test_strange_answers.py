@@ -1,4 +1,4 @@
-"""An engine or a guard that answers with no JSON, or with another: one clear error, no traceback of the parser."""
+"""An engine or a guard answers without JSON or with unexpected JSON: one clear error, no traceback of the parser."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ANSWERS = [b"", b"OK", b"<html>", b"[]", b"7", b"null", b"[" * 100_000, b"\xff\x
 
 
 def client(body: bytes, status: int = 200) -> httpx.Client:
-    """A client whose every request gets that answer."""
+    """A client that gets this answer to every request."""
     transport = httpx.MockTransport(lambda _: httpx.Response(status, content=body))
     return httpx.Client(base_url="http://127.0.0.1:1", transport=transport)
 
 
 def control(body: bytes, status: int = 200) -> GuardControl:
-    """The guard's control with such a client."""
+    """A guard's control with such a client."""
     return GuardControl(cast("Engine", SimpleNamespace(guard_key="k")), client(body, status))
 
 
 @pytest.mark.fault("an engine answers a management call with no JSON object", area="answers", outcome="refused")
 @pytest.mark.parametrize("body", ANSWERS, ids=lambda body: ascii(body)[:12])
-def test_an_engines_answer_that_is_no_object_is_told(body: bytes) -> None:
-    """With the beginning of what it said."""
+def test_an_engines_answer_that_is_no_object_is_an_error(body: bytes) -> None:
+    """The error holds the beginning of the answer."""
     with pytest.raises(EngineRequestError, match=r"vLLM answered POST /sleep with no JSON object"):
         call_object(client(body), "/sleep", engine="vLLM")
     assert call_object(client(b'{"status": "sleeping"}'), "/sleep", engine="vLLM") == {"status": "sleeping"}
@@ -44,8 +44,8 @@ def test_an_engines_answer_that_is_no_object_is_told(body: bytes) -> None:
     [*ANSWERS, b'{"in_flight": "1"}', b'{"in_flight": -1}', b'{"state": "asleep"}'],
     ids=lambda body: ascii(body)[:22],
 )
-def test_a_guards_answer_that_is_no_object_is_told(body: bytes) -> None:
-    """Nobody takes an engine for asleep, or for idle, on such a word."""
+def test_a_guards_answer_that_is_no_object_is_an_error(body: bytes) -> None:
+    """Such an answer never counts as "asleep" or "no request in flight"."""
     with pytest.raises(GuardStateError, match="in_flight should be a number"):
         control(body).in_flight()
     with pytest.raises(GuardStateError):

@@ -1,4 +1,4 @@
-"""When an engine that ended is started again, and when no more; who notices that it ended."""
+"""`torpor.runtime.supervision`: when an engine that ended starts again, when it is given up, and how its end is noticed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Clock:
 
 
 def test_pauses_double_up_to_a_minute_and_end_at_the_limit() -> None:
-    """The first restart comes at once; after so many in a row the replica is given up."""
+    """The first restart comes at once. After the limit in a row the replica is given up."""
     back_off = BackOff(9, clock=Clock())
     assert [back_off.ended() for _ in range(10)] == [0, 1, 2, 4, 8, 16, 32, 60, 60, None]
     assert back_off.restarts == 9
 
 
 def test_a_replica_that_served_for_long_counts_from_the_beginning() -> None:
-    """Five minutes; a restart that served for less, or never, is one more in the row. The total goes on."""
+    """Five minutes reset the row. A restart that served for less, or never, adds one. The total keeps counting."""
     clock = Clock()
     back_off = BackOff(2, clock=clock)
     assert back_off.ended() == 0.0
@@ -56,7 +56,7 @@ def test_a_replica_that_served_for_long_counts_from_the_beginning() -> None:
 
 
 def test_no_restarts_at_all_can_be_asked_for() -> None:
-    """`Deployment.max_restarts` 0."""
+    """`Deployment.max_restarts=0` allows none."""
     assert BackOff(0).ended() is None
 
 
@@ -71,7 +71,7 @@ def test_a_limit_below_zero_is_refused(standin_deployment: StandInDeployment) ->
 def test_an_end_is_noticed_and_logged_within_a_second(
     standin_deployment: StandInDeployment, make_boot: MakeBoot
 ) -> None:
-    """Exit code and last lines; told once."""
+    """The event has exit code and last lines, and comes once."""
     boot = make_boot(standin_deployment())
     boot.cold_start()
     boot.serve()

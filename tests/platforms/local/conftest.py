@@ -1,4 +1,4 @@
-"""The fixtures of sandboxes and CRIU, which replicas need as snapshots do."""
+"""The fixtures of sandboxes and CRIU, which tests of replicas need too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica for the gateway without a sandbox: a small HTTP server in a thread, on a loopback port of its own."""
+"""A replica without a sandbox for the gateway: a small HTTP server in a thread, on its own loopback port."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class Place:
         self.port = 0
 
     def replica(self, name: str = "a") -> GatewayReplica:
-        """As the gateway takes it."""
+        """The replica as the gateway knows it."""
         return GatewayReplica(name=name, sandbox=self, port=self.port)
 
     def fileno(self) -> int:
-        """Becomes readable when it ends."""
+        """A descriptor that becomes readable when it ends."""
         return self._alive
 
     def socket(self) -> Socket:
-        """An ordinary one: it shares the network of the test."""
+        """A plain socket: the server is in the test's network."""
         return socket.socket()
 
     def sockets(self, count: int) -> list[Socket]:
-        """As `socket`, several."""
+        """Several plain sockets."""
         return [socket.socket() for _ in range(count)]
 
     def __enter__(self) -> Self:

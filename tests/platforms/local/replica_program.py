@@ -62,7 +62,7 @@ async def answer(path: str, reader: asyncio.StreamReader, writer: asyncio.Stream
 
 
 async def main() -> None:
-    """Serve for ever."""
+    """Serve until killed."""
     server = await asyncio.start_server(serve, "127.0.0.1", 8000)
     print("up", flush=True)
     await server.serve_forever()

@@ -1,4 +1,4 @@
-"""`torpor.platforms.local.gateway`: which replica gets a connection, and how its bytes are carried."""
+"""`torpor.platforms.local.gateway`: which replica gets a connection, and how its bytes are forwarded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_replica(make_sandbox: MakeSandbox) -> MakeReplica:
 
 @pytest.fixture
 def deaths() -> list[GatewayReplica]:
-    """Whom the gateway called dead."""
+    """The replicas that the gateway reported as ended."""
     return []
 
 
@@ -63,18 +63,18 @@ def gateway(deaths: list[GatewayReplica]) -> Iterator[Gateway]:
 
 
 def sandbox_of(replica: GatewayReplica) -> Sandbox:
-    """Where it runs."""
+    """The sandbox that a replica runs in."""
     return cast("Sandbox", replica.sandbox)
 
 
 def get(port: int, path: str = "/name") -> tuple[int, str]:
-    """One request on a connection of its own: status and body."""
+    """Send one request on a new connection; status and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         return ask(connection, path)
 
 
 def ask(connection: socket.socket, path: str) -> tuple[int, str]:
-    """One request on a connection that stays open."""
+    """Send one request on a connection that stays open."""
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     received = b""
     while b"\r\n\r\n" not in received:
@@ -87,19 +87,19 @@ def ask(connection: socket.socket, path: str) -> tuple[int, str]:
 
 
 def set_ready(replica: GatewayReplica, ready: bool) -> None:
-    """Let a replica's guard say ready or not, past the gateway."""
+    """Set what a replica's guard answers, without the gateway."""
     with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
         assert ask(connection, f"/set/{int(ready)}")[0] == 200
 
 
 def count_checks(replica: GatewayReplica) -> int:
-    """How often a replica was asked whether it is ready."""
+    """How many ready checks a replica got."""
     with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
         return int(ask(connection, "/count")[1])
 
 
 def test_connections_go_to_the_replicas_in_turn(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Round robin, one connection each."""
+    """Connections are spread round robin."""
     for name in ("a", "b", "c"):
         gateway.add(make_replica(name))
     names = [get(gateway.port)[1] for _ in range(9)]
@@ -108,7 +108,7 @@ def test_connections_go_to_the_replicas_in_turn(gateway: Gateway, make_replica: 
 
 
 def test_a_connection_stays_with_its_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Bytes are forwarded, not requests: a kept-alive connection is one replica's."""
+    """The gateway forwards bytes, not requests, so a kept-alive connection belongs to one replica."""
     for name in ("a", "b"):
         gateway.add(make_replica(name))
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -116,7 +116,7 @@ def test_a_connection_stays_with_its_replica(gateway: Gateway, make_replica: Mak
 
 
 def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Its guard decides, and is believed for 250 ms."""
+    """Its guard decides. The gateway keeps an answer for 250 ms."""
     a, b = make_replica("a"), make_replica("b")
     set_ready(b, False)
     gateway.add(a)
@@ -130,8 +130,8 @@ def test_a_replica_that_is_not_ready_gets_nothing_until_it_is(gateway: Gateway, 
     assert {get(gateway.port)[1] for _ in range(6)} == {"b"}
 
 
-def test_those_that_are_ready_share_what_another_is_not_ready_for(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Its turn goes to the next, and so does the turn after that: nobody gets a double share."""
+def test_ready_replicas_share_the_turns_of_one_that_is_not_ready(gateway: Gateway, make_replica: MakeReplica) -> None:
+    """Its turns go to the other replicas in order, so none gets a double share."""
     a, b, c = (make_replica(name) for name in "abc")
     set_ready(a, False)
     for replica in (a, b, c):
@@ -139,8 +139,8 @@ def test_those_that_are_ready_share_what_another_is_not_ready_for(gateway: Gatew
     assert Counter(get(gateway.port)[1] for _ in range(12)) == {"b": 6, "c": 6}
 
 
-def test_many_at_once_all_find_the_one_that_is_ready(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Connections that come together while the guards are being asked do not take each other's turns."""
+def test_many_connections_at_once_all_find_the_ready_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
+    """Connections that arrive while the guards are being asked do not take each other's turns."""
     a, b = make_replica("a"), make_replica("b")
     set_ready(a, False)
     gateway.add(a)
@@ -157,7 +157,7 @@ def test_many_at_once_all_find_the_one_that_is_ready(gateway: Gateway, make_repl
 
 
 def test_guards_are_not_asked_more_often_than_every_250_ms(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """However many connections come, also at once."""
+    """This holds for many connections at once too."""
     replica = make_replica("a")
     gateway.add(replica)
     started = time.monotonic()
@@ -174,10 +174,10 @@ def test_guards_are_not_asked_more_often_than_every_250_ms(gateway: Gateway, mak
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000]
 )
-def test_without_a_ready_replica_the_client_is_told_to_come_again(
+def test_without_a_ready_replica_the_client_is_told_to_try_again(
     gateway: Gateway, make_replica: MakeReplica, sent: bytes
 ) -> None:
-    """503 with Retry-After, which arrives whole however much the client was about to send."""
+    """It gets a complete 503 with Retry-After, however much it was about to send."""
     replica = make_replica("a")
     for _ in range(2):
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -192,7 +192,7 @@ def test_without_a_ready_replica_the_client_is_told_to_come_again(
 
 
 def test_a_sleeping_server_says_what_wakes_it(gateway: Gateway) -> None:
-    """Until it was woken; the client may come again."""
+    """Until it is woken, the refusal says so. The client may try again."""
     for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
         gateway.sleeps(woken_by)
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -213,7 +213,7 @@ def test_a_sleeping_server_says_what_wakes_it(gateway: Gateway) -> None:
 def test_a_replica_that_dies_is_reported_and_skipped(
     gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:
-    """Once, within 100 ms or so; the others serve on."""
+    """It is reported once, within about 100 ms. The others keep serving."""
     a, b = make_replica("a"), make_replica("b")
     gateway.add(a)
     gateway.add(b)
@@ -232,7 +232,7 @@ def test_a_replica_that_dies_is_reported_and_skipped(
 def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
     gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:
-    """A restored replica takes the place of the dead one."""
+    """A restored replica takes the place of the one that ended."""
     first = make_replica("a")
     gateway.add(first)
     assert get(gateway.port) == (200, "a")
@@ -242,8 +242,8 @@ def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
     assert get(gateway.port) == (200, "a")
 
 
-def test_a_replica_that_hangs_holds_nobody_up_for_long(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Its guard does not answer within a second, so it counts as not ready."""
+def test_a_replica_that_hangs_delays_no_client_for_long(gateway: Gateway, make_replica: MakeReplica) -> None:
+    """A guard that does not answer within a second counts as not ready."""
     a, b = make_replica("a"), make_replica("b")
     gateway.add(a)
     gateway.add(b)
@@ -254,7 +254,7 @@ def test_a_replica_that_hangs_holds_nobody_up_for_long(gateway: Gateway, make_re
 
 
 def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Within what a good answer is believed for, a listener may have gone; the client does not see it."""
+    """A listener may end while its last good answer still counts. The client does not notice."""
     a, b = make_replica("a"), make_replica("b")
     gateway.add(a)
     gateway.add(b)
@@ -265,7 +265,7 @@ def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_rep
 
 
 def test_streams_are_not_delayed(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Each small chunk arrives when it was written, not with the next."""
+    """Each small chunk arrives when it is written, not with the next one."""
     gateway.add(make_replica("a"))
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
         connection.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
@@ -278,7 +278,7 @@ def test_streams_are_not_delayed(gateway: Gateway, make_replica: MakeReplica) ->
 
 
 def test_a_client_may_end_its_side_first(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Half-closed: what was asked is still answered, 20 MB of it, unchanged in both directions."""
+    """After a half-close the request is still answered: 20 MB, unchanged in both directions."""
     gateway.add(make_replica("a"))
     sent = os.urandom(1 << 20) * 20
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
@@ -298,7 +298,7 @@ def test_a_client_may_end_its_side_first(gateway: Gateway, make_replica: MakeRep
 
 
 def test_a_slow_client_slows_its_replica_down(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Back-pressure: the gateway keeps little for a client that does not read, and other clients are served."""
+    """The gateway buffers little for a client that does not read, and still serves other clients."""
     replica = make_replica("a")
     gateway.add(replica)
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -310,7 +310,7 @@ def test_a_slow_client_slows_its_replica_down(gateway: Gateway, make_replica: Ma
 
 
 def test_a_client_that_goes_away_ends_the_replicas_side(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """A flood for nobody stops, whether the client hung up or crashed (RST)."""
+    """The replica's answer stops, whether the client closed the connection or crashed (RST)."""
     gateway.add(make_replica("a"))
     for linger in (b"", b"\1\0\0\0\0\0\0\0"):
         connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
@@ -323,14 +323,14 @@ def test_a_client_that_goes_away_ends_the_replicas_side(gateway: Gateway, make_r
 
 
 def grows(port: int) -> bool:
-    """Whether the replica still floods somebody."""
+    """Whether the replica still sends a flood."""
     before = get(port, "/flooded")
     time.sleep(0.1)
     return get(port, "/flooded") != before
 
 
 def test_a_removed_replica_keeps_the_connections_that_it_has(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """Draining: no new one, and those that stream go on."""
+    """It gets no new connection, and running streams continue."""
     replica = make_replica("a")
     gateway.add(replica)
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
@@ -341,7 +341,7 @@ def test_a_removed_replica_keeps_the_connections_that_it_has(gateway: Gateway, m
 
 
 def test_many_clients_at_once_are_all_served(gateway: Gateway, make_replica: MakeReplica) -> None:
-    """200 connections in 20 threads, spread over three replicas."""
+    """200 connections in 20 threads are spread over three replicas."""
     for name in ("a", "b", "c"):
         gateway.add(make_replica(name))
     answers: list[tuple[int, str]] = []
@@ -361,7 +361,7 @@ def test_many_clients_at_once_are_all_served(gateway: Gateway, make_replica: Mak
 
 
 def test_a_taken_port_is_an_error() -> None:
-    """The message names the port; nothing is left of the attempt."""
+    """The message names the port, and the attempt leaves nothing behind."""
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         gateway = Gateway(port=taken.getsockname()[1])
@@ -372,7 +372,7 @@ def test_a_taken_port_is_an_error() -> None:
 
 
 def test_stopping_closes_everything(make_replica: MakeReplica) -> None:
-    """Connections, ports, threads and descriptors."""
+    """It closes connections, ports, threads and descriptors."""
     replica = make_replica("a")
     before = sorted(Path("/proc/self/fd").iterdir())
     threads = threading.active_count()
