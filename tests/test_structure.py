@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 FUNCTION_LINES = 40
 """Lines of the longest function, from `def` to its end; decorators do not count."""
 
-INNER_IMPORTS = 97
+INNER_IMPORTS = 90
 """Imports inside functions; the number only falls."""
 
 REASON = re.compile(
-    r"noqa: PLC0415(?:, \w+)? - .*(?:"
-    r"\d ?ms\b|\d s\b|\d ?MB\b"  # what it saves, as measured
-    r"|the engine's\b|only (?:with|in|on|where)\b"  # not importable everywhere: of the engine, a Python version, an extra
+    r"noqa: PLC0415(?:, \w+)? - (?:"
+    r".*\b\d+(?:\.\d+)? (?:ms|s|MB)\b"  # what it saves, as measured
+    r"|the engine's\b"  # there is no such module outside of the engine's process
+    r"|only (?:with the extra `\w+`|where .+ (?:is installed|has it))"  # an optional package, or a newer Python
     r")"
 )
-"""Why an import stands inside a function: its measured gain, or that the module is not there everywhere."""
+"""Why an import stands inside a function: a figure with its unit, or one of two reasons why the module may be missing."""
 
 SOURCES = tuple(file for folder in ("core", "plugins") for file in sorted((ROOT / folder).rglob("*.py")))
 
@@ -109,9 +110,22 @@ def test_public_names_have_docstrings() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["import httpx  # noqa: PLC0415 - 46 ms of a restore", "import torch  # noqa: PLC0415 - the engine's"]
+    "why",
+    [
+        "httpx: 46 ms of a restore",
+        "tarfile: 1.2 ms, while the sandboxes get ready",
+        "the engine's",
+        "only with the extra `testing`",
+        "only where h11 is installed",
+        "only where Python has it: 3.14",
+    ],
 )
-def test_a_reason_is_a_figure_or_a_missing_module(line: str) -> None:
-    """The test recognises both kinds."""
-    assert REASON.search(line)
-    assert not REASON.search("import shutil  # noqa: PLC0415 - hardly ever")
+def test_a_reason_is_a_figure_or_a_missing_module(why: str) -> None:
+    """The test recognises every kind."""
+    assert REASON.search(f"import one  # noqa: PLC0415 - {why}")
+
+
+@pytest.mark.parametrize("why", ["hardly ever", "saves 2 imports", "only in `fetch`", "slow: many ms", "as above"])
+def test_a_reason_without_a_figure_is_none(why: str) -> None:
+    """A number needs a unit, and `only` the package that may be missing."""
+    assert not REASON.search(f"import one  # noqa: PLC0415 - {why}")

@@ -32,9 +32,8 @@ def lazy_names(
     def load(name: str) -> object:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        import importlib  # noqa: PLC0415 - 0.3 ms of `import torpor`
-
-        value: object = getattr(importlib.import_module(home[name]), name)
+        __import__(home[name])  # importlib would be 0.3 ms of `import torpor`
+        value: object = getattr(sys.modules[home[name]], name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
 from torpor.hookspecs import Plugin
+from torpor.telemetry.events import log
 from torpor.values.field_types import article, shown
 from torpor.values.findings import Finding
 
@@ -82,8 +83,6 @@ def tell_warnings(deployment: Deployment) -> None:
     Raises:
         ConfigurationError: as of `accepted`.
     """
-    from torpor.telemetry.events import log  # noqa: PLC0415 - structlog: 6 ms of a plan
-
     for finding in accepted(deployment):
         if finding not in _told_once:
             _told_once.add(finding)

@@ -488,7 +488,7 @@ def _pass_proxies_by() -> None:
 
 
 def _list(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...]) -> _Manifest:
-    from huggingface_hub import HfApi  # noqa: PLC0415 - only in `fetch`, once the environment is set
+    from huggingface_hub import HfApi  # noqa: PLC0415 - only where huggingface_hub is installed; it reads its settings at import
     from huggingface_hub.hf_api import RepoFile  # noqa: PLC0415
 
     tree = HfApi().list_repo_tree(place.repo_id, revision=place.revision, recursive=True)
@@ -563,7 +563,7 @@ def _selected(path: str, allow: tuple[str, ...], ignore: tuple[str, ...]) -> boo
 
 
 def _download(place: _Place, manifest: _Manifest) -> None:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only in `fetch`
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only where huggingface_hub is installed
 
     print(f"{place}: fetching {len(manifest.files)} files, {_amount(manifest.total)}, to {place.cache}.", flush=True)
     _leave_listing(place, manifest)  # otherwise the client asks for its own, which may differ
@@ -601,7 +601,7 @@ def _bounded(place: _Place, manifest: _Manifest) -> Iterator[None]:
 @contextlib.contextmanager
 def _checked_answers(place: _Place) -> Iterator[None]:
     """Check each file's metadata before the client builds paths from it: the ETag is the blob's name (0.36 to 2.4)."""
-    from huggingface_hub import file_download  # noqa: PLC0415 - only in `fetch`
+    from huggingface_hub import file_download  # noqa: PLC0415 - only where huggingface_hub is installed
 
     genuine = file_download.get_hf_file_metadata
 
@@ -775,7 +775,7 @@ def _diagnosis(place: _Place, chain: list[BaseException]) -> FetchError:
 
 def _access_trouble(place: _Place, error: BaseException) -> FetchError | None:
     """The hub lacks it or denies access. GatedRepoError is a RepositoryNotFoundError, so it is checked first."""
-    from huggingface_hub import errors  # noqa: PLC0415 - only in `fetch`
+    from huggingface_hub import errors  # noqa: PLC0415 - only where huggingface_hub is installed
 
     has_token = bool(os.environ.get("HF_TOKEN"))
     if isinstance(error, errors.GatedRepoError):

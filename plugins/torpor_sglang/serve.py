@@ -76,7 +76,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
     try:
         if boot is not None:
-            from torpor.launcher import install_guard  # noqa: PLC0415 - asyncio: 27 ms of each spawned process
+            from torpor.launcher import install_guard  # noqa: PLC0415 - asyncio: 15 ms of each spawned process
 
             install_guard(http_server.app, boot)
         http_server.launch_server(server_args)

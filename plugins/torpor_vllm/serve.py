@@ -110,7 +110,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
     args: _Arguments = parser.parse_args(["serve", *argv])
     RESERVED.check_parsed_args(version, args)
     if boot is not None:
-        from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - asyncio: 30 ms of each spawned process
+        from torpor_vllm.guarded import MIDDLEWARE, BootGuard  # noqa: PLC0415 - asyncio: 29 ms of each spawned process
 
         BootGuard.document = boot
         args.middleware = [MIDDLEWARE]

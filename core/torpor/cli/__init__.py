@@ -57,7 +57,7 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
-    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 17 ms of a restore
+    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 16 ms of a restore
 
     try:
         app()
@@ -82,7 +82,7 @@ def _restore(options: RestoreOptions) -> None:
     from torpor.snapshots.sandbox.first_process import FirstProcess  # noqa: PLC0415 - 5 ms of every other command
 
     with FirstProcess(str(options["folder"])) as first:
-        from torpor.cli.restore import run_restore  # noqa: PLC0415 - 120 ms during which the sandbox starts
+        from torpor.cli.restore import run_restore  # noqa: PLC0415 - 30 ms during which the sandbox starts
 
         run_restore(**options, first=first)
 

@@ -55,7 +55,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     if file is not None:
         report = classify(read_lines(_text(file)))
     else:
-        from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - modal: 256 ms that a saved log does not need
+        from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - modal: 173 ms that a saved log does not need
 
         report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
     if as_json:

@@ -123,8 +123,8 @@ def _of_platform(platform: str, chosen: str) -> Finding:
 
 def _on_modal(deployment: Deployment) -> Iterator[Finding]:
     """Whether the app can be rendered for Modal, without an account or a network."""
-    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - modal: 256 ms
-    from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415 - as above
+    from torpor.platforms.modal import cls_options  # noqa: PLC0415 - modal: 190 ms of `doctor` for this machine
+    from torpor.platforms.modal.account import is_logged_in  # noqa: PLC0415
 
     try:
         options = cls_options(deployment)
@@ -194,7 +194,7 @@ def _of_contract(deployment: Deployment) -> Iterator[Finding]:
 
 def _of_secrets(names: tuple[str, ...]) -> Finding:
     """Whether Modal has the secrets that build steps need; asked only where somebody is logged in."""
-    from torpor.platforms.modal.account import is_logged_in, missing_secrets  # noqa: PLC0415 - modal: 256 ms
+    from torpor.platforms.modal.account import is_logged_in, missing_secrets  # noqa: PLC0415 - modal: 190 ms
 
     listed = ", ".join(names)
     if not is_logged_in():

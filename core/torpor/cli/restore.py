@@ -149,7 +149,7 @@ class Served:
         """Made at its first use, so that a restore imports it once its replicas serve."""
         with self._printing:
             if self._announced is None:
-                from torpor.cli.announcing import Announcement  # noqa: PLC0415 - 1 ms of a restore
+                from torpor.cli.announcing import Announcement  # noqa: PLC0415 - announcing: 1 ms before CRIU begins
 
                 self._announced = Announcement("snapshot restore")
             return self._announced

@@ -181,7 +181,7 @@ def wrapped(text: str, most: int, *, first: str = "", rest: str = "") -> list[st
         first: prefix of the first line.
         rest: prefix of the others.
     """
-    import textwrap  # noqa: PLC0415 - 2 ms
+    import textwrap  # noqa: PLC0415 - textwrap: 0.6 ms of a restore
 
     return textwrap.wrap(
         text,

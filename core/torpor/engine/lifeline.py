@@ -163,7 +163,7 @@ class Lifeline:
 
     def _begin(self, argv: list[str]) -> bool:
         """Start the watchers, wait until they watch, and return whether they do."""
-        import contextlib  # noqa: PLC0415 - both together: 9 ms of each watcher
+        import contextlib  # noqa: PLC0415 - both together: 5 ms of each watcher
         import subprocess  # noqa: PLC0415
 
         starter = subprocess.Popen(

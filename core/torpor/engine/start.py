@@ -52,7 +52,7 @@ def start_engine(
     """
     start = _starter.get()
     if start is None:
-        from torpor.engine.process import EngineProcess  # noqa: PLC0415 - psutil: 12 ms that a sandbox's start does not need
+        from torpor.engine.process import EngineProcess  # noqa: PLC0415 - psutil: 7 ms that a sandbox's start does not need
 
         start = EngineProcess
     return start(argv, env=env or {}, cwd=cwd, guard=guard)

@@ -336,7 +336,7 @@ class ChatServer(EnginePlugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - concurrent.futures: 5 ms of a restore
+        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - concurrent.futures: 5 ms of `torpor plan`, 1.7 ms of a restore
 
         warm_up(
             client,

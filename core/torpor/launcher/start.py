@@ -69,7 +69,7 @@ def take_boot_document() -> BootDocument | None:
     Raises:
         ConfigurationError: the document is missing or damaged.
     """
-    from torpor.guard import read_boot  # noqa: PLC0415 - 7 ms of each spawned process
+    from torpor.guard import read_boot  # noqa: PLC0415 - guard: 16 ms of each spawned process
 
     try:
         boot = read_boot()
@@ -89,7 +89,7 @@ def end_tree_on_sigterm() -> None:
     That is during its start, before uvicorn installs its handlers, and after uvicorn's graceful end, which raises the signal
     again: without this handler the process would end there, before its `finally`.
     """
-    import psutil  # noqa: PLC0415 - 12 ms of each spawned process
+    import psutil  # noqa: PLC0415 - psutil: 12 ms of each spawned process
 
     def end_tree(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -40,7 +40,7 @@ class EngineVersions:
         Raises:
             ConfigurationError: the engine is not installed.
         """
-        from importlib import metadata  # noqa: PLC0415 - 11 ms of a restore
+        from importlib import metadata  # noqa: PLC0415 - importlib.metadata: 4 ms of a restore
 
         for distribution in self.distributions:
             try:

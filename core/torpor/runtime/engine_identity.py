@@ -75,10 +75,17 @@ def check_listener(engine: Engine, port: int, seen: str) -> None:
     Raises:
         ForeignServerError: the listener belongs to another process; the message names it.
     """
-    from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: 8 ms of a restore
-
-    if not engine.private_network and (owner := foreign_listener(engine, port)):
+    if owner := _other_owner(engine, port):
         raise _foreign(engine, port, seen, owner)
+
+
+def _other_owner(engine: Engine, port: int) -> str | None:
+    """The process that listens on the engine's port instead of the engine; None if /proc shows none."""
+    if engine.private_network:
+        return None
+    from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: 7 ms of a restore
+
+    return foreign_listener(engine, port)
 
 
 def _ask(connection: socket.socket, nonce: bytes, timeout_s: float) -> bytes:
@@ -142,10 +149,8 @@ def _shown(answer: bytes) -> str:
 
 
 def _foreign(engine: Engine, port: int, seen: str, owner: str | None = None) -> ForeignServerError:
-    if owner is None and not engine.private_network:
-        from torpor.engine.listeners import foreign_listener  # noqa: PLC0415 - psutil: 8 ms of a restore
-
-        owner = foreign_listener(engine, port)
+    if owner is None:
+        owner = _other_owner(engine, port)
     code = engine.poll()
     ended = "" if code is None else f" The engine itself has ended with code {code}."
     if owner:

@@ -179,7 +179,7 @@ def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:
     """Have the GPU driver get ready beside CRIU's work, if the snapshot has GPU state."""
     if manifest.gpu is None:
         return None
-    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - checkpoint: 9 ms, needed only with a GPU
+    from torpor.snapshots.gpu.checkpoint import Resumption  # noqa: PLC0415 - checkpoint: 8 ms, needed with a GPU only
 
     return Resumption(sandbox, manifest.gpu, wait_s=_RESTORE_TIMEOUT_S)
 

@@ -86,7 +86,7 @@ def _as_plain(_logger: object, _method: str, line: object) -> str:
 
 
 def _logger() -> FilteringBoundLogger:
-    import structlog  # noqa: PLC0415 - structlog: 135 ms of a restore
+    import structlog  # noqa: PLC0415 - structlog: 70 ms of a restore
 
     if _quiet and not structlog.is_configured():
         structlog.configure(

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from torpor.telemetry.events import STAGE, log
+from torpor.telemetry.metrics import write_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +65,6 @@ class StageReport:
         if self.path:
             self._append(record, self.path)
         if metrics := os.environ.get(METRICS_VARIABLE):
-            from torpor.telemetry.metrics import write_metrics  # noqa: PLC0415 - 1 ms of a restore
-
             write_metrics(record, metrics)
         if self._on_end:
             self._on_end(record)

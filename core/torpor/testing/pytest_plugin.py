@@ -56,7 +56,7 @@ class StandInDeployment(Protocol):
 @pytest.fixture
 def free_port() -> int:
     """A loopback port on which nobody listens."""
-    from torpor.testing.ports import PortsTakenError, unused_port  # noqa: PLC0415 - 28 ms of every pytest start
+    from torpor.testing.ports import PortsTakenError, unused_port  # noqa: PLC0415 - ports: 0.1 ms of every pytest session, which imports nothing of Torpor's
 
     try:
         return unused_port()
@@ -67,7 +67,7 @@ def free_port() -> int:
 @pytest.fixture
 def standin_deployment(free_port: int) -> StandInDeployment:
     """A factory of deployments with the stand-in engine on a free port, see `StandInDeployment`."""
-    from torpor.deployment import Deployment, Model  # noqa: PLC0415 - 39 ms of every pytest session
+    from torpor.deployment import Deployment, Model  # noqa: PLC0415 - 24 ms of every pytest session
     from torpor.testing.plugin import StandIn  # noqa: PLC0415
 
     def make(*plugins: Plugin, engine: StandIn | None = None, **timeouts: Unpack[Timeouts]) -> Deployment:

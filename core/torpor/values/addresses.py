@@ -54,7 +54,7 @@ def checked_host(name: str, value: object) -> str:
         return LOOPBACK
     if isinstance(text, str) and (found := _packed(text)) is not None:
         return socket.inet_ntop(*found)
-    from torpor.values.field_types import shown  # noqa: PLC0415 - 2 ms of a restore
+    from torpor.values.field_types import shown  # noqa: PLC0415 - field_types: 2 ms before CRIU begins
 
     raise ConfigurationError(
         f"{name} is {shown(value)}; it has to be an address of this machine to listen on, as a number: {LOOPBACK} or {_LOOPBACK_6} "

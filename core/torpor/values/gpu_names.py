@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 
 from torpor.errors import ConfigurationError
 from torpor.values.field_types import shown
@@ -100,8 +101,6 @@ def check_gpu_name(gpu: str, *, unlisted: bool) -> None:
         )
     if unlisted or _plain(name) in {_plain(known) for known in (*MODAL, *OWN)}:
         return
-    from difflib import get_close_matches  # noqa: PLC0415 - difflib: 3 ms of every app
-
     close = get_close_matches(_plain(name), [_plain(known) for known in (*MODAL, *OWN)], n=3, cutoff=0.5)
     meant = [known for known in (*MODAL, *OWN) if _plain(known) in close]
     hint = (

@@ -269,7 +269,7 @@ class Replicas:
             for _ in range(count):
                 first, self._first = self._first, None
                 begun.append(self._begin(attempt, first))
-            import torpor.snapshots.sandbox.side_files  # noqa: PLC0415, F401 - 2 ms, while the sandboxes get ready
+            import torpor.snapshots.sandbox.side_files  # noqa: PLC0415, F401 - tarfile: 1.2 ms, while the sandboxes get ready
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
@@ -319,7 +319,7 @@ class Replicas:
             raise
 
     def _record_failure(self, name: str, seconds: float, error: Exception, restarts: int) -> None:
-        from torpor.telemetry.records import failed_restore  # noqa: PLC0415 - records: 1.4 ms that a restore saves
+        from torpor.telemetry.records import failed_restore  # noqa: PLC0415 - records: 1 ms before CRIU begins
 
         deployment = self.manifest.deployment.name
         self._report(name).end(
@@ -355,7 +355,7 @@ class Replicas:
 
     def _started_gateway(self) -> Gateway:
         if self._gateway is None:
-            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio: 16 ms, imported while the engine wakes
+            from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio: 18 ms, imported while the engine wakes
 
             gateway = Gateway(host=self.host, port=self.port, on_death=self._bury)
             gateway.start()
@@ -416,7 +416,7 @@ class Replicas:
 
     def _cold(self, attempt: Attempt, reason: str, back_off: BackOff) -> Serving:
         """Start a replica cold in a sandbox. One at a time: a cold start needs the whole machine."""
-        from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - build steps: 25 ms of every restore
+        from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - build steps: 9 ms of every restore
 
         boot = self._new_boot(self._next_name(), reason, back_off)
         with self._one_cold_start:

@@ -204,7 +204,7 @@ def _set_environment() -> None:
 
 def _new_boot(deployment: Deployment, *, failed: Boot | None = None) -> Boot:
     """A new start of the deployment; with `failed`, one that replaces a replica which did not wake."""
-    from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 46 ms of `torpor plan` and `modal deploy`
+    from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 50 ms of `torpor plan` and `modal deploy`
 
     if failed is None:
         return Boot(deployment)
@@ -213,7 +213,7 @@ def _new_boot(deployment: Deployment, *, failed: Boot | None = None) -> Boot:
 
 def _check_secrets(boot: Boot) -> None:
     """Look for secrets before minutes of a cold start; `Boot.sleep` looks again, at the engine's processes."""
-    from torpor.runtime.captured_secrets import check_environments  # noqa: PLC0415 - psutil: 11 ms of `torpor plan`
+    from torpor.runtime.captured_secrets import check_environments  # noqa: PLC0415 - psutil: 9 ms of `torpor plan`
 
     arguments = (*getattr(boot.deployment.engine, "extra_args", ()), *boot.recipe.engine_args)
     check_environments(boot.deployment, [{**os.environ, **boot.recipe.env}], command_lines=[arguments])

@@ -219,7 +219,7 @@ def memory_bytes(pid: int) -> int:
 
 
 def _map_memory(images: Path, sandbox: Sandbox, *, map_new: bool) -> int:
-    from torpor.snapshots.criu.mapped_memory import map_memory  # noqa: PLC0415 - mapped_memory: 2.5 ms that a restore saves
+    from torpor.snapshots.criu.mapped_memory import map_memory  # noqa: PLC0415 - mapped_memory: 2 ms that a restore saves
 
     try:
         mapped = map_memory(images, sandbox.scratch / LINK, filtered=sandbox.filtered, map_new=map_new)

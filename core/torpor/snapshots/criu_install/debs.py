@@ -222,7 +222,7 @@ def _by_python(name: str, stream: IO[bytes], stack: contextlib.ExitStack) -> IO[
         return stream
     if suffix == ".zst":
         try:
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore] # noqa: PLC0415 - only in Python 3.14
+            from compression import zstd  # type: ignore[import-not-found, unused-ignore] # noqa: PLC0415 - only where Python has it: 3.14
         except ImportError:
             return None
         unpacked: IO[bytes] = stack.enter_context(zstd.open(stream))

@@ -197,7 +197,7 @@ def _initialised(_candidates: tuple[str, ...]) -> _Pynvml:
     Without persistence mode a GPU that no process has open goes to rest, and the next process waits until it is up again.
     """
     library = load_library("libnvidia-ml.so.1")
-    import pynvml  # noqa: PLC0415 - pynvml: 40 to 60 ms that only a machine with an NVIDIA driver pays
+    import pynvml  # noqa: PLC0415 - pynvml: 9 ms that only a machine with an NVIDIA driver pays
 
     nvml = cast("_Pynvml", pynvml)
     nvml.nvmlLib = library  # `nvmlInit` would look for it only where the loader does
@@ -265,7 +265,7 @@ def _ask_smi() -> Driver:
 
 def _smi_rows(what: str, columns: str) -> Iterator[Sequence[str]]:
     argv = ["nvidia-smi", f"--query-{what}={columns}", "--format=csv,noheader,nounits"]
-    from torpor.engine.child_process import run_child  # noqa: PLC0415 - child_process: 2 ms; NVML mostly answers
+    from torpor.engine.child_process import run_child  # noqa: PLC0415 - child_process: 5 ms; NVML mostly answers
 
     listed = run_child(argv, timeout_s=_SMI_TIMEOUT_S)
     if listed.returncode != 0:

@@ -70,7 +70,7 @@ class SandboxEngine(Engine):
 
     @override
     def keep_log(self, folder: Path, replica: str) -> None:
-        from torpor.engine.logs import LOG_VARIABLE, new_log  # noqa: PLC0415 - logs: 1.5 ms, which here pass while CRIU works
+        from torpor.engine.logs import LOG_VARIABLE, new_log  # noqa: PLC0415 - logs: 0.7 ms before CRIU begins
 
         log = new_log(os.environ.get(LOG_VARIABLE, ""), (folder, replica))
         if log is not None:
