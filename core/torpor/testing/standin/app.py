@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Routes", "StandInApp", "StandInOptions", "hang"]
 
 Routes: TypeAlias = dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]]
-"""By path: the methods, and what answers."""
+"""Path to the methods and the handler."""
 
 _DEFAULT_TOKENS = 128
 _OK, _BAD_REQUEST, _NOT_FOUND, _WRONG_METHOD, _ERROR, _UNAVAILABLE = 200, 400, 404, 405, 500, 503
@@ -44,9 +44,9 @@ class StandInOptions:
         served_name: the model's name in answers.
         fault: the fault to show, if any.
         fault_s: seconds, for faults that need a time.
-        fault_once: see `torpor.testing.faults.happens`; for the faults at a wake.
+        fault_once: for faults at a wake, see `torpor.testing.faults.happens`.
         token_s: seconds per token of an answer; requests stay in flight that long.
-        journal: file that gets a JSON line per request that reached the engine itself; none by default.
+        journal: file for one JSON line per request that reaches the engine; empty for none.
     """
 
     served_name: str = "standin"
@@ -58,7 +58,7 @@ class StandInOptions:
 
 
 class StandInApp(ABC):
-    """The ASGI application; each dialect has its own.
+    """The ASGI application; each dialect has a subclass.
 
     Args:
         options: how it behaves.
@@ -66,12 +66,12 @@ class StandInApp(ABC):
     """
 
     scheduler: ClassVar[type[Scheduler]]
-    """What the first child process runs."""
+    """The scheduler, which the first child process runs."""
 
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         self._options = options
         self._socket = link
-        # The process's generator, which the guard renews at each wake; with the fault the engine has one of its own.
+        # The guard renews the process's generator at each wake. With the fault, the engine uses its own generator instead.
         self._ids = random.Random() if options.fault is Fault.REPEATS_IDS else random  # noqa: S311
         self._captured_ids: tuple[object, ...] | None = None
         self._link: SchedulerLink | None = None
@@ -88,22 +88,22 @@ class StandInApp(ABC):
     @classmethod
     @abstractmethod
     def prepare_process(cls, children: tuple[int, ...]) -> None:
-        """Prepare the server's process for what a child does when it fails."""
+        """Prepare the server's process for the failure of a child."""
 
     @abstractmethod
     def _dialect(self) -> Routes:
-        """The routes that this engine has and the other does not, or has differently."""
+        """The routes that only this dialect has, or that differ in the other one."""
 
     @abstractmethod
     async def _refuse(self, exchange: Exchange, status: int, message: str) -> None:
-        """Answer with an error in this engine's form."""
+        """Answer with an error in this engine's format."""
 
     @abstractmethod
     async def _scheduler_is_gone(self, exchange: Exchange) -> None:
         """Answer a request that needed the scheduler, which has ended."""
 
     def _knows(self, model: object) -> bool:  # noqa: ARG002 - of the dialects one asks
-        """Whether a chat with this model's name is answered."""
+        """Whether the engine answers a chat with this model name."""
         return True
 
     async def _next_token(self) -> bool:
@@ -112,11 +112,11 @@ class StandInApp(ABC):
         return True
 
     async def _started(self, link: SchedulerLink) -> None:
-        """The server's loop runs: take the link to the scheduler."""
+        """Store the link to the scheduler, once the server's loop runs."""
         self._link = link
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; anything but HTTP is refused."""
+        """Answer one request; refuse everything but HTTP."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
@@ -166,7 +166,7 @@ class StandInApp(ABC):
         if self._options.fault is Fault.ERROR_IN_WARMUP:
             await self._refuse(exchange, _ERROR, "CUDA error: an illegal memory access")
             return
-        await self._until_unpaused()  # a paused request has not reached the scheduler, so it is none that runs
+        await self._until_unpaused()  # a paused request has not reached the scheduler, so it does not count as running
         with self._counted():
             answer = await self._ask(
                 {
@@ -187,7 +187,7 @@ class StandInApp(ABC):
                 await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
 
     async def _until_unpaused(self) -> None:
-        while not self._unpaused.is_set():  # it may be paused again before who waits here is run
+        while not self._unpaused.is_set():  # the engine may be paused again before this task runs
             await self._unpaused.wait()
 
     @contextlib.contextmanager
@@ -265,7 +265,7 @@ async def hang() -> None:
 
 
 def _flood() -> None:
-    """Print as an engine does whose log level was left on debug; the last tenth has no line end."""
+    """Print as much as an engine with log level debug; the last tenth has no line end."""
     line = b"standin: " + b"x" * 990 + b"\n"
     for _ in range(FLOOD_BYTES * 9 // 10 // len(line)):
         sys.stdout.buffer.write(line)

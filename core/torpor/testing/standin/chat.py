@@ -20,11 +20,11 @@ class Chat:
     """One chat completion.
 
     Args:
-        answer_id: of this answer and of no other.
-        model: the name in the answer.
-        words: the answer, a token each.
-        prompt_tokens: for the usage.
-        next_token: waits as long as a token takes; False when the request is aborted instead.
+        answer_id: unique for each answer.
+        model: the model's name in the answer.
+        words: the answer, one word per token.
+        prompt_tokens: number of prompt tokens, for the usage.
+        next_token: waits for the time of one token; returns False if the request is aborted.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Chat:
         self._finish = "length"
 
     async def whole(self, exchange: Exchange) -> None:
-        """Answer at once, when the last token is there."""
+        """Answer in one piece, after the last token."""
         message = {"role": "assistant", "content": " ".join([word async for word in self._generated(exchange)])}
         choice = {"index": 0, "message": message, "finish_reason": self._finish}
         await exchange.answer(_OK, {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()})
 
     async def stream(self, exchange: Exchange) -> None:
-        """Answer with an event per token."""
+        """Answer with one event per token."""
         await exchange.begin(_OK, "text/event-stream")
         await self._event(exchange, {"role": "assistant", "content": ""}, None)
         async for word in self._generated(exchange):
@@ -60,7 +60,7 @@ class Chat:
         await exchange.chunk(b"data: [DONE]\n\n", more=False)
 
     async def _generated(self, exchange: Exchange) -> AsyncIterator[str]:
-        """The tokens, as long as somebody listens: engines abort a request whose client has hung up."""
+        """Yield tokens until the client hangs up: engines then abort the request."""
         for word in self._words:
             if exchange.gone or not await self._next_token():
                 self._finish = "abort"

@@ -1,4 +1,4 @@
-"""One HTTP request to the stand-in, and its answer."""
+"""One HTTP request to the stand-in and its answer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Exchange:
     """One request and its answer.
 
     Args:
-        scope: the server's.
-        receive: the server's.
-        send: the server's.
+        scope: from the ASGI server.
+        receive: from the ASGI server.
+        send: from the ASGI server.
 
     Attributes:
-        method: of the request.
-        path: of the request, without the query.
+        method: the request's method.
+        path: the request's path, without the query.
         query: every value of every parameter, in order.
-        gone: whether the client has hung up; seen while it is `watched`.
+        gone: whether the client has hung up; only noticed inside `watched`.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +45,7 @@ class Exchange:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Notice meanwhile when the client hangs up; its body has been read."""
+        """Set `gone` if the client hangs up in this block. The body must already be read."""
         watch = asyncio.ensure_future(self._note_the_end())
         try:
             yield
@@ -59,7 +59,7 @@ class Exchange:
         self.gone = True
 
     async def json(self) -> object:
-        """The body as JSON; None when it is none."""
+        """Return the body as JSON; None if it is not JSON."""
         body = b""
         more = True
         while more:

@@ -25,27 +25,27 @@ class SchedulerLink:
     """Asks the scheduler, one command at a time.
 
     Args:
-        reader: of the socket.
-        writer: of the socket.
+        reader: the socket's reader.
+        writer: the socket's writer.
 
     Attributes:
-        gone: set from the moment at which the scheduler has ended.
+        gone: set once the scheduler has ended.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.gone = asyncio.Event()
         self._writer = writer
         self._lock = asyncio.Lock()
-        self._answer: asyncio.Future[Answer] | None = None  # what somebody waits for
+        self._answer: asyncio.Future[Answer] | None = None  # the answer that `ask` waits for
         self._listener = asyncio.create_task(self._listen(reader))
 
     @classmethod
     async def open(cls, link: socket.socket) -> SchedulerLink:
-        """Take the socket over, on the running loop."""
+        """Open a link on this socket, in the running loop."""
         return cls(*await asyncio.open_unix_connection(sock=link, limit=_LONGEST_ANSWER))
 
     async def ask(self, command: Command) -> Answer:
-        """Send a command, once those before it are answered, and wait for the answer.
+        """Send a command once the earlier ones are answered, and wait for its answer.
 
         Raises:
             SchedulerGoneError: the scheduler ended before it answered.
@@ -58,7 +58,7 @@ class SchedulerLink:
             return await self._answer
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        # One listener, so that the scheduler's end is noticed also while nobody asks anything.
+        # One listener notices the scheduler's end even if no command is waiting.
         with contextlib.suppress(ConnectionError):
             async for line in reader:
                 if self._answer is not None:

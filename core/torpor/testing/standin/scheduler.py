@@ -32,7 +32,7 @@ _WORDS = (
 
 
 class Command(TypedDict, total=False):
-    """What the server asks: one JSON line. `op` is `generate`, or one of the dialect's own."""
+    """A command from the server: one JSON line. `op` is `generate` or specific to the dialect."""
 
     op: str
     prompt: str
@@ -46,7 +46,7 @@ class Command(TypedDict, total=False):
 
 
 class Answer(TypedDict, total=False):
-    """What comes back: one JSON line."""
+    """The answer: one JSON line."""
 
     words: list[str]
     asleep: bool
@@ -55,10 +55,10 @@ class Answer(TypedDict, total=False):
 
 
 class Scheduler(ABC):
-    """Answers one command after another; each dialect has its own.
+    """Answers one command after another; each dialect has a subclass.
 
     Args:
-        fault: what goes wrong, if anything.
+        fault: the fault to show, if any.
         fault_once: see `torpor.testing.faults.happens`.
     """
 
@@ -74,7 +74,7 @@ class Scheduler(ABC):
         self._captured = self._captured or self._random.getstate()
 
     def _seed(self, seed: int | None = None) -> None:
-        """Take a new random state, by default from the kernel."""
+        """Seed the random state, by default from the kernel."""
         if self._fault is not Fault.REPEATS_SAMPLES:
             self._random.seed(seed)
 
@@ -93,7 +93,7 @@ class Scheduler(ABC):
                 lines.flush()
 
     def answer(self, command: Command) -> Answer:
-        """Do what is asked.
+        """Execute a command.
 
         Raises:
             Exception: an error that ends the real engine's scheduler.
@@ -105,15 +105,15 @@ class Scheduler(ABC):
 
     @abstractmethod
     def change(self, command: Command) -> Answer:
-        """Put memory to sleep, wake it, or whatever else the dialect has."""
+        """Execute a command of the dialect: sleep, wake and others."""
 
     @abstractmethod
     def check_memory(self) -> None:
-        """Raise what a forward pass would raise now."""
+        """Raise the error that a forward pass would raise now."""
 
     @abstractmethod
     def fail(self) -> None:
-        """Run after the traceback is printed; the process then exits with code 1."""
+        """Run after the traceback is printed, before the process exits with code 1."""
 
     @property
     def garbled(self) -> bool:
@@ -133,7 +133,7 @@ def fork_children(scheduler: Scheduler, *, deaf: bool) -> tuple[socket.socket, t
     """Fork a scheduler and a second child.
 
     The second one stands for a detokenizer, a worker or a resource tracker. It does nothing and does not notice its parent's
-    end, so the engine's end has to include it.
+    end, so Torpor has to end it with the engine.
 
     Args:
         scheduler: what the first child runs.

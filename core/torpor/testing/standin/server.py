@@ -33,7 +33,7 @@ _APPS: dict[str, type[StandInApp]] = {"sglang": SGLangApp, "vllm": VLLMApp}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM; the process's exit code."""
+    """Serve until SIGTERM and return the exit code."""
     args = _parse(argv)
     fault = Fault(args.fault) if args.fault else None
     boot = read_boot()
@@ -69,10 +69,10 @@ def _serve(host: str, port: int, app: StandInApp, boot: BootDocument | None, *, 
     from uvicorn.server import Server  # noqa: PLC0415
 
     class StandInServer(Server):
-        """Uvicorn's server, but for what it does on a signal."""
+        """Uvicorn's server with another reaction to signals."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-            """Finish what is in flight and return from `run`; uvicorn's own raises the signal again."""
+            """Finish the requests in flight and return from `run`; uvicorn itself would raise the signal again."""
             self.should_exit = not deaf
 
     limit_uvicorn()
@@ -97,7 +97,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="standin")
     parser.add_argument("--dialect", choices=tuple(_APPS), default="sglang")
-    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's parser")
+    parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's HTTP parser")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
     parser.add_argument("--fault-once", default="")

@@ -1,8 +1,8 @@
-"""SGLang's dialect, as far as Torpor and its tests speak it.
+"""SGLang's dialect, as far as Torpor and its tests need it.
 
-Routes and their behaviour follow SGLang 0.5.6.post2, 0.5.16 and 0.5.23 (`srt/entrypoints/http_server.py`): the release
-and the resume need a JSON body and take GET and POST; chats block while generation is paused; a health probe generates
-a token, and thereby ends an engine that sleeps (measured on 0.5.16 and later).
+Routes and their behaviour follow SGLang 0.5.6.post2, 0.5.16 and 0.5.23 (`srt/entrypoints/http_server.py`): release
+and resume need a JSON body and accept GET and POST; chats block while generation is paused; a health probe generates
+a token, which ends a sleeping engine (measured on 0.5.16 and later).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OK, _BAD_REQUEST = 200, 400
 
 
 class SGLangScheduler(Scheduler):
-    """Dies of what SGLang's dies of (0.5.6.post2 to 0.5.23).
+    """Ends on the same errors as SGLang's scheduler (0.5.6.post2 to 0.5.23).
 
-    A release with requests running (AssertionError), a release of released memory, a resume of memory that is there
-    (KeyError), a forward pass on released memory. As there, its traceback goes to standard error and its parent gets
-    SIGQUIT. Seeds again at a resume, which SGLang does by Torpor's patch.
+    These are: a release with running requests (AssertionError), a release of released memory, a resume of memory that is
+    not released (KeyError), a forward pass on released memory. Like SGLang's, it prints a traceback to standard error and
+    sends SIGQUIT to its parent. It seeds again at a resume, as SGLang does with Torpor's patch.
     """
 
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
@@ -59,7 +59,7 @@ class SGLangScheduler(Scheduler):
     def fail(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(os.getppid(), signal.SIGQUIT)
-        wait_for_ever()  # as SGLang's: the parent's SIGKILL is what ends it
+        wait_for_ever()  # like SGLang's, which ends by its parent's SIGKILL
 
     def _release(self, tags: list[str], running: int) -> None:
         assert running == 0, "release_memory_occupation should be called only when server is idle."
@@ -84,7 +84,7 @@ class SGLangApp(StandInApp):
     @classmethod
     @override
     def prepare_process(cls, children: tuple[int, ...]) -> None:
-        """Kill the whole tree when a child reports its own failure by SIGQUIT."""
+        """Kill the whole tree if a child reports its failure with SIGQUIT."""
 
         def kill_tree(_number: int, _frame: FrameType | None) -> None:
             message = "Received sigquit from a child process. It usually means the child failed."
@@ -116,7 +116,7 @@ class SGLangApp(StandInApp):
 
     @override
     async def _scheduler_is_gone(self, exchange: Exchange) -> None:
-        await hang()  # whoever watches the tree ends this process too
+        await hang()  # the tree's end includes this process
 
     async def _model_info(self, exchange: Exchange) -> None:
         await exchange.answer(_OK, {"model_path": self._options.served_name, "is_generation": True})
@@ -162,7 +162,7 @@ class SGLangApp(StandInApp):
         await exchange.answer(_OK, None)
 
     async def _tags(self, exchange: Exchange) -> list[str] | None:
-        """The tags of a release or resume; None when the request was answered with an error."""
+        """Return the tags of a release or resume; None if the request was answered with an error."""
         body = await exchange.json()
         if not isinstance(body, dict):
             await self._refuse(exchange, _BAD_REQUEST, "a JSON body is required")

@@ -1,9 +1,9 @@
-"""vLLM's dialect, as far as Torpor and its tests speak it.
+"""vLLM's dialect, as far as Torpor and its tests need it.
 
-Routes and their behaviour follow vLLM 0.32 (seen on a CPU) and 0.33 (read): `entrypoints/serve/dev/*/api_router.py`,
-`v1/executor/abstract.py`, `v1/engine/core.py`. A sleep pauses the scheduler first, so chats sent while asleep wait; a
-second sleep or wake is a warning in the log; health generates nothing; a chat with another model's name gets 404. An
-engine core that dies answers 500, and the server shuts down (`entrypoints/launchers/launcher.py`; read, not seen).
+Routes and their behaviour follow vLLM 0.32 (run on a CPU) and 0.33 (source read): `entrypoints/serve/dev/*/api_router.py`,
+`v1/executor/abstract.py`, `v1/engine/core.py`. A sleep pauses the scheduler first, so chats wait while the engine sleeps. A
+second sleep or wake only logs a warning, health generates no token, and a chat with another model's name gets 404. After
+the engine core died, requests get 500 and the server shuts down (`entrypoints/launchers/launcher.py`; read, not run).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 __all__ = ["DEV_MODE_VARIABLE", "RENEW", "VLLMApp", "VLLMEngineCore"]
 
 RENEW = "torpor_renew"
-"""The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): take this seed."""
+"""The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): it sets a seed."""
 
 DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
-"""vLLM's: only with 1 there are management routes."""
+"""vLLM's variable: 1 adds the management routes."""
 
 _SLEEP_TAGS = ("weights", "kv_cache")
 _LEVELS = ("0", "1", "2")
 _MODES = ("abort", "wait", "keep")
-_WATCHDOG_S = 5.0  # `watchdog_loop` of vLLM: how long a server without requests outlives its engine core
+_WATCHDOG_S = 5.0  # `watchdog_loop` of vLLM: a server without requests ends this long after its engine core
 _OK, _BAD_REQUEST, _ERROR, _UNAVAILABLE = 200, 400, 500, 503
 _ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
 
 
 class VLLMEngineCore(Scheduler):
-    """Sleeps and wakes as vLLM's engine core: whatever is out of order does nothing but warn.
+    """Sleeps and wakes like vLLM's engine core: a call in the wrong order only logs a warning.
 
-    Dies of a forward pass on memory that sleeps. After a sleep of level 2 the weights hold garbage until they are loaded
-    again. Its random state is that of the snapshot until it is told to seed again.
+    A forward pass on sleeping memory ends it. After a sleep of level 2 the weights hold garbage until they are loaded
+    again. It keeps the snapshot's random state until a command seeds it again.
     """
 
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
@@ -123,13 +123,13 @@ class VLLMApp(StandInApp):
 
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         super().__init__(options, link)
-        self._mode = "wait"  # how the last sleep treats what is in flight
+        self._mode = "wait"  # how the last sleep treats requests in flight
         self._watchdog: asyncio.Task[None] | None = None
 
     @classmethod
     @override
     def prepare_process(cls, children: tuple[int, ...]) -> None:
-        """Do nothing: an engine core sends no signal, the end of its socket tells of its death."""
+        """Do nothing: an engine core sends no signal; the closed socket shows its end."""
 
     @override
     def _dialect(self) -> Routes:
@@ -151,7 +151,7 @@ class VLLMApp(StandInApp):
 
     async def _watch(self, link: SchedulerLink) -> None:
         await link.gone.wait()
-        self._unpaused.set()  # what waits for a wake fails now
+        self._unpaused.set()  # chats that wait for a wake fail now
         await asyncio.sleep(_WATCHDOG_S)
         signal.raise_signal(signal.SIGTERM)
 
