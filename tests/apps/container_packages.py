@@ -1,4 +1,4 @@
-"""A folder with the packages that a Modal container has for the process that imports the app, and no others."""
+"""A folder with only the packages that a Modal container has when it imports the app."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _BUILDER_VERSION = "2025.06"
 def link_container_packages(folder: Path) -> None:
     """Link the installed files of Modal's own container requirements, and of Torpor's, into `folder`.
 
-    Modal's are listed in its wheel, per image builder version; the client and `synchronicity` come with them. Torpor's
-    are what the image build installs, with what those need. Metadata is left out: the container must not ask for it.
+    Modal's wheel lists its requirements per image builder version; they include the client and `synchronicity`. Torpor's are
+    the packages that the image build installs, with their dependencies. The folder has no package metadata, because the
+    container must not need it.
     """
     listed = (Path(str(modal.__file__)).parent / "builder" / f"{_BUILDER_VERSION}.txt").read_text()
     names = {_name(line) for line in listed.splitlines() if line.strip()} - {"async-timeout"}

@@ -1,4 +1,4 @@
-"""The flagship on each engine: what the real Modal client sends for it, and what the container finds when it imports it."""
+"""The flagship app of each engine: what the real Modal client sends, and the import in a container."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ WEIGHTS = {"/vol/huggingface-cache": "huggingface-cache"}
 
 @dataclass(frozen=True, kw_only=True)
 class Flagship:
-    """One app file, and what is the engine's own in what is deployed.
+    """One app file, and the values that depend on its engine.
 
     Attributes:
-        file: relative to the repository.
-        package: the engine's plugin.
-        version: the engine's.
-        base: the image that everything is built on.
-        env: variables of the engine's in the image.
-        compiles: words of its compile command.
+        file: path in the repository.
+        package: the package of the engine's plugin.
+        version: the engine's version.
+        base: the base image.
+        env: the engine's variables in the image.
+        compiles: the words of its compile command.
     """
 
     file: str
@@ -52,12 +52,12 @@ class Flagship:
 
     @property
     def module(self) -> str:
-        """The file as a module."""
+        """The module name of the file."""
         return Path(self.file).stem
 
     @property
     def name(self) -> str:
-        """The deployed app's."""
+        """The name of the deployed app."""
         return self.module.replace("_", "-")
 
 
@@ -105,7 +105,7 @@ def flagship(request: pytest.FixtureRequest) -> Flagship:
 
 @pytest.fixture(scope="module")
 def plane(flagship: Flagship, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalPlane]:
-    """A control plane to which the flagship is deployed, by the command of its docstring."""
+    """A control plane with the flagship, deployed by the command in its docstring."""
     with ModalPlane(tmp_path_factory.mktemp("home")) as started:
         finished = started.modal("deploy", flagship.file, cwd=REPOSITORY)
         assert finished.code == 0, finished.output
@@ -120,14 +120,14 @@ def server(flagship: Flagship, plane: ModalPlane) -> DeployedFunction:
 
 
 def test_the_app_has_at_most_60_lines_of_code(flagship: Flagship) -> None:
-    """A deployment is values; work belongs into the framework and its plugins."""
+    """An app file holds values only; logic belongs in the framework and its plugins."""
     body = (REPOSITORY / flagship.file).read_text().split('"""', 2)[2]
     code = [line for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(code) <= 60
 
 
-def test_the_two_flagships_differ_in_the_engine_alone() -> None:
-    """The plugin, its import, and the deployment's name: line by line, comments and docstring aside."""
+def test_the_two_flagships_differ_only_in_the_engine() -> None:
+    """Only the plugin, its import and the deployment's name differ, apart from comments and docstring."""
     sglang, vllm = (
         [line for line in (REPOSITORY / flagship.file).read_text().split('"""', 2)[2].splitlines() if "# " not in line]
         for flagship in FLAGSHIPS
@@ -146,7 +146,7 @@ def test_the_two_flagships_differ_in_the_engine_alone() -> None:
 
 @pytest.mark.slow
 def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlane, server: DeployedFunction) -> None:
-    """GPU, volume, snapshot flags, concurrency, port and timeouts, as the platform is told."""
+    """GPU, volume, snapshot flags, concurrency, port and timeouts arrive at the platform."""
     assert plane.app(flagship.name).objects == ("Server", "Server.*", "download")
     assert server.gpu == ("H100!", 1)
     assert server.volumes == WEIGHTS
@@ -160,9 +160,11 @@ def test_the_class_has_the_flagships_values(flagship: Flagship, plane: ModalPlan
 
 @pytest.mark.slow
 def test_the_image_is_the_engines_own_with_an_empty_entrypoint(flagship: Flagship, server: DeployedFunction) -> None:
-    """The engine's entrypoint would start a server of its own; nothing pins the hub's client."""
+    """The engine's entrypoint would start its own server; the version of the hub's client is not pinned."""
     layers = server.layers
-    link = (f"RUN {PYTHON_LINK}",) if flagship.package == "torpor_vllm" else ()  # its image has python3 alone
+    link = (
+        (f"RUN {PYTHON_LINK}",) if flagship.package == "torpor_vllm" else ()
+    )  # its image has no `python`, only `python3`
     assert layers[0].commands == (f"FROM {flagship.base}", *link)
     assert layers[1].commands == ("FROM base", "ENTRYPOINT []")
     assert not any("huggingface-hub" in run or "huggingface_hub" in run for layer in layers for run in layer.runs)
@@ -170,7 +172,7 @@ def test_the_image_is_the_engines_own_with_an_empty_entrypoint(flagship: Flagshi
 
 @pytest.mark.slow
 def test_the_environment_is_in_the_image_before_the_steps(flagship: Flagship, server: DeployedFunction) -> None:
-    """Kernel caches on the image's own disk, the hub cache on the volume, the hub offline at serve time."""
+    """Kernel caches are on the image's disk and the hub cache on the volume; the hub is offline at serve time."""
     commands = [command for layer in server.layers for command in layer.commands]
     env = [command.removeprefix("ENV ") for command in commands if command.startswith("ENV ")]
     assert set(flagship.env) <= set(env)
@@ -183,7 +185,7 @@ def test_the_environment_is_in_the_image_before_the_steps(flagship: Flagship, se
 
 @pytest.mark.slow
 def test_weights_are_fetched_before_kernels_are_compiled(flagship: Flagship, server: DeployedFunction) -> None:
-    """Two steps, in this order whatever the plugins' order; each with what it needs and nothing more."""
+    """The order of the plugins does not matter. Each step gets only what it needs."""
     steps = [layer for layer in server.layers if any("buildstep.py --name" in run for run in layer.runs)]
     fetch, compile_ = steps
     fetched = shlex.split(fetch.runs[0])
@@ -200,8 +202,8 @@ def test_weights_are_fetched_before_kernels_are_compiled(flagship: Flagship, ser
 
 
 @pytest.mark.slow
-def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunction) -> None:
-    """Sources are mounted when a container starts, so a build step has only what an earlier layer copied."""
+def test_build_steps_run_files_of_an_earlier_layer(server: DeployedFunction) -> None:
+    """Sources are mounted when a container starts, so a build step can only use files that an earlier layer copied."""
     there: dict[str, bytes] = {}
     for layer in server.layers:
         for line in layer.runs:
@@ -219,7 +221,7 @@ def test_build_steps_run_files_that_were_copied_before_them(server: DeployedFunc
 
 @pytest.mark.slow
 def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship, server: DeployedFunction) -> None:
-    """The launcher, the guard and the scripts of the preflight checks among them; Python files only."""
+    """They include the launcher, the guard and the scripts of the preflight checks; all are Python files."""
     files = server.files
     packages = {"torpor", flagship.package, "torpor_deepgemm", "torpor_hf_cache"}
     assert {name.split("/")[2] for name in files} == {f"{flagship.module}.py", *packages}
@@ -230,10 +232,12 @@ def test_sources_of_torpor_and_the_three_plugins_are_mounted(flagship: Flagship,
 
 
 @pytest.mark.slow
-def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flagship, server: DeployedFunction) -> None:
-    """No commands, reports, scaffolds, tests or snapshots of one machine; whatever a mounted file imports is mounted.
+def test_exactly_the_modules_that_the_container_imports_are_mounted(
+    flagship: Flagship, server: DeployedFunction
+) -> None:
+    """Commands, reports, scaffolds, tests and local snapshots are not mounted; every import of a mounted file is.
 
-    A new module of one machine alone belongs into the list in `torpor.platforms.modal.sources`.
+    If a new module is for the local platform only, add it to the list in `torpor.platforms.modal.sources`.
     """
     modules = {
         name.removeprefix("/root/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): content
@@ -255,7 +259,7 @@ def test_only_what_the_container_imports_is_mounted_and_all_of_it(flagship: Flag
 
 
 def imported_modules(source: str) -> set[str]:
-    """Modules that a source imports at any level, but for those of type checkers alone."""
+    """Modules that a source imports at any level, except imports for type checkers."""
     tree = ast.parse(source)
     typing_only = {
         inner
@@ -273,7 +277,7 @@ def imported_modules(source: str) -> set[str]:
 def test_the_download_function_fills_the_serving_volume(
     flagship: Flagship, plane: ModalPlane, server: DeployedFunction
 ) -> None:
-    """The cure for an emptied Volume: same image, same volume, no GPU."""
+    """It refills an emptied Volume, with the same image and volume and without a GPU."""
     download = plane.app(flagship.name).function("download")
     assert download.layers == server.layers
     assert (download.volumes, download.gpu) == (WEIGHTS, ("", 0))
@@ -282,7 +286,7 @@ def test_the_download_function_fills_the_serving_volume(
 
 @pytest.mark.slow
 def test_deploying_again_builds_nothing(flagship: Flagship, plane: ModalPlane, server: DeployedFunction) -> None:
-    """The plugins' values are repeatable: no clock, no order of a set, no path of this machine in a layer."""
+    """The plugins' values are reproducible: no layer depends on a clock, the order of a set, or a path of this machine."""
     before, built = server.layers, list(plane.store.built)
     finished = plane.modal("deploy", str(REPOSITORY / flagship.file), cwd=plane.home)
     assert finished.code == 0, finished.output
@@ -305,10 +309,10 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
+def test_a_clean_interpreter_imports_the_app_from_the_mounted_files(
     flagship: Flagship, server: DeployedFunction, tmp_path: Path
 ) -> None:
-    """No environment of this machine, no package metadata, no engine: what the container has, and the same values."""
+    """It has only what the container has, without package metadata and engine, and gets the same values."""
     server.write_files(tmp_path)
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -336,8 +340,8 @@ def test_a_clean_interpreter_imports_the_app_from_the_mounted_files_alone(
 
 
 @pytest.mark.slow
-def test_modal_run_asks_the_server_of_the_run_by_its_served_name(flagship: Flagship, plane: ModalPlane) -> None:
-    """Two system prompts, the real model name, streamed; `--no-twice` and `--prompt` reach the entry point."""
+def test_modal_run_sends_chats_to_the_running_server(flagship: Flagship, plane: ModalPlane) -> None:
+    """It streams two chats with different system prompts and the served name; `--no-twice` and `--prompt` work."""
     with ChatServer([answer("Blue ", "light.", tokens=2), answer("The sea.", tokens=1)]) as chat:
         plane.serve_web_at(chat.url)
         twice = plane.modal("run", flagship.file, "--prompt", "Why blue?", cwd=REPOSITORY)
@@ -355,15 +359,15 @@ def test_modal_run_asks_the_server_of_the_run_by_its_served_name(flagship: Flags
 
 
 @pytest.mark.slow
-def test_modal_run_of_the_download_goes_as_far_as_a_container(flagship: Flagship, plane: ModalPlane) -> None:
-    """`modal run APP::download` is what the error about an emptied Volume names."""
+def test_modal_run_of_the_download_reaches_the_container(flagship: Flagship, plane: ModalPlane) -> None:
+    """The error about an emptied Volume names this command, `modal run APP::download`."""
     finished = plane.modal("run", f"{flagship.file}::download", cwd=REPOSITORY)
     assert finished.code != 0
     assert "download needs a container" in finished.output
 
 
 @pytest.mark.slow
-def test_python_asks_the_deployed_server(flagship: Flagship, plane: ModalPlane) -> None:
+def test_python_sends_chats_to_the_deployed_server(flagship: Flagship, plane: ModalPlane) -> None:
     """`python APP` finds the class of the deployed app."""
     with ChatServer([answer("Deployed.")]) as chat:
         plane.serve_web_at(chat.url)
@@ -373,8 +377,8 @@ def test_python_asks_the_deployed_server(flagship: Flagship, plane: ModalPlane) 
 
 
 @pytest.mark.slow
-def test_python_says_when_it_is_not_deployed(flagship: Flagship, tmp_path: Path) -> None:
-    """On a control plane that has never seen the app."""
+def test_python_reports_an_app_that_is_not_deployed(flagship: Flagship, tmp_path: Path) -> None:
+    """The control plane has no such app."""
     with ModalPlane(tmp_path) as empty:
         asked = empty.python(flagship.file, cwd=REPOSITORY)
     assert asked.code == 1

@@ -1,4 +1,4 @@
-"""Projects as a stranger makes them: by a Torpor from its wheel, in an environment of their own, checked by their own tests."""
+"""Projects as a new user creates them: with Torpor from its wheel, in a fresh environment, checked by their own tests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TEMPLATES = ROOT / "core" / "torpor" / "scaffold" / "templates"
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A virtual environment, and a folder to work in."""
+    """A virtual environment and a working folder."""
 
     programs: Path
     folder: Path
 
     def run(self, program: str, *words: str | Path, within: str = ".", timeout_s: float = 300.0) -> str:
-        """Run a program of the environment; what it printed. Its own words are the failure's message."""
+        """Run a program of the environment and return its output. If it fails, the test shows that output."""
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         done = subprocess.run(
             [self.programs / program, *words],
@@ -46,12 +46,12 @@ class Environment:
         return done.stdout
 
     def install(self, *what: str | Path) -> None:
-        """Install by pip, from wherever pip looks here."""
+        """Install with pip, from the package index that pip uses on this machine."""
         self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what, timeout_s=900)
 
 
 def environment(folder: Path) -> Environment:
-    """A fresh one, in a folder of its own."""
+    """A new environment in its own folder."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     (folder / "work").mkdir()
     return Environment(programs=folder / "venv" / "bin", folder=folder / "work")
@@ -59,7 +59,7 @@ def environment(folder: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Torpor's wheel, built from its source distribution, so that both have to hold the templates."""
+    """Torpor's wheel, built from its source distribution, so both must contain the templates."""
     builder = environment(tmp_path_factory.mktemp("build"))
     builder.install("hatchling>=1.27")
     builder.run("python", "-c", f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_sdist as build; "
@@ -71,7 +71,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_template(wheel: Path) -> None:
-    """To the byte, and no other file beside the modules."""
+    """Every byte is equal, and the wheel has no other files beside the modules."""
     here = {f"torpor/scaffold/templates/{file.relative_to(TEMPLATES)}": file for file in TEMPLATES.rglob("*.template")}
     with zipfile.ZipFile(wheel) as packed:
         there = {name for name in packed.namelist() if name.startswith("torpor/scaffold/templates/")}
@@ -80,10 +80,10 @@ def test_the_wheel_holds_every_template(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "engine"), [("prompt-file", False), ("ToyEngine", True)], ids=["plugin", "engine"])
-def test_a_made_project_is_installed_keeps_the_contract_and_is_planned(
+def test_a_new_project_can_be_installed_tested_and_planned(
     tmp_path: Path, wheel: Path, free_port: int, name: str, engine: bool
 ) -> None:
-    """By the commands that `torpor new` and the project's CI file name; and its app answers."""
+    """The commands are those of `torpor new` and of the project's CI file; the app answers, too."""
     here = environment(tmp_path)
     here.install(f"{wheel}[testing]")
     said = here.run("torpor", "new", name, *(["--engine"] if engine else []))

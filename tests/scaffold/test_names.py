@@ -1,4 +1,4 @@
-"""A plugin's name as users write it, and what is made of it."""
+"""A plugin's name as users write it, and the names derived from it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PROMPT_FILE = Names(
     "name", ["prompt-file", "prompt_file", "Prompt.File", "torpor-prompt-file", "torpor_prompt_file", "prompt-_.file"]
 )
 def test_a_project_has_one_name_however_it_is_spelt(name: str) -> None:
-    """As package indexes compare names (PEP 503)."""
+    """Names are compared like in package indexes (PEP 503)."""
     assert names_of(name) == PROMPT_FILE
 
 
-def test_capitals_are_the_classs() -> None:
-    """A package index knows none."""
+def test_only_the_class_keeps_capitals() -> None:
+    """Package indexes have lower-case names only."""
     assert names_of("LlamaCpp") == Names(
         distribution="torpor-llamacpp", module="torpor_llamacpp", entry="llamacpp", class_name="LlamaCpp"
     )
@@ -58,8 +58,8 @@ def test_capitals_are_the_classs() -> None:
         "torpor-",
     ],
 )
-def test_what_no_index_or_python_could_take_is_refused(name: str) -> None:
-    """With what is allowed, and an example."""
+def test_an_invalid_name_is_refused(name: str) -> None:
+    """The message says what is allowed and gives an example."""
     with pytest.raises(
         ConfigurationError, match="cannot be a plugin's name: it has 1 to 40 letters and digits"
     ) as raised:
@@ -68,27 +68,27 @@ def test_what_no_index_or_python_could_take_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sglang", "SGLang", "deepgemm", "hf-cache", "torpor_hf_cache", "standin"])
-def test_a_second_plugin_of_a_name_that_torpor_has_is_refused(name: str) -> None:
-    """Its module would hide the other one."""
+def test_the_name_of_a_bundled_plugin_is_refused(name: str) -> None:
+    """The new module would hide the bundled one."""
     with pytest.raises(ConfigurationError, match=r"would make a second plugin '(sglang|deepgemm|hf_cache|standin)'"):
         names_of(name)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("engine", "Engine"), ("stand-in", "StandIn"), ("none", "None")])
 def test_a_class_that_would_hide_another_is_refused(name: str, kind: str) -> None:
-    """What the project imports, and what Python keeps for itself."""
+    """The project imports some names, and Python reserves others."""
     with pytest.raises(ConfigurationError, match=f"a class {kind}, a name that Python or the project's code uses"):
         names_of(name)
 
 
-def test_a_class_that_pytest_would_take_for_a_test_is_refused() -> None:
-    """It collects what begins with Test."""
+def test_a_class_that_pytest_would_collect_is_refused() -> None:
+    """It collects classes that begin with Test."""
     with pytest.raises(ConfigurationError, match=r"TestBed, a name that pytest would collect.*e\.g\. my-test-bed"):
         names_of("test-bed")
 
 
-def test_the_names_that_are_taken_are_those_that_the_templates_use() -> None:
-    """Beside the plugin's class, in every file that has it; keywords are asked of Python."""
+def test_the_refused_names_are_those_of_the_templates() -> None:
+    """In every file that contains the plugin's class; keywords come from Python."""
     used = set()
     for engine in (False, True):
         for path, text in project_files(names_of("zyx"), engine=engine).items():
@@ -100,7 +100,7 @@ def test_the_names_that_are_taken_are_those_that_the_templates_use() -> None:
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
-    """Names that a module imports, defines or assigns to."""
+    """Names that a module imports, defines or assigns."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (alias.asname or alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""The page about `torpor new`: what it shows is what is made, and what it says to do works."""
+"""The page about `torpor new`: the output that it shows is real, and its instructions work."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def blocks(language: str) -> list[str]:
 
 
 def shown(command: str) -> str:
-    """What the page shows below a command, without what stands around it."""
+    """The output that the page shows below a command."""
     after = PAGE.partition(f"    $ {command}\n")[2]
     return "\n".join(line[4:] for line in re.split(r"\n(?!    )|\n    \$", after)[0].splitlines())
 
 
 def changed(text: str, difference: str) -> str:
-    """A text with the page's difference applied: every line that goes is there once, and what comes takes its place."""
+    """Apply the page's diff to a text. Every removed block must occur exactly once."""
     for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", difference, re.MULTILINE):
         before, after = (re.sub(r"^[-+]", "", lines, flags=re.MULTILINE) for lines in (old, new))
         assert text.count(before) == 1, before
@@ -40,14 +40,14 @@ def changed(text: str, difference: str) -> str:
     return text
 
 
-def test_the_page_shows_what_the_command_says() -> None:
-    """To the letter."""
+def test_the_page_shows_the_output_of_the_command() -> None:
+    """Every character is equal."""
     assert f"{shown('torpor new prompt-file')}\n" == MADE
 
 
 @pytest.mark.slow
 def test_the_plugin_of_the_page_passes_its_tests(tmp_path: Path) -> None:
-    """The project, changed as the page says: tests, lint, types, plan and a life; the file's prompts are counted."""
+    """The project, changed as the page says, passes tests, lint, types, plan and a start; the number of prompts is right."""
     files = project_files(names_of("prompt-file"), engine=False)
     (files["src/torpor_prompt_file/plugin.py"],) = blocks("python")
     for part in re.split(r"^--- ", blocks("diff")[0], flags=re.MULTILINE)[1:]:

@@ -1,4 +1,4 @@
-"""What the templates make: files, metadata, hooks; and that the worked example is one of them."""
+"""The files, metadata and hooks of a new project; the llama.cpp example follows the same templates."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def methods(source: str, name: str) -> list[str]:
 
 
 def test_a_project_is_these_files() -> None:
-    """An engine's has a server and a model besides."""
+    """An engine's project also has a server and a model."""
     assert set(project(engine=False)) == SHARED
     assert set(project(engine=True)) == SHARED | ENGINES
 
 
 @KINDS
-def test_every_name_is_filled_in(engine: bool) -> None:
-    """The only dollars are GitHub's own, and no other plugin is spoken of."""
+def test_every_placeholder_is_filled_in(engine: bool) -> None:
+    """The only dollar signs are GitHub's, and the files name no other plugin."""
     for path, text in project(engine=engine).items():
         assert re.findall(r"\$(?!\{\{ matrix\.python \}\})", text) == [], path
         assert "MODULE" not in path
@@ -63,8 +63,8 @@ def test_every_name_is_filled_in(engine: bool) -> None:
 
 
 @KINDS
-def test_the_metadata_are_these(engine: bool) -> None:
-    """Lower bounds as Torpor itself has them."""
+def test_the_metadata_are_complete(engine: bool) -> None:
+    """The lower bounds are Torpor's own."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())
     made = tomllib.loads(project(engine=engine)["pyproject.toml"])
     optional = ours["project"]["optional-dependencies"]["testing"]
@@ -89,13 +89,13 @@ def test_the_metadata_are_these(engine: bool) -> None:
 
 
 def test_the_licence_is_torpors() -> None:
-    """Apache 2.0, whole."""
+    """The whole text of Apache 2.0."""
     assert project(engine=False)["LICENSE"] == (ROOT / "LICENSE").read_text()
 
 
 @KINDS
 def test_the_hooks_stand_in_the_order_in_which_they_run_and_say_when(engine: bool) -> None:
-    """All six in an engine, all but `launch` beside one; each says when it runs, what it returns and what to put there."""
+    """An engine has all six, another plugin all but `launch`. Each says when it runs, what it returns and what to put there."""
     source = project(engine=engine)["src/torpor_zyx/plugin.py"]
     hooks = [name for name in methods(source, "Zyx") if name in HOOK_NAMES]
     assert hooks == [name for name in HOOK_NAMES if engine or name != "launch"]
@@ -110,8 +110,8 @@ def test_the_hooks_stand_in_the_order_in_which_they_run_and_say_when(engine: boo
 
 
 @KINDS
-def test_the_ci_file_runs_what_the_readme_tells(engine: bool) -> None:
-    """Every command of the README but the one that serves."""
+def test_the_ci_file_runs_the_commands_of_the_readme(engine: bool) -> None:
+    """All commands but the one that serves."""
     made = project(engine=engine)
     told = re.findall(r"^    (\S.*?) +# ", made["README.md"], re.MULTILINE)
     ran = re.findall(r"- run: (.*)", made[".github/workflows/test.yml"])
@@ -127,8 +127,8 @@ def test_the_ci_file_runs_what_the_readme_tells(engine: bool) -> None:
 
 @KINDS
 @pytest.mark.parametrize("name", ["a", "zz-" * 13 + "z", "Z" * 40], ids=["short", "many parts", "long"])
-def test_a_made_project_is_clean_and_formatted_whatever_its_name(tmp_path: Path, engine: bool, name: str) -> None:
-    """By ruff's default rules, at the line length that the project sets."""
+def test_a_new_project_passes_ruff_with_any_name(tmp_path: Path, engine: bool, name: str) -> None:
+    """Ruff uses its default rules and the project's line length."""
     write_project(tmp_path / "made", project(engine=engine, name=name).items())
     for words in (("check",), ("format", "--check", "--diff")):
         ruff = [sys.executable, "-m", "ruff", *words, "--no-cache"]
@@ -136,8 +136,8 @@ def test_a_made_project_is_clean_and_formatted_whatever_its_name(tmp_path: Path,
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_worked_example_is_a_made_project_and_llama_cpp_in_it() -> None:
-    """The server is the same to the letter; the plugin answers the same questions; the metadata have the same keys."""
+def test_the_llama_cpp_example_follows_the_templates() -> None:
+    """The server is identical; the plugin has the same methods; the metadata have the same keys."""
     made = project(engine=True, name="LlamaCpp")
     package = EXAMPLE / "src" / "torpor_llamacpp"
     code = {path for path in made if path.startswith("src/")}

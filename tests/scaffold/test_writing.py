@@ -1,4 +1,4 @@
-"""A project is written whole or not at all, whatever is there and whatever happens."""
+"""A project is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = (("README.md", "read me\n"), ("src/a/b.py", "b = 1\n"), (".gitignore", "
 
 
 def everything(folder: Path) -> dict[str, str]:
-    """Every file under a folder, hidden ones too, with its text; an empty folder has the text `/`."""
+    """Every file under a folder with its text, including hidden files; an empty folder has the text `/`."""
     found = {}
     for entry in sorted(folder.rglob("*")):
         if entry.is_file() or not any(entry.iterdir()):
@@ -31,7 +31,7 @@ def everything(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def as_an_ordinary_user() -> Iterator[None]:
-    """For root no folder is closed; inside the block it is somebody else."""
+    """Run the block as another user, because root may write to every folder."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -42,8 +42,8 @@ def as_an_ordinary_user() -> Iterator[None]:
             os.seteuid(0)
 
 
-def test_a_new_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
-    """With the rights that the user's mask leaves, as `mkdir` does."""
+def test_missing_parents_of_a_new_folder_are_made(tmp_path: Path) -> None:
+    """Their permissions follow the user's umask, like with `mkdir`."""
     folder = tmp_path / "a" / "b" / "c"
     write_project(folder, FILES)
     assert everything(tmp_path) == {f"a/b/c/{path}": text for path, text in FILES}
@@ -52,7 +52,7 @@ def test_a_new_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_filled_and_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shell that stands in it goes on seeing it."""
+    """A shell in this folder sees the files."""
     monkeypatch.chdir(tmp_path)
     before = tmp_path.stat().st_ino
     write_project(Path(), FILES)
@@ -60,8 +60,8 @@ def test_an_empty_folder_is_filled_and_stays_the_same_one(tmp_path: Path, monkey
     assert everything(tmp_path) == dict(FILES)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
-    """Some of what is there is named."""
+def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
+    """The message names some of its files."""
     for name in ("e", "d", "b", "c"):
         (tmp_path / name).touch()
     with pytest.raises(ConfigurationError, match=r"is not empty \(b, c, d, \.\.\.\), and nothing in it is overwritten"):
@@ -70,8 +70,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link to nowhere"])
-def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
-    """Nor is it taken for one that is not there."""
+def test_a_path_that_is_not_a_folder_stays_unchanged(tmp_path: Path, kind: str) -> None:
+    """It does not count as missing either."""
     place = tmp_path / "place"
     if kind == "file":
         place.write_text("mine")
@@ -84,7 +84,7 @@ def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
 def test_a_file_that_cannot_be_written_undoes_the_others(tmp_path: Path, there: bool) -> None:
-    """The folders above are taken away too, if they were made for it; the message says what the system said."""
+    """Parents that were made for the project are removed, too; the message contains the system's error."""
     folder = tmp_path / "a" / "b"
     if there:
         folder.mkdir(parents=True)
@@ -113,8 +113,8 @@ def test_an_interrupt_undoes_what_was_written(tmp_path: Path, there: bool) -> No
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_a_folder_that_somebody_else_fills_meanwhile_is_left_to_them(tmp_path: Path, there: bool) -> None:
-    """Under a new name the rename at the end is refused by the system itself; an empty folder is looked at again."""
+def test_a_folder_that_another_process_fills_meanwhile_stays_unchanged(tmp_path: Path, there: bool) -> None:
+    """For a new folder the final rename fails; an existing empty folder is checked again."""
     folder = tmp_path / "a"
     if there:
         folder.mkdir()
@@ -131,8 +131,8 @@ def test_a_folder_that_somebody_else_fills_meanwhile_is_left_to_them(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["new", "closed"])
-def test_a_folder_that_is_closed_to_the_user_is_said_to_be(name: str) -> None:
-    """Whether the project would go into it or beside it."""
+def test_a_folder_without_write_permission_is_reported(name: str) -> None:
+    """The project would be written into it or next to it."""
     with tempfile.TemporaryDirectory() as outer:
         closed = Path(outer) / "closed"
         closed.mkdir()

@@ -1,4 +1,4 @@
-"""What the tests of the stand-in engine share."""
+"""Fixtures for the tests of the stand-in engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def started(free_port: int) -> Iterator[Started]:
-    """A factory of stand-ins that anyone may talk to, see `Started`."""
+    """Return a function that starts stand-ins without a guard, see `Started`."""
     running: list[tuple[Engine, httpx.Client]] = []
 
     def run(*flags: str, dev_mode: str = "1") -> tuple[Engine, httpx.Client]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import httpcore  # noqa: F401  # httpx imports it when first used: inside an inner session it would be another module each time
+import httpcore  # noqa: F401  # httpx imports it on first use; each inner session would then get a different module
 import pytest
 
 from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 pytest_plugins = "pytester"
 
 ONLY_THE_KIT = ("-p", "no:cacheprovider", "-p", "torpor.testing.pytest_plugin")
-"""Options of the inner sessions; other installed plugins cost them seconds."""
+"""Options of the inner sessions: other installed plugins would cost seconds."""
 
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """Inner sessions load no other plugins; what they set in the environment ends with the test."""
+    """Inner sessions load no other plugins; the test undoes their changes of the environment."""
     with mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"):
         yield
 
@@ -61,10 +61,10 @@ class Case:
     Attributes:
         rule: the rule's test.
         plugin: source of the class `Broken`.
-        says: what the failure's message has to hold: what was seen, and what to do.
-        instance: how the fixture makes the plugin.
-        extra: further source of the test class.
-        module: an empty module of that name stands in for a heavy library.
+        says: texts that the failure's message must contain: the observation, and what to do.
+        instance: expression with which the fixture creates the plugin.
+        extra: more source of the test class.
+        module: name of an empty module in place of a heavy library.
     """
 
     rule: str
@@ -662,7 +662,7 @@ SNAPSHOT_CASES = {
 
 
 def run_rule(pytester: pytest.Pytester, contract: str, case: Case) -> str:
-    """Run one rule on a broken plugin; what pytest printed."""
+    """Run one rule on a broken plugin and return pytest's output."""
     if case.module:
         pytester.makepyfile(**{case.module: ""})
     pytester.makepyfile(broken=HEADER + case.plugin)
@@ -676,19 +676,19 @@ def run_rule(pytester: pytest.Pytester, contract: str, case: Case) -> str:
 
 @pytest.mark.parametrize("name", PLUGIN_CASES)
 def test_a_rule_catches_the_plugin_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
-    """The broken plugin fails the rule; the message says what was seen, which rule it is and what to do."""
+    """The broken plugin fails the rule. The message gives the observation, the rule and what to do."""
     check_message(run_rule(pytester, "PluginContract", PLUGIN_CASES[name]), PLUGIN_CASES[name])
 
 
 @pytest.mark.parametrize("name", ENGINE_CASES)
 def test_a_rule_for_engines_catches_the_plugin_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
-    """The same for what an engine plugin declares."""
+    """The same for the declarations of an engine plugin."""
     check_message(run_rule(pytester, "EngineContract", ENGINE_CASES[name]), ENGINE_CASES[name])
 
 
 @pytest.mark.parametrize("name", LIVE_CASES)
 def test_a_live_rule_catches_the_engine_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
-    """The same for what the running engine does."""
+    """The same for the running engine."""
     check_message(run_rule(pytester, "EngineContract", LIVE_CASES[name]), LIVE_CASES[name])
 
 
@@ -697,7 +697,7 @@ def test_a_live_rule_catches_the_engine_that_breaks_it(pytester: pytest.Pytester
 def test_a_rule_about_replicas_catches_the_engine_that_breaks_it(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Real replicas of a real snapshot: what the engine does not make new is the same in both."""
+    """The replicas are restored from a real snapshot; state that the engine does not renew is the same in both."""
     monkeypatch.setenv(CACHE_VARIABLE, str(CACHE))  # the inner session has another home
     check_message(run_rule(pytester, "EngineContract", SNAPSHOT_CASES[name]), SNAPSHOT_CASES[name])
 
@@ -715,7 +715,7 @@ def test_a_rule_about_replicas_catches_the_engine_that_breaks_it(
 def test_an_engine_that_does_not_sample_is_skipped_with_the_reason(
     pytester: pytest.Pytester, woken: str, says: str
 ) -> None:
-    """Its answers show nothing."""
+    """Its answers cannot show whether the random state was renewed."""
     pytester.makepyfile(broken=HEADER + "@value\nclass Broken(StandIn):\n    pass")
     source = TESTS.format(contract="EngineContract", instance="Broken()") + WOKEN.format(woken=woken)
     pytester.makepyfile(test_broken=source)
@@ -725,7 +725,7 @@ def test_an_engine_that_does_not_sample_is_skipped_with_the_reason(
 
 
 def check_message(output: str, case: Case) -> None:
-    """One paragraph: what was seen, `Rule:`, `To do:`; and no traceback of the kit's own code."""
+    """Check for one paragraph with the observation, `Rule:` and `To do:`, and no traceback of the kit's code."""
     start = next(part for part in case.says)
     message = output[output.index(start) :].partition("=====")[0]
     for part in (*case.says, " Rule: ", " To do: "):
@@ -734,7 +734,7 @@ def check_message(output: str, case: Case) -> None:
 
 
 def test_every_rule_has_a_broken_plugin() -> None:
-    """No rule goes without a plugin that breaks it; the entry-point rule needs an installed one and has its own test."""
+    """Every rule is tested with a plugin that breaks it. The entry-point rule needs an installed plugin and has its own test."""
     rules = {name for name in dir(EngineContract) if name.startswith("test_")}
     covered = {
         case.rule for cases in (PLUGIN_CASES, ENGINE_CASES, LIVE_CASES, SNAPSHOT_CASES) for case in cases.values()
@@ -743,8 +743,8 @@ def test_every_rule_has_a_broken_plugin() -> None:
     assert {case.rule for case in PLUGIN_CASES.values()} <= set(dir(PluginContract))
 
 
-def test_a_plugin_has_the_name_of_its_entry_point(pytester: pytest.Pytester) -> None:
-    """An installed plugin whose plugin_name is not its entry point's name is told so."""
+def test_a_plugin_name_that_is_not_the_entry_points_is_caught(pytester: pytest.Pytester) -> None:
+    """The message of the rule says so for an installed plugin."""
     info = pytester.mkdir("other_name-1.0.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-name\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[torpor]\nentry_name = broken:Broken\n")
@@ -757,7 +757,7 @@ def test_a_plugin_has_the_name_of_its_entry_point(pytester: pytest.Pytester) -> 
 
 
 def test_a_contract_without_a_plugin_says_what_is_missing(pytester: pytest.Pytester) -> None:
-    """A subclass that overrides no fixture is told which one."""
+    """The error names the fixture that a subclass has to override."""
     pytester.makepyfile(
         test_empty="from torpor.testing import PluginContract\nclass TestEmpty(PluginContract):\n    pass"
     )
@@ -767,7 +767,7 @@ def test_a_contract_without_a_plugin_says_what_is_missing(pytester: pytest.Pytes
 
 
 def test_live_rules_are_skipped_with_the_way_to_run_them(pytester: pytest.Pytester) -> None:
-    """Without the fixture `live_deployment` the live rules are skipped, and the reason says what to provide."""
+    """Without the fixture `live_deployment` the live rules are skipped; the reason says what to provide."""
     pytester.makepyfile(broken=HEADER + "@value\nclass Broken(StandIn):\n    pass")
     pytester.makepyfile(test_static=TESTS.format(contract="EngineContract", instance="Broken()"))
     result = pytester.runpytest_inprocess(*ONLY_THE_KIT, "-rs", "-m", "torpor_live", "--strict-markers")
@@ -776,7 +776,7 @@ def test_live_rules_are_skipped_with_the_way_to_run_them(pytester: pytest.Pytest
 
 
 def test_rules_of_an_engine_that_never_started_are_skipped_with_its_error(pytester: pytest.Pytester) -> None:
-    """The reason is the start's error, not a consequence such as a missing guard."""
+    """The reason is the error of the start, not a later one such as a missing guard."""
     pytester.makepyfile(
         broken=HEADER + "@value\nclass Broken(StandIn):\n    fault: Fault = Fault.EXIT_AT_START",
         test_broken=TESTS.format(contract="EngineContract", instance="Broken()") + LIVE,
@@ -792,7 +792,7 @@ def test_rules_of_an_engine_that_never_started_are_skipped_with_its_error(pytest
 
 
 def test_rules_of_an_engine_that_died_asleep_name_the_rule_that_shows_it(pytester: pytest.Pytester) -> None:
-    """With the last stage that it reached."""
+    """The message gives the last stage that the engine reached."""
     observed = "failure=RuntimeError('gone')"
     pytester.makepyfile(
         broken=HEADER + "@value\nclass Broken(StandIn):\n    pass",
@@ -805,7 +805,7 @@ def test_rules_of_an_engine_that_died_asleep_name_the_rule_that_shows_it(pyteste
     )
 
 
-def test_a_free_standing_plugin_keeps_every_rule(pytester: pytest.Pytester) -> None:
+def test_a_plugin_without_a_base_class_keeps_every_rule(pytester: pytest.Pytester) -> None:
     """A plugin need not derive from `torpor.Plugin`, and may take fewer arguments."""
     source = """@value
 class Broken:

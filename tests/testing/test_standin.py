@@ -1,4 +1,4 @@
-"""The stand-in engine in SGLang's dialect, without the guard, and the errors that end it."""
+"""The stand-in engine in SGLang's dialect without the guard, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytest_plugins = "pytester"
 @BOTH_DIALECTS
 @pytest.mark.alone
 def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[StandIn]) -> None:
-    """A real process tree in the time of two bare servers, the best of three; unknown engine flags do no harm."""
+    """The process tree starts in the time of two bare servers (best of three); unknown engine flags are ignored."""
     bare = [sys.executable, "-c", "import uvicorn.server, uvicorn.protocols.http.h11_impl"]
     seconds, yardstick = [], []
     for _ in range(3):
@@ -53,7 +53,7 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[Stan
 
 
 def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:
-    """Without a boot document and without TORPOR_UNGUARDED=1 the exit code is 2."""
+    """Without a boot document and TORPOR_UNGUARDED=1 the exit code is 2."""
     engine = launch(free_port, unguarded="")
     assert engine.wait(5) == 2
     assert "no boot document (TORPOR_BOOT_FD), so nothing is started" in engine.log_tail()[-1]
@@ -61,7 +61,7 @@ def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:
 
 @BOTH_DIALECTS
 def test_greedy_answers_repeat_and_sampled_ones_do_not(started: Started, standin: type[StandIn]) -> None:
-    """Streamed or whole, the greedy answer is the same; usage counts its tokens."""
+    """The greedy answer is the same streamed and whole; usage counts its tokens."""
     _, client = started("--dialect", standin.dialect)
     whole = chat(client)
     assert whole.json()["usage"]["completion_tokens"] == len(text_of(whole).split()) == 8
@@ -72,8 +72,8 @@ def test_greedy_answers_repeat_and_sampled_ones_do_not(started: Started, standin
     assert len(text_of(chat(client, max_tokens=3)).split()) == 3
 
 
-def test_it_answers_as_sglang_does(started: Started) -> None:
-    """Routes, methods and bodies of the HTTP server that it stands in for."""
+def test_it_answers_like_sglang(started: Started) -> None:
+    """It has the routes, methods and bodies of SGLang's HTTP server."""
     _, client = started("--served-model-name", "tiny")
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     assert client.get("/model_info").json()["model_path"] == "tiny"
@@ -88,7 +88,7 @@ def test_it_answers_as_sglang_does(started: Started) -> None:
 
 
 def test_it_sleeps_and_wakes_with_the_same_answer(started: Started) -> None:
-    """Pause, release, resume, continue; chats wait while it is paused."""
+    """The calls are pause, release, resume, continue; chats wait while it is paused."""
     _, client = started()
     before = text_of(chat(client))
     with ThreadPoolExecutor() as pool:
@@ -111,8 +111,8 @@ def test_it_sleeps_and_wakes_with_the_same_answer(started: Started) -> None:
         (("release", "health"), "Pointer argument cannot be accessed"),
     ],
 )
-def test_it_ends_by_the_errors_that_end_sglang(started: Started, calls: tuple[str, ...], because: str) -> None:
-    """The scheduler's traceback, SIGQUIT to the server, the whole tree killed."""
+def test_the_errors_that_end_sglang_end_it(started: Started, calls: tuple[str, ...], because: str) -> None:
+    """The scheduler prints a traceback and sends SIGQUIT to the server, which kills the whole tree."""
     engine, client = started()
 
     def call(name: str) -> int:
@@ -134,8 +134,8 @@ def test_it_ends_by_the_errors_that_end_sglang(started: Started, calls: tuple[st
     assert wait_until_gone(engine.pid) == []
 
 
-def test_it_dies_of_a_release_under_load(started: Started) -> None:
-    """A request is running: SGLang's scheduler asserts that there is none."""
+def test_a_release_under_load_ends_it(started: Started) -> None:
+    """SGLang's scheduler asserts that no request is running."""
     engine, client = started("--token-s", "0.2")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(chat, client)
@@ -148,8 +148,8 @@ def test_it_dies_of_a_release_under_load(started: Started) -> None:
     assert "should be called only when server is idle" in "\n".join(engine.log_tail())
 
 
-def test_a_journal_lists_what_reached_the_engine(started: Started, tmp_path: Path) -> None:
-    """One JSON line per request, for tests that ask what the guard let through."""
+def test_the_journal_lists_the_requests_that_reach_the_engine(started: Started, tmp_path: Path) -> None:
+    """It has one JSON line per request, for tests of the guard."""
     journal = tmp_path / "journal"
     _, client = started("--journal", str(journal))
     journal.write_text("")
@@ -163,7 +163,7 @@ def test_a_journal_lists_what_reached_the_engine(started: Started, tmp_path: Pat
 
 
 def test_a_port_in_use_ends_it_with_nothing_left(free_port: int, started: Started) -> None:
-    """The second one exits with uvicorn's message, and so do its children."""
+    """The second server exits with uvicorn's message, and its children end, too."""
     started()
     second = launch(free_port)
     assert second.wait(5) not in (None, 0)
@@ -172,7 +172,7 @@ def test_a_port_in_use_ends_it_with_nothing_left(free_port: int, started: Starte
 
 
 def test_a_wrong_option_of_the_plugin_says_what_is_allowed() -> None:
-    """A fault that does not exist, a negative time."""
+    """Examples are an unknown fault and a negative time."""
     with pytest.raises(ConfigurationError, match=r"StandIn.fault is 'explode'; there are: slow_start, .*exit_at_wake"):
         StandIn(fault="explode")  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ConfigurationError, match=r"token_s -1 s.*none of them may be below 0"):
@@ -180,7 +180,7 @@ def test_a_wrong_option_of_the_plugin_says_what_is_allowed() -> None:
 
 
 def test_the_plugins_options_reach_the_process(standin_deployment: StandInDeployment) -> None:
-    """Its command line holds them all, and other plugins' arguments come last."""
+    """The command line has all of them; other plugins' arguments come last."""
     from torpor import ImagePatch, Recipe
 
     deployment = standin_deployment(engine=StandIn(token_s=0.5, journal="/tmp/j", extra_args=("--x", "1")))

@@ -1,4 +1,4 @@
-"""The kit on good plugins: the stand-in keeps every rule, in both dialects."""
+"""The stand-in's plugins keep every rule of the contract kit, in both dialects."""
 
 from __future__ import annotations
 

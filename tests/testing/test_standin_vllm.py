@@ -1,4 +1,4 @@
-"""The stand-in engine in vLLM's dialect: what is harmless there, what waits, and how it ends; without the guard."""
+"""The stand-in engine in vLLM's dialect, without the guard: harmless calls, waiting chats, and its end."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ VLLM = ("--dialect", "vllm")
 
 
 def is_sleeping(client: httpx.Client) -> bool:
-    """The engine's own word for it."""
+    """What the engine answers at /is_sleeping."""
     return bool(client.get("/is_sleeping").json()["is_sleeping"])
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + 30
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_it_answers_as_vllm_does(started: Started) -> None:
-    """Routes, methods and errors of the HTTP server that it stands in for; nothing of SGLang's."""
+def test_it_answers_like_vllm(started: Started) -> None:
+    """It has the routes, methods and errors of vLLM's HTTP server, and no route of SGLang's."""
     engine, client = started(*VLLM, "--served-model-name", "tiny")
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     assert chat(client, model="tiny").json()["model"] == "tiny"
@@ -67,7 +67,7 @@ def test_it_answers_as_vllm_does(started: Started) -> None:
 
 
 def test_a_second_sleep_and_a_second_wake_do_no_harm(started: Started) -> None:
-    """They are warnings in the log; health may be asked while asleep, and a chat sent then only waits for the wake."""
+    """They only log warnings. While it sleeps, health answers and a chat waits for the wake."""
     engine, client = started(*VLLM)
     before = text_of(chat(client))
     with ThreadPoolExecutor() as pool:
@@ -90,7 +90,7 @@ def test_a_second_sleep_and_a_second_wake_do_no_harm(started: Started) -> None:
 
 @pytest.mark.slow
 def test_a_sleep_of_level_2_leaves_garbage_until_the_weights_are_loaded_again(started: Started) -> None:
-    """Wake the weights, load them, wake the KV cache; a chat waits for the last of it."""
+    """The order is: wake the weights, load them, wake the KV cache; a chat waits until the end."""
     _, client = started(*VLLM)
     before = text_of(chat(client))
 
@@ -111,13 +111,13 @@ def test_a_sleep_of_level_2_leaves_garbage_until_the_weights_are_loaded_again(st
     assert garbage != before
     assert client.post("/sleep", params={"level": 1}).status_code == 200
     assert client.post("/wake_up").status_code == 200
-    assert text_of(chat(client)) == garbage  # level 1 keeps what is there
+    assert text_of(chat(client)) == garbage  # level 1 keeps the garbage
     assert sleep_and_wake(reload=True) == before
 
 
 @pytest.mark.slow
 def test_a_sleep_of_level_0_only_pauses(started: Started) -> None:
-    """Nothing is released, chats wait, and the scheduling is what is woken."""
+    """It releases no memory; chats wait until the scheduling is woken."""
     _, client = started(*VLLM)
     assert client.post("/sleep", params={"level": 0}).json() == {"status": "sleeping", "level": 0}
     assert is_sleeping(client)
@@ -131,8 +131,8 @@ def test_a_sleep_of_level_0_only_pauses(started: Started) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["wait", "abort", "keep"])
-def test_what_is_in_flight_is_waited_for_aborted_or_kept(started: Started, mode: str) -> None:
-    """As the sleep says: the whole answer before it, what there is of it, or the rest after the wake."""
+def test_the_mode_of_a_sleep_sets_the_fate_of_requests_in_flight(started: Started, mode: str) -> None:
+    """The client gets the whole answer before the sleep, a part of it, or the rest after the wake."""
     _, client = started(*VLLM, "--token-s", "0.05")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(chat, client, max_tokens=40)
@@ -149,7 +149,7 @@ def test_what_is_in_flight_is_waited_for_aborted_or_kept(started: Started, mode:
 
 @pytest.mark.slow
 def test_management_routes_need_the_development_mode(started: Started) -> None:
-    """Without VLLM_SERVER_DEV_MODE=1 there is nothing to put to sleep with."""
+    """Without VLLM_SERVER_DEV_MODE=1 the server has no route for a sleep."""
     _, client = started(*VLLM, dev_mode="0")
     for path in ("/sleep", "/wake_up", "/collective_rpc"):
         assert client.post(path, json={}).status_code == 404
@@ -158,7 +158,7 @@ def test_management_routes_need_the_development_mode(started: Started) -> None:
 
 
 def test_an_engine_core_that_dies_ends_the_server(started: Started) -> None:
-    """A chat that waited for the wake gets 500, then the server shuts down with 0; nothing is left."""
+    """A chat that waits for the wake gets 500; the server exits with code 0 and leaves no process."""
     engine, client = started(*VLLM)
     core = min(pid for pid in living_members(engine.pid) if pid != engine.pid)
     assert client.post("/sleep").status_code == 200
@@ -173,8 +173,8 @@ def test_an_engine_core_that_dies_ends_the_server(started: Started) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_nobody_asks_ends_soon_after_its_engine_core(started: Started) -> None:
-    """Health tells, and does not end it; the watchdog does, within 5 s."""
+def test_a_server_without_requests_ends_soon_after_its_engine_core(started: Started) -> None:
+    """Health reports the failure without ending the server; the watchdog ends it within 5 s."""
     engine, client = started(*VLLM)
     os.kill(min(pid for pid in living_members(engine.pid) if pid != engine.pid), signal.SIGKILL)
     wait_for(lambda: client.get("/health").status_code == 503)
@@ -182,8 +182,8 @@ def test_a_server_that_nobody_asks_ends_soon_after_its_engine_core(started: Star
     assert engine.wait(20) == 0
 
 
-def test_an_engine_core_dies_of_a_forward_pass_on_memory_that_sleeps() -> None:
-    """No request gets there while the server holds them back."""
+def test_a_forward_pass_on_sleeping_memory_ends_the_engine_core() -> None:
+    """Over HTTP this cannot happen, because the server holds requests back."""
     core = VLLMEngineCore(None)
     core.answer({"op": "sleep", "level": 1})
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -198,10 +198,10 @@ def test_an_engine_core_dies_of_a_forward_pass_on_memory_that_sleeps() -> None:
     ],
     ids=["sglang", "vllm"],
 )
-def test_replicas_sample_the_same_until_they_seed_again(
+def test_replicas_sample_the_same_text_until_they_seed_again(
     scheduler: type[Scheduler], wakes: Command, seeds: Command
 ) -> None:
-    """SGLang's does so at the resume, by itself; vLLM's when it is told to, and not at the wake."""
+    """SGLang's dialect seeds at the resume by itself; vLLM's seeds on a separate call, not at the wake."""
     one = scheduler(None)
     two, three = copy.deepcopy(one), copy.deepcopy(one)
 

@@ -1,4 +1,4 @@
-"""The stand-in without a guard: how to start it and talk to it."""
+"""Start the stand-in without a guard and send chats to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Started(Protocol):
     """Starts the stand-in without a guard."""
 
     def __call__(self, *flags: str, dev_mode: str = "1") -> tuple[Engine, httpx.Client]:
-        """Return it, ready, with a client."""
+        """Return the ready engine and a client."""
 
 
 def launch(port: int, *flags: str, unguarded: str = "1", dev_mode: str = "1") -> Engine:
@@ -28,13 +28,13 @@ def launch(port: int, *flags: str, unguarded: str = "1", dev_mode: str = "1") ->
 
 
 def chat(client: httpx.Client, prompt: str = "Hello.", **options: object) -> httpx.Response:
-    """Ask one question, greedily unless told otherwise."""
+    """Send one chat, greedy by default."""
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8, "temperature": 0, **options}
     return client.post("/v1/chat/completions", json=body)
 
 
 def text_of(response: httpx.Response) -> str:
-    """The answer's text, streamed or not."""
+    """Return the text of an answer, streamed or not."""
     if "text/event-stream" not in response.headers["content-type"]:
         return str(response.json()["choices"][0]["message"]["content"])
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
