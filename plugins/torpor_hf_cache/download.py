@@ -433,9 +433,12 @@ def fetch(
     with _diagnosed(place):
         suspicious = bool(done and not _wrong_size(place, done) and _wrong_since(place, done))
         manifest = _bring(place, allow, ignore, hash_all=recheck or suspicious)
-    took = time.monotonic() - began
-    print(f"{place}: {len(manifest.files)} files, {_amount(manifest.total)}, fetched and checked in {took:.1f} s.")
+    _say_fetched(place, manifest, time.monotonic() - began)
     return place.snapshot
+
+
+def _say_fetched(place: _Place, manifest: _Manifest, took_s: float) -> None:
+    print(f"{place}: {len(manifest.files)} files, {_amount(manifest.total)}, fetched and checked in {took_s:.1f} s.")
 
 
 def _bring(place: _Place, allow: tuple[str, ...], ignore: tuple[str, ...], *, hash_all: bool) -> _Manifest:
