@@ -45,7 +45,7 @@ def test_stage_records_are_read_from_the_file_that_a_start_writes(tmp_path: Path
     [
         (b"", "it is empty"),
         (b"a text\n", "holds no JSON"),
-        (b"\xff\xfe\x00", "is no text"),
+        (b"\xff\xfe\x00", "is not text"),
         (b"[" * 100_000, "holds no JSON"),
         (b"[1, 2]", "another kind"),
         (b"17", "another kind"),

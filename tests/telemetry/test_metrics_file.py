@@ -79,13 +79,13 @@ def test_every_stage_is_there_once_for_each_kind_of_boot() -> None:
         "# TYPE torpor_stage_end_timestamp_seconds gauge\n"
         f'torpor_stage_end_timestamp_seconds{{{who},stage="ready",boot="cold"}} 1700000000.500\n'
         f'torpor_stage_end_timestamp_seconds{{{who},stage="post_restore",boot="restored"}} 1700000000.500\n'
-        "# HELP torpor_cold_starts_total Starts from nothing that came to an answer.\n"
+        "# HELP torpor_cold_starts_total Cold starts whose engine answered.\n"
         "# TYPE torpor_cold_starts_total counter\n"
         f"torpor_cold_starts_total{{{who}}} 0\n"
-        "# HELP torpor_restores_total Restores from a snapshot that came to serve.\n"
+        "# HELP torpor_restores_total Restores from a snapshot whose replica served.\n"
         "# TYPE torpor_restores_total counter\n"
         f"torpor_restores_total{{{who}}} 0\n"
-        "# HELP torpor_wakes_total Wakes in place that came to serve.\n"
+        "# HELP torpor_wakes_total Wakes in place whose replica served.\n"
         "# TYPE torpor_wakes_total counter\n"
         f"torpor_wakes_total{{{who}}} 0\n"
         "# HELP torpor_failures_total Stages that failed.\n"

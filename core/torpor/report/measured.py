@@ -1,4 +1,4 @@
-"""What `torpor bench` measured: a value, its JSON, and the value back from the JSON."""
+"""The result of `torpor bench` as a value: it is written as JSON and read back from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BACKENDS", "CLOCKS", "FORMAT", "GREATEST", "SCHEMA", "Bench", "Floor
 
 FORMAT, SCHEMA = "torpor.bench", 1
 GREATEST = 1e15
-"""The greatest number of bytes or seconds that is read. Sums, ratios and scales of such numbers can be drawn."""
+"""Largest number of bytes or seconds in a file, so that sums, ratios and scales can be drawn."""
 _LAST_DATE = 253_402_300_799.0
 """The last second of the year 9999."""
 BACKENDS = ("criu", "standby")
@@ -23,11 +23,11 @@ CLOCKS = {
     "zero of a cold or restored start": "just before the command is started: torpor up APP --backend none, or torpor "
     "snapshot restore DIR. Interpreter and imports are in the figure.",
     "zero of a wake": "the call that wakes the sleeping process (backend standby); its start and its sleep are not in the figure.",
-    "port_s": "until the public port takes a connection on loopback, looked for every 2 ms; none for a wake, whose port is open.",
+    "port_s": "until the public port accepts a connection on loopback, tried every 2 ms; none for a wake, whose port is open.",
     "ready_s": "until /health answers 200, asked every 2 ms.",
     "first_token_s": "until the first token of a streamed greedy chat arrives, asked as soon as /health is 200.",
-    "spans": "seconds of each stage by the monotonic clock of the process that went through it; begins are placed by the wall "
-    "clock, or, where exact is false, after the span before.",
+    "spans": "seconds of each stage by the monotonic clock of its process. A span begins at its wall-clock time or, if exact is "
+    "false, at the end of the previous span.",
 }
 
 

@@ -70,10 +70,10 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """A value as the page may hold it: without control characters and without what UTF-8 cannot encode."""
+    """A value as the page may show it: without control characters, and without letters that UTF-8 cannot encode."""
     return value if isinstance(value, Markup) else plain(str(value))
 
 
 def _scale_s(starts: Sequence[Start]) -> float:
-    """Seconds that the track of these starts is long."""
+    """The length of these starts' track in seconds."""
     return max([_SMALLEST_SCALE_S, *(start.drawn_s for start in starts)])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Recorded", "read_report"]
 
 _WANTED = (
-    "Give the JSON of `torpor bench APP --json FILE`, or a file of stage records: `torpor up` prints the path of its own at its "
-    "end, they lie in the folder `records` of the cache root."
+    "Give the JSON of `torpor bench APP --json FILE`, or a file of stage records: `torpor up` prints their path when it "
+    "ends; they are in the folder `records` of the cache root."
 )
 
 
@@ -48,7 +48,7 @@ def read_report(file: Path) -> Bench | Recorded:
     try:
         text = read_given(file, _WANTED).decode()
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{file} is no text, so it holds no JSON. {_WANTED}") from error
+        raise ConfigurationError(f"{file} is not text, so it holds no JSON. {_WANTED}") from error
     content = _first_value(text)
     if content is None:
         raise ConfigurationError(f"{file} holds no JSON{'' if text.strip() else ': it is empty'}. {_WANTED}")
@@ -77,7 +77,7 @@ def _first_value(text: str) -> dict[str, object] | None:
 
 
 def _check(record: StageRecord, where: str) -> None:
-    """Refuse a record that no page can show: records hold whatever was in the file."""
+    """Refuse a record that no page can show, because a file may hold any values."""
     for name in ("seconds", "ended_at"):
         value = getattr(record, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= GREATEST:
@@ -100,5 +100,5 @@ def _check(record: StageRecord, where: str) -> None:
         raise ConfigurationError(f"{where}: plugins is {record.plugins!r}, no object; remove the line or the file.")
     if not isinstance(record.boot, str) or record.boot not in BOOT_KINDS or not isinstance(record.stage, str):
         raise ConfigurationError(
-            f"{where}: no stage {record.stage!r} of a start {record.boot!r} is known ({', '.join(BOOT_KINDS)}); remove the line."
+            f"{where}: stage {record.stage!r} of a start {record.boot!r} is unknown ({', '.join(BOOT_KINDS)}); remove the line."
         )

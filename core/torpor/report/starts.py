@@ -1,4 +1,4 @@
-"""Starts as they were timed: each with spans on a clock of its own, and the spread of several starts."""
+"""Timed starts: each with its spans on its own clock, and the spread of several starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("cold", "woken", "restored", "sleep")
 MILESTONES = ("port_s", "ready_s", "first_token_s")
 _P95 = 0.95
 P95_FROM = 20
-"""The least number of values that a 95th percentile is computed of."""
+"""Fewest values for which a 95th percentile is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Span:
         stage: its name.
         start_s: seconds from the start's zero until it began.
         seconds: how long it took.
-        exact: whether `start_s` was measured; if False, only the length was, and the span is drawn after the one before.
+        exact: whether `start_s` was measured; if False, only `seconds` was, and the span is drawn after the previous one.
         error: what went wrong; empty if nothing did.
     """
 
@@ -77,7 +77,7 @@ class Start:
 
     @property
     def drawn_s(self) -> float:
-        """Seconds that a drawing of it shows."""
+        """Seconds that its drawing covers."""
         return max((self.total_s, *(span.end_s for span in self.spans)))
 
 
@@ -88,8 +88,8 @@ class Spread:
     Attributes:
         median: of all.
         min: the least value.
-        p95: by nearest rank: the smallest value that 95 % of all do not exceed; None of fewer than 20 values, where it would
-            be the greatest one.
+        p95: by nearest rank: the smallest value that 95 % of all do not exceed; None for fewer than 20 values, because it
+            would be the greatest one.
         max: the greatest value.
     """
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["MOST_REPLICAS", "Metrics", "metrics_text", "write_metrics"]
 
 MOST_REPLICAS = 128
-"""Replicas of one process. A replica that is started again has a new name; the oldest are counted together as `EARLIER`."""
+"""Most replicas with metrics of their own. A restarted one gets a new name; the oldest are counted together as `EARLIER`."""
 
 EARLIER = "earlier"
 
 _COUNTERS = {
-    "cold_starts": "Starts from nothing that came to an answer.",
-    "restores": "Restores from a snapshot that came to serve.",
-    "wakes": "Wakes in place that came to serve.",
+    "cold_starts": "Cold starts whose engine answered.",
+    "restores": "Restores from a snapshot whose replica served.",
+    "wakes": "Wakes in place whose replica served.",
 }
 _CAME_TO_SERVE: dict[tuple[str, str], str] = {
     (Stage.CANARY, "cold"): "cold_starts",
@@ -154,7 +154,7 @@ def metrics_text(records: Iterable[StageRecord]) -> str:
 
 
 def _metric(name: str, kind: str, meaning: str, samples: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """One metric with its samples; nothing where there are none."""
+    """One metric with its samples; nothing without samples."""
     if samples:
         yield f"# HELP {name} {meaning}"
         yield f"# TYPE {name} {kind}"

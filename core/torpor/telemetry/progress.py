@@ -1,4 +1,4 @@
-"""Progress of long work: core and plugins tell it, and a listener shows it."""
+"""Progress of long work: core and plugins report it, and a listener shows it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 __all__ = ["followed_lines", "followed_value", "is_heard", "listening", "tell"]
 
 _LOOK_S = 0.3
-_listeners: list[Callable[[str], None]] = []  # of the whole process: threads tell progress too
+_listeners: list[Callable[[str], None]] = []  # of the whole process, because threads report progress too
 
 
 def tell(text: str) -> None:
-    """Tell how far the present work is, in a few words: `request 2 of 4`. Costs nothing without a listener."""
+    """Report how far the current work is, in a few words: `request 2 of 4`. Costs nothing without a listener."""
     for listener in tuple(_listeners):
         listener(text)
 
 
 def is_heard() -> bool:
-    """Whether there is a listener; without one, nobody has to find out how far the work is."""
+    """Whether there is a listener. Without one, callers need not measure the progress."""
     return bool(_listeners)
 
 
 @contextlib.contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Call `listener` with everything that is told, from whatever thread."""
+    """Call `listener` with each report, from any thread, while the block runs."""
     _listeners.append(listener)
     try:
         yield
@@ -38,11 +38,11 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def followed_lines(lines: Callable[[], Sequence[str]], meaning: Callable[[str], str]) -> Iterator[None]:
-    """Tell what new lines mean while the block runs; they are read three times a second.
+    """Report what new lines of a log mean while the block runs; they are read three times a second.
 
     Args:
         lines: the last lines of a log, oldest first.
-        meaning: a few words for a line that says how far the work is; empty for any other.
+        meaning: returns a few words for a line about the progress, and empty text for any other.
     """
     seen = 0
 
@@ -58,7 +58,7 @@ def followed_lines(lines: Callable[[], Sequence[str]], meaning: Callable[[str], 
 
 @contextlib.contextmanager
 def followed_value(value: Callable[[], str]) -> Iterator[None]:
-    """Tell a value whenever it changes, while the block runs; it is read three times a second."""
+    """Report a value whenever it changes while the block runs; it is read three times a second."""
     with _followed(value):
         yield
 

@@ -1,4 +1,4 @@
-"""What a stage took, and reading such records back."""
+"""Records of stages, and reading them back from a file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def failed_restore(
         deployment: the deployment's name.
         replica: the name that the replica would have.
         seconds: how long the restore took.
-        error: what was seen.
+        error: the failure.
         restarts: how often this replica was started again before.
     """
     return StageRecord(

@@ -89,7 +89,7 @@ class StageReport:
                     whole_bytes = file.tell()
                     file.write(json.dumps(record.as_json()).encode() + b"\n")
             except OSError as error:
-                # A replica is worth more than its records: log this once, and serve on without the file.
+                # Serving matters more than records: warn once, and go on without the file.
                 self.path = None
                 if whole_bytes is not None:
                     with contextlib.suppress(OSError):

@@ -82,7 +82,7 @@ def article(value: object) -> str:
 
 
 def _refusal(where: str, given: object, kind: _Kind, unfit: _UnfitError, *, hide: bool) -> str:
-    """What a message says about a field that does not hold what it should."""
+    """The message about a field with an unfit value."""
     if isinstance(given, Mapping) and str(unfit):
         return f"{where}: {unfit}; it has to be {kind.text}."
     verb = "is"
@@ -108,7 +108,7 @@ class _UnfitError(Exception):
     """A value is not of the kind.
 
     Args:
-        told: more than the kind says, if anything.
+        told: more detail for the message, if any.
         item: the one item of a tuple that does not fit.
         kind: what that item has to be.
     """
@@ -124,7 +124,7 @@ class _Kind(Protocol):
 
     @property
     def text(self) -> str:
-        """What that is, for messages: `a whole number`."""
+        """Its name in messages, e.g. `a whole number`."""
 
     def take(self, value: object) -> object:
         """The value as the field will hold it.
@@ -167,7 +167,7 @@ class _Number:
         if isinstance(value, float) and not math.isfinite(value):
             raise _UnfitError
         if isinstance(value, int) and abs(value) >= _LARGEST:
-            raise _UnfitError(f"The largest number that is taken is {_LARGEST - 1}.")
+            raise _UnfitError(f"The largest number allowed is {_LARGEST - 1}.")
         return value
 
 
@@ -243,7 +243,7 @@ def _kinds(owner: type[DataclassInstance]) -> tuple[tuple[str, object, _Kind], .
 
 
 def _kind_of(item: Field[object], owner: type) -> _Kind:
-    """What a field may hold, read from its annotation where the class that has it stands."""
+    """What a field may hold, from its annotation, read in the module of the class that declares it."""
     home = next((base for base in owner.__mro__ if item.name in vars(base).get("__annotations__", {})), owner)
     names = vars(sys.modules.get(home.__module__, sys))
     if not isinstance(item.type, str):
@@ -274,14 +274,14 @@ def _of_syntax(node: ast.expr, names: Mapping[str, object]) -> _Kind:  # noqa: P
 
 
 def _of_object(annotation: object) -> _Kind:
-    """What an annotation allows that is no text: a class, or the values of a Literal."""
+    """What an annotation that is an object allows: a class, or the values of a Literal."""
     if get_origin(annotation) is Literal:
         return _literal(get_args(annotation))
     if not isinstance(annotation, type) or getattr(annotation, "_is_protocol", False):
         return _Anything()
     if annotation.__name__ in _PLAIN and annotation.__module__ == "builtins":
         return _PLAIN[annotation.__name__]
-    if issubclass(annotation, str):  # an enum of texts is given by value, too; its class says which there are
+    if issubclass(annotation, str):  # an enum of strings may be given by value; its class checks the value
         return _PLAIN["str"]
     return _Instance(
         kinds=(annotation,), text=f"{'an' if annotation.__name__[0] in 'AEIOU' else 'a'} {annotation.__name__}"

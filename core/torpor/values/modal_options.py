@@ -25,7 +25,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,58}[a-z0-9])?")
 _DOMAIN = re.compile(r"(?=.{4,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])")
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MAX_CORES = 1024  # beyond any machine; Modal itself has lower ones
+_MAX_CORES = 1024  # more than any machine has; Modal's own limits are lower
 _MAX_MEMORY_MIB = 16 << 20
 _MAX_DISK_MIB = 3_145_728
 _MAX_RETRIES = 10
@@ -38,7 +38,7 @@ _ELSEWHERE = {
     "volumes": "a plugin's prepare_image names them (ImagePatch.volumes)",
     "env": "a plugin's prepare_image names them (ImagePatch.env)",
     "timeout": "write Deployment.startup_timeout_s",
-    "startup_timeout": "Torpor sends the sum of what the stages may take; write Deployment.startup_timeout_s and its like",
+    "startup_timeout": "Torpor sends the sum of the stages' time limits; write Deployment.startup_timeout_s and the others",
     "enable_memory_snapshot": "write Deployment.snapshot",
     "enable_gpu_snapshot": "write Deployment.gpu_snapshot",
     "experimental_options": "Torpor sets the one that GPU snapshots need; write Deployment.gpu_snapshot",
@@ -50,13 +50,13 @@ _ELSEWHERE = {
     "max_inputs": "write Scaling.max_concurrency",
     "port": "write Deployment.port",
     "single_use_containers": "a container would end after one request, and each request would pay for a restore",
-    "serialized": "the container imports the app file, which a serialized class is not looked up in",
+    "serialized": "the container imports the app file, and finds no serialized class there",
     "include_source": "the container imports the app file",
     "block_network": "requests could not reach the engine",
     "memory": "write memory_mib",
     "ephemeral_disk": "write ephemeral_disk_mib",
 }
-"""Arguments of Modal's own that have another place, or none, and why."""
+"""Modal's own arguments that belong elsewhere or are not allowed, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,11 @@ class ModalOptions:
         requires_proxy_auth: whether Modal lets in only requests with a proxy token of the workspace (headers `Modal-Key` and
             `Modal-Secret`); others wake no container.
         label: the host's label in the URL, `https://<workspace>--<label>.modal.run`; None leaves it to Modal.
-        custom_domains: host names of yours, known to the workspace, at which the server answers, too.
+        custom_domains: your own host names at which the server also answers; the workspace has to know them.
         cloud: `aws`, `gcp`, `oci` or `auto`; None leaves it to Modal.
-        routing_region: the region through which requests come in; None leaves it to Modal. Where containers run says
-            `Deployment.region`.
-        nonpreemptible: whether containers run only where the cloud does not take the machine back.
+        routing_region: the region through which requests come in; None leaves it to Modal. `Deployment.region` says where
+            containers run.
+        nonpreemptible: whether containers run only on machines that the cloud does not reclaim.
         cpu: cores that are reserved for a container; None for Modal's default.
         memory_mib: memory that is reserved for a container, MiB; a snapshot holds what is used of it.
         ephemeral_disk_mib: disk of a container, MiB, at most 3,145,728; None for Modal's default.
@@ -98,7 +98,7 @@ class ModalOptions:
         """Refuse unknown names and values without a name; Python's own error would not say what to write.
 
         Raises:
-            ConfigurationError: a value has no name, one has another place, or there is no such option.
+            ConfigurationError: a value has no name, an option belongs elsewhere, or there is no such option.
         """
         known = [item.name for item in dataclasses.fields(cls)]
         if unnamed:
@@ -111,7 +111,7 @@ class ModalOptions:
                 raise ConfigurationError(f"ModalOptions has no {name!r}: {_ELSEWHERE[name]}.")
             if name not in known:
                 raise ConfigurationError(
-                    f"ModalOptions has no {name!r}; there are {', '.join(known)}. What else `app.cls` takes, give it there: "
+                    f"ModalOptions has no {name!r}; there are {', '.join(known)}. Give other arguments directly to `app.cls`: "
                     "@app.cls(**{**cls_options(deployment), ...})."
                 )
         return super().__new__(cls)
@@ -130,7 +130,7 @@ class ModalOptions:
         self._check_numbers()
 
     def _check_names(self, name: str, value: object) -> None:
-        """A tuple of names; a list becomes one, and a bare text, whose letters would be names, is refused."""
+        """Make a list of names a tuple. Refuse a bare string, because each of its letters would be a name."""
         if isinstance(value, str) or not isinstance(value, tuple | list):
             raise _wrong(
                 name, value, f"a tuple, e.g. {name}=({value!r},)" if isinstance(value, str) else "a tuple of names"
@@ -172,7 +172,7 @@ class ModalOptions:
         """Refuse secrets that the deployment does not let into its snapshots, before anything is built.
 
         Raises:
-            ConfigurationError: it would not let them in.
+            ConfigurationError: it does not allow them.
         """
         if self.secrets and snapshot and secrets_in_snapshot == "refuse":
             raise ConfigurationError(

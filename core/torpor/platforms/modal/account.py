@@ -76,7 +76,7 @@ def app_url(name: str, class_name: str = "Server", *, timeout_s: float = 60.0) -
 
 
 def _within(timeout_s: float, ask: Callable[[], str]) -> str:
-    """Ask within a deadline: Modal's client tries forever where something accepts connections and never answers.
+    """Ask within a deadline: Modal's client retries forever if a server accepts connections and never answers.
 
     Raises:
         ServerUnavailableError: it did not answer in time.
@@ -102,7 +102,7 @@ def _within(timeout_s: float, ask: Callable[[], str]) -> str:
 
 
 def _no_end_of_client(record: logging.LogRecord) -> bool:
-    """Filters the record that a client which was given up is closed at the process's end."""
+    """Drop the log record about an abandoned client that is closed when the process ends."""
     return not (record.exc_info and isinstance(record.exc_info[1], ClientClosed))
 
 
@@ -115,7 +115,7 @@ def _answers_of_modal() -> Iterator[None]:
         raise ConfigurationError(f"Modal refuses to answer: {error} Log in with `modal setup`.") from error
     except PermissionDeniedError as error:
         raise ConfigurationError(
-            f"Modal does not let this account ask: {error} Use a token of the workspace and environment that the app is in."
+            f"Modal refuses this account: {error} Use a token of the workspace and environment that the app is in."
         ) from error
     except ModalConnectionError as error:
         raise ServerUnavailableError(f"Modal cannot be reached: {error}") from error
@@ -123,9 +123,7 @@ def _answers_of_modal() -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise  # a deadline of ours
         said = plain(str(error) or "it did not say why")[:_SHOWN_CHARACTERS]
-        raise ServerUnavailableError(
-            f"Modal gave no answer that can be used: {type(error).__name__}: {said}"
-        ) from error
+        raise ServerUnavailableError(f"Modal gave no usable answer: {type(error).__name__}: {said}") from error
 
 
 def _url_of(server: modal.Cls) -> str:
@@ -141,7 +139,7 @@ def is_logged_in() -> bool:
 
 
 def missing_secrets(names: Sequence[str], *, timeout_s: float = 20.0) -> tuple[str, ...]:
-    """The names of which the account has no secret.
+    """The names for which the account has no secret.
 
     Args:
         names: of secrets.

@@ -1,13 +1,13 @@
-"""What the starts of a Modal app were, read from its log: cold, snapshot created, restored, restore failed, segfault.
+"""Classifies the starts in a Modal app's log: cold, snapshot created, restored, restore failed, segfault.
 
-Two witnesses are compared: the platform's lines say that it restores a container; the replica's own records say whether it
+It compares two sources: the platform's lines say that it restores a container; the replica's own records say whether it
 started cold, woke or was restored, when it was captured and how often it woke (`torpor.platforms.modal.log_lines`). A
 restored start is
 
     proved         both say so
     claimed        only the platform says so
     record only    only the replica says so
-    contradicted   the platform says so, and the replica something else; the note says what
+    contradicted   the platform says so, but the replica says something else; the note has the details
 
 The module needs neither modal nor a network: lines go in, starts come out.
 """
@@ -33,7 +33,7 @@ Proof = Literal["", "proved", "claimed", "record only", "contradicted"]
 KINDS: tuple[Kind, ...] = ("cold", "snapshot_created", "restored", "restore_failed", "segfault")
 
 _MOST_OPEN = 1000
-"""How many starts of a container are compared with a line, the newest ones."""
+"""A line is compared with at most this many starts of its container, the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""Lines of a Modal app's log, and what each of them says: of the platform, or a record of a replica.
+"""Parses the lines of a Modal app's log: lines of the platform, and records of replicas.
 
-The platform writes plain lines. Nobody promises their wording, so they are read tolerantly. A replica writes its records
+The platform writes plain lines. Modal does not promise their wording, so the patterns are tolerant. A replica writes its records
 (`torpor.telemetry.records`, and the `after_snapshot` event of `SnapshotServer`) as lines of JSON that begin with a mark
 (`torpor.telemetry.events`). Without `TORPOR_LOG_FORMAT=json` they are structlog's lines, which are read as well.
 """
@@ -161,7 +161,7 @@ def read_lines(text: str) -> Iterator[LogLine]:
 
 
 def parsed(text: str) -> PlatformLine | StageEnded | AfterSnapshot | CutOff | None:
-    """What a line says; None for a line that says nothing of a start."""
+    """What a line says; None for a line that is not about a start."""
     text = _clean(text)
     facts = _facts(text)
     if facts is None:
@@ -193,7 +193,7 @@ def _after_snapshot(facts: dict[str, object]) -> AfterSnapshot | CutOff:
 
 
 def _stage_ended(facts: dict[str, object]) -> StageEnded | CutOff:
-    """A stage. Half a name at the end of a line that was cut off is none: it would say something else."""
+    """A stage. A name that was cut off counts as cut off, because half a name may be another one."""
     stage, boot = str(facts.get("stage")), facts.get("boot")
     if boot not in BOOT_KINDS or stage not in LIFECYCLE_STAGES or "seconds" not in facts:
         return CutOff.CUT_OFF

@@ -1,6 +1,6 @@
-"""Drives cold starts of a deployed app until restores begin: Modal may take some before it has its snapshots.
+"""Starts replicas of a deployed app until restores begin: Modal may need several cold starts to make its snapshots.
 
-Each replica says itself what its start was, in headers of the guard's answer to `/ready` (see docs/guard.md). If a server
+Each replica reports how it started in headers of the guard's answer to `/ready` (see docs/guard.md). If a server
 sends no such headers, only the app's log can tell.
 """
 
@@ -32,10 +32,10 @@ End = Literal["restored", "attempts", "timeout"]
 
 _QUOTED = 300
 MAX_REQUESTS = 1000
-"""Requests of one round. Each has a connection of its own, and so a descriptor."""
+"""Most requests of one round. Each needs its own connection, and so a descriptor."""
 
 MAX_ATTEMPTS = 1000
-"""Rounds of one call."""
+"""Most rounds of one call."""
 
 _TAG_CHARACTERS = 200
 
@@ -124,13 +124,13 @@ def prewarm(
         attempts: bursts.
         pause_s: seconds between two bursts. The app has to scale down meanwhile: Modal starts no replica while one runs.
         timeout_s: seconds for everything.
-        read_log: returns the app's log of that many hours; called if replicas do not say what their start was.
+        read_log: returns the app's log of that many hours; called if replicas do not say how they started.
         on_round: called with each burst.
         on_wait: called, with the reason in one line, when a request has to wait.
 
     Raises:
         ConfigurationError: the URL or a number is not allowed.
-        EngineRequestError: the server refuses, or does not say what its start was and there is no log to read.
+        EngineRequestError: the server refuses, or does not say how it started and there is no log to read.
     """
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
     checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
@@ -148,14 +148,14 @@ def prewarm(
 
 @dataclass
 class _Burst:
-    """A burst that goes on.
+    """A burst in progress.
 
     Attributes:
         began: monotonic time.
         new: replicas that no earlier burst has seen, by tag.
         known: tags of the others.
         answered: how many requests were answered.
-        silent: whether an answer did not say what its start was.
+        silent: whether an answer did not say how its replica started.
     """
 
     began: float
@@ -257,14 +257,14 @@ class _Driver:
             self.on_wait(reason)
 
     def _replica(self, response: httpx.Response, seconds: float) -> Replica | None:
-        """Who answered; None if the answer does not say what its start was."""
+        """Who answered; None if the answer does not say how the replica started."""
         boot, tag = response.headers.get(KIND_HEADER, ""), response.headers.get(REPLICA_HEADER, "")
         if boot in BOOT_KINDS and tag:
             wakes = response.headers.get(WAKES_HEADER, "")[:_TAG_CHARACTERS]
             return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
-                f"{self.url} answers, and does not say what its start was (no header {KIND_HEADER}). Give the app's name in "
+                f"{self.url} answers, but does not say how it started (no header {KIND_HEADER}). Give the app's name in "
                 "place of its URL, so that its log can be read, or deploy it again with this version of Torpor."
             )
         return None

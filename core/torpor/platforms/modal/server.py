@@ -64,7 +64,7 @@ class SnapshotServer:
         deployment: what to serve.
 
     Raises:
-        ConfigurationError: in the class statement, for a class that could be deployed and would not work.
+        ConfigurationError: in the class statement, for a class that can be deployed but would not work.
     """
 
     deployment: ClassVar[Deployment]
@@ -144,7 +144,7 @@ class SnapshotServer:
             "wake_failed_starting_cold",
             replica_id=failed.running_engine.replica_id,
             error=f"{type(error).__name__}: {error}",
-            next_step="Every replica of this snapshot may pay this: deploy again (`modal deploy`), and Modal takes a new one.",
+            next_step="Other replicas of this snapshot may fail too: deploy again (`modal deploy`), and Modal takes a new one.",
         )
         boot = self._boot = _new_boot(in_container(self.deployment), failed=failed)
         with stops_on_failure(boot.stop):
@@ -254,7 +254,7 @@ def _end_container(stopping: threading.Event) -> None:
 
 
 def _check_class(cls: type[SnapshotServer], frame: FrameType | None) -> None:
-    """Refuse a class that could be deployed and would not work.
+    """Refuse a class that can be deployed but would not work.
 
     Args:
         cls: the class.
