@@ -1,4 +1,4 @@
-"""`torpor.platforms.local.gateway`: clients that leave, drip, take nothing, or are too many cost it nothing that lasts."""
+"""`torpor.platforms.local.gateway`: clients that leave, send slowly, read nothing or are too many do no lasting harm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ASK = b"GET /name HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 KEPT = b"GET /name HTTP/1.1\r\nHost: x\r\n\r\n"
 SPARE = 16
-"""Sockets that the gateway keeps in store for a replica, more or less of them."""
+"""About how many sockets the gateway holds ready for a replica."""
 
 SHORT = Limits(head_timeout_s=1, stall_timeout_s=1)
 
@@ -38,7 +38,7 @@ def place() -> Iterator[Place]:
 
 
 def connect(port: int, *, small: bool = False) -> socket.socket:
-    """A connection; with `small`, of one who takes next to nothing before he reads."""
+    """A connection; with `small` its receive buffer is tiny."""
     connection = socket.socket()
     if small:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -48,19 +48,19 @@ def connect(port: int, *, small: bool = False) -> socket.socket:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close by RST, as a client that crashed."""
+    """Close with RST, as a crashed client does."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def end_and_close(connection: socket.socket) -> None:
-    """End the sending side, and leave without the answer."""
+    """End the sending side, and close without reading the answer."""
     connection.shutdown(socket.SHUT_WR)
     connection.close()
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the end."""
+    """Everything that arrives until the connection ends."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(65536):
@@ -69,20 +69,20 @@ def everything(connection: socket.socket) -> bytes:
 
 
 def ask(port: int, request: bytes = ASK) -> bytes:
-    """One request on a connection of its own: the whole answer."""
+    """Send one request on a new connection; the whole answer."""
     with connect(port) as connection:
         connection.sendall(request)
         return everything(connection)
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """How many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @contextlib.contextmanager
 def room_for(more: int) -> Iterator[None]:
-    """So many more descriptors than are open now may be opened by this process."""
+    """Allow this process only `more` descriptors than are open now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1 + more, hard)
@@ -108,7 +108,7 @@ LEAVING = {
 @pytest.mark.parametrize("leaving", LEAVING)
 @pytest.mark.fault("a client leaves before, while or after it is refused or joined", area="public port", outcome="held")
 def test_clients_that_leave_cost_no_descriptor(place: Place, leaving: str, ready: bool) -> None:
-    """Sixty of them, whatever they had said and however they left; the next one is answered."""
+    """Sixty clients leave, whatever they sent and however they close. The next one is answered."""
     sent, leave = LEAVING[leaving]
     place.ready = ready
     with Gateway() as gateway:
@@ -128,7 +128,7 @@ def test_clients_that_leave_cost_no_descriptor(place: Place, leaving: str, ready
 
 @pytest.mark.fault("a load balancer's TCP checks meet a server that starts", area="public port", outcome="held")
 def test_tcp_checks_before_there_is_any_replica_cost_nothing() -> None:
-    """Two hundred connects and closes; whoever asks then is told to come again."""
+    """After two hundred connects and closes a client is told to try again."""
     with Gateway() as gateway:
         before = descriptors()
         for _ in range(200):
@@ -138,7 +138,7 @@ def test_tcp_checks_before_there_is_any_replica_cost_nothing() -> None:
 
 
 def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None:
-    """It costs one descriptor, and none of a replica's; asked later, it is joined."""
+    """It costs one descriptor and none of a replica. Once it asks, it is forwarded."""
     with Gateway() as gateway:
         gateway.add(place.replica())
         assert ask(gateway.port).endswith(b"ok")
@@ -157,7 +157,7 @@ def test_a_connection_that_asks_nothing_reaches_no_replica(place: Place) -> None
     "a client drips the head of its first request, or says nothing", area="public port", outcome="refused"
 )
 def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
-    """Slowloris: 408, or an end without words for one who said nothing; an answer that takes longer goes on."""
+    """A slow head gets 408; a client that sent nothing is closed without an answer. A longer answer goes on."""
     with Gateway(limits=SHORT) as gateway:
         gateway.add(place.replica())
         with connect(gateway.port) as silent, connect(gateway.port) as dripping, connect(gateway.port) as patient:
@@ -170,7 +170,7 @@ def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
 
 @pytest.mark.fault("a client takes nothing of its answer", area="public port", outcome="held")
 def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_again(place: Place) -> None:
-    """Both descriptors come back; the replica sees the end."""
+    """Both descriptors are closed, and the replica sees the end."""
     with Gateway(limits=Limits(stall_timeout_s=0.3)) as gateway:
         gateway.add(place.replica())
         with connect(gateway.port, small=True) as connection:
@@ -180,8 +180,8 @@ def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_a
             assert wait_for(lambda: place.open == 0)
 
 
-def test_bytes_that_are_no_http_are_the_engines_to_answer(place: Place) -> None:
-    """A TLS hello is joined at once: it has no blank line to wait for. So is a head that is too long to be kept."""
+def test_bytes_that_are_not_http_are_forwarded_to_the_engine(place: Place) -> None:
+    """A TLS hello has no blank line to wait for, so it is forwarded at once. So is a head that is too long to keep."""
     with Gateway() as gateway:
         gateway.add(place.replica())
         for sent in (b"\x16\x03\x01\x02\x00", b"GET /" + b"x" * 70_000):
@@ -192,8 +192,8 @@ def test_bytes_that_are_no_http_are_the_engines_to_answer(place: Place) -> None:
 
 
 @pytest.mark.fault("more clients connect than there are descriptors", area="public port", outcome="refused")
-def test_one_too_many_gets_503_at_once_and_a_place_when_another_leaves(place: Place) -> None:
-    """As many as the limit of open descriptors allows, whatever else is open; nobody waits."""
+def test_one_client_too_many_gets_503_at_once_and_is_served_when_another_leaves(place: Place) -> None:
+    """The limit of open descriptors decides how many are served. No client waits."""
     with room_for(220), Gateway() as gateway:
         gateway.add(place.replica())
         assert ask(gateway.port).endswith(b"ok")
@@ -218,7 +218,7 @@ def test_one_too_many_gets_503_at_once_and_a_place_when_another_leaves(place: Pl
 @pytest.mark.slow
 @pytest.mark.fault("thousands of connections are opened and ask nothing", area="public port", outcome="held")
 def test_thousands_of_half_open_connections_give_their_places_back(place: Place) -> None:
-    """They fill the port until the deadline of their heads; meanwhile the others are refused in time, then served."""
+    """They fill the port until the deadline of their heads. Until then others are refused at once, afterwards served."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     try:
@@ -241,7 +241,7 @@ def test_thousands_of_half_open_connections_give_their_places_back(place: Place)
 def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Another part of the process has taken them all: 503 by the kept one, one line in the log, and no loop over errors."""
+    """All descriptors are taken elsewhere: a reserved one answers 503, the log gets one line, and no busy loop starts."""
     with Gateway() as gateway, connect(gateway.port), contextlib.ExitStack() as clients:
         waiting = [clients.enter_context(socket.socket()) for _ in range(20)]
         assert wait_for(lambda: gateway.connections == 1)
@@ -264,8 +264,8 @@ def test_without_a_descriptor_clients_are_refused_in_time_and_served_again_later
 
 
 @pytest.mark.slow
-def test_a_drain_waits_for_answers_and_refuses_whoever_comes(place: Place) -> None:
-    """A stream ends whole; a quiet connection is not waited for beyond two seconds; new ones are told to come again."""
+def test_a_drain_waits_for_answers_and_refuses_new_clients(place: Place) -> None:
+    """A stream finishes. A silent connection is waited for two seconds at most. New ones are told to try again."""
     with Gateway() as gateway:
         gateway.add(place.replica())
         with connect(gateway.port) as streaming, connect(gateway.port) as idle, connect(gateway.port):
@@ -280,8 +280,8 @@ def test_a_drain_waits_for_answers_and_refuses_whoever_comes(place: Place) -> No
             assert everything(streaming).endswith(b"\r\n\r\n" + b"x" * 20)
 
 
-def test_limits_are_said_by_the_environment() -> None:
-    """A number from 1 on; anything else is an error that names the variable."""
+def test_the_environment_sets_limits() -> None:
+    """A limit is a number from 1. Anything else is an error that names the variable."""
     assert Limits.of({}) == Limits()
     assert Limits.of({CONNECTIONS_VARIABLE: "200", HEAD_VARIABLE: "5"}) == Limits(connections=200, head_timeout_s=5)
     for value in ("none", "0", "-3", "inf", "nan"):

@@ -1,4 +1,4 @@
-"""`torpor up` says which packages are missing; a package manager that is damaged or hangs holds up no start."""
+"""`torpor up` names missing packages. A damaged or hanging package manager does not stop a start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECIPE = Recipe(image=ImagePatch(apt=("numactl", "git")))
 
 @pytest.fixture
 def dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only program on the PATH."""
+    """The path of dpkg, the only program on the PATH."""
     program = tmp_path / "dpkg-query"
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(requirements, "_QUERY_TIMEOUT_S", 0.3)
@@ -33,8 +33,8 @@ def dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ["#!/bin/sh\nexec /bin/sleep 60\n", "#!/no/such/shell\n", "#!/bin/sh\nexec /usr/bin/yes\n", "\x7fELFno"],
     ids=repr,
 )
-def test_a_dpkg_that_does_not_answer_is_only_told(dpkg: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Which packages are missing is a note: the start goes on, and asks no second time."""
+def test_a_dpkg_that_does_not_answer_is_only_a_note(dpkg: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Missing packages are only a note: the start goes on and does not ask again."""
     dpkg.write_text(text)
     dpkg.chmod(0o755)
     assert requirements.missing_packages(a_deployment(), RECIPE) == {}
@@ -43,7 +43,7 @@ def test_a_dpkg_that_does_not_answer_is_only_told(dpkg: Path, text: str, capfd: 
 
 
 def test_a_package_that_dpkg_does_not_know_is_named(dpkg: Path) -> None:
-    """The others are not."""
+    """Packages that it knows are not named."""
     dpkg.write_text('#!/bin/sh\n[ "$2" = git ]\n')
     dpkg.chmod(0o755)
     assert requirements.missing_packages(a_deployment(), RECIPE) == {"apt:numactl": "?"}

@@ -1,4 +1,4 @@
-"""Replicas that do not wake, and replicas that end: tried again, started cold, restored again, given up."""
+"""Replicas that do not wake or that end are tried again, restored again, started cold, or given up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WAKE_FAULTS = [Fault.EXIT_AT_WAKE, Fault.REFUSE_WAKE, Fault.DIFFERENT_AFTER_WAKE
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache root of the tests' own, with the CRIU of this machine."""
+    """A cache root for these tests, with this machine's CRIU."""
     root = tmp_path_factory.mktemp("c")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORPOR_CACHE", str(root))
@@ -62,7 +62,7 @@ def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 class Server:
-    """Replicas of a snapshot of an app of the test's own, and what was told of them."""
+    """Replicas of a snapshot of the test's own app, and the events that they caused."""
 
     def __init__(self, folder: Path, *, fault: Fault | None = None, once: bool = False, options: str = "") -> None:
         self.port = unused_port()
@@ -74,13 +74,15 @@ class Server:
         )
         self.app = app
         self.folder = folder / "kept"
-        create_snapshot(app, self.folder, mode=MODES[-1], prove=False)  # its trial would show some of the faults
+        create_snapshot(
+            app, self.folder, mode=MODES[-1], prove=False
+        )  # a trial replica would already meet some of the faults
         self.events: list[ReplicaEvent] = []
         self.stages: list[StageRecord] = []
         self.replicas = self.new()
 
     def new(self, *, even_if_bad: bool = False) -> Replicas:
-        """Replicas of the snapshot, not started yet."""
+        """New replicas of the snapshot, not started yet."""
         return Replicas(
             self.folder,
             supervised=True,
@@ -90,11 +92,11 @@ class Server:
         )
 
     def told(self) -> list[str]:
-        """Names of the events so far."""
+        """The names of the events so far."""
         return [event.event for event in self.events]
 
     def ready(self) -> httpx.Response:
-        """What the door says."""
+        """What the public port answers to /ready."""
         return httpx.get(f"http://127.0.0.1:{self.port}/ready", trust_env=False)
 
     def kill(self, number: int = 0) -> None:
@@ -102,17 +104,17 @@ class Server:
         os.kill(self.replicas.serving[number].boot.running_engine.pid, signal.SIGKILL)
 
     def has_restarted(self, count: int) -> bool:
-        """Wait until so many restarts were told."""
+        """Wait until `count` restarts were reported."""
         return bool(wait_for(lambda: self.told().count("replica_restarted") == count, 10.0))
 
     def serves(self, count: int = 1) -> bool:
-        """Wait until so many serve."""
+        """Wait until `count` replicas serve."""
         return bool(wait_for(lambda: len(self.replicas.serving) == count, 10.0))
 
 
 @pytest.fixture
 def stopped() -> Iterator[list[Server]]:
-    """Servers that are stopped after the test; nothing of their engines may be left."""
+    """Servers that are stopped after the test. Their engines must leave nothing behind."""
     made: list[Server] = []
     yield made
     for server in made:
@@ -125,7 +127,7 @@ def stopped() -> Iterator[list[Server]]:
 def test_a_wake_that_fails_once_is_tried_again_from_the_same_snapshot(
     tmp_path: Path, stopped: list[Server], fault: Fault
 ) -> None:
-    """It is restored, no cold start is paid, the snapshot is kept and nothing is noted of it."""
+    """Another replica is restored. There is no cold start, the snapshot stays, and no failure is noted in it."""
     server = Server(tmp_path, fault=fault, once=True)
     stopped.append(server)
     made_at = inspect(server.folder).captured_at
@@ -143,7 +145,7 @@ def test_a_wake_that_fails_once_is_tried_again_from_the_same_snapshot(
 def test_a_replica_whose_wake_fails_twice_starts_cold_and_serves(
     tmp_path: Path, stopped: list[Server], fault: Fault
 ) -> None:
-    """Door, records and events say so; the failed engines have ended, the failure is noted beside the manifest."""
+    """Public port, records and events say so. The failed engines have ended. The failure is noted beside the manifest."""
     server = Server(tmp_path, fault=fault)
     stopped.append(server)
     server.replicas.start()
@@ -166,7 +168,7 @@ def test_a_replica_whose_wake_fails_twice_starts_cold_and_serves(
 @pytest.mark.slow
 @pytest.mark.fault("the trial replica of a new snapshot does not wake", area="wake", outcome="restarted")
 def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None:
-    """A snapshot of before stays as it is, marked bad; it is not what a later restart comes from."""
+    """An older snapshot stays, marked bad. A later restart does not use it."""
     server = Server(tmp_path, fault=Fault.REFUSE_WAKE)
     for _ in range(BAD_AFTER):
         note_failure(server.folder, EngineError("it did not wake"))
@@ -194,7 +196,7 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.fault("the trial replica does not wake, and no cold start is wanted", area="wake", outcome="refused")
 def test_without_the_option_a_new_snapshot_that_does_not_wake_is_an_error(tmp_path: Path) -> None:
-    """`cold_start_on_failed_wake=False`: nothing serves, nothing is left."""
+    """With `cold_start_on_failed_wake=False` nothing serves and nothing is left."""
     server = Server(tmp_path, fault=Fault.REFUSE_WAKE, options="cold_start_on_failed_wake=False")
     remove_snapshot(server.folder)
     app = load_app(str(server.app))
@@ -205,7 +207,7 @@ def test_without_the_option_a_new_snapshot_that_does_not_wake_is_an_error(tmp_pa
 
 @pytest.mark.fault("every wake fails and no cold start is wanted", area="wake", outcome="refused")
 def test_without_the_option_a_replica_whose_wake_fails_twice_is_an_error(tmp_path: Path, stopped: list[Server]) -> None:
-    """`cold_start_on_failed_wake=False`: nothing serves, nothing is left."""
+    """With `cold_start_on_failed_wake=False` nothing serves and nothing is left."""
     server = Server(tmp_path, fault=Fault.EXIT_AT_WAKE, options="cold_start_on_failed_wake=False")
     stopped.append(server)
     with pytest.raises(EngineError):
@@ -220,7 +222,7 @@ def test_without_the_option_a_replica_whose_wake_fails_twice_is_an_error(tmp_pat
 def test_a_snapshot_that_fails_again_and_again_is_marked_bad_until_one_wakes(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """The refusal says why, how to take a new snapshot, and how to try anyway. A wake that succeeds removes the mark."""
+    """The refusal says why, how to take a new snapshot, and how to try anyway. A successful wake removes the mark."""
     server = Server(tmp_path)
     stopped.append(server)
     for _ in range(BAD_AFTER):
@@ -238,14 +240,14 @@ def test_a_snapshot_that_fails_again_and_again_is_marked_bad_until_one_wakes(
     assert read_failures(server.folder) is None
     assert sorted(path.name for path in server.folder.glob("*fail*")) == []
     note_failure(server.folder, EngineError("once more"))
-    (server.folder / f".{FAILURES}.1.ab").touch()  # of somebody who was killed while he wrote
-    remove_snapshot(server.folder)  # the mark is nothing foreign
+    (server.folder / f".{FAILURES}.1.ab").touch()  # left by a process that was killed while writing
+    remove_snapshot(server.folder)  # the mark belongs to the snapshot
     assert not server.folder.exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"in_a_row": "x"}', '{"in_a_row": 9}', "9" * 70000, "[" * 60000])
-def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
-    """It is then tried; a restore finds out by itself. Nor is a link followed, or a pipe waited for."""
+def test_a_mark_that_cannot_be_read_is_ignored(tmp_path: Path, text: str) -> None:
+    """The snapshot is then tried, and its restore shows whether it works. No link is followed and no pipe blocks."""
     (tmp_path / FAILURES).write_text(text)
     assert read_failures(tmp_path) is None
     (tmp_path / FAILURES).unlink()
@@ -257,7 +259,7 @@ def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
 @pytest.mark.fault("a replica is killed while it serves", area="engine", outcome="restarted")
 @pytest.mark.alone
 def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
-    """Noticed within a second; its request in flight fails at once; meanwhile the port answers 503 with Retry-After."""
+    """The end is noticed within a second, and its request in flight fails at once. Until it is restored the port answers 503."""
     server = Server(tmp_path, options="drain_timeout_s=1.0, max_restarts=3")
     stopped.append(server)
     server.replicas.start()
@@ -277,7 +279,7 @@ def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: lis
             except ConnectionRefusedError:
                 refused.append(0)
             except (OSError, http.client.HTTPException):
-                pass  # it was on its way when the replica ended
+                pass  # the request was in flight when the replica ended
             finally:
                 connection.close()
 
@@ -305,7 +307,7 @@ def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: lis
 def test_a_request_that_ends_its_replica_gets_an_error_at_once_and_the_others_serve(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """The fault is in every replica: each that gets the request ends, and each is restored again."""
+    """Every replica has the fault: each one that gets the request ends, and each is restored again."""
     server = Server(tmp_path, fault=Fault.EXIT_WHILE_SERVING)
     stopped.append(server)
     server.replicas.start(2)
@@ -322,7 +324,7 @@ def test_a_request_that_ends_its_replica_gets_an_error_at_once_and_the_others_se
 
 @pytest.mark.fault("two replicas are killed at once", area="engine", outcome="restarted")
 def test_two_replicas_that_die_at_once_are_both_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
-    """Each from a thread of its own, under names of their own."""
+    """Each is restored in its own thread, under a new name."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start(2)
@@ -336,8 +338,8 @@ def test_two_replicas_that_die_at_once_are_both_restored_again(tmp_path: Path, s
 
 
 @pytest.mark.fault("a snapshot is deleted while its replicas serve and one ends", area="engine", outcome="restarted")
-def test_a_replica_whose_snapshot_is_gone_is_started_cold(tmp_path: Path, stopped: list[Server]) -> None:
-    """The event says why it was not restored."""
+def test_a_replica_whose_snapshot_was_deleted_starts_cold(tmp_path: Path, stopped: list[Server]) -> None:
+    """The event says why it is not restored."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start()
@@ -357,8 +359,8 @@ def test_a_replica_whose_snapshot_is_gone_is_started_cold(tmp_path: Path, stoppe
 @pytest.mark.fault(
     "a new snapshot is captured while a replica of the old one serves and ends", area="engine", outcome="restarted"
 )
-def test_a_replica_is_restored_from_the_snapshot_that_is_there_now(tmp_path: Path, stopped: list[Server]) -> None:
-    """Another capture has taken the folder meanwhile: its identity and its images count."""
+def test_a_replica_is_restored_from_the_current_snapshot(tmp_path: Path, stopped: list[Server]) -> None:
+    """Another capture has replaced the folder meanwhile. Its identity and images are used."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start()
@@ -372,10 +374,10 @@ def test_a_replica_is_restored_from_the_snapshot_that_is_there_now(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.fault("a snapshot of another deployment takes the folder's place", area="engine", outcome="restarted")
-def test_a_replica_whose_snapshot_is_of_another_deployment_now_is_started_cold_as_itself(
+def test_a_replica_whose_snapshot_was_replaced_by_another_deployments_starts_cold(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """Nothing of the other one is taken over, not even its name."""
+    """Nothing of the other one is used, not even its name."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start()
@@ -392,10 +394,10 @@ def test_a_replica_whose_snapshot_is_of_another_deployment_now_is_started_cold_a
 
 
 @pytest.mark.fault("an engine ends again and again", area="engine", outcome="refused")
-def test_a_replica_that_ends_again_and_again_is_given_up_and_comes_back_by_hand(
+def test_a_replica_that_ends_again_and_again_is_given_up_until_start_is_called(
     tmp_path: Path, stopped: list[Server]
 ) -> None:
-    """`Deployment.max_restarts`; the port stays and refuses; `start` brings a new one."""
+    """`Deployment.max_restarts` is the limit. The port stays open and refuses requests. `start` restores a new one."""
     server = Server(tmp_path, options="max_restarts=1")
     stopped.append(server)
     server.replicas.start()
@@ -411,8 +413,10 @@ def test_a_replica_that_ends_again_and_again_is_given_up_and_comes_back_by_hand(
 
 @pytest.mark.fault("a server is stopped while a replica waits for its restart", area="engine", outcome="held")
 @pytest.mark.alone
-def test_a_stop_ends_the_wait_for_a_restart_and_nothing_starts_any_more(tmp_path: Path, stopped: list[Server]) -> None:
-    """The second restart waits a second; `restart_now` does not wait, `stop` ends it."""
+def test_a_stop_ends_the_wait_for_a_restart_and_nothing_starts_afterwards(
+    tmp_path: Path, stopped: list[Server]
+) -> None:
+    """The second restart waits a second. `restart_now` skips the wait, `stop` cancels the restart."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start()
@@ -434,7 +438,7 @@ def test_a_stop_ends_the_wait_for_a_restart_and_nothing_starts_any_more(tmp_path
 
 @pytest.mark.fault("a server is drained while a replica is started again", area="engine", outcome="held")
 def test_a_drain_ends_a_restart_and_the_other_replica_finishes(tmp_path: Path, stopped: list[Server]) -> None:
-    """A replica that came then would take requests that nobody finishes."""
+    """A replica restored during a drain would take requests and then be cut off."""
     server = Server(tmp_path)
     stopped.append(server)
     server.replicas.start(2)
@@ -442,7 +446,7 @@ def test_a_drain_ends_a_restart_and_the_other_replica_finishes(tmp_path: Path, s
     assert wait_for(server.told)
     assert server.replicas.drain() == 0
     assert "replica_restarted" not in server.told()
-    assert len(engines_on(server.port)) == 3  # the tree of the other one
+    assert len(engines_on(server.port)) == 3  # the other replica's tree
     assert server.replicas.restarting == 0
 
 
@@ -452,7 +456,7 @@ def test_a_drain_ends_a_restart_and_the_other_replica_finishes(tmp_path: Path, s
 def test_a_stop_at_any_moment_of_a_restart_leaves_nothing(
     tmp_path: Path, stopped: list[Server], cache: Path, *, removed: bool
 ) -> None:
-    """Twelve moments of the half second that a restart takes."""
+    """The test stops at twelve moments of the half second that a restart takes."""
     server = Server(tmp_path)
     stopped.append(server)
     for step in range(12):
@@ -472,7 +476,7 @@ def test_a_stop_at_any_moment_of_a_restart_leaves_nothing(
 @pytest.mark.fault("a wake hangs", area="wake", outcome="restarted")
 @pytest.mark.slow
 def test_a_wake_that_hangs_is_ended_at_its_deadline_and_tried_again(tmp_path: Path, stopped: list[Server]) -> None:
-    """As any other failure."""
+    """It is handled like any other failure."""
     server = Server(tmp_path, fault=Fault.HANG_IN_WAKE, once=True, options="wake_timeout_s=1.5")
     stopped.append(server)
     server.replicas.start()
@@ -481,7 +485,7 @@ def test_a_wake_that_hangs_is_ended_at_its_deadline_and_tried_again(tmp_path: Pa
 
 
 def test_a_ctrl_c_between_two_wakes_leaves_nothing(tmp_path: Path, stopped: list[Server]) -> None:
-    """Whoever waits for the start gets the interrupt; the second replica is not restored."""
+    """The caller of the start gets the interrupt, and the second replica is not restored."""
     server = Server(tmp_path, fault=Fault.HANG_IN_WAKE)
     stopped.append(server)
     start = Background(server.replicas.start)

@@ -1,4 +1,4 @@
-"""Creating and restoring snapshots: replicas that serve, and every refusal, with nothing left behind."""
+"""Snapshots are captured and restored: replicas serve, and every refusal leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.criu
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A snapshot and where it came from."""
+    """A snapshot, its app file and its port."""
 
     folder: Path
     app: Path
@@ -65,7 +65,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache root of the tests' own, with the CRIU of this machine."""
+    """A cache root for these tests, with this machine's CRIU."""
     root = tmp_path_factory.mktemp("c")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORPOR_CACHE", str(root))
@@ -78,7 +78,7 @@ def cache(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 @pytest.fixture(scope="module")
 def original(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    """A snapshot, made once; tests that change it take a copy."""
+    """A snapshot, captured once for all tests. None of them changes it."""
     port = unused_port()
     app = write_app(tmp_path_factory.mktemp("app"), port=port)
     folder = tmp_path_factory.mktemp("kept") / "snapshot"
@@ -90,7 +90,7 @@ def original(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 @pytest.fixture
 def kept(original: Kept, tmp_path: Path) -> Kept:
-    """A copy of the snapshot, free to be changed."""
+    """The snapshot in a folder of the test's own, which may change it."""
     folder = tmp_path / "snapshot"
     shutil.copytree(original.folder, folder)
     return Kept(folder=folder, app=original.app, port=original.port)
@@ -103,7 +103,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -
 
 
 def refused(kept: Kept, *, full: bool = False) -> str:
-    """What a restore says that is refused; nothing may be left of it."""
+    """The error of a refused restore, which must leave nothing behind."""
     port = unused_port()
     with pytest.raises(SnapshotError) as error:
         restore_snapshot(kept.folder, port=port, full=full)
@@ -115,7 +115,7 @@ def refused(kept: Kept, *, full: bool = False) -> str:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_replica_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: Path) -> None:
-    """Create, restore, ask: rootless and as root; the original has ended, and `stop` ends the replica."""
+    """Rootless and as root. The original has ended, and `stop` ends the replica."""
     if reasons := CriuBackend(mode=mode).available():
         refuse("; ".join(reasons))
     app = write_app(tmp_path / "app", port=unused_port())
@@ -133,7 +133,7 @@ def test_a_replica_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path
 
 
 def test_replicas_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
-    """Three replicas behind one port: replica ids, lifecycle keys and logs differ, greedy answers do not."""
+    """Three replicas behind one port have different replica ids, keys and logs, and the same greedy answers."""
     port = unused_port()
     replicas = restore_snapshot(original.folder, replicas=3, port=port)
     try:
@@ -145,7 +145,7 @@ def test_replicas_serve_side_by_side_under_identities_of_their_own(original: Kep
         for one in replicas.serving:
             with one.boot._control() as control:
                 assert control._client.get("/_torpor/state").json()["replica_id"] == one.boot.running_engine.replica_id
-            assert not any("scheduler" in line for line in one.boot.running_engine.log_tail())  # said at the start
+            assert not any("scheduler" in line for line in one.boot.running_engine.log_tail())  # printed at the start
     finally:
         replicas.stop()
     assert engines_on(original.port) == []
@@ -153,7 +153,7 @@ def test_replicas_serve_side_by_side_under_identities_of_their_own(original: Kep
 
 @BOTH_DIALECTS
 def test_replicas_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin: type[StandIn]) -> None:
-    """All of them have the random state of the snapshot until the wake renews it."""
+    """Replicas start with the random state of the snapshot. The wake renews it."""
     if reasons := CriuBackend(mode=MODES[-1]).available():
         refuse("; ".join(reasons))
     app = write_app(tmp_path / "app", port=unused_port(), standin=standin.__name__)
@@ -171,8 +171,8 @@ def test_replicas_sample_texts_of_their_own(cache: Path, tmp_path: Path, standin
         replicas.stop()
 
 
-def test_replicas_tell_at_the_door_that_they_were_restored(original: Kept) -> None:
-    """What `torpor prewarm` looks for; two replicas have two tags, and neither is a replica id."""
+def test_replicas_say_in_their_answers_that_they_were_restored(original: Kept) -> None:
+    """`torpor prewarm` reads these headers. Two replicas have two tags, and neither is a replica id."""
     port = unused_port()
     replicas = restore_snapshot(original.folder, replicas=2, port=port)
     try:
@@ -189,7 +189,7 @@ def test_replicas_tell_at_the_door_that_they_were_restored(original: Kept) -> No
 
 
 def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept) -> None:
-    """In a file for each replica, which is told, and which stays when the replica has ended."""
+    """Each replica has a log file, which the engine names and which stays after its end."""
     replicas = restore_snapshot(original.folder, replicas=2, port=unused_port())
     try:
         engines = [one.boot.running_engine for one in replicas.serving]
@@ -213,12 +213,12 @@ def test_what_a_restored_engine_prints_can_be_read_while_it_runs(original: Kept)
 
 
 def says(log: Path, text: str) -> bool:
-    """Whether a log has this text by now."""
+    """Whether a log has exactly this text."""
     return log.is_file() and log.read_text() == text
 
 
-def test_two_restores_at_once_do_not_meet(original: Kept) -> None:
-    """Nothing of a snapshot is written by a restore, and sandboxes share nothing."""
+def test_two_restores_at_once_do_not_disturb_each_other(original: Kept) -> None:
+    """A restore writes nothing into a snapshot, and sandboxes share nothing."""
     ports = (unused_port(), unused_port())
     restores = [Background(lambda port=port: restore_snapshot(original.folder, port=port)) for port in ports]
     replicas = [one.join() for one in restores]
@@ -260,7 +260,7 @@ deployment = replace(deployment, plugins=(Unguarded(warmup_requests=1),))
 
 
 def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_path: Path) -> None:
-    """There is no /ready then; its own ready path is asked."""
+    """Without a guard there is no /ready, so the engine's own ready path is asked."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     app.write_text(app.read_text() + UNGUARDED)
@@ -273,32 +273,32 @@ def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_p
 
 
 def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
-    """Whoever could write it could have put anything into the memory that is about to run."""
+    """Others who can write it could change the memory that is about to run."""
     kept.folder.chmod(0o755)
     assert "chmod 700" in refused(kept)
 
 
-def test_a_manifest_from_the_future_says_who_made_it(kept: Kept) -> None:
-    """Another format is never guessed at."""
+def test_a_manifest_in_a_newer_format_is_refused_with_its_version(kept: Kept) -> None:
+    """The error names both versions."""
     change_manifest(kept.folder, lambda content: content.update(schema=99))
     assert re.search(r"written by Torpor .* in format 99; this is Torpor", refused(kept))
 
 
 def test_a_folder_without_a_manifest_is_no_snapshot(tmp_path: Path) -> None:
-    """The message says how one is made."""
+    """The message says how to capture one."""
     with pytest.raises(SnapshotError, match=r"holds no snapshot.*torpor snapshot create"):
         inspect_snapshot(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "machine": 3, "deployment": 4}'])
 def test_a_damaged_manifest_is_an_error(kept: Kept, text: str) -> None:
-    """Not a traceback."""
+    """The error is clear, without a traceback."""
     (kept.folder / MANIFEST).write_text(text)
     assert "take a new snapshot" in refused(kept) or "format" in refused(kept)
 
 
 def test_missing_cut_and_overwritten_images_are_all_named(kept: Kept) -> None:
-    """The fast check sees sizes and first bytes of every file, and stops at none."""
+    """The fast check compares size and first bytes of every file, and lists all faults."""
     images = kept.folder / "images"
     (images / "inventory.img").unlink()
     os.truncate(images / "pages-1.img", 4096)
@@ -320,8 +320,8 @@ def test_a_changed_byte_in_the_middle_is_found_by_the_full_check(kept: Kept) -> 
     assert "images/pages-1.img was changed" in refused(kept, full=True)
 
 
-def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
-    """Kernel, CRIU, CPU features, Torpor, plugin options and command line: one list, not one after the other."""
+def test_all_differences_are_listed_at_once(kept: Kept) -> None:
+    """Kernel, CRIU, CPU features, Torpor, plugin options and command line are in one list."""
 
     def differ(content: dict[str, object]) -> None:
         machine, deployment = content["machine"], content["deployment"]
@@ -356,8 +356,8 @@ def test_everything_that_differs_is_listed_at_once(kept: Kept) -> None:
         assert reason in said
 
 
-def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, original: Kept, tmp_path: Path) -> None:
-    """The deployment is compared with what its file says at the restore, while CRIU works; then everything ends."""
+def test_a_changed_app_file_is_refused(cache: Path, original: Kept, tmp_path: Path) -> None:
+    """The app file is compared while CRIU works. If it differs, everything is ended."""
     app = write_app(tmp_path / "app", port=unused_port())
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     write_app(tmp_path / "app", port=original.port, warmups=2)
@@ -366,11 +366,11 @@ def test_an_app_file_that_says_something_else_now_is_refused(cache: Path, origin
     assert "standin.warmup_requests: 1 -> 2" in said
     app.unlink()
     assert "There is no app file" in refused(Kept(folder=tmp_path / "kept", app=app, port=original.port))
-    assert list((cache / "run").glob("*")) == []  # the folder itself is made with the first sandbox that gets ready
+    assert list((cache / "run").glob("*")) == []  # the first sandbox creates the folder itself
 
 
 def test_a_file_that_changed_since_is_named(kept: Kept) -> None:
-    """What the tree has mapped or open must be as it was; CRIU would stop at the first with 'bad size'."""
+    """Files that the engine has mapped or open must be unchanged. CRIU alone would stop at the first with 'bad size'."""
     outside = kept.folder / "outside.json"
     files = json.loads(outside.read_text())
     name = next(iter(files))
@@ -393,7 +393,7 @@ def _forget_facts(content: dict[str, object], name: str) -> None:
     "a snapshot is replaced between its check and its restore", area="snapshot folders", outcome="refused"
 )
 def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Kept, tmp_path: Path) -> None:
-    """Its files were checked in another folder; a copy of the whole folder, which differs in nothing, counts as well."""
+    """The check saw another folder. Even a copy of the whole folder, equal in content, is refused."""
     replicas = Replicas(kept.folder, port=unused_port())
     kept.folder.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", kept.folder)
@@ -404,7 +404,7 @@ def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Ke
 
 
 def test_a_replica_that_answers_differently_never_serves(kept: Kept) -> None:
-    """Every replica has to repeat the canary of the original; here without a cold start in its place."""
+    """Every replica must repeat the original's canary. Here no cold start replaces it."""
     change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
     with pytest.raises(CanaryError):
         Replicas(kept.folder, port=unused_port(), cold_start=False).start()
@@ -412,7 +412,7 @@ def test_a_replica_that_answers_differently_never_serves(kept: Kept) -> None:
 
 
 def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Path) -> None:
-    """Nothing was begun, so there is nothing to end."""
+    """No sandbox was begun, so none is left."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -421,8 +421,8 @@ def test_a_taken_port_is_found_before_anything_is_restored(kept: Kept, cache: Pa
     assert not list((cache / "run").glob("*"))
 
 
-def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cache: Path, tmp_path: Path) -> None:
-    """Here by the app file, which is read while CRIU works; the replicas, which wake by then, are ended."""
+def test_a_port_that_is_taken_during_a_restore_ends_the_restore(kept: Kept, cache: Path, tmp_path: Path) -> None:
+    """Here the app file takes the port, while CRIU works. The replicas, which wake meanwhile, are ended."""
     port, app = unused_port(), tmp_path / "takes.py"
     take = f"import pathlib, socket\ntaken = socket.create_server(('127.0.0.1', {port}))\n"
     keep = f"pathlib.Path({str(tmp_path / 'number')!r}).write_text(str(taken.detach()))\n"
@@ -435,8 +435,8 @@ def test_a_port_that_is_taken_in_the_middle_of_a_restore_ends_it(kept: Kept, cac
     assert list((cache / "run").glob("*")) == []
 
 
-def test_replicas_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
-    """Their memory is their own."""
+def test_replicas_keep_serving_when_their_snapshot_is_removed(kept: Kept) -> None:
+    """Their memory does not depend on the snapshot."""
     port = unused_port()
     replicas = restore_snapshot(kept.folder, port=port)
     try:
@@ -449,7 +449,7 @@ def test_replicas_go_on_when_their_snapshot_is_removed(kept: Kept) -> None:
 
 
 def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
-    """A wrong path costs nothing."""
+    """A wrong path deletes nothing."""
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SnapshotError, match="Nothing was removed"):
         remove_snapshot(tmp_path)
@@ -457,7 +457,7 @@ def test_a_folder_that_is_no_snapshot_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_a_replica_that_dies_is_reported_and_replaced(original: Kept) -> None:
-    """The others serve on; `start` brings another replica behind the same port."""
+    """The others keep serving. `start` restores another replica behind the same port."""
     port = unused_port()
     events: list[ReplicaEvent] = []
     replicas = Replicas(original.folder, port=port, on_event=events.append)
@@ -480,7 +480,7 @@ def test_a_replica_that_dies_is_reported_and_replaced(original: Kept) -> None:
 def test_a_secret_in_the_environment_is_refused_by_name(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the engine is started; the value is not told."""
+    """The error comes before the engine starts, and holds no value."""
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
     app = write_app(tmp_path / "app", port=unused_port())
     with pytest.raises(SnapshotError, match=r'MY_HUB_TOKEN.*secrets_in_snapshot="warn"') as error:
@@ -489,8 +489,10 @@ def test_a_secret_in_the_environment_is_refused_by_name(
     assert not (tmp_path / "kept").exists()
 
 
-def test_the_deployment_can_make_it_a_warning(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on any platform: the snapshot is made, and each look at it names the variable, never the value."""
+def test_the_deployment_can_make_a_secret_a_warning(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is captured. Each check logs the variable's name, never its value."""
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_swordfish")
     app = write_app(tmp_path / "app", port=unused_port(), secrets="warn")
     with structlog.testing.capture_logs() as logs:
@@ -511,7 +513,7 @@ def test_the_deployment_can_make_it_a_warning(cache: Path, tmp_path: Path, monke
 def test_a_capture_closes_idle_connections_and_cuts_what_is_in_flight_at_its_deadline(
     cache: Path, tmp_path: Path
 ) -> None:
-    """The one that waits is answered, the one that goes on for ever is cut, the idle one is closed; then it sleeps."""
+    """A short request is answered, an endless one is cut off, an idle connection is closed. Then the engine sleeps."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port, token_s=0.01, warmups=0)
     backend = CriuBackend(folder=tmp_path / "kept", app_file=app, mode=MODES[-1])
@@ -563,7 +565,7 @@ def _in_flight(boot: Boot) -> int:
 def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_can_be_woken(
     cache: Path, tmp_path: Path, criu: Criu
 ) -> None:
-    """The sleep cut everybody; who comes later is refused. The engine stays asleep, and nothing is on the disk."""
+    """The sleep cut all connections; a later one makes the capture fail. The engine stays asleep, and no file is written."""
     app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.sleep()
@@ -576,7 +578,7 @@ def test_a_client_that_connects_to_a_sleeping_engine_is_named_and_the_original_c
 
 @contextmanager
 def asleep(app: Path, folder: Path, *, mode: Mode = MODES[-1]) -> Iterator[tuple[LocalServer, CriuBackend]]:
-    """A server of the app that sleeps in its sandbox, ready for a capture; it is ended with the block."""
+    """A server of the app, cold-started in a sandbox and not serving; ended with the block."""
     backend = CriuBackend(folder=folder, app_file=app, mode=mode, public=False)
     server = LocalServer(load_app(str(app)).deployment, backend=backend)
     try:
@@ -597,7 +599,7 @@ os.system("ip address add 192.0.2.7/32 dev lo")
 server = socket.create_server(("192.0.2.7", 0))
 connection = socket.create_connection(server.getsockname())
 """
-"""An address of the sandbox's own that is no loopback: for the check as good as another machine's."""
+"""An address of the sandbox that is not loopback. The check treats it like another machine's."""
 
 OUTSIDE = {
     "a file in /tmp": ("f = open(sys.argv[1])", r"may be gone when it is restored:\n  - .*/lost\n"),
@@ -614,14 +616,14 @@ OUTSIDE = {
         r"connections that cannot survive a snapshot:\n  - a connection leads outside, to 192\.0\.2\.7:\d+\n",
     ),
 }
-"""What a process of the tree does, and what the refusal says of it."""
+"""What a process of the tree does, and the refusal's text for it."""
 
 
 @pytest.mark.parametrize("what", OUTSIDE)
 def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
     cache: Path, tmp_path: Path, what: str
 ) -> None:
-    """Each by name, before CRIU begins; nothing is on the disk, and the original serves again. Once it is gone, it is kept."""
+    """The refusal names it before CRIU begins and writes no file. The original wakes, and is captured once it is gone."""
     program, told = OUTSIDE[what]
     if program == OWN_ADDRESS and not shutil.which("ip"):
         pytest.skip("without iproute2 the test's program can have no such address")
@@ -647,7 +649,7 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: Path, tmp_path: Path) -> None:
-    """As root by a filter, which its replicas have as well; rootless, where CRIU can dump none, by asking its libraries."""
+    """As root a seccomp filter denies it, in replicas too. Rootless, where CRIU cannot dump filters, variables ask libraries."""
     app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept", mode=mode) as (server, backend):
         original = denials(sandbox_of(server))
@@ -661,7 +663,7 @@ def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: P
 
 
 def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
-    """Of each process of the tree: its seccomp mode, and the two variables."""
+    """For each process of the tree: its seccomp mode and the two variables."""
     found: set[tuple[str, ...]] = set()
     for inside, pid in sandbox.host_pids().items():
         if inside != 1:
@@ -673,7 +675,7 @@ def denials(sandbox: Sandbox) -> set[tuple[str, ...]]:
 
 
 def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Path, criu: Criu) -> None:
-    """The guard is asked: a snapshot of a serving engine would be restored in the middle of its work."""
+    """The guard's state decides: a replica of a serving engine would start in the middle of its work."""
     app = write_app(tmp_path / "app", port=unused_port())
     with asleep(app, tmp_path / "kept") as (server, _):
         server.boot.serve()
@@ -683,7 +685,7 @@ def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Pa
 
 
 def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
-    """A tree that CRIU let go of in the middle cannot be trusted; the snapshot that was there before stays."""
+    """A tree that CRIU left in the middle cannot be trusted, so it ends. The older snapshot stays."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port)
     before = create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
@@ -703,7 +705,7 @@ def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path
 
 
 def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept: Kept, cache: Path) -> None:
-    """No replica of several serves when one fails; the next restore succeeds."""
+    """If one of several replicas fails, none serves. The next restore succeeds."""
     mounts = Path("/proc/self/mountinfo").read_text()
     for _ in range(ATTEMPTS):
         try:
@@ -730,7 +732,7 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
 def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes(
     cache: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The room was there when it was looked at, and somebody else took it: here the look is what is wrong."""
+    """The check found enough room, but the disk is full later. Here the check's answer is replaced."""
     app = write_app(tmp_path / "app", port=unused_port())
     usage, facts = shutil.disk_usage(tmp_path), os.statvfs(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -745,7 +747,7 @@ def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes
 def test_a_snapshot_that_is_removed_in_the_middle_of_a_restore_is_a_clear_error(
     cache: Path, kept: Kept, tmp_path: Path
 ) -> None:
-    """Here by the app file, which is read while CRIU works; nothing is left."""
+    """Here the app file removes it, while CRIU works. Nothing is left."""
     app = tmp_path / "removes.py"
     app.write_text(f"import shutil\nshutil.rmtree({str(kept.folder)!r})\n" + kept.app.read_text())
     change_manifest(kept.folder, lambda content: content.update(app_file=str(app)))
@@ -755,12 +757,12 @@ def test_a_snapshot_that_is_removed_in_the_middle_of_a_restore_is_a_clear_error(
         "was changed while it was being restored",
         "was replaced by another while it was",
     )
-    assert any(words in said for words in moments)  # how far the deletion has come
+    assert any(words in said for words in moments)  # depends on how far the deletion is
     assert taken_logs(cache) <= {"restore.log", "stats-restore"}
 
 
 def taken_logs(cache: Path) -> set[str]:
-    """Names of what failed restores left to be read (the message names the log, CRIU adds its figures); taken away."""
+    """Remove the files that failed restores keep (the log and CRIU's statistics), and return their names."""
     run = cache / "run"
     names = {file.name for file in run.rglob("*") if file.is_file()}
     shutil.rmtree(run)
@@ -772,10 +774,10 @@ def taken_logs(cache: Path) -> set[str]:
 def test_a_replicas_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_otherwise(
     mode: Mode, cache: Path, tmp_path: Path
 ) -> None:
-    """Monotonic and boot time go on from the dump where the machine's own are behind it; the time of day is the machine's."""
+    """Monotonic and boot time continue from the dump if the machine's are behind it. The time of day is the machine's."""
     app = write_app(tmp_path / "app", port=unused_port())
     create_snapshot(app, tmp_path / "kept", mode=mode)
-    for ahead_s in (0.0, 90_000.0):  # as if this machine had been booted after the dump
+    for ahead_s in (0.0, 90_000.0):  # as if this machine had booted after the dump
         dumped_at_s = inspect_snapshot(tmp_path / "kept").monotonic_s + ahead_s
         clocks = {"monotonic_s": dumped_at_s, "boottime_s": dumped_at_s}
         change_manifest(tmp_path / "kept", partial(dict.update, **clocks))
@@ -794,7 +796,7 @@ def test_a_replicas_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_ot
 
 
 def test_a_replica_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> None:
-    """Two replicas share the requests; while one sleeps the other gets all; awake it has its share again."""
+    """Two replicas share the requests. While one sleeps the other gets all of them."""
     app = write_app(tmp_path / "app", port=unused_port(), more=", journal='journal'")
     create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
     port = unused_port()
@@ -814,19 +816,19 @@ def test_a_replica_that_sleeps_gets_no_request(cache: Path, tmp_path: Path) -> N
 
 
 def shares(port: int, sandboxes: Sequence[Sandbox]) -> list[int]:
-    """How six requests are spread, by what each engine itself wrote down; all of them are answered."""
+    """Send six requests, all of which are answered; return how many each engine recorded."""
     before = [chats(sandbox) for sandbox in sandboxes]
     assert all(chat(port) for _ in range(6))
     return [chats(sandbox) - earlier for sandbox, earlier in zip(sandboxes, before, strict=True)]
 
 
 def chats(sandbox: Sandbox) -> int:
-    """The chats in the journal that an engine keeps in its private folder."""
+    """How many chats an engine's journal holds, in its private folder."""
     return (sandbox.outside(sandbox.scratch) / "journal").read_text().count("/v1/chat/completions")
 
 
-def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: Path) -> None:
-    """Only a snapshot gives way to a snapshot; this is found before the start."""
+def test_a_folder_with_other_files_is_never_replaced(cache: Path, tmp_path: Path) -> None:
+    """Only a snapshot may be replaced. The error comes before the start."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("years of work")
     app = write_app(tmp_path / "app", port=unused_port())
@@ -834,10 +836,10 @@ def test_something_else_in_the_folder_is_never_replaced(cache: Path, tmp_path: P
         create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
 
 
-def test_too_little_room_is_said_before_criu_begins(
+def test_too_little_room_is_an_error_before_criu_begins(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what is free and what it takes."""
+    """The message says how much is free and how much is needed."""
     usage = shutil.disk_usage(tmp_path)
     app = write_app(tmp_path / "app", port=unused_port())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total - 1000, 1000))
@@ -846,8 +848,8 @@ def test_too_little_room_is_said_before_criu_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["app"]
 
 
-def test_a_new_snapshot_takes_the_old_ones_place_when_it_is_whole(cache: Path, tmp_path: Path) -> None:
-    """And what a killed capture left beside it goes."""
+def test_a_new_snapshot_replaces_the_old_one_once_it_is_complete(cache: Path, tmp_path: Path) -> None:
+    """The left-overs of a killed capture are removed too."""
     app = write_app(tmp_path / "app", port=unused_port())
     left = tmp_path / ".kept.partial-4194999"
     left.mkdir()

@@ -1,4 +1,4 @@
-"""`LocalServer`: an engine that ends is started again, a wake that fails starts cold; here without CRIU."""
+"""`LocalServer` without CRIU: an engine that ends is started again, and a failed wake starts cold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[MakeServer]:
-    """Servers and what is told of them; ended with the test."""
+    """A factory of servers with their events; they are stopped after the test."""
     made: list[LocalServer] = []
 
     def make(
@@ -49,12 +49,12 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
 
 
 def ready(deployment: Deployment) -> httpx.Response:
-    """What the door says."""
+    """What the public port answers to /ready."""
     return httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False, timeout=5)
 
 
 def kill(server: LocalServer) -> None:
-    """SIGKILL the engine, and wait until that was noticed."""
+    """SIGKILL the engine, and wait until the server has noticed."""
     os.kill(server.boot.running_engine.pid, signal.SIGKILL)
     assert server.boot.running_engine.wait(1.0) == -signal.SIGKILL
 
@@ -63,7 +63,7 @@ def kill(server: LocalServer) -> None:
 @pytest.mark.fault("an engine without a snapshot is killed while it serves", area="engine", outcome="restarted")
 @pytest.mark.parametrize("backend", [NoSnapshot(), Standby()], ids=["none", "standby"])
 def test_an_engine_that_was_killed_is_started_cold_again(make_server: MakeServer, backend: SnapshotBackend) -> None:
-    """Events, records and the door say why; the engine before has left nothing."""
+    """Events, records and the public port say why. The engine before has left nothing."""
     deployment = a_deployment()
     server, events = make_server(deployment, backend)
     server.start()
@@ -85,7 +85,7 @@ def test_an_engine_that_was_killed_is_started_cold_again(make_server: MakeServer
 def test_an_engine_that_ends_too_often_is_an_error_with_its_last_lines(
     make_server: MakeServer,
 ) -> None:
-    """`Deployment.max_restarts` in a row; nothing runs then."""
+    """The limit is `Deployment.max_restarts` in a row. Afterwards nothing runs."""
     deployment = replace(a_deployment(), max_restarts=1)
     server, events = make_server(deployment, NoSnapshot())
     server.start()
@@ -100,10 +100,10 @@ def test_an_engine_that_ends_too_often_is_an_error_with_its_last_lines(
 
 @pytest.mark.slow
 @pytest.mark.fault("a restart fails", area="engine", outcome="restarted")
-def test_a_restart_that_fails_is_one_more_in_the_row(
+def test_a_failed_restart_counts_as_one_more_in_the_row(
     make_server: MakeServer,
 ) -> None:
-    """Here the port is taken for the first one; what a failed restart began has ended."""
+    """Here the port is taken during the first restart. Everything that the failed restart began has ended."""
     deployment = replace(a_deployment(), max_restarts=2)
     server, events = make_server(deployment, NoSnapshot())
     server.start()
@@ -127,7 +127,7 @@ def test_a_restart_that_fails_is_one_more_in_the_row(
     ],
 )
 def test_a_standby_that_does_not_wake_is_started_cold(make_server: MakeServer, fault: Fault) -> None:
-    """At the start already, and again by a later sleep and wake: the fault is there each time."""
+    """The fault occurs at the start, and again at a later sleep and wake."""
     deployment = a_deployment(fault=fault)
     server, events = make_server(deployment, Standby())
     server.start()
@@ -141,10 +141,10 @@ def test_a_standby_that_does_not_wake_is_started_cold(make_server: MakeServer, f
 
 
 @pytest.mark.fault("a standby ends while it is asleep", area="wake", outcome="restarted")
-def test_a_standby_that_ended_asleep_is_started_cold_when_it_is_to_wake(
+def test_a_standby_that_ended_asleep_starts_cold_instead_of_waking(
     make_server: MakeServer,
 ) -> None:
-    """The wake finds out."""
+    """The wake notices it."""
     deployment = a_deployment()
     server, events = make_server(deployment, Standby())
     server.start()
@@ -159,7 +159,7 @@ def test_a_standby_that_ended_asleep_is_started_cold_when_it_is_to_wake(
 def test_without_the_option_a_failed_wake_is_an_error(
     make_server: MakeServer,
 ) -> None:
-    """`Deployment.cold_start_on_failed_wake`; nothing runs then."""
+    """Without `Deployment.cold_start_on_failed_wake` nothing runs afterwards."""
     deployment = a_deployment(fault=Fault.EXIT_AT_WAKE, cold_start_on_failed_wake=False)
     server, events = make_server(deployment, Standby())
     with pytest.raises(EngineError):

@@ -1,4 +1,4 @@
-"""`torpor.platforms.local.running`: the files by which commands that serve are found."""
+"""`torpor.platforms.local.running`: the files that show which commands serve."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ FACTS: dict[str, object] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the files are."""
+    """The folder of these files."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     return tmp_path / "run"
 
 
 def written(facts: dict[str, object] | None = None) -> RunFile:
-    """A file of this process."""
+    """Write a file for this process."""
     file = RunFile("up")
     file.write(FACTS | (facts or {}))
     return file
 
 
 def files(folder: Path) -> list[Path]:
-    """All that is there."""
+    """Everything in the folder."""
     return sorted(folder.iterdir())
 
 
 def test_a_server_is_found_while_it_runs_and_not_afterwards(folder: Path) -> None:
-    """What it wrote last counts; its file is for its owner alone and goes with it."""
+    """Its last write counts. Its file is readable by its owner only, and is removed at its end."""
     file = written({"state": "starting"})
     file.write(FACTS)
     (server,) = servers()
@@ -88,7 +88,7 @@ def test_a_server_is_found_while_it_runs_and_not_afterwards(folder: Path) -> Non
 
 
 def test_several_servers_are_found_the_oldest_first(folder: Path) -> None:
-    """One file each, also of one process."""
+    """Each has its own file, even in one process."""
     opened = [written({"deployment": name}) for name in ("b", "a", "c")]
     assert [one.deployment for one in servers() if isinstance(one, RunningServer)] == ["b", "a", "c"]
     assert len(files(folder)) == 3
@@ -97,8 +97,8 @@ def test_several_servers_are_found_the_oldest_first(folder: Path) -> None:
 
 
 @pytest.mark.fault("a command that serves is killed", area="torpor status", outcome="held")
-def test_the_file_of_a_killed_command_counts_for_nothing_and_goes(folder: Path) -> None:
-    """Its lock went with it, in whatever pid namespace it was."""
+def test_the_file_of_a_killed_command_is_ignored_and_removed(folder: Path) -> None:
+    """Its lock ended with it, whatever its pid namespace."""
     program = (
         "import os, sys, json; from torpor.platforms.local.running import RunFile; "
         "f = RunFile('up'); f.write(json.loads(sys.argv[1]));"
@@ -112,16 +112,16 @@ def test_the_file_of_a_killed_command_counts_for_nothing_and_goes(folder: Path) 
 
 @pytest.mark.fault("the pid of a killed command is somebody else's by now", area="torpor status", outcome="held")
 def test_a_pid_alone_is_no_proof_of_life(folder: Path) -> None:
-    """The start time belongs to it; on a disk without locks that decides."""
+    """On a disk without locks the start time decides."""
     file = written()
     (path,) = files(folder)
     content = json.loads(path.read_text())
     content["process"]["start_ticks"] -= 1
-    path.write_text(json.dumps(content))  # in place: the lock stays
+    path.write_text(json.dumps(content))  # written in place, so the lock stays
     assert servers() == ()
     content["kernel_boot"] = "another"
     path.write_text(json.dumps(content))
-    (server,) = servers()  # of another pid namespace: the lock says that it lives
+    (server,) = servers()  # it is in another pid namespace: its lock shows that it lives
     assert isinstance(server, RunningServer)
     assert not server.here
     file.close()
@@ -138,8 +138,8 @@ def test_a_pid_alone_is_no_proof_of_life(folder: Path) -> None:
         (json.dumps({"schema": 1, "torpor": 7}).encode(), "field torpor"),
     ],
 )
-def test_a_damaged_file_is_named_and_hides_no_other(folder: Path, content: bytes, said: str) -> None:
-    """Held by a live command, so it is not removed."""
+def test_a_damaged_file_is_named_and_the_others_are_still_found(folder: Path, content: bytes, said: str) -> None:
+    """A live command holds it, so it is not removed."""
     file, other = written(), written({"deployment": "other"})
     path = next(path for path in files(folder) if json.loads(path.read_text())["deployment"] == "small")
     path.write_bytes(content)
@@ -155,8 +155,8 @@ def test_a_damaged_file_is_named_and_hides_no_other(folder: Path, content: bytes
 @pytest.mark.fault(
     "links, pipes and folders lie among the files of running commands", area="torpor status", outcome="held"
 )
-def test_what_is_no_file_of_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
-    """A link is not followed, a pipe is not waited for."""
+def test_other_files_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    """No link is followed, and no pipe blocks."""
     folder.mkdir(parents=True)
     victim = tmp_path / "victim"
     victim.write_text("{}")
@@ -171,7 +171,7 @@ def test_what_is_no_file_of_ours_is_left_alone(folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.fault("the cache root cannot be written", area="torpor status", outcome="held")
 def test_a_cache_that_cannot_be_written_only_hides_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server does not end because of it."""
+    """The server itself keeps running."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     written().close()

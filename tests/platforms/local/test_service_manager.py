@@ -1,4 +1,4 @@
-"""`torpor.platforms.local.service_manager`: what systemd is told, and that nobody else gets its socket."""
+"""`torpor.platforms.local.service_manager`: what systemd is told, and that no child process inherits its socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def test_a_service_manager_is_told_when_it_serves_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
 ) -> None:
-    """Datagrams of lines; the variable is gone for every process that is started later."""
+    """It gets datagrams of lines. Processes started later do not have the variable."""
     name = f"@torpor-test-{os.urandom(8).hex()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{name[1:]}" if abstract else name)
@@ -39,6 +39,6 @@ def test_a_service_manager_is_told_when_it_serves_and_when_it_ends(
 @pytest.mark.fault("the service manager does not listen", area="service manager", outcome="held")
 @pytest.mark.parametrize("name", ["", "/nowhere/notify", "@nobody-listens-here", "relative", "/x" * 100])
 def test_a_service_manager_that_does_not_listen_changes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Neither an error nor a wait."""
+    """The server starts without an error or a wait."""
     monkeypatch.setenv(SOCKET_VARIABLE, name)
     ServiceManager().ready("serving")

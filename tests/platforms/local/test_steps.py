@@ -1,4 +1,4 @@
-"""Build steps on this machine: run before the first start, skipped when done, ended with everything that they started."""
+"""Build steps on this machine: they run before the first start, are skipped once done, and leave no process."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 def a_step(code: str, **values: object) -> BuildStep:
-    """A step that runs Python."""
+    """A step that runs Python code."""
     fields = {"name": "make", "argv": (sys.executable, "-c", code), "order": 10, "timeout_s": 60.0, **values}
     return BuildStep(**fields)  # type: ignore[arg-type]
 
 
 def server_of(root: Path, *steps: BuildStep, on_step: Callable[[str], None] | None = None) -> LocalServer:
-    """A server whose build is these steps; volumes lie under the root."""
+    """A server with these build steps; its volumes are under the root."""
     return LocalServer(a_deployment(Patch(steps=steps)), root=root, on_step=on_step)
 
 
 def test_a_step_gets_its_environment_and_its_volume(tmp_path: Path) -> None:
-    """A mount path is a folder under the cache root, made when it is missing."""
+    """A mount path becomes a folder under the cache root, created if missing."""
     code = "import os; print(os.environ['WHO'], file=open(os.environ['OUT'], 'w'))"
     step = a_step(code, env={"WHO": "me", "OUT": "/vol/w/who"}, volumes={"/vol/w": "weights"})
     server_of(tmp_path, step).build()
     assert (tmp_path / "volumes" / "weights" / "who").read_text() == "me\n"
 
 
-def test_a_step_whose_outputs_are_there_is_not_run_again(tmp_path: Path) -> None:
-    """Without outputs there is nothing to go by, so such a step runs each time."""
+def test_a_step_whose_outputs_exist_is_not_run_again(tmp_path: Path) -> None:
+    """A step without outputs runs each time: nothing shows whether it was done."""
     runs, made = tmp_path / "runs", tmp_path / "made"
     code = f"print('x', file=open({str(runs)!r}, 'a')); print('y', file=open({str(made)!r}, 'w'))"
     told: list[str] = []
@@ -55,7 +55,7 @@ def test_a_step_whose_outputs_are_there_is_not_run_again(tmp_path: Path) -> None
 
 
 def test_what_a_step_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Standard output is for what a command was asked for: an answer, JSON."""
+    """Standard output is for a command's result, such as an answer or JSON."""
     server_of(tmp_path, a_step("import sys; print('one'); print('two', file=sys.stderr)")).build()
     shown = capfd.readouterr()
     assert shown.out == ""
@@ -63,7 +63,7 @@ def test_what_a_step_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest
 
 
 def test_a_failed_step_is_named_with_its_code_and_its_command(tmp_path: Path) -> None:
-    """Nothing after it runs."""
+    """No step after it runs."""
     later = tmp_path / "later"
     steps = (a_step("raise SystemExit(3)"), a_step(f"open({str(later)!r}, 'w')", name="later", order=20))
     with pytest.raises(
@@ -74,7 +74,7 @@ def test_a_failed_step_is_named_with_its_code_and_its_command(tmp_path: Path) ->
 
 
 def test_an_interruption_ends_the_step_and_what_it_started(tmp_path: Path) -> None:
-    """Ctrl-C in the framework's process alone: the runner is told, and waited for."""
+    """Ctrl-C reaches the framework's process alone. It signals the runner and waits for it."""
     pids = tmp_path / "pids"
     code = f"""
 import os, subprocess, sys, time
@@ -104,8 +104,8 @@ time.sleep(600)
 
 @pytest.mark.slow
 @pytest.mark.fault("the runner of a build step hangs itself", area="build steps", outcome="refused")
-def test_a_runner_whose_own_deadline_does_not_hold_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that hangs stops it where no signal of its own reaches it: here it is stopped by its step."""
+def test_a_runner_that_misses_its_own_deadline_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging disk could block the runner. Here its own step stops it with a signal."""
     monkeypatch.setattr("torpor.build_steps.command._RUNNER_SPARE_S", 0.5)
     code = "import os, signal, time; os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)"
     step = BuildStep(name="stop", argv=(sys.executable, "-c", code), order=1, timeout_s=0.5)

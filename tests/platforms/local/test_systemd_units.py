@@ -1,4 +1,4 @@
-"""`examples/systemd`: units that systemd reads without a word, and servers that live under one as the units say."""
+"""`examples/systemd`: systemd reads the units without a warning, and servers run under them as described."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANALYZE = shutil.which("systemd-analyze") or ""
 
 
 def service(file: Path) -> configparser.SectionProxy:
-    """What a unit says of its service."""
+    """The service section of a unit."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(file)
@@ -50,7 +50,7 @@ def service(file: Path) -> configparser.SectionProxy:
 
 
 def verified(text: str, folder: Path, *, user: bool) -> str:
-    """What systemd says of a unit."""
+    """The warnings of systemd about a unit."""
     file = folder / "torpor@.service"
     file.write_text(text)
     words = [ANALYZE, *(["--user"] if user else []), "verify", "--man=no", "--recursive-errors=no", str(file)]
@@ -61,8 +61,8 @@ def verified(text: str, folder: Path, *, user: bool) -> str:
 
 @pytest.mark.skipif(not ANALYZE, reason="there is no systemd-analyze here")
 @BOTH
-def test_systemd_reads_a_unit_without_a_word(file: Path, tmp_path: Path) -> None:
-    """But for the program, which is not installed there; a misspelt line would be told."""
+def test_systemd_reads_a_unit_without_a_warning(file: Path, tmp_path: Path) -> None:
+    """It only misses the program, which is not installed there. It would report a misspelt line."""
     program = shlex.split(service(file)["ExecStart"])[0]
     text = file.read_text().replace(program, "/bin/true")
     assert verified(text, tmp_path, user=file == USER) == ""
@@ -71,7 +71,7 @@ def test_systemd_reads_a_unit_without_a_word(file: Path, tmp_path: Path) -> None
 
 @BOTH
 def test_a_unit_gives_a_server_the_time_and_the_signals_that_it_needs(file: Path) -> None:
-    """SIGTERM for the command alone, SIGKILL after the longest end that a server may take by itself."""
+    """SIGTERM goes to the command alone. SIGKILL comes after the longest time that a server needs to end."""
     unit = service(file)
     deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(StandIn(),))
     longest_s = deployment.drain_timeout_s + LETS_GO_S + deployment.stop_timeout_s + _KILL_S
@@ -81,8 +81,8 @@ def test_a_unit_gives_a_server_the_time_and_the_signals_that_it_needs(file: Path
 
 
 @BOTH
-def test_a_unit_restarts_what_a_restart_may_cure(file: Path) -> None:
-    """Not what the caller has to change; an end that was asked for is none that failed."""
+def test_a_unit_restarts_only_what_a_restart_may_cure(file: Path) -> None:
+    """Errors that the caller must correct are not restarted. A requested end is not a failure."""
     unit = service(file)
     assert unit["Restart"] == "on-failure"
     assert {int(unit["RestartPreventExitStatus"])} == {ConfigurationError.exit_code, PortInUseError.exit_code}
@@ -90,8 +90,8 @@ def test_a_unit_restarts_what_a_restart_may_cure(file: Path) -> None:
 
 
 @BOTH
-def test_the_command_of_a_unit_is_one(file: Path) -> None:
-    """With its options; it ends in the missing app file, which it names."""
+def test_the_command_of_a_unit_is_valid(file: Path) -> None:
+    """It is valid with its options: it only fails because of the missing app file, which it names."""
     program, *words = shlex.split(service(file)["ExecStart"])
     assert Path(program).name == "torpor"
     ran = torpor(*(word.replace("%i", "nowhere").replace("%h", "/nowhere") for word in words))
@@ -116,7 +116,7 @@ class Manager:
         self._main: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the service in a group of its own, and wait until it is ready or has ended."""
+        """Start the service in its own process group, and wait until it is ready or has ended."""
         env = {
             **os.environ,
             SOCKET_VARIABLE: str(self._folder / "notify"),
@@ -129,17 +129,17 @@ class Manager:
 
     @property
     def main(self) -> subprocess.Popen[bytes]:
-        """The main process."""
+        """The service's main process."""
         assert self._main is not None
         return self._main
 
     @property
     def said(self) -> str:
-        """All that it printed."""
+        """Everything that it printed."""
         return (self._folder / "said").read_text()
 
     def hears(self, line: str) -> bool:
-        """Whether the service has told this."""
+        """Whether the service has sent this line."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.told += self._socket.recv(4096, socket.MSG_DONTWAIT).decode().splitlines()
@@ -153,7 +153,7 @@ class Manager:
         return self.end()
 
     def end(self) -> int:
-        """Kill what is left of it."""
+        """Kill what is left of the service."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.main.pid, signal.SIGKILL)
         return self.main.wait(10)
@@ -164,14 +164,14 @@ class Manager:
         return code not in good | set(map(int, self.unit["RestartPreventExitStatus"].split()))
 
     def close(self) -> None:
-        """End all of it."""
+        """End the service and close everything."""
         self.end()
         self._socket.close()
 
 
 @pytest.fixture
 def managed(tmp_path: Path) -> Iterator[tuple[Manager, int]]:
-    """A service of the stand-in that takes 2 s for 40 tokens, and its port; nothing of it stays."""
+    """A service of the stand-in that takes 2 s for 40 tokens, and its port. It is ended after the test."""
     port = unused_port()
     app = write_app(tmp_path / "app", port=port, token_s=0.05)
     app.write_text(app.read_text().replace("drain_timeout_s=0.3", "drain_timeout_s=20"))
@@ -187,7 +187,7 @@ def managed(tmp_path: Path) -> Iterator[tuple[Manager, int]]:
 def test_a_service_starts_is_killed_starts_again_and_ends_with_its_last_answer_whole(
     managed: tuple[Manager, int], tmp_path: Path
 ) -> None:
-    """Ready when it serves; no engine of a killed command is in the way of the next; `torpor status` knows the living one."""
+    """It is ready when it serves. A killed command's engine does not block the next one. `torpor status` shows the live one."""
     manager, port = managed
     manager.start()
     assert manager.told[0] == "READY=1", manager.said
@@ -214,7 +214,7 @@ def test_a_service_starts_is_killed_starts_again_and_ends_with_its_last_answer_w
 @pytest.mark.slow
 @pytest.mark.fault("a service manager stops a server that is starting", area="service manager", outcome="held")
 def test_a_service_that_is_stopped_while_it_starts_has_not_failed(managed: tuple[Manager, int]) -> None:
-    """Nor is one started again that the caller has to change."""
+    """A service that the caller must correct is not started again."""
     manager, port = managed
     with contextlib.ExitStack() as stack:
         starting = Background(manager.start)
