@@ -43,9 +43,9 @@ def shortage(error: BaseException) -> str:
     return ""
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether a disk has no room, or the user's quota on it is used up."""
-    return error.errno in _DISK_FULL
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room, or that the user's quota on it is used up."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -135,7 +135,7 @@ def _told(folder: Path, parent: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        kind = NoRoomError if isinstance(error, OSError) and is_disk_full(error) else SnapshotError
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
         raise kind(
             f"The snapshot {folder} cannot be written: a small trial in {parent} failed ({said}). Choose another folder."
         ) from error

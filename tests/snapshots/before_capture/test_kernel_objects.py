@@ -17,7 +17,7 @@ import pytest
 
 from tests.snapshots.conftest import MODES, wait_for
 from tests.snapshots.kept import write_app
-from torpor import SnapshotError
+from torpor import SnapshotError, TrialWakeError
 from torpor.platforms.local.snapshots import create_snapshot, inspect_snapshot
 from torpor.snapshots.before_capture.external_resources import open_files
 from torpor.snapshots.before_capture.kernel_objects import check_objects, uncarried
@@ -221,7 +221,7 @@ def test_a_new_snapshot_whose_trial_fails_is_not_published(
     assert [stage.stage for stage in good.stages][-1] == "capture_proof"
     assert isinstance(good, Manifest)
     bad = write_app(tmp_path / "bad", port=port, more=", fault='exit_at_wake'")
-    with pytest.raises(SnapshotError, match=r"its trial replica could not be woken[^$]*--no-prove"):
+    with pytest.raises(TrialWakeError, match=r"its trial replica could not be woken[^$]*--no-prove"):
         create_snapshot(bad, folder, mode=MODES[0])
     assert inspect_snapshot(folder) == good
     kept = create_snapshot(bad, folder, mode=MODES[0], prove=False)

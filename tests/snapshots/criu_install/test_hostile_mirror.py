@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import SnapshotError
+from torpor import NoRoomError, SnapshotError
 from torpor.snapshots.criu_install import mirror
 from torpor.snapshots.criu_install.debs import unpack_programs
 from torpor.snapshots.criu_install.lock import Deb
@@ -446,6 +446,14 @@ def test_a_package_that_is_no_file_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.deb")
     with pytest.raises(SnapshotError, match="not a regular file"):
         unpack_programs(tmp_path / "fifo.deb", tmp_path / "root")
+
+
+def test_a_full_disk_is_not_reported_as_a_damaged_package(tmp_path: Path, small_disk: Path) -> None:
+    """Another mirror would not help."""
+    file = tmp_path / "large_1_amd64.deb"
+    file.write_bytes(archive(b"", members(member(f"{IN}/a", os.urandom(6 << 20)))))
+    with pytest.raises(NoRoomError, match=rf"no room in {small_disk} for the package file large_1_amd64\.deb"):
+        unpack_programs(file, small_disk)
 
 
 def test_special_bits_owners_and_absolute_links_are_dropped(tmp_path: Path) -> None:

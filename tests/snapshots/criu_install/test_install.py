@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import SnapshotError
+from torpor import NoRoomError, SnapshotError
 from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, find, new_enough
 from torpor.snapshots.criu_install import mirror
 from torpor.snapshots.criu_install.install import install
@@ -379,7 +379,7 @@ def test_other_machines_get_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_full_disk_is_seen_before_anything_is_fetched(debian: Mirror, small_disk: Path) -> None:
     """The message says how much is needed."""
-    with pytest.raises(SnapshotError, match="MB free"):
+    with pytest.raises(NoRoomError, match="MB free"):
         install(small_disk / "criu", mirror=debian.root, lock=LOCK)
     assert debian.asked == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor import SnapshotError
+from torpor import NoRoomError, SnapshotError
 from torpor.snapshots.store.paths import CACHE_VARIABLE, release_work_folder, work_folder
 
 if TYPE_CHECKING:
@@ -96,6 +97,17 @@ def test_a_cache_in_which_no_folder_can_be_made_is_named(run: Path) -> None:
     with pytest.raises(
         SnapshotError, match=rf"{run} must be a folder that you may write to: free it, or set {CACHE_VARIABLE}"
     ):
+        work_folder("kept")
+
+
+def test_a_cache_on_a_full_disk_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when only the quota is used up."""
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(NoRoomError, match=rf"{run}.* cannot be made: Disk quota exceeded"):
         work_folder("kept")
 
 

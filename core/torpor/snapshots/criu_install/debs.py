@@ -24,7 +24,8 @@ from typing import IO, TYPE_CHECKING, cast
 from typing_extensions import override
 
 from torpor.engine.child_process import run_child
-from torpor.errors import SnapshotError
+from torpor.errors import NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +62,7 @@ def unpack_programs(package: Path, root: Path) -> None:
         root: folder to unpack into.
 
     Raises:
+        NoRoomError: the disk of the folder is full.
         SnapshotError: the package is damaged, has a forbidden member, or nothing here knows its compression; the message names
             package and member.
     """
@@ -74,6 +76,10 @@ def unpack_programs(package: Path, root: Path) -> None:
                 if str(path).startswith(_KEPT) and not any(part in f"/{path}" for part in _LEFT_OUT):
                     _unpack_member(tar, found, root, path, done)
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
+        if is_disk_full(error):
+            raise NoRoomError(
+                f"There is no room in {root} for the package file {package.name}. Free some room."
+            ) from error
         where = f" at or after its member {_shown(member)}" if member else ""
         raise SnapshotError(
             f"The package file {package.name} is damaged{where}: {error}. Nothing of it is used; fetch it again or from another "

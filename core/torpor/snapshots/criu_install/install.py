@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, Criu, in_prefix, new_enough, resolved, version_of
 from torpor.snapshots.criu.trusted import distrust
 from torpor.snapshots.criu_install import mirror as mirrors
@@ -71,7 +72,8 @@ def install(
         lock: the files to fetch.
 
     Raises:
-        SnapshotError: not an x86-64 Linux, no mirror, no network, a wrong hash, no room, ...; says what to do next.
+        NoRoomError: the disk is full.
+        SnapshotError: not an x86-64 Linux, no mirror, no network, a wrong hash, ...; says what to do next.
     """
     _check_machine()
     prefix = prefix_of(prefix)
@@ -88,7 +90,8 @@ def install(
             _check_room(prefix.parent, lock)
             return _fill(prefix, mirror, lock, deadline, say)
     except OSError as error:
-        raise SnapshotError(f"Cannot install CRIU into {prefix}: {error}.") from error
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
+        raise kind(f"Cannot install CRIU into {prefix}: {error}.") from error
 
 
 def _fill(prefix: Path, mirror: str | None, lock: Sequence[Deb], deadline: float, say: Callable[[str], None]) -> Criu:

@@ -11,7 +11,8 @@ import stat
 import time
 from pathlib import Path
 
-from torpor.errors import SnapshotError
+from torpor.errors import NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -91,7 +92,8 @@ def work_folder(name: str) -> Path:
         folder.mkdir(mode=0o700, parents=True)
         _locks[folder] = _locked(folder)
     except OSError as error:
-        raise SnapshotError(
+        kind = NoRoomError if is_disk_full(error) else SnapshotError
+        raise kind(
             f"The working folder {folder} cannot be made: {error.strerror}. {run} must be a folder that you may write to: "
             f"free it, or set {CACHE_VARIABLE} to another place."
         ) from error
