@@ -25,9 +25,9 @@ SHOWN_BY = {
         "plugins/torpor_deepgemm/test_plugin.py:test_the_serving_container_does_not_mount_the_kernels_volume",
     ),
     "the compile step's exit code is ignored": (
-        "plugins/torpor_deepgemm/test_plugin.py:test_a_compilation_that_ends_well_without_a_kernel_fails",
+        "plugins/torpor_deepgemm/test_plugin.py:test_a_compilation_without_a_kernel_fails_despite_exit_code_0",
         "plugins/torpor_deepgemm/test_plugin.py:test_a_compilation_that_hangs_is_ended_at_its_time_limit",
-        "plugins/torpor_deepgemm/test_plugin.py:test_a_crash_is_tried_again_once",
+        "plugins/torpor_deepgemm/test_plugin.py:test_a_crash_is_retried_once",
     ),
     "the hub is asked at serve time": (
         "plugins/torpor_hf_cache/test_plugin.py:test_the_image_gets_the_volume_and_an_offline_hub",
@@ -37,7 +37,7 @@ SHOWN_BY = {
         "engine_plugins/test_warmup.py:test_the_set_is_short_and_long_streamed_and_not_greedy_and_sampled_and_a_burst",
     ),
     "nothing is checked after the wake": (
-        "plugins/engine_rules/faults.py:RealFaultRules.test_a_wake_with_another_answer_than_before_ends_the_engine",
+        "plugins/engine_rules/faults.py:RealFaultRules.test_a_different_answer_after_a_wake_ends_the_engine",
     ),
     "a failed start leaves its processes": (
         "test_faults.py:test_a_fault_gives_its_own_error_in_time_and_leaves_no_process",

@@ -1,4 +1,4 @@
-"""What the question processes of the engines share. Imported by an engine's Python: nothing but the standard library."""
+"""Functions of the engines' question processes. An engine's Python imports it, so it uses the standard library only."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def keep_answers_apart() -> IO[str]:
-    """Return where answers go; whatever the engine prints goes to standard error from now on."""
+    """Return the stream for answers. From now on, the engine's own output goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 def answer_questions(module: Mapping[str, Any], answers: IO[str]) -> None:
-    """Answer with the module's functions `ask_<what>` until the input ends: a line of JSON in, a line of JSON out."""
+    """Answer with the functions `ask_<what>` of the module until the input ends: JSON lines in, JSON lines out."""
     for line in sys.stdin:
         question = json.loads(line)
         print(json.dumps(module[f"ask_{question['ask']}"](question)), file=answers, flush=True)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, dict[str, str] | str]:
-    """Parse a command line; give the values as text, or the parser's complaint and its exit code."""
+    """Parse a command line; return the values as text, or the parser's error and exit code."""
     complaint = io.StringIO()
     with contextlib.redirect_stderr(complaint):
         try:
@@ -45,7 +45,7 @@ HEADER = re.compile(r"""["'](x-[a-z0-9-]+)["']""", re.IGNORECASE)
 
 
 def own_headers(folder: Path) -> list[str]:
-    """The headers that an engine's own code names, in lower case."""
+    """Return the headers that an engine's code names, in lower case."""
     texts = (file.read_text() for file in folder.rglob("*.py"))
     return sorted({name.lower() for text in texts for name in HEADER.findall(text)})
 
@@ -54,6 +54,6 @@ def paths(routes: Sequence[Any]) -> list[str]:
     """Flatten a route table, with the routes of included routers."""
     found: list[str] = []
     for route in routes:
-        included = getattr(route, "original_router", None)  # how newer FastAPI keeps an included router
+        included = getattr(route, "original_router", None)  # newer FastAPI keeps an included router here
         found += paths(included.routes) if included is not None else [route.path]
     return found

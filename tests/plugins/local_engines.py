@@ -1,4 +1,4 @@
-"""The engines that `scripts/setup-local` has set up on this machine, and a process of each that answers questions about it."""
+"""The engines that `scripts/setup-local` installed, and a process per version that answers questions about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RealEngine:
 
     Args:
         version: its version.
-        python: the interpreter that has its dependencies.
+        python: the interpreter with its dependencies.
         env: the environment with that version first on its path.
     """
 
@@ -40,10 +40,10 @@ class LocalEngine:
     """An engine that `scripts/setup-local` knows.
 
     Args:
-        name: its name there, and in `torpor_<name>`.
-        title: its name in a message.
-        version: the version that runs here; of the others there are argument parsers and routers.
-        folder: where they are set up.
+        name: its name in that script and in `torpor_<name>`.
+        title: its name in messages.
+        version: the version that can run here; other versions have only argument parsers and routers.
+        folder: the folder with the installed engines.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LocalEngine:
     folder: Path = ENGINES
 
     def find(self, version: str) -> RealEngine:
-        """Return a version, or skip the test (or fail it, where the engine is required) with what to do."""
+        """Return a version. If it is missing, skip the test, or fail it if the engine is required; the message says what to do."""
         python = self.folder / f"{self.name}-{self.version}" / "bin" / "python"
         parsers = self.folder / f"{self.name}-parsers" / version
         if not python.exists():
@@ -71,7 +71,7 @@ class LocalEngine:
 
     @contextmanager
     def asking(self, logs: Path) -> Iterator[Callable[[str], Questions]]:
-        """Give what asks a version; one process per version answers, and each is ended here."""
+        """Yield a function that returns the question process of a version, one per version. They end with this block."""
         running: dict[str, Questions] = {}
 
         def start(version: str) -> Questions:
@@ -108,7 +108,7 @@ class Questions:
         """Ask one question and return its answer."""
         stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
         line = ""
-        with suppress(BrokenPipeError):  # an earlier question was its end
+        with suppress(BrokenPipeError):  # it ended at an earlier question
             print(json.dumps({"ask": what, **question}), file=stdin, flush=True)
             line = stdout.readline()
         if not line:
@@ -129,7 +129,7 @@ class Questions:
 
 
 def make_tiny_model(engine: RealEngine, folder: Path) -> None:
-    """Make the tiny random Qwen3 with an engine's own libraries."""
+    """Create the tiny random Qwen3 with the engine's libraries."""
     script = ROOT / "scripts" / "make_tiny_model.py"
     made = subprocess.run([engine.python, script, folder], capture_output=True, text=True, timeout=200, check=False)
     assert made.returncode == 0, made.stderr

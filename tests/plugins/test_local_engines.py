@@ -1,4 +1,4 @@
-"""An engine that is not set up skips its tests, or fails them where it is required."""
+"""Tests of a missing engine are skipped, or fail if the engine is required."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def local(tmp_path: Path) -> LocalEngine:
-    """An engine of which nothing is set up."""
+    """An engine that is not installed."""
     return LocalEngine(name="vllm", title="vLLM", version="0.32.0", folder=tmp_path / ".engines")
 
 
@@ -35,10 +35,10 @@ def outcome(find: Callable[[], object]) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("required", "expected", "end"), [("", "skipped", ""), ("1", "failed", " (TORPOR_REQUIRE_VLLM=1)")]
 )
-def test_what_is_missing_is_named_with_the_command_that_makes_it(
+def test_the_message_names_the_missing_part_and_the_command_that_installs_it(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch, required: str, expected: str, end: str
 ) -> None:
-    """Without the environment, then without the other version's Python files: a skip, or a failure where it is required."""
+    """First the environment is missing, then the other version's Python files: a skip, or a failure if required."""
     monkeypatch.setenv("TORPOR_REQUIRE_VLLM", required)
     missing = ".engines/vllm-0.32.0/bin/python is missing; run scripts/setup-local --engine vllm"
     assert outcome(lambda: local.find("0.33.0")) == (expected, missing + end)
@@ -47,15 +47,15 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert outcome(lambda: local.find("0.33.0")) == (expected, missing + end)
 
 
-def test_the_other_engines_requirement_is_not_this_ones(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each engine is required by a variable of its own."""
+def test_a_required_engine_does_not_require_the_other(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each engine has its own variable."""
     monkeypatch.setenv("TORPOR_REQUIRE_SGLANG", "1")
     monkeypatch.delenv("TORPOR_REQUIRE_VLLM", raising=False)
     assert outcome(lambda: local.find("0.32.0"))[0] == "skipped"
 
 
-def test_another_version_is_found_before_the_one_whose_python_runs_it(local: LocalEngine) -> None:
-    """The version that runs here is on its interpreter's path already; any other is put before it."""
+def test_another_version_comes_first_on_the_import_path(local: LocalEngine) -> None:
+    """The interpreter's own version is on the path already; another version is put before it."""
     python = put_python(local)
     parsers = local.folder / "vllm-parsers" / "0.33.0"
     parsers.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""What the tests of every engine's plugin hold it to: classes that each engine's tests derive from and name its values in.
+"""Rules for every engine plugin, as test classes. Each engine's tests subclass them and set the engine's values.
 
-The rules about the real engine want a fixture `questions` (and `asked`), a process of the engine's that answers; see
+Rules about the real engine need the fixtures `questions` and `asked`, which ask a process with the real engine; see
 `tests.plugins.local_engines`.
 """
 

@@ -1,4 +1,4 @@
-"""The faults of a lifecycle that a real engine can be brought to on a CPU; all of them, with the stand-in: test_faults.py."""
+"""Faults of a lifecycle that a real engine can show on a CPU. test_faults.py has all faults, with the stand-in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEP_S = 8.0
 
 @contextmanager
 def serving(deployment: Deployment) -> Iterator[Boot]:
-    """A boot that serves; whatever becomes of its engine, nothing of it is left in the end."""
+    """Yield a serving boot. At the end no process of its engine may be left."""
     boot = Boot(deployment)
     try:
         boot.cold_start()
@@ -44,12 +44,12 @@ def serving(deployment: Deployment) -> Iterator[Boot]:
 
 
 class RealFaultRules:
-    """What the lifecycle makes of them. A subclass has a fixture `deployment`.
+    """How the lifecycle handles faults. A subclass needs a fixture `deployment`.
 
     Attributes:
-        computing: what the command line of the process that computes says (engines name their processes).
-        noticed_s: seconds in which the engine itself notices that this process has ended, and ends its tree.
-        said: a word of its log that says so.
+        computing: a word in the command line of the computing process (engines name their processes).
+        noticed_s: seconds until the engine notices the end of this process and ends its tree.
+        said: a word of its log message about that.
     """
 
     computing: ClassVar[str]
@@ -57,7 +57,7 @@ class RealFaultRules:
     said: ClassVar[str]
 
     def computer(self, boot: Boot) -> psutil.Process:
-        """The process that computes."""
+        """Return the pid of the computing process."""
         (found,) = [
             one
             for one in session_members(boot.running_engine.pid)
@@ -66,7 +66,7 @@ class RealFaultRules:
         return found
 
     def test_a_taken_port_is_found_before_anything_is_started(self, deployment: Deployment) -> None:
-        """In no time, and the message names the port."""
+        """It is found at once, and the message names the port."""
         with socket.create_server(("127.0.0.1", deployment.port)):
             boot = Boot(deployment)
             with pytest.raises(PortInUseError, match=str(deployment.port)):
@@ -74,14 +74,14 @@ class RealFaultRules:
         assert boot.engine is None
 
     def test_a_computing_process_that_is_killed_while_serving_ends_the_engine(self, deployment: Deployment) -> None:
-        """The engine notices and ends its tree; the end is seen at once, with the last lines."""
+        """The engine notices and ends its tree; Torpor reports the end at once, with the last lines of the log."""
         with serving(deployment) as boot:
             self.computer(boot).kill()
             assert boot.running_engine.wait(self.noticed_s) is not None
             assert any(self.said in line for line in boot.running_engine.log_tail())
 
     def test_a_computing_process_that_is_killed_while_asleep_never_serves_again(self, deployment: Deployment) -> None:
-        """The wake says that the engine has ended, whichever of the two comes first."""
+        """The wake reports that the engine has ended, whether the engine or Torpor notices first."""
         with serving(deployment) as boot:
             boot.sleep(for_snapshot=False)
             self.computer(boot).kill()
@@ -93,7 +93,7 @@ class RealFaultRules:
     def test_a_computing_process_that_hangs_in_a_step_is_ended_at_the_deadline(
         self, deployment: Deployment, step: str
     ) -> None:
-        """A process that was stopped answers nobody."""
+        """A stopped process does not answer."""
         with serving(replace(deployment, sleep_timeout_s=STEP_S, wake_timeout_s=STEP_S)) as boot:
             if step == "wake":
                 boot.sleep(for_snapshot=False)
@@ -105,8 +105,8 @@ class RealFaultRules:
             assert time.monotonic() - began < 3 * STEP_S
             assert boot.running_engine.poll() is not None
 
-    def test_a_wake_with_another_answer_than_before_ends_the_engine(self, deployment: Deployment) -> None:
-        """As if its memory had come back as something else; it fails closed."""
+    def test_a_different_answer_after_a_wake_ends_the_engine(self, deployment: Deployment) -> None:
+        """The memory might be damaged, so the engine must not serve."""
         with serving(deployment) as boot:
             boot.sleep(for_snapshot=False)
             assert boot.canary is not None

@@ -1,4 +1,4 @@
-"""Rules about an engine's table of flags and its reserved ones, held against the real parsers of all supported versions."""
+"""Rules about an engine's flag table and reserved flags, checked with the real parsers of all supported versions."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ NEW_NAMES = (
 
 
 class RealFlagRules:
-    """What the real parser makes of the table.
+    """The real parser and the flag table agree.
 
     Attributes:
         engine: the plugin.
         values: a value for every option of the table.
-        before: what stands before the flags, where the parser wants something.
-        excluded: options that another one of `values` excludes.
-        judged: options of any version that sound like a door or a way out and are none, each with the reason.
+        before: arguments that the parser needs before the flags.
+        excluded: options that exclude another option of `values`.
+        judged: options whose names suggest a server, a port or an outgoing connection, but which open none; each with the reason.
     """
 
     engine: ClassVar[type[ChatServer]]
@@ -54,8 +54,8 @@ class RealFlagRules:
     excluded: ClassVar[tuple[str, ...]] = ("load_format",)
     judged: ClassVar[Mapping[str, str]]
 
-    def test_every_flag_is_read_by_the_real_parser_as_the_option_meant(self, questions: Questions) -> None:
-        """A flag, alone beside the model, is taken in full by the version's parser and gives the option's value."""
+    def test_the_real_parser_reads_every_flag_as_the_option(self, questions: Questions) -> None:
+        """The version's parser accepts each flag with the model and gives the option's value."""
         table = self.engine.reserved.table
         for flag in table:
             written = table.argv(questions.version, {flag.option: self.values[flag.option]})
@@ -70,14 +70,14 @@ class RealFlagRules:
             meant = self._as_read(self.values[flag.option])
             assert [values[name] for name in attributes if name in values] == [flag.fixed or meant], flag.option
 
-    def test_all_flags_together_are_read_by_the_real_parser(self, questions: Questions) -> None:
-        """The whole set that a plugin may ask for is one valid command line."""
+    def test_the_real_parser_reads_all_flags_together(self, questions: Questions) -> None:
+        """All flags of the plugin form one valid command line."""
         together = {option: value for option, value in self.values.items() if option not in self.excluded}
         argv = (*self.before, *self.engine.reserved.table.argv(questions.version, together))
         assert "error" not in questions.parse(argv)
 
     def test_flags_are_written_in_full(self, questions: Questions) -> None:
-        """No flag leans on argparse's abbreviations: its name is among the version's own spellings."""
+        """No flag is an argparse abbreviation: the version lists its exact spelling."""
         spellings = {name for names in questions.ask("options") for name in names}
         for flag in self.engine.reserved.table:
             if questions.version in flag.needless:
@@ -85,51 +85,51 @@ class RealFlagRules:
             else:
                 assert flag.name(questions.version) in spellings
 
-    def test_a_flag_that_there_is_not_is_refused_by_the_real_parser(self, questions: Questions) -> None:
-        """The parsers are the real ones, so the rules above can fail."""
+    def test_the_real_parser_refuses_an_unknown_flag(self, questions: Questions) -> None:
+        """This shows that the parsers are real and the rules above can fail."""
         said = questions.parse((*self.before, "--no-such-flag")).get("error", "")
         assert "unrecognized arguments: --no-such-flag" in said
 
-    def test_every_other_flag_of_the_engine_may_be_passed_through(self, questions: Questions) -> None:
-        """A flag that is not reserved is not refused, whatever it begins with."""
+    def test_every_other_flag_of_the_engine_is_allowed(self, questions: Questions) -> None:
+        """A flag that is not reserved is allowed, even if it begins like a reserved one."""
         reserved = set(self.engine.reserved.flags())
         for name in itertools.chain.from_iterable(questions.ask("options")):
             if name.startswith("--") and name not in reserved:
                 self.engine.reserved.check_extra_args(questions.version, (name,))
 
     def test_every_spelling_of_a_reserved_flag_is_reserved(self, questions: Questions) -> None:
-        """The parser's aliases are reserved with the flag."""
+        """The parser's aliases of a flag are reserved, too."""
         reserved = set(self.engine.reserved.flags())
         for names in questions.ask("options"):
             long = {name for name in names if name.startswith("--")}
             assert not long & reserved or long <= reserved, long
 
-    def test_every_reserved_flag_is_real(self, asked: Callable[[str], Questions]) -> None:
-        """No reserved flag is a misspelling: some supported version has it."""
+    def test_every_reserved_flag_exists(self, asked: Callable[[str], Questions]) -> None:
+        """Some supported version has it, so it is not misspelt."""
         versions = self.engine.supported_versions
         real = {name for version in versions for names in asked(version).ask("options") for name in names}
         assert sorted(set(self.engine.reserved.flags()) - real) == []
 
-    def test_every_option_that_sounds_like_a_door_has_been_judged(self, questions: Questions) -> None:
-        """A new version's new ports, servers and keys are noticed: each is reserved, or judged harmless."""
+    def test_every_option_with_a_suspicious_name_is_reserved_or_reviewed(self, questions: Questions) -> None:
+        """New options for ports, servers and keys fail this test until they are reserved or reviewed as harmless."""
         known = {*self.engine.reserved.flags(), *self.judged}
         names = {name for names in questions.ask("options") for name in names if name.startswith("--")}
         assert sorted(name for name in names - known if SOUNDS_LIKE_A_DOOR.search(name)) == []
 
     @pytest.mark.parametrize("name", NEW_NAMES)
-    def test_a_flag_of_a_kind_that_is_reserved_is_noticed(self, name: str) -> None:
-        """The words are those of the flags that open something to a request, so a new one does not pass unseen."""
+    def test_the_suspicious_words_match_flags_like_the_reserved_ones(self, name: str) -> None:
+        """The list has the words of flags that give requests access to something, so it finds a new flag, too."""
         assert SOUNDS_LIKE_A_DOOR.search(name)
 
-    def test_every_attribute_that_is_judged_exists_in_some_version(self, asked: Callable[[str], Questions]) -> None:
-        """No judged attribute is a misspelling, which would pass as one that the version lacks."""
+    def test_every_harmless_attribute_exists_in_some_version(self, asked: Callable[[str], Questions]) -> None:
+        """A misspelt attribute would look like one that the version lacks."""
         real: set[str] = set()
         for version in self.engine.supported_versions:
             real |= set(asked(version).parse(self.before)["values"])
         assert sorted({name for entry in self.engine.reserved.reserved for name, _ in entry.harmless} - real) == []
 
     def test_the_defaults_of_every_version_leave_the_guard_in_place(self, questions: Questions) -> None:
-        """What the parser gives without a reserved flag is harmless, so the launcher refuses no ordinary start."""
+        """The parser's defaults of reserved flags are harmless, so the launcher refuses no normal start."""
         values = questions.parse(self.before)["values"]
         assert isinstance(values, dict)
         for entry in self.engine.reserved.reserved:
@@ -141,49 +141,49 @@ class RealFlagRules:
 
 
 class FlagRules:
-    """What the table says of itself."""
+    """Rules about the table itself."""
 
     engine: ClassVar[type[ChatServer]]
     values: ClassVar[Mapping[str, OptionValue]]
 
     def test_every_flag_has_a_reason_and_a_source(self) -> None:
-        """A record says why we set the flag and where each version defines it."""
+        """The reason says why the plugin sets the flag; the source says where each version defines it."""
         for flag in self.engine.reserved.table:
             assert len(flag.reason) > 20, flag.option
             assert all(version in flag.source for version in self.engine.supported_versions), flag.option
             assert flag.instead.endswith("."), flag.option
 
     def test_the_order_of_the_flags_does_not_depend_on_the_order_of_the_options(self) -> None:
-        """The same options give the same command line, so that a cache key made of it holds."""
+        """The same options give the same command line, so a cache key of it stays the same."""
         table, version = self.engine.reserved.table, self.engine.supported_versions[0]
         one = table.argv(version, {"port": 1, "host": "h"})
         other = table.argv(version, {"host": "h", "port": 1})
         assert one == other == ("--host", "h", "--port", "1")
 
     def test_an_unknown_option_is_an_error_that_lists_the_known_ones(self) -> None:
-        """A misspelt option is not dropped."""
+        """A misspelt option is not ignored."""
         table, version = self.engine.reserved.table, self.engine.supported_versions[0]
         with pytest.raises(ConfigurationError, match=r"'prot' is unknown; known: .*port"):
             table.argv(version, {"prot": 8})
 
     def test_an_unsupported_version_has_no_flags(self) -> None:
-        """A version without records is refused, not guessed."""
+        """An unsupported version is refused."""
         supported = re.escape(", ".join(self.engine.supported_versions))
         with pytest.raises(ConfigurationError, match=rf"0\.0\.1 is not supported; supported are {supported}"):
             self.engine.reserved.table.argv("0.0.1", {"port": 1})
 
     def test_two_options_cannot_set_one_flag(self) -> None:
-        """Dummy weights and a load format exclude each other."""
+        """Dummy weights and a load format set the same flag, so they exclude each other."""
         table, version = self.engine.reserved.table, self.engine.supported_versions[0]
         with pytest.raises(ConfigurationError, match="load_format wants --load-format, which another option has set"):
             table.argv(version, {"dummy_weights": True, "load_format": "pt"})
 
 
 class ReservedRules:
-    """What extra arguments are refused, in every spelling, before and after the engine has parsed them.
+    """Reserved extra arguments are refused in every spelling, before and after the engine parsed them.
 
     Attributes:
-        passing: arguments that are the user's business.
+        passing: arguments that are allowed.
     """
 
     engine: ClassVar[type[ChatServer]]
@@ -191,11 +191,11 @@ class ReservedRules:
 
     @property
     def version(self) -> str:
-        """Any supported version."""
+        """Return a supported version."""
         return self.engine.supported_versions[0]
 
     def test_a_reserved_flag_is_refused_with_a_reason(self) -> None:
-        """The message names the argument, says why, and ends with what to do in its place."""
+        """The message names the argument, gives the reason, and ends with what to do instead."""
         for flag in self.engine.reserved.flags():
             for argument in (flag, f"{flag}=1"):
                 if not flag.startswith("--"):
@@ -205,8 +205,8 @@ class ReservedRules:
                 ):
                     self.engine.reserved.check_extra_args(self.version, ("--page-size", "16", argument))
 
-    def test_no_beginning_of_a_reserved_flag_slips_through(self) -> None:
-        """Argparse completes an unambiguous beginning, so every beginning is refused, with a value attached too."""
+    def test_abbreviations_of_a_reserved_flag_are_refused(self) -> None:
+        """Argparse expands unambiguous abbreviations, so all are refused, also with a value attached."""
         for flag in self.engine.reserved.flags():
             for length in range(3, len(flag)):
                 for argument in (flag[:length], f"{flag[:length]}=1", f"{flag[:length].replace('-', '_')}"):
@@ -216,21 +216,21 @@ class ReservedRules:
                         self.engine.reserved.check_extra_args(self.version, (argument,))
 
     @pytest.mark.parametrize("argument", ["--", "-h", "-tp"])
-    def test_what_is_no_long_flag_is_refused(self, argument: str) -> None:
-        """A lone `--` would turn later flags into positions, and short flags are abbreviations."""
+    def test_short_flags_and_a_lone_double_dash_are_refused(self, argument: str) -> None:
+        """A lone `--` would turn later flags into positional arguments, and short flags are abbreviations."""
         with pytest.raises(ConfigurationError, match="write flags as --name"):
             self.engine.reserved.check_extra_args(self.version, (argument, "x"))
 
     def test_other_flags_and_values_pass(self) -> None:
-        """Values, negative numbers and longer flags that begin like a reserved one are the user's business."""
+        """Values, negative numbers and longer flags that begin like a reserved one are allowed."""
         for argv in self.passing:
             self.engine.reserved.check_extra_args(self.version, argv)
 
     def test_a_parsed_argument_that_bypasses_the_guard_stops_the_launcher(self) -> None:
-        """Whatever an argument came from, its value is judged again once the engine has parsed it."""
+        """The launcher checks the values again after the engine parsed them, because a file can set them, too."""
 
         class Parsed:
-            """The engine's arguments, but for those that a version lacks, which are harmless."""
+            """Parsed arguments; one that the version lacks is harmless."""
 
         self.engine.reserved.check_parsed_args(self.version, Parsed())
         for entry in self.engine.reserved.reserved:
@@ -244,7 +244,7 @@ class ReservedRules:
                     self.engine.reserved.check_parsed_args(self.version, parsed)
 
     def test_a_variable_that_bypasses_the_guard_is_refused(self) -> None:
-        """By name; unset or off it is harmless."""
+        """The message names it. Unset or off, it is harmless."""
         check = self.engine.reserved.check_environment
         check({})
         assert self.engine.reserved.environment

@@ -1,4 +1,4 @@
-"""What becomes of a real engine's processes when its launcher is ended by somebody else."""
+"""The processes of a real engine end with its launcher, if something else ends that."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ START_S = 240.0
 
 
 class RealLauncherRules:
-    """A launcher takes its tree along.
+    """The end of a launcher ends its whole process tree.
 
     Attributes:
         local: the engine.
-        children: processes that its launcher has as soon as it computes.
-        patches: what is switched off (`TORPOR_PATCHES`).
+        children: number of the launcher's child processes once one of them computes.
+        patches: the patches to switch off (`TORPOR_PATCHES`).
     """
 
     local: ClassVar[LocalEngine]
@@ -56,11 +56,11 @@ class RealLauncherRules:
     def test_a_launcher_that_is_ended_during_the_start_leaves_no_process(
         self, real_engine: Callable[[str], RealEngine], tiny_model: Path, number: signal.Signals, after_s: float
     ) -> None:
-        """What it forked, or spawned and still imports, ends with it, without anybody else's help."""
-        # The engine is not started by Torpor's own Engine here: that would end the rest of the session itself.
+        """Forked children, and spawned ones that still import, end with it by themselves."""
+        # Not started by Torpor's Engine, which would itself end the rest of the session.
         with self._alone(real_engine(self.local.version), tiny_model) as launcher:
             children = wait_for_children(launcher, self.children)
-            time.sleep(after_s)  # after 1.5 s they import the engine, mostly; at first not even the launcher
+            time.sleep(after_s)  # after 1.5 s most of them import the engine; at first not even the launcher does
             launcher.send_signal(number)
             _, alive = psutil.wait_procs([launcher, *children], timeout=10.0)
             assert [process for process in alive if is_running(process)] == []
@@ -90,7 +90,7 @@ class RealLauncherRules:
 
 
 def wait_for_children(launcher: psutil.Popen, count: int) -> list[psutil.Process]:
-    """Its children, as soon as it has so many."""
+    """Wait until it has that many children, and return them."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Rules about who may call which of an engine's routes: against the real applications, and with the real guard."""
+"""Rules about access to an engine's routes, checked with the real applications and the real guard."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE")
 
 
 def listed(engine: type[ChatServer]) -> tuple[str, ...]:
-    """Every path that the plugin's lists name, steps of every kind of sleep among them."""
+    """Return every path in the plugin's lists, with the steps of every kind of sleep."""
     lists = engine.routes
     return (*lists.PUBLIC, *lists.KEYED, *steps(engine), *lists.ANSWERED, *closed(engine))
 
 
 def steps(engine: type[ChatServer]) -> tuple[str, ...]:
-    """The paths of a sleep and a wake, each once."""
+    """Return the paths of a sleep and a wake, each once."""
     plugin = engine()
     return tuple(dict.fromkeys((*plugin.sleep_steps(), *plugin.wake_steps())))
 
 
 def closed(engine: type[ChatServer]) -> tuple[str, ...]:
-    """The paths that are never open."""
+    """Return the paths that are never open."""
     return tuple(path for _, paths in engine.routes.CLOSED for path in paths)
 
 
 class RealRouteRules:
-    """The lists against the route tables of the real applications of all supported versions.
+    """The lists match the route tables of the real applications of all supported versions.
 
     Attributes:
         engine: the plugin.
-        question: what the question process wants to know for a route table.
-        late: paths that the table gets when the server starts, or for tasks that a chat model has not.
-        probe: the path that tells whether the engine is idle.
+        question: arguments of the question about the route table.
+        late: paths that are added at the start of the server, or for tasks that a chat model does not have.
+        probe: the path that shows whether the engine is idle.
     """
 
     engine: ClassVar[type[ChatServer]]
@@ -67,28 +67,28 @@ class RealRouteRules:
     probe: ClassVar[str]
 
     def test_every_route_of_the_real_application_is_listed(self, questions: Questions) -> None:
-        """A route that no list names is closed anyway; this says that it is new and has to be judged."""
+        """A route in no list is closed anyway; this test shows that it is new and has to be classified."""
         assert sorted(set(questions.ask("routes", **self.question)) - set(listed(self.engine))) == []
 
-    def test_every_listed_route_is_real(self, asked: Callable[[str], Questions]) -> None:
-        """No path is misspelt: some supported version has it."""
+    def test_every_listed_route_exists(self, asked: Callable[[str], Questions]) -> None:
+        """Some supported version has it, so it is not misspelt."""
         versions = self.engine.supported_versions
         real = {path for version in versions for path in asked(version).ask("routes", **self.question)}
-        own = {"/ready"}  # the guard's; a version of the engine may have it or not
+        own = {"/ready"}  # the guard's route; the engine may have it, too
         assert sorted(set(listed(self.engine)) - real - self.late - own) == []
 
-    def test_every_version_has_the_routes_that_serving_sleep_and_wake_call(self, questions: Questions) -> None:
+    def test_every_version_has_the_routes_for_serving_sleep_and_wake(self, questions: Questions) -> None:
         """Public paths, the sleep and wake sequences and the idle probe exist in each version."""
         needed = {*self.engine.routes.PUBLIC, *steps(self.engine), self.probe}
         assert needed <= set(questions.ask("routes", **self.question))
 
 
 class NotStartedError(Exception):
-    """The rules are seen; no engine is started."""
+    """Ends `launch` once the rules are known, without an engine."""
 
 
 def rules_of(plugin: ChatServer, *, max_concurrency: int = 100) -> GuardRules:
-    """The rules that the plugin hands to the engine's launcher."""
+    """Return the rules that the plugin gives to the engine's launcher."""
     found: list[GuardRules | None] = []
 
     def starter(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, guard: GuardRules | None) -> object:
@@ -105,7 +105,7 @@ def rules_of(plugin: ChatServer, *, max_concurrency: int = 100) -> GuardRules:
 
 
 class Anything:
-    """An application that has every route there could be; bodies that come wait for the gate."""
+    """An application that answers on every path; requests with a body wait for the gate."""
 
     def __init__(self) -> None:
         self.reached: list[tuple[str, str]] = []
@@ -121,18 +121,18 @@ class Anything:
 
 
 def guarded(plugin: ChatServer, *, max_concurrency: int = 100) -> tuple[Anything, Guard]:
-    """An application with every route behind the plugin's rules."""
+    """Return that application behind the plugin's rules."""
     app = Anything()
     return app, Guard(app, rules_of(plugin, max_concurrency=max_concurrency), key=KEY, replica_id=REPLICA_ID)
 
 
 class RouteRules:
-    """What the plugin's rules make of every route that its engine has, had, or will have."""
+    """The plugin's rules for every route of its engine, in past and future versions, too."""
 
     engine: ClassVar[type[ChatServer]]
 
-    def test_no_path_is_in_two_classes(self) -> None:
-        """A path has one class."""
+    def test_no_path_is_in_two_lists(self) -> None:
+        """A path has one access class."""
         assert [path for path, count in Counter(listed(self.engine)).items() if count > 1] == []
 
     def test_no_management_route_is_public(self) -> None:
@@ -143,7 +143,7 @@ class RouteRules:
     @pytest.mark.parametrize("path", OF_TOMORROW)
     @in_loop
     async def test_a_route_that_only_a_new_version_has_is_closed(self, path: str) -> None:
-        """It is in no list, so it is closed, with and without the key, for every method."""
+        """A route in no list is closed for every method, with and without the key."""
         assert path not in listed(self.engine)
         app, guard = guarded(self.engine())
         await to_serving(guard)
@@ -154,8 +154,8 @@ class RouteRules:
 
     @pytest.mark.parametrize("opened", [False, True], ids=["default", "opened"])
     @in_loop
-    async def test_every_closed_route_is_closed_whatever_the_options(self, opened: bool) -> None:
-        """In all supported versions; the steps belong to the lifecycle, in their order."""
+    async def test_no_option_opens_a_closed_route(self, opened: bool) -> None:
+        """This holds in all supported versions. Only the lifecycle may call the steps, in their order."""
         app, guard = guarded(self.engine(open_metrics=opened, open_docs=opened))
         await to_serving(guard)
         for path in closed(self.engine):
@@ -168,8 +168,8 @@ class RouteRules:
         assert app.reached == []
 
     @in_loop
-    async def test_public_routes_are_open_and_keyed_ones_take_the_key(self) -> None:
-        """And nothing else is."""
+    async def test_public_routes_are_open_and_keyed_routes_need_the_key(self) -> None:
+        """All other routes are closed."""
         app, guard = guarded(self.engine())
         await to_serving(guard)
         for path in self.engine.routes.PUBLIC:
@@ -190,10 +190,10 @@ class RouteRules:
         ],
     )
     @in_loop
-    async def test_metrics_and_docs_are_opened_by_options_of_their_own(
+    async def test_metrics_and_docs_have_their_own_options(
         self, options: dict[str, bool], opened: tuple[str, ...]
     ) -> None:
-        """To everybody, bearer keys or not; what holds the engine's arguments never is."""
+        """The option opens them to everybody, even with bearer keys. Routes that show the engine's arguments stay closed."""
         plugin = self.engine(api_key_sha256=("0" * 64,), **options)  # type: ignore[arg-type] # flags
         _, guard = guarded(plugin)
         assert {(await ask(guard, path)).status for path in opened} <= {503}
@@ -204,8 +204,8 @@ class RouteRules:
         assert (await ask(guard, "/v1/models")).status == 401
 
     @in_loop
-    async def test_the_limits_are_the_options_and_the_deployments(self) -> None:
-        """A body's size by the plugin's option, requests in flight by the deployment's concurrency."""
+    async def test_the_limits_come_from_the_options_and_the_deployment(self) -> None:
+        """The plugin's option limits the size of a body, the deployment's concurrency the requests in flight."""
         _, guard = guarded(self.engine(max_body_bytes=10), max_concurrency=2)
         await to_serving(guard)
         path = self.engine.routes.PUBLIC[0]
@@ -223,8 +223,8 @@ class RouteRules:
             assert exchange.status == 200
 
     @in_loop
-    async def test_the_steps_of_a_sleep_and_a_wake_pass_in_their_order_and_once(self) -> None:
-        """The engine never sees a repeated call."""
+    async def test_each_step_of_a_sleep_and_a_wake_passes_once_and_in_order(self) -> None:
+        """The engine never receives a repeated call."""
         plugin = self.engine()
         app, guard = guarded(plugin)
         await to_serving(guard)
@@ -244,7 +244,7 @@ class RouteRules:
             if path not in path_by_path[at + 1 : at + 2]:
                 assert (await ask(guard, path, method="POST", key=KEY)).status == 409
 
-    def test_a_body_limit_of_nothing_is_refused(self) -> None:
-        """Before the launch."""
+    def test_a_body_limit_of_zero_is_refused(self) -> None:
+        """The error comes before the launch."""
         with pytest.raises(ConfigurationError, match="max_body_bytes is 0; the lowest allowed value is 1"):
             self.engine(max_body_bytes=0)

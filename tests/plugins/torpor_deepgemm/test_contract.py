@@ -1,4 +1,4 @@
-"""DeepGEMM's plugin keeps the contract, beside the engine whose kernels it compiles."""
+"""The DeepGEMM plugin keeps the contract, in a deployment with SGLang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21
 
 
 class TestDeepGEMM(PluginContract):
-    """As the flagship has it."""
+    """The plugin as in the flagship app."""
 
     @override
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""`DeepGEMM`: what it asks of the image, and its compile step run for real with a stand-in engine and a stand-in GPU."""
+"""`DeepGEMM`: its image, and its compile step, run for real with a stand-in for engine and GPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ triton.write_text("{}")
 
 @dataclass(frozen=True, kw_only=True)
 class AnEngine(EnginePlugin):
-    """An engine plugin as a third party would write it: it answers the questions that DeepGEMM asks."""
+    """An engine plugin of a third party: it has only the methods that DeepGEMM calls."""
 
     plugin_name = "an_engine"
     version: str = "0.5.6.post2"
@@ -105,7 +105,7 @@ class AnEngine(EnginePlugin):
 
 @dataclass(frozen=True, kw_only=True)
 class Dummy(Plugin):
-    """A plugin that wants the engine to get a flag."""
+    """A plugin that gives the engine a flag."""
 
     plugin_name = "dummy"
 
@@ -134,7 +134,7 @@ def deployment(
 
 
 def test_the_image_gets_the_switch_and_the_engines_own_cache_folders() -> None:
-    """Under the image's own disk: a Volume there would be mounted over the kernels, and could change under a snapshot."""
+    """They are on the image's disk: a Volume would hide the kernels, and could change after a snapshot."""
     assert DeepGEMM().prepare_image(deployment()) == ImagePatch(
         env={
             "SGLANG_ENABLE_JIT_DEEPGEMM": "1",
@@ -147,7 +147,7 @@ def test_the_image_gets_the_switch_and_the_engines_own_cache_folders() -> None:
 
 
 def test_the_compile_step_is_the_engines_own_command_on_the_gpu() -> None:
-    """After the downloads, with its volume for this step alone, a retry, and kernels as its proof."""
+    """It runs after the downloads. Only this step mounts its volume. It has a retry and must produce kernels."""
     [step] = DeepGEMM(timeout_s=1200).compile_kernels(deployment()).steps
     assert step.argv == ("--", "python3", "-m", "sglang.compile_deep_gemm", "--tp-size", "1")
     assert (step.script, step.order, step.timeout_s, step.retries) == ("torpor_deepgemm.watch", 20, 1200, 1)
@@ -175,20 +175,20 @@ def test_the_compile_step_is_the_engines_own_command_on_the_gpu() -> None:
 
 
 def test_the_serving_container_does_not_mount_the_kernels_volume() -> None:
-    """A snapshot maps kernel files; a Volume may change after it was taken."""
+    """A snapshot maps kernel files, and a Volume may change after the capture."""
     assert Lifecycle(deployment()).recipe().volumes == {}
 
 
 def test_flags_that_other_plugins_give_the_engine_reach_the_compilation_and_its_key() -> None:
-    """Compiled with the serving flags, all of them."""
+    """The compilation uses all flags with which the engine serves."""
     [step] = Lifecycle(deployment(more=(Dummy(),))).recipe().steps
     assert step.argv[-2:] == ("--load-format", "dummy")
     assert step.cache is not None
     assert step.cache.key[-2:] == ("--load-format", "dummy")
 
 
-def test_how_kernels_are_compiled_is_the_engines_answer() -> None:
-    """In the image, because serving compiles the same shapes; and in the key."""
+def test_the_engine_plugin_decides_how_kernels_are_compiled() -> None:
+    """Its variables are in the image, because serving compiles the same shapes, and in the cache key."""
     plan = deployment(DeepGEMM(fast_warmup=True, precompile=False), AnEngine(version="0.5.16"))
     recipe = Lifecycle(plan).recipe()
     assert (recipe.env["SHAPES"], recipe.env["AT_LOAD"]) == ("few", "False")
@@ -198,7 +198,7 @@ def test_how_kernels_are_compiled_is_the_engines_answer() -> None:
 
 
 def test_no_token_of_the_step_has_a_line_break() -> None:
-    """A build step is one shell line of a Dockerfile; dollars would be at the mercy of its reader."""
+    """A build step is one shell line of a Dockerfile, and a builder might expand dollar signs."""
     [step] = Lifecycle(deployment()).recipe().steps
     line = step_command(
         step, python="python3", runner="/opt/torpor/buildstep.py", script="/opt/torpor/scripts/watch.py"
@@ -207,13 +207,13 @@ def test_no_token_of_the_step_has_a_line_break() -> None:
 
 
 def test_the_plugin_is_a_value() -> None:
-    """Equal options are equal plugins; hashable and picklable."""
+    """Equal options make equal plugins, which can be hashed and pickled."""
     assert hash(DeepGEMM()) == hash(DeepGEMM())
     assert pickle.loads(pickle.dumps(DeepGEMM(fast_warmup=True))) == DeepGEMM(fast_warmup=True)
 
 
 def test_importing_the_package_imports_no_torpor() -> None:
-    """The package is lazy: finding the script's file must not need pluggy."""
+    """The package imports lazily: pluggy is not needed to find the script."""
     code = (
         "import sys, torpor_deepgemm, torpor_deepgemm.watch; "
         "print([name for name in sys.modules if name.partition('.')[0] in ('torpor', 'pluggy')])"
@@ -247,8 +247,8 @@ def test_importing_the_package_imports_no_torpor() -> None:
         (lambda: deployment(DeepGEMM(timeout_s=-1)), "DeepGEMM.timeout_s is -1 seconds; it has to be above 0"),
     ],
 )
-def test_an_error_says_what_cannot_work_and_what_to_do(plan: object, message: str) -> None:
-    """Before any GPU is paid for."""
+def test_an_error_names_the_problem_and_what_to_do(plan: object, message: str) -> None:
+    """It appears before a paid GPU starts."""
     assert callable(plan)
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         Lifecycle(plan()).recipe()
@@ -259,7 +259,7 @@ def test_an_error_says_what_cannot_work_and_what_to_do(plan: object, message: st
 
 @dataclass
 class Machine:
-    """A container: PATH with an nvidia-smi, CUDA_HOME with an nvcc, an engine package, and the two disks."""
+    """A container: nvidia-smi in PATH, nvcc in CUDA_HOME, an engine package, and the two disks."""
 
     root: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -287,7 +287,7 @@ class Machine:
     def build(
         self, plugin: DeepGEMM | None = None, *flags: str, grace_s: float = 1
     ) -> subprocess.CompletedProcess[str]:
-        """Run the compile step as core does, with its paths moved to folders of this machine."""
+        """Run the compile step like core, with its paths moved to folders of this machine."""
         engine = AnEngine(command=(sys.executable, "-c", COMPILER, *flags), python=sys.executable)
         recipe = relocate(Lifecycle(deployment(plugin, engine)).recipe(), self.root, "qwen3")
         [step] = recipe.steps
@@ -328,7 +328,7 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.mark.slow
 def test_the_first_build_compiles_and_the_next_with_the_same_key_skips(machine: Machine) -> None:
-    """Kernels and the other JIT caches come back to the image's disk; the marker says what they belong to."""
+    """Kernels and other JIT caches are copied back to the image's disk; the marker holds their key."""
     ran = machine.build(None, "--tp-size", "1")
     assert ran.returncode == 0, ran.stderr
     machine.new_container()
@@ -349,7 +349,7 @@ def test_the_first_build_compiles_and_the_next_with_the_same_key_skips(machine: 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["GPU", "nvcc", "package", "flag", "option"])
 def test_another_key_compiles_again(machine: Machine, change: str) -> None:
-    """GPU, compiler and packages as found inside the image, the engine's flags, this plugin's own options."""
+    """The key contains the image's GPU, compiler and packages, the engine's flags and this plugin's options."""
     assert machine.build(None, "--tp-size", "1").returncode == 0
     machine.new_container()
     if change == "GPU":
@@ -366,8 +366,8 @@ def test_another_key_compiles_again(machine: Machine, change: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_compilation_that_ends_well_without_a_kernel_fails(machine: Machine) -> None:
-    """SGLang's command does that where DeepGEMM is switched off or not supported."""
+def test_a_compilation_without_a_kernel_fails_despite_exit_code_0(machine: Machine) -> None:
+    """SGLang's command exits like this if DeepGEMM is off or not supported."""
     machine.variables["MODE"] = "is switched off"
     ran = machine.build(DeepGEMM(retries=0))
     assert ran.returncode == 120
@@ -377,8 +377,8 @@ def test_a_compilation_that_ends_well_without_a_kernel_fails(machine: Machine) -
 
 
 @pytest.mark.slow
-def test_a_crash_is_tried_again_once(machine: Machine) -> None:
-    """By default."""
+def test_a_crash_is_retried_once(machine: Machine) -> None:
+    """One retry is the default."""
     machine.variables["MODE"] = "crashes once"
     ran = machine.build(None, "--tp-size", "1")
     assert (ran.returncode, machine.runs) == (0, 2), ran.stderr
@@ -387,15 +387,15 @@ def test_a_crash_is_tried_again_once(machine: Machine) -> None:
 
 @pytest.mark.slow
 def test_a_compilation_that_hangs_is_ended_at_its_time_limit(machine: Machine) -> None:
-    """And not tried again: that would cost the GPU's time twice."""
+    """It is not retried, which would cost the GPU time twice."""
     machine.variables["MODE"] = "hangs"
     ran = machine.build(DeepGEMM(timeout_s=1.5))
     assert (ran.returncode, machine.runs) == (124, 1), ran.stderr
     assert machine.kept == []
 
 
-def test_an_image_without_a_compiler_is_told_before_the_compilation(machine: Machine) -> None:
-    """DeepGEMM runs nvcc at its first import, also when every kernel is there."""
+def test_an_image_without_a_compiler_is_reported_before_the_compilation(machine: Machine) -> None:
+    """DeepGEMM runs nvcc at its first import, even if every kernel exists."""
     (machine.root / "cuda" / "bin" / "nvcc").unlink()
     ran = machine.build()
     assert (ran.returncode, machine.runs) == (121, 0)

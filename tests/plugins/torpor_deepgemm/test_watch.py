@@ -1,4 +1,4 @@
-"""`torpor_deepgemm.watch`: a compile command whose server dies does not cost its whole time limit."""
+"""`torpor_deepgemm.watch` ends a compile command whose server died before its time limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if mode == "works":
     print("compiled"); sys.exit(0)
 time.sleep(600)
 """
-"""As SGLang's compile_deep_gemm: forks a server, waits for something else, never looks at the child."""
+"""Like SGLang's compile_deep_gemm: forks a server, waits for something else and never checks the child."""
 
 
 def watch(mode: str, patience_s: float = 1.0) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -51,7 +51,7 @@ def watch(mode: str, patience_s: float = 1.0) -> tuple[subprocess.CompletedProce
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["crashes", "tracked"])
 def test_a_command_whose_server_died_is_ended(mode: str) -> None:
-    """Exit code 1, which the build step tries again; Python's resource tracker is not the server."""
+    """Exit code 1, which the build step retries. Python's resource tracker does not count as the server."""
     ran, seconds = watch(mode)
     assert ran.returncode == 1
     assert "CUDA out of memory" in ran.stdout
@@ -64,13 +64,13 @@ def test_a_command_whose_server_died_is_ended(mode: str) -> None:
 
 @pytest.mark.slow
 def test_a_command_that_works_is_left_alone() -> None:
-    """Also with a helper that ended and that nobody collected, longer than the patience, while the server lives."""
+    """A zombie helper, older than the patience, does not matter while the server runs."""
     ran, _ = watch("works")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "compiled\n", "")
 
 
 def test_the_commands_own_exit_code_is_passed_on() -> None:
-    """And 127 for a program that is not there."""
+    """It is 127 for a missing program."""
     assert watch("fails")[0].returncode == 7
     argv = [sys.executable, str(SCRIPT), "--", "no-such-program-here"]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
@@ -79,7 +79,7 @@ def test_the_commands_own_exit_code_is_passed_on() -> None:
 
 
 def test_the_file_stands_alone_on_python_310() -> None:
-    """It runs in the engine's image."""
+    """It runs in the engine's image, where Torpor is not installed."""
     tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 10))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

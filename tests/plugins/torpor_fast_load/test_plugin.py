@@ -1,4 +1,4 @@
-"""`FastLoad` beside both engines: what it chooses, what it brings, what it refuses."""
+"""`FastLoad` with both engines: the loader that it chooses, its package, and its errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sglang(version: str) -> SGLang:
 
 
 class TestFastLoad(PluginContract):
-    """Beside vLLM."""
+    """The plugin in a deployment with vLLM."""
 
     @override
     @pytest.fixture
@@ -49,7 +49,7 @@ class TestFastLoad(PluginContract):
 def test_the_first_preferred_loader_that_the_version_has_is_chosen(
     engine: Plugin, prefer: tuple[str, ...], chosen: str, package: str
 ) -> None:
-    """Its flag ends the engine's command, its package is in the image; the plugin's code names no engine."""
+    """Its flag is the last of the engine's command, and its package is in the image. The plugin's code names no engine."""
     made = deployment(FastLoad(prefer=prefer), engine)
     recipe = Lifecycle(made).recipe()
     assert made.engine.engine_argv(made, recipe)[-2:] == ("--load-format", chosen)
@@ -66,7 +66,7 @@ def test_the_first_preferred_loader_that_the_version_has_is_chosen(
     ],
 )
 def test_an_engine_without_a_fast_loader_is_an_error(engine: Plugin, said: str) -> None:
-    """Nothing is chosen that the engine's parser would refuse."""
+    """The plugin never chooses a loader that the engine's parser refuses."""
     with pytest.raises(ConfigurationError, match=said):
         Lifecycle(deployment(FastLoad(), engine)).recipe()
 
@@ -75,8 +75,8 @@ def test_an_engine_without_a_fast_loader_is_an_error(engine: Plugin, said: str) 
     "engine",
     [VLLM(load_format="safetensors"), VLLM(dummy_weights=True), SGLang(version="0.5.23", image="i", load_format="pt")],
 )
-def test_an_engine_that_was_told_its_format_takes_no_other(engine: Plugin) -> None:
-    """Two values for one flag are an error that names both plugins."""
+def test_a_load_format_of_the_engine_excludes_another(engine: Plugin) -> None:
+    """The error about two values for one flag names both plugins."""
     made = deployment(FastLoad(), engine)
     with pytest.raises(ConfigurationError, match=r"'--load-format' is refused: the plugin sets it"):
         made.engine.engine_argv(made, Lifecycle(made).recipe())
@@ -84,6 +84,6 @@ def test_an_engine_that_was_told_its_format_takes_no_other(engine: Plugin) -> No
 
 @pytest.mark.parametrize("prefer", [(), ("tensorizer",)])
 def test_an_invalid_preference_is_refused(prefer: tuple[str, ...]) -> None:
-    """The message lists the known ones."""
+    """The message lists the known loaders."""
     with pytest.raises(ConfigurationError, match="give one or more of runai_streamer, fastsafetensors, instanttensor"):
         FastLoad(prefer=prefer)
