@@ -222,7 +222,7 @@ def verify(repo_id: str, revision: str, *, cache: Path, recheck: bool = False) -
             raise FetchError(
                 _NO_REPOSITORY, f"{cache} has no files of {repo_id}: it was never fetched, or was deleted."
             )
-        raise FetchError(_NO_REPOSITORY, f"{cache} has no complete copy of {place}: the fetch never finished.")
+        raise FetchError(_NO_REPOSITORY, f"{cache} does not hold all of {place}: the fetch never finished.")
     damage = _wrong_size(place, manifest) or _wrong_since(place, manifest, recheck=recheck)
     if damage:
         raise FetchError(_DAMAGED, f"{place} is damaged: {damage[0][1]}{_and_more(len(damage) - 1)}.")

@@ -299,7 +299,7 @@ def test_a_killed_fetch_is_incomplete_and_can_be_resumed(client: Client, reposit
     process.wait()
     seen = client.verify()
     assert seen.returncode == 66
-    assert f"has no complete copy of org/tiny at {COMMIT}: the fetch never finished" in seen.stderr
+    assert f"does not hold all of org/tiny at {COMMIT}: the fetch never finished" in seen.stderr
     repository.slow = {}
     assert client.fetch().returncode == 0
     assert contents(client.snapshot) == {**TEXTS, **WEIGHTS}
@@ -441,7 +441,7 @@ def test_a_recheck_finds_damage_that_changes_no_time(one_client: Client) -> None
     assert one_client.verify().returncode == 76
 
 
-@pytest.mark.fault("a copy of a volume has other times", area="fetched weights", outcome="held")
+@pytest.mark.fault("a copied volume has other times", area="fetched weights", outcome="held")
 def test_a_copied_volume_is_hashed_once_and_passes(one_client: Client) -> None:
     """The marker stores the new times, so the next check is quick again."""
     assert one_client.fetch().returncode == 0
