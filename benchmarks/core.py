@@ -1,9 +1,9 @@
-"""What Torpor itself costs: imports, the command line, the readiness lag and core's own share of a wake.
+"""Torpor's own costs: imports, the command line, the delay until ready, and core's share of a wake.
 
     .venv/bin/python benchmarks/core.py [--runs 7]
 
-Every figure is a median. Imports and commands are timed as whole processes, alternating with a bare interpreter, so that
-a change of the machine's speed meets both. The lag and the wake are taken on the stand-in engine: real processes and
+Every figure is a median. Imports and commands are timed as whole processes, alternating with a bare interpreter, so a
+change of the machine's speed affects both. The delay and the wake are measured on the stand-in engine: real processes and
 real HTTP, no model. Prints a table and writes benchmarks/results/core.json.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 TORPOR = str(Path(sys.executable).with_name("torpor"))
 
-# Prints the Unix time at which a port accepts its first connection: from outside, so that no lock of ours delays it.
+# Prints the Unix time at which a port accepts its first connection: from outside, so that none of this process's locks delays it.
 WATCH_PORT = """
 import socket, sys, time
 while True:

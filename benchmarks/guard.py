@@ -1,10 +1,10 @@
-"""What the guard costs: the same minimal streaming application with it and without it, each in a server of its own.
+"""The guard's cost: the same minimal streaming application with and without the guard, each in its own server.
 
     .venv/bin/python benchmarks/guard.py [--runs 25] [--seconds 0.4] [--http h11]
 
 Both servers are uvicorn with h11, as SGLang's own dependencies give it (0.5.16, 0.5.23: uvicorn without httptools; with
 `--http httptools` the guard's 4 us weigh more), and run side by side; the load goes to one of them at a time, in many short
-pairs whose order alternates, so that a change of the machine's speed meets both. Every figure is the median of the pairs'
+pairs whose order alternates, so a change of the machine's speed affects both. Every figure is the median of the pairs'
 ratios or differences. Beside the rates stands the processor time that the server itself spent, which other programs on
 the machine disturb less. The client writes its bytes itself and counts those that come back. Prints a table and writes
 benchmarks/results/guard.json.
@@ -42,7 +42,7 @@ STREAMS = 8
 CHUNKS = 1000
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":" token"}}]}\n\n'
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Tell me about the moon. " * 10}]}).encode()
-# What the usual clients send: the guard looks through all of them.
+# Headers of usual clients: the guard checks all of them.
 HEADERS = (
     b"Host: 127.0.0.1:8000\r\nAccept: application/json\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
     b"User-Agent: OpenAI/Python 1.0\r\nContent-Type: application/json\r\nAuthorization: Bearer none\r\nX-Request-Id: 1\r\n"
@@ -52,7 +52,7 @@ KEY = "benchmark-key-of-no-secrecy"
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure: what the guard makes of it, and the limit."""
+    """One figure: what the guard changes, and its limit."""
 
     name: str
     bare: float
@@ -130,7 +130,7 @@ class Running:
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request after another on one connection; an answer is so many bytes."""
+    """Sends one request after another on one connection; each answer has a known number of bytes."""
 
     def __init__(self, request: bytes) -> None:
         self.answers = 0
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     async def run(self, size: int, seconds: float) -> None:
-        """Ask for so long; `size` is that of an answer, bytes."""
+        """Send requests for this long; `size` is the size of an answer in bytes."""
         self._size = size
         self._until = time.perf_counter() + seconds
         self._ask()
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
 
 
 def request_bytes(path: str) -> bytes:
-    """A POST."""
+    """A POST request."""
     return b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n%s" % (path.encode(), HEADERS, len(BODY), BODY)
 
 
@@ -206,7 +206,7 @@ async def answer_size(port: int, path: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What one load gave.
+    """The result of one load.
 
     Attributes:
         rate: answers (or chunks) per second.
@@ -220,7 +220,7 @@ class Sample:
 
 
 async def load(server: Running, path: str, connections: int, seconds: float) -> Sample:
-    """Load a server with so many connections for so long."""
+    """Load a server with this many connections for this long."""
     size = await answer_size(server.port, path)
     loop = asyncio.get_running_loop()
     made = [
@@ -285,7 +285,7 @@ async def measure(servers: Sequence[Running], args: argparse.Namespace) -> list[
 
 
 def open_door(server: Running) -> None:
-    """Let public requests in."""
+    """Let the guard accept public requests."""
     url = f"http://127.0.0.1:{server.port}/_torpor/serve"
     urllib.request.urlopen(urllib.request.Request(url, method="POST", headers={"torpor-key": KEY}), timeout=10).close()
 

@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/local.py [--runs 5] [--many 200] [--replicas 1,2,4,8] [--drop-caches]
 
 A start is timed as a user sees it: from the start of the command to the first token of a streamed answer. Cold and restored
-starts alternate, so that a change of the machine's speed meets both; every figure is a median. `--drop-caches` repeats
+starts alternate, so a change of the machine's speed affects both; every figure is a median. `--drop-caches` repeats
 both with the page cache dropped before each (root; it slows the whole machine). Prints a table and writes
-benchmarks/results/local.json. `make measure` makes Torpor's byte code before; a Python that may not write it
-(PYTHONDONTWRITEBYTECODE) compiles all of Torpor at every start, a third of our own share of a restore.
+benchmarks/results/local.json. `make measure` compiles Torpor's byte code first. A Python that may not write byte code
+(PYTHONDONTWRITEBYTECODE) compiles all of Torpor at every start: a third of Torpor's own share of a restore.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
     deployment = load_app(options.app).deployment
     if reasons := CriuBackend().available():
-        raise SystemExit("snapshots cannot be made on this machine:\n" + "\n".join(f"  - {one}" for one in reasons))
+        raise SystemExit("this machine cannot make snapshots:\n" + "\n".join(f"  - {one}" for one in reasons))
     LocalServer(deployment).build()
     folder = snapshot_folder(f"{deployment.name}-benchmark")
     manifest = create_snapshot(options.app, folder)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--app", default=str(ROOT / "apps" / "tiny_cpu.py"))
     parser.add_argument("--runs", type=int, default=5)
@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
 
 
 def starts(app: str, folder: Path, deployment: Deployment, runs: int, *, drop_caches: bool) -> dict[str, object]:
-    """Cold and restored starts in turn, and what a restore's time went into; seconds."""
+    """Time cold and restored starts in turn, and the parts of each restore; seconds."""
     model, port = deployment.model.served_name, deployment.port
     cold, restored, parts = [], [], []
     for _ in range(runs):
@@ -110,7 +110,7 @@ def starts(app: str, folder: Path, deployment: Deployment, runs: int, *, drop_ca
 
 
 def shares(told: dict[str, object], began: float, first_token_s: float) -> dict[str, float]:
-    """Where a restore's time went: CRIU, the engine (wake, canary, first answer), and the rest, which is ours."""
+    """The parts of a restore: CRIU, the engine (wake, canary, first answer), and the rest, which is Torpor's own."""
     (replica,) = cast("list[dict[str, object]]", told["replicas"])
     stages = cast("list[dict[str, float]]", replica["stages"])
     served_s = cast("float", told["served_at"]) - began
@@ -133,7 +133,7 @@ def drop() -> None:
 
 
 def image(folder: Path, manifest: Manifest) -> dict[str, object]:
-    """How large the snapshot is, and whose memory it holds."""
+    """The snapshot's size, and whose memory it holds."""
     files = {path: (folder / path).stat().st_blocks * 512 / 1e6 for path in manifest.files}
     pages = sorted(((size, path) for path, size in files.items() if "memory-" in path), reverse=True)
     return {
@@ -145,7 +145,7 @@ def image(folder: Path, manifest: Manifest) -> dict[str, object]:
 
 
 def memory(folder: Path, deployment: Deployment, count: int) -> dict[str, object]:
-    """Proportional memory (PSS) of so many replicas, MB: anonymous is a replica's own, files are shared by all."""
+    """Proportional memory (PSS) of this many replicas, MB. Each replica has its own anonymous memory; all share the files'."""
     replicas = restore_snapshot(folder, replicas=count, port=deployment.port)
     try:
         totals = [rollup(one.replica.sandbox) for one in replicas.serving]
@@ -168,7 +168,7 @@ def rollup(sandbox: Sandbox) -> dict[str, float]:
 
 
 def many(folder: Path, count: int) -> dict[str, object]:
-    """So many restores in a row; each demands the canary. What the machine holds before and after must be the same."""
+    """Restore this many times in a row, each with the canary. The machine must hold the same before and after."""
     before = held()
     times = []
     for _ in range(count):
@@ -193,7 +193,7 @@ def held() -> dict[str, float]:
 
 
 def show(results: dict[str, object]) -> None:
-    """The table."""
+    """Print the table."""
     for kind, limit_s in (("warm", RESTORED_LIMIT_S), ("dropped", DROPPED_LIMIT_S)):
         if kind in results:
             timed = cast("dict[str, object]", results[kind])

@@ -116,7 +116,7 @@ def rewrite(file: Path, values: dict[str, object], remove: Sequence[str] = ()) -
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether this recipe's model lies there."""
+    """Tell whether this recipe's complete model is in the folder."""
     try:
         return bool(json.loads((folder / MARKER).read_text())["recipe"] == RECIPE)
     except (OSError, ValueError, KeyError, TypeError):
@@ -124,7 +124,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def make(folder: Path) -> None:
-    """Make the model in a folder beside the one asked for, then rename it."""
+    """Make the model in a folder next to the requested one, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -104,7 +104,7 @@ async def _walk() -> list[Transition]:
 
 
 def _candidates(calls: tuple[str, ...]) -> tuple[str, ...]:
-    """After a drain only its end can follow; otherwise every other call is tried."""
+    """After a drain only its end can follow; otherwise the walk tries every other call."""
     return _WAIT_ENDS if calls[-1:] == ("drain",) else tuple(call for call in _CALLS if call not in _WAIT_ENDS)
 
 
@@ -220,7 +220,7 @@ def _arrow(pair: tuple[str, str], labels: list[str], *, both: bool) -> Iterator[
 
 
 def _border(inside: tuple[int, int], toward: tuple[int, int], aside: tuple[float, float]) -> tuple[float, float]:
-    """Where a line from a box's middle, moved aside, leaves the box."""
+    """Where a line from the middle of a box, moved aside, leaves the box."""
     x, y = inside[0] + aside[0], inside[1] + aside[1]
     dx, dy = toward[0] - inside[0], toward[1] - inside[1]
     across = (_BOX[0] / 2 - math.copysign(aside[0], aside[0] * dx)) / abs(dx) if dx else math.inf

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site (see `hooks:` in mkdocs.yml).
+"""Functions that mkdocs calls while it builds the site (see `hooks:` in mkdocs.yml).
 
 Pages of docs/ read well where they lie, too: links in them go to files of the repository. Here such a link becomes one to
 the page that is made of the file, e.g. `../SECURITY.md` one to `security.md`.
@@ -59,7 +59,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that come from files outside of docs/."""
+    """Add the pages that come from files outside docs/."""
     for target, source in ADOPTED.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
     return files

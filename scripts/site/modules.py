@@ -28,7 +28,7 @@ def _package(folder: Path) -> str:
 
 
 def _sentence(file: Path) -> str:
-    """The first sentence of a module's docstring; nothing for a module without one."""
+    """The first sentence of a module's docstring; empty for a module without one."""
     told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     first = " ".join(told.partition("\n\n")[0].split())
     return re.split(r"(?<=[.!?])\s", first + " ", maxsplit=1)[0].replace("|", "\\|")

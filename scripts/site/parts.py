@@ -284,7 +284,7 @@ def svg() -> str:
 
 
 def _told(phases: Sequence[Phase]) -> str:
-    """The drawing in words, for those who do not see it."""
+    """The drawing in words, for readers who cannot see it."""
     parts = "; ".join(f"{layer.name}: {', '.join(part.name for part in layer.parts)}" for layer in reversed(LAYERS))
     steps = "; ".join(f"{step.number} {step.label} ({step.part})" for phase in phases for step in phase.steps)
     return f"The parts of the code, highest layer first. {parts}. The path of a start: {steps}."

@@ -4,9 +4,9 @@
         assert plane.modal("deploy", "app.py", cwd=tmp_path).code == 0
         assert plane.app("name").service("Server").gpu == ("H100!", 1)
 
-It is built on `modal_proto`, the message definitions in the client's own wheel. It records every request, keeps what
-they make, and answers as far as no container is needed: images are "built" at once, files and blobs are kept, calls of
-functions end with a failure that says so (or with a value that the test gave).
+It is built on `modal_proto`, the message definitions in the client's own wheel. It records every request, keeps the created
+objects, and answers everything that needs no container: images are "built" at once, files and blobs are kept. Calls of
+functions fail with a message that says so, or return a value that the test gave.
 """
 
 from tests.modal_plane.container import Container

@@ -38,7 +38,7 @@ class LogRPCs(ContainerRPCs):
         if self.store.logs_fail is not None:
             raise GRPCError(self.store.logs_fail, "as the test wants it")
         if self.store.logs_hang:
-            await asyncio.sleep(_HANG_S)  # the client goes first, which cancels this
+            await asyncio.sleep(_HANG_S)  # the client leaves first, which cancels this
         answer = api_pb2.AppCountLogsResponse(app_id=request.app_id)
         start = int(_seconds(request.since)) // request.bucket_secs * request.bucket_secs
         for begin in range(start, int(_seconds(request.until)) + 1, request.bucket_secs):

@@ -125,7 +125,7 @@ class ModalPlane:
             "MODAL_TOKEN_SECRET": "as-loopback",
             "MODAL_CONFIG_PATH": str(config),
             "MODAL_DISABLE_API_PROXY": "1",
-            "MODAL_BUILD_VALIDATION": "ignore",  # who saves a file while the tests run breaks no deployment
+            "MODAL_BUILD_VALIDATION": "ignore",  # saving a file while the tests run breaks no deployment
             "HOME": str(self.home),
             "NO_COLOR": "1",
             "COLUMNS": "200",

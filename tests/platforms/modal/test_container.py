@@ -301,7 +301,7 @@ def test_the_download_function_runs_its_step_and_commits_the_volume(plane: Modal
     assert output.status == output.GENERIC_STATUS_SUCCESS, output.exception
     assert (tmp_path / "volume" / "file").read_text() == "in the container\n"
     order = [type(request).__name__ for request in plane.store.requests]
-    # Modal commits once more when the container ends, whether it was asked to or not
+    # Modal always commits once more when the container ends
     assert order.index("VolumeCommitRequest") < order.index("FunctionPutOutputsRequest")
     assert plane.store.commits == ["weights", "weights"]
 

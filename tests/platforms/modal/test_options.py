@@ -346,7 +346,7 @@ def test_sources_are_torpor_the_plugins_packages_and_what_they_ask_for(tmp_path:
         ("torpor", "scaffold/__init__.py", True),
         ("torpor", "__pycache__/boot.py", True),
         ("torpor", "testing/__init__.py", False),  # this process has imported it
-        ("other", "cli/main.py", False),  # only Torpor's own commands are known to be none of the container's
+        ("other", "cli/main.py", False),  # only Torpor's own commands are known to be useless in a container
         ("other", "tests/fixtures.py", True),
         ("other", "inner/conftest.py", True),
         ("other", "test_it.py", True),
