@@ -548,7 +548,7 @@ def test_up_does_not_start_cold_when_criu_is_killed_once(cli: Cli, own: Made) ->
             break
     else:
         pytest.fail("CRIU was always done before it was killed")
-    assert "ended by SIGKILL" in said
+    assert "was killed by SIGKILL" in said
     assert "cold:" not in said
     assert json.loads((own.folder / MANIFEST).read_text()) == own.manifest
     (file,) = set(re.findall(r"^records: (\S+)$", said, re.MULTILINE))
