@@ -5,7 +5,7 @@
 Both servers are uvicorn with h11, as SGLang's own dependencies give it (0.5.16, 0.5.23: uvicorn without httptools; with
 `--http httptools` the guard's 4 us weigh more), and run side by side; the load goes to one of them at a time, in many short
 pairs whose order alternates, so a change of the machine's speed affects both. Every figure is the median of the pairs'
-ratios or differences. Beside the rates stands the processor time that the server itself spent, which other programs on
+ratios or differences. Next to the rates it prints the processor time of the server itself, which other programs on
 the machine disturb less. The client writes its bytes itself and counts those that come back. Prints a table and writes
 benchmarks/results/guard.json.
 """

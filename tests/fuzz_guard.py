@@ -10,7 +10,7 @@ requests come while the engine serves, half while it sleeps. Afterwards
 * the guard raised nothing that a server would log as an error, and no answer was a 500;
 * the server's memory and descriptors have not grown.
 
-Only the lifecycle that runs beside the requests knows the lifecycle key.
+Only the lifecycle, which runs at the same time, knows the lifecycle key.
 """
 
 from __future__ import annotations

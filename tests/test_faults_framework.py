@@ -88,7 +88,7 @@ LIFE = textwrap.dedent("""
         print("answer", ask(4).status_code, flush=True)
     boot.stop()
 """)
-"""A whole life in a process of its own, which tells where it is."""
+"""A start, a sleep and a wake in a process of their own, which reports its stage."""
 
 
 def command(

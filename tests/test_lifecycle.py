@@ -553,7 +553,7 @@ def test_a_coroutine_that_a_hook_returns_is_refused_and_closed() -> None:
 
     lifecycle = Lifecycle(deploy(Forgetful(), Quiet()))
     with pytest.raises(PluginError, match=r"'forgetful': warmup returned a coroutine, which nobody runs"):
-        lifecycle.warmup(None, None)  # type: ignore[arg-type]  # nobody looks at them
+        lifecycle.warmup(None, None)  # type: ignore[arg-type]  # no hook reads them
 
 
 @pytest.mark.fault("launch returns something that is no engine", area="hooks", outcome="refused")

@@ -27,7 +27,7 @@ REASON = re.compile(
     r"|only (?:with the extra `\w+`|where .+ (?:is installed|has it))"  # an optional package, or a newer Python
     r")"
 )
-"""Why an import stands inside a function: a figure with its unit, or one of two reasons why the module may be missing."""
+"""Why an import is inside a function: a figure with its unit, or one of two reasons why the module may be missing."""
 
 SOURCES = tuple(file for folder in ("core", "plugins") for file in sorted((ROOT / folder).rglob("*.py")))
 

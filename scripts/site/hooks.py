@@ -92,5 +92,5 @@ def on_env(env: object, config: MkDocsConfig, files: Files) -> None:  # noqa: AR
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt, and every page as Markdown beside its HTML."""
+    """Write llms.txt, and every page as Markdown next to its HTML."""
     llms.write(config)

@@ -1,7 +1,7 @@
 """llms.txt (llmstxt.org): the site's contents for programs; and every page as Markdown next to its HTML.
 
 The file has a title, a summary and one list of links for each part of the navigation. A link goes to the page's Markdown,
-and beside it stands the page's own first sentence, so that neither can part from the pages.
+followed by the page's first sentence, so both always agree with the pages.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Part:
     Attributes:
         name: as people say it.
         holds: what it holds, in a few words.
-        modules: dotted names of its modules and packages. A package stands for all below it that no other part names.
+        modules: dotted names of its modules and packages. A package includes every module below it that no other part names.
         in_engine: whether it runs in the engine's own process, where only the standard library is at hand.
     """
 
@@ -159,7 +159,7 @@ _PLUGINS = Part(
 def part_of(module: str) -> Part | None:
     """The part that holds a module of core, given its dotted name.
 
-    The longest name in the table that is the module or a package above it decides. `torpor` stands for itself alone, so a
+    The longest matching name in the table decides: the module or a package above it. `torpor` matches only itself, so a
     new module at the top belongs to no part until the table names it.
     """
     found = [(len(name), part) for part in PARTS for name in part.modules if _holds(name, module)]
@@ -205,7 +205,7 @@ def path() -> tuple[Phase, ...]:
     """The path of a start as the page tells it: under each heading the numbered steps, each with the part it names first.
 
     Raises:
-        ValueError: a step names no function, or one that lies in no part.
+        ValueError: a step names no function, or one that is in no part.
     """
     section = PAGE.read_text(encoding="utf-8").partition("## The path of one start")[2].partition("\n## ")[0]
     pieces = _HEADING.split(section)
@@ -222,7 +222,7 @@ def _step(number: str, label: str, text: str) -> Step:
         raise ValueError(f"Step {number} of {PAGE.name} names no function.")
     part = _PLUGINS if file[1] == "plugins" else part_of(file[2].replace("/", "."))
     if part is None:
-        raise ValueError(f"Step {number} of {PAGE.name} names {file[0]}, which lies in no part.")
+        raise ValueError(f"Step {number} of {PAGE.name} names {file[0]}, which is in no part.")
     return Step(int(number), label, part.name)
 
 

@@ -48,7 +48,7 @@ class Command:
     """A command of a page.
 
     Attributes:
-        block: where it stands.
+        block: the block that contains it.
         words: the command line.
         output: what the page shows as its output; empty where it shows none.
     """

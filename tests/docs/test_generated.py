@@ -84,7 +84,7 @@ def test_the_path_of_a_start_has_three_phases() -> None:
 
 @pytest.mark.parametrize(
     ("text", "missing"),
-    [("1. **Go.** Nowhere.\n", "names no function"), ("1. **Go.** `core/torpor/new.py:go` goes.\n", "lies in no part")],
+    [("1. **Go.** Nowhere.\n", "names no function"), ("1. **Go.** `core/torpor/new.py:go` goes.\n", "is in no part")],
 )
 def test_a_step_without_a_part_cannot_be_drawn(
     text: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

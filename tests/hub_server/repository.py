@@ -22,14 +22,14 @@ class Repository:
         files: path to content.
         lfs: paths kept as LFS objects, so that the hub names their SHA-256.
         commit: the only revision there is.
-        gated: the tokens that were granted access, when there is a gate; None for an open repository.
-        corrupt: path to other content that is sent in place of the file's own, with the file's own headers.
-        shrunk: path to shorter content, sent with headers that fit it (a stale proxy): only the listing knows better.
-        cut: path to how many bytes of a body are sent before the connection closes.
-        slow: path to seconds of waiting in the middle of a body.
-        strange: entries that are listed beside the files'.
-        etags: path to another ETag than the file's.
-        failures: path to how many requests are answered with 503 first.
+        gated: the tokens with access to a gated repository; None for an open one.
+        corrupt: path to wrong content that is sent with the file's own headers.
+        shrunk: path to shorter content that is sent with headers that fit it (a stale proxy). Only the listing has the true size.
+        cut: path to the number of bytes that are sent before the connection closes.
+        slow: path to the seconds of a pause in the middle of a body.
+        strange: additional entries of the listing.
+        etags: path to an ETag that replaces the file's.
+        failures: path to the number of requests that first get 503.
     """
 
     files: dict[str, bytes]

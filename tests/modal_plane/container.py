@@ -30,17 +30,17 @@ _POLL_S = 0.02
 
 
 class Container:
-    """One container of a deployed function; a context manager that leaves no process of it, whatever the test did.
+    """One container of a deployed function; a context manager that always ends its processes.
 
-    The process is Modal's `modal._container_entrypoint`, unmodified, told what the runtime would tell it by the same
-    file and variables. A snapshot is not taken: the process is held where it waits to be restored, and let on.
+    The process is Modal's `modal._container_entrypoint`, unmodified, and gets what the runtime would give it, by the same
+    file and variables. No snapshot is taken: the process waits where it would be restored until `restore` continues it.
 
     Args:
         plane: the control plane that it talks to.
         function: what it runs.
         root: an empty folder, for the files that are mounted under `/` on the platform.
         snapshot: whether the platform takes a snapshot in this container, as it does in the first ones of a deployment.
-        calls: how many calls without arguments it gets.
+        calls: number of calls without arguments that it gets.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Container:
         """Continue it as the runtime does after a restore: write a file with the changes.
 
         Args:
-            task_id: the container that it is restored in; by default the one that it was captured in.
+            task_id: the container in which it is restored; by default the one in which it was captured.
         """
         beside = self._restored.with_suffix(".tmp")
         beside.write_text(json.dumps({"task_id": task_id or self._task_id, "snapshot_debug": "0"}))

@@ -20,14 +20,14 @@ class Layer:
     """One layer of an image.
 
     Attributes:
-        image_id: a hash of the layer and all below it: equal ids mean that nothing is built again.
+        image_id: a hash of the layer and all below it. With an equal id nothing is built again.
         commands: its Dockerfile lines, `FROM` included.
         gpu: the GPU's name, empty for none.
         gpu_count: how many GPUs.
         volumes: mount path to volume name.
         secrets: names of the secrets.
-        env: variables given to this layer alone.
-        copied: path relative to the copy's target, and content, of the files of a `COPY` layer.
+        env: variables of this layer only.
+        copied: the files of a `COPY` layer: content by path relative to the target.
     """
 
     image_id: str
@@ -50,7 +50,7 @@ class WebServer:
     """A `@modal.web_server` method: its name, port, the seconds that the port may take to open, and its URL.
 
     Attributes:
-        label: the host's label that was asked for; empty for Modal's own.
+        label: the requested label of the host; empty for Modal's own.
         domains: custom domains.
         proxy_auth: whether the platform demands a proxy token.
     """

@@ -1,8 +1,8 @@
 # ruff: noqa: N802 - the methods are named as the RPCs are
 """The RPCs that `modal deploy`, `modal run` and a look-up of a deployed class need, on grpclib.
 
-The method bodies follow what the 1.6.4 client reads from each answer. An RPC that is not here is answered with
-UNIMPLEMENTED and noted, so that a test that needs more than this plane offers fails with the RPC's name.
+The methods fill in what the 1.6.4 client reads from each answer. Any other RPC is noted and answered with UNIMPLEMENTED,
+so a test that needs more than this plane offers fails with the RPC's name.
 """
 
 from __future__ import annotations

@@ -67,13 +67,13 @@ class Task:
     """What the container of one function has done so far, and what it will do next.
 
     Attributes:
-        calls: how many calls are still to be handed out.
+        calls: number of calls that it still gets.
         outputs: results of the calls that were made.
-        failure: what an import, an enter or an exit method ended with.
-        snapshots: how often it asked to be snapshotted.
-        ready: it is past its enter methods and asks for calls.
-        kill: it is to end when it asks for a call the next time.
-        stops: how often it asked to be stopped itself.
+        failure: the error of an import, an enter or an exit method.
+        snapshots: how often it asked for a snapshot.
+        ready: whether its enter methods have ended and it asks for calls.
+        kill: whether it must end when it next asks for a call.
+        stops: how often it asked to be stopped.
     """
 
     calls: int = 0
@@ -89,8 +89,8 @@ class Task:
 class Store:
     """Everything by id. Ids of images, mounts and anonymous secrets are hashes of their content.
 
-    So the same definition keeps its id from one deployment to the next, as on the real service: a layer whose id is
-    new is a layer that would be built again.
+    So the same definition keeps its id from one deployment to the next, as on the real service. A layer with a new id
+    would be built again.
     """
 
     requests: list[Message] = field(default_factory=list)

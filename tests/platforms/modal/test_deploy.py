@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow  # each test runs processes of its own
 
 PLUGIN = '''
-"""Somebody else's plugin: a package of its own, beside the app."""
+"""A third party's plugin: a package of its own, next to the app."""
 from dataclasses import dataclass
 from torpor import BuildPlan, BuildStep, EnginePlugin, ImagePatch, hookimpl, start_engine
 from torpor.recipe import Cache

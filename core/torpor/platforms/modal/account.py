@@ -61,7 +61,7 @@ def app_url(name: str, class_name: str = "Server", *, timeout_s: float = 60.0) -
 
     Raises:
         ServerUnavailableError: it is not deployed, or Modal cannot be reached, or did not answer in time.
-        ConfigurationError: no app can have that name, or there are no credentials, or Modal refuses them.
+        ConfigurationError: the name is no valid app name, or there are no credentials, or Modal refuses them.
     """
     with _answers_of_modal():
         try:

@@ -36,7 +36,7 @@ PYTHON_LINK = (
 )
 """A shell line that gives an image a `python` where it has only `python3`.
 
-The link lies beside `python3`. Through a link elsewhere, an interpreter of a virtual environment would not find its packages.
+The link is in the folder of `python3`. Through a link elsewhere, a virtual environment's interpreter would not find its packages.
 """
 
 _RUNNER = f"{IMAGE_ROOT}/buildstep.py"

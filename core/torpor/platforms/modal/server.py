@@ -165,7 +165,7 @@ class SnapshotServer:
         """Log for `torpor boots` whether this replica is restored or woken; return a new replica id for a restored one.
 
         A restored replica wakes in another container than the one that went to sleep. All replicas of one snapshot would
-        share its replica id, so each needs one of its own: whoever counts replicas has nothing else.
+        share its replica id, so each gets a new one: callers tell replicas apart by it alone.
         """
         here = os.environ.get(_CONTAINER_VARIABLE, "")
         there, captured_at = self._captured or ("", 0.0)
