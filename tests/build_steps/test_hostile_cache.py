@@ -15,7 +15,7 @@ import pytest
 from tests.build_steps.test_runner import Kernels, alive
 from torpor import BuildStep, BuildStepError
 from torpor.build_steps import outputs as step_outputs
-from torpor.build_steps import runner as buildstep
+from torpor.build_steps import runner
 from torpor.build_steps.outputs import making
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def kernels(tmp_path: Path) -> Kernels:
 def changed_marker(kernels: Kernels, change: Callable[[dict[str, Any]], object]) -> Path:
     """Change the marker of the volume's only entry, and return the entry."""
     [entry] = kernels.entries()
-    file = entry / buildstep.MARKER
+    file = entry / runner.MARKER
     marker = json.loads(file.read_text())
     change(marker)
     file.write_text(json.dumps(marker))
@@ -106,7 +106,7 @@ def as_holes(path: Path) -> None:
     ("change", "name"),
     [
         *[(change, KERNEL) for change in (as_fifo, as_socket, as_link, as_folder, below_a_link)],
-        *[(change, buildstep.MARKER) for change in (as_fifo, as_folder)],
+        *[(change, runner.MARKER) for change in (as_fifo, as_folder)],
     ],
 )
 def test_what_is_no_file_is_damage_and_built_again(kernels: Kernels, change: Callable[[Path], None], name: str) -> None:
@@ -133,7 +133,7 @@ def test_what_is_no_file_is_damage_and_built_again(kernels: Kernels, change: Cal
         lambda marker: marker["files"].update({"a" * 5000: marker["files"][KERNEL]}),
         lambda marker: marker["files"].update({f"{KERNEL}/x": marker["files"][KERNEL]}),
         lambda marker: marker["files"].update({f"./{KERNEL}": marker["files"][KERNEL]}),
-        lambda marker: marker["files"].update({buildstep.MARKER: marker["files"][KERNEL]}),
+        lambda marker: marker["files"].update({runner.MARKER: marker["files"][KERNEL]}),
         lambda marker: marker["files"][KERNEL].update(size=-1),
         lambda marker: marker["files"][KERNEL].update(mtime_ns=1 << 80),
         lambda marker: marker["files"][KERNEL].update(mtime_ns=-5),
@@ -152,12 +152,12 @@ def test_a_hostile_marker_is_no_marker(kernels: Kernels, change: Callable[[dict[
     """Every field is checked. Nothing is written outside the image folder, and the build does not crash."""
     image, source, key = kernels.image, kernels.volume / "k", "k"
     write_result(source, key)
-    marker = json.loads((source / buildstep.MARKER).read_text())
+    marker = json.loads((source / runner.MARKER).read_text())
     change(marker)
-    (source / buildstep.MARKER).write_text(json.dumps(marker))
+    (source / runner.MARKER).write_text(json.dumps(marker))
     image.mkdir(parents=True)
-    assert not buildstep._restore(options_of(kernels), source, image, key)
-    assert not (image / buildstep.MARKER).exists()
+    assert not runner._restore(options_of(kernels), source, image, key)
+    assert not (image / runner.MARKER).exists()
 
 
 def write_result(source: Path, key: str) -> None:
@@ -165,7 +165,7 @@ def write_result(source: Path, key: str) -> None:
     file = source / KERNEL
     file.parent.mkdir(parents=True)
     file.write_bytes(b"kernel")
-    buildstep._write_json(source / buildstep.MARKER, buildstep._describe(source, key, ["part"], {}))
+    runner._write_json(source / runner.MARKER, runner._describe(source, key, ["part"], {}))
 
 
 def options_of(kernels: Kernels, timeout: str = "60") -> Any:
@@ -180,7 +180,7 @@ def options_of(kernels: Kernels, timeout: str = "60") -> Any:
         "--cache-image",
         str(kernels.image),
     ]
-    return buildstep._parse([*argv, "--", "true"])
+    return runner._parse([*argv, "--", "true"])
 
 
 @pytest.mark.parametrize(
@@ -190,15 +190,15 @@ def test_a_marker_that_is_no_json_object_is_no_marker(kernels: Kernels, text: st
     """This includes deep nesting and very long numbers."""
     source = kernels.volume / "k"
     write_result(source, "k")
-    (source / buildstep.MARKER).write_text(text, encoding="latin-1")
-    assert buildstep._read_marker(source, "k") is None
+    (source / runner.MARKER).write_text(text, encoding="latin-1")
+    assert runner._read_marker(source, "k") is None
 
 
 def test_a_whole_result_is_taken(kernels: Kernels) -> None:
     """The unchanged result is accepted, so the tests above refuse it because of their change alone."""
     write_result(kernels.volume / "k", "k")
     kernels.image.mkdir(parents=True)
-    assert buildstep._restore(options_of(kernels), kernels.volume / "k", kernels.image, "k")
+    assert runner._restore(options_of(kernels), kernels.volume / "k", kernels.image, "k")
     assert (kernels.image / KERNEL).read_bytes() == b"kernel"
 
 
@@ -208,11 +208,11 @@ def test_a_result_that_does_not_fit_is_not_copied(kernels: Kernels) -> None:
     source = kernels.volume / "k"
     write_result(source, "k")
     as_holes(source / KERNEL)
-    marker = json.loads((source / buildstep.MARKER).read_text())
+    marker = json.loads((source / runner.MARKER).read_text())
     marker["files"][KERNEL]["size"] = 1 << 40
-    (source / buildstep.MARKER).write_text(json.dumps(marker))
+    (source / runner.MARKER).write_text(json.dumps(marker))
     kernels.image.mkdir(parents=True)
-    assert not buildstep._restore(options_of(kernels), source, kernels.image, "k")
+    assert not runner._restore(options_of(kernels), source, kernels.image, "k")
 
 
 @pytest.mark.fault("a file of a cache grows while it is copied", area="build cache", outcome="held")
@@ -220,11 +220,11 @@ def test_no_more_is_copied_than_was_recorded(kernels: Kernels) -> None:
     """The size is checked first, and bytes beyond it are not written."""
     source = kernels.volume / "k"
     write_result(source, "k")
-    marker = buildstep._read_marker(source, "k")
+    marker = runner._read_marker(source, "k")
     assert marker is not None
     (source / KERNEL).write_bytes(b"x" * 10_000_000)
     kernels.image.mkdir(parents=True)
-    damage = buildstep._copy_all(source, kernels.image, marker, deadline=time.monotonic() + 60)
+    damage = runner._copy_all(source, kernels.image, marker, deadline=time.monotonic() + 60)
     assert damage is not None
     assert "more than the 6 bytes" in damage
     assert (kernels.image / KERNEL).stat().st_size <= 10
@@ -236,10 +236,10 @@ def test_a_copy_has_the_steps_deadline(kernels: Kernels) -> None:
     source = kernels.volume / "k"
     write_result(source, "k")
     kernels.image.mkdir(parents=True)
-    marker = buildstep._read_marker(source, "k")
+    marker = runner._read_marker(source, "k")
     assert marker is not None
-    with pytest.raises(buildstep.StepError, match="in time") as caught:
-        buildstep._copy_all(source, kernels.image, marker, deadline=time.monotonic() - 1)
+    with pytest.raises(runner.StepError, match="in time") as caught:
+        runner._copy_all(source, kernels.image, marker, deadline=time.monotonic() - 1)
     assert caught.value.code == 124
 
 
@@ -264,14 +264,14 @@ def test_a_lock_that_is_no_file_does_not_block(kernels: Kernels, kind: str) -> N
 @pytest.mark.fault("another builder never lets go of the image folder", area="build cache", outcome="refused")
 def test_another_builder_is_waited_for_until_a_deadline(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is the time that all its attempts may take."""
-    monkeypatch.setattr(buildstep, "_OTHER_BUILDER_S", 0.1)
-    monkeypatch.setattr(buildstep, "_LOCK_POLL_S", 0.02)
+    monkeypatch.setattr(runner, "_OTHER_BUILDER_S", 0.1)
+    monkeypatch.setattr(runner, "_LOCK_POLL_S", 0.02)
     options = options_of(kernels, timeout="0.1")
     options.grace = 0.0
     with (
-        buildstep._locked(kernels.image, options),
-        pytest.raises(buildstep.StepError, match="another builder"),
-        buildstep._locked(kernels.image, options),
+        runner._locked(kernels.image, options),
+        pytest.raises(runner.StepError, match="another builder"),
+        runner._locked(kernels.image, options),
     ):
         pass
 
@@ -288,7 +288,7 @@ def test_a_probe_is_bounded(kernels: Kernels) -> None:
     assert ran.returncode == 0, ran.stderr
     assert not alive(int(pid.read_text()))
     [entry] = kernels.entries()
-    assert list(json.loads((entry / buildstep.MARKER).read_text())["probes"].values()) == ["nvcc 12.9"]
+    assert list(json.loads((entry / runner.MARKER).read_text())["probes"].values()) == ["nvcc 12.9"]
     kernels.new_image()
     ran = kernels.build(probes=(("head", "-c", "50000000", "/dev/zero"),))
     assert (ran.returncode, kernels.runs) == (121, 1)

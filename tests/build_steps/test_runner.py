@@ -18,7 +18,7 @@ import pytest
 from typing_extensions import TypedDict, Unpack
 
 from torpor import BuildStep, Cache
-from torpor.build_steps import runner as buildstep
+from torpor.build_steps import runner
 from torpor.build_steps.command import step_command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow  # each test runs processes of its own
 
-SCRIPT = Path(buildstep.__file__)
+SCRIPT = Path(runner.__file__)
 
 
 class Values(TypedDict, total=False):
@@ -314,7 +314,7 @@ def test_a_signal_at_the_very_start_of_the_command_ends_it_too(tmp_path: Path, m
     early = f"""
 import os, pathlib, signal, sys, threading, time
 sys.path.insert(0, {str(SCRIPT.parent)!r})
-import buildstep
+import runner
 start = threading.Thread.start
 def interrupted(thread):
     if {moment!r} == "after":
@@ -325,7 +325,7 @@ def interrupted(thread):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread.start = interrupted
-sys.exit(buildstep.main(["--name=k", "--timeout=60", "--", *sys.argv[1:]]))
+sys.exit(runner.main(["--name=k", "--timeout=60", "--", *sys.argv[1:]]))
 """
     ran = subprocess.run(python(early, *python(code)), capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
@@ -394,15 +394,15 @@ def test_the_first_build_compiles_and_publishes_one_whole_folder(kernels: Kernel
     ran = kernels.build()
     assert ran.returncode == 0, ran.stderr
     [entry] = kernels.entries()
-    marker = json.loads((entry / buildstep.MARKER).read_text())
+    marker = json.loads((entry / runner.MARKER).read_text())
     assert marker["key"] == entry.name
     assert len(entry.name) == 64
     assert marker["parts"] == ["engine=0.5.6.post2", "--tp-size", "1"]
     assert marker["probes"] == {"echo 'nvcc 12.9'": "nvcc 12.9"}
     files = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if path.is_file()}
-    assert set(marker["files"]) == files - {buildstep.MARKER}
+    assert set(marker["files"]) == files - {runner.MARKER}
     assert len(files) == 22
-    assert json.loads((kernels.image / buildstep.MARKER).read_text()) == marker
+    assert json.loads((kernels.image / runner.MARKER).read_text()) == marker
 
 
 def test_the_second_build_with_the_same_key_skips_the_command(kernels: Kernels) -> None:
@@ -454,7 +454,7 @@ def test_a_compile_that_leaves_no_kernel_publishes_nothing(kernels: Kernels) -> 
     assert ran.returncode == 120
     assert "    | DeepGEMM is disabled" in ran.stderr
     assert kernels.entries() == []
-    assert not (kernels.image / buildstep.MARKER).exists()
+    assert not (kernels.image / runner.MARKER).exists()
 
 
 def test_old_kernels_do_not_hide_a_compile_that_left_none(kernels: Kernels) -> None:
@@ -537,7 +537,7 @@ def test_a_damaged_result_is_built_again_and_replaced(kernels: Kernels, damage: 
     """A marker without its files or a truncated copy is built again. The next build skips the command."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
-    victim, marker = entry / "deep_gemm" / "cache" / "kernel-7.cubin", entry / buildstep.MARKER
+    victim, marker = entry / "deep_gemm" / "cache" / "kernel-7.cubin", entry / runner.MARKER
     if damage == "a file is gone":
         victim.unlink()
     elif damage == "a file is cut short":
@@ -561,7 +561,7 @@ def test_a_marker_cannot_name_files_outside_its_folder(kernels: Kernels) -> None
     """A volume is shared: others who write to it must not decide where a build writes."""
     assert kernels.build().returncode == 0
     [entry] = kernels.entries()
-    marker = entry / buildstep.MARKER
+    marker = entry / runner.MARKER
     shutil.copy2(entry / "deep_gemm/cache/kernel-7.cubin", kernels.volume / "out.cubin")
     marker.write_text(marker.read_text().replace("deep_gemm/cache/kernel-7.cubin", "../out.cubin"))
     kernels.new_image()
