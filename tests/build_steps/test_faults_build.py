@@ -75,8 +75,8 @@ class Work:
     """An app whose build step, or check, is the program above.
 
     Args:
-        folder: for everything of it.
-        port: for its engine, which never starts.
+        folder: holds all its files.
+        port: the port of its engine, which never starts.
         stage: build or preflight.
     """
 

@@ -38,9 +38,9 @@ STRAYS = textwrap.dedent("""
             os.execve(argv[0], argv, {"PATH": os.defpath})
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     nap = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
-    stray(setsid=False, argv=nap)                 # its environment is gone, its session is not
-    stray(setsid=True, argv=nap)                  # both are gone, its parent is not
-    if os.fork() == 0:                            # session and parent are gone, its environment is not
+    stray(setsid=False, argv=nap)                 # keeps its session, not its environment
+    stray(setsid=True, argv=nap)                  # keeps only its parent
+    if os.fork() == 0:                            # keeps only its environment
         os.setsid()
         if os.fork() == 0:
             time.sleep(60)
@@ -75,7 +75,7 @@ FRAMEWORK = textwrap.dedent("""
     engine = start_engine((sys.executable, "-c", sys.argv[1]))
     while not engine.log_tail():
         time.sleep(0.01)
-    if "fork" in sys.argv[2:]:                    # a worker of the framework's, alive for longer than the framework
+    if "fork" in sys.argv[2:]:                    # a worker that outlives the framework
         if os.fork() == 0:
             time.sleep(60)
     print(engine.pid, flush=True)
@@ -173,7 +173,7 @@ def test_sigkill_of_the_framework_ends_the_whole_engine(words: tuple[str, ...]) 
         assert len(pair) == 2
         for watcher in pair:
             for number in HARMLESS:
-                watcher.send_signal(number)  # what a shutdown sends to everybody doesn't end them first
+                watcher.send_signal(number)  # a shutdown signals every process, but does not end the watchers first
         process.kill()
         assert living(members) == []
         assert living(pair) == []
@@ -231,7 +231,7 @@ def test_a_start_that_fails_leaves_no_watcher(monkeypatch: pytest.MonkeyPatch) -
 def test_an_engine_whose_watchers_were_killed_runs_on_and_ends_in_order() -> None:
     """It loses its protection, but nothing else changes."""
     engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
-    for _ in range(20):  # each starts another when it is left alone
+    for _ in range(20):  # each one starts another when its partner ends
         if not (pair := watchers(engine.replica_id)):
             break
         for watcher in pair:

@@ -113,7 +113,7 @@ def test_ended_logs_are_kept_a_bounded_while_and_running_ones_always(tmp_path: P
         os.utime(log.path, (number + 1, number + 1))
     kept = stored_logs(tmp_path)
     assert [(one.replica, one.runs) for one in kept[:1]] == [("first", True)]
-    assert len(kept) == 1 + ENDED_KEPT + 1  # the newest was not ended when it was looked at
+    assert len(kept) == 1 + ENDED_KEPT + 1  # the newest had not ended at the last clean-up
     assert (folder / "notes.txt").exists()
     assert (folder / "other.log").exists()
     running.close()

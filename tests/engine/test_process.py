@@ -102,7 +102,7 @@ print(json.dumps([boot.key.digests, boot.replica_id, boot.rules.public, again is
     digests, replica_id, public, nothing_left, seen = json.loads(engine.log_tail()[-1])
     assert (replica_id, public, nothing_left) == (engine.replica_id, ["/v1/models"], True)
     assert digests == LifecycleKey(engine.guard_key).digests
-    assert seen == "['0', '1', '2', '3'] []"  # the fourth is the listing's own
+    assert seen == "['0', '1', '2', '3'] []"  # listing the folder opens the fourth
 
 
 def test_the_key_is_neither_in_the_environment_nor_on_the_command_line() -> None:

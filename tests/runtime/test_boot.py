@@ -397,7 +397,7 @@ def test_a_passed_deadline_is_reported_even_if_its_timer_is_late(
     deadline = Deadline(boot.running_engine, 0.05)
     with deadline:
         assert deadline._timer is not None
-        deadline._timer.cancel()  # its thread does not get to it
+        deadline._timer.cancel()  # its thread gets no CPU time
         time.sleep(0.06)
     assert deadline.passed
     in_time = Deadline(boot.running_engine, 20.0)

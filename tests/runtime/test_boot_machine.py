@@ -201,7 +201,7 @@ class BootMachine(RuleBasedStateMachine):
             children = [pid for pid in living_members(engine.pid) if pid != engine.pid]
             os.kill(min(children) if how == "child" else engine.pid, signal.SIGKILL)
             if how == "child" and self.standin is StandIn:
-                os.kill(engine.pid, signal.SIGQUIT)  # what a scheduler of SGLang's does when it fails
+                os.kill(engine.pid, signal.SIGQUIT)  # a failing scheduler of SGLang does this
         assert engine.wait(10) is not None
         with pytest.raises(EngineExitedError):
             (self.boot.wake if self.state == "asleep" else self.boot.sleep)()
@@ -233,7 +233,7 @@ SETTINGS = settings(
     stateful_step_count=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    phases=[Phase.generate],  # a walk that failed is shown as it was: to shorten it would take minutes
+    phases=[Phase.generate],  # show a failed run unchanged: shortening it would take minutes
 )
 BootMachine.TestCase.settings = VLLMBootMachine.TestCase.settings = SETTINGS
 TestBootMachine = BootMachine.TestCase

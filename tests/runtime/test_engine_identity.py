@@ -49,10 +49,10 @@ ANSWERS: dict[str, bytes | None] = {
 
 
 class Thief:
-    """Listens where the engine should, and remembers every byte.
+    """Listens on the engine's port and keeps every byte that it gets.
 
     Args:
-        port: whose.
+        port: the engine's port.
         answer: what it answers to the first packet of each connection; None: nothing.
     """
 

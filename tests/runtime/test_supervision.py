@@ -47,7 +47,7 @@ def test_a_replica_that_served_for_long_counts_from_the_beginning() -> None:
     back_off.serves()
     clock.now += 300.0
     assert back_off.ended() == 0.0
-    clock.now += 1000.0  # it never served again: no time counts
+    clock.now += 1000.0  # it has not served again, so this time does not count
     assert back_off.ended() == 1.0
     assert back_off.ended() is None
     assert back_off.restarts == 4

@@ -17,9 +17,9 @@ __all__ = ["Place"]
 
 
 class Place:
-    """Answers `/ready` as `ready` says, `/flood` with bytes without end, `/never` not at all, and everything else with `ok`.
+    """Answers `/ready` as `ready` says, `/flood` with endless bytes, `/never` not at all, and everything else with `ok`.
 
-    The rest of its time is the test's: `asked` counts what reached it, `open` the connections that it has.
+    For the test, `asked` counts the requests that reached it and `open` its open connections.
     """
 
     def __init__(self) -> None:

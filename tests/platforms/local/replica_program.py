@@ -1,8 +1,13 @@
-"""Stands in for a replica: a guard's `GET /ready`, and answers that show how a connection is carried.
+"""Stands in for a replica: a guard's `GET /ready`, and answers that show how a connection is forwarded.
 
-Run with a name; listens on 127.0.0.1:8000. `/ready` 200 or 503 as `/set/1` and `/set/0` say; `/count` how often it was asked;
-`/name` the name; `/slow` five chunks, 100 ms apart; `/flood` bytes without end; `/echo` sends back all that comes until
-the client has ended its side, then the SHA-256 of it.
+Its argument is its name. It listens on 127.0.0.1:8000 and answers:
+
+    /ready   200 or 503, as `/set/1` and `/set/0` set it
+    /count   how many requests `/ready` got
+    /name    its name
+    /slow    five chunks, 100 ms apart
+    /flood   endless bytes; `/flooded` says how many were sent
+    /echo    everything that arrives until the client ends its side, then its SHA-256
 """
 
 from __future__ import annotations

@@ -100,11 +100,11 @@ def test_the_command_of_a_unit_is_valid(file: Path) -> None:
 
 
 class Manager:
-    """What systemd does with a service of one of our units, in small.
+    """Runs a service of one of the units as systemd does.
 
     Args:
-        words: what is started in place of the unit's command.
-        folder: for the socket, the cache and what the service says.
+        words: the command to start instead of the unit's.
+        folder: holds the socket, the cache and the service's output.
     """
 
     def __init__(self, words: list[str], folder: Path) -> None:

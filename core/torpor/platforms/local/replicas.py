@@ -435,7 +435,7 @@ class Replicas:
 
     def _report(self, name: str) -> StageReport:
         def tell(record: StageRecord) -> None:
-            # `Replica` reports the stages before the wake.
+            # `Replica` holds the times of the stages before the wake.
             if self._on_stage is not None and record.stage not in RESTORE_STAGES:
                 self._on_stage(name, record)
 
