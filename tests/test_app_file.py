@@ -69,6 +69,18 @@ def test_a_strange_app_file_is_an_error_that_names_file_and_line(tmp_path: Path,
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.fault("an app file is edited and run again within a second", area="app file", outcome="held")
+def test_an_app_file_is_read_anew_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when size and whole seconds of its time stay the same; and no byte code is left beside it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    app = tmp_path / "app.py"
+    for name in ("d", "e"):
+        app.write_text(GOOD.replace("name='d'", f"name='{name}'"))
+        os.utime(app, (1_700_000_000, 1_700_000_000))
+        assert load_app(str(app)).deployment.name == name
+    assert not (tmp_path / "__pycache__").exists()
+
+
 @pytest.mark.fault("an app file prints while it is imported", area="app file", outcome="held")
 def test_what_an_app_file_prints_goes_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """From Python, the system or a child process. Afterwards standard output works as before."""

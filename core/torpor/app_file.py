@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -18,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor._override import override
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, TorporError
 from torpor.lifecycle import Lifecycle
@@ -25,7 +27,7 @@ from torpor.plugin_checks import asked_by_the_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
 __all__ = ["App", "load_app"]
 
@@ -56,6 +58,19 @@ class App:
             return self
         deployment = replace(self.deployment, host=host, port=port)
         return replace(self, deployment=deployment, lifecycle=self.lifecycle.bound(deployment))
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles the app file at each import.
+
+    Byte code is found by the file's size and its time in whole seconds. An app file that is edited and run again within a
+    second may have kept both.
+    """
+
+    @override
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def load_app(path: str) -> App:
@@ -110,7 +125,7 @@ def _unusable(file: Path, path: str) -> str | None:
 def _import(file: Path) -> ModuleType:
     # As Python does for a script, and `modal run`: an app may import files beside it.
     sys.path.insert(0, str(file.parent.absolute()))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(file.stem, file, loader=_FromSource(file.stem, str(file)))
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{file} cannot be imported as a Python module.")
     module = importlib.util.module_from_spec(spec)
