@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FieldRules", "RealFieldRules"]
 
-SOUNDS_LIKE_A_WAY_IN = re.compile(
+SUSPICIOUS_VARIABLE = re.compile(
     "ALLOW|TRUST|INSECURE|UNSAFE|PICKLE|REQUEST|MEDIA|UPLOAD|DECOMPRESS|GRPC|HTTP|PORT$|_PORT_|ENDPOINT|PEER|SERVER|API_KEY|PLUGIN|CUSTOM|TEMPLATE|EMBED|"
     "UNSAFE"
 )
@@ -53,7 +53,7 @@ class RealFieldRules:
     def test_every_variable_with_a_suspicious_name_is_classified(self, questions: Questions) -> None:
         """A variable in no list is new: reserve it in the plugin's reserved.py, or add it to `judged` in its test_fields.py."""
         known = {*dict(self.engine.reserved.environment), *self.judged}
-        named = [name for name in questions.ask("variables") if SOUNDS_LIKE_A_WAY_IN.search(name)]
+        named = [name for name in questions.ask("variables") if SUSPICIOUS_VARIABLE.search(name)]
         new = sorted(set(named) - known)
         assert new == [], (
             f"new in {questions.version}: reserve these in reserved.py of {self.engine.plugin_name}, or judge them"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FlagRules", "RealFlagRules", "ReservedRules"]
 
-SOUNDS_LIKE_A_DOOR = re.compile(
+SUSPICIOUS_OPTION = re.compile(
     "port|grpc|ssl|tls|key|http|endpoint|bootstrap|sidecar|url|server|addr|host|listen|bind|socket|ray|worker|remote|zmq|ipc|"
     "custom|hook|node|external|file|pickle|trust|allow|embed|template|request|media|local|unsafe|insecure|plugin|middleware|publish|"
     "transfer|dump|credential|origin|decompress"
@@ -114,12 +114,12 @@ class RealFlagRules:
         """New options for ports, servers and keys fail this test until they are reserved or reviewed as harmless."""
         known = {*self.engine.reserved.flags(), *self.judged}
         names = {name for names in questions.ask("options") for name in names if name.startswith("--")}
-        assert sorted(name for name in names - known if SOUNDS_LIKE_A_DOOR.search(name)) == []
+        assert sorted(name for name in names - known if SUSPICIOUS_OPTION.search(name)) == []
 
     @pytest.mark.parametrize("name", NEW_NAMES)
     def test_the_suspicious_words_match_flags_like_the_reserved_ones(self, name: str) -> None:
         """The list has the words of flags that give requests access to something, so it finds a new flag, too."""
-        assert SOUNDS_LIKE_A_DOOR.search(name)
+        assert SUSPICIOUS_OPTION.search(name)
 
     def test_every_harmless_attribute_exists_in_some_version(self, asked: Callable[[str], Questions]) -> None:
         """A misspelt attribute would look like one that the version lacks."""

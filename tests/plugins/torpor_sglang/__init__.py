@@ -1,1 +1,1 @@
-"""Tests of the SGLang plugin: its launcher, flags and routes, on the real SGLang where one is set up."""
+"""Tests of the SGLang plugin: its launcher, flags and routes, with the real SGLang if it is installed."""

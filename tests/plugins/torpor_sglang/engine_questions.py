@@ -1,7 +1,7 @@
-"""Answers questions about one real SGLang: a line of JSON in, a line of JSON out.
+"""Answers questions about one real SGLang: a JSON line in, a JSON line out.
 
-Run as a module by an engine's Python, with the version in question on its path. Nothing of SGLang's is replaced; the
-patches are the launcher's own.
+An engine's Python runs it as a module, with the version in question on its path. SGLang's code is unchanged, except by the
+launcher's own patches.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def ask_version(_: dict[str, Any]) -> object:
-    """Give the version that is really imported."""
+    """Return the version that is imported."""
     import sglang
 
     return {"distribution": metadata.version("sglang"), "file": sglang.__file__}
 
 
 def ask_options(_: dict[str, Any]) -> object:
-    """Give every option's spellings."""
+    """Return every option's spellings."""
     return [list(action.option_strings) for action in parser()._actions]
 
 
@@ -49,7 +49,7 @@ def ask_parse(question: dict[str, Any]) -> object:
 
 
 def ask_checked(question: dict[str, Any]) -> object:
-    """Let the launcher judge a command line as SGLang has parsed it."""
+    """Let the launcher check a command line after SGLang has parsed it."""
     from sglang.srt.server_args import prepare_server_args
 
     from torpor import ConfigurationError
@@ -63,14 +63,14 @@ def ask_checked(question: dict[str, Any]) -> object:
 
 
 def ask_routes(_: dict[str, Any]) -> object:
-    """Give the paths of the real application, those of included routers too."""
+    """Return the paths of the real application, including those of its routers."""
     from sglang.srt.entrypoints import http_server
 
     return sorted(set(paths(http_server.app.routes)))
 
 
 def ask_fields(_: dict[str, Any]) -> object:
-    """Give the fields of the public routes' requests."""
+    """Return the request fields of the public routes."""
     from sglang.srt.entrypoints.openai import protocol
 
     kinds = (protocol.ChatCompletionRequest, protocol.CompletionRequest)
@@ -78,21 +78,21 @@ def ask_fields(_: dict[str, Any]) -> object:
 
 
 def ask_headers(_: dict[str, Any]) -> object:
-    """Give the headers that SGLang's HTTP server reads by name."""
+    """Return the headers that SGLang's HTTP server reads by name."""
     from sglang.srt import entrypoints
 
     return own_headers(Path(entrypoints.__path__[0]))
 
 
 def ask_variables(_: dict[str, Any]) -> object:
-    """Give the environment variables that SGLang's own table names; 0.5.6.post2's is a module as well."""
+    """Return the environment variables in SGLang's table, which is a module in 0.5.6.post2, too."""
     from sglang.srt.environ import envs
 
     return sorted(name for name in dir(envs) if name.isupper())
 
 
 def ask_guarded(question: dict[str, Any]) -> object:
-    """Put the guard before the real application, then add layers as SGLang's launch does, then send requests."""
+    """Wrap the real application in the guard, add layers like SGLang's launch, then send requests."""
     from sglang.srt.entrypoints import http_server
 
     from torpor.guard import BootDocument, GuardRules
@@ -106,7 +106,7 @@ def ask_guarded(question: dict[str, Any]) -> object:
 
 
 def ask_page(question: dict[str, Any]) -> object:
-    """Ask the guarded application as a page of another origin; status, and the origin that may read the answer."""
+    """Send a request from a page of another origin; return the status and the origin that may read the answer."""
     from sglang.srt.entrypoints import http_server
 
     return asyncio.run(answer_with_origin(http_server.app, question["path"], "", question["origin"]))
@@ -116,7 +116,7 @@ RESUME = "resume_memory_occupation"
 
 
 def resuming_class() -> Any:
-    """Import the class that the patch changed: the one with the scheduler's handler of a resume."""
+    """Import the class that the patch changed, which has the scheduler's handler of a resume."""
     from importlib import import_module
 
     for name in ("scheduler_components.weight_updater", "scheduler_update_weights_mixin"):
@@ -129,7 +129,7 @@ def resuming_class() -> Any:
 
 
 def ask_reseed(_: dict[str, Any]) -> object:
-    """Tell which class the patch changed, and out of the real scheduler's source, which handler it gives its dispatcher."""
+    """Return the class that the patch changed, and the handlers in the source of the real scheduler's dispatcher."""
     from sglang.srt import managers
 
     tree = ast.parse(Path(managers.__path__[0], "scheduler.py").read_text())
@@ -144,7 +144,7 @@ def ask_reseed(_: dict[str, Any]) -> object:
 
 
 def ask_draws(question: dict[str, Any]) -> object:
-    """Let the real handler resume the KV cache from one random state, and draw, without the patch and then with it."""
+    """Resume the KV cache with the real handler from one random state and draw, first without the patch, then with it."""
     resume = getattr(resuming_class(), RESUME)
     return {
         "unpatched": [draw_after(inspect.unwrap(resume)) for _ in range(question["replicas"])],
@@ -153,7 +153,7 @@ def ask_draws(question: dict[str, Any]) -> object:
 
 
 def draw_after(resume: Any) -> dict[str, float]:
-    """Take one random state, resume, and draw once from each source that a sampler may use."""
+    """Set one random state, resume, and draw once from each generator that a sampler may use."""
     import random
 
     import numpy as np  # type: ignore[import-not-found]  # the engine's
@@ -166,12 +166,12 @@ def draw_after(resume: Any) -> dict[str, float]:
 
 
 def resume_kv_cache(resume: Any, group: Any) -> None:
-    """Call a handler of a resume as the scheduler of a rank does, with memory that was released."""
+    """Call a resume handler like the scheduler of a rank, with released memory."""
     from sglang.srt.managers.io_struct import ResumeMemoryOccupationReqInput
     from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
     kind = resuming_class()
-    subject: Any = object.__new__(type("Subject", (kind,), {}))  # what its __init__ wants of a GPU is not needed here
+    subject: Any = object.__new__(type("Subject", (kind,), {}))  # its __init__ needs a GPU, which this call does not
     subject.offload_tags = {"kv_cache"}
     subject.memory_saver_adapter = TorchMemorySaverAdapter.create(enable=False)
     subject.scheduler, subject.tp_cpu_group = None, group
@@ -180,7 +180,7 @@ def resume_kv_cache(resume: Any, group: Any) -> None:
 
 
 def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
-    """Seed again in so many processes with one group, as tensor-parallel ranks do; the seed of each."""
+    """Seed again in several processes of one group, like tensor-parallel ranks; return the seed of each."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             sys.executable,
@@ -197,7 +197,7 @@ def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
 
 
 def be_rank(meeting_place: str, ranks: int, rank: int) -> None:
-    """Join the group, resume as its ranks do, print the seed that this rank has then."""
+    """Join the group, resume like its ranks, and print the new seed of this rank."""
     import torch
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_place}", world_size=ranks, rank=rank)
@@ -207,7 +207,7 @@ def be_rank(meeting_place: str, ranks: int, rank: int) -> None:
 
 
 class KeyLayer:
-    """A layer as SGLang's own key check is: it answers 401 before any route sees the request."""
+    """A layer like SGLang's key check: it answers 401 before any route."""
 
     def __init__(self, app: object) -> None:
         self.app = app
@@ -226,7 +226,7 @@ async def answer(app: Any, path: str, key: str) -> int:
 
 
 async def answer_with_origin(app: Any, path: str, key: str, origin: str) -> tuple[int, str]:
-    """Send one GET to an ASGI application; the status, and the origin that may read the answer."""
+    """Send one GET to an ASGI application; return the status and the origin that may read the answer."""
     named = {b"torpor-key": key.encode(), b"origin": origin.encode()}
     scope = {
         "type": "http",
@@ -257,7 +257,7 @@ async def answer_with_origin(app: Any, path: str, key: str, origin: str) -> tupl
 
 
 def main() -> None:
-    """Answer until the input ends, or be one of the ranks of a question."""
+    """Answer until the input ends, or run as one of a question's ranks."""
     answers = keep_answers_apart()
     from torpor_sglang.patches import apply_all
 

@@ -1,6 +1,6 @@
-"""Starts a scheduler as SGLang does, under the patch `forked-scheduler`: `forking_program.py SERVER_ARGS`, as JSON.
+"""Starts a scheduler like SGLang, with the patch `forked-scheduler`: `forking_program.py SERVER_ARGS`, as JSON.
 
-The scheduler prints what it was given, as JSON. A line on standard input ends both.
+The scheduler prints its state as JSON. A line on standard input ends both processes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
-state = {"forked": False}  # a new process would import this module again, and find this
+state = {"forked": False}  # a spawned process imports this module again and sees this value
 
 
 class Engine:
-    """As much of SGLang's as the patch touches."""
+    """The part of SGLang's engine that the patch uses."""
 
     @classmethod
     def _launch_scheduler_processes(
@@ -42,7 +42,7 @@ class Engine:
 
 
 def run(*arguments: str) -> None:
-    """The scheduler: tell, and stay."""
+    """The scheduler: print the state and wait."""
     told = {
         "forked": state["forked"],
         "arguments": arguments,

@@ -1,4 +1,4 @@
-"""What may be in a public request to SGLang, against the real models of all supported versions."""
+"""The fields of a public request to SGLang, checked with the real models of all supported versions."""
 
 from __future__ import annotations
 

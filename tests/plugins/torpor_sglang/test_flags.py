@@ -1,4 +1,4 @@
-"""Our options as SGLang's flags, and what else may be said to it, held against the real parsers of all supported versions."""
+"""The plugin's options as SGLang flags, and extra arguments, checked with the real parsers of all supported versions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VALUES: dict[str, OptionValue] = {
     "disable_overlap_schedule": True,
 }
 
-# Options of any version that sound like a door or a way out, and were judged: they open no port and take no calls.
+# Options of any version with suspicious names that were reviewed: they open no port and accept no calls.
 JUDGED = {
     "--allow-auto-truncate": "shortens prompts",
     "--bucket-e2e-request-latency": "numbers of the metrics",
@@ -160,26 +160,24 @@ class TestTheRealParsers(RealFlagRules):
         ("0.5.6.post2", ("--cuda-graph-max-bs-decode", "8"), "unrecognized arguments: --cuda-graph-max-bs-decode"),
     ],
 )
-def test_a_flag_that_a_version_lacks_is_refused_by_its_real_parser(
+def test_a_versions_real_parser_refuses_a_flag_that_it_lacks(
     request: pytest.FixtureRequest, version: str, argv: tuple[str, ...], complaint: str
 ) -> None:
-    """The parsers are the real ones, so the tests above can fail."""
+    """This shows that the parsers are real and the tests above can fail."""
     questions = request.getfixturevalue("asked")(version)
     assert complaint in questions.parse(("--model-path", "some/model", *argv)).get("error", "")
 
 
 @pytest.mark.sglang
-def test_the_version_asked_is_the_version_answering(questions: Questions) -> None:
-    """Each version's own code is imported, not that of the environment that lends its dependencies."""
+def test_the_requested_version_answers(questions: Questions) -> None:
+    """Each version imports its own code, not that of the environment with its dependencies."""
     assert questions.ask("version")["distribution"] == questions.version
 
 
 @pytest.mark.sglang
 @pytest.mark.slow
-def test_a_config_file_cannot_bring_in_what_the_command_line_may_not_say(
-    questions: Questions, tiny_model: Path, tmp_path: Path
-) -> None:
-    """The launcher judges SGLang's own arguments after SGLang has read its configuration file."""
+def test_a_config_file_cannot_set_a_reserved_flag(questions: Questions, tiny_model: Path, tmp_path: Path) -> None:
+    """The launcher checks SGLang's arguments after SGLang has read its configuration file."""
     config = tmp_path / "engine.yaml"
     config.write_text("tokenizer-worker-num: 2\n")
     argv = ("--model-path", str(tiny_model), "--device", "cpu", "--attention-backend", "torch_native")
@@ -189,8 +187,8 @@ def test_a_config_file_cannot_bring_in_what_the_command_line_may_not_say(
     assert "would start with tokenizer_worker_num=2" in refused["refused"]
 
 
-def test_options_that_are_off_leave_no_flag() -> None:
-    """None and False write nothing; True writes the flag alone."""
+def test_an_option_that_is_off_sets_no_flag() -> None:
+    """None and False set no flag; True sets the flag without a value."""
     argv = FLAGS.argv("0.5.16", {"model_path": "m", "revision": None, "metrics": False, "memory_saver": True})
     assert argv == ("--model-path", "m", "--enable-memory-saver")
 
@@ -205,5 +203,5 @@ def test_options_that_are_off_leave_no_flag() -> None:
     ],
 )
 def test_the_graph_limit_has_each_versions_own_name(version: str, flag: str) -> None:
-    """One option, and the flag that the version knows it by."""
+    """One option sets the flag that the version has."""
     assert FLAGS.argv(version, {"cuda_graph_max_batch": 1000}) == (flag, "1000")

@@ -1,4 +1,4 @@
-"""The patch `forked-scheduler`: what a fork of the server is given, and when there is none (with SGLang: test_real_server.py)."""
+"""The patch `forked-scheduler`: the state of a fork, and when the scheduler is spawned (with SGLang: test_real_server.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAFE = {"dp_size": 1, "numa_node": None, "enable_memory_saver": False}
 
 @contextmanager
 def started(**options: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run the program; yields it, and what its scheduler told."""
+    """Run the program; yield it and its scheduler's output."""
     paths = os.pathsep.join(path for path in sys.path if path)
     with subprocess.Popen(
         [sys.executable, PROGRAM, json.dumps(SAFE | options)],
@@ -45,8 +45,8 @@ def started(**options: object) -> Iterator[tuple[subprocess.Popen[str], dict[str
             process.kill()
 
 
-def test_a_fork_has_its_parents_modules_and_signals_of_its_own() -> None:
-    """It imports nothing again; the parent's handlers, which end the parent's tree, are not for it."""
+def test_a_fork_has_its_parents_modules_and_its_own_signal_handlers() -> None:
+    """It imports nothing again. The parent's handlers would end the parent's tree, so the fork does not have them."""
     with started() as (process, told):
         assert told["forked"]
         assert told["handlers"] == ["SIG_DFL", "SIG_DFL"]
@@ -54,8 +54,8 @@ def test_a_fork_has_its_parents_modules_and_signals_of_its_own() -> None:
         assert told["pid"] != process.pid
 
 
-def test_what_a_fork_or_its_parent_starts_later_is_spawned_as_ever() -> None:
-    """The start method is another one for this moment only."""
+def test_later_processes_of_a_fork_or_its_parent_are_spawned() -> None:
+    """The start method is changed for this one start only."""
     with started() as (process, told):
         assert told["method"] == "spawn"
         _, errors = process.communicate("end\n", timeout=30)
@@ -64,7 +64,7 @@ def test_what_a_fork_or_its_parent_starts_later_is_spawned_as_ever() -> None:
 
 
 def test_a_fork_ends_with_its_parent() -> None:
-    """However that ends: SGLang itself asks for it a moment later."""
+    """This holds before SGLang itself sets it up, a moment later."""
     with started() as (process, told):
         fork = psutil.Process(told["pid"])
         process.send_signal(signal.SIGKILL)
@@ -83,10 +83,10 @@ def test_a_fork_ends_with_its_parent() -> None:
         ({"enable_memory_saver": True}, "memory saver"),
     ],
 )
-def test_where_a_fork_would_not_do_the_scheduler_is_spawned_and_that_is_said(
+def test_if_a_fork_is_not_possible_the_scheduler_is_spawned_with_a_message(
     options: dict[str, object], reason: str
 ) -> None:
-    """A thread more may hold what the child waits for: libgomp's pool hangs a child's first parallel region."""
+    """Another thread may hold a lock that the child needs: with libgomp's pool, a child hangs in its first parallel region."""
     with started(**options) as (process, told):
         assert not told["forked"]
         assert told["arguments"] == ["ports", "place"]
@@ -95,7 +95,7 @@ def test_where_a_fork_would_not_do_the_scheduler_is_spawned_and_that_is_said(
         assert reason in errors
 
 
-def test_a_version_that_starts_its_scheduler_elsewhere_is_left_alone() -> None:
+def test_a_version_without_the_patched_method_is_not_changed() -> None:
     """0.5.6.post2 has no such method."""
     engine = types.ModuleType("engine")
     engine.Engine = type("Engine", (), {})  # type: ignore[attr-defined]

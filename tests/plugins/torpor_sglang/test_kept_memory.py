@@ -1,4 +1,4 @@
-"""Memory that is kept outside of a snapshot, over a driver whose device is host memory."""
+"""Memory that is kept outside a snapshot, with a fake driver whose device memory is host memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def driver(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    """The driver, with buffers of 64 bytes, so that a few hundred bytes are many copies."""
+    """The driver, with buffers of 64 bytes, so that a few hundred bytes need many copies."""
     monkeypatch.setattr(gpu_copy, "BUFFER_BYTES", 64)
     monkeypatch.setattr(gpu_copy, "PINNED_BLOCK_BYTES", 100)
     monkeypatch.setattr(gpu_copy, "THREADS", 8)
@@ -48,12 +48,12 @@ def driver(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.Mo
     pinned = fake.fake_pinned()
     yield Driver(str(library))
     assert fake.fake_streams() == 0
-    if "memory" not in request.node.name:  # kept from one sleep to the next
+    if "memory" not in request.node.name:  # stays allocated from one sleep to the next
         assert fake.fake_pinned() == pinned
 
 
 class Device:
-    """Device memory in ranges, filled with something that is never the same."""
+    """Ranges of device memory, filled with random bytes."""
 
     def __init__(self, *sizes: int) -> None:
         self.blocks = [ctypes.create_string_buffer(random.randbytes(size), size) for size in sizes]
@@ -67,7 +67,7 @@ class Device:
         return [block.raw for block in self.blocks]
 
     def lose(self) -> None:
-        """What a release does to it."""
+        """Overwrite the memory, like a release."""
         for block in self.blocks:
             ctypes.memset(block, 0xAA, len(block))
 
@@ -90,8 +90,8 @@ def keeping(
 
 
 @pytest.mark.parametrize("sizes", [(64,), (1,), (640,), (63, 65, 1000, 8)], ids=str)
-def test_a_file_gives_back_what_it_got(driver: Driver, tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    """Whatever the sizes are, in one file, one range after the other."""
+def test_a_file_restores_the_memory(driver: Driver, tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """All ranges are in one file, one after the other, with any sizes."""
     device = Device(*sizes)
     before = device.content
     with (tmp_path / "kept").open("w+b") as file:
@@ -102,8 +102,8 @@ def test_a_file_gives_back_what_it_got(driver: Driver, tmp_path: Path, sizes: tu
     assert device.content == before
 
 
-def test_pinned_memory_gives_back_what_it_got_and_is_pinned_once(driver: Driver, library: Path) -> None:
-    """Sleep after sleep; blocks are shared by nobody."""
+def test_pinned_memory_restores_the_memory_and_is_pinned_once(driver: Driver, library: Path) -> None:
+    """This holds for several sleeps; blocks are not shared."""
     device = Device(250, 64, 7)
     pinned = PinnedMemory(driver, device.segments)
     held = ctypes.CDLL(str(library)).fake_pinned()
@@ -132,10 +132,10 @@ def test_pinned_memory_gives_back_what_it_got_and_is_pinned_once(driver: Driver,
     ],
     ids=["copy", "wait", "pin", "context"],
 )
-def test_a_failing_call_is_named_and_nothing_stays_pinned(
+def test_a_failing_call_is_named_and_no_memory_stays_pinned(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
-    """In one thread of several: all of them end."""
+    """If the call fails in one thread, all threads end."""
     monkeypatch.setenv("FAKE_CUDA_FAIL", fault)
     device = Device(6400)
     (tmp_path / "kept").write_bytes(bytes(6400))
@@ -146,14 +146,14 @@ def test_a_failing_call_is_named_and_nothing_stays_pinned(
         load_from_file(driver, device.segments, file.fileno())
 
 
-def test_a_machine_without_a_driver_says_so() -> None:
-    """The library's name is in the message."""
+def test_a_missing_driver_is_reported() -> None:
+    """The message has the library's name."""
     with pytest.raises(CudaError, match=r"libno_such_cuda\.so"):
         Driver("libno_such_cuda.so")
 
 
-def test_a_thread_without_a_context_says_so(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no device memory that belongs to it."""
+def test_a_thread_without_a_context_is_reported(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a thread has no device memory."""
     monkeypatch.setenv("FAKE_CUDA_NO_CONTEXT", "1")
     with pytest.raises(CudaError, match="No CUDA context is current"):
         Driver(str(library))
@@ -161,7 +161,7 @@ def test_a_thread_without_a_context_says_so(library: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("place", ["file", "memory"])
 def test_memory_is_the_same_after_a_sleep(driver: Driver, tmp_path: Path, place: Place) -> None:
-    """Twice, and the second time with other content."""
+    """This holds for a second sleep with other content, too."""
     device, told = Device(640, 64), list[str]()
     kept = keeping(device, driver, tmp_path, place, told)
     for _ in range(2):
@@ -176,10 +176,10 @@ def test_memory_is_the_same_after_a_sleep(driver: Driver, tmp_path: Path, place:
     assert any("GB/s" in line for line in told)
 
 
-def test_the_same_content_is_written_once_and_shared(
+def test_equal_content_is_written_once_and_shared(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two engines of one machine keep one file, open to its owner alone; other content is another file."""
+    """Two engines of one machine share one file, which only its owner can read; other content gets another file."""
     first, second, other = Device(640), Device(640), Device(640)
     ctypes.memmove(second.blocks[0], first.blocks[0], 640)
     keeping(first, driver, tmp_path / "kept").save("weights")
@@ -200,7 +200,7 @@ def test_the_same_content_is_written_once_and_shared(
 
 
 def test_the_file_is_open_while_the_engine_sleeps(driver: Driver, tmp_path: Path) -> None:
-    """So that a snapshot lists it, and a replica reads the file that was there at the capture."""
+    """So a snapshot lists it, and a replica reads the same file as at the capture."""
     device = Device(640)
     kept = keeping(device, driver, tmp_path)
     kept.save("weights")
@@ -214,7 +214,7 @@ def test_the_file_is_open_while_the_engine_sleeps(driver: Driver, tmp_path: Path
 
 @pytest.mark.parametrize("at", [0, 639])
 def test_memory_that_comes_back_different_is_refused(driver: Driver, tmp_path: Path, at: int) -> None:
-    """One byte of one file; the message names it and what to do."""
+    """One byte of the file differs; the message names the file and what to do."""
     device = Device(64, 640)
     kept = keeping(device, driver, tmp_path)
     kept.save("weights")
@@ -228,8 +228,8 @@ def test_memory_that_comes_back_different_is_refused(driver: Driver, tmp_path: P
         kept.finish()
 
 
-def test_a_file_that_was_cut_off_is_refused(driver: Driver, tmp_path: Path) -> None:
-    """It is no endless loop, and the message says where it ends."""
+def test_a_truncated_file_is_refused(driver: Driver, tmp_path: Path) -> None:
+    """The read does not loop forever, and the message says where the file ends."""
     device = Device(640)
     kept = keeping(device, driver, tmp_path)
     kept.save("weights")
@@ -241,10 +241,8 @@ def test_a_file_that_was_cut_off_is_refused(driver: Driver, tmp_path: Path) -> N
         kept.finish()
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Room is asked for before anything is copied."""
+def test_a_full_disk_leaves_no_partial_file(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space is reserved before the copy begins."""
 
     def no_room(*_: int) -> None:
         raise OSError(NO_SPACE, "No space left on device")
@@ -256,8 +254,8 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert list((tmp_path / "kept").iterdir()) == []
 
 
-def test_a_file_that_a_killed_engine_left_half_written_is_not_taken(driver: Driver, tmp_path: Path) -> None:
-    """One of another size under the right name is written again."""
+def test_a_partial_file_of_a_killed_engine_is_not_used(driver: Driver, tmp_path: Path) -> None:
+    """A file with the right name and the wrong size is written again."""
     device = Device(640)
     kept = keeping(device, driver, tmp_path)
     kept.save("weights")
@@ -267,10 +265,10 @@ def test_a_file_that_a_killed_engine_left_half_written_is_not_taken(driver: Driv
     assert file.read_bytes() == b"".join(device.content)
 
 
-def test_a_load_goes_on_beside_the_rest_of_the_wake(
+def test_a_load_runs_during_the_rest_of_the_wake(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory saver maps the KV cache meanwhile."""
+    """Meanwhile the memory saver maps the KV cache."""
     go_on = threading.Event()
     whole = gpu_copy.load_from_file
 
@@ -291,8 +289,8 @@ def test_a_load_goes_on_beside_the_rest_of_the_wake(
     assert device.content == before
 
 
-def test_sglangs_adapter_keeps_what_it_releases(driver: Driver, tmp_path: Path) -> None:
-    """In the order that matters: kept before the pause, loaded after the resume, waited for before the answer."""
+def test_sglangs_adapter_keeps_the_memory_that_it_releases(driver: Driver, tmp_path: Path) -> None:
+    """It keeps the memory before the pause, loads it after the resume, and waits for it before the answer."""
     device, did = Device(640), list[str]()
     before = device.content
 
@@ -333,8 +331,8 @@ def test_sglangs_adapter_keeps_what_it_releases(driver: Driver, tmp_path: Path) 
     assert did == ["pause kv_cache", "pause weights", "resume weights", "resume kv_cache"]
 
 
-def test_a_resume_with_other_weights_ends_the_scheduler(driver: Driver, tmp_path: Path) -> None:
-    """The handler raises, and SGLang ends its whole tree on that: it never serves with them."""
+def test_a_resume_with_different_weights_ends_the_scheduler(driver: Driver, tmp_path: Path) -> None:
+    """The handler raises, so SGLang ends its whole tree and never serves with them."""
     device = Device(640)
     kept = keeping(device, driver, tmp_path)
 

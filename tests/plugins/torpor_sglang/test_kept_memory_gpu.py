@@ -1,4 +1,4 @@
-"""Kept memory on a real GPU, with torch's allocator and the memory saver; wants both in this interpreter."""
+"""Kept memory on a real GPU, with torch's allocator and the memory saver, which this interpreter must have."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ print(json.dumps({"answers": answers, "lines": lines, "files": sorted(file.name 
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", ["file", "memory"])
 def test_weights_and_graphs_come_back_on_a_gpu(tmp_path: Path, place: str) -> None:
-    """The same content, released in between; a captured graph computes with what it had in its memory."""
+    """The content is the same after a release, and a captured graph computes with its own memory."""
     import json
 
     if not all(map(importlib.util.find_spec, ("torch", "torch_memory_saver"))):

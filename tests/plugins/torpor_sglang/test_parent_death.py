@@ -1,4 +1,4 @@
-"""The real SGLang ends with the framework's process, and not with the thread that started it."""
+"""The real SGLang ends with Torpor's process, but not with the thread that started it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FRAMEWORK = textwrap.dedent("""
 def test_sigkill_of_the_framework_ends_the_real_engine(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, free_port: int, when: str
 ) -> None:
-    """The thread that started it has ended long before, and did it no harm."""
+    """The thread that started the engine has ended long before, without effect."""
     python = str(real_engine("0.5.23").python)
     with subprocess.Popen(
         [sys.executable, "-c", FRAMEWORK, python, str(tiny_model), str(free_port)],

@@ -1,4 +1,4 @@
-"""The launcher's patches: which are on, how they are switched off, and what each one does."""
+"""The launcher's patches: which are on, how to switch them off, and what each one does."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_patches_that_are_needed_are_applied_in_order() -> None:
-    """What a process needs is done once, in the order of the list; what it does not need is not done."""
+def test_needed_patches_are_applied_in_order() -> None:
+    """Patches that the process needs are applied once, in the order of the list; others are not."""
     done: list[str] = []
     report = apply_patches({}, [patch("one", done), patch("two", done, needed=False), patch("three", done)])
     assert done == ["one", "three"]
@@ -60,7 +60,7 @@ def test_patches_that_are_needed_are_applied_in_order() -> None:
     assert [found.name for found in report.not_needed] == ["two"]
 
 
-def test_a_patch_is_switched_off_by_name() -> None:
+def test_a_patch_can_be_switched_off_by_name() -> None:
     """`TORPOR_PATCHES=-name` leaves one out, and the report says so."""
     done: list[str] = []
     report = apply_patches({"TORPOR_PATCHES": "-two, -one"}, [patch(name, done) for name in ("one", "two", "three")])
@@ -69,15 +69,15 @@ def test_a_patch_is_switched_off_by_name() -> None:
 
 
 @pytest.mark.parametrize("value", ["-cpu-kernel", "cpu-kernels", "+cpu-kernels", "-"])
-def test_a_word_that_switches_nothing_off_is_an_error(value: str) -> None:
+def test_an_invalid_patch_switch_is_an_error(value: str) -> None:
     """A misspelt name is not ignored; the message lists the names."""
     names = ", ".join(found.name for found in all_patches())
     with pytest.raises(ConfigurationError, match=f"patches are {re.escape(names)}\\."):
         apply_all({"TORPOR_PATCHES": value})
 
 
-def test_the_guard_is_not_switched_off_with_the_patches() -> None:
-    """An unguarded server is asked for in another way, so that it cannot happen by a list of patches."""
+def test_the_guard_cannot_be_switched_off_as_a_patch() -> None:
+    """An unguarded server needs another variable, so a list of patches cannot cause it."""
     with pytest.raises(ConfigurationError, match=r"the guard is not switched off here.*TORPOR_UNGUARDED=1"):
         apply_all({"TORPOR_PATCHES": "-guard"})
 
@@ -101,14 +101,14 @@ def test_every_patch_has_a_name_a_reason_and_tested_versions() -> None:
     ],
 )
 def test_the_cpu_switch_follows_the_device_flag(argv: tuple[str, ...], cpu: bool) -> None:
-    """SGLang reads its CPU path from a variable; it is set for `--device cpu` and for nothing else."""
+    """A variable switches SGLang's CPU path on; it is set for `--device cpu` only."""
     environ: dict[str, str] = {}
     choose_cpu(argv, environ)
     assert environ == ({"SGLANG_USE_CPU_ENGINE": "1"} if cpu else {})
 
 
-def test_a_missing_kernel_raises_when_it_is_called_and_not_before() -> None:
-    """On a CPU any name can be imported from sgl_kernel; calling one says what is missing; other submodules stay missing."""
+def test_a_missing_kernel_raises_only_when_it_is_called() -> None:
+    """On a CPU any name can be imported from sgl_kernel. Calling it raises an error that names it. Submodules stay missing."""
     code = """
 from torpor_sglang.patches import apply_all
 apply_all({})
@@ -133,14 +133,14 @@ except ImportError as error:
     ]
 
 
-def test_kernels_are_left_alone_on_a_gpu_engine() -> None:
+def test_kernels_are_not_replaced_on_a_gpu_engine() -> None:
     """Without the CPU switch a missing kernel library stays missing."""
     ran = run_python("from torpor_sglang.patches import apply_all; apply_all({}); import sgl_kernel")
     assert "No module named 'sgl_kernel'" in ran.stderr
 
 
 def test_a_real_kernel_library_is_never_replaced(tmp_path: Path) -> None:
-    """Where sgl_kernel is installed, it is the one that is imported."""
+    """If sgl_kernel is installed, it is imported."""
     (tmp_path / "sgl_kernel.py").write_text("where = 'real'\n")
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
@@ -153,7 +153,7 @@ print(sgl_kernel.where)
 
 
 def test_a_spawned_process_ends_with_its_parent(tmp_path: Path) -> None:
-    """A killed launcher takes along what it has just spawned, before SGLang has asked for that itself."""
+    """Its new child ends with a killed launcher, even before SGLang itself sets that up."""
     program = tmp_path / "parent.py"
     program.write_text(
         """
@@ -181,7 +181,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_spawned_by_a_forked_one_lives(tmp_path: Path) -> None:
-    """A fork does not run the main module again, and what it spawns must not be taken for an orphan."""
+    """A fork does not run the main module again, so its spawned process must not count as an orphan."""
     program = tmp_path / "forks.py"
     program.write_text(
         """
@@ -209,7 +209,7 @@ if __name__ == "__main__":
 
 
 class Application:
-    """As much of Starlette's application as the guard's patch touches."""
+    """The part of Starlette's application that the guard's patch uses."""
 
     def __init__(self) -> None:
         self.middleware_stack: Callable[..., Awaitable[None]] | None = None
@@ -219,8 +219,8 @@ class Application:
         """Answer nothing."""
 
 
-def test_the_guard_is_not_put_before_an_application_that_already_serves() -> None:
-    """Too late is an error, not an open server."""
+def test_the_guard_refuses_an_application_that_already_serves() -> None:
+    """It is too late for a guard, so this is an error instead of an open server."""
     app = Application()
     app.middleware_stack = app.answer
     boot = BootDocument(key="k" * 32, replica_id="0123456789abcdef", rules=GuardRules(public=("/v1/models",)))
@@ -229,12 +229,12 @@ def test_the_guard_is_not_put_before_an_application_that_already_serves() -> Non
 
 
 class _Redirecting(BaseHTTPRequestHandler):
-    """Leads from an allowed host to another place, and counts who follows."""
+    """Redirects from an allowed host to another address, and counts the requests there."""
 
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        """Answer a redirect, or what lies behind it."""
+        """Answer with a redirect, or at its target."""
         self.asked.append(self.path)
         self.send_response(302 if self.path == "/allowed" else 200)
         self.send_header("Location", "/inside")
@@ -242,13 +242,13 @@ class _Redirecting(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.mark.fault("an allowed host redirects media to an internal address", area="request", outcome="refused")
 @pytest.mark.parametrize("domains", ["a.example", "*"])
 def test_a_processor_that_fetches_by_itself_follows_no_redirect(domains: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mimo_v2` and `moss_vl` of 0.5.16 call `requests`, `inkling` `urllib.request`; with `*` all is as SGLang has it."""
+    """`mimo_v2` and `moss_vl` of 0.5.16 call `requests`, `inkling` `urllib.request`; with `*` SGLang is unchanged."""
     monkeypatch.setenv("TORPOR_MEDIA_DOMAINS", domains)
     monkeypatch.setenv("NO_PROXY", "*")
     module = ModuleType("processor")
@@ -272,7 +272,7 @@ def test_a_processor_that_fetches_by_itself_follows_no_redirect(domains: str, mo
 
 @pytest.mark.sglang
 def test_every_processor_that_fetches_by_itself_is_known(questions: Questions) -> None:
-    """A new version's own way out to the network is noticed: name it in the patch `public-requests`."""
+    """If this fails for a new version, add its processor to the patch `public-requests`."""
     folder = Path(questions.ask("version")["file"]).parent / "srt" / "multimodal"
     names = {
         ".".join(("sglang", "srt", "multimodal", *path.relative_to(folder).with_suffix("").parts))

@@ -1,4 +1,4 @@
-"""What the plugin asks for, over its options."""
+"""The flags, variables and calls of the plugin, for its options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEPS = {"version": "0.5.16", "image": "registry/sglang:v0.5.16", "weights_store
 
 @pytest.fixture
 def an_engine() -> Iterator[Engine]:
-    """Some process: only its HTTP calls count here."""
+    """Any process: these tests only use its HTTP calls."""
     engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     yield engine
     engine.terminate(0.0)
@@ -57,8 +57,8 @@ def released_by(engine: Engine, **options: Any) -> list[tuple[str, object]]:
     return calls
 
 
-def test_weights_that_are_kept_outside_are_not_kept_by_sglang_as_well() -> None:
-    """One backup; the launcher's patch reads where to from the environment, in which paths are the platform's."""
+def test_sglang_makes_no_second_backup_of_kept_weights() -> None:
+    """The launcher's patch reads the place of the backup from the environment, with the platform's paths."""
     assert "--enable-weights-cpu-backup" not in argv_of(**KEEPS)
     assert "--enable-memory-saver" in argv_of(**KEEPS)
     env = env_of(**KEEPS)
@@ -66,14 +66,14 @@ def test_weights_that_are_kept_outside_are_not_kept_by_sglang_as_well() -> None:
     assert "SGLANG_MEMORY_SAVER_CUDA_GRAPH" not in env
 
 
-def test_by_default_sglang_keeps_them_itself() -> None:
-    """Nothing of ours is in the environment then."""
+def test_by_default_sglang_keeps_the_weights_itself() -> None:
+    """The environment then has none of the plugin's variables."""
     assert "--enable-weights-cpu-backup" in argv_of()
     assert not [name for name in env_of() if name.startswith("TORPOR_KEEP")]
 
 
 def test_graphs_are_released_and_kept_like_the_weights(an_engine: Engine) -> None:
-    """By their own tag, in the sleep and in the wake, and captured in a way that allows it."""
+    """They have their own tag in the sleep and the wake, and are captured in a way that allows this."""
     options = {**KEEPS, "release_graphs": True, "prefill_graphs": False}
     env = env_of(**options)
     assert (env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"], env["TORPOR_KEEP"]) == ("1", "weights=file,cuda_graph=memory")
@@ -89,7 +89,7 @@ def test_graphs_are_released_and_kept_like_the_weights(an_engine: Engine) -> Non
 
 
 def test_the_oldest_version_captures_no_prefills_and_needs_no_flag() -> None:
-    """The option means the same everywhere."""
+    """The option has the same effect in every version."""
     assert "--disable-prefill-cuda-graph" not in argv_of(prefill_graphs=False)
 
 
@@ -104,7 +104,7 @@ def test_the_oldest_version_captures_no_prefills_and_needs_no_flag() -> None:
         ({"release_graphs": True, "prefill_graphs": False}, "weights_store='file' or 'memory'"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
+def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], said: str) -> None:
     """Each message says what to set."""
     with pytest.raises(ConfigurationError, match=said):
         SGLang(**options)

@@ -1,4 +1,4 @@
-"""The faults of a lifecycle that the real SGLang can be brought to on a CPU."""
+"""Faults of a lifecycle that the real SGLang can show on a CPU."""
 
 from __future__ import annotations
 

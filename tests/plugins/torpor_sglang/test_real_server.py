@@ -1,4 +1,4 @@
-"""The real SGLang on the CPU, started by the launcher: guard, sleep, wake, end."""
+"""The real SGLang on the CPU, started by the launcher: guard, sleep, wake and end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SPAWNED = "-forked-scheduler"
 
 @contextmanager
 def launched(engine: RealEngine, model: Path, port: int) -> Iterator[Engine]:
-    """Start the launcher with the CPU flags, and end whatever it has become."""
+    """Start the launcher with the CPU flags, and end it and its children at the end."""
     options: dict[str, OptionValue] = {
         "model_path": str(model),
         "served_model_name": "tiny-qwen3",
@@ -96,7 +96,7 @@ def streamed_text(client: httpx.Client) -> str:
 
 
 def assert_guarded(public: httpx.Client, keyed: httpx.Client) -> None:
-    """Management is nobody's, or the key's, and nothing gets round the guard."""
+    """Check that management routes are closed or need the key, and that no path bypasses the guard."""
     for path in (
         *routes.SLEEP,
         *routes.WAKE,
@@ -132,11 +132,11 @@ JUDGED_BODIES: dict[str, dict[str, object]] = {
     "The field bootstrap_host is refused": {"bootstrap_host": "127.0.0.1"},
     "top_logprobs may be 0 to 20": {"logprobs": True, "top_logprobs": 100_000},
 }
-"""What a chat must not carry, by what the answer says."""
+"""Refused chats, by a part of the answer."""
 
 
 def assert_requests_are_judged(public: httpx.Client) -> None:
-    """Each is 400 in no time, and the engine serves on."""
+    """Check that each refused chat gets 400 at once, and that the engine keeps serving."""
     for said, body in JUDGED_BODIES.items():
         answer = public.post("/v1/chat/completions", json=CHAT | body, timeout=5)
         assert (answer.status_code, said in answer.text) == (400, True), answer.text
@@ -151,7 +151,7 @@ def assert_requests_are_judged(public: httpx.Client) -> None:
 
 
 def assert_heads_are_limited(port: int) -> None:
-    """With whatever parser the engine has."""
+    """Check the limit of request heads with the engine's own parser."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: t\r\na: " + b"x" * 50_000 + b"\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
@@ -178,12 +178,12 @@ def assert_asleep(public: httpx.Client, keyed: httpx.Client) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.fault("a request brings a real engine what only its operator may say", area="request", outcome="refused")
+@pytest.mark.fault("a request to a real engine contains operator-only fields", area="request", outcome="refused")
 @pytest.mark.parametrize("version", ["0.5.23", "0.5.18", "0.5.16"])
 def test_the_real_server_sleeps_and_wakes_behind_the_guard(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, version: str
 ) -> None:
-    """Chat, streamed or not, is open while serving; management is not; asleep it answers 503; awake it says the same."""
+    """Chats work while serving and management routes are closed. Asleep it answers 503; after the wake the answer is the same."""
     port = unused_port()
     with (
         launched(real_engine(version), tiny_model, port) as engine,
@@ -219,7 +219,7 @@ def test_the_real_server_sleeps_and_wakes_behind_the_guard(
 
 
 class TestTheLauncher(RealLauncherRules):
-    """SGLang's, whose scheduler is forked on a CPU."""
+    """SGLang's launcher, which forks its scheduler on a CPU."""
 
     local = LOCAL
     children: ClassVar[int] = 1
@@ -230,17 +230,17 @@ class TestTheLauncher(RealLauncherRules):
 
 
 class TestTheLauncherThatSpawns(TestTheLauncher):
-    """SGLang's, with the fork switched off: the scheduler, and multiprocessing's resource tracker."""
+    """SGLang's launcher with the fork switched off: it starts the scheduler and multiprocessing's resource tracker."""
 
     patches: ClassVar[str] = SPAWNED
     children: ClassVar[int] = 2
 
 
 @pytest.mark.timeout(200)
-def test_the_oldest_version_gets_as_far_as_a_cpu_takes_it(
+def test_the_oldest_version_starts_as_far_as_a_cpu_allows(
     real_engine: Callable[[str], RealEngine], tiny_model: Path
 ) -> None:
-    """0.5.6.post2 wants vllm on a CPU, deep in its scheduler: launcher, guard, arguments and spawned processes work until there."""
+    """0.5.6.post2 needs vllm in its scheduler on a CPU. Launcher, guard, arguments and spawned processes work up to there."""
     with launched(real_engine("0.5.6.post2"), tiny_model, unused_port()) as engine:
         assert engine.wait(START_S) not in (None, 0, 2)
         log = "\n".join(engine.log_tail())

@@ -1,4 +1,4 @@
-"""New random state at every resume, tried on the real modules of all supported versions (on a GPU they are the same)."""
+"""A new random state at every resume, with the real modules of all supported versions (the same on a GPU)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ RESUMED = {
 """The class with the handler of a resume, and how the scheduler holds it."""
 
 
-def test_the_handler_that_is_made_to_seed_anew_is_the_schedulers_own(questions: Questions) -> None:
-    """In each version the class is changed whose `resume_memory_occupation` the scheduler hands to its dispatcher.
+def test_the_patched_handler_is_the_schedulers_own(questions: Questions) -> None:
+    """In each version the patch changes the class whose `resume_memory_occupation` the scheduler gives to its dispatcher.
 
-    The class is looked for in the real module, the handler in the source of the real scheduler.
+    The class comes from the real module, the handler from the source of the real scheduler.
     """
     found = questions.ask("reseed")
     changed, owner = RESUMED[questions.version]
@@ -37,9 +37,9 @@ def test_the_handler_that_is_made_to_seed_anew_is_the_schedulers_own(questions: 
 
 
 def test_two_replicas_of_one_random_state_differ_after_a_resume(questions: Questions) -> None:
-    """The real handler of each version, run on a CPU: what torch, numpy and Python draw differs then.
+    """After the real handler of each version, run on a CPU, the draws of torch, numpy and Python differ.
 
-    Without the patch, in the same process, both replicas draw the same.
+    Without the patch, both replicas draw the same in the same process.
     """
     drawn = questions.ask("draws", replicas=2)
     unpatched, patched = drawn["unpatched"], drawn["patched"]

@@ -1,4 +1,4 @@
-"""Who may call which of SGLang's routes, against the real applications of all supported versions and with the real guard."""
+"""Access to SGLang's routes, checked with the real applications of all supported versions and the real guard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestTheRealRoutes(RealRouteRules):
 @pytest.mark.sglang
 @pytest.mark.slow
 def test_the_guard_is_outside_every_layer_that_the_engine_adds_later(questions: Questions) -> None:
-    """A layer that is added after the guard, as SGLang adds its own at launch, sees only what the guard lets in."""
+    """SGLang adds layers at launch, after the guard; they only see requests that the guard allows."""
     rules = {"public": routes.PUBLIC, "keyed": routes.KEYED, "sleep": routes.SLEEP, "wake": routes.WAKE}
     requests = [
         ("/server_info", ""),

@@ -1,4 +1,4 @@
-"""The launcher without an engine: what it refuses, and what it needs to be imported."""
+"""The launcher without an engine: its refusals and its imports."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def launch(
 
 
 def fake_sglang(folder: Path, version: str) -> Path:
-    """Make a folder in which an SGLang of some version seems to be installed."""
+    """Create a folder that looks like an installed SGLang of some version."""
     information = folder / f"sglang-{version}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
@@ -52,7 +52,7 @@ def fake_sglang(folder: Path, version: str) -> Path:
 
 
 def test_without_a_boot_document_nothing_is_started() -> None:
-    """No guard, no server: the engine's management routes would be open."""
+    """Without the guard, the engine's management routes would be open."""
     ran = launch("--model-path", "m")
     assert ran.returncode == 2
     assert "No boot document for the guard (TORPOR_BOOT_FD is not set), so nothing is started" in ran.stderr
@@ -60,7 +60,7 @@ def test_without_a_boot_document_nothing_is_started() -> None:
 
 
 def test_a_damaged_boot_document_starts_nothing_and_is_not_repeated() -> None:
-    """Half a document is no guard; the message says what is wrong without showing what was in it."""
+    """The message names the damage without showing the content."""
     ran = launch("--model-path", "m", boot=True, document='{"key": "secret-secret-secret"', TORPOR_UNGUARDED="1")
     assert ran.returncode == 2
     assert (
@@ -71,8 +71,8 @@ def test_a_damaged_boot_document_starts_nothing_and_is_not_repeated() -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_an_unguarded_start_has_to_be_asked_for() -> None:
-    """With TORPOR_UNGUARDED=1 the launcher goes on, here to the engine that is missing."""
+def test_an_unguarded_start_needs_a_variable() -> None:
+    """With TORPOR_UNGUARDED=1 the launcher continues, here until it finds no engine."""
     ran = launch("--model-path", "m", TORPOR_UNGUARDED="1")
     assert ran.returncode == 2
     assert "SGLang is not installed for this Python" in ran.stderr
@@ -80,7 +80,7 @@ def test_an_unguarded_start_has_to_be_asked_for() -> None:
 
 
 def test_an_unsupported_version_is_refused(tmp_path: Path) -> None:
-    """A version whose routes were never judged is not served, unless that is asked for."""
+    """A version with unknown routes is not served, unless a variable allows it."""
     ran = launch("--model-path", "m", boot=True, python_path=fake_sglang(tmp_path, "0.4.0"))
     assert ran.returncode == 2
     assert "SGLang 0.4.0 is not supported; supported are 0.5.6.post2, 0.5.16, 0.5.18, 0.5.23" in ran.stderr
@@ -91,7 +91,7 @@ def test_an_unsupported_version_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SGLANG_GRPC_PORT", "SGLANG_RUST_SERVER", "DUMPER_SERVER_PORT"])
 def test_a_variable_that_opens_another_server_stops_the_start(tmp_path: Path, name: str) -> None:
-    """The engine's environment is judged as its flags are."""
+    """The launcher checks the engine's environment like its flags."""
     ran = launch("--model-path", "m", boot=True, python_path=fake_sglang(tmp_path, "0.5.23"), **{name: "1"})
     assert ran.returncode == 2
     assert f"The environment variable {name}=1 is refused" in ran.stderr
@@ -104,8 +104,8 @@ def test_an_unknown_patch_stops_the_start(tmp_path: Path) -> None:
     assert "'-tqdm' is not '-' and the name of a patch; patches are orphans, " in ran.stderr
 
 
-def test_the_start_says_which_patches_are_on_and_where_they_were_not_tested(tmp_path: Path) -> None:
-    """One line names version, guard and patches; a patch that this version was not tested with is marked."""
+def test_the_start_reports_active_and_untested_patches(tmp_path: Path) -> None:
+    """One line names version, guard and patches, and marks patches that were not tested with this version."""
     folder = fake_sglang(tmp_path, "0.4.0")
     ran = launch("--device", "cpu", boot=True, python_path=folder, TORPOR_PATCHES="-tqdm-lock", TORPOR_ANY_ENGINE="1")
     line = next(line for line in ran.stderr.splitlines() if line.startswith("torpor_sglang: SGLang"))
@@ -117,8 +117,8 @@ def test_the_start_says_which_patches_are_on_and_where_they_were_not_tested(tmp_
     assert off == "switched off: tqdm-lock"
 
 
-def test_the_launcher_needs_nothing_that_the_engine_lacks() -> None:
-    """In the engine's environment there is no pluggy, structlog or modal; none of them, nor httpx, is imported."""
+def test_the_launcher_imports_only_what_the_engine_has() -> None:
+    """The engine's environment has no pluggy, structlog or modal; the launcher imports none of them, and no httpx."""
     code = (
         "import sys\n"
         "for name in ('pluggy', 'httpx', 'structlog', 'modal', 'typer', 'rich', 'psutil'): sys.modules[name] = None\n"

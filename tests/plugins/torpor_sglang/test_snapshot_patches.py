@@ -1,4 +1,4 @@
-"""The patches that snapshots need, as far as they can be tried without the engine (with it: test_real_sglang.py)."""
+"""The patches that snapshots need, as far as they can be tested without the engine (with it: test_real_server.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module that can be imported, and is forgotten with the test."""
+    """A module that can be imported during the test."""
     (tmp_path / "late_module.py").write_text("value = 1\ndef broken():\n    raise ValueError\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
@@ -29,8 +29,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("late_module", None)
 
 
-def test_a_module_is_changed_when_it_is_imported_and_not_before(module: str) -> None:
-    """The engine's own order of imports stays; what its loader tells (sources for tracebacks) is still told."""
+def test_a_module_is_changed_only_when_it_is_imported(module: str) -> None:
+    """The order of the engine's imports stays, and its loader still provides sources for tracebacks."""
     seen: list[int] = []
     after_import(module, lambda found: seen.append(found.value))
     assert seen == []
@@ -39,7 +39,7 @@ def test_a_module_is_changed_when_it_is_imported_and_not_before(module: str) -> 
     assert "raise ValueError" in inspect.getsource(found)
 
 
-def test_a_module_that_is_imported_already_is_changed_now(module: str) -> None:
+def test_an_imported_module_is_changed_at_once(module: str) -> None:
     """The order of patches and imports does not matter."""
     seen: list[str] = []
     importlib.import_module(module)
@@ -47,7 +47,7 @@ def test_a_module_that_is_imported_already_is_changed_now(module: str) -> None:
     assert seen == [module]
 
 
-def test_a_module_that_this_version_lacks_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """One patch names the modules of several versions."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     after_import("no_such_module_anywhere", lambda _: pytest.fail("there is none"))
@@ -55,8 +55,8 @@ def test_a_module_that_this_version_lacks_is_no_error(monkeypatch: pytest.Monkey
         importlib.import_module("no_such_module_anywhere")
 
 
-def test_a_counter_leaves_a_negative_amount_out() -> None:
-    """A restored process's CPU clock begins at zero: the first difference is negative, and must not end anything."""
+def test_a_counter_ignores_a_negative_amount() -> None:
+    """The CPU clock of a restored process begins at zero, so the first difference is negative and must not end a process."""
 
     class Counter:
         total = 0.0
@@ -77,7 +77,7 @@ def test_a_counter_leaves_a_negative_amount_out() -> None:
 
 
 def test_several_detokenizers_stay_processes() -> None:
-    """The thread stands in for one process only."""
+    """The thread can replace only one process."""
 
     class Engine:
         @classmethod
@@ -96,7 +96,7 @@ def test_several_detokenizers_stay_processes() -> None:
     assert launched == ([several, "ports", "run"], ["processes"])
 
 
-def test_a_version_that_starts_its_detokenizer_elsewhere_is_left_alone() -> None:
+def test_a_version_without_the_patched_method_is_not_changed() -> None:
     """0.5.6.post2 has no such method."""
     engine = types.ModuleType("engine")
     engine.Engine = type("Engine", (), {})  # type: ignore[attr-defined]
@@ -104,8 +104,8 @@ def test_a_version_that_starts_its_detokenizer_elsewhere_is_left_alone() -> None
     assert not [name for name in vars(engine.Engine) if not name.startswith("__")]
 
 
-def test_two_patches_of_one_module_both_come_to_it(module: str) -> None:
-    """In the order in which they asked; the second must not hide the first."""
+def test_two_patches_of_one_module_are_both_applied(module: str) -> None:
+    """They run in the order of registration; the second must not hide the first."""
     seen: list[str] = []
     after_import(module, lambda found: seen.append(f"first {found.value}"))
     after_import(module, lambda found: seen.append(f"second {found.value}"))

@@ -1,4 +1,4 @@
-"""The CPU's tile registers, which a process has to ask for and loses in a restore."""
+"""The CPU's tile registers: a process has to request them and loses them in a restore."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ needs_tiles = pytest.mark.skipif(not tile_permission.has_tiles(), reason="this C
 
 
 def in_a_process(program: str) -> str:
-    """The permission is a process's for good, so each question gets one of its own."""
+    """Run code in a new process, because a process cannot give the permission back."""
     code = f"from torpor.engine_patches.tile_permission import has_permission, request_permission\n{program}"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert asked.returncode == 0, asked.stderr
     return asked.stdout.strip()
 
 
-def test_a_new_process_does_not_have_it() -> None:
-    """Whatever its parent has: an exec takes it away, and a CPU without AMX never gives it."""
+def test_a_new_process_has_no_permission() -> None:
+    """An exec drops the parent's permission, and a CPU without AMX never grants it."""
     assert in_a_process("print(has_permission())") == "False"
 
 
 @needs_tiles
-def test_a_process_that_asks_gets_it() -> None:
-    """Asking twice is harmless, and its forks have it, too."""
+def test_a_process_gets_the_permission_on_request() -> None:
+    """A second request is harmless, and forks inherit the permission."""
     program = "import os; request_permission(); request_permission(); print(has_permission()); "
     program += "pid = os.fork(); pid or os._exit(not has_permission()); print(os.waitpid(pid, 0)[1])"
     assert in_a_process(program).split() == ["True", "0"]
 
 
 @pytest.mark.parametrize(("had", "asked"), [(True, 1), (False, 0)])
-def test_a_resume_asks_anew_for_what_was_there_at_the_release(
+def test_a_resume_renews_a_permission_that_existed_at_the_release(
     monkeypatch: pytest.MonkeyPatch, *, had: bool, asked: int
 ) -> None:
-    """Before the memory is back, so before anything is computed; a scheduler that never had it is left alone."""
+    """It does so before the memory is back and anything is computed. Without a permission before, it requests none."""
     allowed, did = [had], list[str]()
     monkeypatch.setattr(tile_permission, "has_permission", lambda: allowed[-1])
     monkeypatch.setattr(tile_permission, "request_permission", lambda: did.append("asked"))

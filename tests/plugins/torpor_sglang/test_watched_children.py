@@ -28,7 +28,7 @@ def _wait_for(number: signal.Signals, ready: Event) -> None:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[BaseProcess]:
-    """Processes that the watch found dead; the patch is taken back with the test."""
+    """Processes that the watch found dead; the test undoes the patch at its end."""
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", multiprocessing.process.BaseProcess.start)
     found: SimpleQueue[BaseProcess] = SimpleQueue()
     watch_children(types.ModuleType("engine"), found.put)
@@ -38,7 +38,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> SimpleQueue[BaseProcess]:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.fault("the scheduler of an engine without a watchdog is killed", area="crash", outcome="held")
 def test_a_child_that_is_killed_is_noticed(ended: SimpleQueue[BaseProcess]) -> None:
-    """SGLang 0.5.6.post2 would serve on without a scheduler."""
+    """SGLang 0.5.6.post2 alone would keep serving without a scheduler."""
     well, killed = SPAWN.Process(target=os._exit, args=(0,)), SPAWN.Process(target=signal.pause)
     for process in (well, killed):
         process.start()
@@ -52,10 +52,8 @@ def test_a_child_that_is_killed_is_noticed(ended: SimpleQueue[BaseProcess]) -> N
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_child_that_somebody_stops_is_left_to_the_engine(
-    ended: SimpleQueue[BaseProcess], number: signal.Signals
-) -> None:
-    """A server that is being stopped ends in its own way."""
+def test_a_stopped_child_is_left_to_the_engine(ended: SimpleQueue[BaseProcess], number: signal.Signals) -> None:
+    """A server that is being stopped ends its children itself."""
     ready = SPAWN.Event()
     stopped = SPAWN.Process(target=_wait_for, args=(number, ready))
     stopped.start()

@@ -1,1 +1,1 @@
-"""Tests with the real vLLM, where it is set up: its parser, its routes, its server."""
+"""Tests of the vLLM plugin, with the real vLLM if it is installed: its parser, routes and server."""

@@ -1,4 +1,4 @@
-"""The real vLLM of every version that the tests know, as far as it is set up on this machine."""
+"""Every supported version of the real vLLM that is installed on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCAL = LocalEngine(name="vllm", title="vLLM", version="0.32.0")
 
 
 def cpu_plugin(engine: RealEngine, *, warmup_prompt_words: tuple[int, ...]) -> VLLM:
-    """The plugin for a real vLLM and the tiny model, on this machine's CPU."""
+    """Return the plugin for a real vLLM with the tiny model, on this machine's CPU."""
     return VLLM(
         version=engine.version,
         python=str(engine.python),
@@ -35,13 +35,13 @@ def cpu_plugin(engine: RealEngine, *, warmup_prompt_words: tuple[int, ...]) -> V
 
 @pytest.fixture(scope="session")
 def real_engine() -> Callable[[str], RealEngine]:
-    """Find a version's real vLLM."""
+    """Return a function that finds a version's real vLLM."""
     return LOCAL.find
 
 
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Questions]]:
-    """Ask a version's real vLLM; one process per version answers all tests."""
+    """Return a function that asks a version's real vLLM; one process per version answers all tests."""
     with LOCAL.asking(tmp_path_factory.mktemp("questions")) as ask:
         yield ask
 
@@ -54,6 +54,6 @@ def questions(request: pytest.FixtureRequest, asked: Callable[[str], Questions])
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the tiny random Qwen3."""
+    """Create the tiny random Qwen3."""
     engine = LOCAL.find(LOCAL.version)
     return built_once(tmp_path_factory, "vllm-tiny-qwen3", lambda folder: make_tiny_model(engine, folder))

@@ -1,8 +1,8 @@
-"""Answers questions about one real vLLM: a line of JSON in, a line of JSON out.
+"""Answers questions about one real vLLM: a JSON line in, a JSON line out.
 
-Run as a module by an engine's Python, with the version in question on its path. Nothing of vLLM's is replaced. A version
-that is there without its compiled parts imports as well, because it is told which platform it is on: those parts are asked
-for when a model is loaded, not when a command line is read or an application is put together.
+An engine's Python runs it as a module, with the version in question on its path. vLLM's code is unchanged. A version without
+its compiled parts can be imported, too, because a variable sets its platform: vLLM needs those parts to load a model, but not
+to read a command line or to build an application.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tests.plugins.answering import answer_questions, keep_answers_apart, own_he
 if TYPE_CHECKING:
     import argparse
 
-TASKS = ("generate",)  # what a chat model's engine says it does
+TASKS = ("generate",)  # the supported tasks of a chat model
 
 
 @functools.cache
 def parsers() -> tuple[Any, argparse.ArgumentParser, argparse.ArgumentParser]:
-    """Return what `vllm` makes of its subcommand: the command `serve`, the parser of the whole line, and that of `serve`."""
+    """Return the command `serve`, the parser of the whole `vllm` line, and the parser of `serve`."""
     from vllm.entrypoints.cli.serve import cmd_init
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -33,19 +33,19 @@ def parsers() -> tuple[Any, argparse.ArgumentParser, argparse.ArgumentParser]:
 
 
 def ask_version(_: dict[str, Any]) -> object:
-    """Give the version that is really imported."""
+    """Return the version that is imported."""
     import vllm
 
     return {"version": vllm.__version__, "file": vllm.__file__}
 
 
 def ask_options(_: dict[str, Any]) -> object:
-    """Give every option's spellings."""
+    """Return every option's spellings."""
     return [list(action.option_strings) for action in parsers()[2]._actions]
 
 
 def ask_parse(question: dict[str, Any]) -> object:
-    """Parse a command line behind `vllm serve` and check it as that does."""
+    """Parse and check a command line like `vllm serve`."""
     command, whole, _ = parsers()
     answer = parse(whole, ["serve", *question["argv"]])
     if "error" not in answer:
@@ -57,7 +57,7 @@ def ask_parse(question: dict[str, Any]) -> object:
 
 
 def ask_routes(question: dict[str, Any]) -> object:
-    """Give the paths of the real application that a command line makes, in dev mode or not."""
+    """Return the paths of the real application for a command line, in development mode or not."""
     from vllm.entrypoints.launchers.app import build_app
 
     os.environ["VLLM_SERVER_DEV_MODE"] = "1" if question["dev_mode"] else "0"
@@ -66,7 +66,7 @@ def ask_routes(question: dict[str, Any]) -> object:
 
 
 def ask_fields(_: dict[str, Any]) -> object:
-    """Give the fields of the public routes' requests."""
+    """Return the request fields of the public routes."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -74,14 +74,14 @@ def ask_fields(_: dict[str, Any]) -> object:
 
 
 def ask_headers(_: dict[str, Any]) -> object:
-    """Give the headers that vLLM's HTTP server reads by name."""
+    """Return the headers that vLLM's HTTP server reads by name."""
     from vllm import entrypoints
 
     return own_headers(Path(entrypoints.__path__[0]))
 
 
 def ask_variables(_: dict[str, Any]) -> object:
-    """Give the environment variables that vLLM's own table names."""
+    """Return the environment variables in vLLM's table."""
     from vllm import envs
 
     return sorted(envs.environment_variables)

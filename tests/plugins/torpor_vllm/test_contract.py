@@ -1,4 +1,4 @@
-"""vLLM's plugin keeps the contract: what it declares anywhere, how it lives on the real engine on a CPU."""
+"""The vLLM plugin keeps the contract: its declarations, and its life with the real engine on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = Model(repo_id="Qwen/Qwen3-8B-FP8", revision="220b46e3b2180893580a4454f21
 
 
 class TestVLLM(PluginContract, EngineRules):
-    """As the flagship has it; the live rules are the next class's."""
+    """The plugin as in the flagship app; the next class has the live rules."""
 
     @override
     @pytest.fixture
@@ -42,7 +42,7 @@ class TestVLLM(PluginContract, EngineRules):
 @pytest.mark.slow
 @pytest.mark.shows(ROWS[1], engine="vllm", version=LOCAL.version)
 class TestVLLMOnTheCpu(EngineContract):
-    """The real server, started, put to sleep and woken twice."""
+    """The real server starts, sleeps and wakes, twice."""
 
     @override
     @pytest.fixture

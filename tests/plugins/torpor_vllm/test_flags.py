@@ -1,4 +1,4 @@
-"""Our options as vLLM's flags, and what else may be said to it, held against the real parsers of all supported versions."""
+"""The plugin's options as vLLM flags, and extra arguments, checked with the real parsers of all supported versions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VALUES: dict[str, OptionValue] = {
     "no_metrics": True,
 }
 
-# Options of any version that sound like a door or a way out, and were judged: they open no port and take no calls.
+# Options of any version with suspicious names that were reviewed: they open no port and accept no calls.
 JUDGED = {
     "--allow-credentials": "what browsers may send",
     "--allow-deprecated-quantization": "no door",

@@ -1,4 +1,4 @@
-"""The guard as a layer of somebody else's application, and the renewal of a worker."""
+"""The guard as a middleware of vLLM's application, and the renewal of a worker."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ BOOT = BootDocument(key="k" * 43, replica_id="0123456789abcdef", rules=GuardRule
 
 @dataclass
 class Layer:
-    """One of Starlette's records of a middleware."""
+    """Starlette's record of a middleware."""
 
     cls: type
 
 
 class Application:
-    """What the layer looks at."""
+    """The part of the application that the guard reads."""
 
     def __init__(self, *layers: type) -> None:
         self.user_middleware = [Layer(layer) for layer in layers]
 
 
 class OtherLayer:
-    """Stands outside."""
+    """A middleware outside the guard."""
 
 
 @pytest.fixture
 def boot() -> Iterator[BootDocument]:
-    """The launcher's document, for the time of a test."""
+    """The launcher's boot document, during a test."""
     BootGuard.document = BOOT
     yield BOOT
     BootGuard.document = None
 
 
 async def started(guard: BootGuard, app: Application) -> None:
-    """The server's first event."""
+    """Send the server's first event."""
 
     async def receive() -> MutableMapping[str, object]:
         return {"type": "lifespan.startup"}
@@ -58,39 +58,39 @@ async def started(guard: BootGuard, app: Application) -> None:
 
 
 async def engine(scope: object, receive: object, send: object) -> None:
-    """An application that has nothing to say."""
+    """An application that does nothing."""
 
 
-def test_the_name_that_is_given_to_the_engine_is_the_layer() -> None:
-    """VLLM takes the last part of the name for the object and the rest for its module."""
+def test_the_name_that_the_engine_gets_leads_to_the_guard() -> None:
+    """For vLLM the last part of the name is the object, and the rest its module."""
     module, _, name = MIDDLEWARE.rpartition(".")
     assert (module, name) == (BootGuard.__module__, BootGuard.__name__)
 
 
-def test_without_the_launcher_there_is_no_guard_and_so_no_server() -> None:
-    """The layer's name alone, given to `vllm serve`, does not open a door that only looks guarded."""
+def test_without_the_launcher_the_guard_does_not_start() -> None:
+    """`vllm serve` with this middleware but without the launcher must not look guarded."""
     with pytest.raises(RuntimeError, match=r"start vLLM by `python -m torpor_vllm\.serve`"):
         BootGuard(engine)
 
 
 @in_loop
-async def test_the_outermost_layer_starts(boot: BootDocument) -> None:
-    """With the document's rules, in the state that every guard begins in."""
+async def test_the_guard_starts_as_the_outermost_layer(boot: BootDocument) -> None:
+    """It has the document's rules and the first state of every guard."""
     guard = BootGuard(engine)
     await started(guard, Application(BootGuard, OtherLayer))
     assert guard.state is State.STARTING
 
 
 @in_loop
-async def test_a_layer_outside_of_the_guard_stops_the_server(boot: BootDocument) -> None:
-    """A hosting standard's variables can put one there; it would see what the guard has to refuse."""
+async def test_a_layer_outside_the_guard_stops_the_server(boot: BootDocument) -> None:
+    """Variables of a hosting standard can add one; it would see requests that the guard refuses."""
     with pytest.raises(RuntimeError, match="OtherLayer is outside of the guard: nothing is served"):
         await started(BootGuard(engine), Application(OtherLayer, BootGuard))
 
 
 @pytest.mark.parametrize("module", ["serve", "guarded", "worker", "compiling", "reserved"])
-def test_what_runs_in_the_engines_process_needs_nothing_that_the_engine_lacks(module: str) -> None:
-    """In the engine's environment there is no pluggy, structlog or modal; none of them, nor httpx, is imported."""
+def test_modules_in_the_engines_process_import_only_what_the_engine_has(module: str) -> None:
+    """The engine's environment has no pluggy, structlog or modal; the modules import none of them, and no httpx."""
     code = (
         "import sys\n"
         "for name in ('pluggy', 'httpx', 'structlog', 'modal', 'typer', 'rich', 'psutil'): sys.modules[name] = None\n"

@@ -1,4 +1,4 @@
-"""What the plugin asks for, over its options."""
+"""The flags, variables and calls of the plugin, for its options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AWAKE, ASLEEP = {"status": "awake"}, {"status": "sleeping"}
 
 @pytest.fixture
 def an_engine() -> Iterator[Engine]:
-    """Some process: only its HTTP calls count here."""
+    """Any process: these tests only use its HTTP calls."""
     engine = start_engine((sys.executable, "-c", "import time; time.sleep(60)"))
     yield engine
     engine.terminate(0.0)
@@ -49,7 +49,7 @@ def argv_of(**options: Any) -> tuple[str, ...]:
 def calls_of(
     engine: Engine, answers: Callable[[str], object], *, sleep: bool = True, wake: bool = True, **options: Any
 ) -> list[tuple[str, object]]:
-    """The management calls of a sleep and a wake; `answers` gives the JSON of each by its path and query."""
+    """Return the management calls of a sleep and a wake; `answers` maps path and query to the JSON answer."""
     calls: list[tuple[str, object]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -67,12 +67,12 @@ def calls_of(
 
 
 def like_vllm(target: str) -> object:
-    """What 0.33.0 answers (entrypoints/serve/dev/sleep/api_router.py)."""
+    """Return the answers of 0.33.0 (entrypoints/serve/dev/sleep/api_router.py)."""
     return ASLEEP if target.startswith("/sleep") or target.endswith("tags=weights") else AWAKE
 
 
 def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engine) -> None:
-    """Weights come back from host memory; then each replica gets a random state of its own."""
+    """Weights come back from host memory, then each replica gets its own random state."""
     *calls, renewal = calls_of(an_engine, like_vllm)
     assert calls == [("/sleep?level=1&mode=wait", None), ("/wake_up", None)]
     path, body = renewal
@@ -81,14 +81,14 @@ def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engi
     assert (body["method"], 0 <= int(body["args"][0]) < 2**32) == ("torpor_renew", True)
 
 
-def test_every_wake_brings_another_seed(an_engine: Engine) -> None:
+def test_every_wake_sets_another_seed(an_engine: Engine) -> None:
     """Replicas of one snapshot would otherwise sample the same text."""
     seeds = {str(calls_of(an_engine, like_vllm, sleep=False)[-1][1]) for _ in range(3)}
     assert len(seeds) == 3
 
 
-def test_level_2_reads_the_weights_again_before_the_kv_cache_is_there(an_engine: Engine) -> None:
-    """The order of vLLM's own snapshots (vllm/snapshot/server.py): weights, their reading, KV cache."""
+def test_level_2_reads_the_weights_again_before_it_wakes_the_kv_cache(an_engine: Engine) -> None:
+    """The order is that of vLLM's snapshots (vllm/snapshot/server.py): wake weights, read them, wake KV cache."""
     assert [path for path, _ in calls_of(an_engine, like_vllm, sleep_level=2)] == [
         "/sleep?level=2&mode=wait",
         "/wake_up?tags=weights",
@@ -100,8 +100,8 @@ def test_level_2_reads_the_weights_again_before_the_kv_cache_is_there(an_engine:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_the_guard_lets_exactly_the_calls_of_a_sleep_and_a_wake_pass(an_engine: Engine, level: int) -> None:
-    """In this order, once each."""
+def test_the_guard_allows_exactly_the_calls_of_a_sleep_and_a_wake(an_engine: Engine, level: int) -> None:
+    """Each is allowed once, in this order."""
     made = deployment(sleep_level=level)
     engine = made.engine
     assert isinstance(engine, VLLM)
@@ -114,16 +114,16 @@ def test_the_guard_lets_exactly_the_calls_of_a_sleep_and_a_wake_pass(an_engine: 
     ("sleep", "answer", "said"),
     [(True, AWAKE, "told to sleep and answered"), (False, ASLEEP, "woken and answered .* it does not serve")],
 )
-def test_an_engine_that_does_not_do_as_it_was_told_is_an_error(
+def test_an_engine_that_does_not_sleep_or_wake_is_an_error(
     an_engine: Engine, sleep: bool, answer: object, said: str
 ) -> None:
-    """200 alone says nothing: vLLM warns and answers 200 where there is nothing to do."""
+    """Status 200 does not prove it: vLLM only warns and answers 200 if there is nothing to do."""
     with pytest.raises(EngineRequestError, match=said):
         calls_of(an_engine, lambda _: answer, sleep=sleep, wake=not sleep)
 
 
-def test_the_sleep_routes_are_on_and_what_a_snapshot_should_not_hold_is_off() -> None:
-    """Development mode for sleep and wake; no usage reports, no pool of compile workers, loopback only."""
+def test_the_environment_enables_sleep_and_disables_what_snapshots_cannot_hold() -> None:
+    """Development mode adds sleep and wake. Usage reports and the pool of compile workers are off; only loopback is used."""
     env = env_of()
     assert {name: env[name] for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_HOST_IP")} == {
         "VLLM_SERVER_DEV_MODE": "1",
@@ -137,7 +137,7 @@ def test_the_sleep_routes_are_on_and_what_a_snapshot_should_not_hold_is_off() ->
 
 
 def test_a_cpu_has_no_sleep_mode_and_no_image() -> None:
-    """VLLM refuses the flag there; its sleep only pauses. Threads do not spin."""
+    """There vLLM refuses the flag, and its sleep only pauses. Idle threads do not spin."""
     assert "--enable-sleep-mode" in argv_of()
     assert "--enable-sleep-mode" not in argv_of(device="cpu")
     assert env_of(device="cpu")["OMP_WAIT_POLICY"] == "passive"
@@ -146,7 +146,7 @@ def test_a_cpu_has_no_sleep_mode_and_no_image() -> None:
 
 
 def test_options_become_flags() -> None:
-    """The model comes first, without a flag."""
+    """The model is the first argument, without a flag."""
     argv = argv_of(eager=True, max_model_len=8, memory_utilization=0.5, kv_cache_bytes=9, load_strategy="prefetch")
     assert argv[:4] == ("python3", "-m", "torpor_vllm.serve", "/model")
     words = " ".join(argv)
@@ -163,8 +163,8 @@ def test_options_become_flags() -> None:
     assert "--sleep-mode-offload-cudagraph" in argv_of(offload_graphs=True)
 
 
-def test_kernels_come_from_one_throw_away_start_with_the_serving_flags() -> None:
-    """Without port and without anything of Torpor's, which the image does not hold at that time; kept by key."""
+def test_kernels_come_from_one_temporary_start_with_the_serving_flags() -> None:
+    """It uses no port and nothing of Torpor's, which the image does not contain yet. The result is kept by key."""
     made = deployment(cuda_graph_max_batch=64, extra_args=("--tool-call-parser", "hermes"))
     [step] = Lifecycle(made).recipe().steps
     assert step.argv[:2] == ("python3", "-c")
@@ -181,8 +181,8 @@ def test_kernels_come_from_one_throw_away_start_with_the_serving_flags() -> None
     assert "engine=vllm 0.33.0" in step.cache.key
 
 
-def test_kernels_are_compiled_once_whoever_compiles_them() -> None:
-    """DeepGEMM runs the same command, so the engine's own step is left out; nor is there one where nothing compiles."""
+def test_kernels_are_compiled_by_one_plugin_only() -> None:
+    """DeepGEMM runs the same command, so the engine has no step of its own; without compilation it has none either."""
     [step] = Lifecycle(deployment(DeepGEMM())).recipe().steps
     assert step.name == "compile DeepGEMM kernels"
     assert step.argv[:3] == ("--", "python3", "-c")
@@ -194,8 +194,8 @@ def test_kernels_are_compiled_once_whoever_compiles_them() -> None:
     ("options", "shapes"),
     [({}, "full"), ({"fast_warmup": True}, "relax"), ({"precompile": False}, "skip")],
 )
-def test_how_deep_gemm_warms_up_is_said_in_vllms_words(options: dict[str, bool], shapes: str) -> None:
-    """VLLM_DEEP_GEMM_WARMUP of 0.33.0."""
+def test_the_deepgemm_options_set_vllms_variable(options: dict[str, bool], shapes: str) -> None:
+    """The variable is VLLM_DEEP_GEMM_WARMUP of 0.33.0."""
     recipe = Lifecycle(deployment(DeepGEMM(**options))).recipe()  # type: ignore[arg-type] # flags
     assert recipe.env["VLLM_DEEP_GEMM_WARMUP"] == shapes
 
@@ -235,6 +235,6 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], said: str
         ("INFO 11-26 [entry.py:140] Starting vLLM server on http://127.0.0.1:8123", ""),
     ],
 )
-def test_lines_of_the_log_that_tell_how_far_a_start_is(line: str, told: str) -> None:
-    """As 0.32.0 and 0.33.0 write them."""
+def test_progress_of_a_start_is_read_from_the_log(line: str, told: str) -> None:
+    """The lines are those of 0.32.0 and 0.33.0."""
     assert VLLM().log_progress(line) == told

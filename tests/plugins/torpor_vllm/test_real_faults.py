@@ -1,4 +1,4 @@
-"""The faults of a lifecycle that the real vLLM can be brought to on a CPU."""
+"""Faults of a lifecycle that the real vLLM can show on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real vLLM's launcher, ended from outside."""
+"""The real vLLM's launcher is ended from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real vLLM on the CPU: what a public request may carry, and how long its head may be."""
+"""The real vLLM on the CPU: allowed fields of a public request, and the limit of its head."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ REFUSED: tuple[tuple[str, dict[str, object]], ...] = (
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.fault("a request brings a real engine what only its operator may say", area="request", outcome="refused")
-def test_the_real_server_judges_requests_before_it_acts_on_them(
+@pytest.mark.fault("a request to a real engine contains operator-only fields", area="request", outcome="refused")
+def test_the_real_server_checks_requests_before_it_acts_on_them(
     real_engine: Callable[[str], RealEngine], tiny_model: Path, free_port: int
 ) -> None:
-    """Each is 400 in no time, heads are limited with its own parser, and it serves on."""
+    """Each refused request gets 400 at once, its parser limits heads, and it keeps serving."""
     real = real_engine(LOCAL.version)
     plugin = cpu_plugin(real, warmup_prompt_words=(8,))
     model = Model(path=str(tiny_model), served_name="tiny-qwen3")
@@ -74,7 +74,7 @@ def test_the_real_server_judges_requests_before_it_acts_on_them(
             for prompt in ([-1], [10**6], [[1], [-7]]):
                 body = {"model": "tiny-qwen3", "prompt": prompt, "max_tokens": 2}
                 answer = public.post("/v1/completions", json=body, timeout=10)
-                assert answer.status_code == 400, answer.text  # vLLM's own models refuse those below 0
+                assert answer.status_code == 400, answer.text  # vLLM's own models refuse values below 0
             with socket.create_connection(("127.0.0.1", free_port), timeout=10) as connection:
                 connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: t\r\na: " + b"x" * 50_000 + b"\r\n\r\n")
                 assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")

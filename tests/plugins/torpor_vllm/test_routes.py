@@ -1,4 +1,4 @@
-"""Who may call which of vLLM's routes, against the real applications of all supported versions and with the real guard."""
+"""Access to vLLM's routes, checked with the real applications of all supported versions and the real guard."""
 
 from __future__ import annotations
 
