@@ -211,7 +211,7 @@ def test_without_containers_replicas_are_told_apart_by_their_replica_ids() -> No
     ]
 
 
-def test_without_containers_and_after_snapshot_record_a_restore_is_only_claimed() -> None:
+def test_without_containers_or_an_after_snapshot_record_a_restore_is_only_claimed() -> None:
     """In older logs a wake in place said `restored` too."""
     report = classify(read_lines("\n".join([RESTORING, *woken(COLD_ID, 103, boot="restored")])))
     assert kinds(report) == [("", "restored", "claimed")]
