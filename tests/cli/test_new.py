@@ -64,7 +64,7 @@ def test_programs_that_the_shell_does_not_find_are_named_by_their_paths(tmp_path
     ("words", "said"),
     [
         (("2fast",), "torpor: ConfigurationError: '2fast' cannot be a plugin's name"),
-        (("a", "--into", "."), "is not empty (mine), and nothing in it is overwritten"),
+        (("a", "--into", "."), "is not empty (mine), and its files are not overwritten"),
         pytest.param(("a", "--into", "mine/a"), "cannot be written to", marks=pytest.mark.slow),
         pytest.param((), "Missing argument 'NAME'", marks=pytest.mark.slow),
     ],

@@ -70,7 +70,7 @@ def test_an_invalid_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["sglang", "SGLang", "deepgemm", "hf-cache", "torpor_hf_cache", "standin"])
 def test_the_name_of_a_bundled_plugin_is_refused(name: str) -> None:
     """The new module would hide the bundled one."""
-    with pytest.raises(ConfigurationError, match=r"would make a second plugin '(sglang|deepgemm|hf_cache|standin)'"):
+    with pytest.raises(ConfigurationError, match=r"Torpor already has a plugin '(sglang|deepgemm|hf_cache|standin)'"):
         names_of(name)
 
 

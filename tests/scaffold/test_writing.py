@@ -64,7 +64,9 @@ def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
     """The message names some of its files."""
     for name in ("e", "d", "b", "c"):
         (tmp_path / name).touch()
-    with pytest.raises(ConfigurationError, match=r"is not empty \(b, c, d, \.\.\.\), and nothing in it is overwritten"):
+    with pytest.raises(
+        ConfigurationError, match=r"is not empty \(b, c, d, \.\.\.\), and its files are not overwritten"
+    ):
         write_project(tmp_path, FILES)
     assert everything(tmp_path) == dict.fromkeys("bcde", "")
 
@@ -77,7 +79,7 @@ def test_a_path_that_is_not_a_folder_stays_unchanged(tmp_path: Path, kind: str) 
         place.write_text("mine")
     else:
         place.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ConfigurationError, match="place is there, and no folder"):
+    with pytest.raises(ConfigurationError, match="place exists and is not a folder"):
         write_project(place, FILES)
     assert (place.is_symlink(), list(tmp_path.iterdir())) == (kind != "file", [place])
 

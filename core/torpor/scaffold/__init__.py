@@ -1,10 +1,10 @@
-"""What `torpor new` writes: a complete plugin project, from the templates beside this file.
+"""Writes the plugin project of `torpor new` from the templates in this folder.
 
-    names        how a plugin's name becomes the project's, the module's, the entry point's and the class's
-    project      its files, from `templates/shared` and `templates/plugin` or `templates/engine`
-    writing      a folder that is written whole or not at all
+    names        derives the names of project, module, entry point and class from the plugin's name
+    project      fills in the files of `templates/shared` and `templates/plugin` or `templates/engine`
+    writing      writes a folder completely or not at all
 
-For the laptop only: a container gets the modules of this package and not the templates, and nothing there asks for them.
+For the laptop only: a container gets the modules of this package but not the templates, and does not use them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torpor.errors import ConfigurationError
 
 __all__ = ["Names", "names_of"]
 
-_ALLOWED = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508; a digit first would make no class
+_ALLOWED = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508; a class name cannot begin with a digit
 _SEPARATORS = re.compile(r"[-_.]+")  # PEP 503
 _PREFIX = "torpor-"
 _LONGEST = 40
@@ -35,8 +35,8 @@ _TAKEN = frozenset(
         *("QUESTION", "Recipe", "StandIn"),
     )
 )
-"""Names that the templates' own code uses."""
-_COLLECTED = "Test"  # pytest would take the plugin for a test
+"""Names that the code of the templates uses."""
+_COLLECTED = "Test"  # pytest collects classes that begin with this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Names:
     """One plugin's names.
 
     Attributes:
-        distribution: the project, as an index knows it: `torpor-prompt-file`.
-        module: what is imported: `torpor_prompt_file`.
+        distribution: the project's name in a package index: `torpor-prompt-file`.
+        module: the module to import: `torpor_prompt_file`.
         entry: the entry point's name and the plugin's `plugin_name`: `prompt_file`.
-        class_name: `PromptFile`.
+        class_name: the plugin's class: `PromptFile`.
     """
 
     distribution: str
@@ -57,15 +57,15 @@ class Names:
 
 
 def names_of(name: str) -> Names:
-    """Read a name as a user gives it: `prompt-file`, `prompt_file`, `PromptFile` or `torpor-prompt-file`.
+    """Derive the names from a user's input: `prompt-file`, `prompt_file`, `PromptFile` or `torpor-prompt-file`.
 
-    Capitals are the class's: `LlamaCpp` is the class of that name in the module `torpor_llamacpp`.
+    Only the class keeps capitals: `LlamaCpp` gives the class `LlamaCpp` in the module `torpor_llamacpp`.
 
     Args:
-        name: letters, digits, and `-`, `_`, `.` inside; `torpor-` before it is not counted.
+        name: letters, digits, and `-`, `_`, `.` between them; a leading `torpor-` is dropped.
 
     Raises:
-        ConfigurationError: it is no name, or something else already has it.
+        ConfigurationError: the name is invalid, or is already taken.
     """
     parts = [part for part in _SEPARATORS.split(name) if part]
     if len(parts) > 1 and parts[0].lower() == "torpor":
@@ -89,7 +89,7 @@ def names_of(name: str) -> Names:
 def _check_free(name: str, names: Names) -> None:
     if names.entry in {_STAND_IN, *_bundled()}:
         raise ConfigurationError(
-            f"{name!r} would make a second plugin {names.entry!r}: Torpor has one of that name. Choose another name."
+            f"{name!r} cannot be the new name: Torpor already has a plugin {names.entry!r}. Choose another name."
         )
     if names.class_name in _TAKEN or keyword.iskeyword(names.class_name) or names.class_name.startswith(_COLLECTED):
         whose = (
@@ -102,5 +102,5 @@ def _check_free(name: str, names: Names) -> None:
 
 
 def _bundled() -> set[str]:
-    """Names of the plugins that come with Torpor, as its distribution lists them."""
+    """Names of the bundled plugins, from the entry points of Torpor's distribution."""
     return {entry.name for entry in entry_points(group=GROUP) if entry.dist and entry.dist.name == "torpor"}

@@ -1,4 +1,4 @@
-"""The files of a new project: every template with its names filled in."""
+"""Fills the names into the templates of a new project."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["project_files"]
 _SUFFIX = ".template"
 """The suffix keeps tools from reading a template as a real file: linters, pytest, git (`.gitignore`), build backends."""
 
-_DOT = "dot-"  # begins the name of what will begin with a dot
+_DOT = "dot-"  # in place of the leading dot of a name
 _MODULE = "MODULE"
 
 
 def project_files(names: Names, *, engine: bool) -> dict[str, str]:
-    """The project, as path (with `/`, from the project's folder) to text, in alphabetical order.
+    """Return the project's files as relative path (with `/`) to text, in alphabetical order.
 
     Args:
-        names: what to fill in.
+        names: the names to fill in.
         engine: whether the plugin launches an engine.
     """
     values = {**asdict(names), **_kind(engine=engine)}
@@ -42,7 +42,7 @@ def project_files(names: Names, *, engine: bool) -> dict[str, str]:
 
 
 def _kind(*, engine: bool) -> dict[str, str]:
-    """What the two kinds have otherwise in files that both have; lower bounds as Torpor's own."""
+    """Return values of shared files that differ between plugin and engine; lower bounds are Torpor's own."""
     release = ".".join(__version__.split(".")[:2])
     needs = [f"torpor>={release}", *(["uvicorn>=0.35"] if engine else [])]
     test_needs = ["torpor[testing]", *(["httpx>=0.28"] if engine else [])]
@@ -54,7 +54,7 @@ def _kind(*, engine: bool) -> dict[str, str]:
 
 
 def _templates(folder: Traversable, before: str = "") -> Iterator[tuple[str, str]]:
-    """Paths under the folder, and what is there; the path with its leading dots."""
+    """Yield path and text of each template under the folder; the path has its leading dots."""
     for entry in folder.iterdir():
         name = f".{entry.name.removeprefix(_DOT)}" if entry.name.startswith(_DOT) else entry.name
         if entry.is_dir():

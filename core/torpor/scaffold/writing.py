@@ -20,17 +20,17 @@ _STAGE = ".torpor-new-"
 
 
 def write_project(folder: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Write files into a new or empty folder; after an error or an interrupt nothing stays.
+    """Write files into a new or empty folder; remove them after an error or an interrupt.
 
-    The files are written under another name and renamed at the end. A killed process leaves that other folder
-    (`.torpor-new-...`); a new folder never holds half a project.
+    The files are written into a temporary folder (`.torpor-new-...`) and renamed at the end. A killed process leaves only that
+    folder; a new folder never holds a partial project.
 
     Args:
         folder: the project's folder; missing parents are made.
         files: pairs of path below the folder and text.
 
     Raises:
-        ConfigurationError: the folder is not empty, or cannot be written.
+        ConfigurationError: the folder is not empty or cannot be written.
     """
     folder = folder.absolute()
     try:
@@ -40,8 +40,8 @@ def write_project(folder: Path, files: Iterable[tuple[str, str]]) -> None:
             undo.pop_all()
     except OSError as error:
         raise ConfigurationError(
-            f"The project cannot be written to {folder}: {error.strerror} ({error.filename2 or error.filename}). Nothing of it was "
-            "left there. Make room or get leave to write there, or choose another folder with --into."
+            f"The project cannot be written to {folder}: {error.strerror} ({error.filename2 or error.filename}). Nothing was left "
+            "there. Free some space or get write permission, or choose another folder with --into."
         ) from error
 
 
@@ -49,16 +49,16 @@ def _check_free(folder: Path, *, but: Path | None = None) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder} is there, and no folder; choose another one with --into.")
+        raise ConfigurationError(f"{folder} exists and is not a folder; choose another one with --into.")
     if found := sorted(entry.name for entry in folder.iterdir() if entry != but):
         raise ConfigurationError(
-            f"{folder} is not empty ({', '.join(found[:3])}{', ...' if found[3:] else ''}), and nothing in it is overwritten: "
-            "choose another name, or the project's own folder with --into, one that is new or empty."
+            f"{folder} is not empty ({', '.join(found[:3])}{', ...' if found[3:] else ''}), and its files are not overwritten: "
+            "choose another name, or a new or empty folder for the project with --into."
         )
 
 
 def _write(folder: Path, files: Iterable[tuple[str, str]], undo: contextlib.ExitStack) -> None:
-    there = folder.is_dir()  # it stays the folder that it is: a mount, or where somebody's shell is
+    there = folder.is_dir()  # keep an existing folder: it may be a mount or a shell's working directory
     place = folder if there else folder.parent
     for missing in reversed([parent for parent in (place, *place.parents) if not parent.exists()]):
         undo.callback(_remove_empty, missing)
@@ -81,7 +81,7 @@ def _write(folder: Path, files: Iterable[tuple[str, str]], undo: contextlib.Exit
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not made, or the project is in it
+    with contextlib.suppress(OSError):  # it does not exist, or holds the project
         folder.rmdir()
 
 

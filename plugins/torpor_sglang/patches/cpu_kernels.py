@@ -1,4 +1,4 @@
-"""Replaces SGLang's kernel library on a CPU, for which no registry has a build."""
+"""Replaces SGLang's kernel library on a CPU, because no registry has a CPU build of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODULES = ("sgl_kernel", "sgl_kernel.kvcacheio")
 
 
 class _KernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Provides the two modules with every name that is imported from them; calling one raises."""
+    """Provides the two modules with every imported name; calling one raises an error."""
 
     def find_spec(
         self,

@@ -1,4 +1,4 @@
-"""Keeps weights and the memory of CUDA graphs outside of the process while SGLang's memory is released.
+"""Keeps weights and the memory of CUDA graphs outside the process while SGLang's memory is released.
 
 SGLang's own `--enable-weights-cpu-backup` keeps the weights in pinned memory of the scheduler: 9.7 of the 13 GB that CRIU wrote
 and read for Qwen3-8B-FP8 on an H200, in one thread. It does not keep the memory of CUDA graphs, so 0.5.16 cannot release that
@@ -61,7 +61,7 @@ def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[
 
 
 def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
-    """The ranges of a tag: the segments of torch's allocator in the memory saver's pools of that tag."""
+    """Return a tag's ranges: the segments of torch's allocator in the memory saver's pools of that tag."""
     import torch  # noqa: PLC0415 - the engine's
 
     saver = sys.modules[_ADAPTER]._memory_saver._impl  # noqa: SLF001 - torch_memory_saver 0.0.9, 0.0.10: entrypoint.py
@@ -126,14 +126,14 @@ def _apply(environ: Mapping[str, str] = os.environ) -> None:
         tell=_tell,
     )
     after_import(_ADAPTER, lambda module: keep_released(module, kept, graph_pools))
-    around_handler(RESUME, after=lambda _: kept.finish())  # it answers after everything is back and compared
+    around_handler(RESUME, after=lambda _: kept.finish())  # SGLang answers only after all memory is back and compared
 
 
 PATCH = Patch(
     name="kept-memory",
     reason=(
-        "SGLang keeps released weights in its own pinned memory, which the snapshot then holds and every restore reads in one "
-        "thread; outside of it several threads read them, from one file for all replicas"
+        "SGLang keeps released weights in its own pinned memory, so the snapshot holds them and every restore reads them in "
+        "one thread. Outside the snapshot, several threads read them from one file for all replicas"
     ),
     versions=("0.5.16",),
     applies=lambda: PLACES_VARIABLE in os.environ,

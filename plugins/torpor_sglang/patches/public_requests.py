@@ -28,7 +28,7 @@ __all__ = ["FETCHERS", "PATCH", "check_downloads", "check_own_downloads", "check
 _SERVING = "sglang.srt.entrypoints.openai.serving_base"
 _MEDIA = "sglang.srt.utils.common"
 FETCHERS = tuple(f"sglang.srt.multimodal.processors.{name}" for name in ("inkling", "mimo_v2", "moss_vl"))
-"""Processors that fetch media by themselves in 0.5.16; from 0.5.18 on they ask `_MEDIA`, and 0.5.6.post2 has none of them."""
+"""Processors that fetch media by themselves in 0.5.16; from 0.5.18 on they use `_MEDIA`, and 0.5.6.post2 lacks them."""
 
 
 class _Model(Protocol):
@@ -40,12 +40,12 @@ class _Tokenizer(Protocol):
 
 
 class _Serving(Protocol):
-    """What is touched of SGLang's handler of a route."""
+    """The part of SGLang's route handler that this patch uses."""
 
     tokenizer_manager: _Tokenizer
 
     def create_error_response(self, message: str) -> object:
-        """Make an answer with status 400."""
+        """Build an answer with status 400."""
 
 
 def check_requests(module: ModuleType) -> None:
@@ -67,7 +67,7 @@ def check_requests(module: ModuleType) -> None:
 def check_downloads(module: ModuleType) -> None:
     """Check redirects like addresses, or do not follow them."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
-    if hasattr(module, "_assert_media_url_allowed"):  # 0.5.23, which asks it at each redirect
+    if hasattr(module, "_assert_media_url_allowed"):  # 0.5.23, which calls it at each redirect
 
         def check(url: str) -> None:
             if why := rules.media_refusal(url):
@@ -125,8 +125,8 @@ def _apply() -> None:
 PATCH = Patch(
     name="public-requests",
     reason=(
-        "a request may bring a template that stops the event loop, name files and addresses that the server then reads, or hold "
-        "a token id that ends the scheduler"
+        "a request could contain a template that stops the event loop, files and addresses that the server would read, or a "
+        "token id that ends the scheduler"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,

@@ -26,7 +26,7 @@ def reseed(scheduler: object) -> None:
     if group is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size(group) > 1:
         source = torch.distributed.get_global_rank(group, 0)
         torch.distributed.broadcast_object_list(seed, src=source, group=group)
-    set_random_seed(seed[0])  # what else SGLang seeds on its platform
+    set_random_seed(seed[0])  # for everything else that SGLang seeds on its platform
     renew_random_state(seed=seed[0])
 
 

@@ -17,8 +17,8 @@ def _apply() -> None:
 PATCH = Patch(
     name="tile-permission",
     reason=(
-        "a restored process may no longer use AMX, which torch chose at its start: the first matrix product would end the "
-        "scheduler with SIGILL"
+        "a restored process has lost the permission to use AMX, which torch chose at its start, so the first matrix product "
+        "would end the scheduler with SIGILL"
     ),
     versions=("0.5.16", "0.5.18", "0.5.23"),
     applies=has_tiles,

@@ -85,8 +85,8 @@ def _end_server(process: BaseProcess) -> None:
 PATCH = Patch(
     name="watched-children",
     reason=(
-        "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server stays and answers nothing. Later versions "
-        "check once a second and sleep for 5 s before they end, while requests hang"
+        "SGLang 0.5.6.post2 does not notice that its scheduler was killed: the server keeps running but answers no request. "
+        "Later versions check once a second, then sleep for 5 s before they end, while requests hang"
     ),
     versions=("0.5.6.post2", "0.5.16", "0.5.18", "0.5.23"),
     applies=lambda: True,
