@@ -126,7 +126,7 @@ def test_a_folder_that_another_process_fills_meanwhile_stays_unchanged(tmp_path:
         folder.mkdir(exist_ok=True)
         (folder / "README.md").write_text("theirs")
 
-    said = r"is not empty \(README.md\), and nothing" if there else "/a: Directory not empty"
+    said = r"is not empty \(README.md\), and its files are not overwritten" if there else "/a: Directory not empty"
     with pytest.raises(ConfigurationError, match=said):
         write_project(folder, overtaken())
     assert everything(tmp_path) == {"a/README.md": "theirs"}
