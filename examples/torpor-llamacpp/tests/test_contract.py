@@ -1,4 +1,4 @@
-"""Torpor's contract kit on the plugin, the live rules with a real model; and what the kit cannot know."""
+"""Torpor's contract kit with a real model, and tests that the kit does not cover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUESTION = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's file."""
+    """The file of the tiny model."""
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     write_tiny_gguf(path)
     return path
@@ -35,13 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(model: Path, free_port: int) -> Deployment:
-    """A deployment that starts here within a second."""
+    """A deployment that starts within a second on this machine."""
     plugin = LlamaCpp(context_tokens=65_536, parallel=2, threads=2)
     return Deployment(name="tiny", model=Model(path=str(model)), plugins=(plugin,), port=free_port, stop_timeout_s=5)
 
 
 class TestLlamaCpp(EngineContract):
-    """Every rule of the kit."""
+    """Every rule of the contract."""
 
     @override
     @pytest.fixture
@@ -56,7 +56,7 @@ class TestLlamaCpp(EngineContract):
 
 @pytest.fixture
 def server(tiny: Deployment) -> Iterator[tuple[Engine, httpx.Client]]:
-    """The server without a guard, for this machine alone, and a client."""
+    """The server without a guard, which listens on this machine only, and a client."""
     argv = tiny.engine.engine_argv(tiny, Recipe(image=ImagePatch()))
     engine = start_engine(argv, env={"TORPOR_UNGUARDED": "1"})
     with httpx.Client(base_url=f"http://127.0.0.1:{tiny.port}", trust_env=False, timeout=10) as client:
@@ -72,7 +72,7 @@ def server(tiny: Deployment) -> Iterator[tuple[Engine, httpx.Client]]:
 
 
 def text_of(response: httpx.Response) -> str:
-    """An answer's text, streamed or whole."""
+    """Return the text of an answer, streamed or whole."""
     if response.headers["content-type"] != "text/event-stream":
         return str(response.json()["choices"][0]["message"]["content"])
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
@@ -81,8 +81,8 @@ def text_of(response: httpx.Response) -> str:
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-def test_a_streamed_answer_is_the_whole_one(server: tuple[Engine, httpx.Client]) -> None:
-    """Greedy, under the served name, with usage."""
+def test_a_streamed_answer_equals_the_whole_one(server: tuple[Engine, httpx.Client]) -> None:
+    """Both are greedy, with the served name and usage."""
     _, client = server
     whole = client.post("/v1/chat/completions", json=QUESTION)
     streamed = client.post("/v1/chat/completions", json={**QUESTION, "stream": True})
@@ -92,7 +92,7 @@ def test_a_streamed_answer_is_the_whole_one(server: tuple[Engine, httpx.Client])
 
 
 def test_a_refused_request_is_a_client_error(server: tuple[Engine, httpx.Client]) -> None:
-    """Whether llama.cpp raises or answers with an error; streamed or not; the server lives on."""
+    """It does not matter whether llama.cpp raises or answers with an error, streamed or not. The server keeps running."""
     _, client = server
     too_long: dict[str, object] = {"messages": [{"role": "user", "content": "x" * 40_000}]}
     bodies: tuple[object, ...] = ({"messages": "none"}, too_long, {**too_long, "stream": True}, [])
@@ -101,8 +101,8 @@ def test_a_refused_request_is_a_client_error(server: tuple[Engine, httpx.Client]
     assert client.post("/v1/chat/completions", json=QUESTION).status_code == 200
 
 
-def test_a_sleep_gives_the_memory_back(server: tuple[Engine, httpx.Client]) -> None:
-    """Weights and KV cache are gone, the same answer comes after the wake; a second call finds nothing to do."""
+def test_a_sleep_frees_the_memory(server: tuple[Engine, httpx.Client]) -> None:
+    """Weights and KV cache are freed, and the answer after the wake is the same. A second call does nothing."""
     engine, client = server
     process = psutil.Process(engine.pid)
     answer, awake = text_of(client.post("/v1/chat/completions", json=QUESTION)), process.memory_info().rss
@@ -115,8 +115,8 @@ def test_a_sleep_gives_the_memory_back(server: tuple[Engine, httpx.Client]) -> N
     assert text_of(client.post("/v1/chat/completions", json=QUESTION)) == answer
 
 
-def test_llama_cpps_own_listener_is_shut(server: tuple[Engine, httpx.Client]) -> None:
-    """It cannot be switched off, so it wants a key that nobody has."""
+def test_llama_cpps_own_listener_is_closed_by_a_key(server: tuple[Engine, httpx.Client]) -> None:
+    """It cannot be switched off, so it requires a key that is stored nowhere else."""
     engine, _ = server
     found = re.search(r"listening on (http://127\.0\.0\.1:\d+)", "\n".join(engine.log_tail()))
     assert found
@@ -124,8 +124,8 @@ def test_llama_cpps_own_listener_is_shut(server: tuple[Engine, httpx.Client]) ->
         assert httpx.get(found[1] + path, trust_env=False).status_code == 401
 
 
-def test_a_model_that_is_no_gguf_is_found_before_any_start() -> None:
-    """The check of the plugin says what to write."""
+def test_a_model_that_is_not_gguf_is_reported_before_anything_starts() -> None:
+    """The plugin's check says what to write."""
     deployment = Deployment(name="hub", model=Model(repo_id="a/b", revision="0" * 40), plugins=(LlamaCpp(),))
     (finding,) = deployment.engine.check(deployment)
     assert finding.level == "error"
@@ -134,6 +134,6 @@ def test_a_model_that_is_no_gguf_is_found_before_any_start() -> None:
 
 
 def test_a_wrong_option_is_a_configuration_error() -> None:
-    """Value and range."""
+    """The message gives the value and the allowed range."""
     with pytest.raises(ConfigurationError, match=r"parallel 0 \(1 or more is allowed\)"):
         LlamaCpp(parallel=0)

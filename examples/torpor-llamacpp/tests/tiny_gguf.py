@@ -1,4 +1,4 @@
-"""A model of half a megabyte: llama's real architecture, random weights, a tokenizer of bytes."""
+"""Writes a model of half a megabyte: llama's real architecture, random weights, a byte tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['cont
 
 
 def write_tiny_gguf(path: Path) -> None:
-    """Write the model; the same bytes every time."""
+    """Write the model. The bytes are the same every time."""
     writer = GGUFWriter(str(path), "llama")
     _write_shape(writer)
     _write_tokenizer(writer)
