@@ -182,7 +182,7 @@ def _kernel_folder(deployment: Deployment) -> str:
 
 
 def _probes(deployment: Deployment) -> tuple[tuple[str, ...], ...]:
-    """Facts that only the image knows: the compiler, found where DeepGEMM looks for it; the GPU; the packages.
+    """Return programs that report facts of the image: the compiler that DeepGEMM finds, the GPU, and the packages.
 
     The programs have no line breaks and no dollars, because a build step is one shell line of a Dockerfile.
     """

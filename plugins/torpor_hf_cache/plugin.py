@@ -35,7 +35,7 @@ __all__ = ["HFCache"]
 
 _SCRIPT = "torpor_hf_cache.download"
 _VERIFY_TIMEOUT_S = 300.0
-"""Seconds for the check before a launch: files whose times changed are hashed, some 1 GB a second."""
+"""Seconds for the check before a launch, which hashes files with changed times at about 1 GB per second."""
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -98,12 +98,12 @@ class HFCache(Plugin):
 
     @property
     def mount(self) -> str:
-        """Where the volume is mounted."""
+        """The mount path of the volume."""
         return f"{VOLUME_ROOT}/{self.volume}"
 
     @property
     def cache(self) -> str:
-        """The hub cache on the volume; a sub-folder, so that nothing but the hub's own layout is in it."""
+        """The hub cache on the volume; a sub-folder that holds only the hub's own layout."""
         return f"{self.mount}/hub"
 
     @hookimpl

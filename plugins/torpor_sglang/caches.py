@@ -11,7 +11,7 @@ __all__ = ["cache_env"]
 
 
 def cache_env(root: str) -> dict[str, str]:
-    """Variables that put every cache under `root`, an absolute path.
+    """Return variables that put every cache under `root`, an absolute path.
 
     Sources: SGLang `srt/environ.py` and `compile_utils.py` of each version.
     """

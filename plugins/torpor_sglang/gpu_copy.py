@@ -96,7 +96,7 @@ class Driver:
 
     @contextmanager
     def stream(self) -> Iterator[ctypes.c_void_p]:
-        """A stream for the block."""
+        """Create a stream for the block."""
         stream = ctypes.c_void_p()
         self.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
         try:
@@ -135,7 +135,7 @@ class Driver:
         )
 
     def wait(self, stream: ctypes.c_void_p) -> None:
-        """Wait until the stream is done."""
+        """Wait for all copies of the stream."""
         self.call("cuStreamSynchronize", stream)
 
 

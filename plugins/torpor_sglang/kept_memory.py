@@ -1,4 +1,4 @@
-"""Keeps device memory outside of the snapshot while the engine sleeps, and copies it back at the wake.
+"""Keeps device memory outside the snapshot while the engine sleeps, and copies it back at the wake.
 
     pause    checksums on the device -> copy to the host -> (the memory saver frees the memory)
     resume   (the memory saver maps it again) -> copy back, in parallel with the rest of the wake -> compare checksums

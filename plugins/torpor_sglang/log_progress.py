@@ -1,4 +1,4 @@
-"""How far a start of SGLang is, by lines of its log.
+"""Reads the progress of a start of SGLang from its log.
 
 Lines of 0.5.6.post2, 0.5.16 and 0.5.23 (model_executor/model_runner.py, model_loader/weight_utils.py,
 model_executor/*cuda_graph_runner.py, layers/deep_gemm_wrapper/compile_utils.py), progress bars of tqdm included.

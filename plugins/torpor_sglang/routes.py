@@ -1,4 +1,4 @@
-"""Who may call which of SGLang's routes: one exact path, one class, in every supported version that has it.
+"""The access class of each of SGLang's routes, by exact path and for all supported versions.
 
     PUBLIC    inference, while serving
     KEYED     with the lifecycle key, while the engine is awake
@@ -42,7 +42,7 @@ KEYED = (
 )
 
 DOCS = ("/docs", "/openapi.json")
-"""Those of KEYED that describe the API; the page reads the document."""
+"""The paths of KEYED that describe the API; the page loads the document."""
 
 SLEEP = ("/pause_generation", "/release_memory_occupation")
 

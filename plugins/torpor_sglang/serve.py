@@ -39,7 +39,7 @@ NAME = "torpor_sglang"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start the server and stay until it ends.
+    """Start the server and wait until it ends.
 
     Args:
         argv: the engine's flags.
@@ -58,13 +58,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare_process(argv: Sequence[str]) -> PatchReport:
-    """Apply the patches; every process of the engine does so before it imports anything of SGLang's."""
+    """Apply the patches. Every process of the engine does so before it imports SGLang."""
     choose_cpu(argv, os.environ)
     return apply_all(os.environ)
 
 
 def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None:
-    """Run SGLang's server in this process, and leave nothing of it behind."""
+    """Run SGLang's server in this process, and end all its processes at the end."""
     _load_engine_plugins()
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415 - the engine's
 
@@ -85,7 +85,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
 
 def _load_engine_plugins() -> None:
-    """Load SGLang's own plugins as its own launcher does (sglang/launch_server.py of 0.5.16 and 0.5.23)."""
+    """Load SGLang's plugins like its own launcher (sglang/launch_server.py of 0.5.16 and 0.5.23)."""
     if importlib.util.find_spec("sglang.srt.plugins") is not None:
         from sglang.srt.plugins import load_plugins  # noqa: PLC0415 - the engine's; 0.5.6.post2 has none
 

@@ -1,4 +1,4 @@
-"""The command that compiles kernels: one throw-away start of vLLM, which fills its caches.
+"""The command that compiles kernels: one temporary start of vLLM, which fills its caches.
 
 vLLM has no command that only compiles: it compiles torch.compile's graphs and the kernels of Triton, FlashInfer and DeepGEMM while
 an engine starts with the serving flags. So this program starts an engine without a server, lets it answer one prompt and ends;

@@ -1,4 +1,4 @@
-"""What a public request to vLLM may hold: a decision for every field of its models in every supported version.
+"""The allowed fields of a public request to vLLM: a decision for every field in every supported version.
 
 A test compares the lists with the real models (`ChatCompletionRequest`, `CompletionRequest` of entrypoints/openai). A field that
 no list names is new: add it to `plain`, `bounded` or `refused`, with what its code does as the reason.

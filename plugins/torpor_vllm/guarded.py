@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, object]], Awaitable[None]]
 
     class Layer(Protocol):
-        """One of Starlette's `Middleware` records."""
+        """Starlette's record of a middleware."""
 
         cls: type
 
     class Application(Protocol):
-        """What is asked of vLLM's FastAPI application."""
+        """The part of vLLM's FastAPI application that the guard reads."""
 
         user_middleware: list[Layer]
 
@@ -41,7 +41,7 @@ class BootGuard(Guard):
     """The guard with this process's boot document."""
 
     document: ClassVar[BootDocument | None] = None
-    """The launcher puts it here, before vLLM is imported."""
+    """The launcher sets it before it imports vLLM."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         boot = self.document

@@ -1,4 +1,4 @@
-"""How far a start of vLLM is, by lines of its log.
+"""Reads the progress of a start of vLLM from its log.
 
 Lines of 0.32.0 and 0.33.0 (v1/worker/*_model_runner.py, model_loader/weight_utils.py and default_loader.py,
 model_executor/warmup/deep_gemm_warmup.py, v1/core/kv_cache_utils.py), progress bars of tqdm included.

@@ -29,20 +29,20 @@ _HANDLERS = (
 
 class _Model(Protocol):
     def get_vocab_size(self) -> int:
-        """How many tokens it has."""
+        """Return the number of tokens."""
 
 
 class _Serving(Protocol):
-    """What is touched of vLLM's handler of a route."""
+    """The part of vLLM's route handler that this module uses."""
 
     model_config: _Model
 
     def create_error_response(self, message: str) -> object:
-        """Make an answer with status 400."""
+        """Build an answer with status 400."""
 
 
 def check_requests(module: ModuleType, kind: str, method: str) -> None:
-    """Check every request of a route first."""
+    """Check every request of a route before vLLM handles it."""
     rules = PublicRequestRules.from_environment(FIELDS, os.environ)
     handler = getattr(module, kind)
     original: Callable[[_Serving, PublicRequest, RawRequest | None], Awaitable[object]] = getattr(handler, method)

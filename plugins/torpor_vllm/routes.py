@@ -1,4 +1,4 @@
-"""Who may call which of vLLM's routes: one exact path, one class, in every supported version that has it.
+"""The access class of each of vLLM's routes, by exact path and for all supported versions.
 
     PUBLIC    inference, while serving
     KEYED     with the lifecycle key, while the engine is awake
@@ -36,7 +36,7 @@ KEYED = (
 )
 
 DOCS = ("/docs", "/openapi.json")
-"""Those of KEYED that describe the API; the page reads the document."""
+"""The paths of KEYED that describe the API; the page loads the document."""
 
 SLEEP = ("/sleep",)
 
@@ -44,7 +44,7 @@ WAKE = {
     1: ("/wake_up", "/collective_rpc"),
     2: ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"),
 }
-"""By level: weights and KV cache at once, then the renewal; or weights, their reading, KV cache, renewal."""
+"""The calls of a wake by level. Level 1: weights and KV cache together, renewal. Level 2: weights, reload, KV cache, renewal."""
 
 ANSWERED = ("/health", "/ready")
 

@@ -44,7 +44,7 @@ NAME = "torpor_vllm"
 
 
 class _Arguments(Protocol):
-    """What is touched of vLLM's parsed arguments."""
+    """The part of vLLM's parsed arguments that the launcher uses."""
 
     middleware: list[str]
 
@@ -53,17 +53,17 @@ class _Command(Protocol):
     """vLLM's `serve` command."""
 
     def subparser_init(self, subparsers: object) -> object:
-        """Add its parser."""
+        """Add the parser of the command."""
 
     def validate(self, args: _Arguments) -> None:
-        """Look at the arguments."""
+        """Validate the arguments."""
 
     def cmd(self, args: _Arguments) -> None:
-        """Serve until the end."""
+        """Serve until the server ends."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start the server and stay until it ends.
+    """Start the server and wait until it ends.
 
     Args:
         argv: the model, then the engine's flags.
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare_process() -> PatchReport:
-    """Apply the patches; every process of the engine does so before it imports anything of vLLM's."""
+    """Apply the patches. Every process of the engine does so before it imports vLLM."""
     patches = (
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),

@@ -1,4 +1,4 @@
-"""The versions of vLLM that this plugin knows."""
+"""The versions of vLLM that this plugin supports."""
 
 from __future__ import annotations
 
