@@ -27,6 +27,8 @@ from torpor.snapshots.store.stored import inspect, read_identity
 from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.criu.run import Restored
@@ -122,7 +124,13 @@ def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None =
 
 
 def restore_replica(
-    folder: Path, manifest: Manifest, *, criu: Criu, begun: StartingSandbox, mark: Mark | None = None
+    folder: Path,
+    manifest: Manifest,
+    *,
+    criu: Criu,
+    begun: StartingSandbox,
+    mark: Mark | None = None,
+    before_gpu: Callable[[], None] | None = None,
 ) -> Replica:
     """Restore the process tree of a snapshot into a sandbox; it sleeps.
 
@@ -132,6 +140,7 @@ def restore_replica(
         criu: the program.
         begun: from `begin_sandbox`.
         mark: identifies the folder that was checked; by default the folder is checked now.
+        before_gpu: called when CRIU is done, before GPU state goes back to its GPUs. If it raises, the replica is ended.
 
     Raises:
         SnapshotError: CRIU or the GPU driver failed, or another folder took the snapshot's place. Nothing is left running.
@@ -144,7 +153,7 @@ def restore_replica(
     sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
     work = work_folder(begun.name)
     try:
-        took, cuda = _restored(folder, manifest, sandbox, criu=criu, mark=mark, work=work)
+        took, cuda = _restored(folder, manifest, sandbox, criu=criu, mark=mark, work=work, before_gpu=before_gpu)
     except BaseException:
         sandbox.kill()
         # CRIU's log stays for whoever looks for the reason. There is none if the start was ended early.
@@ -163,12 +172,21 @@ def restore_replica(
 
 
 def _restored(
-    folder: Path, manifest: Manifest, sandbox: Sandbox, *, criu: Criu, mark: Mark, work: Path
+    folder: Path,
+    manifest: Manifest,
+    sandbox: Sandbox,
+    *,
+    criu: Criu,
+    mark: Mark,
+    work: Path,
+    before_gpu: Callable[[], None] | None,
 ) -> tuple[Restored, Resumed | None]:
     """Run CRIU, move GPU state back, and schedule threads as before."""
     resumption = _resumption(sandbox, manifest)
     with unchanged(folder, mark):  # CRIU and the replica open files by path
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
+    if before_gpu:
+        before_gpu()
     cuda = resumption.finish() if resumption else None
     if manifest.scheduling:
         schedule_again(sandbox, manifest.scheduling)

@@ -22,7 +22,7 @@ from tests.snapshots.conftest import refuse, wait_for
 from tests.snapshots.kept import chat, engines_on
 from tests.snapshots.nvidia import MEMORY_BYTES, PROGRAM, UUID, FakeDriver
 from tests.snapshots.nvidia.process import pattern
-from torpor import SnapshotError
+from torpor import SnapshotError, SnapshotMisfitError
 from torpor.app_file import load_app
 from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.server import LocalServer
@@ -420,20 +420,22 @@ def _calls_running() -> list[Path]:
         ),
     ],
 )
-def test_another_driver_or_gpu_is_refused_before_anything_is_touched(
+def test_another_driver_or_gpu_is_refused_before_gpu_state_moves(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
 ) -> None:
-    """Each difference is a reason."""
+    """Each difference is a reason. The driver is asked while CRIU works; the refused replica takes no GPU memory."""
     machine.capture()
+    used = set(machine.driver.used.iterdir())
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SnapshotError) as error:
+    with pytest.raises(SnapshotMisfitError) as error:
         restore_snapshot(machine.kept, port=unused_port())
+    assert set(machine.driver.used.iterdir()) == used
     assert said in str(error.value)
     assert "Nothing was restored" in str(error.value)
 
 
 def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> None:
-    """A restore that runs out of memory cannot be repeated in the same process, so it does not start; all replicas count."""
+    """A restore that runs out of GPU memory cannot be repeated in the same process, so none starts; all replicas count."""
     manifest = machine.capture()
     assert manifest.gpu is not None
     (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))

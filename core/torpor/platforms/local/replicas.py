@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import ConfigurationError, SnapshotError
+from torpor.errors import ConfigurationError, SnapshotError, SnapshotMisfitError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
 from torpor.platforms.local.tasks import Task, results
@@ -31,6 +31,7 @@ from torpor.snapshots.fit import (
     loaded_here,
     misfit,
     misfits,
+    unfit_gpus,
     unfit_machine,
 )
 from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
@@ -273,13 +274,14 @@ class Replicas:
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            restoring += [Task(self._restored, attempt, one, criu) for one in begun]
+            gpus = self._looking_at_gpus(count)
+            restoring += [Task(self._restored, attempt, one, criu, gpus) for one in begun]
             outside = Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
             import_httpx()
             lifecycle, recipe, differences = self._loaded()
             (changed,) = results([outside])
-            if reasons := [*differences, *changed]:
+            if reasons := [*results([gpus])[0], *differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._app = lifecycle, recipe
             waking += [Task(self._woken, attempt, replica, criu) for replica in results(restoring)]
@@ -308,13 +310,28 @@ class Replicas:
         name = self._next_name()
         return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
 
-    def _restored(self, attempt: Attempt, begun: StartingSandbox, criu: Criu, *, restarts: int = 0) -> Replica:
+    def _restored(
+        self,
+        attempt: Attempt,
+        begun: StartingSandbox,
+        criu: Criu,
+        gpus: Task[tuple[str, ...]] | None = None,
+        *,
+        restarts: int = 0,
+    ) -> Replica:
         """Restore one replica and leave it asleep. Record a failure, unless `stop` ended the start."""
         started = time.perf_counter()
         try:
-            return restore_replica(self.folder, self.manifest, criu=criu, begun=begun, mark=self._mark)
+            return restore_replica(
+                self.folder,
+                self.manifest,
+                criu=criu,
+                begun=begun,
+                mark=self._mark,
+                before_gpu=lambda: self._check_gpus(gpus),
+            )
         except Exception as error:
-            if not attempt.ended:
+            if not attempt.ended and not isinstance(error, SnapshotMisfitError):
                 self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
             raise
 
@@ -326,6 +343,15 @@ class Replicas:
             failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
         )
 
+    def _looking_at_gpus(self, replicas: int) -> Task[tuple[str, ...]]:
+        """Ask the GPU driver beside CRIU's work whether GPU state fits."""
+        return Task(unfit_gpus, self.manifest, replicas=replicas)
+
+    def _check_gpus(self, gpus: Task[tuple[str, ...]] | None) -> None:
+        """Refuse to move GPU state back if it does not fit."""
+        if gpus and (reasons := results([gpus])[0]):
+            raise misfit(self.folder, reasons)
+
     def _verified_criu(self, replicas: int) -> Criu:
         """Check files and machine, and return the CRIU to use.
 
@@ -336,7 +362,7 @@ class Replicas:
         reasons += damaged_files(self.folder, self.manifest, full=self._full)
         try:
             criu = known_criu(self.manifest.machine)
-            reasons += unfit_machine(self.manifest, criu, replicas=replicas)
+            reasons += unfit_machine(self.manifest, criu)
         except SnapshotError as error:
             raise misfit(self.folder, [*reasons, str(error)]) from error
         if reasons:
@@ -496,7 +522,9 @@ class Replicas:
         if reasons := changed_files(self.folder, full=self._full):
             raise misfit(self.folder, reasons)
         self._hold.take(self.folder)
-        replica = self._restored(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
+        replica = self._restored(
+            attempt, self._begin(attempt), criu, self._looking_at_gpus(1), restarts=back_off.restarts
+        )
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
 
     def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
