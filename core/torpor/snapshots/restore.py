@@ -10,6 +10,7 @@ A restore waits for whatever this module imports. So it imports only what every 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from torpor.snapshots.store.stored import inspect, read_identity
 from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
@@ -152,13 +153,8 @@ def restore_replica(
     sandbox_s = time.perf_counter() - started
     sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
     work = work_folder(begun.name)
-    try:
+    with _ended_on_failure(begun, sandbox, work):
         took, cuda = _restored(folder, manifest, sandbox, criu=criu, mark=mark, work=work, before_gpu=before_gpu)
-    except BaseException:
-        sandbox.kill()
-        # CRIU's log stays for whoever looks for the reason. There is none if the start was ended early.
-        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208
-        raise
     return Replica(
         name=begun.name,
         sandbox=sandbox,
@@ -169,6 +165,17 @@ def restore_replica(
         cuda=cuda,
         began_at=started,
     )
+
+
+@contextlib.contextmanager
+def _ended_on_failure(begun: StartingSandbox, sandbox: Sandbox, work: Path) -> Iterator[None]:
+    """End the sandbox if the block fails. CRIU's log stays as evidence; there is none if the start was ended early."""
+    try:
+        yield
+    except BaseException:
+        sandbox.kill()
+        release_work_folder(work, remove=begun.ended or not os.listdir(work))  # noqa: PTH208 - pathlib's iterdir is slower
+        raise
 
 
 def _restored(
