@@ -148,7 +148,6 @@ def restore_replica(
     """
     started = time.perf_counter()
     folder = real_folder(folder)
-    mark = mark or checked(folder)
     sandbox = begun.ready(_RESTORE_TIMEOUT_S)
     sandbox_s = time.perf_counter() - started
     sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
@@ -184,13 +183,13 @@ def _restored(
     sandbox: Sandbox,
     *,
     criu: Criu,
-    mark: Mark,
+    mark: Mark | None,
     work: Path,
     before_gpu: Callable[[], None] | None,
 ) -> tuple[Restored, Resumed | None]:
     """Run CRIU, move GPU state back, and schedule threads as before."""
     resumption = _resumption(sandbox, manifest)
-    with unchanged(folder, mark):  # CRIU and the replica open files by path
+    with unchanged(folder, mark or checked(folder)):  # CRIU and the replica open files by path
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
     if before_gpu:
         before_gpu()
