@@ -125,7 +125,7 @@ def _unusable(file: Path, path: str) -> str | None:
 def _import(file: Path) -> ModuleType:
     # As Python does for a script, and `modal run`: an app may import files beside it.
     sys.path.insert(0, str(file.parent.absolute()))
-    spec = importlib.util.spec_from_file_location(file.stem, file, loader=_FromSource(file.stem, str(file)))
+    spec = importlib.util.spec_from_file_location(file.stem, file, loader=_FromSource(file.stem, str(file.absolute())))
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{file} cannot be imported as a Python module.")
     module = importlib.util.module_from_spec(spec)
