@@ -17,6 +17,7 @@ from tests import ROOT
 from tests.snapshots.conftest import SMALL_DISK_BYTES, SMALL_DISK_VARIABLE
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.testing.ports import WORKER_VARIABLE
 
 if TYPE_CHECKING:
     from torpor.snapshots.criu.program import Criu
@@ -72,6 +73,7 @@ def test_all_of_it_holds_for_an_ordinary_user(criu: Criu, part: tuple[str, ...])
             "HOME": str(home),
             "PYTHONDONTWRITEBYTECODE": "1",
             SMALL_DISK_VARIABLE: str(home / "small"),
+            WORKER_VARIABLE: str(8 + PARTS.index(part)),  # its ports are not those of the workers beside it
             LASTING_VARIABLE: str(home / ".cache"),  # a home in a temporary folder would be refused
             **{name: value for name, value in os.environ.items() if name.startswith(("TORPOR_REQUIRE", "OPENBLAS"))},
         }

@@ -6,12 +6,17 @@ import os
 import random
 import socket
 
-__all__ = ["PortsTakenError", "unused_port"]
+__all__ = ["WORKER_VARIABLE", "PortsTakenError", "unused_port"]
 
 # Below the kernel's ephemeral range (32768 on): those are handed to outgoing connections at any time.
 _FIRST, _END = 18000, 32000
 _WORKERS = 16
 _TRIES = 50
+_given = set[int]()
+"""Ports that this process returned: whoever got one may not listen on it yet."""
+
+WORKER_VARIABLE = "TORPOR_TEST_WORKER"
+"""Number of a session of pytest that runs beside others without being a worker of pytest-xdist."""
 
 
 class PortsTakenError(Exception):
@@ -19,19 +24,23 @@ class PortsTakenError(Exception):
 
 
 def unused_port() -> int:
-    """Return a port on which nobody listens. Workers of pytest-xdist never get the same one.
+    """Return a port on which nobody listens. A process never gets the same one twice, nor do workers of pytest-xdist.
 
     Raises:
         PortsTakenError: no port is free.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
-    for port in random.SystemRandom().sample(range(_FIRST + worker, _END, _WORKERS), _TRIES):
+    worker = os.environ.get(WORKER_VARIABLE) or os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    ports = set(range(_FIRST + int(worker) % _WORKERS, _END, _WORKERS))
+    if len(_given) > len(ports) // 2:
+        _given.clear()
+    for port in random.SystemRandom().sample(sorted(ports - _given), _TRIES):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("0.0.0.0", port))  # noqa: S104 - what an engine binds
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise PortsTakenError(
         f"No free port between {_FIRST} and {_END} in {_TRIES} tries: end some of what listens there."
