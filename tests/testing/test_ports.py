@@ -16,7 +16,7 @@ def test_a_process_never_gets_a_port_twice() -> None:
     assert len(set(ports)) == len(ports)
 
 
-@pytest.mark.parametrize(("variable", "value"), [(WORKER_VARIABLE, "9"), ("PYTEST_XDIST_WORKER", "gw5")])
+@pytest.mark.parametrize(("variable", "value"), [(WORKER_VARIABLE, "9"), ("PYTEST_XDIST_WORKER", "gw15")])
 def test_sessions_side_by_side_have_ports_of_their_own(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
