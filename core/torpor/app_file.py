@@ -63,8 +63,8 @@ class App:
 class _FromSource(importlib.machinery.SourceFileLoader):
     """Compiles the app file at each import.
 
-    Byte code is found by the file's size and its time in whole seconds. An app file that is edited and run again within a
-    second may have kept both.
+    Python reuses cached byte code while a file's size and modification time (in whole seconds) match. An edit within the same
+    second can keep both.
     """
 
     @override

@@ -11,7 +11,7 @@ from torpor.testing.ports import WORKER_VARIABLE, unused_port
 
 
 def test_a_process_never_gets_a_port_twice() -> None:
-    """Whoever got one may not listen on it yet. A birthday among 875 ports would come every 35 calls."""
+    """Whoever got one may not listen on it yet. Random draws from 875 ports collide after about 35 calls."""
     ports = [unused_port() for _ in range(300)]
     assert len(set(ports)) == len(ports)
 

@@ -16,7 +16,7 @@ _given = set[int]()
 """Ports that this process returned: whoever got one may not listen on it yet."""
 
 WORKER_VARIABLE = "TORPOR_TEST_WORKER"
-"""Number of a session of pytest that runs beside others without being a worker of pytest-xdist."""
+"""Worker number of a pytest session that runs in parallel to others, outside pytest-xdist."""
 
 
 class PortsTakenError(Exception):

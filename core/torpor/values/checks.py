@@ -31,7 +31,7 @@ _MOST_RETRIES = 1000
 
 
 def check_volume(option: str, name: str) -> None:
-    """Refuse what is no volume's name.
+    """Refuse an invalid volume name.
 
     Args:
         option: class and field, for the message.
