@@ -16,11 +16,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor.errors import DamagedSnapshotError, SnapshotError
 from torpor.snapshots.criu.run import restore
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
 from torpor.snapshots.sandbox.scheduling import schedule_again
 from torpor.snapshots.sandbox.start import StartingSandbox
+from torpor.snapshots.store.fields import NEW_ONE
+from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import checked, real_folder, unchanged
 from torpor.snapshots.store.manifest import IMAGES
 from torpor.snapshots.store.paths import release_work_folder, work_folder
@@ -189,7 +192,8 @@ def _restored(
 ) -> tuple[Restored, Resumed | None]:
     """Run CRIU, move GPU state back, and schedule threads as before."""
     resumption = _resumption(sandbox, manifest)
-    with unchanged(folder, mark or checked(folder)):  # CRIU and the replica open files by path
+    # CRIU and the replica open files by path.
+    with unchanged(folder, mark or checked(folder)), _damage_named(folder, manifest):
         took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
     if before_gpu:
         before_gpu()
@@ -197,6 +201,20 @@ def _restored(
     if manifest.scheduling:
         schedule_again(sandbox, manifest.scheduling)
     return took, cuda
+
+
+@contextlib.contextmanager
+def _damage_named(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """If the block fails, name the files that went or changed since they were checked: CRIU's log does not."""
+    try:
+        yield
+    except SnapshotError as error:
+        if not (damages := damaged_files(folder, manifest, full=False)):
+            raise
+        raise DamagedSnapshotError(
+            f"The snapshot {folder} was changed while it was being restored: {'; '.join(damages)}. If nobody is deleting it, "
+            f"{NEW_ONE}"
+        ) from error
 
 
 def _resumption(sandbox: Sandbox, manifest: Manifest) -> Resumption | None:

@@ -761,6 +761,30 @@ def test_a_snapshot_that_is_removed_in_the_middle_of_a_restore_is_a_clear_error(
     assert taken_logs(cache) <= {"restore.log", "stats-restore"}
 
 
+def test_each_file_that_goes_in_the_middle_of_a_restore_is_a_clear_error(
+    cache: Path, kept: Kept, tmp_path: Path
+) -> None:
+    """A deletion that has only just begun: the folder and its manifest are still there."""
+    app = tmp_path / "removes.py"
+    change_manifest(kept.folder, lambda content: content.update(app_file=str(app)))
+    images = sorted(file for file in kept.folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    unclear: dict[str, str] = {}
+    for file in images:
+        app.write_text(f"import os\nos.unlink({str(file)!r})\n" + kept.app.read_text())
+        content = file.read_bytes()
+        try:
+            restore_snapshot(kept.folder, port=unused_port()).stop()
+        except SnapshotError as error:
+            if "take a new" not in str(error) and "was removed while" not in str(error):
+                unclear[file.name] = str(error)
+        if not file.exists():
+            file.write_bytes(content)
+            file.chmod(0o600)
+    assert len(images) > 10
+    assert unclear == {}
+    assert taken_logs(cache) <= {"restore.log", "stats-restore"}
+
+
 def taken_logs(cache: Path) -> set[str]:
     """Remove the files that failed restores keep (the log and CRIU's statistics), and return their names."""
     run = cache / "run"

@@ -661,7 +661,15 @@ def stopped() -> Probe:
     """A child that was stopped."""
     pid = child(lambda: None)
     os.kill(pid, signal.SIGSTOP)
-    return lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+    return lambda: _within(5.0, lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
+
+
+def _within(seconds: float, is_so: Probe) -> bool:
+    """Whether it becomes so in time: CRIU lets go of one process after the other, and may let go of this one first."""
+    deadline = time.monotonic() + seconds
+    while not (now := is_so()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return now
 
 
 def zombie() -> Probe:

@@ -78,11 +78,7 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
         SnapshotError: the archive is damaged, holds a path outside of the folders, or there is no room.
     """
     try:
-        folder_fd = opened_folder(archive.parent)
-        try:
-            descriptor, _ = opened_file(archive.name, folder_fd)
-        finally:
-            os.close(folder_fd)
+        descriptor = _opened(archive)
         with os.fdopen(descriptor, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             _unpack_all(tar, folders)
     except SnapshotError as error:
@@ -92,6 +88,22 @@ def unpack(folders: Mapping[Path, int], archive: Path) -> None:
             f"Cannot unpack the side files {archive}: {shown(str(error), 500)}. Either this machine has too little memory, or the "
             "snapshot is damaged; then take a new one."
         ) from error
+
+
+def _opened(archive: Path) -> int:
+    """A descriptor of the archive.
+
+    Raises:
+        SnapshotError: it is missing, or others may write to it.
+    """
+    try:
+        folder_fd = opened_folder(archive.parent)
+        try:
+            return opened_file(archive.name, folder_fd)[0]
+        finally:
+            os.close(folder_fd)
+    except FileNotFoundError:
+        raise SnapshotError("is missing") from None
 
 
 def _unpack_all(tar: tarfile.TarFile, folders: Mapping[Path, int]) -> None:
