@@ -124,6 +124,7 @@ LAYERS = (
         ),
     ),
     Layer("snapshots", (_package("snapshots", "capture, restore, fit: does a snapshot fit here and now?"),)),
+    Layer("serving", (_package("serving", "several models at one address: routing by model, queues, leases"),)),
     Layer(
         "platforms",
         (
