@@ -58,8 +58,10 @@ if TYPE_CHECKING:
         ServerUnavailableError,
         SnapshotError,
         SnapshotMisfitError,
+        StoreError,
         TorporError,
         TrialWakeError,
+        UntrustedSnapshotError,
     )
     from torpor.hookspecs import EnginePlugin, Plugin, hookimpl
     from torpor.lifecycle import Lifecycle
@@ -120,8 +122,10 @@ __all__ = [
     "ServerUnavailableError",
     "SnapshotError",
     "SnapshotMisfitError",
+    "StoreError",
     "TorporError",
     "TrialWakeError",
+    "UntrustedSnapshotError",
     "__version__",
     "check_retries",
     "check_seconds",
@@ -172,8 +176,10 @@ __getattr__, __dir__ = lazy_names(
             "ServerUnavailableError",
             "SnapshotError",
             "SnapshotMisfitError",
+            "StoreError",
             "TorporError",
             "TrialWakeError",
+            "UntrustedSnapshotError",
         ),
         "torpor.hookspecs": (
             "EnginePlugin",

@@ -22,6 +22,8 @@
     │   ├── NoRoomError            the disk or the host's memory has too little room
     │   ├── CriuError              CRIU is missing, too old, or failed
     │   ├── GpuSnapshotError       the GPU driver cannot save or restore the GPU's state
+    │   ├── StoreError             a store of snapshots cannot be reached, read or written
+    │   ├── UntrustedSnapshotError a snapshot of a store has no trusted signature, or is encrypted for somebody else
     │   └── TrialWakeError         the trial replica of a new snapshot did not wake
     └── ServerUnavailableError     a deployed server did not answer within the client's deadline
 
@@ -54,8 +56,10 @@ __all__ = [
     "ServerUnavailableError",
     "SnapshotError",
     "SnapshotMisfitError",
+    "StoreError",
     "TorporError",
     "TrialWakeError",
+    "UntrustedSnapshotError",
 ]
 
 
@@ -169,6 +173,14 @@ class CriuError(SnapshotError):
 
 class GpuSnapshotError(SnapshotError):
     """The GPU driver cannot move the GPU's state to host memory or back."""
+
+
+class StoreError(SnapshotError):
+    """A store of snapshots cannot be reached, read or written, or holds no such snapshot."""
+
+
+class UntrustedSnapshotError(SnapshotError):
+    """No trusted key has signed a snapshot of a store, or no identity of this user opens it."""
 
 
 class TrialWakeError(SnapshotError):

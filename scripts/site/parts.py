@@ -123,7 +123,13 @@ LAYERS = (
             _package("snapshots/criu_install", "CRIU without root"),
         ),
     ),
-    Layer("snapshots", (_package("snapshots", "capture, restore, fit: does a snapshot fit here and now?"),)),
+    Layer(
+        "snapshots",
+        (
+            _package("snapshots", "capture, restore, fit: does a snapshot fit here and now?"),
+            _package("snapshots/remote", "push to a store, pull from it"),
+        ),
+    ),
     Layer("serving", (_package("serving", "several models at one address: routing by model, queues, leases"),)),
     Layer(
         "platforms",

@@ -14,5 +14,6 @@ sandbox      one sandbox per replica: the engine's process tree lives in it, CRI
 criu         the program CRIU, its runs with deadlines, and the images that it writes
              (probe: whether all of this works on this machine, by a small real dump and restore)
 criu_install CRIU 4.2 in a private folder, for a machine whose own package is missing or too old
+remote       push to a store that several machines reach, and pull from it
 gpu          GPU state to host memory before a dump, and back after a restore
 """

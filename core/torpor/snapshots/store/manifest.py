@@ -41,6 +41,7 @@ __all__ = [
     "Scheduled",
     "StageTime",
     "Tcp",
+    "parsed_manifest",
     "read_manifest",
     "write_private",
 ]
@@ -242,12 +243,23 @@ def read_manifest(folder: Path) -> Manifest:
         DamagedSnapshotError: there is none, it is damaged, or it has another format.
     """
     with opened_snapshot(folder, MANIFEST) as folder_fd:
-        fields = read_json(folder, MANIFEST, folder_fd, most=MANIFEST_BYTES)
+        return parsed_manifest(read_json(folder, MANIFEST, folder_fd, most=MANIFEST_BYTES))
+
+
+def parsed_manifest(fields: Fields) -> Manifest:
+    """A manifest from its JSON.
+
+    Args:
+        fields: all of its fields, none taken.
+
+    Raises:
+        DamagedSnapshotError: it is damaged, or has another format.
+    """
     schema, deployment = fields.content.get("schema"), fields.content.get("deployment")
     if type(schema) is not int or schema != SCHEMA:
         written_by = f" by Torpor {shown(deployment.get('torpor', '?'))}" if isinstance(deployment, dict) else ""
         raise DamagedSnapshotError(
-            f"{folder / MANIFEST} was written{written_by} in format {shown(schema)}; this is Torpor {__version__}, which "
+            f"{fields.file} was written{written_by} in format {shown(schema)}; this is Torpor {__version__}, which "
             f"reads format {SCHEMA}. Take a new snapshot, or use the version that wrote it."
         )
     return _manifest(fields)
