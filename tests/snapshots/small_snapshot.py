@@ -39,7 +39,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         os.write(descriptor, name.encode() * 3)
         os.close(descriptor)
     write_private(folder / PRIVATE, {"replica_id": "0123456789abcdef", "guard_key": "key"})
-    write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, ""]})
+    write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, "", False]})
     gpu = Gpu(uuid="GPU-1", name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(
         schema=SCHEMA,
@@ -67,6 +67,8 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         machine=MachineFacts(
             architecture="x86_64",
             kernel="6.18",
+            glibc="glibc 2.36",
+            registers=2696,
             criu="4.2.1",
             criu_file=("/usr/sbin/criu", 1_648_112, 1_796_075_457_488_626_466),
             cpu=("avx", "avx2"),

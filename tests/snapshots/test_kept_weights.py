@@ -40,7 +40,7 @@ def kept_weights(cache: Path, name: str = "weights-0123.bin") -> Path:
 
 def snapshot_with(folder: Path, *files: Path) -> Path:
     """A known snapshot that needs these files."""
-    small_snapshot(folder, outside={str(file): [8192, 0, ""] for file in files} or None)
+    small_snapshot(folder, outside={str(file): [8192, 0, "", True] for file in files} or None)
     note(folder)
     return folder
 

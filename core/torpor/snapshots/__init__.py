@@ -5,7 +5,7 @@ capture      takes a snapshot of a sleeping engine
              start; trial: one restore of a new snapshot before it is published)
 restore      restores one replica from a snapshot
 fit          whether a snapshot fits here and now: every reason against it
-             (facts: what is true here and now; differences: what differs, field by field)
+             (facts: what is true here and now; machines, differences: how two machines or deployments differ)
 catalog      lists and prunes the snapshots of this machine
              (kept_weights: which snapshots need which weights outside of them)
 

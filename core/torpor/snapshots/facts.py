@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["deployment_facts", "known_criu", "machine_facts"]
 
+_AT_MINSIGSTKSZ = 51  # include/uapi/linux/auxvec.h
+_WORD_BYTES = 8
 _CPUINFO_BYTES = 8192  # the first processor's block; the file has one for each
 
 
@@ -55,6 +57,8 @@ def machine_facts(criu: Criu, *, driver: str = "", gpus: tuple[Gpu, ...] = ()) -
     return MachineFacts(
         architecture=kernel.machine,
         kernel=kernel.release,
+        glibc=_c_library(),
+        registers=_register_bytes(),
         criu=criu.version,
         criu_file=(str(criu.program), program.st_size, program.st_mtime_ns),
         cpu=_cpu_features(),
@@ -101,3 +105,18 @@ def _cpu_features() -> tuple[str, ...]:
             if name.strip() in ("flags", "Features"):
                 return tuple(sorted(words.split()))
     return ()
+
+
+def _c_library() -> str:
+    """Name and version of the C library; empty if it has no such name (musl)."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _register_bytes() -> int:
+    """What the kernel needs to save a thread's registers, bytes; 0 if it does not say (x86: before Linux 5.14)."""
+    words = Path("/proc/self/auxv").read_bytes()
+    values = [int.from_bytes(words[at : at + _WORD_BYTES], sys.byteorder) for at in range(0, len(words), _WORD_BYTES)]
+    return dict(zip(values[::2], values[1::2], strict=False)).get(_AT_MINSIGSTKSZ, 0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError, SnapshotMisfitError, TorporError
 from torpor.snapshots.facts import deployment_facts, known_criu, machine_facts
+from torpor.snapshots.machines import machine_differences
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import real_folder
@@ -123,22 +124,12 @@ def unfit_gpus(manifest: Manifest, *, replicas: int = 1) -> tuple[str, ...]:
 
 def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
     """How two machines differ, as far as a restored process depends on it, a sentence each."""
-    found = [
-        f"it was made on {what} {then}; here it is {now}"
-        for what, then, now in (
-            ("architecture", made_on.architecture, here.architecture),
-            ("kernel", made_on.kernel, here.kernel),
-            ("CRIU", made_on.criu, here.criu),
-            ("NVIDIA driver", made_on.driver or "none", here.driver or "none"),
-        )
-        if then != now
-    ]
+    found = [*machine_differences(made_on, here)]
+    if made_on.driver != here.driver:
+        found.append(f"it was made on NVIDIA driver {made_on.driver or 'none'}; here it is {here.driver or 'none'}")
     if len(here.gpus) < len(made_on.gpus):
         found.append(f"it was made on GPUs {described(made_on.gpus)}; here it is {described(here.gpus)}")
     found += different_gpus(made_on.gpus, here.gpus)
-    if missing := sorted(set(made_on.cpu) - set(here.cpu)):
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        found.append(f"this CPU lacks features that the other had: {', '.join(missing[:_SHOWN])}{more}")
     return tuple(found)
 
 

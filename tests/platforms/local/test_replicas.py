@@ -329,6 +329,8 @@ def test_all_differences_are_listed_at_once(kept: Kept) -> None:
         assert isinstance(deployment, dict)
         machine.update(
             kernel="5.4.0",
+            glibc="glibc 2.17",
+            registers=1,
             criu="3.17.1",
             criu_file=["/old/criu", 1, 1],
             cpu=[*machine["cpu"], "no_such_feature"],
@@ -342,6 +344,8 @@ def test_all_differences_are_listed_at_once(kept: Kept) -> None:
     said = refused(kept)
     for reason in (
         "made on kernel 5.4.0; here it is",
+        "made on C library glibc 2.17; here it is",
+        "bytes of registers to save, the other had 1; take",
         "made on CRIU 3.17.1; here it is",
         "made on NVIDIA driver 550.54.15; here it is none",
         "made on GPUs 1 x NVIDIA H100; here it is none",

@@ -170,7 +170,7 @@ def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
         stream.truncate(40 << 20)
     facts = file.stat()
     entry = cast("list[object]", noted({str(file): (facts.st_size, facts.st_mtime_ns)}, [], [])[str(file)])
-    large = Noted(str(file), facts.st_size, 1, str(entry[2]))
+    large = Noted(str(file), facts.st_size, 1, str(entry[2]), opened=True)
     assert difference(large, full=False) == ""
     for at in (0, (40 << 20) - 1):
         with file.open("r+b") as stream:

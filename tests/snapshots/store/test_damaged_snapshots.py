@@ -324,18 +324,18 @@ def test_a_file_that_others_may_write_is_refused(kept: Path, name: str, how: str
 
 
 @pytest.mark.fault("a snapshot is of the format before this one", area="snapshot files", outcome="refused")
-def test_format_4_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
-    """Its keys are the old ones: `created_at` and `boot_id`. They are not reported as damage, and the snapshot can be removed."""
+def test_format_5_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
+    """It lacks facts of the machine. That is not reported as damage, and the snapshot can be removed."""
     content = content_of(kept)
-    assert content["schema"] == 5
-    renamed = {"captured_at": "created_at"}
-    rewrite(kept, {renamed.get(name, name): value for name, value in content.items()} | {"schema": 4})
-    identity = content_of(kept, PRIVATE)
-    rewrite(kept, {"boot_id": identity.pop("replica_id"), **identity}, PRIVATE)
+    assert content["schema"] == 6
+    machine = content["machine"]
+    assert isinstance(machine, dict)
+    del machine["glibc"], machine["registers"]
+    rewrite(kept, content | {"schema": 5})
     with pytest.raises(DamagedSnapshotError) as caught:
         inspect(kept)
     assert str(caught.value) == (
-        f"{kept / MANIFEST} was written by Torpor 0.1.0 in format 4; this is Torpor {__version__}, which reads format 5. "
+        f"{kept / MANIFEST} was written by Torpor 0.1.0 in format 5; this is Torpor {__version__}, which reads format 6. "
         "Take a new snapshot, or use the version that wrote it."
     )
     remove(kept)

@@ -69,8 +69,8 @@ def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: 
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = dict(zip(facts, pool.map(file_hash, facts), strict=True))
         code = list(pool.map(noted_folder, sorted({f"{folder}/" for folder in folders})))
-    files = {name: [size, changed, hashes[name]] for name, (size, changed) in sorted(facts.items())}
-    return {**files, **{one.name: [one.size, one.changed, one.content] for one in code if one.size}}
+    files = {name: [size, changed, hashes[name], name in opened] for name, (size, changed) in sorted(facts.items())}
+    return {**files, **{one.name: [one.size, one.changed, one.content, one.opened] for one in code if one.size}}
 
 
 def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:

@@ -46,7 +46,7 @@ __all__ = [
     "write_private",
 ]
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of the format of a snapshot's folder."""
 
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
@@ -89,6 +89,9 @@ class MachineFacts(NamedTuple):
     Attributes:
         architecture: e.g. `x86_64`.
         kernel: release, e.g. `6.18.5`.
+        glibc: name and version of the C library, e.g. `glibc 2.36`; empty for another one.
+        registers: bytes that the kernel needs to save a thread's registers (getauxval(3): AT_MINSIGSTKSZ); 0 if it does not say.
+            Programs size their save areas by the CPU when they start.
         criu: version, e.g. `4.2.1`.
         criu_file: CRIU's program: path, size in bytes, time of change in nanoseconds. Unchanged, it still has that version.
         cpu: CPU features that the kernel lists. Libraries choose their code by them when they are loaded.
@@ -98,6 +101,8 @@ class MachineFacts(NamedTuple):
 
     architecture: str
     kernel: str
+    glibc: str
+    registers: int
     criu: str
     criu_file: tuple[str, int, int]
     cpu: tuple[str, ...]
@@ -327,6 +332,8 @@ def _machine(fields: Fields) -> MachineFacts:
     facts = MachineFacts(
         architecture=fields.text("architecture"),
         kernel=fields.text("kernel"),
+        glibc=fields.text("glibc"),
+        registers=fields.whole("registers"),
         criu=fields.text("criu"),
         criu_file=(path, size, changed_ns),
         cpu=fields.texts("cpu"),

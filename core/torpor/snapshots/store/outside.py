@@ -40,12 +40,15 @@ class Noted(NamedTuple):
         size: bytes; for a folder the number of its files.
         changed: time of change in nanoseconds; for a folder a digest of all names, sizes and times.
         content: a hash; empty if the file could not be read.
+        opened: whether a process had the file open or mapped. Then it goes on reading there, so on another machine every byte
+            has to be the same.
     """
 
     name: str
     size: int
     changed: int | str
     content: str
+    opened: bool
 
 
 def outside_files(folder: Path) -> tuple[str, ...]:
@@ -69,10 +72,14 @@ def noted_files(folder: Path) -> Iterator[Noted]:
         raise DamagedSnapshotError(f"{folder / OUTSIDE} cannot be read ({error.strerror}); {NEW_ONE}") from error
     for name in fields.names():
         match noted := fields.take(name):
-            case [int(size), int() | str() as changed, str(content)] if name.startswith("/") and "\0" not in name:
-                yield Noted(name, size, changed, content)
+            case [int(size), int() | str() as changed, str(content), bool(opened)] if _is_path(name):
+                yield Noted(name, size, changed, content, opened)
             case _:
-                fields.refuse(name, noted, "an absolute path with a size, a time and a hash")
+                fields.refuse(name, noted, "an absolute path with a size, a time, a hash, and whether it was open")
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith("/") and "\0" not in name
 
 
 def difference(entry: Noted, *, full: bool) -> str:
@@ -112,7 +119,7 @@ def noted_folder(name: str) -> Noted:
         name: its path, with `/` at the end.
     """
     count, quick = _quick(name)
-    return Noted(name, count, quick, _content(name) if count else "")
+    return Noted(name, count, quick, _content(name) if count else "", opened=False)
 
 
 def hashed_bytes(size: int) -> int:
