@@ -7,6 +7,9 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
                      SNAPSHOT_ENV: variables that an engine built on torch needs for a snapshot
     calls            call and call_object: management calls that demand 200, and a JSON object
     GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's
+    several GPUs     NCCL_SETTINGS and NCCL_SNAPSHOT_ENV: variables for a snapshot of an engine on several GPUs, each with its
+                     reason; nccl_refusals: those that an environment has otherwise; wants_nccl_suspended: whether a deployment
+                     needs them
     flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
     reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
     warm-up          warm_up: chat-shaped requests until nothing is left to compile
@@ -24,15 +27,25 @@ if TYPE_CHECKING:
     from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
     from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
     from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+    from torpor.engine_plugins.nccl_settings import (
+        NCCL_SETTINGS,
+        NCCL_SNAPSHOT_ENV,
+        NcclSetting,
+        nccl_refusals,
+        wants_nccl_suspended,
+    )
     from torpor.engine_plugins.reserved import Reservations, Reserved
     from torpor.engine_plugins.warmup import warm_up
 
 __all__ = [
     "DEEP_GEMM_FOLDER",
+    "NCCL_SETTINGS",
+    "NCCL_SNAPSHOT_ENV",
     "SNAPSHOT_ENV",
     "ChatServer",
     "Flag",
     "FlagTable",
+    "NcclSetting",
     "OptionValue",
     "ParallelFlags",
     "Reservations",
@@ -42,7 +55,9 @@ __all__ = [
     "call_object",
     "gpu_findings",
     "gpus_needed",
+    "nccl_refusals",
     "shared_cache_env",
+    "wants_nccl_suspended",
     "warm_up",
 ]
 
@@ -69,6 +84,13 @@ __getattr__, __dir__ = lazy_names(
         "torpor.engine_plugins.kernel_caches": (
             "DEEP_GEMM_FOLDER",
             "shared_cache_env",
+        ),
+        "torpor.engine_plugins.nccl_settings": (
+            "NCCL_SETTINGS",
+            "NCCL_SNAPSHOT_ENV",
+            "NcclSetting",
+            "nccl_refusals",
+            "wants_nccl_suspended",
         ),
         "torpor.engine_plugins.reserved": (
             "Reservations",

@@ -11,6 +11,8 @@ guard's boot document, applies the plugin's patches and starts the engine's own 
                      after_import changes one of the engine's modules as soon as it is imported
     captures         snapshot_patches: orphans, process_identity, tqdm_lock and named_locks, what a capture of any engine needs;
                      end_with and keep_process_identities do it for one process without a patch
+    several GPUs     NcclCommunicators suspends and resumes what ranks share of each other's GPU memory; loaded_nccl,
+                     nccl_too_old and LEAST_NCCL tell whether the engine's NCCL can
     replicas         renew_random_state, TilePermission, ensure_tile_permission and has_tiles: what a restored process renews
     public requests  RequestFields, PublicRequestRules, PublicRequest, RawRequest and ANY_DOMAIN: what a public request may carry
 
@@ -26,6 +28,8 @@ from torpor._lazy import lazy_names
 if TYPE_CHECKING:
     from torpor.engine_patches.after_import import after_import
     from torpor.engine_patches.named_locks import named_locks
+    from torpor.engine_patches.nccl import NcclCommunicators
+    from torpor.engine_patches.nccl_library import LEAST_NCCL, loaded_nccl, nccl_too_old
     from torpor.engine_patches.orphans import end_with, orphans
     from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
     from torpor.engine_patches.process_identity import keep_process_identities, process_identity
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY_DOMAIN",
+    "LEAST_NCCL",
     "EngineVersions",
+    "NcclCommunicators",
     "Patch",
     "PatchReport",
     "PublicRequest",
@@ -60,7 +66,9 @@ __all__ = [
     "install_guard",
     "keep_process_identities",
     "limit_uvicorn",
+    "loaded_nccl",
     "named_locks",
+    "nccl_too_old",
     "orphans",
     "process_identity",
     "renew_random_state",
@@ -75,6 +83,12 @@ __getattr__, __dir__ = lazy_names(
     {
         "torpor.engine_patches.after_import": ("after_import",),
         "torpor.engine_patches.named_locks": ("named_locks",),
+        "torpor.engine_patches.nccl": ("NcclCommunicators",),
+        "torpor.engine_patches.nccl_library": (
+            "LEAST_NCCL",
+            "loaded_nccl",
+            "nccl_too_old",
+        ),
         "torpor.engine_patches.orphans": (
             "end_with",
             "orphans",
