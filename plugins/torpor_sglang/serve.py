@@ -22,8 +22,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from torpor.launcher import run_launcher
+from torpor_sglang.cpu_ranks import share_cpus
 from torpor_sglang.patches import apply_all
-from torpor_sglang.patches.cpu import choose_cpu
+from torpor_sglang.patches.cpu import choose_cpu, is_cpu_engine
 from torpor_sglang.reserved import RESERVED
 from torpor_sglang.versions import VERSIONS
 
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
 def _prepare_process(argv: Sequence[str]) -> PatchReport:
     """Apply the patches. Every process of the engine does so before it imports SGLang."""
     choose_cpu(argv, os.environ)
+    if is_cpu_engine():
+        share_cpus(argv, os.environ)
     return apply_all(os.environ)
 
 

@@ -25,6 +25,7 @@ from torpor.launcher import (
     named_locks,
     orphans,
     process_identity,
+    published_files,
     run_launcher,
     tqdm_lock,
 )
@@ -90,6 +91,7 @@ def _prepare_process() -> PatchReport:
         http_limits(SUPPORTED_VERSIONS),
         public_requests.PATCH,
         named_locks(SUPPORTED_VERSIONS),
+        published_files(SUPPORTED_VERSIONS),
         sigterm.PATCH,
     )
     return apply_patches(os.environ, patches)

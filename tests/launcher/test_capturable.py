@@ -35,6 +35,7 @@ LAUNCHER = [
     "named_locks",
     "orphans",
     "process_identity",
+    "published_files",
     "renew_random_state",
     "run_launcher",
     "snapshot_patches",
@@ -67,11 +68,17 @@ def test_importing_the_package_imports_none_of_its_modules() -> None:
 def test_one_list_has_what_every_engine_needs() -> None:
     """Each patch has a reason and can be switched off."""
     patches = snapshot_patches(("1.0",))
-    assert [patch.name for patch in patches] == ["orphans", "process-identity", "tqdm-lock", "named-locks"]
+    assert [patch.name for patch in patches] == [
+        "orphans",
+        "process-identity",
+        "tqdm-lock",
+        "named-locks",
+        "published-files",
+    ]
     assert all(isinstance(patch, Patch) and patch.reason and patch.versions == ("1.0",) for patch in patches)
     names = ",".join(f"-{patch.name}" for patch in patches)
     report = apply_patches({"TORPOR_PATCHES": names}, patches)
-    assert (report.on, len(report.off)) == ((), 4)
+    assert (report.on, len(report.off)) == ((), 5)
 
 
 @pytest.mark.fault("an engine forgets a lock that its processes share", area="kernel objects", outcome="held")

@@ -86,7 +86,7 @@ class ChatServer(EnginePlugin):
         python: interpreter in which the engine is installed.
         device: `cuda` or `cpu`.
         tensor_parallel: GPUs that share the model. With what `extra_args` say of pipelines and of data parallelism they are as
-            many as the deployment's GPUs: neither more nor fewer.
+            many as the deployment's GPUs: neither more nor fewer. On a CPU: processes that share it.
         attention_backend: the backend's name in the engine; None leaves the choice to the engine.
         load_format: the engine's name of the way to read weights; None leaves the choice to the engine or another plugin.
         dummy_weights: random weights instead of the model's, for trials.
@@ -325,7 +325,7 @@ class ChatServer(EnginePlugin):
     @override
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
         needed = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
-        if needed > max(1, deployment.gpu_count):
+        if self.device == "cuda" and needed > max(1, deployment.gpu_count):
             raise ConfigurationError(
                 f"{type(self).__name__}.tensor_parallel is {self.tensor_parallel}, and the engine takes {needed} GPUs, but "
                 f"Deployment.gpu is {deployment.gpu!r}: ask for as many GPUs."

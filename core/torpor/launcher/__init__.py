@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torpor.engine_patches.orphans import end_with, orphans
     from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
     from torpor.engine_patches.process_identity import keep_process_identities, process_identity
+    from torpor.engine_patches.published_files import published_files
     from torpor.engine_patches.renewal import renew_random_state
     from torpor.engine_patches.tile_permission import TilePermission, ensure_tile_permission, has_tiles
     from torpor.engine_patches.tqdm_lock import tqdm_lock
@@ -71,6 +72,7 @@ __all__ = [
     "nccl_too_old",
     "orphans",
     "process_identity",
+    "published_files",
     "renew_random_state",
     "run_launcher",
     "snapshot_patches",
@@ -102,6 +104,7 @@ __getattr__, __dir__ = lazy_names(
             "keep_process_identities",
             "process_identity",
         ),
+        "torpor.engine_patches.published_files": ("published_files",),
         "torpor.engine_patches.renewal": ("renew_random_state",),
         "torpor.engine_patches.tile_permission": (
             "TilePermission",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.launcher import apply_patches, http_limits, orphans, process_identity, tqdm_lock
+from torpor.launcher import apply_patches, http_limits, orphans, process_identity, published_files, tqdm_lock
 from torpor_sglang.patches import (
     cpu_kernels,
     cpu_seconds,
@@ -33,6 +33,7 @@ def all_patches() -> tuple[Patch, ...]:
         orphans(SUPPORTED_VERSIONS),
         process_identity(SUPPORTED_VERSIONS),
         tqdm_lock(SUPPORTED_VERSIONS),
+        published_files(SUPPORTED_VERSIONS),
         http_limits(SUPPORTED_VERSIONS),
         public_requests.PATCH,
         cpu_kernels.PATCH,
