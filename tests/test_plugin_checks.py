@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -246,7 +246,36 @@ def test_a_wrong_number_of_gpus_is_an_error(engine: Plugin, gpu: str | None, say
 )
 def test_as_many_gpus_as_the_engine_takes_are_right(engine: Plugin, gpu: str | None) -> None:
     """Parallelism inside the model's GPUs needs no further ones."""
-    assert plugin_findings(deploy(engine, gpu=gpu)) == ()
+    assert plugin_findings(replace(deploy(engine, gpu=gpu), gpu_snapshot=False)) == ()
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "flags"),
+    [
+        (SGLang(tensor_parallel=2), "H100:2", ""),
+        (SGLang(extra_args=("--ep-size", "2")), "H100", ""),
+        (SGLang(tensor_parallel=2, extra_args=("--pp-size", "1")), "H100:2", ""),
+        (SGLang(tensor_parallel=2, extra_args=("--pp-size", "2")), "H100:4", "--pp-size"),
+        (SGLang(tensor_parallel=2, extra_args=("--dp-size=2",)), "H100:4", "--dp-size"),
+        (
+            SGLang(tensor_parallel=2, extra_args=("--dp-size", "2", "--enable-dp-attention", "--ep", "2")),
+            "H100:2",
+            "--dp-size, --ep-size, --enable-dp-attention",
+        ),
+        (SGLang(tensor_parallel=2, extra_args=("--moe-a2a-backend", "deepep")), "H100:2", "--moe-a2a-backend"),
+        (VLLM(tensor_parallel=2, extra_args=("--enable-expert-parallel",)), "H200:2", "--enable-expert-parallel"),
+        (VLLM(extra_args=("--pipeline-parallel-size", "4")), "H200:4", "--pipeline-parallel-size"),
+    ],
+)
+def test_parallelism_that_no_snapshot_was_tried_with_is_a_warning(engine: Plugin, gpu: str, flags: str) -> None:
+    """Only where several GPUs go into one snapshot, and never for tensor parallelism alone."""
+    found = plugin_findings(deploy(engine, gpu=gpu))
+    assert [(one.level, one.what) for one in found] == ([("warning", "GPUs")] if flags else [])
+    for one in found:
+        assert (
+            f".extra_args has {flags}: snapshots of several GPUs were tried with tensor parallelism alone" in one.seen
+        )
+        assert "Deployment.gpu_snapshot=False" in one.cure
 
 
 def test_a_gpu_engine_without_a_gpu_is_a_warning() -> None:

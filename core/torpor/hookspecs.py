@@ -244,12 +244,16 @@ class EnginePlugin(Plugin):
         public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
         ready_path: an engine path that answers 200 as soon as the engine serves chat requests.
         guarded: the engine's server process runs `torpor.guard`.
+        nccl_versions: for an engine whose ranks talk by NCCL, pairs of the engine's version and the NCCL that its own packages
+            bring (`("0.5.23", "2.30.7")`), of the wheels for CUDA 13 where there are several. Core refuses a snapshot of several
+            GPUs whose NCCL cannot suspend its communicators. Empty for an engine without NCCL.
     """
 
     supports_sleep: ClassVar[bool] = False
     public_paths: ClassVar[tuple[str, ...]] = ()
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
+    nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @property
     def engine_version(self) -> str:

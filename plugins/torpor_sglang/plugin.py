@@ -14,7 +14,7 @@ from torpor_sglang.fields import FIELDS
 from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
-from torpor_sglang.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
+from torpor_sglang.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     import httpx
@@ -83,7 +83,9 @@ class SGLang(ChatServer):
         stages=(("--pp-size", "--pipeline-parallel-size"),),
         data=(("--dp-size", "--data-parallel-size"),),
         shared=("--enable-dp-attention",),
+        inside=(("--ep-size", "--expert-parallel-size", "--ep"), ("--enable-dp-attention",), ("--moe-a2a-backend",)),
     )
+    nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = NCCL_VERSIONS
     request_fields = FIELDS
     progress_lines: ClassVar[tuple[tuple[str, str], ...]] = PROGRESS_LINES
 

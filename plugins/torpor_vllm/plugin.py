@@ -28,7 +28,7 @@ from torpor_vllm.compiling import PROGRAM
 from torpor_vllm.fields import FIELDS
 from torpor_vllm.log_progress import PROGRESS_LINES
 from torpor_vllm.reserved import RESERVED
-from torpor_vllm.versions import DEFAULT_VERSION, SUPPORTED_VERSIONS
+from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
     import httpx
@@ -87,8 +87,10 @@ class VLLM(ChatServer):
     reserved = RESERVED
     # engine/arg_utils.py of 0.32.0 and 0.33.0; data parallelism is refused (reserved.py)
     parallel_flags: ClassVar[ParallelFlags] = ParallelFlags(
-        stages=(("--pipeline-parallel-size",), ("--prefill-context-parallel-size",))
+        stages=(("--pipeline-parallel-size",), ("--prefill-context-parallel-size",)),
+        inside=(("--enable-expert-parallel",), ("--decode-context-parallel-size",)),
     )
+    nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = NCCL_VERSIONS
     request_fields = FIELDS
     progress_lines: ClassVar[tuple[tuple[str, str], ...]] = PROGRESS_LINES
 

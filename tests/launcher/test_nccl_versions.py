@@ -10,6 +10,7 @@ from torpor.engine_patches.nccl_versions import (
     nccl_of_code,
     nccl_of_text,
     nccl_text,
+    nccl_too_old,
     too_old_text,
 )
 
@@ -44,3 +45,5 @@ def test_the_sentence_names_the_version_and_the_least_one() -> None:
     said = too_old_text((2, 28, 9))
     assert "2.28.9" in said
     assert nccl_text(LEAST_NCCL) in said
+    assert nccl_too_old((2, 28, 9)).startswith(said)
+    assert nccl_too_old(LEAST_NCCL) == ""

@@ -16,6 +16,7 @@ from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result
 from torpor.doctor.app import cautions
 from torpor.doctor.machine import diagnose
+from torpor.doctor.several_gpus import known_of_image
 from torpor.errors import ConfigurationError, PreflightError, TorporError
 from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import plugin_findings
@@ -80,7 +81,7 @@ def _check_options(app_file: str, *, recheck: bool, platform: str) -> None:
 def _findings(app: App, platform: str, *, recheck: bool) -> tuple[str, tuple[Finding, ...]]:
     """The platform that the app is checked for, and what was found."""
     platform, chosen = (platform, "as --for says") if platform else _chosen_platform(app)
-    findings = (_of_platform(platform, chosen), *_of_app(app.lifecycle))
+    findings = (_of_platform(platform, chosen), *_of_app(app.lifecycle, on_modal=platform == _MODAL))
     findings += diagnose(app.lifecycle) if platform == _HERE else tuple(_on_modal(app.deployment))
     if recheck:
         findings += tuple(_rechecked(app.lifecycle))
@@ -158,7 +159,7 @@ def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
             del os.environ[RECHECK_VARIABLE]
 
 
-def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:
+def _of_app(lifecycle: Lifecycle, *, on_modal: bool) -> Iterator[Finding]:
     """What is found in the app itself, whatever the machine."""
     deployment = lifecycle.deployment
     of_plugins = plugin_findings(deployment)
@@ -170,6 +171,8 @@ def _of_app(lifecycle: Lifecycle) -> Iterator[Finding]:
             return  # the plugin's check has said why
         raise
     found = cautions(deployment, recipe)
+    if on_modal:  # on this machine `diagnose` asks the engine's interpreter
+        found = (*known_of_image(deployment, recipe, on_modal=True), *found)
     yield from found
     if not of_plugins and not found:
         yield Finding(level="ok", what="app", seen=f"no problems found in the values of {deployment.name!r}")

@@ -40,7 +40,6 @@ def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
         recipe: what its plugins ask for.
     """
     return (
-        *_gpus(deployment),
         *_start(deployment, recipe),
         *_unpinned(deployment, recipe),
         *_caches(deployment, recipe),
@@ -48,17 +47,6 @@ def cautions(deployment: Deployment, recipe: Recipe) -> tuple[Finding, ...]:
         *_engine(deployment),
         *_address(deployment),
     )
-
-
-def _gpus(deployment: Deployment) -> Iterator[Finding]:
-    if deployment.gpu_snapshot and deployment.gpu_count > 1:
-        yield Finding(
-            level="warning",
-            what="GPUs",
-            seen=f"{deployment.gpu_count} GPUs go into one snapshot ({deployment.gpu})",
-            cure="snapshots of several GPUs are untested, and before 610 the driver cannot checkpoint memory that "
-            "processes share: take one GPU, or set Deployment.gpu_snapshot=False",
-        )
 
 
 def _start(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:

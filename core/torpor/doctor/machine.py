@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torpor.build_steps.relocation import relocate
 from torpor.doctor.capture_size import memory_findings
+from torpor.doctor.several_gpus import found_here
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.platforms.local.requirements import check_gpu
 from torpor.snapshots.before_capture.lasting_folders import place_findings
@@ -94,6 +95,11 @@ def _gpu(lifecycle: Lifecycle | None, driver: Driver, bad: Level, *, with_gpu: b
         yield Finding(level="ok", what="GPU driver", seen=f"{driver.version}, which can checkpoint: {gpus}")
     if deployment:
         yield from _named_gpu(deployment)
+    if lifecycle:
+        with contextlib.suppress(ConfigurationError):  # doctor shows the recipe's error with the app's findings
+            yield from found_here(
+                lifecycle.deployment, relocate(lifecycle.recipe(), cache_root(), lifecycle.deployment.name)
+            )
     yield from memory_findings(lifecycle, driver, bad)
 
 

@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, cast
 
 from torpor.engine_patches.nccl_communicators import frozen_too, pynccl_communicators, torch_communicators
-from torpor.engine_patches.nccl_library import nccl_too_old
+from torpor.engine_patches.nccl_versions import nccl_too_old
 from torpor.engine_patches.peer_memory import peer_memory
 from torpor.engine_patches.rank_exchange import all_ranks, within
 from torpor.errors import GpuSnapshotError

@@ -12,12 +12,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from torpor.engine_patches.nccl_versions import nccl_of_code
 from torpor.errors import GpuSnapshotError
 
-__all__ = ["LEAST_NCCL", "MemoryStats", "NcclLibrary", "loaded_nccl", "nccl_too_old"]
-
-LEAST_NCCL = (2, 29, 7)
-"""The first NCCL whose communicators can be suspended."""
+__all__ = ["MemoryStats", "NcclLibrary", "loaded_nccl"]
 
 _SUSPEND_MEMORY = 1  # NCCL_SUSPEND_MEM
 _HAS_CALLS = ("ncclCommSuspend", "ncclCommResume", "ncclCommMemStats")
@@ -57,7 +55,7 @@ class NcclLibrary:
         """NCCL's version."""
         number = ctypes.c_int()
         self._call("ncclGetVersion", ctypes.byref(number))
-        return number.value // 10000, number.value // 100 % 100, number.value % 100
+        return nccl_of_code(number.value)
 
     def can_suspend(self) -> bool:
         """Whether the library has the calls. RCCL, and NCCL before 2.29.7, lack them."""
@@ -121,16 +119,4 @@ def loaded_nccl(maps: Path = _MAPS) -> NcclLibrary:
             return NcclLibrary(ctypes.CDLL(path))  # looks through what it depends on, so it finds its own
     raise GpuSnapshotError(
         f"{len(files)} files of NCCL are loaded ({', '.join(files) or 'none'}), and torch's is not among them"
-    )
-
-
-def nccl_too_old(version: tuple[int, int, int]) -> str:
-    """Why a version cannot suspend its communicators, with the cure; empty for a version that can."""
-    if version >= LEAST_NCCL:
-        return ""
-    least, found = (".".join(map(str, one)) for one in (LEAST_NCCL, version))
-    return (
-        f"NCCL {found} cannot let go of the memory of other GPUs, so a restore would fail; {least} can. Take an engine whose torch "
-        f"brings it (torch 2.14: SGLang 0.5.23, vLLM 0.33.0), or install nvidia-nccl-cu13>={least} (nvidia-nccl-cu12 for CUDA 12) "
-        "over the image's own"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["LEAST_NCCL", "can_suspend", "nccl_of_code", "nccl_of_text", "nccl_text", "too_old_text"]
+__all__ = ["LEAST_NCCL", "can_suspend", "nccl_of_code", "nccl_of_text", "nccl_text", "nccl_too_old", "too_old_text"]
 
 LEAST_NCCL = (2, 29, 7)
 """The first version with `ncclCommSuspend` and `ncclCommResume` (nccl.h)."""
@@ -46,4 +46,14 @@ def too_old_text(version: tuple[int, int, int]) -> str:
     return (
         f"NCCL {nccl_text(version)} is too old for a snapshot of several GPUs: only {nccl_text(LEAST_NCCL)} or newer can suspend "
         "its communicators, and a capture without that cannot be restored"
+    )
+
+
+def nccl_too_old(version: tuple[int, int, int]) -> str:
+    """Why a version cannot suspend its communicators, with the cure; empty for a version that can."""
+    if can_suspend(version):
+        return ""
+    return (
+        f"{too_old_text(version)}. Take an engine whose torch brings a newer one (torch 2.13 and later for CUDA 13), or install "
+        f"nvidia-nccl-cu13>={nccl_text(LEAST_NCCL)} (nvidia-nccl-cu12 for CUDA 12) over the image's own"
     )

@@ -6,7 +6,8 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
     plugin           ChatServer: options, guard rules, launch and warm-up; Routes: who may call which of the engine's routes;
                      SNAPSHOT_ENV: variables that an engine built on torch needs for a snapshot
     calls            call and call_object: management calls that demand 200, and a JSON object
-    GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's
+    GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's;
+                     untried_findings: parallelism that no snapshot was tried with
     several GPUs     NCCL_SETTINGS and NCCL_SNAPSHOT_ENV: variables for a snapshot of an engine on several GPUs, each with its
                      reason; nccl_refusals: those that an environment has otherwise; wants_nccl_suspended: whether a deployment
                      needs them
@@ -25,7 +26,7 @@ from torpor._lazy import lazy_names
 if TYPE_CHECKING:
     from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, Routes, call, call_object
     from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
-    from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
+    from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
     from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
     from torpor.engine_plugins.nccl_settings import (
         NCCL_SETTINGS,
@@ -57,6 +58,7 @@ __all__ = [
     "gpus_needed",
     "nccl_refusals",
     "shared_cache_env",
+    "untried_findings",
     "wants_nccl_suspended",
     "warm_up",
 ]
@@ -80,6 +82,7 @@ __getattr__, __dir__ = lazy_names(
             "ParallelFlags",
             "gpu_findings",
             "gpus_needed",
+            "untried_findings",
         ),
         "torpor.engine_plugins.kernel_caches": (
             "DEEP_GEMM_FOLDER",

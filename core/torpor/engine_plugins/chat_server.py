@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
 from torpor.engine.start import start_engine
-from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed
+from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
@@ -314,12 +314,11 @@ class ChatServer(EnginePlugin):
 
     @override
     def check(self, deployment: Deployment) -> Iterable[Finding]:
-        return gpu_findings(
-            type(self).__name__,
-            deployment,
-            device=self.device,
-            needed=gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags),
-        )
+        name, flags = type(self).__name__, self.parallel_flags
+        needed = gpus_needed(self.tensor_parallel, self.extra_args, flags)
+        yield from gpu_findings(name, deployment, device=self.device, needed=needed)
+        if self.device == "cuda":
+            yield from untried_findings(name, deployment, self.extra_args, flags)
 
     @hookimpl
     @override

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
 
-__all__ = ["ParallelFlags", "gpu_findings", "gpus_needed"]
+__all__ = ["ParallelFlags", "gpu_findings", "gpus_needed", "untried_findings"]
 
 _SHORTEST_ABBREVIATION = 4
 _GPU_COUNT = re.compile(r"(?=0*[1-9])[0-9]{1,4}")
@@ -30,11 +30,13 @@ class ParallelFlags:
         stages: flags whose number multiplies the GPUs: pipelines, prefill contexts. Each group is a flag and its other names.
         data: the same for data parallelism.
         shared: flags with which data parallelism uses the GPUs of one model, e.g. `--enable-dp-attention`.
+        inside: flags of parallelism that takes no further GPUs, e.g. that of experts. They count only for `untried_findings`.
     """
 
     stages: tuple[tuple[str, ...], ...] = ()
     data: tuple[tuple[str, ...], ...] = ()
     shared: tuple[str, ...] = ()
+    inside: tuple[tuple[str, ...], ...] = ()
 
 
 def gpus_needed(tensor_parallel: int, extra_args: Sequence[str], flags: ParallelFlags) -> int:
@@ -81,6 +83,32 @@ def gpu_findings(engine: str, deployment: Deployment, *, device: str, needed: in
         )
     elif needed != deployment.gpu_count:
         yield _other_number(engine, deployment, needed)
+
+
+def untried_findings(
+    engine: str, deployment: Deployment, extra_args: Sequence[str], flags: ParallelFlags
+) -> Iterator[Finding]:
+    """Parallelism that no snapshot was tried with: everything beside tensor parallelism.
+
+    Args:
+        engine: the plugin's class, for the message.
+        deployment: a finding comes only where several GPUs go into one snapshot.
+        extra_args: further flags.
+        flags: those of `extra_args` that count.
+    """
+    if not deployment.gpu_snapshot or deployment.gpu_count == 1:
+        return
+    used = [names[0] for names in (*flags.stages, *flags.data) if _number(extra_args, names) > 1]
+    used += [names[0] for names in flags.inside if any(_is(word, names) for word in extra_args)]
+    if used:
+        yield Finding(
+            level="warning",
+            what="GPUs",
+            seen=f"{engine}.extra_args has {', '.join(used)}: snapshots of several GPUs were tried with tensor parallelism alone. "
+            "Every NCCL communicator is suspended, but memory that GPUs share in other ways (DeepEP, NVSHMEM) cannot be captured",
+            cure="use tensor_parallel alone, or set Deployment.gpu_snapshot=False; or try it: a capture that succeeds is proven "
+            "only by a restore (torpor snapshot compare)",
+        )
 
 
 def _other_number(engine: str, deployment: Deployment, needed: int) -> Finding:

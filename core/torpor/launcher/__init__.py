@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from torpor.engine_patches.after_import import after_import
     from torpor.engine_patches.named_locks import named_locks
     from torpor.engine_patches.nccl import NcclCommunicators
-    from torpor.engine_patches.nccl_library import LEAST_NCCL, loaded_nccl, nccl_too_old
+    from torpor.engine_patches.nccl_library import loaded_nccl
+    from torpor.engine_patches.nccl_versions import LEAST_NCCL, nccl_too_old
     from torpor.engine_patches.orphans import end_with, orphans
     from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
     from torpor.engine_patches.process_identity import keep_process_identities, process_identity
@@ -86,9 +87,9 @@ __getattr__, __dir__ = lazy_names(
         "torpor.engine_patches.after_import": ("after_import",),
         "torpor.engine_patches.named_locks": ("named_locks",),
         "torpor.engine_patches.nccl": ("NcclCommunicators",),
-        "torpor.engine_patches.nccl_library": (
+        "torpor.engine_patches.nccl_library": ("loaded_nccl",),
+        "torpor.engine_patches.nccl_versions": (
             "LEAST_NCCL",
-            "loaded_nccl",
             "nccl_too_old",
         ),
         "torpor.engine_patches.orphans": (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torpor.build_steps.relocation import relocate
 from torpor.deployment import plugin_name
 from torpor.doctor.app import cautions
+from torpor.doctor.several_gpus import known_of_image
 from torpor.hookspecs import HOOK_NAMES
 from torpor.plan.values import EnginePlan, Flag, Plan
 from torpor.platforms.modal.checks import gpu_refusal
@@ -96,7 +97,9 @@ def _flags(deployment: Deployment, recipe: Recipe, command: tuple[str, ...]) -> 
 def _warnings(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     yield from (finding for finding in plugin_findings(deployment) if finding.level != "ok")
     yield from cautions(deployment, recipe)
-    if "modal" in sys.modules:  # the app file imports it
+    on_modal = "modal" in sys.modules  # the app file imports it
+    yield from known_of_image(deployment, recipe, on_modal=on_modal)
+    if on_modal:
         yield from _refused_by_modal(deployment)
     elif deployment.snapshot:
         yield from _not_lasting(deployment, recipe)

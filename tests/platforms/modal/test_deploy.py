@@ -32,7 +32,7 @@ class Toy(EnginePlugin):
 
     @hookimpl
     def prepare_image(self, deployment):
-        return ImagePatch(base="registry.example/toy:1", apt=("git", "numactl"), pip=("left-pad>=1",),
+        return ImagePatch(base="registry.example/toy:1", apt=("git", "numactl"), pip=("nvidia-nccl-cu13==2.30.7", "left-pad>=1"),
                           env={"QUOTED": "a b$c'd"}, volumes={"/vol/weights": "toy-weights"})
 
     @hookimpl
@@ -183,15 +183,17 @@ def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, fol
     assert [layer.commands[:1] for layer in layers[1:]] == [("FROM base",)] * (len(layers) - 1)
     assert layers[0].commands == ("FROM registry.example/toy:1",)
     kinds = [layer.commands[-1].partition(" ")[0] for layer in layers[1:]]
-    assert kinds == ["ENTRYPOINT", "RUN", "RUN", "RUN", "ENV", "COPY", "COPY", "RUN", "RUN"]
+    assert kinds == ["ENTRYPOINT", "RUN", "RUN", "RUN", "RUN", "ENV", "COPY", "COPY", "RUN", "RUN"]
     assert layers[1].commands[-1] == "ENTRYPOINT []"
     assert layers[2].runs[-1] == "apt-get install -y git numactl"
     assert "left-pad>=1" in layers[3].runs[0]
-    assert "--constraint /opt/torpor/constraints.txt" in layers[4].runs[0]
-    assert layers[5].commands[-1] == """ENV QUOTED='a b$c'"'"'d'"""
-    assert list(layers[6].copied) == ["/opt/torpor/buildstep.py"]
-    assert layers[7].copied == {"/opt/torpor/scripts/toy_plugin.fetch.py": b"print('fetching')\n"}
-    fetch, compile_ = layers[8], layers[9]
+    assert "nccl" not in layers[3].runs[0]  # torch pins another one: pip would refuse both in one call
+    assert "nvidia-nccl-cu13==2.30.7 --no-deps" in layers[4].runs[0]
+    assert "--constraint /opt/torpor/constraints.txt" in layers[5].runs[0]
+    assert layers[6].commands[-1] == """ENV QUOTED='a b$c'"'"'d'"""
+    assert list(layers[7].copied) == ["/opt/torpor/buildstep.py"]
+    assert layers[8].copied == {"/opt/torpor/scripts/toy_plugin.fetch.py": b"print('fetching')\n"}
+    fetch, compile_ = layers[9], layers[10]
     assert fetch.runs == (
         (
             "python3 /opt/torpor/buildstep.py --name fetch --timeout 30 --retries 1 --sync /vol/weights -- "

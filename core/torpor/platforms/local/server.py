@@ -22,6 +22,7 @@ from torpor.errors import DrainTimeoutError, SnapshotError, TorporError, TrialWa
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.local.backends import STANDBY_WORKS, NoSnapshot
 from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.installed_nccl import check_nccl
 from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime.boot import Boot
@@ -91,6 +92,8 @@ class LocalServer:
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         check_gpu(deployment)
+        if self.backend.name != NoSnapshot.name:
+            check_nccl(deployment, self.recipe)
         if not self.backend.process_stays:
             check_model_folder(deployment, self.recipe)
         self._on_step = on_step

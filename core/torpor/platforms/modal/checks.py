@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
 from torpor.plugin_checks import command_asks, tell_warnings
+from torpor.telemetry.events import log
 from torpor.values.gpu_names import MODAL, gpu_model
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
 
-__all__ = ["check_for_modal", "gpu_refusal"]
+__all__ = ["check_for_modal", "gpu_refusal", "several_gpus_refusal"]
 
 _MOST_GPUS = {"A10": 4, "A10G": 4}
 _MOST = 8
@@ -31,6 +32,8 @@ def check_for_modal(deployment: Deployment) -> None:
     if refusal := gpu_refusal(deployment):
         raise ConfigurationError(refusal)
     tell_warnings(deployment)
+    if limit := several_gpus_refusal(deployment):  # Modal's word, which may change: it decides itself
+        log("warning", "several_gpus_on_modal", deployment=deployment.name, reason=limit)
 
 
 def gpu_refusal(deployment: Deployment) -> str:
@@ -44,3 +47,13 @@ def gpu_refusal(deployment: Deployment) -> str:
     if deployment.gpu_count > _MOST_GPUS.get(name, _MOST):
         return f"Deployment.gpu is {deployment.gpu!r}; Modal gives a container at most {_MOST_GPUS.get(name, _MOST)} of {name}."
     return ""
+
+
+def several_gpus_refusal(deployment: Deployment) -> str:
+    """Why Modal cannot put the deployment's GPUs into one snapshot; empty if it can."""
+    if not deployment.gpu_snapshot or deployment.gpu_count == 1:
+        return ""
+    return (
+        f"{deployment.gpu_count} GPUs would go into one snapshot ({deployment.gpu}). Modal's GPU snapshots are an alpha feature, "
+        "and not for several GPUs (modal.com/docs/guide/memory-snapshots, as of November 2026)"
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import modal
 
 from torpor.build_steps.command import runner_file, script_file, step_command
+from torpor.engine_plugins.nccl_needed import replaces_nccl
 from torpor.errors import ConfigurationError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.modal.sources import is_left_out, python_sources
@@ -125,8 +126,13 @@ def _base(deployment: Deployment, recipe: Recipe) -> modal.Image:
 def _with_packages(rendered: modal.Image, recipe: Recipe) -> modal.Image:
     if recipe.image.apt:
         rendered = rendered.apt_install(*recipe.image.apt)
-    if recipe.image.pip:
-        rendered = rendered.pip_install(*recipe.image.pip)
+    others = [line for line in recipe.image.pip if not replaces_nccl(line)]
+    if others:
+        rendered = rendered.pip_install(*others)
+    # torch pins its NCCL: pip refuses another one beside a package that needs torch, and such a package, installed later, would
+    # bring the pinned one again.
+    for line in filter(replaces_nccl, recipe.image.pip):
+        rendered = rendered.pip_install(line, extra_options="--no-deps")
     rendered = rendered.run_commands(requirements_line())
     return rendered.env(dict(recipe.env)) if recipe.env else rendered
 
