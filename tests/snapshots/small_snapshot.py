@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Content = dict[str, object]
 
+UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
+
 
 def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content | None = None) -> Path:
     """Write a complete snapshot of a deployment with a GPU; its images are a few bytes."""
@@ -40,7 +42,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         os.close(descriptor)
     write_private(folder / PRIVATE, {"replica_id": "0123456789abcdef", "guard_key": "key"})
     write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, "", False]})
-    gpu = Gpu(uuid="GPU-1", name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
+    gpu = Gpu(uuid=UUID, name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(
         schema=SCHEMA,
         captured_at=1_790_000_000.5,
@@ -61,8 +63,9 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         mapped_bytes=2048,
         side_file_bytes=10240,
         gpu=GpuPart(
-            processes=(GpuProcess(pid=1001, command="scheduler", lock_s=0.1, checkpoint_s=0.2),),
-            memory={"GPU-1": 1 << 30},
+            processes=(GpuProcess(pid=1001, command="scheduler", lock_s=0.1, checkpoint_s=0.2, gpus=(UUID,)),),
+            memory={UUID: 1 << 30},
+            awake={UUID: 3 << 30},
         ),
         machine=MachineFacts(
             architecture="x86_64",

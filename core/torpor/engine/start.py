@@ -26,6 +26,7 @@ class Starter(Protocol):
 
 
 _starter: ContextVar[Starter | None] = ContextVar("starter", default=None)
+_env: ContextVar[Mapping[str, str] | None] = ContextVar("env", default=None)
 
 
 def start_engine(
@@ -55,14 +56,20 @@ def start_engine(
         from torpor.engine.process import EngineProcess  # noqa: PLC0415 - psutil: 7 ms that a sandbox's start does not need
 
         start = EngineProcess
-    return start(argv, env=env or {}, cwd=cwd, guard=guard)
+    return start(argv, env={**(env or {}), **(_env.get() or {})}, cwd=cwd, guard=guard)
 
 
 @contextlib.contextmanager
-def engines_started_by(starter: Starter | None) -> Iterator[None]:
-    """Have `start_engine` use a starter inside the block; None stands for a child process of this one."""
-    token = _starter.set(starter)
+def engines_started_by(starter: Starter | None, env: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Have `start_engine` use a starter inside the block.
+
+    Args:
+        starter: None stands for a child process of this one.
+        env: variables of the place, which are set over those of the engine plugin: the GPUs that are visible there.
+    """
+    token, of_place = _starter.set(starter), _env.set(env)
     try:
         yield
     finally:
+        _env.reset(of_place)
         _starter.reset(token)

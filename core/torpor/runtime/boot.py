@@ -38,7 +38,7 @@ from torpor.telemetry.stages import Stage
 from torpor.values.addresses import check_free, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torpor.deployment import Deployment
@@ -70,6 +70,7 @@ class Boot:
         asleep: whether the engine was put to sleep and not woken since.
         logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
         woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
+        engine_env: variables of the engine that its place sets over all others: the GPUs that it may use.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Boot:
         self.asleep = False
         self.woken_by = ""
         self.logs: Path | None = None
+        self.engine_env: Mapping[str, str] = {}
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
@@ -132,7 +134,7 @@ class Boot:
             self._stage(Stage.LAUNCH),
             ends_started_engines(),
             signals_held(),
-            engines_started_by(self.starter),
+            engines_started_by(self.starter, self.engine_env),
             replica_log(self.logs, self.replica),
         ):
             self.engine = self.lifecycle.launch(self.recipe)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.criu.run import Dumped
     from torpor.snapshots.gpu.checkpoint import Suspended
+    from torpor.snapshots.gpu.driver import Driver
     from torpor.snapshots.sandbox.sandbox import Clock, Sandbox
     from torpor.snapshots.store.manifest import Scheduled, Tcp
     from torpor.snapshots.trial import Life
@@ -82,6 +83,7 @@ class CaptureOptions(NamedTuple):
         copy_memory: see `torpor.platforms.local.backends.CriuBackend`.
         gpu_devices: path prefixes of the GPU driver's device files; by default those of the NVIDIA driver.
         prove: restore and wake one replica before the snapshot is published (`torpor.snapshots.trial`).
+        awake: what the GPU driver said while the engine served; the manifest then has the memory that a serving replica needs.
     """
 
     criu: Criu
@@ -90,6 +92,7 @@ class CaptureOptions(NamedTuple):
     copy_memory: bool = False
     gpu_devices: Sequence[str] = ()
     prove: bool = False
+    awake: Driver | None = None
 
 
 def capture(boot: Boot, sandbox: Sandbox, folder: Path, options: CaptureOptions) -> Manifest:
@@ -196,7 +199,9 @@ class _Capture:
             return None
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         in_memory = lies_in_memory(self.folder.parent)
-        return stack.enter_context(suspended(self.sandbox, images_in_memory=in_memory, devices=self.devices))
+        return stack.enter_context(
+            suspended(self.sandbox, images_in_memory=in_memory, devices=self.devices, awake=self.options.awake)
+        )
 
     def _checked_tree(self) -> _Before:
         """Refuse what no snapshot can hold; then note the tree as it is."""

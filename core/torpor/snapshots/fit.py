@@ -20,7 +20,6 @@ from torpor.snapshots.machines import machine_differences
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import real_folder
-from torpor.snapshots.store.gpu_state import described, different_gpus
 from torpor.snapshots.store.paths import cache_root
 from torpor.values.plain_text import plain
 
@@ -31,16 +30,19 @@ if TYPE_CHECKING:
     from torpor.lifecycle import Lifecycle
     from torpor.recipe import Recipe
     from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.gpu.placement import GpuMap, Placement
     from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts, Manifest
 
 __all__ = [
     "bad_marks",
     "changed_files",
     "different_deployment",
-    "different_machine",
+    "gpus_for_one",
     "loaded_here",
     "misfit",
     "misfits",
+    "placed_gpus",
+    "unfit_gpus",
     "unfit_machine",
 ]
 
@@ -98,39 +100,52 @@ def unfit_machine(manifest: Manifest, criu: Criu) -> tuple[str, ...]:
         manifest: the snapshot's.
         criu: the program.
     """
-    made_on = manifest.machine
-    return different_machine(made_on, machine_facts(criu, driver=made_on.driver, gpus=made_on.gpus))
+    return tuple(machine_differences(manifest.machine, machine_facts(criu)))
+
+
+def gpus_for_one(folder: Path, manifest: Manifest, *, chosen: Sequence[str] = ()) -> GpuMap | None:
+    """The GPUs of one replica that is restored now; None for a snapshot without GPU state.
+
+    Raises:
+        SnapshotMisfitError: there are none; the error lists every reason.
+    """
+    found = placed_gpus(manifest, chosen=chosen)
+    if found is None:
+        return None
+    if found.reasons:
+        raise misfit(folder, found.reasons)
+    return found.maps[0]
 
 
 def unfit_gpus(manifest: Manifest, *, replicas: int = 1) -> tuple[str, ...]:
-    """Why a snapshot's GPU state cannot be restored on this machine's GPUs, a sentence for each reason.
+    """Why a snapshot's GPU state cannot be restored on this machine's GPUs, a sentence for each reason; see `placed_gpus`."""
+    found = placed_gpus(manifest, replicas=replicas)
+    return found.reasons if found else ()
+
+
+def placed_gpus(
+    manifest: Manifest, *, replicas: int = 1, chosen: Sequence[str] = (), occupied: Sequence[str] = ()
+) -> Placement | None:
+    """The GPUs of each replica, or why a snapshot's GPU state cannot be restored on this machine's GPUs.
 
     It asks the driver: 0.06 s on an H200's host. A restore asks beside CRIU's work, as GPU state comes back after it.
 
     Args:
-        manifest: the snapshot's; without GPU state it needs no GPUs.
+        manifest: the snapshot's.
         replicas: how many are to be restored; each needs GPU memory.
+        chosen: UUIDs of the GPUs that may be taken; by default all.
+        occupied: UUIDs of the GPUs that other replicas of the same command have, one for each replica.
+
+    Returns:
+        None for a snapshot without GPU state, which needs no GPUs.
     """
     made_on = manifest.machine
     if not made_on.gpus:
-        return ()
-    from torpor.snapshots.gpu.driver import full_gpus, look  # noqa: PLC0415 - driver: 2 ms, needed only with a GPU
+        return None
+    from torpor.snapshots.gpu.placement import placed_here  # noqa: PLC0415 - driver and placement: 3 ms, needed only with a GPU
 
-    driver = look()
-    here = made_on._replace(driver=driver.version, gpus=driver.gpus)
-    needed = manifest.gpu.memory if manifest.gpu else {}
-    return (*different_machine(made_on, here), *full_gpus(needed, driver, replicas=replicas))
-
-
-def different_machine(made_on: MachineFacts, here: MachineFacts) -> tuple[str, ...]:
-    """How two machines differ, as far as a restored process depends on it, a sentence each."""
-    found = [*machine_differences(made_on, here)]
-    if made_on.driver != here.driver:
-        found.append(f"it was made on NVIDIA driver {made_on.driver or 'none'}; here it is {here.driver or 'none'}")
-    if len(here.gpus) < len(made_on.gpus):
-        found.append(f"it was made on GPUs {described(made_on.gpus)}; here it is {described(here.gpus)}")
-    found += different_gpus(made_on.gpus, here.gpus)
-    return tuple(found)
+    needed = manifest.gpu.needed if manifest.gpu else {}
+    return placed_here(made_on.driver, made_on.gpus, needed, replicas=replicas, chosen=chosen, occupied=occupied)
 
 
 def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecycle, Recipe, list[str]]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.criu.run import Restored
     from torpor.snapshots.gpu.checkpoint import Resumed, Resumption
+    from torpor.snapshots.gpu.placement import GpuMap, GpuPlace
     from torpor.snapshots.sandbox.first_process import FirstProcess
     from torpor.snapshots.store.folder import Mark
     from torpor.snapshots.store.manifest import Manifest
@@ -59,6 +60,7 @@ class Replica(NamedTuple):
         criu_s: seconds that CRIU took.
         cuda: what it took to move its GPU state back; None without a GPU.
         began_at: monotonic clock, seconds.
+        gpus: the GPUs that it uses; empty without a GPU.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Replica(NamedTuple):
     criu_s: float
     cuda: Resumed | None = None
     began_at: float = 0.0
+    gpus: tuple[GpuPlace, ...] = ()
 
     @property
     def cuda_s(self) -> float | None:
@@ -134,7 +137,7 @@ def restore_replica(
     criu: Criu,
     begun: StartingSandbox,
     mark: Mark | None = None,
-    before_gpu: Callable[[], None] | None = None,
+    gpus: Callable[[], GpuMap | None] | None = None,
 ) -> Replica:
     """Restore the process tree of a snapshot into a sandbox; it sleeps.
 
@@ -144,7 +147,8 @@ def restore_replica(
         criu: the program.
         begun: from `begin_sandbox`.
         mark: identifies the folder that was checked; by default the folder is checked now.
-        before_gpu: called when CRIU is done, before GPU state goes back to its GPUs. If it raises, the replica is ended.
+        gpus: called when CRIU is done, for the GPUs that the replica gets; by default those of the capture. If it raises, the
+            replica is ended before GPU state moves.
 
     Raises:
         SnapshotError: CRIU or the GPU driver failed, or another folder took the snapshot's place. Nothing is left running.
@@ -156,7 +160,12 @@ def restore_replica(
     sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
     work = work_folder(begun.name)
     with _ended_on_failure(begun, sandbox, work):
-        took, cuda = _restored(folder, manifest, sandbox, criu=criu, mark=mark, work=work, before_gpu=before_gpu)
+        resumption = _resumption(sandbox, manifest)
+        took = _by_criu(folder, manifest, sandbox, criu=criu, mark=mark, work=work)
+        where = gpus() if gpus else None
+        cuda = resumption.finish(where) if resumption else None
+        if manifest.scheduling:
+            schedule_again(sandbox, manifest.scheduling)
     return Replica(
         name=begun.name,
         sandbox=sandbox,
@@ -166,6 +175,7 @@ def restore_replica(
         criu_s=took.criu_s,
         cuda=cuda,
         began_at=started,
+        gpus=where.gpus if where else (),
     )
 
 
@@ -180,27 +190,12 @@ def _ended_on_failure(begun: StartingSandbox, sandbox: Sandbox, work: Path) -> I
         raise
 
 
-def _restored(
-    folder: Path,
-    manifest: Manifest,
-    sandbox: Sandbox,
-    *,
-    criu: Criu,
-    mark: Mark | None,
-    work: Path,
-    before_gpu: Callable[[], None] | None,
-) -> tuple[Restored, Resumed | None]:
-    """Run CRIU, move GPU state back, and schedule threads as before."""
-    resumption = _resumption(sandbox, manifest)
-    # CRIU and the replica open files by path.
+def _by_criu(
+    folder: Path, manifest: Manifest, sandbox: Sandbox, *, criu: Criu, mark: Mark | None, work: Path
+) -> Restored:
+    """Run CRIU, which opens the snapshot's files by path, as the replica does."""
     with unchanged(folder, mark or checked(folder)), _damage_named(folder, manifest):
-        took = restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
-    if before_gpu:
-        before_gpu()
-    cuda = resumption.finish() if resumption else None
-    if manifest.scheduling:
-        schedule_again(sandbox, manifest.scheduling)
-    return took, cuda
+        return restore(criu, sandbox, folder / IMAGES, work=work, timeout_s=_RESTORE_TIMEOUT_S, tcp=manifest.tcp)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import SnapshotError, TorporError, TrialWakeError
 from torpor.runtime.boot import Boot
+from torpor.snapshots.fit import gpus_for_one
 from torpor.snapshots.restore import begin_sandbox, restore_replica
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def prove(folder: Path, manifest: Manifest, identity: Identity, *, criu: Criu, b
     step = "restored"
     try:
         begun = begin_sandbox(manifest, f"{manifest.deployment.name}-proof-{os.getpid()}")
-        replica = restore_replica(folder, manifest, criu=criu, begun=begun)
+        replica = restore_replica(folder, manifest, criu=criu, begun=begun, gpus=lambda: gpus_for_one(folder, manifest))
         try:
             step = "verified"
             _compare(before, life_of(replica.sandbox))

@@ -335,7 +335,14 @@ def test_all_differences_are_listed_at_once(kept: Kept) -> None:
             criu_file=["/old/criu", 1, 1],
             cpu=[*machine["cpu"], "no_such_feature"],
             driver="550.54.15",
-            gpus=[{"uuid": "GPU-1", "name": "NVIDIA H100", "memory_mib": 81559, "compute_capability": "9.0"}],
+            gpus=[
+                {
+                    "uuid": f"GPU-{'1' * 8}-2222-3333-4444-{'5' * 12}",
+                    "name": "NVIDIA H100",
+                    "memory_mib": 81559,
+                    "compute_capability": "9.0",
+                }
+            ],
         )
         deployment.update(torpor="0.0.1", model="/elsewhere", plugins={"standin": "other options"}, env={"A": "1"})
         deployment["argv"] = [*deployment["argv"], "--new-flag"]
@@ -347,9 +354,9 @@ def test_all_differences_are_listed_at_once(kept: Kept) -> None:
         "made on C library glibc 2.17; here it is",
         "bytes of registers to save, the other had 1; take",
         "made on CRIU 3.17.1; here it is",
-        "made on NVIDIA driver 550.54.15; here it is none",
-        "made on GPUs 1 x NVIDIA H100; here it is none",
-        "its GPU GPU-1, NVIDIA H100 (81559 MiB, compute capability 9.0), is not in this machine, which has none",
+        "made on NVIDIA driver 550.54.15; here it is none, another major version",
+        "could see 1 x NVIDIA H100 (81559 MiB, compute capability 9.0), used or not",
+        "a restore needs a GPU of that kind for each; this machine has 0",
         "lacks features that the other had: no_such_feature",
         "Torpor was 0.0.1",
         "model was /elsewhere",

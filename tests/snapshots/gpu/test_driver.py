@@ -14,9 +14,9 @@ from tests.snapshots.nvidia import UUID, FakeDriver, build
 from torpor import ConfigurationError, Deployment, Model
 from torpor.platforms.local.requirements import check_gpu
 from torpor.snapshots.gpu import checkpoint as cuda
-from torpor.snapshots.gpu.driver import Driver, GpuUse, full_gpus, look
+from torpor.snapshots.gpu.driver import Driver, GpuUse, look
 from torpor.snapshots.gpu.requirements import against_gpu
-from torpor.snapshots.store.gpu_state import Gpu, described, different_gpus
+from torpor.snapshots.store.gpu_state import Gpu, different_gpus
 from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes, lies_in_memory
 from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
@@ -132,28 +132,23 @@ def test_the_deployments_gpu_is_checked_without_nvidia_smi(driver: FakeDriver) -
         check_gpu(deployment("H200:2"))
 
 
-def test_gpus_are_compared_one_by_one() -> None:
-    """The same GPU is there, is missing, or has changed."""
+def test_gpus_are_compared_by_kind() -> None:
+    """Never by UUID: another one of the kind takes its place. A refusal names every difference of every other GPU."""
     other = CARD._replace(uuid="GPU-2")
-    assert list(different_gpus([CARD], [other, CARD])) == []
-    (missing,) = different_gpus([CARD], [other])
-    assert missing == (
-        f"its GPU {UUID}, NVIDIA H200 (143771 MiB, compute capability 9.0), is not in this machine, which has GPU-2 (NVIDIA "
-        "H200); a restore onto another GPU, even of the same kind, is untried"
+    assert list(different_gpus([CARD], [other])) == []
+    assert list(different_gpus([CARD, other], [CARD, other, other])) == []
+    (fewer,) = different_gpus([CARD, other], [other])
+    assert fewer == (
+        "its engine could see 2 x NVIDIA H200 (143771 MiB, compute capability 9.0), used or not, and a restore needs a GPU of that "
+        "kind for each; this machine has 1"
     )
-    changed = list(different_gpus([CARD], [CARD._replace(name="NVIDIA H20", memory_mib=1, compute_capability="9.1")]))
-    assert [words.partition(" of its")[0] for words in changed] == ["the name", "the memory", "the compute capability"]
-    assert described([CARD, other, CARD._replace(name="NVIDIA T4")]) == "2 x NVIDIA H200, 1 x NVIDIA T4"
-    assert described([]) == "none"
-
-
-def test_too_little_free_gpu_memory_is_reported_with_its_holders() -> None:
-    """For all replicas together; a GPU that the snapshot does not need does not count."""
-    full = GpuUse(gpu=CARD, used_bytes=0, free_bytes=10 * MIB, held_bytes={17: 5 * MIB})
-    driver = Driver(version="580.1", uses=(full, GpuUse(gpu=CARD._replace(uuid="GPU-2"), used_bytes=0, free_bytes=0)))
-    assert list(full_gpus({UUID: 5 * MIB}, driver, replicas=2)) == []
-    (reason,) = full_gpus({UUID: 5 * MIB}, driver, replicas=3)
-    assert reason == f"GPU {UUID} (NVIDIA H200) has 10 MiB free and 15 MiB are needed; held by pid 17 5 MiB"
+    (changed,) = different_gpus([CARD], [CARD._replace(name="NVIDIA H20", memory_mib=1, compute_capability="9.1")])
+    assert changed.endswith(
+        "this machine has 0; GPU 0 differs: name NVIDIA H20 instead of NVIDIA H200, memory 1 MiB instead of 143771 MiB, compute "
+        "capability 9.1 instead of 9.0"
+    )
+    t4 = CARD._replace(name="NVIDIA T4")
+    assert len(list(different_gpus([CARD, t4], []))) == 2
 
 
 def test_a_restore_needs_what_a_checkpoint_freed() -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -384,19 +385,24 @@ def test_on_old_kernels_the_driver_is_initialised_after_criu(machine: Machine, m
 def test_a_restore_that_fails_in_criu_ends_the_program_that_waits_for_it(machine: Machine, criu: Criu) -> None:
     """CRIU's reason is reported, and the sandbox is ended."""
     manifest = machine.capture()
-    (machine.kept / "images" / "pstree.img").unlink()
+    broken = criu._replace(argv=("/bin/sh", "-c", "sleep 1; exit 7"))  # the program is there by then
+    seen: list[Path] = []
+    began = threading.Thread(target=lambda: seen.extend(wait_for(lambda: _calls_running(machine))))
+    began.start()
     with pytest.raises(SnapshotError, match="CRIU's restore of sandbox"):
-        restore_replica(machine.kept, manifest, criu=criu, begun=begin_sandbox(manifest, "lost"))
-    assert wait_for(lambda: not _calls_running())
+        restore_replica(machine.kept, manifest, criu=broken, begun=begin_sandbox(manifest, "lost"))
+    began.join()
+    assert seen
+    assert wait_for(lambda: not _calls_running(machine))
 
 
-def _calls_running() -> list[Path]:
+def _calls_running(machine: Machine) -> list[Path]:
     """This test's processes that make the driver's calls, or wait to."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_text()
-            if "cuda_calls.py" in command and os.environ["TORPOR_CACHE"] in command:
+            if "calls_program.py" in command and str(machine.driver.libcuda) in command:
                 found.append(process)
     return found
 
@@ -404,20 +410,15 @@ def _calls_running() -> list[Path]:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("TORPOR_FAKE_DRIVER", "580.95.05", "made on NVIDIA driver 580.159.04; here it is 580.95.05"),
-        ("TORPOR_FAKE_GPU", "", "made on GPUs 1 x NVIDIA H200; here it is none"),
         (
-            "TORPOR_FAKE_GPU",
-            f"{UUID}|NVIDIA H200|143000|9.0",
-            "memory of its GPU GPU-11111111-2222-3333-4444-555555555555 was",
+            "TORPOR_FAKE_DRIVER",
+            "575.57.08",
+            "made on NVIDIA driver 580.159.04; here it is 575.57.08, another major version",
         ),
-        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H100|143771|9.0", "was NVIDIA H200; here it is NVIDIA H100"),
-        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H200|143771|9.1", "was 9.0; here it is 9.1"),
-        (
-            "TORPOR_FAKE_GPU",
-            "GPU-2|NVIDIA H200|143771|9.0",
-            "which has GPU-2 (NVIDIA H200); a restore onto another GPU",
-        ),
+        ("TORPOR_FAKE_GPU", "", "used or not, and a restore needs a GPU of that kind for each; this machine has 0"),
+        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H200|143000|9.0", "memory 143000 MiB instead of 143771 MiB"),
+        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H100|143771|9.0", "name NVIDIA H100 instead of NVIDIA H200"),
+        ("TORPOR_FAKE_GPU", f"{UUID}|NVIDIA H200|143771|9.1", "compute capability 9.1 instead of 9.0"),
     ],
 )
 def test_another_driver_or_gpu_is_refused_before_gpu_state_moves(
@@ -439,7 +440,7 @@ def test_too_little_gpu_memory_is_found_before_a_restore(machine: Machine) -> No
     manifest = machine.capture()
     assert manifest.gpu is not None
     (machine.driver.used / "somebody").write_text(str((143771 << 20) - 4 * MEMORY_BYTES))
-    with pytest.raises(SnapshotError, match=r"has 4 MiB free and 6 MiB are needed"):
+    with pytest.raises(SnapshotError, match=r"only 1 of 2 replicas fit: one needs 3 MiB(.|\n)*has 4 MiB free"):
         restore_snapshot(machine.kept, port=unused_port(), replicas=2)
     restore_snapshot(machine.kept, port=unused_port(), replicas=1).stop()
 

@@ -211,7 +211,10 @@ def test_a_file_that_is_not_our_json_is_refused_by_name(kept: Path, name: str, d
         ),
         (("machine", "gpus", 0, "memory_mib"), "many", "machine.gpus[0].memory_mib is many, not a whole number"),
         (("gpu", "processes", 0, "pid"), 0, "gpu.processes[0].pid is 0, not a whole number from 1"),
+        (("machine", "gpus", 0, "uuid"), "MIG-1", "machine.gpus[0].uuid is MIG-1, not the UUID of a GPU"),
         (("gpu", "memory"), [], "gpu.memory is an array, not an object"),
+        (("gpu", "memory"), {"GPU-2": 1}, "gpu.memory is GPU-2, not a GPU of machine.gpus"),
+        (("gpu", "awake"), {"GPU-2": 1}, "gpu.memory is GPU-2, not a GPU of machine.gpus"),
         (("deployment", "port"), 65536, "deployment.port is 65536, not a whole number from 1 to 65535"),
         (("deployment", "env"), "HOME=/", "deployment.env is HOME=/, not an object"),
         (("deployment", "colour"), 1, "it has an unknown field deployment.colour"),
@@ -325,12 +328,13 @@ def test_a_file_that_others_may_write_is_refused(kept: Path, name: str, how: str
 
 @pytest.mark.fault("a snapshot is of the format before this one", area="snapshot files", outcome="refused")
 def test_format_5_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
-    """It lacks facts of the machine. That is not reported as damage, and the snapshot can be removed."""
+    """It lacks facts of the machine and lists used GPUs alone. That is not reported as damage, and the snapshot can be removed."""
     content = content_of(kept)
     assert content["schema"] == 6
-    machine = content["machine"]
+    machine, gpu = content["machine"], content["gpu"]
     assert isinstance(machine, dict)
-    del machine["glibc"], machine["registers"]
+    assert isinstance(gpu, dict)
+    del machine["glibc"], machine["registers"], gpu["awake"]
     rewrite(kept, content | {"schema": 5})
     with pytest.raises(DamagedSnapshotError) as caught:
         inspect(kept)

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from torpor.build_steps.local import run_build_steps
 from torpor.engine.failure import stops_on_failure
+from torpor.snapshots.gpu.choice import visible_devices
 from torpor.snapshots.restore import Replica
 from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.sandbox.starter import SandboxStarter
 from torpor.snapshots.store.paths import cache_root, work_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torpor.platforms.local.replacement import Attempt
     from torpor.runtime.boot import Boot
+    from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["start_cold"]
@@ -23,23 +27,25 @@ __all__ = ["start_cold"]
 _SANDBOX_TIMEOUT_S = 30.0
 
 
-def start_cold(attempt: Attempt, manifest: Manifest, boot: Boot) -> Replica:
+def start_cold(attempt: Attempt, manifest: Manifest, boot: Boot, gpus: Sequence[GpuPlace] = ()) -> Replica:
     """Start a replica cold; it serves when this returns.
 
     Args:
         attempt: the start that it belongs to.
         manifest: of the snapshot, for the kind of sandbox.
         boot: of the replica; it gets the sandbox as the place of its engine.
+        gpus: the GPUs that its engine may use; empty leaves it to CUDA.
 
     Raises:
         TorporError: it did not start; nothing of it is left.
     """
     replica = _empty_replica(attempt, manifest, boot)
     boot.starter = SandboxStarter(replica.sandbox, boot.deployment, captured=False)
+    boot.engine_env = visible_devices(gpus)
     with stops_on_failure(replica.end):
         boot.cold_start()
         boot.serve()
-    return replica
+    return replica._replace(gpus=tuple(gpus))
 
 
 def _empty_replica(attempt: Attempt, manifest: Manifest, boot: Boot) -> Replica:

@@ -31,7 +31,7 @@ from torpor.snapshots.fit import (
     loaded_here,
     misfit,
     misfits,
-    unfit_gpus,
+    placed_gpus,
     unfit_machine,
 )
 from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.gpu.placement import GpuMap, GpuPlace, Placement
     from torpor.snapshots.restore import Replica
     from torpor.snapshots.sandbox.first_process import FirstProcess
     from torpor.snapshots.sandbox.start import StartingSandbox
@@ -106,6 +107,7 @@ class Replicas:
         on_event: called with each event of a replica (ended, failed, restarted), in any thread; logged by default.
         records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
         lifecycle: of the app file, if it is already imported; by default it is imported while CRIU works.
+        gpus: the GPUs that the replicas may take; by default all of this machine.
 
     Attributes:
         manifest: the snapshot's.
@@ -127,8 +129,10 @@ class Replicas:
         on_event: Callable[[ReplicaEvent], None] | None = None,
         records: Path | None = None,
         lifecycle: Lifecycle | None = None,
+        gpus: Sequence[GpuPlace] = (),
     ) -> None:
         self.records = records
+        self._gpus = gpus
         self._lifecycle = lifecycle
         self.folder = real_folder(folder)
         self.verify_s = 0.0
@@ -151,6 +155,8 @@ class Replicas:
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
+        self._one_on_gpus = threading.Lock()
+        self._starting: dict[str, tuple[GpuPlace, ...]] = {}
         self._attempts: set[Attempt] = set()
         self._stopped = False
         self._names_given = 0
@@ -274,14 +280,14 @@ class Replicas:
 
             criu = self._verified_criu(count)
             self.verify_s = time.perf_counter() - started
-            gpus = self._looking_at_gpus(count)
-            restoring += [Task(self._restored, attempt, one, criu, gpus) for one in begun]
+            gpus = Task(self._placed, [one.name for one in begun])
+            restoring += [Task(self._restored, attempt, one, criu, gpus, number=at) for at, one in enumerate(begun)]
             outside = Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
             import_httpx()
             lifecycle, recipe, differences = self._loaded()
             (changed,) = results([outside])
-            if reasons := [*results([gpus])[0], *differences, *changed]:
+            if reasons := [*_reasons(gpus), *differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._app = lifecycle, recipe
             waking += [Task(self._woken, attempt, replica, criu) for replica in results(restoring)]
@@ -300,6 +306,7 @@ class Replicas:
             if not stopped:
                 self._serving += serving
         for one in serving:
+            self._starting.pop(one.replica.name, None)
             if stopped:
                 one.end()
             else:
@@ -315,11 +322,22 @@ class Replicas:
         attempt: Attempt,
         begun: StartingSandbox,
         criu: Criu,
-        gpus: Task[tuple[str, ...]] | None = None,
+        gpus: Task[Placement | None] | None = None,
         *,
+        number: int = 0,
         restarts: int = 0,
     ) -> Replica:
-        """Restore one replica and leave it asleep. Record a failure, unless `stop` ended the start."""
+        """Restore one replica and leave it asleep. Record a failure, unless `stop` ended the start.
+
+        Args:
+            attempt: the start that it belongs to.
+            begun: its sandbox.
+            criu: the program.
+            gpus: looks for GPUs beside CRIU's work; by default for this replica alone.
+            number: of the replica among those that `gpus` looks for, from 0.
+            restarts: how often it was started again.
+        """
+        gpus = gpus or Task(self._placed, [begun.name])
         started = time.perf_counter()
         try:
             return restore_replica(
@@ -328,10 +346,11 @@ class Replicas:
                 criu=criu,
                 begun=begun,
                 mark=self._mark,
-                before_gpu=lambda: self._check_gpus(gpus),
+                gpus=lambda: self._gpus_of(gpus, number),
             )
-        except Exception as error:
-            if not attempt.ended and not isinstance(error, SnapshotMisfitError):
+        except BaseException as error:
+            self._starting.pop(begun.name, None)
+            if isinstance(error, Exception) and not attempt.ended and not isinstance(error, SnapshotMisfitError):
                 self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
             raise
 
@@ -343,14 +362,26 @@ class Replicas:
             failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
         )
 
-    def _looking_at_gpus(self, replicas: int) -> Task[tuple[str, ...]]:
-        """Ask the GPU driver beside CRIU's work whether GPU state fits."""
-        return Task(unfit_gpus, self.manifest, replicas=replicas)
-
-    def _check_gpus(self, gpus: Task[tuple[str, ...]] | None) -> None:
-        """Refuse to move GPU state back if it does not fit."""
-        if gpus and (reasons := results([gpus])[0]):
+    def _gpus_of(self, looking: Task[Placement | None], number: int) -> GpuMap | None:
+        """The GPUs of one replica; refuses to move GPU state if there are none."""
+        if reasons := _reasons(looking):
             raise misfit(self.folder, reasons)
+        return looking.value.maps[number] if looking.value else None
+
+    def _placed(self, names: Sequence[str]) -> Placement | None:
+        """Find GPUs for replicas that start now. They count as theirs from now on, though they hold no memory there yet."""
+        with self._one_on_gpus:
+            others = [gpu for one in self.serving for gpu in one.replica.gpus]
+            others += [gpu for name, gpus in self._starting.items() if name not in names for gpu in gpus]
+            found = placed_gpus(
+                self.manifest,
+                replicas=len(names),
+                chosen=[gpu.uuid for gpu in self._gpus],
+                occupied=[gpu.uuid for gpu in others],
+            )
+            for name, where in zip(names, found.maps if found else (), strict=False):
+                self._starting[name] = where.gpus
+            return found
 
     def _verified_criu(self, replicas: int) -> Criu:
         """Check files and machine, and return the CRIU to use.
@@ -397,7 +428,7 @@ class Replicas:
         try:
             return self._wake(replica, reason, back_off)
         except Exception as error:
-            replica.end()
+            self._end_replica(replica)
             self._tell_failed_wake(attempt, replica.name, error)
         again: Replica | None = None
         try:
@@ -405,13 +436,18 @@ class Replicas:
             return self._wake(again, reason, back_off)
         except Exception as error:
             if again is not None:
-                again.end()
+                self._end_replica(again)
             self._tell_failed_wake(attempt, again.name if again else replica.name, error)
             note_failure(self.folder, error)
             if not (self._cold_start and deployment.cold_start_on_failed_wake):
                 raise
         back_off.note_restart()
         return self._cold(attempt, WAKE_FAILED, back_off)
+
+    def _end_replica(self, replica: Replica) -> None:
+        """End a replica that does not serve."""
+        replica.end()
+        self._starting.pop(replica.name, None)
 
     def _tell_failed_wake(self, attempt: Attempt, name: str, error: Exception) -> None:
         if attempt.ended:
@@ -445,11 +481,20 @@ class Replicas:
         from torpor.platforms.local.cold_replica import start_cold  # noqa: PLC0415 - build steps: 9 ms of every restore
 
         boot = self._new_boot(self._next_name(), reason, back_off)
-        with self._one_cold_start:
-            replica = start_cold(attempt, self.manifest, boot)
+        with self._one_cold_start, self._gpus_for_cold(boot.replica) as gpus:
+            replica = start_cold(attempt, self.manifest, boot, gpus)
         if reason == WAKE_FAILED:
             self._tell_restarted(replica, boot, back_off)
         return self._serving_replica(replica, boot, back_off)
+
+    @contextlib.contextmanager
+    def _gpus_for_cold(self, name: str) -> Iterator[Sequence[GpuPlace]]:
+        """The GPUs for a replica that starts cold: as for a restored one; if none of them fits, those that may be taken."""
+        found = self._placed([name])
+        try:
+            yield found.maps[0].gpus if found and found.maps else self._gpus
+        finally:
+            self._starting.pop(name, None)
 
     def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
         from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415 - asyncio: 16 ms, imported while the engine wakes
@@ -522,9 +567,7 @@ class Replicas:
         if reasons := changed_files(self.folder, full=self._full):
             raise misfit(self.folder, reasons)
         self._hold.take(self.folder)
-        replica = self._restored(
-            attempt, self._begin(attempt), criu, self._looking_at_gpus(1), restarts=back_off.restarts
-        )
+        replica = self._restored(attempt, self._begin(attempt), criu, restarts=back_off.restarts)
         return self._woken(attempt, replica, criu, reason=ENGINE_ENDED, back_off=back_off)
 
     def _tell_restarted(self, replica: Replica, boot: Boot, back_off: BackOff) -> None:
@@ -548,7 +591,7 @@ class Replicas:
         for restore in restoring:
             restore.join()
             if restore.value is not None:
-                restore.value.end()
+                self._end_replica(restore.value)
         if self._gateway is not None and not self.serving and not self.restarting:
             self._gateway.stop()
             self._gateway = None
@@ -557,3 +600,9 @@ class Replicas:
         with self._lock:
             self._names_given += 1
             return f"{self.manifest.deployment.name}-{self._names_given}"
+
+
+def _reasons(looking: Task[Placement | None]) -> tuple[str, ...]:
+    """Why there are no GPUs for the replicas; waits until that is known."""
+    results([looking])
+    return looking.value.reasons if looking.value else ()

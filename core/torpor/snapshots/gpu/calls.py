@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.errors import ConfigurationError, GpuSnapshotError
 from torpor.snapshots.gpu import calls_program as cuda_calls
+from torpor.snapshots.gpu.advice import LOCK_S
 from torpor.snapshots.gpu.driver import library_candidates
-from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from torpor.snapshots.gpu.calls_program import Answer, Failure
+    from torpor.snapshots.gpu.calls_program import Answer
     from torpor.snapshots.sandbox.sandbox import Finished, Sandbox
 
-__all__ = ["LOCK_S", "UnansweredError", "advice", "listed", "run_calls"]
-
-LOCK_S = 20.0
-"""Seconds that a lock waits for work that is still on the GPU."""
+__all__ = ["UnansweredError", "run_calls"]
 
 _MOVE_S, _MOVE_BYTES_PER_S = 60.0, 5e8  # a quarter of the lowest rate measured (1.8 GB/s)
 _GRACE_S = 10.0  # for a call that moves no memory
@@ -66,7 +63,7 @@ def run_calls(
     argv = [sys.executable, "-I", "-S", cuda_calls.__file__, action, libraries]
     argv += [str(LOCK_S), str(move_s), str(_GRACE_S), str(go or "-"), *map(str, pids)]
     who = f"The CUDA calls ({action}) of sandbox {sandbox.name!r}"
-    finished = _run(who, sandbox, argv, timeout_s=wait_s + LOCK_S + 2 * move_s + 10 * _GRACE_S + _SLACK_S)
+    finished = _run(who, sandbox, argv, timeout_s=wait_s + LOCK_S + 2 * move_s + 12 * _GRACE_S + _SLACK_S)
     if (answer := _answer(finished)) is not None:
         return answer
     last_lines = finished.output.strip().splitlines()[-_SHOWN:] or ["nothing"]
@@ -120,34 +117,3 @@ def _is_failure(failure: object) -> bool:
         case {"pid": int(), "call": str(), "name": str(), "text": str()}:
             return True
     return False
-
-
-def listed(failures: Sequence[Failure], commands: Mapping[int, str]) -> str:
-    """Failures, one per line: the process, the call, and the driver's name and text of the error."""
-    lines = []
-    for one in failures:
-        who = f"pid {one['pid']} ({commands.get(one['pid'], '?')}): " if one["pid"] else ""
-        lines.append(f"  - {who}{one['call']}: {one['name']}: {one['text']}")
-    return "\n".join(lines)
-
-
-_ADVICE = {
-    "MISSING": "GPU snapshots need libcuda of an NVIDIA driver 570 or newer. If the loader does not know its folder, name "
-    f"it in {LIBRARIES_VARIABLE}.",
-    "CUDA_ERROR_NOT_READY": f"Work was still on the GPU after {LOCK_S:g} s: the engine has to be idle before the capture.",
-    "CUDA_ERROR_NOT_SUPPORTED": "The driver cannot checkpoint managed (UVM) memory, nor memory shared between processes before "
-    "driver 610.",
-    "CUDA_ERROR_NOT_INITIALIZED": "A process that does not use CUDA holds the driver's files (inherited, or only for NVML): it has "
-    "to close them or end before the capture.",
-    "CUDA_ERROR_OUT_OF_MEMORY": "There was too little free GPU memory (nvidia-smi shows who holds it). The driver cannot restore "
-    "this process again, but the snapshot can be restored again.",
-    "CUDA_ERROR_NO_DEVICE": "The driver sees no GPU from inside the sandbox: check that there are /dev/nvidia* files.",
-    cuda_calls.TIMEOUT: "The call hangs. A stopped process (state T) never answers; otherwise look into the kernel's log (dmesg, "
-    "Xid).",
-}
-
-
-def advice(failures: Sequence[Failure]) -> str:
-    """Advice for the failures that have one, a line each."""
-    known = dict.fromkeys(_ADVICE[one["name"]] for one in failures if one["name"] in _ADVICE)
-    return "".join(f"{advice}\n" for advice in known)

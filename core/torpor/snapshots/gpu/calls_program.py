@@ -5,8 +5,9 @@
 
 `suspend` locks every process, then checkpoints every process: the driver moves its GPU memory to its host memory and closes its
 /dev/nvidia* files. If a call fails, it undoes the others. `resume` restores and unlocks every process, starting from the state in
-which it is. Each process has a thread, each call a deadline. The answer is one line of JSON on standard output, after MARK, since
-the driver may print, too.
+which it is, and onto other GPUs if GO says so. Each process has a thread, each call a deadline. Afterwards the driver is asked for
+the state of each process: a call that reports success and did nothing is a failure. The answer is one line of JSON on standard
+output, after MARK, since the driver may print, too.
 
 It runs inside because the driver expects pids of the caller's namespace, and these are the same after every restore. Standard
 library only. The arguments:
@@ -16,7 +17,9 @@ library only. The arguments:
     MOVE_S     deadline of a checkpoint or restore
     GRACE_S    deadline of all other calls (twice as much for cuInit), and an addition to the two above
     GO         a file: the driver is initialised at once, which takes long, and the calls wait until this file exists; so a
-               resumption starts while CRIU works. "-" does not wait.
+               resumption starts while CRIU works. "-" does not wait. Each line of the file is a pair of UUIDs: of a GPU that the
+               processes could see at the checkpoint, and of the GPU to restore it onto. An empty file moves nothing. The file
+               gets its name when it is complete.
 
 Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "CUDA Driver API, 6.37 CUDA Checkpointing"
 (https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__CHECKPOINT.html); in libcuda since driver 570:
@@ -27,7 +30,8 @@ Signatures, structures and states: `cydriver.pxd` of cuda-bindings 13.0.3 and "C
     CUresult cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args)          checkpointed -> locked
     CUresult cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args)            locked -> running
 
-A restore needs persistence mode, or cuInit in the caller before it; so cuInit is always called.
+A restore needs persistence mode, or cuInit in the caller before it; so cuInit is always called. This program sees every GPU: with
+CUDA_VISIBLE_DEVICES in its own environment the driver refuses pairs (NVIDIA/cuda-python#1983).
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
 
 MARK = "torpor-cuda "
 TIMEOUT = "TIMEOUT"
+FORGOTTEN = "FORGOTTEN"
 STATES = ("running", "locked", "checkpointed", "failed")  # CUprocessState
 RUNNING, LOCKED, CHECKPOINTED, FAILED = range(4)
 
@@ -82,6 +87,23 @@ class LockArgs(ctypes.Structure):
     )
 
 
+class GpuPair(ctypes.Structure):
+    """`CUcheckpointGpuPair`, 32 bytes: the UUID of a GPU at the checkpoint, and of the GPU to restore it onto."""
+
+    _fields_ = (("oldUuid", ctypes.c_ubyte * 16), ("newUuid", ctypes.c_ubyte * 16))
+
+
+class RestoreArgs(ctypes.Structure):
+    """`CUcheckpointRestoreArgs`, 64 bytes. CUDA 13.4 has a pointer in the reserved part, which may be NULL."""
+
+    _fields_ = (
+        ("gpuPairs", ctypes.POINTER(GpuPair)),
+        ("gpuPairsCount", ctypes.c_uint),
+        ("reserved", ctypes.c_char * (52 - ctypes.sizeof(ctypes.c_void_p))),
+        ("reserved1", ctypes.c_uint64),
+    )
+
+
 class HungError(Exception):
     """A call did not return: the state of the driver in that process is unknown."""
 
@@ -95,6 +117,9 @@ class Calls:
         move_s: deadline of a checkpoint or restore.
         grace_s: deadline of all other calls, and an addition to the two above; twice as much for cuInit, which may have to
             wake every GPU.
+
+    Attributes:
+        pairs: what a restore passes on: old and new UUID of every GPU that the processes could see; empty moves nothing.
     """
 
     def __init__(self, libraries: Sequence[str], *, lock_s: float, move_s: float, grace_s: float) -> None:
@@ -103,6 +128,7 @@ class Calls:
         self._grace_s = grace_s
         self._limits = {"cuInit": grace_s, _LOCK: lock_s, _CHECKPOINT: move_s, _RESTORE: move_s}
         self._functions: dict[str, Callable[..., int]] = {}
+        self.pairs: tuple[tuple[bytes, bytes], ...] = ()
         self.seconds: dict[str, dict[str, float]] = {}
         self.failures: list[Failure] = []
         self.left: list[Failure] = []
@@ -160,6 +186,8 @@ class Calls:
         )
         if not self.failures:
             self._on_each(_CHECKPOINT, pids, lambda pid: self._functions[_CHECKPOINT](pid, None), self.failures)
+        if not self.failures:
+            self._demand(CHECKPOINTED, pids, _CHECKPOINT, self.failures)
         if self.failures and locked:
             self.resume(locked, self.left)
 
@@ -170,9 +198,26 @@ class Calls:
             if state not in (RUNNING, LOCKED, CHECKPOINTED):
                 self._note(failures, pid, _RESTORE, "STATE", f"it is {_state_name(state)}")
         asleep = [pid for pid, state in states.items() if state == CHECKPOINTED]
-        restored = self._on_each(_RESTORE, asleep, lambda pid: self._functions[_RESTORE](pid, None), failures)
+        restored = self._on_each(_RESTORE, asleep, self._restore, failures)
         locked = [*restored, *(pid for pid, state in states.items() if state == LOCKED)]
-        self._on_each(_UNLOCK, locked, lambda pid: self._functions[_UNLOCK](pid, None), failures)
+        unlocked = self._on_each(_UNLOCK, locked, lambda pid: self._functions[_UNLOCK](pid, None), failures)
+        self._demand(RUNNING, unlocked, _UNLOCK, failures)
+
+    def _restore(self, pid: int) -> int:
+        """Restore one process. Its arguments are its own and live until the call returns: shared ones were refused."""
+        if not self.pairs:
+            return self._functions[_RESTORE](pid, None)
+        table = (GpuPair * len(self.pairs))()
+        for entry, (old, new) in zip(table, self.pairs, strict=True):
+            entry.oldUuid[:], entry.newUuid[:] = old, new
+        return self._functions[_RESTORE](pid, ctypes.byref(RestoreArgs(table, len(self.pairs))))
+
+    def _demand(self, wanted: int, pids: Sequence[int], call: str, failures: list[Failure]) -> None:
+        """Note a failure for each process that is not in the state in which the call should have left it."""
+        for pid, state in self.states(pids, failures).items():
+            if state != wanted:
+                text = f"the call succeeded, but the process is {_state_name(state)}, not {_state_name(wanted)}"
+                self._note(failures, pid, call, FORGOTTEN, text)
 
     def _on_each(
         self, name: str, pids: Sequence[int], call: Callable[[int], int], failures: list[Failure]
@@ -236,6 +281,15 @@ def _seen(pid: int) -> str:
     return f"; its state is {lines[0].partition(':')[2].strip()}" if lines else ""
 
 
+def _pairs(go: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The pairs of UUIDs in the file `GO`."""
+    if go == "-":
+        return ()
+    with open(go) as lines:  # noqa: PTH123
+        words = [[bytes.fromhex(uuid[4:].replace("-", "")) for uuid in line.split()] for line in lines]
+    return tuple((old, new) for old, new in words)
+
+
 def main(argv: Sequence[str]) -> NoReturn:
     """Make the calls and print the answer; exit code 0 if all succeeded."""
     action, libraries, lock_s, move_s, grace_s, go, *pids = argv
@@ -245,6 +299,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         if calls.load():
             while go != "-" and not os.path.exists(go):  # noqa: PTH110 - the caller ends this program if the file never comes
                 time.sleep(_POLL_S)
+            calls.pairs = _pairs(go)
             if action == "suspend":
                 calls.suspend(numbers)
             else:

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING
 from torpor.errors import GpuSnapshotError, NoRoomError, SnapshotError
 from torpor.snapshots.criu.run import expected_bytes
 from torpor.snapshots.gpu import driver as gpu
-from torpor.snapshots.gpu.calls import UnansweredError, advice, listed, run_calls
+from torpor.snapshots.gpu.advice import advice, listed
+from torpor.snapshots.gpu.calls import UnansweredError, run_calls
 from torpor.snapshots.gpu.holders import DEVICES, holders, named
+from torpor.snapshots.gpu.placement import GpuMap
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
 from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes
 from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torpor.snapshots.gpu.calls_program import Answer
+    from torpor.snapshots.gpu.holders import Holder
     from torpor.snapshots.sandbox.sandbox import Sandbox
 
 __all__ = [
@@ -76,7 +79,7 @@ class Suspended:
     Attributes:
         part: the manifest's part about it.
         driver: the driver's version.
-        gpus: the GPUs that the tree used.
+        gpus: every GPU that the tree could see, in the driver's order.
         seconds: how long the suspension took.
         resumed: set by `resume`.
     """
@@ -98,7 +101,11 @@ class Suspended:
 
 @contextlib.contextmanager
 def suspended(
-    sandbox: Sandbox, *, images_in_memory: bool = False, devices: Sequence[str] = DEVICES
+    sandbox: Sandbox,
+    *,
+    images_in_memory: bool = False,
+    devices: Sequence[str] = DEVICES,
+    awake: gpu.Driver | None = None,
 ) -> Iterator[Suspended]:
     """Keep the GPU state of a tree in its host memory while the block runs.
 
@@ -109,20 +116,16 @@ def suspended(
         sandbox: its tree sleeps, and is not stopped (the driver gets no answer from a stopped process).
         images_in_memory: whether the images will lie on a tmpfs, so that the tree's memory is needed twice.
         devices: how the paths of the driver's files begin.
+        awake: what the driver said while the engine served; a restore then knows how much memory a serving replica needs.
 
     Raises:
         NoRoomError: there is too little host memory.
         GpuSnapshotError: the driver could not; the message names processes and calls. The original sleeps on as before, unless
             the message says that the sandbox was ended.
     """
-    state = _suspend(sandbox, images_in_memory, devices)
+    state = _suspend(sandbox, images_in_memory, devices, awake)
     try:
-        if left := holders(sandbox, devices):
-            raise GpuSnapshotError(  # noqa: TRY301 - resumed below, as after every failure
-                "After the checkpoint these processes still hold device files of the driver, which CRIU cannot dump:\n"
-                f"{named(left)}\nThe driver closes its own files and NVML's. Whatever else opens them (a profiler, a monitor in "
-                "the engine) has to close them before the capture."
-            )
+        _check_let_go(sandbox, devices)
         yield state
     except BaseException as error:
         if state.resumed is None and state.part.processes and sandbox.alive and sandbox.poll() is None:
@@ -135,13 +138,22 @@ def suspended(
         raise
 
 
-def resume(sandbox: Sandbox, part: GpuPart) -> Resumed:
-    """Resume the processes of a tree on their GPUs; they stay asleep. See `Resumption`.
+def _check_let_go(sandbox: Sandbox, devices: Sequence[str]) -> None:
+    if left := holders(sandbox, devices):
+        raise GpuSnapshotError(
+            "After the checkpoint these processes still hold device files of the driver, which CRIU cannot dump:\n"
+            f"{named(left)}\nThe driver closes its own files and NVML's. Whatever else opens them (a profiler, a monitor in "
+            "the engine) has to close them before the capture."
+        )
+
+
+def resume(sandbox: Sandbox, part: GpuPart, where: GpuMap | None = None) -> Resumed:
+    """Resume the processes of a tree on their GPUs, or on others; they stay asleep. See `Resumption`.
 
     Raises:
         GpuSnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
     """
-    return Resumption(sandbox, part).finish()
+    return Resumption(sandbox, part).finish(where)
 
 
 class Resumption:
@@ -165,8 +177,11 @@ class Resumption:
         if part.processes and _kernel() >= _SET_TID:
             self._start()
 
-    def finish(self) -> Resumed:
+    def finish(self, where: GpuMap | None = None) -> Resumed:
         """Resume the processes, which CRIU has restored by now; they stay asleep.
+
+        Args:
+            where: the GPUs that they get; by default those of the capture.
 
         Raises:
             GpuSnapshotError: the driver could not; the message names processes and calls. The sandbox was ended.
@@ -174,15 +189,18 @@ class Resumption:
         began = time.perf_counter()
         if not self._part.processes:
             return Resumed(seconds=0.0, init_s=0.0, processes=())
+        where = where or GpuMap({})
         go = self._sandbox.outside(self._sandbox.scratch) / _GO
         try:
-            go.touch()
+            unfinished = go.with_name(f"{_GO}.new")
+            unfinished.write_text("".join(f"{old} {new}\n" for old, new in where.pairs))
+            unfinished.rename(go)
             answer = self._answered()
             go.unlink()
         except BaseException:
             self._sandbox.kill()
             raise
-        return self._resumed(answer, began)
+        return self._resumed(answer, began, where)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -207,13 +225,12 @@ class Resumption:
         assert self._answer is not None
         return self._answer
 
-    def _resumed(self, answer: Answer, began: float) -> Resumed:
-        commands = {one.pid: one.command for one in self._part.processes}
+    def _resumed(self, answer: Answer, began: float, where: GpuMap) -> Resumed:
         if answer["failures"]:
             self._sandbox.kill()
             raise GpuSnapshotError(
                 f"The processes of sandbox {self._sandbox.name!r} could not be resumed on their GPUs:\n"
-                f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}The sandbox was ended."
+                f"{listed(answer['failures'], self._labels(where))}\n{advice(answer['failures'])}The sandbox was ended."
             )
         restored, unlocked = (answer["seconds"].get(f"cuCheckpointProcess{what}", {}) for what in ("Restore", "Unlock"))
         return Resumed(
@@ -221,18 +238,24 @@ class Resumption:
             init_s=answer["seconds"].get("cuInit", {}).get("0", 0.0),
             processes=tuple(
                 ResumedProcess(pid=pid, restore_s=restored.get(str(pid), 0.0), unlock_s=unlocked.get(str(pid), 0.0))
-                for pid in commands
+                for pid in (one.pid for one in self._part.processes)
             ),
         )
 
+    def _labels(self, where: GpuMap) -> dict[int, str]:
+        """By pid, the command of each process, and its GPUs here as far as they are known."""
+        return {
+            one.pid: _label(one.command, [str(where.places.get(uuid, uuid)) for uuid in one.gpus])
+            for one in self._part.processes
+        }
 
-def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -> Suspended:
+
+def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str], awake: gpu.Driver | None) -> Suspended:
     began = time.perf_counter()
     found = holders(sandbox, devices)
-    commands = {one.pid: one.command for one in found}
     before = gpu.look()
     if not found:
-        part = GpuPart(processes=(), memory={})
+        part = GpuPart(processes=(), memory={}, awake={})
         return Suspended(sandbox, part, before.version, (), time.perf_counter() - began)
     if not before.gpus:
         raise GpuSnapshotError(
@@ -244,24 +267,47 @@ def _suspend(sandbox: Sandbox, images_in_memory: bool, devices: Sequence[str]) -
     to_move = sum(held.values()) or sum(use.used_bytes for use in before.uses)
     _check_host_memory(to_move, expected_bytes(sandbox) + to_move if images_in_memory else 0)
     try:
-        answer = run_calls("suspend", sandbox, tuple(commands), to_move)
+        answer = run_calls("suspend", sandbox, [one.pid for one in found], to_move)
     except BaseException as error:
         if isinstance(error, UnansweredError) or not isinstance(error, SnapshotError):
             sandbox.kill()
         raise
     if answer["failures"]:
-        raise _not_suspended(sandbox, answer, commands)
-    part = GpuPart(processes=_processes(answer, commands), memory=_memory(before, gpu.look(), held))
-    gpus = tuple(one for one in before.gpus if one.uuid in part.memory) or before.gpus
-    return Suspended(sandbox, part, before.version, gpus, time.perf_counter() - began)
+        raise _not_suspended(sandbox, answer, {one.pid: _label(one.command, _places(before, one)) for one in found})
+    part = _part(_processes(answer, found, before), before, awake, {one.host_pid for one in found})
+    return Suspended(sandbox, part, before.version, before.gpus, time.perf_counter() - began)
 
 
-def _processes(answer: Answer, commands: Mapping[int, str]) -> tuple[GpuProcess, ...]:
+def _part(processes: tuple[GpuProcess, ...], before: gpu.Driver, awake: gpu.Driver | None, pids: set[int]) -> GpuPart:
+    """The manifest's part, once the checkpoint has freed the memory of these processes (host pids)."""
+    after = gpu.look()
+    memory = _memory(before, after, before.held_by(pids))
+    served = _memory(awake, after, awake.held_by(pids)) if awake else {}
+    return GpuPart(processes, memory, {uuid: size for uuid, size in served.items() if uuid in memory})
+
+
+def _processes(answer: Answer, found: Sequence[Holder], before: gpu.Driver) -> tuple[GpuProcess, ...]:
     locked, moved = (answer["seconds"][f"cuCheckpointProcess{what}"] for what in ("Lock", "Checkpoint"))
     return tuple(
-        GpuProcess(pid=pid, command=command, lock_s=locked[str(pid)], checkpoint_s=moved[str(pid)])
-        for pid, command in commands.items()
+        GpuProcess(
+            pid=one.pid,
+            command=one.command,
+            lock_s=locked[str(one.pid)],
+            checkpoint_s=moved[str(one.pid)],
+            gpus=before.gpus_of(one.host_pid),
+        )
+        for one in found
     )
+
+
+def _places(driver: gpu.Driver, one: Holder) -> list[str]:
+    """The GPUs for which the driver lists a process, in words."""
+    return [f"GPU {at} ({use.gpu.name})" for at, use in enumerate(driver.uses) if one.host_pid in use.held_bytes]
+
+
+def _label(command: str, places: Sequence[str]) -> str:
+    """A process in words: its command, which names the rank, and its GPUs if they are known."""
+    return f"{command}; on {' and '.join(places)}" if places else command
 
 
 def _memory(before: gpu.Driver, after: gpu.Driver, held: Mapping[str, int]) -> dict[str, int]:
@@ -287,19 +333,19 @@ def _check_host_memory(to_move: int, image_bytes: int) -> None:
         )
 
 
-def _not_suspended(sandbox: Sandbox, answer: Answer, commands: Mapping[int, str]) -> GpuSnapshotError:
+def _not_suspended(sandbox: Sandbox, answer: Answer, labels: Mapping[int, str]) -> GpuSnapshotError:
     """The error for a failed suspension; ends the sandbox if its processes could not be resumed."""
     if answer["hung"]:
         end = "The state of the driver is unknown, so the sandbox was ended."
     elif answer["left"]:
-        end = f"The change could not be undone, so the sandbox was ended:\n{listed(answer['left'], commands)}"
+        end = f"The change could not be undone, so the sandbox was ended:\n{listed(answer['left'], labels)}"
     else:
         end = "The change was undone: the engine sleeps on as before, and can be woken."
     if answer["hung"] or answer["left"]:
         sandbox.kill()
     return GpuSnapshotError(
         f"The GPU state of sandbox {sandbox.name!r} could not be moved to host memory:\n"
-        f"{listed(answer['failures'], commands)}\n{advice(answer['failures'])}{end}"
+        f"{listed(answer['failures'], labels)}\n{advice(answer['failures'])}{end}"
     )
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from torpor.snapshots.store.gpu_state import Gpu
+from torpor.snapshots.store.gpu_state import Gpu, driver_major
 from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-__all__ = ["Driver", "GpuUse", "full_gpus", "library_candidates", "load_library", "look"]
+__all__ = ["Driver", "GpuUse", "library_candidates", "load_library", "look"]
 
 _MIB = 1 << 20
 _USUAL_FOLDERS = ("/usr/local/nvidia/lib64", "/run/opengl-driver/lib", "/usr/lib/wsl/lib")
@@ -70,8 +70,7 @@ class Driver:
     @property
     def major(self) -> int:
         """The first number of the version; 0 when there is none."""
-        first = self.version.partition(".")[0]
-        return int(first) if first.isdigit() else 0
+        return driver_major(self.version)
 
     def held_by(self, pids: Collection[int]) -> dict[str, int]:
         """Bytes that these processes hold, by UUID of the GPU; only GPUs for which the driver lists one of them."""
@@ -80,6 +79,10 @@ class Driver:
             if found := [size for pid, size in use.held_bytes.items() if pid in pids]:
                 held[use.gpu.uuid] = sum(found)
         return held
+
+    def gpus_of(self, pid: int) -> tuple[str, ...]:
+        """UUIDs of the GPUs for which the driver lists this process."""
+        return tuple(use.gpu.uuid for use in self.uses if pid in use.held_bytes)
 
 
 def look() -> Driver:
@@ -92,27 +95,6 @@ def look() -> Driver:
         return _ask_smi()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return Driver(version="", uses=(), against=f"NVML: {against}; nvidia-smi: {error}")
-
-
-def full_gpus(needed: Mapping[str, int], driver: Driver, *, replicas: int = 1) -> Iterator[str]:
-    """Which GPUs have too little free memory for replicas of a snapshot, each as a sentence.
-
-    Checked before a restore: a process whose restore ran out of GPU memory cannot be restored a second time (reported for
-    drivers 580 and 595: NVIDIA/cuda-checkpoint issue 44).
-
-    Args:
-        needed: bytes for one replica, by UUID.
-        driver: from `look`.
-        replicas: how many are to be restored.
-    """
-    for use in driver.uses:
-        wanted = needed.get(use.gpu.uuid, 0) * replicas
-        if use.free_bytes < wanted:
-            holders = ", ".join(f"pid {pid} {size // _MIB} MiB" for pid, size in use.held_bytes.items())
-            yield (
-                f"GPU {use.gpu.uuid} ({use.gpu.name}) has {use.free_bytes // _MIB} MiB free and "
-                f"{wanted // _MIB} MiB are needed" + (f"; held by {holders}" if holders else "")
-            )
 
 
 def library_candidates(name: str) -> tuple[str, ...]:

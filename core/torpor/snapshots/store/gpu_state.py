@@ -1,4 +1,4 @@
-"""The part of a manifest about GPUs, and how the GPUs of two machines are compared.
+"""The part of a manifest about GPUs, and how the GPUs of two machines are compared: by kind, never by UUID.
 
 It imports nothing: a restore reads a manifest before it imports anything else.
 """
@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.store.fields import Fields
 
-__all__ = ["Gpu", "GpuPart", "GpuProcess", "described", "different_gpus", "gpu_part", "read_gpu"]
+__all__ = [
+    "Gpu",
+    "GpuPart",
+    "GpuProcess",
+    "different_gpus",
+    "driver_major",
+    "gpu_part",
+    "read_gpu",
+    "uuid_bytes",
+]
 
 _LAST_PID = 1 << 22  # PID_MAX_LIMIT of the kernel
 _LONGEST_S = 4e9
+_UUID_PARTS = [8, 4, 4, 4, 12]
 
 
 class Gpu(NamedTuple):
@@ -36,6 +46,11 @@ class Gpu(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name} ({self.memory_mib} MiB, compute capability {self.compute_capability})"
 
+    @property
+    def kind(self) -> tuple[str, int, str]:
+        """What two GPUs have in common if one can take the other's place: name, memory and compute capability."""
+        return self.name, self.memory_mib, self.compute_capability
+
 
 class GpuProcess(NamedTuple):
     """A process whose GPU state was moved to host memory.
@@ -45,12 +60,14 @@ class GpuProcess(NamedTuple):
         command: for messages.
         lock_s: seconds to lock it.
         checkpoint_s: seconds to move its GPU memory to host memory.
+        gpus: UUIDs of the GPUs on which the driver listed it; empty if the driver lists no processes.
     """
 
     pid: int
     command: str
     lock_s: float
     checkpoint_s: float
+    gpus: tuple[str, ...]
 
 
 class GpuPart(NamedTuple):
@@ -59,15 +76,23 @@ class GpuPart(NamedTuple):
     Attributes:
         processes: a restore moves their state back to their GPUs.
         memory: bytes of GPU memory by UUID; the checkpoint freed them, and a restore needs them again.
+        awake: bytes by UUID that the engine held while it served, and needs again when it wakes; empty if nobody looked.
     """
 
     processes: tuple[GpuProcess, ...]
     memory: Mapping[str, int]
+    awake: Mapping[str, int]
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes on all GPUs together."""
+        """The bytes on all GPUs together, asleep."""
         return sum(self.memory.values())
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Bytes that a replica needs until it serves, by UUID of the GPU: the GPUs that it uses."""
+        uuids = dict.fromkeys([*self.memory, *self.awake])
+        return {uuid: max(self.memory.get(uuid, 0), self.awake.get(uuid, 0)) for uuid in uuids}
 
 
 def gpu_part(fields: Fields) -> GpuPart:
@@ -76,13 +101,17 @@ def gpu_part(fields: Fields) -> GpuPart:
     Raises:
         SnapshotError: it is damaged.
     """
-    memory = fields.inner("memory")
     part = GpuPart(
         processes=tuple(_process(one) for one in fields.each("processes")),
-        memory={uuid: memory.whole(uuid) for uuid in memory.names()},
+        memory=_sizes(fields.inner("memory")),
+        awake=_sizes(fields.inner("awake")),
     )
     fields.end()
     return part
+
+
+def _sizes(fields: Fields) -> dict[str, int]:
+    return {uuid: fields.whole(uuid) for uuid in fields.names()}
 
 
 def read_gpu(fields: Fields) -> Gpu:
@@ -91,8 +120,13 @@ def read_gpu(fields: Fields) -> Gpu:
     Raises:
         SnapshotError: it is damaged.
     """
+    uuid = fields.text("uuid")
+    try:
+        uuid_bytes(uuid)
+    except ValueError:
+        fields.refuse("uuid", uuid, "the UUID of a GPU: GPU- and 32 hexadecimal digits in five groups")
     gpu = Gpu(
-        uuid=fields.text("uuid"),
+        uuid=uuid,
         name=fields.text("name"),
         memory_mib=fields.whole("memory_mib"),
         compute_capability=fields.text("compute_capability"),
@@ -107,41 +141,61 @@ def _process(fields: Fields) -> GpuProcess:
         command=fields.text("command"),
         lock_s=fields.number("lock_s", _LONGEST_S),
         checkpoint_s=fields.number("checkpoint_s", _LONGEST_S),
+        gpus=fields.texts("gpus"),
     )
     fields.end()
     return process
 
 
-def described(gpus: Sequence[Gpu]) -> str:
-    """How many of which kind, e.g. `2 x NVIDIA H200`; `none`."""
-    names = [gpu.name for gpu in gpus]
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
+def uuid_bytes(uuid: str) -> bytes:
+    """The 16 bytes of a GPU's UUID, as the driver takes them (`CUuuid`).
+
+    Raises:
+        ValueError: it is not `GPU-` and 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12; that of a part of a GPU (MIG) is not.
+    """
+    prefix, _, digits = uuid.partition("-")
+    if prefix != "GPU" or [len(part) for part in digits.split("-")] != _UUID_PARTS:
+        raise ValueError(f"{uuid} is not the UUID of a GPU")
+    return bytes.fromhex(digits.replace("-", ""))
 
 
-def different_gpus(made_with: Sequence[Gpu], here: Sequence[Gpu]) -> Iterator[str]:
-    """Why GPU state does not fit this machine, a sentence for each reason.
+def driver_major(version: str) -> int:
+    """The first number of a driver's version; 0 when there is none."""
+    first = version.partition(".")[0]
+    return int(first) if first.isdecimal() else 0
 
-    A process goes back to the same GPU. The driver could move it to another GPU with the same chip (`CUcheckpointGpuPair`, CUDA
-    documentation of cuCheckpointProcessRestore). That was never tried here, so it is refused.
+
+def different_gpus(seen_then: Sequence[Gpu], here: Sequence[Gpu]) -> Iterator[str]:
+    """Why GPU state does not fit this machine, a sentence for each reason; free memory is not looked at.
+
+    A restore names a GPU here for every GPU that the processes could see at the capture, also for those that they did not use:
+    "it must contain every checkpointed GPU", and each pair has "the same chip type" (CUDA documentation of
+    cuCheckpointProcessRestore). So the machine needs as many of each kind. It may have more.
 
     Args:
-        made_with: the GPUs that the engine used at the capture.
+        seen_then: every GPU that the processes could see at the capture.
         here: every GPU of this machine.
     """
-    known = {gpu.uuid: gpu for gpu in here}
-    for gpu in made_with:
-        now = known.get(gpu.uuid)
-        if now is None:
-            there = ", ".join(f"{one.uuid} ({one.name})" for one in here) or "none"
+    kinds = [gpu.kind for gpu in here]
+    for gpu in {gpu.kind: gpu for gpu in seen_then}.values():
+        wanted, found = sum(one.kind == gpu.kind for one in seen_then), kinds.count(gpu.kind)
+        if found < wanted:
+            others = [f"GPU {at} {_differences(gpu, other)}" for at, other in enumerate(here) if other.kind != gpu.kind]
             yield (
-                f"its GPU {gpu.uuid}, {gpu}, is not in this machine, which has {there}; a restore onto another GPU, even of "
-                "the same kind, is untried"
+                f"its engine could see {wanted} x {gpu}, used or not, and a restore needs a GPU of that kind for each; this "
+                f"machine has {found}" + "".join(f"; {other}" for other in others)
             )
-            continue
-        for what, then, seen in (
-            ("name", gpu.name, now.name),
-            ("memory", f"{gpu.memory_mib} MiB", f"{now.memory_mib} MiB"),
-            ("compute capability", gpu.compute_capability, now.compute_capability),
-        ):
-            if then != seen:
-                yield f"the {what} of its GPU {gpu.uuid} was {then}; here it is {seen}"
+
+
+def _differences(then: Gpu, now: Gpu) -> str:
+    """How a GPU differs from one of another kind, in words."""
+    found = [
+        f"{what} {seen} instead of {wanted}"
+        for what, wanted, seen in (
+            ("name", then.name, now.name),
+            ("memory", f"{then.memory_mib} MiB", f"{now.memory_mib} MiB"),
+            ("compute capability", then.compute_capability, now.compute_capability),
+        )
+        if wanted != seen
+    ]
+    return f"differs: {', '.join(found)}"

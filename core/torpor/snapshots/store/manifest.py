@@ -96,7 +96,8 @@ class MachineFacts(NamedTuple):
         criu_file: CRIU's program: path, size in bytes, time of change in nanoseconds. Unchanged, it still has that version.
         cpu: CPU features that the kernel lists. Libraries choose their code by them when they are loaded.
         driver: version of the NVIDIA driver; empty for a deployment without a GPU.
-        gpus: in a manifest the GPUs that the engine used; otherwise all GPUs of this machine.
+        gpus: in a manifest every GPU that the engine could see, used or not, in the driver's order; otherwise all GPUs of this
+            machine. `GpuPart.needed` says which ones it used.
     """
 
     architecture: str
@@ -298,6 +299,8 @@ def _manifest(fields: Fields) -> Manifest:
     )
     if manifest.gpu is None:
         fields.take("gpu")
+    elif unseen := set(manifest.gpu.needed) - {gpu.uuid for gpu in manifest.machine.gpus}:
+        fields.refuse("gpu.memory", min(unseen), "a GPU of machine.gpus")
     fields.end()
     return manifest
 
