@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.gpu.placement import GpuMap, Placement
-    from torpor.snapshots.store.manifest import DeploymentFacts, MachineFacts, Manifest
+    from torpor.snapshots.store.manifest import DeploymentFacts, Manifest
 
 __all__ = [
     "bad_marks",
