@@ -159,23 +159,29 @@ def restore_replica(
     sandbox_s = time.perf_counter() - started
     sandbox.filtered = manifest.mode == "root"  # an engine that was started as root runs under the filter
     work = work_folder(begun.name)
+    empty = Replica(begun.name, sandbox, work, sandbox_s, side_files_s=0.0, criu_s=0.0, began_at=started)
     with _ended_on_failure(begun, sandbox, work):
-        resumption = _resumption(sandbox, manifest)
-        took = _by_criu(folder, manifest, sandbox, criu=criu, mark=mark, work=work)
-        where = gpus() if gpus else None
-        cuda = resumption.finish(where) if resumption else None
-        if manifest.scheduling:
-            schedule_again(sandbox, manifest.scheduling)
-    return Replica(
-        name=begun.name,
-        sandbox=sandbox,
-        work=work,
-        sandbox_s=sandbox_s,
-        side_files_s=took.side_files_s,
-        criu_s=took.criu_s,
-        cuda=cuda,
-        began_at=started,
-        gpus=where.gpus if where else (),
+        return _filled(empty, folder, manifest, criu=criu, mark=mark, gpus=gpus)
+
+
+def _filled(
+    replica: Replica,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    criu: Criu,
+    mark: Mark | None,
+    gpus: Callable[[], GpuMap | None] | None,
+) -> Replica:
+    """Run CRIU, move GPU state back, and schedule threads as before."""
+    sandbox = replica.sandbox
+    resumption = _resumption(sandbox, manifest)
+    took = _by_criu(folder, manifest, sandbox, criu=criu, mark=mark, work=replica.work)
+    where = gpus() if gpus else None
+    cuda = resumption.finish(where) if resumption else None
+    schedule_again(sandbox, manifest.scheduling)
+    return replica._replace(
+        side_files_s=took.side_files_s, criu_s=took.criu_s, cuda=cuda, gpus=where.gpus if where else ()
     )
 
 
