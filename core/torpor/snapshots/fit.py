@@ -20,6 +20,7 @@ from torpor.snapshots.machines import machine_differences
 from torpor.snapshots.store.failures import bad_reason
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.here import AS_CAPTURED, read_here
 from torpor.snapshots.store.paths import cache_root
 from torpor.values.plain_text import plain
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.recipe import Recipe
     from torpor.snapshots.criu.program import Criu
     from torpor.snapshots.gpu.placement import GpuMap, Placement
+    from torpor.snapshots.store.here import Here
     from torpor.snapshots.store.manifest import DeploymentFacts, Manifest
 
 __all__ = [
@@ -69,7 +71,7 @@ def misfits(
         reasons.append(str(error))
     reasons += unfit_gpus(manifest, replicas=replicas)
     try:
-        _, _, differences = loaded_here(manifest, lifecycle)
+        _, _, differences = loaded_here(manifest, lifecycle, read_here(folder))
         reasons += differences
     except TorporError as error:
         reasons.append(f"its app file cannot be used: {error}")
@@ -148,12 +150,15 @@ def placed_gpus(
     return placed_here(made_on.driver, made_on.gpus, needed, replicas=replicas, chosen=chosen, occupied=occupied)
 
 
-def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecycle, Recipe, list[str]]:
+def loaded_here(
+    manifest: Manifest, lifecycle: Lifecycle | None, here: Here = AS_CAPTURED
+) -> tuple[Lifecycle, Recipe, list[str]]:
     """The deployment of the snapshot's app file as it is now, and how it differs from the captured one.
 
     Args:
         manifest: the snapshot's.
         lifecycle: of the deployment, if its app file was imported already.
+        here: where the snapshot's files lie on this machine.
 
     Raises:
         TorporError: the app file cannot be used.
@@ -161,10 +166,11 @@ def loaded_here(manifest: Manifest, lifecycle: Lifecycle | None) -> tuple[Lifecy
     from torpor.app_file import load_app  # noqa: PLC0415 - app_file: 14 ms beside CRIU's work
     from torpor.build_steps.relocation import relocate  # noqa: PLC0415
 
-    found = lifecycle or load_app(manifest.app_file).lifecycle
+    found = lifecycle or load_app(here.app_file or here.path(manifest.app_file)).lifecycle
     deployment = found.deployment
     recipe = relocate(found.recipe(), cache_root(), deployment.name)
-    return found, recipe, list(different_deployment(manifest.deployment, deployment_facts(deployment, recipe)))
+    facts = here.as_captured(deployment_facts(deployment, recipe))
+    return found, recipe, list(different_deployment(manifest.deployment, facts))
 
 
 def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.store.fields import NEW_ONE
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import checked, real_folder, unchanged
+from torpor.snapshots.store.here import AS_CAPTURED
 from torpor.snapshots.store.manifest import IMAGES
 from torpor.snapshots.store.paths import release_work_folder, work_folder
 from torpor.snapshots.store.stored import inspect, read_identity
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.gpu.placement import GpuMap, GpuPlace
     from torpor.snapshots.sandbox.first_process import FirstProcess
     from torpor.snapshots.store.folder import Mark
+    from torpor.snapshots.store.here import Here
     from torpor.snapshots.store.manifest import Manifest
     from torpor.snapshots.store.stored import Identity
 
@@ -117,16 +119,24 @@ def read_snapshot(folder: Path) -> tuple[Manifest, Identity]:
     return inspect(folder), read_identity(folder)
 
 
-def begin_sandbox(manifest: Manifest, name: str, *, first: FirstProcess | None = None) -> StartingSandbox:
+def begin_sandbox(
+    manifest: Manifest, name: str, *, first: FirstProcess | None = None, here: Here = AS_CAPTURED
+) -> StartingSandbox:
     """Begin an empty sandbox for a replica; it gets ready by itself.
 
     Args:
         manifest: of the snapshot.
         name: of the replica.
         first: a first process that was started earlier; a new one by default.
+        here: where the snapshot's files lie on this machine.
     """
     return StartingSandbox(
-        name, mode=manifest.mode, scratch=Path(manifest.scratch), clock=_clock(manifest), first=first
+        name,
+        mode=manifest.mode,
+        scratch=Path(manifest.scratch),
+        clock=_clock(manifest),
+        first=first,
+        moved=here.moved,
     )
 
 

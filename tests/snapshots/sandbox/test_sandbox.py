@@ -608,3 +608,57 @@ def test_a_first_process_without_a_configuration_ends_with_its_owner() -> None:
         first = psutil.Process(int(owner.stdout.readline()))
         owner.kill()
     assert wait_for(lambda: not is_running(first), 10.0)
+
+
+LOOK = """
+import os, sys
+place = sys.argv[1]
+print(sorted(os.listdir(place)), sorted(os.listdir(os.path.dirname(os.path.dirname(place)))), flush=True)
+open(place + "/written", "x").close()
+"""
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder; nothing if it is missing."""
+    return sorted(one.name for one in folder.glob("*"))
+
+
+@pytest.mark.parametrize("place", ["beside/deep/cache", "/usr/torpor-absent/cache"])
+def test_a_folder_is_shown_at_another_path(mode: Mode, tmp_path: Path, place: str) -> None:
+    """With its files, whatever is missing on the way; what lies beside stays, and the machine gets no new folder."""
+    cache, parent = tmp_path / "here", tmp_path / "world"
+    for folder in (cache, parent):
+        folder.mkdir()
+    (cache / "one").touch()
+    (parent / "file").touch()
+    (parent / "link").symlink_to("file")
+    inside = parent / place
+    beside = sorted({*names(inside.parents[1]), inside.parent.name})
+    begun = StartingSandbox("one", mode=mode, scratch=inside / "box", moved=[(str(inside), str(cache))])
+    with begun.ready(10.0) as sandbox:
+        ran = sandbox.run([sys.executable, "-c", LOOK, str(inside)], timeout_s=20.0)
+        assert ran.output == f"{['box', 'one']} {beside}\n"
+        listed = sandbox.run(["ls", str(parent)], timeout_s=20.0)
+        assert {"file", "link"} <= set(listed.output.split())
+    assert (cache / "written").exists()
+    assert not inside.parent.exists()
+    assert names(parent) == ["file", "link"]
+
+
+def test_a_folder_that_is_there_is_covered_by_the_moved_one(mode: Mode, tmp_path: Path) -> None:
+    """Another user's cache may lie at the path of the capture."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    moved = [(str(tmp_path / "there"), str(tmp_path / "here"))]
+    begun = StartingSandbox("one", mode=mode, scratch=tmp_path / "there" / "box", moved=moved)
+    with begun.ready(10.0) as sandbox:
+        assert set(sandbox.run(["ls", str(tmp_path / "there")], timeout_s=20.0).output.split()) == {"box", "here"}
+    assert names(tmp_path / "there") == ["there"]
+
+
+def test_a_place_at_the_root_of_the_file_system_is_refused(mode: Mode, tmp_path: Path) -> None:
+    """It cannot be made in the sandbox alone; the error names it."""
+    begun = StartingSandbox("one", mode=mode, scratch=tmp_path / "box", moved=[("/torpor-absent/cache", str(tmp_path))])
+    with pytest.raises(SnapshotError, match=r"furnish the sandbox \(/\): Read-only file system"):
+        begun.ready(10.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.build_steps.local import run_build_steps
@@ -12,7 +11,7 @@ from torpor.snapshots.gpu.choice import visible_devices
 from torpor.snapshots.restore import Replica
 from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.sandbox.starter import SandboxStarter
-from torpor.snapshots.store.paths import cache_root, work_folder
+from torpor.snapshots.store.paths import cache_root, scratch_folder, work_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +51,7 @@ def _empty_replica(attempt: Attempt, manifest: Manifest, boot: Boot) -> Replica:
     """Run the build steps, and create the sandbox."""
     began_at = time.perf_counter()
     run_build_steps(boot.recipe, cache_root())
-    begun = attempt.begin(lambda: StartingSandbox(boot.replica, mode=manifest.mode, scratch=Path(manifest.scratch)))
+    begun = attempt.begin(lambda: StartingSandbox(boot.replica, mode=manifest.mode, scratch=scratch_folder()))
     sandbox = begun.ready(_SANDBOX_TIMEOUT_S)
     return Replica(
         name=boot.replica,

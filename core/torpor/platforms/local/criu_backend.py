@@ -19,6 +19,7 @@ from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_repli
 from torpor.snapshots.sandbox.start import create_sandbox
 from torpor.snapshots.sandbox.starter import SandboxStarter
 from torpor.snapshots.store.folder import real_folder
+from torpor.snapshots.store.here import read_here
 from torpor.snapshots.store.hold import Hold
 from torpor.snapshots.store.paths import criu_prefix, release_work_folder, scratch_folder, snapshot_folder
 from torpor.snapshots.targets import check_target, check_writable
@@ -179,7 +180,8 @@ class CriuBackend:
         self._held(folder, used=True)
         began = time.perf_counter()
         try:
-            replica = restore_replica(folder, manifest, criu=criu, begun=begin_sandbox(manifest, boot.deployment.name))
+            begun = begin_sandbox(manifest, boot.deployment.name, here=read_here(real_folder(folder)))
+            replica = restore_replica(folder, manifest, criu=criu, begun=begun)
         except Exception as error:
             failed = failed_restore(
                 deployment=boot.deployment.name,

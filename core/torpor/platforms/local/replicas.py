@@ -38,6 +38,7 @@ from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_repli
 from torpor.snapshots.store.failures import forget_failures, note_failure
 from torpor.snapshots.store.files import damaged_files
 from torpor.snapshots.store.folder import checked, real_folder
+from torpor.snapshots.store.here import read_here
 from torpor.snapshots.store.hold import Hold
 from torpor.snapshots.store.paths import logs_folder
 from torpor.telemetry.stage_report import StageReport
@@ -148,6 +149,7 @@ class Replicas:
         self._tell = on_event or ReplicaEvent.log
         self._mark = checked(self.folder)
         self.manifest, self._identity = read_snapshot(self.folder)
+        self._here = read_here(self.folder)
         self._begin_with_none()
 
     def _begin_with_none(self) -> None:
@@ -315,7 +317,7 @@ class Replicas:
 
     def _begin(self, attempt: Attempt, first: FirstProcess | None = None) -> StartingSandbox:
         name = self._next_name()
-        return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first))
+        return attempt.begin(lambda: begin_sandbox(self.manifest, name, first=first, here=self._here))
 
     def _restored(
         self,
@@ -402,7 +404,7 @@ class Replicas:
 
     def _loaded(self) -> tuple[Lifecycle, Recipe, list[str]]:
         try:
-            found, recipe, differences = loaded_here(self.manifest, self._lifecycle)
+            found, recipe, differences = loaded_here(self.manifest, self._lifecycle, self._here)
         except ConfigurationError as error:
             raise misfit(self.folder, [f"its app file cannot be used: {error}"]) from error
         self._app_host = found.deployment.host
@@ -556,13 +558,15 @@ class Replicas:
         """Check the snapshot again, which may have changed, and restore another replica of the same deployment."""
         mark = checked(self.folder)
         manifest, identity = read_snapshot(self.folder)
+        here = read_here(self.folder)
         lifecycle, recipe = self._loaded_app()
-        differences = different_deployment(manifest.deployment, deployment_facts(lifecycle.deployment, recipe))
+        facts = here.as_captured(deployment_facts(lifecycle.deployment, recipe))
+        differences = different_deployment(manifest.deployment, facts)
         if differences:
             raise misfit(
                 self.folder, differences
             )  # the snapshot is another deployment's: change no state of this object
-        self._mark, self.manifest, self._identity = mark, manifest, identity
+        self._mark, self.manifest, self._identity, self._here = mark, manifest, identity, here
         criu = self._verified_criu(1)
         if reasons := changed_files(self.folder, full=self._full):
             raise misfit(self.folder, reasons)

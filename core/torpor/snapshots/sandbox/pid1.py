@@ -34,10 +34,12 @@ if TYPE_CHECKING:
         """What the owner sends on standard input; paths are inside the sandbox, `listener` and `owner` are descriptors.
 
         `clock` is the text for timens_offsets; `private` holds mount points and their modes; the first of `folders` is TMPDIR.
+        `moved` holds folders: the path inside, and the path on this machine.
         """
 
         rootless: bool
         clock: str
+        moved: list[tuple[str, str]]
         private: list[tuple[str, str]]
         folders: list[str]
         log: str
@@ -53,7 +55,8 @@ READY = b"ready"
 
 _CLONE_NEWTIME, _CLONE_NEWNS, _CLONE_NEWIPC = 0x80, 0x20000, 0x8000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x8, 0x4000, 0x40000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+_EROFS, _EMLINK, _MOST_SHOWN = 30, 31, 1024
 _SIOCSIFFLAGS, _IFF_UP_AND_RUNNING, _IFNAMSIZ, _IFREQ_BYTES = 0x8914, 0x41, 16, 40
 _FALLOC_FL_KEEP_SIZE_AND_PUNCH_HOLE = 0x3
 _LOG_BYTES, _LOG_LOOK_S, _BLOCK_BYTES = 1 << 20, 2.0, 512
@@ -115,6 +118,8 @@ def _furnish(config: Config) -> None:
     _check("make mounts private", _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
     _mount("proc", "/proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "")
     try:
+        for inside, here in config["moved"]:
+            _show_at(here, inside)
         for folder, mode in config["private"]:
             os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 - it may lie in the private folder before
             _mount("tmpfs", folder, _MS_NOSUID | _MS_NODEV, f"mode={mode}")
@@ -127,6 +132,51 @@ def _furnish(config: Config) -> None:
         os.chdir("/")
     except OSError as error:
         raise StepError(f"furnish the sandbox ({error.filename or 'lo'})", error.errno) from error
+
+
+def _show_at(here: str, inside: str) -> None:
+    """Show a folder of this machine at another path, too. What is missing on the way is made in this namespace only."""
+    folder = os.open(here, os.O_PATH | os.O_DIRECTORY)  # first: a parent may be covered below
+    reached = ""
+    for part in inside.split("/")[1:]:
+        following = f"{reached}/{part}"
+        if not os.path.isdir(following):  # noqa: PTH112
+            _cover(reached or "/")
+            os.makedirs(inside, 0o755)  # noqa: PTH103
+            break
+        reached = following
+        if not os.access(reached, os.X_OK) and reached != inside:
+            _mount("tmpfs", reached, _MS_NOSUID | _MS_NODEV, "mode=755")
+            os.makedirs(inside, 0o755)  # noqa: PTH103
+            break
+    _bind(f"/proc/self/fd/{folder}", inside)
+    os.close(folder)
+
+
+def _cover(folder: str) -> None:
+    """Make a folder writable in this namespace: an empty one takes its place, in which everything of the old one is shown."""
+    if folder == "/":
+        raise OSError(_EROFS, os.strerror(_EROFS), folder)
+    below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    names = os.listdir(below)  # noqa: PTH208
+    if len(names) > _MOST_SHOWN:
+        raise OSError(_EMLINK, os.strerror(_EMLINK), folder)
+    _mount("tmpfs", folder, _MS_NOSUID | _MS_NODEV, "mode=755")
+    for name in names:
+        old, new = f"/proc/self/fd/{below}/{name}", f"{folder}/{name}"
+        if os.path.islink(old):  # noqa: PTH114
+            os.symlink(os.readlink(old), new)  # noqa: PTH115, PTH211
+            continue
+        if os.path.isdir(old):  # noqa: PTH112
+            os.mkdir(new)  # noqa: PTH102
+        else:
+            os.close(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600))
+        _bind(old, new)
+    os.close(below)
+
+
+def _bind(old: str, new: str) -> None:
+    _check(f"show a folder at {new}", _libc.mount(os.fsencode(old), os.fsencode(new), None, _MS_BIND | _MS_REC, None))
 
 
 def _mount(kind: str, folder: str, flags: int, options: str) -> None:

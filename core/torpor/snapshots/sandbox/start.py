@@ -63,7 +63,11 @@ def create_sandbox(
 class StartingSandbox:
     """A sandbox whose first process makes it ready by itself, which takes 30 ms. Call `ready` or `end`.
 
-    The arguments are those of `create_sandbox`, and `first`: a first process that was started before.
+    The arguments are those of `create_sandbox`, and two more:
+
+        first: a first process that was started before.
+        moved: folders that are to be seen at other paths: path inside, path on this machine. Parents that are missing, or closed
+            to this user, are made inside of the sandbox only.
 
     Attributes:
         name: for messages.
@@ -82,8 +86,10 @@ class StartingSandbox:
         private: Sequence[Path] = (),
         clock: Clock | None = None,
         first: FirstProcess | None = None,
+        moved: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.name = name
+        self._moved = [*moved]
         self.ended = False
         self._mode, self._scratch = mode, scratch
         # An outer folder comes before the folders in it, which would be hidden otherwise.
@@ -93,7 +99,7 @@ class StartingSandbox:
         self._sandbox: Sandbox | None = None
         self._first = first or FirstProcess(name)
         with self._first:
-            _make_mount_point(name, scratch)
+            _make_mount_point(name, _on_this_machine(scratch, moved))
             self._channel = Channel.bound(name, self._first.listener)
             self._first.configure(self._config(clock))
             self._outer = self._first.process
@@ -141,6 +147,7 @@ class StartingSandbox:
         return {
             "rootless": self._mode == "rootless",
             "clock": _clock_offsets(clock) if clock else "",
+            "moved": self._moved,
             "private": [(str(folder), "0700" if folder == self._scratch else "1777") for folder in self._private],
             "folders": [str(self._scratch / "tmp"), str(self._scratch / "log")],
             "log": str(self._scratch / ENGINE_LOG),
@@ -167,6 +174,14 @@ class StartingSandbox:
         return SnapshotError(
             f"Sandbox {self.name!r} cannot be made: its first process ended at once. Its output: {self._first.words()}"
         )
+
+
+def _on_this_machine(scratch: Path, moved: Sequence[tuple[str, str]]) -> Path:
+    """Where a path inside of the sandbox lies on this machine."""
+    for inside, here in moved:
+        if scratch.is_relative_to(inside):
+            return here / scratch.relative_to(inside)
+    return scratch
 
 
 def _make_mount_point(name: str, scratch: Path) -> None:

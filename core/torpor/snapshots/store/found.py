@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.store.fields import NEW_ONE, shown
-from torpor.snapshots.store.manifest import FAILURES, IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
+from torpor.snapshots.store.manifest import FAILURES, HERE, IMAGES, LOGS, MANIFEST, MANIFEST_BYTES, OUTSIDE, PRIVATE
 from torpor.snapshots.store.reading import check_owned, opened_folder, read_json
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["found_instead", "mounted_inside"]
 
-_PARTS = {MANIFEST, PRIVATE, OUTSIDE, IMAGES, LOGS, FAILURES}
+_PARTS = {MANIFEST, PRIVATE, OUTSIDE, IMAGES, LOGS, FAILURES, HERE}
 _SHOWN = 5
 _LONGEST_PATH = 4096
 _ESCAPED = re.compile(rb"\\([0-7]{3})")  # proc(5): blanks and the like in a mount point
@@ -92,7 +92,7 @@ def _others(content: Mapping[str, object], names: list[str]) -> str:
     """Files beside the parts of a snapshot."""
     listed = content.get("files")
     own = _PARTS | {str(path).partition("/")[0] for path in listed} if isinstance(listed, dict) else _PARTS
-    others = [name for name in names if name not in own and not name.startswith(f".{FAILURES}.")]
+    others = [name for name in names if name not in own and not name.startswith((f".{FAILURES}.", f".{HERE}."))]
     return f"beside a snapshot it holds {_listed(others)}, which Torpor did not write" if others else ""
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILURES",
     "HEAD_BYTES",
+    "HERE",
     "IMAGES",
     "LAST_TIME_S",
     "LOGS",
@@ -50,6 +51,7 @@ SCHEMA = 6
 """Version of the format of a snapshot's folder."""
 
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
+HERE = "here.json"  # written by a pull; see `torpor.snapshots.store.here`
 FAILURES = "failures.json"  # written after the capture; see `torpor.snapshots.store.failures`
 LAST_TIME_S = 253_402_300_799
 """The last Unix time of the year 9999; `time.localtime` cannot show a later one."""

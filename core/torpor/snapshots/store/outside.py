@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import DamagedSnapshotError
 from torpor.snapshots.store.fields import NEW_ONE
+from torpor.snapshots.store.here import read_here
 from torpor.snapshots.store.manifest import OUTSIDE
 from torpor.snapshots.store.reading import read_part
 
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Noted", "difference", "file_hash", "hashed_bytes", "noted_files", "noted_folder", "outside_files"]
+    from torpor.snapshots.store.fields import Fields
+
+__all__ = [
+    "Noted",
+    "difference",
+    "entries",
+    "file_hash",
+    "hashed_bytes",
+    "noted_files",
+    "noted_folder",
+    "outside_files",
+]
 
 _OUTSIDE_BYTES = 64 << 20
 _WHOLE_BYTES = 16 << 20
@@ -61,7 +73,7 @@ def outside_files(folder: Path) -> tuple[str, ...]:
 
 
 def noted_files(folder: Path) -> Iterator[Noted]:
-    """The files outside of a snapshot that it depends on, as they were at the capture.
+    """The files outside of a snapshot that it depends on, by their paths here.
 
     Raises:
         DamagedSnapshotError: there is no list of them, or it is damaged.
@@ -70,6 +82,17 @@ def noted_files(folder: Path) -> Iterator[Noted]:
         fields = read_part(folder, OUTSIDE, most=_OUTSIDE_BYTES)
     except OSError as error:
         raise DamagedSnapshotError(f"{folder / OUTSIDE} cannot be read ({error.strerror}); {NEW_ONE}") from error
+    here = read_here(folder)
+    for entry in entries(fields):
+        yield entry._replace(name=here.path(entry.name), changed=here.changed.get(entry.name, entry.changed))
+
+
+def entries(fields: Fields) -> Iterator[Noted]:
+    """The entries of a list of outside files, as a capture wrote it.
+
+    Raises:
+        DamagedSnapshotError: one of them is damaged.
+    """
     for name in fields.names():
         match noted := fields.take(name):
             case [int(size), int() | str() as changed, str(content), bool(opened)] if _is_path(name):
