@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torpor.telemetry.stages import RESTORE_STAGES, Stage
+from torpor.telemetry.stages import FETCH_STAGES, RESTORE_STAGES, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ GROUPS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "load": ("engine start", (Stage.LAUNCH, Stage.READY)),
     "warm": ("warm-up, canary", (Stage.WARMUP, Stage.CANARY, Stage.CANARY_CHECK)),
     "sleep": ("falling asleep", (Stage.DRAIN, Stage.PRE_SNAPSHOT)),
-    "snapshot": ("snapshot", RESTORE_STAGES),
+    "snapshot": ("snapshot", (*FETCH_STAGES, *RESTORE_STAGES)),
     "wake": ("wake, opening", (Stage.POST_RESTORE, Stage.SERVE)),
     "answer": ("first answer", (Stage.FIRST_ANSWER,)),
 }

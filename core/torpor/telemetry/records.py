@@ -21,6 +21,7 @@ __all__ = [
     "StageRecord",
     "described",
     "failed_restore",
+    "fetched_stage",
     "read_records",
 ]
 
@@ -100,6 +101,25 @@ def failed_restore(
         restarts=restarts,
         deployment=deployment,
         replica=replica,
+    )
+
+
+def fetched_stage(stage: str, seconds: float, *, deployment: str) -> StageRecord:
+    """The record of a stage that brought a snapshot from a store onto this machine.
+
+    Args:
+        stage: of `torpor.telemetry.stages.FETCH_STAGES`.
+        seconds: how long it took.
+        deployment: the deployment's name.
+    """
+    return StageRecord(
+        stage=stage,
+        seconds=seconds,
+        boot="restored",
+        replica_id="",
+        restore_count=0,
+        ended_at=time.time(),
+        deployment=deployment,
     )
 
 

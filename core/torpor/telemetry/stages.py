@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["LIFECYCLE_STAGES", "RESTORE_STAGES", "Stage"]
+__all__ = ["FETCH_STAGES", "LIFECYCLE_STAGES", "RESTORE_STAGES", "Stage"]
 
 
 class Stage(StrEnum):
     """A stage of a start, in the order of a start. The value is its name in records, logs, metrics and pages."""
 
     PROCESS = "process"  # `torpor bench`: from the start of the command to its first stage
+    OPEN = "open"  # a snapshot of a store: its manifest is read, its signature checked
+    COMPARE = "compare"  # this machine and its files are compared with that manifest
+    PULL_WEIGHTS = "pull_weights"  # kept weights are fetched
+    PULL = "pull"  # the snapshot is fetched
     VERIFY = "verify"  # `torpor bench`: the snapshot's files and this machine are compared with the manifest
     SANDBOX = "sandbox"
     SIDE_FILES = "side_files"
@@ -33,6 +37,9 @@ class Stage(StrEnum):
 
 RESTORE_STAGES = (Stage.SANDBOX, Stage.SIDE_FILES, Stage.CRIU, Stage.CUDA, Stage.RESTORE)
 """Stages of a local restore before the engine wakes; CUDA with a GPU only."""
+
+FETCH_STAGES = (Stage.OPEN, Stage.COMPARE, Stage.PULL_WEIGHTS, Stage.PULL)
+"""Stages that bring a snapshot from a store onto this machine."""
 
 LIFECYCLE_STAGES = (
     Stage.PREFLIGHT,

@@ -16,10 +16,12 @@ from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import LocalServer
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime.supervision import WAKE_FAILED, ReplicaEvent
+from torpor.snapshots import remote
 from torpor.snapshots.fit import misfits
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.stored import inspect
 from torpor.snapshots.targets import check_target
+from torpor.telemetry.records import fetched_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
+    from torpor.snapshots.remote.source import Source
     from torpor.telemetry.records import BootKind, StageRecord
     from torpor.telemetry.stage_report import StageReport
 
@@ -55,6 +58,8 @@ class StartOptions:
 
     Attributes:
         snapshot: a snapshot's folder; None starts cold.
+        source: a snapshot of a store, in place of `snapshot`. If it fits, it is pulled and restored; else the server starts cold.
+            Nothing is captured into the store or pushed to it.
         backend: the snapshot backend of a server without `snapshot`; with `snapshot` a `CriuBackend` keeps it there.
         prove: whether a new snapshot is restored on trial before it is put in place; see `CriuBackend`.
         host: address of the gateway of a server with a snapshot; the deployment's by default.
@@ -70,6 +75,7 @@ class StartOptions:
     """
 
     snapshot: Path | None = None
+    source: Source | None = None
     backend: SnapshotBackend | None = None
     prove: bool | None = None
     host: str | None = None
@@ -100,15 +106,15 @@ def start_here(app: App, options: StartOptions) -> LocalServer | Replicas:
         TorporError: the cold start failed; nothing is left running.
     """
     tell_warnings(app.deployment)  # a cold start would warn in `LocalServer`, a restore has none
-    failed = False
-    if options.snapshot is not None:
-        way = _way(app.lifecycle, options.snapshot)
+    way, snapshot = _chosen_way(app, options)
+    if way is not None:
         _tell(options, way)
-        if way.boot == "restored":
-            replicas = _restored(app, options.snapshot, options)
-            if replicas is not None:
-                return replicas
-            failed = True
+    failed = False
+    if snapshot is not None:
+        replicas = _restored(app, snapshot, options)
+        if replicas is not None:
+            return replicas
+        failed = True
     return _started_cold(app, options, failed=failed)
 
 
@@ -178,6 +184,28 @@ def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
         return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
     except SnapshotError as error:
         return (str(error),)
+
+
+def _chosen_way(app: App, options: StartOptions) -> tuple[Way | None, Path | None]:
+    """The way to start, if a snapshot was named, and the snapshot to restore, if it fits."""
+    if options.source is not None:
+        return _pulled(app, options.source, options.report)
+    if options.snapshot is not None:
+        way = _way(app.lifecycle, options.snapshot)
+        return way, options.snapshot if way.boot == "restored" else None
+    return None, None
+
+
+def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, Path | None]:
+    """The way to start with a snapshot of a store, and its folder once it is here."""
+    try:
+        fetched = remote.fetch(source, app)
+    except SnapshotError as error:
+        return Way("cold", f"cold: the snapshot {source.url} is not restored: {error}"), None
+    if report is not None:
+        for one in fetched.stages:
+            report.end(fetched_stage(one.stage, one.seconds, deployment=app.deployment.name))
+    return Way("restored", f"restored: the snapshot {source.url} fits; {fetched.described()}"), fetched.folder
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:

@@ -3,9 +3,24 @@
 push         cuts a snapshot into chunks, sends those that the store lacks, and writes the manifest last
 opening      reads a manifest of the store: who signed it, what is in the snapshot; fetches no chunk
 pull         fetches the chunks of an opened snapshot, checks each, and puts the folder in its place
+portable     what a push sends beside the folder: kept weights, hashes of open files
+comparing    whether an opened snapshot fits this machine: every reason against it, before a chunk is fetched
+fetching     compare, fetch, and note where its files lie here: for `up` and `restore` with a URL
+source       a snapshot of a store as a start is given it
 listing      which snapshots a store holds
 
 values       what the others hand to each other
 location     a URL: the store, and the name of a snapshot in it
 store        the store's files, over fsspec: attempts, deadlines, complete writes
 """
+
+from typing import TYPE_CHECKING
+
+from torpor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from torpor.snapshots.remote.fetching import fetch
+
+__all__ = ["fetch"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"torpor.snapshots.remote.fetching": ("fetch",)})

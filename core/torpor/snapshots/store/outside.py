@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Noted",
+    "changed_now",
     "difference",
     "entries",
     "file_hash",
@@ -123,6 +124,21 @@ def difference(entry: Noted, *, full: bool) -> str:
         # The content decides if it was hashed; otherwise only the time can.
         same = file_hash(entry.name) == entry.content if entry.content else facts.st_mtime_ns == entry.changed
     return "" if same else f"{entry.name}, which the engine has open or read, has changed since"
+
+
+def changed_now(name: str) -> int | str | None:
+    """The time of change of a file as it is now, or a folder's digest; None if it is missing.
+
+    Args:
+        name: absolute path; a folder's ends with `/`.
+    """
+    if name.endswith("/"):
+        count, quick = _quick(name)
+        return quick if count else None
+    try:
+        return os.stat(name).st_mtime_ns  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
 
 
 def _folder_difference(entry: Noted, *, full: bool) -> str:

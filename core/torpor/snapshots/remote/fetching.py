@@ -1,0 +1,150 @@
+"""Get a snapshot from a store onto this machine: compare first, then fetch, then note where its files lie.
+
+    compare        every reason against it, in one error; nothing was fetched
+    kept weights   fetched once for this machine, into the cache root
+    pull           the snapshot's folder, below the cache root, named by its content
+    here.json      where its files lie here, so that later starts compare sizes and times only
+
+A restore begins when every file is there: CRIU reads pages in any order, and the check of a whole file is its last byte's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import SnapshotError
+from torpor.snapshots.fit import changed_files
+from torpor.snapshots.remote.comparing import compare, misfit_here, where
+from torpor.snapshots.remote.opening import open_remote
+from torpor.snapshots.remote.pull import pull, pull_file
+from torpor.snapshots.store.here import read_here
+from torpor.snapshots.store.index import note
+from torpor.snapshots.store.manifest import MANIFEST, StageTime
+from torpor.snapshots.store.outside import changed_now
+from torpor.snapshots.store.paths import cache_root
+from torpor.telemetry.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.app_file import App
+    from torpor.snapshots.remote.comparing import Missing
+    from torpor.snapshots.remote.source import Source
+    from torpor.snapshots.remote.values import RemoteSnapshot
+    from torpor.snapshots.store.here import Here
+
+__all__ = ["Fetched", "fetch", "pulled_folder"]
+
+_DIGITS = 16
+
+
+class Fetched(NamedTuple):
+    """A snapshot of a store that is on this machine now, and fits.
+
+    Attributes:
+        folder: its folder.
+        already: whether it was here before; then nothing was compared or fetched.
+        fetched_bytes: bytes that were read from the store, kept weights included.
+        stages: how long each part took.
+    """
+
+    folder: Path
+    already: bool
+    fetched_bytes: int
+    stages: tuple[StageTime, ...]
+
+    def described(self) -> str:
+        """One line for people."""
+        if self.already:
+            return f"pulled before: {self.folder}"
+        took = ", ".join(f"{one.stage} {one.seconds:.3f}" for one in self.stages)
+        return f"pulled {self.fetched_bytes / 1e6:.0f} MB into {self.folder}: {took} s"
+
+
+def fetch(source: Source, app: App | None = None) -> Fetched:
+    """Get a snapshot onto this machine; a second start, or another process, fetches nothing again.
+
+    Args:
+        source: the snapshot.
+        app: the app to serve; by default the snapshot's own app file.
+
+    Raises:
+        SnapshotMisfitError: it does not fit this machine; every reason is listed, nothing was fetched.
+        ConfigurationError: the URL or a key is wrong, or a package is missing.
+        SnapshotError: the store cannot be read, nobody trusted signed, or the disk has too little room.
+    """
+    began = time.perf_counter()
+    remote = open_remote(source.url, trust=source.trust, identity=source.identity)
+    stages = [_since(Stage.OPEN, began)]
+    folder = pulled_folder(remote)
+    if _is_here(folder, where(remote.manifest, app)):
+        return Fetched(folder, already=True, fetched_bytes=0, stages=tuple(stages))
+    began = time.perf_counter()
+    compared = compare(remote, app)
+    if compared.reasons:
+        raise misfit_here(source.url, compared.reasons)
+    stages.append(_since(Stage.COMPARE, began))
+    size, here = 0, compared.here
+    began = time.perf_counter()
+    for missing in compared.missing:
+        size += _fetched_once(remote, missing)
+        changed = changed_now(str(missing.target))
+        here = here._replace(changed={**here.changed, missing.captured: changed or 0})
+    if compared.missing:
+        stages.append(_since(Stage.PULL_WEIGHTS, began))
+    began = time.perf_counter()
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pulled = pull(remote, folder)
+    here.write(folder)
+    note(folder)
+    stages.append(_since(Stage.PULL, began))
+    return Fetched(folder, already=False, fetched_bytes=size + pulled.fetched_bytes, stages=tuple(stages))
+
+
+def pulled_folder(remote: RemoteSnapshot) -> Path:
+    """Where a snapshot of a store lies on this machine: below the cache root, named by its content."""
+    name = remote.manifest.deployment.name.replace("/", "_")
+    return cache_root() / "snapshots" / f"{name}-{remote.digest[:_DIGITS]}"
+
+
+def _is_here(folder: Path, wanted: Here) -> bool:
+    """Whether an earlier pull into this folder is complete, for this cache root and app file, and its outside files fit."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        here = read_here(folder)
+        same = (here.moved, here.app_file) == (wanted.moved, wanted.app_file) and bool(here.changed)
+        return same and not changed_files(folder)
+    except SnapshotError:
+        return False
+
+
+def _fetched_once(remote: RemoteSnapshot, missing: Missing) -> int:
+    """Fetch kept weights, unless another process did so meanwhile; the bytes that were read from the store."""
+    missing.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = changed_now(str(missing.target))
+    with _alone(missing.target):
+        if changed_now(str(missing.target)) != before:
+            return 0
+        return pull_file(remote, missing.file, missing.target)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Wait until no other process fetches the same file."""
+    lock = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a disk without locks: both fetch, and the second one wins
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _since(stage: Stage, began: float) -> StageTime:
+    return StageTime(stage=stage.value, seconds=time.perf_counter() - began)
