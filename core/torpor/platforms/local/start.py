@@ -199,13 +199,13 @@ def _chosen_way(app: App, options: StartOptions) -> tuple[Way | None, Path | Non
 def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, Path | None]:
     """The way to start with a snapshot of a store, and its folder once it is here."""
     try:
-        fetched = remote.fetch(source, app)
+        obtained = remote.obtain(source, app)
     except SnapshotError as error:
         return Way("cold", f"cold: the snapshot {source.url} is not restored: {error}"), None
     if report is not None:
-        for one in fetched.stages:
+        for one in obtained.stages:
             report.end(fetched_stage(one.stage, one.seconds, deployment=app.deployment.name))
-    return Way("restored", f"restored: the snapshot {source.url} fits; {fetched.described()}"), fetched.folder
+    return Way("restored", f"restored: the snapshot {source.url} fits; {obtained.described()}"), obtained.folder
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:

@@ -5,7 +5,7 @@ opening      reads a manifest of the store: who signed it, what is in the snapsh
 pull         fetches the chunks of an opened snapshot, checks each, and puts the folder in its place
 portable     what a push sends beside the folder: kept weights, hashes of open files
 comparing    whether an opened snapshot fits this machine: every reason against it, before a chunk is fetched
-fetching     compare, fetch, and note where its files lie here: for `up` and `restore` with a URL
+obtaining    compare, fetch, and note where its files lie here: for `up` and `restore` with a URL
 source       a snapshot of a store as a start is given it
 listing      which snapshots a store holds
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from torpor.snapshots.remote.fetching import fetch
+    from torpor.snapshots.remote.obtaining import obtain
 
-__all__ = ["fetch"]
+__all__ = ["obtain"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"torpor.snapshots.remote.fetching": ("fetch",)})
+__getattr__, __dir__ = lazy_names(__name__, {"torpor.snapshots.remote.obtaining": ("obtain",)})

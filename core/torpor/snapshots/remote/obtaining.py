@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from torpor.snapshots.remote.values import RemoteSnapshot
     from torpor.snapshots.store.here import Here
 
-__all__ = ["Fetched", "fetch", "pulled_folder"]
+__all__ = ["Obtained", "obtain", "pulled_folder"]
 
 _DIGITS = 16
 
 
-class Fetched(NamedTuple):
+class Obtained(NamedTuple):
     """A snapshot of a store that is on this machine now, and fits.
 
     Attributes:
@@ -66,7 +66,7 @@ class Fetched(NamedTuple):
         return f"pulled {self.fetched_bytes / 1e6:.0f} MB into {self.folder}: {took} s"
 
 
-def fetch(source: Source, app: App | None = None) -> Fetched:
+def obtain(source: Source, app: App | None = None) -> Obtained:
     """Get a snapshot onto this machine; a second start, or another process, fetches nothing again.
 
     Args:
@@ -83,7 +83,7 @@ def fetch(source: Source, app: App | None = None) -> Fetched:
     stages = [_since(Stage.OPEN, began)]
     folder = pulled_folder(remote)
     if _is_here(folder, where(remote.manifest, app)):
-        return Fetched(folder, already=True, fetched_bytes=0, stages=tuple(stages))
+        return Obtained(folder, already=True, fetched_bytes=0, stages=tuple(stages))
     began = time.perf_counter()
     compared = compare(remote, app)
     if compared.reasons:
@@ -103,7 +103,7 @@ def fetch(source: Source, app: App | None = None) -> Fetched:
     here.write(folder)
     note(folder)
     stages.append(_since(Stage.PULL, began))
-    return Fetched(folder, already=False, fetched_bytes=size + pulled.fetched_bytes, stages=tuple(stages))
+    return Obtained(folder, already=False, fetched_bytes=size + pulled.fetched_bytes, stages=tuple(stages))
 
 
 def pulled_folder(remote: RemoteSnapshot) -> Path:
