@@ -100,8 +100,7 @@ class NcclLibrary:
 def loaded_nccl(maps: Path = _MAPS) -> NcclLibrary:
     """The NCCL that torch uses in this process.
 
-    It is looked up where it is mapped: loading it by name could load it a second time, and that one knows none of the
-    communicators.
+    It is looked up where it is mapped. Loaded by name it could be another file, which knows none of the communicators.
 
     Args:
         maps: the process's memory map (proc_pid_maps(5)).
