@@ -7,13 +7,16 @@
 snapshots stay small. `memory` is pinned host memory, the fastest way back. It is for an engine that stays in its process, and
 for memory that changes from one sleep to the next.
 
-A file is named after its content, so a second capture of the same weights writes nothing. It stays open while the engine
-sleeps, so the snapshot lists it among the files that must not change.
+A file is named after its content, so a second capture of the same weights writes nothing, and ranks with equal weights share
+one. It stays open while the engine sleeps, so the snapshot lists it among the files that must not change; nothing replaces it.
+
+With several ranks each compares its own memory, and a difference on one of them is an error on all, which names rank and GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["KeptMemory"]
 
 _OTHERS_WRITE = 0o022
+_ATTEMPTS = 5
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # file systems without hard links
+_AT_FDCWD, _NO_REPLACE = -100, 1  # renameat2(2)
 
 
 class KeptMemory:
@@ -45,6 +51,8 @@ class KeptMemory:
         sums: returns a checksum of each range, which depends on the order of its words.
         driver: returns the driver; called on first use, in the thread with the CUDA context.
         tell: gets one line for each copy: what, how much, how long.
+        together: runs what each rank does, and fails on all of them if it fails on one; gets that and what it is.
+        rank: returns this rank and its GPU, or an empty text; for the lines.
     """
 
     def __init__(
@@ -56,13 +64,17 @@ class KeptMemory:
         sums: Callable[[Sequence[Segment]], Sequence[int]],
         driver: Callable[[], Driver] = Driver,
         tell: Callable[[str], None] = print,
+        together: Callable[[Callable[[], None], str], None] = lambda act, _: act(),
+        rank: Callable[[], str] = str,
     ) -> None:
+        self._together = together
+        self._rank = rank
         self._places = places
         self._folder = folder
         self._segments = segments
         self._sums = sums
         self._make_driver = driver
-        self._tell = tell
+        self._say = tell
         self._asleep: dict[str, _Asleep] = {}
         self._pinned: dict[str, tuple[tuple[Segment, ...], PinnedMemory]] = {}
         self._loading: list[tuple[str, threading.Thread, list[BaseException]]] = []
@@ -74,8 +86,10 @@ class KeptMemory:
             OSError: the file cannot be written; no partial file stays.
             CudaError: a copy failed.
         """
-        if tag not in self._places:
-            return
+        if tag in self._places:
+            self._together(lambda: self._save(tag), f"{tag} cannot be kept")
+
+    def _save(self, tag: str) -> None:
         started = time.perf_counter()
         driver = self._make_driver()
         segments = tuple(sorted(self._segments(tag), key=lambda segment: segment.address))
@@ -111,6 +125,9 @@ class KeptMemory:
             OSError: the file cannot be read.
             CudaError: a copy failed.
         """
+        self._together(self._finish, "what was kept did not come back")
+
+    def _finish(self) -> None:
         loading, self._loading = self._loading, []
         for _, thread, _ in loading:
             thread.join()
@@ -128,6 +145,11 @@ class KeptMemory:
                     "from what was kept. The engine must not serve; delete that file and take a new snapshot."
                 )
             self._tell(f"{tag}: checksums agree, {time.perf_counter() - started:.3f} s")
+
+    def _tell(self, line: str) -> None:
+        """Tell one line, with this rank where there are several."""
+        rank = self._rank()
+        self._say(f"{rank}: {line}" if rank else line)
 
     def _load(self, tag: str, failures: list[BaseException]) -> None:
         kept = self._asleep[tag]
@@ -194,7 +216,7 @@ def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
     try:
         os.posix_fallocate(descriptor, 0, size)  # notices a full disk before anything is copied
         save_to_file(driver, segments, descriptor)
-        unfinished.rename(file)
+        return _published(unfinished, file, size)
     except OSError as error:
         raise OSError(
             error.errno, f"{size / 1e9:.2f} GB cannot be kept in {file}: {error.strerror or error}"
@@ -202,7 +224,52 @@ def _written(file: Path, driver: Driver, segments: Sequence[Segment]) -> int:
     finally:
         os.close(descriptor)
         unfinished.unlink(missing_ok=True)
-    return _opened(file, size)
+
+
+def _published(unfinished: Path, file: Path, size: int) -> int:
+    """Give a whole file its name and open it, or open the file that another process gave that name first.
+
+    Ranks with equal weights, and replicas that are captured at once, write the same content. A file is never replaced: an
+    engine that holds it open would hold a file without a name, which no snapshot can.
+    """
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileExistsError):
+            _name(unfinished, file)
+        with contextlib.suppress(FileNotFoundError):
+            if (there := _opened(file, size)) >= 0:
+                return there
+            _set_aside(file, size)
+    raise OSError(errno.EBUSY, "other processes keep putting something else there")
+
+
+def _name(unfinished: Path, file: Path) -> None:
+    """Give a file its final name, unless there is one of that name.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    try:
+        os.link(unfinished, file)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        old, new = os.fsencode(unfinished), os.fsencode(file)
+        if rename(_AT_FDCWD, old, _AT_FDCWD, new, ctypes.c_uint(_NO_REPLACE)) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(file)) from error  # FileExistsError for EEXIST
+
+
+def _set_aside(file: Path, size: int) -> None:
+    """Take away a file of the wrong size. If another process has put the right one there meanwhile, put that one back."""
+    aside = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
+    file.rename(aside)
+    try:
+        if aside.stat().st_size == size:
+            with contextlib.suppress(FileExistsError):
+                _name(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _opened(file: Path, size: int) -> int:

@@ -6,20 +6,40 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from torpor import IMAGE_ROOT, ConfigurationError, Engine, EngineRequestError, ImagePatch, hookimpl, override, shown
-from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, call
+from torpor import (
+    IMAGE_ROOT,
+    ConfigurationError,
+    Engine,
+    EngineRequestError,
+    Finding,
+    ImagePatch,
+    hookimpl,
+    override,
+    shown,
+)
+from torpor.engine_plugins import (
+    SNAPSHOT_ENV,
+    ChatServer,
+    ParallelFlags,
+    call,
+    gpus_needed,
+    wants_nccl_suspended,
+)
 from torpor_sglang import routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.fields import FIELDS
 from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
+from torpor_sglang.several_gpus import TOO_OLD, TOO_OLD_REASON, WORDS, refused_word, suspend_env
 from torpor_sglang.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import httpx
 
-    from torpor import Deployment
+    from torpor import Deployment, Recipe
     from torpor.engine_plugins import OptionValue, Routes
     from torpor_sglang.places import Place
 
@@ -190,6 +210,8 @@ class SGLang(ChatServer):
             **self.request_env(),
             **self.kernel_cache_env(deployment),
         }
+        if self._suspends(deployment):
+            env |= suspend_env(min(deployment.sleep_timeout_s, deployment.wake_timeout_s))
         if self.device == "cpu":
             env["SGLANG_USE_CPU_ENGINE"] = "1"
             # libgomp's threads spin at barriers by default: a token took 3 to 18 times as long where they shared their cores.
@@ -217,6 +239,36 @@ class SGLang(ChatServer):
         # Once each: a second resume is a KeyError in the scheduler, which ends the whole server.
         call(client, "/resume_memory_occupation", {"tags": list(self._tags())}, engine="SGLang")
         call(client, "/continue_generation", {}, engine="SGLang")
+
+    @override
+    def check(self, deployment: Deployment) -> Iterable[Finding]:
+        yield from super().check(deployment)
+        if self._suspends(deployment) and (seen := self._unfit(self.extra_args)):
+            yield Finding(
+                level="error",
+                what="several GPUs",
+                seen=seen[0],
+                cure=f"{seen[1]}, or set Deployment.gpu_snapshot=False",
+            )
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        if self._suspends(deployment) and (seen := self._unfit((*self.extra_args, *recipe.engine_args))):
+            raise ConfigurationError(f"SGLang on several GPUs: {seen[0]}. {seen[1][:1].upper()}{seen[1][1:]}.")
+        return super().engine_argv(deployment, recipe)
+
+    def _suspends(self, deployment: Deployment) -> bool:
+        """Whether this engine has to let go of the memory of other GPUs."""
+        gpus = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
+        return wants_nccl_suspended(deployment, device=self.device, gpus=gpus)
+
+    def _unfit(self, words: Sequence[str]) -> tuple[str, str] | None:
+        """What no snapshot of several GPUs can have, and the cure."""
+        if self.version in TOO_OLD:
+            newer = SUPPORTED_VERSIONS[-1]
+            return f"version {self.version} cannot be snapshotted: {TOO_OLD_REASON}", f"use version {newer}"
+        refused = refused_word(words)
+        return (refused, "leave it out") if refused else None
 
     def _tags(self) -> tuple[str, ...]:
         return (*self.sleep_tags, "cuda_graph") if self.release_graphs else self.sleep_tags
@@ -253,7 +305,8 @@ class SGLang(ChatServer):
                 "memory_saver": saver,
                 "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
             }
-        return RESERVED.table.argv(self.version, options)
+        further = WORDS if serving and self._suspends(deployment) else ()
+        return (*RESERVED.table.argv(self.version, options), *(word for word in further if word not in self.extra_args))
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from torpor_sglang.cpu_ranks import share_cpus
 from torpor_sglang.patches import apply_all
 from torpor_sglang.patches.cpu import choose_cpu, is_cpu_engine
 from torpor_sglang.reserved import RESERVED
+from torpor_sglang.several_gpus import check_several_gpus
 from torpor_sglang.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
     server_args = prepare_server_args(list(argv))
     RESERVED.check_parsed_args(version, server_args)
+    check_several_gpus(server_args)
 
     from sglang.srt.entrypoints import http_server  # noqa: PLC0415 - the engine's
     from sglang.srt.utils import kill_process_tree  # noqa: PLC0415

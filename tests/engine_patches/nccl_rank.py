@@ -83,6 +83,7 @@ def torch_without_gpus(asked: dict[str, Any], groups: list[Group]) -> None:
     torch, distributed = ModuleType("torch"), ModuleType("torch.distributed")
     torch.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         synchronize=lambda: None,
+        is_initialized=lambda: True,
         current_device=lambda: getattr(current, "device", 0),
         set_device=lambda device: setattr(current, "device", device),
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from torpor.engine_patches.nccl_communicators import frozen_too, pynccl_communicators, torch_communicators
 from torpor.engine_patches.nccl_versions import nccl_too_old
 from torpor.engine_patches.peer_memory import peer_memory
-from torpor.engine_patches.rank_exchange import all_ranks, within
+from torpor.engine_patches.rank_exchange import all_ranks, rank_name, reasons_of, within
 from torpor.errors import GpuSnapshotError
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class NcclCommunicators:
         self._tell = tell
         self._arrival_s = arrival_s
         self._call_s = call_s
-        self._exchange: RankExchange | None = None
         self._asleep: list[Communicator] = []
 
     def check(self) -> None:
@@ -71,7 +70,7 @@ class NcclCommunicators:
         Raises:
             GpuSnapshotError: names each rank and its reason; raised on every rank.
         """
-        if (ranks := self._ranks()) is not None and not self._asleep:
+        if (ranks := all_ranks()) is not None and not self._asleep:
             self._look(ranks)
 
     def suspend(self) -> None:
@@ -81,7 +80,7 @@ class NcclCommunicators:
             GpuSnapshotError: raised on every rank. Nothing is suspended then, or what was suspended on all of its ranks is
                 resumed again.
         """
-        if (ranks := self._ranks()) is None or self._asleep:
+        if (ranks := all_ranks()) is None or self._asleep:
             return
         found = self._look(ranks)
         started = time.perf_counter()
@@ -92,7 +91,7 @@ class NcclCommunicators:
         stays = sum(one.calls.stats().stays for one in found)
         freed = sum(one.calls.stats().suspendable for one in found)
         self._tell(
-            f"{self._who(ranks)}: {len(found)} NCCL communicators suspended in {time.perf_counter() - started:.3f} s "
+            f"{rank_name()}: {len(found)} NCCL communicators suspended in {time.perf_counter() - started:.3f} s "
             f"({', '.join(one.name for one in found) or 'none'}): {freed // _MIB} MiB freed, {stays // _MIB} MiB stay"
         )
 
@@ -102,18 +101,14 @@ class NcclCommunicators:
         Raises:
             GpuSnapshotError: raised on every rank; the engine cannot serve and has to be ended.
         """
-        if (ranks := self._ranks()) is None or not self._asleep:
+        if (ranks := all_ranks()) is None or not self._asleep:
             return
         started, names = time.perf_counter(), len(self._asleep)
         self._agree(ranks, "NCCL's communicators cannot be resumed", "")
         failure = self._each(list(self._asleep), asleep=False)
         if failed := self._failures(ranks, failure):
             raise GpuSnapshotError(f"NCCL's communicators cannot be resumed: {failed}. The engine cannot serve.")
-        self._tell(f"{self._who(ranks)}: {names} NCCL communicators resumed in {time.perf_counter() - started:.3f} s")
-
-    def _ranks(self) -> RankExchange | None:
-        self._exchange = self._exchange or all_ranks()
-        return self._exchange
+        self._tell(f"{rank_name()}: {names} NCCL communicators resumed in {time.perf_counter() - started:.3f} s")
 
     def _look(self, ranks: RankExchange) -> list[Communicator]:
         """This rank's communicators in the order of all ranks, if no rank has a reason against it."""
@@ -128,7 +123,7 @@ class NcclCommunicators:
             reasons.append(f"{type(error).__name__}: {error}")
         report: dict[str, object] = {"reason": "; ".join(reasons), "communicators": [_listing(one) for one in found]}
         reports = self._collected(ranks, report)
-        if failed := _told(reports, ranks.size) or _differences(reports):
+        if failed := reasons_of(reports, ranks.size) or _differences(reports):
             raise GpuSnapshotError(f"The ranks cannot let go of each other's GPU memory: {failed}")
         return found
 
@@ -168,7 +163,7 @@ class NcclCommunicators:
 
     def _failures(self, ranks: RankExchange, failure: str) -> str:
         """All ranks' failures as one text; empty if there is none."""
-        return _told(self._collected(ranks, {"reason": failure}), ranks.size)
+        return reasons_of(self._collected(ranks, {"reason": failure}), ranks.size)
 
     def _undo(self, ranks: RankExchange) -> None:
         """Resume what is suspended on every rank that has it, so that the engine can go on if it outlives the error."""
@@ -180,17 +175,14 @@ class NcclCommunicators:
             if all(_listing(one) in lists.get(rank, []) for rank in one.ranks or range(ranks.size))
         ]
         if len(done) == ranks.size and (left := self._each(whole, asleep=False)):
-            self._tell(f"{self._who(ranks)}: {left}; it stays suspended")
+            self._tell(f"{rank_name()}: {left}; it stays suspended")
 
     def _agree(self, ranks: RankExchange, what: str, reason: str) -> None:
-        if failed := _told(self._collected(ranks, {"reason": reason}), ranks.size):
+        if failed := reasons_of(self._collected(ranks, {"reason": reason}), ranks.size):
             raise GpuSnapshotError(f"{what}: {failed}")
 
     def _collected(self, ranks: RankExchange, report: dict[str, object]) -> dict[int, object]:
-        return ranks.collect({**report, "gpu": _cuda().current_device()}, timeout_s=self._arrival_s)
-
-    def _who(self, ranks: RankExchange) -> str:
-        return f"rank {ranks.rank} (GPU {_cuda().current_device()})"
+        return ranks.collect({**report, "gpu": f"GPU {_cuda().current_device()}"}, timeout_s=self._arrival_s)
 
 
 def _order(one: Communicator) -> tuple[str, tuple[int, ...]]:
@@ -214,18 +206,6 @@ def _obstacles(found: list[Communicator]) -> list[str]:
             f"engine starts, and is {set_to} in this process"
         )
     return reasons
-
-
-def _told(reports: dict[int, object], size: int) -> str:
-    """What the ranks report, and which ranks are missing."""
-    parts = []
-    for rank in range(size):
-        report = reports.get(rank)
-        if not isinstance(report, dict):
-            parts.append(f"rank {rank} gave no answer in time")
-        elif reason := report.get("reason"):
-            parts.append(f"rank {rank} (GPU {report.get('gpu')}): {reason}")
-    return "; ".join(parts)
 
 
 def _differences(reports: dict[int, object]) -> str:

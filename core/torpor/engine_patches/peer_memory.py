@@ -23,6 +23,7 @@ PEER_MEMORY: dict[str, tuple[str, tuple[str, ...]]] = {
     "SymmMemCommunicator": ("all-reduce in torch's symmetric memory", ("buffer",)),
     "PyMscclppCommunicator": ("MSCCL++ all-reduce", ("_context", "comm_group")),
     "PcieIpcCommunicator": ("FlashInfer's all-reduce over PCIe, buffers shared by IPC handles", ("_workspace",)),
+    "FlashInferWorkspaceManager": ("FlashInfer's fused all-reduce, its workspace", ("workspace",)),
     "AllReduceFusionWorkspace": ("FlashInfer's fused all-reduce, its workspace", ("__dict__",)),
     "TRTLLMAllReduceFusionWorkspace": ("FlashInfer's fused all-reduce, its workspace", ("__dict__",)),
     "MNNVLAllReduceFusionWorkspace": ("FlashInfer's fused all-reduce over NVLink, its workspace", ("__dict__",)),

@@ -18,7 +18,7 @@ from torpor.errors import GpuSnapshotError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RankExchange", "Store", "all_ranks", "within"]
+__all__ = ["RankExchange", "Store", "all_ranks", "rank_name", "reasons_of", "together", "within"]
 
 _T = TypeVar("_T")
 _LOOK_S = 0.005
@@ -95,8 +95,73 @@ class RankExchange:
         return f"torpor/{self._round}/{rank}"
 
 
+_EXCHANGES: list[RankExchange] = []
+"""The one of this process: ranks count their rounds, so a second one would mix them up."""
+
+
 def all_ranks() -> RankExchange | None:
-    """An exchange among all ranks of torch's world; None where this process is the only one."""
+    """The exchange among all ranks of torch's world; None where this process is the only one."""
+    if not _EXCHANGES and (found := _new_exchange()) is not None:
+        _EXCHANGES.append(found)
+    return _EXCHANGES[0] if _EXCHANGES else None
+
+
+def rank_name() -> str:
+    """This rank and its GPU for messages, e.g. `rank 1 (GPU 1)`; empty where this process is the only one."""
+    ranks = all_ranks()
+    return f"rank {ranks.rank} ({_gpu()})" if ranks else ""
+
+
+def together(act: Callable[[], object], *, what: str, timeout_s: float) -> None:
+    """Run `act` on this rank, and fail on every rank if it failed on one; every rank calls it.
+
+    Args:
+        act: what each rank does.
+        what: what has failed then, for the message.
+        timeout_s: seconds to wait for the other ranks after this one is done.
+
+    Raises:
+        GpuSnapshotError: names each rank that failed, its GPU and its reason. With one process alone `act` raises itself.
+    """
+    if (ranks := all_ranks()) is None:
+        act()
+        return
+    failure: Exception | None = None
+    try:
+        act()
+    except Exception as error:
+        failure = error
+    reason = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    if failed := reasons_of(ranks.collect({"reason": reason, "gpu": _gpu()}, timeout_s=timeout_s), ranks.size):
+        raise GpuSnapshotError(f"{what}: {failed}") from failure
+
+
+def reasons_of(reports: dict[int, object], size: int) -> str:
+    """What ranks report as their `reason`, with their `gpu`, and which ranks are missing; empty if there is nothing.
+
+    Args:
+        reports: what `RankExchange.collect` returned.
+        size: number of ranks.
+    """
+    parts = []
+    for rank in range(size):
+        report = reports.get(rank)
+        if not isinstance(report, dict):
+            parts.append(f"rank {rank} gave no answer in time")
+        elif reason := report.get("reason"):
+            parts.append(f"rank {rank} ({report.get('gpu')}): {reason}")
+    return "; ".join(parts)
+
+
+def _gpu() -> str:
+    """This process's GPU; on a CPU there is none."""
+    torch = cast("_Torch | None", sys.modules.get("torch"))
+    if torch is None or not torch.cuda.is_initialized():
+        return "no GPU"
+    return f"GPU {torch.cuda.current_device()}"
+
+
+def _new_exchange() -> RankExchange | None:
     distributed = cast("_Distributed | None", sys.modules.get("torch.distributed"))
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
@@ -131,6 +196,15 @@ def within(timeout_s: float, act: Callable[[], _T]) -> _T:
     if not results:
         raise TimeoutError(f"not done within {timeout_s:g} s")
     return results[0]
+
+
+class _Cuda(Protocol):
+    def is_initialized(self) -> bool: ...
+    def current_device(self) -> int: ...
+
+
+class _Torch(Protocol):
+    cuda: _Cuda
 
 
 class _C10d(Protocol):

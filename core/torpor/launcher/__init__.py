@@ -11,8 +11,9 @@ guard's boot document, applies the plugin's patches and starts the engine's own 
                      after_import changes one of the engine's modules as soon as it is imported
     captures         snapshot_patches: orphans, process_identity, tqdm_lock and named_locks, what a capture of any engine needs;
                      end_with and keep_process_identities do it for one process without a patch
-    several GPUs     NcclCommunicators suspends and resumes what ranks share of each other's GPU memory; loaded_nccl,
-                     nccl_too_old and LEAST_NCCL tell whether the engine's NCCL can
+    several GPUs     NcclCommunicators suspends and resumes what ranks share of each other's GPU memory; together fails on all
+                     ranks what failed on one, and rank_name names this one; loaded_nccl, nccl_too_old and LEAST_NCCL tell
+                     whether the engine's NCCL can
     replicas         renew_random_state, TilePermission, ensure_tile_permission and has_tiles: what a restored process renews
     public requests  RequestFields, PublicRequestRules, PublicRequest, RawRequest and ANY_DOMAIN: what a public request may carry
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torpor.engine_patches.patches import Patch, PatchReport, apply_patches
     from torpor.engine_patches.process_identity import keep_process_identities, process_identity
     from torpor.engine_patches.published_files import published_files
+    from torpor.engine_patches.rank_exchange import rank_name, together
     from torpor.engine_patches.renewal import renew_random_state
     from torpor.engine_patches.tile_permission import TilePermission, ensure_tile_permission, has_tiles
     from torpor.engine_patches.tqdm_lock import tqdm_lock
@@ -74,10 +76,12 @@ __all__ = [
     "orphans",
     "process_identity",
     "published_files",
+    "rank_name",
     "renew_random_state",
     "run_launcher",
     "snapshot_patches",
     "take_boot_document",
+    "together",
     "tqdm_lock",
 ]
 
@@ -106,6 +110,10 @@ __getattr__, __dir__ = lazy_names(
             "process_identity",
         ),
         "torpor.engine_patches.published_files": ("published_files",),
+        "torpor.engine_patches.rank_exchange": (
+            "rank_name",
+            "together",
+        ),
         "torpor.engine_patches.renewal": ("renew_random_state",),
         "torpor.engine_patches.tile_permission": (
             "TilePermission",

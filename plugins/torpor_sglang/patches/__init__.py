@@ -11,6 +11,7 @@ from torpor_sglang.patches import (
     detokenizer_thread,
     forked_scheduler,
     kept_memory,
+    nccl_communicators,
     public_requests,
     reseed,
     tile_permission,
@@ -45,6 +46,7 @@ def all_patches() -> tuple[Patch, ...]:
         tile_permission.PATCH,
         reseed.PATCH,
         watched_children.PATCH,
+        nccl_communicators.PATCH,  # last: its part of a sleep comes after the others', its part of a wake before them
     )
 
 

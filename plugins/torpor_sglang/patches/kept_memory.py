@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.launcher import Patch, after_import
+from torpor.launcher import Patch, after_import, rank_name, together
 from torpor_sglang.gpu_copy import Segment
 from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches.handlers import RESUME, around_handler
 from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE
+from torpor_sglang.several_gpus import seconds_for_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,6 +125,8 @@ def _apply(environ: Mapping[str, str] = os.environ) -> None:
         segments=functools.partial(_segments, graph_pools),
         sums=_sums,
         tell=_tell,
+        together=lambda act, what: together(act, what=what, timeout_s=seconds_for_ranks(environ)),
+        rank=rank_name,
     )
     after_import(_ADAPTER, lambda module: keep_released(module, kept, graph_pools))
     around_handler(RESUME, after=lambda _: kept.finish())  # SGLang answers only after all memory is back and compared
