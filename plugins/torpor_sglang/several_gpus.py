@@ -16,8 +16,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor import ConfigurationError
 from torpor.engine_plugins import NCCL_SNAPSHOT_ENV, nccl_refusals
-from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
