@@ -19,7 +19,7 @@ help:            ## show this list
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@echo "setting up .venv (350 MB; a minute or two)"
 	@$(PYTHON) -m venv .venv || { echo "make: cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing]' --requirement requirements/dev.txt \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing,store]' --requirement requirements/dev.txt \
 	  --requirement requirements/docs.txt
 	@touch $@
 

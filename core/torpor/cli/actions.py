@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torpor.cli.setup import run_setup
     from torpor.cli.snapshot import run_inspect, run_rm, run_weights
     from torpor.cli.status import run_status
+    from torpor.cli.store import run_ls, run_new_identity, run_new_signing_key, run_pull, run_push
     from torpor.cli.up import run_up
 
 __all__ = [
@@ -37,10 +38,15 @@ __all__ = [
     "run_inspect",
     "run_list",
     "run_logs",
+    "run_ls",
     "run_new",
+    "run_new_identity",
+    "run_new_signing_key",
     "run_prewarm",
     "run_probe",
     "run_prune",
+    "run_pull",
+    "run_push",
     "run_report",
     "run_restore",
     "run_rm",
@@ -73,6 +79,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.setup": ("run_setup",),
         "torpor.cli.snapshot": ("run_inspect", "run_rm", "run_weights"),
         "torpor.cli.status": ("run_status",),
+        "torpor.cli.store": ("run_ls", "run_new_identity", "run_new_signing_key", "run_pull", "run_push"),
         "torpor.cli.up": ("run_up",),
     },
 )

@@ -11,7 +11,7 @@ import typer
 
 from torpor._version import __version__
 from torpor.cli import actions
-from torpor.cli.options import AppFile, AsJson, CommandGroup, Deadline, Host, Port, Prove, Records
+from torpor.cli.options import AppFile, AsJson, CommandGroup, Deadline, Host, KeyFile, Port, Prove, Records
 from torpor.cli.snapshot_commands import snapshot
 from torpor.cli.terminal import DEBUG_VARIABLE, claim_output
 
@@ -51,7 +51,11 @@ app = typer.Typer(
         "terminal_width": min(shutil.get_terminal_size().columns, _WIDEST_HELP) - 2,
     },
 )
-key = typer.Typer(cls=CommandGroup, help="Bearer keys for the public paths.", no_args_is_help=True)
+key = typer.Typer(
+    cls=CommandGroup,
+    help="Keys: bearer keys for the public paths, and keys for snapshots in a store.",
+    no_args_is_help=True,
+)
 app.add_typer(key, name="key")
 app.add_typer(snapshot, name="snapshot")
 
@@ -209,11 +213,6 @@ def new(
     actions.run_new(name, engine=engine, into=into)
 
 
-@key.callback()
-def _keys() -> None:
-    """Keep `new` a command of its own: alone in its group it would become the group."""
-
-
 @key.command("new")
 def new_key(as_json: AsJson = False) -> None:
     """Print a new key and its SHA-256; nothing is stored.
@@ -221,6 +220,24 @@ def new_key(as_json: AsJson = False) -> None:
     The key is for the clients ("Authorization: Bearer KEY"), the SHA-256 for the deployment.
     """
     actions.show_new_key(as_json=as_json)
+
+
+@key.command("signing")
+def new_signing_key(file: KeyFile, as_json: AsJson = False) -> None:
+    """Make a key that signs snapshots in a store: the private one in FILE, the public one in FILE.pub.
+
+    `torpor snapshot push --key FILE` signs; `torpor snapshot pull --trust FILE.pub` demands that signature.
+    """
+    actions.run_new_signing_key(file, as_json=as_json)
+
+
+@key.command("encryption")
+def new_identity(file: KeyFile, as_json: AsJson = False) -> None:
+    """Make an age identity in FILE that decrypts snapshots of a store, and print its recipient.
+
+    `torpor snapshot push --recipient` encrypts for it; `torpor snapshot pull --identity FILE` decrypts.
+    """
+    actions.run_new_identity(file, as_json=as_json)
 
 
 @app.command()

@@ -35,6 +35,11 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     "plugins": {OK: "printed", FAILED: "a plugin cannot be listed", WRONG_INPUT: _WRONG},
     "new": {OK: "the project is complete", WRONG_INPUT: "wrong input, or a folder that is in use; nothing was written"},
     "key new": {OK: "printed", WRONG_INPUT: _WRONG},
+    "key signing": {
+        OK: "both keys are written",
+        WRONG_INPUT: "wrong input, or a file that exists; nothing was overwritten",
+    },
+    "key encryption": {OK: "the identity is written", WRONG_INPUT: "wrong input, or a file that exists"},
     "snapshot create": {
         OK: "the snapshot is in its place",
         FAILED: "the start or the capture failed; an older snapshot is still there",
@@ -63,6 +68,17 @@ EXIT_CODES: dict[str, dict[int, str]] = {
         FAILED: "CRIU cannot be downloaded, or does not work here",
         WRONG_INPUT: _WRONG,
     },
+    "snapshot push": {
+        OK: "the snapshot is in the store",
+        FAILED: "it is damaged, or the store cannot be written; an older one of that name is still there",
+        WRONG_INPUT: _WRONG,
+    },
+    "snapshot pull": {
+        OK: "the snapshot is in its place",
+        FAILED: "it is not trusted or damaged, or the store or the disk failed; an older snapshot is still there",
+        WRONG_INPUT: _WRONG,
+    },
+    "snapshot ls": {OK: "printed, damaged ones too", FAILED: "the store cannot be read", WRONG_INPUT: _WRONG},
     "snapshot compare": {OK: "measured", FAILED: "a start, the capture or a restore failed", WRONG_INPUT: _WRONG},
     "bench": {OK: "measured", FAILED: "a start failed", WRONG_INPUT: _WRONG},
     "report": {OK: "the page is written", WRONG_INPUT: "wrong input: a file that is neither a bench nor stage records"},

@@ -13,7 +13,21 @@ from torpor._override import override
 if TYPE_CHECKING:
     from typer._click import Context
 
-__all__ = ["AppFile", "AsJson", "CommandGroup", "Deadline", "Host", "Port", "Prove", "Records"]
+__all__ = [
+    "AppFile",
+    "AsJson",
+    "CommandGroup",
+    "Deadline",
+    "Host",
+    "Identity",
+    "Jobs",
+    "KeyFile",
+    "Port",
+    "Prove",
+    "Records",
+    "TrustedKeys",
+    "Unsigned",
+]
 
 
 class CommandGroup(TyperGroup):
@@ -51,4 +65,25 @@ Prove = Annotated[
 Records = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write stage records to this file; by default to one under the cache root."),
+]
+KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A new file for the private key; never overwritten.")]
+Jobs = Annotated[int, typer.Option(metavar="N", help="Transfers at once; 0 for what suits this machine.")]
+TrustedKeys = Annotated[
+    Path | None,
+    typer.Option(
+        "--trust",
+        metavar="FILE",
+        help="Demand a signature by one of the public keys in this file; by default the file that TORPOR_TRUSTED_KEYS names.",
+        show_default=False,
+    ),
+]
+Unsigned = Annotated[
+    bool,
+    typer.Option("--unsigned", help="Accept a snapshot that no trusted key signed: it is memory that will run as you."),
+]
+Identity = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="File with the age identity that decrypts an encrypted snapshot.", show_default=False
+    ),
 ]

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from torpor.cli import actions
-from torpor.cli.options import AppFile, AsJson, CommandGroup, Host, Port, Prove, Records
+from torpor.cli.options import (
+    AppFile,
+    AsJson,
+    CommandGroup,
+    Host,
+    Identity,
+    Jobs,
+    Port,
+    Prove,
+    Records,
+    TrustedKeys,
+    Unsigned,
+)
 
 __all__ = ["snapshot"]
 
@@ -19,6 +31,12 @@ snapshot = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The snapshot's folder.")]
+SnapshotUrl = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL", help="A store and a name in it: s3://bucket/snapshots/qwen3 or /mnt/snapshots/qwen3."
+    ),
+]
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[DIR...]", help="Further snapshots, or folders that hold some, besides the known ones."),
@@ -149,3 +167,72 @@ def compare(
 ) -> None:
     """Time one cold start against restores of the same app: process start to first token."""
     actions.run_compare(app_file, restores=restores, as_json=as_json, host=host, port=port)
+
+
+@snapshot.command()
+def push(
+    folder: Folder,
+    url: SnapshotUrl,
+    *,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sign with this Ed25519 key (torpor key signing).", show_default=False),
+    ] = None,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AGE", help="Encrypt for this age recipient, age1...; may be repeated.", show_default=False
+        ),
+    ] = None,
+    recipients_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Encrypt for the age recipients in this file.", show_default=False),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Send every chunk, also those that the store has.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Push a snapshot to a store that other machines reach: only chunks that the store lacks are sent.
+
+    The manifest is written last, so a push that was interrupted leaves nothing half; run it again, and it goes on.
+    """
+    actions.run_push(
+        folder,
+        url,
+        key=key,
+        recipients=recipient or [],
+        recipients_file=recipients_file,
+        again=again,
+        jobs=jobs,
+        as_json=as_json,
+    )
+
+
+@snapshot.command()
+def pull(
+    url: SnapshotUrl,
+    folder: Folder,
+    *,
+    trust: TrustedKeys = None,
+    unsigned: Unsigned = False,
+    identity: Identity = None,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Pull a snapshot from a store into a folder; every chunk is checked.
+
+    A snapshot is memory that will run as you. So it has to be signed by a key that you trust, or lie in a folder that only you can
+    write, or you say --unsigned.
+    """
+    actions.run_pull(url, folder, trust=trust, unsigned=unsigned, identity=identity, jobs=jobs, as_json=as_json)
+
+
+@snapshot.command()
+def ls(
+    store: Annotated[str, typer.Argument(metavar="URL", help="A store: s3://bucket/snapshots or a folder.")],
+    *,
+    trust: TrustedKeys = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the snapshots in a store: engine, model, GPUs, sizes, who signed, whether encrypted."""
+    actions.run_ls(store, trust=trust, as_json=as_json)

@@ -2,6 +2,7 @@
 
 complete or not at all  a snapshot is written beside its place, then exchanged with what is there in one step (renameat2)
 left over               a writer holds a lock on its folder; what is not locked was left by a killed process
+                        (a pull goes on with what it finds; after an hour it is cleared as well)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["check_parents", "check_place", "left_overs", "made_whole", "recover"
 _WORLD_WRITES = stat.S_IWOTH
 _ATTEMPTS = 5
 _LEFT_FOR_S = 3600.0
-_KINDS = ("replaced", "partial", "removed")
+_KINDS = ("replaced", "partial", "removed", "pull")
 _TAG = re.compile(r"([0-9a-f]{8})?[0-9a-f]{8}|\d+")  # older versions: a pid
 _LEFT_OVER = re.compile(rf"\.(.+)\.(?:{'|'.join(_KINDS)})-(?:[0-9a-f]{{16}}|[0-9a-f]{{8}}|\d+)", re.DOTALL)
 _NO_BOOT = "0" * 8

@@ -1,0 +1,101 @@
+"""The files of a store that fsspec reaches: S3, Google Cloud Storage, Azure, the Hugging Face hub, SFTP and others.
+
+An object store writes an object in one step. On any other file system a file is written under a temporary name and moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fsspec import AbstractFileSystem
+
+__all__ = ["FsspecFiles"]
+
+_INCOMING = "incoming"
+_IN_ONE_STEP = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "tos", "hf"}
+_TIMES = ("mtime", "LastModified", "last_modified", "created")
+
+
+class FsspecFiles:
+    """Files below a path of a file system of fsspec.
+
+    Args:
+        system: the file system.
+        root: path of the store in it.
+    """
+
+    def __init__(self, system: AbstractFileSystem, root: str) -> None:
+        self._system = system
+        self._root = root.rstrip("/")
+        names = system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)
+        self._one_step = not _IN_ONE_STEP.isdisjoint(names)
+        self._made: set[str] = set()
+
+    def read(self, path: str, most: int) -> bytes:
+        """The content of a file, but at most `most` bytes of it."""
+        content = cast("bytes", self._system.cat_file(f"{self._root}/{path}", start=0, end=most))
+        return content[:most]  # a server may ignore a range
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file; it appears complete."""
+        target = f"{self._root}/{path}"
+        if self._one_step:
+            self._system.pipe_file(target, content)
+            return
+        self._make(f"{self._root}/{_INCOMING}")
+        self._make(target.rpartition("/")[0])
+        unfinished = f"{self._root}/{_INCOMING}/{os.urandom(16).hex()}"
+        try:
+            self._system.pipe_file(unfinished, content)
+            self._system.mv(unfinished, target)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._system.rm_file(unfinished)
+            raise
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Every file below a folder: its path under the folder, and its bytes. Empty if there is no such folder."""
+        begin = f"{self._root}/{folder}/"
+        return {name.removeprefix(begin.lstrip("/")): size for name, size in self._listed(folder)}
+
+    def clear(self, older_than_s: float) -> None:
+        """Delete what interrupted pushes left."""
+        if self._one_step:
+            return
+        with contextlib.suppress(Exception):
+            for name, facts in self._found(_INCOMING).items():
+                changed = next((facts[one] for one in _TIMES if one in facts), None)
+                at = changed.timestamp() if isinstance(changed, datetime) else changed
+                if isinstance(at, int | float) and time.time() - at > older_than_s:
+                    self._system.rm_file(name)
+
+    def foreign(self, path: str) -> str:
+        """Why a file of the store may be somebody else's work."""
+        return f"{path} lies on another machine, where this one cannot see who wrote it"
+
+    def _listed(self, folder: str) -> list[tuple[str, int]]:
+        return [
+            (name.lstrip("/"), size)
+            for name, facts in self._found(folder).items()
+            if facts.get("type") == "file" and isinstance(size := facts.get("size"), int)
+        ]
+
+    def _found(self, folder: str) -> Mapping[str, Mapping[str, object]]:
+        self._system.invalidate_cache()
+        try:
+            found = self._system.find(f"{self._root}/{folder}", detail=True)
+        except FileNotFoundError:
+            return {}
+        return cast("Mapping[str, Mapping[str, object]]", found)
+
+    def _make(self, folder: str) -> None:
+        if folder not in self._made:
+            self._system.makedirs(folder, exist_ok=True)
+            self._made.add(folder)

@@ -1,0 +1,127 @@
+"""The files of a store that is a folder of this machine, or of a disk that is mounted here.
+
+A file is written under a temporary name and renamed, so it is complete or not there. New folders and files get the permissions of
+the store's folder: whoever may read that may read them. A store that a push makes is private.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.errors import SnapshotError
+from torpor.snapshots.store.placing import check_parents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LocalFiles"]
+
+_INCOMING = "incoming"
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_OTHERS_WRITE = 0o022
+_PRIVATE_MODE = 0o700
+
+
+class LocalFiles:
+    """Files below a folder.
+
+    Args:
+        root: the store; it need not exist before the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, path: str, most: int) -> bytes:
+        """The content of a file, but at most `most` bytes of it.
+
+        Raises:
+            OSError: it cannot be read, or is no regular file.
+        """
+        descriptor = os.open(self._root / path, _READ_FLAGS)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise PermissionError(f"{path} is not a regular file")
+            content = os.read(descriptor, min(facts.st_size, most))
+            while len(content) < most and (more := os.read(descriptor, most - len(content))):
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file; it appears complete.
+
+        Raises:
+            OSError: the disk refuses; nothing is left.
+        """
+        mode = self._made(self._root)
+        target = self._root / path
+        for folder in (self._root / _INCOMING, target.parent):
+            self._made(folder, mode)
+        unfinished = self._root / _INCOMING / os.urandom(16).hex()
+        try:
+            descriptor = os.open(unfinished, _WRITE_FLAGS, mode & 0o666)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                os.fchmod(descriptor, mode & 0o666)
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) or 0 :]
+            unfinished.rename(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Every file below a folder: its path under the folder, and its bytes. Empty if there is no such folder."""
+        return dict(_below(self._root / folder, ""))
+
+    def clear(self, older_than_s: float) -> None:
+        """Delete what interrupted pushes left."""
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self._root / _INCOMING):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_s:
+                        os.unlink(entry.path)  # noqa: PTH108 - an entry has no path object
+
+    def foreign(self, path: str) -> str:
+        """Why a file of the store may be somebody else's work; empty if only this user can have written it."""
+        file = self._root / path
+        try:
+            check_parents(Path(os.path.realpath(self._root)))
+            for place in (self._root, file.parent, file):
+                facts = place.stat()
+                if facts.st_uid != os.geteuid():
+                    return f"{place} belongs to user {facts.st_uid}, not to you ({os.geteuid()})"
+                if facts.st_mode & _OTHERS_WRITE:
+                    return f"{place} may be written to by other users (mode {facts.st_mode & 0o7777:o})"
+        except SnapshotError as error:
+            return str(error)
+        return ""
+
+    def _made(self, folder: Path, mode: int = _PRIVATE_MODE) -> int:
+        """Make a folder unless it is there; its permissions."""
+        with contextlib.suppress(FileNotFoundError):
+            return folder.stat().st_mode & 0o777
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=_PRIVATE_MODE)
+            folder.chmod(mode)
+        return mode
+
+
+def _below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(folder / entry.name, f"{prefix}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False).st_size

@@ -1,0 +1,189 @@
+"""A store: where its files lie, and attempts, deadlines and errors for every access.
+
+    snapshots/NAME.snapshot    a manifest: signatures, label, body (`torpor.snapshots.remote.manifest_file`)
+    chunks/ab/ab12...          a chunk, named by a hash of its content
+    incoming/                  files that are being written, on file systems that need it
+
+Nothing is ever changed in place, and manifests are written last: whatever is listed is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from torpor.errors import ConfigurationError, NoRoomError, StoreError
+from torpor.network.shortage import is_disk_full
+from torpor.snapshots.remote.fsspec_files import FsspecFiles
+from torpor.snapshots.remote.local_files import LocalFiles
+from torpor.snapshots.remote.location import shown_url
+from torpor.snapshots.remote.packages import LocalFileSystem, url_to_fs
+from torpor.snapshots.remote.parallel import within
+from torpor.values.plain_text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Store", "chunk_path", "manifest_path"]
+
+_CHUNKS, _SNAPSHOTS, _SUFFIX = "chunks", "snapshots", ".snapshot"
+_ATTEMPTS = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 8.0
+_LEFT_FOR_S = 86_400.0
+_SHOWN = 300
+_FINAL = (ImportError, ValueError, TypeError, NotImplementedError, MemoryError, FileExistsError, NotADirectoryError)
+_NO_ACCESS = (PermissionError, IsADirectoryError)
+_FINAL_NUMBERS = {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EACCES, errno.EPERM}
+
+Answer = TypeVar("Answer")
+
+
+class Files(Protocol):
+    """The files below a store's root; see `LocalFiles` and `FsspecFiles`."""
+
+    def read(self, path: str, most: int) -> bytes:
+        """At most `most` bytes of a file."""
+        ...
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, complete or not at all."""
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Files below a folder, with their bytes."""
+        ...
+
+    def clear(self, older_than_s: float) -> None:
+        """Delete what interrupted pushes left."""
+        ...
+
+    def foreign(self, path: str) -> str:
+        """Why a file may be somebody else's work; empty if it cannot."""
+        ...
+
+
+def manifest_path(name: str) -> str:
+    """Where the manifest of a snapshot lies in its store."""
+    return f"{_SNAPSHOTS}/{name}{_SUFFIX}"
+
+
+def chunk_path(name: str) -> str:
+    """Where a chunk lies in its store."""
+    return f"{_CHUNKS}/{name[:2]}/{name}"
+
+
+class Store:
+    """A store of snapshots.
+
+    Args:
+        url: a path of a folder, or a URL that fsspec understands.
+
+    Raises:
+        ConfigurationError: the URL cannot be used, or its package is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = shown_url(url)
+        try:
+            system, root = url_to_fs(url)
+        except ImportError as error:
+            raise ConfigurationError(f"The store {self.url} needs a package that is not installed: {error}.") from error
+        except (ValueError, TypeError, OSError) as error:
+            raise ConfigurationError(
+                f"The store {self.url} cannot be used: {_said(error)}. Allowed are a path and the URLs of fsspec, such as "
+                "s3://, gs://, hf:// and sftp://."
+            ) from error
+        local = isinstance(system, LocalFileSystem)
+        self._files: Files = LocalFiles(Path(root)) if local else FsspecFiles(system, root)
+        self.id = root if local else f"{system.protocol}:{root}"
+
+    def read(self, path: str, most: int) -> bytes:
+        """At most `most` bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be read.
+        """
+        return self._tried(lambda: self._files.read(path, most), f"read {path}")
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, complete or not at all.
+
+        Raises:
+            NoRoomError: the disk is full.
+            StoreError: it cannot be written.
+        """
+        try:
+            self._tried(lambda: self._files.write(path, content), f"write {path}")
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"The store {self.url} cannot be written: there is no such bucket or disk ({_said(error)}). Make it first."
+            ) from error
+
+    def chunks(self) -> dict[str, int]:
+        """The names of all chunks, with their stored bytes; one listing."""
+        found = self._listed(_CHUNKS)
+        return {name: size for path, size in found.items() if path == f"{(name := path[3:])[:2]}/{name}"}
+
+    def manifests(self) -> dict[str, int]:
+        """The names of all snapshots, with the bytes of their manifests; one listing."""
+        found = self._listed(_SNAPSHOTS)
+        return {
+            path.removesuffix(_SUFFIX): size
+            for path, size in found.items()
+            if path.endswith(_SUFFIX) and "/" not in path
+        }
+
+    def clear(self) -> None:
+        """Delete what pushes that were interrupted more than a day ago left."""
+        self._files.clear(_LEFT_FOR_S)
+
+    def foreign(self, path: str) -> str:
+        """Why a file may be somebody else's work; empty if only this user can have written it."""
+        try:
+            return self._files.foreign(path)
+        except OSError as error:
+            return f"{path} cannot be checked ({_said(error)})"
+
+    def _listed(self, folder: str) -> dict[str, int]:
+        return within(lambda: self._tried(lambda: self._files.sizes(folder), f"list {folder}"))
+
+    def _tried(self, work: Callable[[], Answer], what: str) -> Answer:
+        """Try until it works or can never work: a network fails now and then, a missing permission does not."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                if is_disk_full(error):
+                    raise NoRoomError(
+                        f"The store {self.url} has no room left: cannot {what} ({_said(error)})."
+                    ) from error
+                if attempt == _ATTEMPTS or _is_final(error):
+                    raise StoreError(
+                        f"The store {self.url} failed: cannot {what} ({_said(error)}); {_advice(error, attempt)}"
+                    ) from error
+                time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+        raise AssertionError(what)
+
+
+def _is_final(error: Exception) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, (*_FINAL, *_NO_ACCESS)) or number in _FINAL_NUMBERS
+
+
+def _advice(error: Exception, attempts: int) -> str:
+    if isinstance(error, _NO_ACCESS):
+        return "check the permissions, or the credentials of this machine."
+    if attempts == 1:
+        return "trying again would not help."
+    return f"it was tried {attempts} times. Run the same command again: it goes on where it was."
+
+
+def _said(error: Exception) -> str:
+    """An error on one line, shortened."""
+    return f"{type(error).__name__}: {one_line(shown_url(str(error)))[:_SHOWN]}"
