@@ -90,6 +90,7 @@ class Place:
             return
         self.asked += 1
         if path == "/flood":
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
             while True:
                 writer.write(b"x" * 65536)
                 await writer.drain()

@@ -7,7 +7,7 @@ Its argument is its name. It listens on 127.0.0.1:8000 and answers:
     /name    its name
     /slow    five chunks, 100 ms apart
     /flood   endless bytes; `/flooded` says how many were sent
-    /echo    everything that arrives until the client ends its side, then its SHA-256
+    /echo    the request's body, then its SHA-256
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     """Answer the requests of one connection, one after the other."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
-            await answer(head.split()[1].decode(), reader, writer)
+            await answer(head.split()[1].decode(), body_length(head), reader, writer)
             if b"onnection: close" in head:
                 break
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -33,7 +33,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def answer(path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def body_length(head: bytes) -> int:
+    """The length that a head tells."""
+    return int((head.lower().partition(b"content-length: ")[2].split() or [b"0"])[0])
+
+
+async def answer(path: str, length: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one request."""
     status, body = "200 OK", NAME
     if path == "/ready":
@@ -44,25 +49,35 @@ async def answer(path: str, reader: asyncio.StreamReader, writer: asyncio.Stream
     elif path in ("/count", "/flooded"):
         body = str(state["asked" if path == "/count" else "flooded"])
     elif path == "/slow":
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
         for number in range(5):
             writer.write(str(number).encode())
             await asyncio.sleep(0.1)
         return
     elif path == "/flood":
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
             writer.write(b"x" * 65536)
             await writer.drain()
             state["flooded"] += 65536
     elif path == "/echo":
-        digest = hashlib.sha256()
-        while data := await reader.read(65536):
-            digest.update(data)
-            writer.write(data)
-            await writer.drain()
-        writer.write(digest.hexdigest().encode())
-        await writer.drain()
+        await echo(length, reader, writer)
         return
     writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    await writer.drain()
+
+
+async def echo(length: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with a body of this length while it comes, and with its SHA-256."""
+    digest = hashlib.sha256()
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (length + 2 * digest.digest_size))
+    while length:
+        data = await reader.read(min(65536, length))
+        length -= len(data)
+        digest.update(data)
+        writer.write(data)
+        await writer.drain()
+    writer.write(digest.hexdigest().encode())
     await writer.drain()
 
 

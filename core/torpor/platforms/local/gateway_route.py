@@ -114,6 +114,11 @@ class Route:
             await asyncio.shield(self._checking)
         return self._ready and not self._closed
 
+    @property
+    def was_ready(self) -> bool:
+        """Whether the replica said less than 250 ms ago that it is ready."""
+        return self._ready and not self._closed and time.monotonic() - self._checked_at < READY_FOR_S
+
     def note_failure(self) -> None:
         """A connection failed: ask whether the replica is ready before the next one."""
         self._checked_at = -READY_FOR_S

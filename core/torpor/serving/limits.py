@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from torpor.errors import ConfigurationError
-from torpor.platforms.local.listener import MAX_CONNECTIONS
+from torpor.serving.listener import MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CONNECTIONS_VARIABLE", "HEAD_VARIABLE", "STALL_VARIABLE", "Limits"]
+__all__ = ["CONNECTIONS_VARIABLE", "HEAD_VARIABLE", "HELD_VARIABLE", "IDLE_VARIABLE", "STALL_VARIABLE", "Limits"]
 
 CONNECTIONS_VARIABLE = "TORPOR_MAX_CONNECTIONS"
 HEAD_VARIABLE = "TORPOR_HEAD_TIMEOUT_S"
 STALL_VARIABLE = "TORPOR_STALL_TIMEOUT_S"
+IDLE_VARIABLE = "TORPOR_IDLE_TIMEOUT_S"
+HELD_VARIABLE = "TORPOR_MAX_HELD_MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +27,18 @@ class Limits:
     Attributes:
         connections: open at once. A low limit of open descriptors (RLIMIT_NOFILE) allows fewer: a connection takes two, and
             48 are kept for everything else.
-        head_timeout_s: seconds for the head of a connection's first request.
+        head_timeout_s: seconds for the head of a connection's first request, and between two pieces of a body.
         stall_timeout_s: seconds in which a client has to read something of what waits for it.
+        idle_timeout_s: seconds from an answer's end to the next request on the same connection.
+        held_mb: MB of request bodies, all together, that are kept until their model is known or a replica is there. One body may
+            take a quarter of it.
     """
 
     connections: int = MAX_CONNECTIONS
     head_timeout_s: float = 60.0
     stall_timeout_s: float = 300.0
+    idle_timeout_s: float = 75.0
+    held_mb: float = 256.0
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self:
@@ -44,6 +51,8 @@ class Limits:
             connections=int(_positive(environ, CONNECTIONS_VARIABLE, cls.connections)),
             head_timeout_s=_positive(environ, HEAD_VARIABLE, cls.head_timeout_s),
             stall_timeout_s=_positive(environ, STALL_VARIABLE, cls.stall_timeout_s),
+            idle_timeout_s=_positive(environ, IDLE_VARIABLE, cls.idle_timeout_s),
+            held_mb=_positive(environ, HELD_VARIABLE, cls.held_mb),
         )
 
 
