@@ -21,7 +21,7 @@ from torpor import (
     hookimpl,
     override,
 )
-from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, RankSleep, call, call_object
+from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, call, call_object
 from torpor_vllm import routes
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
@@ -230,15 +230,6 @@ class VLLM(ChatServer):
             raise EngineRequestError(f"vLLM was woken and answered {answer!r}; it does not serve.")
         seed = str(secrets.randbits(_SEED_BITS))
         call(client, "/collective_rpc", {"method": _RENEW, "args": [seed]}, engine="vLLM")
-
-    @override
-    def rank_sleep(self, deployment: Deployment) -> RankSleep:
-        graphs = ("CUDA graphs",) if self.offload_graphs else ()
-        several = ("NCCL communicators",) if self.tensor_parallel > 1 else ()
-        return RankSleep(
-            released=("weights", "KV cache", *graphs, *several),
-            weights="snapshot" if self.sleep_level == 1 else "model",
-        )
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:

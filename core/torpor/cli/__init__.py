@@ -128,7 +128,7 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
                 options["records"] = value
             else:
                 return None
-        elif word.startswith("-") or options["folder"]:
+        elif word.startswith("-") or options["folder"] or "://" in word:  # a snapshot of a store is pulled first
             return None
         else:
             options["folder"] = word

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from torpor.cli.plugins import list_plugins
     from torpor.cli.prewarm import run_prewarm
     from torpor.cli.probe import run_probe
+    from torpor.cli.remote_restore import run_restored
     from torpor.cli.report import run_report
     from torpor.cli.restore import run_restore
     from torpor.cli.setup import run_setup
     from torpor.cli.snapshot import run_inspect, run_rm, run_weights
+    from torpor.cli.sources import source_of
     from torpor.cli.status import run_status
     from torpor.cli.store import run_ls, run_new_identity, run_new_signing_key, run_pull, run_push
     from torpor.cli.up import run_up
@@ -49,6 +51,7 @@ __all__ = [
     "run_push",
     "run_report",
     "run_restore",
+    "run_restored",
     "run_rm",
     "run_setup",
     "run_status",
@@ -56,6 +59,7 @@ __all__ = [
     "run_weights",
     "show_new_key",
     "show_plan",
+    "source_of",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -75,9 +79,11 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.prewarm": ("run_prewarm",),
         "torpor.cli.probe": ("run_probe",),
         "torpor.cli.report": ("run_report",),
+        "torpor.cli.remote_restore": ("run_restored",),
         "torpor.cli.restore": ("run_restore",),
         "torpor.cli.setup": ("run_setup",),
         "torpor.cli.snapshot": ("run_inspect", "run_rm", "run_weights"),
+        "torpor.cli.sources": ("source_of",),
         "torpor.cli.status": ("run_status",),
         "torpor.cli.store": ("run_ls", "run_new_identity", "run_new_signing_key", "run_pull", "run_push"),
         "torpor.cli.up": ("run_up",),

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path  # noqa: TC003 - typer reads annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from torpor._version import __version__
 from torpor.cli import actions
-from torpor.cli.options import AppFile, AsJson, CommandGroup, Deadline, Host, KeyFile, Port, Prove, Records
+from torpor.cli.options import (
+    AppFile,
+    AsJson,
+    Backend,
+    CommandGroup,
+    Deadline,
+    Host,
+    Identity,
+    KeyFile,
+    Port,
+    Prove,
+    Records,
+    Snapshot,
+    TrustedKeys,
+    Unsigned,
+)
 from torpor.cli.snapshot_commands import snapshot
 from torpor.cli.terminal import DEBUG_VARIABLE, claim_output
 
@@ -93,16 +108,11 @@ def plan(
 def up(
     app_file: AppFile,
     *,
-    backend: Annotated[
-        str | None,
-        typer.Option(help="How the sleeping engine is kept: none, standby (the default) or criu.", show_default=False),
-    ] = None,
-    snapshot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Restore this snapshot if it fits; else start cold and capture a new one (CRIU)."
-        ),
-    ] = None,
+    backend: Backend = None,
+    snapshot: Snapshot = "",
+    trust: TrustedKeys = None,
+    unsigned: Unsigned = False,
+    identity: Identity = None,
     ask: Annotated[str, typer.Option(help="Ask this when the server is up, stream the answer, then stop.")] = "",
     records: Records = None,
     prove: Prove = None,
@@ -118,10 +128,12 @@ def up(
     An engine that ends by itself is started again.
     """
     claim_output()
+    source = actions.source_of(snapshot, trust=trust, unsigned=unsigned, identity=identity)
     actions.run_up(
         app_file,
         backend=backend,
-        snapshot=snapshot,
+        snapshot=Path(snapshot) if snapshot and source is None else None,
+        source=source,
         question=ask,
         as_json=as_json,
         records=records,

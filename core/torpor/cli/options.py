@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AppFile",
     "AsJson",
+    "Backend",
     "CommandGroup",
     "Deadline",
     "Host",
@@ -25,6 +26,7 @@ __all__ = [
     "Port",
     "Prove",
     "Records",
+    "Snapshot",
     "TrustedKeys",
     "Unsigned",
 ]
@@ -67,6 +69,19 @@ Records = Annotated[
     typer.Option(metavar="FILE", help="Write stage records to this file; by default to one under the cache root."),
 ]
 KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A new file for the private key; never overwritten.")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="How the sleeping engine is kept: none, standby (the default) or criu.", show_default=False),
+]
+Snapshot = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|URL",
+        help="Restore this snapshot if it fits; else start cold, and capture a new one into a folder (CRIU). A URL names one "
+        "in a store.",
+        show_default=False,
+    ),
+]
 Jobs = Annotated[int, typer.Option(metavar="N", help="Transfers at once; 0 for what suits this machine.")]
 TrustedKeys = Annotated[
     Path | None,

@@ -30,7 +30,7 @@ from torpor.values.addresses import url
 from torpor.values.bounds import checked_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import NotRequired, TypedDict
 
     from torpor.cli.announcing import Announcement
@@ -65,10 +65,14 @@ class Served:
         as_json: print what was restored as one line of JSON, with what failed before (`events`). Each later event is one more
             line.
         announced: tells others of the command; by default of a restore, once it serves.
+        fetched: how the snapshot came from a store, for that line.
     """
 
-    def __init__(self, *, as_json: bool, announced: Announcement | None = None) -> None:
+    def __init__(
+        self, *, as_json: bool, announced: Announcement | None = None, fetched: Mapping[str, object] | None = None
+    ) -> None:
         self._announced = announced
+        self._fetched = {"fetched": fetched} if fetched else {}
         self._before: list[ReplicaEvent] | None = []
         self._printing = threading.Lock()
         self._as_json = as_json
@@ -133,7 +137,7 @@ class Served:
             before, self._before = self._before or [], None
             if self._as_json:
                 events = {"events": [event.as_json() for event in before]}
-                result(json.dumps(_described(replicas, self._stages, self._began) | events))
+                result(json.dumps(_described(replicas, self._stages, self._began) | self._fetched | events))
             else:
                 _print_serving(replicas, self._stages, time.monotonic() - self._began)
         self._tell_serving(replicas, wanted)
@@ -171,10 +175,9 @@ def run_restore(
     records: str | Path = "",
     even_if_bad: bool = False,
     first: FirstProcess | None = None,
+    fetched: Mapping[str, object] | None = None,
 ) -> None:
     """Restore replicas and serve until SIGINT or SIGTERM; then finish requests in flight and end everything.
-
-    A replica that ends by itself is restored again.
 
     Args:
         folder: the snapshot.
@@ -186,6 +189,7 @@ def run_restore(
         records: file for the stage records; by default one under the cache root.
         even_if_bad: restore even a snapshot whose replicas repeatedly did not wake.
         first: the first sandbox's process, started before this module was imported.
+        fetched: how the snapshot came from a store, for the line of JSON.
     """
     checked_count("--replicas", replicas, most=MAX_REPLICAS, what="replicas")
     host, port = given_address(host, port)
@@ -194,7 +198,7 @@ def run_restore(
     if records:
         check_output("--records", str(records), makes_folders=True)
     _begin_to_serve()
-    served = Served(as_json=as_json)
+    served = Served(as_json=as_json, fetched=fetched)
     restored = _replicas(
         Path(folder), served, host=host, port=port, full=verify == "full", first=first, even_if_bad=even_if_bad
     )

@@ -37,6 +37,10 @@ SnapshotUrl = Annotated[
         metavar="URL", help="A store and a name in it: s3://bucket/snapshots/qwen3 or /mnt/snapshots/qwen3."
     ),
 ]
+Restorable = Annotated[
+    str,
+    typer.Argument(metavar="DIR|URL", help="The snapshot's folder, or a URL of a store: it is pulled if it fits."),
+]
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[DIR...]", help="Further snapshots, or folders that hold some, besides the known ones."),
@@ -71,8 +75,11 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
 
 @snapshot.command()
 def restore(
-    folder: Folder,
+    folder: Restorable,
     *,
+    trust: TrustedKeys = None,
+    unsigned: Unsigned = False,
+    identity: Identity = None,
     replicas: Annotated[int, typer.Option(help="How many replicas to restore.")] = 1,
     host: Host = None,
     port: Port = None,
@@ -88,8 +95,11 @@ def restore(
 
     A replica that ends by itself is restored again, the first time at once. SIGHUP restores those that wait or were given up.
     """
-    actions.run_restore(
-        folder=folder,
+    actions.run_restored(
+        folder,
+        trust=trust,
+        unsigned=unsigned,
+        identity=identity,
         replicas=replicas,
         host=host,
         port=port,

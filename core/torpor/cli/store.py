@@ -19,6 +19,7 @@ from torpor.snapshots.remote.encryption import new_identity, read_recipients
 from torpor.snapshots.remote.listing import list_store
 from torpor.snapshots.remote.location import shown_url
 from torpor.snapshots.remote.opening import open_remote
+from torpor.snapshots.remote.portable import portable
 from torpor.snapshots.remote.pull import pull
 from torpor.snapshots.remote.push import push
 from torpor.snapshots.remote.signature import fingerprint, new_signing_key, read_trust
@@ -52,9 +53,8 @@ def run_push(
     _begin()
     console = make_console()
     with Progress(console, as_json=as_json).listening():
-        pushed = push(
-            folder, url, key=key, recipients=read_recipients(recipients, recipients_file), again=again, jobs=jobs
-        )
+        to = read_recipients(recipients, recipients_file)
+        pushed = push(folder, url, key=key, recipients=to, again=again, jobs=jobs, **portable(folder)._asdict())
     if as_json:
         result(json.dumps({**pushed._asdict(), "label": pushed.label._asdict()}, indent=2))
         return

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torpor.platforms.local.replicas import Replicas
     from torpor.platforms.local.start import Way
     from torpor.runtime.supervision import ReplicaEvent
+    from torpor.snapshots.remote.source import Source
 
 __all__ = ["run_up"]
 
@@ -54,6 +55,7 @@ class _Options:
     Attributes:
         backend: how the sleeping engine is kept.
         snapshot: a snapshot's folder, to restore or to capture into; None for none.
+        source: a snapshot of a store, to restore; None for none.
         question: asked once the server is up, in place of serving until a signal; empty for none.
         as_json: print JSON.
         prove: whether a new snapshot is tried before it is put in place.
@@ -63,6 +65,7 @@ class _Options:
 
     backend: str
     snapshot: Path | None
+    source: Source | None
     question: str
     as_json: bool
     prove: bool | None
@@ -82,6 +85,7 @@ def run_up(
     snapshot: Path | None,
     question: str,
     as_json: bool,
+    source: Source | None = None,
     records: Path | None = None,
     prove: bool | None = None,
     host: str | None = None,
@@ -93,6 +97,7 @@ def run_up(
         app: the app, or the path of its file.
         backend: `none`, `standby` or `criu`; None for `criu` with a snapshot, else `standby`.
         snapshot: see `_Options`, as the others.
+        source: see `_Options`.
         question: see `_Options`.
         as_json: see `_Options`.
         records: file for the stage records; by default one under the cache root.
@@ -102,8 +107,9 @@ def run_up(
     """
     host, port = given_address(host, port)
     options = _Options(
-        backend=_chosen(backend, snapshot),
+        backend=_chosen(backend, snapshot or (source and source.url)),
         snapshot=snapshot,
+        source=source,
         question=question,
         as_json=as_json,
         prove=prove,
@@ -172,6 +178,7 @@ class _Up:
         options, console = self._options, self._console
         start = StartOptions(
             snapshot=options.snapshot,
+            source=options.source,
             backend=make_backend(options.backend, app_file=self._app.file, host=options.host, port=options.port),
             host=options.host,
             port=options.port,
@@ -256,19 +263,19 @@ def _announced(app: App, options: _Options) -> Announcement:
     return announced
 
 
-def _chosen(backend: str | None, snapshot: Path | None) -> str:
-    """The backend to use; a snapshot's folder implies CRIU.
+def _chosen(backend: str | None, snapshot: object) -> str:
+    """The backend to use; a snapshot implies CRIU.
 
     Raises:
         ConfigurationError: there is no such backend, or it keeps no snapshot in a folder.
     """
     if backend is not None and backend not in BACKENDS:
         raise ConfigurationError(f"--backend is {backend!r}; there are: {', '.join(BACKENDS)}.")
-    if snapshot is not None and backend not in (None, "criu"):
+    if snapshot and backend not in (None, "criu"):
         raise ConfigurationError(
             f"--snapshot {snapshot} needs the backend criu, and --backend is {backend}. Leave one of the two out."
         )
-    return backend or ("criu" if snapshot is not None else "standby")
+    return backend or ("criu" if snapshot else "standby")
 
 
 def _at_address(app: App, options: _Options, progress: Progress) -> App:

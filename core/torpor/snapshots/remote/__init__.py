@@ -20,7 +20,14 @@ from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.snapshots.remote.obtaining import obtain
+    from torpor.snapshots.remote.signature import read_trust
 
-__all__ = ["obtain"]
+__all__ = ["obtain", "read_trust"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"torpor.snapshots.remote.obtaining": ("obtain",)})
+__getattr__, __dir__ = lazy_names(
+    __name__,  # a start without a store needs none of its packages
+    {
+        "torpor.snapshots.remote.obtaining": ("obtain",),
+        "torpor.snapshots.remote.signature": ("read_trust",),
+    },
+)

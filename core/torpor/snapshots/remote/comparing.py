@@ -48,11 +48,13 @@ class Missing(NamedTuple):
         captured: its path at the capture.
         file: in the store.
         target: where it goes.
+        before: time of change of another file at that place; None for none.
     """
 
     captured: str
     file: RemoteFile
     target: Path
+    before: int | str | None
 
 
 class Compared(NamedTuple):
@@ -183,7 +185,7 @@ def _kept(local: Noted, captured: str, needs: Needs, remote: RemoteSnapshot) -> 
     changed = changed_now(local.name)
     if changed is not None and whole_hash(local.name) == pushed.sha256:
         return _Seen(changed=changed)
-    return _Seen(missing=Missing(captured, pushed, Path(local.name)))
+    return _Seen(missing=Missing(captured, pushed, Path(local.name), changed))
 
 
 def _named(local: Noted, reason: str) -> str:

@@ -58,6 +58,11 @@ class Obtained(NamedTuple):
     fetched_bytes: int
     stages: tuple[StageTime, ...]
 
+    def as_json(self) -> dict[str, object]:
+        """As a command prints it."""
+        stages = [one._asdict() for one in self.stages]
+        return {**self._asdict(), "folder": str(self.folder), "stages": stages}
+
     def described(self) -> str:
         """One line for people."""
         if self.already:
@@ -127,9 +132,8 @@ def _is_here(folder: Path, wanted: Here) -> bool:
 def _fetched_once(remote: RemoteSnapshot, missing: Missing) -> int:
     """Fetch kept weights, unless another process did so meanwhile; the bytes that were read from the store."""
     missing.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    before = changed_now(str(missing.target))
     with _alone(missing.target):
-        if changed_now(str(missing.target)) != before:
+        if changed_now(str(missing.target)) != missing.before:
             return 0
         return pull_file(remote, missing.file, missing.target)
 

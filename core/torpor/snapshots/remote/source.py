@@ -9,7 +9,7 @@ from torpor.snapshots.remote.values import Trust
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Source", "is_url"]
+__all__ = ["Source"]
 
 
 class Source(NamedTuple):
@@ -24,8 +24,3 @@ class Source(NamedTuple):
     url: str
     trust: Trust = Trust()
     identity: Path | None = None
-
-
-def is_url(text: str) -> bool:
-    """Whether a text names a snapshot of a store (`s3://...`, `file:///...`) and not a folder of this machine."""
-    return "://" in text
