@@ -1,4 +1,6 @@
-"""One rank with a torch that has no GPU: NCCL is `fake_nccl.c`, the store of all ranks a folder. Prints what happened as JSON.
+"""One rank without a GPU: NCCL is `fake_nccl.c`. Prints what happened as JSON.
+
+torch is a double whose store is a folder; with a `port` it is the real one, with its own store and groups.
 
 python -m tests.engine_patches.nccl_rank '{"rank": 0, "size": 2, ...}'
 """
@@ -100,6 +102,24 @@ def torch_without_gpus(asked: dict[str, Any], groups: list[Group]) -> None:
     sys.modules |= {"torch": torch, "torch.distributed": distributed}
 
 
+def join_real_torch(asked: dict[str, Any], groups: list[Group]) -> None:
+    """Join a real group of torch by gloo, whose store the ranks use, and add the NCCL groups that a CPU cannot have."""
+    import torch.distributed
+    from torch.distributed import distributed_c10d
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{asked['port']}", rank=asked["rank"], world_size=asked["size"]
+    )
+    torch.distributed.new_group(list(range(asked["size"])), backend="gloo")
+    for group in groups:
+        distributed_c10d._world.pg_map[group] = ("nccl", None)
+        distributed_c10d._world.pg_group_ranks[group] = {rank: place for place, rank in enumerate(group.ranks)}
+    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.current_device = lambda: asked["rank"]
+    torch.cuda.set_device = lambda _: None
+
+
 def main(asked: dict[str, Any]) -> None:
     """Make the communicators, suspend and resume, and say what happened."""
     rank = asked["rank"]
@@ -115,6 +135,10 @@ def main(asked: dict[str, Any]) -> None:
         groups.append(group)
         if kind != "torch":
             made.append((kind, PyNcclCommunicator(library, group, pointer, name)))
+    if "port" in asked:
+        join_real_torch(asked, groups)
+        print(json.dumps(run(asked, {name: one for name, one in made if name != "pynccl"})), flush=True)
+        return
     groups += [Group("gloo", list(range(asked["size"])), None, "gloo"), Group("unused", list(range(asked["size"])), 0)]
     if rank % 2:
         groups.reverse()  # the order of discovery is not the order of suspending
@@ -149,6 +173,8 @@ def run(asked: dict[str, Any], named: dict[str, object]) -> dict[str, object]:
             ranks.suspend()
             ranks.resume()
             ranks.resume()
+        if asked["rank"] not in asked.get("leaves", [asked["rank"]]):
+            ranks.suspend()
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
     return {"told": told, "error": error, "seconds": time.monotonic() - began}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import ROOT
+from tests.plugins.torpor_sglang.conftest import LOCAL
 from torpor.engine_patches.nccl_library import NcclLibrary, loaded_nccl
 from torpor.errors import GpuSnapshotError
 
@@ -39,7 +40,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(tmp_path: Path, library: Path) -> Callable[..., Ranks]:
     """Return a function that runs all ranks and returns what each of them said."""
 
-    def start(size: int = 2, env: dict[str, str] | None = None, **asked: Any) -> Ranks:
+    def start(size: int = 2, env: dict[str, str] | None = None, python: str = sys.executable, **asked: Any) -> Ranks:
         given = {
             "size": size,
             "folder": str(tmp_path),
@@ -49,7 +50,7 @@ def ranks(tmp_path: Path, library: Path) -> Callable[..., Ranks]:
         } | asked
         started = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.engine_patches.nccl_rank", json.dumps(given | {"rank": rank})],
+                [python, "-m", "tests.engine_patches.nccl_rank", json.dumps(given | {"rank": rank})],
                 cwd=ROOT,
                 env={**os.environ, "FAKE_NCCL_FOLDER": str(tmp_path), **(env or {})},
                 stdout=subprocess.PIPE,
@@ -178,6 +179,23 @@ def order(groups: list[list[Any]]) -> list[str]:
         return {"torch": f"torch group {one[0]}", "pynccl": f"pynccl {digest}"}.get(one[2], f"pynccl {one[2]} {digest}")
 
     return sorted(name(one) for one in groups)
+
+
+@pytest.mark.slow
+@pytest.mark.sglang
+def test_the_real_torch_finds_groups_and_ranks(ranks: Callable[..., Ranks], tmp_path: Path, free_port: int) -> None:
+    """Its own store, its own list of groups (gloo ones among them), and its own members of a group.
+
+    After one sleep and wake a rank ends: the deadline of the next sleep holds.
+    """
+    python = str(LOCAL.find(LOCAL.version).python)
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "core", ROOT)))}
+    said = ranks(communicators=TWO, python=python, port=free_port, env=paths, leaves=[1], arrival_s=3.0)
+    assert "rank 1 gave no answer in time" in said[0]["error"]
+    assert said[1]["error"] == ""
+    assert calls(tmp_path, 0) == calls(tmp_path, 1)
+    assert len(calls(tmp_path, 0)) == 6
+    assert "rank 1 (GPU 1): 3 NCCL communicators suspended" in said[1]["told"][0]
 
 
 def test_one_process_alone_suspends_nothing(ranks: Callable[..., Ranks], tmp_path: Path) -> None:

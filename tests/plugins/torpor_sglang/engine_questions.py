@@ -179,6 +179,46 @@ def resume_kv_cache(resume: Any, group: Any) -> None:
     assert subject.offload_tags == set()
 
 
+def ask_settings(question: dict[str, Any]) -> object:
+    """Parse a command line and return the settings as they are read back; those that this version lacks are left out."""
+    words = parser().parse_args(["--model-path", "/model", *question["words"]])
+    return {name: getattr(words, name) for name in question["names"] if hasattr(words, name)}
+
+
+def ask_sleep_of_ranks(_: dict[str, Any]) -> object:
+    """Release and resume with the real handlers, the patch on, and note the order of what happens."""
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.managers.io_struct import ReleaseMemoryOccupationReqInput, ResumeMemoryOccupationReqInput
+
+    from torpor_sglang.patches import nccl_communicators
+    from torpor_sglang.patches.handlers import RELEASE
+
+    calls: list[str] = []
+    ranks = type("Ranks", (), {name: noting(calls, name) for name in ("check", "suspend", "resume")})
+    vars(nccl_communicators)["NcclCommunicators"] = lambda **_: ranks()
+    kind = resuming_class()
+    nccl_communicators.PATCH.apply()
+    saver = type("Saver", (), {name: noting(calls, name) for name in ("pause", "resume")})
+    subject: Any = object.__new__(type("Subject", (kind,), {}))
+    subject.offload_tags, subject.memory_saver_adapter, subject.scheduler = set(), saver(), None
+    subject.is_fully_idle, subject.flush_cache, subject.tp_cpu_group = (lambda *_, **__: True), (lambda: None), None
+    tags = ["kv_cache"]
+    subject.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=tags))
+    subject.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=tags))
+    group = type("Group", (), {"unique_name": "tp:0", "pynccl_comm": object()})()
+    parallel_state._register_group(group)
+    return {
+        "calls": calls,
+        "named": list(nccl_communicators.named_communicators()),
+        "handlers": [name for name in (RELEASE, RESUME) if hasattr(vars(kind)[name], "__wrapped__")],
+    }
+
+
+def noting(calls: list[str], name: str) -> Any:
+    """Return a method that notes its name and its argument."""
+    return lambda _, *words: calls.append(" ".join([name, *words]))
+
+
 def ask_seeds_of_ranks(question: dict[str, Any]) -> object:
     """Seed again in several processes of one group, like tensor-parallel ranks; return the seed of each."""
     with tempfile.TemporaryDirectory() as folder:

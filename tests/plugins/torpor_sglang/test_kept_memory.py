@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import json
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -14,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor_sglang import gpu_copy
+from tests import ROOT
+from torpor_sglang import gpu_copy, kept_memory
 from torpor_sglang.gpu_copy import CudaError, Driver, PinnedMemory, Segment, load_from_file, save_to_file
 from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches.handlers import RESUME, wrap_handler
 from torpor_sglang.patches.kept_memory import keep_released
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor_sglang.places import Place
 
@@ -197,6 +201,93 @@ def test_equal_content_is_written_once_and_shared(
     assert second.content == before
     keeping(other, driver, tmp_path / "kept").save("weights")
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+@pytest.mark.fault("several processes keep equal weights at once", area="several GPUs", outcome="held")
+def test_processes_that_keep_equal_memory_at_once_share_one_file(library: Path, tmp_path: Path) -> None:
+    """Ranks with equal weights, or replicas: all have written before one publishes. Nobody's open file is replaced."""
+    argv = [sys.executable, "-m", "tests.plugins.torpor_sglang.keeping_rank", str(library), str(tmp_path), "4"]
+    started = [
+        subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    said = []
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+            said.append(json.loads(out))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(10)
+    (file,) = (tmp_path / "kept").iterdir()
+    assert said == [{"held": str(file), "same": True}] * 4
+    assert file.stat().st_nlink == 1
+
+
+def test_a_file_system_without_hard_links_keeps_the_first_file(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's rename that replaces nothing does the same there."""
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("os.link", no_links)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for file in (first, second):
+        file.write_text(file.name)
+    kept_memory._name(first, tmp_path / "name")
+    with pytest.raises(FileExistsError):
+        kept_memory._name(second, tmp_path / "name")
+    assert (tmp_path / "name").read_text() == "first"
+    device = Device(640)
+    keeping(device, driver, tmp_path / "kept").save("weights")
+    (file,) = (tmp_path / "kept").iterdir()
+    assert file.read_bytes() == device.content[0]
+
+
+def test_a_right_file_that_comes_in_place_of_a_wrong_one_is_put_back(tmp_path: Path) -> None:
+    """Another process replaced the wrong file between the look and the move."""
+    file = tmp_path / "name"
+    file.write_bytes(b"right")
+    inode = file.stat().st_ino
+    kept_memory._set_aside(file, 5)
+    assert (file.read_bytes(), file.stat().st_ino) == (b"right", inode)
+    kept_memory._set_aside(file, 6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_on_one_rank_names_it_in_error_and_log(driver: Driver, tmp_path: Path) -> None:
+    """What a rank does goes through `together`, which tells the others; its lines carry its name."""
+    device, told, shared = Device(640), list[str](), list[str]()
+
+    def together(act: Callable[[], None], what: str) -> None:
+        try:
+            act()
+        except Exception as error:
+            shared.append(f"{what}: rank 1: {error}")
+            raise
+
+    kept = KeptMemory(
+        places={"weights": "file"},
+        folder=tmp_path,
+        segments=lambda _: device.segments,
+        sums=sums,
+        driver=lambda: driver,
+        tell=told.append,
+        together=together,
+        rank=lambda: "rank 1 (GPU 1)",
+    )
+    kept.save("weights")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(bytes(640))
+    kept.begin_load("weights")
+    with pytest.raises(RuntimeError, match="came back"):
+        kept.finish()
+    assert all(line.startswith("rank 1 (GPU 1): weights: ") for line in told)
+    (said,) = shared
+    assert said.startswith("what was kept did not come back: rank 1: weights: 1 of 1 ranges came back")
 
 
 def test_the_file_is_open_while_the_engine_sleeps(driver: Driver, tmp_path: Path) -> None:
