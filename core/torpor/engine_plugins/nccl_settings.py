@@ -1,8 +1,7 @@
 """Variables that an engine on several GPUs needs for a snapshot, each with its reason.
 
-`needed` says what was seen: without it a restore failed, or the engine's own default is known to break one. The others were set
-as well when snapshots of two H200 were restored (SGLang 0.5.16, NCCL 2.31.2, driver 580.159.04), and were not taken away one by
-one.
+`needed` says what was seen when snapshots of two H200 were restored (SGLang 0.5.16, NCCL 2.31.2, driver 580.159.04): without it
+there is no restore. The others were set as well, and were not taken away one by one; their reasons are what others report.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class NcclSetting(NamedTuple):
         value: its only allowed value.
         reason: what happens without it.
         source: where that is known from.
-        needed: whether a restore is known to fail without it; otherwise it was set as well.
+        needed: whether it was seen to be needed; otherwise it was set as well.
     """
 
     variable: str
@@ -56,21 +55,21 @@ NCCL_SETTINGS = (
         "0",
         "NCCL would map NVLink multicast memory, with which a checkpoint hangs on drivers before 595",
         "NVIDIA driver notes, NVIDIA/cuda-checkpoint#45",
-        needed=True,
+        needed=False,
     ),
     NcclSetting(
         "TORCH_SYMM_MEM_DISABLE_MULTICAST",
         "1",
         "torch's symmetric memory would map NVLink multicast memory",
         "torch 2.13 c10d/symm_mem/CUDASymmetricMemory.cu",
-        needed=True,
+        needed=False,
     ),
     NcclSetting(
         "NVSHMEM_DISABLE_NVLS",
         "1",
         "NVSHMEM would map NVLink multicast memory",
         "NVSHMEM 3, environment variables",
-        needed=True,
+        needed=False,
     ),
     NcclSetting(
         "NCCL_SHM_DISABLE",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import ROOT
 from torpor import ConfigurationError, Deployment, Model
 from torpor.engine_plugins import NCCL_SETTINGS, NCCL_SNAPSHOT_ENV
 from torpor.lifecycle import Lifecycle
@@ -127,7 +128,10 @@ def test_the_oldest_version_is_refused_with_a_newer_one() -> None:
 
 
 def test_every_setting_of_nccl_has_a_reason_and_a_source() -> None:
-    """One line each, and those that are seen needed are marked."""
+    """Those that are seen needed are marked, and the page on snapshots lists all of them, with the flags."""
+    page = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
+    assert [one.variable for one in NCCL_SETTINGS if f"`{one.variable}={one.value}`" not in page] == []
+    assert [word for word in WORDS if f"`{word}`" not in page] == []
     assert all(len(one.reason) > 30 and one.source and one.value for one in NCCL_SETTINGS)
     assert "NCCL_CUMEM_ENABLE" in {one.variable for one in NCCL_SETTINGS if one.needed}
     assert len(NCCL_SNAPSHOT_ENV) == len(NCCL_SETTINGS)
