@@ -21,12 +21,21 @@ from torpor import (
     hookimpl,
     override,
 )
-from torpor.engine_plugins import SNAPSHOT_ENV, ChatServer, ParallelFlags, call, call_object
-from torpor_vllm import routes
+from torpor.engine_plugins import (
+    SNAPSHOT_ENV,
+    ChatServer,
+    ParallelFlags,
+    call,
+    call_object,
+    gpus_needed,
+    wants_nccl_suspended,
+)
+from torpor_vllm import routes, several_gpus
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
 from torpor_vllm.fields import FIELDS
 from torpor_vllm.log_progress import PROGRESS_LINES
+from torpor_vllm.rank_reports import check_asleep, check_awake, reports_of
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
@@ -40,7 +49,7 @@ __all__ = ["VLLM"]
 
 SleepLevel = Literal[1, 2]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
-_EXTENSION, _RENEW = "torpor_vllm.worker.Renewal", "torpor_renew"
+_EXTENSION = "torpor_vllm.worker.Renewal"
 _IDLE_TIMEOUT_S = 10.0
 # Names and needs as in 0.32.0 and 0.33.0 (config/load.py, the wheels' extras).
 _LOAD_FORMATS: dict[str, tuple[str, ...]] = {
@@ -170,6 +179,8 @@ class VLLM(ChatServer):
         }
         if self.startup_plan:
             env["VLLM_ENABLE_STARTUP_PLAN"] = "1"
+        if self._shares_gpu_memory(deployment):
+            env |= several_gpus.SNAPSHOT_ENV
         if self.device == "cpu":
             # By default libgomp's threads spin at barriers; two engines that share cores would wait for each other.
             env |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -212,14 +223,22 @@ class VLLM(ChatServer):
     @hookimpl(trylast=True)
     @override
     def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        ranks = self._ranks()
+        if ranks > 1:
+            reports_of(client, "torpor_before_sleep", ranks=ranks)
         # `wait` aborts no request; after the guard's drain it returns quickly.
         answer = call_object(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM")
         if answer.get("status") != "sleeping":
             raise EngineRequestError(f"vLLM was told to sleep and answered {answer!r}; nothing may be captured.")
+        if ranks > 1:
+            check_asleep(reports_of(client, "torpor_let_go", ranks=ranks))
 
     @hookimpl(tryfirst=True)
     @override
     def post_restore(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        ranks = self._ranks()
+        if ranks > 1:
+            reports_of(client, "torpor_take_back", ranks=ranks)
         if self.sleep_level == 1:
             answer = call_object(client, "/wake_up", engine="vLLM")
         else:
@@ -229,15 +248,26 @@ class VLLM(ChatServer):
         if answer.get("status") != "awake":
             raise EngineRequestError(f"vLLM was woken and answered {answer!r}; it does not serve.")
         seed = str(secrets.randbits(_SEED_BITS))
-        call(client, "/collective_rpc", {"method": _RENEW, "args": [seed]}, engine="vLLM")
+        if ranks > 1:
+            check_awake(reports_of(client, "torpor_after_wake", seed, ranks=ranks))
+        else:
+            call(client, "/collective_rpc", {"method": "torpor_renew", "args": [seed]}, engine="vLLM")
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:
-        return routes.SLEEP
+        return routes.SLEEP_OF_RANKS if self._ranks() > 1 else routes.SLEEP
 
     @override
     def wake_steps(self) -> tuple[str, ...]:
-        return routes.WAKE[self.sleep_level]
+        return (routes.WAKE_OF_RANKS if self._ranks() > 1 else routes.WAKE)[self.sleep_level]
+
+    def _ranks(self) -> int:
+        """Worker processes among which the model is divided."""
+        return gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
+
+    def _shares_gpu_memory(self, deployment: Deployment) -> bool:
+        """Whether the workers have to let go of each other's GPU memory for a snapshot."""
+        return wants_nccl_suspended(deployment, device=self.device, gpus=self._ranks())
 
     @override
     def forget_prompts(self, client: httpx.Client) -> None:
@@ -251,11 +281,12 @@ class VLLM(ChatServer):
 
     @override
     def engine_flags(self, deployment: Deployment, *, serving: bool) -> tuple[str, ...]:
-        cpu = self.device == "cpu"
+        cpu, shares = self.device == "cpu", self._shares_gpu_memory(deployment)
         options: dict[str, OptionValue] = {
             "revision": deployment.model.revision,
             "served_model_name": deployment.model.served_name,
             "tensor_parallel": self.tensor_parallel,
+            "no_custom_all_reduce": shares,
             "max_num_seqs": deployment.scaling.max_concurrency,
             "max_model_len": self.max_model_len,
             "memory_utilization": self.memory_utilization,
@@ -277,4 +308,11 @@ class VLLM(ChatServer):
                 "port": deployment.port,
                 "no_access_log": not self.access_log,
             }
-        return (deployment.model.source, *RESERVED.table.argv(self.version, options))
+        if shares:
+            several_gpus.check_words(self.extra_args)
+        fused = (several_gpus.FUSED_FLAG, "false") if shares else ()
+        return (deployment.model.source, *RESERVED.table.argv(self.version, options), *fused)
+
+    @override
+    def flag_reasons(self) -> dict[str, str]:
+        return {**super().flag_reasons(), several_gpus.FUSED_FLAG: several_gpus.FUSED_REASON}

@@ -189,6 +189,12 @@ _RESERVED = (
         instead="Use the plugin's option.",
     ),
     Reserved(
+        flags=("--enable-nccl-comm-suspend", "--no-enable-nccl-comm-suspend", "--disable-nccl-comm-suspend"),
+        why="Torpor suspends all NCCL communicators for a sleep, and vLLM would suspend some of them before",
+        instead="Leave it out.",
+        harmless=(("enable_nccl_comm_suspend", (False,)),),
+    ),
+    Reserved(
         flags=("--help",),
         why="the engine would print its help and exit",
         instead="Run `vllm serve --help`.",

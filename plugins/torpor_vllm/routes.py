@@ -14,7 +14,7 @@ real applications of all supported versions.
 
 from __future__ import annotations
 
-__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
+__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "SLEEP_OF_RANKS", "WAKE", "WAKE_OF_RANKS"]
 
 PUBLIC = (
     "/v1/chat/completions",
@@ -45,6 +45,12 @@ WAKE = {
     2: ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"),
 }
 """The calls of a wake by level. Level 1: weights and KV cache together, renewal. Level 2: weights, reload, KV cache, renewal."""
+
+SLEEP_OF_RANKS = ("/collective_rpc", *SLEEP, "/collective_rpc")
+"""The calls of a sleep of several workers: check them all, sleep, let go of each other's memory."""
+
+WAKE_OF_RANKS = {level: ("/collective_rpc", *calls) for level, calls in WAKE.items()}
+"""The calls of a wake of several workers: take each other's memory back, then as with one; the last call compares the ranks."""
 
 ANSWERED = ("/health", "/ready")
 

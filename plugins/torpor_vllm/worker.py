@@ -1,18 +1,63 @@
-"""`Renewal`: what vLLM's workers renew after a restore.
+"""`Renewal`: what vLLM's workers do for a sleep and a wake beside vLLM's own calls.
 
 vLLM mixes it into its worker class (`--worker-extension-cls`; v1/worker/worker_base.py of 0.32.0 and 0.33.0) and calls it
 through POST /collective_rpc. Its names must not be the worker's own, hence the prefix.
+
+Of several workers each answers with a report: its rank, and what the plugin compares. So a worker that fails, or that says
+nothing, is known by its rank.
 """
 
 from __future__ import annotations
 
-from torpor.launcher import ensure_tile_permission, renew_random_state
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
-__all__ = ["Renewal"]
+from torpor.launcher import NcclCommunicators, ensure_tile_permission, renew_random_state
+from torpor_vllm.several_gpus import Config, refusals
+from torpor_vllm.weight_sum import weight_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    class Runner(Protocol):
+        """vLLM's model runner."""
+
+        model: torch.nn.Module
+
+
+__all__ = ["RankReport", "Renewal"]
+
+
+class RankReport(TypedDict, total=False):
+    """What one worker reports.
+
+    Attributes:
+        rank: its rank.
+        held_bytes: memory of vLLM's allocator that is still mapped.
+        weights: its weights' sum.
+        weights_before: the same before the sleep.
+    """
+
+    rank: int
+    held_bytes: int
+    weights: str
+    weights_before: str
 
 
 class Renewal:
     """A worker's second base class."""
+
+    if TYPE_CHECKING:
+        rank: int
+        device: torch.device
+        model_runner: Runner
+        vllm_config: Config
+
+    torpor_nccl: NcclCommunicators | None = None
+    torpor_weights: str = ""
 
     def torpor_renew(self, seed: str) -> str:
         """Renew what replicas of one snapshot must not share.
@@ -33,3 +78,85 @@ class Renewal:
         set_random_seed(int(seed))  # what else vLLM seeds on its platform
         renew_random_state(seed=int(seed))
         return seed
+
+    def torpor_before_sleep(self) -> RankReport:
+        """Of several workers: check that nothing stands in the way of a sleep, and sum the weights.
+
+        Raises:
+            GpuSnapshotError: names each rank and what it has that no snapshot can hold.
+        """
+        if (nccl := self._torpor_nccl()) is not None:
+            nccl.check()
+        self.torpor_weights = weight_sum(self.model_runner.model)
+        return {"rank": self.rank, "weights": self.torpor_weights}
+
+    def torpor_let_go(self) -> RankReport:
+        """Of several workers, after vLLM's sleep: suspend NCCL's communicators.
+
+        Raises:
+            GpuSnapshotError: names rank and communicator.
+        """
+        if (nccl := self._torpor_nccl()) is not None:
+            nccl.suspend()
+        return {"rank": self.rank, "held_bytes": self._torpor_held_bytes()}
+
+    def torpor_take_back(self) -> RankReport:
+        """Of several workers, before vLLM's wake: resume NCCL's communicators.
+
+        Raises:
+            GpuSnapshotError: names rank and communicator.
+        """
+        ensure_tile_permission()
+        if (nccl := self._torpor_nccl()) is not None:
+            nccl.resume()
+        return {"rank": self.rank}
+
+    def torpor_after_wake(self, seed: str) -> RankReport:
+        """Of several workers, at the end of a wake: renew as `torpor_renew` does, and sum the weights again."""
+        self.torpor_renew(seed)
+        return {
+            "rank": self.rank,
+            "weights": weight_sum(self.model_runner.model),
+            "weights_before": self.torpor_weights,
+        }
+
+    def _torpor_nccl(self) -> NcclCommunicators | None:
+        """This worker's communicators; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        self.torpor_nccl = self.torpor_nccl or NcclCommunicators(
+            named=self._torpor_groups, refusals=lambda: refusals(self.vllm_config, os.environ)
+        )
+        return self.torpor_nccl
+
+    def _torpor_groups(self) -> dict[str, object]:
+        """PyNccl's objects by the names of vLLM's groups (distributed/parallel_state.py of 0.32.0 and 0.33.0)."""
+        state = cast("_ParallelState", sys.modules["vllm.distributed.parallel_state"])
+        groups = {name: reference() for name, reference in state._groups.items()}  # noqa: SLF001 - no public list
+        found = {name: getattr(group, "device_communicator", None) for name, group in groups.items()}
+        return {name: getattr(one, "pynccl_comm", None) for name, one in found.items() if one is not None}
+
+    def _torpor_held_bytes(self) -> int:
+        """Memory that vLLM's sleep should have unmapped and has not (device_allocator/cumem.py)."""
+        if self.device.type != "cuda":
+            return 0
+        memory = cast("_DeviceAllocator", sys.modules["vllm.device_allocator"])
+        blocks = memory.get_mem_allocator_instance().pointer_to_data.values()
+        return sum(block.handle[1] for block in blocks if not block.is_asleep)
+
+
+class _Block(Protocol):
+    handle: tuple[int, int, int, int]
+    is_asleep: bool
+
+
+class _Allocator(Protocol):
+    pointer_to_data: Mapping[int, _Block]
+
+
+class _DeviceAllocator(Protocol):
+    def get_mem_allocator_instance(self) -> _Allocator: ...
+
+
+class _ParallelState(Protocol):
+    _groups: Mapping[str, Callable[[], object]]
