@@ -24,7 +24,7 @@ class _Torch(Protocol):
 def weight_sum(model: torch.nn.Module) -> str:
     """Sum the bytes of every parameter and buffer where they are, and hash the sums: 16 hex digits.
 
-    Each block of memory is read once, as whole numbers of 8 bytes whose sum wraps around. No copy is made. A block that came
+    Each block of memory is read once, as whole numbers of 8 bytes whose sum wraps around. Nothing is allocated. A block that came
     back empty, or in another's place, gives another sum.
     """
     library = cast("_Torch", sys.modules["torch"])

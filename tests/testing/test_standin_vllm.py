@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import httpx
 
     from tests.testing.unguarded import Started
-    from torpor.testing.standin.scheduler import Command, Scheduler
+    from torpor.testing.standin.commands import Command
+    from torpor.testing.standin.scheduler import Scheduler
 
 VLLM = ("--dialect", "vllm")
 

@@ -7,6 +7,8 @@ server ends when the process that holds the "memory" fails.
     sglang    a second release or resume, or a health probe while asleep, ends the whole tree by SIGKILL
     vllm      a second sleep or wake is harmless, and chats wait while it sleeps; a dead engine core ends the server
 
+With `--tp-size N` it has N schedulers that share the model, and one of them can fail on its own (`ranks`).
+
 `server` defines its flags. It ignores unknown flags, so that it accepts the engine arguments of any plugin.
 
 Environment:

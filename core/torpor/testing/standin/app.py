@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from torpor.testing.standin.commands import Answer, Command
     from torpor.testing.standin.exchange import Receive, Scope, Send
-    from torpor.testing.standin.scheduler import Answer, Command, Scheduler
+    from torpor.testing.standin.scheduler import Scheduler
 
 __all__ = ["Routes", "StandInApp", "StandInOptions", "hang"]
 

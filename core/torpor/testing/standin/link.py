@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
 
-    from torpor.testing.standin.scheduler import Answer, Command
+    from torpor.testing.standin.commands import Answer, Command
 
 __all__ = ["SchedulerGoneError", "SchedulerLink"]
 

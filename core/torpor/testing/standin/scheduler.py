@@ -15,14 +15,18 @@ import socket
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NoReturn, TypedDict, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from torpor.testing.faults import Fault, happens
+from torpor.testing.standin.ranks import Group, RankFault, RankOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Answer", "Command", "Scheduler", "fork_children", "wait_for_ever"]
+    from torpor.testing.standin.commands import Answer, Command
+
+__all__ = ["AS_LOADED", "Scheduler", "fork_children", "wait_for_ever"]
 
 _WORDS = (
     *("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island", "juniper", "kelp", "lagoon"),
@@ -31,27 +35,8 @@ _WORDS = (
 )
 
 
-class Command(TypedDict, total=False):
-    """A command from the server: one JSON line. `op` is `generate` or specific to the dialect."""
-
-    op: str
-    prompt: str
-    tokens: int
-    greedy: bool
-    running: int
-    tags: list[str]
-    level: int
-    method: str
-    args: list[str]
-
-
-class Answer(TypedDict, total=False):
-    """The answer: one JSON line."""
-
-    words: list[str]
-    asleep: bool
-    results: list[str | None]
-    error: str
+AS_LOADED = "as loaded"
+"""What stands for a rank's weights; anything else is other weights."""
 
 
 class Scheduler(ABC):
@@ -69,6 +54,8 @@ class Scheduler(ABC):
         self._captured: object = None  # the random state of the first sleep, for a fault
         self._wakes = 0
         self._faulty = False
+        self.group = Group(RankOptions())
+        self.weights = AS_LOADED
 
     def _fell_asleep(self) -> None:
         self._captured = self._captured or self._random.getstate()
@@ -80,6 +67,8 @@ class Scheduler(ABC):
 
     def _woke(self) -> None:
         self._wakes += 1
+        if self.group.faulty(RankFault.OTHER_WEIGHTS):
+            self.weights = "others"
         if self._fault is Fault.REPEATS_SAMPLES:
             self._random.setstate(cast("tuple[object, ...]", self._captured))
         if self._fault in (Fault.DIFFERENT_AFTER_WAKE, Fault.SHORTER_AFTER_WAKE) and not self._faulty:
@@ -99,9 +88,21 @@ class Scheduler(ABC):
             Exception: an error that ends the real engine's scheduler.
         """
         if command["op"] != "generate":
+            return self.change(command) if self.group.alone else self.change_all(command)
+        answers = self.group.together(command, self.own)
+        garbled = self.garbled or len({answer["weights"] for answer in answers}) > 1
+        return {"words": self._generate(command, garbled=garbled)}
+
+    def own(self, command: Command) -> Answer:
+        """Execute this rank's part of a command."""
+        if command["op"] != "generate":
             return self.change(command)
         self.check_memory()
-        return {"words": self._generate(command["prompt"], command["tokens"], greedy=command["greedy"])}
+        return {"weights": self.weights}
+
+    @abstractmethod
+    def change_all(self, command: Command) -> Answer:
+        """Execute a command of the dialect on every rank, in the order that several ranks need."""
 
     @abstractmethod
     def change(self, command: Command) -> Answer:
@@ -120,40 +121,66 @@ class Scheduler(ABC):
         """Whether the weights hold garbage, so that every answer is wrong."""
         return self._faulty and self._fault is Fault.DIFFERENT_AFTER_WAKE
 
-    def _generate(self, prompt: str, tokens: int, *, greedy: bool) -> list[str]:
-        if not greedy:
+    def _generate(self, command: Command, *, garbled: bool) -> list[str]:
+        prompt, tokens = command["prompt"], command["tokens"]
+        if not command["greedy"]:
             return self._random.choices(_WORDS, k=tokens)
         if self._faulty and self._fault is Fault.SHORTER_AFTER_WAKE:
             tokens = (tokens + 1) // 2
-        salt = "garbled" if self.garbled else ""
+        salt = "garbled" if garbled else ""
         return [_word(f"{salt}{prompt}/{number}") for number in range(tokens)]
 
 
-def fork_children(scheduler: Scheduler, *, deaf: bool) -> tuple[socket.socket, tuple[int, int]]:
-    """Fork a scheduler and a second child.
+def fork_children(scheduler: Scheduler, ranks: RankOptions, *, deaf: bool) -> tuple[socket.socket, tuple[int, ...]]:
+    """Fork a scheduler for each rank and one more child.
 
-    The second one stands for a detokenizer, a worker or a resource tracker. It does nothing and does not notice its parent's
-    end, so Torpor has to end it with the engine.
+    The last one stands for a detokenizer or a resource tracker. It does nothing and does not notice its parent's end, so Torpor
+    has to end it with the engine.
 
     Args:
-        scheduler: what the first child runs.
-        deaf: whether both ignore SIGTERM.
+        scheduler: what rank 0 runs, and the other ranks for their part.
+        ranks: how many there are.
+        deaf: whether all ignore SIGTERM.
 
     Returns:
-        The server's end of the scheduler's socket, and both process ids.
+        The server's end of the socket of rank 0, and all process ids, by rank; the last is the other child.
     """
     ours, theirs = socket.socketpair()
-    first = os.fork()
-    if first == 0:
-        ours.close()
-        _child(lambda: scheduler.run(theirs), scheduler.fail, deaf=deaf)
-    second = os.fork()
-    if second == 0:
+    pairs = [socket.socketpair() for _ in range(1, ranks.size)]
+    pids = [_fork_rank(scheduler, ranks, 0, theirs, (ours, *(far for _, far in pairs)), deaf=deaf, pairs=pairs)]
+    for rank, (near, far) in enumerate(pairs, 1):
+        others = [end for pair in pairs for end in pair if end is not far]
+        pids.append(_fork_rank(scheduler, ranks, rank, far, (ours, theirs, *others), deaf=deaf))
+        near.close()
+        far.close()
+    last = os.fork()
+    if last == 0:
         ours.close()
         theirs.close()
         _child(wait_for_ever, scheduler.fail, deaf=deaf)
     theirs.close()
-    return ours, (first, second)
+    return ours, (*pids, last)
+
+
+def _fork_rank(
+    scheduler: Scheduler,
+    ranks: RankOptions,
+    rank: int,
+    link: socket.socket,
+    foreign: Iterable[socket.socket],
+    *,
+    deaf: bool,
+    pairs: Sequence[tuple[socket.socket, socket.socket]] = (),
+) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    for end in foreign:
+        end.close()
+    scheduler.group = Group(ranks, rank, tuple(near for near, _ in pairs))
+    Path("/proc/self/comm").write_text(f"standin:rank{rank}", encoding="ascii")
+    work = (lambda: scheduler.run(link)) if rank == 0 else (lambda: scheduler.group.follow(link, scheduler.own))
+    return _child(work, scheduler.fail, deaf=deaf)
 
 
 def wait_for_ever() -> NoReturn:

@@ -15,6 +15,7 @@ from torpor.launcher.http_limits import limit_uvicorn
 from torpor.launcher.start import UNGUARDED_VARIABLE
 from torpor.testing.faults import EXIT_CODE, Fault
 from torpor.testing.standin.app import StandInOptions
+from torpor.testing.standin.ranks import RankFault, RankOptions
 from torpor.testing.standin.scheduler import fork_children
 from torpor.testing.standin.sglang import SGLangApp
 from torpor.testing.standin.vllm import VLLMApp
@@ -48,9 +49,10 @@ def main(argv: Sequence[str]) -> int:
 
     kind = _APPS[args.dialect]
     deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
-    link, children = fork_children(kind.scheduler(fault, args.fault_once), deaf=deaf)
+    link, children = fork_children(kind.scheduler(fault, args.fault_once), _ranks(args), deaf=deaf)
     kind.prepare_process(children)
-    _say(f"pid {os.getpid()}, {args.dialect}, scheduler {children[0]}, second child {children[1]}")
+    *ranks, last = children
+    _say(f"pid {os.getpid()}, {args.dialect}, scheduler {' '.join(map(str, ranks))}, other child {last}")
     if fault is Fault.HANG_AT_START:
         time.sleep(3600)
     if fault is Fault.SLOW_START:
@@ -101,6 +103,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
     parser.add_argument("--fault-once", default="")
+    parser.add_argument("--tp-size", "--tensor-parallel-size", type=int, default=1)
+    parser.add_argument("--rank-fault", choices=[str(fault) for fault in RankFault])
+    parser.add_argument("--fault-rank", type=int, default=1)
+    parser.add_argument("--rank-deadline-s", type=float, default=20.0)
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--journal", default="")
     args, _ = parser.parse_known_args(argv)
@@ -115,6 +121,15 @@ def _options(args: argparse.Namespace) -> StandInOptions:
         fault_once=args.fault_once,
         token_s=args.token_s,
         journal=args.journal,
+    )
+
+
+def _ranks(args: argparse.Namespace) -> RankOptions:
+    return RankOptions(
+        size=args.tp_size,
+        fault=RankFault(args.rank_fault) if args.rank_fault else None,
+        fault_rank=args.fault_rank,
+        deadline_s=args.rank_deadline_s,
     )
 
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from torpor._override import override
 from torpor.testing.standin.app import StandInApp, hang
-from torpor.testing.standin.scheduler import Answer, Command, Scheduler, wait_for_ever
+from torpor.testing.standin.ranks import RankError, RankFault
+from torpor.testing.standin.scheduler import AS_LOADED, Scheduler, wait_for_ever
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from torpor.testing.faults import Fault
     from torpor.testing.standin.app import Routes
+    from torpor.testing.standin.commands import Answer, Command
     from torpor.testing.standin.exchange import Exchange
 
 __all__ = ["SGLangApp", "SGLangScheduler"]
@@ -44,16 +46,39 @@ class SGLangScheduler(Scheduler):
 
     @override
     def change(self, command: Command) -> Answer:
+        match command["op"]:
+            case "release":
+                self._release(command["tags"], command["running"])
+            case "suspend":
+                self.group.suspend(self._held())
+            case "take_back":
+                self.group.take_back()
+            case _:
+                self._resume(command["tags"])
+        return {"held": self._held()}
+
+    @override
+    def change_all(self, command: Command) -> Answer:
         if command["op"] == "release":
-            self._release(command["tags"], command["running"])
+            self.group.together(command, self.own)
+            answers = self.group.together({"op": "suspend"}, self.own)
+            for rank, answer in enumerate(answers):
+                if held := answer["held"]:
+                    raise RankError(f"rank {rank} says that it sleeps, and still holds {', '.join(held)}")
         else:
-            self._resume(command["tags"])
+            self.group.together({"op": "take_back"}, self.own)
+            self.group.together(command, self.own)
         return {}
+
+    def _held(self) -> list[str]:
+        return sorted({"kv_cache", "weights"} - self._released)
 
     @override
     def check_memory(self) -> None:
-        if self._released:
-            raise RuntimeError(f"Pointer argument cannot be accessed: {sorted(self._released)} is unmapped")
+        if self._released or self.group.suspended:
+            raise RuntimeError(
+                f"Pointer argument cannot be accessed: {sorted(self._released) or 'what the ranks share'} is unmapped"
+            )
 
     @override
     def fail(self) -> None:
@@ -63,16 +88,25 @@ class SGLangScheduler(Scheduler):
 
     def _release(self, tags: list[str], running: int) -> None:
         assert running == 0, "release_memory_occupation should be called only when server is idle."
+        self.group.act(asleep=True)
         for tag in tags:
             if tag in self._released:
                 raise RuntimeError(f"Cannot pause allocation that is not active: {tag}")
-        self._released.update(tags)
+        if not self.group.faulty(RankFault.FORGETS_SLEEP):
+            self._released.update(tags)
+        self.group.say("released")
         self._fell_asleep()
 
     def _resume(self, tags: list[str]) -> None:
+        self.group.act(asleep=False)
+        if self.group.suspended:
+            raise RankError(f"rank {self.group.rank}: resumed before it took back what the ranks share")
         for tag in tags:
             self._released.remove(tag)
         self._woke()
+        self.group.say("resumed")
+        if self.weights != AS_LOADED:  # as with Torpor's patch, each rank compares its weights' sum
+            raise RankError(f"rank {self.group.rank}: the weights have another sum than before the sleep")
         self._seed()
 
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 
 from torpor._override import override
 from torpor.testing.standin.app import StandInApp
-from torpor.testing.standin.scheduler import Answer, Command, Scheduler
+from torpor.testing.standin.ranks import RankError, RankFault
+from torpor.testing.standin.scheduler import AS_LOADED, Scheduler
 
 if TYPE_CHECKING:
     import socket
 
     from torpor.testing.faults import Fault
     from torpor.testing.standin.app import Routes, StandInOptions
+    from torpor.testing.standin.commands import Answer, Command
     from torpor.testing.standin.exchange import Exchange
     from torpor.testing.standin.link import SchedulerLink
 
@@ -30,6 +32,9 @@ __all__ = ["DEV_MODE_VARIABLE", "RENEW", "VLLMApp", "VLLMEngineCore"]
 
 RENEW = "torpor_renew"
 """The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): it sets a seed."""
+
+_OF_RANKS = ("torpor_before_sleep", "torpor_let_go", "torpor_take_back", "torpor_after_wake")
+_TAG_BYTES = 1 << 20
 
 DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
 """vLLM's variable: 1 adds the management routes."""
@@ -66,9 +71,22 @@ class VLLMEngineCore(Scheduler):
         return {"asleep": bool(self._sleeping)}
 
     @override
+    def change_all(self, command: Command) -> Answer:
+        """Every worker executes it; a worker's failure is an answer, and the engine core lives on."""
+        try:
+            answers = self.group.together(command, self.own)
+        except RankError as error:
+            return {
+                "error": f"Worker failed with error '{error}', please check the stack trace above for the root cause"
+            }
+        return {**answers[0], "results": [result for answer in answers for result in answer.get("results", [])]}
+
+    @override
     def check_memory(self) -> None:
-        if self._sleeping:
-            raise RuntimeError(f"CUDA error: an illegal memory access: {sorted(self._sleeping)} is asleep")
+        if self._sleeping or self.group.suspended:
+            raise RuntimeError(
+                f"CUDA error: an illegal memory access: {sorted(self._sleeping) or 'what the ranks share'} is asleep"
+            )
 
     @override
     def fail(self) -> None:
@@ -83,7 +101,10 @@ class VLLMEngineCore(Scheduler):
         if "weights" in self._sleeping:
             _warn("Executor is already sleeping.")
             return
-        self._sleeping.update(_SLEEP_TAGS)
+        self.group.act(asleep=True)
+        if not self.group.faulty(RankFault.FORGETS_SLEEP):
+            self._sleeping.update(_SLEEP_TAGS)
+        self.group.say("released")
         self._fell_asleep()
         self._dropped = self._dropped or level > 1
 
@@ -92,13 +113,19 @@ class VLLMEngineCore(Scheduler):
             _warn("Executor is not sleeping.")
         elif strange := [tag for tag in tags if tag not in self._sleeping]:
             _warn(f"Tag {strange[0]} is not in sleeping tags {sorted(self._sleeping)}")
+        elif self.group.suspended:
+            raise RankError(f"rank {self.group.rank}: woken before it took back what the ranks share")
         else:
+            self.group.act(asleep=False)
+            self.group.say("resumed")
             self._sleeping.difference_update(tags or _SLEEP_TAGS)
             if not self._sleeping:
                 self._woke()
 
     def _call(self, method: str, args: list[str]) -> Answer:
-        """Call a method of the one worker."""
+        """Call a method of this worker."""
+        if not self.group.alone and method in _OF_RANKS:
+            return {"results": [self._report(method, args)]}
         match method, args:
             case (name, [seed]) if name == RENEW and seed.isdecimal():
                 self._seed(int(seed))
@@ -109,6 +136,23 @@ class VLLMEngineCore(Scheduler):
             case "reload_weights", []:
                 return {"error": "the weights' memory is asleep"}
         return {"error": f"Method '{method}' is not implemented, or not with {len(args)} argument(s)."}
+
+    def _report(self, method: str, args: list[str]) -> dict[str, object]:
+        """Answer as Torpor's extension of a worker does."""
+        report: dict[str, object] = {"rank": self.group.rank}
+        match method:
+            case "torpor_before_sleep":
+                report["weights"] = self.weights
+            case "torpor_let_go":
+                held = [tag for tag in _SLEEP_TAGS if tag not in self._sleeping]
+                self.group.suspend(held)
+                report["held_bytes"] = _TAG_BYTES * len(held)
+            case "torpor_take_back":
+                self.group.take_back()
+            case _:
+                self._seed(int(args[0]))
+                report |= {"weights": self.weights, "weights_before": AS_LOADED}
+        return report
 
 
 class VLLMApp(StandInApp):
@@ -139,6 +183,7 @@ class VLLMApp(StandInApp):
                 "/sleep": ("POST", self._sleep),
                 "/wake_up": ("POST", self._wake_up),
                 "/is_sleeping": ("GET", self._is_sleeping),
+                "/reset_prefix_cache": ("POST", self._reset_prefix_cache),
                 "/collective_rpc": ("POST", self._collective_rpc),
                 "/server_info": ("GET", self._server_info),
             }
@@ -201,8 +246,10 @@ class VLLMApp(StandInApp):
         self._unpaused.clear()
         if mode != "keep":
             await self._idle.wait()
-        if level != "0":
-            await self._ask({"op": "sleep", "level": int(level)})
+        answer = await self._ask({"op": "sleep", "level": int(level)}) if level != "0" else {}
+        if "error" in answer:
+            await self._refuse(exchange, _ERROR, f"Call to sleep method failed: {answer['error']}")
+            return
         self._fell_asleep()
         await exchange.answer(_OK, {"status": "sleeping", "level": int(level)})
 
@@ -212,6 +259,9 @@ class VLLMApp(StandInApp):
         tags = exchange.query.get("tags")
         memory = [tag for tag in tags or [] if tag != "scheduling"]
         answer = await self._ask({"op": "wake", "tags": memory} if memory or not tags else {"op": "look"})
+        if "error" in answer:
+            await self._refuse(exchange, _ERROR, f"Call to wake_up method failed: {answer['error']}")
+            return
         if not answer["asleep"]:
             self._unpaused.set()
         await exchange.answer(_OK, {"status": "sleeping" if answer["asleep"] else "awake", "tags": tags})
@@ -219,6 +269,9 @@ class VLLMApp(StandInApp):
     async def _is_sleeping(self, exchange: Exchange) -> None:
         answer = await self._ask({"op": "look"})
         await exchange.answer(_OK, {"is_sleeping": answer["asleep"] or not self._unpaused.is_set()})
+
+    async def _reset_prefix_cache(self, exchange: Exchange) -> None:
+        await exchange.answer(_OK, {"success": self._running == 0})
 
     async def _collective_rpc(self, exchange: Exchange) -> None:
         body = await exchange.json()
