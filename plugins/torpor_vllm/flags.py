@@ -56,14 +56,6 @@ FLAGS = FlagTable(
             source=_source("ParallelConfig"),
         ),
         Flag(
-            option="no_custom_all_reduce",
-            instead="Leave it out: it is set for a snapshot of several GPUs.",
-            flag="--disable-custom-all-reduce",
-            reason="custom all-reduce shares buffers by CUDA IPC handles, with which a snapshot of several GPUs cannot be restored",
-            source=_source("ParallelConfig"),
-            shared=True,
-        ),
-        Flag(
             option="max_num_seqs",
             instead="Use Scaling.max_concurrency.",
             flag="--max-num-seqs",

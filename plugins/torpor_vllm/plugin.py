@@ -225,7 +225,8 @@ class VLLM(ChatServer):
     def pre_snapshot(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
         ranks = self._ranks()
         if ranks > 1:
-            reports_of(client, "torpor_before_sleep", ranks=ranks)
+            seconds = several_gpus.seconds_for_ranks(deployment.sleep_timeout_s, deployment.wake_timeout_s)
+            reports_of(client, "torpor_before_sleep", seconds, ranks=ranks)
         # `wait` aborts no request; after the guard's drain it returns quickly.
         answer = call_object(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM")
         if answer.get("status") != "sleeping":
@@ -286,7 +287,6 @@ class VLLM(ChatServer):
             "revision": deployment.model.revision,
             "served_model_name": deployment.model.served_name,
             "tensor_parallel": self.tensor_parallel,
-            "no_custom_all_reduce": shares,
             "max_num_seqs": deployment.scaling.max_concurrency,
             "max_model_len": self.max_model_len,
             "memory_utilization": self.memory_utilization,
@@ -310,9 +310,9 @@ class VLLM(ChatServer):
             }
         if shares:
             several_gpus.check_words(self.extra_args)
-        fused = (several_gpus.FUSED_FLAG, "false") if shares else ()
-        return (deployment.model.source, *RESERVED.table.argv(self.version, options), *fused)
+        words = several_gpus.WORDS if shares else ()
+        return (deployment.model.source, *RESERVED.table.argv(self.version, options), *words)
 
     @override
     def flag_reasons(self) -> dict[str, str]:
-        return {**super().flag_reasons(), several_gpus.FUSED_FLAG: several_gpus.FUSED_REASON}
+        return {**several_gpus.FLAG_REASONS, **super().flag_reasons()}

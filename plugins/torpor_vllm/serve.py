@@ -31,7 +31,6 @@ from torpor.launcher import (
 )
 from torpor_vllm import public_requests, rank_store, sigterm
 from torpor_vllm.reserved import RESERVED
-from torpor_vllm.several_gpus import check_nccl
 from torpor_vllm.versions import SUPPORTED_VERSIONS, VERSIONS
 
 if TYPE_CHECKING:
@@ -104,7 +103,6 @@ def _serve(argv: Sequence[str], version: str, boot: BootDocument | None) -> None
 
     That is entrypoints/cli/main.py and serve.py; its parser ends the process on arguments that it does not know.
     """
-    check_nccl()
     from vllm.entrypoints.cli.serve import cmd_init  # noqa: PLC0415 - the engine's
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
 

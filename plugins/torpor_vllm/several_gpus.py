@@ -10,19 +10,23 @@ torch's process groups, only warns about an NCCL that cannot suspend, and its wo
 
 from __future__ import annotations
 
-import os
-import re
-from importlib import metadata
 from typing import TYPE_CHECKING, Protocol
 
 from torpor import ConfigurationError
 from torpor.engine_plugins import NCCL_SNAPSHOT_ENV, NcclSetting, nccl_refusals
-from torpor.launcher import nccl_too_old
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["ALL_REDUCE_SETTINGS", "FUSED_FLAG", "FUSED_REASON", "SNAPSHOT_ENV", "check_nccl", "check_words", "refusals"]
+__all__ = [
+    "ALL_REDUCE_SETTINGS",
+    "FUSED_FLAG",
+    "FUSED_REASON",
+    "SNAPSHOT_ENV",
+    "check_words",
+    "refusals",
+    "seconds_for_ranks",
+]
 
 _ENVS = "0.32.0 and 0.33.0 envs.py, cuda_communicator.py"
 ALL_REDUCE_SETTINGS = (
@@ -59,17 +63,26 @@ ALL_REDUCE_SETTINGS = (
 
 SNAPSHOT_ENV = {**NCCL_SNAPSHOT_ENV, **{setting.variable: setting.value for setting in ALL_REDUCE_SETTINGS}}
 
-FUSED_FLAG = "--compilation-config.pass_config.fuse_allreduce_rms"
-"""Set to false (config/vllm.py, `enable_allreduce_rms_fusion`, which is true on Hopper and Blackwell)."""
+_CUSTOM_FLAG, _FUSED_FLAG = "--disable-custom-all-reduce", "--compilation-config.pass_config.fuse_allreduce_rms"
+WORDS = (_CUSTOM_FLAG, _FUSED_FLAG, "false")
+"""Flags that the plugin adds. An extra argument may repeat them (config/parallel.py; config/vllm.py,
+`enable_allreduce_rms_fusion`, which is true on Hopper and Blackwell)."""
 
-FUSED_REASON = (
-    "all-reduce and norm as one kernel of FlashInfer's share a workspace between GPUs, which no snapshot can hold"
-)
+FLAG_REASONS = {
+    _CUSTOM_FLAG: "custom all-reduce shares buffers by CUDA IPC handles, with which a snapshot of several GPUs cannot be restored",
+    _FUSED_FLAG: "all-reduce and norm as one kernel of FlashInfer's share a workspace between GPUs, which no snapshot can hold",
+}
 
+_STAGES = ("--pipeline-parallel-size", "-pp")
+_SHARE = 0.75
 _COMPILE_FLAG = "--compilation-config"
 _CUSTOM = ("--no-disable-custom-all-reduce", "--enable-custom-all-reduce")
 _PLAIN_ALL2ALL = ("allgather_reducescatter",)
-_NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
+
+
+def seconds_for_ranks(*timeouts_s: float) -> str:
+    """Seconds that a worker waits for the others, as text for a call to it: less than the stage, so that its error comes first."""
+    return f"{min(timeouts_s) * _SHARE:g}"
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -90,11 +103,13 @@ def _contradicts(flag: str, value: str) -> str:
     end = "with which a snapshot of several GPUs cannot be restored. Leave it out."
     if flag in _CUSTOM:
         return f"custom all-reduce shares buffers by CUDA IPC, {end}"
-    if flag == FUSED_FLAG.replace("_", "-") and value.lower() != "false":
+    if flag == _FUSED_FLAG.replace("_", "-") and value.lower() != "false":
         return f"the fused all-reduce shares a workspace between GPUs, {end}"
+    if flag in _STAGES and value != "1":
+        return f"stages of a pipeline send to each other through NCCL communicators that torch keeps to itself, {end}"
     if flag == _COMPILE_FLAG:
         return (
-            f"it would be replaced by {FUSED_FLAG}=false, which a snapshot of several GPUs needs. Write each of its values by its "
+            f"it would be replaced by {_FUSED_FLAG}=false, which a snapshot of several GPUs needs. Write each of its values by its "
             f"name: {_COMPILE_FLAG}.NAME VALUE."
         )
     return ""
@@ -125,6 +140,8 @@ def _resolved_otherwise(config: Config) -> Iterator[str]:
         yield "all-reduce and norm are fused (fuse_allreduce_rms is True), which shares a workspace between GPUs"
     if _of(config.model_config, "enable_nccl_comm_suspend"):
         yield "vLLM suspends NCCL by itself (enable_nccl_comm_suspend is True), and Torpor would do it a second time"
+    if _of(parallel, "pipeline_parallel_size") != 1:
+        yield "pipeline_parallel_size is not 1, and stages send to each other through communicators that torch keeps to itself"
     all2all = _of(parallel, "all2all_backend")
     if _of(parallel, "enable_expert_parallel") and all2all not in _PLAIN_ALL2ALL:
         yield f"all2all_backend is {all2all!r}, which shares buffers between GPUs; allowed is {_PLAIN_ALL2ALL[0]!r}"
@@ -133,23 +150,3 @@ def _resolved_otherwise(config: Config) -> Iterator[str]:
 def _of(thing: object, name: str) -> object:
     """An attribute of vLLM's; one that a version lacks is an error there, not a setting that is off."""
     return getattr(thing, name)
-
-
-def check_nccl(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse an installed NCCL that cannot suspend, before the engine loads anything.
-
-    It does nothing unless the environment has the settings of a snapshot of several GPUs. Which library a worker has really
-    loaded is checked again before the capture.
-
-    Raises:
-        ConfigurationError: names the version and the cure.
-    """
-    if nccl_refusals(environ):
-        return
-    for package in _NCCL_PACKAGES:
-        try:
-            found = re.match(r"(\d+)\.(\d+)\.(\d+)", metadata.version(package))
-        except metadata.PackageNotFoundError:
-            continue
-        if found and (old := nccl_too_old((int(found[1]), int(found[2]), int(found[3])))):
-            raise ConfigurationError(f"The package {package}: {old}")

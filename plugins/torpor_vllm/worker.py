@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["RankReport", "Renewal"]
 
 
+_SHARE_OF_A_CALL = 0.4  # two of them fit into the wait of the other ranks
+
+
 class RankReport(TypedDict, total=False):
     """What one worker reports.
 
@@ -56,7 +59,7 @@ class Renewal:
         model_runner: Runner
         vllm_config: Config
 
-    torpor_nccl: NcclCommunicators | None = None
+    torpor_nccl: NcclCommunicators | None = None  # there is none on a CPU
     torpor_weights: str = ""
 
     def torpor_renew(self, seed: str) -> str:
@@ -79,14 +82,24 @@ class Renewal:
         renew_random_state(seed=int(seed))
         return seed
 
-    def torpor_before_sleep(self) -> RankReport:
+    def torpor_before_sleep(self, seconds: str) -> RankReport:
         """Of several workers: check that nothing stands in the way of a sleep, and sum the weights.
+
+        Args:
+            seconds: how long this worker waits for the others, at the sleep and at the wake.
 
         Raises:
             GpuSnapshotError: names each rank and what it has that no snapshot can hold.
         """
-        if (nccl := self._torpor_nccl()) is not None:
-            nccl.check()
+        if self.device.type == "cuda":
+            wait_s = float(seconds)
+            self.torpor_nccl = self.torpor_nccl or NcclCommunicators(
+                named=self._torpor_groups,
+                refusals=lambda: refusals(self.vllm_config, os.environ),
+                arrival_s=wait_s,
+                call_s=wait_s * _SHARE_OF_A_CALL,
+            )
+            self.torpor_nccl.check()
         self.torpor_weights = weight_sum(self.model_runner.model)
         return {"rank": self.rank, "weights": self.torpor_weights}
 
@@ -96,8 +109,8 @@ class Renewal:
         Raises:
             GpuSnapshotError: names rank and communicator.
         """
-        if (nccl := self._torpor_nccl()) is not None:
-            nccl.suspend()
+        if self.torpor_nccl is not None:
+            self.torpor_nccl.suspend()
         return {"rank": self.rank, "held_bytes": self._torpor_held_bytes()}
 
     def torpor_take_back(self) -> RankReport:
@@ -107,8 +120,8 @@ class Renewal:
             GpuSnapshotError: names rank and communicator.
         """
         ensure_tile_permission()
-        if (nccl := self._torpor_nccl()) is not None:
-            nccl.resume()
+        if self.torpor_nccl is not None:
+            self.torpor_nccl.resume()
         return {"rank": self.rank}
 
     def torpor_after_wake(self, seed: str) -> RankReport:
@@ -119,15 +132,6 @@ class Renewal:
             "weights": weight_sum(self.model_runner.model),
             "weights_before": self.torpor_weights,
         }
-
-    def _torpor_nccl(self) -> NcclCommunicators | None:
-        """This worker's communicators; None on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        self.torpor_nccl = self.torpor_nccl or NcclCommunicators(
-            named=self._torpor_groups, refusals=lambda: refusals(self.vllm_config, os.environ)
-        )
-        return self.torpor_nccl
 
     def _torpor_groups(self) -> dict[str, object]:
         """PyNccl's objects by the names of vLLM's groups (distributed/parallel_state.py of 0.32.0 and 0.33.0)."""
