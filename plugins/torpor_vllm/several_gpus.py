@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_REDUCE_SETTINGS",
-    "FUSED_FLAG",
-    "FUSED_REASON",
+    "FLAG_REASONS",
     "SNAPSHOT_ENV",
+    "WORDS",
     "check_words",
     "refusals",
     "seconds_for_ranks",
