@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from torpor.engine_patches.nccl_communicators import frozen_too, pynccl_communicators, torch_communicators
 from torpor.engine_patches.nccl_versions import nccl_too_old
 from torpor.engine_patches.peer_memory import peer_memory
-from torpor.engine_patches.rank_exchange import all_ranks, rank_name, reasons_of, within
+from torpor.engine_patches.rank_exchange import all_ranks, gpu_name, rank_name, reasons_of, within
 from torpor.errors import GpuSnapshotError
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class NcclCommunicators:
     def _each(self, communicators: list[Communicator], *, asleep: bool) -> str:
         """Suspend or resume each communicator until one fails; return what failed, or an empty text."""
         name, began = "the GPU", time.monotonic()
+        if not communicators:
+            return ""
         try:
             self._on_device(lambda cuda: cuda.synchronize())
             for one in communicators:
@@ -182,7 +184,7 @@ class NcclCommunicators:
             raise GpuSnapshotError(f"{what}: {failed}")
 
     def _collected(self, ranks: RankExchange, report: dict[str, object]) -> dict[int, object]:
-        return ranks.collect({**report, "gpu": f"GPU {_cuda().current_device()}"}, timeout_s=self._arrival_s)
+        return ranks.collect({**report, "gpu": gpu_name()}, timeout_s=self._arrival_s)
 
 
 def _order(one: Communicator) -> tuple[str, tuple[int, ...]]:

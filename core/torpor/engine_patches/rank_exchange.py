@@ -18,7 +18,7 @@ from torpor.errors import GpuSnapshotError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RankExchange", "Store", "all_ranks", "rank_name", "reasons_of", "together", "within"]
+__all__ = ["RankExchange", "Store", "all_ranks", "gpu_name", "rank_name", "reasons_of", "together", "within"]
 
 _T = TypeVar("_T")
 _LOOK_S = 0.005
@@ -109,7 +109,7 @@ def all_ranks() -> RankExchange | None:
 def rank_name() -> str:
     """This rank and its GPU for messages, e.g. `rank 1 (GPU 1)`; empty where this process is the only one."""
     ranks = all_ranks()
-    return f"rank {ranks.rank} ({_gpu()})" if ranks else ""
+    return f"rank {ranks.rank} ({gpu_name()})" if ranks else ""
 
 
 def together(act: Callable[[], object], *, what: str, timeout_s: float) -> None:
@@ -132,7 +132,7 @@ def together(act: Callable[[], object], *, what: str, timeout_s: float) -> None:
     except Exception as error:
         failure = error
     reason = "" if failure is None else f"{type(failure).__name__}: {failure}"
-    if failed := reasons_of(ranks.collect({"reason": reason, "gpu": _gpu()}, timeout_s=timeout_s), ranks.size):
+    if failed := reasons_of(ranks.collect({"reason": reason, "gpu": gpu_name()}, timeout_s=timeout_s), ranks.size):
         raise GpuSnapshotError(f"{what}: {failed}") from failure
 
 
@@ -153,8 +153,8 @@ def reasons_of(reports: dict[int, object], size: int) -> str:
     return "; ".join(parts)
 
 
-def _gpu() -> str:
-    """This process's GPU; on a CPU there is none."""
+def gpu_name() -> str:
+    """This process's GPU for messages, e.g. `GPU 1`; on a CPU there is none."""
     torch = cast("_Torch | None", sys.modules.get("torch"))
     if torch is None or not torch.cuda.is_initialized():
         return "no GPU"
