@@ -2,7 +2,7 @@
 
     no request        head by head; what two parsers could read differently is refused
     model unknown     the body is held as it comes until its model is found
-    waiting           for a lease; what comes is held; a client that leaves gives its place up
+    waiting           for a lease; what comes is held, because only a client that is read from is seen to leave
     joined            body to the replica, answer to the client, unchanged and unbuffered
     finishing         answered for the last time; what still comes is dropped (`torpor.serving.connection`)
 
@@ -40,10 +40,8 @@ __all__ = ["Client"]
 
 _TRIES = 8
 _LEAVES_S = 0.2
-_LOOK_S = 0.25
 _COMMENTS_AFTER_S = 0.25
 _SKIPPING_S = 1.0
-_MOST_HELD_WAITING = 4 << 20
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -192,9 +190,8 @@ class Client(Connection):
             self._turn_page(exchange, self._page)
         elif exchange.scanner is not None:
             self._scan(exchange)
-        elif self._counted > _MOST_HELD_WAITING:
-            self.pause("held")
-            self._look()
+        elif self.shared.is_full(self._counted):
+            self._refuse(exchange, _too_large())
 
     def _refuse_body(self, exchange: Exchange) -> None:
         """Chunks are invalid: nobody knows where the next request begins."""
@@ -477,22 +474,10 @@ class Client(Connection):
         if exchange is self._exchange and exchange.upstream is None:
             self.abort()
 
-    def _look(self) -> None:
-        """See whether a client has left from which nothing is read."""
-        exchange = self._exchange
-        if "held" not in self.paused or exchange is None:
-            return
-        if self.peer_closed():
-            self.abort()
-        else:
-            asyncio.get_running_loop().call_later(_LOOK_S, self._look)
-
     def _let_go(self) -> None:
         """What was held is on its way, or not needed."""
         self.shared.held -= self._counted
         self._counted = 0
-        if self.paused:
-            self.resume("held")
 
     def _set_timer(self, seconds: float, call: object) -> None:
         self._stop_timer()
@@ -506,10 +491,10 @@ class Client(Connection):
 
 def _too_large() -> Answer:
     message = (
-        "The request's model did not come within the bytes that the gateway keeps of a body. Put it before what is large, or "
-        "name it in the header X-Torpor-Model."
+        "The gateway keeps no more of this body while its model is looked for or starts. Send it again later, put the model before "
+        "what is large, or name it in the header X-Torpor-Model."
     )
-    return error_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", message, param="model")
+    return error_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", message, retry_after_s=1)
 
 
 def _started(exchange: Exchange) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Owner"]
 
 _LINGER_S = 1.0
-_CLOSE_WAIT, _CLOSED = 8, 7  # include/net/tcp_states.h
 
 
 class Owner(Protocol):
@@ -183,16 +182,6 @@ class Connection(asyncio.Protocol):
                 self.late()
         elif now - self.idle_since >= limits.idle_timeout_s:
             self.finish()
-
-    def peer_closed(self) -> bool:
-        """Whether the client has closed its side, also if nothing is read from it (TCP_INFO in tcp(7))."""
-        if self._transport is None:
-            return True
-        stream: socket.socket = self._transport.get_extra_info("socket")
-        try:
-            return stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in (_CLOSE_WAIT, _CLOSED)
-        except OSError:
-            return True
 
     def _linger(self) -> None:
         self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._close_lingering)

@@ -16,7 +16,17 @@ from typing import NamedTuple
 
 from torpor.launcher.request_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 
-__all__ = ["AnswerHead", "BadAnswerError", "BadRequestError", "RequestHead", "head_end", "read_answer", "read_request"]
+__all__ = [
+    "CHUNKED",
+    "UNTIL_CLOSE",
+    "AnswerHead",
+    "BadAnswerError",
+    "BadRequestError",
+    "RequestHead",
+    "head_end",
+    "read_answer",
+    "read_request",
+]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([!-~]+) HTTP/1\.([01])\r\n")

@@ -26,6 +26,7 @@ from torpor.serving.answers import (
     no_model,
     no_such_model,
 )
+from torpor.serving.heads import CHUNKED
 from torpor.serving.model_in_form import FormModel, boundary_of
 from torpor.serving.model_in_json import JsonModel
 from torpor.serving.values import ServedModel
@@ -127,6 +128,7 @@ class Router:
 
     def _by_body(self, head: RequestHead, body_start: int) -> Scanner:
         boundary = boundary_of(head.fields.get(b"content-type", b""))
+        body_start = 0 if head.length == CHUNKED else body_start  # a scanner gets chunks without their framing
         return FormModel(boundary, body_start) if boundary else JsonModel(body_start)
 
     def _own(self, path: str, head: RequestHead) -> Answer | None:
