@@ -28,13 +28,10 @@ def test_a_plain_line_is_read() -> None:
         "verify": "full",
         "as_json": True,
     }
-    addressed, recorded = (
-        _plain_restore(["snapshot", "restore", "d", *words]) for words in (("--host", "::1"), ("--records", "r.jsonl"))
-    )
-    assert addressed is not None
-    assert addressed["host"] == "::1"
-    assert recorded is not None
-    assert recorded["records"] == "r.jsonl"
+    for option, value in (("host", "::1"), ("records", "r.jsonl"), ("gpus", "0,1")):
+        read = _plain_restore(["snapshot", "restore", "d", f"--{option}", value])
+        assert read is not None
+        assert dict(read)[option] == value
 
 
 @pytest.mark.parametrize(
@@ -50,6 +47,7 @@ def test_a_plain_line_is_read() -> None:
         "snapshot restore d --port x",
         "snapshot restore d --host",
         "snapshot restore d --host --json",
+        "snapshot restore d --gpus",
         "snapshot restore d --replicas -1",
         "snapshot restore d --verify some",
         "snapshot restore d --port=8001",

@@ -110,6 +110,12 @@ def driver(nvidia_libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def two_gpus(nvidia_libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """Make this process and its children see two GPUs of one kind."""
+    return FakeDriver.install(nvidia_libraries, tmp_path / "machine", monkeypatch, gpus=2)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty folder on a disk of 4 MiB."""
     if given := os.environ.get(SMALL_DISK_VARIABLE):

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torpor.cli.exit_codes import FAILED, INTERRUPTED
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
@@ -97,7 +97,7 @@ def _end_interrupted() -> NoReturn:
 
 
 def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
-    """The options of a plain `snapshot restore`: DIR, --replicas, --host, --port, --verify, --records, --json.
+    """The options of a plain `snapshot restore`: DIR, --replicas, --host, --port, --verify, --records, --gpus, --json.
 
     None for every other line, also for a wrong one and on any system but Linux: those are for the full parser.
     """
@@ -110,11 +110,12 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
         "verify": "fast",
         "as_json": False,
     }
+    texts: dict[str, str] = {}
     rest = iter(words[2:])
     for word in rest:
         if word == "--json":
             options["as_json"] = True
-        elif word in ("--replicas", "--host", "--port", "--verify", "--records"):
+        elif word in ("--replicas", "--host", "--port", "--verify", "--records", "--gpus"):
             value = next(rest, "")
             if word == "--verify" and value in ("fast", "full"):
                 options["verify"] = value
@@ -122,14 +123,12 @@ def _plain_restore(words: Sequence[str]) -> RestoreOptions | None:
                 options["replicas"] = int(value)
             elif word == "--port" and value.isdecimal():
                 options["port"] = int(value)
-            elif word == "--host" and value and not value.startswith("-"):
-                options["host"] = value
-            elif word == "--records" and value and not value.startswith("-"):
-                options["records"] = value
+            elif word in ("--host", "--records", "--gpus") and value and not value.startswith("-"):
+                texts[word[2:]] = value
             else:
                 return None
         elif word.startswith("-") or options["folder"] or "://" in word:  # a snapshot of a store is pulled first
             return None
         else:
             options["folder"] = word
-    return options if options["folder"] else None
+    return cast("RestoreOptions", {**options, **texts}) if options["folder"] else None

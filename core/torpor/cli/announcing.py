@@ -175,6 +175,7 @@ def _replica(name: str, boot: Boot) -> dict[str, object]:
         "boot": boot.kind,
         "reason": boot.reason,
         "restarts": boot.restarts,
+        "gpus": list(boot.gpus),
         "since": records[-1].ended_at if records else time.time(),
         "log": str(engine.log_path or ""),
     }

@@ -17,6 +17,7 @@ from torpor.cli.options import (
     Backend,
     CommandGroup,
     Deadline,
+    Gpus,
     Host,
     Identity,
     KeyFile,
@@ -118,14 +119,14 @@ def up(
     prove: Prove = None,
     host: Host = None,
     port: Port = None,
+    gpus: Gpus = "",
     as_json: AsJson = False,
 ) -> None:
     """Run an app's whole lifecycle on this machine.
 
     While it serves, SIGUSR1 puts the engine to sleep and SIGUSR2 wakes it. Ctrl-C, SIGTERM or a closed terminal ends it:
     it finishes requests in flight, for at most the deployment's drain_timeout_s, and exits with 0. A second signal ends it
-    at once (130).
-    An engine that ends by itself is started again.
+    at once (130). An engine that ends by itself is started again.
     """
     claim_output()
     source = actions.source_of(snapshot, trust=trust, unsigned=unsigned, identity=identity)
@@ -140,6 +141,7 @@ def up(
         prove=prove,
         host=host,
         port=port,
+        gpus=gpus,
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
+from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.terminal import claim_output, result
@@ -51,7 +52,7 @@ _CAPTURE_S = 900.0
 
 
 def run_compare(
-    app_file: str, *, restores: int, as_json: bool, host: str | None = None, port: int | None = None
+    app_file: str, *, restores: int, as_json: bool, host: str | None = None, port: int | None = None, gpus: str = ""
 ) -> None:
     """Time a cold start, capture a snapshot, and time its restores; if CRIU cannot be used, say why and show standby.
 
@@ -67,6 +68,7 @@ def run_compare(
     host, port = given_address(host, port)
     app = engine_at(load_app(app_file), host, port)
     deployment = app.deployment
+    engine_gpus(gpus, deployment)
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)
     check_target(snapshot_folder(deployment.name))
@@ -74,10 +76,10 @@ def run_compare(
         check_before_start(app.lifecycle, snapshot_folder(deployment.name))
     LocalServer(deployment, lifecycle=app.lifecycle, on_step=lambda step: console.print(f"build step: {step}")).build()
     if reasons:
-        _show_standby(app, reasons, console, as_json=as_json)
+        _show_standby(app, reasons, console, as_json=as_json, gpus=gpus)
         return
     with without_left_overs():
-        compared = _timed(app, restores, console, asks=not as_json)
+        compared = _timed(app, restores, console, asks=not as_json, gpus=gpus)
     if as_json:
         result(json.dumps(compared.as_json(), indent=2))
     else:
@@ -120,23 +122,23 @@ class _Compared(NamedTuple):
         }
 
 
-def _timed(app: App, restores: int, console: Console, *, asks: bool) -> _Compared:
+def _timed(app: App, restores: int, console: Console, *, asks: bool, gpus: str) -> _Compared:
     """Start cold, capture, restore; `asks` the last replica a question whose answer is a result."""
     deployment = app.deployment
     # A real engine takes half a minute each time, and the command that is timed prints nothing meanwhile.
     console.print("starting cold, timed until the first token ...")
-    cold_s = cold_start(app.file, deployment).total_s
+    cold_s = cold_start(app.file, deployment, gpus=gpus).total_s
     console.print(f"cold start      {cold_s:7.3f} s to the first token")
     folder = snapshot_folder(deployment.name)
     console.print("starting cold once more, for the snapshot ...")
-    manifest = created(str(app.file), folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S)
+    manifest = created(str(app.file), folder, timeout_s=cold_limit_s(deployment) + _CAPTURE_S, gpus=gpus)
     compared = _Compared(cold_s, [], folder, manifest)
     console.print(f"snapshot        {compared.snapshot_bytes / 1e6:7.0f} MB in {folder}", soft_wrap=True)
     for number in range(1, restores + 1):
         last = asks and number == restores
         if last:
             console.print(f"the last replica is asked, too: {_QUESTION}")
-        restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "")
+        restored_s, told = _time_restore(folder, deployment, question=_QUESTION if last else "", gpus=gpus)
         compared.restores.append((restored_s, told))
         console.print(f"restore {number}       {restored_s:7.3f} s to the first token")
     if inspect(folder) != manifest:
@@ -153,20 +155,22 @@ def _show(compared: _Compared, console: Console) -> None:
     console.print(f"serve from the snapshot: {restore}", soft_wrap=True)
 
 
-def created(app_file: str, folder: Path, *, timeout_s: float) -> Manifest:
+def created(app_file: str, folder: Path, *, timeout_s: float, gpus: str = "") -> Manifest:
     """Capture a snapshot by the command line; its manifest.
 
     Args:
         app_file: the app.
         folder: the snapshot's; a snapshot that is there is replaced.
         timeout_s: seconds for all of it.
+        gpus: the value of `--gpus`; empty leaves it out.
 
     Raises:
         EngineTimeoutError: it took longer.
         SnapshotError: none was captured, or the command left the old one; a note holds what the command said.
     """
     before = _manifest_in(folder)
-    with running(command("snapshot", "create", app_file, str(folder))) as (process, _):
+    words = ["--gpus", gpus] if gpus else []
+    with running(command("snapshot", "create", app_file, str(folder), *words)) as (process, _):
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -189,7 +193,7 @@ def _manifest_in(folder: Path) -> Manifest | None:
         return None
 
 
-def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tuple[float, dict[str, object]]:
+def _time_restore(folder: Path, deployment: Deployment, *, question: str, gpus: str) -> tuple[float, dict[str, object]]:
     """Restore once and time the first token; with a question, also stream the replica's answer to standard output."""
 
     def ask() -> None:
@@ -203,17 +207,17 @@ def _time_restore(folder: Path, deployment: Deployment, *, question: str) -> tup
         )
         result()
 
-    start, told = restored_start(folder, deployment, then=ask if question else None)
+    start, told = restored_start(folder, deployment, then=ask if question else None, gpus=gpus)
     return start.total_s, told
 
 
-def _show_standby(app: App, reasons: Sequence[str], console: Console, *, as_json: bool) -> None:
+def _show_standby(app: App, reasons: Sequence[str], console: Console, *, as_json: bool, gpus: str) -> None:
     """Say why there is no snapshot, and show a sleep and a wake in place."""
     console.print("snapshots cannot be captured on this machine:")
     for reason in reasons:
         console.print(f"  - {reason}", markup=False)
     console.print("so this shows standby: the process stays, asleep")
-    run_up(app, backend="standby", snapshot=None, question=_QUESTION, as_json=as_json)
+    run_up(app, backend="standby", snapshot=None, question=_QUESTION, as_json=as_json, gpus=gpus)
 
 
 def _stages(manifest: Manifest, times: list[tuple[float, dict[str, object]]]) -> Table:

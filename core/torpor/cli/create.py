@@ -6,7 +6,9 @@ import json
 import shlex
 from typing import TYPE_CHECKING, cast
 
+from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
+from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.progress import Progress
 from torpor.cli.snapshot import snapshot_table
@@ -27,7 +29,14 @@ _MODES = ("root", "rootless")
 
 
 def run_create(
-    app_file: str, folder: Path, *, mode: str, copy_memory: bool, as_json: bool, prove: bool | None = None
+    app_file: str,
+    folder: Path,
+    *,
+    mode: str,
+    copy_memory: bool,
+    as_json: bool,
+    prove: bool | None = None,
+    gpus: str = "",
 ) -> None:
     """Start cold, sleep, capture, end."""
     claim_output()
@@ -37,13 +46,16 @@ def run_create(
     warnings_only()
     ends_on_sigterm()
     progress = Progress(console, as_json=as_json)
+    app = load_app(app_file)
+    places = engine_gpus(gpus, app.deployment)
     with progress.listening():
         manifest = create_snapshot(
-            app_file,
+            app,
             folder,
             mode=cast("Mode", mode) if mode else None,
             copy_memory=copy_memory,
             prove=prove,
+            gpus=places,
             report=StageReport(on_begin=progress.begin, on_end=progress.end),
             on_step=progress.step,
         )

@@ -19,6 +19,7 @@ __all__ = [
     "Backend",
     "CommandGroup",
     "Deadline",
+    "Gpus",
     "Host",
     "Identity",
     "Jobs",
@@ -45,6 +46,15 @@ class CommandGroup(TyperGroup):
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline for the whole command.")]
+Gpus = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Use these GPUs alone, e.g. 0,1: numbers as nvidia-smi shows them, or UUIDs. By default a restore takes the GPUs with "
+        "the most free memory, and at a cold start CUDA takes its first ones.",
+        show_default=False,
+    ),
+]
 Host = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ class _Options(TypedDict):
     verify: str
     as_json: bool
     records: Path | str
+    gpus: str
     even_if_bad: bool
 
 

@@ -23,6 +23,7 @@ from torpor.cli.terminal import OutputError, claim_output, result, say, say_live
 from torpor.errors import ConfigurationError, EngineError, TorporError
 from torpor.network import descriptors
 from torpor.platforms.local.replicas import MAX_REPLICAS, Replicas
+from torpor.snapshots import gpu
 from torpor.snapshots.store.paths import records_file
 from torpor.telemetry.events import warnings_only
 from torpor.telemetry.progress import listening
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         verify: str
         as_json: bool
         records: NotRequired[str]
+        gpus: NotRequired[str]
 
 
 __all__ = ["Served", "run_restore"]
@@ -174,6 +176,7 @@ def run_restore(
     host: str | None = None,
     records: str | Path = "",
     even_if_bad: bool = False,
+    gpus: str = "",
     first: FirstProcess | None = None,
     fetched: Mapping[str, object] | None = None,
 ) -> None:
@@ -181,14 +184,15 @@ def run_restore(
 
     Args:
         folder: the snapshot.
-        replicas: how many replicas.
+        replicas: how many.
         port: public port; the deployment's by default.
         verify: `fast` or `full`.
         as_json: see `Served`.
         host: address of the public port; the deployment's by default.
         records: file for the stage records; by default one under the cache root.
         even_if_bad: restore even a snapshot whose replicas repeatedly did not wake.
-        first: the first sandbox's process, started before this module was imported.
+        gpus: the value of `--gpus`.
+        first: the first sandbox's process, started earlier.
         fetched: how the snapshot came from a store, for the line of JSON.
     """
     checked_count("--replicas", replicas, most=MAX_REPLICAS, what="replicas")
@@ -198,12 +202,10 @@ def run_restore(
     if records:
         check_output("--records", str(records), makes_folders=True)
     _begin_to_serve()
-    served = Served(as_json=as_json, fetched=fetched)
-    restored = _replicas(
-        Path(folder), served, host=host, port=port, full=verify == "full", first=first, even_if_bad=even_if_bad
-    )
+    served, full, folder = Served(as_json=as_json, fetched=fetched), verify == "full", Path(folder)
+    restored = _replicas(folder, served, host=host, port=port, full=full, first=first, even_if_bad=even_if_bad)
     restored.records = Path(records) if records else records_file(restored.manifest.deployment.name)
-    served.run(restored, replicas)
+    served.run(_on_gpus(restored, gpus), replicas)
 
 
 def _replicas(
@@ -228,6 +230,12 @@ def _replicas(
         supervised=True,
         even_if_bad=even_if_bad,
     )
+
+
+def _on_gpus(replicas: Replicas, text: str) -> Replicas:
+    """The replicas, on the GPUs of `--gpus` if there are some."""
+    replicas.gpus = gpu.gpus_for_replicas("--gpus", text, replicas.manifest) if text else ()
+    return replicas
 
 
 def _begin_to_serve() -> None:
@@ -293,6 +301,7 @@ def _described(replicas: Replicas, stages: dict[str, list[dict[str, object]]], s
                 "criu_s": one.replica.criu_s,
                 "cuda_s": one.replica.cuda_s,
                 "cuda": _cuda_calls(one.replica.cuda),
+                "gpus": [place._asdict() for place in one.replica.gpus],
                 "stages": stages.get(one.replica.name, []),
             }
             for one in replicas.serving
@@ -311,7 +320,8 @@ def _print_serving(replicas: Replicas, stages: dict[str, list[dict[str, object]]
         took += [f"sandbox {one.replica.sandbox_s:.3f}", f"criu {one.replica.criu_s:.3f}"]
         took += [f"cuda {one.replica.cuda_s:.3f}"] if one.replica.cuda_s is not None else []
         took += [f"{stage['stage']} {stage['seconds']:.3f}" for stage in stages.get(one.replica.name, [])]
-        say(f"{one.replica.name}: replica id {one.boot.running_engine.replica_id}, {', '.join(took)} s")
+        where = f", GPU {' and '.join(str(place.number) for place in one.replica.gpus)}" if one.replica.gpus else ""
+        say(f"{one.replica.name}{where}: replica id {one.boot.running_engine.replica_id}, {', '.join(took)} s")
     manifest, count = replicas.manifest, len(replicas.serving)
     say(
         f"{manifest.deployment.name}: {count} {'replica serves' if count == 1 else 'replicas serve'} {manifest.served_name} on "

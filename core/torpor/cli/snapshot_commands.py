@@ -12,6 +12,7 @@ from torpor.cli.options import (
     AppFile,
     AsJson,
     CommandGroup,
+    Gpus,
     Host,
     Identity,
     Jobs,
@@ -58,10 +59,11 @@ def create(
         typer.Option("--copy-memory", help="Copy memory into each replica; the folder is then no longer needed."),
     ] = False,
     prove: Prove = None,
+    gpus: Gpus = "",
     as_json: AsJson = False,
 ) -> None:
     """Start an app cold, put it to sleep and capture it into a folder."""
-    actions.run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json, prove=prove)
+    actions.run_create(app_file, folder, mode=mode, copy_memory=copy_memory, as_json=as_json, prove=prove, gpus=gpus)
 
 
 @snapshot.command()
@@ -85,6 +87,7 @@ def restore(
     port: Port = None,
     verify: Annotated[str, typer.Option(help="fast: sizes and first bytes; full: hashes, too.")] = "fast",
     records: Records = None,
+    gpus: Gpus = "",
     even_if_bad: Annotated[
         bool,
         typer.Option("--even-if-bad", help="Also restore a snapshot that is marked bad: its replicas did not wake."),
@@ -106,6 +109,7 @@ def restore(
         verify=verify,
         as_json=as_json,
         records=records or "",
+        gpus=gpus,
         even_if_bad=even_if_bad,
     )
 
@@ -170,13 +174,15 @@ def setup(
 @snapshot.command()
 def compare(
     app_file: AppFile,
+    *,
     restores: Annotated[int, typer.Option(help="How many restores to time.")] = 3,
     host: Host = None,
     port: Port = None,
+    gpus: Gpus = "",
     as_json: AsJson = False,
 ) -> None:
     """Time one cold start against restores of the same app: process start to first token."""
-    actions.run_compare(app_file, restores=restores, as_json=as_json, host=host, port=port)
+    actions.run_compare(app_file, restores=restores, as_json=as_json, host=host, port=port, gpus=gpus)
 
 
 @snapshot.command()

@@ -211,6 +211,7 @@ def _replica_line(replica: RunningReplica, server: RunningServer, look: Look) ->
         f"{replica.name} (pid {replica.pid}) {_state(server)} for {_duration(replica.since)}",
         replica.boot + (f": {replica.reason}" if replica.reason else ""),
         f"{replica.restarts} restarts" if replica.restarts != 1 else "1 restart",
+        *([f"GPU {' and '.join(map(str, replica.gpus))}"] if replica.gpus else []),
         "memory unknown" if size is None else f"{size / 1e6:.0f} MB",
     ]
     return ", ".join(parts)

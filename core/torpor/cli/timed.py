@@ -120,13 +120,14 @@ def wake_limit_s(deployment: Deployment) -> float:
     return max(_WAKE_AT_LEAST_S, 4 * deployment.wake_timeout_s + _WITHOUT_DEADLINE_S)
 
 
-def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1) -> Start:
+def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1, gpus: str = "") -> Start:
     """Start an app cold by the command line and end it after the first answer.
 
     Args:
         app_file: of the deployment.
         deployment: says address and served name.
         number: its number, from 1.
+        gpus: the value of `--gpus`; empty leaves it out.
 
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note has its output.
@@ -134,6 +135,7 @@ def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1)
     with _records_folder() as folder:
         records = Path(folder) / "records.jsonl"
         argv = command("up", str(app_file), "--backend", "none", "--records", str(records), *words(deployment))
+        argv += _gpu_words(gpus)
         with running(argv) as (process, began):
             zero = _wall(began)
             clocks = _clocks(process, began, deployment, cold_limit_s(deployment))
@@ -142,7 +144,7 @@ def cold_start(app_file: str | Path, deployment: Deployment, *, number: int = 1)
 
 
 def restored_start(
-    folder: Path, deployment: Deployment, *, number: int = 1, then: Callable[[], None] | None = None
+    folder: Path, deployment: Deployment, *, number: int = 1, then: Callable[[], None] | None = None, gpus: str = ""
 ) -> tuple[Start, dict[str, object]]:
     """Restore a snapshot by the command line and end it after the first answer.
 
@@ -151,6 +153,7 @@ def restored_start(
         deployment: says address and served name.
         number: its number, from 1.
         then: called while it still serves.
+        gpus: the value of `--gpus`; empty leaves it out.
 
     Returns:
         The start, and the command's JSON about it.
@@ -158,7 +161,7 @@ def restored_start(
     Raises:
         EngineTimeoutError: there was no token in time, or the command ended; a note has its output.
     """
-    argv = command("snapshot", "restore", str(folder), "--json", *words(deployment))
+    argv = command("snapshot", "restore", str(folder), "--json", *words(deployment), *_gpu_words(gpus))
     with (
         _records_folder() as records,
         running([*argv, "--records", f"{records}/records.jsonl"]) as (process, began),
@@ -169,6 +172,10 @@ def restored_start(
         if then is not None:
             then()
     return _start("restored", number, _restored_spans(told, began, zero), clocks), told
+
+
+def _gpu_words(gpus: str) -> list[str]:
+    return ["--gpus", gpus] if gpus else []
 
 
 def standby_wake(app: App, *, number: int = 1) -> Start:

@@ -11,6 +11,7 @@ from torpor.app_file import App, load_app
 from torpor.cli.announcing import Announcement
 from torpor.cli.console import console as make_console
 from torpor.cli.ending import drained, finished_or_ended
+from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import check_output
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from torpor.platforms.local.replicas import Replicas
     from torpor.platforms.local.start import Way
     from torpor.runtime.supervision import ReplicaEvent
+    from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.remote.source import Source
 
 __all__ = ["run_up"]
@@ -48,7 +50,7 @@ __all__ = ["run_up"]
 _ANSWER_TOKENS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Options:
     """What the command line asks for.
 
@@ -61,6 +63,7 @@ class _Options:
         prove: whether a new snapshot is tried before it is put in place.
         host: the address that was given; None for the deployment's.
         port: the port that was given; None for the deployment's.
+        gpus: the GPUs that were given; empty for none.
     """
 
     backend: str
@@ -71,6 +74,7 @@ class _Options:
     prove: bool | None
     host: str | None
     port: int | None
+    gpus: tuple[GpuPlace, ...] = ()
 
     @property
     def torpor_listens(self) -> bool:
@@ -90,6 +94,7 @@ def run_up(
     prove: bool | None = None,
     host: str | None = None,
     port: int | None = None,
+    gpus: str = "",
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error.
 
@@ -97,26 +102,19 @@ def run_up(
         app: the app, or the path of its file.
         backend: `none`, `standby` or `criu`; None for `criu` with a snapshot, else `standby`.
         snapshot: see `_Options`, as the others.
-        source: see `_Options`.
-        question: see `_Options`.
-        as_json: see `_Options`.
+        source: see there.
+        question: see there.
+        as_json: see there.
         records: file for the stage records; by default one under the cache root.
-        prove: see `_Options`.
-        host: see `_Options`.
-        port: see `_Options`.
+        prove: see there.
+        host: see there.
+        port: see there.
+        gpus: the value of `--gpus`.
     """
-    host, port = given_address(host, port)
-    options = _Options(
-        backend=_chosen(backend, snapshot or (source and source.url)),
-        snapshot=snapshot,
-        source=source,
-        question=question,
-        as_json=as_json,
-        prove=prove,
-        host=host,
-        port=port,
-    )
-    _run(app if isinstance(app, App) else load_app(app), options, records)
+    (host, port), backend = given_address(host, port), _chosen(backend, snapshot or (source and source.url))
+    app = app if isinstance(app, App) else load_app(app)
+    places = engine_gpus(gpus, app.deployment)
+    _run(app, _Options(backend, snapshot, source, question, as_json, prove, host, port, places), records)
 
 
 def _run(app: App, options: _Options, records: Path | None) -> None:
@@ -179,9 +177,12 @@ class _Up:
         start = StartOptions(
             snapshot=options.snapshot,
             source=options.source,
-            backend=make_backend(options.backend, app_file=self._app.file, host=options.host, port=options.port),
+            backend=make_backend(
+                options.backend, app_file=self._app.file, host=options.host, port=options.port, gpus=options.gpus
+            ),
             host=options.host,
             port=options.port,
+            gpus=options.gpus,
             prove=options.prove,
             report=self._report,
             supervised=not options.question,

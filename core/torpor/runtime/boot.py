@@ -22,6 +22,7 @@ from torpor.engine.failure import stops_on_failure
 from torpor.engine.launching import ends_started_engines, signals_held
 from torpor.engine.logs import replica_log
 from torpor.engine.start import engines_started_by
+from torpor.engine.visible_gpus import visible_devices
 from torpor.errors import CanaryError, DrainTimeoutError, GuardStateError, TorporError
 from torpor.lifecycle import Lifecycle
 from torpor.runtime.canary import Canary, ask_canary, compare_canary
@@ -38,7 +39,7 @@ from torpor.telemetry.stages import Stage
 from torpor.values.addresses import check_free, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torpor.deployment import Deployment
@@ -70,7 +71,7 @@ class Boot:
         asleep: whether the engine was put to sleep and not woken since.
         logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
         woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
-        engine_env: variables of the engine that its place sets over all others: the GPUs that it may use.
+        gpus: numbers of the GPUs that the engine has, in the driver's order; empty if CUDA chooses. A launch shows it these alone.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Boot:
         self.asleep = False
         self.woken_by = ""
         self.logs: Path | None = None
-        self.engine_env: Mapping[str, str] = {}
+        self.gpus: Sequence[int] = ()
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
 
@@ -134,7 +135,7 @@ class Boot:
             self._stage(Stage.LAUNCH),
             ends_started_engines(),
             signals_held(),
-            engines_started_by(self.starter, self.engine_env),
+            engines_started_by(self.starter, visible_devices(self.gpus)),
             replica_log(self.logs, self.replica),
         ):
             self.engine = self.lifecycle.launch(self.recipe)

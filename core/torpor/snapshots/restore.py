@@ -97,6 +97,7 @@ class Replica(NamedTuple):
         engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
         canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
         boot.adopt(engine, canary)
+        boot.gpus = [gpu.number for gpu in self.gpus]
         replica_id = os.urandom(8).hex()
         steps = [
             (Stage.SANDBOX, self.sandbox_s),

@@ -38,6 +38,7 @@ FACTS: dict[str, object] = {
             "boot": "restored",
             "reason": "",
             "restarts": 0,
+            "gpus": [1],
             "since": 1.5,
             "log": "",
         }
@@ -133,9 +134,9 @@ def test_a_pid_alone_is_no_proof_of_life(folder: Path) -> None:
     [
         (b"", "not JSON"),
         (b"[1]", "an object"),
-        (b'{"schema": 2}', "another version"),
+        (b'{"schema": 1}', "another version"),
         (b"[" * 100_000, "nested too deep"),
-        (json.dumps({"schema": 1, "torpor": 7}).encode(), "field torpor"),
+        (json.dumps({"schema": 2, "torpor": 7}).encode(), "field torpor"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_others_are_still_found(folder: Path, content: bytes, said: str) -> None:

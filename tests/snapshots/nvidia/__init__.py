@@ -18,11 +18,12 @@ import pytest
 from tests.snapshots.nvidia.process import MEMORY_BYTES
 from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 
-__all__ = ["MEMORY_BYTES", "PROGRAM", "UUID", "FakeDriver", "build"]
+__all__ = ["MEMORY_BYTES", "PROGRAM", "UUID", "UUIDS", "FakeDriver", "build", "listed_gpus"]
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "process.py"
-UUID = "GPU-11111111-2222-3333-4444-555555555555"
+UUIDS = tuple(f"GPU-{digit * 8}-2222-3333-4444-555555555555" for digit in "12345678")
+UUID = UUIDS[0]
 SLOT_BYTES, SLOTS = 64 << 20, 4096
 
 
@@ -32,7 +33,7 @@ class FakeDriver:
 
     Attributes:
         libraries: the folder with libcuda.so.1 and libnvidia-ml.so.1.
-        device: the device file.
+        device: the device file of the first GPU.
         used: a folder in which processes write how much they have on the GPU.
     """
 
@@ -41,13 +42,15 @@ class FakeDriver:
     used: Path
 
     @classmethod
-    def install(cls, libraries: Path, folder: Path, patch: pytest.MonkeyPatch) -> FakeDriver:
-        """Make the device, and let this process and everything that it starts find the driver."""
+    def install(cls, libraries: Path, folder: Path, patch: pytest.MonkeyPatch, *, gpus: int = 1) -> FakeDriver:
+        """Make the devices, and let this process and everything that it starts find the driver."""
         device, used = folder / "dev" / "nvidia0", folder / "used"
         device.parent.mkdir(parents=True)
         used.mkdir()
-        with device.open("wb") as file:
-            file.truncate(SLOT_BYTES * SLOTS)  # a hole, which takes no room
+        for number in range(gpus):
+            with device.with_name(f"nvidia{number}").open("wb") as file:
+                file.truncate(SLOT_BYTES * SLOTS)  # a hole, which takes no room
+        patch.setenv("TORPOR_FAKE_GPU", listed_gpus(*UUIDS[:gpus]))
         patch.setenv(LIBRARIES_VARIABLE, str(libraries))
         patch.setenv("TORPOR_FAKE_DEVICE", str(device))
         patch.setenv("TORPOR_FAKE_USED", str(used))
@@ -67,11 +70,16 @@ class FakeDriver:
         """The command line of a process on the GPU."""
         return [sys.executable, str(PROGRAM), str(self.libcuda), *rest]
 
-    def on_gpu(self, pid: int) -> bytes:
-        """The GPU memory of a process, by its pid inside the sandbox."""
-        with self.device.open("rb") as file:
+    def on_gpu(self, pid: int, gpu: int = 0) -> bytes:
+        """The memory of a process on a GPU, by its pid inside the sandbox."""
+        with self.device.with_name(f"nvidia{gpu}").open("rb") as file:
             file.seek(pid % SLOTS * SLOT_BYTES)
             return file.read(MEMORY_BYTES)
+
+
+def listed_gpus(*uuids: str) -> str:
+    """The value of `TORPOR_FAKE_GPU` for a machine with H200s of these UUIDs."""
+    return ";".join(f"{uuid}|NVIDIA H200|143771|9.0" for uuid in uuids)
 
 
 def build(folder: Path, *, old: bool = False) -> Path:

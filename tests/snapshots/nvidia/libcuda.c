@@ -1,12 +1,19 @@
 /* Stands in for libcuda: enough of it for a process to put memory "on a GPU", and the checkpoint calls.
  *
- * The GPU is a file, TORPOR_FAKE_DEVICE. A process that has called cuInit holds it open and mapped, with a slot of its own by
- * its pid, and obeys checkpoint calls of others in a thread, as a process with CUDA obeys the driver: it listens at the
- * abstract socket "torpor-fake-cuda-PID" of its network namespace. TORPOR_FAKE_USED is a folder in which it says how many
- * bytes it has on the GPU.
+ * A GPU is a file: TORPOR_FAKE_DEVICE is that of the first, and the number at its end counts. TORPOR_FAKE_GPU lists the GPUs (see
+ * libnvml.c). A process that has called cuInit holds the file of every GPU that CUDA_VISIBLE_DEVICES names open and mapped, with
+ * a slot of its own by its pid, and obeys checkpoint calls of others in a thread, as a process with CUDA obeys the driver: it
+ * listens at the abstract socket "torpor-fake-cuda-PID" of its network namespace. TORPOR_FAKE_USED is a folder in which it says how
+ * many bytes it has on each GPU.
  *
- * TORPOR_FAKE_CUDA injects errors into the caller of a checkpoint call: "CALL=CODE" or "CALL:PID=CODE", separated by commas;
- * CALL is init, state, lock, checkpoint, restore or unlock; CODE is a CUresult, "hang" (the call never comes back) or "crash". */
+ * A restore obeys the rules that were seen of driver 580: without pairs the GPUs are those of the checkpoint; a list of pairs names
+ * every GPU of TORPOR_FAKE_GPU at cuInit, whatever CUDA_VISIBLE_DEVICES said, and each new GPU once; else it is refused.
+ *
+ * TORPOR_FAKE_CUDA injects faults into the caller of a checkpoint call: "CALL=CODE" or "CALL:PID=CODE", separated by commas;
+ * CALL is init, state, lock, checkpoint, restore or unlock; CODE is a CUresult, "hang" (the call never comes back), "crash",
+ * "forget" (it reports success and does nothing), "keep" (a checkpoint that leaves a device file open) or "meetN" (it goes on when
+ * N such calls are under way, and fails if they do not come).
+ * TORPOR_FAKE_LOG is a file that gets a line for the begin and the end of each call, and the pairs of each restore. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -26,17 +33,43 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEV
 enum { RUNNING, LOCKED, CHECKPOINTED };
 
 #define SLOT_BYTES (64ull << 20)
+#define GPU_SHIFT 40
+#define OFFSET ((1ull << GPU_SHIFT) - 1)
 #define SLOTS 4096 /* enough that no two processes of a test share one */
 
-static struct {
-	int initialised, state, file, listener;
+enum { GPUS = 8, FORGET = -1, KEEP = -2 };
+
+struct gpu {
+	char uuid[41]; /* by which the driver knows it in this process; a restore changes it */
+	int where;     /* the number of the card */
+	int file;
 	char *on_gpu, *on_host;
 	unsigned long long bytes;
-} own = { .file = -1, .listener = -1 };
+};
+
+static struct {
+	int initialised, state, listener, visible[GPUS], count, current;
+	struct gpu gpus[GPUS];
+} own = { .listener = -1 };
+
+/* The UUIDs of the GPUs that the environment lists; how many there are. */
+static int listed(char uuids[GPUS][41])
+{
+	const char *all = getenv("TORPOR_FAKE_GPU");
+	int count = 0;
+
+	for (all = all ? all : "GPU-11111111-2222-3333-4444-555555555555|"; *all && count < GPUS; count++) {
+		snprintf(uuids[count], 41, "%.40s", all);
+		uuids[count][strcspn(uuids[count], "|")] = 0;
+		all = strchrnul(all, ';');
+		all += *all == ';';
+	}
+	return count;
+}
 
 /* ---- the process that has memory on the GPU ---- */
 
-static void tell_used(unsigned long long bytes)
+static void tell_used(struct gpu *gpu, unsigned long long bytes)
 {
 	const char *folder = getenv("TORPOR_FAKE_USED");
 	char path[512];
@@ -44,7 +77,7 @@ static void tell_used(unsigned long long bytes)
 
 	if (!folder)
 		return;
-	snprintf(path, sizeof(path), "%s/%d", folder, getpid());
+	snprintf(path, sizeof(path), "%s/%d-%d", folder, gpu->where, getpid());
 	if (!bytes) {
 		unlink(path);
 	} else if ((file = fopen(path, "we"))) {
@@ -53,60 +86,104 @@ static void tell_used(unsigned long long bytes)
 	}
 }
 
-static int open_device(void)
+static int open_device(struct gpu *gpu)
 {
 	const char *device = getenv("TORPOR_FAKE_DEVICE");
+	char path[512];
 
-	own.file = device ? open(device, O_RDWR | O_CLOEXEC) : -1;
-	if (own.file < 0)
+	snprintf(path, sizeof(path), "%s", device ? device : "");
+	if (!*path)
 		return NO_DEVICE;
-	own.on_gpu = mmap(NULL, SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, own.file, getpid() % SLOTS * SLOT_BYTES);
-	if (own.on_gpu == MAP_FAILED)
-		return OUT_OF_MEMORY;
+	path[strlen(path) - 1] = '0' + gpu->where;
+	gpu->file = open(path, O_RDWR | O_CLOEXEC);
+	if (gpu->file < 0)
+		return NO_DEVICE;
+	gpu->on_gpu = mmap(NULL, SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, gpu->file, getpid() % SLOTS * SLOT_BYTES);
+	return gpu->on_gpu == MAP_FAILED ? OUT_OF_MEMORY : OK;
+}
+
+static void close_device(struct gpu *gpu)
+{
+	munmap(gpu->on_gpu, SLOT_BYTES);
+	close(gpu->file);
+	gpu->file = -1;
+}
+
+/* The GPUs whose files are open while the process runs. */
+#define each_open(gpu) \
+	for (struct gpu *gpu = own.gpus; gpu < own.gpus + GPUS; gpu++) \
+		for (int at_##gpu = 0; at_##gpu < own.count; at_##gpu++) \
+			if (own.visible[at_##gpu] == gpu - own.gpus)
+
+struct pair { char old[41], new[41]; int where; };
+struct order { char what; int pairs; struct pair pair[GPUS]; };
+
+static int move(struct order *order)
+{
+	for (int gpu = 0; gpu < GPUS && *own.gpus[gpu].uuid; gpu++) {
+		int at = 0;
+		while (at < order->pairs && strcmp(order->pair[at].old, own.gpus[gpu].uuid))
+			at++;
+		if (at == order->pairs)
+			return INVALID_VALUE; /* a GPU that it could see is missing */
+		for (int other = 0; other < at; other++)
+			if (!strcmp(order->pair[other].new, order->pair[at].new))
+				return INVALID_VALUE;
+		if (order->pair[at].where < 0)
+			return INVALID_VALUE; /* there is no such GPU here */
+	}
+	for (int gpu = 0; gpu < GPUS && *own.gpus[gpu].uuid; gpu++)
+		for (int at = 0; at < order->pairs; at++)
+			if (!strcmp(order->pair[at].old, own.gpus[gpu].uuid)) {
+				strcpy(own.gpus[gpu].uuid, order->pair[at].new);
+				own.gpus[gpu].where = order->pair[at].where;
+				break;
+			}
 	return OK;
 }
 
-static void close_device(void)
+static int obey(struct order *order)
 {
-	munmap(own.on_gpu, SLOT_BYTES);
-	close(own.file);
-	own.file = -1;
-}
-
-static int obey(char what)
-{
-	int from = what == 'l' ? RUNNING : what == 'r' ? CHECKPOINTED : LOCKED;
+	char what = order->what;
+	int from = what == 'l' ? RUNNING : what == 'r' ? CHECKPOINTED : LOCKED, code = OK;
 
 	if (what == 's')
 		return OK;
 	if (own.state != from)
 		return ILLEGAL_STATE;
-	if (what == 'c') {
-		own.on_host = malloc(own.bytes + 1);
-		memcpy(own.on_host, own.on_gpu, own.bytes);
-		memset(own.on_gpu, 0, own.bytes);
-		close_device();
-		tell_used(0);
+	if (what == 'k')
+		dup(own.gpus[own.visible[0]].file);
+	if (what == 'c' || what == 'k') {
+		each_open(gpu) {
+			gpu->on_host = malloc(gpu->bytes + 1);
+			memcpy(gpu->on_host, gpu->on_gpu, gpu->bytes);
+			memset(gpu->on_gpu, 0, gpu->bytes);
+			close_device(gpu);
+			tell_used(gpu, 0);
+		}
 	} else if (what == 'r') {
-		int code = open_device();
-		if (code)
+		if ((code = move(order)))
 			return code;
-		memcpy(own.on_gpu, own.on_host, own.bytes);
-		free(own.on_host);
-		tell_used(own.bytes);
+		each_open(gpu) {
+			if ((code = open_device(gpu)))
+				return code;
+			memcpy(gpu->on_gpu, gpu->on_host, gpu->bytes);
+			free(gpu->on_host);
+			tell_used(gpu, gpu->bytes);
+		}
 	}
-	own.state = what == 'c' ? CHECKPOINTED : what == 'u' ? RUNNING : LOCKED;
+	own.state = what == 'c' || what == 'k' ? CHECKPOINTED : what == 'u' ? RUNNING : LOCKED;
 	return OK;
 }
 
 static void *serve(void *unused)
 {
-	char what;
+	struct order order;
 
 	for (;;) {
 		int one = accept4(own.listener, NULL, NULL, SOCK_CLOEXEC);
-		if (one >= 0 && read(one, &what, 1) == 1) {
-			int answer[2] = { obey(what) };
+		if (one >= 0 && recv(one, &order, sizeof(order), MSG_WAITALL) == sizeof(order)) {
+			int answer[2] = { obey(&order) };
 			answer[1] = own.state;
 			if (write(one, answer, sizeof(answer)) < 0)
 				perror("fake libcuda");
@@ -128,10 +205,29 @@ static int begin(void)
 	struct sockaddr_un address;
 	socklen_t length = address_of(getpid(), &address);
 	pthread_t thread;
-	int code = open_device();
+	char uuids[GPUS][41] = { 0 }, *rest;
+	const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+	int count = listed(uuids);
 
-	if (code)
-		return code;
+	for (int gpu = 0; gpu < count; gpu++) {
+		strcpy(own.gpus[gpu].uuid, uuids[gpu]);
+		own.gpus[gpu].where = gpu;
+		own.gpus[gpu].file = -1;
+	}
+	own.count = visible ? 0 : count;
+	for (int gpu = 0; gpu < own.count; gpu++)
+		own.visible[gpu] = gpu;
+	for (char *copy = strdup(visible ? visible : ""), *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest))
+		if (atoi(word) < count && own.count < GPUS)
+			own.visible[own.count++] = atoi(word);
+	if (!own.count)
+		return NO_DEVICE;
+	own.current = own.visible[0];
+	each_open(gpu) {
+		int code = open_device(gpu);
+		if (code)
+			return code;
+	}
 	own.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (bind(own.listener, (void *)&address, length) || listen(own.listener, 8) || pthread_create(&thread, NULL, serve, NULL))
 		return UNKNOWN;
@@ -141,22 +237,34 @@ static int begin(void)
 /* In a forked child: what it inherited is its parent's. Not a call of CUDA, which cannot be used after a fork at all. */
 void fake_forked(void)
 {
-	close_device();
+	each_open(gpu) {
+		close_device(gpu);
+		gpu->bytes = 0;
+	}
 	close(own.listener);
-	own.initialised = own.state = own.bytes = 0;
+	own.initialised = own.state = 0;
 }
 
-int cuDeviceGet(int *device, int number) { *device = number; return own.initialised ? OK : NOT_INITIALIZED; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &own; return device ? INVALID_VALUE : OK; }
-int cuCtxSetCurrent(void *context) { return context == &own ? OK : INVALID_VALUE; }
+int cuDeviceGet(int *device, int number)
+{
+	if (!own.initialised || number >= own.count)
+		return own.initialised ? INVALID_VALUE : NOT_INITIALIZED;
+	*device = own.visible[number];
+	return OK;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &own.gpus[device]; return OK; }
+int cuCtxSetCurrent(void *context) { own.current = (struct gpu *)context - own.gpus; return OK; }
 
 int cuMemAlloc_v2(unsigned long long *pointer, size_t bytes)
 {
-	if (own.bytes + bytes > SLOT_BYTES)
+	struct gpu *gpu = &own.gpus[own.current];
+
+	if (gpu->bytes + bytes > SLOT_BYTES)
 		return OUT_OF_MEMORY;
-	*pointer = own.bytes;
-	own.bytes += bytes;
-	tell_used(own.bytes);
+	*pointer = (unsigned long long)own.current << GPU_SHIFT | gpu->bytes;
+	gpu->bytes += bytes;
+	tell_used(gpu, gpu->bytes);
 	return OK;
 }
 
@@ -164,7 +272,7 @@ int cuMemcpyHtoD_v2(unsigned long long pointer, const void *source, size_t bytes
 {
 	if (own.state != RUNNING)
 		return ILLEGAL_STATE; /* the real one waits */
-	memcpy(own.on_gpu + pointer, source, bytes);
+	memcpy(own.gpus[pointer >> GPU_SHIFT].on_gpu + (pointer & OFFSET), source, bytes);
 	return OK;
 }
 
@@ -172,7 +280,7 @@ int cuMemcpyDtoH_v2(void *target, unsigned long long pointer, size_t bytes)
 {
 	if (own.state != RUNNING)
 		return ILLEGAL_STATE;
-	memcpy(target, own.on_gpu + pointer, bytes);
+	memcpy(target, own.gpus[pointer >> GPU_SHIFT].on_gpu + (pointer & OFFSET), bytes);
 	return OK;
 }
 
@@ -183,6 +291,20 @@ int cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags)
 }
 
 /* ---- the caller of the checkpoint calls ---- */
+
+/* Wait until so many callers are here; an error if they do not come. */
+static int meet(int wanted)
+{
+	static int arrived;
+
+	__sync_fetch_and_add(&arrived, 1);
+	for (int left = 5000; __sync_fetch_and_add(&arrived, 0) < wanted; left--) {
+		if (!left)
+			return NOT_READY;
+		usleep(1000);
+	}
+	return OK;
+}
 
 static int injected(const char *call, int pid)
 {
@@ -202,6 +324,10 @@ static int injected(const char *call, int pid)
 			pause();
 		if (!strcmp(code, "crash"))
 			raise(SIGSEGV);
+		if (!strcmp(code, "forget") || !strcmp(code, "keep"))
+			return *code == 'f' ? FORGET : KEEP;
+		if (!strncmp(code, "meet", 4))
+			return meet(atoi(code + 4));
 		return atoi(code);
 	}
 	return OK;
@@ -245,7 +371,53 @@ int cuGetErrorString(int code, const char **text)
 	return OK;
 }
 
-__attribute__((unused)) static int ask(int pid, char what, int *state)
+struct args { char (*pairs)[2][16]; unsigned count; char reserved[44]; unsigned long long reserved1; };
+
+static void note(const char *what, const char *call, int pid, const char *more)
+{
+	const char *path = getenv("TORPOR_FAKE_LOG");
+	char line[1024];
+	int file = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
+
+	snprintf(line, sizeof(line), "%s %s %d %s\n", what, call, pid, more);
+	if (file >= 0 && write(file, line, strlen(line)) < 0)
+		perror("fake libcuda");
+	close(file);
+}
+
+static void uuid_text(char *text, const char *raw)
+{
+	int at = sprintf(text, "GPU-");
+
+	for (int byte = 0; byte < 16; byte++)
+		at += sprintf(text + at, "%s%02x", byte == 4 || byte == 6 || byte == 8 || byte == 10 ? "-" : "", raw[byte] & 255);
+}
+
+/* The pairs of a restore; without any, every GPU stays. */
+static void fill(struct order *order, int pid, struct args *args)
+{
+	char here[GPUS][41] = { 0 }, told[800] = "";
+	int count = listed(here);
+
+	order->pairs = args ? (int)args->count : count;
+	for (int at = 0; at < order->pairs && at < GPUS; at++) {
+		struct pair *pair = &order->pair[at];
+		if (args) {
+			uuid_text(pair->old, args->pairs[at][0]);
+			uuid_text(pair->new, args->pairs[at][1]);
+		} else {
+			strcpy(pair->old, here[at]);
+			strcpy(pair->new, here[at]);
+		}
+		for (pair->where = count - 1; pair->where >= 0 && strcmp(here[pair->where], pair->new); pair->where--)
+			;
+		if (args)
+			snprintf(told + strlen(told), sizeof(told) - strlen(told), "%s=%s,", pair->old, pair->new);
+	}
+	note("pairs", "restore", pid, told);
+}
+
+__attribute__((unused)) static int ask(int pid, struct order *order, int *state)
 {
 	struct sockaddr_un address;
 	socklen_t length = address_of(pid, &address);
@@ -256,7 +428,8 @@ __attribute__((unused)) static int ask(int pid, char what, int *state)
 		answer[0] = OPERATING_SYSTEM;
 	else if (connect(one, (void *)&address, length))
 		answer[0] = NOT_INITIALIZED;
-	else if (write(one, &what, 1) != 1 || recv(one, answer, sizeof(answer), MSG_WAITALL) != sizeof(answer))
+	else if (write(one, order, sizeof(*order)) != sizeof(*order) ||
+		 recv(one, answer, sizeof(answer), MSG_WAITALL) != sizeof(answer))
 		answer[0] = UNKNOWN;
 	close(one);
 	if (state)
@@ -264,42 +437,59 @@ __attribute__((unused)) static int ask(int pid, char what, int *state)
 	return answer[0];
 }
 
+__attribute__((unused)) static int make(const char *call, int pid, char what, struct args *args, int *state)
+{
+	struct order order = { .what = what };
+	char said[16];
+	int code;
+
+	note("begin", call, pid, "");
+	code = own.initialised ? injected(call, pid) : NOT_INITIALIZED;
+	if (code == KEEP)
+		order.what = 'k', code = OK;
+	if (what == 'r')
+		fill(&order, pid, args);
+	if (!code)
+		code = ask(pid, &order, state);
+	if (code == FORGET)
+		code = OK;
+	snprintf(said, sizeof(said), "%d", code);
+	note("end", call, pid, said);
+	return code;
+}
+
 #ifndef OLD
 struct lock_args { unsigned timeout_ms, reserved0; unsigned long long reserved1[7]; };
 
-int cuCheckpointProcessGetState(int pid, int *state)
-{
-	int code = own.initialised ? injected("state", pid) : NOT_INITIALIZED;
-	return code ? code : ask(pid, 's', state);
-}
+int cuCheckpointProcessGetState(int pid, int *state) { return make("state", pid, 's', NULL, state); }
 
 int cuCheckpointProcessLock(int pid, struct lock_args *args)
 {
-	int code = own.initialised ? injected("lock", pid) : NOT_INITIALIZED;
-
 	if (!args || !args->timeout_ms || args->reserved0)
 		return INVALID_VALUE;
 	for (int at = 0; at < 7; at++)
 		if (args->reserved1[at])
 			return INVALID_VALUE;
-	return code ? code : ask(pid, 'l', NULL);
+	return make("lock", pid, 'l', NULL, NULL);
 }
 
 int cuCheckpointProcessCheckpoint(int pid, void *args)
 {
-	int code = own.initialised ? injected("checkpoint", pid) : NOT_INITIALIZED;
-	return code ? code : args ? INVALID_VALUE : ask(pid, 'c', NULL);
+	return args ? INVALID_VALUE : make("checkpoint", pid, 'c', NULL, NULL);
 }
 
-int cuCheckpointProcessRestore(int pid, void *args)
+int cuCheckpointProcessRestore(int pid, struct args *args)
 {
-	int code = own.initialised ? injected("restore", pid) : NOT_INITIALIZED;
-	return code ? code : args ? INVALID_VALUE : ask(pid, 'r', NULL);
+	if (args && (!args->pairs || !args->count || args->count > GPUS || args->reserved1))
+		return INVALID_VALUE;
+	for (int at = 0; args && at < 44; at++)
+		if (args->reserved[at])
+			return INVALID_VALUE;
+	return make("restore", pid, 'r', args, NULL);
 }
 
 int cuCheckpointProcessUnlock(int pid, void *args)
 {
-	int code = own.initialised ? injected("unlock", pid) : NOT_INITIALIZED;
-	return code ? code : args ? INVALID_VALUE : ask(pid, 'u', NULL);
+	return args ? INVALID_VALUE : make("unlock", pid, 'u', NULL, NULL);
 }
 #endif

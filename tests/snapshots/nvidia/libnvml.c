@@ -1,9 +1,10 @@
-/* Stands in for NVML, one GPU.
+/* Stands in for NVML.
  *
- * TORPOR_FAKE_GPU      "UUID|NAME|MIB|MAJOR.MINOR"; an empty one: no GPU
+ * TORPOR_FAKE_GPU      "UUID|NAME|MIB|MAJOR.MINOR" for each GPU, separated by semicolons; an empty one: no GPU
  * TORPOR_FAKE_DRIVER   the driver's version
- * TORPOR_FAKE_USED     a folder; each file in it holds the bytes that a process has on the GPU (process.py writes them)
- * TORPOR_FAKE_HOLDERS  "PID=BYTES,..." for the list of processes */
+ * TORPOR_FAKE_USED     a folder; each file in it holds the bytes that a process has on a GPU (process.py writes them): the file
+ *                      "GPU-PID" on the GPU of that number, one of any other name on the first
+ * TORPOR_FAKE_HOLDERS  "PID=BYTES,..." for the list of processes of each GPU, separated by semicolons */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <stdio.h>
@@ -15,7 +16,10 @@ enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, UNINITIALIZED =
 struct memory { unsigned long long total, free, used; };
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
 
+enum { GPUS = 8 };
+
 static int opened; /* never closed again: see torpor.snapshots.gpu.driver */
+static int handles[GPUS];
 
 static const char *setting(const char *name, const char *otherwise)
 {
@@ -23,12 +27,25 @@ static const char *setting(const char *name, const char *otherwise)
 	return value ? value : otherwise;
 }
 
-static void part(int number, char *text, unsigned size)
+static int number_of(void *device) { return (int *)device - handles; }
+
+/* The words for a GPU; empty if there are none. */
+static void words(const char *all, int gpu, char *text, unsigned size)
+{
+	unsigned at = 0;
+
+	while (gpu && *all)
+		gpu -= *all++ == ';';
+	for (; *all && *all != ';' && at + 1 < size; at++)
+		text[at] = *all++;
+	text[at] = 0;
+}
+
+static void part(int gpu, int number, char *text, unsigned size)
 {
 	char copy[256], *rest, *word;
 
-	snprintf(copy, sizeof(copy), "%s",
-		 setting("TORPOR_FAKE_GPU", "GPU-11111111-2222-3333-4444-555555555555|NVIDIA H200|143771|9.0"));
+	words(setting("TORPOR_FAKE_GPU", "GPU-11111111-2222-3333-4444-555555555555|NVIDIA H200|143771|9.0"), gpu, copy, sizeof(copy));
 	word = strtok_r(copy, "|", &rest);
 	while (number-- && word)
 		word = strtok_r(NULL, "|", &rest);
@@ -46,26 +63,29 @@ int nvmlSystemGetDriverVersion(char *text, unsigned size)
 
 int nvmlDeviceGetCount_v2(unsigned *count)
 {
-	char uuid[96];
-	part(0, uuid, sizeof(uuid));
-	*count = *uuid != 0;
+	char uuid[96] = "?";
+	for (*count = 0; *count < GPUS; ++*count) {
+		part(*count, 0, uuid, sizeof(uuid));
+		if (!*uuid)
+			break;
+	}
 	return opened ? SUCCESS : UNINITIALIZED;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned number, void **device)
 {
-	*device = &opened;
-	return number ? INVALID_ARGUMENT : SUCCESS;
+	*device = &handles[number % GPUS];
+	return number < GPUS ? SUCCESS : INVALID_ARGUMENT;
 }
 
-int nvmlDeviceGetUUID(void *device, char *text, unsigned size) { part(0, text, size); return device != &opened; }
-int nvmlDeviceGetName(void *device, char *text, unsigned size) { part(1, text, size); return device != &opened; }
+int nvmlDeviceGetUUID(void *device, char *text, unsigned size) { part(number_of(device), 0, text, size); return SUCCESS; }
+int nvmlDeviceGetName(void *device, char *text, unsigned size) { part(number_of(device), 1, text, size); return SUCCESS; }
 
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor)
 {
 	char text[16];
-	part(3, text, sizeof(text));
-	return device == &opened && sscanf(text, "%d.%d", major, minor) == 2 ? SUCCESS : INVALID_ARGUMENT;
+	part(number_of(device), 3, text, sizeof(text));
+	return sscanf(text, "%d.%d", major, minor) == 2 ? SUCCESS : INVALID_ARGUMENT;
 }
 
 int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
@@ -75,12 +95,17 @@ int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
 	struct dirent *file;
 	char text[1024];
 
-	part(2, text, sizeof(text));
+	part(number_of(device), 2, text, sizeof(text));
 	memory->total = strtoull(text, NULL, 10) << 20;
 	memory->used = 0;
 	while (files && (file = readdir(files))) {
 		unsigned long long bytes = 0;
+		int gpu = 0, pid, length = 0;
 		FILE *one;
+		if (sscanf(file->d_name, "%d-%d%n", &gpu, &pid, &length) != 2 || file->d_name[length])
+			gpu = 0;
+		if (gpu != number_of(device))
+			continue;
 		snprintf(text, sizeof(text), "%s/%s", folder, file->d_name);
 		if (*file->d_name == '.' || !(one = fopen(text, "r")))
 			continue;
@@ -91,7 +116,7 @@ int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
 	if (files)
 		closedir(files);
 	memory->free = memory->total - memory->used;
-	return device != &opened;
+	return SUCCESS;
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struct process *processes)
@@ -99,7 +124,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struc
 	char copy[256], *rest, *word;
 	unsigned room = processes ? *count : 0;
 
-	snprintf(copy, sizeof(copy), "%s", setting("TORPOR_FAKE_HOLDERS", ""));
+	words(setting("TORPOR_FAKE_HOLDERS", ""), number_of(device), copy, sizeof(copy));
 	*count = 0;
 	for (word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
 		struct process one = { 0 };
@@ -108,7 +133,5 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struc
 			processes[*count] = one;
 		++*count;
 	}
-	if (device != &opened)
-		return INVALID_ARGUMENT;
 	return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
 }

@@ -13,12 +13,13 @@ from torpor.errors import SnapshotError
 from torpor.platforms.local.criu_backend import CriuBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torpor.deployment import Deployment
     from torpor.engine.start import Starter
     from torpor.runtime.boot import Boot
+    from torpor.snapshots.gpu.placement import GpuPlace
 
 __all__ = ["BACKENDS", "STANDBY_WORKS", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
 
@@ -184,7 +185,9 @@ BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {
 }
 
 
-def make_backend(name: str, *, app_file: Path, host: str | None = None, port: int | None = None) -> SnapshotBackend:
+def make_backend(
+    name: str, *, app_file: Path, host: str | None = None, port: int | None = None, gpus: Sequence[GpuPlace] = ()
+) -> SnapshotBackend:
     """The backend of that name.
 
     Args:
@@ -192,5 +195,8 @@ def make_backend(name: str, *, app_file: Path, host: str | None = None, port: in
         app_file: the deployment's app file; a snapshot records it.
         host: address of the gateway, if the backend has one; the deployment's by default.
         port: its port; the deployment's by default.
+        gpus: the GPUs that a restored replica may take; by default all.
     """
-    return CriuBackend(app_file=app_file, host=host, port=port) if name == CriuBackend.name else BACKENDS[name]()
+    if name == CriuBackend.name:
+        return CriuBackend(app_file=app_file, host=host, port=port, gpus=gpus)
+    return BACKENDS[name]()

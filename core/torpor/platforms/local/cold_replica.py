@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from torpor.build_steps.local import run_build_steps
 from torpor.engine.failure import stops_on_failure
-from torpor.snapshots.gpu.choice import visible_devices
 from torpor.snapshots.restore import Replica
 from torpor.snapshots.sandbox.start import StartingSandbox
 from torpor.snapshots.sandbox.starter import SandboxStarter
@@ -40,7 +39,7 @@ def start_cold(attempt: Attempt, manifest: Manifest, boot: Boot, gpus: Sequence[
     """
     replica = _empty_replica(attempt, manifest, boot)
     boot.starter = SandboxStarter(replica.sandbox, boot.deployment, captured=False)
-    boot.engine_env = visible_devices(gpus)
+    boot.gpus = [gpu.number for gpu in gpus]
     with stops_on_failure(replica.end):
         boot.cold_start()
         boot.serve()

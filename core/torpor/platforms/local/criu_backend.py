@@ -14,6 +14,8 @@ from torpor.platforms.local.gateway_route import GatewayReplica, ready_path
 from torpor.snapshots.capture import CaptureOptions, capture
 from torpor.snapshots.criu import probe
 from torpor.snapshots.criu.program import find
+from torpor.snapshots.fit import gpus_for_one
+from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.gpu.requirements import against_gpu
 from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
 from torpor.snapshots.sandbox.start import create_sandbox
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torpor.engine.start import Starter
     from torpor.runtime.boot import Boot
     from torpor.snapshots.criu.program import Criu
+    from torpor.snapshots.gpu.placement import GpuMap, GpuPlace
     from torpor.snapshots.sandbox.sandbox import Sandbox
     from torpor.snapshots.store.manifest import Manifest, Mode
 
@@ -55,6 +58,7 @@ class CriuBackend:
             GPU, where that takes seconds.
         host: address of the gateway; the deployment's by default.
         port: port of the gateway; the deployment's by default.
+        gpus: the GPUs that a restored replica may take; by default all of this machine.
     """
 
     name: ClassVar[str] = "criu"
@@ -73,7 +77,9 @@ class CriuBackend:
         prove: bool | None = None,
         host: str | None = None,
         port: int | None = None,
+        gpus: Sequence[GpuPlace] = (),
     ) -> None:
+        self._gpus = gpus
         self._host = host
         self._port = port
         self._folder = folder
@@ -138,7 +144,7 @@ class CriuBackend:
             raise
 
     def _captured(self, boot: Boot, folder: Path) -> Manifest:
-
+        awake = look() if boot.deployment.gpu is not None else None
         boot.sleep()
         if self._sandbox is None:
             raise SnapshotError(
@@ -153,6 +159,7 @@ class CriuBackend:
             copy_memory=self._copy_memory,
             gpu_devices=self._gpu_devices,
             prove=boot.deployment.gpu is None if self._prove is None else self._prove,
+            awake=awake,
         )
         manifest = capture(boot, self._sandbox, folder, options)
         self._held(folder, used=False)
@@ -181,7 +188,9 @@ class CriuBackend:
         began = time.perf_counter()
         try:
             begun = begin_sandbox(manifest, boot.deployment.name, here=read_here(real_folder(folder)))
-            replica = restore_replica(folder, manifest, criu=criu, begun=begun)
+            replica = restore_replica(
+                folder, manifest, criu=criu, begun=begun, gpus=lambda: self._place(folder, manifest)
+            )
         except Exception as error:
             failed = failed_restore(
                 deployment=boot.deployment.name,
@@ -194,6 +203,10 @@ class CriuBackend:
             raise
         self._sandbox, self._work = replica.sandbox, replica.work
         replica.wake(boot, manifest, identity)
+
+    def _place(self, folder: Path, manifest: Manifest) -> GpuMap | None:
+        """GPUs for one replica, now."""
+        return gpus_for_one(folder, manifest, chosen=[gpu.uuid for gpu in self._gpus])
 
     def clear(self) -> None:
         """End the sandbox; the gateway stays, and answers 503 with Retry-After."""

@@ -111,6 +111,8 @@ class Replicas:
         gpus: the GPUs that the replicas may take; by default all of this machine.
 
     Attributes:
+        records: see above.
+        gpus: see above.
         manifest: the snapshot's.
         verify_s: seconds for the checks before CRIU began.
     """
@@ -133,7 +135,7 @@ class Replicas:
         gpus: Sequence[GpuPlace] = (),
     ) -> None:
         self.records = records
-        self._gpus = gpus
+        self.gpus = gpus
         self._lifecycle = lifecycle
         self.folder = real_folder(folder)
         self.verify_s = 0.0
@@ -378,7 +380,7 @@ class Replicas:
             found = placed_gpus(
                 self.manifest,
                 replicas=len(names),
-                chosen=[gpu.uuid for gpu in self._gpus],
+                chosen=[gpu.uuid for gpu in self.gpus],
                 occupied=[gpu.uuid for gpu in others],
             )
             for name, where in zip(names, found.maps if found else (), strict=False):
@@ -494,7 +496,7 @@ class Replicas:
         """The GPUs for a replica that starts cold: as for a restored one; if none of them fits, those that may be taken."""
         found = self._placed([name])
         try:
-            yield found.maps[0].gpus if found and found.maps else self._gpus
+            yield found.maps[0].gpus if found and found.maps else self.gpus
         finally:
             self._starting.pop(name, None)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Process", "RunFile", "RunningReplica", "RunningServer", "Unreadable", "servers", "snapshot_users"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 _MOST_BYTES = 1 << 20
 _BEGIN, _END = "server-", ".json"
 _LAST_TIME_S = 1e11
@@ -78,6 +78,7 @@ class RunningReplica(NamedTuple):
         boot: the kind of its start: `cold`, `woken` or `restored`.
         reason: why it was started again; empty for its first start.
         restarts: how often it was started again.
+        gpus: numbers of its GPUs in the driver's order; empty without a GPU, and where CUDA chose.
         since: Unix time at which it began to serve or sleep, seconds.
         log: file with its output; empty if there is none.
     """
@@ -89,6 +90,7 @@ class RunningReplica(NamedTuple):
     boot: str
     reason: str
     restarts: int
+    gpus: tuple[int, ...]
     since: float
     log: str
 
@@ -323,6 +325,7 @@ def _replica(fields: Fields) -> RunningReplica:
         boot=fields.text("boot"),
         reason=fields.text("reason"),
         restarts=fields.whole("restarts"),
+        gpus=fields.wholes("gpus"),
         since=fields.number("since", _LAST_TIME_S),
         log=fields.text("log"),
     )

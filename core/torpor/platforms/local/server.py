@@ -35,13 +35,14 @@ from torpor.snapshots.foresight import warn_of_held
 from torpor.snapshots.store.paths import cache_root, logs_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torpor.deployment import Deployment
     from torpor.platforms.local.backends import SnapshotBackend
     from torpor.recipe import Recipe
+    from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.telemetry.stage_report import StageReport
 
 __all__ = ["LocalServer", "check_model_folder"]
@@ -62,6 +63,7 @@ class LocalServer:
         cold_on_failed_wake: whether a failed wake is followed by a cold start; the deployment may still forbid it. False raises
             the failure, for tests and for timing wakes.
         on_event: called with what happens to the engine by itself; logged by default.
+        gpus: the GPUs that the engine may use at a cold start; by default CUDA chooses (its first ones).
 
     Raises:
         ConfigurationError: the deployment cannot run here (no such GPU, ...), or a plugin's check finds an error in it.
@@ -79,7 +81,9 @@ class LocalServer:
         on_step: Callable[[str], None] | None = None,
         cold_on_failed_wake: bool = True,
         on_event: Callable[[ReplicaEvent], None] | None = None,
+        gpus: Sequence[GpuPlace] = (),
     ) -> None:
+        self._gpus = gpus
         self.backend = backend or NoSnapshot()
         self.deployment = deployment = self.backend.placed(deployment)
         self.root = root or cache_root()
@@ -101,8 +105,7 @@ class LocalServer:
         self._tell = on_event or ReplicaEvent.log
         self._back_off = BackOff(deployment.max_restarts)
         self._has_snapshot = not self.backend.process_stays  # of this engine; another one may lie in the folder
-        self.boot = Boot(deployment, lifecycle=self.lifecycle, recipe=self.recipe, report=report)
-        self.boot.logs = logs_folder(deployment.name, root=self.root)
+        self.boot = self._placed(Boot(deployment, lifecycle=self.lifecycle, recipe=self.recipe, report=report))
 
     @property
     def address(self) -> tuple[str, int]:
@@ -257,7 +260,7 @@ class LocalServer:
         """End what is left of the engine, and replace its boot by a new one."""
         self.boot.stop()
         self.backend.clear()
-        self.boot = Boot(
+        renewed = Boot(
             self.deployment,
             lifecycle=self.lifecycle,
             recipe=self.recipe,
@@ -265,7 +268,13 @@ class LocalServer:
             restarts=self._back_off.restarts,
             reason=reason,
         )
-        self.boot.logs = logs_folder(self.deployment.name, root=self.root)
+        self.boot = self._placed(renewed)
+
+    def _placed(self, boot: Boot) -> Boot:
+        """A boot that knows where its engine's output goes, and which GPUs the engine may use."""
+        boot.logs = logs_folder(self.deployment.name, root=self.root)
+        boot.gpus = [gpu.number for gpu in self._gpus]
+        return boot
 
     def _tell_failure(self, event: str, error: Exception) -> None:
         self._tell(ReplicaEvent(event, self.deployment.name, error=f"{type(error).__name__}: {error}"))

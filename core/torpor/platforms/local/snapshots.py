@@ -16,10 +16,11 @@ from torpor.snapshots.store.stored import inspect
 from torpor.snapshots.targets import check_target, check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torpor.lifecycle import Lifecycle
+    from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.store.manifest import Manifest, Mode
     from torpor.telemetry.stage_report import StageReport
 
@@ -33,6 +34,7 @@ def create_snapshot(
     mode: Mode | None = None,
     copy_memory: bool = False,
     prove: bool | None = None,
+    gpus: Sequence[GpuPlace] = (),
     report: StageReport | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -44,6 +46,7 @@ def create_snapshot(
         mode: root or rootless; by default what works here, rootless first (with a GPU: root).
         copy_memory: see `CriuBackend`.
         prove: see `CriuBackend`.
+        gpus: see `LocalServer`.
         report: where stages are recorded.
         on_step: called with the name of each build step before it runs.
 
@@ -56,7 +59,9 @@ def create_snapshot(
     backend = CriuBackend(
         folder=folder, app_file=loaded.file, mode=mode, public=False, copy_memory=copy_memory, prove=prove
     )
-    server = LocalServer(loaded.deployment, lifecycle=loaded.lifecycle, backend=backend, report=report, on_step=on_step)
+    server = LocalServer(
+        loaded.deployment, lifecycle=loaded.lifecycle, backend=backend, report=report, on_step=on_step, gpus=gpus
+    )
     try:
         server.cold_start()
         return backend.capture(server.boot)
@@ -65,7 +70,13 @@ def create_snapshot(
 
 
 def restore_snapshot(
-    folder: Path, *, replicas: int = 1, port: int | None = None, host: str | None = None, full: bool = False
+    folder: Path,
+    *,
+    replicas: int = 1,
+    port: int | None = None,
+    host: str | None = None,
+    full: bool = False,
+    gpus: Sequence[GpuPlace] = (),
 ) -> Replicas:
     """Restore replicas of a snapshot behind one port. They serve until `stop` of the returned `Replicas`.
 
@@ -77,13 +88,14 @@ def restore_snapshot(
         port: public port; the deployment's by default.
         host: address of the public port; the deployment's by default.
         full: compare the hash of every file first.
+        gpus: the GPUs that the replicas may take; by default all of this machine.
 
     Raises:
         PortInUseError: somebody else has the port; nothing was restored.
         SnapshotError: it does not fit, for every reason that is listed; nothing is left running.
         TorporError: a replica did not wake; nothing is left running.
     """
-    restored = Replicas(folder, port=port, host=host, full=full, supervised=True)
+    restored = Replicas(folder, port=port, host=host, full=full, supervised=True, gpus=gpus)
     restored.start(replicas)
     return restored
 

@@ -24,13 +24,14 @@ from torpor.snapshots.targets import check_target
 from torpor.telemetry.records import fetched_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torpor.app_file import App
     from torpor.deployment import Deployment
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
+    from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.remote.source import Source
     from torpor.telemetry.records import BootKind, StageRecord
     from torpor.telemetry.stage_report import StageReport
@@ -64,6 +65,7 @@ class StartOptions:
         prove: whether a new snapshot is restored on trial before it is put in place; see `CriuBackend`.
         host: address of the gateway of a server with a snapshot; the deployment's by default.
         port: that gateway's port; the deployment's by default.
+        gpus: the GPUs that the engine may use; by default a restore takes free ones, and at a cold start CUDA chooses.
         report: records the stages of a cold start; those of a restore go to its file.
         supervised: whether restored replicas that end by themselves start again. The caller of a cold `LocalServer` restarts it
             itself (`start_again`).
@@ -80,6 +82,7 @@ class StartOptions:
     prove: bool | None = None
     host: str | None = None
     port: int | None = None
+    gpus: Sequence[GpuPlace] = ()
     report: StageReport | None = None
     supervised: bool = True
     on_way: Callable[[Way], None] | None = None
@@ -131,6 +134,7 @@ def _restored(app: App, snapshot: Path, options: StartOptions) -> Replicas | Non
         on_event=options.on_event,
         records=options.report.path if options.report else None,
         lifecycle=app.lifecycle,
+        gpus=options.gpus,
     )
     try:
         _start_or_try_again(replicas, deployment, options.on_event or ReplicaEvent.log)
@@ -156,6 +160,7 @@ def _started_cold(app: App, options: StartOptions, *, failed: bool) -> LocalServ
             prove=options.prove,
             host=options.host,
             port=options.port,
+            gpus=options.gpus,
         )
     server = LocalServer(
         app.deployment,
@@ -164,6 +169,7 @@ def _started_cold(app: App, options: StartOptions, *, failed: bool) -> LocalServ
         report=options.report,
         on_step=options.on_step,
         on_event=options.on_event,
+        gpus=options.gpus,
     )
     if failed:
         server.boot.reason, server.boot.restarts = WAKE_FAILED, 1

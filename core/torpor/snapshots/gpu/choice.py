@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
+from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.gpu.placement import GpuPlace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torpor.snapshots.gpu.driver import Driver
+    from torpor.snapshots.store.manifest import Manifest
 
-__all__ = ["named_gpus", "split_names", "visible_devices"]
+__all__ = ["gpus_for_replicas", "named_gpus", "split_names"]
 
 _LEAST_OF_UUID = 5
 """Characters of the shortest beginning of a UUID that is taken for one: `GPU-` and a digit, as CUDA_VISIBLE_DEVICES has it."""
@@ -64,15 +66,23 @@ def named_gpus(option: str, names: Sequence[str], driver: Driver) -> tuple[GpuPl
     return tuple(found)
 
 
-def visible_devices(gpus: Sequence[GpuPlace]) -> dict[str, str]:
-    """The variables that show an engine these GPUs alone; empty for none, which leaves it to CUDA.
+def gpus_for_replicas(option: str, text: str, manifest: Manifest) -> tuple[GpuPlace, ...]:
+    """The GPUs that replicas of a snapshot may take; it asks the driver.
 
-    By number, because engines take the value apart and expect numbers. CUDA counts them as the driver does only in the order of
-    the PCI bus.
+    Args:
+        option: with its dashes, for messages.
+        text: the option's value.
+        manifest: the snapshot's.
+
+    Raises:
+        ConfigurationError: there is no such GPU here, there are too few for one replica, or the snapshot uses none.
     """
-    if not gpus:
-        return {}
-    return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(str(one.number) for one in gpus),
-    }
+    names = split_names(option, text)
+    used = len(manifest.gpu.needed) if manifest.gpu else 0
+    if manifest.gpu is None or not manifest.machine.gpus:
+        raise ConfigurationError(f"{option} is {text}, and the snapshot uses no GPU; leave {option} out.")
+    if len(names) < used:
+        raise ConfigurationError(
+            f"{option} is {text}: {len(names)} named, and one replica uses {used}. Name at least as many."
+        )
+    return named_gpus(option, names, look())

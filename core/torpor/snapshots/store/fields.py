@@ -120,6 +120,10 @@ class Fields:
         """An array of strings."""
         return tuple(self._text(f"{name}[{at}]", value) for at, value in enumerate(self.items(name)))
 
+    def wholes(self, name: str) -> tuple[int, ...]:
+        """An array of whole numbers."""
+        return tuple(self._whole(f"{name}[{at}]", value, 0, MOST_BYTES) for at, value in enumerate(self.items(name)))
+
     def inner(self, name: str) -> Fields:
         """An object."""
         return Fields(self.take(name), self.file, f"{self._where}{name}.")
