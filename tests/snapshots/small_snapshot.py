@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from torpor.snapshots.before_capture.outside_files import noted
 from torpor.snapshots.store.files import describe_files
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, GpuProcess
 from torpor.snapshots.store.manifest import (
@@ -23,9 +24,6 @@ from torpor.snapshots.store.manifest import (
     write_private,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 Content = dict[str, object]
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
@@ -41,7 +39,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         os.write(descriptor, name.encode() * 3)
         os.close(descriptor)
     write_private(folder / PRIVATE, {"replica_id": "0123456789abcdef", "guard_key": "key"})
-    write_private(folder / OUTSIDE, outside or {"/proc/version": [0, 0, "", False]})
+    write_private(folder / OUTSIDE, outside or noted({}, [Path(__file__)], []))
     gpu = Gpu(uuid=UUID, name="NVIDIA H200", memory_mib=143771, compute_capability="9.0")
     Manifest(
         schema=SCHEMA,

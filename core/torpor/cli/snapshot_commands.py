@@ -232,15 +232,28 @@ def pull(
     trust: TrustedKeys = None,
     unsigned: Unsigned = False,
     identity: Identity = None,
+    any_machine: Annotated[
+        bool,
+        typer.Option("--any-machine", help="Pull it even if it does not fit this machine; without its kept weights."),
+    ] = False,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Pull a snapshot from a store into a folder; every chunk is checked.
+    """Pull a snapshot from a store into a folder, if it fits this machine; every chunk is checked.
 
     A snapshot is memory that will run as you. So it has to be signed by a key that you trust, or lie in a folder that only you can
     write, or you say --unsigned.
     """
-    actions.run_pull(url, folder, trust=trust, unsigned=unsigned, identity=identity, jobs=jobs, as_json=as_json)
+    actions.run_pull(
+        url,
+        folder,
+        trust=trust,
+        unsigned=unsigned,
+        identity=identity,
+        any_machine=any_machine,
+        jobs=jobs,
+        as_json=as_json,
+    )
 
 
 @snapshot.command()

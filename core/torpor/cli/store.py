@@ -18,6 +18,7 @@ from torpor.errors import ConfigurationError
 from torpor.snapshots.remote.encryption import new_identity, read_recipients
 from torpor.snapshots.remote.listing import list_store
 from torpor.snapshots.remote.location import shown_url
+from torpor.snapshots.remote.obtaining import bring
 from torpor.snapshots.remote.opening import open_remote
 from torpor.snapshots.remote.portable import portable
 from torpor.snapshots.remote.pull import pull
@@ -68,23 +69,26 @@ def run_push(
 
 
 def run_pull(
-    url: str, folder: Path, *, trust: Path | None, unsigned: bool, identity: Path | None, jobs: int, as_json: bool
+    url: str,
+    folder: Path,
+    *,
+    trust: Path | None,
+    unsigned: bool,
+    identity: Path | None,
+    any_machine: bool,
+    jobs: int,
+    as_json: bool,
 ) -> None:
-    """Pull a snapshot, and say what was fetched."""
+    """Pull a snapshot if it fits this machine (or `any_machine` is set), and say what was fetched."""
     _check_jobs(jobs)
     _begin()
     console = make_console()
     with Progress(console, as_json=as_json).listening():
         remote = open_remote(url, trust=read_trust(trust, unsigned=unsigned), identity=identity)
-        pulled = pull(remote, folder, jobs=jobs)
+        pulled = pull(remote, folder, jobs=jobs) if any_machine else bring(remote, folder, jobs=jobs).pulled
     if as_json:
-        told = {
-            **pulled._asdict(),
-            "folder": str(pulled.folder),
-            "digest": remote.digest,
-            "signed_by": remote.signed_by,
-        }
-        result(json.dumps(told, indent=2))
+        told = {"folder": str(pulled.folder), "digest": remote.digest, "signed_by": remote.signed_by}
+        result(json.dumps({**pulled._asdict(), **told}, indent=2))
         return
     if pulled.already:
         console.print(f"{one_line(folder)} holds this snapshot already", markup=False, soft_wrap=True)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.snapshots.remote.comparing import Missing
     from torpor.snapshots.remote.source import Source
-    from torpor.snapshots.remote.values import RemoteSnapshot
+    from torpor.snapshots.remote.values import Pulled, RemoteSnapshot
     from torpor.snapshots.store.here import Here
 
-__all__ = ["Obtained", "obtain", "pulled_folder"]
+__all__ = ["Brought", "Obtained", "bring", "obtain", "pulled_folder"]
 
 _DIGITS = 16
 
@@ -61,7 +61,12 @@ class Obtained(NamedTuple):
     def as_json(self) -> dict[str, object]:
         """As a command prints it."""
         stages = [one._asdict() for one in self.stages]
-        return {**self._asdict(), "folder": str(self.folder), "stages": stages}
+        return {
+            "folder": str(self.folder),
+            "already": self.already,
+            "fetched_bytes": self.fetched_bytes,
+            "stages": stages,
+        }
 
     def described(self) -> str:
         """One line for people."""
@@ -69,6 +74,20 @@ class Obtained(NamedTuple):
             return f"pulled before: {self.folder}"
         took = ", ".join(f"{one.stage} {one.seconds:.3f}" for one in self.stages)
         return f"pulled {self.fetched_bytes / 1e6:.0f} MB into {self.folder}: {took} s"
+
+
+class Brought(NamedTuple):
+    """The outcome of `bring`.
+
+    Attributes:
+        pulled: of the folder.
+        fetched_bytes: bytes that were read from the store, kept weights included.
+        stages: how long each part took.
+    """
+
+    pulled: Pulled
+    fetched_bytes: int
+    stages: tuple[StageTime, ...]
 
 
 def obtain(source: Source, app: App | None = None) -> Obtained:
@@ -89,26 +108,40 @@ def obtain(source: Source, app: App | None = None) -> Obtained:
     folder = pulled_folder(remote)
     if _is_here(folder, where(remote.manifest, app)):
         return Obtained(folder, already=True, fetched_bytes=0, stages=tuple(stages))
+    found = bring(remote, folder, app)
+    return Obtained(folder, found.pulled.already, found.fetched_bytes, (*stages, *found.stages))
+
+
+def bring(remote: RemoteSnapshot, folder: Path, app: App | None = None, *, jobs: int = 0) -> Brought:
+    """Compare this machine with an opened snapshot, then pull it into a folder, with its kept weights.
+
+    Args:
+        remote: opened.
+        folder: see `torpor.snapshots.remote.pull.pull`.
+        app: the app to serve; by default the snapshot's own app file.
+        jobs: how many transfers run at once; 0 for a number that suits this machine.
+
+    Raises:
+        SnapshotError: as of `obtain`.
+    """
     began = time.perf_counter()
     compared = compare(remote, app)
     if compared.reasons:
-        raise misfit_here(source.url, compared.reasons)
-    stages.append(_since(Stage.COMPARE, began))
-    size, here = 0, compared.here
-    began = time.perf_counter()
+        raise misfit_here(remote.url, compared.reasons)
+    stages = [_since(Stage.COMPARE, began)]
+    size, here, began = 0, compared.here, time.perf_counter()
     for missing in compared.missing:
-        size += _fetched_once(remote, missing)
-        changed = changed_now(str(missing.target))
-        here = here._replace(changed={**here.changed, missing.captured: changed or 0})
+        size += _fetched_once(remote, missing, jobs)
+        here = here._replace(changed={**here.changed, missing.captured: changed_now(str(missing.target)) or 0})
     if compared.missing:
         stages.append(_since(Stage.PULL_WEIGHTS, began))
     began = time.perf_counter()
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pulled = pull(remote, folder)
+    pulled = pull(remote, folder, jobs=jobs)
     here.write(folder)
     note(folder)
     stages.append(_since(Stage.PULL, began))
-    return Obtained(folder, already=False, fetched_bytes=size + pulled.fetched_bytes, stages=tuple(stages))
+    return Brought(pulled, size + pulled.fetched_bytes, tuple(stages))
 
 
 def pulled_folder(remote: RemoteSnapshot) -> Path:
@@ -129,13 +162,13 @@ def _is_here(folder: Path, wanted: Here) -> bool:
         return False
 
 
-def _fetched_once(remote: RemoteSnapshot, missing: Missing) -> int:
+def _fetched_once(remote: RemoteSnapshot, missing: Missing, jobs: int) -> int:
     """Fetch kept weights, unless another process did so meanwhile; the bytes that were read from the store."""
     missing.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(missing.target):
         if changed_now(str(missing.target)) != missing.before:
             return 0
-        return pull_file(remote, missing.file, missing.target)
+        return pull_file(remote, missing.file, missing.target, jobs=jobs)
 
 
 @contextlib.contextmanager
