@@ -1,4 +1,4 @@
-"""Cold, restored and waking starts of the real SGLang with Qwen3-8B-FP8 on one Hopper card.
+"""Cold, restored and waking starts of the real SGLang and the real vLLM with Qwen3-8B-FP8 on Hopper cards.
 
     python3 -m benchmarks.gpu.bench [--rows flagship,profile,standby] [--restores 5] [--results FILE]
 
@@ -18,8 +18,22 @@ machine's boot; compare seconds only within one of them.
                 folder of compiled kernels, which is put back afterwards; cold-fast and cold-deep_gemm-fast with DeepGEMM's
                 short list of batch shapes (`DeepGEMM(fast_warmup=True)`), cold-lazy and cold-deep_gemm-lazy with none
                 (`DeepGEMM(precompile=False)`). The engine's whole log of each goes beside FILE.
-    vllm-1      vLLM in place of SGLang (vllm_app.py), the weights read from safetensors and kept in the snapshot
-    vllm-2      the same, the weights dropped by the sleep and read from safetensors again after the restore
+    vllm-2      vLLM in place of SGLang: its weights dropped by the sleep and read from safetensors again after the restore
+    vllm-1      the same, the weights kept in the snapshot
+
+Rows for several GPUs; one that needs more GPUs than the machine has is skipped with a sentence:
+
+    tp2-own     two GPUs share the model, no snapshot is wanted, so SGLang chooses its all-reduce: speed of one stream
+    tp2-cold    the same with the settings that a snapshot wants
+    tp2         capture, then restores; each replica decodes 256 greedy tokens
+    tp2-many    20 restores of that snapshot in a row; the memory of each GPU must not grow
+    tp2-standby 50 sleeps and wakes in one process
+    spread      one snapshot of one GPU: a replica on each GPU at once, then one replica on each other GPU (one GPU: two on it)
+    tp4-...     the same as tp2-... with four GPUs; tp4-swapped: its ranks on the GPUs in the opposite order
+    tp2-pairs   as spread, with replicas of two GPUs each
+    vllm-tp2    as tp2, with vLLM
+
+`vllm`, `tp2-all`, `tp4-all` and `several` stand for several rows.
 """
 
 from __future__ import annotations
@@ -29,21 +43,30 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import httpx
 import structlog
+from benchmarks.gpu import several
 from benchmarks.gpu.chart import write_chart
-from benchmarks.local import shares
+from benchmarks.gpu.common import (
+    COLD_LIMIT_S,
+    ask,
+    created,
+    gpu_query,
+    interesting,
+    largest,
+    machine,
+    restored,
+    sampled,
+    used_mib,
+)
+from benchmarks.gpu.rows import GROUPS, ROWS
 
 from torpor.app_file import load_app
-from torpor.cli.timing import command, first_token, running
 from torpor.engine.process import LOG_VARIABLE
 from torpor.platforms.local.backends import NoSnapshot, Standby
 from torpor.platforms.local.server import LocalServer
@@ -54,64 +77,16 @@ from torpor.snapshots.store.stored import inspect
 from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.gpu.rows import Row
 
     from torpor.engine.handle import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).with_name("app.py")
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-SAMPLED, SAMPLED_TOKENS = 32, 32
-COLD_LIMIT_S, RESTORE_LIMIT_S = 580.0, 90.0
-KERNELS = ("deep_gemm", "triton", "tvm-ffi")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-LOG_LINES = (
-    "torpor_sglang:",
-    "Capture",
-    "Load weight end",
-    "Memory pool end",
-    "max_total_num_tokens",
-    "DeepGEMM JIT Comp",
-)
-
-PLAIN: dict[str, object] = {"prefill_graphs": False}
-OUTSIDE: dict[str, object] = {**PLAIN, "weights_store": "file"}
-PROFILE: dict[str, object] = {**OUTSIDE, "cuda_graph_max_batch": 32}
-PINNED: dict[str, object] = {**PLAIN, "weights_store": "memory", "release_graphs": True}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One configuration and what is done with it."""
-
-    kind: str
-    options: dict[str, object] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
-    app: str = "app.py"
-
-
-# What the options of the DeepGEMM plugin set; the plugin itself would compile in a build step, ahead of the start.
-FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
-LAZY = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
-ROWS = {
-    "flagship": Row("criu", OUTSIDE),
-    "profile": Row("criu", PROFILE),
-    "standby": Row("standby", PINNED),
-    "saver": Row("criu", PLAIN),
-    "kv-only": Row("standby", {**PLAIN, "sleep_tags": ["kv_cache"]}),
-    "loaded": Row("criu", {**OUTSIDE, "dummy_weights": False}),
-    "cold": Row("cold", PROFILE),
-    **{f"cold-{name}": Row("cold", PROFILE, without=(name,)) for name in KERNELS},
-    "cold-all": Row("cold", PROFILE, without=KERNELS),
-    "cold-fast": Row("cold", PROFILE, env=FAST),
-    "cold-lazy": Row("cold", PROFILE, env=LAZY),
-    "cold-deep_gemm-fast": Row("cold", PROFILE, without=("deep_gemm",), env=FAST),
-    "cold-deep_gemm-lazy": Row("cold", PROFILE, without=("deep_gemm",), env=LAZY),
-    "huge-pages": Row("huge-pages", PROFILE),
-    "vllm-1": Row("criu", {"level": 1}, app="vllm_app.py"),
-    "vllm-2": Row("criu", {"level": 2}, app="vllm_app.py"),
-}
 
 
 def main() -> None:
@@ -122,11 +97,11 @@ def main() -> None:
     results = json.loads(options.results.read_text()) if options.results.exists() else {"rows": {}}
     results["machine"] = machine()
     for name in options.rows:
-        if name in results["rows"] and "error" not in results["rows"][name]:
+        if name in results["rows"] and not {"error", "skipped"} & set(results["rows"][name]):
             continue
         started = time.monotonic()
         try:
-            figures = measure(name, options)
+            figures = skipped(name) or measure(name, options)
         except Exception as error:  # the next row may do; what was seen is kept
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
         figures |= {
@@ -148,14 +123,27 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=lambda text: text.split(","), default=["flagship", "profile", "standby"])
     parser.add_argument("--restores", type=int, default=5)
+    parser.add_argument("--many", type=int, default=20, help="restores in a row of rows tp2-many and tp4-many")
+    parser.add_argument("--cycles", type=int, default=50, help="sleeps and wakes of rows tp2-standby and tp4-standby")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", type=Path, default=Path("/tmp/qwen3-8b-fp8"))
     parser.add_argument("--snapshots", type=Path, default=Path("/tmp/torpor-gpu-bench"))
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--version", default="", help="the engine's version; by default 0.5.16, or the newest vLLM")
+    parser.add_argument(
+        "--stand-in", action="store_true", help="a trial of the rows' code: the stand-in, without a GPU"
+    )
     options = parser.parse_args()
+    options.rows = [row for name in options.rows for row in GROUPS.get(name, (name,))]
     if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join((*ROWS, *GROUPS))}")
     return options
+
+
+def skipped(name: str) -> dict[str, object]:
+    """Why a row cannot be measured on this machine; empty if it can."""
+    there, needed = len(gpu_query("name")), ROWS[name].gpus
+    return {"skipped": f"it needs {needed} GPUs, and this machine has {there}"} if there < needed else {}
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
@@ -166,34 +154,34 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "model": str(options.model),
         "python": sys.executable,
         "port": options.port,
+        "version": options.version,
+        "engine": "standin" if options.stand_in else row.engine,
+        "ranks": row.ranks,
+        "gpu_snapshot": False if row.own else None,
         "options": row.options,
     }
     os.environ["TORPOR_GPU_BENCH"] = json.dumps(varied)
-    if row.kind == "standby":
-        return standby(options.restores)
-    if row.kind == "cold":
-        return cold(row, log=options.results.with_name(f"{name}.log"))
-    if row.kind == "huge-pages":
-        return huge_pages(options.snapshots, options.restores, options.port)
-    return snapshot(options.snapshots, options.restores, options.port, APP.with_name(row.app))
+    folder, restores, port = options.snapshots / "snapshot", options.restores, options.port
+    kept = options.snapshots / (row.of or name)
+    doings: dict[str, Callable[[], dict[str, object]]] = {
+        "criu": lambda: snapshot(folder, restores, port),
+        "standby": lambda: standby(restores),
+        "cold": lambda: cold(row, log=options.results.with_name(f"{name}.log")),
+        "huge-pages": lambda: huge_pages(folder, restores, port),
+        "cold-decoded": lambda: several.cold_decoded(APP),
+        "shared": lambda: several.shared(APP, kept, restores, port),
+        "many": lambda: several.many(kept, port, options.many),
+        "swapped": lambda: several.swapped(kept, restores, port),
+        "standby-many": lambda: several.standby_many(APP, options.cycles),
+        "spread": lambda: several.spread(APP, kept, restores, port, ranks=row.ranks),
+    }
+    return doings[row.kind]()
 
 
-def snapshot(parent: Path, restores: int, port: int, app: Path = APP) -> dict[str, object]:
+def snapshot(folder: Path, restores: int, port: int) -> dict[str, object]:
     """Capture once, then restore: from the start of the command to the first token."""
-    folder = parent / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    begun = time.monotonic()
-    made = subprocess.run(
-        command("snapshot", "create", str(app), str(folder)),
-        capture_output=True,
-        text=True,
-        timeout=COLD_LIMIT_S,
-        check=False,
-    )
-    if made.returncode != 0:
-        raise RuntimeError(f"the capture failed: {made.stderr[-6000:]}")
-    created_s = time.monotonic() - begun
+    created_s = created(APP, folder)
     manifest = inspect(folder)
     stages = {stage.stage: stage.seconds for stage in manifest.stages}
     return {
@@ -209,44 +197,16 @@ def snapshot(parent: Path, restores: int, port: int, app: Path = APP) -> dict[st
     }
 
 
-def restored(folder: Path, restores: int, port: int) -> dict[str, object]:
-    """Restore again and again: seconds from the start of the command to the first token, the parts of each, the answers."""
-    times, parts, texts = [], [], set()
-    for _ in range(restores):
-        with running(command("snapshot", "restore", str(folder), "--json")) as (process, began):
-            seen = first_token(process, began, port=port, model="qwen3-8b-fp8", timeout_s=RESTORE_LIMIT_S, tokens=16)
-            assert process.stdout is not None
-            told = json.loads(process.stdout.readline())
-        times.append(seen.first_token_s)
-        texts.add(seen.text)
-        parts.append({**shares(told, began, seen.first_token_s), **details(told)})
-    return {
-        "restored_s": times,
-        "parts_s": {name: statistics.median(part[name] for part in parts) for name in parts[0]},
-        "parts_each": parts,
-        "texts": sorted(texts),
-    }
-
-
-def huge_pages(parent: Path, restores: int, port: int) -> dict[str, object]:
+def huge_pages(folder: Path, restores: int, port: int) -> dict[str, object]:
     """The restores of one snapshot with transparent huge pages as they are, `always`, and as they were."""
-    figures = snapshot(parent, restores, port)
+    figures = snapshot(folder, restores, port)
     before = HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
     HUGE_PAGES.write_text("always")
     try:
-        always = restored(parent / "snapshot", restores, port)
+        always = restored(folder, restores, port)
     finally:
         HUGE_PAGES.write_text(before)
-    return {**figures, "huge_pages": before, "always": always, "again": restored(parent / "snapshot", restores, port)}
-
-
-def details(told: dict[str, object]) -> dict[str, float]:
-    """The stages of one replica, seconds."""
-    (replica,) = cast("list[dict[str, object]]", told["replicas"])
-    found = {name: value for name, value in replica.items() if name.endswith("_s") and isinstance(value, float)}
-    for stage in cast("list[dict[str, object]]", replica["stages"]):
-        found[str(stage["stage"])] = float(cast("float", stage["seconds"]))
-    return found
+    return {**figures, "huge_pages": before, "always": always, "again": restored(folder, restores, port)}
 
 
 def once_more(folder: Path, port: int) -> dict[str, object]:
@@ -257,7 +217,7 @@ def once_more(folder: Path, port: int) -> dict[str, object]:
         return {
             "sampled_finished": sum(code == httpx.codes.OK for code in answers),
             "sampled_asked": len(answers),
-            "gpu_serving_mib": used_mib(),
+            "gpu_serving_mib": used_mib()[0],
             "restored_log": interesting(replicas.serving[0].replica.sandbox.log_tail()),
         }
     finally:
@@ -266,7 +226,7 @@ def once_more(folder: Path, port: int) -> dict[str, object]:
 
 def standby(wakes: int) -> dict[str, object]:
     """Sleeps and wakes in one process: from the call to the first token; the GPU's memory while asleep."""
-    empty = used_mib()
+    empty = used_mib()[0]
     deployment = load_app(str(APP)).deployment
     server = LocalServer(deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False)
     times, asleep, serving, stages = [], [], [], list[dict[str, float]]()
@@ -276,9 +236,9 @@ def standby(wakes: int) -> dict[str, object]:
         records = server.boot.report.records
         cold = {record.stage: record.seconds for record in records if record.boot == "cold"}
         for _ in range(wakes):
-            serving.append(used_mib() - empty)
+            serving.append(used_mib()[0] - empty)
             server.sleep()
-            asleep.append(used_mib() - empty)
+            asleep.append(used_mib()[0] - empty)
             before = len(server.boot.report.records)
             began = time.monotonic()
             server.wake()
@@ -338,76 +298,9 @@ def files_in(folder: Path) -> int:
     return sum(file.is_file() for file in folder.rglob("*"))
 
 
-def ask(port: int, began: float, *, limit_s: float = 30.0) -> float:
-    """Seconds from `began` to the first token of a streamed answer."""
-    with subprocess.Popen(["sleep", "600"], text=True) as idle:  # `first_token` watches a process
-        try:
-            return first_token(idle, began, port=port, model="qwen3-8b-fp8", timeout_s=limit_s).first_token_s
-        finally:
-            idle.kill()
-
-
-def sampled(port: int) -> list[int]:
-    """Many sampled requests at once; the status of each."""
-    codes: list[int] = []
-
-    def send(number: int) -> None:
-        body = {
-            "model": "qwen3-8b-fp8",
-            "messages": [{"role": "user", "content": f"Tell me about the number {number}."}],
-            "max_tokens": SAMPLED_TOKENS,
-            "temperature": 1.0,
-        }
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        codes.append(httpx.post(url, json=body, timeout=60.0, trust_env=False).status_code)
-
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(SAMPLED)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return codes
-
-
 def lines_of(engine: Engine) -> Sequence[str]:
     """What the engine printed last."""
     return engine.log_tail()
-
-
-def interesting(lines: Sequence[str]) -> list[str]:
-    """Those of the engine's lines that tell where time and memory went."""
-    return [line for line in lines if any(word in line for word in LOG_LINES)][-30:]
-
-
-def largest(folder: Path) -> dict[str, float]:
-    """The largest files of a snapshot, MB."""
-    sizes = sorted(
-        ((file.stat().st_size / 1e6, file.name) for file in folder.rglob("*") if file.is_file()), reverse=True
-    )
-    return {name: round(size, 1) for size, name in sizes[:8]}
-
-
-def gpu_query(what: str) -> list[str]:
-    """A line for each GPU, from nvidia-smi."""
-    argv = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout.strip().splitlines()
-
-
-def used_mib() -> int:
-    """Memory of the first GPU that is in use, MiB."""
-    return int(gpu_query("memory.used")[0])
-
-
-def machine() -> dict[str, object]:
-    """What the figures are of."""
-    return {
-        "gpu": gpu_query("name")[0],
-        "driver": gpu_query("driver_version")[0],
-        "gpu_mib": int(gpu_query("memory.total")[0]),
-        "cpus": os.cpu_count(),
-        "kernel": os.uname().release,
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-    }
 
 
 def show(results: dict[str, dict[str, object]]) -> None:
@@ -415,29 +308,51 @@ def show(results: dict[str, dict[str, object]]) -> None:
     print(results["machine"])
     for name, row in results["rows"].items():
         figures = cast("dict[str, object]", row)
-        if "error" in figures:
-            print(f"{name}: {str(figures['error'])[:2000]}")
+        if without := figures.get("error") or figures.get("skipped"):
+            print(f"{name}: {str(without)[:2000]}")
             continue
-        cold = cast("float", figures["cold_ready_s"])
-        if "first_token_s" in figures:
-            print(f"{name}: cold start {cold:.1f} s to ready, {figures['first_token_s']:.1f} s to the first token")
-            continue
-        times = cast("list[float]", figures.get("restored_s") or figures.get("woken_s"))
+        show_row(name, figures)
+    for count in (2, 4):
+        show_decoding(results["rows"], f"tp{count}")
+
+
+def show_row(name: str, figures: dict[str, object]) -> None:
+    """One row's figures."""
+    cold = cast("float", figures["cold_ready_s"])
+    times = cast("list[float]", figures.get("restored_s") or figures.get("woken_s") or [])
+    if "first_token_s" in figures:
+        print(f"{name}: cold start {cold:.1f} s to ready, {figures['first_token_s']:.1f} s to the first token")
+    elif not times:
+        print(f"{name}: cold start {cold:.1f} s to ready")
+    else:
         print(
             f"{name}: cold start {cold:.1f} s to ready; back in {statistics.median(times):.2f} s (median of {len(times)}: "
             f"{', '.join(f'{one:.2f}' for one in times)}), {cold / statistics.median(times):.0f} times as fast"
         )
-        if "image_bytes" in figures:
-            print(f"    image {cast('int', figures['image_bytes']) / 1e9:.2f} GB")
-        if "gpu_asleep_mib" in figures:
-            print(f"    GPU memory asleep {figures['gpu_asleep_mib']} MiB, serving {figures['gpu_serving_mib']} MiB")
-        for other in ("always", "again"):
-            if other in figures:
-                more = cast("list[float]", cast("dict[str, object]", figures[other])["restored_s"])
-                print(f"    {other}: {statistics.median(more):.2f} s ({', '.join(f'{one:.2f}' for one in more)})")
+    if "image_bytes" in figures:
+        print(f"    image {cast('int', figures['image_bytes']) / 1e9:.2f} GB")
+    for what in ("tokens_per_s", "same_text", "grown_mib", "grown_asleep_mib", "left_mib", "gpu_asleep_mib"):
+        if what in figures:
+            print(f"    {what} {figures[what]}")
+    for other in ("always", "again"):
+        if other in figures:
+            more = cast("list[float]", cast("dict[str, object]", figures[other])["restored_s"])
+            print(f"    {other}: {statistics.median(more):.2f} s ({', '.join(f'{one:.2f}' for one in more)})")
+    for gpus, moved in cast("dict[str, dict[str, object]]", figures.get("moved", {})).items():
+        print(f"    on GPU {gpus}: {statistics.median(cast('list[float]', moved['restored_s'])):.2f} s")
+    if "sampled_asked" in figures:
         print(f"    sampled requests finished: {figures['sampled_finished']} of {figures['sampled_asked']}")
-        for part, seconds in cast("dict[str, float]", figures["parts_s"]).items():
-            print(f"    {part:<26} {seconds:8.3f} s")
+    for part, seconds in cast("dict[str, float]", figures.get("parts_s", {})).items():
+        print(f"    {part:<26} {seconds:8.3f} s")
+
+
+def show_decoding(rows: dict[str, object], name: str) -> None:
+    """How fast a restored engine decodes against the same flags cold, and against SGLang's own choice."""
+    back = cast("dict[str, float]", rows.get(name, {})).get("tokens_per_s")
+    for other, what in ((f"{name}-cold", "the same flags cold"), (f"{name}-own", "SGLang's own choice")):
+        cold = cast("dict[str, float]", rows.get(other, {})).get("tokens_per_s")
+        if back and cold:
+            print(f"{name}: restored, one stream decodes {back / cold:.3f} times as fast as {what}")
 
 
 if __name__ == "__main__":

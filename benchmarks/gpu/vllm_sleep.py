@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import psutil
-from benchmarks.gpu.bench import used_mib
-from benchmarks.gpu.vllm_app import ENV, FLAGS
+from benchmarks.gpu.common import used_mib
 
 from torpor.errors import EngineRequestError
 from torpor.network.chat_stream import ChatStream
@@ -35,6 +34,14 @@ if TYPE_CHECKING:
 SERVED = "qwen3-8b-fp8"
 START_S, CALL_S, PATIENCE_S = 400.0, 120.0, 6.0
 CYCLES = 5
+ENV = {
+    "VLLM_SERVER_DEV_MODE": "1",  # /sleep, /wake_up, /collective_rpc
+    "VLLM_NO_USAGE_STATS": "1",
+    # What a machine without flashinfer and without a compile of DeepGEMM's kernels wants: FP8 matrices by CUTLASS.
+    "VLLM_USE_DEEP_GEMM": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+FLAGS = ("--enable-sleep-mode", "--gpu-memory-utilization", "0.85")
 
 
 class Server:
@@ -122,7 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     serve = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(options.model))
     argv = [*serve, "--served-model-name", SERVED, "--port", str(options.port), *FLAGS, *options.flags]
-    results: dict[str, object] = {"argv": argv, "env": ENV, "gpu_empty_mib": used_mib()}
+    results: dict[str, object] = {"argv": argv, "env": ENV, "gpu_empty_mib": used_mib()[0]}
     server = Server(argv, options.results.with_suffix(".log"), options.port)
     try:
         results["ready_s"] = server.ready()
@@ -141,13 +148,13 @@ def main() -> None:
 def sleep(server: Server, level: int = 1, mode: str = "") -> dict[str, object]:
     """Fall asleep; what the call said, and the GPU's memory after it."""
     told = server.call("POST", f"/sleep?level={level}" + (f"&mode={mode}" if mode else ""))
-    return {**told, "gpu_mib": used_mib()}
+    return {**told, "gpu_mib": used_mib()[0]}
 
 
 def wake(server: Server, tags: str = "") -> dict[str, object]:
     """Wake; what the call said, and the GPU's memory after it."""
     told = server.call("POST", "/wake_up" + (f"?tags={tags}" if tags else ""))
-    return {**told, "gpu_mib": used_mib()}
+    return {**told, "gpu_mib": used_mib()[0]}
 
 
 def reload(server: Server) -> dict[str, object]:
@@ -158,7 +165,7 @@ def reload(server: Server) -> dict[str, object]:
 def awake(server: Server) -> dict[str, object]:
     """Before any sleep."""
     server.answer()  # what the first request compiles or captures is not the steps' business
-    return {"gpu_mib": used_mib(), "resident_gb": server.resident_gb(), "answer": server.answer()}
+    return {"gpu_mib": used_mib()[0], "resident_gb": server.resident_gb(), "answer": server.answer()}
 
 
 def cycles(server: Server, level: int) -> dict[str, object]:

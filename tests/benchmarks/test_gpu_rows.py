@@ -1,0 +1,120 @@
+"""`benchmarks/gpu`: the rows' code runs on a stand-in, so that the first machine with several GPUs gives figures at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from benchmarks.gpu.rows import GROUPS, ROWS
+
+from tests import ROOT
+from torpor import Deployment
+from torpor.plugin_checks import plugin_findings
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.snapshots.store.paths import criu_prefix
+from torpor.testing.ports import unused_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMI = """#!/bin/sh
+for number in $(seq {count}); do
+    case "$1" in
+    --query-gpu=name) echo "NVIDIA H200" ;;
+    --query-gpu=driver_version) echo "580.159.04" ;;
+    --query-gpu=memory.total) echo "143771" ;;
+    --query-gpu=memory.used) echo "$((number * 10))" ;;
+    *) echo "unknown $1"; exit 6 ;;
+    esac
+done
+"""
+
+
+def bench(folder: Path, gpus: int, *words: str) -> tuple[dict[str, dict[str, object]], str]:
+    """Run rows on a machine whose nvidia-smi lists so many GPUs; the rows' figures, and what was printed."""
+    for name in ("bin", "model"):
+        (folder / name).mkdir()
+    smi = folder / "bin" / "nvidia-smi"
+    smi.write_text(SMI.format(count=gpus))
+    smi.chmod(0o755)
+    results = folder / "gpu.json"
+    argv = [sys.executable, "-m", "benchmarks.gpu.bench", "--results", str(results), "--stand-in"]
+    env = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "TORPOR_CACHE": str(folder / "cache"),
+        PREFIX_VARIABLE: str(criu_prefix()),
+        "PYTHONPATH": str(ROOT),
+    }
+    places = ("--snapshots", str(folder / "snapshots"), "--port", str(unused_port()), "--model", str(folder / "model"))
+    done = subprocess.run(
+        [*argv, *places, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(results.read_text())["rows"], done.stdout
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_an_app_that_can_be_deployed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options are the plugin's, and it takes as many GPUs as it names."""
+    row = ROWS[name]
+    varied = {
+        "gpu": "H200",
+        "engine": row.engine,
+        "ranks": row.ranks,
+        "options": row.options,
+        "gpu_snapshot": False if row.own else None,
+    }
+    monkeypatch.setenv("TORPOR_GPU_BENCH", json.dumps(varied))
+    found = runpy.run_path(str(ROOT / "benchmarks" / "gpu" / "app.py"))["deployment"]
+    assert isinstance(found, Deployment)
+    assert [one for one in plugin_findings(found) if one.level == "error"] == []
+    assert (found.gpu_count, found.gpu_snapshot) == (row.ranks, not row.own)
+    assert row.gpus >= row.ranks
+    assert not row.of or ROWS[row.of].ranks == row.ranks
+
+
+def test_groups_name_rows() -> None:
+    """Each once, a snapshot's row before the rows that restore it."""
+    for names in GROUPS.values():
+        assert len(set(names)) == len(names)
+        for at, name in enumerate(names):
+            assert not ROWS[name].of or ROWS[name].of in names[:at]
+
+
+@pytest.mark.slow
+def test_a_row_that_needs_more_gpus_is_skipped_with_a_sentence(tmp_path: Path) -> None:
+    """It is measured later, when the machine has them."""
+    rows, printed = bench(tmp_path, 1, "--rows", "tp2-all")
+    assert {row["skipped"] for row in rows.values()} == {"it needs 2 GPUs, and this machine has 1"}
+    assert "tp2: it needs 2 GPUs, and this machine has 1" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.criu
+def test_the_rows_for_several_gpus_give_their_figures(tmp_path: Path) -> None:
+    """Cold, capture, restores, restores in a row, sleeps and wakes, and replicas at once, with the stand-in."""
+    named = ("tp2-cold", "tp2", "tp2-many", "tp2-standby", "spread")
+    words = ("--rows", ",".join(named), "--restores", "1", "--many", "2", "--cycles", "2")
+    rows, printed = bench(tmp_path, 2, *words)
+    assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
+    assert tuple(rows) == named
+    shared, repeated, standby, spread = rows["tp2"], rows["tp2-many"], rows["tp2-standby"], rows["spread"]
+    assert len(cast("list[float]", shared["restored_s"])) == 1
+    assert len(cast("list[float]", repeated["restored_s"])) == len(cast("list[float]", standby["woken_s"])) == 2
+    assert shared["same_text"] is repeated["same_text"] is standby["same_text"] is True
+    assert repeated["grown_mib"] == repeated["left_mib"] == standby["grown_mib"] == [0, 0]
+    assert spread["replicas"] == 2
+    at_once = cast("list[dict[str, object]]", spread["at_once"])
+    assert [len(cast("list[float]", one["serving_s"])) for one in at_once] == [2]
+    for one in at_once:
+        assert all(0 < seconds < 60 for seconds in cast("list[float]", one["serving_s"]))
+        assert len(cast("list[str]", one["texts"])) == 1
+    assert cast("dict[str, float]", shared["parts_s"])["criu"] > 0
+    assert "tp2: restored, one stream decodes" in printed
+    assert (tmp_path / "gpu.svg").read_text().startswith("<svg")
