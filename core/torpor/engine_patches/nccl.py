@@ -18,9 +18,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol, cast
 
-from torpor.engine_patches.nccl_communicators import frozen_too, pynccl_communicators, torch_communicators
+from torpor.engine_patches.nccl_communicators import PYNCCL, objects_of, pynccl_communicators, torch_communicators
 from torpor.engine_patches.nccl_versions import nccl_too_old
-from torpor.engine_patches.peer_memory import peer_memory
+from torpor.engine_patches.peer_memory import PEER_MEMORY, peer_memory
 from torpor.engine_patches.rank_exchange import all_ranks, gpu_name, rank_name, reasons_of, within
 from torpor.errors import GpuSnapshotError
 
@@ -63,6 +63,7 @@ class NcclCommunicators:
         self._arrival_s = arrival_s
         self._call_s = call_s
         self._asleep: list[Communicator] = []
+        self._checked: list[Communicator] | None = None
 
     def check(self) -> None:
         """Say what stands in the way of a suspend, on any rank, before the engine releases anything.
@@ -71,10 +72,12 @@ class NcclCommunicators:
             GpuSnapshotError: names each rank and its reason; raised on every rank.
         """
         if (ranks := all_ranks()) is not None and not self._asleep:
-            self._look(ranks)
+            self._checked = self._look(ranks)
 
     def suspend(self) -> None:
         """Suspend all communicators; every rank calls it, with the engine idle. A second call does nothing.
+
+        After a `check` it takes those that were found there: what an engine does to release its memory makes no new ones.
 
         Raises:
             GpuSnapshotError: raised on every rank. Nothing is suspended then, or what was suspended on all of its ranks is
@@ -82,7 +85,11 @@ class NcclCommunicators:
         """
         if (ranks := all_ranks()) is None or self._asleep:
             return
-        found = self._look(ranks)
+        if (found := self._checked) is None:
+            found = self._look(ranks)
+        else:
+            self._checked = None
+            self._agree(ranks, "The ranks are not ready to let go of each other's GPU memory", "")
         started = time.perf_counter()
         failure = self._each(found, asleep=True)
         if failed := self._failures(ranks, failure):
@@ -115,9 +122,9 @@ class NcclCommunicators:
         found: list[Communicator] = []
         reasons = []
         try:
-            with frozen_too() as objects:
-                found = sorted([*torch_communicators(), *pynccl_communicators(objects, self._named())], key=_order)
-                reasons = [f"{what} holds memory of other GPUs" for what in peer_memory(objects)]
+            objects = objects_of({PYNCCL, *PEER_MEMORY})
+            found = sorted([*torch_communicators(), *pynccl_communicators(objects, self._named())], key=_order)
+            reasons = [f"{what} holds memory of other GPUs" for what in peer_memory(objects)]
             reasons += [*self._refusals(), *_obstacles(found)]
         except Exception as error:  # the other ranks wait for a report
             reasons.append(f"{type(error).__name__}: {error}")

@@ -14,18 +14,19 @@ import ctypes
 import gc
 import hashlib
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from torpor.engine_patches.nccl_library import MemoryStats, NcclLibrary, loaded_nccl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["Communicator", "frozen_too", "pynccl_communicators", "torch_communicators"]
+__all__ = ["PYNCCL", "Communicator", "objects_of", "pynccl_communicators", "torch_communicators"]
 
-_PYNCCL = "PyNcclCommunicator"
+PYNCCL = "PyNcclCommunicator"
+"""The class of SGLang's and vLLM's own communicators."""
+
 _DIGITS = 8
 
 
@@ -132,12 +133,12 @@ def pynccl_communicators(objects: Iterable[object], named: Mapping[str, object])
     """The communicators of PyNccl objects.
 
     Args:
-        objects: every object of the process that may be one.
+        objects: objects of the process, those of other classes are left out.
         named: those that the engine knows, by a name that is the same on all ranks; e.g. `{"tp:0": group.pynccl_comm}`.
     """
     names = {id(one): f" {name}" for name, one in named.items()}
     known = {id(one): one for one in named.values() if one is not None}
-    known |= {id(one): one for one in objects if type(one).__name__ == _PYNCCL}
+    known |= {id(one): one for one in objects if type(one).__name__ == PYNCCL}
     found = []
     for key, one in known.items():
         comm = cast("_PyNccl", one)
@@ -151,14 +152,13 @@ def pynccl_communicators(objects: Iterable[object], named: Mapping[str, object])
     return found
 
 
-@contextmanager
-def frozen_too() -> Iterator[list[object]]:
-    """Every object that the garbage collector knows, also those that an engine froze (`gc.freeze`)."""
+def objects_of(class_names: Collection[str]) -> list[object]:
+    """Every object of the process whose class has one of these names, also those that an engine froze (`gc.freeze`)."""
     frozen = gc.get_freeze_count() > 0
     if frozen:
         gc.unfreeze()
     try:
-        yield gc.get_objects()
+        return [one for one in gc.get_objects() if type(one).__name__ in class_names]
     finally:
         if frozen:
             gc.freeze()
