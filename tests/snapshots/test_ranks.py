@@ -56,17 +56,27 @@ class Ranked:
     rank: re.Pattern[bytes]
 
 
+VLLM_VARIABLE = "TORPOR_TEST_VLLM_RANKS"
 ENGINES = [
     pytest.param(
         Ranked(kind=SGLANG, rank=re.compile(rb"^sglang::scheduler_TP\d")), id="sglang", marks=pytest.mark.sglang
     ),
-    pytest.param(Ranked(kind=VLLM, rank=re.compile(rb"^VLLM::Worker")), id="vllm", marks=pytest.mark.vllm),
+    pytest.param(
+        Ranked(kind=VLLM, rank=re.compile(rb"^VLLM::Worker")),
+        id="vllm",
+        marks=[
+            pytest.mark.vllm,
+            pytest.mark.skipif(
+                VLLM_VARIABLE not in os.environ,
+                reason=f"four processes import vLLM, a minute or more: set {VLLM_VARIABLE}=1",
+            ),
+        ],
+    ),
 ]
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranked", ENGINES)
-@pytest.mark.fault("one of an engine's ranks is killed after a restore", area="engine", outcome="restarted")
 def test_ranks_answer_as_before_sample_anew_and_end_together(ranked: Ranked, criu: Criu, tmp_path: Path) -> None:
     """Twice restored, two replicas each: greedy answers are equal, samples differ. When a rank dies, so does its engine."""
     ranked.kind.needed()

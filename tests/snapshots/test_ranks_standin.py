@@ -64,7 +64,11 @@ def snapshot_of(criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return take
 
 
-@pytest.mark.fault("one of an engine's ranks is killed after a restore", area="ranks", outcome="ended")
+@pytest.mark.fault(
+    "one of an engine's ranks is killed after a restore, and nothing watches the engine",
+    area="ranks",
+    outcome="refused",
+)
 def test_ranks_come_back_together_and_end_together(snapshot_of: SnapshotOf) -> None:
     """Every rank answers after a restore. When one has died, the next request ends the engine, and its log names the rank."""
     port, gateway = unused_port(), unused_port()
