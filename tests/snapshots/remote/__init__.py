@@ -1,1 +1,1 @@
-"""Tests of `torpor.snapshots.remote`."""
+"""Tests of snapshots in a store."""

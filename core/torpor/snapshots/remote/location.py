@@ -40,7 +40,7 @@ def location_of(url: str) -> Location:
             f"{shown_url(url)} names no snapshot in a store. Give the store and a name as the last part, e.g. "
             "s3://bucket/snapshots/qwen3 or /mnt/snapshots/qwen3; a name has letters, digits, `.`, `_` and `-`, at most 100."
         )
-    return Location(f"{store}//" if store.endswith(":/") else store or ("/" if checked.startswith("/") else "."), name)
+    return Location(f"{store}/" if store.endswith(":/") else store or ("/" if checked.startswith("/") else "."), name)
 
 
 def names_store(text: str) -> bool:

@@ -37,6 +37,7 @@ __all__ = [
     "body_bytes",
     "check_body",
     "label_line",
+    "push_again",
     "read_body",
     "read_head",
     "written",
@@ -142,7 +143,7 @@ def read_head(data: bytes, name: str) -> Head:
         signatures = _signatures(parsed(_shown(name), first), name)
         label = _label(parsed(_shown(name), line))
     except DamagedSnapshotError as error:
-        raise _told(error) from None
+        raise push_again(error) from None
     if label.name != name:
         raise _damaged(name, f"it is the manifest of {label.name!r}")
     return Head(signatures, line + b"\n", label, len(first) + len(line) + 2)
@@ -171,7 +172,7 @@ def read_body(content: bytes, name: str) -> Body:
     except zstandard.ZstdError:
         raise _damaged(name, "its body is not compressed by zstandard") from None
     except DamagedSnapshotError as error:
-        raise _told(error) from None
+        raise push_again(error) from None
     return body
 
 
@@ -327,6 +328,6 @@ def _damaged(name: str, what: str) -> DamagedSnapshotError:
     return DamagedSnapshotError(f"{_shown(name)} is damaged: {what}; {_PUSH_AGAIN}")
 
 
-def _told(error: DamagedSnapshotError) -> DamagedSnapshotError:
-    """The same error, with advice that fits a store."""
+def push_again(error: DamagedSnapshotError) -> DamagedSnapshotError:
+    """The same error about a file of a snapshot, with advice that fits a store."""
     return DamagedSnapshotError(str(error).replace(NEW_ONE, _PUSH_AGAIN))

@@ -10,7 +10,7 @@ from torpor.errors import DamagedSnapshotError, StoreError, UntrustedSnapshotErr
 from torpor.snapshots.remote.chunks import codec_for
 from torpor.snapshots.remote.encryption import decrypted
 from torpor.snapshots.remote.location import location_of, shown_url
-from torpor.snapshots.remote.manifest_file import MOST_BYTES, check_body, read_body, read_head
+from torpor.snapshots.remote.manifest_file import MOST_BYTES, check_body, push_again, read_body, read_head
 from torpor.snapshots.remote.parallel import within
 from torpor.snapshots.remote.signature import fingerprint, is_public_key, signed_by
 from torpor.snapshots.remote.store import Store, manifest_path
@@ -125,7 +125,10 @@ def _manifest(body: Body, name: str) -> Manifest:
     data = body.documents[MANIFEST]
     if len(data) > MANIFEST_BYTES:
         raise DamagedSnapshotError(f"The manifest of {name!r} holds one of {len(data)} bytes; push it again.")
-    manifest = parsed_manifest(parsed(Path(f"{name}/{MANIFEST}"), data))
+    try:
+        manifest = parsed_manifest(parsed(Path(f"{name}/{MANIFEST}"), data))
+    except DamagedSnapshotError as error:
+        raise push_again(error) from None
     wanted = {path: (facts.size, facts.sha256) for path, facts in manifest.files.items()}
     inner = wanted.pop(OUTSIDE, None)
     if {file.path: (file.size, file.sha256) for file in body.files} != wanted or PRIVATE not in wanted:

@@ -14,7 +14,8 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from torpor.errors import DamagedSnapshotError, SnapshotError
+from torpor.errors import DamagedSnapshotError, NoRoomError, SnapshotError
+from torpor.network.shortage import is_disk_full
 from torpor.snapshots.store.hold import lock_alone
 from torpor.snapshots.store.reading import check_owned, opened_folder
 from torpor.telemetry.progress import tell
@@ -38,7 +39,8 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 def work_folder(target: Path, digest: str) -> Iterator[tuple[Path, bool]]:
     """The locked work folder of a snapshot, and whether an earlier pull left it; waits while another pull holds it.
 
-    It stays after an error that a later pull may not meet, and goes after success or if what was pulled is damaged.
+    It stays after an error that a later pull may not meet, and goes after success, if what was pulled is damaged, or if the
+    disk is full.
 
     Args:
         target: where the snapshot will be.
@@ -51,8 +53,13 @@ def work_folder(target: Path, digest: str) -> Iterator[tuple[Path, bool]]:
     folder_fd, left = _locked(folder)
     try:
         yield folder, left
-    except DamagedSnapshotError:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if (
+            isinstance(error, DamagedSnapshotError)
+            or is_disk_full(error)
+            or (isinstance(error, NoRoomError) and not left)
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     else:
         shutil.rmtree(folder, ignore_errors=True)
