@@ -34,7 +34,7 @@ def large_snapshot(folder: Path, *, seed: int = 1) -> Path:
 
 
 def described(folder: Path) -> None:
-    """Write the list of files into the manifest anew."""
+    """Write the list of files into the manifest once more."""
     content = content_of(folder)
     content["files"] = {path: facts._asdict() for path, facts in describe_files(folder).items()}
     rewrite(folder, content)
