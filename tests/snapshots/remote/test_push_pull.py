@@ -153,6 +153,29 @@ def test_pushes_at_the_same_time_are_harmless(tmp_path: Path) -> None:
     assert list((tmp_path / "store" / "incoming").iterdir()) == []
 
 
+def test_a_file_outside_can_be_fetched_by_several_at_the_same_time(tmp_path: Path) -> None:
+    """Each ends with the whole file, and nothing else is left."""
+    weights = tmp_path / "kept.bin"
+    weights.write_bytes(os.urandom(3 * MIB))
+    push(small_snapshot(tmp_path / "one"), f"{tmp_path}/store/one", outside=[weights])
+    remote = open_remote(f"{tmp_path}/store/one")
+    found: list[int] = []
+    there = threading.Barrier(3)
+
+    def run() -> None:
+        there.wait(30)
+        found.append(pull_file(remote, remote.outside[0], tmp_path / "here.bin"))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 3
+    assert (tmp_path / "here.bin").read_bytes() == weights.read_bytes()
+    assert beside(tmp_path / "here.bin") == ["kept.bin", "one", "store"]
+
+
 def test_a_file_outside_goes_along(tmp_path: Path) -> None:
     """Kept weights are pushed with a snapshot, once, and fetched by themselves."""
     snapshot = small_snapshot(tmp_path / "one")

@@ -92,14 +92,25 @@ def pull_file(remote: RemoteSnapshot, file: RemoteFile, target: Path, *, jobs: i
         DamagedSnapshotError: a chunk is missing or not what was pushed; the target is as it was.
         StoreError: the store cannot be read.
     """
-    inner = file._replace(path="content")
+    inner, before = file._replace(path="content"), _mark(target)
     with _disk_errors(target), work_folder(target, file.sha256) as (work, left):
+        if (now := _mark(target)) and now != before and now[1] == file.size:
+            return 0  # another pull finished while this one waited for it
         made_files(work, [inner], {})
         _check_room(target, [inner], work)
         fetching = Fetching(_store(remote), remote.codec, work, [inner], remote.chunks)
         fetching.run(jobs or jobs_here(), left=left)
         (work / inner.path).replace(target)
     return fetching.fetched_bytes
+
+
+def _mark(target: Path) -> tuple[int, int] | None:
+    """Inode and size of what is at a place; None for nothing."""
+    try:
+        facts = target.lstat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_size
 
 
 def wanted_bytes(files: Sequence[RemoteFile]) -> int:

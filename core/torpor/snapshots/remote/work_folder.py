@@ -32,7 +32,7 @@ _TAG_DIGITS = 16
 _LOOK_S = 0.5
 _PRIVATE_BITS = 0o077
 _ATTEMPTS = 100
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
@@ -76,13 +76,13 @@ def made_files(folder: Path, files: Sequence[RemoteFile], documents: Mapping[str
     for path in (*documents, *(file.path for file in files)):
         (folder / path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in files:
-        descriptor = opened_file_at(folder, file.path)
+        descriptor = opened_file_at(folder, file.path, make=True)
         try:
             os.ftruncate(descriptor, file.size)
         finally:
             os.close(descriptor)
     for name, content in documents.items():
-        descriptor = opened_file_at(folder, name)
+        descriptor = opened_file_at(folder, name, make=True)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
@@ -90,13 +90,18 @@ def made_files(folder: Path, files: Sequence[RemoteFile], documents: Mapping[str
             os.close(descriptor)
 
 
-def opened_file_at(folder: Path, path: str) -> int:
-    """A descriptor of a file in a work folder, to read and to write; the file is made if it is not there.
+def opened_file_at(folder: Path, path: str, *, make: bool = False) -> int:
+    """A descriptor of a file in a work folder, to read and to write.
+
+    Args:
+        folder: the work folder.
+        path: under it.
+        make: make the file if it is not there. A transfer does not: its folder may have just been deleted.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    descriptor = os.open(folder / path, _FLAGS, 0o600)
+    descriptor = os.open(folder / path, _FLAGS | (os.O_CREAT if make else 0), 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise PermissionError(f"{folder / path} is not a regular file")
