@@ -78,6 +78,7 @@ record: parsers vllm criu ## run the tests that support docs/engine-results.json
 bench: bytecode  ## measure the command line, a start and a wake (JSON and a table)
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/guard.py
+	$(BIN)/python benchmarks/gateway.py
 
 gpu-bench:       ## measure on a Hopper GPU, with the engine's Python: make gpu-bench ENGINE=python3 (ten minutes)
 	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
