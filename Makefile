@@ -42,6 +42,7 @@ bytecode: setup  ## compile Torpor to byte code, as pip does for a wheel
 
 run: engine criu bytecode ## set up, then start the real SGLang cold and restore it three times; time each first token
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
+	@echo "next: $(BIN)/torpor serve apps/tiny_cpu.py   serves it, to zero and back (docs/serve.md)"
 
 test: parsers vllm criu ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torpor.cli.boots import run_boots
     from torpor.cli.catalog import run_list, run_prune
     from torpor.cli.compare import run_compare
+    from torpor.cli.control import run_control
     from torpor.cli.create import run_create
     from torpor.cli.doctor import run_doctor
     from torpor.cli.key import show_new_key
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torpor.cli.remote_restore import run_restored
     from torpor.cli.report import run_report
     from torpor.cli.restore import run_restore
+    from torpor.cli.serve import run_serve
     from torpor.cli.setup import run_setup
     from torpor.cli.snapshot import run_inspect, run_rm, run_weights
     from torpor.cli.sources import source_of
@@ -35,6 +37,7 @@ __all__ = [
     "run_bench",
     "run_boots",
     "run_compare",
+    "run_control",
     "run_create",
     "run_doctor",
     "run_inspect",
@@ -53,6 +56,7 @@ __all__ = [
     "run_restore",
     "run_restored",
     "run_rm",
+    "run_serve",
     "run_setup",
     "run_status",
     "run_up",
@@ -69,6 +73,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.boots": ("run_boots",),
         "torpor.cli.catalog": ("run_list", "run_prune"),
         "torpor.cli.compare": ("run_compare",),
+        "torpor.cli.control": ("run_control",),
         "torpor.cli.create": ("run_create",),
         "torpor.cli.doctor": ("run_doctor",),
         "torpor.cli.key": ("show_new_key",),
@@ -81,6 +86,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.report": ("run_report",),
         "torpor.cli.remote_restore": ("run_restored",),
         "torpor.cli.restore": ("run_restore",),
+        "torpor.cli.serve": ("run_serve",),
         "torpor.cli.setup": ("run_setup",),
         "torpor.cli.snapshot": ("run_inspect", "run_rm", "run_weights"),
         "torpor.cli.sources": ("source_of",),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torpor.runtime.boot import Boot
     from torpor.runtime.supervision import ReplicaEvent
 
-__all__ = ["Announcement"]
+__all__ = ["Announcement", "replica_facts"]
 
 _UNDER_WAY = ("replica_ended", "wake_failed", "restore_failed", "restart_failed")
 
@@ -153,7 +153,7 @@ def _of_replicas(replicas: Replicas, wanted: int) -> tuple[int, list[dict[str, o
     """How many are being restored (one that just came may still count there), and those that serve."""
     serving = replicas.serving
     return min(replicas.restarting, max(0, wanted - len(serving))), [
-        _replica(one.replica.name, one.boot) for one in serving
+        replica_facts(one.replica.name, one.boot) for one in serving
     ]
 
 
@@ -161,10 +161,11 @@ def _replicas(server: LocalServer) -> list[dict[str, object]]:
     """Its one replica, while it runs."""
     boot = server.boot
     alive = boot.engine is not None and boot.engine.poll() is None
-    return [_replica(server.deployment.name, boot)] if alive else []
+    return [replica_facts(server.deployment.name, boot)] if alive else []
 
 
-def _replica(name: str, boot: Boot) -> dict[str, object]:
+def replica_facts(name: str, boot: Boot) -> dict[str, object]:
+    """A replica, as `torpor status` reads it (`torpor.platforms.local.running.RunningReplica`)."""
     engine = boot.running_engine
     records = boot.report.records
     return {

@@ -24,6 +24,7 @@ from torpor.cli.options import (
     Port,
     Prove,
     Records,
+    Served,
     Snapshot,
     TrustedKeys,
     Unsigned,
@@ -146,15 +147,71 @@ def up(
 
 
 @app.command()
+def serve(
+    app_files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[APP]...", help="App files, each with one deployment.", show_default=False),
+    ] = None,
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Configuration (TOML): budget, and terms of each deployment."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Show what would be served, and serve nothing.")] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Listen on this address; 127.0.0.1 by default.", show_default=False),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="The public port; 8000 by default.", show_default=False)] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Show what would be served as JSON, and serve nothing.")
+    ] = False,
+) -> None:
+    """Serve several deployments at one OpenAI-compatible address, each to zero and back.
+
+    A request's model decides which deployment answers. It is restored, woken or started cold when a request comes, and falls
+    asleep and to disk when none comes. SIGHUP, or a change of a file, reads configuration and apps again. Ctrl-C or SIGTERM
+    ends it: it finishes requests in flight. docs/serve.md has the configuration.
+    """
+    claim_output()
+    actions.run_serve(app_files or [], config=config, host=host, port=port, check=check, as_json=as_json)
+
+
+@app.command()
+def wake(deployment: Served) -> None:
+    """Have `torpor serve` start or wake a deployment, without a request."""
+    actions.run_control(deployment, "wake")
+
+
+@app.command()
+def sleep(deployment: Served) -> None:
+    """Have `torpor serve` let a deployment fall one state, once no request is in flight."""
+    actions.run_control(deployment, "sleep")
+
+
+@app.command()
+def pin(
+    deployment: Served,
+    *,
+    off: Annotated[bool, typer.Option("--off", help="Let it fall again.")] = False,
+) -> None:
+    """Have `torpor serve` keep a deployment: neither idle time nor another deployment's need lets it fall."""
+    actions.run_control(deployment, "unpin" if off else "pin")
+
+
+@app.command()
 def status(
     deployment: Annotated[str, typer.Argument(metavar="[NAME]", help="Only servers of this deployment.")] = "",
+    *,
     as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
+    key: Annotated[bool, typer.Option("--key", help="Print the key of the control page of `torpor serve`.")] = False,
 ) -> None:
     """Show which servers run here: replicas with state, pid, start, restarts and memory; address, snapshot, last event.
 
     Exit code 0; with NAME 1 if no server of that name serves with all its replicas.
     """
-    actions.run_status(deployment, as_json=as_json)
+    actions.run_status(deployment, as_json=as_json, watch=watch, key=key)
 
 
 @app.command()

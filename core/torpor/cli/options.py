@@ -27,6 +27,7 @@ __all__ = [
     "Port",
     "Prove",
     "Records",
+    "Served",
     "Snapshot",
     "TrustedKeys",
     "Unsigned",
@@ -112,3 +113,4 @@ Identity = Annotated[
         metavar="FILE", help="File with the age identity that decrypts an encrypted snapshot.", show_default=False
     ),
 ]
+Served = Annotated[str, typer.Argument(metavar="NAME", help="A deployment that `torpor serve` serves here.")]

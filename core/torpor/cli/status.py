@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import threading
@@ -10,19 +9,19 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-import psutil
-
+from torpor.cli.control import ask_control
 from torpor.cli.layout import Layout
-from torpor.cli.terminal import result
+from torpor.cli.terminal import output, result
 from torpor.errors import ServerUnavailableError
+from torpor.platforms.local.memory import tree_bytes
 from torpor.platforms.local.running import RunningServer, Unreadable, servers
 from torpor.values.addresses import nearest
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from torpor.platforms.local.running import Process, RunningReplica
+    from torpor.platforms.local.running import RunningReplica
 
 __all__ = ["Look", "look_at", "run_status"]
 
@@ -31,6 +30,9 @@ _LOOK_S = 4.0
 _ANSWER_BYTES = 64 * 1024
 _FIELD = "  snapshot  "
 """The label of a field, for its length: all labels have the same."""
+_WATCH_S = 2.0
+_CLEAR = "\x1b[H\x1b[2J"
+_STARTS = 3
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -41,23 +43,50 @@ class Look(NamedTuple):
         health: the answer of its public port to `GET /health`, in words; empty if it came too late.
         http_status: of that answer; None for no answer.
         memory: bytes of each replica by its name, with its share of shared memory; without replicas that cannot be read.
+        served: what `torpor serve` says of the deployment: requests, queue, starts; empty for another command.
     """
 
     health: str
     http_status: int | None
     memory: dict[str, int]
+    served: Mapping[str, object] = {}
 
 
-def run_status(deployment: str, *, as_json: bool) -> None:
+def run_status(deployment: str, *, as_json: bool, watch: bool = False, key: bool = False) -> None:
     """Show what runs.
 
     Args:
         deployment: only servers of this one; empty for all.
         as_json: print JSON instead of text.
+        watch: show it again and again, until Ctrl-C.
+        key: print the key of the control paths instead.
 
     Raises:
-        ServerUnavailableError: a deployment was named, and no server of it serves with all its replicas.
+        ServerUnavailableError: a deployment was named, and no server of it serves with all its replicas; or a key is wanted, and
+            no `torpor serve` runs.
     """
+    if key:
+        _show_key(deployment)
+        return
+    while watch:
+        screen = output()
+        if screen.isatty() and not as_json:
+            screen.write(_CLEAR)
+        _look_once(deployment, as_json=as_json)
+        time.sleep(_WATCH_S)
+    _look_once(deployment, as_json=as_json)
+
+
+def _show_key(deployment: str) -> None:
+    found = {one.control_key: one.url for one in servers() if isinstance(one, RunningServer) and one.control_key
+             and deployment in ("", one.deployment)}  # fmt: skip
+    if not found:
+        raise ServerUnavailableError("No `torpor serve` of this user runs here, so there is no key.")
+    for one, where in found.items():
+        result(f"{where}/torpor/ {one}" if len(found) > 1 else one)
+
+
+def _look_once(deployment: str, *, as_json: bool) -> None:
     found = servers()
     running = [one for one in found if isinstance(one, RunningServer) and deployment in ("", one.deployment)]
     unreadable = [one for one in found if isinstance(one, Unreadable)]
@@ -97,11 +126,24 @@ def look_at(running: Sequence[RunningServer], *, limit_s: float = _LOOK_S) -> li
 
 
 def _asked(server: RunningServer) -> Look:
-    memory = {
-        one.name: size for one in server.replicas if server.here and (size := _tree_bytes(one.leader)) is not None
-    }
+    memory = {one.name: size for one in server.replicas if server.here and (size := tree_bytes(one.leader)) is not None}
+    if server.control_key:
+        return _asked_control(server, memory)
     status, health = _health(server.url) if server.state in ("serving", "asleep", "ending") else (None, "not asked yet")
     return Look(health, status, memory)
+
+
+def _asked_control(server: RunningServer, memory: dict[str, int]) -> Look:
+    """What `torpor serve` says of one of its deployments."""
+    try:
+        status, answer = ask_control(server, "GET", "/torpor/status")
+    except ServerUnavailableError as error:
+        return Look(f"no answer ({error})", None, memory)
+    told = answer.get("deployments")
+    for one in told if isinstance(told, list) else ():
+        if isinstance(one, dict) and one.get("name") == server.deployment:
+            return Look(plain(str(one.get("state"))), status, memory, one)
+    return Look("no longer served", None, memory)
 
 
 def _health(url: str) -> tuple[int | None, str]:
@@ -128,48 +170,28 @@ def _state_in(body: bytes) -> str:
     return plain(state[:40]) if isinstance(state, str) else ""
 
 
-def _tree_bytes(leader: Process) -> int | None:
-    """Memory of a process and its descendants; None if it is gone or cannot be read."""
-    if not leader.alive:
-        return None
-    try:
-        first = psutil.Process(leader.pid)
-        tree = [first, *first.children(recursive=True)]
-    except psutil.Error:
-        return None
-    sizes = [size for process in tree if (size := _bytes(process)) is not None]
-    return sum(sizes) if sizes else None
-
-
-def _bytes(process: psutil.Process) -> int | None:
-    """Its proportional memory (PSS); its resident memory if that cannot be read."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{process.pid}/smaps_rollup", "rb") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(psutil.Error):
-        return int(process.memory_info().rss)
-    return None
-
-
 def _serves(server: RunningServer, look: Look) -> bool:
+    """Whether it answers requests now; a deployment of `torpor serve` does in every state, unless its start failed."""
+    if server.control_key:
+        return look.http_status == http.client.OK and not look.served.get("error")
     return server.state == "serving" and len(server.replicas) >= server.wanted and look.http_status == http.client.OK
 
 
 def _as_json(server: RunningServer, look: Look) -> dict[str, object]:
     facts = server._asdict() | {"file": str(server.file), "pid": server.process.pid}
-    del facts["process"], facts["here"]
+    del facts["process"], facts["here"], facts["control_key"]
     replicas = []
     for one in server.replicas:
         told = one._asdict() | {"state": _state(server), "memory_bytes": look.memory.get(one.name)}
         del told["leader"]
         replicas.append(told)
-    return facts | {"health": look.health, "http_status": look.http_status, "replicas": replicas}
+    told = {"served": dict(look.served)} if server.control_key else {}
+    return facts | {"health": look.health, "http_status": look.http_status, "replicas": replicas} | told
 
 
 def _state(server: RunningServer) -> str:
-    """The state of a replica: it sleeps with its server."""
-    return "asleep" if server.state == "asleep" else "serving"
+    """The state of a replica: that of its server, as far as replicas have it."""
+    return "serving" if server.state in ("starting", "ending", "on disk") else server.state
 
 
 def _show(running: Sequence[RunningServer], looks: Sequence[Look], broken: Sequence[Unreadable], wanted: str) -> None:
@@ -201,8 +223,22 @@ def _lines(server: RunningServer, look: Look) -> Iterator[str]:
         yield f"  missing   {missing} of {server.wanted} replicas, given up"
     if server.snapshot:
         yield f"  snapshot  {server.snapshot}"
+    if look.served:
+        yield from _served_lines(look.served)
     if server.last_event:
         yield f"  event     {server.last_event} ({_duration(server.last_event_at)} ago)"
+
+
+def _served_lines(told: Mapping[str, object]) -> Iterator[str]:
+    """What only `torpor serve` knows."""
+    pinned = ", pinned" if told.get("pinned") else ""
+    yield f"  requests  {told.get('in_flight')} in flight, {told.get('waiting')} waiting{pinned}"
+    starts = told.get("starts")
+    for one in starts[:_STARTS] if isinstance(starts, list) else ():
+        if isinstance(one, dict):
+            ago = _duration(float(one.get("at", 0.0)))
+            how = f"failed: {one['error']}" if one.get("error") else f"in {float(one.get('seconds', 0.0)):.2f} s"
+            yield plain(f"  start     {one.get('boot')} {how}, {ago} ago")
 
 
 def _replica_line(replica: RunningReplica, server: RunningServer, look: Look) -> str:

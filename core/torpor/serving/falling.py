@@ -29,10 +29,10 @@ def falls(members: Members, now: float) -> Iterator[Action]:
             yield _ended(replica, now)
         elif one.queue and not replica.leaving:
             continue
+        elif now >= captured_at(members, replica) or (replica.leaving and _wants_capture(members, replica)):
+            yield _captured(replica, now)
         elif replica.leaving or now >= falls_at(members, replica):
             yield _one_state(members, replica, room, now)
-        elif now >= captured_at(members, replica):
-            yield _captured(replica, now)
 
 
 def falls_at(members: Members, replica: Replica) -> float:
@@ -50,10 +50,18 @@ def falls_at(members: Members, replica: Replica) -> float:
 
 def captured_at(members: Members, replica: Replica) -> float:
     """When it has been idle for long enough to be captured, seconds; infinity if it needs no capture."""
-    one = members.deployments[replica.deployment]
-    if replica.captured or one.has_snapshot or one.terms.capture == "never" or replica.state != "serving":
+    if not _wants_capture(members, replica):
         return math.inf
-    return max(replica.used, replica.since) + one.terms.capture_after_s
+    terms = members.deployments[replica.deployment].terms
+    return max(replica.used, replica.since) + min(terms.capture_after_s, terms.idle_s)
+
+
+def _wants_capture(members: Members, replica: Replica) -> bool:
+    """Whether it serves, and its deployment has no snapshot yet."""
+    one = members.deployments[replica.deployment]
+    if one.has_snapshot or one.terms.capture == "never":
+        return False
+    return replica.state == "serving" and not (replica.captured or replica.outdated)
 
 
 def put_to_sleep(members: Members, replica: Replica, room: Room, now: float) -> Action | None:
@@ -77,9 +85,7 @@ def put_to_sleep(members: Members, replica: Replica, room: Room, now: float) -> 
 
 def end(members: Members, replica: Replica, now: float) -> Action:
     """Begin to end a replica. One whose deployment has no snapshot yet is captured first."""
-    one = members.deployments[replica.deployment]
-    wants = one.terms.capture != "never" and not (one.has_snapshot or replica.captured or replica.outdated)
-    if wants and replica.state == "serving":
+    if _wants_capture(members, replica):
         replica.then_ends = True
         return _captured(replica, now)
     return _ended(replica, now)

@@ -18,7 +18,7 @@ from torpor.serving.actions import Action, Grant, Refuse
 from torpor.serving.falling import captured_at, falls, falls_at
 from torpor.serving.sizes import Size, Taken
 from torpor.serving.starting import PATIENCE_S, can_ever_fit, starts
-from torpor.serving.states import DeploymentState, Members, Replica, StartRecord, Waiter
+from torpor.serving.states import NEAREST, DeploymentState, Members, Replica, StartRecord, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,18 +46,27 @@ class Fleet(Members):
 
     # What the configuration says
 
-    def put(self, terms: Terms, *, has_snapshot: bool = False, size: Size | None = None, renewed: bool = False) -> None:
+    def put(
+        self,
+        terms: Terms,
+        *,
+        has_snapshot: bool = False,
+        size: Size | None = None,
+        asleep: Size | None = None,
+        renewed: bool = False,
+    ) -> None:
         """Add a deployment, or change its terms.
 
         Args:
             terms: the new ones.
             has_snapshot: whether it has one that fits.
-            size: of a serving replica, as its snapshot's manifest says.
+            size: of a serving replica, as far as its snapshot's manifest says.
+            asleep: of a sleeping replica, likewise.
             renewed: its replicas belong to another app now: they end once they are idle, and others start.
         """
         one = self.deployments.get(terms.name)
         if one is None or renewed:
-            fresh = DeploymentState(terms=terms, has_snapshot=has_snapshot, estimate=size)
+            fresh = DeploymentState(terms=terms, has_snapshot=has_snapshot, estimate=size, asleep_size=asleep)
             if one is not None:
                 fresh.queue, fresh.wanted = one.queue, one.wanted
                 self._outdate(terms.name)
@@ -164,7 +173,7 @@ class Fleet(Members):
         one = self.deployments[replica.deployment]
         one.serving_size = _larger(one.serving_size, size)
         if replica.state == "serving":
-            replica.taken = _on_cards(replica, one.serving_size)
+            replica.taken = _on_cards(replica, one.size or size)
 
     def snapshot_lost(self, name: str) -> None:
         """The deployment's snapshot does not fit any more: its next replica starts cold, and is captured."""
@@ -175,6 +184,11 @@ class Fleet(Members):
         if not replica.outdated:
             self.deployments[replica.deployment].asleep_size = size
         _enter(replica, "asleep", size, now)
+
+    def serves_on(self, replica: Replica, now: float) -> None:
+        """A replica did not fall asleep; it serves as before."""
+        _enter(replica, "serving", None, now)
+        replica.used = now
 
     def captured(self, replica: Replica, size: Size, now: float, *, asleep: bool, kept: bool) -> None:
         """A capture is over.
@@ -187,8 +201,10 @@ class Fleet(Members):
             kept: whether there is a snapshot now. If not, there is no second attempt with this replica.
         """
         replica.captured = True
-        if kept and not replica.outdated:
-            self.deployments[replica.deployment].has_snapshot = True
+        if not replica.outdated:
+            one = self.deployments[replica.deployment]
+            one.has_snapshot = one.has_snapshot or kept
+            one.wanted = one.wanted or (asleep and one.terms.pinned and not replica.then_ends)
         if asleep:
             self.sleeps(replica, size, now)
         else:
@@ -231,6 +247,13 @@ class Fleet(Members):
             one = self.deployments[replica.deployment]
             one.note_failure(by_itself, now, at_once=True)
             one.wanted = one.wanted or one.terms.pinned
+
+    # What people see
+
+    def state(self, name: str) -> str:
+        """The state of a deployment: that of its replica which is nearest to serving; `on disk` without one."""
+        states = {one.state for one in self.of(name)}
+        return next((state for state in NEAREST if state in states), "on disk")
 
     # Decisions
 
@@ -283,7 +306,7 @@ class Fleet(Members):
         for one in self.deployments.values():
             for waiter in one.queue:
                 yield waiter.deadline
-            if one.queue:
+            if one.queue and not self.is_up(one.terms.name):
                 yield one.queue[0].since + PATIENCE_S
             if one.queue or one.wanted or one.terms.least:
                 yield one.again_at

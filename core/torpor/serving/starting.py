@@ -144,11 +144,12 @@ def _need_to_start(members: Members, one: DeploymentState) -> Need | None:
 
 def _make_room(members: Members, one: DeploymentState, need: Need, room: Room, now: float) -> Iterator[Action]:
     """Let others fall, or ask them to yield. Deployments that come later do not get what this one waits for."""
-    coming = _coming(members, room)
+    patient = bool(one.queue) and now - one.queue[0].since >= PATIENCE_S
+    coming = _coming(members, room, outdated=not patient)
     others = [other for other in members.replicas.values() if other.deployment != one.terms.name]
     idle = sorted((other for other in others if _may_fall(members, other)), key=lambda other: other.used)
     chosen = falls_for(need, coming, idle, members.asleep_taken)
-    if chosen is None and one.queue and now - one.queue[0].since >= PATIENCE_S:
+    if chosen is None and patient:
         busy = [other for other in others if other not in idle and _may_yield(members, other, now)]
         chosen = falls_for(need, coming, [*idle, *sorted(busy, key=lambda other: other.since)], members.asleep_taken)
         for fall in chosen or ():
@@ -182,11 +183,18 @@ def _begun(members: Members, chosen: list[Fall], room: Room, now: float) -> Iter
             yield slept
 
 
-def _coming(members: Members, room: Room) -> Room:
-    """The room once everything that ends or falls asleep has done so."""
+def _coming(members: Members, room: Room, *, outdated: bool = False) -> Room:
+    """The room once everything that ends or falls asleep has done so.
+
+    Args:
+        members: all of them.
+        room: free now.
+        outdated: whether outdated replicas count, which end once their requests are over.
+    """
     coming = Room(Budget(room.host, tuple(room.gpus)))
     for other in members.replicas.values():
-        if other.state == "ending" or (other.state == "capturing" and other.then_ends):
+        ends = other.state == "ending" or (other.state == "capturing" and other.then_ends)
+        if ends or (outdated and other.outdated):
             coming.free(other.taken)
         elif other.state == "sleeping" and (after := members.asleep_taken(other)) is not None:
             coming.free(other.taken)

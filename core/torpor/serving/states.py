@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torpor.serving.sizes import Budget
     from torpor.serving.terms import Terms
 
-__all__ = ["UP", "DeploymentState", "Kind", "Members", "Replica", "ReplicaState", "StartRecord", "Waiter"]
+__all__ = ["NEAREST", "UP", "DeploymentState", "Kind", "Members", "Replica", "ReplicaState", "StartRecord", "Waiter"]
 
 ReplicaState = Literal["starting", "serving", "capturing", "sleeping", "asleep", "waking", "ending"]
 
@@ -32,6 +32,9 @@ Kind = Literal["cold", "woken", "restored"]
 
 UP = ("starting", "waking", "serving")
 """States of replicas that serve, or soon will."""
+
+NEAREST: tuple[ReplicaState, ...] = ("serving", "waking", "starting", "capturing", "sleeping", "asleep", "ending")
+"""The states of replicas, the nearest to serving first."""
 
 _STARTS_KEPT = 10
 _LONGEST_PAUSE_S = 60.0
@@ -153,8 +156,11 @@ class DeploymentState:
 
     @property
     def size(self) -> Size | None:
-        """Of a serving replica: as measured, else as the user or the snapshot says; None if nobody knows."""
-        return self.serving_size or self.terms.size or self.estimate
+        """Of a serving replica: as measured, but at least what the user says; else what the snapshot says; None: nobody knows."""
+        said, seen = self.terms.size, self.serving_size
+        if said is not None and seen is not None and len(said.gpus) == len(seen.gpus):
+            return Size(max(said.host, seen.host), tuple(map(max, said.gpus, seen.gpus)))
+        return seen or said or self.estimate
 
     def size_asleep(self, serving: Taken) -> Size:
         """Of a sleeping replica: as measured, else the most that it can be: everything moves to host memory, nothing goes."""

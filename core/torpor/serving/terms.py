@@ -37,7 +37,7 @@ class Terms:
         most: replicas at most.
         buffer: further idle replicas while there is traffic.
         gpu_count: how many GPUs one replica takes.
-        size: of a serving replica, if it is known before its first start.
+        size: of a serving replica, at least; it counts before the first start, too.
     """
 
     name: str

@@ -15,7 +15,7 @@ import contextlib
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torpor.errors import ConfigurationError, SnapshotError, SnapshotMisfitError
 from torpor.network.light_httpx import import_httpx
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.lifecycle import Lifecycle
-    from torpor.platforms.local.gateway import Gateway
     from torpor.platforms.local.gateway_route import GatewayReplica
     from torpor.recipe import Recipe
     from torpor.runtime.boot import Boot
@@ -61,11 +60,28 @@ if TYPE_CHECKING:
     from torpor.snapshots.sandbox.start import StartingSandbox
     from torpor.telemetry.records import StageRecord
 
-__all__ = ["MAX_REPLICAS", "Replicas"]
+__all__ = ["MAX_REPLICAS", "Entrance", "Replicas"]
 
 _CODE_S = 0.5
 MAX_REPLICAS = 64
 """The most replicas of one command."""
+
+
+class Entrance(Protocol):
+    """What stands in front of replicas; a `Gateway` does."""
+
+    @property
+    def port(self) -> int:
+        """The public port."""
+
+    def add(self, replica: GatewayReplica) -> None:
+        """A replica serves."""
+
+    def drain(self, limit_s: float) -> int:
+        """Let clients read their answers; return how many have not."""
+
+    def stop(self) -> None:
+        """The replicas end. Harmless to repeat."""
 
 
 class Serving(NamedTuple):
@@ -109,6 +125,7 @@ class Replicas:
         records: file that gets one JSON line for each stage of all replicas; see `torpor.telemetry.records`.
         lifecycle: of the app file, if it is already imported; by default it is imported while CRIU works.
         gpus: the GPUs that the replicas may take; by default all of this machine.
+        entrance: makes what stands in front of the replicas; it gets what to call when one has ended. A gateway by default.
 
     Attributes:
         records: see above.
@@ -133,9 +150,11 @@ class Replicas:
         records: Path | None = None,
         lifecycle: Lifecycle | None = None,
         gpus: Sequence[GpuPlace] = (),
+        entrance: Callable[[Callable[[GatewayReplica], None]], Entrance] | None = None,
     ) -> None:
         self.records = records
         self.gpus = gpus
+        self._entrance = entrance
         self._lifecycle = lifecycle
         self.folder = real_folder(folder)
         self.verify_s = 0.0
@@ -155,7 +174,7 @@ class Replicas:
         self._begin_with_none()
 
     def _begin_with_none(self) -> None:
-        self._gateway: Gateway | None = None
+        self._gateway: Entrance | None = None
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
@@ -206,7 +225,7 @@ class Replicas:
         """
         if not 1 <= count <= MAX_REPLICAS:
             raise SnapshotError(f"{count} replicas were asked for; allowed are 1 to {MAX_REPLICAS}.")
-        if self._gateway is None:
+        if self._gateway is None and self._entrance is None:
             check_free(self.host, self.port, cure="choose another with --port. Nothing was restored")
         self._stopped = False
         self._replacement.allow()
@@ -414,7 +433,9 @@ class Replicas:
             found = found.bound(replace(found.deployment, host=LOOPBACK))
         return found, recipe, differences
 
-    def _started_gateway(self) -> Gateway:
+    def _started_gateway(self) -> Entrance:
+        if self._gateway is None and self._entrance is not None:
+            self._gateway = self._entrance(self._bury)
         if self._gateway is None:
             from torpor.platforms.local.gateway import Gateway  # noqa: PLC0415 - asyncio: 18 ms, imported while the engine wakes
 

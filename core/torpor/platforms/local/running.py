@@ -41,7 +41,7 @@ _BEGIN, _END = "server-", ".json"
 _LAST_TIME_S = 1e11
 _LAST_PID = 1 << 22
 _MOST = (1 << 63) - 1
-_STATES = ("starting", "serving", "asleep", "ending")
+_STATES = ("starting", "serving", "asleep", "ending", "on disk", "waking", "sleeping", "capturing")
 
 
 class Process(NamedTuple):
@@ -101,7 +101,7 @@ class RunningServer(NamedTuple):
     Attributes:
         file: its file.
         torpor: version.
-        command: `up` or `snapshot restore`.
+        command: `up`, `snapshot restore` or `serve`.
         process: of the command.
         here: whether the command runs in the reader's pid namespace.
         deployment: name.
@@ -110,7 +110,9 @@ class RunningServer(NamedTuple):
         backend: name of the snapshot backend.
         url: where clients reach it.
         snapshot: folder that its replicas are restored from; empty for none.
-        state: `starting`, `serving`, `asleep` or `ending`.
+        state: `starting`, `serving`, `asleep` or `ending`; of a deployment of `serve` also `on disk`, `waking`, `sleeping` or
+            `capturing`.
+        control_key: of the control paths of `serve`; empty for another command.
         since: Unix time at which the command began, seconds.
         wanted: how many replicas should run.
         restarting: how many replicas are started again now, or wait for that.
@@ -131,6 +133,7 @@ class RunningServer(NamedTuple):
     url: str
     snapshot: str
     state: str
+    control_key: str
     since: float
     wanted: int
     restarting: int
@@ -172,7 +175,8 @@ class RunFile:
         """Replace the file's content.
 
         Args:
-            facts: the fields of `RunningServer` that this class does not know; `replicas` as a list of fields.
+            facts: the fields of `RunningServer` that this class does not know; `replicas` as a list of fields. `control_key` may be
+                left out.
         """
         content = {
             "schema": _SCHEMA,
@@ -180,6 +184,7 @@ class RunFile:
             "command": self._command,
             **_identity(),
             "since": self._began,
+            "control_key": "",
             **facts,
         }
         with self._writing, contextlib.suppress(OSError):
@@ -306,6 +311,7 @@ def _read(folder: Path, name: str, fields: Fields) -> RunningServer:
         url=fields.text("url"),
         snapshot=fields.text("snapshot"),
         state=fields.choice("state", _STATES),
+        control_key=fields.text("control_key"),
         wanted=fields.whole("wanted"),
         restarting=fields.whole("restarting"),
         last_event=fields.text("last_event"),

@@ -1,0 +1,8 @@
+"""Several deployments at one address of this machine, to zero and back: `torpor serve`.
+
+configuration   serve.toml and app files, checked
+engine_here     one replica: starts, sleeps, wakes, is captured, ends; each call blocks
+conductor       does what `torpor.serving.fleet` decides, in threads, and hands requests to replicas
+control         the control paths and the page at `/torpor/`
+server          all of it, from the start to the end
+"""
