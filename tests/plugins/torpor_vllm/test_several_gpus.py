@@ -69,7 +69,7 @@ def test_nothing_is_switched_off_where_no_gpus_share_a_snapshot(
         (("--enable_custom_all_reduce",), "custom all-reduce shares buffers by CUDA IPC"),
         ((FUSED[0], "true"), "fused all-reduce shares a workspace"),
         ((f"{FUSED[0]}=True",), "fused all-reduce shares a workspace"),
-        (("--compilation-config", '{"level": 3}'), "Write each of its values by its name"),
+        (("--compilation-config", '{"mode": 3}'), "Write each of its values by its name"),
         (("--pipeline-parallel-size=2",), "stages of a pipeline"),
         (("--enable-nccl-comm-suspend",), "vLLM would suspend some of them before"),
     ],
@@ -82,7 +82,7 @@ def test_a_flag_that_contradicts_is_refused_by_its_name(words: tuple[str, ...], 
 
 
 @pytest.mark.parametrize(
-    "words", [(FUSED[0], "false"), ("--disable-custom-all-reduce",), ("--compilation-config.level", "3")]
+    "words", [(FUSED[0], "false"), ("--disable-custom-all-reduce",), ("--compilation-config.mode", "3")]
 )
 def test_a_flag_that_agrees_may_be_given(words: tuple[str, ...]) -> None:
     """Other values of the compile configuration are written by their names, and vLLM's parser joins them."""
