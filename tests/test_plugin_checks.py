@@ -52,6 +52,11 @@ def deploy(*plugins: object, **fields: object) -> Deployment:
     return Deployment(**{"name": "tiny", "model": HUB, "plugins": (*plugins, *engines), **fields})  # type: ignore[arg-type]
 
 
+def newer(**options: object) -> SGLang:
+    """A version whose NCCL can suspend its communicators."""
+    return SGLang(version="0.5.23", image="engine/image:v1", **options)  # type: ignore[arg-type]
+
+
 def errors_of(deployment: Deployment) -> list[str]:
     """The errors that the checks find, with the plugins' names."""
     return [
@@ -227,7 +232,7 @@ def test_an_unrelated_check_method_is_not_called() -> None:
 )
 def test_a_wrong_number_of_gpus_is_an_error(engine: Plugin, gpu: str | None, says: str) -> None:
     """Too many would cost money; with too few the engine would fail."""
-    (told,) = errors_of(deploy(engine, gpu=gpu))
+    (told,) = errors_of(deploy(engine, gpu=gpu, gpu_snapshot=False))
     assert says in told
 
 
@@ -252,24 +257,24 @@ def test_as_many_gpus_as_the_engine_takes_are_right(engine: Plugin, gpu: str | N
 @pytest.mark.parametrize(
     ("engine", "gpu", "flags"),
     [
-        (SGLang(tensor_parallel=2), "H100:2", ""),
-        (SGLang(extra_args=("--ep-size", "2")), "H100", ""),
-        (SGLang(tensor_parallel=2, extra_args=("--pp-size", "1")), "H100:2", ""),
-        (SGLang(tensor_parallel=2, extra_args=("--pp-size", "2")), "H100:4", "--pp-size"),
-        (SGLang(tensor_parallel=2, extra_args=("--dp-size=2",)), "H100:4", "--dp-size"),
+        (newer(tensor_parallel=2), "H100:2", ""),
+        (newer(extra_args=("--ep-size", "2")), "H100", ""),
+        (newer(tensor_parallel=2, extra_args=("--pp-size", "1")), "H100:2", ""),
+        (newer(tensor_parallel=2, extra_args=("--pp-size", "2")), "H100:4", "--pp-size"),
+        (newer(tensor_parallel=2, extra_args=("--dp-size=2",)), "H100:4", "--dp-size"),
         (
-            SGLang(tensor_parallel=2, extra_args=("--dp-size", "2", "--enable-dp-attention", "--ep", "2")),
+            newer(tensor_parallel=2, extra_args=("--dp-size", "2", "--enable-dp-attention", "--ep", "2")),
             "H100:2",
             "--dp-size, --ep-size, --enable-dp-attention",
         ),
-        (SGLang(tensor_parallel=2, extra_args=("--moe-a2a-backend", "deepep")), "H100:2", "--moe-a2a-backend"),
+        (newer(tensor_parallel=2, extra_args=("--moe-a2a-backend", "deepep")), "H100:2", "--moe-a2a-backend"),
         (VLLM(tensor_parallel=2, extra_args=("--enable-expert-parallel",)), "H200:2", "--enable-expert-parallel"),
         (VLLM(extra_args=("--pipeline-parallel-size", "4")), "H200:4", "--pipeline-parallel-size"),
     ],
 )
 def test_parallelism_that_no_snapshot_was_tried_with_is_a_warning(engine: Plugin, gpu: str, flags: str) -> None:
-    """Only where several GPUs go into one snapshot, and never for tensor parallelism alone."""
-    found = plugin_findings(deploy(engine, gpu=gpu))
+    """Only where several GPUs go into one snapshot, and never for tensor parallelism alone. Some of it is an error as well."""
+    found = [one for one in plugin_findings(deploy(engine, gpu=gpu)) if one.level == "warning"]
     assert [(one.level, one.what) for one in found] == ([("warning", "GPUs")] if flags else [])
     for one in found:
         assert (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torpor.build_steps.relocation import relocate
 from torpor.doctor.capture_size import memory_findings
+from torpor.doctor.gpu_modes import mode_findings
 from torpor.doctor.several_gpus import found_here
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.platforms.local.requirements import check_gpu
@@ -93,6 +94,7 @@ def _gpu(lifecycle: Lifecycle | None, driver: Driver, bad: Level, *, with_gpu: b
     if not against:
         gpus = ", ".join(f"{gpu.uuid} {gpu}" for gpu in driver.gpus)
         yield Finding(level="ok", what="GPU driver", seen=f"{driver.version}, which can checkpoint: {gpus}")
+    yield from mode_findings(driver, bad)
     if deployment:
         yield from _named_gpu(deployment)
     if lifecycle:

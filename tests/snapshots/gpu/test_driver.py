@@ -75,6 +75,13 @@ def test_nvml_reports_driver_gpus_memory_and_holders(driver: FakeDriver, monkeyp
     assert seen.held_by({1}) == {}
 
 
+def test_nvml_is_asked_whether_a_gpu_is_divided(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its current mode counts."""
+    assert [use.mig for use in look().uses] == [False]
+    monkeypatch.setenv("TORPOR_FAKE_MIG", "1")
+    assert [use.mig for use in look().uses] == [True]
+
+
 def test_nvidia_smi_is_asked_where_there_is_no_nvml(no_nvml: Path) -> None:
     """The same facts; values that it does not tell are 0."""
     write_smi(no_nvml, SMI)

@@ -4,6 +4,7 @@
  * TORPOR_FAKE_DRIVER   the driver's version
  * TORPOR_FAKE_USED     a folder; each file in it holds the bytes that a process has on a GPU (process.py writes them): the file
  *                      "GPU-PID" on the GPU of that number, one of any other name on the first
+ * TORPOR_FAKE_MIG      "1" for GPUs in MIG mode
  * TORPOR_FAKE_HOLDERS  "PID=BYTES,..." for the list of processes of each GPU, separated by semicolons */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -116,6 +117,13 @@ int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory)
 	if (files)
 		closedir(files);
 	memory->free = memory->total - memory->used;
+	return SUCCESS;
+}
+
+int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending)
+{
+	(void)device;
+	*current = *pending = (unsigned)atoi(setting("TORPOR_FAKE_MIG", "0"));
 	return SUCCESS;
 }
 

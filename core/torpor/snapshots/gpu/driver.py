@@ -40,12 +40,14 @@ class GpuUse:
         used_bytes: in use by any process.
         free_bytes: free.
         held_bytes: by host pid, the bytes of each process with a CUDA context; 0 where the driver does not tell.
+        mig: whether it is divided into instances (MIG); False where the driver does not tell.
     """
 
     gpu: Gpu
     used_bytes: int
     free_bytes: int
     held_bytes: Mapping[int, int] = field(default_factory=dict)
+    mig: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,7 @@ class _Pynvml(Protocol):
     def nvmlDeviceGetName(self, device: _Device) -> str: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, device: _Device) -> _Memory: ...  # noqa: N802
     def nvmlDeviceGetCudaComputeCapability(self, device: _Device) -> tuple[int, int]: ...  # noqa: N802
+    def nvmlDeviceGetMigMode(self, device: _Device) -> list[int]: ...  # noqa: N802
     def nvmlDeviceGetComputeRunningProcesses_v3(self, device: _Device) -> list[_Process]: ...  # noqa: N802
 
 
@@ -212,7 +215,15 @@ def _nvml_use(nvml: _Pynvml, device: _Device) -> GpuUse:
         used_bytes=memory.used,
         free_bytes=memory.free,
         held_bytes=_nvml_holders(nvml, device),
+        mig=_nvml_mig(nvml, device),
     )
+
+
+def _nvml_mig(nvml: _Pynvml, device: _Device) -> bool:
+    try:
+        return nvml.nvmlDeviceGetMigMode(device)[0] == 1  # of the current and the pending mode; NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:  # a GPU that has no such mode
+        return False
 
 
 def _nvml_holders(nvml: _Pynvml, device: _Device) -> dict[int, int]:
