@@ -17,7 +17,7 @@ from torpor.cli.terminal import claim_output, result, say
 from torpor.errors import ConfigurationError
 from torpor.snapshots.remote.encryption import new_identity, read_recipients
 from torpor.snapshots.remote.listing import list_store
-from torpor.snapshots.remote.location import shown_url
+from torpor.snapshots.remote.location import location_of, shown_url
 from torpor.snapshots.remote.obtaining import bring
 from torpor.snapshots.remote.opening import open_remote
 from torpor.snapshots.remote.portable import portable
@@ -51,6 +51,7 @@ def run_push(
 ) -> None:
     """Push a snapshot, and say what was sent."""
     _check_jobs(jobs)
+    location_of(url)
     _begin()
     console = make_console()
     with Progress(console, as_json=as_json).listening():
