@@ -41,7 +41,7 @@ def written(pairs: list[tuple[str, object]], *, ascii_only: bool, spaces: str) -
     return f"{{{spaces}{(spaces + ',' + spaces).join(members)}{spaces}}}".encode("utf-8", "surrogatepass")
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(PAIRS, CUTS, st.booleans(), st.sampled_from(["", " ", "\r\n\t "]))
 def test_the_first_model_of_the_object_is_found(
     pairs: list[tuple[str, object]], cuts: list[int], ascii_only: bool, spaces: str
