@@ -385,8 +385,8 @@ def test_a_file_that_changed_since_is_named(kept: Kept) -> None:
     outside = kept.folder / "outside.json"
     files = json.loads(outside.read_text())
     name = next(iter(files))
-    files[name] = [files[name][0], 1, "another"]
-    files["/no/such/library.so"] = [1, 1, "some"]
+    files[name] = [files[name][0], 1, "another", True]
+    files["/no/such/library.so"] = [1, 1, "some", True]
     outside.write_text(json.dumps(files))
     change_manifest(kept.folder, lambda content: _forget_facts(content, "outside.json"))
     said = refused(kept)
