@@ -49,12 +49,12 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def show(self, file: Path, *, width: int, scheme: str = "light") -> None:
-        """Load a page in a window of this width in pixels, with the colour scheme `light` or `dark`."""
+    def show(self, page: Path | str, *, width: int, scheme: str = "light") -> None:
+        """Load a file, or a URL, in a window of this width in pixels, with the colour scheme `light` or `dark`."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.complaints, self.requests, self._loaded = [], [], False
-        self._call("Page.navigate", url=file.as_uri())
+        self._call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         deadline = time.monotonic() + DEADLINE_S
         while not self._loaded:
             self._hear(deadline)

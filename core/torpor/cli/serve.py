@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_serve"]
 
-_LOOK_S = 2.0
+_LOOK_S = 5.0
+_GATHERED_S = 0.3
+"""Seconds in which further changes are gathered: a start has the machine's CPUs for itself."""
 
 
 def run_serve(
@@ -89,6 +91,7 @@ class _Serve:
             while not self._signals.end:
                 self._announce()
                 self._signals.wait(_LOOK_S)
+                time.sleep(_GATHERED_S)
                 if self._signals.again or self._server.changed_on_disk:
                     self._signals.again = False
                     self._reload()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.platforms.local.serve.conftest import Serve
     from torpor.platforms.local.serve.server import ServeHere
 
-LOAD_S = 12.0
+LOAD_S = 7.0
 QUICK = "[deployment.{name}]\nidle_s = 0.3\ncapture_after_s = 0.1\n"
 
 
@@ -239,5 +239,5 @@ def test_random_load_over_five_models_with_room_for_two_loses_nothing(serve: Ser
         answers = [status for seen in threads.map(client, range(6)) for status in seen]
         watching.result()
     assert set(answers) == {200}
-    assert len(answers) > 10
+    assert len(answers) > 5
     assert max(awake) == 2

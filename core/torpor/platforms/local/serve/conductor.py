@@ -265,7 +265,7 @@ class Conductor:
                     future.set_exception(_REFUSALS[code](message, retry_after_s=retry_after_s))
             case Start(replica):
                 name = f"{replica.deployment}-{replica.number}"
-                self._engines[replica.number] = EngineHere(self._served[replica.deployment].ways, name)
+                self._engines[replica.number] = EngineHere(self._served[replica.deployment].ways, name, replica.cards)
                 self._begin(self._workers.start, replica)
             case Wake(replica):
                 self._begin(self._workers.wake, replica)

@@ -36,6 +36,8 @@ from torpor.platforms.local.running import Process
 from torpor.platforms.local.server import LocalServer
 from torpor.runtime.supervision import WAKE_FAILED
 from torpor.serving.sizes import Size
+from torpor.snapshots.gpu.driver import look
+from torpor.snapshots.gpu.placement import GpuPlace
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import records_file
 from torpor.telemetry.stage_report import StageReport
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.app_file import App
+    from torpor.platforms.local.backends import SnapshotBackend
     from torpor.runtime.boot import Boot
     from torpor.runtime.supervision import ReplicaEvent
     from torpor.serving.states import Kind
@@ -81,6 +84,7 @@ class EngineHere:
     Args:
         ways: how it starts.
         name: of the replica.
+        cards: numbers of its GPUs, in the driver's order; empty without a GPU.
 
     Attributes:
         name: see above.
@@ -88,8 +92,9 @@ class EngineHere:
         routed: how the gateway reaches it, once it serves.
     """
 
-    def __init__(self, ways: Ways, name: str) -> None:
+    def __init__(self, ways: Ways, name: str, cards: Sequence[int] = ()) -> None:
         self.name = name
+        self._cards = tuple(cards)
         self.misfit = False
         self.routed: GatewayReplica | None = None
         self._ways = ways
@@ -251,6 +256,7 @@ class EngineHere:
             on_event=self._ways.on_event,
             records=records_file(app.deployment.name),
             lifecycle=app.lifecycle,
+            gpus=self._places(),
             entrance=lambda _: _NoGateway(),
         )
         self._replicas = replicas
@@ -264,10 +270,12 @@ class EngineHere:
         report = StageReport(records_file(app.deployment.name))
         if snapshot is None:
             app = app.at(LOOPBACK, _free_port())
-            server = LocalServer(app.deployment, lifecycle=app.lifecycle, backend=Standby(), report=report)
+            backend: SnapshotBackend = Standby()
         else:
             backend = CriuBackend(folder=snapshot, app_file=app.file, leave_running=True, public=False)
-            server = LocalServer(app.deployment, lifecycle=app.lifecycle, backend=backend, report=report)
+        server = LocalServer(
+            app.deployment, lifecycle=app.lifecycle, backend=backend, report=report, gpus=self._places()
+        )
         server.boot.replica = self.name
         if failed:
             server.boot.reason, server.boot.restarts = WAKE_FAILED, 1
@@ -278,6 +286,11 @@ class EngineHere:
             self._check_wanted()
             server.boot.serve()
             self.routed = self._route(server.boot)
+
+    def _places(self) -> list[GpuPlace]:
+        """Its GPUs, as the driver has them."""
+        gpus = look().gpus if self._cards else ()
+        return [GpuPlace(card, gpus[card].uuid, gpus[card].name) for card in self._cards if card < len(gpus)]
 
     def _route(self, boot: Boot) -> GatewayReplica:
         engine, deployment = boot.running_engine, boot.deployment

@@ -43,7 +43,7 @@ def control_page() -> ControlPage:
         script=Markup(script),  # noqa: S704
     )
     policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; connect-src 'self'; "
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; connect-src 'self'; img-src data:; "
         "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
     )
     return ControlPage(html, policy)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Reports", "Workers"]
 
+_MEASURED_AFTER_S = 0.5
+
 
 class Reports(Protocol):
     """Who is told what became of it; every method but `call` runs in the loop's thread."""
@@ -130,9 +132,10 @@ class Workers:
         self._reports.call(lambda: self._reports.buried(replica, why))
 
     def _serves(self, replica: Replica, engine: EngineHere, kind: Kind, began: float) -> None:
-        """Report it, then measure it: reading the memory map of a large process takes a while, and requests wait."""
+        """Report it. Measure it a moment later: reading the memory map of a large process takes a while, and requests wait."""
         seconds = time.monotonic() - began
         self._reports.call(lambda: self._reports.served(replica, engine, kind, seconds))
+        time.sleep(_MEASURED_AFTER_S)
         if (size := _size(replica, engine)) is not None:
             self._reports.call(lambda: self._reports.measured(replica, size))
 
