@@ -7,6 +7,7 @@ device is a plain file outside of the sandbox, open and mapped; the code under t
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,14 @@ class FakeDriver:
     def argv(self, *rest: str) -> list[str]:
         """The command line of a process on the GPU."""
         return [sys.executable, str(PROGRAM), str(self.libcuda), *rest]
+
+    def clear(self) -> None:
+        """Forget what ended processes had on the GPUs."""
+        for device in self.device.parent.iterdir():
+            os.truncate(device, 0)
+            os.truncate(device, SLOT_BYTES * SLOTS)
+        for file in self.used.iterdir():
+            file.unlink()
 
     def on_gpu(self, pid: int, gpu: int = 0) -> bytes:
         """The memory of a process on a GPU, by its pid inside the sandbox."""

@@ -350,6 +350,7 @@ int cuGetErrorName(int code, const char **name)
 		{ NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED" }, { NO_DEVICE, "CUDA_ERROR_NO_DEVICE" },
 		{ OPERATING_SYSTEM, "CUDA_ERROR_OPERATING_SYSTEM" }, { ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE" },
 		{ NOT_READY, "CUDA_ERROR_NOT_READY" }, { NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED" },
+		{ UNKNOWN, "CUDA_ERROR_UNKNOWN" },
 	};
 	for (size_t at = 0; at < sizeof(names) / sizeof(*names); at++)
 		if (names[at].code == code) {

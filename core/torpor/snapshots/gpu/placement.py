@@ -2,7 +2,8 @@
 
 Each replica needs a GPU of its own for every GPU that the engine used at the capture, of the same kind and with enough free memory.
 Replicas go to the GPUs with the fewest of them, and of these to the one with the most free memory. Where two have as much, in
-whole GiB, a GPU is taken by whoever used it at the capture: then the driver has nothing to move.
+whole GiB, a GPU is taken by whoever used it at the capture: then the driver has nothing to move. Next comes the GPU with the same
+number, so that ranks keep their order on another machine.
 
 The driver is told a GPU here for every GPU that the processes could see at the capture, also for those that they did not use
 (`CUcheckpointGpuPair`). Measured with driver 580.159 on two H200: a list with the used GPU alone is refused
@@ -234,10 +235,10 @@ class _Search:
             return [self._index[gpu.uuid]]
         return [at for at in self._pool if self._uses[at].gpu.kind == gpu.kind]
 
-    def _rank(self, gpu: Gpu, at: int, free: int, count: int) -> tuple[int, int, bool, int]:
+    def _rank(self, gpu: Gpu, at: int, free: int, count: int) -> tuple[int, int, bool, bool, int]:
         """The least is taken; `count` -1 leaves only the free memory to decide, in bytes."""
         rounded = free if count < 0 else free // _GIB
-        return count, -rounded, self._uses[at].gpu.uuid != gpu.uuid, at
+        return count, -rounded, self._uses[at].gpu.uuid != gpu.uuid, self._seen_then.index(gpu) != at, at
 
     def lacking(self, replicas: int, fitting: int) -> Iterator[str]:
         """How many replicas fit, and what each GPU has."""

@@ -26,6 +26,7 @@ __all__ = [
 _LAST_PID = 1 << 22  # PID_MAX_LIMIT of the kernel
 _LONGEST_S = 4e9
 _UUID_PARTS = [8, 4, 4, 4, 12]
+_UUID_DIGITS = set("0123456789abcdefABCDEF-")
 
 
 class Gpu(NamedTuple):
@@ -154,7 +155,7 @@ def uuid_bytes(uuid: str) -> bytes:
         ValueError: it is not `GPU-` and 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12; that of a part of a GPU (MIG) is not.
     """
     prefix, _, digits = uuid.partition("-")
-    if prefix != "GPU" or [len(part) for part in digits.split("-")] != _UUID_PARTS:
+    if prefix != "GPU" or [len(part) for part in digits.split("-")] != _UUID_PARTS or set(digits) - _UUID_DIGITS:
         raise ValueError(f"{uuid} is not the UUID of a GPU")
     return bytes.fromhex(digits.replace("-", ""))
 
