@@ -243,7 +243,7 @@ def test_a_rank_that_does_not_come_back_is_named(ranks: Ranks, rank: int, fault:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("one rank's call of the GPU driver hangs", area="GPU snapshots", outcome="ended")
+@pytest.mark.fault("one rank's call of the GPU driver hangs", area="GPU snapshots", outcome="refused")
 @pytest.mark.parametrize(("action", "call"), [("suspend", "checkpoint"), ("resume", "restore"), ("resume", "unlock")])
 def test_a_rank_that_hangs_is_given_up_at_the_deadline(ranks: Ranks, action: str, call: str) -> None:
     """The other rank's call ended; the program does not wait for the one that hangs."""
