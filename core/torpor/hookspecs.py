@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
     from torpor.values.findings import Finding
+    from torpor.values.rank_sleep import RankSleep
 
 __all__ = ["HOOK_NAMES", "PROJECT", "EnginePlugin", "Plugin", "hookimpl", "hookspec"]
 
@@ -276,6 +277,10 @@ class EnginePlugin(Plugin):
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
         """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
         return ()
+
+    def rank_sleep(self, deployment: Deployment) -> RankSleep | None:  # noqa: ARG002 - the engine plugin's answer uses it
+        """What each of the engine's ranks frees on its GPU while it sleeps, for `torpor plan` and `doctor`; None if unknown."""
+        return None
 
     def load_formats(self) -> Mapping[str, tuple[str, ...]]:
         """The engine's fast weight loaders: the engine's name of each, and the Python packages that it needs in the image."""

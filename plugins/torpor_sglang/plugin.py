@@ -21,6 +21,7 @@ from torpor.engine_plugins import (
     SNAPSHOT_ENV,
     ChatServer,
     ParallelFlags,
+    RankSleep,
     call,
     gpus_needed,
     wants_nccl_suspended,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, Recipe
-    from torpor.engine_plugins import OptionValue, Routes
+    from torpor.engine_plugins import OptionValue, Routes, WeightsPlace
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
@@ -269,6 +270,18 @@ class SGLang(ChatServer):
             return f"version {self.version} cannot be snapshotted: {TOO_OLD_REASON}", f"use version {newer}"
         refused = refused_word(words)
         return (refused, "leave it out") if refused else None
+
+    @override
+    def rank_sleep(self, deployment: Deployment) -> RankSleep:
+        several = ("NCCL communicators",) if self.tensor_parallel > 1 else ()
+        if not self.memory_saver:
+            return RankSleep(released=several, weights="gpu")
+        words = {"kv_cache": "KV cache", "weights": "weights", "cuda_graph": "CUDA graphs"}
+        kept: WeightsPlace = "snapshot" if self.weights_store == "saver" else self.weights_store
+        return RankSleep(
+            released=(*(words[tag] for tag in self._tags()), *several),
+            weights=kept if "weights" in self.sleep_tags else "gpu",
+        )
 
     def _tags(self) -> tuple[str, ...]:
         return (*self.sleep_tags, "cuda_graph") if self.release_graphs else self.sleep_tags

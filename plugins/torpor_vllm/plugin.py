@@ -25,6 +25,7 @@ from torpor.engine_plugins import (
     SNAPSHOT_ENV,
     ChatServer,
     ParallelFlags,
+    RankSleep,
     call,
     call_object,
     gpus_needed,
@@ -253,6 +254,15 @@ class VLLM(ChatServer):
             check_awake(reports_of(client, "torpor_after_wake", seed, ranks=ranks))
         else:
             call(client, "/collective_rpc", {"method": "torpor_renew", "args": [seed]}, engine="vLLM")
+
+    @override
+    def rank_sleep(self, deployment: Deployment) -> RankSleep:
+        graphs = ("CUDA graphs",) if self.offload_graphs else ()
+        several = ("NCCL communicators",) if self._ranks() > 1 else ()
+        return RankSleep(
+            released=("weights", "KV cache", *graphs, *several),
+            weights="snapshot" if self.sleep_level == 1 else "model",
+        )
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:

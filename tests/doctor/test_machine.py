@@ -22,6 +22,7 @@ from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import LIBRARIES_VARIABLE
 from torpor.testing import StandIn
 from torpor.testing.broken_rules import contract_findings
+from torpor_sglang import SGLang
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +114,26 @@ def test_bytes_are_an_estimate_until_an_engine_runs(
     assert found["room"].level == found["host memory"].level == "warning"
     assert found["room"].cure
     assert found["host memory"].cure
+
+
+def test_an_estimate_counts_every_rank_and_leaves_out_kept_weights(with_gpu: FakeDriver, tmp_path: Path) -> None:
+    """Two ranks take twice as much; weights in a file of their own are not written."""
+    (tmp_path / "model").mkdir()
+    with (tmp_path / "model" / "m.safetensors").open("wb") as file:
+        file.truncate(5_000_000_000)
+    seen = []
+    for count, store in ((1, "saver"), (2, "saver"), (2, "file")):
+        engine = SGLang(version="0.5.23", image="i", tensor_parallel=count, weights_store=store)  # type: ignore[arg-type]
+        model = Model(path=str(tmp_path / "model"), served_name="m")
+        asked = Deployment(name="d", model=model, gpu=f"H200:{count}", plugins=(engine,))
+        seen.append(by_what(doctor.diagnose(Lifecycle(asked)))["room"].seen)
+    wanted = [
+        round((weights + count * (3.3e9 + (4022 << 20))) * 1.1 / 1e9, 1)
+        for weights, count in ((5e9, 1), (5e9, 2), (0, 2))
+    ]
+    assert [f"{size} GB wanted" in text for size, text in zip(wanted, seen, strict=True)] == [True] * 3
+    assert "6.6 GB for the processes of 2 ranks and 8.4 GB from 2 GPUs" in seen[1]
+    assert "which stay outside of the snapshot" in seen[2]
 
 
 HUB = Model(repo_id="owner/large", revision="0" * 40)

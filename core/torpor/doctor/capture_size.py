@@ -29,13 +29,52 @@ if TYPE_CHECKING:
     from torpor.snapshots.gpu.driver import Driver
     from torpor.values.findings import Level
 
-__all__ = ["memory_findings"]
+__all__ = ["Expected", "expected", "memory_findings"]
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _OTHER_BYTES = 3_300_000_000  # the images of SGLang with Qwen3-8B-FP8 without its weights, measured on an H200
-_ON_GPU_BYTES = 4022 << 20  # what the same engine holds on the GPU while it sleeps, with CUDA graphs
+_ON_GPU_BYTES = (
+    4022 << 20
+)  # what the same engine holds on the GPU while it sleeps, with CUDA graphs; 4 MiB of it by NCCL
 _INDEX_BYTES = 64 << 20
 _MARGIN = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a snapshot takes before anything is known of it but the number of ranks, bytes; without the weights.
+
+    Measured with Qwen3-8B-FP8 and SGLang, and multiplied by the ranks. Real snapshots of it are smaller, because zeros take no
+    room: 4.3 GB of one rank (graphs up to batch 1000), 8.0 GB of two ranks (graphs up to batch 8).
+
+    Attributes:
+        ranks: processes that each have a GPU.
+        on_gpus: moved from all GPUs to host memory.
+        processes: host memory of all processes.
+        weights_inside: whether the weights come on top.
+    """
+
+    ranks: int
+    on_gpus: int
+    processes: int
+    weights_inside: bool
+
+    @property
+    def images(self) -> int:
+        """Written to the snapshot's folder."""
+        return self.on_gpus + self.processes
+
+
+def expected(deployment: Deployment) -> Expected:
+    """What a snapshot of the deployment takes; without a GPU it has one rank, which moves nothing."""
+    ranks = max(1, deployment.gpu_count)
+    sleep = deployment.engine.rank_sleep(deployment)
+    return Expected(
+        ranks=ranks,
+        on_gpus=ranks * _ON_GPU_BYTES if deployment.gpu_count else 0,
+        processes=ranks * _OTHER_BYTES,
+        weights_inside=sleep is None or sleep.weights in ("snapshot", "gpu"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +179,18 @@ def _estimated(lifecycle: Lifecycle) -> _Bytes | None:
     where, weights = _weights(lifecycle)
     if not weights:
         return None
-    images = weights + _OTHER_BYTES + _ON_GPU_BYTES
+    wanted = expected(lifecycle.deployment)
+    images = wanted.images + (weights if wanted.weights_inside else 0)
+    several = wanted.ranks > 1
+    outside = "" if wanted.weights_inside else ", which stay outside of the snapshot"
+    processes = f"the processes of {wanted.ranks} ranks" if several else "the processes"
+    gpus = f"{wanted.ranks} GPUs" if several else "the GPU"
     return _Bytes(
-        on_gpu=_ON_GPU_BYTES,
+        on_gpu=wanted.on_gpus,
         new_in_memory=images,
         images=images,
-        how=f"an estimate, as no engine runs: {_gb(weights)} of weights in {where}, {_gb(_OTHER_BYTES)} for the processes and "
-        f"{_gb(_ON_GPU_BYTES)} from the GPU as measured with Qwen3-8B-FP8",
+        how=f"an estimate, as no engine runs: {_gb(weights)} of weights in {where}{outside}, {_gb(wanted.processes)} for "
+        f"{processes} and {_gb(wanted.on_gpus)} from {gpus} as measured with Qwen3-8B-FP8",
         measured=False,
     )
 

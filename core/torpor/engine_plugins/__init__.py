@@ -7,7 +7,8 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
                      SNAPSHOT_ENV: variables that an engine built on torch needs for a snapshot
     calls            call and call_object: management calls that demand 200, and a JSON object
     GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's;
-                     untried_findings: parallelism that no snapshot was tried with
+                     untried_findings: parallelism that no snapshot was tried with; RankSleep and WeightsPlace: what each rank
+                     frees in a sleep, and where its weights are meanwhile
     several GPUs     NCCL_SETTINGS and NCCL_SNAPSHOT_ENV: variables for a snapshot of an engine on several GPUs, each with its
                      reason; nccl_refusals: those that an environment has otherwise; wants_nccl_suspended: whether a deployment
                      needs them
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from torpor.engine_plugins.reserved import Reservations, Reserved
     from torpor.engine_plugins.warmup import warm_up
+    from torpor.values.rank_sleep import RankSleep, WeightsPlace
 
 __all__ = [
     "DEEP_GEMM_FOLDER",
@@ -49,9 +51,11 @@ __all__ = [
     "NcclSetting",
     "OptionValue",
     "ParallelFlags",
+    "RankSleep",
     "Reservations",
     "Reserved",
     "Routes",
+    "WeightsPlace",
     "call",
     "call_object",
     "gpu_findings",
@@ -100,5 +104,9 @@ __getattr__, __dir__ = lazy_names(
             "Reserved",
         ),
         "torpor.engine_plugins.warmup": ("warm_up",),
+        "torpor.values.rank_sleep": (
+            "RankSleep",
+            "WeightsPlace",
+        ),
     },
 )

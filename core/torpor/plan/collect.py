@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from torpor.build_steps.relocation import relocate
 from torpor.deployment import plugin_name
 from torpor.doctor.app import cautions
+from torpor.doctor.capture_size import expected
 from torpor.doctor.several_gpus import known_of_image
 from torpor.hookspecs import HOOK_NAMES
-from torpor.plan.values import EnginePlan, Flag, Plan
+from torpor.plan.values import EnginePlan, Flag, Plan, SleepPlan
 from torpor.platforms.modal.checks import gpu_refusal
 from torpor.plugin_checks import plugin_findings
 from torpor.runtime.start_limits import modal_start_limit_s, stage_limits
@@ -40,6 +41,7 @@ def plan_of(lifecycle: Lifecycle) -> Plan:
         scaling=deployment.scaling,
         memory_snapshot=deployment.snapshot,
         gpu_snapshot=deployment.gpu_snapshot,
+        sleep=_sleep(deployment) if deployment.gpu_snapshot else None,
         modal={} if deployment.modal is None else deployment.modal.changed(),
         timeouts_s={
             name.removesuffix("_timeout_s"): getattr(deployment, name)
@@ -52,6 +54,18 @@ def plan_of(lifecycle: Lifecycle) -> Plan:
         plugins=tuple(map(plugin_name, deployment.plugins)),
         hooks={hook: lifecycle.implementers(hook) for hook in HOOK_NAMES},
         warnings=tuple(_warnings(deployment, recipe)),
+    )
+
+
+def _sleep(deployment: Deployment) -> SleepPlan:
+    told, wanted = deployment.engine.rank_sleep(deployment), expected(deployment)
+    return SleepPlan(
+        ranks=wanted.ranks,
+        released=told.released if told else (),
+        weights=told.weights if told else "",
+        on_gpus_bytes=wanted.on_gpus,
+        snapshot_bytes=wanted.images,
+        weights_inside=wanted.weights_inside,
     )
 
 

@@ -46,8 +46,9 @@ def _holds_plan(values: dict[str, object]) -> bool:
 
 
 def _compared(plan: Mapping[str, object]) -> dict[str, object]:
-    """Without the command line, which `engine.flags` shows, and the limits of a start, which follow from the time-outs."""
+    """Without the command line, which `engine.flags` shows, the limits of a start and the sleep, which follow from the rest."""
     values: dict[str, dict[str, object]] = json.loads(json.dumps(plan))
     values["engine"].pop("command", None)
     values.pop("start_limits_s", None)
+    values.pop("sleep", None)
     return dict(values)

@@ -9,10 +9,19 @@ from torpor.values.plain_text import one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torpor.plan.values import Plan
+    from torpor.plan.values import Plan, SleepPlan
     from torpor.values.findings import Finding
 
 __all__ = ["Page", "write_plan"]
+
+_WEIGHTS = {
+    "snapshot": "stay in its host memory, and so in the snapshot",
+    "file": "stay in a file outside of the snapshot",
+    "memory": "stay in pinned host memory, for a process that stays",
+    "model": "are read from the model's files again",
+    "gpu": "stay on the GPU, and so go into the snapshot",
+}
+"""Where a sleeping rank's weights are, by `RankSleep.weights`."""
 
 
 class Page(Protocol):
@@ -61,10 +70,30 @@ def _write_head(plan: Plan, page: Page) -> None:
     )
     page.field("  scaling   ", _scaling(plan))
     page.field("  snapshot  ", f"memory {_on(plan.memory_snapshot)}, GPU {_on(plan.gpu_snapshot)}")
+    if plan.sleep:
+        page.field("  asleep    ", _asleep(plan.sleep))
+        page.field("  size      ", _size(plan.sleep))
     page.field("  start     ", _start_limits(plan))
     if plan.modal:
         page.field("  modal     ", ", ".join(f"{name}={value!r}" for name, value in plan.modal.items()))
     page.blank()
+
+
+def _asleep(sleep: SleepPlan) -> str:
+    rank = "the engine" if sleep.ranks == 1 else f"each of {sleep.ranks} ranks"
+    if not sleep.weights:
+        return f"{rank} frees what its plugin does not say"
+    freed = f"frees {', '.join(sleep.released)}" if sleep.released else "frees nothing"
+    return f"{rank} {freed}; its weights {_WEIGHTS[sleep.weights]}"
+
+
+def _size(sleep: SleepPlan) -> str:
+    gpus = "the GPU" if sleep.ranks == 1 else f"{sleep.ranks} GPUs"
+    weights = "plus the weights" if sleep.weights_inside else "without the weights"
+    return (
+        f"about {sleep.snapshot_bytes / 1e9:.1f} GB of snapshot and as much host memory, {weights}; "
+        f"{sleep.on_gpus_bytes / 1e9:.1f} GB of it from {gpus} (an estimate by Qwen3-8B-FP8)"
+    )
 
 
 def _scaling(plan: Plan) -> str:

@@ -50,6 +50,27 @@ class EnginePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SleepPlan:
+    """What a sleep on GPUs frees and what a snapshot takes.
+
+    Attributes:
+        ranks: processes of the engine that each have a GPU.
+        released: what each rank frees on its GPU; empty if the engine's plugin does not say.
+        weights: where each rank's weights are meanwhile (`RankSleep.weights`); empty if the plugin does not say.
+        on_gpus_bytes: estimate of what all ranks still hold on their GPUs, which moves to host memory.
+        snapshot_bytes: estimate of the snapshot, of which host memory holds as much during a capture; without the weights.
+        weights_inside: whether the weights come on top of it.
+    """
+
+    ranks: int
+    released: tuple[str, ...]
+    weights: str
+    on_gpus_bytes: int
+    snapshot_bytes: int
+    weights_inside: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What an app will do.
 
@@ -62,6 +83,7 @@ class Plan:
         scaling: how many requests and replicas.
         memory_snapshot: whether the replica's memory is captured.
         gpu_snapshot: whether the GPU's memory is, too.
+        sleep: what a sleep frees and a snapshot takes; None without a GPU snapshot.
         modal: options for Modal that differ from their defaults.
         timeouts_s: the deployment's time-outs, by name.
         start_limits_s: the deadline of each stage of a start.
@@ -80,6 +102,7 @@ class Plan:
     scaling: Scaling
     memory_snapshot: bool
     gpu_snapshot: bool | None
+    sleep: SleepPlan | None
     modal: Mapping[str, object]
     timeouts_s: Mapping[str, float]
     start_limits_s: Mapping[str, float]
@@ -100,6 +123,7 @@ class Plan:
             "port": self.port,
             "scaling": asdict(self.scaling),
             "snapshot": {"memory": self.memory_snapshot, "gpu": self.gpu_snapshot},
+            "sleep": asdict(self.sleep) if self.sleep else None,
             "modal": dict(self.modal),
             "timeouts_s": dict(self.timeouts_s),
             "start_limits_s": {**self.start_limits_s, "modal": self.modal_start_limit_s},
