@@ -16,11 +16,24 @@ INTERRUPTED = 130
 """Ctrl-C or SIGTERM before a command was done, or a second one while it finishes: 128 plus the number of SIGINT."""
 
 _WRONG = "wrong input: an option, a file, the app; a port that is taken"
+_NOT_SERVED = "no `torpor serve` here serves it"
 _START = "the start failed, or the last replica was given up"
 
 EXIT_CODES: dict[str, dict[int, str]] = {
     "plan": {OK: "printed, with or without differences", WRONG_INPUT: _WRONG},
     "up": {OK: "it served and was ended, or the question was answered", FAILED: _START, WRONG_INPUT: _WRONG},
+    "serve": {
+        OK: "it served and was ended, or `--check` found no error",
+        FAILED: "an engine could not be ended",
+        WRONG_INPUT: f"{_WRONG}; a model that does not fit",
+    },
+    "wake": {OK: "the deployment starts, wakes or serves", FAILED: _NOT_SERVED, WRONG_INPUT: _WRONG},
+    "sleep": {
+        OK: "it falls once it is idle",
+        FAILED: f"{_NOT_SERVED}, or it has `min_containers`",
+        WRONG_INPUT: _WRONG,
+    },
+    "pin": {OK: "it is pinned, or no longer", FAILED: f"{_NOT_SERVED}, or others would not fit", WRONG_INPUT: _WRONG},
     "status": {
         OK: "printed; with NAME: one server of that name serves with all its replicas",
         FAILED: "with NAME: no server does",
