@@ -24,7 +24,6 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     "up": {OK: "it served and was ended, or the question was answered", FAILED: _START, WRONG_INPUT: _WRONG},
     "serve": {
         OK: "it served and was ended, or `--check` found no error",
-        FAILED: "an engine could not be ended",
         WRONG_INPUT: f"{_WRONG}; a model that does not fit",
     },
     "wake": {OK: "the deployment starts, wakes or serves", FAILED: _NOT_SERVED, WRONG_INPUT: _WRONG},
