@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,17 @@ TEXTS = re.compile(r"\.(?:py|md|yml|toml|template|css)$|Makefile$")
 OWN = {"tests/test_vocabulary.py", "docs/glossary.md"}
 
 
-def texts() -> list[Path]:
-    """Every text of the repository that people read. Old release notes keep their words."""
+@functools.cache
+def texts() -> dict[str, str]:
+    """By path, every text of the repository that people read. Old release notes keep their words."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
     ).stdout
-    return [
-        ROOT / name
+    return {
+        name: (ROOT / name).read_text(encoding="utf-8")
         for name in listed.splitlines()
         if TEXTS.search(name) and name not in OWN and (ROOT / name).is_file()
-    ]
+    }
 
 
 def has(old: Old, line: str) -> bool:
@@ -94,11 +92,10 @@ def has(old: Old, line: str) -> bool:
 def found(old: Old) -> list[str]:
     """Every place with the old word, as `path:line: text`."""
     places = []
-    for file in texts():
-        path = str(file.relative_to(ROOT))
-        if re.search(old.files, path):
+    for path, text in texts().items():
+        if re.search(old.files, path) or not re.search(old.pattern, text):
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(text.splitlines(), start=1):
             if has(old, line):
                 places.append(f"{path}:{number}: {line.strip()[:120]}")
     return places

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
 OWN, _, GVISOR = PAGE.partition("## Why gVisor")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 FOLDER = Path(str(torpor.snapshots.__file__)).parent
 
 
@@ -45,9 +46,10 @@ def test_the_package_names_each_of_its_modules() -> None:
 
 
 def test_every_option_on_the_page_is_one_of_a_command() -> None:
-    """The part on gVisor names runsc's."""
-    known = set(options(get_command(app)))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", OWN))
+    """The part on gVisor names runsc's. Flags of an engine on several GPUs are those that its plugin knows; one is pip's."""
+    settings = "".join(file.read_text("utf-8") for file in (ROOT / "plugins").glob("*/several_gpus.py"))
+    known = {*options(get_command(app)), *FLAG.findall(settings), "--no-deps"}
+    named = set(FLAG.findall(OWN))
     assert {"--verify", "--replicas", "--snapshot", "--backend", "--mode"} <= named
     assert named - known == set()
 

@@ -24,15 +24,16 @@ class PortsTakenError(Exception):
 
 
 def unused_port() -> int:
-    """Return a port on which nobody listens. A process never gets the same one twice, nor do workers of pytest-xdist.
+    """Return a port on which nobody listens. A process gets the same one again only after 800 others; workers
+    of pytest-xdist never get the same one.
 
     Raises:
         PortsTakenError: no port is free.
     """
     worker = os.environ.get(WORKER_VARIABLE) or os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     ports = set(range(_FIRST + int(worker) % _WORKERS, _END, _WORKERS))
-    if len(_given) > len(ports) // 2:
-        _given.clear()
+    if len(ports - _given) < _TRIES:
+        _given.clear()  # those of the first tests are long free again
     for port in random.SystemRandom().sample(sorted(ports - _given), _TRIES):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
