@@ -24,8 +24,9 @@ class PortsTakenError(Exception):
 
 
 def unused_port() -> int:
-    """Return a port on which nobody listens. A process gets the same one again only after 800 others; workers
-    of pytest-xdist never get the same one.
+    """Return a port on which nobody listens.
+
+    A process gets the same one again only after most others, and workers of pytest-xdist never get the same one.
 
     Raises:
         PortsTakenError: no port is free.
