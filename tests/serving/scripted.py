@@ -155,6 +155,7 @@ class Leases:
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     by_model: bool = True
+    public_paths: tuple[str, ...] = ()
     gate: asyncio.Event | None = None
     refusal: NoPlaceError | None = None
     start: Start = "restored"
@@ -176,7 +177,12 @@ class Leases:
         if deployment not in self.ways:
             return None
         return ServedModel(
-            name=model, deployment=deployment, created=17, state="serving", key_sha256=self.keys.get(deployment, ())
+            name=model,
+            deployment=deployment,
+            created=17,
+            state="serving",
+            key_sha256=self.keys.get(deployment, ()),
+            public_paths=self.public_paths,
         )
 
     def default(self) -> ServedModel | None:

@@ -364,6 +364,29 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_queue(gateway: HttpGatew
     connection.close()
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /favicon.ico?model=a HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/chat/completions/?model=a HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"OPTIONS /v1/chat/completions?model=b HTTP/1.1\r\nHost: x\r\nOrigin: http://y\r\n\r\n",
+    ],
+    ids=["another path", "a slash behind", "a preflight without a key"],
+)
+def test_only_a_public_request_starts_an_engine(gateway: HttpGateway, leases: Leases, request_: bytes) -> None:
+    """What the engine would refuse must not cost a start. An engine that serves answers it itself."""
+    leases.public_paths, leases.keys = ("/v1/chat/completions",), {"b": ("0" * 64,)}
+    assert ask(gateway, request_)[0] == 200
+    leases.gate = asyncio.Event()
+    status, headers, body = ask(gateway, request_)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert b"does not start it" in body
+    assert leases.waiting == leases.cancelled == 0
+    with connect(gateway) as connection:
+        connection.sendall(post("a"))
+        assert wait_for(lambda: leases.waiting == 1)
+
+
 def test_comments_come_while_a_client_waits_if_it_asks(
     gateway: HttpGateway, leases: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,8 +241,9 @@ class Client(Connection):
         if lease is not None and (upstream := self.shared.pool.take(lease.way)):
             self._join(exchange, upstream)
             return
-        if lease is None and exchange.head.method == b"OPTIONS" and model.key_sha256:
-            self._refuse(exchange, place_answer(NoPlaceError("The model is not serving now.", retry_after_s=1)))
+        if lease is None and not self.shared.router.starts(model, exchange.head):
+            why = "The model is not serving now, and this request does not start it."
+            self._refuse(exchange, place_answer(NoPlaceError(why, retry_after_s=1)))
             return
         if lease is None and wants_comments(exchange.head):
             self._set_timer(_COMMENTS_AFTER_S, lambda: self._comment(exchange))

@@ -118,6 +118,12 @@ class Router:
             return no_model(known) if known or not models else error_answer(*_NO_KEY)
         return self._checked(default, head)
 
+    def starts(self, model: ServedModel, head: RequestHead) -> bool:
+        """Whether a request starts an engine that does not serve: one for a public path, and no preflight without a key."""
+        if head.method == b"OPTIONS" and model.key_sha256:
+            return False
+        return not model.public_paths or _path(head.target)[0] in model.public_paths
+
     def _by_head(self, query: str, head: RequestHead) -> ServedModel | Answer | None:
         """What a header or the query names; also for a request without a body."""
         if (named := head.fields.get(b"x-torpor-model")) is not None:

@@ -47,6 +47,8 @@ class ServedModel:
         key_sha256: SHA-256 digests of the bearer keys, hex; empty if everybody may ask. The gateway checks them before it takes a
             lease: a request without a key must not start an engine. The engine's guard checks them again.
         listed: whether `GET /v1/models` shows it.
+        public_paths: the engine's. A request for another path (`/favicon.ico`) reaches an engine that serves, and starts none.
+            Empty if every path starts one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ServedModel:
     state: str = ""
     key_sha256: tuple[str, ...] = ()
     listed: bool = True
+    public_paths: tuple[str, ...] = ()
 
 
 class Way(Protocol):

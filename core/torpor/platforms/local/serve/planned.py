@@ -351,6 +351,10 @@ def _models(deployment: Deployment, table: DeploymentTable) -> tuple[ServedModel
     keys: object = getattr(deployment.engine, "api_key_sha256", ())
     digests = tuple(keys) if isinstance(keys, tuple) else ()
     names = [deployment.model.served_name, *table.aliases]
-    return tuple(
-        ServedModel(name=name, deployment=deployment.name, key_sha256=digests) for name in dict.fromkeys(names)
+    model = ServedModel(
+        name=names[0],
+        deployment=deployment.name,
+        key_sha256=digests,
+        public_paths=deployment.engine.public_paths,
     )
+    return tuple(replace(model, name=name) for name in dict.fromkeys(names))
