@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import select
@@ -311,6 +312,16 @@ def test_many_threads_may_use_a_sandbox_at_once(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_words_of_an_enumeration_are_words(sandbox: Sandbox) -> None:
+    """An app file may take an argument or a value from a `StrEnum`, which is a str."""
+
+    class Word(enum.StrEnum):
+        NAME, VALUE = "NAME", "seen"
+
+    assert sandbox.run(["/bin/echo", Word.VALUE], timeout_s=10.0).output == "seen\n"
+    assert "NAME=seen\n" in sandbox.run(["/usr/bin/env"], env={Word.NAME: Word.VALUE}, timeout_s=10.0).output
 
 
 def test_a_large_environment_passes(sandbox: Sandbox) -> None:

@@ -144,8 +144,8 @@ class Sandbox:
             argv = self._filtered(argv, path=env.get("PATH", os.defpath))
         request: Message = {
             "op": "spawn",
-            "argv": list(argv),
-            "env": {**env, "TMPDIR": str(self.scratch / "tmp")},
+            "argv": [*map(str, argv)],  # a `StrEnum` is a str that marshal refuses
+            "env": {**_plain(env), "TMPDIR": str(self.scratch / "tmp")},
             "cwd": str(cwd or self.scratch),
             "files": dict(files or {}),
         }
@@ -180,8 +180,8 @@ class Sandbox:
         try:
             request: Message = {
                 "op": "run",
-                "argv": list(argv),
-                "env": dict(env or {"PATH": _DEFAULT_PATH}),
+                "argv": [*map(str, argv)],
+                "env": _plain(env or {"PATH": _DEFAULT_PATH}),
                 "cwd": str(cwd or "/"),
             }
             answer, _ = self._ask(request, descriptors=(output,), timeout_s=timeout_s)
@@ -379,6 +379,10 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _plain(env: Mapping[str, str]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in env.items()}
 
 
 def _used_blocks(folder: int) -> int:
