@@ -82,6 +82,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _forgotten_apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """After a test, Python forgets what it imported from a temporary folder: another test has an app of the same name."""
+    known, paths, base = set(sys.modules), list(sys.path), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(base):
+            del sys.modules[name]
+    sys.path[:] = paths
+
+
+@pytest.fixture(autouse=True)
 def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove what the shell or pytest-xdist says about a terminal: it changes how text is wrapped and coloured."""
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
