@@ -244,7 +244,9 @@ def test_exactly_the_modules_that_the_container_imports_are_mounted(
         for name, content in server.files.items()
     }
     parts = {".".join(module.split(".")[:2]) for module in modules}
-    assert not parts & {f"torpor.{part}" for part in ("cli", "report", "scaffold", "snapshots", "testing", "doctor")}
+    assert not parts & {
+        f"torpor.{part}" for part in ("cli", "report", "scaffold", "serving", "snapshots", "testing", "doctor")
+    }
     assert {"torpor.platforms.modal", "torpor.launcher.start", "torpor.guard.asgi", f"{flagship.package}.serve"} <= set(
         modules
     )

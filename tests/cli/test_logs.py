@@ -13,6 +13,7 @@ from torpor.cli.logs import run_logs
 from torpor.engine.logs import LogFile, new_log
 from torpor.errors import ConfigurationError, TorporError
 from torpor.snapshots.store.paths import CACHE_VARIABLE, logs_folder
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,8 @@ def test_an_app_file_names_its_deployment(tmp_path: Path) -> None:
     app = tmp_path / "app.py"
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import Fault, StandIn\n"
-        "deployment = Deployment(name='small', model=Model(path='/m'), plugins=(StandIn(fault=Fault.EXIT_AT_START),))\n"
+        f"deployment = Deployment(name='small', model=Model(path='/m'), port={unused_port()}, "
+        "plugins=(StandIn(fault=Fault.EXIT_AT_START),))\n"
     )
     failed = torpor("up", str(app), "--backend", "none", env={CACHE_VARIABLE: str(tmp_path)})
     (log,) = logs_folder("small").iterdir()

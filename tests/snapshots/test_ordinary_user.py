@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 UID = 1500
-MARKED = "criu and not sglang"
+MARKED = "criu and not sglang and not alone"
 REPOSITORY = ROOT
 PARTS = (
     ("tests/snapshots", "--ignore=tests/snapshots/sandbox", "--ignore=tests/snapshots/criu"),

@@ -26,6 +26,7 @@ _NOT_IN_CONTAINER = (
     "platforms.modal.prewarm",
     "report",
     "scaffold",
+    "serving",
     "snapshots",
     "testing",
 )

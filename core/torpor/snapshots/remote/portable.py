@@ -23,6 +23,7 @@ from torpor.snapshots.store.manifest import OUTSIDE
 from torpor.snapshots.store.outside import entries, hashed_bytes
 from torpor.snapshots.store.paths import KEPT, cache_root
 from torpor.snapshots.store.reading import read_part
+from torpor.snapshots.store.stored import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,10 +69,11 @@ def portable(folder: Path) -> Portable:
     """What a push of this snapshot sends beside its folder. Reads each large file that the engine had open once.
 
     Raises:
+        SnapshotError: the folder holds no snapshot, or a damaged one.
         SnapshotMisfitError: a file outside of the snapshot has changed since the capture, so nobody could know what it was.
-        DamagedSnapshotError: the list of outside files is damaged.
     """
     folder = real_folder(folder)
+    inspect(folder)
     if reasons := changed_files(folder, full=True):
         raise misfit(folder, reasons)
     here = read_here(folder)
