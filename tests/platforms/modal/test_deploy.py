@@ -81,6 +81,9 @@ if __name__ == "__main__":
 """
 
 
+ONE_GPU = APP.replace('gpu="L4:2"', 'gpu="L4"')
+
+
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ModalPlane]:
     """An empty control plane."""
@@ -276,9 +279,9 @@ def test_deploying_again_builds_only_the_layers_that_changed(plane: ModalPlane, 
     built = list(plane.store.built)
     assert deploy(plane, folder).layers == before
     assert plane.store.built == built
-    write_app(folder, source=APP.replace('gpu="L4:2"', 'gpu="L4"'))
+    write_app(folder, source=ONE_GPU)
     after = deploy(plane, folder).layers
-    assert [old == new for old, new in zip(before, after, strict=True)] == [True] * 9 + [False]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True] * 10 + [False]
     assert len(plane.store.built) == len(built) + 1
 
 
@@ -412,6 +415,7 @@ def test_modal_run_of_the_download_gets_to_its_container(plane: ModalPlane, fold
 
 def test_asking_a_server_that_is_not_deployed_says_so(plane: ModalPlane, folder: Path) -> None:
     """It prints one line with the next step and exits with 1."""
+    write_app(folder, source=ONE_GPU)
     finished = plane.python("toy_app.py", cwd=folder)
     assert finished.code == 1
     assert finished.output.startswith("error: 'toy' is not deployed (")
@@ -434,6 +438,7 @@ def test_asking_the_deployed_server_finds_its_url(plane: ModalPlane, folder: Pat
 
 def test_asking_without_credentials_is_one_line(plane: ModalPlane, folder: Path) -> None:
     """It says what is missing and which command fixes it."""
+    write_app(folder, source=ONE_GPU)
     finished = plane.python("toy_app.py", cwd=folder, env={"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": ""})
     assert finished.code == 2
     assert finished.output.startswith("error: Modal refuses to answer: ")
@@ -442,8 +447,14 @@ def test_asking_without_credentials_is_one_line(plane: ModalPlane, folder: Path)
 
 
 def test_the_app_imports_without_credentials_or_a_network(plane: ModalPlane, folder: Path) -> None:
-    """`torpor plan` and editors import app files too."""
+    """`torpor plan` and editors import app files too. What Modal may refuse is told once, however often the file asks."""
     env = {"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": "", "MODAL_SERVER_URL": "http://127.0.0.1:9"}
+    finished = plane.python("-c", "import toy_app; print(toy_app.deployment.name)", cwd=folder, env=env)
+    assert finished.code == 0
+    warning, last = finished.output.splitlines()
+    assert "several_gpus_on_modal" in warning
+    assert last == "toy"
+    write_app(folder, source=ONE_GPU)
     finished = plane.python("-c", "import toy_app; print(toy_app.deployment.name)", cwd=folder, env=env)
     assert (finished.code, finished.output) == (0, "toy\n")
     assert plane.store.requests == []

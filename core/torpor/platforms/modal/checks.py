@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
@@ -33,7 +34,13 @@ def check_for_modal(deployment: Deployment) -> None:
         raise ConfigurationError(refusal)
     tell_warnings(deployment)
     if limit := several_gpus_refusal(deployment):  # Modal's word, which may change: it decides itself
-        log("warning", "several_gpus_on_modal", deployment=deployment.name, reason=limit)
+        _warn_once(deployment.name, limit)
+
+
+@functools.cache
+def _warn_once(name: str, limit: str) -> None:
+    """An app file asks several times: for its class, its concurrency and its volumes."""
+    log("warning", "several_gpus_on_modal", deployment=name, reason=limit)
 
 
 def gpu_refusal(deployment: Deployment) -> str:
