@@ -55,10 +55,9 @@ from benchmarks.gpu.chart import write_chart
 from benchmarks.gpu.common import (
     COLD_LIMIT_S,
     ask,
-    created,
+    captured,
     gpu_query,
     interesting,
-    largest,
     machine,
     restored,
     sampled,
@@ -73,7 +72,6 @@ from torpor.platforms.local.server import LocalServer
 from torpor.platforms.local.snapshots import restore_snapshot
 from torpor.snapshots.criu.program import boot_id
 from torpor.snapshots.store.paths import cache_root
-from torpor.snapshots.store.stored import inspect
 from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:
@@ -180,18 +178,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
 
 def snapshot(folder: Path, restores: int, port: int) -> dict[str, object]:
     """Capture once, then restore: from the start of the command to the first token."""
-    shutil.rmtree(folder, ignore_errors=True)
-    created_s = created(APP, folder)
-    manifest = inspect(folder)
-    stages = {stage.stage: stage.seconds for stage in manifest.stages}
     return {
-        "cold_ready_s": stages["launch"] + stages["ready"],
-        "created_s": created_s,
-        "stages_s": stages,
-        "image_bytes": manifest.image_bytes,
-        "largest": largest(folder),
+        **captured(APP, folder),
         **restored(folder, restores, port),
-        "canary": manifest.canary_text,
         "log": interesting((folder / "logs" / "engine.log").read_text().splitlines()),
         **once_more(folder, port),
     }

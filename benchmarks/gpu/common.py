@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import threading
@@ -15,6 +16,7 @@ import httpx
 from benchmarks.local import shares
 
 from torpor.cli.timing import command, first_token, running
+from torpor.snapshots.store.stored import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +54,27 @@ def created(app: Path, folder: Path) -> float:
     if made.returncode != 0:
         raise RuntimeError(f"the capture failed: {made.stderr[-6000:]}")
     return time.monotonic() - begun
+
+
+def captured(app: Path, folder: Path) -> dict[str, object]:
+    """Capture a new snapshot in place of an old one, and what is known of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    created_s = created(app, folder)
+    manifest = inspect(folder)
+    return {
+        "cold_ready_s": ready_s(folder),
+        "created_s": created_s,
+        "stages_s": {stage.stage: stage.seconds for stage in manifest.stages},
+        "image_bytes": manifest.image_bytes,
+        "largest": largest(folder),
+        "canary": manifest.canary_text,
+    }
+
+
+def ready_s(folder: Path) -> float:
+    """Seconds of the cold start before the capture."""
+    stages = {stage.stage: stage.seconds for stage in inspect(folder).stages}
+    return stages["launch"] + stages["ready"]
 
 
 def restored(

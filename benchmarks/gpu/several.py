@@ -6,7 +6,6 @@ Every function returns the figures of one row. `gpu_mib` is the memory in use on
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from typing import TYPE_CHECKING, cast
@@ -15,11 +14,11 @@ from benchmarks.gpu.common import (
     MODEL,
     RESTORE_LIMIT_S,
     ask,
-    created,
+    captured,
     decoded,
     details,
     gpu_query,
-    largest,
+    ready_s,
     restored,
     used_mib,
 )
@@ -60,21 +59,13 @@ def cold_decoded(app: Path) -> dict[str, object]:
 
 def shared(app: Path, folder: Path, restores: int, port: int) -> dict[str, object]:
     """Capture ranks that share a model, and restore them; each replica decodes one stream."""
-    shutil.rmtree(folder, ignore_errors=True)
     before = used_mib()
-    created_s = created(app, folder)
-    manifest = inspect(folder)
-    stages = {stage.stage: stage.seconds for stage in manifest.stages}
+    capture = captured(app, folder)
     found = restored(folder, restores, port, look=lambda: {**decoded(port), "gpu_mib": used_mib()})
     seen = cast("list[dict[str, object]]", found["seen"])
     return {
-        "cold_ready_s": stages["launch"] + stages["ready"],
-        "created_s": created_s,
-        "stages_s": stages,
-        "image_bytes": manifest.image_bytes,
-        "largest": largest(folder),
+        **capture,
         **found,
-        "canary": manifest.canary_text,
         "tokens_per_s": rate(seen),
         "same_text": same_text(seen),
         "gpu_mib_before": before,
@@ -155,8 +146,7 @@ def spread(app: Path, folder: Path, restores: int, port: int, *, ranks: int) -> 
 
     A machine of one GPU gets two replicas on it.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    created_s = created(app, folder)
+    capture = captured(app, folder)
     there = len(gpu_query("name"))
     count = max(2, there // ranks)
     at_once = [replicas_at_once(folder, count, port) for _ in range(restores)]
@@ -168,9 +158,7 @@ def spread(app: Path, folder: Path, restores: int, port: int, *, ranks: int) -> 
             moved[gpus] = restored(folder, restores, port, words=("--gpus", gpus), look=look)
     every = [time_s for one in at_once for time_s in cast("list[float]", one["serving_s"])]
     return {
-        "cold_ready_s": ready_s(folder),
-        "created_s": created_s,
-        "image_bytes": inspect(folder).image_bytes,
+        **capture,
         "replicas": count,
         "restored_s": every,
         "parts_s": cast("dict[str, float]", at_once[0]["parts_s"]),
@@ -205,12 +193,6 @@ def replicas_at_once(folder: Path, count: int, port: int) -> dict[str, object]:
 def stages_of(replica: dict[str, object]) -> list[dict[str, object]]:
     """A replica's stages in the command's JSON."""
     return cast("list[dict[str, object]]", replica["stages"])
-
-
-def ready_s(folder: Path) -> float:
-    """Seconds of the cold start before the capture."""
-    stages = {stage.stage: stage.seconds for stage in inspect(folder).stages}
-    return stages["launch"] + stages["ready"]
 
 
 def check_there(folder: Path) -> None:
