@@ -20,6 +20,7 @@ machine's boot; compare seconds only within one of them.
                 (`DeepGEMM(precompile=False)`). The engine's whole log of each goes beside FILE.
     vllm-2      vLLM in place of SGLang: its weights dropped by the sleep and read from safetensors again after the restore
     vllm-1      the same, the weights kept in the snapshot
+    switch      two deployments that do not fit on the card together, at one address (`torpor serve`): requests to them in turn
 
 Rows for several GPUs; one that needs more GPUs than the machine has is skipped with a sentence:
 
@@ -64,6 +65,7 @@ from benchmarks.gpu.common import (
     used_mib,
 )
 from benchmarks.gpu.rows import GROUPS, ROWS
+from benchmarks.gpu.switch import switched
 
 from torpor.app_file import load_app
 from torpor.engine.process import LOG_VARIABLE
@@ -104,6 +106,7 @@ def main() -> None:
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
         figures |= {
             "options": ROWS[name].options,
+            "engine_args": options.engine_args,
             "env": ROWS[name].env,
             "machine_boot": boot_id()[:8],
             "at": time.time(),
@@ -131,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--stand-in", action="store_true", help="a trial of the rows' code: the stand-in, without a GPU"
     )
+    parser.add_argument("--engine-args", default="", help='further flags of the engine, as one text: "--flag value"')
     options = parser.parse_args()
     options.rows = [row for name in options.rows for row in GROUPS.get(name, (name,))]
     if unknown := set(options.rows) - set(ROWS):
@@ -157,6 +161,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "ranks": row.ranks,
         "gpu_snapshot": False if row.own else None,
         "options": row.options,
+        "flags": options.engine_args.split(),
     }
     os.environ["TORPOR_GPU_BENCH"] = json.dumps(varied)
     folder, restores, port = options.snapshots / "snapshot", options.restores, options.port
@@ -171,6 +176,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "many": lambda: several.many(kept, port, options.many),
         "swapped": lambda: several.swapped(kept, restores, port),
         "standby-many": lambda: several.standby_many(APP, options.cycles),
+        "switch": lambda: switched(varied, restores, port, options.snapshots),
         "spread": lambda: several.spread(APP, kept, restores, port, ranks=row.ranks),
     }
     return doings[row.kind]()

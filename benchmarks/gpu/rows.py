@@ -22,7 +22,7 @@ class Row:
     """One configuration and what is done with it.
 
     Attributes:
-        kind: what is done: `criu`, `standby`, `cold`, `huge-pages`, or a function of `benchmarks.gpu.several`.
+        kind: what is done: `criu`, `standby`, `cold`, `huge-pages`, `switch`, or a function of `benchmarks.gpu.several`.
         options: of the engine's plugin, over those of `app.py`.
         without: folders of compiled kernels that are put aside.
         env: further environment variables.
@@ -76,6 +76,7 @@ ROWS = {
     "vllm-tp2": Row("shared", {"sleep_level": 2}, engine="vllm", ranks=2, gpus=2),
     **_ranks(2),
     "spread": Row("spread", _HALF_A_GPU),
+    "switch": Row("switch", _PROFILE),
     **_ranks(4),
     "tp4-swapped": Row("swapped", _OUTSIDE, ranks=4, gpus=4, of="tp4"),
     "tp2-pairs": Row("spread", _HALF_A_GPU, ranks=2, gpus=4),

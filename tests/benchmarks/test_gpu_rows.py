@@ -118,3 +118,17 @@ def test_the_rows_for_several_gpus_give_their_figures(tmp_path: Path) -> None:
     assert cast("dict[str, float]", shared["parts_s"])["criu"] > 0
     assert "tp2: restored, one stream decodes" in printed
     assert (tmp_path / "gpu.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+@pytest.mark.criu
+def test_the_row_with_two_models_at_one_address_gives_its_figures(tmp_path: Path) -> None:
+    """Both are captured; then host memory has room for one, and each request restores its model."""
+    rows, printed = bench(tmp_path, 1, "--rows", "switch", "--restores", "2")
+    row = rows["switch"]
+    assert "error" not in row, row["error"]
+    restored = cast("list[dict[str, object]]", row["restored"])
+    assert [one["start"] for one in restored] == ["restored"] * 4
+    assert [one["model"] for one in restored] == ["switch-a", "switch-b"] * 2
+    assert all(0 < cast("float", one["first_token_s"]) < 60 for one in restored)
+    assert "switch, restored" in printed
