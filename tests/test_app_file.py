@@ -7,16 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from torpor import app_file as apps
 from torpor.app_file import load_app
+from torpor.app_modules import folder_of
 from torpor.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOOD = (
     "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
@@ -135,3 +134,72 @@ def test_an_unreadable_path_is_reported_with_its_reason(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError) as refused:
             load_app(f"{tmp_path}/{name}")
         assert said in str(refused.value)
+
+
+APP_BESIDE = (
+    "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\nfrom common import NAME\n"
+    "def late():\n    from lazy import NAME\n    return NAME\n"
+    "deployment = Deployment(name=NAME, model=Model(path='/', served_name='m'), plugins=(StandIn(),))\n"
+)
+
+
+def write_beside(folder: Path, app: str, name: str) -> str:
+    """An app file and the modules that it imports, in a folder of their own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "common.py").write_text(f"NAME = {name!r}\nfrom inner.part import PART\n")
+    (folder / "lazy.py").write_text("from common import NAME\n")
+    (folder / "inner").mkdir(exist_ok=True)
+    (folder / "inner" / "part.py").write_text(f"PART = {name!r}\n")
+    file = folder / app
+    file.write_text(APP_BESIDE)
+    return str(file)
+
+
+@pytest.mark.parametrize("second", ["app.py", "other.py"])
+def test_each_folder_has_its_own_modules(tmp_path: Path, second: str) -> None:
+    """Two apps import a `common.py` beside them: each gets its own, at once and in a function that runs later."""
+    first = load_app(write_beside(tmp_path / "a", "app.py", "one"))
+    other = load_app(write_beside(tmp_path / "b", second, "two"))
+    again = load_app(str(first.file))
+    assert [app.deployment.name for app in (first, other, again)] == ["one", "two", "one"]
+    assert vars(sys.modules["inner.part"])["PART"] == "one"
+    calls = [vars(folder_of(app.file).import_file(app.file))["late"] for app in (first, other)]
+    assert [call() for call in (*calls, *calls)] == ["one", "two", "one", "two"]
+
+
+def test_threads_that_import_in_two_folders_do_not_mix(tmp_path: Path) -> None:
+    """100 late imports in each of two folders at the same time: each thread gets its folder's."""
+    files = [write_beside(tmp_path / name, "app.py", name) for name in ("a", "b")]
+    calls = [vars(folder_of(load_app(file).file).import_file(Path(file)))["late"] for file in files]
+    for file in files:
+        folder_of(Path(file)).forget()
+
+    def often(number: int) -> set[object]:
+        return {calls[number]() for _ in range(100)}
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(often, [0, 1, 0, 1]))
+    assert found == [{"a"}, {"b"}, {"a"}, {"b"}]
+
+
+def test_an_app_file_with_the_name_of_a_library_does_not_replace_it_for_others(tmp_path: Path) -> None:
+    """While another folder is active the library is there again."""
+    import colorsys as library
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "colorsys.py").write_text(GOOD)
+    load_app(str(tmp_path / "a" / "colorsys.py"))
+    assert sys.modules["colorsys"] is not library
+    load_app(write_beside(tmp_path / "b", "app.py", "two"))
+    assert sys.modules["colorsys"] is library
+
+
+def test_an_app_that_imports_another_app_in_another_folder_goes_on_in_its_own(tmp_path: Path) -> None:
+    """One thread leads from folder to folder and back."""
+    other = write_beside(tmp_path / "b", "app.py", "two")
+    file = write_beside(tmp_path / "a", "first.py", "one")
+    text = (
+        f"from torpor.app_file import load_app\nother = load_app({other!r})\nimport lazy\nassert lazy.NAME == 'one'\n"
+    )
+    Path(file).write_text(text + APP_BESIDE)
+    assert load_app(file).deployment.name == "one"

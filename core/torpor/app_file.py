@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.machinery
-import importlib.util
 import inspect
 import os
 import re
@@ -19,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor._override import override
+from torpor.app_modules import folder_of
 from torpor.deployment import Deployment
 from torpor.errors import ConfigurationError, TorporError
 from torpor.lifecycle import Lifecycle
@@ -27,7 +25,7 @@ from torpor.plugin_checks import asked_by_the_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import CodeType, ModuleType
+    from types import ModuleType
 
 __all__ = ["App", "load_app"]
 
@@ -58,19 +56,6 @@ class App:
             return self
         deployment = replace(self.deployment, host=host, port=port)
         return replace(self, deployment=deployment, lifecycle=self.lifecycle.bound(deployment))
-
-
-class _FromSource(importlib.machinery.SourceFileLoader):
-    """Compiles the app file at each import.
-
-    Python reuses cached byte code while a file's size and modification time (in whole seconds) match. An edit within the same
-    second can keep both.
-    """
-
-    @override
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
 
 
 def load_app(path: str) -> App:
@@ -123,17 +108,10 @@ def _unusable(file: Path, path: str) -> str | None:
 
 
 def _import(file: Path) -> ModuleType:
-    # As Python does for a script, and `modal run`: an app may import files beside it.
-    sys.path.insert(0, str(file.parent.absolute()))
-    spec = importlib.util.spec_from_file_location(file.stem, file, loader=_FromSource(file.stem, str(file.absolute())))
-    if spec is None or spec.loader is None:
-        raise ConfigurationError(f"{file} cannot be imported as a Python module.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
     process = os.getpid()
     try:
         with _prints_to_stderr(), _slow_import_told(file), asked_by_the_command():
-            spec.loader.exec_module(module)
+            module = folder_of(file).import_file(file)
     except TorporError as error:
         error.add_note(f"in {_where(file, error)}")
         raise

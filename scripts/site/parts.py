@@ -92,6 +92,7 @@ LAYERS = (
                 (
                     "torpor",
                     "torpor.app_file",
+                    "torpor.app_modules",
                     "torpor.client",
                     "torpor.deployment",
                     "torpor.discovery",

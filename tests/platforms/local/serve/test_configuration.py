@@ -183,6 +183,31 @@ def test_what_cannot_fit_beside_what_is_pinned_is_refused() -> None:
         check_pinned(Budget(None, ()), [(terms, None)])
 
 
+def beside(folder: Path, name: str) -> str:
+    """An app in a folder of its own, whose name stands in a module beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "shared_name.py").write_text(f"NAME = {name!r}\n")
+    file = folder / "app.py"
+    text = APP.format(name="n", folder=str(folder), model=f"model-{name}").replace("name='n'", "name=NAME")
+    file.write_text(f"from shared_name import NAME\n{text}")
+    return str(file)
+
+
+def test_two_folders_have_modules_of_the_same_name(tmp_path: Path) -> None:
+    """Each app gets its own; a change of one of them changes its app, and the other one stays."""
+    files = [beside(tmp_path / "a", "one"), beside(tmp_path / "b", "two")]
+    apps = AppFiles()
+    before = plan_of(files, Configuration(), apps)
+    assert [one.name for one in before.deployments] == ["one", "two"]
+    assert apps.files() == sorted(
+        tmp_path / place for place in ("a/app.py", "a/shared_name.py", "b/app.py", "b/shared_name.py")
+    )
+    (tmp_path / "a" / "shared_name.py").write_text("NAME = 'changed'\n")
+    after = plan_of(files, Configuration(), apps)
+    assert [one.name for one in after.deployments] == ["changed", "two"]
+    assert after.deployments[1].app is before.deployments[1].app
+
+
 def test_an_app_file_is_imported_again_only_once_it_has_changed(tmp_path: Path) -> None:
     """So a reload leaves the replicas of an untouched deployment alone."""
     first, second = app(tmp_path, "a"), app(tmp_path, "b")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from torpor.app_file import App, load_app
+from torpor.app_modules import folder_of
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.requirements import check_gpu
@@ -36,6 +37,7 @@ __all__ = ["AppFiles", "Plan", "Planned", "check_pinned", "file_stamp", "plan_of
 _MIB = 1 << 20
 _MEMORY_SHARE = 0.9
 Value = TypeVar("Value")
+Stamps: TypeAlias = "dict[Path, tuple[int, int, int]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +95,10 @@ class Plan:
 
 
 class AppFiles:
-    """Imports app files, each again only once it has changed: an untouched deployment stays the same value."""
+    """Imports app files, each again only once it or a module beside it has changed. So an untouched deployment stays the same."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[int, int, int], App]] = {}
+        self._known: dict[str, tuple[Stamps, App]] = {}
 
     def load(self, file: str) -> App:
         """The app in a file.
@@ -104,11 +106,24 @@ class AppFiles:
         Raises:
             ConfigurationError: it cannot be imported.
         """
-        stamp = file_stamp(Path(file))
-        known = self._known.get(file)
-        if known is None or known[0] != stamp:
-            known = self._known[file] = stamp, load_app(file)
-        return known[1]
+        known, folder = self._known.get(file), folder_of(Path(file))
+        if known is not None and _as_stamped(known[0]):
+            return known[1]
+        if known is not None and not _as_stamped({one: known[0][one] for one in known[0] if one != Path(file)}):
+            folder.forget()
+        stamp = file_stamp(Path(file))  # of what is read: an edit meanwhile is seen next time
+        app = load_app(file)
+        self._known[file] = {Path(file): stamp, **{one: file_stamp(one) for one in folder.files()}}, app
+        return app
+
+    def files(self) -> list[Path]:
+        """Every file that was read, each once."""
+        return sorted({one for stamps, _ in self._known.values() for one in stamps})
+
+
+def _as_stamped(stamps: Stamps) -> bool:
+    """Whether no file has changed since."""
+    return all(file_stamp(file) == stamp for file, stamp in stamps.items())
 
 
 def file_stamp(file: Path) -> tuple[int, int, int]:

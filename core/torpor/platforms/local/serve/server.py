@@ -200,7 +200,8 @@ class ServeHere:
 
     def _seen(self) -> tuple[object, ...]:
         files = [*map(str, self._files), *map(str, self._configuration.apps)]
-        return tuple(map(file_stamp, [*([self._config] if self._config else []), *map(Path, files)]))
+        read = {*map(Path, files), *self._apps.files()}
+        return tuple(map(file_stamp, [*([self._config] if self._config else []), *sorted(read)]))
 
     def __enter__(self) -> Self:
         self.start()
