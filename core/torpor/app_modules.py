@@ -91,7 +91,7 @@ class AppFolder:
         return sorted(Path(file) for file in found if file)
 
     def forget(self) -> None:
-        """Import every module anew when it is needed next."""
+        """Import every module again when it is needed next."""
         with self._in_use():
             for name in [name for name in sys.modules if self._is_mine(name)]:
                 del sys.modules[name]
