@@ -137,6 +137,7 @@ LAYERS = (
         (
             _package("platforms/local", "this machine: replicas, gateway, backends"),
             _package("platforms/modal", "Modal: image, server, log"),
+            _package("platforms/ray", "Ray Serve: options, manifest, replicas"),
         ),
     ),
     Layer(
@@ -156,7 +157,12 @@ LAYERS = (
 PARTS = tuple(part for layer in LAYERS for part in layer.parts)
 """Every part of core, lowest first: a part imports only parts that stand before it."""
 
-APART = ({"platforms/local", "platforms/modal"}, {"doctor", "testing"}, {"engine_plugins", "build_steps"})
+APART = (
+    {"platforms/local", "platforms/modal"},
+    {"platforms/modal", "platforms/ray"},
+    {"doctor", "testing"},
+    {"engine_plugins", "build_steps"},
+)
 """Parts that never import each other, in neither direction."""
 
 _PLUGINS = Part(

@@ -1,0 +1,156 @@
+"""A deployment's numbers as Ray Serve takes them: options of a Serve deployment, and the variables of every Ray process.
+
+Ray is not imported: `deployment_options` gives plain values, for `serve.deployment(**options)` and for a configuration file alike.
+Names and meanings are those of ray.serve 2.60 (ray/serve/schema.py, ray/serve/config.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+from torpor.platforms.ray.checks import check_for_ray
+from torpor.platforms.ray.gpu_kinds import accelerator_type
+
+if TYPE_CHECKING:
+    from torpor.deployment import Deployment
+
+__all__ = [
+    "MIN_DRAINING_S",
+    "MOST_REPLICAS",
+    "QUEUE",
+    "REGION_LABEL",
+    "ActorOptions",
+    "AutoscalingOptions",
+    "BackpressureOptions",
+    "DeploymentOptions",
+    "cluster_environment",
+    "deployment_options",
+]
+
+MOST_REPLICAS = 100
+"""Replicas at most where `Scaling.max_containers` is None: what Serve itself takes for `num_replicas="auto"`."""
+QUEUE = 1000
+"""Requests that wait for one replica, or for the first one, at most; as in `torpor serve`. Further ones get 503."""
+MIN_DRAINING_S = 5
+"""Seconds that a replica which ends stays reachable, so that every HAProxy forgets it first. Serve's default, 30 s, would keep the
+GPU as long; HAProxy sends a refused connection elsewhere."""
+REGION_LABEL = "ray.io/region"
+"""Ray's own label (ray._raylet.RAY_NODE_REGION_KEY). A node gets it from `ray start --labels` or the variable RAY_NODE_REGION."""
+
+_ADD_AFTER_S = 1.0
+_LOOK_BACK_S = 2.0
+_REPORT_S = 0.5
+"""Seconds between reports of ongoing requests, 10 by default; a replica is added only after one."""
+_WAIT_LOOP_S = 0.5
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
+_RETRY_AFTER_S = 1.0
+_MARGIN_S = 5.0
+
+
+class AutoscalingOptions(TypedDict):
+    """Fields of ray.serve.config.AutoscalingConfig. Times are in seconds."""
+
+    min_replicas: int
+    max_replicas: int
+    target_ongoing_requests: int
+    upscale_delay_s: float
+    downscale_delay_s: float
+    downscale_to_zero_delay_s: float
+    metrics_interval_s: float
+    look_back_period_s: float
+
+
+class ActorOptions(TypedDict):
+    """Fields of `ray_actor_options`: what a replica's node needs to have free."""
+
+    num_cpus: float
+    num_gpus: int
+    accelerator_type: NotRequired[str]
+    label_selector: NotRequired[dict[str, str]]
+
+
+class BackpressureOptions(TypedDict):
+    """Fields of ray.serve.config.BackpressureConfig: the answer to a request beyond the queue."""
+
+    status_code: int
+    retry_after_s: float
+
+
+class DeploymentOptions(TypedDict):
+    """Keyword arguments of `serve.deployment`, and the fields of ray.serve.schema.DeploymentSchema. Times are in seconds."""
+
+    name: str
+    autoscaling_config: AutoscalingOptions
+    max_ongoing_requests: int
+    max_queued_requests: int
+    backpressure_config: BackpressureOptions
+    graceful_shutdown_timeout_s: float
+    graceful_shutdown_wait_loop_s: float
+    health_check_period_s: float
+    health_check_timeout_s: float
+    ray_actor_options: ActorOptions
+
+
+def deployment_options(deployment: Deployment) -> DeploymentOptions:
+    """Options of the Serve deployment whose replicas each own one engine.
+
+    `max_ongoing_requests` is the limit of the replica's guard. The guard counts a request a little longer than Serve does, and a
+    whole batch can end in one step; no head-room below the limit is enough for that. So the replica sends a request again that its
+    guard refuses with `too_many_requests`.
+
+    The health check only has to find a replica that hangs: one whose engine has ended exits by itself.
+
+    Raises:
+        ConfigurationError: Ray Serve has no counterpart to something that the deployment asks for (`check_for_ray`).
+    """
+    check_for_ray(deployment)
+    scaling = deployment.scaling
+    window_s = float(scaling.scaledown_window_s)
+    return DeploymentOptions(
+        name=deployment.name,
+        autoscaling_config=AutoscalingOptions(
+            min_replicas=scaling.min_containers,
+            max_replicas=scaling.max_containers or max(MOST_REPLICAS, scaling.min_containers),
+            target_ongoing_requests=scaling.target_concurrency,
+            upscale_delay_s=_ADD_AFTER_S,
+            downscale_delay_s=window_s,
+            downscale_to_zero_delay_s=window_s,
+            metrics_interval_s=_REPORT_S,
+            look_back_period_s=_LOOK_BACK_S,
+        ),
+        max_ongoing_requests=scaling.max_concurrency,
+        max_queued_requests=QUEUE,
+        backpressure_config=BackpressureOptions(status_code=503, retry_after_s=_RETRY_AFTER_S),
+        graceful_shutdown_timeout_s=_shutdown_s(deployment),
+        graceful_shutdown_wait_loop_s=_WAIT_LOOP_S,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        ray_actor_options=_actor_options(deployment),
+    )
+
+
+def cluster_environment() -> dict[str, str]:
+    """Variables that every Ray process has to have from its start: `ray start` reads them, a running cluster does not.
+
+    HAProxy mode passes requests 4 times as fast as Serve's own proxy. Source: ray/serve/_private/constants.py.
+    """
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
+    }
+
+
+def _shutdown_s(deployment: Deployment) -> float:
+    """Seconds from the decision to end a replica until Serve kills it: drain, then the engine's end, with a margin."""
+    draining_s = max(deployment.drain_timeout_s, MIN_DRAINING_S)
+    return math.ceil(draining_s + deployment.stop_timeout_s + _MARGIN_S)
+
+
+def _actor_options(deployment: Deployment) -> ActorOptions:
+    options = ActorOptions(num_cpus=1.0, num_gpus=deployment.gpu_count)
+    if (kind := accelerator_type(deployment.gpu)) is not None:
+        options["accelerator_type"] = kind
+    if deployment.region is not None:
+        options["label_selector"] = {REGION_LABEL: deployment.region}
+    return options

@@ -1,0 +1,199 @@
+"""`torpor.platforms.ray.options`: a deployment's numbers as Ray Serve takes them."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.platforms.small import a_deployment
+from torpor import ConfigurationError, Deployment, ModalOptions, Scaling
+from torpor.platforms.ray.checks import ray_findings
+from torpor.platforms.ray.gpu_kinds import accelerator_type
+from torpor.platforms.ray.options import MOST_REPLICAS, cluster_environment, deployment_options
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (torpor[ray])")
+
+DEPLOYMENT = replace(
+    a_deployment(gpu="H100!:2"),
+    scaling=Scaling(target_concurrency=3, max_concurrency=9, min_containers=1, max_containers=4, scaledown_window_s=60),
+    drain_timeout_s=45.0,
+    stop_timeout_s=2.5,
+    region="eu-west-1",
+)
+
+
+def scaled(**changes: int | None) -> Deployment:
+    """The deployment with another scaling."""
+    return replace(DEPLOYMENT, scaling=replace(DEPLOYMENT.scaling, **changes))
+
+
+def test_serve_gets_the_deployments_numbers() -> None:
+    """Every number that Serve knows comes from one place in the deployment."""
+    assert deployment_options(DEPLOYMENT) == {
+        "name": "small",
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": 4,
+            "target_ongoing_requests": 3,
+            "upscale_delay_s": 1.0,
+            "downscale_delay_s": 60.0,
+            "downscale_to_zero_delay_s": 60.0,
+            "metrics_interval_s": 0.5,
+            "look_back_period_s": 2.0,
+        },
+        "max_ongoing_requests": 9,
+        "max_queued_requests": 1000,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1.0},
+        "graceful_shutdown_timeout_s": 53,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 30.0,
+        "ray_actor_options": {
+            "num_cpus": 1.0,
+            "num_gpus": 2,
+            "accelerator_type": "H100",
+            "label_selector": {"ray.io/region": "eu-west-1"},
+        },
+    }
+
+
+def test_an_engine_on_the_cpu_goes_anywhere() -> None:
+    """Without a GPU and a region there is nothing to choose a node by."""
+    options = deployment_options(a_deployment())
+    assert options["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 0}
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"), [(0, None, MOST_REPLICAS), (150, None, 150), (0, 1, 1), (2, 7, 7)]
+)
+def test_serve_always_gets_a_largest_number_of_replicas(least: int, most: int | None, expected: int) -> None:
+    """Serve knows no "as many as needed"."""
+    scaling = deployment_options(scaled(min_containers=least, max_containers=most))["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (least, expected)
+
+
+@pytest.mark.parametrize(("drain_s", "expected"), [(0.5, 13), (5.0, 13), (100.0, 108)])
+def test_serve_kills_a_replica_only_after_drain_and_stop(drain_s: float, expected: float) -> None:
+    """The drain is at least as long as HAProxy may still send requests (5 s); then come the engine's end and a margin of 5 s."""
+    deployment = replace(DEPLOYMENT, drain_timeout_s=drain_s)
+    assert deployment_options(deployment)["graceful_shutdown_timeout_s"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "cure"),
+    [
+        (scaled(buffer_containers=2), "Scaling.buffer_containers", "raise min_containers"),
+        (replace(DEPLOYMENT, region="eu west"), "Deployment.region", "use 1 to 63 letters"),
+        (replace(DEPLOYMENT, region="in(a, b)"), "Deployment.region", "use 1 to 63 letters"),
+        (replace(DEPLOYMENT, region="!eu"), "Deployment.region", "use 1 to 63 letters"),
+        (replace(DEPLOYMENT, gpu="B200+"), "Deployment.gpu", "name one, e.g. 'B200'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_ray_cannot_do_is_refused(changed: Deployment, what: str, cure: str) -> None:
+    """The error names the field, and what to change."""
+    with pytest.raises(ConfigurationError) as caught:
+        deployment_options(changed)
+    assert what in str(caught.value)
+    assert cure in str(caught.value)
+
+
+def test_everything_that_is_refused_is_told_at_once() -> None:
+    """Nobody has to correct one field after the other."""
+    with pytest.raises(ConfigurationError, match=r"buffer_containers.*region.*gpu"):
+        deployment_options(replace(scaled(buffer_containers=1), region="!", gpu="B200+"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        (scaled(max_containers=None), "Scaling.max_containers"),
+        (replace(DEPLOYMENT, gpu="A100-80GB"), "Deployment.gpu"),
+        (replace(DEPLOYMENT, gpu="XYZ1", unlisted_gpu=True), "Deployment.gpu"),
+        (replace(DEPLOYMENT, host="0.0.0.0"), "Deployment.host"),
+        (replace(DEPLOYMENT, snapshot=False, gpu_snapshot=False), "Deployment.snapshot"),
+        (replace(DEPLOYMENT, max_restarts=1), "Deployment.max_restarts"),
+        (replace(DEPLOYMENT, modal=ModalOptions(requires_proxy_auth=True)), "ModalOptions.requires_proxy_auth"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_harmless_difference_is_told(changed: Deployment, what: str) -> None:
+    """It is a warning with a cure, and the options are made all the same."""
+    assert [(finding.level, finding.what) for finding in ray_findings(changed)] == [("warning", what)]
+    assert all(finding.cure for finding in ray_findings(changed))
+    assert deployment_options(changed)["name"] == "small"
+
+
+def test_nothing_is_told_of_an_ordinary_deployment() -> None:
+    """A message that always comes is not read."""
+    assert ray_findings(DEPLOYMENT) == ()
+
+
+def test_every_ray_process_gets_haproxy_mode() -> None:
+    """A variable's value is text."""
+    assert cluster_environment() == {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    }
+
+
+CARDS = {
+    "H100": "NVIDIA H100 80GB HBM3",
+    "H200": "NVIDIA H200",
+    "GH200": "NVIDIA GH200 480GB",
+    "L40S": "NVIDIA L40S",
+    "A10G": "NVIDIA A10G",
+    "T4": "Tesla T4",
+    "V100": "Tesla V100-SXM2-16GB",
+    "A100": "NVIDIA A100-SXM4-80GB",
+    "A6000": "NVIDIA RTX A6000",
+    "A4500": "NVIDIA RTX A4500",
+    "RTX-PRO-6000": "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+    "RTX6000": "NVIDIA RTX 6000 Ada Generation",
+    "RTX8000": "Quadro RTX 8000",
+    "RTX4090": "NVIDIA GeForce RTX 4090",
+    "RTX2070": "NVIDIA GeForce RTX 2070",
+}
+"""A deployment's name of a GPU, and the driver's."""
+
+
+@needs_ray
+@pytest.mark.parametrize("gpu", CARDS)
+def test_a_kind_of_gpu_is_what_ray_makes_of_the_drivers_name(gpu: str) -> None:
+    """A replica is placed on a node that offers exactly this name."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    assert accelerator_type(gpu) == NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(CARDS[gpu])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kind"),
+    [(None, None), ("any", None), ("any:2", None), ("h100!:8", "H100"), ("A100-40GB", "A100-40G"), ("A2", "A2")],
+)
+def test_a_kind_of_gpu_is_without_count_and_mark(gpu: str | None, kind: str | None) -> None:
+    """`any` asks for no kind."""
+    assert accelerator_type(gpu) == kind
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own use of pydantic
+def test_ray_takes_the_options() -> None:
+    """Serve's own schema accepts them, and Serve reads these variables."""
+    from ray.serve._private import constants
+    from ray.serve.schema import DeploymentSchema
+
+    read = DeploymentSchema.model_validate(deployment_options(DEPLOYMENT))
+    assert read.model_dump(exclude_unset=True)["autoscaling_config"]["max_replicas"] == 4
+    assert cluster_environment().keys() <= vars(constants).keys()
+
+
+def test_the_options_need_no_ray() -> None:
+    """`torpor ray plan` works on a laptop without it."""
+    program = "import sys, torpor.platforms.ray as platform; platform.deployment_options; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
