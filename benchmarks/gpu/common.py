@@ -67,7 +67,7 @@ def captured(app: Path, folder: Path) -> dict[str, object]:
         "stages_s": {stage.stage: stage.seconds for stage in manifest.stages},
         "image_bytes": manifest.image_bytes,
         "largest": largest(folder),
-        "canary": manifest.canary_text,
+        "canary": manifest.canary.answer["text"],
     }
 
 

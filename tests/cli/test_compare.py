@@ -69,7 +69,7 @@ def test_the_new_snapshot_is_timed(tmp_path: Path, says: Callable[[str], None]) 
     """It replaces the old one."""
     old, new = small_snapshot(tmp_path / "kept"), small_snapshot(tmp_path / "new", text="another answer")
     says(f"import shutil; shutil.rmtree({str(old)!r}); shutil.move({str(new)!r}, {str(old)!r})")
-    assert compare.created("app.py", old, timeout_s=30.0).canary_text == "another answer"
+    assert compare.created("app.py", old, timeout_s=30.0).canary.answer["text"] == "another answer"
 
 
 @pytest.mark.slow

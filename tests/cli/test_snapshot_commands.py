@@ -20,7 +20,7 @@ import pytest
 
 from tests import ROOT
 from tests.snapshots.conftest import refuse, wait_for
-from tests.snapshots.kept import ATTEMPTS, chat, engines_on, killing_criu, when_criu_works, write_app
+from tests.snapshots.kept import ATTEMPTS, OTHER_CANARY, chat, engines_on, killing_criu, when_criu_works, write_app
 from torpor.app_file import load_app
 from torpor.cli.timed import restored_start
 from torpor.errors import EngineError
@@ -332,7 +332,7 @@ def test_a_restore_ends_with_an_error_when_its_last_replica_is_given_up(cli: Cli
 @pytest.mark.fault("every wake of a snapshot fails", area="wake", outcome="restarted")
 def test_a_restore_whose_replica_starts_cold_says_so_in_its_line_of_json(cli: Cli, own: Made) -> None:
     """The first line has the earlier events. A timed restore refuses to count it."""
-    content = {**own.manifest, "canary_text": "something else"}
+    content = {**own.manifest, "canary": OTHER_CANARY}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     with cli.running("snapshot", "restore", own.folder, "--json") as command:
         assert wait_for(lambda: command.answered.endswith("\n"), TIMEOUT_S), command.said
@@ -512,13 +512,13 @@ def test_another_programs_folder_is_refused_before_anything_is_started(cli: Cli,
 
 def test_up_starts_cold_when_a_replica_does_not_wake(cli: Cli, own: Made) -> None:
     """The user wants a server, so a failed restore starts cold. The command says so and takes a new snapshot."""
-    content = {**own.manifest, "canary_text": "something else"}
+    content = {**own.manifest, "canary": OTHER_CANARY}
     (own.folder / MANIFEST).write_text(json.dumps(content))
     said = up(cli, own.app, own.folder).stderr
     assert f"restored: the snapshot {own.folder} fits" in said
     assert "cold: the snapshot could not be restored: " in said
     assert "something else" in said
-    assert json.loads((own.folder / MANIFEST).read_text())["canary_text"] == own.manifest["canary_text"]
+    assert json.loads((own.folder / MANIFEST).read_text())["canary"] == own.manifest["canary"]
     assert "restored: " in up(cli, own.app, own.folder).stderr
 
 

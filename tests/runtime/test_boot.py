@@ -309,7 +309,8 @@ def test_the_canary_of_a_boot_is_what_the_engine_answers(
     boot = make_boot(standin_deployment())
     boot.cold_start()
     assert boot.canary is not None
-    assert boot.canary.tokens == len(boot.canary.text.split()) == 16
+    assert boot.canary.kind == "text"
+    assert boot.canary.answer["tokens"] == len(str(boot.canary.answer["text"]).split()) == 16
 
 
 @dataclass(frozen=True, kw_only=True)

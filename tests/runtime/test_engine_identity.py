@@ -21,7 +21,7 @@ from torpor.engine import listeners
 from torpor.guard import GuardRules
 from torpor.runtime import transport
 from torpor.runtime.boot import Boot
-from torpor.runtime.canary import ask_canary
+from torpor.runtime.canary import record_canary
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.readiness import wait_ready
 from torpor.testing import StandIn
@@ -172,7 +172,7 @@ CALLS: dict[str, Callable[[GuardControl, httpx.Client, Deployment], object]] = {
     "wake": lambda control, _, __: control.wake(new_replica_id="1" * 16),
     "serve": lambda control, _, __: control.serve(),
     "check_asleep": lambda control, _, __: control.check_asleep(),
-    "canary": lambda _, client, deployment: ask_canary(deployment, client),
+    "canary": lambda _, client, deployment: record_canary(deployment, client),
     "a hook's own": lambda _, client, __: client.post("/release_memory_occupation", json={}),
     "a hook's streamed": lambda _, client, __: client.send(client.build_request("GET", "/metrics"), stream=True),
 }

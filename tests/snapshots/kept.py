@@ -114,6 +114,13 @@ def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = 
         connection.close()
 
 
+OTHER_CANARY: dict[str, object] = {
+    "kind": "text",
+    "answer": {"prompt": "Name the months.", "tokens": 16, "text": "something else"},
+}
+"""A canary that no replica answers like this, as a manifest has it."""
+
+
 def engines_on(port: int) -> list[int]:
     """Pids of the stand-ins with this port, in any sandbox."""
     found = []

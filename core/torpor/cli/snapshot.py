@@ -14,6 +14,7 @@ from torpor.cli.console import shown
 from torpor.cli.exit_codes import FAILED, WRONG_INPUT
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import SnapshotError
+from torpor.runtime.canary import canary_summary
 from torpor.snapshots.fit import misfits
 from torpor.snapshots.kept_weights import kept_files, prune
 from torpor.snapshots.store.index import remove
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torpor.snapshots.store.manifest import Manifest
 
 __all__ = ["run_inspect", "run_rm", "run_weights", "snapshot_table"]
-
-_CANARY_SHOWN = 80
-"""Characters of the canary's text."""
 
 
 def run_inspect(folder: Path, *, as_json: bool) -> None:
@@ -120,7 +118,7 @@ def snapshot_table(folder: Path, manifest: Manifest) -> Table:
         "size": f"{_mb(total)} in {len(manifest.files)} files (a replica maps {_mb(manifest.mapped_bytes)} of memory)",
         "processes": "\n".join(map(one_line, manifest.processes)),
         **({"on GPUs": _gpu_rows(manifest.gpu, machine.driver)} if manifest.gpu else {}),
-        "canary": repr(manifest.canary_text[:_CANARY_SHOWN]) + " ..." * (len(manifest.canary_text) > _CANARY_SHOWN),
+        "canary": canary_summary(manifest.canary),
         "stages": ", ".join(f"{stage.stage} {stage.seconds:.2f} s" for stage in manifest.stages),
     }
     for name, text in rows.items():

@@ -25,7 +25,7 @@ from torpor.engine.start import engines_started_by
 from torpor.engine.visible_gpus import visible_devices
 from torpor.errors import CanaryError, DrainTimeoutError, GuardStateError, TorporError
 from torpor.lifecycle import Lifecycle
-from torpor.runtime.canary import Canary, ask_canary, compare_canary
+from torpor.runtime.canary import Canary, check_canary, record_canary
 from torpor.runtime.guard_client import GuardControl, open_client
 from torpor.runtime.preflight import run_preflight
 from torpor.runtime.readiness import exited_error, wait_ready
@@ -162,7 +162,7 @@ class Boot:
         with self._stage(Stage.WARMUP, limits[Stage.WARMUP]), self._client(timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
         with self._stage(Stage.CANARY, limits[Stage.CANARY]), self._client(timeout_s) as client:
-            self.canary = ask_canary(self.deployment, client)
+            self.canary = record_canary(self.deployment, client)
 
     def serve(self) -> None:
         """Let public requests in."""
@@ -249,7 +249,7 @@ class Boot:
 
         Args:
             engine: the restored engine.
-            canary: the answer of the captured engine before its sleep.
+            canary: what was recorded of the captured engine before its sleep.
         """
         self.engine, self.canary = engine, canary
         if self.logs is not None:
@@ -341,7 +341,7 @@ class Boot:
         if self.canary is None:
             raise TorporError("No canary was recorded in this boot; call cold_start first.")
         try:
-            compare_canary(self.canary, ask_canary(self.deployment, client))
+            check_canary(self.canary, self.deployment, client)
         except CanaryError as error:
             if self.deployment.canary_mismatch == "fail":
                 raise

@@ -1,88 +1,104 @@
-"""The canary: one greedy answer, recorded before the sleep and compared after every wake.
+"""The canary: questions whose answers are recorded before the sleep and compared after every wake.
 
 A wake can fail without an error: with lost weights, stale CUDA graphs or a corrupt KV pool the engine answers fluent nonsense.
-A greedy answer of a few tokens takes milliseconds and shows it.
+What is asked, and how two answers are compared, depends on what the engine serves: each kind of canary is a module of its own.
+
+    text      a greedy answer of a chat, by `torpor.runtime.text_canary`
+
+This module stays light, because a restore imports it before anything else: it imports a kind when it is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torpor.errors import CanaryError, EngineRequestError
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import httpx
 
     from torpor.deployment import Deployment
 
-__all__ = ["Canary", "ask_canary", "compare_canary"]
+__all__ = ["KINDS", "Canary", "CanaryKind", "canary_problem", "canary_summary", "check_canary", "record_canary"]
 
-PROMPT = "Name the months of the year, in order."
-MAX_TOKENS = 16
+KINDS = ("text",)
+"""Every kind of canary, by its name in a snapshot's manifest."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Canary:
-    """A greedy answer.
+class Canary(NamedTuple):
+    """A recorded canary, as it stands in a snapshot's manifest.
 
     Attributes:
-        prompt: what was asked.
-        tokens: number of tokens in the answer, at most `MAX_TOKENS`.
-        text: of the answer, reasoning included.
+        kind: one of `KINDS`.
+        answer: what this kind recorded: JSON values. It holds no secret.
     """
 
-    prompt: str
-    tokens: int
-    text: str
+    kind: str
+    answer: Mapping[str, object]
 
 
-def ask_canary(deployment: Deployment, client: httpx.Client) -> Canary:
-    """Ask for the canary through the engine's chat route.
+class CanaryKind(Protocol):
+    """How one kind of canary asks, and how it compares."""
+
+    def record(self, deployment: Deployment, client: httpx.Client) -> Mapping[str, object]:
+        """Ask before the sleep; may ask several times, to learn how much equal questions differ.
+
+        Raises:
+            EngineRequestError: the engine answered with an error, or not as this kind expects.
+        """
+
+    def check(self, recorded: Mapping[str, object], deployment: Deployment, client: httpx.Client) -> None:
+        """Ask after the wake, and compare with what was recorded.
+
+        Raises:
+            EngineRequestError: as for `record`.
+            CanaryError: the answers differ; the message shows both, and where they begin to differ.
+        """
+
+    def problem(self, recorded: Mapping[str, object]) -> str:
+        """What is wrong with a recorded answer that was read from a file, as `FIELD is VALUE, not ...`; empty if nothing."""
+
+    def summary(self, recorded: Mapping[str, object]) -> str:
+        """The recorded answer in one short line, for people."""
+
+
+def record_canary(deployment: Deployment, client: httpx.Client) -> Canary:
+    """Ask the canary of the deployment, before the sleep.
 
     Raises:
-        EngineRequestError: the engine answered with an error, or not with a chat completion.
+        EngineRequestError: the engine answered with an error, or not as expected.
     """
-    response = client.post(
-        "/v1/chat/completions",
-        json={
-            "model": deployment.model.served_name,
-            "messages": [{"role": "user", "content": PROMPT}],
-            "max_tokens": MAX_TOKENS,
-            "temperature": 0.0,
-        },
-    )
-    if response.status_code != 200:  # noqa: PLR2004 - HTTP's own number
-        raise EngineRequestError(
-            f"The canary request got {response.status_code} from {response.request.url}: {response.text[:500]!r}."
-        )
-    try:
-        answer = response.json()
-        message = answer["choices"][0]["message"]
-        tokens = int(answer["usage"]["completion_tokens"])
-        text = (message.get("reasoning_content") or "") + (message.get("content") or "")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise EngineRequestError(
-            f"The canary request got 200, but no chat completion ({type(error).__name__}: {error}): {response.text[:500]!r}."
-        ) from error
-    return Canary(prompt=PROMPT, tokens=tokens, text=text)
+    name = _kind_for(deployment)
+    return Canary(kind=name, answer=_kind(name).record(deployment, client))
 
 
-def compare_canary(recorded: Canary, seen: Canary) -> None:
-    """Check that the answer is the recorded one.
+def check_canary(recorded: Canary, deployment: Deployment, client: httpx.Client) -> None:
+    """Ask the canary again, after a wake, and compare.
 
     Raises:
-        CanaryError: the answers differ; the message shows both, and where they begin to differ.
+        EngineRequestError: the engine answered with an error, or not as expected.
+        CanaryError: it answers differently than before its sleep.
     """
-    if seen == recorded:
-        return
-    common = next(
-        (at for at, (old, new) in enumerate(zip(recorded.text, seen.text, strict=False)) if old != new),
-        min(len(recorded.text), len(seen.text)),
-    )
-    raise CanaryError(
-        f"After the wake the engine answers {PROMPT!r} differently: recorded {recorded.tokens} tokens {recorded.text!r}, "
-        f"now {seen.tokens} tokens {seen.text!r} (they part at character {common}). The memory did not come back as it was; "
-        "check that the engine keeps its weights while it sleeps, or loads them again, and that it wakes all that it put to "
-        "sleep. canary_mismatch='warn' would let it serve all the same."
-    )
+    _kind(recorded.kind).check(recorded.answer, deployment, client)
+
+
+def canary_problem(recorded: Canary) -> str:
+    """What is wrong with a canary that was read from a file, as `FIELD is VALUE, not ...`; empty if nothing."""
+    return _kind(recorded.kind).problem(recorded.answer)
+
+
+def canary_summary(recorded: Canary) -> str:
+    """The recorded answer in one short line, for people."""
+    return _kind(recorded.kind).summary(recorded.answer)
+
+
+def _kind_for(deployment: Deployment) -> str:  # noqa: ARG001 - every deployment is a chat server
+    return "text"
+
+
+def _kind(name: str) -> CanaryKind:
+    """The kind of this name, one of `KINDS`."""
+    from torpor.runtime.text_canary import TextCanary  # noqa: PLC0415 - only the kind that is used
+
+    kinds: dict[str, CanaryKind] = {"text": TextCanary()}
+    return kinds[name]

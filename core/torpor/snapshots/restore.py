@@ -92,11 +92,8 @@ class Replica(NamedTuple):
             EngineError: it did not wake.
             CanaryError: it answers differently.
         """
-        from torpor.runtime.canary import Canary  # noqa: PLC0415 - canary: 0.5 ms beside CRIU's work
-
         engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
-        canary = Canary(prompt=manifest.canary_prompt, tokens=manifest.canary_tokens, text=manifest.canary_text)
-        boot.adopt(engine, canary)
+        boot.adopt(engine, manifest.canary)
         boot.gpus = [gpu.number for gpu in self.gpus]
         replica_id = os.urandom(8).hex()
         steps = [

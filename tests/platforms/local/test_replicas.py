@@ -23,7 +23,7 @@ import structlog
 
 from tests.conftest import BOTH_DIALECTS
 from tests.snapshots.conftest import MODES, refuse, wait_for
-from tests.snapshots.kept import ATTEMPTS, Background, chat, engines_on, killing_criu, write_app
+from tests.snapshots.kept import ATTEMPTS, OTHER_CANARY, Background, chat, engines_on, killing_criu, write_app
 from torpor import CanaryError, GuardStateError, PortInUseError, SnapshotError
 from torpor.app_file import load_app
 from torpor.engine.logs import stored_logs
@@ -416,7 +416,7 @@ def test_a_snapshot_that_is_replaced_before_criu_begins_is_not_restored(kept: Ke
 
 def test_a_replica_that_answers_differently_never_serves(kept: Kept) -> None:
     """Every replica must repeat the original's canary. Here no cold start replaces it."""
-    change_manifest(kept.folder, lambda content: content.update(canary_text="something else"))
+    change_manifest(kept.folder, lambda content: content.update(canary=OTHER_CANARY))
     with pytest.raises(CanaryError):
         Replicas(kept.folder, port=unused_port(), cold_start=False).start()
     assert engines_on(kept.port) == []

@@ -199,7 +199,9 @@ def test_a_file_that_is_not_our_json_is_refused_by_name(kept: Path, name: str, d
         (("mode",), ["root"], "mode is an array, not root or rootless"),
         (("app_file",), "app.py", "app_file is app.py, not an absolute path without `..`"),
         (("scratch",), "/tmp/../etc", "scratch is /tmp/../etc, not an absolute path"),
-        (("canary_tokens",), -2, "canary_tokens is -2, not a whole number from 0"),
+        (("canary", "answer", "tokens"), "many", "canary.answer.tokens is 'many', not a whole number"),
+        (("canary", "answer"), [], "canary.answer is an array, not an object"),
+        (("canary", "kind"), "song", "canary.kind is song, not text"),
         (("image_bytes",), True, "image_bytes is true, not a whole number"),
         (("image_bytes",), 2**80, "image_bytes is a number of many digits, not a whole number"),
         (("stages", 0, "seconds"), None, "stages[0].seconds is null, not a number"),
@@ -327,19 +329,16 @@ def test_a_file_that_others_may_write_is_refused(kept: Path, name: str, how: str
 
 
 @pytest.mark.fault("a snapshot is of the format before this one", area="snapshot files", outcome="refused")
-def test_format_5_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
-    """It lacks facts of the machine and lists used GPUs alone. That is not reported as damage, and the snapshot can be removed."""
+def test_format_6_is_refused_in_one_line_that_says_what_to_do(kept: Path) -> None:
+    """Its canary is three fields of text. That is not reported as damage, and the snapshot can be removed."""
     content = content_of(kept)
-    assert content["schema"] == 6
-    machine, gpu = content["machine"], content["gpu"]
-    assert isinstance(machine, dict)
-    assert isinstance(gpu, dict)
-    del machine["glibc"], machine["registers"], gpu["awake"]
-    rewrite(kept, content | {"schema": 5})
+    assert content["schema"] == 7
+    del content["canary"]
+    rewrite(kept, content | {"schema": 6, "canary_prompt": "Name", "canary_tokens": 1, "canary_text": "the"})
     with pytest.raises(DamagedSnapshotError) as caught:
         inspect(kept)
     assert str(caught.value) == (
-        f"{kept / MANIFEST} was written by Torpor 0.1.0 in format 5; this is Torpor {__version__}, which reads format 6. "
+        f"{kept / MANIFEST} was written by Torpor 0.1.0 in format 6; this is Torpor {__version__}, which reads format 7. "
         "Take a new snapshot, or use the version that wrote it."
     )
     remove(kept)

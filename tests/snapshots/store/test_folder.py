@@ -313,7 +313,7 @@ def test_a_new_snapshot_takes_the_place_of_nothing_of_an_empty_folder_and_of_an_
         with made_whole(folder) as partial:
             assert partial.stat().st_mode & 0o777 == 0o700
             write_into(partial, text)
-        assert inspect(folder).canary_text == text
+        assert inspect(folder).canary.answer["text"] == text
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         if text == "first":
             remove(folder)
@@ -331,7 +331,7 @@ def test_a_capture_that_fails_leaves_the_old_snapshot_and_nothing_else(tmp_path:
 
     with pytest.raises(ValueError, match="no room"):
         capture()
-    assert inspect(tmp_path / "kept").canary_text == "old"
+    assert inspect(tmp_path / "kept").canary.answer["text"] == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -417,10 +417,10 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_snapshot(tmp_path: Path, h
         ended = killed_at(folder, moment, how)
         if how == "one-step":
             assert (folder / MANIFEST).is_file(), moment
-        found.add(inspect(folder).canary_text)
+        found.add(inspect(folder).canary.answer["text"])
         with made_whole(folder) as partial:
             write_into(partial, "newest")
-        assert inspect(folder).canary_text == "newest"
+        assert inspect(folder).canary.answer["text"] == "newest"
         assert [path.name for path in folder.parent.iterdir()] == ["kept"], moment
         if ended == 0:
             break

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from torpor._version import __version__
 from torpor.errors import DamagedSnapshotError
-from torpor.snapshots.store.fields import Fields, is_short_path, shown
+from torpor.runtime.canary import KINDS, Canary, canary_problem
+from torpor.snapshots.store.fields import NEW_ONE, Fields, is_short_path, shown
 from torpor.snapshots.store.gpu_state import Gpu, GpuPart, gpu_part, read_gpu
 from torpor.snapshots.store.reading import opened_snapshot, read_json
 
@@ -47,7 +48,7 @@ __all__ = [
     "write_private",
 ]
 
-SCHEMA = 6
+SCHEMA = 7
 """Version of the format of a snapshot's folder."""
 
 MANIFEST, PRIVATE, IMAGES, LOGS, OUTSIDE = "manifest.json", "private.json", "images", "logs", "outside.json"
@@ -70,7 +71,6 @@ HEAD_BYTES = 16
 
 _SHA256_DIGITS = 64
 _LONGEST_CLOCK_S = 4e9  # a time namespace takes offsets up to half of KTIME_MAX
-_MOST_TOKENS = 1_000_000
 _LAST_PORT = 65_535
 _LAST_PID = 1 << 22  # proc(5): pid_max
 _LAST_CPU = 8191  # CONFIG_NR_CPUS
@@ -175,9 +175,7 @@ class Manifest(NamedTuple):
         tcp: what a restore does with TCP connections inside the tree.
         monotonic_s: the sandbox's CLOCK_MONOTONIC at the capture, seconds.
         boottime_s: its CLOCK_BOOTTIME.
-        canary_prompt: the question to the canary.
-        canary_tokens: number of tokens in the answer.
-        canary_text: the answer that every replica has to repeat.
+        canary: what every replica has to answer as before the sleep.
         processes: pid and command of each process.
         scheduling: threads that are scheduled differently than their sandbox; CRIU does not restore that.
         stages: times of the cold start and the capture.
@@ -199,9 +197,7 @@ class Manifest(NamedTuple):
     tcp: Tcp
     monotonic_s: float
     boottime_s: float
-    canary_prompt: str
-    canary_tokens: int
-    canary_text: str
+    canary: Canary
     processes: tuple[str, ...]
     scheduling: tuple[Scheduled, ...]
     stages: tuple[StageTime, ...]
@@ -285,9 +281,7 @@ def _manifest(fields: Fields) -> Manifest:
         tcp=cast("Tcp", fields.choice("tcp", ("close", "established"))),
         monotonic_s=fields.number("monotonic_s", _LONGEST_CLOCK_S),
         boottime_s=fields.number("boottime_s", _LONGEST_CLOCK_S),
-        canary_prompt=fields.text("canary_prompt"),
-        canary_tokens=fields.whole("canary_tokens", 0, _MOST_TOKENS),
-        canary_text=fields.text("canary_text"),
+        canary=_canary(fields.inner("canary")),
         processes=fields.texts("processes"),
         scheduling=tuple(_scheduled(thread) for thread in fields.each("scheduling")),
         stages=tuple(_stage(stage) for stage in fields.each("stages")),
@@ -305,6 +299,15 @@ def _manifest(fields: Fields) -> Manifest:
         fields.refuse("gpu.memory", min(unseen), "a GPU of machine.gpus")
     fields.end()
     return manifest
+
+
+def _canary(fields: Fields) -> Canary:
+    kind = fields.choice("kind", KINDS)
+    answer = fields.inner("answer").content
+    fields.end()
+    if problem := canary_problem(canary := Canary(kind=kind, answer=answer)):
+        raise DamagedSnapshotError(f"{fields.file} is damaged: its field canary.answer.{problem}; {NEW_ONE}")
+    return canary
 
 
 def _stage(fields: Fields) -> StageTime:
