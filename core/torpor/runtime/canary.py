@@ -10,7 +10,8 @@ This module stays light, because a restore imports it before anything else: it i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Canary", "CanaryKind", "canary_problem", "canary_summary", "check_canary", "record_canary"]
 
-KINDS = ("text",)
+_MODULES = {"text": "torpor.runtime.text_canary"}
+"""The module of each kind, whose `KIND` asks and compares; imported when it is used."""
+
+KINDS = tuple(_MODULES)
 """Every kind of canary, by its name in a snapshot's manifest."""
 
 
@@ -98,7 +102,4 @@ def _kind_for(deployment: Deployment) -> str:  # noqa: ARG001 - every deployment
 
 def _kind(name: str) -> CanaryKind:
     """The kind of this name, one of `KINDS`."""
-    from torpor.runtime.text_canary import TextCanary  # noqa: PLC0415 - only the kind that is used
-
-    kinds: dict[str, CanaryKind] = {"text": TextCanary()}
-    return kinds[name]
+    return cast("CanaryKind", import_module(_MODULES[name]).KIND)

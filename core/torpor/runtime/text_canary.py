@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.errors import CanaryError, EngineRequestError
+from torpor.values.field_types import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
 
-__all__ = ["MAX_TOKENS", "PROMPT", "TextCanary"]
+__all__ = ["KIND", "MAX_TOKENS", "PROMPT", "TextCanary"]
 
 PROMPT = "Name the months of the year, in order."
 MAX_TOKENS = 16
@@ -69,8 +70,6 @@ class TextCanary:
 
     def problem(self, recorded: Mapping[str, object]) -> str:
         """Every field has its type."""
-        from torpor.values.field_types import shown  # noqa: PLC0415 - ast: for nothing in a restore that fits
-
         for name in ("prompt", "text"):
             if not isinstance(recorded.get(name), str):
                 return f"{name} is {shown(recorded.get(name))}, not a string"
@@ -82,3 +81,6 @@ class TextCanary:
         """The beginning of the answer."""
         text = str(recorded["text"])
         return repr(text[:_SHOWN]) + " ..." * (len(text) > _SHOWN)
+
+
+KIND = TextCanary()

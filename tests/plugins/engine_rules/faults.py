@@ -110,7 +110,7 @@ class RealFaultRules:
         with serving(deployment) as boot:
             boot.sleep(for_snapshot=False)
             assert boot.canary is not None
-            boot.canary = replace(boot.canary, text="January, February")
+            boot.canary = boot.canary._replace(answer={**boot.canary.answer, "text": "January, February"})
             with pytest.raises(CanaryError, match="January, February"):
                 boot.wake()
             assert boot.running_engine.poll() is not None
