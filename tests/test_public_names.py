@@ -55,6 +55,7 @@ ALL = [
     "PortInUseError",
     "Preflight",
     "PreflightError",
+    "RayOptions",
     "Recipe",
     "Scaling",
     "SecretFoundError",

@@ -18,7 +18,7 @@ Beside the values, the errors and `Lifecycle`, plugins use:
     questions  `plugin_name`, `gpu_model`, and `Deployment.engine`, an `EnginePlugin`
 
 Engine plugins also use `torpor.engine_plugins`, `torpor.guard` and `torpor.launcher`, tests `torpor.testing`, apps `torpor.client`
-and `torpor.platforms.local` or `torpor.platforms.modal`. Everything else is core's own.
+and `torpor.platforms.local`, `torpor.platforms.modal` or `torpor.platforms.ray`. Everything else is core's own.
 
 Each name is imported when it is first used (PEP 562): a container or an engine's process pays only for the names that it needs.
 """
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from torpor.values.findings import Finding
     from torpor.values.gpu_names import gpu_model
     from torpor.values.modal_options import ModalOptions
+    from torpor.values.ray_options import RayOptions
     from torpor.values.secret_shapes import secret_value
 
 __all__ = [
@@ -116,6 +117,7 @@ __all__ = [
     "PortInUseError",
     "Preflight",
     "PreflightError",
+    "RayOptions",
     "Recipe",
     "Scaling",
     "SecretFoundError",
@@ -205,6 +207,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.values.findings": ("Finding",),
         "torpor.values.gpu_names": ("gpu_model",),
         "torpor.values.modal_options": ("ModalOptions",),
+        "torpor.values.ray_options": ("RayOptions",),
         "torpor.values.secret_shapes": ("secret_value",),
     },
 )

@@ -23,6 +23,7 @@ from torpor.values.gpu_names import check_gpu_name
 if TYPE_CHECKING:
     from torpor.hookspecs import EnginePlugin, Plugin
     from torpor.values.modal_options import ModalOptions
+    from torpor.values.ray_options import RayOptions
 
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
@@ -160,6 +161,7 @@ class Deployment:
             *_API_KEY, ...) would be in it; `warn` only logs the names. A `standby` writes nothing down and is not
             asked.
         modal: options that Modal alone has; None for its defaults.
+        ray: options that Ray alone has; None for its defaults.
     """
 
     name: str
@@ -184,6 +186,7 @@ class Deployment:
     max_restarts: int = 5
     secrets_in_snapshot: Literal["refuse", "warn"] = "refuse"
     modal: ModalOptions | None = None
+    ray: RayOptions | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.gpu, tuple | list):
@@ -198,6 +201,7 @@ class Deployment:
         self._check_gpu_snapshot()
         self._check_plugins()
         self._check_modal()
+        self._check_ray()
 
     def _check_name_and_place(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -251,6 +255,13 @@ class Deployment:
                 f"Deployment.modal is {shown(self.modal)}; it has to be ModalOptions(...), or None."
             )
         self.modal.check_secrets(snapshot=self.snapshot, secrets_in_snapshot=self.secrets_in_snapshot)
+
+    def _check_ray(self) -> None:
+        if self.ray is None:
+            return
+        if not hasattr(self.ray, "check_gpu"):  # importing the class to ask costs every restore a millisecond
+            raise ConfigurationError(f"Deployment.ray is {shown(self.ray)}; it has to be RayOptions(...), or None.")
+        self.ray.check_gpu(self.gpu)
 
     def _check_plugins(self) -> None:
         seen: set[str] = set()

@@ -43,6 +43,7 @@ def plan_of(lifecycle: Lifecycle) -> Plan:
         gpu_snapshot=deployment.gpu_snapshot,
         sleep=_sleep(deployment) if deployment.gpu_snapshot else None,
         modal={} if deployment.modal is None else deployment.modal.changed(),
+        ray={} if deployment.ray is None else deployment.ray.changed(),
         timeouts_s={
             name.removesuffix("_timeout_s"): getattr(deployment, name)
             for name in vars(deployment)

@@ -74,8 +74,9 @@ def _write_head(plan: Plan, page: Page) -> None:
         page.field("  asleep    ", _asleep(plan.sleep))
         page.field("  size      ", _size(plan.sleep))
     page.field("  start     ", _start_limits(plan))
-    if plan.modal:
-        page.field("  modal     ", ", ".join(f"{name}={value!r}" for name, value in plan.modal.items()))
+    for label, options in (("modal", plan.modal), ("ray", plan.ray)):
+        if options:
+            page.field(f"  {label:<10}", ", ".join(f"{name}={value!r}" for name, value in options.items()))
     page.blank()
 
 

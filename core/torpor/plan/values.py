@@ -85,6 +85,7 @@ class Plan:
         gpu_snapshot: whether the GPU's memory is, too.
         sleep: what a sleep frees and a snapshot takes; None without a GPU snapshot.
         modal: options for Modal that differ from their defaults.
+        ray: options for Ray that differ from their defaults.
         timeouts_s: the deployment's time-outs, by name.
         start_limits_s: the deadline of each stage of a start.
         modal_start_limit_s: what Modal gives a whole start.
@@ -104,6 +105,7 @@ class Plan:
     gpu_snapshot: bool | None
     sleep: SleepPlan | None
     modal: Mapping[str, object]
+    ray: Mapping[str, object]
     timeouts_s: Mapping[str, float]
     start_limits_s: Mapping[str, float]
     modal_start_limit_s: float
@@ -125,6 +127,7 @@ class Plan:
             "snapshot": {"memory": self.memory_snapshot, "gpu": self.gpu_snapshot},
             "sleep": asdict(self.sleep) if self.sleep else None,
             "modal": dict(self.modal),
+            "ray": dict(self.ray),
             "timeouts_s": dict(self.timeouts_s),
             "start_limits_s": {**self.start_limits_s, "modal": self.modal_start_limit_s},
             "image": {**asdict(recipe.image), "origins": dict(origins)},

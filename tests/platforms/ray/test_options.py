@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.platforms.small import a_deployment
-from torpor import ConfigurationError, Deployment, ModalOptions, Scaling
+from torpor import ConfigurationError, Deployment, ModalOptions, RayOptions, Scaling
 from torpor.platforms.ray.checks import ray_findings
 from torpor.platforms.ray.gpu_kinds import accelerator_type
 from torpor.platforms.ray.options import MOST_REPLICAS, cluster_environment, deployment_options
@@ -65,6 +65,42 @@ def test_an_engine_on_the_cpu_goes_anywhere() -> None:
     """Without a GPU and a region there is nothing to choose a node by."""
     options = deployment_options(a_deployment())
     assert options["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 0}
+
+
+def test_a_replica_takes_what_its_deployment_says_of_a_node() -> None:
+    """Cores, memory in bytes, and Ray's own name of the GPU where it is given."""
+    own = RayOptions(cpus=7.5, memory_mib=2048, accelerator_type="GeForce-RTX-4070-Ti")
+    options = deployment_options(replace(DEPLOYMENT, gpu="RTX4070", region=None, ray=own))
+    assert options["ray_actor_options"] == {
+        "num_cpus": 7.5,
+        "num_gpus": 1,
+        "memory": 2048 << 20,
+        "accelerator_type": "GeForce-RTX-4070-Ti",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cpus": 0}, r"RayOptions.cpus is 0 cores; allowed are more than 0"),
+        ({"cpus": "8"}, r"RayOptions.cpus is '8'"),
+        ({"memory_mib": 0}, r"RayOptions.memory_mib is 0 MiB; allowed are 1 to"),
+        ({"memory_mib": 0.5}, r"RayOptions.memory_mib is 0.5"),
+        ({"accelerator_type": "NVIDIA H100"}, r"RayOptions.accelerator_type is 'NVIDIA H100'; write it as"),
+    ],
+)
+def test_a_wrong_option_for_ray_is_refused(given: dict[str, object], message: str) -> None:
+    """When the value is made; the error says what is allowed."""
+    with pytest.raises(ConfigurationError, match=message):
+        RayOptions(**given)  # type: ignore[arg-type]
+
+
+def test_options_for_ray_are_checked_with_the_deployment() -> None:
+    """A kind of GPU needs a GPU, and the options are a value of their own class."""
+    with pytest.raises(ConfigurationError, match=r"accelerator_type is 'H100', and Deployment.gpu is None"):
+        replace(a_deployment(), ray=RayOptions(accelerator_type="H100"))
+    with pytest.raises(ConfigurationError, match=r"Deployment.ray is .*; it has to be RayOptions"):
+        replace(a_deployment(), ray={"cpus": 1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +162,13 @@ def test_a_harmless_difference_is_told(changed: Deployment, what: str) -> None:
     assert [(finding.level, finding.what) for finding in ray_findings(changed)] == [("warning", what)]
     assert all(finding.cure for finding in ray_findings(changed))
     assert deployment_options(changed)["name"] == "small"
+
+
+@pytest.mark.parametrize(("gpu", "unlisted"), [("B200+", False), ("XYZ1", True)])
+def test_rays_own_name_of_a_gpu_settles_what_kind_is_meant(gpu: str, unlisted: bool) -> None:
+    """With it, neither a guess nor a refusal is left."""
+    deployment = replace(DEPLOYMENT, gpu=gpu, unlisted_gpu=unlisted, ray=RayOptions(accelerator_type="B200"))
+    assert ray_findings(deployment) == ()
 
 
 def test_nothing_is_told_of_an_ordinary_deployment() -> None:

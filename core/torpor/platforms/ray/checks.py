@@ -65,12 +65,13 @@ def _of_place(deployment: Deployment) -> Iterator[Finding]:
             f"{shown(deployment.region)} cannot be the value of a node's label ray.io/region",
             "use 1 to 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
         )
-    kind = accelerator_type(deployment.gpu)
-    if gpu_model(deployment.gpu).endswith("+"):
+    named = deployment.ray.accelerator_type if deployment.ray else None
+    kind = named or accelerator_type(deployment.gpu)
+    if not named and gpu_model(deployment.gpu).endswith("+"):
         yield _error(
             "Deployment.gpu",
             f"{deployment.gpu!r} is this kind of GPU or a better one, and a Ray node has one kind",
-            f"name one, e.g. {gpu_model(deployment.gpu).rstrip('+')!r}",
+            f"name one, e.g. {gpu_model(deployment.gpu).rstrip('+')!r}, or set RayOptions.accelerator_type",
         )
     elif kind in MANUAL_KINDS:
         yield _warning(
@@ -78,11 +79,11 @@ def _of_place(deployment: Deployment) -> Iterator[Finding]:
             f"Ray does not find out which A100 a node has, so {kind} is offered by no node by itself",
             f"start these nodes with --resources='{{\"accelerator_type:{kind}\": 1}}'; a manifest for Kubernetes has it",
         )
-    elif deployment.unlisted_gpu and kind is not None:
+    elif deployment.unlisted_gpu and not named and kind is not None:
         yield _warning(
             "Deployment.gpu",
             f"{deployment.gpu!r} is not listed, so {kind} is a guess at what Ray calls it",
-            "compare with accelerator_type:... in the output of `ray status -v`",
+            "compare with accelerator_type:... in the output of `ray status -v`, and set RayOptions.accelerator_type",
         )
     if deployment.host != LOOPBACK:
         yield _warning(

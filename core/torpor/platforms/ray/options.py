@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from torpor.platforms.ray.checks import check_for_ray
 from torpor.platforms.ray.gpu_kinds import accelerator_type
+from torpor.values.ray_options import RayOptions
 
 if TYPE_CHECKING:
     from torpor.deployment import Deployment
@@ -46,6 +47,7 @@ _WAIT_LOOP_S = 0.5
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _RETRY_AFTER_S = 1.0
 _MARGIN_S = 5.0
+_MIB = 1 << 20
 
 
 class AutoscalingOptions(TypedDict):
@@ -62,10 +64,11 @@ class AutoscalingOptions(TypedDict):
 
 
 class ActorOptions(TypedDict):
-    """Fields of `ray_actor_options`: what a replica's node needs to have free."""
+    """Fields of `ray_actor_options`: what a replica's node needs to have free; `memory` is in bytes."""
 
     num_cpus: float
     num_gpus: int
+    memory: NotRequired[int]
     accelerator_type: NotRequired[str]
     label_selector: NotRequired[dict[str, str]]
 
@@ -148,8 +151,11 @@ def _shutdown_s(deployment: Deployment) -> float:
 
 
 def _actor_options(deployment: Deployment) -> ActorOptions:
-    options = ActorOptions(num_cpus=1.0, num_gpus=deployment.gpu_count)
-    if (kind := accelerator_type(deployment.gpu)) is not None:
+    own = deployment.ray or RayOptions()
+    options = ActorOptions(num_cpus=own.cpus, num_gpus=deployment.gpu_count)
+    if own.memory_mib is not None:
+        options["memory"] = own.memory_mib * _MIB
+    if (kind := own.accelerator_type or accelerator_type(deployment.gpu)) is not None:
         options["accelerator_type"] = kind
     if deployment.region is not None:
         options["label_selector"] = {REGION_LABEL: deployment.region}
