@@ -24,6 +24,7 @@ from torpor.snapshots.remote.portable import portable
 from torpor.snapshots.remote.pull import pull
 from torpor.snapshots.remote.push import push
 from torpor.snapshots.remote.signature import fingerprint, new_signing_key, read_trust
+from torpor.snapshots.remote.store import Store
 from torpor.telemetry.events import warnings_only
 from torpor.values.plain_text import one_line
 
@@ -51,10 +52,11 @@ def run_push(
 ) -> None:
     """Push a snapshot, and say what was sent."""
     _check_jobs(jobs)
-    location_of(url)
+    store = Store(location_of(url).store)
     _begin()
     console = make_console()
     with Progress(console, as_json=as_json).listening():
+        store.check_writable()
         to = read_recipients(recipients, recipients_file)
         pushed = push(folder, url, key=key, recipients=to, again=again, jobs=jobs, **portable(folder)._asdict())
     if as_json:

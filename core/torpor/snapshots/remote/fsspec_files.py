@@ -20,6 +20,9 @@ __all__ = ["FsspecFiles"]
 
 _INCOMING = "incoming"
 _IN_ONE_STEP = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "tos", "hf"}
+_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "tos"}
+_NOTHING = "nothing lies there"
+_IS_FILE = "it is a file; a store is a folder"
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
 
 
@@ -36,6 +39,7 @@ class FsspecFiles:
         self._root = root.rstrip("/")
         names = system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)
         self._one_step = not _IN_ONE_STEP.isdisjoint(names)
+        self._in_bucket = not _WITH_BUCKETS.isdisjoint(names)
         self._made: set[str] = set()
 
     def read(self, path: str, most: int) -> bytes:
@@ -76,9 +80,42 @@ class FsspecFiles:
                 if isinstance(at, int | float) and time.time() - at > older_than_s:
                     self._system.rm_file(name)
 
+    def missing(self) -> str:
+        """Why there is no store in this place, as the rest of a sentence; empty if there can be one."""
+        self._system.invalidate_cache()
+        try:
+            found = self._system.ls(self._root, detail=True)
+        except NotADirectoryError:
+            return _IS_FILE
+        except FileNotFoundError:
+            return _NOTHING if self._has_bucket() else f"there is no bucket {self._bucket}"
+        same = [one["type"] for one in found if one["name"].strip("/") == self._root.strip("/")]
+        return _IS_FILE if "file" in same else ""
+
+    def unwritable(self) -> str:
+        """Why a push cannot make its files here, as the rest of a sentence; empty if nothing is known against it."""
+        why = self.missing()
+        return "" if why == _NOTHING else why
+
     def foreign(self, path: str) -> str:
         """Why a file of the store may be somebody else's work."""
         return f"{path} lies on another machine, where this one cannot see who wrote it"
+
+    @property
+    def _bucket(self) -> str:
+        return self._root.partition("/")[0]
+
+    def _has_bucket(self) -> bool:
+        """Whether the bucket of the store exists, after nothing was found in its place; True without buckets."""
+        if not self._in_bucket:
+            return True
+        try:
+            self._system.ls(self._bucket, detail=False)
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # a user may have rights to a part of the bucket only
+            return True
+        return True
 
     def _listed(self, folder: str) -> list[tuple[str, int]]:
         return [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import DamagedSnapshotError
+from torpor.errors import ConfigurationError, DamagedSnapshotError, StoreError
+from torpor.snapshots.remote.location import location_of, shown_url, store_of
 from torpor.snapshots.remote.manifest_file import HEAD_BYTES, read_head
 from torpor.snapshots.remote.parallel import each, jobs_here
 from torpor.snapshots.remote.signature import fingerprint, is_public_key, signed_by
@@ -46,13 +48,32 @@ def list_store(url: str, *, trust: Trust = _NOBODY) -> list[Listed]:
 
     Raises:
         ConfigurationError: the URL cannot be used, or its package is missing.
-        StoreError: the store cannot be read.
+        StoreError: there is no store, or it cannot be read.
     """
-    store = Store(url.rstrip("/") if url.strip("/") else url)
+    store = Store(store_of(url))
     found: list[Listed] = []
-    sizes = store.manifests()
+    if not (sizes := store.manifests()):
+        _check_there(store, url)
     each(sizes, lambda name: found.append(_listed(store, name, sizes[name], trust)), count=jobs_here())
     return sorted(found, key=lambda one: one.name)
+
+
+def _check_there(store: Store, url: str) -> None:
+    """Check that there is a store, and say so if the URL is that of a snapshot.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if not store.missing():
+        return
+    with contextlib.suppress(ConfigurationError):
+        above, name = location_of(url)
+        if name in Store(above).manifests():
+            shown = shown_url(above)
+            raise StoreError(
+                f"{store.url} is the snapshot {name!r} of the store {shown}. List the store: torpor snapshot ls {shown}"
+            )
+    store.check_there()
 
 
 def _listed(store: Store, name: str, size: int, trust: Trust) -> Listed:

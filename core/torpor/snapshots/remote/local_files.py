@@ -44,7 +44,10 @@ class LocalFiles:
         Raises:
             OSError: it cannot be read, or is no regular file.
         """
-        descriptor = os.open(self._root / path, _READ_FLAGS)
+        try:
+            descriptor = os.open(self._root / path, _READ_FLAGS)
+        except NotADirectoryError as error:
+            raise FileNotFoundError(error.errno, "A part of the path is a file", path) from error
         try:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
@@ -92,6 +95,22 @@ class LocalFiles:
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_s:
                         os.unlink(entry.path)  # noqa: PTH108 - an entry has no path object
 
+    def missing(self) -> str:
+        """Why there is no store in this place, as the rest of a sentence; empty if there can be one."""
+        try:
+            return "" if stat.S_ISDIR(self._root.stat().st_mode) else "it is a file; a store is a folder"
+        except NotADirectoryError:
+            return "a part of its path is a file"
+        except FileNotFoundError:
+            return "there is no such folder"
+
+    def unwritable(self) -> str:
+        """Why a push cannot make its files here, as the rest of a sentence; empty if it can."""
+        there = next(place for place in (self._root, *self._root.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            return f"{there} is {'a link that leads nowhere' if there.is_symlink() else 'a file'}; a store is a folder"
+        return "" if os.access(there, os.W_OK | os.X_OK) else f"you may not write to {there}"
+
     def foreign(self, path: str) -> str:
         """Why a file of the store may be somebody else's work; empty if only this user can have written it."""
         file = self._root / path
@@ -119,7 +138,7 @@ class LocalFiles:
 
 
 def _below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _below(folder / entry.name, f"{prefix}{entry.name}/")

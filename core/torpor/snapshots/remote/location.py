@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torpor.errors import ConfigurationError
 from torpor.values.plain_text import one_line
 
-__all__ = ["Location", "location_of", "names_store", "shown_url"]
+__all__ = ["Location", "location_of", "names_store", "shown_url", "store_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -43,6 +43,20 @@ def location_of(url: str) -> Location:
     return Location(f"{store}/" if store.endswith(":/") else store or ("/" if checked.startswith("/") else "."), name)
 
 
+def store_of(url: str) -> str:
+    """The URL of a store, without a slash at its end.
+
+    Raises:
+        ConfigurationError: it names no store.
+    """
+    checked = _checked(url) or "/"
+    if _SCHEME.match(f"{checked}//") and not checked.startswith("memory:") and _is_bare(checked):
+        raise ConfigurationError(
+            f"{shown_url(url)} names no store. Give a bucket or a folder, too, e.g. s3://bucket/snapshots or /mnt/snapshots."
+        )
+    return f"{checked}//" if checked.endswith(":") else checked
+
+
 def names_store(text: str) -> bool:
     """Whether a snapshot is named by a URL with a scheme, such as `s3://`, not by a folder of this machine."""
     return _SCHEME.match(text) is not None
@@ -61,7 +75,7 @@ def _checked(url: str) -> str:
     """
     if not url.strip() or "\0" in url or len(url) > _LONGEST_URL or "::" in url:
         raise ConfigurationError(
-            f"{shown_url(url[:_LONGEST_URL])!r} is no URL of a snapshot: allowed are a path, or a single URL such as "
+            f"{shown_url(url[:_LONGEST_URL])!r} is no URL of a store or a snapshot: allowed are a path, or a single URL such as "
             "s3://bucket/snapshots/qwen3."
         )
     return url.rstrip("/")

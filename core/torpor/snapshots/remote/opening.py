@@ -75,6 +75,7 @@ def _read(store: Store, name: str) -> bytes:
     try:
         data = within(lambda: store.read(manifest_path(name), MOST_BYTES + 1))
     except FileNotFoundError:
+        store.check_there()
         raise StoreError(
             f"The store {store.url} holds no snapshot {name!r}. `torpor snapshot ls {store.url}` lists what it holds."
         ) from None

@@ -64,6 +64,14 @@ class Files(Protocol):
         """Why a file may be somebody else's work; empty if it cannot."""
         ...
 
+    def missing(self) -> str:
+        """Why there is no store in this place, as the rest of a sentence; empty if there can be one."""
+        ...
+
+    def unwritable(self) -> str:
+        """Why a push cannot make its files here, as the rest of a sentence; empty if nothing is known against it."""
+        ...
+
 
 def manifest_path(name: str) -> str:
     """Where the manifest of a snapshot lies in its store."""
@@ -141,6 +149,34 @@ class Store:
         """Delete what pushes that were interrupted more than a day ago left."""
         self._files.clear(_LEFT_FOR_S)
 
+    def missing(self) -> str:
+        """Why there is no store, as the rest of a sentence; empty if there is a folder or a bucket for one."""
+        return within(lambda: self._tried(self._files.missing, "look into it"))
+
+    def check_there(self) -> None:
+        """Check that there is a folder or a bucket, after nothing was found in the store.
+
+        Raises:
+            StoreError: there is none, or it cannot be reached.
+        """
+        if why := self.missing():
+            raise StoreError(
+                f"There is no store at {self.url}: {why}. Check the URL; a push makes a store: torpor snapshot push DIR "
+                f"{self.url.rstrip('/')}/NAME"
+            )
+
+    def check_writable(self) -> None:
+        """Check what can be known before a push writes anything.
+
+        Raises:
+            StoreError: there is no such bucket, a file is in the way, or this user may not write there.
+        """
+        if why := within(lambda: self._tried(self._files.unwritable, "look into it")):
+            raise StoreError(
+                f"The store {self.url} cannot be written: {why}. A push makes folders, but no bucket and no disk; choose "
+                "another place, or make it first."
+            )
+
     def foreign(self, path: str) -> str:
         """Why a file may be somebody else's work; empty if only this user can have written it."""
         try:
@@ -173,11 +209,16 @@ class Store:
 
 def _is_final(error: Exception) -> bool:
     number = error.errno if isinstance(error, OSError) else None
-    return isinstance(error, (*_FINAL, *_NO_ACCESS)) or number in _FINAL_NUMBERS
+    return isinstance(error, (*_FINAL, *_NO_ACCESS)) or number in _FINAL_NUMBERS or _lacks_credentials(error)
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    """Whether a cloud's own package says that this machine has no credentials, or wrong ones: each has classes of its own."""
+    return any(word in type(error).__name__ for word in ("Credential", "Authentication", "Unauthorized"))
 
 
 def _advice(error: Exception, attempts: int) -> str:
-    if isinstance(error, _NO_ACCESS):
+    if isinstance(error, _NO_ACCESS) or _lacks_credentials(error):
         return "check the permissions, or the credentials of this machine."
     if attempts == 1:
         return "trying again would not help."
