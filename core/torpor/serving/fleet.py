@@ -53,6 +53,7 @@ class Fleet(Members):
         has_snapshot: bool = False,
         size: Size | None = None,
         asleep: Size | None = None,
+        measured: Size | None = None,
         renewed: bool = False,
     ) -> None:
         """Add a deployment, or change its terms.
@@ -62,11 +63,14 @@ class Fleet(Members):
             has_snapshot: whether it has one that fits.
             size: of a serving replica, as far as its snapshot's manifest says.
             asleep: of a sleeping replica, likewise.
+            measured: of a serving replica, the largest that an earlier server saw.
             renewed: its replicas belong to another app now: they end once they are idle, and others start.
         """
         one = self.deployments.get(terms.name)
         if one is None or renewed:
-            fresh = DeploymentState(terms=terms, has_snapshot=has_snapshot, estimate=size, asleep_size=asleep)
+            fresh = DeploymentState(
+                terms=terms, has_snapshot=has_snapshot, estimate=size, serving_size=measured, asleep_size=asleep
+            )
             if one is not None:
                 fresh.queue, fresh.wanted = one.queue, one.wanted
                 self._outdate(terms.name)

@@ -8,8 +8,10 @@ import pytest
 
 from torpor import ConfigurationError
 from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.serve.app_files import AppFiles
+from torpor.platforms.local.serve.budget import check_pinned
 from torpor.platforms.local.serve.configuration import Configuration, read_configuration
-from torpor.platforms.local.serve.planned import AppFiles, check_pinned, plan_of
+from torpor.platforms.local.serve.planned import plan_of
 from torpor.platforms.local.serve.sizes_text import bytes_of
 from torpor.serving.sizes import Budget, Size
 from torpor.serving.terms import Terms

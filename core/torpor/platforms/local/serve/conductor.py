@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.platforms.local.gateway_route import Route
 from torpor.platforms.local.serve.engine_here import EngineHere, Ways
+from torpor.platforms.local.serve.kept_sizes import Sizes
 from torpor.platforms.local.serve.leases import Granted
 from torpor.platforms.local.serve.workers import Workers
 from torpor.serving.actions import Action, Capture, End, Grant, Refuse, Sleep, Start, Wake
@@ -32,6 +33,7 @@ from torpor.serving.values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
+    from torpor.platforms.local.serve.kept_sizes import KeptSizes
     from torpor.runtime.boot import Boot
     from torpor.serving.fleet import Fleet
     from torpor.serving.sizes import Size
@@ -59,11 +61,13 @@ class Served(NamedTuple):
         name: of the deployment.
         models: every name that requests may use for it.
         ways: how its replicas start.
+        sizes: keeps what is measured.
     """
 
     name: str
     models: tuple[ServedModel, ...]
     ways: Ways
+    sizes: KeptSizes
 
 
 class Conductor:
@@ -336,14 +340,25 @@ class Conductor:
             self._begin(self._workers.bury, replica)
         elif kept is not None:
             self.fleet.captured(replica, size, now, asleep=engine.asleep, kept=kept)
+            self._keep(replica)
         elif engine.asleep:
             self.fleet.sleeps(replica, size, now)
+            self._keep(replica)
         else:
             self.fleet.serves_on(replica, now)
 
     def measured(self, replica: Replica, size: Size) -> None:
         """What a serving replica takes."""
         self.fleet.measured(replica, size)
+        self._keep(replica)
+
+    def _keep(self, replica: Replica) -> None:
+        """Write what is known of a deployment's size, in another thread."""
+        served, one = self._served.get(replica.deployment), self.fleet.deployments.get(replica.deployment)
+        if served is None or one is None or replica.outdated or self.fleet.closing:
+            return
+        if served.sizes.note(Sizes(one.serving_size, one.asleep_size)):
+            self._helpers.submit(served.sizes.write)
 
     def gone(self, replica: Replica) -> None:
         """A replica was ended."""

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 from torpor._version import __version__
 from torpor.errors import ConfigurationError
 from torpor.platforms.local.serve import lazy_page
-from torpor.platforms.local.serve.planned import check_pinned
+from torpor.platforms.local.serve.budget import check_pinned
 from torpor.serving.values import PageAnswer
 
 if TYPE_CHECKING:

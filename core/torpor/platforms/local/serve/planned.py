@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from torpor.app_file import App, load_app
-from torpor.app_modules import folder_of
 from torpor.errors import ConfigurationError, SnapshotError
 from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.requirements import check_gpu
+from torpor.platforms.local.serve.app_files import AppFiles
+from torpor.platforms.local.serve.budget import budget_of, check_pinned
 from torpor.platforms.local.serve.configuration import DeploymentTable
+from torpor.platforms.local.serve.kept_sizes import Sizes, kept_sizes
 from torpor.serving.fleet import Fleet
-from torpor.serving.sizes import Budget, Room, Size, Taken
+from torpor.serving.sizes import Size
 from torpor.serving.terms import Terms
 from torpor.serving.values import ServedModel
-from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import snapshot_folder
 from torpor.snapshots.store.stored import inspect
@@ -29,15 +29,14 @@ from torpor.snapshots.targets import check_target
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torpor.app_file import App
     from torpor.deployment import Deployment
-    from torpor.platforms.local.serve.configuration import BudgetTable, Configuration
+    from torpor.platforms.local.serve.configuration import Configuration
+    from torpor.serving.sizes import Budget
 
-__all__ = ["AppFiles", "Plan", "Planned", "check_pinned", "file_stamp", "plan_of"]
+__all__ = ["Plan", "Planned", "plan_of"]
 
-_MIB = 1 << 20
-_MEMORY_SHARE = 0.9
 Value = TypeVar("Value")
-Stamps: TypeAlias = "dict[Path, tuple[int, int, int]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,9 @@ class Planned:
         models: every name that requests may use for it.
         snapshot: the snapshot's folder; None if it cannot be captured here.
         has_snapshot: whether a snapshot lies there.
-        estimate: size of a serving replica, if the snapshot's manifest says it.
+        estimate: size of a serving replica: as an earlier server measured it, else as the snapshot's manifest says.
         asleep: size of a sleeping replica, likewise.
+        kept: what an earlier server measured.
         notes: what a user should know, one sentence each.
     """
 
@@ -62,12 +62,24 @@ class Planned:
     has_snapshot: bool
     estimate: Size | None
     asleep: Size | None
+    kept: Sizes
     notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of the deployment."""
         return self.app.deployment.name
+
+    def put_in(self, fleet: Fleet, *, renewed: bool = False) -> None:
+        """Add the deployment to a fleet, or change it there."""
+        fleet.put(
+            self.terms,
+            has_snapshot=self.has_snapshot,
+            size=self.estimate,
+            asleep=self.asleep,
+            measured=self.kept.serving,
+            renewed=renewed,
+        )
 
     def same_engine(self, other: Planned) -> bool:
         """Whether its replicas are as good for another plan."""
@@ -90,49 +102,8 @@ class Plan:
         """A fleet with these deployments; none of them has started."""
         fleet = Fleet(self.budget)
         for one in self.deployments:
-            fleet.put(one.terms, has_snapshot=one.has_snapshot, size=one.estimate, asleep=one.asleep)
+            one.put_in(fleet)
         return fleet
-
-
-class AppFiles:
-    """Imports app files, each again only once it or a module beside it has changed. So an untouched deployment stays the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[Stamps, App]] = {}
-
-    def load(self, file: str) -> App:
-        """The app in a file.
-
-        Raises:
-            ConfigurationError: it cannot be imported.
-        """
-        known, folder = self._known.get(file), folder_of(Path(file))
-        if known is not None and _as_stamped(known[0]):
-            return known[1]
-        if known is not None and not _as_stamped({one: known[0][one] for one in known[0] if one != Path(file)}):
-            folder.forget()
-        stamp = file_stamp(Path(file))  # of what is read: an edit meanwhile is seen next time
-        app = load_app(file)
-        self._known[file] = {Path(file): stamp, **{one: file_stamp(one) for one in folder.files()}}, app
-        return app
-
-    def files(self) -> list[Path]:
-        """Every file that was read, each once."""
-        return sorted({one for stamps, _ in self._known.values() for one in stamps})
-
-
-def _as_stamped(stamps: Stamps) -> bool:
-    """Whether no file has changed since."""
-    return all(file_stamp(file) == stamp for file, stamp in stamps.items())
-
-
-def file_stamp(file: Path) -> tuple[int, int, int]:
-    """What changes when the file changes: inode, size, time of change; zeros if there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def plan_of(files: Iterable[str], configuration: Configuration, apps: AppFiles | None = None) -> Plan:
@@ -155,56 +126,12 @@ def plan_of(files: Iterable[str], configuration: Configuration, apps: AppFiles |
     _check_names(found, configuration)
     tables = configuration.deployments
     plan = Plan(
-        budget=_budget(configuration.budget, needs_gpus=any(app.deployment.gpu for app in found)),
+        budget=budget_of(configuration.budget, needs_gpus=any(app.deployment.gpu for app in found)),
         deployments=tuple(_planned(app, tables.get(app.deployment.name)) for app in found),
     )
     _check_models(plan.deployments)
     check_pinned(plan.budget, [(one.terms, one.estimate) for one in plan.deployments])
     return plan
-
-
-def check_pinned(budget: Budget, deployments: Sequence[tuple[Terms, Size | None]]) -> None:
-    """Refuse what cannot fit, as far as sizes are known: what is pinned together, and everything else beside it.
-
-    Args:
-        budget: all there is.
-        deployments: terms, and the size as far as it is known.
-
-    Raises:
-        ConfigurationError: names the deployment and its size.
-    """
-    room = Room(budget)
-    for terms, estimate in deployments:
-        for _ in range(max(1, terms.least) if terms.pinned else 0):
-            size = terms.size or estimate
-            if size is None:
-                continue
-            cards = room.place(size)
-            if cards is None:
-                raise ConfigurationError(_too_large(terms, size, budget, "beside the other pinned ones"))
-            room.take(Taken.of(size, cards))
-    for terms, estimate in deployments:
-        size = terms.size or estimate
-        if not terms.pinned and size is not None and room.place(size) is None:
-            raise ConfigurationError(_too_large(terms, size, budget, "beside what is pinned"))
-        if terms.gpu_count > len(budget.gpus):
-            raise ConfigurationError(
-                f"{terms.name!r} needs {terms.gpu_count} GPUs, and the budget has {len(budget.gpus)}."
-            )
-
-
-def _too_large(terms: Terms, size: Size, budget: Budget, beside: str) -> str:
-    gpus = f", {', '.join(map(_gb, size.gpus))} of GPU memory" if size.gpus else ""
-    has = f"{_gb(budget.host) if budget.host is not None else 'any'} of host memory"
-    has += f", {', '.join(map(_gb, budget.gpus))} on its GPUs" if budget.gpus else ""
-    return (
-        f"{terms.name!r} takes {_gb(size.host)} of host memory{gpus}; that does not fit {beside}. The budget has {has}. Raise the "
-        "budget, pin less, or serve it elsewhere."
-    )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def _or(value: Value | None, default: Value) -> Value:
@@ -247,46 +174,23 @@ def _check_models(deployments: Sequence[Planned]) -> None:
                 )
 
 
-def _budget(table: BudgetTable, *, needs_gpus: bool) -> Budget:
-    """What the user allows; by default 90 % of the host's memory, and every GPU's."""
-    host = table.memory if table.memory is not None else int(_host_memory() * _MEMORY_SHARE)
-    gpus = tuple(gpu.memory_mib * _MIB for gpu in look().gpus) if needs_gpus or table.gpu_memory is not None else ()
-    wanted = table.gpu_memory
-    if wanted is None:
-        return Budget(host, gpus)
-    sizes = wanted if isinstance(wanted, tuple) else (wanted,) * len(gpus)
-    if len(sizes) != len(gpus):
-        raise ConfigurationError(
-            f"[budget] gpu_memory lists {len(sizes)} sizes, and this machine has {len(gpus)} GPUs."
-        )
-    for number, (size, most) in enumerate(zip(sizes, gpus, strict=True)):
-        if size > most:
-            raise ConfigurationError(f"[budget] gpu_memory is {_gb(size)} for GPU {number}, which has {_gb(most)}.")
-    return Budget(host, sizes)
-
-
-def _host_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def _planned(app: App, table: DeploymentTable | None) -> Planned:
     table = table or DeploymentTable()
     deployment = app.deployment
     check_gpu(deployment)
     snapshot, notes = _snapshot(deployment, table)
     has, estimate, asleep, more = _known(snapshot)
+    kept, problem = kept_sizes(deployment)
     return Planned(
         app=app,
         terms=_terms(deployment, table, can_restore=snapshot is not None),
         models=_models(deployment, table),
         snapshot=snapshot,
         has_snapshot=has,
-        estimate=estimate,
-        asleep=asleep,
-        notes=(*notes, *more),
+        estimate=kept.serving or estimate,
+        asleep=kept.asleep or asleep,
+        kept=kept,
+        notes=(*notes, *more, *([problem] if problem else [])),
     )
 
 

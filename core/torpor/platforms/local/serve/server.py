@@ -15,11 +15,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.platforms.local.serve.app_files import AppFiles, file_stamp
 from torpor.platforms.local.serve.conductor import Conductor, Served
 from torpor.platforms.local.serve.configuration import Configuration, read_configuration
 from torpor.platforms.local.serve.control import Control
 from torpor.platforms.local.serve.engine_here import Ways
-from torpor.platforms.local.serve.planned import AppFiles, Plan, Planned, file_stamp, plan_of
+from torpor.platforms.local.serve.kept_sizes import KeptSizes
+from torpor.platforms.local.serve.planned import Plan, Planned, plan_of
 from torpor.serving.gateway import HttpGateway
 from torpor.values.addresses import LOOPBACK
 
@@ -169,13 +171,7 @@ class ServeHere:
         for one in plan.deployments:
             old = before.pop(one.name, None)
             renewed = old is not None and not one.same_engine(old)
-            fleet.put(
-                one.terms,
-                has_snapshot=one.has_snapshot,
-                size=one.estimate,
-                asleep=one.asleep,
-                renewed=renewed,
-            )
+            one.put_in(fleet, renewed=renewed)
             if old is None or renewed:
                 self._tell(f"{one.name}: {'changed' if renewed else 'added'}")
         for name in before:
@@ -193,7 +189,7 @@ class ServeHere:
             self._tell(happened.described())
 
         ways = Ways(app=one.app, snapshot=one.snapshot, tell=self._tell, on_event=event)
-        return Served(name=one.name, models=one.models, ways=ways)
+        return Served(name=one.name, models=one.models, ways=ways, sizes=KeptSizes(one.app.deployment))
 
     def _forget(self, way: object) -> None:
         self._gateway.close_idle(way)  # type: ignore[arg-type]
