@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import compileall
+import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +19,8 @@ from tests import ROOT, shown, side_by_side
 from torpor.engine.process import session_members
 from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
+from torpor.snapshots.criu.program import PREFIX_VARIABLE
+from torpor.snapshots.store.paths import CACHE_VARIABLE, criu_prefix
 from torpor.testing import StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -50,10 +55,13 @@ sys.dont_write_bytecode = False
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the processes that tests start a known environment, whatever this one inherited."""
+    gc.disable()  # until all tests are collected: nothing of them is garbage
     _hear_signals()
     for name in secret_names(os.environ):  # with one of the tester's own secrets, no snapshot is taken
         del os.environ[name]
-    _compile_torpor(config)
+    if not hasattr(config, "workerinput"):
+        _compile_torpor()
+        _own_cache_root(config)
     config.pluginmanager.register(side_by_side)
 
 
@@ -64,21 +72,29 @@ def _hear_signals() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def _compile_torpor(config: pytest.Config) -> None:
+def _own_cache_root(config: pytest.Config) -> None:
+    """Give this session a cache root of its own: tests change nothing in the user's. CRIU stays where it is installed."""
+    os.environ.setdefault(PREFIX_VARIABLE, str(criu_prefix()))
+    os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="torpor-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ[CACHE_VARIABLE], ignore_errors=True))
+
+
+def _compile_torpor() -> None:
     """Compile Torpor once, so that no command that a test starts compiles what it imports.
 
     Tests write no byte code of their own: Python takes a file that is rewritten within a second, with as many bytes, for the
     old one.
     """
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    if not hasattr(config, "workerinput"):
-        for folder in ("core", "plugins"):
-            compileall.compile_dir(ROOT / folder, quiet=2)
+    for folder in ("core", "plugins"):
+        compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 def pytest_collection_finish() -> None:
-    """See `_compile_torpor`."""
+    """Keep what was collected out of the garbage collector's way: 7,000 tests are a million objects. See `_compile_torpor` too."""
     sys.dont_write_bytecode = True
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import functools
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import ROOT
+from tests.source_trees import nodes
 from torpor import errors
 from torpor.errors import SnapshotError, TorporError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CORE = ROOT / "core" / "torpor"
 
@@ -24,10 +29,9 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 
 @functools.cache
-def parsed() -> dict[str, ast.Module]:
-    """The syntax tree of every other module of core, by its path."""
-    files = [file for file in CORE.rglob("*.py") if file.name != "errors.py"]
-    return {str(file.relative_to(CORE)): ast.parse(file.read_text("utf-8")) for file in files}
+def others() -> tuple[Path, ...]:
+    """Every other module of core."""
+    return tuple(file for file in CORE.rglob("*.py") if file.name != "errors.py")
 
 
 @functools.cache
@@ -35,8 +39,8 @@ def used() -> set[str]:
     """The names that core raises, returns or assigns."""
     return {
         node.id
-        for tree in parsed().values()
-        for statement in ast.walk(tree)
+        for file in others()
+        for statement in nodes(file)
         if isinstance(statement, ast.Raise | ast.Return | ast.Assign)
         for node in ast.walk(statement)
         if isinstance(node, ast.Name)
@@ -47,9 +51,9 @@ def test_every_error_of_core_is_in_the_tree() -> None:
     """Except internal errors that never reach a caller."""
     known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, TorporError)}
     found = {
-        node.name: path
-        for path, tree in parsed().items()
-        for node in ast.walk(tree)
+        node.name: str(file.relative_to(CORE))
+        for file in others()
+        for node in nodes(file)
         if isinstance(node, ast.ClassDef) and known & {base.id for base in node.bases if isinstance(base, ast.Name)}
     }
     assert found == ELSEWHERE

@@ -13,6 +13,7 @@ import pytest
 from scripts.site.parts import APART, PARTS, part_of
 
 from tests import ROOT
+from tests.source_trees import nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +49,6 @@ TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
 """The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
 
 
-@functools.cache
-def parsed(file: Path) -> ast.Module:
-    """A file's syntax tree."""
-    return ast.parse(file.read_text())
-
-
 def sources(*folders: Path) -> list[Path]:
     """Every Python file under the folders."""
     return sorted(file for folder in folders for file in folder.rglob("*.py"))
@@ -66,9 +61,8 @@ def imports(file: Path, *, typing_only: bool = True) -> Iterator[str]:
         file: the source.
         typing_only: whether imports under `if TYPE_CHECKING:` count.
     """
-    tree = parsed(file)
-    skipped = set() if typing_only else set(_under_type_checking(tree))
-    for node in ast.walk(tree):
+    skipped = set() if typing_only else set(_under_type_checking(file))
+    for node in nodes(file):
         if node in skipped:
             continue
         if isinstance(node, ast.Import):
@@ -104,7 +98,7 @@ def dotted(file: Path) -> str:
 def imported(module: str) -> frozenset[str]:
     """Modules of core that a module imports, also in functions and for type checking."""
     found: set[str] = set()
-    for node in ast.walk(parsed(modules()[module])):
+    for node in nodes(modules()[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -224,9 +218,8 @@ def test_nothing_is_typed_any_outside_the_lifecycle() -> None:
     allowed = CORE / "lifecycle.py"
     guilty = []
     for file in sources(CORE, PLUGINS):
-        nodes = list(ast.walk(parsed(file)))
-        names = {node.id for node in nodes if isinstance(node, ast.Name)}
-        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names = {node.id for node in nodes(file) if isinstance(node, ast.Name)}
+        attributes = {node.attr for node in nodes(file) if isinstance(node, ast.Attribute)}
         if "Any" in names | attributes and file != allowed:
             guilty.append(file)
     assert named(guilty) == []
@@ -237,8 +230,8 @@ def test_no_module_has_a_catch_all_name() -> None:
     assert named([file for file in sources(CORE, PLUGINS) if file.stem in {"utils", "helpers", "common", "base"}]) == []
 
 
-def _under_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
-    for node in ast.walk(tree):
+def _under_type_checking(file: Path) -> Iterator[ast.AST]:
+    for node in nodes(file):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for statement in node.body:
                 yield from ast.walk(statement)

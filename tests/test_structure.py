@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests import ROOT
+from tests.source_trees import nodes, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,31 +40,36 @@ class InnerImport(NamedTuple):
     has_reason: bool
 
 
-def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method, nested ones included."""
-    for node in ast.walk(tree):
+    for node in nodes(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
 
 def inner_imports(file: Path) -> list[InnerImport]:
     """Imports inside functions. The first of several in a row gives the reason for all of them."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    nodes = {
-        (node.lineno, node.end_lineno or node.lineno)
-        for function in functions(ast.parse(text))
-        for node in ast.walk(function)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
+    lines = file.read_text(encoding="utf-8").splitlines()
+    outside = {id(node) for node in _outside_functions(parsed(file))}
+    imports = [
+        node for node in nodes(file) if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in outside
+    ]
     found: list[InnerImport] = []
     reason_until, has_reason = 0, False
-    for first, last in sorted(nodes):
+    for first, last in sorted((node.lineno, node.end_lineno or node.lineno) for node in imports):
         own = REASON.search(lines[first - 1]) is not None
         has_reason = own or (has_reason and first == reason_until + 1)
         reason_until = last
         found.append(InnerImport(f"{file.relative_to(ROOT)}:{first}", has_reason))
     return found
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements of a module that are in no function."""
+    for below in ast.iter_child_nodes(node):
+        if not isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
+            yield below
+            yield from _outside_functions(below)
 
 
 def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
@@ -85,7 +91,7 @@ def test_functions_are_short() -> None:
     found = [
         f"{file.relative_to(ROOT)}:{function.lineno} {function.name}"
         for file in SOURCES
-        for function in functions(ast.parse(file.read_text(encoding="utf-8")))
+        for function in functions(file)
         if (function.end_lineno or 0) - function.lineno >= FUNCTION_LINES
     ]
     assert found == []
@@ -103,7 +109,7 @@ def test_public_names_have_docstrings() -> None:
     found = [
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
         for file in SOURCES
-        for node in public(ast.parse(file.read_text(encoding="utf-8")))
+        for node in public(parsed(file))
         if ast.get_docstring(node) is None and not is_override(node)
     ]
     assert found == []

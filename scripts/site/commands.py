@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from typer.main import get_command
@@ -31,6 +32,7 @@ def command_reference() -> str:
     return "\n\n".join(sections)
 
 
+@functools.cache
 def help_of(words: tuple[str, ...]) -> str:
     """What a command prints for `--help`.
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests import ROOT
 from tests.docs.pages import DOCS, PAGES
+from tests.source_trees import parsed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ NAMED = re.compile(
 def defined(file: Path) -> set[str]:
     """Names of a module's functions and classes, and of methods with their class."""
     names = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in parsed(file).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         for below in node.body if isinstance(node, ast.ClassDef) else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -123,6 +124,12 @@ def test_each_command_that_is_not_run_has_a_reason() -> None:
         assert page in test.read_text()
 
 
+@functools.cache
+def command_line() -> Any:
+    """Torpor's commands, as typer builds them."""
+    return get_command(app)
+
+
 def known_options(command: Any) -> set[str]:
     """The options of one of Torpor's commands (typer bundles its own click)."""
     return {"--help", *(option for parameter in command.params for option in parameter.opts)}
@@ -137,7 +144,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, f"{block.where}: {line}"
         elif words[0] == "torpor":
-            command: Any = get_command(app)
+            command = command_line()
             rest = words[1:]
             while rest and rest[0] in getattr(command, "commands", {}):
                 command = command.commands[rest.pop(0)]

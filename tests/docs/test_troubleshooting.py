@@ -11,6 +11,7 @@ import pytest
 import torpor.errors
 from tests import ROOT
 from tests.docs.pages import DOCS
+from tests.source_trees import nodes
 from torpor.errors import TorporError
 
 PAGE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
@@ -26,9 +27,8 @@ def messages() -> tuple[str, ...]:
     found = []
     for folder in ("core", "plugins"):
         for file in (ROOT / folder).rglob("*.py"):
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-            found += [message(node) for node in ast.walk(tree) if id(node) not in docstrings]
+            docstrings = {id(node.value) for node in nodes(file) if isinstance(node, ast.Expr)}
+            found += [message(node) for node in nodes(file) if id(node) not in docstrings]
     return tuple(text for text in found if text)
 
 

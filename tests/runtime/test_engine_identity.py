@@ -99,9 +99,9 @@ def wait(engine: Engine, port: int, timeout_s: float = 10) -> None:
         wait_ready(engine, client, port=port, ready_path="/v1/models", timeout_s=timeout_s)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """An engine with a guard's key that never opens its port."""
+    """An engine with a guard's key that never opens its port. No test changes it."""
     engine = start_engine(SLEEPER, guard=RULES)
     yield engine
     engine.terminate(0.0)

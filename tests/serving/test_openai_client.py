@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,9 +18,13 @@ from torpor.testing.ports import unused_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-openai = pytest.importorskip("openai", reason="needs openai: pip install -r requirements/dev.txt")
-
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def openai() -> Any:
+    """OpenAI's client. Its import takes a second, which the quick tests do not wait for."""
+    return pytest.importorskip("openai", reason="needs openai: pip install -r requirements/dev.txt")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def leases(engine: int) -> Leases:
     return Leases(ways={"a": way, "b": way})
 
 
-def test_the_client_lists_models_chats_and_streams(leases: Leases) -> None:
+def test_the_client_lists_models_chats_and_streams(leases: Leases, openai: Any) -> None:
     """On one kept connection, with both models, and sees an unknown model as its own kind of error."""
     with (
         HttpGateway(leases) as gateway,
@@ -69,7 +73,7 @@ def test_the_client_lists_models_chats_and_streams(leases: Leases) -> None:
         assert (leases.out, leases.most) == (0, 1)
 
 
-def test_the_client_reads_the_comments_and_the_error_of_a_start(leases: Leases) -> None:
+def test_the_client_reads_the_comments_and_the_error_of_a_start(leases: Leases, openai: Any) -> None:
     """While the model starts it gets comments, which it skips. A failed start is an APIError with the reason."""
     leases.gate = asyncio.Event()
     with (

@@ -16,6 +16,7 @@ from tests.snapshots.nvidia import FakeDriver, build
 from torpor import SnapshotError
 from torpor.snapshots.criu.program import PREFIX_VARIABLE, Criu, find
 from torpor.snapshots.sandbox.start import create_sandbox
+from torpor.snapshots.store.paths import criu_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,9 +90,8 @@ def sandbox(make_sandbox: MakeSandbox) -> Sandbox:
 @pytest.fixture(scope="session")
 def criu(tmp_path_factory: pytest.TempPathFactory) -> Criu:
     """The CRIU of `torpor snapshot setup`, or the machine's own."""
-    root = os.environ.get("TORPOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor"
     try:
-        return find(Path(root) / "criu", cache=tmp_path_factory.mktemp("criu-cache"))
+        return find(criu_prefix(), cache=tmp_path_factory.mktemp("criu-cache"))
     except SnapshotError as error:
         refuse(f"{error} (or set {PREFIX_VARIABLE})")
         raise

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -39,11 +40,19 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the snapshot `one`, and with a store that holds it."""
+    folder = tmp_path_factory.mktemp("pushed")
+    push(large_snapshot(folder / "one"), f"{folder}/store/one")
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A store with one snapshot, `one`."""
-    push(large_snapshot(tmp_path / "one"), f"{tmp_path}/store/one")
-    return tmp_path / "store"
+def store(tmp_path: Path, pushed: Path) -> Path:
+    """A store of the test's own with one snapshot, `one`, which lies beside it."""
+    shutil.copytree(pushed / "one", tmp_path / "one", copy_function=os.link)  # no test writes into it
+    return shutil.copytree(pushed / "store", tmp_path / "store")
 
 
 def change_body(store: Path, change: Callable[[Content], object]) -> None:
