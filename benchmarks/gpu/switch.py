@@ -50,7 +50,7 @@ def switched(varied: dict[str, object], rounds: int, port: int, snapshots: Path)
         apps = [_app(Path(place), name, varied) for name in NAMES]
         for name in NAMES:
             shutil.rmtree(snapshots / name, ignore_errors=True)
-        empty = used_mib()
+        empty, since = used_mib(), time.time()
         with _serving(Path(place), apps, port, snapshots, "") as ask:
             cold = [_first_captured(ask, name) for name in NAMES]
             woken = _in_turn(ask, rounds)
@@ -58,6 +58,7 @@ def switched(varied: dict[str, object], rounds: int, port: int, snapshots: Path)
         host_mb = int(_MORE_THAN_ONE * largest / 1e6)
         with _serving(Path(place), apps, port, snapshots, f'memory = "{host_mb} MB"\n') as ask:
             restored = _in_turn(ask, rounds)
+        said = ask.log.read_text().splitlines()
         return {
             "cold_ready_s": cold[0]["first_token_s"],
             "cold": cold,
@@ -70,6 +71,8 @@ def switched(varied: dict[str, object], rounds: int, port: int, snapshots: Path)
                 if (seen := [one for one in (*woken, *restored) if one["start"] == kind])
             },
             "host_budget_mb": host_mb,
+            "stages": _stages(since),
+            "said": said,
             "left_mib": [after - before for after, before in zip(used_mib(), empty, strict=True)],
         }
 
@@ -156,7 +159,7 @@ def _serving(place: Path, apps: list[Path], port: int, snapshots: Path, budget: 
     tables = [f'[deployment.{name}]\nsnapshot = "{snapshots / name}"\ncapture_after_s = 1\n' for name in NAMES]
     config.write_text(f"[server]\nport = {port}\n[budget]\n{budget}" + "".join(tables))
     argv = [sys.executable, "-m", "torpor.cli", "serve", *map(str, apps), "--config", str(config)]
-    with log.open("w") as said, ends_with_this_process() as lifeline:
+    with log.open("a") as said, ends_with_this_process() as lifeline:
         process = subprocess.Popen(
             argv, env={**os.environ, **lifeline.mark}, stderr=said, stdout=said, start_new_session=True
         )
@@ -187,6 +190,19 @@ def _first_captured(address: _Address, name: str) -> dict[str, object]:
 def _in_turn(address: _Address, rounds: int) -> list[dict[str, object]]:
     """Ask the models in turn; each request makes the other model give up its room."""
     return [address.first_token(name, _CAPTURE_LIMIT_S) for _ in range(rounds) for name in NAMES]
+
+
+def _stages(since: float) -> list[dict[str, object]]:
+    """The stages of both models' replicas, in order: which, of which kind of start, its seconds, when it ended."""
+    kept = ("stage", "boot", "seconds", "ended_at")
+    found = [
+        {"model": name, **{key: record[key] for key in kept}}
+        for name in NAMES
+        for file in (cache_root() / "records").glob(f"{name}-*.jsonl")
+        for record in map(json.loads, file.read_text().splitlines())
+        if record["ended_at"] >= since
+    ]
+    return sorted(found, key=lambda one: float(one["ended_at"]))
 
 
 def _host_bytes(told: dict[str, Any]) -> int:

@@ -16,7 +16,6 @@ from tests import ROOT
 from torpor import Deployment
 from torpor.plugin_checks import plugin_findings
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
-from torpor.snapshots.store.paths import criu_prefix
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def bench(folder: Path, gpus: int, *words: str) -> tuple[dict[str, dict[str, obj
         **os.environ,
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "TORPOR_CACHE": str(folder / "cache"),
-        PREFIX_VARIABLE: str(criu_prefix()),
+        PREFIX_VARIABLE: os.environ[PREFIX_VARIABLE],
         "PYTHONPATH": str(ROOT),
     }
     places = ("--snapshots", str(folder / "snapshots"), "--port", str(unused_port()), "--model", str(folder / "model"))
