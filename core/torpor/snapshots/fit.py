@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.gpu.placement import GpuMap, Placement
     from torpor.snapshots.store.here import Here
     from torpor.snapshots.store.manifest import DeploymentFacts, Manifest
+    from torpor.snapshots.store.outside import Hashes
 
 __all__ = [
     "bad_marks",
@@ -182,7 +183,7 @@ def different_deployment(made_of: DeploymentFacts, here: DeploymentFacts) -> tup
     return differences(made_of, here)
 
 
-def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
+def changed_files(folder: Path, *, full: bool = False, hashes: Hashes | None = None) -> tuple[str, ...]:
     """Which files outside of a snapshot have changed: open files, the model, the engine's code. A sentence each.
 
     CRIU compares the sizes of open files as well, but stops at the first.
@@ -190,12 +191,15 @@ def changed_files(folder: Path, *, full: bool = False) -> tuple[str, ...]:
     Args:
         folder: the snapshot.
         full: compare content even if size and time are the same.
+        hashes: gives hashes of files; by default each is read.
 
     Raises:
         DamagedSnapshotError: the list of files is missing or damaged.
     """
-    from torpor.snapshots.store.outside import difference, noted_files  # noqa: PLC0415 - hashlib: 2.7 ms beside CRIU's work
+    from torpor.snapshots.store import outside  # noqa: PLC0415 - hashlib: 2.7 ms beside CRIU's work
 
-    found = [what for entry in noted_files(folder) if (what := difference(entry, full=full))]
+    source = hashes or outside.Hashes()
+    noted = outside.noted_files(folder)
+    found = [what for entry in noted if (what := outside.difference(entry, full=full, hashes=source))]
     more = [f"{len(found) - _SHOWN} more files have changed"] if len(found) > _SHOWN else []
     return tuple(found[:_SHOWN] + more)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from torpor.errors import SnapshotError, SnapshotMisfitError, TorporError
 from torpor.snapshots.facts import known_criu
 from torpor.snapshots.fit import loaded_here, unfit_gpus, unfit_machine
-from torpor.snapshots.remote.portable import needs_whole, read_needs, whole_hash
+from torpor.snapshots.remote.portable import needs_whole, read_needs
 from torpor.snapshots.store.fields import parsed
 from torpor.snapshots.store.here import Here
+from torpor.snapshots.store.known_hashes import known_hashes
 from torpor.snapshots.store.manifest import OUTSIDE
 from torpor.snapshots.store.outside import changed_now, difference, entries
 from torpor.snapshots.store.paths import cache_root
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.snapshots.remote.portable import Needs
     from torpor.snapshots.remote.values import RemoteFile, RemoteSnapshot
+    from torpor.snapshots.store.known_hashes import KnownHashes
     from torpor.snapshots.store.manifest import Manifest
     from torpor.snapshots.store.outside import Noted
 
@@ -85,9 +87,11 @@ def compare(remote: RemoteSnapshot, app: App | None = None) -> Compared:
     needs = read_needs(remote.documents, remote.url)
     listed = list(entries(parsed(Path(remote.url) / OUTSIDE, remote.documents.get(OUTSIDE, b""))))
     here = where(manifest, app)
-    reasons = [*_machine(manifest), *_places(here), *_deployment(manifest, app, here)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        seen = list(pool.map(lambda entry: _look(entry, here, needs, remote), listed))
+    with known_hashes() as hashes, ThreadPoolExecutor(_THREADS) as pool:
+        listed.sort(key=lambda entry: -entry.size)  # a large one that came last would run alone
+        looked = pool.map(lambda entry: _look(entry, here, needs, remote, hashes), listed)
+        reasons = [*_machine(manifest), *_places(here), *_deployment(manifest, app, here)]
+        seen = list(looked)
     files = [one.reason for one in seen if one.reason]
     more = [f"{len(files) - _SHOWN} more files differ"] if len(files) > _SHOWN else []
     changed = {entry.name: one.changed for entry, one in zip(listed, seen, strict=True) if one.changed is not None}
@@ -162,28 +166,28 @@ class _Seen(NamedTuple):
     missing: Missing | None = None
 
 
-def _look(entry: Noted, here: Here, needs: Needs, remote: RemoteSnapshot) -> _Seen:
+def _look(entry: Noted, here: Here, needs: Needs, remote: RemoteSnapshot, hashes: KnownHashes) -> _Seen:
     local = entry._replace(name=here.path(entry.name))
     if entry.name in needs.kept:
-        return _kept(local, entry.name, needs, remote)
+        return _kept(local, entry.name, needs, remote, hashes)
     changed = changed_now(local.name)
     if changed is None:
         return _Seen(reason=_missing(local))
     if needs_whole(entry):
-        same = os.path.getsize(local.name) == entry.size and whole_hash(local.name) == needs.whole.get(entry.name)  # noqa: PTH202
+        same = os.path.getsize(local.name) == entry.size and hashes.whole(local.name) == needs.whole.get(entry.name)  # noqa: PTH202
         reason = "" if same else f"{local.name}, which the engine has open, differs from the file of the capture"
     else:
-        reason = difference(local, full=True)
+        reason = difference(local, full=True, hashes=hashes)
     return _Seen(reason=_named(local, reason), changed=changed)
 
 
-def _kept(local: Noted, captured: str, needs: Needs, remote: RemoteSnapshot) -> _Seen:
+def _kept(local: Noted, captured: str, needs: Needs, remote: RemoteSnapshot, hashes: KnownHashes) -> _Seen:
     """Kept weights: found in place, or to be fetched. They are named by their content, so another content is damage."""
     pushed = {file.path: file for file in remote.outside}.get(needs.kept[captured])
     if pushed is None or pushed.size != local.size:
         return _Seen(reason=f"{remote.url} lacks its weights {captured}: push it again")
     changed = changed_now(local.name)
-    if changed is not None and whole_hash(local.name) == pushed.sha256:
+    if changed is not None and hashes.whole(local.name) == pushed.sha256:
         return _Seen(changed=changed)
     return _Seen(missing=Missing(captured, pushed, Path(local.name), changed))
 

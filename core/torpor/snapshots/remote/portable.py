@@ -8,7 +8,6 @@ The model's own files are not pushed: another machine has them from where this o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from torpor.snapshots.fit import changed_files, misfit
 from torpor.snapshots.store.fields import parsed
 from torpor.snapshots.store.folder import real_folder
 from torpor.snapshots.store.here import read_here
+from torpor.snapshots.store.known_hashes import known_hashes
 from torpor.snapshots.store.manifest import OUTSIDE
 from torpor.snapshots.store.outside import entries, hashed_bytes
 from torpor.snapshots.store.paths import KEPT, cache_root
@@ -28,9 +28,10 @@ from torpor.snapshots.store.stored import inspect
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torpor.snapshots.store.known_hashes import KnownHashes
     from torpor.snapshots.store.outside import Noted
 
-__all__ = ["NEEDS", "OUTSIDE_BYTES", "Needs", "Portable", "portable", "read_needs", "whole_hash"]
+__all__ = ["NEEDS", "OUTSIDE_BYTES", "Needs", "Portable", "portable", "read_needs"]
 
 NEEDS = "needs.json"
 OUTSIDE_BYTES = 64 << 20
@@ -66,7 +67,7 @@ class Portable(NamedTuple):
 
 
 def portable(folder: Path) -> Portable:
-    """What a push of this snapshot sends beside its folder. Reads each large file that the engine had open once.
+    """What a push of this snapshot sends beside its folder. A large file that the engine had open is read unless its hash is known.
 
     Raises:
         SnapshotError: the folder holds no snapshot, or a damaged one.
@@ -74,14 +75,19 @@ def portable(folder: Path) -> Portable:
     """
     folder = real_folder(folder)
     inspect(folder)
-    if reasons := changed_files(folder, full=True):
+    with known_hashes() as hashes:
+        return _portable(folder, hashes)
+
+
+def _portable(folder: Path, hashes: KnownHashes) -> Portable:
+    if reasons := changed_files(folder, full=True, hashes=hashes):
         raise misfit(folder, reasons)
     here = read_here(folder)
     noted = list(entries(read_part(folder, OUTSIDE, most=OUTSIDE_BYTES)))
     kept = {one.name: here.path(one.name) for one in noted if _is_kept(here.path(one.name))}
     large = [one.name for one in noted if one.name not in kept and needs_whole(one)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        whole = dict(zip(large, pool.map(whole_hash, map(here.path, large)), strict=True))
+        whole = dict(zip(large, pool.map(hashes.whole, map(here.path, large)), strict=True))
     needs = {"schema": _SCHEMA, "whole": whole, "kept": kept}
     document = json.dumps(needs, indent=1).encode(errors="surrogateescape")
     return Portable(outside=tuple(sorted(map(Path, set(kept.values())))), documents={NEEDS: document})
@@ -90,15 +96,6 @@ def portable(folder: Path) -> Portable:
 def needs_whole(entry: Noted) -> bool:
     """Whether the noted hash covers only pieces of a file that a process had open."""
     return entry.opened and hashed_bytes(entry.size) < entry.size
-
-
-def whole_hash(name: str) -> str:
-    """SHA-256 of a file (hex); empty if it cannot be read."""
-    try:
-        with open(name, "rb", buffering=0) as stream:  # noqa: PTH123
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return ""
 
 
 def read_needs(documents: Mapping[str, bytes], place: str) -> Needs:
