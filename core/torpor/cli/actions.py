@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from torpor.cli.prewarm import run_prewarm
     from torpor.cli.probe import run_probe
     from torpor.cli.remote_restore import run_restored
+    from torpor.cli.removal import run_gc, run_rm
     from torpor.cli.report import run_report
     from torpor.cli.restore import run_restore
     from torpor.cli.serve import run_serve
     from torpor.cli.setup import run_setup
-    from torpor.cli.snapshot import run_inspect, run_rm, run_weights
+    from torpor.cli.snapshot import run_inspect, run_weights
     from torpor.cli.sources import source_of
     from torpor.cli.status import run_status
     from torpor.cli.store import run_ls, run_new_identity, run_new_signing_key, run_pull, run_push
@@ -40,6 +41,7 @@ __all__ = [
     "run_control",
     "run_create",
     "run_doctor",
+    "run_gc",
     "run_inspect",
     "run_list",
     "run_logs",
@@ -88,7 +90,8 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.restore": ("run_restore",),
         "torpor.cli.serve": ("run_serve",),
         "torpor.cli.setup": ("run_setup",),
-        "torpor.cli.snapshot": ("run_inspect", "run_rm", "run_weights"),
+        "torpor.cli.removal": ("run_gc", "run_rm"),
+        "torpor.cli.snapshot": ("run_inspect", "run_weights"),
         "torpor.cli.sources": ("source_of",),
         "torpor.cli.status": ("run_status",),
         "torpor.cli.store": ("run_ls", "run_new_identity", "run_new_signing_key", "run_pull", "run_push"),

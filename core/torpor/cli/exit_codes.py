@@ -70,8 +70,8 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     "snapshot list": {OK: "printed, damaged ones too", WRONG_INPUT: _WRONG},
     "snapshot prune": {OK: "done, or nothing to do", FAILED: "a snapshot cannot be removed", WRONG_INPUT: _WRONG},
     "snapshot rm": {
-        OK: "removed",
-        FAILED: "it is not a snapshot of this user; nothing was removed",
+        OK: "removed; chunks of a store may have to stay for now",
+        FAILED: "one is not a snapshot of this user, or not in the store; those before it were removed",
         WRONG_INPUT: _WRONG,
     },
     "snapshot weights": {OK: "printed", FAILED: "weights cannot be read or deleted", WRONG_INPUT: _WRONG},
@@ -90,7 +90,16 @@ EXIT_CODES: dict[str, dict[int, str]] = {
         FAILED: "it is not trusted or damaged, or the store or the disk failed; an older snapshot is still there",
         WRONG_INPUT: _WRONG,
     },
-    "snapshot ls": {OK: "printed, damaged ones too", FAILED: "the store cannot be read", WRONG_INPUT: _WRONG},
+    "snapshot ls": {
+        OK: "printed, damaged ones too",
+        FAILED: "there is no store, or it cannot be read",
+        WRONG_INPUT: _WRONG,
+    },
+    "snapshot gc": {
+        OK: "done, or nothing to do",
+        FAILED: "a push is at work, a manifest is damaged, or the store failed; chunks that are needed are there",
+        WRONG_INPUT: _WRONG,
+    },
     "snapshot compare": {OK: "measured", FAILED: "a start, the capture or a restore failed", WRONG_INPUT: _WRONG},
     "bench": {OK: "measured", FAILED: "a start failed", WRONG_INPUT: _WRONG},
     "report": {OK: "the page is written", WRONG_INPUT: "wrong input: a file that is neither a bench nor stage records"},

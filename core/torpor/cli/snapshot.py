@@ -1,4 +1,4 @@
-"""`torpor snapshot inspect`, `rm` and `weights`."""
+"""`torpor snapshot inspect` and `weights`, and the removal of a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.store.gpu_state import GpuPart
     from torpor.snapshots.store.manifest import Manifest
 
-__all__ = ["run_inspect", "run_rm", "run_weights", "snapshot_table"]
+__all__ = ["remove_folder", "run_inspect", "run_weights", "snapshot_table"]
 
 
 def run_inspect(folder: Path, *, as_json: bool) -> None:
@@ -58,8 +58,8 @@ def run_inspect(folder: Path, *, as_json: bool) -> None:
         sys.exit(FAILED)
 
 
-def run_rm(folder: Path) -> None:
-    """Delete a snapshot."""
+def remove_folder(folder: Path) -> None:
+    """Delete the snapshot in a folder of this machine."""
     console = make_console()
     before = {file.path for file in kept_files() if file.snapshots}
     console.print(f"removed {one_line(remove(folder))}", markup=False, soft_wrap=True)

@@ -42,6 +42,7 @@ Restorable = Annotated[
     str,
     typer.Argument(metavar="DIR|URL", help="The snapshot's folder, or a URL of a store: it is pulled if it fits."),
 ]
+Store = Annotated[str, typer.Argument(metavar="URL", help="A store: s3://bucket/snapshots or a folder.")]
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[DIR...]", help="Further snapshots, or folders that hold some, besides the known ones."),
@@ -148,9 +149,16 @@ def prune_snapshots(
 
 
 @snapshot.command()
-def rm(folder: Folder) -> None:
-    """Delete a snapshot; running replicas serve on."""
-    actions.run_rm(folder)
+def rm(
+    snapshots: Annotated[
+        list[str], typer.Argument(metavar="DIR|URL...", help="Folders of snapshots, or URLs of snapshots in a store.")
+    ],
+) -> None:
+    """Delete snapshots; running replicas serve on.
+
+    For a URL, the chunks that no other snapshot of the store needs are removed, too, as `torpor snapshot gc` does it.
+    """
+    actions.run_rm(snapshots)
 
 
 @snapshot.command()
@@ -257,8 +265,26 @@ def pull(
 
 
 @snapshot.command()
+def gc(
+    store: Store,
+    *,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Chunks that were written later stay: an interrupted push may need them.")
+    ] = "1d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the chunks of a store that no snapshot needs.
+
+    It removes nothing while a push is at work there.
+    """
+    actions.run_gc(store, older_than=older_than, dry_run=dry_run, jobs=jobs, as_json=as_json)
+
+
+@snapshot.command()
 def ls(
-    store: Annotated[str, typer.Argument(metavar="URL", help="A store: s3://bucket/snapshots or a folder.")],
+    store: Store,
     *,
     trust: TrustedKeys = None,
     as_json: AsJson = False,

@@ -121,10 +121,10 @@ def test_missing_credentials_are_final(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
         """As botocore has it."""
 
-    def fail(files: FsspecFiles, folder: str) -> dict[str, int]:
+    def fail(files: FsspecFiles, folder: str) -> None:
         raise NoCredentialsError(f"Unable to locate credentials for {folder} of {files}")
 
-    monkeypatch.setattr(FsspecFiles, "sizes", fail)
+    monkeypatch.setattr(FsspecFiles, "listed", fail)
     with pytest.raises(StoreError, match="check the permissions, or the credentials of this machine"):
         list_store("memory://bucket")
 

@@ -125,11 +125,11 @@ def test_what_a_killed_push_left_is_cleared(tmp_path: Path) -> None:
     files = LocalFiles(tmp_path / "store")
     files.write("snapshots/a", b"a")
     for name, age in (("old", 90_000), ("new", 100)):
-        left = tmp_path / "store" / local_files._INCOMING / name
+        left = tmp_path / "store" / local_files.INCOMING / name
         left.write_bytes(b"x")
         os.utime(left, (time.time() - age,) * 2)
     Store(str(tmp_path / "store")).clear()
-    assert [one.name for one in (tmp_path / "store" / local_files._INCOMING).iterdir()] == ["new"]
+    assert [one.name for one in (tmp_path / "store" / local_files.INCOMING).iterdir()] == ["new"]
 
 
 @pytest.mark.slow

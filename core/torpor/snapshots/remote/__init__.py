@@ -8,6 +8,7 @@ comparing    whether an opened snapshot fits this machine: every reason against 
 obtaining    compare, fetch, and note where its files lie here: for `up` and `restore` with a URL
 source       a snapshot of a store as a start is given it
 listing      which snapshots a store holds
+garbage      removes snapshots, and chunks that none needs
 
 values       what the others hand to each other
 location     a URL: the store, and the name of a snapshot in it

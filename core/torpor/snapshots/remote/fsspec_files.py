@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
+
+from torpor.snapshots.remote.local_files import INCOMING
+from torpor.snapshots.remote.values import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FsspecFiles"]
 
-_INCOMING = "incoming"
 _IN_ONE_STEP = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "tos", "hf"}
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "tos"}
+_WITHOUT_TIMES = {"hf"}  # a write or a delete is a commit there, and a listing has no times
 _NOTHING = "nothing lies there"
 _IS_FILE = "it is a file; a store is a folder"
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
@@ -38,7 +40,8 @@ class FsspecFiles:
         self._system = system
         self._root = root.rstrip("/")
         names = system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)
-        self._one_step = not _IN_ONE_STEP.isdisjoint(names)
+        self.in_one_step = not _IN_ONE_STEP.isdisjoint(names)
+        self.keeps_times = _WITHOUT_TIMES.isdisjoint(names)
         self._in_bucket = not _WITH_BUCKETS.isdisjoint(names)
         self._made: set[str] = set()
 
@@ -50,12 +53,12 @@ class FsspecFiles:
     def write(self, path: str, content: bytes) -> None:
         """Write a file; it appears complete."""
         target = f"{self._root}/{path}"
-        if self._one_step:
+        if self.in_one_step:
             self._system.pipe_file(target, content)
             return
-        self._make(f"{self._root}/{_INCOMING}")
+        self._make(f"{self._root}/{INCOMING}")
         self._make(target.rpartition("/")[0])
-        unfinished = f"{self._root}/{_INCOMING}/{os.urandom(16).hex()}"
+        unfinished = f"{self._root}/{INCOMING}/{os.urandom(16).hex()}"
         try:
             self._system.pipe_file(unfinished, content)
             self._system.mv(unfinished, target)
@@ -64,21 +67,19 @@ class FsspecFiles:
                 self._system.rm_file(unfinished)
             raise
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Every file below a folder: its path under the folder, and its bytes. Empty if there is no such folder."""
-        begin = f"{self._root}/{folder}/"
-        return {name.removeprefix(begin.lstrip("/")): size for name, size in self._listed(folder)}
+    def listed(self, folder: str) -> dict[str, Stored]:
+        """Every file below a folder by its path under the folder. Empty if there is no such folder."""
+        begin = f"{self._root}/{folder}/".lstrip("/")
+        return {
+            name.lstrip("/").removeprefix(begin): Stored(size, _changed(facts))
+            for name, facts in self._found(folder).items()
+            if facts.get("type") == "file" and isinstance(size := facts.get("size"), int)
+        }
 
-    def clear(self, older_than_s: float) -> None:
-        """Delete what interrupted pushes left."""
-        if self._one_step:
-            return
-        with contextlib.suppress(Exception):
-            for name, facts in self._found(_INCOMING).items():
-                changed = next((facts[one] for one in _TIMES if one in facts), None)
-                at = changed.timestamp() if isinstance(changed, datetime) else changed
-                if isinstance(at, int | float) and time.time() - at > older_than_s:
-                    self._system.rm_file(name)
+    def delete(self, path: str) -> None:
+        """Delete a file; one that is gone is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(f"{self._root}/{path}")
 
     def missing(self) -> str:
         """Why there is no store in this place, as the rest of a sentence; empty if there can be one."""
@@ -117,13 +118,6 @@ class FsspecFiles:
             return True
         return True
 
-    def _listed(self, folder: str) -> list[tuple[str, int]]:
-        return [
-            (name.lstrip("/"), size)
-            for name, facts in self._found(folder).items()
-            if facts.get("type") == "file" and isinstance(size := facts.get("size"), int)
-        ]
-
     def _found(self, folder: str) -> Mapping[str, Mapping[str, object]]:
         self._system.invalidate_cache()
         try:
@@ -136,3 +130,11 @@ class FsspecFiles:
         if folder not in self._made:
             self._system.makedirs(folder, exist_ok=True)
             self._made.add(folder)
+
+
+def _changed(facts: Mapping[str, object]) -> float | None:
+    """When a file was written (Unix time), as its file system tells it; None if it does not."""
+    changed = next((facts[one] for one in _TIMES if one in facts), None)
+    if isinstance(changed, datetime):
+        return changed.timestamp()
+    return float(changed) if isinstance(changed, int | float) else None

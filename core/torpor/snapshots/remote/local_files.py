@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
+from torpor.snapshots.remote.values import Stored
 from torpor.snapshots.store.placing import check_parents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LocalFiles"]
+__all__ = ["INCOMING", "LocalFiles"]
 
-_INCOMING = "incoming"
+INCOMING = "incoming"
+"""Folder of files that are being written."""
+
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _OTHERS_WRITE = 0o022
@@ -34,6 +36,9 @@ class LocalFiles:
     Args:
         root: the store; it need not exist before the first write.
     """
+
+    in_one_step = False
+    keeps_times = True
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -67,9 +72,9 @@ class LocalFiles:
         """
         mode = self._made(self._root)
         target = self._root / path
-        for folder in (self._root / _INCOMING, target.parent):
+        for folder in (self._root / INCOMING, target.parent):
             self._made(folder, mode)
-        unfinished = self._root / _INCOMING / os.urandom(16).hex()
+        unfinished = self._root / INCOMING / os.urandom(16).hex()
         try:
             descriptor = os.open(unfinished, _WRITE_FLAGS, mode & 0o666)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -83,17 +88,13 @@ class LocalFiles:
                 unfinished.unlink()
             raise
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Every file below a folder: its path under the folder, and its bytes. Empty if there is no such folder."""
+    def listed(self, folder: str) -> dict[str, Stored]:
+        """Every file below a folder by its path under the folder. Empty if there is no such folder."""
         return dict(_below(self._root / folder, ""))
 
-    def clear(self, older_than_s: float) -> None:
-        """Delete what interrupted pushes left."""
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._root / _INCOMING):
-                with contextlib.suppress(OSError):
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than_s:
-                        os.unlink(entry.path)  # noqa: PTH108 - an entry has no path object
+    def delete(self, path: str) -> None:
+        """Delete a file; one that is gone is no error."""
+        (self._root / path).unlink(missing_ok=True)
 
     def missing(self) -> str:
         """Why there is no store in this place, as the rest of a sentence; empty if there can be one."""
@@ -137,10 +138,12 @@ class LocalFiles:
         return mode
 
 
-def _below(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+def _below(folder: Path, prefix: str) -> Iterator[tuple[str, Stored]]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _below(folder / entry.name, f"{prefix}{entry.name}/")
             elif entry.is_file(follow_symlinks=False):
-                yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False).st_size
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    facts = entry.stat(follow_symlinks=False)
+                    yield f"{prefix}{entry.name}", Stored(facts.st_size, facts.st_mtime)

@@ -9,12 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from torpor.errors import DamagedSnapshotError, SnapshotError
+from torpor.snapshots.remote.at_work import at_work
 from torpor.snapshots.remote.chunks import codec_for, stored_limit
 from torpor.snapshots.remote.cutting import Part, Source, content_of, cut, is_zeros
 from torpor.snapshots.remote.encryption import checked_recipients, encrypted, kept_secret
 from torpor.snapshots.remote.location import location_of, shown_url
 from torpor.snapshots.remote.manifest_file import MOST_BYTES, MOST_LABEL_BYTES, Body, body_bytes, label_line, written
 from torpor.snapshots.remote.parallel import each, jobs_here, share, within
+from torpor.snapshots.remote.references import write_references
 from torpor.snapshots.remote.signature import signed, signer
 from torpor.snapshots.remote.store import Store, chunk_path, manifest_path
 from torpor.snapshots.remote.values import Chunk, Label, Piece, Pushed, RemoteFile
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from torpor.snapshots.remote.at_work import AtWork
     from torpor.snapshots.remote.location import Location
     from torpor.snapshots.remote.values import Codec
     from torpor.snapshots.store.manifest import Manifest
@@ -88,7 +91,22 @@ class _Push:
         self._recipients = recipients
 
     def send(self, outside: Sequence[Path], documents: Mapping[str, bytes], *, again: bool, jobs: int) -> Pushed:
-        """Send the chunks, then the manifest."""
+        """Send the chunks, then the manifest. Nobody removes chunks from the store meanwhile."""
+        with contextlib.ExitStack() as ending:
+            presence = ending.enter_context(at_work(self._store, "push")) if self._store.keeps_times else None
+            if presence:
+                presence.wait_for_end_of("collect")
+            return self._sent(outside, documents, presence, again=again, jobs=jobs)
+
+    def _sent(
+        self,
+        outside: Sequence[Path],
+        documents: Mapping[str, bytes],
+        presence: AtWork | None,
+        *,
+        again: bool,
+        jobs: int,
+    ) -> Pushed:
         begun = time.monotonic()
         manifest = _whole(self.folder)
         secret = kept_secret(self._store.id, self._recipients) if self._recipients else b""
@@ -98,6 +116,10 @@ class _Push:
         body = sending.body({**documents, **own}, manifest, secret)
         packed = encrypted(body_bytes(body), self._recipients) if self._recipients else body_bytes(body)
         label = _label(self._name, manifest, body, sending, packed)._replace(encrypted=bool(self._recipients))
+        if self._recipients:
+            write_references(self._store, label.body_sha256, (chunk.name for chunk in body.chunks))
+        if presence:
+            presence.check()
         self._publish(label, packed)
         return Pushed(label, "", len(body.chunks), sending.sent, sending.sent_bytes, time.monotonic() - begun)
 
@@ -165,7 +187,7 @@ class _Sending:
             OSError: a file cannot be read.
         """
         if not self._again:
-            self._stored = self._store.chunks()
+            self._stored = {name: one.size for name, one in self._store.chunks().items()}
         total = sum(min(source.size, source.file.stat().st_blocks * 512) for source in self._sources)
         with followed_value(lambda: share(self._read_bytes, total)):
             each(self._jobs(folder, manifest), lambda job: job(), count=jobs)

@@ -2,6 +2,8 @@
 
     snapshots/NAME.snapshot    a manifest: signatures, label, body (`torpor.snapshots.remote.manifest_file`)
     chunks/ab/ab12...          a chunk, named by a hash of its content
+    references/BODY.zst        which chunks an encrypted snapshot needs (`torpor.snapshots.remote.references`)
+    at-work/                   who pushes or collects garbage now (`torpor.snapshots.remote.at_work`)
     incoming/                  files that are being written, on file systems that need it
 
 Nothing is ever changed in place, and manifests are written last: whatever is listed is complete.
@@ -9,6 +11,7 @@ Nothing is ever changed in place, and manifests are written last: whatever is li
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import time
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from torpor.errors import ConfigurationError, NoRoomError, StoreError
 from torpor.network.shortage import is_disk_full
 from torpor.snapshots.remote.fsspec_files import FsspecFiles
-from torpor.snapshots.remote.local_files import LocalFiles
+from torpor.snapshots.remote.local_files import INCOMING, LocalFiles
 from torpor.snapshots.remote.location import shown_url
 from torpor.snapshots.remote.packages import LocalFileSystem, url_to_fs
 from torpor.snapshots.remote.parallel import within
@@ -26,6 +29,8 @@ from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torpor.snapshots.remote.values import Stored
 
 __all__ = ["Store", "chunk_path", "manifest_path"]
 
@@ -52,12 +57,22 @@ class Files(Protocol):
         """Write a file, complete or not at all."""
         ...
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Files below a folder, with their bytes."""
+    @property
+    def in_one_step(self) -> bool:
+        """Whether a file is written in one step, so that an interrupted write leaves nothing."""
         ...
 
-    def clear(self, older_than_s: float) -> None:
-        """Delete what interrupted pushes left."""
+    @property
+    def keeps_times(self) -> bool:
+        """Whether a listing tells when a file was written."""
+        ...
+
+    def listed(self, folder: str) -> dict[str, Stored]:
+        """Files below a folder, by path under it."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file; one that is gone is no error."""
         ...
 
     def foreign(self, path: str) -> str:
@@ -131,23 +146,45 @@ class Store:
                 f"The store {self.url} cannot be written: there is no such bucket or disk ({_said(error)}). Make it first."
             ) from error
 
-    def chunks(self) -> dict[str, int]:
-        """The names of all chunks, with their stored bytes; one listing."""
-        found = self._listed(_CHUNKS)
-        return {name: size for path, size in found.items() if path == f"{(name := path[3:])[:2]}/{name}"}
+    def delete(self, path: str) -> None:
+        """Delete a file; one that is gone is no error.
+
+        Raises:
+            StoreError: it cannot be deleted.
+        """
+        self._tried(lambda: self._files.delete(path), f"delete {path}")
+
+    def listed(self, folder: str) -> dict[str, Stored]:
+        """Files below a folder by path under it; one listing."""
+        return within(lambda: self._tried(lambda: self._files.listed(folder), f"list {folder}"))
+
+    def chunks(self) -> dict[str, Stored]:
+        """All chunks by name; one listing."""
+        found = self.listed(_CHUNKS)
+        return {name: one for path, one in found.items() if path == f"{(name := path[3:])[:2]}/{name}"}
 
     def manifests(self) -> dict[str, int]:
         """The names of all snapshots, with the bytes of their manifests; one listing."""
-        found = self._listed(_SNAPSHOTS)
+        found = self.listed(_SNAPSHOTS)
         return {
-            path.removesuffix(_SUFFIX): size
-            for path, size in found.items()
+            path.removesuffix(_SUFFIX): one.size
+            for path, one in found.items()
             if path.endswith(_SUFFIX) and "/" not in path
         }
 
+    @property
+    def keeps_times(self) -> bool:
+        """Whether the store tells when a file was written."""
+        return self._files.keeps_times
+
     def clear(self) -> None:
-        """Delete what pushes that were interrupted more than a day ago left."""
-        self._files.clear(_LEFT_FOR_S)
+        """Delete what pushes that were interrupted more than a day ago left; an error is none of the caller's."""
+        if self._files.in_one_step:
+            return
+        with contextlib.suppress(StoreError):
+            for path, one in self.listed(INCOMING).items():
+                if one.changed is not None and time.time() - one.changed > _LEFT_FOR_S:
+                    self.delete(f"{INCOMING}/{path}")
 
     def missing(self) -> str:
         """Why there is no store, as the rest of a sentence; empty if there is a folder or a bucket for one."""
@@ -183,9 +220,6 @@ class Store:
             return self._files.foreign(path)
         except OSError as error:
             return f"{path} cannot be checked ({_said(error)})"
-
-    def _listed(self, folder: str) -> dict[str, int]:
-        return within(lambda: self._tried(lambda: self._files.sizes(folder), f"list {folder}"))
 
     def _tried(self, work: Callable[[], Answer], what: str) -> Answer:
         """Try until it works or can never work: a network fails now and then, a missing permission does not."""

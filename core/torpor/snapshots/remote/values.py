@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.store.manifest import Manifest
 
-__all__ = ["Chunk", "Codec", "Label", "Piece", "Pulled", "Pushed", "RemoteFile", "RemoteSnapshot", "Trust"]
+__all__ = ["Chunk", "Codec", "Label", "Piece", "Pulled", "Pushed", "RemoteFile", "RemoteSnapshot", "Stored", "Trust"]
 
 
 class Trust(NamedTuple):
@@ -105,6 +105,18 @@ class RemoteFile(NamedTuple):
     size: int
     sha256: str
     pieces: tuple[Piece, ...]
+
+
+class Stored(NamedTuple):
+    """A file of a store.
+
+    Attributes:
+        size: bytes.
+        changed: when it was written, by the store's clock (Unix time); None if the store does not tell.
+    """
+
+    size: int
+    changed: float | None
 
 
 class Codec(Protocol):
