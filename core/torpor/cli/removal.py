@@ -12,6 +12,7 @@ from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.snapshot import remove_folder
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import StoreError
+from torpor.snapshots import remote
 from torpor.snapshots.remote.location import location_of, names_store, shown_url
 from torpor.telemetry.events import warnings_only
 
@@ -39,13 +40,11 @@ def run_rm(targets: Sequence[str]) -> None:
 
 def run_gc(url: str, *, older_than: str, dry_run: bool, jobs: int, as_json: bool) -> None:
     """Remove the chunks of a store that no snapshot needs, and say what was freed."""
-    from torpor.snapshots.remote.garbage import collect  # noqa: PLC0415 - the packages of a store, which `rm DIR` needs not
-
     seconds = seconds_of("--older-than", older_than)
     claim_output()
     warnings_only()
     ends_on_sigterm()
-    found = collect(url, older_than_s=seconds, dry_run=dry_run, jobs=jobs)
+    found = remote.collect(url, older_than_s=seconds, dry_run=dry_run, jobs=jobs)
     if as_json:
         result(json.dumps({"store": shown_url(url), "dry_run": dry_run, **found._asdict()}, indent=2))
         return
@@ -58,21 +57,17 @@ def _removed(target: str) -> str:
     if not names_store(target):
         remove_folder(Path(target))
         return ""
-    from torpor.snapshots.remote.garbage import remove  # noqa: PLC0415 - see `run_gc`
-
     warnings_only()
-    store = remove(target)
+    store = remote.remove(target)
     make_console().print(f"removed {shown_url(target)}", markup=False, soft_wrap=True)
     return store
 
 
 def _clear(store: str) -> None:
     """Remove what the snapshots of a store no longer need; if that has to wait, say why."""
-    from torpor.snapshots.remote.garbage import collect  # noqa: PLC0415 - see `run_gc`
-
     console = make_console()
     try:
-        found = collect(store)
+        found = remote.collect(store)
     except StoreError as error:
         console.print(f"its chunks are still there: {error}", markup=False, soft_wrap=True)
     else:

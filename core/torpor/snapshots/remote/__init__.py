@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.snapshots.remote.garbage import collect, remove
     from torpor.snapshots.remote.obtaining import obtain
     from torpor.snapshots.remote.signature import read_trust
 
-__all__ = ["obtain", "read_trust"]
+__all__ = ["collect", "obtain", "read_trust", "remove"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,  # a start without a store needs none of its packages
     {
+        "torpor.snapshots.remote.garbage": ("collect", "remove"),
         "torpor.snapshots.remote.obtaining": ("obtain",),
         "torpor.snapshots.remote.signature": ("read_trust",),
     },
