@@ -6,7 +6,7 @@ not run beside a push. Both write a file first, then look for the other's:
     at-work/push-RANDOM        any number at once
     at-work/collect-RANDOM     finds a push: gives up. A push that finds it waits for its end.
 
-Each file is written anew every minute. One that is older than a quarter of an hour was left by a process that was killed. Ages are
+Each file is written again every minute. One that is older than a quarter of an hour was left by a process that was killed. Ages are
 compared with the own file's, by the store's clock. Who could not renew its own file for half of that time stops before it does
 anything that needs it: it was suspended, or cut off.
 """
