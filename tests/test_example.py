@@ -14,13 +14,13 @@ import pytest
 
 import torpor
 from tests import ROOT
-from torpor import guard, launcher, testing
+from torpor import guard, launcher, listener, testing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
-PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, launcher)}
+PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, launcher, listener)}
 
 
 def run(*argv: str | Path, timeout_s: float, cwd: Path | None = None) -> str:

@@ -45,8 +45,8 @@ PARSERS = {CORE / "launcher" / f"limited_{name}.py": {"uvicorn", name} for name 
 """They extend uvicorn's classes, and are imported after an engine has imported uvicorn."""
 
 
-TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs"}
-"""The one pair that imports each other: a deployment has plugins, and the hooks name `Deployment` in their annotations."""
+TYPES_OF_EACH_OTHER = {"torpor.deployment", "torpor.hookspecs", "torpor.listener.events"}
+"""The only ones that import each other: a deployment has plugins; hooks and events name `Deployment` in their annotations."""
 
 
 def sources(*folders: Path) -> list[Path]:

@@ -91,6 +91,7 @@ PACKAGES = (
     "torpor.engine_plugins",
     "torpor.guard",
     "torpor.launcher",
+    "torpor.listener",
     "torpor.platforms.local",
     "torpor.platforms.modal",
     "torpor.testing",

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
 
 from torpor.errors import PluginError
+from torpor.listener.listener import LISTENER_METHODS, Listener
 from torpor.values.field_types import article
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "PROJECT",
     "check_hooks",
     "hook_fault",
+    "listener_fault",
     "marked_names",
     "parameter_fault",
 ]
@@ -64,6 +66,8 @@ def check_hooks(name: str, plugin: object) -> None:
     Raises:
         PluginError: names plugin and hook, and says what to change.
     """
+    if (not_run := listener_fault(plugin)) is not None:
+        raise PluginError(f"Plugin {name!r}: {not_run[0]} {not_run[1]}. {not_run[2]}")
     marked = marked_names(plugin)
     for hook in HOOK_NAMES:
         raw = inspect.getattr_static(plugin, hook, None)
@@ -84,6 +88,28 @@ def check_hooks(name: str, plugin: object) -> None:
                 f"Plugin {name!r} marks {attribute} with @hookimpl, but there is no such hook; there are: {', '.join(HOOK_NAMES)}."
                 f"{_meant(attribute)}"
             )
+
+
+def listener_fault(plugin: object) -> tuple[str, str, str] | None:
+    """Which method of a listener would not run as written, why, and what to do; None if all would."""
+    if not isinstance(plugin, Listener):
+        return None
+    for method in LISTENER_METHODS:
+        raw, wanted = inspect.getattr_static(plugin, method), getattr(Listener, method)
+        if raw is wanted:
+            continue
+        if _mark(raw) is not None:
+            return method, "is marked with @hookimpl, and is no hook", "Core calls it without a marker: drop @hookimpl."
+        if isinstance(raw, staticmethod | classmethod):
+            return method, f"is a {type(raw).__name__}; core calls it on the plugin", _PLAIN
+        if wrong := _body_fault(raw) or _shape_fault(raw):
+            return (method, *wrong)
+        taken = list(inspect.signature(wanted).parameters)
+        try:
+            inspect.signature(cast("Callable[..., object]", raw)).bind(*taken)
+        except TypeError as error:
+            return method, f"does not take ({', '.join(taken)}): {error}", f"Write def {method}({', '.join(taken)})."
+    return None
 
 
 def parameter_fault(hook: str, raw: object) -> str | None:

@@ -19,7 +19,8 @@ A hook is a plain method. An `async def`, a method with a `yield`, a lambda, a p
 run or do nothing, so `Deployment` refuses such a plugin. A hook that acts returns nothing, except that `launch` returns the
 engine; any other value is an error.
 
-Before anything is built or started, core also asks every plugin `Plugin.check`. A plugin that launches an engine derives from
+Before anything is built or started, core also asks every plugin `Plugin.check`. A plugin that overrides `Listener.on_event` or
+`Listener.while_serving` hears what becomes of its replicas. A plugin that launches an engine derives from
 `EnginePlugin`, which answers what core and other plugins ask about that engine.
 """
 
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pluggy
 
 from torpor.hook_methods import HOOK_NAMES, PROJECT
+from torpor.listener.listener import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +52,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a method as the implementation of the hook of its name. Options: `tryfirst`, `trylast` (pluggy's)."""
 
 
-class Plugin:
+class Plugin(Listener):
     """The six hooks, and what every plugin has; the class that plugins derive from.
 
     Attributes:

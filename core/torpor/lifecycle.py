@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
+from torpor import listener
 from torpor.deployment import plugin_name
 from torpor.engine.handle import Engine
 from torpor.errors import PluginError
 from torpor.hook_methods import ACTING_HOOKS, PROJECT, check_hooks
 from torpor.hookspecs import Plugin
+from torpor.listener.listener import LISTENER_METHODS, listens
 from torpor.recipe import BuildPlan, ImagePatch, Recipe
 from torpor.values.field_types import article
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor.deployment import Deployment
+    from torpor.listener.delivery import Listeners
 
 __all__ = ["TRACE_VARIABLE", "Lifecycle"]
 
@@ -51,6 +54,9 @@ class Lifecycle:
         deployment: whose plugins to register.
         observer: told after every hook implementation (hook, plugin, seconds).
 
+    Attributes:
+        listeners: the plugins that hear what becomes of replicas; None if there are none.
+
     Raises:
         PluginError: a plugin has a hook without its marker, or pluggy refuses it.
     """
@@ -64,6 +70,7 @@ class Lifecycle:
         for plugin in reversed(deployment.plugins):
             self._register(plugin)
         self._hooks: Any = self._manager.hook
+        self.listeners = _listeners(deployment)
 
     def bound(self, deployment: Deployment, *, observer: Observer | None = None) -> Lifecycle:
         """The same registered plugins, for their deployment with other values (an address) and another observer.
@@ -177,6 +184,13 @@ class Lifecycle:
                 print(f"torpor: {hook} [{plugin}] {seconds:.3f} s: {outcome}", file=sys.stderr, flush=True)
             if self._observer:
                 self._observer(hook, plugin, seconds)
+
+
+def _listeners(deployment: Deployment) -> Listeners | None:
+    """The plugins that listen; a deployment without any imports no more of `torpor.listener`."""
+    if not any(listens(plugin, method) for plugin in deployment.plugins for method in LISTENER_METHODS):
+        return None
+    return listener.Listeners(deployment.plugins)
 
 
 def _expect(value: object, wanted: type[_T], plugin: str, hook: str) -> _T:

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING
 from scripts.site.docstrings import parse, prose
 
 from torpor.hookspecs import HOOK_NAMES, EnginePlugin, Plugin
+from torpor.listener.events import EVENTS, LifecycleEvent
+from torpor.listener.listener import LISTENER_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["check_reference", "engine_reference", "hook_reference", "hook_timeline", "signature"]
+__all__ = [
+    "check_reference",
+    "engine_reference",
+    "event_reference",
+    "hook_reference",
+    "hook_timeline",
+    "listener_reference",
+    "signature",
+]
 
 
 def hook_timeline() -> str:
@@ -31,6 +41,26 @@ def hook_reference() -> str:
 def check_reference() -> str:
     """A section for `check`, which is no hook."""
     return "\n".join(_section("check"))
+
+
+def listener_reference() -> str:
+    """A section for each method of a listener."""
+    return "\n\n".join("\n".join(_section(name)) for name in LISTENER_METHODS)
+
+
+def event_reference() -> str:
+    """A table of the events that a listener hears, and what each says beside the facts of all."""
+    common = parse(LifecycleEvent).entries("Attributes")
+    rows = [f"| every event | | {_named(common)} |"]
+    for kind in EVENTS:
+        told = parse(kind)
+        said = told.entries("Attributes") if "Attributes" in told.sections else {}
+        rows.append(f"| `{kind.__name__}` | {told.summary} | {_named(said)} |")
+    return "\n".join(["| event | when | attributes |", "| --- | --- | --- |", *rows])
+
+
+def _named(attributes: Mapping[str, str]) -> str:
+    return "; ".join(f"`{name}`: {meaning.rstrip('.')}" for name, meaning in attributes.items())
 
 
 def engine_reference() -> str:

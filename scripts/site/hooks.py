@@ -41,6 +41,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "hook_reference": hook_reference.hook_reference,
     "check_reference": hook_reference.check_reference,
     "engine_reference": hook_reference.engine_reference,
+    "event_reference": hook_reference.event_reference,
+    "listener_reference": hook_reference.listener_reference,
     "capabilities": engines.capability_table,
     "flags": engines.flag_tables,
     "options": engines.option_tables,

@@ -99,6 +99,7 @@ LAYERS = (
                     "torpor.hook_methods",
                     "torpor.hookspecs",
                     "torpor.lifecycle",
+                    "torpor.listener",
                     "torpor.plugin_checks",
                     "torpor.recipe",
                 ),

@@ -144,7 +144,33 @@ PLUGIN_CASES = {
     "no hook": Case(
         rule="test_marks_every_hook",
         plugin="@value\nclass Broken:\n    plugin_name = 'broken'",
-        says=("Broken implements no hook", "override the hook that you need"),
+        says=("Broken implements no hook and hears nothing", "override the hook that you need"),
+    ),
+    "coroutine listener": Case(
+        rule="test_listener_methods_are_plain_methods",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'broken'\n    async def on_event(self, event):\n        pass",
+        says=("Broken.on_event is an async def", "plain methods without @hookimpl"),
+    ),
+    "listener that knows one event": Case(
+        rule="test_hears_every_event",
+        plugin="@value\nclass Broken(Plugin):\n    plugin_name = 'broken'\n    def on_event(self, event):\n        event.record",
+        says=("Broken.on_event raises AttributeError", "at StartFailed of a cold start", "ignore the others"),
+    ),
+    "listener that hangs": Case(
+        rule="test_hears_every_event",
+        plugin=(
+            "@value\nclass Broken(Plugin):\n    plugin_name = 'broken'\n    listener_deadline_s = 0.1\n"
+            "    def on_event(self, event):\n        time.sleep(5)"
+        ),
+        says=("did not return within 0.1 s at StageEnded", "hand slow work to while_serving"),
+    ),
+    "background that outlives its replica": Case(
+        rule="test_ends_with_the_replica",
+        plugin=(
+            "@value\nclass Broken(Plugin):\n    plugin_name = 'broken'\n    listener_deadline_s = 0.1\n"
+            "    def while_serving(self, serving, ending):\n        time.sleep(5)"
+        ),
+        says=("Broken.while_serving did not return within 0.1 s", "ending.wait(seconds)"),
     ),
     "unknown hook": Case(
         rule="test_marks_nothing_but_hooks",

@@ -7,6 +7,7 @@
     stop         end the engine's whole process tree
 
 Every stage has a deadline and a record. If a stage fails, the engine is ended, and the error says what the engine did.
+The deployment's listeners are told of each stage, and when the replica serves, drains and ends (`torpor.listener`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torpor.runtime.preflight import run_preflight
 from torpor.runtime.readiness import exited_error, wait_ready
 from torpor.runtime.stage_failure import Deadline, explained
 from torpor.runtime.start_limits import CONTROL_TIMEOUT_S, stage_limits
+from torpor.runtime.telling import Telling
 from torpor.telemetry.events import log
 from torpor.telemetry.progress import followed_lines
 from torpor.telemetry.records import BootKind, StageRecord, described
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.engine.start import Starter
     from torpor.recipe import Recipe
+    from torpor.runtime.telling import Place
 
 __all__ = ["Boot"]
 
@@ -72,6 +75,7 @@ class Boot:
         logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
         woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
         gpus: numbers of the GPUs that the engine has, in the driver's order; empty if CUDA chooses. A launch shows it these alone.
+        places: the same GPUs with what the driver says of them, for listeners.
     """
 
     def __init__(
@@ -102,8 +106,10 @@ class Boot:
         self.woken_by = ""
         self.logs: Path | None = None
         self.gpus: Sequence[int] = ()
+        self.places: Sequence[Place] = ()
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
+        self.telling = Telling(self, self.lifecycle.listeners)
 
     def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
         """Start the engine, warm it up and record the canary; the guard stays closed.
@@ -172,6 +178,7 @@ class Boot:
     def _serve(self) -> None:
         with self._stage(Stage.SERVE, CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
+        self.telling.serving()
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish requests in flight, put the engine to sleep and close the guard.
@@ -194,12 +201,17 @@ class Boot:
                 from torpor.runtime.captured_secrets import check_captured  # noqa: PLC0415 - psutil: 8 ms of a restore
 
                 check_captured(self.deployment, self.running_engine)
-            self._sleep(for_snapshot=for_snapshot)
+            try:
+                self._sleep(for_snapshot=for_snapshot)
+            except DrainTimeoutError:
+                self.telling.serving()  # it serves on
+                raise
 
     def _sleep(self, *, for_snapshot: bool) -> None:
         deployment = self.deployment
         limit_s = deployment.drain_timeout_s
         limits = stage_limits(deployment, self.recipe)
+        self.telling.draining()
         with self._stage(Stage.DRAIN, limits[Stage.DRAIN]), self._control() as control:
             if was_cut := control.drain(limit_s, cut=True):
                 log(
@@ -216,6 +228,7 @@ class Boot:
                 self.lifecycle.pre_snapshot(self.running_engine, client)
             with self._control() as control:
                 control.asleep(alone=for_snapshot, woken_by=self.woken_by)
+        self.telling.flush()  # no listener's thread may be in a snapshot
         self.asleep = True
 
     def in_flight(self) -> int:
@@ -235,6 +248,7 @@ class Boot:
         Returns:
             How many were cut off.
         """
+        self.telling.draining()
         with contextlib.suppress(DrainTimeoutError, TorporError, httpx.HTTPError), self._control() as control:
             return control.drain(limit_s, cut=True)
         return 0
@@ -317,9 +331,21 @@ class Boot:
 
     def stop(self) -> int | None:
         """End the engine's whole process tree; return its exit code, or None without an engine. Harmless to repeat."""
-        if self.engine is None:
-            return None
-        return self.engine.terminate(self.deployment.stop_timeout_s)
+        exit_code = self._end_engine()
+        self.note_end(exit_code)
+        return exit_code
+
+    def _end_engine(self) -> int | None:
+        return None if self.engine is None else self.engine.terminate(self.deployment.stop_timeout_s)
+
+    def note_end(self, exit_code: int | None) -> None:
+        """Tell the listeners that the engine has ended, and wait until they have heard all. Harmless to repeat.
+
+        Args:
+            exit_code: the engine's; None if unknown.
+        """
+        self.telling.stopped(exit_code)
+        self.telling.flush()
 
     @property
     def kind(self) -> BootKind:
@@ -379,7 +405,7 @@ class Boot:
         deadline = Deadline(self.engine, timeout_s)
         failure: BaseException | None = None
         try:
-            with stops_on_failure(self.stop, unless=DrainTimeoutError):
+            with stops_on_failure(self._end_engine, unless=DrainTimeoutError):
                 try:
                     with deadline:
                         yield
@@ -392,6 +418,8 @@ class Boot:
                     raise failure from error
         finally:
             self._record(stage, time.perf_counter() - started, failure)
+            if failure is not None and not isinstance(failure, DrainTimeoutError):
+                self.telling.stopped(self.engine.poll() if self.engine is not None else None)
 
     def _record(self, stage: str, seconds: float, failure: BaseException | None) -> None:
         self._note(
@@ -415,23 +443,23 @@ class Boot:
         ended_at: float,
         plugins: dict[str, float] | None = None,
     ) -> None:
-        self.report.end(
-            StageRecord(
-                stage=stage,
-                seconds=seconds,
-                boot=self._kind,
-                replica_id=replica_id,
-                restore_count=restore_count,
-                ended_at=ended_at,
-                ok=failure is None,
-                error=described(failure),
-                plugins=plugins or {},
-                restarts=self.restarts,
-                reason=self.reason,
-                deployment=self.deployment.name,
-                replica=self.replica,
-            )
+        record = StageRecord(
+            stage=stage,
+            seconds=seconds,
+            boot=self._kind,
+            replica_id=replica_id,
+            restore_count=restore_count,
+            ended_at=ended_at,
+            ok=failure is None,
+            error=described(failure),
+            plugins=plugins or {},
+            restarts=self.restarts,
+            reason=self.reason,
+            deployment=self.deployment.name,
+            replica=self.replica,
         )
+        self.report.end(record)
+        self.telling.stage_ended(record, failure)
 
     def _note_plugin(self, hook: str, plugin: str, seconds: float) -> None:  # noqa: ARG002 - a stage runs one hook
         self._plugin_seconds[plugin] = self._plugin_seconds.get(plugin, 0.0) + seconds

@@ -32,7 +32,7 @@ _TAKEN = frozenset(
             "GuardRules",
         ),
         *("ImagePatch", "Iterator", "Mapping", "Model", "Path", "Plugin", "PluginContract", "Preflight"),
-        *("QUESTION", "Recipe", "StandIn"),
+        *("LifecycleEvent", "QUESTION", "Recipe", "Serving", "StandIn", "StartFailed"),
     )
 )
 """Names that the code of the templates uses."""

@@ -94,7 +94,7 @@ class Replica(NamedTuple):
         """
         engine = SandboxEngine(self.sandbox, replica_id=identity.replica_id, guard_key=identity.guard_key)
         boot.adopt(engine, manifest.canary)
-        boot.gpus = [gpu.number for gpu in self.gpus]
+        boot.gpus, boot.places = [gpu.number for gpu in self.gpus], self.gpus
         replica_id = os.urandom(8).hex()
         steps = [
             (Stage.SANDBOX, self.sandbox_s),

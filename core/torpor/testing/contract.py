@@ -10,6 +10,7 @@ from torpor.deployment import Deployment, Model
 from torpor.testing.failing import broken
 from torpor.testing.hook_rules import HookRules
 from torpor.testing.inspection import implemented_hooks
+from torpor.testing.listener_rules import ListenerRules
 from torpor.testing.plan_rules import PlanRules
 from torpor.testing.plugin import StandIn
 from torpor.testing.value_rules import ValueRules
@@ -22,7 +23,7 @@ __all__ = ["PluginContract"]
 _MODEL = Model(repo_id="torpor/contract", revision="0123456789abcdef0123456789abcdef01234567")
 
 
-class PluginContract(ValueRules, HookRules, PlanRules):
+class PluginContract(ValueRules, HookRules, PlanRules, ListenerRules):
     """Rules for every plugin. Subclass it, name the class `Test...`, and override the fixture `plugin`.
 
     Override `deployment` too when the plugin needs more than a model from the hub: a GPU, a certain engine, a port. It

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING
 
 from torpor.deployment import plugin_name
 from torpor.errors import TorporError
-from torpor.hook_methods import ACTING_HOOKS, ARGUMENTS, HOOK_NAMES, hook_fault, marked_names, parameter_fault
+from torpor.hook_methods import (
+    ACTING_HOOKS,
+    ARGUMENTS,
+    HOOK_NAMES,
+    hook_fault,
+    listener_fault,
+    marked_names,
+    parameter_fault,
+)
 from torpor.hookspecs import Plugin
 from torpor.lifecycle import Lifecycle
+from torpor.listener.listener import LISTENER_METHODS, listens
 from torpor.plugin_checks import answer_of
 from torpor.testing.failing import broken, told
 from torpor.testing.inspection import implemented_hooks, own_method
@@ -38,11 +47,11 @@ class HookRules:
                 rule="every hook implementation carries the marker; pluggy silently ignores a method without it.",
                 cure="put @hookimpl (torpor.hookimpl) above each of them.",
             )
-        if not implemented_hooks(plugin):
+        if not implemented_hooks(plugin) and not any(listens(plugin, method) for method in LISTENER_METHODS):
             broken(
-                f"{type(plugin).__name__} implements no hook.",
-                rule=f"a plugin implements at least one of {', '.join(HOOK_NAMES)}.",
-                cure="override the hook that you need and mark it with @hookimpl.",
+                f"{type(plugin).__name__} implements no hook and hears nothing.",
+                rule=f"a plugin implements at least one of {', '.join(HOOK_NAMES)}, or listens ({', '.join(LISTENER_METHODS)}).",
+                cure="override the hook that you need and mark it with @hookimpl, or override on_event.",
             )
 
     def test_marks_nothing_but_hooks(self, plugin: object) -> None:
@@ -67,6 +76,16 @@ class HookRules:
                 f"{type(plugin).__name__}.{hook} {fault[0]}.",
                 rule="a hook is a plain method: no async def, no yield, no lambda, no static or class method, no wrapper.",
                 cure=fault[1],
+            )
+
+    def test_listener_methods_are_plain_methods(self, plugin: object) -> None:
+        """`on_event` and `while_serving` are plain methods without a marker; anything else would never run."""
+        if fault := listener_fault(plugin):
+            method, seen, cure = fault
+            broken(
+                f"{type(plugin).__name__}.{method} {seen}.",
+                rule="on_event(self, event) and while_serving(self, serving, ending) are plain methods without @hookimpl.",
+                cure=cure,
             )
 
     def test_hooks_that_act_return_nothing(self, plugin: object) -> None:

@@ -39,7 +39,7 @@ def start_cold(attempt: Attempt, manifest: Manifest, boot: Boot, gpus: Sequence[
     """
     replica = _empty_replica(attempt, manifest, boot)
     boot.starter = SandboxStarter(replica.sandbox, boot.deployment, captured=False)
-    boot.gpus = [gpu.number for gpu in gpus]
+    boot.gpus, boot.places = [gpu.number for gpu in gpus], gpus
     with stops_on_failure(replica.end):
         boot.cold_start()
         boot.serve()

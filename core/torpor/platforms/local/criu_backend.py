@@ -200,6 +200,7 @@ class CriuBackend:
                 restarts=boot.restarts,
             )
             boot.report.end(failed)
+            boot.telling.stage_ended(failed, error)
             raise
         self._sandbox, self._work = replica.sandbox, replica.work
         replica.wake(boot, manifest, identity)

@@ -23,6 +23,7 @@ from torpor.platforms.local.replacement import Attempt, Replacement
 from torpor.platforms.local.tasks import Task, results
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
+from torpor.runtime.telling import tell_failed_restore
 from torpor.snapshots.facts import deployment_facts, known_criu
 from torpor.snapshots.fit import (
     bad_marks,
@@ -101,7 +102,9 @@ class Serving(NamedTuple):
 
     def end(self) -> None:
         """End its processes and remove its working folder."""
+        exit_code = self.replica.sandbox.wait(0.0)
         self.replica.end()
+        self.boot.note_end(exit_code)
 
 
 class Replicas:
@@ -126,6 +129,7 @@ class Replicas:
         lifecycle: of the app file, if it is already imported; by default it is imported while CRIU works.
         gpus: the GPUs that the replicas may take; by default all of this machine.
         entrance: makes what stands in front of the replicas; it gets what to call when one has ended. A gateway by default.
+        reason: why the first replicas start in place of another one; empty for a plain start.
 
     Attributes:
         records: see above.
@@ -151,7 +155,9 @@ class Replicas:
         lifecycle: Lifecycle | None = None,
         gpus: Sequence[GpuPlace] = (),
         entrance: Callable[[Callable[[GatewayReplica], None]], Entrance] | None = None,
+        reason: str = "",
     ) -> None:
+        self._reason = reason
         self.records = records
         self.gpus = gpus
         self._entrance = entrance
@@ -313,7 +319,7 @@ class Replicas:
             if reasons := [*_reasons(gpus), *differences, *changed]:
                 raise misfit(self.folder, reasons)  # noqa: TRY301 - one way out, below
             self._app = lifecycle, recipe
-            waking += [Task(self._woken, attempt, replica, criu) for replica in results(restoring)]
+            waking += [Task(self._woken, attempt, replica, criu, reason=self._reason) for replica in results(restoring)]
             self._started_gateway()  # while the engines wake
             return results(waking)
         except BaseException:
@@ -381,9 +387,11 @@ class Replicas:
         from torpor.telemetry.records import failed_restore  # noqa: PLC0415 - records: 1 ms before CRIU begins
 
         deployment = self.manifest.deployment.name
-        self._report(name).end(
-            failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
-        )
+        record = failed_restore(deployment=deployment, replica=name, seconds=seconds, error=error, restarts=restarts)
+        self._report(name).end(record)
+        lifecycle = self._app[0] if self._app is not None else self._lifecycle
+        if lifecycle is not None and lifecycle.listeners is not None:
+            tell_failed_restore(lifecycle, lifecycle.listeners, record, error)
 
     def _gpus_of(self, looking: Task[Placement | None], number: int) -> GpuMap | None:
         """The GPUs of one replica; refuses to move GPU state if there are none."""
@@ -449,7 +457,10 @@ class Replicas:
     ) -> Serving:
         """Wake a replica. If that fails, restore another one; if that fails too, start cold."""
         deployment = self._loaded_app()[0].deployment
-        back_off = back_off or BackOff(deployment.max_restarts)
+        if back_off is None:
+            back_off = BackOff(deployment.max_restarts)
+            if reason:
+                back_off.note_restart()
         try:
             return self._wake(replica, reason, back_off)
         except Exception as error:

@@ -32,6 +32,7 @@ from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, Repli
 from torpor.snapshots.before_capture.lasting_folders import check_lasting
 from torpor.snapshots.before_capture.outside_files import model_files
 from torpor.snapshots.foresight import warn_of_held
+from torpor.snapshots.gpu.placement import only_gpus
 from torpor.snapshots.store.paths import cache_root, logs_folder
 
 if TYPE_CHECKING:
@@ -274,6 +275,8 @@ class LocalServer:
         """A boot that knows where its engine's output goes, and which GPUs the engine may use."""
         boot.logs = logs_folder(self.deployment.name, root=self.root)
         boot.gpus = [gpu.number for gpu in self._gpus]
+        if self.lifecycle.listeners is not None:
+            boot.places = self._gpus or only_gpus(self.deployment.gpu_count)
         return boot
 
     def _tell_failure(self, event: str, error: Exception) -> None:

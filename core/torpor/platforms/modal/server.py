@@ -25,6 +25,7 @@ from torpor.engine.failure import stops_on_failure
 from torpor.engine.logs import LOG_VARIABLE
 from torpor.errors import ConfigurationError
 from torpor.platforms.modal.checks import check_for_modal
+from torpor.platforms.modal.gpus import container_gpus
 from torpor.platforms.modal.log_lines import AFTER_SNAPSHOT
 from torpor.runtime.supervision import WAKE_FAILED, watch_engine
 from torpor.telemetry.events import LOG_FORMAT_VARIABLE, log
@@ -120,6 +121,7 @@ class SnapshotServer:
         if self.deployment.snapshot:
             try:
                 with stops_on_failure(self._boot.stop):
+                    _find_gpus(self._boot)
                     self._boot.wake(new_replica_id=self._log_kind_of_start(self._boot))
             except Exception as error:
                 if not self.deployment.cold_start_on_failed_wake:
@@ -207,8 +209,24 @@ def _new_boot(deployment: Deployment, *, failed: Boot | None = None) -> Boot:
     from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 50 ms of `torpor plan` and `modal deploy`
 
     if failed is None:
-        return Boot(deployment)
-    return Boot(deployment, recipe=failed.recipe, report=failed.report, restarts=1, reason=WAKE_FAILED)
+        boot = Boot(deployment)
+    else:
+        boot = Boot(
+            deployment,
+            lifecycle=failed.lifecycle,
+            recipe=failed.recipe,
+            report=failed.report,
+            restarts=1,
+            reason=WAKE_FAILED,
+        )
+    _find_gpus(boot)
+    return boot
+
+
+def _find_gpus(boot: Boot) -> None:
+    """The GPUs of this container, if listeners are told of them. A restored replica may have others than the captured one."""
+    if boot.lifecycle.listeners is not None and boot.deployment.gpu is not None:
+        boot.places = container_gpus()
 
 
 def _check_secrets(boot: Boot) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torpor.snapshots.gpu.driver import Driver, GpuUse
     from torpor.snapshots.store.gpu_state import Gpu
 
-__all__ = ["FIRST_MOVING_DRIVER", "GpuMap", "GpuPlace", "Placement", "placed", "placed_here"]
+__all__ = ["FIRST_MOVING_DRIVER", "GpuMap", "GpuPlace", "Placement", "only_gpus", "placed", "placed_here"]
 
 FIRST_MOVING_DRIVER = 580
 """The first driver that restores onto another GPU (release notes of CUDA 13.0: `cuda-checkpoint` takes pairs of UUIDs)."""
@@ -47,6 +47,14 @@ class GpuPlace(NamedTuple):
 
     def __str__(self) -> str:
         return f"GPU {self.number} ({self.name}, {self.uuid})"
+
+
+def only_gpus(count: int) -> tuple[GpuPlace, ...]:
+    """All GPUs of this machine or container, if there are exactly so many; else empty, as CUDA chooses among them."""
+    gpus = look().gpus if count else ()
+    if len(gpus) != count:
+        return ()
+    return tuple(GpuPlace(number, gpu.uuid, gpu.name) for number, gpu in enumerate(gpus))
 
 
 class GpuMap(NamedTuple):

@@ -20,6 +20,7 @@ from torpor.platforms.local.serve.engine_here import EngineHere, Ways
 from torpor.platforms.local.serve.kept_sizes import Sizes
 from torpor.platforms.local.serve.leases import Granted
 from torpor.platforms.local.serve.workers import Workers
+from torpor.runtime.supervision import ENGINE_ENDED
 from torpor.serving.actions import Action, Capture, End, Grant, Refuse, Sleep, Start, Wake
 from torpor.serving.values import (
     NoPlaceError,
@@ -110,6 +111,7 @@ class Conductor:
         self._workers = Workers(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._deciding = self._again = False
+        self._lost: set[str] = set()  # deployments of which a replica ended by itself, until another one serves
 
     # The configuration
 
@@ -269,7 +271,8 @@ class Conductor:
                     future.set_exception(_REFUSALS[code](message, retry_after_s=retry_after_s))
             case Start(replica):
                 name = f"{replica.deployment}-{replica.number}"
-                self._engines[replica.number] = EngineHere(self._served[replica.deployment].ways, name, replica.cards)
+                ways, reason = self._served[replica.deployment].ways, self._why_again(replica.deployment)
+                self._engines[replica.number] = EngineHere(ways, name, replica.cards, reason=reason)
                 self._begin(self._workers.start, replica)
             case Wake(replica):
                 self._begin(self._workers.wake, replica)
@@ -282,6 +285,10 @@ class Conductor:
             case End(replica):
                 self._unroute(replica)
                 self._begin(self._workers.end, replica)
+
+    def _why_again(self, deployment: str) -> str:
+        """Why its next replica starts in place of another one; empty for a plain start."""
+        return ENGINE_ENDED if deployment in self._lost else ""
 
     def _begin(self, work: Callable[[Replica, EngineHere], None], replica: Replica) -> None:
         self._workers.begin(work, replica, self._engines[replica.number])
@@ -319,6 +326,7 @@ class Conductor:
         if replica.number not in self._routes:
             self._route(replica, engine)
         replica.captured = replica.captured or not engine.can_be_captured
+        self._lost.discard(replica.deployment)
         self.fleet.serves(replica, kind, seconds, self._clock())
         self._tell(f"{engine.name}: {kind} in {seconds:.2f} s")
 
@@ -336,6 +344,7 @@ class Conductor:
         now = self._clock()
         if size is None or not engine.alive:
             self._unroute(replica)
+            self._lost.add(replica.deployment)
             self.fleet.gone(replica, now, by_itself=why or "its engine ended")
             self._begin(self._workers.bury, replica)
         elif kept is not None:
@@ -378,6 +387,7 @@ class Conductor:
         """The engine of a replica has ended by itself. During a transition its thread reports that."""
         self._unroute(replica)
         if replica.state in ("serving", "asleep"):
+            self._lost.add(replica.deployment)
             self.fleet.gone(replica, self._clock(), by_itself="its engine ended")
             self._begin(self._workers.bury, replica)
             self.decide_soon()

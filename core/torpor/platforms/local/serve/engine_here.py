@@ -85,6 +85,7 @@ class EngineHere:
         ways: how it starts.
         name: of the replica.
         cards: numbers of its GPUs, in the driver's order; empty without a GPU.
+        reason: why it starts in place of another one; empty for a plain start.
 
     Attributes:
         name: see above.
@@ -92,8 +93,9 @@ class EngineHere:
         routed: how the gateway reaches it, once it serves.
     """
 
-    def __init__(self, ways: Ways, name: str, cards: Sequence[int] = ()) -> None:
+    def __init__(self, ways: Ways, name: str, cards: Sequence[int] = (), *, reason: str = "") -> None:
         self.name = name
+        self._reason = reason
         self._cards = tuple(cards)
         self.misfit = False
         self.routed: GatewayReplica | None = None
@@ -258,6 +260,7 @@ class EngineHere:
             lifecycle=app.lifecycle,
             gpus=self._places(),
             entrance=lambda _: _NoGateway(),
+            reason=self._reason,
         )
         self._replicas = replicas
         self._check_wanted()
@@ -277,8 +280,8 @@ class EngineHere:
             app.deployment, lifecycle=app.lifecycle, backend=backend, report=report, gpus=self._places()
         )
         server.boot.replica = self.name
-        if failed:
-            server.boot.reason, server.boot.restarts = WAKE_FAILED, 1
+        if reason := WAKE_FAILED if failed else self._reason:
+            server.boot.reason, server.boot.restarts = reason, 1
         self._server, self._boot = server, server.boot
         self._check_wanted()
         with stops_on_failure(server.stop):
