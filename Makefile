@@ -85,14 +85,16 @@ gpu-bench:       ## measure on a Hopper GPU, with the engine's Python: make gpu-
 	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
 	$(ENGINE) -m benchmarks.gpu.bench --model /tmp/qwen3-8b-fp8
 
-fuzz: setup      ## send 50,000 raw HTTP requests to the guard, half to each HTTP parser
+fuzz: setup      ## send 50,000 raw HTTP requests to the guard, half to each HTTP parser, then 20,000 raw streams to the gateway
 	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http h11
 	$(BIN)/python -m tests.fuzz_guard --requests 25000 --http httptools
+	$(BIN)/python -m tests.fuzz_gateway --streams 20000
 
-soak: setup      ## 10 minutes of load with sleeps and wakes (both parsers), then 5 of bad clients at the gateway
+soak: setup      ## 10 minutes of load with sleeps and wakes (both parsers), 5 of bad clients at the gateway, 10 of five models
 	$(BIN)/python -m tests.soak --seconds 300 --http h11
 	$(BIN)/python -m tests.soak --seconds 300 --http httptools
 	$(BIN)/python -m tests.soak_gateway --seconds 300 --connections 10000
+	$(BIN)/python -m tests.soak_serve --seconds 600
 
 clean:           ## remove everything that make has set up here
 	rm -rf .venv .engines .mypy_cache .pytest_cache .ruff_cache site

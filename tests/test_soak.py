@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tests.platforms.local.serve.conftest import cache, criu, with_criu
 from tests.soak import GROWTH_BYTES, Size, SoakResult, soak
 from tests.soak_gateway import GatewayResult, soak_gateway
+from tests.soak_serve import BUDGET_BYTES, ServeResult, soak_serve
 from torpor.testing import StandIn, StandInVLLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["cache", "criu", "with_criu"]
 
 
 @pytest.mark.slow
@@ -64,3 +75,32 @@ def test_a_soak_of_the_gateway_that_lost_or_kept_complains() -> None:
         (GatewayResult(answers={"200": 5}, bad=["no answer: X"]), "no answer: X"),
     ):
         assert wrong.complaints() == [said]
+
+
+@pytest.mark.slow
+@pytest.mark.criu
+@pytest.mark.usefixtures("with_criu")
+def test_twenty_seconds_of_five_models_with_room_for_two_lose_nothing(tmp_path: Path) -> None:
+    """Clients ask, stream and leave; somebody steers. Cold starts, captures, restores and falls happen under that load."""
+    result = soak_serve(tmp_path, seconds=20)
+    assert result.complaints() == []
+    assert result.starts["cold"] >= 1
+    assert result.starts["restored"] >= 5
+    assert result.left > 0
+
+
+def test_a_soak_of_several_models_that_lost_or_kept_complains() -> None:
+    """About a lost request, a third model awake, memory beyond the budget, growth, an engine that was left, and no load."""
+    good = ServeResult(answers=Counter(serving=5), most_awake=2, most_given_bytes=BUDGET_BYTES, exit_code=0)
+    assert good.complaints() == []
+    for wrong, said in (
+        (replace(good, lost=["m1: 503"]), "m1: 503"),
+        (replace(good, most_awake=3), "3 models were awake at once"),
+        (replace(good, most_given_bytes=BUDGET_BYTES + 1), f"{BUDGET_BYTES + 1} bytes were given, and the budget has"),
+        (replace(good, memory_bytes=(0, GROWTH_BYTES + 1)), "the gateway grew by"),
+        (replace(good, engines_left=1), "1 engines were left"),
+        (replace(good, exit_code=3), "exit code was 3"),
+        (replace(good, answers=Counter()), "only 0 requests were answered"),
+    ):
+        (complaint,) = wrong.complaints()
+        assert said in complaint

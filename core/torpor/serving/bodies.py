@@ -13,7 +13,7 @@ from torpor.serving.heads import CHUNKED, UNTIL_CLOSE
 
 __all__ = ["BadChunkError", "Body", "ChunkedBody", "EndlessBody", "FixedBody", "body_of"]
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?\r\n")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
 _TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _LONGEST_SIZE = 4096

@@ -95,13 +95,7 @@ class Client(Connection):
             return False
         if exchange is None:
             return self._going_on
-        if not exchange.body.done:
-            return False
-        if exchange.upstream is not None:
-            exchange.upstream.end_writing()
-        else:
-            asyncio.get_running_loop().call_later(_LEAVES_S, self._leave, exchange)
-        return True
+        return self._goes_on_ended(exchange)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,6 +104,16 @@ class Client(Connection):
             self._end(exchange)
         self._stop_timer()
         super().connection_lost(exc)
+
+    def _goes_on_ended(self, exchange: Exchange) -> bool:
+        """Whether a request goes on whose client has closed its side."""
+        if not exchange.body.done:
+            return False
+        if exchange.upstream is not None:
+            exchange.upstream.end_writing()
+        else:
+            asyncio.get_running_loop().call_later(_LEAVES_S, self._leave, exchange)
+        return True
 
     def _read_head(self, data: bytes) -> None:
         searched = len(self._head)
@@ -460,8 +464,15 @@ class Client(Connection):
         self.resume("ahead")
         if data and not self.finishing and self.is_open:
             self.data_received(data)
-            if self._ended and self._exchange is None and not self._going_on:
-                self.finish()
+            if self._ended and not self._going_on:
+                self._end_pipeline()
+
+    def _end_pipeline(self) -> None:
+        """The client closed its side behind a request that was sent ahead."""
+        if self._exchange is None:
+            self.finish()
+        elif not self._goes_on_ended(self._exchange):
+            self.abort()
 
     def _skip(self, exchange: Exchange, size: int) -> None:
         self._skipped += size

@@ -70,7 +70,7 @@ class Exchange:
             more = bool(message.get("more_body", False))
         try:
             return cast("object", json.loads(body))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     async def answer(self, status: int, value: object) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from tests.platforms.local.serve.conftest import Serve
     from torpor.platforms.local.serve.server import ServeHere
 
-LOAD_S = 7.0
 QUICK = "[deployment.{name}]\nidle_s = 0.3\ncapture_after_s = 0.1\n"
 
 
@@ -209,35 +206,3 @@ def _ask_in_vain(port: int, model: str) -> None:
 
 def _running() -> list[RunningServer]:
     return [one for one in servers() if isinstance(one, RunningServer)]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_criu")
-def test_random_load_over_five_models_with_room_for_two_loses_nothing(serve: Serve, tmp_path: Path) -> None:
-    """Each model is asked at random times by clients of its own. Never are more than two awake."""
-    names = [f"m{number}" for number in range(5)]
-    tables = "".join(f'[deployment.{name}]\nidle_s = 60\ndeadline_s = 60\nmemory = "400 MB"\n' for name in names)
-    server = serve(*(write_app(tmp_path, name) for name in names), config=f'[budget]\nmemory = "1000 MB"\n{tables}')
-    port = server.address[1]
-    ends_at = time.monotonic() + LOAD_S
-    awake: list[int] = []
-
-    def client(number: int) -> list[int]:
-        chance, seen = random.Random(number), []
-        while time.monotonic() < ends_at:
-            seen.append(ask(port, f"model-{names[chance.randrange(5)]}").status)
-            time.sleep(chance.expovariate(1 / 0.3))
-        return seen
-
-    def watch() -> None:
-        while time.monotonic() < ends_at:
-            awake.append(sum(one["state"] not in ("on disk", "ending") for one in server.status()))
-            time.sleep(0.05)
-
-    with ThreadPoolExecutor(7) as threads:
-        watching = threads.submit(watch)
-        answers = [status for seen in threads.map(client, range(6)) for status in seen]
-        watching.result()
-    assert set(answers) == {200}
-    assert len(answers) > 5
-    assert max(awake) == 2
