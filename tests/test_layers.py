@@ -184,6 +184,14 @@ def test_only_the_platform_imports_modal() -> None:
     assert [file for file in sources(CORE, PLUGINS) if "modal" in tops(file)] == PLATFORM
 
 
+def test_only_its_platform_imports_ray() -> None:
+    """What needs values alone works without Ray."""
+    users = [file for file in sources(CORE, PLUGINS) if tops(file) & {"ray"}]
+    outside = [file for file in users if CORE / "platforms" / "ray" not in file.parents]
+    assert named(outside) == []
+    assert CORE / "platforms" / "ray" / "schema.py" in users
+
+
 def test_only_two_modules_import_pluggy() -> None:
     """The hook specification, and the lifecycle."""
     assert {file for file in sources(CORE, PLUGINS) if "pluggy" in tops(file)} == RELAY

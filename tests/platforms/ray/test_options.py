@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from tests.platforms.ray.with_ray import needs_ray
 from tests.platforms.small import a_deployment
 from torpor import ConfigurationError, Deployment, ModalOptions, RayOptions, Scaling
 from torpor.platforms.ray.checks import ray_findings
 from torpor.platforms.ray.gpu_kinds import accelerator_type
 from torpor.platforms.ray.options import MOST_REPLICAS, cluster_environment, deployment_options
-
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (torpor[ray])")
 
 DEPLOYMENT = replace(
     a_deployment(gpu="H100!:2"),
@@ -26,7 +25,7 @@ DEPLOYMENT = replace(
 )
 
 
-def scaled(**changes: int | None) -> Deployment:
+def scaled(**changes: Any) -> Deployment:
     """The deployment with another scaling."""
     return replace(DEPLOYMENT, scaling=replace(DEPLOYMENT.scaling, **changes))
 
@@ -224,7 +223,6 @@ def test_a_kind_of_gpu_is_without_count_and_mark(gpu: str | None, kind: str | No
 
 @needs_ray
 @pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own use of pydantic
 def test_ray_takes_the_options() -> None:
     """Serve's own schema accepts them, and Serve reads these variables."""
     from ray.serve._private import constants

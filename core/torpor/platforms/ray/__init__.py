@@ -10,11 +10,30 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.platforms.ray.config import Source, serve_config
+    from torpor.platforms.ray.kubernetes import KubernetesOptions
+    from torpor.platforms.ray.manifest import ray_service
     from torpor.platforms.ray.options import DeploymentOptions, cluster_environment, deployment_options
+    from torpor.platforms.ray.schema import check_with_ray
 
-__all__ = ["DeploymentOptions", "cluster_environment", "deployment_options"]
+__all__ = [
+    "DeploymentOptions",
+    "KubernetesOptions",
+    "Source",
+    "check_with_ray",
+    "cluster_environment",
+    "deployment_options",
+    "ray_service",
+    "serve_config",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"torpor.platforms.ray.options": ("DeploymentOptions", "cluster_environment", "deployment_options")},
+    {
+        "torpor.platforms.ray.config": ("Source", "serve_config"),
+        "torpor.platforms.ray.kubernetes": ("KubernetesOptions",),
+        "torpor.platforms.ray.manifest": ("ray_service",),
+        "torpor.platforms.ray.options": ("DeploymentOptions", "cluster_environment", "deployment_options"),
+        "torpor.platforms.ray.schema": ("check_with_ray",),
+    },
 )

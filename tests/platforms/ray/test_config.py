@@ -1,0 +1,130 @@
+"""`torpor.platforms.ray.config`: the configuration file of Ray Serve."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.platforms.ray.app_files import an_app
+from tests.platforms.ray.with_ray import needs_ray
+from torpor import ConfigurationError
+from torpor.platforms import ray as platform
+from torpor.platforms.ray.config import Source, as_yaml, serve_config
+from torpor.platforms.ray.options import deployment_options
+from torpor.platforms.ray.served import served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_one_app_file_is_served_at_the_root(tmp_path: Path) -> None:
+    """Nothing has to choose among models."""
+    file = an_app(tmp_path, "small")
+    [one] = served([file])
+    assert serve_config(file, snapshots="s3://b/s", trust="/keys/t.pub", port=8123) == {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": 8123},
+        "applications": [
+            {
+                "name": "torpor-small",
+                "route_prefix": "/",
+                "import_path": "torpor.platforms.ray.application:application_from",
+                "args": {"app_file": file, "snapshots": "s3://b/s", "trust": "/keys/t.pub"},
+                "deployments": [deployment_options(one.app.deployment)],
+            }
+        ],
+    }
+
+
+def test_several_app_files_get_a_prefix_each_and_one_application_that_forwards(tmp_path: Path) -> None:
+    """Clients use one address; `model` decides."""
+    files = [an_app(tmp_path, "small"), an_app(tmp_path, "large-2")]
+    made = serve_config(*files, app_folder="/apps")["applications"]
+    assert [(one["name"], one["route_prefix"]) for one in made] == [
+        ("torpor-small", "/small"),
+        ("torpor-large-2", "/large-2"),
+        ("torpor.models", "/"),
+    ]
+    assert made[2]["import_path"] == "torpor.platforms.ray.application:ingress_from"
+    assert made[2]["args"] == {"app_files": ["/apps/small.py", "/apps/large_2.py"], "port": 8000}
+
+
+def test_the_yaml_reads_back_and_has_no_references(tmp_path: Path) -> None:
+    """`serve deploy` gets the same values; a reader finds each where it belongs."""
+    made = serve_config(an_app(tmp_path, "small"), an_app(tmp_path, "large"))
+    text = as_yaml(made)
+    assert yaml.safe_load(text) == made
+    assert not re.search(r"[&*]id\d", text)
+    assert as_yaml({"a": "one\ntwo\n"}) == "a: |\n  one\n  two\n"
+
+
+@needs_ray
+def test_rays_own_schema_accepts_it(tmp_path: Path) -> None:
+    """`ServeDeploySchema`, with every application and deployment in it."""
+    import ray
+
+    files = [an_app(tmp_path, "small"), an_app(tmp_path, "large", "gpu='H100!:2', region='eu-west-1'")]
+    assert platform.check_with_ray(serve_config(*files, snapshots="s3://b/s")) == ray.__version__
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("max_replicas", -1, "max_replicas"),
+        ("max_replicas", 0, "max_replicas"),
+        ("target_ongoing_requests", 0, "target_ongoing_requests"),
+        ("downscale_delay_s", -1, "downscale_delay_s"),
+        ("min_replicas", 9, r"min_replicas \(9\)"),
+        ("most_replicas", 9, "has no most_replicas in autoscaling_config"),
+    ],
+)
+def test_rays_own_schema_refuses_wrong_scaling(tmp_path: Path, where: str, value: int, message: str) -> None:
+    """`check_with_ray` passes on what `AutoscalingConfig` says, and finds what it would ignore."""
+    made = serve_config(an_app(tmp_path, "small"))
+    made["applications"][0]["deployments"][0]["autoscaling_config"][where] = value  # type: ignore[literal-required]
+    with pytest.raises(ConfigurationError, match=message):
+        platform.check_with_ray(made)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trust": "/t.pub"}, "name it with snapshots=URL"),
+        ({"unsigned": True}, "name it with snapshots=URL"),
+        ({"snapshots": "snapshots/here"}, "give the URL of a store that every node reaches"),
+        ({"snapshots": "s3://b/s", "trust": "t.pub"}, "trust is 't.pub'; give an absolute path"),
+        ({"snapshots": "s3://b/s", "identity": "~/me"}, "identity is '~/me'; give an absolute path"),
+        ({"app_folder": "apps"}, "app_folder is 'apps'; give an absolute path"),
+        ({"port": 0}, "The port is 0; allowed are 1 to 65535"),
+        ({"port": 70_000}, "The port is 70000; allowed are 1 to 65535"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path: Path, given: dict[str, object], message: str) -> None:
+    """The error says what was given and what to write."""
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        serve_config(an_app(tmp_path, "small"), **given)  # type: ignore[arg-type]
+
+
+def test_app_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    """None at all, one name twice, one path on the nodes twice, a deployment that Ray cannot serve."""
+    (tmp_path / "other").mkdir()
+    small, twin = an_app(tmp_path, "small"), an_app(tmp_path / "other", "small")
+    with pytest.raises(ConfigurationError, match="No app file was given"):
+        serve_config()
+    with pytest.raises(ConfigurationError, match="both have a deployment named 'small'"):
+        serve_config(small, twin)
+    large = an_app(tmp_path / "other", "large").replace("large.py", "small.py")
+    (tmp_path / "other" / "large.py").rename(large)
+    with pytest.raises(ConfigurationError, match=re.escape("would both be /apps/small.py on the nodes")):
+        serve_config(small, large, app_folder="/apps")
+    with pytest.raises(ConfigurationError, match=r"Ray cannot serve 'bad': Deployment.gpu: 'B200\+'"):
+        serve_config(small, an_app(tmp_path, "bad", "gpu='B200+'"))
+
+
+def test_a_source_without_options_has_no_arguments() -> None:
+    """The builder's defaults stay its own."""
+    assert Source().arguments() == {}
