@@ -156,7 +156,7 @@ def draw_after(resume: Any) -> dict[str, float]:
     """Set one random state, resume, and draw once from each generator that a sampler may use."""
     import random
 
-    import numpy as np  # type: ignore[import-not-found]  # the engine's
+    import numpy as np
     import torch
     from sglang.srt.utils.common import set_random_seed
 
