@@ -52,7 +52,7 @@ def refusals(manifest: Json) -> list[str]:
 
 
 def changed(manifest: Json, path: str, value: object) -> Json:
-    """A copy with another value at a dotted path; `...` removes what is there."""
+    """The manifest with another value at a dotted path; `...` removes what is there."""
     made = copy.deepcopy(manifest)
     *before, last = path.split(".")
     node: object = made
