@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from torpor.errors import ConfigurationError, PluginError
 from torpor.hook_methods import check_hooks, marked_names
+from torpor.plugin_order import ordered
 from torpor.values.addresses import LOOPBACK, checked_host
 from torpor.values.bounds import LONGEST_S
 from torpor.values.checks import LINE_BREAK, check_seconds
@@ -134,7 +135,8 @@ class Deployment:
     Attributes:
         name: lower-case letters, digits and dashes; the app's name on Modal, the folder's name elsewhere.
         model: which weights.
-        plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine.
+        plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine. A plugin may say
+            that it runs before or after another one (`Plugin.runs_before`); then it is put there.
         gpu: the GPU's name as Modal has it, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; `any`, or the name of a card
             that Modal does not have (`RTX4090`), for a machine of your own; None for a CPU.
         unlisted_gpu: take a name that Torpor does not know as a GPU's, for a machine of your own; the local platform looks for
@@ -271,6 +273,7 @@ class Deployment:
             if name in seen:
                 raise ConfigurationError(f"Deployment.plugins holds {name!r} twice; remove one of the two.")
             seen.add(name)
+        object.__setattr__(self, "plugins", ordered([(plugin_name(plugin), plugin) for plugin in self.plugins]))
         self._check_engine(", ".join(sorted(seen)) or "none given")
 
     def _check_engine(self, given: str) -> None:
@@ -293,6 +296,31 @@ class Deployment:
                 f"Plugin {plugin_name(engines[0])!r} implements launch, but its class does not derive from torpor.EnginePlugin, "
                 "which answers what is asked about an engine. Derive it from EnginePlugin."
             )
+
+    def plugin(self, name: str) -> Plugin | None:
+        """The plugin of this name; None if the deployment has none."""
+        return next((plugin for plugin in self.plugins if plugin_name(plugin) == name), None)
+
+    def option(self, plugin: str, option: str) -> object:
+        """An option's value of another plugin.
+
+        Args:
+            plugin: its name.
+            option: the option's name.
+
+        Raises:
+            ConfigurationError: there is no such plugin or option; the message names those that there are.
+        """
+        found = self.plugin(plugin)
+        if found is None:
+            there = ", ".join(map(plugin_name, self.plugins))
+            raise ConfigurationError(f"Deployment {self.name!r} has no plugin {plugin!r}; there are: {there}.")
+        options: list[str] = [item.name for item in fields(found)] if is_dataclass(found) else []
+        if option not in options:
+            there = ", ".join(options) or "none"
+            raise ConfigurationError(f"Plugin {plugin!r} has no option {option!r}; there are: {there}.")
+        value: object = getattr(found, option)
+        return value
 
     @property
     def engine(self) -> EnginePlugin:

@@ -26,13 +26,16 @@ Before anything is built or started, core also asks every plugin `Plugin.check`.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
 import pluggy
 
+from torpor.errors import PluginError
 from torpor.hook_methods import HOOK_NAMES, PROJECT
 from torpor.listener.listener import Listener
+from torpor.values.setting_names import setting_variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,10 +61,36 @@ class Plugin(Listener):
     Attributes:
         plugin_name: the entry-point name; errors, records and `torpor plan` use it.
         compiles_for_engine: a build step of this plugin, which launches no engine, runs the engine's `kernel_compile_argv`.
+        runs_before: names of plugins whose hooks run after this one's, wherever they are listed; they may be missing.
+        runs_after: names of plugins whose hooks run before this one's.
+        settings: names of the plugin's settings in the environment; see `setting`.
     """
 
     plugin_name: ClassVar[str] = ""
     compiles_for_engine: ClassVar[bool] = False
+    runs_before: ClassVar[tuple[str, ...]] = ()
+    runs_after: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def setting(self, name: str, default: str = "") -> str:
+        """The value of a setting in the environment: `TORPOR_PLUGIN_<PLUGIN>__<NAME>`, in capitals.
+
+        It is for what differs from machine to machine: an address, a token. Read it in a hook that acts or in a listener, never
+        while a plan is made.
+
+        Args:
+            name: one of `settings`.
+            default: for a variable that is not set, or empty.
+
+        Raises:
+            PluginError: the plugin does not declare it.
+        """
+        if name not in self.settings:
+            raise PluginError(
+                f"Plugin {self.plugin_name!r} reads its setting {name!r}, but declares {', '.join(self.settings) or 'none'}: "
+                "add it to the class attribute `settings`."
+            )
+        return os.environ.get(setting_variable(self.plugin_name, name), "") or default
 
     def check(self, deployment: Deployment) -> Iterable[Finding]:  # noqa: ARG002 - the plugin's answer uses it
         """Report what cannot work, or costs money for nothing, in the deployment as a whole.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
 from torpor.hookspecs import Plugin
+from torpor.plugin_settings import setting_findings
 from torpor.telemetry.events import log
 from torpor.values.field_types import article, shown
 from torpor.values.findings import Finding
@@ -45,8 +47,9 @@ _CURE = (
 
 
 def plugin_findings(deployment: Deployment) -> tuple[Finding, ...]:
-    """The findings of every plugin's check, with the plugin's name; a check that fails is an error finding."""
-    return tuple(finding for plugin in deployment.plugins for finding in _of_plugin(plugin, deployment))
+    """The findings of every plugin's check, with the plugin's name, and misspelt settings; a failed check is an error finding."""
+    found = (finding for plugin in deployment.plugins for finding in _of_plugin(plugin, deployment))
+    return (*found, *setting_findings(deployment, os.environ))
 
 
 def accepted(deployment: Deployment) -> tuple[Finding, ...]:

@@ -52,6 +52,7 @@ class ImagePatch:
         volumes: mount path (under `/vol`) to the name of a persistent volume, for the serving container.
         python_sources: top-level packages to mount beside those that plugin classes come from.
         engine_args: command-line tokens that a plugin wants the engine to get, e.g. `("--load-format", "dummy")`.
+        flag_reasons: why, by flag of `engine_args`; `torpor plan` shows it.
         python_link: link `python` to `python3` if the base image has only `python3`; Modal needs `python`.
     """
 
@@ -62,6 +63,7 @@ class ImagePatch:
     volumes: Mapping[str, str] = field(default_factory=dict)
     python_sources: tuple[str, ...] = ()
     engine_args: tuple[str, ...] = ()
+    flag_reasons: Mapping[str, str] = field(default_factory=dict)
     python_link: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +88,20 @@ class ImagePatch:
         check_texts("ImagePatch.volumes", (*self.volumes, *self.volumes.values()))
         check_texts("ImagePatch.python_sources", self.python_sources)
         check_words("ImagePatch.engine_args", self.engine_args)
+        self._check_reasons()
+
+    def _check_reasons(self) -> None:
+        given = [word.partition("=")[0] for word in self.engine_args if word.startswith("--")]
+        for flag, reason in self.flag_reasons.items():
+            if flag not in given:
+                raise ConfigurationError(
+                    f"ImagePatch.flag_reasons has a reason for {shown(flag)}, which is not among engine_args "
+                    f"({', '.join(given) or 'none'}): write the flag there, or drop the reason."
+                )
+            if not one_line("ImagePatch.flag_reasons", reason).strip():
+                raise ConfigurationError(
+                    f"ImagePatch.flag_reasons has an empty reason for {flag}: say why, in one line."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +291,7 @@ class _Claims:
 
     def __init__(self) -> None:
         self._claims: dict[tuple[str, str], tuple[str, object]] = {}
+        self._reasons: dict[str, str] = {}
 
     def claim(self, plugin: str, kind: str, name: str, value: object) -> None:
         first, seen = self._claims.setdefault((kind, name), (plugin, value))
@@ -308,6 +325,8 @@ class _Claims:
             self.claim(plugin, "python source", package, package)
         for flag, values in split_flags(patch.engine_args):
             self.claim(plugin, "flag", flag, values)
+        for flag, reason in patch.flag_reasons.items():
+            self._reasons.setdefault(flag, reason)
 
     def _of(self, kind: str) -> list[tuple[str, object]]:
         return [(name, value) for (of_kind, name), (_, value) in self._claims.items() if of_kind == kind]
@@ -325,6 +344,7 @@ class _Claims:
             volumes={name: str(value) for name, value in self._of("volume")},
             python_sources=tuple(name for name, _ in self._of("python source")),
             engine_args=tuple(args),
+            flag_reasons=self._reasons,
             python_link=("image", "python link") in self._claims,
         )
 

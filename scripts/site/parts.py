@@ -101,6 +101,8 @@ LAYERS = (
                     "torpor.lifecycle",
                     "torpor.listener",
                     "torpor.plugin_checks",
+                    "torpor.plugin_order",
+                    "torpor.plugin_settings",
                     "torpor.recipe",
                 ),
             ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torpor._override import override
 from torpor.engine.start import start_engine
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
-from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.errors import ConfigurationError, ConflictError, EngineRequestError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
 from torpor.launcher.public_requests import (
@@ -20,11 +20,12 @@ from torpor.launcher.public_requests import (
     MEDIA_DOMAINS_VARIABLE,
     REFUSED_FIELDS_VARIABLE,
 )
+from torpor.recipe import split_flags
 from torpor.values.checks import check_seconds
 from torpor.values.field_types import article, check_types, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     import httpx
 
@@ -302,9 +303,24 @@ class ChatServer(EnginePlugin):
         table = self.reserved.table
         taken = {flag.name(self.version) for flag in table if getattr(self, flag.option, None)}
         free = {flag.name(self.version) for flag in table if flag.shared} - taken
-        self.reserved.check_extra_args(self.version, recipe.engine_args, free=free)
+        self._check_asked_args(recipe, free)
         flags = self.engine_flags(deployment, serving=True)
         return (self.python, "-m", self.launcher, *flags, *self.extra_args, *recipe.engine_args)
+
+    def _check_asked_args(self, recipe: Recipe, free: Collection[str]) -> None:
+        """Refuse flags that other plugins ask for and that this one sets, or `extra_args` has with another value."""
+        own = dict(split_flags(self.extra_args))
+        for flag, values in split_flags(recipe.engine_args):
+            asks = f"Plugin {recipe.origins.get(f'flag:{flag}', 'unknown')!r} asks for the engine's flag {flag}"
+            try:
+                self.reserved.check_extra_args(self.version, (flag, *values), free=free)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{asks}. {error}") from error
+            if flag in own and own[flag] != values:
+                raise ConflictError(
+                    f"{asks} with {' '.join(values) or 'no value'}, and {type(self).__name__}.extra_args has it with "
+                    f"{' '.join(own[flag]) or 'no value'}. Drop one of the two."
+                )
 
     @override
     def flag_reasons(self) -> dict[str, str]:

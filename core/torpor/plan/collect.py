@@ -101,12 +101,16 @@ def _flags(deployment: Deployment, recipe: Recipe, command: tuple[str, ...]) -> 
     return {
         name: Flag(
             value=" ".join(filter(None, given)),
-            reason=f"plugin {origin} asked for it"
+            reason=_asked(origin, recipe.image.flag_reasons.get(name, ""))
             if (origin := recipe.origins.get(f"flag:{name}"))
             else reasons.get(name, unknown),
         )
         for name, given in values.items()
     }
+
+
+def _asked(plugin: str, reason: str) -> str:
+    return f"plugin {plugin} asked for it{f': {reason}' if reason else ''}"
 
 
 def _warnings(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
