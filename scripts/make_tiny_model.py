@@ -1,6 +1,8 @@
 """Make a tiny Qwen3 with random weights and a toy tokenizer: a real architecture that a CPU serves in milliseconds.
 
-    .engines/sglang-0.5.23/bin/python scripts/make_tiny_model.py DIR
+    .engines/sglang-0.5.23/bin/python scripts/make_tiny_model.py DIR [CLASSES]
+
+With CLASSES it is a classifier of so many classes in place of a language model; a reranker is one of a single class.
 
 Nothing is downloaded: the weights are drawn from a fixed seed and the byte-level BPE tokenizer is trained on the spot,
 so every run of the same recipe writes the same model. DIR appears when it is whole, with a marker in it; a second call
@@ -82,10 +84,15 @@ def write_tokenizer(folder: Path) -> tuple[int, int, int]:
     return len(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.convert_tokens_to_ids(PADDING)
 
 
-def write_model(folder: Path, tokens: int, end_of_turn: int, padding: int) -> None:
+def write_model(folder: Path, tokens: int, end_of_turn: int, padding: int, classes: int) -> None:
     """Draw the weights from the seed and write them with their configuration."""
     import torch  # noqa: PLC0415 - the engine's
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
+        GenerationConfig,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        Qwen3ForSequenceClassification,
+    )
 
     torch.manual_seed(SEED)
     config = Qwen3Config(
@@ -101,8 +108,10 @@ def write_model(folder: Path, tokens: int, end_of_turn: int, padding: int) -> No
         bos_token_id=None,
         eos_token_id=end_of_turn,
         pad_token_id=padding,
+        **({"num_labels": classes} if classes else {}),
     )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    kind = Qwen3ForSequenceClassification if classes else Qwen3ForCausalLM
+    kind(config).to(torch.bfloat16).save_pretrained(folder)
     sampling = {"do_sample": True, "temperature": 0.8}
     GenerationConfig(eos_token_id=end_of_turn, pad_token_id=padding, **sampling).save_pretrained(folder)
     # The names that transformers 4.57 reads, beside those that 5.x wrote.
@@ -115,21 +124,26 @@ def rewrite(file: Path, values: dict[str, object], remove: Sequence[str] = ()) -
     file.write_text(json.dumps(content | values, indent=2, sort_keys=True) + "\n")
 
 
-def is_whole(folder: Path) -> bool:
+def recipe_of(classes: int) -> str:
+    """The recipe's name in the marker."""
+    return f"{RECIPE}-{classes}-classes" if classes else RECIPE
+
+
+def is_whole(folder: Path, classes: int) -> bool:
     """Tell whether this recipe's complete model is in the folder."""
     try:
-        return bool(json.loads((folder / MARKER).read_text())["recipe"] == RECIPE)
+        return bool(json.loads((folder / MARKER).read_text())["recipe"] == recipe_of(classes))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, classes: int) -> None:
     """Make the model in a folder next to the requested one, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        write_model(draft, *write_tokenizer(draft))
-        (draft / MARKER).write_text(json.dumps({"recipe": RECIPE}) + "\n")
+        write_model(draft, *write_tokenizer(draft), classes)
+        (draft / MARKER).write_text(json.dumps({"recipe": recipe_of(classes)}) + "\n")
         draft.chmod(0o755)
         if (folder / MARKER).exists():  # an older recipe's
             shutil.rmtree(folder)
@@ -141,11 +155,11 @@ def make(folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Make the model in the folder named; return the exit code."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: make_tiny_model.py DIR", file=sys.stderr)
+    if len(argv) not in (1, 2) or argv[0].startswith("-") or not all(number.isdecimal() for number in argv[1:]):
+        print("usage: make_tiny_model.py DIR [CLASSES]", file=sys.stderr)
         return 2
-    folder = Path(argv[0]).resolve()
-    if is_whole(folder):
+    folder, classes = Path(argv[0]).resolve(), int(argv[1]) if argv[1:] else 0
+    if is_whole(folder, classes):
         print(f"{folder}: ready")
         return 0
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
@@ -156,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "SGLANG_USE_CPU_ENGINE": "1"}
     try:
         let_torchvision_import()
-        make(folder)
+        make(folder, classes)
     except ImportError as error:
         print(f"make_tiny_model: {error}; run it with an engine's Python, see scripts/setup-local", file=sys.stderr)
         return 1

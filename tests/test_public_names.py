@@ -63,6 +63,8 @@ ALL = [
     "SnapshotError",
     "SnapshotMisfitError",
     "StoreError",
+    "Task",
+    "TaskRoute",
     "TorporError",
     "TrialWakeError",
     "UntrustedSnapshotError",

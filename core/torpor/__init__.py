@@ -16,6 +16,7 @@ Beside the values, the errors and `Lifecycle`, plugins use:
                `shown` is a value as errors show it
     packages   `lazy_names` makes a package import its names when they are first used
     questions  `plugin_name`, `gpu_model`, and `Deployment.engine`, an `EnginePlugin`
+    tasks      `Task` is what a deployment serves, `TaskRoute` where an engine is asked for it
 
 Engine plugins also use `torpor.engine_plugins`, `torpor.guard` and `torpor.launcher`, tests `torpor.testing`, apps `torpor.client`
 and `torpor.platforms.local`, `torpor.platforms.modal` or `torpor.platforms.ray`. Everything else is core's own.
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         Preflight,
         Recipe,
     )
+    from torpor.tasks.routes import Task, TaskRoute
     from torpor.values.checks import check_retries, check_seconds, check_volume
     from torpor.values.field_types import check_types, shown
     from torpor.values.findings import Finding
@@ -125,6 +127,8 @@ __all__ = [
     "SnapshotError",
     "SnapshotMisfitError",
     "StoreError",
+    "Task",
+    "TaskRoute",
     "TorporError",
     "TrialWakeError",
     "UntrustedSnapshotError",
@@ -199,6 +203,7 @@ __getattr__, __dir__ = lazy_names(
             "Recipe",
             "VOLUME_ROOT",
         ),
+        "torpor.tasks.routes": ("Task", "TaskRoute"),
         "torpor.values.checks": ("check_retries", "check_seconds", "check_volume"),
         "torpor.values.field_types": (
             "check_types",

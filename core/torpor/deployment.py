@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from torpor.errors import ConfigurationError, PluginError
 from torpor.hook_methods import check_hooks, marked_names
 from torpor.plugin_order import ordered
+from torpor.tasks.routes import TASKS, Task
 from torpor.values.addresses import LOOPBACK, checked_host
 from torpor.values.bounds import LONGEST_S
 from torpor.values.checks import LINE_BREAK, check_seconds
@@ -137,6 +138,8 @@ class Deployment:
         model: which weights.
         plugins: plugin instances, in the order in which their hooks run; exactly one of them launches an engine. A plugin may say
             that it runs before or after another one (`Plugin.runs_before`); then it is put there.
+        task: what is served: `chat`, `generate`, `embed`, `rerank`, `score`, `classify` or `transcribe`. It decides which public
+            routes open, what warms up, and what the canary asks. The engine's version has to have it.
         gpu: the GPU's name as Modal has it, e.g. `H100!` (`!` = no silent upgrade) or `H100!:2`; `any`, or the name of a card
             that Modal does not have (`RTX4090`), for a machine of your own; None for a CPU.
         unlisted_gpu: take a name that Torpor does not know as a GPU's, for a machine of your own; the local platform looks for
@@ -169,6 +172,7 @@ class Deployment:
     name: str
     model: Model
     plugins: tuple[Plugin, ...]
+    task: Task = "chat"
     gpu: str | None = None
     unlisted_gpu: bool = False
     port: int = 8000
@@ -202,6 +206,7 @@ class Deployment:
         self._check_policies()
         self._check_gpu_snapshot()
         self._check_plugins()
+        self._check_task()
         self._check_modal()
         self._check_ray()
 
@@ -321,6 +326,23 @@ class Deployment:
             raise ConfigurationError(f"Plugin {plugin!r} has no option {option!r}; there are: {there}.")
         value: object = getattr(found, option)
         return value
+
+    def _check_task(self) -> None:
+        """Refuse a task that there is not, or that the engine lacks."""
+        if self.task not in TASKS:
+            raise ConfigurationError(f"Deployment.task is {shown(self.task)}; allowed: {', '.join(map(repr, TASKS))}.")
+        engine = self.engine
+        if self.task not in engine.tasks:
+            version = f" {engine.engine_version}" if engine.engine_version else ""
+            raise ConfigurationError(
+                f"Deployment.task is {self.task!r}, which the engine {plugin_name(engine)}{version} does not have; it has "
+                f"{', '.join(map(repr, engine.tasks))}. Choose one of these, or an engine or version that has {self.task!r}."
+            )
+
+    @property
+    def public_paths(self) -> tuple[str, ...]:
+        """The engine's HTTP paths that are open to clients for this task."""
+        return self.engine.public_routes(self.task)
 
     @property
     def engine(self) -> EnginePlugin:

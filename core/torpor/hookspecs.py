@@ -35,6 +35,7 @@ import pluggy
 from torpor.errors import PluginError
 from torpor.hook_methods import HOOK_NAMES, PROJECT
 from torpor.listener.listener import Listener
+from torpor.tasks.routes import ROUTES
 from torpor.values.setting_names import setting_variable
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.engine.handle import Engine
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
+    from torpor.tasks.routes import Task, TaskRoute
     from torpor.values.findings import Finding
     from torpor.values.rank_sleep import RankSleep
 
@@ -273,7 +275,8 @@ class EnginePlugin(Plugin):
 
     Attributes:
         supports_sleep: the engine can release its memory and get it back.
-        public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard.
+        public_paths: the engine's HTTP paths that anyone may call; everything else stays behind the guard. An engine with more than
+            one task answers `public_routes`.
         ready_path: an engine path that answers 200 as soon as the engine serves chat requests.
         guarded: the engine's server process runs `torpor.guard`.
         nccl_versions: for an engine whose ranks talk by NCCL, pairs of the engine's version and the NCCL that its own packages
@@ -286,6 +289,19 @@ class EnginePlugin(Plugin):
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
     nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the engine's version can serve (`torpor.tasks.routes.Task`); a deployment with another task is refused."""
+        return ("chat",)
+
+    def public_routes(self, task: Task) -> tuple[str, ...]:  # noqa: ARG002 - an engine with several tasks uses it
+        """The paths that anyone may call while a task is served; by default `public_paths`."""
+        return self.public_paths
+
+    def task_route(self, task: Task) -> TaskRoute:
+        """Where a task is asked, and what its body calls things; override it for what differs from `torpor.tasks.routes.ROUTES`."""
+        return ROUTES[task]
 
     @property
     def engine_version(self) -> str:

@@ -1,6 +1,6 @@
 """The allowed fields of a public request to SGLang: a decision for every field in every supported version.
 
-A test compares the lists with the real models (`ChatCompletionRequest`, `CompletionRequest` of entrypoints/openai/protocol.py).
+A test compares the lists with the real models of entrypoints/openai/protocol.py and entrypoints/anthropic/protocol.py.
 A field that no list names is new: add it to `plain`, `bounded` or `refused`, with what its code does as the reason.
 """
 
@@ -12,23 +12,41 @@ __all__ = ["FIELDS"]
 
 FIELDS = RequestFields(
     plain=(
+        "add_generation_prompt",
+        "add_special_tokens",
+        "apply_softmax",
+        "audio_data",  # SGLang's own, of the uploaded file
+        "audio_duration_s",
+        "betas",
         "cache_salt",
         "continue_final_message",
+        "dimensions",
         "echo",
+        "encoding_format",
         "extra_key",
         "frequency_penalty",
         "ignore_eos",
+        "include",
+        "instruct",
+        "instructions",
+        "item_first",
+        "language",
         "max_completion_tokens",
+        "max_output_tokens",
         "max_tokens",
+        "max_tool_calls",
+        "metadata",
         "min_p",
         "min_tokens",
         "model",
         "no_stop_trim",
         "parallel_tool_calls",
         "presence_penalty",
+        "reasoning",
         "reasoning_effort",
         "repetition_penalty",
         "return_cached_tokens_details",
+        "return_documents",
         "return_flat_raw_output_top_logprobs",
         "return_flat_raw_top_logprobs_b64",
         "return_input_ids_in_sglext",
@@ -38,10 +56,14 @@ FIELDS = RequestFields(
         "return_sampling_mask",
         "return_spec_tokens_details",
         "return_token_ids",
+        "return_token_logprobs",
         "sampling_logprobs_mode",
+        "score_extraction_token",
         "seed",
         "separate_reasoning",
+        "service_tier",  # read and echoed, without an effect
         "skip_special_tokens",
+        "store",  # the patch switches it off
         "stream",
         "stream_options",
         "stream_reasoning",
@@ -49,9 +71,12 @@ FIELDS = RequestFields(
         "task",
         "temperature",
         "thinking",
+        "timestamp_granularities",
         "tool_choice",
         "top_k",
+        "top_n",
         "top_p",
+        "truncation",
         "use_audio_in_video",
         "user",
     ),
@@ -64,14 +89,24 @@ FIELDS = RequestFields(
         "tools",
         "best_of",
         "chat_template_kwargs",
+        "documents",
+        "input",
         "input_ids",
+        "items",
+        "label_token_ids",
         "logit_bias",  # its keys are checked by the engine (sampling_params.py, verify)
         "logprobs",
         "messages",
         "n",
+        "output_config",
         "prompt",
+        "query",
         "stop",
+        "stop_sequences",
         "stop_token_ids",
+        "system",
+        "text",
+        "tokens",
         "top_logprobs",
     ),
     refused=(
@@ -93,15 +128,24 @@ FIELDS = RequestFields(
         ),
         (
             "it keeps something between requests, which a replica restored from a snapshot does not share",
-            ("session_id", "session_params"),
+            ("background", "previous_response_id", "session_id", "session_params"),
         ),
-        ("ids of requests are the server's: one that comes twice takes another's answer", ("rid",)),
+        ("ids of requests are the server's: one that comes twice takes another's answer", ("request_id", "rid")),
+        (
+            "vectors of the caller's are not checked by anybody",
+            ("embed_override_token_id", "embed_overrides", "item_embed_overrides", "query_embed_overrides"),
+        ),
         ("it overtakes other callers", ("priority",)),
         ("it chooses among the server's adapters", ("lora_path",)),
         ("it makes names in the server's metrics", ("custom_labels",)),
         (
             "it hands out the model's inner state, megabytes for a prompt",
-            ("return_hidden_states", "return_routed_experts", "routed_experts_start_len"),
+            (
+                "return_hidden_states",
+                "return_pooled_hidden_states",
+                "return_routed_experts",
+                "routed_experts_start_len",
+            ),
         ),
         (
             "it changes how much memory media takes",
@@ -110,7 +154,7 @@ FIELDS = RequestFields(
         ("a watermark is the server's", ("watermark",)),
     ),
     plain_headers=(
-        "x-api-key",  # what the Anthropic dialect has in place of a bearer key; that route is closed
+        "x-api-key",  # what the Anthropic dialect has in place of a bearer key; the guard asks for a bearer key there, too
         "x-exa-integration",  # goes out to a tool server
         "x-sglext-ids-framed",
         "x-sglext-return-input-ids",

@@ -143,6 +143,13 @@ FLAGS = FlagTable(
             source=_source(2159, 486, 531, "model.py:58"),
         ),
         Flag(
+            option="embedding",
+            instead="Use Deployment.task.",
+            flag="--is-embedding",
+            reason="the task asks for vectors or labels: without it a causal model generates text",
+            source=_source(2205, 524, 590, "model.py:118"),
+        ),
+        Flag(
             option="load_format",
             instead="Use SGLang(load_format=...).",
             flag="--load-format",

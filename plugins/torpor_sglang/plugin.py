@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from torpor import Deployment, Recipe
+    from torpor import Deployment, Recipe, Task, TaskRoute
     from torpor.engine_plugins import OptionValue, Routes, WeightsPlace
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
 
 TAGS = ("kv_cache", "weights")
+_LABEL_TOKENS = (1, 2)
 WeightsStore = Literal["saver", "file", "memory"]
 _OK = 200
 _IDLE_TIMEOUT_S = 10.0
@@ -91,7 +92,6 @@ class SGLang(ChatServer):
 
     plugin_name: ClassVar[str] = "sglang"
     supports_sleep: ClassVar[bool] = True
-    public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     default_images: ClassVar[tuple[tuple[str, str], ...]] = (
         (DEFAULT_VERSION, "lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime"),
@@ -163,6 +163,14 @@ class SGLang(ChatServer):
                 "SGLang.release_graphs is on: the memory of CUDA graphs is kept where the weights are, so set "
                 "weights_store='file' or 'memory', and prefill_graphs=False, whose graphs SGLang cannot release."
             )
+
+    @override
+    def task_route(self, task: Task) -> TaskRoute:
+        route = super().task_route(task)
+        if task == "score":
+            # Of a causal model the probabilities of two tokens; a classifier's scores need no tokens and pass over these.
+            return route._replace(names=("query", "items"), further=(("label_token_ids", _LABEL_TOKENS),))
+        return route
 
     @override
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:
@@ -300,6 +308,7 @@ class SGLang(ChatServer):
             "no_prefill_graphs": not self.prefill_graphs and not cpu,
             "mem_fraction_static": self.mem_fraction_static,
             "dummy_weights": self.dummy_weights,
+            "embedding": deployment.task in ("embed", "classify"),
             "load_format": self.load_format,
             "attention_backend": self.attention_backend or ("torch_native" if cpu else None),
             "disable_overlap_schedule": cpu,

@@ -1,6 +1,8 @@
 """The access class of each of SGLang's routes, by exact path and for all supported versions.
 
-    PUBLIC    inference, while serving
+    PUBLIC    for every task, while serving
+    TASKS     inference of one task, while serving
+    OPENED    what an option of the plugin adds, while serving
     KEYED     with the lifecycle key, while the engine is awake
     SLEEP     with the lifecycle key, once each and in this order, while draining with nothing in flight
     WAKE      with the lifecycle key, once each and in this order, while waking
@@ -13,17 +15,39 @@ with the route tables of the real applications of all supported versions.
 
 from __future__ import annotations
 
-__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "WAKE"]
+from typing import TYPE_CHECKING
 
-PUBLIC = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-)
+if TYPE_CHECKING:
+    from torpor import Task
+
+__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "LACKING", "OPENED", "PUBLIC", "SLEEP", "TASKS", "WAKE"]
+
+PUBLIC = ("/v1/models",)
+
+TASKS: dict[Task, tuple[str, ...]] = {
+    "chat": ("/v1/chat/completions",),
+    "generate": ("/v1/completions",),
+    "embed": ("/v1/embeddings",),
+    "rerank": ("/v1/rerank",),
+    "score": ("/v1/score",),
+    "classify": ("/v1/classify",),
+    "transcribe": ("/v1/audio/transcriptions",),
+}
+"""`/classify` and `/encode` are not among them: they take what no rule checks (EmbeddingReqInput)."""
+
+OPENED = {
+    "open_completions": ("/v1/completions",),
+    "open_responses": ("/v1/responses",),
+    "open_messages": ("/v1/messages", "/v1/messages/count_tokens"),
+    "open_tokenize": ("/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"),
+}
+
+LACKING = {
+    "0.5.6.post2": ("/v1/audio/transcriptions", "/v1/messages", "/v1/messages/count_tokens"),
+}
 
 KEYED = (
     "/abort_request",
-    "/detokenize",
     "/docs",
     "/flush_cache",
     "/freeze_gc",
@@ -35,10 +59,7 @@ KEYED = (
     "/model_info",
     "/openapi.json",
     "/server_info",  # holds every argument of the engine
-    "/tokenize",
-    "/v1/detokenize",
     "/v1/loads",
-    "/v1/tokenize",
 )
 
 DOCS = ("/docs", "/openapi.json")
@@ -118,13 +139,12 @@ CLOSED = (
             "/close_session",
             "/open_session",
             "/v1/realtime",
-            "/v1/responses",
             "/v1/responses/{response_id}",
             "/v1/responses/{response_id}/cancel",
         ),
     ),
     (
-        "they are other tasks, or other dialects of the public paths, that a chat model's deployment does not offer",
+        "they are other tasks, or other dialects of the public paths, that no deployment offers",
         (
             "/",
             "/api/chat",
@@ -136,15 +156,8 @@ CLOSED = (
             "/invocations",
             "/parse_function_call",
             "/separate_reasoning",
-            "/v1/audio/transcriptions",
-            "/v1/classify",
             "/v1/decisions",
-            "/v1/embeddings",
-            "/v1/messages",
-            "/v1/messages/count_tokens",
             "/v1/models/{model:path}",
-            "/v1/rerank",
-            "/v1/score",
             "/v1/systemone",
             "/vertex_generate",
         ),

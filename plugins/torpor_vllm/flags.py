@@ -121,6 +121,13 @@ FLAGS = FlagTable(
             source=_source("LoadConfig"),
         ),
         Flag(
+            option="runner",
+            instead="Use Deployment.task.",
+            flag="--runner",
+            reason="the task asks for vectors, scores or labels: without it vLLM runs a causal model to generate text",
+            source=_source("ModelConfig; config/model.py, RunnerOption"),
+        ),
+        Flag(
             option="load_format",
             instead="Use VLLM(load_format=...).",
             flag="--load-format",

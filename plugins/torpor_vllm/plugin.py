@@ -50,6 +50,7 @@ __all__ = ["VLLM"]
 
 SleepLevel = Literal[1, 2]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
+_POOLING = ("embed", "rerank", "score", "classify")
 _EXTENSION = "torpor_vllm.worker.Renewal"
 _IDLE_TIMEOUT_S = 10.0
 # Names and needs as in 0.32.0 and 0.33.0 (config/load.py, the wheels' extras).
@@ -86,7 +87,6 @@ class VLLM(ChatServer):
 
     plugin_name: ClassVar[str] = "vllm"
     supports_sleep: ClassVar[bool] = True
-    public_paths: ClassVar[tuple[str, ...]] = routes.PUBLIC
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     # vLLM's own image: the wheel pins exact versions of torch, CUDA and FlashInfer, and the image has the tested set.
     default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
@@ -306,6 +306,7 @@ class VLLM(ChatServer):
             "eager": self.eager,
             "cuda_graph_max_batch": self.cuda_graph_max_batch,
             "dummy_weights": self.dummy_weights,
+            "runner": "pooling" if deployment.task in _POOLING else None,
             "load_format": self.load_format,
             "load_strategy": self.load_strategy,
             "attention_backend": self.attention_backend,

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
     from torpor.launcher import PublicRequest, RawRequest
 
-__all__ = ["PATCH", "check_requests"]
+__all__ = ["PATCH", "check_pooling", "check_requests", "check_transcriptions"]
 
 _HANDLERS = (
     ("vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat", "create_chat_completion"),
     ("vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion", "create_completion"),
+    ("vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses", "create_responses"),
+    ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "create_messages"),
+    ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "count_tokens"),
+    ("vllm.entrypoints.serve.tokenize.serving", "ServingTokenization", "create_tokenize"),
+    ("vllm.entrypoints.serve.tokenize.serving", "ServingTokenization", "create_detokenize"),
 )
+_POOLING = ("vllm.entrypoints.pooling.base.serving", "PoolingBaseServing")
+_TRANSCRIPTION = ("vllm.entrypoints.speech_to_text.transcription.serving", "OpenAIServingTranscription")
+_TOKENIZING = ("create_tokenize", "create_detokenize")
 
 
 class _Model(Protocol):
@@ -49,12 +57,51 @@ def check_requests(module: ModuleType, kind: str, method: str) -> None:
 
     @functools.wraps(original)
     async def checked(serving: _Serving, request: PublicRequest, raw_request: RawRequest | None = None) -> object:
-        headers = raw_request.headers if raw_request else None
-        if why := rules.refusal(request, serving.model_config.get_vocab_size(), headers):
-            return serving.create_error_response(why)
-        return await original(serving, request, raw_request)
+        why = _refusal(rules, serving, request, raw_request)
+        if not why and method in _TOKENIZING:
+            why = rules.tokenizing_refusal(request)
+        return serving.create_error_response(why) if why else await original(serving, request, raw_request)
 
     setattr(handler, method, checked)
+
+
+def check_pooling(module: ModuleType) -> None:
+    """Check every request for vectors, scores and labels. A ValueError becomes an answer with status 400."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    handler = getattr(module, _POOLING[1])
+    original: Callable[[_Serving, PublicRequest, RawRequest | None], Awaitable[object]] = handler.__call__
+
+    @functools.wraps(original)
+    async def checked(serving: _Serving, request: PublicRequest, raw_request: RawRequest | None = None) -> object:
+        if why := _refusal(rules, serving, request, raw_request):
+            raise ValueError(why)
+        return await original(serving, request, raw_request)
+
+    handler.__call__ = checked
+
+
+def check_transcriptions(module: ModuleType) -> None:
+    """Check every request for the text of a sound."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    handler = getattr(module, _TRANSCRIPTION[1])
+    original: Callable[[_Serving, bytes, PublicRequest, RawRequest | None], Awaitable[object]]
+    original = handler.create_transcription
+
+    @functools.wraps(original)
+    async def checked(
+        serving: _Serving, audio_data: bytes, request: PublicRequest, raw_request: RawRequest | None = None
+    ) -> object:
+        if why := _refusal(rules, serving, request, raw_request):
+            return serving.create_error_response(why)
+        return await original(serving, audio_data, request, raw_request)
+
+    handler.create_transcription = checked
+
+
+def _refusal(
+    rules: PublicRequestRules, serving: _Serving, request: PublicRequest, raw_request: RawRequest | None
+) -> str | None:
+    return rules.refusal(request, serving.model_config.get_vocab_size(), raw_request.headers if raw_request else None)
 
 
 def _apply() -> None:
@@ -63,6 +110,8 @@ def _apply() -> None:
         os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # an allowed host leads nowhere else
     for name, kind, method in _HANDLERS:
         after_import(name, functools.partial(check_requests, kind=kind, method=method))
+    after_import(_POOLING[0], check_pooling)
+    after_import(_TRANSCRIPTION[0], check_transcriptions)
 
 
 PATCH = Patch(

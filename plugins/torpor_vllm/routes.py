@@ -1,6 +1,8 @@
 """The access class of each of vLLM's routes, by exact path and for all supported versions.
 
-    PUBLIC    inference, while serving
+    PUBLIC    for every task, while serving
+    TASKS     inference of one task, while serving
+    OPENED    what an option of the plugin adds, while serving
     KEYED     with the lifecycle key, while the engine is awake
     SLEEP     with the lifecycle key, while draining with nothing in flight
     WAKE      with the lifecycle key, once each and in the order that the level of the sleep asks for, while waking
@@ -14,16 +16,49 @@ real applications of all supported versions.
 
 from __future__ import annotations
 
-__all__ = ["ANSWERED", "CLOSED", "DOCS", "KEYED", "PUBLIC", "SLEEP", "SLEEP_OF_RANKS", "WAKE", "WAKE_OF_RANKS"]
+from typing import TYPE_CHECKING
 
-PUBLIC = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-)
+if TYPE_CHECKING:
+    from torpor import Task
+
+__all__ = [
+    "ANSWERED",
+    "CLOSED",
+    "DOCS",
+    "KEYED",
+    "LACKING",
+    "OPENED",
+    "PUBLIC",
+    "SLEEP",
+    "SLEEP_OF_RANKS",
+    "TASKS",
+    "WAKE",
+    "WAKE_OF_RANKS",
+]
+
+PUBLIC = ("/v1/models",)
+
+TASKS: dict[Task, tuple[str, ...]] = {
+    "chat": ("/v1/chat/completions",),
+    "generate": ("/v1/completions",),
+    "embed": ("/v1/embeddings",),
+    "rerank": ("/v1/rerank", "/rerank", "/v2/rerank"),
+    "score": ("/v1/score", "/score"),
+    "classify": ("/classify",),
+    "transcribe": ("/v1/audio/transcriptions",),
+}
+"""vLLM adds a route for what its model can do alone, so one that a model lacks answers 404 behind the open guard, too."""
+
+OPENED = {
+    "open_completions": ("/v1/completions",),
+    "open_responses": ("/v1/responses",),
+    "open_messages": ("/v1/messages", "/v1/messages/count_tokens"),
+    "open_tokenize": ("/tokenize", "/detokenize"),
+}
+
+LACKING: dict[str, tuple[str, ...]] = {}
 
 KEYED = (
-    "/detokenize",
     "/docs",
     "/is_sleeping",
     "/load",
@@ -31,7 +66,6 @@ KEYED = (
     "/openapi.json",
     "/reset_prefix_cache",
     "/server_info",  # holds every argument of the engine
-    "/tokenize",
     "/version",
 )
 
@@ -100,28 +134,28 @@ CLOSED = (
         "they keep something in the server between requests, which a replica restored from a snapshot does not share",
         (
             "/v1/realtime",
-            "/v1/responses",
             "/v1/responses/{response_id}",
             "/v1/responses/{response_id}/cancel",
         ),
     ),
     (
-        "they are other tasks, or other dialects of the public paths, that a chat model's deployment does not offer",
+        "they are other tasks, or other dialects of the public paths, that no deployment offers",
         (
             "/generative_scoring",
             "/inference/v1/generate",
+            "/pooling",
             "/tokenizer_info",
+            "/v1/audio/translations",
             "/v1/chat/completions/batch",
             "/v1/chat/completions/derender",
             "/v1/chat/completions/render",
             "/v1/completions/derender",
             "/v1/completions/render",
             "/v1/decisions",
-            "/v1/messages",
-            "/v1/messages/count_tokens",
             "/v1/messages/render",
             "/v1/responses/render",
             "/v1/systemone",
+            "/v2/embed",
         ),
     ),
     (

@@ -71,6 +71,7 @@ LAYERS = (
             ),
             _package("values", "what people set, checked"),
             _package("network", "clients, proxies, limits"),
+            _package("tasks", "what can be served: questions, answers, comparison"),
             _package("telemetry", "events, stages, metrics"),
         ),
     ),

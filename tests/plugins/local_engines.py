@@ -128,8 +128,10 @@ class Questions:
         self._process.wait(20)
 
 
-def make_tiny_model(engine: RealEngine, folder: Path) -> None:
-    """Create the tiny random Qwen3 with the engine's libraries."""
+def make_tiny_model(engine: RealEngine, folder: Path, classes: int = 0) -> None:
+    """Create the tiny random Qwen3 with the engine's libraries: a language model, or a classifier of so many classes."""
     script = ROOT / "scripts" / "make_tiny_model.py"
-    made = subprocess.run([engine.python, script, folder], capture_output=True, text=True, timeout=200, check=False)
+    made = subprocess.run(
+        [engine.python, script, folder, str(classes)], capture_output=True, text=True, timeout=200, check=False
+    )
     assert made.returncode == 0, made.stderr

@@ -80,6 +80,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
             name="small",
             port=22900,
             plugins={"standin": "StandIn()"},
+            task="chat",
             engine="standin 1",
             model="/models/small",
             revision="",

@@ -45,6 +45,7 @@ def facts(**changed: object) -> DeploymentFacts:
         name="tiny",
         port=8000,
         plugins={"engine": f"1.0 {Engine(grammar=Grammar())!r}", "hf_cache": "0.1.0 HFCache()"},
+        task="chat",
         engine="engine 1.0",
         model="org/model",
         revision="0" * 40,

@@ -14,7 +14,7 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
                      needs them
     flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
     reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
-    warm-up          warm_up: chat-shaped requests until nothing is left to compile
+    warm-up          warm_up: chat-shaped requests until nothing is left to compile; warm_up_deployment: those of its task
     kernel caches    shared_cache_env and DEEP_GEMM_FOLDER: homes for the caches of Triton, Inductor, FlashInfer, ...
 """
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         wants_nccl_suspended,
     )
     from torpor.engine_plugins.reserved import Reservations, Reserved
+    from torpor.engine_plugins.task_warmup import warm_up_deployment
     from torpor.engine_plugins.warmup import warm_up
     from torpor.values.rank_sleep import RankSleep, WeightsPlace
 
@@ -65,6 +66,7 @@ __all__ = [
     "untried_findings",
     "wants_nccl_suspended",
     "warm_up",
+    "warm_up_deployment",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -103,6 +105,7 @@ __getattr__, __dir__ = lazy_names(
             "Reservations",
             "Reserved",
         ),
+        "torpor.engine_plugins.task_warmup": ("warm_up_deployment",),
         "torpor.engine_plugins.warmup": ("warm_up",),
         "torpor.values.rank_sleep": (
             "RankSleep",

@@ -17,15 +17,19 @@ from torpor.launcher.public_requests import (
     ANY_DOMAIN,
     MAX_CHOICES,
     MAX_CHOICES_VARIABLE,
+    MAX_INPUTS,
+    MAX_INPUTS_VARIABLE,
     MEDIA_DOMAINS_VARIABLE,
     REFUSED_FIELDS_VARIABLE,
 )
 from torpor.recipe import split_flags
+from torpor.tasks.routes import ROUTES
 from torpor.values.checks import check_seconds
 from torpor.values.field_types import article, check_types, shown
+from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     import httpx
 
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from torpor.engine_plugins.reserved import Reservations
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
-    from torpor.values.findings import Finding
+    from torpor.tasks.routes import Task, TaskRoute
 
 __all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
 
@@ -51,6 +55,9 @@ _OK = 200
 _MOST = 2**31 - 1
 _MOST_WORDS, _MOST_BURST, _MOST_GPUS, _MOST_BYTES = 1_000_000, 10_000, 1024, 2**50
 _SHA256_HEX_DIGITS = 64
+_GENERATING: tuple[Task, ...] = ("chat", "generate")
+_FOR_ALL = "open_tokenize"
+"""The option that opens its routes for every task."""
 
 
 class Routes(Protocol):
@@ -58,7 +65,19 @@ class Routes(Protocol):
 
     @property
     def PUBLIC(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
-        """Open to everybody while the engine serves."""
+        """Open to everybody while the engine serves, whatever the task is."""
+
+    @property
+    def TASKS(self) -> Mapping[Task, tuple[str, ...]]:  # noqa: N802
+        """The further routes that are open for each task; the first one is asked by warm-up and canary."""
+
+    @property
+    def OPENED(self) -> Mapping[str, tuple[str, ...]]:  # noqa: N802
+        """The routes that an option of the plugin opens, by the option's name."""
+
+    @property
+    def LACKING(self) -> Mapping[str, tuple[str, ...]]:  # noqa: N802
+        """The routes of TASKS and OPENED that a version does not have, by the version."""
 
     @property
     def KEYED(self) -> tuple[str, ...]:  # noqa: N802
@@ -94,10 +113,15 @@ class ChatServer(EnginePlugin):
         metrics: serve Prometheus metrics on /metrics (with the lifecycle key).
         open_metrics: serve them to everybody.
         open_docs: serve the API's description, /docs and /openapi.json, to everybody; otherwise it needs the lifecycle key.
+        open_completions: also serve /v1/completions; only for the task `chat` (for `generate` it is always open).
+        open_responses: also serve OpenAI's Responses API, which keeps nothing between requests; for `chat` and `generate`.
+        open_messages: also serve Anthropic's Messages API; for `chat` and `generate`.
+        open_tokenize: also serve the engine's tokenizer, /tokenize and /detokenize; for every task.
         max_body_bytes: largest request body, bytes. How many requests may be in flight is `Scaling.max_concurrency`.
         media_domains: hosts from which media in a public request may be fetched; `*` allows every host and every redirect.
             Media in a data: URL always passes; files are never opened.
         max_choices: answers that one public request may ask for: `n` times its prompts.
+        max_inputs: texts that one public request of `embed`, `rerank`, `score` or `classify` may hold.
         allowed_fields: fields and headers that the plugin refuses by default (its `fields.py`) and that you allow.
         refused_fields: further request fields to refuse, e.g. `regex`.
         api_key_sha256: SHA-256 of bearer keys, 64 lower-case hex digits each; with any, the public paths ask for one.
@@ -134,9 +158,14 @@ class ChatServer(EnginePlugin):
     metrics: bool = True
     open_metrics: bool = False
     open_docs: bool = False
+    open_completions: bool = False
+    open_responses: bool = False
+    open_messages: bool = False
+    open_tokenize: bool = False
     max_body_bytes: int = 32 * 1024 * 1024
     media_domains: tuple[str, ...] = ()
     max_choices: int = MAX_CHOICES
+    max_inputs: int = MAX_INPUTS
     allowed_fields: tuple[str, ...] = ()
     refused_fields: tuple[str, ...] = ()
     api_key_sha256: tuple[str, ...] = ()
@@ -167,6 +196,8 @@ class ChatServer(EnginePlugin):
         self.at_least("warmup_burst", 0, _MOST_BURST)
         self.at_least("max_body_bytes", 1, _MOST_BYTES)
         self.at_least("max_choices", 1)
+        self.at_least("max_inputs", 1)
+        self._check_opened()
         self._check_request_options()
         if not self.warmup_prompt_words:
             raise ConfigurationError(f"{name}.warmup_prompt_words is empty; give at least one prompt length in words.")
@@ -197,6 +228,21 @@ class ChatServer(EnginePlugin):
                 f"each, and never a key itself; {seen}. `torpor key new` makes a key and its digest."
             )
 
+    def _check_opened(self) -> None:
+        """Refuse an option that opens what the version does not have."""
+        lacking = self.routes.LACKING.get(self.version, ())
+        for option, paths in self.routes.OPENED.items():
+            if getattr(self, option) and set(paths) <= set(lacking):
+                having = [
+                    version
+                    for version in self.supported_versions
+                    if not set(paths) <= set(self.routes.LACKING.get(version, ()))
+                ]
+                raise ConfigurationError(
+                    f"{type(self).__name__}.{option} is on, but version {self.version} has no {paths[0]}; versions that have it: "
+                    f"{', '.join(having) or 'none'}. Leave it out, or choose one of them."
+                )
+
     def _check_request_options(self) -> None:
         """Refuse invalid hosts, and fields that the engine's requests do not have."""
         name = type(self).__name__
@@ -223,6 +269,7 @@ class ChatServer(EnginePlugin):
         given = {
             MEDIA_DOMAINS_VARIABLE: ",".join(self.media_domains),
             MAX_CHOICES_VARIABLE: "" if self.max_choices == MAX_CHOICES else str(self.max_choices),
+            MAX_INPUTS_VARIABLE: "" if self.max_inputs == MAX_INPUTS else str(self.max_inputs),
             ALLOWED_FIELDS_VARIABLE: ",".join(self.allowed_fields),
             REFUSED_FIELDS_VARIABLE: ",".join(self.refused_fields),
         }
@@ -269,6 +316,31 @@ class ChatServer(EnginePlugin):
             raise ConfigurationError(
                 f"{type(self).__name__}.{option} is {shown(value)}; it has to be text of one line that does not begin with '-'."
             )
+
+    @property
+    @override
+    def tasks(self) -> tuple[Task, ...]:
+        lacking = self.routes.LACKING.get(self.version, ())
+        return tuple(task for task, paths in self.routes.TASKS.items() if paths[0] not in lacking)
+
+    @override
+    def public_routes(self, task: Task) -> tuple[str, ...]:
+        lacking = self.routes.LACKING.get(self.version, ())
+        opened = [path for option in self._opened(task) for path in self.routes.OPENED[option]]
+        paths = dict.fromkeys((*self.routes.TASKS[task], *self.routes.PUBLIC, *opened))
+        return tuple(path for path in paths if path not in lacking)
+
+    @override
+    def task_route(self, task: Task) -> TaskRoute:
+        return ROUTES[task]._replace(path=self.routes.TASKS[task][0])
+
+    def _opened(self, task: Task) -> tuple[str, ...]:
+        """The options that open further routes, if they go with the task."""
+        return tuple(
+            option
+            for option in self.routes.OPENED
+            if getattr(self, option) and (task in _GENERATING or option == _FOR_ALL)
+        )
 
     @property
     @override
@@ -333,6 +405,14 @@ class ChatServer(EnginePlugin):
         name, flags = type(self).__name__, self.parallel_flags
         needed = gpus_needed(self.tensor_parallel, self.extra_args, flags)
         yield from gpu_findings(name, deployment, device=self.device, needed=needed)
+        idle = [option for option in self.routes.OPENED if getattr(self, option)]
+        for option in set(idle) - set(self._opened(deployment.task)):
+            yield Finding(
+                level="error",
+                what="open routes",
+                seen=f"{name}.{option} opens {self.routes.OPENED[option][0]}, which does not go with the task {deployment.task!r}",
+                cure=f"leave {option} out, or serve one of the tasks {', '.join(map(repr, _GENERATING))}",
+            )
         if self.device == "cuda":
             yield from untried_findings(name, deployment, self.extra_args, flags)
 
@@ -351,11 +431,11 @@ class ChatServer(EnginePlugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        from torpor.engine_plugins.warmup import warm_up  # noqa: PLC0415 - concurrent.futures: 5 ms of `torpor plan`, 1.7 ms of a restore
+        from torpor.engine_plugins.task_warmup import warm_up_deployment  # noqa: PLC0415 - concurrent.futures: 5 ms of `torpor plan`, 1.7 ms of a restore
 
-        warm_up(
+        warm_up_deployment(
             client,
-            model=deployment.model.served_name,
+            deployment,
             prompt_words=self.warmup_prompt_words,
             burst=min(self.warmup_burst, deployment.scaling.max_concurrency),
             timeout_s=self.warmup_request_timeout_s,
@@ -382,7 +462,7 @@ class ChatServer(EnginePlugin):
         """The guard's rules: who may call what while the engine serves, sleeps and wakes."""
         metrics = ("/metrics",) if self.metrics and self.open_metrics else ()
         return GuardRules(
-            public=self.public_paths,
+            public=deployment.public_paths,
             open=(*metrics, *(self.routes.DOCS if self.open_docs else ())),
             keyed=self.routes.KEYED,
             sleep=self.sleep_steps(),

@@ -6,6 +6,7 @@ engine's plugin lists its request fields (`fields.py`); its launcher calls `refu
 Environment, set by the plugin's options and read once:
     TORPOR_MEDIA_DOMAINS     hosts from which media may be fetched, separated by commas; `*` allows all; default none
     TORPOR_MAX_CHOICES       answers that one request may ask for: `n` (or `best_of`) times its prompts; default 128
+    TORPOR_MAX_INPUTS        texts that one request of another task than chat may hold; default 2048
     TORPOR_ALLOWED_FIELDS    refused fields that are allowed
     TORPOR_REFUSED_FIELDS    further refused fields
 """
@@ -25,6 +26,8 @@ __all__ = [
     "ANY_DOMAIN",
     "MAX_CHOICES",
     "MAX_CHOICES_VARIABLE",
+    "MAX_INPUTS",
+    "MAX_INPUTS_VARIABLE",
     "MEDIA_DOMAINS_VARIABLE",
     "REFUSED_FIELDS_VARIABLE",
     "PublicRequestRules",
@@ -34,9 +37,12 @@ __all__ = [
 
 MEDIA_DOMAINS_VARIABLE = "TORPOR_MEDIA_DOMAINS"
 MAX_CHOICES_VARIABLE = "TORPOR_MAX_CHOICES"
+MAX_INPUTS_VARIABLE = "TORPOR_MAX_INPUTS"
 ALLOWED_FIELDS_VARIABLE = "TORPOR_ALLOWED_FIELDS"
 REFUSED_FIELDS_VARIABLE = "TORPOR_REFUSED_FIELDS"
 MAX_CHOICES = 128
+MAX_INPUTS = 2048  # what OpenAI's embeddings take
+MAX_TOKENIZED = 1 << 20  # letters or ids for /tokenize and /detokenize, which work on the server's event loop
 MAX_LOGPROBS = 20
 MAX_GRAMMAR_LETTERS = 64 * 1024
 MAX_SCHEMA_DEPTH = 64
@@ -60,12 +66,26 @@ _TEMPLATE_ARGUMENTS = (
     "truncation",
 )
 """Arguments of transformers' `apply_chat_template` that are not template variables: code, sizes, result formats."""
-_TOKEN_LISTS = ("input_ids", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+_TOKEN_LISTS = (
+    "allowed_token_ids",
+    "documents",
+    "input",
+    "input_ids",
+    "items",
+    "label_token_ids",
+    "logprob_token_ids",
+    "query",
+    "stop_token_ids",
+    "tokens",
+)
+_INPUTS = ("data_1", "data_2", "documents", "input", "items", "queries", "text_1", "text_2")
+"""Lists of texts, or of lists of token ids, that each cost a forward pass."""
+_HOLDING_MEDIA = ("messages", "query", "system", *_INPUTS)
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _MAX_INTEGER = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 _MAX_FLOAT = 1e30  # a float of 32 bits ends at 3.4e38
-_GRAMMARS = ("regex", "ebnf", "json_schema", "response_format", "structured_outputs", "tools")
+_GRAMMARS = ("regex", "ebnf", "json_schema", "output_config", "response_format", "structured_outputs", "text", "tools")
 _MEDIA_TYPES = ("image", "video", "audio", "file")
 
 
@@ -117,12 +137,14 @@ class PublicRequestRules:
         refused_headers: headers, each with the reason.
         media_domains: hosts from which media may be fetched; `*` allows all.
         max_choices: answers that one request may ask for.
+        max_inputs: texts that one request may hold, for tasks other than chat.
     """
 
     refused: Mapping[str, str]
     refused_headers: Mapping[str, str]
     media_domains: tuple[str, ...] = ()
     max_choices: int = MAX_CHOICES
+    max_inputs: int = MAX_INPUTS
 
     @classmethod
     def from_environment(cls, fields: RequestFields, environ: Mapping[str, str]) -> PublicRequestRules:
@@ -137,6 +159,7 @@ class PublicRequestRules:
             },
             media_domains=_words(environ.get(MEDIA_DOMAINS_VARIABLE, "").lower()),
             max_choices=int(environ.get(MAX_CHOICES_VARIABLE, "") or MAX_CHOICES),
+            max_inputs=int(environ.get(MAX_INPUTS_VARIABLE, "") or MAX_INPUTS),
         )
 
     def refusal(self, request: PublicRequest, vocabulary: int, headers: Mapping[str, str] | None = None) -> str | None:
@@ -152,6 +175,7 @@ class PublicRequestRules:
             or self._refused_header(headers or {})
             or _template_refusal(request)
             or self._choices_refusal(request)
+            or self._inputs_refusal(request)
             or _token_refusal(request, vocabulary)
             or _logprobs_refusal(request)
             or _number_refusal(request)
@@ -159,6 +183,14 @@ class PublicRequestRules:
             or _grammar_refusal(request)
             or self._media_refusal(request)
         )
+
+    def tokenizing_refusal(self, request: PublicRequest) -> str | None:
+        """Why a request for the tokenizer alone is refused, besides `refusal`: it would hold up the event loop."""
+        for name in ("prompt", "tokens"):
+            size = _letters(getattr(request, name, None))
+            if size > MAX_TOKENIZED:
+                return f"{name} may have {MAX_TOKENIZED} letters or token ids, not {size}."
+        return None
 
     def media_refusal(self, url: str) -> str | None:
         """Why media from this address is refused; None for data: URLs and allowed hosts."""
@@ -195,8 +227,14 @@ class PublicRequestRules:
             return f"One request may ask for {self.max_choices} answers (n times prompts), not {asked}."
         return None
 
+    def _inputs_refusal(self, request: PublicRequest) -> str | None:
+        for name in _INPUTS:
+            if (count := _prompts(getattr(request, name, None))) > self.max_inputs:
+                return f"{name} may hold {self.max_inputs} texts, not {count}."
+        return None
+
     def _media_refusal(self, request: PublicRequest) -> str | None:
-        for part in _media_parts(getattr(request, "messages", None)):
+        for part in _media_parts(request):
             if _names_a_cache_entry(part):
                 return "The uuid of a part is refused: it names a cache entry, and so another caller's media."
             for url in _urls(part):
@@ -225,10 +263,19 @@ def _number(request: PublicRequest, name: str) -> int:
 
 
 def _prompts(prompt: object) -> int:
-    """The number of prompts: one text or list of tokens is one prompt, a list of them is several."""
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+    """The number of prompts: one text or list of tokens is one prompt, a list of anything else is several."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)
     return 1
+
+
+def _letters(value: object) -> int:
+    """The letters of a text or of several, or the number of token ids."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(1 if isinstance(item, int) else _letters(item) for item in value)
+    return 0
 
 
 def _template_refusal(request: PublicRequest) -> str | None:
@@ -278,7 +325,7 @@ def _number_refusal(request: PublicRequest) -> str | None:
 
 def _list_refusal(request: PublicRequest) -> str | None:
     """Bound lists that an engine walks at every token or tokenizes on its event loop: they would delay all requests."""
-    for name in ("stop", "bad_words"):
+    for name in ("stop", "stop_sequences", "bad_words"):
         value = getattr(request, name, None)
         words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         if len(words) > MAX_STOPS or any(isinstance(word, str) and len(word) > MAX_STOP_LETTERS for word in words):
@@ -332,10 +379,10 @@ def _is_small(value: object) -> bool:
     return False
 
 
-def _media_parts(messages: object) -> Iterator[object]:
-    """The parts of all messages, as JSON values."""
-    for message in messages if isinstance(messages, list) else ():
-        for part in _parts(message):
+def _media_parts(request: PublicRequest) -> Iterator[object]:
+    """The parts of all messages and inputs, as JSON values."""
+    for name in _HOLDING_MEDIA:
+        for part in _parts(getattr(request, name, None)):
             yield part.model_dump() if hasattr(part, "model_dump") else part
 
 
@@ -346,13 +393,19 @@ def _names_a_cache_entry(part: object) -> bool:
     return any(name == "uuid" and value is not None for name, value in part.items())
 
 
-def _parts(message: object) -> Iterable[object]:
-    content = message.get("content") if isinstance(message, dict) else getattr(message, "content", None)
-    if content is None or isinstance(content, str):
-        return ()
-    if not isinstance(content, list) and isinstance(message, dict):
-        content = message["content"] = list(content)  # pydantic's own iterator gives its items only once
-    return cast("Iterable[object]", content)
+def _parts(value: object) -> Iterator[object]:
+    """The parts of a message or an input, or of a list of them; a message with text alone has none."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _parts(item)
+    elif value is not None and not isinstance(value, str | int | float):
+        content = value.get("content") if isinstance(value, dict) else getattr(value, "content", None)
+        if content is None:
+            yield value
+        elif not isinstance(content, str):
+            if not isinstance(content, list) and isinstance(value, dict):
+                content = value["content"] = list(content)  # pydantic's own iterator gives its items only once
+            yield from cast("Iterable[object]", content)
 
 
 def _urls(part: object, *, media: bool = False) -> Iterator[str]:

@@ -34,6 +34,7 @@ def plan_of(lifecycle: Lifecycle) -> Plan:
     deployment, recipe = lifecycle.deployment, lifecycle.recipe()
     return Plan(
         deployment=deployment.name,
+        task=deployment.task,
         model=deployment.model,
         engine=_engine(deployment, recipe),
         gpu=deployment.gpu,
@@ -77,7 +78,7 @@ def _engine(deployment: Deployment, recipe: Recipe) -> EnginePlan:
         plugin=plugin_name(engine),
         version=engine.engine_version,
         guarded=engine.guarded,
-        public_paths=tuple(engine.public_paths),
+        public_paths=deployment.public_paths,
         command=command,
         flags=_flags(deployment, recipe, command),
     )

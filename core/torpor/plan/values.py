@@ -76,6 +76,7 @@ class Plan:
 
     Attributes:
         deployment: its name.
+        task: what it serves.
         model: what it serves.
         engine: what serves it.
         gpu: as in the deployment.
@@ -96,6 +97,7 @@ class Plan:
     """
 
     deployment: str
+    task: str
     model: Model
     engine: EnginePlan
     gpu: str | None
@@ -119,6 +121,7 @@ class Plan:
         recipe, origins = self.recipe, self.recipe.origins
         return {
             "deployment": self.deployment,
+            "task": self.task,
             "model": asdict(self.model),
             "engine": asdict(self.engine),
             "gpu": self.gpu,

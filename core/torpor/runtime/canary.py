@@ -3,7 +3,8 @@
 A wake can fail without an error: with lost weights, stale CUDA graphs or a corrupt KV pool the engine answers fluent nonsense.
 What is asked, and how two answers are compared, depends on what the engine serves: each kind of canary is a module of its own.
 
-    text      a greedy answer of a chat, by `torpor.runtime.text_canary`
+    text             a greedy answer of a chat: `torpor.runtime.text_canary`
+    embed, rerank    and each other task by its name: `torpor.runtime.task_canary`
 
 This module stays light, because a restore imports it before anything else: it imports a kind when it is used.
 """
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Canary", "CanaryKind", "canary_problem", "canary_summary", "check_canary", "record_canary"]
 
-_MODULES = {"text": "torpor.runtime.text_canary"}
-"""The module of each kind, whose `KIND` asks and compares; imported when it is used."""
+_TASK_CANARY = "torpor.runtime.task_canary"
+_MODULES = {
+    "text": "torpor.runtime.text_canary",
+    "generate": _TASK_CANARY,
+    "embed": _TASK_CANARY,
+    "rerank": _TASK_CANARY,
+    "score": _TASK_CANARY,
+    "classify": _TASK_CANARY,
+    "transcribe": _TASK_CANARY,
+}
+"""The module of each kind; its `KINDS` has who asks and compares, by the kind's name. Imported when it is used."""
 
 KINDS = tuple(_MODULES)
 """Every kind of canary, by its name in a snapshot's manifest."""
@@ -96,10 +106,10 @@ def canary_summary(recorded: Canary) -> str:
     return _kind(recorded.kind).summary(recorded.answer)
 
 
-def _kind_for(deployment: Deployment) -> str:  # noqa: ARG001 - every deployment is a chat server
-    return "text"
+def _kind_for(deployment: Deployment) -> str:
+    return "text" if deployment.task == "chat" else deployment.task
 
 
 def _kind(name: str) -> CanaryKind:
     """The kind of this name, one of `KINDS`."""
-    return cast("CanaryKind", import_module(_MODULES[name]).KIND)
+    return cast("CanaryKind", import_module(_MODULES[name]).KINDS[name])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torpor.deployment import Deployment
 
-__all__ = ["KIND", "MAX_TOKENS", "PROMPT", "TextCanary"]
+__all__ = ["KINDS", "MAX_TOKENS", "PROMPT", "TextCanary"]
 
 PROMPT = "Name the months of the year, in order."
 MAX_TOKENS = 16
@@ -83,4 +83,4 @@ class TextCanary:
         return repr(text[:_SHOWN]) + " ..." * (len(text) > _SHOWN)
 
 
-KIND = TextCanary()
+KINDS = {"text": TextCanary()}

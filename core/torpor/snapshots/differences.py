@@ -38,6 +38,7 @@ _SCALARS = {
     "torpor": "Torpor",
     "name": "deployment",
     "port": "Deployment.port",
+    "task": "Deployment.task",
     "engine": "engine",
     "model": "model",
     "revision": "model revision",

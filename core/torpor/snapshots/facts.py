@@ -83,6 +83,7 @@ def deployment_facts(deployment: Deployment, recipe: Recipe) -> DeploymentFacts:
         name=deployment.name,
         port=deployment.port,
         plugins={plugin_name(plugin): f"{_version(plugin)} {plugin!r}".strip() for plugin in deployment.plugins},
+        task=deployment.task,
         engine=f"{plugin_name(engine)} {engine.engine_version}",
         model=deployment.model.source,
         revision=deployment.model.revision or "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor.deployment import plugin_name
 from torpor.hookspecs import EnginePlugin
 from torpor.recipe import IMAGE_ROOT, ImagePatch, Recipe
+from torpor.tasks.routes import TASKS
 from torpor.testing.contract import PluginContract
 from torpor.testing.failing import broken
 from torpor.testing.inspection import hook_options, implemented_hooks
@@ -55,10 +56,13 @@ class EngineRules:
 
     def test_public_paths_are_exact(self, plugin: EnginePlugin) -> None:
         """The guard's allow-list is a list of whole paths."""
-        wrong = [path for path in plugin.public_paths if not _exact(path) or path in OWN_ROUTES]
-        if wrong or (plugin.guarded and not plugin.public_paths):
+        for task in plugin.tasks:
+            paths = plugin.public_routes(task)
+            wrong = [path for path in paths if not _exact(path) or path in OWN_ROUTES]
+            if not wrong and (paths or not plugin.guarded):
+                continue
             broken(
-                f"{type(plugin).__name__}.public_paths is {plugin.public_paths!r}{f': look at {wrong}' if wrong else ''}.",
+                f"{type(plugin).__name__}.public_paths is {paths!r} for the task {task!r}{f': look at {wrong}' if wrong else ''}.",
                 rule="public_paths lists what anyone may call, each a whole absolute path; /health and /ready are the guard's own.",
                 cure='write e.g. ("/v1/chat/completions", "/v1/models"), without patterns, queries and final slashes.',
             )
@@ -68,6 +72,25 @@ class EngineRules:
                 rule="ready_path is an absolute path of the engine that answers 200 from the moment at which chats are served.",
                 cure='write e.g. "/v1/models".',
             )
+
+    def test_tasks_are_known_and_asked_where_they_are_open(self, plugin: EnginePlugin) -> None:
+        """Every task of the engine is one of Torpor's, and warm-up and canary ask it where clients do."""
+        unknown = [task for task in plugin.tasks if task not in TASKS]
+        if unknown or not plugin.tasks:
+            broken(
+                f"{type(plugin).__name__}.tasks is {plugin.tasks!r}.",
+                rule="an engine plugin has at least one task, and each is one that a deployment can name.",
+                cure=f"name tasks out of {', '.join(TASKS)}; the default is ('chat',).",
+            )
+        for task in plugin.tasks:
+            path = plugin.task_route(task).path
+            if plugin.guarded and path not in plugin.public_routes(task):
+                broken(
+                    f"{type(plugin).__name__} is asked for the task {task!r} at {path}, which is not among its public routes "
+                    f"{plugin.public_routes(task)!r}.",
+                    rule="what warm-up and canary ask is what clients may ask.",
+                    cure="let public_routes(task) name that path, or task_route(task) another one.",
+                )
 
     def test_sleep_is_declared_and_implemented(self, plugin: EnginePlugin) -> None:
         """Who says that the engine sleeps implements both hooks, and the other way round."""

@@ -252,7 +252,7 @@ def _sampled(boot: Boot) -> Sampled:
 
 
 def _public_and_closed(deployment: Deployment) -> Iterable[tuple[str, str]]:
-    public = deployment.engine.public_paths
+    public = deployment.public_paths
     yield from (("GET", path) for path in OWN_ROUTES if deployment.engine.guarded)
     yield from ((method, path) for path in public for method in ("GET", "POST"))
     yield from ((method, path) for path in CLOSED_ROUTES if path not in public for method in ("GET", "POST"))

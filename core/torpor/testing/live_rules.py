@@ -70,7 +70,7 @@ class LiveRules:
     def test_public_paths_are_open_while_serving(self, life: Life, live_deployment: Deployment) -> None:
         """Public paths are open, and /health reports that the engine serves."""
         _need(life, "serving")
-        paths = (*live_deployment.engine.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
+        paths = (*live_deployment.public_paths, *(OWN_ROUTES if live_deployment.engine.guarded else ()))
         answers = {path: _statuses_of(life.serving, path) for path in paths}
         absent = {0, _NOT_FOUND, _UNAVAILABLE}
         wrong = {path: statuses for path, statuses in answers.items() if set(statuses) <= absent}
@@ -139,9 +139,7 @@ class LiveRules:
         _need(life, "started")
         _need_rules(life)
         _need(life, "asleep")
-        answers = {
-            path: _statuses_of(life.asleep, path) for path in (*live_deployment.engine.public_paths, *OWN_ROUTES)
-        }
+        answers = {path: _statuses_of(life.asleep, path) for path in (*live_deployment.public_paths, *OWN_ROUTES)}
         through = {path: statuses for path, statuses in answers.items() if set(statuses) != {_UNAVAILABLE}}
         if through:
             broken(
@@ -201,7 +199,7 @@ def _need_sleep(deployment: Deployment) -> None:
 
 
 def _need_chats(deployment: Deployment) -> None:
-    if CHAT_ROUTE not in deployment.engine.public_paths:
+    if CHAT_ROUTE not in deployment.public_paths:
         pytest.skip(f"the engine plugin does not list {CHAT_ROUTE} in public_paths, so nothing can be sampled")
 
 

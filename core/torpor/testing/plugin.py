@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor._override import override
 from torpor._version import __version__
 from torpor.engine.start import start_engine
+from torpor.engine_plugins.task_warmup import warm_up_deployment
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
+from torpor.tasks.routes import ROUTES, TASKS, TaskRoute
 from torpor.testing.faults import Fault
 from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 from torpor.values.bounds import LONGEST_S
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.engine.handle import Engine
     from torpor.recipe import Recipe
+    from torpor.tasks.routes import Task
 
 __all__ = ["StandIn", "StandInVLLM"]
 
@@ -56,6 +59,10 @@ class StandIn(EnginePlugin):
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
     dialect: ClassVar[str] = "sglang"
+    own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType(
+        {"score": TaskRoute("/v1/score", ("query", "items"), (("label_token_ids", (1, 2)),))}
+    )
+    """The tasks' routes that differ from `torpor.tasks.routes.ROUTES`."""
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
         ("/pause_generation", "/release_memory_occupation"),
         ("/resume_memory_occupation", "/continue_generation"),
@@ -86,6 +93,19 @@ class StandIn(EnginePlugin):
 
     @property
     @override
+    def tasks(self) -> tuple[Task, ...]:
+        return TASKS
+
+    @override
+    def public_routes(self, task: Task) -> tuple[str, ...]:
+        return self.public_paths if task == "chat" else (self.task_route(task).path, "/v1/models")
+
+    @override
+    def task_route(self, task: Task) -> TaskRoute:
+        return self.own_routes.get(task, ROUTES[task])
+
+    @property
+    @override
     def engine_version(self) -> str:
         return __version__
 
@@ -107,6 +127,7 @@ class StandIn(EnginePlugin):
             "--token-s",
             str(self.token_s),
         ]
+        argv += ["--task", deployment.task] if deployment.task != "chat" else []
         if self.fault is not None:
             argv += ["--fault", str(self.fault), "--fault-s", str(self.fault_s)]
         if self.fault_once:
@@ -122,6 +143,7 @@ class StandIn(EnginePlugin):
             "--host": "the deployment's address; 0.0.0.0 in a container of Modal's",
             "--port": "the deployment's port",
             "--served-model-name": "the name that clients send",
+            "--task": "what the deployment serves",
             "--token-s": "option token_s: seconds for each token",
             "--fault": "option fault: what goes wrong",
             "--fault-s": "option fault_s: seconds, for the faults that take some",
@@ -134,7 +156,7 @@ class StandIn(EnginePlugin):
     def launch(self, deployment: Deployment, recipe: Recipe) -> Engine:
         sleep, wake = self.steps
         rules = GuardRules(
-            public=self.public_paths,
+            public=deployment.public_paths,
             keyed=self.keyed_paths,
             sleep=sleep,
             wake=wake,
@@ -145,6 +167,10 @@ class StandIn(EnginePlugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
+        if deployment.task != "chat":
+            if self.warmup_requests:
+                warm_up_deployment(client, deployment, prompt_words=(8,), burst=0, timeout_s=60.0)
+            return
         for number in range(self.warmup_requests):
             body = {
                 "model": deployment.model.served_name,
@@ -177,6 +203,7 @@ class StandInVLLM(StandIn):
 
     plugin_name: ClassVar[str] = "standin_vllm"
     dialect: ClassVar[str] = "vllm"
+    own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType({"classify": TaskRoute("/classify", ("input",))})
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
     keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")
     engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({DEV_MODE_VARIABLE: "1"})

@@ -23,9 +23,20 @@ if TYPE_CHECKING:
 
     from torpor.launcher import PublicRequest, RawRequest
 
-__all__ = ["FETCHERS", "PATCH", "check_downloads", "check_own_downloads", "check_requests"]
+__all__ = [
+    "FETCHERS",
+    "PATCH",
+    "check_downloads",
+    "check_messages",
+    "check_own_downloads",
+    "check_requests",
+    "check_responses",
+]
 
 _SERVING = "sglang.srt.entrypoints.openai.serving_base"
+_RESPONSES = "sglang.srt.entrypoints.openai.serving_responses"
+_MESSAGES = "sglang.srt.entrypoints.anthropic.serving"
+_TOKENIZING = ("TokenizeRequest", "DetokenizeRequest")
 _MEDIA = "sglang.srt.utils.common"
 FETCHERS = tuple(f"sglang.srt.multimodal.processors.{name}" for name in ("inkling", "mimo_v2", "moss_vl"))
 """Processors that fetch media by themselves in 0.5.16; from 0.5.18 on they use `_MEDIA`, and 0.5.6.post2 lacks them."""
@@ -37,6 +48,22 @@ class _Model(Protocol):
 
 class _Tokenizer(Protocol):
     model_config: _Model
+
+
+class _Stored(Protocol):
+    """A request of the Responses API."""
+
+    store: bool | None
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """The fields that the caller set."""
+
+
+class _Anthropic(Protocol):
+    """The part of the Messages API's handler that this patch uses."""
+
+    openai_serving_chat: _Serving
 
 
 class _Serving(Protocol):
@@ -57,11 +84,51 @@ def check_requests(module: ModuleType) -> None:
 
     @functools.wraps(original)
     async def handle_request(serving: _Serving, request: PublicRequest, raw_request: RawRequest) -> object:
-        if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, raw_request.headers):
-            return serving.create_error_response(why)
-        return await original(serving, request, raw_request)
+        why = rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, raw_request.headers)
+        if not why and type(request).__name__ in _TOKENIZING:
+            why = rules.tokenizing_refusal(request)
+        return serving.create_error_response(why) if why else await original(serving, request, raw_request)
 
     module.OpenAIServingBase.handle_request = handle_request
+
+
+def check_responses(module: ModuleType) -> None:
+    """Check every request of the Responses API, and store no answer: the memory would grow for ever."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    original: Callable[[_Serving, _Stored, RawRequest | None], Awaitable[object]]
+    original = module.OpenAIServingResponses.create_responses
+
+    @functools.wraps(original)
+    async def create_responses(serving: _Serving, request: _Stored, raw_request: RawRequest | None = None) -> object:
+        headers = raw_request.headers if raw_request else None
+        if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, headers):
+            return serving.create_error_response(why)
+        request.store = False
+        return await original(serving, request, raw_request)
+
+    module.OpenAIServingResponses.create_responses = create_responses
+
+
+def check_messages(module: ModuleType) -> None:
+    """Check every request of the Messages API, which calls the chat route's parts without its check."""
+    rules = PublicRequestRules.from_environment(FIELDS, os.environ)
+    for method in ("handle_messages", "handle_count_tokens"):
+        original: Callable[[_Anthropic, PublicRequest, RawRequest], Awaitable[object]]
+        original = getattr(module.AnthropicServing, method)
+        setattr(module.AnthropicServing, method, _checked(original, rules))
+
+
+def _checked(
+    original: Callable[[_Anthropic, PublicRequest, RawRequest], Awaitable[object]], rules: PublicRequestRules
+) -> Callable[[_Anthropic, PublicRequest, RawRequest], Awaitable[object]]:
+    @functools.wraps(original)
+    async def checked(serving: _Anthropic, request: PublicRequest, raw_request: RawRequest) -> object:
+        vocabulary = serving.openai_serving_chat.tokenizer_manager.model_config.vocab_size
+        if why := rules.refusal(request, vocabulary, raw_request.headers):
+            return serving.openai_serving_chat.create_error_response(why)
+        return await original(serving, request, raw_request)
+
+    return checked
 
 
 def check_downloads(module: ModuleType) -> None:
@@ -117,6 +184,8 @@ class _NoRedirects:
 
 def _apply() -> None:
     after_import(_SERVING, check_requests)
+    after_import(_RESPONSES, check_responses)
+    after_import(_MESSAGES, check_messages)
     after_import(_MEDIA, check_downloads)
     for name in FETCHERS:
         after_import(name, check_own_downloads)

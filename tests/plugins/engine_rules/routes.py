@@ -13,12 +13,14 @@ from tests.guard.exchange import Exchange, ask, control, in_loop, settle, to_ser
 from torpor import ConfigurationError, Deployment, Lifecycle, Model, Scaling
 from torpor.engine.start import engines_started_by
 from torpor.guard import Guard, GuardRules
+from torpor.tasks.routes import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tests.plugins.local_engines import Questions
+    from torpor import Task
     from torpor.engine_plugins.chat_server import ChatServer
 
 __all__ = ["RealRouteRules", "RouteRules"]
@@ -37,7 +39,10 @@ METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE")
 def listed(engine: type[ChatServer]) -> tuple[str, ...]:
     """Return every path in the plugin's lists, with the steps of every kind of sleep."""
     lists = engine.routes
-    return (*lists.PUBLIC, *lists.KEYED, *steps(engine), *lists.ANSWERED, *closed(engine))
+    inference = dict.fromkeys(
+        path for paths in (*lists.TASKS.values(), *lists.OPENED.values()) for path in paths
+    )  # `open_completions` opens the route of a task
+    return (*lists.PUBLIC, *inference, *lists.KEYED, *steps(engine), *lists.ANSWERED, *closed(engine))
 
 
 def steps(engine: type[ChatServer]) -> tuple[str, ...]:
@@ -81,6 +86,18 @@ class RealRouteRules:
         """Public paths, the sleep and wake sequences and the idle probe exist in each version."""
         needed = {*self.engine.routes.PUBLIC, *steps(self.engine), self.probe}
         assert needed <= set(questions.ask("routes", **self.question))
+
+    def test_a_version_lacks_exactly_what_the_list_says(self, questions: Questions) -> None:
+        """So an option or a task that it does not have is refused, and no other."""
+        lists = self.engine.routes
+        listed_paths = {path for paths in (*lists.TASKS.values(), *lists.OPENED.values()) for path in paths}
+        missing = listed_paths - set(questions.ask("routes", **self.question))
+        assert sorted(missing) == sorted(lists.LACKING.get(questions.version, ()))
+
+
+def newest(engine: type[ChatServer]) -> dict[str, str]:
+    """Return the options of the newest version on a CPU, which needs no image."""
+    return {"version": engine.supported_versions[-1], "device": "cpu"}
 
 
 class NotStartedError(Exception):
@@ -136,9 +153,35 @@ class RouteRules:
         assert [path for path, count in Counter(listed(self.engine)).items() if count > 1] == []
 
     def test_no_management_route_is_public(self) -> None:
-        """Only the three paths of the OpenAI API that clients of a chat model need are open."""
-        paths = ("/v1/chat/completions", "/v1/completions", "/v1/models")
-        assert paths == self.engine.routes.PUBLIC == self.engine.public_paths
+        """Only the paths of the OpenAI API that clients of a chat model need are open."""
+        assert self.engine().public_routes("chat") == ("/v1/chat/completions", "/v1/models")
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_each_task_opens_its_own_routes_alone(self, task: Task) -> None:
+        """The list of models is open for every task; the newest version has every task."""
+        plugin = self.engine(**newest(self.engine))
+        assert plugin.tasks == TASKS
+        assert plugin.public_routes(task) == (*self.engine.routes.TASKS[task], "/v1/models")
+        assert plugin.task_route(task).path == self.engine.routes.TASKS[task][0]
+        deployment = Deployment(name="x", model=Model(path="/m"), plugins=(plugin,), task=task)
+        assert plugin.guard_rules(deployment).public == deployment.public_paths == plugin.public_routes(task)
+
+    @pytest.mark.parametrize("option", ["open_completions", "open_responses", "open_messages", "open_tokenize"])
+    def test_an_option_opens_its_routes_for_the_tasks_that_go_with_it(self, option: str) -> None:
+        """It opens nothing for another task; the check of the deployment says so."""
+        plugin = self.engine(**newest(self.engine), **{option: True})  # type: ignore[arg-type] # a flag
+        opened = self.engine.routes.OPENED[option]
+        assert set(opened) < set(plugin.public_routes("chat"))
+        deployment = Deployment(name="x", model=Model(path="/m"), plugins=(plugin,), task="embed")
+        seen = [finding.seen for finding in plugin.check(deployment) if finding.what == "open routes"]
+        if option == "open_tokenize":
+            assert set(opened) < set(plugin.public_routes("embed"))
+            assert seen == []
+        else:
+            assert not set(opened) & set(plugin.public_routes("embed"))
+            assert seen == [
+                f"{self.engine.__name__}.{option} opens {opened[0]}, which does not go with the task 'embed'"
+            ]
 
     @pytest.mark.parametrize("path", OF_TOMORROW)
     @in_loop
@@ -172,12 +215,13 @@ class RouteRules:
         """All other routes are closed."""
         app, guard = guarded(self.engine())
         await to_serving(guard)
-        for path in self.engine.routes.PUBLIC:
+        public = self.engine().public_routes("chat")
+        for path in public:
             assert (await ask(guard, path, method="POST")).status == 200
         for path in self.engine.routes.KEYED:
             assert (await ask(guard, path)).status == 404
             assert (await ask(guard, path, key=KEY)).status == 200
-        assert [path for _, path in app.reached] == [*self.engine.routes.PUBLIC, *self.engine.routes.KEYED]
+        assert [path for _, path in app.reached] == [*public, *self.engine.routes.KEYED]
 
     @pytest.mark.parametrize(
         ("options", "opened"),

@@ -21,6 +21,19 @@ from typing import Any
 
 from tests.plugins.answering import answer_questions, keep_answers_apart, own_headers, parse, paths
 
+PUBLIC_REQUESTS = (
+    "ChatCompletionRequest",
+    "ClassifyRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "EmbeddingRequest",
+    "ResponsesRequest",
+    "ScoringRequest",
+    "TokenizeRequest",
+    "TranscriptionRequest",
+    "V1RerankReqInput",
+)
+
 
 def parser() -> argparse.ArgumentParser:
     """Return SGLang's own argument parser."""
@@ -73,7 +86,11 @@ def ask_fields(_: dict[str, Any]) -> object:
     """Return the request fields of the public routes."""
     from sglang.srt.entrypoints.openai import protocol
 
-    kinds = (protocol.ChatCompletionRequest, protocol.CompletionRequest)
+    kinds = [getattr(protocol, name) for name in PUBLIC_REQUESTS if hasattr(protocol, name)]
+    with contextlib.suppress(ModuleNotFoundError):  # 0.5.6.post2 has no such dialect
+        from sglang.srt.entrypoints.anthropic import protocol as anthropic
+
+        kinds += [anthropic.AnthropicMessagesRequest, anthropic.AnthropicCountTokensRequest]
     return sorted({name for kind in kinds for name in kind.model_fields})
 
 

@@ -64,7 +64,8 @@ def launched(engine: RealEngine, model: Path, port: int) -> Iterator[Engine]:
         "sleep_on_idle": True,
         "disable_overlap_schedule": True,
     }
-    rules = GuardRules(public=routes.PUBLIC, keyed=routes.KEYED, sleep=routes.SLEEP, wake=routes.WAKE)
+    public = (*routes.TASKS["chat"], *routes.TASKS["generate"], *routes.PUBLIC)
+    rules = GuardRules(public=public, keyed=routes.KEYED, sleep=routes.SLEEP, wake=routes.WAKE)
     started = start_engine(
         (str(engine.python), "-m", "torpor_sglang.serve", *FLAGS.argv(engine.version, options)),
         env={**engine.env, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},

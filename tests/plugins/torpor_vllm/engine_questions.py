@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import functools
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_args
 
 from tests.plugins.answering import answer_questions, keep_answers_apart, own_headers, parse, paths
 
 if TYPE_CHECKING:
     import argparse
 
-TASKS = ("generate",)  # the supported tasks of a chat model
+TASKS = ("generate", "transcription", "embed", "classify")  # the supported tasks of all models together
+PUBLIC_REQUESTS = (
+    ("openai.chat_completion.protocol", "ChatCompletionRequest"),
+    ("openai.completion.protocol", "CompletionRequest"),
+    ("openai.responses.protocol", "ResponsesRequest"),
+    ("anthropic.protocol", "AnthropicMessagesRequest"),
+    ("anthropic.protocol", "AnthropicCountTokensRequest"),
+    ("pooling.embed.protocol", "EmbeddingRequest"),
+    ("pooling.classify.protocol", "ClassificationRequest"),
+    ("pooling.scoring.protocol", "ScoreRequest"),
+    ("pooling.scoring.protocol", "RerankRequest"),
+    ("serve.tokenize.protocol", "TokenizeRequest"),
+    ("serve.tokenize.protocol", "DetokenizeRequest"),
+    ("speech_to_text.transcription.protocol", "TranscriptionRequest"),
+)
 
 
 @functools.cache
@@ -61,16 +77,24 @@ def ask_routes(question: dict[str, Any]) -> object:
     from vllm.entrypoints.launchers.app import build_app
 
     os.environ["VLLM_SERVER_DEV_MODE"] = "1" if question["dev_mode"] else "0"
-    application = build_app(parsers()[1].parse_args(["serve", *question["argv"]]), TASKS)
+    # What the real model's configuration answers about a reranker; it needs a model's files.
+    hf_config = SimpleNamespace(num_labels=1)
+    model = SimpleNamespace(get_pooling_task=lambda _: "classify", hf_config=hf_config, io_processor_plugin=None)
+    application = build_app(parsers()[1].parse_args(["serve", *question["argv"]]), TASKS, model)
     return sorted(set(paths(application.routes)))
 
 
 def ask_fields(_: dict[str, Any]) -> object:
     """Return the request fields of the public routes."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    kinds = [getattr(import_module(f"vllm.entrypoints.{module}"), name) for module, name in PUBLIC_REQUESTS]
+    return sorted({name for kind in kinds for model in models_of(kind) for name in model.model_fields})
 
-    return sorted({*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields})
+
+def models_of(kind: Any) -> list[Any]:
+    """Return the models of a request: itself, or those of a union."""
+    if hasattr(kind, "model_fields"):
+        return [kind]
+    return [model for part in get_args(kind) for model in models_of(part)]
 
 
 def ask_headers(_: dict[str, Any]) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -57,7 +58,7 @@ def test_the_real_server_checks_requests_before_it_acts_on_them(
 ) -> None:
     """Each refused request gets 400 at once, its parser limits heads, and it keeps serving."""
     real = real_engine(LOCAL.version)
-    plugin = cpu_plugin(real, warmup_prompt_words=(8,))
+    plugin = replace(cpu_plugin(real, warmup_prompt_words=(8,)), open_completions=True)
     model = Model(path=str(tiny_model), served_name="tiny-qwen3")
     deployment = Deployment(name="requests", model=model, port=free_port, plugins=(plugin,))
     engine = plugin.launch(deployment, Lifecycle(deployment).recipe())

@@ -59,6 +59,7 @@ class Here(NamedTuple):
             name=facts.name,
             port=facts.port,
             plugins={name: self._captured(text) for name, text in facts.plugins.items()},
+            task=facts.task,
             engine=facts.engine,
             model=self._captured(facts.model),
             revision=facts.revision,

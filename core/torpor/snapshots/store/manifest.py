@@ -121,6 +121,7 @@ class DeploymentFacts(NamedTuple):
         name: the deployment's.
         port: where the engine listens inside its sandbox.
         plugins: version and options by name.
+        task: what it serves.
         engine: name of the engine plugin, and version of the engine.
         model: repository or folder.
         revision: commit of the repository; empty for a folder.
@@ -132,6 +133,7 @@ class DeploymentFacts(NamedTuple):
     name: str
     port: int
     plugins: Mapping[str, str]
+    task: str
     engine: str
     model: str
     revision: str
@@ -358,6 +360,7 @@ def _deployment(fields: Fields) -> DeploymentFacts:
         name=fields.text("name", empty=False),
         port=fields.whole("port", 1, _LAST_PORT),
         plugins=_texts(fields.inner("plugins")),
+        task=fields.text("task", empty=False),
         engine=fields.text("engine"),
         model=fields.text("model"),
         revision=fields.text("revision"),

@@ -13,17 +13,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeAlias
 
+from torpor.tasks.routes import ROUTES
 from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault, happens
 from torpor.testing.standin.chat import Chat
 from torpor.testing.standin.exchange import Exchange
 from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
+from torpor.testing.standin.tasks import TaskAnswers
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from torpor.tasks.routes import Task
     from torpor.testing.standin.commands import Answer, Command
     from torpor.testing.standin.exchange import Receive, Scope, Send
     from torpor.testing.standin.scheduler import Scheduler
@@ -47,6 +51,7 @@ class StandInOptions:
         fault_s: seconds, for faults that need a time.
         fault_once: for faults at a wake, see `torpor.testing.faults.happens`.
         token_s: seconds per token of an answer; requests stay in flight that long.
+        task: what it serves; `chat` is always served as well.
         journal: file for one JSON line per request that reaches the engine; empty for none.
     """
 
@@ -55,6 +60,7 @@ class StandInOptions:
     fault_s: float = 1.0
     fault_once: str = ""
     token_s: float = 0.0
+    task: Task = "chat"
     journal: str = ""
 
 
@@ -68,6 +74,10 @@ class StandInApp(ABC):
 
     scheduler: ClassVar[type[Scheduler]]
     """The scheduler, which the first child process runs."""
+    task_paths: ClassVar[Mapping[Task, str]] = MappingProxyType({})
+    """The tasks' paths that differ from `torpor.tasks.routes.ROUTES`."""
+    bare_list: ClassVar[bool] = True
+    """Whether a ranking is a list, as SGLang's; vLLM's is in an object."""
 
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         self._options = options
@@ -83,8 +93,31 @@ class StandInApp(ABC):
         self._routes = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/models": ("GET", self._models),
+            **self._of_task(),
             **self._dialect(),
         }
+
+    def _of_task(self) -> Routes:
+        """The route of a task other than `chat`."""
+        if self._options.task == "chat":
+            return {}
+        answers = TaskAnswers(
+            self._options.task,
+            words=self._words_for,
+            refuse=self._refuse,
+            knows=lambda model: self._knows(model or self._options.served_name),
+            bare_list=self.bare_list,
+        )
+        return {self.task_paths.get(self._options.task, ROUTES[self._options.task].path): ("POST", answers.answer)}
+
+    async def _words_for(self, prompt: str, tokens: int, greedy: bool) -> list[str]:
+        if self._options.fault is Fault.ERROR_IN_WARMUP:
+            raise SchedulerGoneError
+        await self._until_unpaused()
+        with self._counted():
+            answer = await self._ask({"op": "generate", "prompt": prompt, "tokens": tokens, "greedy": greedy})
+            await self._next_token()
+            return answer["words"]
 
     @classmethod
     @abstractmethod

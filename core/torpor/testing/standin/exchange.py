@@ -60,18 +60,22 @@ class Exchange:
 
     async def json(self) -> object:
         """Return the body as JSON; None if it is not JSON."""
+        try:
+            return cast("object", json.loads(await self.body()))
+        except (ValueError, RecursionError):
+            return None
+
+    async def body(self) -> bytes:
+        """Return the body; empty if the client hangs up before its end."""
         body = b""
         more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                return None
+                return b""
             body += cast("bytes", message.get("body", b""))
             more = bool(message.get("more_body", False))
-        try:
-            return cast("object", json.loads(body))
-        except (ValueError, RecursionError):
-            return None
+        return body
 
     async def answer(self, status: int, value: object) -> None:
         """Send JSON."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torpor.guard import Guard, read_boot
 from torpor.launcher.http_limits import limit_uvicorn
 from torpor.launcher.start import UNGUARDED_VARIABLE
+from torpor.tasks.routes import TASKS
 from torpor.testing.faults import EXIT_CODE, Fault
 from torpor.testing.standin.app import StandInOptions
 from torpor.testing.standin.ranks import RankFault, RankOptions
@@ -99,6 +100,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", default="standin")
     parser.add_argument("--dialect", choices=tuple(_APPS), default="sglang")
+    parser.add_argument("--task", choices=TASKS, default="chat")
     parser.add_argument("--http", choices=("h11", "httptools"), default="h11", help="uvicorn's HTTP parser")
     parser.add_argument("--fault", choices=[str(fault) for fault in Fault])
     parser.add_argument("--fault-s", type=float, default=1.0)
@@ -120,6 +122,7 @@ def _options(args: argparse.Namespace) -> StandInOptions:
         fault_s=args.fault_s,
         fault_once=args.fault_once,
         token_s=args.token_s,
+        task=args.task,
         journal=args.journal,
     )
 

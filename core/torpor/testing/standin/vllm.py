@@ -12,7 +12,8 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
 from torpor.testing.standin.app import StandInApp
@@ -21,7 +22,9 @@ from torpor.testing.standin.scheduler import AS_LOADED, Scheduler
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
+    from torpor.tasks.routes import Task
     from torpor.testing.faults import Fault
     from torpor.testing.standin.app import Routes, StandInOptions
     from torpor.testing.standin.commands import Answer, Command
@@ -164,6 +167,8 @@ class VLLMApp(StandInApp):
     """
 
     scheduler = VLLMEngineCore
+    task_paths: ClassVar[Mapping[Task, str]] = MappingProxyType({"classify": "/classify"})
+    bare_list: ClassVar[bool] = False
 
     def __init__(self, options: StandInOptions, link: socket.socket) -> None:
         super().__init__(options, link)

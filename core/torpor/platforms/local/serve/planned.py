@@ -274,6 +274,6 @@ def _models(deployment: Deployment, table: DeploymentTable) -> tuple[ServedModel
         name=names[0],
         deployment=deployment.name,
         key_sha256=digests,
-        public_paths=deployment.engine.public_paths,
+        public_paths=deployment.public_paths,
     )
     return tuple(replace(model, name=name) for name in dict.fromkeys(names))

@@ -1,0 +1,93 @@
+"""The warm-up by task. Chats are `torpor.engine_plugins.warmup`; all others: one text, several, short and long, a small burst."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from torpor.engine_plugins.warmup import warm_up
+from torpor.errors import EngineRequestError
+from torpor.tasks.questions import question
+from torpor.tasks.sound import generated_sound
+from torpor.telemetry.progress import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+    from torpor.deployment import Deployment
+    from torpor.tasks.questions import TaskRequest
+
+__all__ = ["task_requests", "warm_up_deployment"]
+
+TOKENS = 16
+_OK = 200
+_SOUNDS_S = (1.0, 5.0)
+_QUERY = "Tell me about rivers."
+
+
+def task_requests(deployment: Deployment, prompt_words: tuple[int, ...]) -> Iterator[TaskRequest]:
+    """The requests, one after the other.
+
+    Args:
+        deployment: of a task other than `chat`.
+        prompt_words: lengths of the texts, words.
+    """
+    task, model = deployment.task, deployment.model.served_name
+    route = deployment.engine.task_route(task)
+    if task == "transcribe":
+        for seconds in _SOUNDS_S:
+            yield question(task, route, model=model, sound=generated_sound(seconds))
+        return
+    texts = [" ".join(["Rivers"] + ["and lakes"] * (words // 2)) for words in prompt_words]
+    if task == "generate":
+        for sampling in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "stream": True}):
+            for text in texts:
+                yield question(task, route, model=model, texts=[text], max_tokens=TOKENS, **sampling)
+        return
+    for text in texts:
+        yield question(task, route, model=model, texts=[text], query=_QUERY)
+    yield question(task, route, model=model, texts=[*texts, *texts], query=_QUERY)
+
+
+def warm_up_deployment(
+    client: httpx.Client, deployment: Deployment, *, prompt_words: tuple[int, ...], burst: int, timeout_s: float
+) -> None:
+    """Send all requests one after the other, then a burst of the first.
+
+    Args:
+        client: bound to the engine.
+        deployment: whose task is warmed up.
+        prompt_words: lengths of the texts, words.
+        burst: requests sent at once at the end.
+        timeout_s: seconds without a byte for one request, which may compile kernels.
+
+    Raises:
+        EngineRequestError: the engine answered with an error or with nothing.
+    """
+    if deployment.task == "chat":
+        model = deployment.model.served_name
+        warm_up(client, model=model, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)
+        return
+    requests = tuple(task_requests(deployment, prompt_words))
+    for number, request in enumerate(requests, start=1):
+        tell(f"request {number} of {len(requests)}")
+        _send(client, request, timeout_s)
+    if burst > 1:
+        tell(f"{burst} requests at once")
+        with ThreadPoolExecutor(burst, thread_name_prefix="warmup") as pool:
+            for future in [pool.submit(_send, client, requests[0], timeout_s) for _ in range(burst)]:
+                future.result()
+
+
+def _send(client: httpx.Client, request: TaskRequest, timeout_s: float) -> None:
+    """Send one request and read its answer to the end."""
+    headers = {"content-type": request.content_type}
+    with client.stream("POST", request.path, content=request.content, headers=headers, timeout=timeout_s) as response:
+        body = b"".join(response.iter_bytes())
+    if response.status_code != _OK or not body:
+        raise EngineRequestError(
+            f"A warm-up request to {request.path} got {response.status_code} and {len(body)} bytes: {body[:300]!r}. The task is "
+            "not what this model serves, or the engine does not run it here."
+        )

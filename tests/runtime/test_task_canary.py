@@ -1,0 +1,181 @@
+"""Tasks with the stand-in engine: each starts, answers, sleeps, wakes, and shows a wake that lost the memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from torpor import CanaryError, ConfigurationError, Deployment, EngineRequestError, Model
+from torpor.runtime.boot import Boot
+from torpor.runtime.canary import Canary, canary_problem, canary_summary, check_canary, record_canary
+from torpor.tasks.answers import read_answer
+from torpor.tasks.questions import question
+from torpor.tasks.routes import TASKS, Task
+from torpor.tasks.sound import generated_sound
+from torpor.testing import Fault, StandIn, StandInVLLM
+from torpor.testing.ports import unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+OTHERS = [task for task in TASKS if task != "chat"]
+ANSWERS: dict[Task, object] = {
+    "generate": {"choices": [{"text": "April"}]},
+    "transcribe": {"text": "hello"},
+    "embed": {"data": [{"index": 0, "embedding": [1.0, 2.0]}]},
+    "rerank": {"results": [{"index": 0, "relevance_score": 0.5}]},
+    "score": {"scores": [0.5]},
+    "classify": {"data": [{"index": 0, "label": "calm", "probs": [0.9, 0.1]}]},
+}
+
+
+def deployed(task: Task, plugin: StandIn | None = None) -> Deployment:
+    """A deployment of the stand-in."""
+    return Deployment(
+        name="tasks",
+        model=Model(path="/m", served_name="m"),
+        plugins=(plugin or StandIn(),),
+        port=unused_port(),
+        task=task,
+    )
+
+
+def public_answer(boot: Boot) -> Mapping[str, object]:
+    """What a client of the public port gets."""
+    deployment = boot.deployment
+    asked = question(
+        deployment.task,
+        deployment.engine.task_route(deployment.task),
+        model="m",
+        texts=["the sea", "a lake"],
+        query="water",
+        sound=generated_sound(0.1),
+        **({"temperature": 0} if deployment.task == "generate" else {}),
+    )
+    answer = httpx.post(
+        f"http://127.0.0.1:{deployment.port}{asked.path}",
+        content=asked.content,
+        headers={"content-type": asked.content_type},
+        trust_env=False,
+    )
+    assert answer.status_code == 200, answer.text
+    return read_answer(deployment.task, answer.json())
+
+
+@pytest.mark.parametrize("engine", [StandIn, StandInVLLM])
+@pytest.mark.parametrize("task", OTHERS)
+def test_each_task_starts_sleeps_wakes_and_answers_alike(task: Task, engine: type[StandIn]) -> None:
+    """Warm-up, canary and public route are those of the task; other tasks' routes are closed."""
+    boot = Boot(deployed(task, engine()))
+    try:
+        boot.cold_start()
+        boot.serve()
+        before = public_answer(boot)
+        assert boot.canary is not None
+        assert boot.canary.kind == task
+        chat = httpx.post(f"http://127.0.0.1:{boot.deployment.port}/v1/chat/completions", json={}, trust_env=False)
+        assert chat.status_code == 404
+        boot.sleep(for_snapshot=False)
+        boot.wake()
+        assert public_answer(boot) == before
+    finally:
+        boot.stop()
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_wake_that_lost_the_memory_is_noticed(task: Task) -> None:
+    """The engine answers something else after its wake, so it never serves."""
+    boot = Boot(deployed(task, StandIn(fault=Fault.DIFFERENT_AFTER_WAKE)))
+    try:
+        boot.cold_start()
+        boot.sleep(for_snapshot=False)
+        with pytest.raises(CanaryError, match=f"answers the task '{task}' differently"):
+            boot.wake()
+    finally:
+        boot.stop()
+
+
+def answering(*payloads: object, status: int = 200) -> httpx.Client:
+    """A client whose requests get these answers in turn, the last one for ever."""
+    left = list(payloads)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        payload = left.pop(0) if len(left) > 1 else left[0]
+        return httpx.Response(status, content=payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+
+    return httpx.Client(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(answer))
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_recorded_canary_survives_a_manifest(task: Task) -> None:
+    """What is recorded is JSON, is found in order, has a summary, and accepts its own answer."""
+    recorded = record_canary(deployed(task), answering(ANSWERS[task]))
+    read = Canary(kind=recorded.kind, answer=json.loads(json.dumps(recorded.answer)))
+    assert read == recorded
+    assert canary_problem(read) == ""
+    assert len(canary_summary(read)) < 120
+    check_canary(read, deployed(task), answering(ANSWERS[task]))
+
+
+def vectors(*numbers: float) -> object:
+    """An answer with one vector."""
+    return {"data": [{"index": 0, "embedding": list(numbers)}]}
+
+
+def test_the_tolerance_is_learnt_before_the_sleep() -> None:
+    """An engine whose equal questions differ a little may differ as much after a wake, times four; no other one may."""
+    noisy = record_canary(deployed("embed"), answering(vectors(1.0, 0.0), vectors(1.0, 0.0), vectors(1.01, 0.0)))
+    assert noisy.answer["tolerance"] == pytest.approx(0.04)
+    steady = record_canary(deployed("embed"), answering(vectors(1.0, 0.0)))
+    assert steady.answer["tolerance"] == 1e-4
+    check_canary(noisy, deployed("embed"), answering(vectors(1.03, 0.0)))
+    with pytest.raises(CanaryError, match=r"1\.030000 of its length; the tolerance is 0\.0001"):
+        check_canary(steady, deployed("embed"), answering(vectors(1.03, 0.0)))
+
+
+def test_an_engine_without_a_steady_answer_cannot_be_checked() -> None:
+    """The start fails, and the error says what to look for."""
+    texts = ({"choices": [{"text": text}]} for text in ("April", "May"))
+    with pytest.raises(EngineRequestError, match=r"in two ways before its sleep \(text 'April' became 'May'\)"):
+        record_canary(deployed("generate"), answering(*texts))
+
+
+@pytest.mark.fault("an engine answers a task's canary with an error or nonsense", area="answers", outcome="refused")
+@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize(
+    ("payload", "status", "says"), [({"error": 1}, 400, "got 400"), (b"<html>", 200, "no answer of that task")]
+)
+def test_an_answer_of_another_kind_is_an_error(task: Task, payload: object, status: int, says: str) -> None:
+    """It names the task and what came."""
+    with pytest.raises(EngineRequestError, match=f"task '{task}' .*{says}"):
+        record_canary(deployed(task), answering(payload, status=status))
+
+
+BROKEN: list[tuple[Task, Callable[[dict[str, object]], object], str]] = [
+    ("embed", lambda one: one.update(tolerance=-1), "tolerance is -1"),
+    ("embed", lambda one: one.update(tolerance=math.inf), "tolerance is inf"),
+    ("embed", lambda one: one.update(answer=[]), "answer is [], not an object with vectors"),
+    ("embed", lambda one: one.update(answer={"vectors": []}), "answer.vectors is []"),
+    ("embed", lambda one: one.update(answer={"vectors": [["a"]]}), "answer.vectors is [['a']]"),
+    ("rerank", lambda one: one.update(answer={"order": [1], "scores": [1.0]}), "answer.order is [1]"),
+    ("generate", lambda one: one.update(answer={"text": 7}), "answer.text is 7"),
+    ("classify", lambda one: one.update(answer={"labels": ["a"]}), "not an object with labels and scores"),
+]
+
+
+@pytest.mark.parametrize(("task", "harm", "says"), BROKEN)
+def test_a_damaged_recorded_canary_is_told(task: Task, harm: Callable[[dict[str, object]], object], says: str) -> None:
+    """A manifest can be damaged."""
+    recorded = dict(record_canary(deployed(task), answering(ANSWERS[task])).answer)
+    harm(recorded)
+    assert says in canary_problem(Canary(kind=task, answer=recorded))
+
+
+def test_a_task_that_there_is_not_or_that_the_engine_lacks_is_refused() -> None:
+    """The error names what there is."""
+    with pytest.raises(ConfigurationError, match=r"Deployment\.task is 'draw'"):
+        deployed("draw")  # type: ignore[arg-type] # a wrong one

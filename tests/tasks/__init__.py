@@ -1,0 +1,1 @@
+"""Tests of `torpor.tasks`: what a deployment can serve."""
