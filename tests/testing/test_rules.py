@@ -511,6 +511,19 @@ class Broken:
         plugin="@value\nclass Broken(StandIn):\n    ready_path = 'v1/models'",
         says=("Broken.ready_path is 'v1/models'", 'write e.g. "/v1/models"'),
     ),
+    "unknown task": Case(
+        rule="test_tasks_are_known_and_asked_where_they_are_open",
+        plugin="@value\nclass Broken(StandIn):\n    tasks = ('chat', 'draw')",
+        says=("Broken.tasks is ('chat', 'draw')", "name tasks out of chat, generate"),
+    ),
+    "task asked elsewhere": Case(
+        rule="test_tasks_are_known_and_asked_where_they_are_open",
+        plugin="@value\nclass Broken(StandIn):\n    def public_routes(self, task):\n        return ('/v1/models',)",
+        says=(
+            "is asked for the task 'chat' at /v1/chat/completions, which is not among",
+            "let public_routes(task) name",
+        ),
+    ),
     "sleep not declared": Case(
         rule="test_sleep_is_declared_and_implemented",
         plugin="@value\nclass Broken(StandIn):\n    supports_sleep = False",

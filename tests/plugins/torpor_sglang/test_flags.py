@@ -35,6 +35,7 @@ VALUES: dict[str, OptionValue] = {
     "mem_fraction_static": 0.1,
     "metrics": True,
     "dummy_weights": True,
+    "embedding": True,
     "load_format": "safetensors",
     "skip_server_warmup": True,
     "attention_backend": "torch_native",

@@ -32,6 +32,7 @@ VALUES: dict[str, OptionValue] = {
     "cuda_graph_max_batch": 1000,
     "dummy_weights": True,
     "load_format": "safetensors",
+    "runner": "pooling",
     "load_strategy": "prefetch",
     "attention_backend": "TRITON_ATTN",
     "worker_extension": "torpor_vllm.worker.Renewal",
