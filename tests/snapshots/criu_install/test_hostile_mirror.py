@@ -451,7 +451,7 @@ def test_a_package_that_is_no_file_is_an_error(tmp_path: Path) -> None:
 def test_a_full_disk_is_not_reported_as_a_damaged_package(tmp_path: Path, small_disk: Path) -> None:
     """Another mirror would not help."""
     file = tmp_path / "large_1_amd64.deb"
-    file.write_bytes(archive(b"", members(member(f"{IN}/a", os.urandom(6 << 20)))))
+    file.write_bytes(archive(b"", members(member(f"{IN}/a", bytes(6 << 20)))))
     with pytest.raises(NoRoomError, match=rf"no room in {small_disk} for the package file large_1_amd64\.deb"):
         unpack_programs(file, small_disk)
 
