@@ -97,7 +97,22 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the app file and the third-party plugin next to it."""
-    folder = tmp_path / "app"
+    return make_folder(tmp_path / "app")
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalPlane]:
+    """A control plane to which the app was deployed as it stands; its tests only read."""
+    base = tmp_path_factory.mktemp("deployed")
+    home = base / "home"
+    home.mkdir()
+    with ModalPlane(home) as started:
+        deploy(started, make_folder(base / "app"))
+        yield started
+        assert started.store.unknown_calls == []
+
+
+def make_folder(folder: Path) -> Path:
     package = folder / "toy_plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(PLUGIN)
@@ -120,10 +135,10 @@ def deploy(plane: ModalPlane, folder: Path) -> DeployedFunction:
     return plane.app("toy").service("Server")
 
 
-def test_a_deployment_reaches_the_platform_as_it_was_written(plane: ModalPlane, folder: Path) -> None:
+def test_a_deployment_reaches_the_platform_as_it_was_written(deployed: ModalPlane) -> None:
     """Modal's messages carry the names, numbers and flags of the class."""
-    server = deploy(plane, folder)
-    assert plane.app("toy").objects == ("Server", "Server.*", "download")
+    server = deployed.app("toy").service("Server")
+    assert deployed.app("toy").objects == ("Server", "Server.*", "download")
     assert server.gpu == ("L4", 2)
     assert server.volumes == {"/vol/weights": "toy-weights"}
     assert server.secrets == ()
@@ -168,21 +183,21 @@ def test_modals_own_options_reach_the_platform(plane: ModalPlane, folder: Path) 
 
 @pytest.mark.slow
 @pytest.mark.fault("a serving container writes to the weights' volume", area="weights", outcome="refused")
-def test_the_weights_are_mounted_read_only_where_they_are_served(plane: ModalPlane, folder: Path) -> None:
+def test_the_weights_are_mounted_read_only_where_they_are_served(deployed: ModalPlane) -> None:
     """Build steps and the download function mount the same volume writable."""
-    server = deploy(plane, folder)
-    download = plane.app("toy").function("download")
+    server = deployed.app("toy").service("Server")
+    download = deployed.app("toy").function("download")
     assert server.volumes == download.volumes == {"/vol/weights": "toy-weights"}
     assert (server.read_only, download.read_only) == (("/vol/weights",), ())
-    mounts = [mount for image in plane.store.images.values() for mount in image.volume_mounts]
+    mounts = [mount for image in deployed.store.images.values() for mount in image.volume_mounts]
     assert mounts
     assert not any(mount.read_only for mount in mounts)
 
 
 @pytest.mark.slow
-def test_the_image_is_built_in_the_order_that_caches_best(plane: ModalPlane, folder: Path) -> None:
+def test_the_image_is_built_in_the_order_that_caches_best(deployed: ModalPlane) -> None:
     """Base, packages, Torpor's requirements, environment, scripts, then steps in order. Sources are mounted, not copied."""
-    layers = deploy(plane, folder).layers
+    layers = deployed.app("toy").service("Server").layers
     assert [layer.commands[:1] for layer in layers[1:]] == [("FROM base",)] * (len(layers) - 1)
     assert layers[0].commands == ("FROM registry.example/toy:1",)
     kinds = [layer.commands[-1].partition(" ")[0] for layer in layers[1:]]
@@ -243,9 +258,9 @@ def test_every_value_of_a_variable_reaches_the_image_as_it_was_written(plane: Mo
 
 
 @pytest.mark.slow
-def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path) -> None:
+def test_sources_are_mounted_and_nothing_else_is(deployed: ModalPlane) -> None:
     """Mounted are Torpor's and the third-party plugin's Python files and the app file; no data file, other package or test."""
-    files = deploy(plane, folder).files
+    files = deployed.app("toy").service("Server").files
     assert sorted(name for name in files if "toy_plugin" in name) == [
         "/root/toy_plugin/__init__.py",
         "/root/toy_plugin/fetch.py",
@@ -262,10 +277,10 @@ def test_sources_are_mounted_and_nothing_else_is(plane: ModalPlane, folder: Path
 
 
 @pytest.mark.slow
-def test_the_download_function_shares_image_and_volume(plane: ModalPlane, folder: Path) -> None:
+def test_the_download_function_shares_image_and_volume(deployed: ModalPlane) -> None:
     """It runs the build's step again: same image, the serving volume, no GPU, and a time limit for all attempts."""
-    server = deploy(plane, folder)
-    download = plane.app("toy").function("download")
+    server = deployed.app("toy").service("Server")
+    download = deployed.app("toy").function("download")
     assert download.layers == server.layers
     assert download.volumes == server.volumes
     assert download.gpu == ("", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -35,11 +36,11 @@ def make_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
 class EngineImage:
     """A virtual environment in place of an engine's image, and an index of wheels in place of PyPI."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bare: Path) -> None:
         self.folder = folder
         self.wheels = folder / "wheels"
         self.wheels.mkdir()
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        shutil.copytree(bare, folder / "venv", symlinks=True)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))} | {
             "PATH": f"{folder / 'venv' / 'bin'}:{os.environ['PATH']}",
             "PIP_NO_INDEX": "1",
@@ -70,9 +71,22 @@ class EngineImage:
         return self.shell(requirements_line().replace(IMAGE_ROOT, str(self.folder / "opt")))
 
 
-def test_only_missing_packages_are_installed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with nothing but pip. `python -m pip` works in a copy of it, too."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture
+def engine(tmp_path: Path, bare: Path) -> EngineImage:
+    """An engine's image of the test's own."""
+    return EngineImage(tmp_path, bare)
+
+
+def test_only_missing_packages_are_installed(engine: EngineImage) -> None:
     """The engine was tested with its own versions. Newer ones in the index do not replace them."""
-    engine = EngineImage(tmp_path)
     engine.install("httpx", "0.28.1")
     engine.install("typing_extensions", "4.14.0")
     engine.install("huggingface_hub", "0.36.0")
@@ -86,9 +100,8 @@ def test_only_missing_packages_are_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("needs", [(), ("httpx<0.28",)])
-def test_a_clash_fails_the_build_and_changes_nothing(tmp_path: Path, needs: tuple[str, ...]) -> None:
+def test_a_clash_fails_the_build_and_changes_nothing(engine: EngineImage, needs: tuple[str, ...]) -> None:
     """A failed build is better than an engine with a version that it was never tested with."""
-    engine = EngineImage(tmp_path)
     engine.install("httpx", "0.27.2")
     engine.install("engine", "1.0", *needs)
     before = engine.versions()
