@@ -46,13 +46,13 @@ run: engine criu bytecode ## set up, then start the real SGLang cold and restore
 
 test: parsers vllm criu ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \
-	$(BIN)/pytest -n $(WORKERS) -m '$(QUICK)' || $(AGAIN) -m '$(QUICK)' || failed=1; \
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)' || $(AGAIN) -m '$(QUICK)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 20 -m '$(SLOW)' || $(REQUIRED) $(AGAIN) -m '$(SLOW)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || $(REQUIRED) $(AGAIN) -m alone || failed=1; \
 	exit $$failed
 
 quick: setup     ## run the quick tests (one minute on two cores)
-	$(BIN)/pytest -n $(WORKERS) -m '$(QUICK)'
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
 

@@ -57,8 +57,10 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
-    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 16 ms of a restore
+    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 110 ms of a restore
+    from torpor.cli.options import keep_named  # noqa: PLC0415
 
+    keep_named(app, sys.argv[1:])
     try:
         app()
     except SystemExit:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command_name
 
 from torpor._override import override
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typer._click import Context
+    from typer.models import CommandInfo
 
 __all__ = [
     "AppFile",
@@ -31,6 +36,7 @@ __all__ = [
     "Snapshot",
     "TrustedKeys",
     "Unsigned",
+    "keep_named",
 ]
 
 
@@ -42,6 +48,28 @@ class CommandGroup(TyperGroup):
         for command in self.commands.values():
             command.short_help = command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
         return super().list_commands(ctx)
+
+
+def keep_named(app: typer.Typer, words: Sequence[str]) -> None:
+    """Keep only the command that a command line names: typer builds all that it is given, with a validator for each option.
+
+    All of them stay for a line that names none or an unknown one, because help and suggestions list them.
+    """
+    before = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+    if len(before) == len(words) or {"-h", "--help"} & set(before):
+        return
+    name, rest = words[len(before)], words[len(before) + 1 :]
+    commands = [one for one in app.registered_commands if _name_of(one) == name]
+    groups = [one for one in app.registered_groups if one.name == name]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+    for group in groups:
+        if group.typer_instance is not None:
+            keep_named(group.typer_instance, rest)
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or get_command_name(getattr(command.callback, "__name__", ""))
 
 
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
