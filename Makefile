@@ -3,12 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE ?= python3
 WORKERS ?= 3
-QUICK := not slow and not sglang and not vllm and not criu and not gpu and not alone
-SLOW := (slow or sglang or vllm or criu or gpu) and not alone
-REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1
+QUICK := not slow and not sglang and not vllm and not criu and not ray and not gpu and not alone
+SLOW := (slow or sglang or vllm or criu or ray or gpu) and not alone
+REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 TORPOR_REQUIRE_RAY=1
 # What failed beside other tests on a busy machine runs once more by itself. It fails the run if it fails again.
 AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail 1
-.PHONY: help setup bytecode engine parsers vllm criu measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
+.PHONY: help setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -37,6 +37,13 @@ vllm: setup      ## set up the real vLLM on the CPU, and the deployed version's 
 criu: setup      ## install CRIU into a private folder of this user; if it cannot work here, say why
 	@$(BIN)/torpor snapshot setup || true
 
+.venv/.made-ray: .venv/.made
+	@echo "adding Ray Serve to .venv (430 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@touch $@
+
+ray: .venv/.made-ray ## add Ray Serve to .venv, for the tests of torpor.platforms.ray
+
 bytecode: setup  ## compile Torpor to byte code, as pip does for a wheel
 	@$(BIN)/python -m compileall -q core plugins
 
@@ -44,7 +51,7 @@ run: engine criu bytecode ## set up, then start the real SGLang cold and restore
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 	@echo "next: $(BIN)/torpor serve apps/tiny_cpu.py   serves it, to zero and back (docs/serve.md)"
 
-test: parsers vllm criu ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
+test: parsers vllm criu ray ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)' || $(AGAIN) -m '$(QUICK)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 20 -m '$(SLOW)' || $(REQUIRED) $(AGAIN) -m '$(SLOW)' || failed=1; \

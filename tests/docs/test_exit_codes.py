@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
-GROUPS = {("snapshot",), ("key",)}
+GROUPS = {("snapshot",), ("key",), ("ray",)}
 
 ENDS = [
     ("plan APP", 0),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torpor.cli.plugins import list_plugins
     from torpor.cli.prewarm import run_prewarm
     from torpor.cli.probe import run_probe
+    from torpor.cli.ray import run_ray_down, run_ray_status, run_ray_up
     from torpor.cli.remote_restore import run_restored
     from torpor.cli.removal import run_gc, run_rm
     from torpor.cli.report import run_report
@@ -54,6 +55,9 @@ __all__ = [
     "run_prune",
     "run_pull",
     "run_push",
+    "run_ray_down",
+    "run_ray_status",
+    "run_ray_up",
     "run_report",
     "run_restore",
     "run_restored",
@@ -85,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.plugins": ("list_plugins",),
         "torpor.cli.prewarm": ("run_prewarm",),
         "torpor.cli.probe": ("run_probe",),
+        "torpor.cli.ray": ("run_ray_down", "run_ray_status", "run_ray_up"),
         "torpor.cli.report": ("run_report",),
         "torpor.cli.remote_restore": ("run_restored",),
         "torpor.cli.restore": ("run_restore",),

@@ -29,6 +29,7 @@ from torpor.cli.options import (
     TrustedKeys,
     Unsigned,
 )
+from torpor.cli.ray_commands import ray
 from torpor.cli.snapshot_commands import snapshot
 from torpor.cli.terminal import DEBUG_VARIABLE, claim_output
 
@@ -75,6 +76,7 @@ key = typer.Typer(
 )
 app.add_typer(key, name="key")
 app.add_typer(snapshot, name="snapshot")
+app.add_typer(ray, name="ray")
 
 
 def _show_version(wanted: bool) -> None:

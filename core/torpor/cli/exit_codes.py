@@ -33,6 +33,17 @@ EXIT_CODES: dict[str, dict[int, str]] = {
         WRONG_INPUT: _WRONG,
     },
     "pin": {OK: "it is pinned, or no longer", FAILED: f"{_NOT_SERVED}, or others would not fit", WRONG_INPUT: _WRONG},
+    "ray up": {
+        OK: "they run: at zero, or with `min_containers`",
+        FAILED: "there is no cluster, or not all run in time; what was deployed stays",
+        WRONG_INPUT: f"{_WRONG}; Ray is not installed; nothing was deployed",
+    },
+    "ray status": {OK: "printed", FAILED: "there is no cluster", WRONG_INPUT: _WRONG},
+    "ray down": {
+        OK: "removed, or nothing was there",
+        FAILED: "there is no cluster, or something is still there after a minute",
+        WRONG_INPUT: "wrong input, or no such deployment; nothing was removed",
+    },
     "status": {
         OK: "printed; with NAME: one server of that name serves with all its replicas",
         FAILED: "with NAME: no server does",

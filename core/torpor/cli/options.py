@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from typer.core import TyperGroup
@@ -34,6 +34,7 @@ __all__ = [
     "Records",
     "Served",
     "Snapshot",
+    "StoreOptions",
     "TrustedKeys",
     "Unsigned",
     "keep_named",
@@ -142,3 +143,12 @@ Identity = Annotated[
     ),
 ]
 Served = Annotated[str, typer.Argument(metavar="NAME", help="A deployment that `torpor serve` serves here.")]
+
+
+class StoreOptions(TypedDict):
+    """Options about a store of snapshots, and whom to trust."""
+
+    snapshots: str
+    trust: Path | None
+    unsigned: bool
+    identity: Path | None

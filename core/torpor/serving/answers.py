@@ -40,6 +40,12 @@ class Answer:
         self._content_type = content_type
         self._headers = dict(headers or {})
 
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Its headers for an ASGI server, names in lower case."""
+        own = {**self._headers, "Content-Type": self._content_type, "Content-Length": str(len(self.body))}
+        return [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in own.items()]
+
     def encoded(self, *, closes: bool, with_body: bool = True) -> bytes:
         """The bytes of the answer.
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from torpor.serving.router import Scanner
     from torpor.serving.values import Lease, ServedModel, Way
 
-__all__ = ["Carrier", "Exchange", "Receiver"]
+__all__ = ["IDEMPOTENT", "Carrier", "Exchange", "Receiver"]
 
 _MAX_KEPT = 64 * 1024
-_IDEMPOTENT = (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE")
+IDEMPOTENT = (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE")
 
 
 class Exchange:
@@ -119,7 +119,7 @@ class Exchange:
         Args:
             unread: whether a reset came.
         """
-        if self.answered or self.retried or self._sent is None or not (unread or self.head.method in _IDEMPOTENT):
+        if self.answered or self.retried or self._sent is None or not (unread or self.head.method in IDEMPOTENT):
             return False
         self.retried = True
         self.held = self._sent + bytes(self.held)

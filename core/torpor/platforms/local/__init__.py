@@ -12,6 +12,7 @@ from torpor._lazy import lazy_names
 if TYPE_CHECKING:
     from torpor.platforms.local.backends import BACKENDS, NoSnapshot, SnapshotBackend, Standby
     from torpor.platforms.local.criu_backend import CriuBackend
+    from torpor.platforms.local.private_replica import PrivateReplica
     from torpor.platforms.local.requirements import missing_packages
     from torpor.platforms.local.server import LocalServer
     from torpor.platforms.local.snapshots import create_snapshot, inspect_snapshot, remove_snapshot, restore_snapshot
@@ -23,6 +24,7 @@ __all__ = [
     "CriuBackend",
     "LocalServer",
     "NoSnapshot",
+    "PrivateReplica",
     "SnapshotBackend",
     "Standby",
     "cache_root",
@@ -38,6 +40,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "torpor.platforms.local.backends": ("BACKENDS", "NoSnapshot", "SnapshotBackend", "Standby"),
         "torpor.platforms.local.criu_backend": ("CriuBackend",),
+        "torpor.platforms.local.private_replica": ("PrivateReplica",),
         "torpor.platforms.local.requirements": ("missing_packages",),
         "torpor.platforms.local.server": ("LocalServer",),
         "torpor.platforms.local.snapshots": (

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.platforms.ray.application import RayApplication, application, application_from, applications
+    from torpor.platforms.ray.cluster import connected
     from torpor.platforms.ray.config import Source, serve_config
     from torpor.platforms.ray.kubernetes import KubernetesOptions
     from torpor.platforms.ray.manifest import ray_service
@@ -19,9 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DeploymentOptions",
     "KubernetesOptions",
+    "RayApplication",
     "Source",
+    "application",
+    "application_from",
+    "applications",
     "check_with_ray",
     "cluster_environment",
+    "connected",
     "deployment_options",
     "ray_service",
     "serve_config",
@@ -30,6 +37,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "torpor.platforms.ray.application": ("RayApplication", "application", "application_from", "applications"),
+        "torpor.platforms.ray.cluster": ("connected",),
         "torpor.platforms.ray.config": ("Source", "serve_config"),
         "torpor.platforms.ray.kubernetes": ("KubernetesOptions",),
         "torpor.platforms.ray.manifest": ("ray_service",),

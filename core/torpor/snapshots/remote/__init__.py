@@ -6,6 +6,7 @@ pull         fetches the chunks of an opened snapshot, checks each, and puts the
 portable     what a push sends beside the folder: kept weights, hashes of open files
 comparing    whether an opened snapshot fits this machine: every reason against it, before a chunk is fetched
 obtaining    compare, fetch, and note where its files lie here: for `up` and `restore` with a URL
+finding      which snapshot of a store fits this machine
 source       a snapshot of a store as a start is given it
 listing      which snapshots a store holds
 garbage      removes snapshots, and chunks that none needs
@@ -20,15 +21,17 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.snapshots.remote.finding import find_fitting
     from torpor.snapshots.remote.garbage import collect, remove
     from torpor.snapshots.remote.obtaining import obtain
     from torpor.snapshots.remote.signature import read_trust
 
-__all__ = ["collect", "obtain", "read_trust", "remove"]
+__all__ = ["collect", "find_fitting", "obtain", "read_trust", "remove"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,  # a start without a store needs none of its packages
     {
+        "torpor.snapshots.remote.finding": ("find_fitting",),
         "torpor.snapshots.remote.garbage": ("collect", "remove"),
         "torpor.snapshots.remote.obtaining": ("obtain",),
         "torpor.snapshots.remote.signature": ("read_trust",),

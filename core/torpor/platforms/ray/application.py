@@ -1,0 +1,167 @@
+"""Ray Serve applications from app files.
+
+    serve.run(application("apps/small.py", snapshots="s3://bucket/snapshots"), name="torpor-small", route_prefix="/")
+
+    for one in applications("apps/small.py", "apps/large.py", store=SnapshotStore("s3://bucket/snapshots")):
+        serve.run(one.application, name=one.name, route_prefix=one.route_prefix)
+
+App files are imported here and on the node of every replica, at the same path. Each replica is an actor that owns one engine
+(`torpor.platforms.ray.replica`). Several models get an application each, and one at `/` that reads `model`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ray import serve
+
+from torpor.app_file import load_app
+from torpor.errors import ConfigurationError
+from torpor.platforms.ray.ingress import ModelIngress, RoutedModel
+from torpor.platforms.ray.names import INGRESS, application_name, prefix_of
+from torpor.platforms.ray.options import deployment_options
+from torpor.platforms.ray.replica import EngineReplica
+from torpor.platforms.ray.served import served
+from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torpor.app_file import App
+
+__all__ = ["RayApplication", "application", "application_from", "applications", "ingress_from"]
+
+_SERVE_PORT = 8000
+_INGRESS_REQUESTS = 1000
+
+
+class RayApplication(NamedTuple):
+    """An application with the name and prefix under which it is deployed.
+
+    Attributes:
+        name: of the application; Torpor's begin with `torpor-`.
+        route_prefix: of its routes.
+        application: for `serve.run`.
+    """
+
+    name: str
+    route_prefix: str
+    application: serve.Application
+
+
+def application(
+    app_file: str | Path,
+    *,
+    snapshots: str = "",
+    trust: str | Path = "",
+    unsigned: bool = False,
+    identity: str | Path = "",
+) -> serve.Application:
+    """The application of one app file.
+
+    Args:
+        app_file: with a deployment. Nodes have it at the same absolute path.
+        snapshots: URL of a store; without one every replica starts cold.
+        trust: file of public keys, one of which has to have signed a snapshot.
+        unsigned: accept a snapshot that no trusted key signed.
+        identity: file with the age identity for encrypted snapshots.
+
+    Raises:
+        ConfigurationError: the app file cannot be used, or Ray Serve has no counterpart to something in it.
+    """
+    store = SnapshotStore(snapshots, str(trust), unsigned, str(identity))
+    return _application(load_app(str(app_file)), store)
+
+
+def application_from(arguments: dict[str, object]) -> serve.Application:
+    """The application of one app file, for `import_path` and `args` of a configuration file of Serve.
+
+    Args:
+        arguments: those of `application`, by name.
+    """
+    given = dict(arguments)
+    app_file = given.pop("app_file", "")
+    unknown = sorted(set(given) - set(SnapshotStore._fields) - {"snapshots"})
+    if not isinstance(app_file, str) or not app_file or unknown:
+        raise ConfigurationError(
+            f"The arguments of the application are {sorted(arguments)}; `app_file` has to be a path, and the others can be "
+            "snapshots, trust, unsigned, identity."
+        )
+    return application(
+        app_file,
+        snapshots=str(given.get("snapshots", "")),
+        trust=str(given.get("trust", "")),
+        unsigned=bool(given.get("unsigned")),
+        identity=str(given.get("identity", "")),
+    )
+
+
+def applications(
+    *app_files: str | Path,
+    store: SnapshotStore = NO_STORE,
+    port: int = _SERVE_PORT,
+) -> list[RayApplication]:
+    """The applications of several app files, for one address. One file alone is served at `/`.
+
+    Args:
+        app_files: each with a deployment.
+        store: where their replicas get snapshots; by default they start cold.
+        port: of Serve's HTTP address, at which requests are forwarded by `model`.
+
+    Raises:
+        ConfigurationError: as for `application`; or two files have the same deployment or model name.
+    """
+    apps = [one.app for one in served(app_files)]
+    found = [
+        RayApplication(
+            application_name(app.deployment.name),
+            prefix_of(app.deployment.name) if len(apps) > 1 else "/",
+            _application(app, store),
+        )
+        for app in apps
+    ]
+    return [*found, RayApplication(INGRESS, "/", _ingress(apps, port))] if len(apps) > 1 else found
+
+
+def ingress_from(arguments: dict[str, object]) -> serve.Application:
+    """The application that reads `model`, for `import_path` and `args` of a configuration file of Serve.
+
+    Args:
+        arguments: `app_files`, a list of paths, and `port`, that of Serve's HTTP address.
+    """
+    files, port = arguments.get("app_files"), arguments.get("port", _SERVE_PORT)
+    if not isinstance(files, list) or not files or not isinstance(port, int) or set(arguments) - {"app_files", "port"}:
+        raise ConfigurationError(
+            f"The arguments of the application are {sorted(arguments)}; `app_files` has to be a list of paths, and `port` a number."
+        )
+    return _ingress([load_app(str(file)) for file in files], port)
+
+
+def _ingress(apps: Sequence[App], port: int) -> serve.Application:
+    routed = tuple(_routed(app) for app in apps)
+    made = serve.deployment(
+        serve.ingress()(ModelIngress),
+        name="models",
+        num_replicas=1,
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return made.bind(routed, port)
+
+
+def _application(app: App, store: SnapshotStore) -> serve.Application:
+    options = deployment_options(app.deployment)
+    return serve.deployment(serve.ingress()(EngineReplica), **options).bind(str(app.file.absolute()), store)
+
+
+def _routed(app: App) -> RoutedModel:
+    deployment = app.deployment
+    keys: object = getattr(deployment.engine, "api_key_sha256", ())
+    return RoutedModel(
+        name=deployment.model.served_name,
+        deployment=deployment.name,
+        prefix=prefix_of(deployment.name),
+        key_sha256=tuple(keys) if isinstance(keys, tuple) else (),
+        public_paths=deployment.engine.public_paths,
+    )

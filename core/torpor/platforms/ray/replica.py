@@ -1,0 +1,173 @@
+"""A replica of a Ray Serve deployment: an actor that owns one engine, and forwards requests to it.
+
+    fitting snapshot       restored; the first replica of a node fetches it
+    none, or it failed     started cold on a free port; the log says why
+    the engine fails       the actor answers 503 with the reason, and ends after some seconds: a fresh process tries again
+
+The constructor does not fail because of the engine: Serve gives a deployment up whose constructors fail three times, until somebody
+deploys it again. When the engine ends, the actor ends. That is faster than a failed health check, and a request that finds no
+listener goes to another replica. The actor ends with its raylet, too: then Serve starts another one elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import ray
+
+from torpor.app_file import load_app
+from torpor.errors import TorporError
+from torpor.platforms.local.private_replica import PrivateReplica
+from torpor.platforms.ray.gpus import assigned_gpus
+from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore, fitting_snapshot
+from torpor.serving.answers import error_answer
+from torpor.serving.asgi import AsgiGateway, serve_lifespan
+from torpor.serving.asgi_answer import send_answer
+from torpor.serving.one_replica import OneReplica
+from torpor.telemetry.events import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from torpor.serving.answers import Answer
+    from torpor.serving.asgi_answer import Receive, Scope, Send
+    from torpor.serving.states import Kind
+
+__all__ = ["EngineReplica"]
+
+BROKEN_FOR_S = 5.0
+"""Seconds for which an actor without an engine says why, before a fresh one tries again."""
+
+_RETRY_AFTER_S = 10.0
+_LAST_ANSWERS_S = 0.1
+_LOOK_S = 0.25
+"""Seconds between two looks at the raylet. Ray's own take a second, and hold a raylet for alive whose parent has not reaped it."""
+_HELPERS = 2
+_UNAVAILABLE = 503
+
+
+class EngineReplica:
+    """The Serve deployment; Serve calls its methods.
+
+    Args:
+        app_file: path of the app file, the same on every node.
+        store: where it gets its snapshot.
+    """
+
+    async def __init__(self, app_file: str, store: SnapshotStore = NO_STORE) -> None:
+        self._ending = False
+        self._owned: PrivateReplica | None = None
+        try:
+            self._asgi: _Forwarding | _Broken = await asyncio.to_thread(self._started, app_file, store)
+        except Exception as error:
+            log("error", "engine_did_not_start", app=app_file, error=f"{type(error).__name__}: {error}")
+            await asyncio.to_thread(self._stop)
+            self._asgi = _Broken(error)
+            after = threading.Timer(BROKEN_FOR_S, os._exit, (1,))
+            after.daemon = True
+            after.start()
+
+    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Coroutine[None, None, None]]:
+        """The application that answers requests."""
+        return self._asgi
+
+    def check_health(self) -> None:
+        """Nothing to look for: an actor whose engine has ended ends by itself."""
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops the replica, after its requests."""
+        await asyncio.to_thread(self._stop)
+
+    def _started(self, app_file: str, store: SnapshotStore) -> _Forwarding:
+        app = load_app(app_file)
+        gpus = assigned_gpus(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+        name = f"{app.deployment.name}-{ray.get_runtime_context().get_actor_id() or os.getpid()}"
+        owned = self._owned = PrivateReplica(
+            app, name=name, snapshot=fitting_snapshot(app, store, _tell), gpus=gpus, tell=_tell
+        )
+        kind = owned.start()
+        log("info", "replica_serves", replica=name, start=kind, pid=owned.pid)
+        forwarding = _Forwarding(owned, kind, app.deployment.scaling.max_concurrency)
+        threading.Thread(target=self._end_with_engine, args=(owned, forwarding), daemon=True).start()
+        return forwarding
+
+    def _end_with_engine(self, owned: PrivateReplica, forwarding: _Forwarding) -> None:
+        raylet, why = os.getppid(), None
+        while why is None and os.getppid() == raylet:
+            why = owned.wait(_LOOK_S)
+            if self._ending:
+                return
+        why = why or "the raylet of this node ended"
+        log("error", "engine_ended", replica=owned.name, reason=why)
+        if forwarding.in_flight:
+            threading.Event().wait(_LAST_ANSWERS_S)  # those in flight get their 502
+        os._exit(1)
+
+    def _stop(self) -> None:
+        self._ending = True
+        if self._owned is not None:
+            self._owned.stop()
+
+
+class _Forwarding:
+    """The application of a replica with an engine. Serve may call it in another event loop than the constructor's."""
+
+    def __init__(self, owned: PrivateReplica, kind: Kind, most: int) -> None:
+        self._owned, self._kind, self._most = owned, kind, most
+        self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="torpor-replica")
+        self._places: OneReplica | None = None
+        self._gateway: AsgiGateway | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        return self._places.in_flight if self._places is not None else 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await serve_lifespan(receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        if self._gateway is None or self._loop is not loop:
+            self._loop = loop
+            way = self._owned.way(loop, self._helpers, self._begin)
+            self._places = OneReplica(way, self._most, start=self._kind)
+            self._gateway = AsgiGateway(self._places)
+        await self._gateway(scope, receive, send)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _Broken:
+    """The application of a replica without an engine."""
+
+    def __init__(self, error: Exception) -> None:
+        said = str(error).partition("\n")[0] if isinstance(error, TorporError) else f"{type(error).__name__}: {error}"
+        self._answer: Answer = error_answer(
+            _UNAVAILABLE, "start_failed", f"The engine did not start: {said}", retry_after_s=_RETRY_AFTER_S
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Say why there is no engine."""
+        if scope["type"] == "lifespan":
+            await serve_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await send_answer(send, self._answer, with_body=scope["method"] != "HEAD")
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1011})
+
+
+def _tell(line: str) -> None:
+    log("warning", "replica_starts", detail=line)
