@@ -190,7 +190,7 @@ def _listeners(deployment: Deployment) -> Listeners | None:
     """The plugins that listen; a deployment without any imports no more of `torpor.listener`."""
     if not any(listens(plugin, method) for plugin in deployment.plugins for method in LISTENER_METHODS):
         return None
-    return listener.Listeners(deployment.plugins)
+    return listener.Listeners(deployment.name, deployment.plugins)
 
 
 def _expect(value: object, wanted: type[_T], plugin: str, hook: str) -> _T:

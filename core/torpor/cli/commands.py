@@ -17,10 +17,12 @@ from torpor.cli.options import (
     Backend,
     CommandGroup,
     Deadline,
+    EngineMetrics,
     Gpus,
     Host,
     Identity,
     KeyFile,
+    Metrics,
     Port,
     Prove,
     Records,
@@ -123,6 +125,8 @@ def up(
     host: Host = None,
     port: Port = None,
     gpus: Gpus = "",
+    metrics: Metrics = "",
+    engine_metrics: EngineMetrics = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an app's whole lifecycle on this machine.
@@ -145,6 +149,8 @@ def up(
         host=host,
         port=port,
         gpus=gpus,
+        metrics=metrics,
+        engine_metrics=engine_metrics,
     )
 
 
@@ -165,6 +171,8 @@ def serve(
         typer.Option(metavar="ADDRESS", help="Listen on this address; 127.0.0.1 by default.", show_default=False),
     ] = None,
     port: Annotated[int | None, typer.Option(help="The public port; 8000 by default.", show_default=False)] = None,
+    metrics: Metrics = "",
+    engine_metrics: EngineMetrics = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Show what would be served as JSON, and serve nothing.")
     ] = False,
@@ -176,7 +184,16 @@ def serve(
     ends it: it finishes requests in flight. docs/serve.md has the configuration.
     """
     claim_output()
-    actions.run_serve(app_files or [], config=config, host=host, port=port, check=check, as_json=as_json)
+    actions.run_serve(
+        app_files or [],
+        config=config,
+        host=host,
+        port=port,
+        check=check,
+        as_json=as_json,
+        metrics=metrics,
+        engine_metrics=engine_metrics,
+    )
 
 
 @app.command()

@@ -24,11 +24,13 @@ __all__ = [
     "Backend",
     "CommandGroup",
     "Deadline",
+    "EngineMetrics",
     "Gpus",
     "Host",
     "Identity",
     "Jobs",
     "KeyFile",
+    "Metrics",
     "Port",
     "Prove",
     "Records",
@@ -76,6 +78,15 @@ def _name_of(command: CommandInfo) -> str:
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline for the whole command.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="[HOST:]PORT", help="Show metrics for Prometheus at this address, under /metrics; no key is asked."
+    ),
+]
+EngineMetrics = Annotated[
+    bool, typer.Option("--engine-metrics", help="Pass the engines' own metrics on, with a replica's name on each.")
+]
 Gpus = Annotated[
     str,
     typer.Option(

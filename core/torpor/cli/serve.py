@@ -44,6 +44,8 @@ def run_serve(
     port: int | None,
     check: bool,
     as_json: bool,
+    metrics: str = "",
+    engine_metrics: bool = False,
 ) -> None:
     """Serve until a signal.
 
@@ -54,6 +56,8 @@ def run_serve(
         port: from the command line.
         check: say what would be served, and serve nothing.
         as_json: print that as JSON.
+        metrics: address of the metrics, apart from the control paths; empty for none.
+        engine_metrics: whether the engines' own metrics are passed on.
 
     Raises:
         ConfigurationError: what is to be served does not fit together, or not on this machine.
@@ -66,18 +70,34 @@ def run_serve(
     warnings_only()
     ends_on_sigterm()
     descriptors.raise_limit()
-    _Serve(files, config, host, port).run()
+    _Serve(files, config, host, port, metrics=metrics, engine_metrics=engine_metrics).run()
 
 
 class _Serve:
     """One run of the command."""
 
-    def __init__(self, files: Sequence[str], config: Path | None, host: str | None, port: int | None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        config: Path | None,
+        host: str | None,
+        port: int | None,
+        *,
+        metrics: str,
+        engine_metrics: bool,
+    ) -> None:
+        self._metrics = metrics
         self._console = make_console()
         self._signals = Signals()
         self._manager = ServiceManager()
         self._server = ServeHere(
-            files, config=config, host=host, port=port, tell=self._say, on_change=self._signals.look
+            files,
+            config=config,
+            host=host,
+            port=port,
+            tell=self._say,
+            on_change=self._signals.look,
+            engine_metrics=engine_metrics,
         )
         self._files: dict[str, RunFile] = {}
         self._written: dict[str, object] = {}
@@ -85,6 +105,8 @@ class _Serve:
     def run(self) -> None:
         """Listen, serve, drain, stop."""
         try:
+            if self._metrics:
+                self._say(f"metrics on {self._server.show_metrics(self._metrics)}/metrics")
             self._server.start()
             self._signals.listen(hup_means_again=True)
             self._say_serving()

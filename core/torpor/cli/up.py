@@ -14,6 +14,7 @@ from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.metrics import metrics_served
 from torpor.cli.outputs import check_output
 from torpor.cli.progress import Progress, stage_table
 from torpor.cli.restore import Served
@@ -23,6 +24,7 @@ from torpor.errors import ConfigurationError, TorporError
 from torpor.network import descriptors
 from torpor.platforms.local.backends import BACKENDS, make_backend
 from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.metrics.figures import CommandFigures
 from torpor.platforms.local.requirements import missing_packages
 from torpor.platforms.local.server import LocalServer
 from torpor.platforms.local.start import StartOptions, start_here
@@ -34,6 +36,7 @@ from torpor.values.addresses import check_free, nearest, url
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from rich.console import Console
@@ -64,6 +67,8 @@ class _Options:
         host: the address that was given; None for the deployment's.
         port: the port that was given; None for the deployment's.
         gpus: the GPUs that were given; empty for none.
+        metrics: the address that was given for metrics; empty for none.
+        engine_metrics: whether the engine's own are passed on.
     """
 
     backend: str
@@ -75,6 +80,8 @@ class _Options:
     host: str | None
     port: int | None
     gpus: tuple[GpuPlace, ...] = ()
+    metrics: str = ""
+    engine_metrics: bool = False
 
     @property
     def torpor_listens(self) -> bool:
@@ -95,6 +102,8 @@ def run_up(
     host: str | None = None,
     port: int | None = None,
     gpus: str = "",
+    metrics: str = "",
+    engine_metrics: bool = False,
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error.
 
@@ -110,11 +119,14 @@ def run_up(
         host: see there.
         port: see there.
         gpus: the value of `--gpus`.
+        metrics: see there.
+        engine_metrics: see there.
     """
     (host, port), backend = given_address(host, port), _chosen(backend, snapshot or (source and source.url))
     app = app if isinstance(app, App) else load_app(app)
     places = engine_gpus(gpus, app.deployment)
-    _run(app, _Options(backend, snapshot, source, question, as_json, prove, host, port, places), records)
+    options = _Options(backend, snapshot, source, question, as_json, prove, host, port, places, metrics, engine_metrics)
+    _run(app, options, records)
 
 
 def _run(app: App, options: _Options, records: Path | None) -> None:
@@ -155,7 +167,7 @@ class _Up:
 
     def run(self) -> None:
         """Start, serve, stop."""
-        with self._progress.listening(), self._announced:
+        with self._progress.listening(), self._announced, self._metrics():
             try:
                 self._started = self._start()
                 if isinstance(self._started, LocalServer):
@@ -171,6 +183,14 @@ class _Up:
                     self._started.stop()
         if isinstance(self._started, LocalServer) and not self._signals.hung_up:
             self._print_end(self._report.records)
+
+    def _metrics(self) -> AbstractContextManager[None]:
+        figures = CommandFigures(self._app.deployment.name, lambda: self._started)
+        options = self._options
+        return metrics_served(options.metrics, figures, engines=options.engine_metrics, tell=self._say)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _start(self) -> LocalServer | Replicas:
         options, console = self._options, self._console

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from torpor.deployment import plugin_name
 from torpor.listener.listener import Listener, listens
 from torpor.telemetry.events import log
+from torpor.telemetry.observers import observers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torpor.listener.events import LifecycleEvent
 
@@ -35,15 +36,13 @@ class Listeners:
         unending: those of them that did not end in time once; nobody waits for them again.
 
     Args:
+        deployment: its name.
         plugins: all plugins, in their order; those that override `Listener.on_event` hear.
-        on_failure: called with the plugin's name and `raised`, `hung` or `late` for each failure.
     """
 
-    def __init__(
-        self, plugins: Sequence[object], *, on_failure: Callable[[str, str], None] = lambda _name, _what: None
-    ) -> None:
+    def __init__(self, deployment: str, plugins: Sequence[object]) -> None:
         self._ears = [
-            _Ear(plugin, on_failure)
+            _Ear(deployment, plugin)
             for plugin in plugins
             if isinstance(plugin, Listener) and listens(plugin, "on_event")
         ]
@@ -68,15 +67,15 @@ class _Ear:
     """The queue of one listener.
 
     Args:
+        deployment: its name.
         plugin: the listener.
-        on_failure: as of `Listeners`.
     """
 
-    def __init__(self, plugin: Listener, on_failure: Callable[[str, str], None]) -> None:
+    def __init__(self, deployment: str, plugin: Listener) -> None:
+        self._deployment = deployment
         self._plugin = plugin
         self._name = plugin_name(plugin)
         self._deadline_s = plugin.listener_deadline_s
-        self._on_failure = on_failure
         self._changed = threading.Condition()
         self._waiting: deque[LifecycleEvent] = deque()
         self._hearing: tuple[LifecycleEvent, float] | None = None  # and since when
@@ -144,4 +143,5 @@ class _Ear:
         told = type(event).__name__ if event is not None else ""
         replica = event.replica if event is not None else ""
         log("warning", "listener_failed", plugin=self._name, event_heard=told, replica=replica, what=what, error=error)
-        self._on_failure(self._name, what)
+        for observer in observers():
+            observer.listener_failed(self._deployment, self._name, what)

@@ -72,6 +72,7 @@ class Boot:
 
     Attributes:
         asleep: whether the engine was put to sleep and not woken since.
+        serving: whether public requests are let in; False from the moment at which a sleep, a drain or a stop begins.
         logs: folder for the engine's output (`torpor.engine.logs`); None keeps only its last lines.
         woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
         gpus: numbers of the GPUs that the engine has, in the driver's order; empty if CUDA chooses. A launch shows it these alone.
@@ -102,7 +103,7 @@ class Boot:
         self.restore_count = 0
         self.engine: Engine | None = None
         self.canary: Canary | None = None
-        self.asleep = False
+        self.asleep = self.serving = False
         self.woken_by = ""
         self.logs: Path | None = None
         self.gpus: Sequence[int] = ()
@@ -178,6 +179,7 @@ class Boot:
     def _serve(self) -> None:
         with self._stage(Stage.SERVE, CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
+        self.serving = True
         self.telling.serving()
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
@@ -204,13 +206,15 @@ class Boot:
             try:
                 self._sleep(for_snapshot=for_snapshot)
             except DrainTimeoutError:
-                self.telling.serving()  # it serves on
+                self.serving = True  # it serves on
+                self.telling.serving()
                 raise
 
     def _sleep(self, *, for_snapshot: bool) -> None:
         deployment = self.deployment
         limit_s = deployment.drain_timeout_s
         limits = stage_limits(deployment, self.recipe)
+        self.serving = False
         self.telling.draining()
         with self._stage(Stage.DRAIN, limits[Stage.DRAIN]), self._control() as control:
             if was_cut := control.drain(limit_s, cut=True):
@@ -248,6 +252,7 @@ class Boot:
         Returns:
             How many were cut off.
         """
+        self.serving = False
         self.telling.draining()
         with contextlib.suppress(DrainTimeoutError, TorporError, httpx.HTTPError), self._control() as control:
             return control.drain(limit_s, cut=True)
@@ -344,6 +349,7 @@ class Boot:
         Args:
             exit_code: the engine's; None if unknown.
         """
+        self.serving = False
         self.telling.stopped(exit_code)
         self.telling.flush()
 

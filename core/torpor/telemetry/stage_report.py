@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torpor.telemetry.events import STAGE, log
 from torpor.telemetry.metrics import write_metrics
+from torpor.telemetry.observers import observers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,8 @@ class StageReport:
             self._append(record, self.path)
         if metrics := os.environ.get(METRICS_VARIABLE):
             write_metrics(record, metrics)
+        for observer in observers():
+            observer.stage_ended(record)
         if self._on_end:
             self._on_end(record)
 

@@ -113,6 +113,15 @@ class CriuBackend:
         """Where the gateway listens."""
         return self._host or LOOPBACK, self._gateway.port if self._gateway else self._port or deployment.port
 
+    @property
+    def in_flight(self) -> int:
+        """Requests at its gateway that are not answered yet."""
+        return self._gateway.in_flight if self._gateway is not None else 0
+
+    def folder(self, deployment: Deployment) -> Path:
+        """Where the snapshot of a deployment goes."""
+        return self._folder or snapshot_folder(deployment.name)
+
     def prepare(self, deployment: Deployment) -> Starter:
         """Open the gateway and create a sandbox for the engine.
 
@@ -120,7 +129,7 @@ class CriuBackend:
             PortInUseError: somebody else has the port.
             SnapshotError: CRIU cannot be used here for this deployment, or no sandbox can be created.
         """
-        folder = self._folder or snapshot_folder(deployment.name)
+        folder = self.folder(deployment)
         check_target(folder)  # now, not after the minutes of a cold start
         check_writable(folder)
         mode = self._usable_mode(deployment)
@@ -133,7 +142,7 @@ class CriuBackend:
 
     def capture(self, boot: Boot) -> Manifest:
         """Put the engine to sleep and capture it; returns the manifest."""
-        folder = self._folder or snapshot_folder(boot.deployment.name)
+        folder = self.folder(boot.deployment)
         check_target(folder)
         try:
             self._withdraw()  # no new connection or readiness check may reach the engine during the capture
@@ -181,7 +190,7 @@ class CriuBackend:
         self._publish(boot.deployment)
 
     def _restored(self, boot: Boot) -> None:
-        folder = self._folder or snapshot_folder(boot.deployment.name)
+        folder = self.folder(boot.deployment)
         manifest, identity = read_snapshot(folder)
         criu = self._criu()
         self._held(folder, used=True)

@@ -75,6 +75,10 @@ class Entrance(Protocol):
     def port(self) -> int:
         """The public port."""
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+
     def add(self, replica: GatewayReplica) -> None:
         """A replica serves."""
 
@@ -215,6 +219,12 @@ class Replicas:
         """The replicas that serve now."""
         with self._lock:
             return tuple(self._serving)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests at the gateway that are not answered yet."""
+        gateway = self._gateway
+        return gateway.in_flight if gateway is not None else 0
 
     @property
     def restarting(self) -> int:

@@ -2,6 +2,7 @@
 
     GET  /torpor/                       the page; it holds nothing secret, and asks for the key
     GET  /torpor/status                 every deployment: state, memory, queue, replicas, last starts
+    GET  /torpor/metrics                the metrics, in Prometheus' format
     POST /torpor/deployments/NAME/wake  start or wake it
     POST /torpor/deployments/NAME/sleep let it fall one state, once no request is in flight
     POST /torpor/deployments/NAME/pin   keep it: neither idle time nor another deployment's need lets it fall
@@ -12,6 +13,7 @@ The key is in the header `Authorization: Bearer KEY`. No cookie counts, so a pag
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -22,6 +24,7 @@ from urllib.parse import unquote
 
 from torpor._version import __version__
 from torpor.errors import ConfigurationError
+from torpor.platforms.local.metrics.names import CONTENT_TYPE
 from torpor.platforms.local.serve import lazy_page
 from torpor.platforms.local.serve.budget import check_pinned
 from torpor.serving.values import PageAnswer
@@ -55,6 +58,9 @@ class Control:
         conductor: whose deployments.
         key: a key that is allowed.
         key_sha256: SHA-256 digests of other keys, hex.
+
+    Attributes:
+        metrics: called in a thread of its own for the text of the metrics; None if there are none.
     """
 
     prefix = PREFIX
@@ -64,6 +70,7 @@ class Control:
         self._own = hashlib.sha256(key.encode()).hexdigest()
         self._allowed = (self._own, *key_sha256)
         self._began = time.time() - time.monotonic()
+        self.metrics: Callable[[], bytes] | None = None
 
     def allow(self, key_sha256: tuple[str, ...]) -> None:
         """Other keys are allowed from now on."""
@@ -76,11 +83,17 @@ class Control:
             return self._page(request)
         if not self._may(request):
             return _error(401, "invalid_api_key", "The control paths need their key: Authorization: Bearer KEY.")
-        if path == "status":
-            if request.method != "GET":
-                return _error(405, "method_not_allowed", "Read the status by GET.")
-            return _json(200, {"torpor": __version__, "deployments": self.deployments()})
+        if path == "status" or (path == "metrics" and self.metrics is not None):
+            return await self._read(request, path)
         return self._command(request, path)
+
+    async def _read(self, request: PageRequest, path: str) -> PageAnswer:
+        if request.method != "GET":
+            return _error(405, "method_not_allowed", f"Read the {path} by GET.")
+        if path == "metrics" and self.metrics is not None:
+            text = await asyncio.to_thread(self.metrics)  # it asks this thread for the states
+            return PageAnswer(status=200, body=text, content_type=CONTENT_TYPE, headers=_SAFE)
+        return _json(200, {"torpor": __version__, "deployments": self.deployments()})
 
     def deployments(self) -> list[dict[str, object]]:
         """Every deployment, for JSON."""

@@ -320,6 +320,7 @@ class _NoGateway:
     """Stands in front of one restored replica in place of a gateway of its own: the conductor watches for its end."""
 
     port = 0
+    in_flight = 0
 
     def add(self, replica: GatewayReplica) -> None:
         """The conductor has it."""

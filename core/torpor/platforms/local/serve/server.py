@@ -15,6 +15,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.platforms.local.metrics.collector import CommandMetrics
+from torpor.platforms.local.metrics.figures import of_serve
+from torpor.platforms.local.metrics.server import MetricsServer, metrics_address
 from torpor.platforms.local.serve.app_files import AppFiles, file_stamp
 from torpor.platforms.local.serve.conductor import Conductor, Served
 from torpor.platforms.local.serve.configuration import Configuration, read_configuration
@@ -23,7 +26,7 @@ from torpor.platforms.local.serve.engine_here import Ways
 from torpor.platforms.local.serve.kept_sizes import KeptSizes
 from torpor.platforms.local.serve.planned import Plan, Planned, plan_of
 from torpor.serving.gateway import HttpGateway
-from torpor.values.addresses import LOOPBACK
+from torpor.values.addresses import LOOPBACK, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +51,7 @@ class ServeHere:
         port: port to listen on; by default as configured, else 8000.
         tell: called with lines for people, in any thread.
         on_change: called after the state of a deployment has changed, in the gateway's thread.
+        engine_metrics: whether the engines' own metrics are passed on.
 
     Attributes:
         plan: what is served.
@@ -66,6 +70,7 @@ class ServeHere:
         port: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
         on_change: Callable[[], None] = lambda: None,
+        engine_metrics: bool = False,
     ) -> None:
         self._files, self._config, self._tell = tuple(files), config, tell
         self._apps = AppFiles()
@@ -74,6 +79,9 @@ class ServeHere:
         self.key = secrets.token_urlsafe(_KEY_BYTES)
         self.conductor = Conductor(self.plan.fleet(), tell=tell, on_change=on_change, forget=self._forget)
         self.control = Control(self.conductor, key=self.key, key_sha256=self._configuration.server.key_sha256)
+        self._metrics = CommandMetrics(lambda: of_serve(self), engines=engine_metrics)
+        self._metrics_server: MetricsServer | None = None
+        self.control.metrics = self._metrics.text
         table = self._configuration.server
         self.host = host or table.host or LOOPBACK
         self._gateway = HttpGateway(
@@ -100,6 +108,20 @@ class ServeHere:
         """
         self._gateway.start()
         self._gateway.call(self._begin())
+
+    def show_metrics(self, given: str) -> str:
+        """Show the metrics at an address of their own, too; returns its URL.
+
+        Args:
+            given: as of `metrics_address`.
+
+        Raises:
+            PortInUseError: somebody else listens there.
+            ConfigurationError: it is no address, or nobody can listen there.
+        """
+        host, port = metrics_address(given)
+        self._metrics_server = MetricsServer(self._metrics, host=host, port=port)
+        return url(host, self._metrics_server.port)
 
     def reload(self) -> bool:
         """Read the configuration and the app files again, if any has changed. A broken one is told, and the old one stays.
@@ -155,6 +177,9 @@ class ServeHere:
             if self._stopped:
                 return
             self._stopped = True
+            if self._metrics_server is not None:
+                self._metrics_server.stop()
+            self._metrics.close()
             if self._gateway.loop.is_running():
                 self.conductor.stop()
                 self._gateway.call(self._close())
