@@ -131,9 +131,8 @@ def up(
 ) -> None:
     """Run an app's whole lifecycle on this machine.
 
-    While it serves, SIGUSR1 puts the engine to sleep and SIGUSR2 wakes it. Ctrl-C, SIGTERM or a closed terminal ends it:
-    it finishes requests in flight, for at most the deployment's drain_timeout_s, and exits with 0. A second signal ends it
-    at once (130). An engine that ends by itself is started again.
+    SIGUSR1 puts the engine to sleep, SIGUSR2 wakes it. One that ends by itself is started again. Ctrl-C, SIGTERM or a hang-up
+    finishes requests in flight, for at most drain_timeout_s, and exits with 0; a second signal ends it at once (130).
     """
     claim_output()
     source = actions.source_of(snapshot, trust=trust, unsigned=unsigned, identity=identity)
@@ -149,8 +148,7 @@ def up(
         host=host,
         port=port,
         gpus=gpus,
-        metrics=metrics,
-        engine_metrics=engine_metrics,
+        metrics=(metrics, engine_metrics),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from torpor.errors import ConfigurationError
+from torpor.platforms.local import metrics
 from torpor.values.addresses import LOOPBACK, url
 
 if TYPE_CHECKING:
@@ -35,11 +36,8 @@ def metrics_served(given: str, source: Source, *, engines: bool, tell: Callable[
             raise ConfigurationError("--engine-metrics needs an address to show them at: give --metrics PORT, too.")
         yield
         return
-    from torpor.platforms.local.metrics.collector import CommandMetrics  # noqa: PLC0415 - prometheus_client: 50 ms of `up`
-    from torpor.platforms.local.metrics.server import MetricsServer, metrics_address  # noqa: PLC0415
-
-    host, port = metrics_address(given)
-    with MetricsServer(CommandMetrics(source, engines=engines), host=host, port=port) as server:
+    host, port = metrics.metrics_address(given)
+    with metrics.MetricsServer(metrics.CommandMetrics(source, engines=engines), host=host, port=port) as server:
         tell(f"metrics on {url(host, server.port)}/metrics")
         if host not in (LOOPBACK, "::1"):
             tell(f"warning: everybody who reaches {host} can read the metrics: names of deployments, load, memory")

@@ -102,8 +102,7 @@ def run_up(
     host: str | None = None,
     port: int | None = None,
     gpus: str = "",
-    metrics: str = "",
-    engine_metrics: bool = False,
+    metrics: tuple[str, bool] = ("", False),
 ) -> None:
     """Start, serve until a signal (or one question) and stop; everything but the answer goes to standard error.
 
@@ -119,13 +118,12 @@ def run_up(
         host: see there.
         port: see there.
         gpus: the value of `--gpus`.
-        metrics: see there.
-        engine_metrics: see there.
+        metrics: the values of `--metrics` and `--engine-metrics`.
     """
     (host, port), backend = given_address(host, port), _chosen(backend, snapshot or (source and source.url))
     app = app if isinstance(app, App) else load_app(app)
     places = engine_gpus(gpus, app.deployment)
-    options = _Options(backend, snapshot, source, question, as_json, prove, host, port, places, metrics, engine_metrics)
+    options = _Options(backend, snapshot, source, question, as_json, prove, host, port, places, *metrics)
     _run(app, options, records)
 
 

@@ -41,7 +41,7 @@ class Counted:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody asks for
         self.registry = CollectorRegistry()
         about = {metric.name: (metric.name, metric.meaning, metric.labels) for metric in METRICS}
         self._starts = Counter(*about["torpor_starts"], registry=self.registry)

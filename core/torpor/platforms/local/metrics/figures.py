@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torpor.platforms.local.serve.server import ServeHere
     from torpor.platforms.local.server import LocalServer
     from torpor.runtime.boot import Boot
 
@@ -62,13 +61,25 @@ class Source(Protocol):
         """Those of every deployment now."""
 
 
-def of_serve(server: ServeHere) -> Sequence[Figures]:
-    """The deployments of `torpor serve`."""
-    snapshots = {one.name: one.snapshot for one in server.plan.deployments}
-    return [_served(told, snapshots, server) for told in server.status()]
+def of_serve(
+    deployments: Sequence[Mapping[str, object]],
+    *,
+    snapshots: Mapping[str, Path | None],
+    boots: Callable[[str], Sequence[tuple[str, Boot]]],
+) -> Sequence[Figures]:
+    """The deployments of `torpor serve`.
+
+    Args:
+        deployments: as its status tells them.
+        snapshots: the snapshot's folder of each, by name.
+        boots: the replicas of a deployment that serve or sleep, by its name.
+    """
+    return [_served(told, snapshots, boots) for told in deployments]
 
 
-def _served(told: Mapping[str, object], snapshots: Mapping[str, Path | None], server: ServeHere) -> Figures:
+def _served(
+    told: Mapping[str, object], snapshots: Mapping[str, Path | None], boots: Callable[[str], Sequence[tuple[str, Boot]]]
+) -> Figures:
     name, replicas = str(told["name"]), told["replicas"]
     assert isinstance(replicas, list)
     states = [str(replica["state"]) for replica in replicas]
@@ -83,7 +94,7 @@ def _served(told: Mapping[str, object], snapshots: Mapping[str, Path | None], se
             "gpu": sum(int(held) for replica in replicas for held in replica["gpus"].values()),
         },
         snapshot=snapshots.get(name),
-        boots=server.boots(name),
+        boots=boots(name),
     )
 
 

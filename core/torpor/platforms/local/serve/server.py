@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self
 
+    from torpor.platforms.local.metrics.figures import Figures
     from torpor.runtime.boot import Boot
     from torpor.runtime.supervision import ReplicaEvent
 
@@ -79,7 +80,7 @@ class ServeHere:
         self.key = secrets.token_urlsafe(_KEY_BYTES)
         self.conductor = Conductor(self.plan.fleet(), tell=tell, on_change=on_change, forget=self._forget)
         self.control = Control(self.conductor, key=self.key, key_sha256=self._configuration.server.key_sha256)
-        self._metrics = CommandMetrics(lambda: of_serve(self), engines=engine_metrics)
+        self._metrics = CommandMetrics(self._figures, engines=engine_metrics)
         self._metrics_server: MetricsServer | None = None
         self.control.metrics = self._metrics.text
         table = self._configuration.server
@@ -166,6 +167,10 @@ class ServeHere:
             return self.control.deployments()
 
         return self._gateway.call(look())
+
+    def _figures(self) -> Sequence[Figures]:
+        snapshots = {one.name: one.snapshot for one in self.plan.deployments}
+        return of_serve(self.status(), snapshots=snapshots, boots=self.boots)
 
     def boots(self, deployment: str) -> list[tuple[str, Boot]]:
         """The name and boot of each replica that serves or sleeps."""
