@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torpor.cli.prewarm import run_prewarm
     from torpor.cli.probe import run_probe
     from torpor.cli.ray import run_ray_down, run_ray_status, run_ray_up
+    from torpor.cli.ray_manifest import run_ray_manifest
+    from torpor.cli.ray_plan import run_ray_plan
     from torpor.cli.remote_restore import run_restored
     from torpor.cli.removal import run_gc, run_rm
     from torpor.cli.report import run_report
@@ -56,6 +58,8 @@ __all__ = [
     "run_pull",
     "run_push",
     "run_ray_down",
+    "run_ray_manifest",
+    "run_ray_plan",
     "run_ray_status",
     "run_ray_up",
     "run_report",
@@ -90,6 +94,8 @@ __getattr__, __dir__ = lazy_names(
         "torpor.cli.prewarm": ("run_prewarm",),
         "torpor.cli.probe": ("run_probe",),
         "torpor.cli.ray": ("run_ray_down", "run_ray_status", "run_ray_up"),
+        "torpor.cli.ray_manifest": ("run_ray_manifest",),
+        "torpor.cli.ray_plan": ("run_ray_plan",),
         "torpor.cli.report": ("run_report",),
         "torpor.cli.remote_restore": ("run_restored",),
         "torpor.cli.restore": ("run_restore",),

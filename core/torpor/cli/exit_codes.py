@@ -44,6 +44,11 @@ EXIT_CODES: dict[str, dict[int, str]] = {
         FAILED: "there is no cluster, or something is still there after a minute",
         WRONG_INPUT: "wrong input, or no such deployment; nothing was removed",
     },
+    "ray plan": {
+        OK: "printed; Ray can serve all of it",
+        WRONG_INPUT: "printed, and Ray cannot serve all of it; or wrong input",
+    },
+    "ray manifest": {OK: "printed", WRONG_INPUT: f"{_WRONG}; a deployment that Ray cannot serve"},
     "status": {
         OK: "printed; with NAME: one server of that name serves with all its replicas",
         FAILED: "with NAME: no server does",

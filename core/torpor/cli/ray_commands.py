@@ -8,6 +8,7 @@ import typer
 
 from torpor.cli import actions
 from torpor.cli.options import AsJson, CommandGroup, Identity, StoreOptions, TrustedKeys, Unsigned
+from torpor.cli.ray_file_commands import EXAMPLES, manifest, plan
 
 __all__ = ["ray"]
 
@@ -16,6 +17,8 @@ ray = typer.Typer(
     help="Serve deployments on a Ray cluster, each to zero and back (Ray Serve).",
     no_args_is_help=True,
 )
+ray.command()(plan)
+ray.command(epilog=EXAMPLES)(manifest)
 
 AppFiles = Annotated[
     list[str], typer.Argument(metavar="APP...", help="App files; nodes have them at the same absolute paths.")

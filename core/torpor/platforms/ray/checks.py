@@ -21,7 +21,6 @@ __all__ = ["check_for_ray", "ray_findings"]
 
 _LABEL_VALUE = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?", re.ASCII)
 _USUAL_RESTARTS = 5
-_NO_WORD = "Ray Serve has none"
 
 
 def check_for_ray(deployment: Deployment) -> tuple[Finding, ...]:
@@ -47,7 +46,7 @@ def _of_scaling(deployment: Deployment) -> Iterator[Finding]:
     if scaling.buffer_containers:
         yield _error(
             "Scaling.buffer_containers",
-            f"{scaling.buffer_containers} idle replicas ahead of traffic are wanted, and {_NO_WORD}",
+            f"{scaling.buffer_containers} idle replicas ahead of traffic are wanted, and Ray Serve keeps none",
             "raise min_containers, or lower target_concurrency so that replicas are added earlier",
         )
     if scaling.max_containers is None:

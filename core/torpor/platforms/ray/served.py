@@ -6,6 +6,7 @@ Values alone are read; Ray is not imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.app_file import load_app
@@ -17,7 +18,6 @@ from torpor.plugin_checks import plugin_findings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torpor.app_file import App
     from torpor.values.findings import Finding
@@ -52,7 +52,7 @@ def served(files: Sequence[str | Path]) -> tuple[Served, ...]:
     """
     if not files:
         raise ConfigurationError("No app file was given; give at least one, e.g. apps/tiny_cpu.py.")
-    apps = [load_app(str(file)) for file in files]
+    apps = [load_app(str(file)) for file in {Path(file).absolute(): file for file in files}.values()]
     check_distinct(apps)
     return tuple(_served(app, alone=len(apps) == 1) for app in apps)
 
