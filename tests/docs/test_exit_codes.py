@@ -61,6 +61,10 @@ ENDS = [
     ("probe ftp://127.0.0.1", 2),
     ("probe http://127.0.0.1:9 --timeout 0.2", 1),
     ("prewarm ftp://127.0.0.1", 2),
+    ("ray plan APP", 0),
+    ("ray plan none.py", 2),
+    ("ray manifest APP", 0),
+    ("ray manifest APP --kubernetes", 2),
 ]
 
 
@@ -110,6 +114,7 @@ def test_every_error_is_in_the_table() -> None:
     [
         "plan APP",
         "serve APP",
+        "ray plan APP",
         "plugins",
         "key new",
         "key signing k",
