@@ -22,18 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGE = "gpu='H100!:2', region='eu-west-1', ray=RayOptions(cpus=7.5, memory_mib=65_536)"
-STORE = StoreOnNodes(snapshots="s3://b/s", trust="", unsigned=False, identity="", app_folder="/apps")
-PODS = Pods(
-    image="",
-    name="",
-    namespace="",
-    cache="",
-    node_selector=[],
-    toleration=[],
-    service_account="",
-    secret="",
-    ray_version="",
-)
+STORE = StoreOnNodes(snapshots="s3://b/s", app_folder="/apps")
+PODS = Pods(image="", node_selector=[], toleration=[], secret="")
 
 
 @pytest.fixture
@@ -62,7 +52,7 @@ def test_a_plan_shows_what_would_run(apps: list[str], capsys: pytest.CaptureFixt
         "  route     /large",
         "  replicas  0 to 3; one more at 10 requests each, one fewer after 300 s without need",
         "  requests  100 at once for a replica; 1000 may wait, others get 503",
-        "  each      7.5 CPU, 2 x H100, 65536 MiB, ray.io/region=eu-west-1",
+        "  each      7.5 CPU, 2 x H100, 65536 MiB, ray.io/availability-region=eu-west-1",
         "  starts    restored from the newest snapshot that fits its node, else cold",
         "  ends      within 45 s",
         "torpor-small",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from torpor.cli import actions
 from torpor.cli.options import AsJson  # noqa: TC001 - typer reads the annotations
+
+if TYPE_CHECKING:
+    from torpor.cli.ray_manifest import Pods, StoreOnNodes
 
 __all__ = ["EXAMPLES", "manifest", "plan"]
 
@@ -121,25 +124,8 @@ def manifest(
 
     Exit code 0: printed; 2: wrong input, or Ray cannot serve a deployment.
     """
-    actions.run_ray_manifest(
-        files,
-        store={
-            "snapshots": snapshots,
-            "trust": trust,
-            "unsigned": unsigned,
-            "identity": identity,
-            "app_folder": app_folder,
-        },
-        kubernetes=kubernetes,
-        pods={
-            "image": image,
-            "name": name,
-            "namespace": namespace,
-            "cache": cache,
-            "node_selector": node_selectors or [],
-            "toleration": tolerations or [],
-            "service_account": service_account,
-            "secret": secret,
-            "ray_version": ray_version,
-        },
-    )
+    pods: Pods = {"image": image, "name": name, "namespace": namespace, "cache": cache, "ray_version": ray_version}
+    pods |= {"node_selector": node_selectors or [], "toleration": tolerations or []}
+    pods |= {"service_account": service_account, "secret": secret}
+    store: StoreOnNodes = {"snapshots": snapshots, "trust": trust, "unsigned": unsigned, "identity": identity}
+    actions.run_ray_manifest(files, store=store | {"app_folder": app_folder}, kubernetes=kubernetes, pods=pods)

@@ -23,8 +23,8 @@ __all__ = ["Pods", "StoreOnNodes", "run_ray_manifest"]
 _HOST = "0.0.0.0"  # noqa: S104 - what a cluster serves is for other machines
 
 
-class StoreOnNodes(TypedDict):
-    """Fields of `torpor.platforms.ray.config.Source`."""
+class StoreOnNodes(TypedDict, total=False):
+    """Fields of `torpor.platforms.ray.config.Source`; one that is missing has its default."""
 
     snapshots: str
     trust: str
@@ -33,8 +33,8 @@ class StoreOnNodes(TypedDict):
     app_folder: str
 
 
-class Pods(TypedDict):
-    """Options for Kubernetes; an empty one was not given."""
+class Pods(TypedDict, total=False):
+    """Options for Kubernetes; one that is empty or missing was not given."""
 
     image: str
     name: str
@@ -72,21 +72,21 @@ def run_ray_manifest(files: Sequence[str], *, store: StoreOnNodes, kubernetes: b
 
 
 def _options(pods: Pods) -> KubernetesOptions:
-    if not pods["image"]:
+    if not pods.get("image"):
         raise ConfigurationError(
             "--kubernetes needs --image: the image with Torpor, Ray, the engine, CRIU and the app files, e.g. "
             "--image registry.example/torpor:1. docs/cluster.md says how to build one."
         )
     return KubernetesOptions(
         image=pods["image"],
-        name=pods["name"] or KubernetesOptions.name,
-        namespace=pods["namespace"],
-        cache=pods["cache"] or KubernetesOptions.cache,
-        node_selectors=tuple(map(NodeSelector.parse, pods["node_selector"])),
-        tolerations=tuple(map(Toleration.parse, pods["toleration"])),
-        service_account=pods["service_account"],
-        secret=pods["secret"],
-        ray_version=pods["ray_version"] or KubernetesOptions.ray_version,
+        name=pods.get("name") or KubernetesOptions.name,
+        namespace=pods.get("namespace", ""),
+        cache=pods.get("cache") or KubernetesOptions.cache,
+        node_selectors=tuple(map(NodeSelector.parse, pods.get("node_selector", []))),
+        tolerations=tuple(map(Toleration.parse, pods.get("toleration", []))),
+        service_account=pods.get("service_account", ""),
+        secret=pods.get("secret", ""),
+        ray_version=pods.get("ray_version") or KubernetesOptions.ray_version,
     )
 
 

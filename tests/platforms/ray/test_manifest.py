@@ -80,9 +80,9 @@ def test_a_group_offers_what_its_deployments_ask_for(manifest: Json) -> None:
         "GPU": "2",
         "accelerator_type:H100": "1",
     }
-    assert at(manifest, f"{WORKER}.labels") == {"ray.io/region": "eu-west-1"}
+    assert at(manifest, f"{WORKER}.labels") == {"ray.io/availability-region": "eu-west-1"}
     actor = config_in(manifest)["applications"][0]["deployments"][0]["ray_actor_options"]
-    assert actor["label_selector"] == {"ray.io/region": "eu-west-1"}
+    assert actor["label_selector"] == {"ray.io/availability-region": "eu-west-1"}
     assert [at(manifest, f"{WORKER}.{name}Replicas") for name in ("min", "max")] == [0, 3]
 
 
@@ -175,7 +175,7 @@ BROKEN: dict[str, tuple[str, object, str]] = {
         "value: 1 is not of type 'string'",
     ),
     "no head": ("spec.rayClusterConfig.headGroupSpec", ..., "'headGroupSpec' is a required property"),
-    "a label as a number": (f"{WORKER}.labels", {"ray.io/region": 1}, "1 is not of type 'string'"),
+    "a label as a number": (f"{WORKER}.labels", {"ray.io/availability-region": 1}, "1 is not of type 'string'"),
 }
 
 

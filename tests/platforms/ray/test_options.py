@@ -14,7 +14,7 @@ from tests.platforms.small import a_deployment
 from torpor import ConfigurationError, Deployment, ModalOptions, RayOptions, Scaling
 from torpor.platforms.ray.checks import ray_findings
 from torpor.platforms.ray.gpu_kinds import accelerator_type
-from torpor.platforms.ray.options import MOST_REPLICAS, cluster_environment, deployment_options
+from torpor.platforms.ray.options import MOST_REPLICAS, REGION_LABEL, cluster_environment, deployment_options
 
 DEPLOYMENT = replace(
     a_deployment(gpu="H100!:2"),
@@ -55,7 +55,7 @@ def test_serve_gets_the_deployments_numbers() -> None:
             "num_cpus": 1.0,
             "num_gpus": 2,
             "accelerator_type": "H100",
-            "label_selector": {"ray.io/region": "eu-west-1"},
+            "label_selector": {"ray.io/availability-region": "eu-west-1"},
         },
     }
 
@@ -224,13 +224,15 @@ def test_a_kind_of_gpu_is_without_count_and_mark(gpu: str | None, kind: str | No
 @needs_ray
 @pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
 def test_ray_takes_the_options() -> None:
-    """Serve's own schema accepts them, and Serve reads these variables."""
+    """Serve's own schema accepts them, Serve reads these variables, and Ray's nodes have this label."""
+    from ray._raylet import RAY_NODE_REGION_KEY
     from ray.serve._private import constants
     from ray.serve.schema import DeploymentSchema
 
     read = DeploymentSchema.model_validate(deployment_options(DEPLOYMENT))
     assert read.model_dump(exclude_unset=True)["autoscaling_config"]["max_replicas"] == 4
     assert cluster_environment().keys() <= vars(constants).keys()
+    assert REGION_LABEL == RAY_NODE_REGION_KEY
 
 
 def test_the_options_need_no_ray() -> None:

@@ -61,7 +61,7 @@ def _of_place(deployment: Deployment) -> Iterator[Finding]:
     if deployment.region is not None and not _LABEL_VALUE.fullmatch(deployment.region):
         yield _error(
             "Deployment.region",
-            f"{shown(deployment.region)} cannot be the value of a node's label ray.io/region",
+            f"{shown(deployment.region)} cannot be the value of a node's label ray.io/availability-region",
             "use 1 to 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
         )
     named = deployment.ray.accelerator_type if deployment.ray else None

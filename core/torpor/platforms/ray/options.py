@@ -36,7 +36,7 @@ QUEUE = 1000
 MIN_DRAINING_S = 5
 """Seconds that a replica which ends stays reachable, so that every HAProxy forgets it first. Serve's default, 30 s, would keep the
 GPU as long; HAProxy sends a refused connection elsewhere."""
-REGION_LABEL = "ray.io/region"
+REGION_LABEL = "ray.io/availability-region"
 """Ray's own label (ray._raylet.RAY_NODE_REGION_KEY). A node gets it from `ray start --labels` or the variable RAY_NODE_REGION."""
 
 _ADD_AFTER_S = 1.0
