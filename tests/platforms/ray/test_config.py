@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import TYPE_CHECKING
 
@@ -128,3 +129,20 @@ def test_app_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 def test_a_source_without_options_has_no_arguments() -> None:
     """The builder's defaults stay its own."""
     assert Source().arguments() == {}
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
+def test_the_builders_of_a_configuration_take_its_arguments(tmp_path: Path) -> None:
+    """Serve imports `import_path` on the head, and calls it with `args`. What it gets has the deployment of the configuration."""
+    from ray.serve import Application
+
+    files = [an_app(tmp_path, "small"), an_app(tmp_path, "large")]
+    for one in serve_config(*files, snapshots="s3://b/s", trust="/t.pub", unsigned=True)["applications"]:
+        module, _, name = one["import_path"].partition(":")
+        built = getattr(importlib.import_module(module), name)(one["args"])
+        assert isinstance(built, Application)
+        deployed = built._bound_deployment
+        for options in one.get("deployments", []):
+            assert deployed.name == options["name"]
+            assert deployed.max_ongoing_requests == options["max_ongoing_requests"]
