@@ -2,8 +2,8 @@
 
 The benchmark says by TORPOR_GPU_BENCH (JSON) what varies: `name` and `served` (of the deployment and its model), `gpu`, `model`
 (folder), `python`, `port`, `version`, `canary_mismatch`, `engine` (`sglang`, `vllm`, or `standin` for a trial of the benchmark's
-own code), `ranks` (GPUs that share the model), `gpu_snapshot`, `flags` (further ones of the
-engine), and `options` of the engine's plugin over those below.
+own code), `ranks` (GPUs that share the model), `gpus` (names of those to use; empty for all), `gpu_snapshot`, `flags` (further ones
+of the engine), and `options` of the engine's plugin over those below.
 """
 
 import json

@@ -34,7 +34,8 @@ Rows for several GPUs; one that needs more GPUs than the machine has is skipped 
     tp2-pairs   as spread, with replicas of two GPUs each
     vllm-tp2    as tp2, with vLLM
 
-`vllm`, `tp2-all`, `tp4-all` and `several` stand for several rows.
+`vllm`, `tp2-all`, `tp4-all` and `several` stand for several rows. `--gpus 2,3` uses these GPUs only; a row's engine takes the first
+of them, as many as it needs.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from benchmarks.gpu.common import (
     COLD_LIMIT_S,
     ask,
     captured,
+    gpu_places,
     gpu_query,
     interesting,
     machine,
@@ -73,6 +75,7 @@ from torpor.platforms.local.backends import NoSnapshot, Standby
 from torpor.platforms.local.server import LocalServer
 from torpor.platforms.local.snapshots import restore_snapshot
 from torpor.snapshots.criu.program import boot_id
+from torpor.snapshots.gpu.choice import split_names
 from torpor.snapshots.store.paths import cache_root
 from torpor.telemetry.stage_report import StageReport
 
@@ -101,7 +104,7 @@ def main() -> None:
             continue
         started = time.monotonic()
         try:
-            figures = skipped(name) or measure(name, options)
+            figures = skipped(name, options.gpus) or measure(name, options)
         except Exception as error:  # the next row may do; what was seen is kept
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
         figures |= {
@@ -135,6 +138,12 @@ def parse() -> argparse.Namespace:
         "--stand-in", action="store_true", help="a trial of the rows' code: the stand-in, without a GPU"
     )
     parser.add_argument("--engine-args", default="", help='further flags of the engine, as one text: "--flag value"')
+    parser.add_argument(
+        "--gpus",
+        type=lambda text: split_names("--gpus", text),
+        default=(),
+        help="the GPUs to use, e.g. 2,3: a row's engine takes the first ones, as many as it needs; by default all of the machine",
+    )
     options = parser.parse_args()
     options.rows = [row for name in options.rows for row in GROUPS.get(name, (name,))]
     if unknown := set(options.rows) - set(ROWS):
@@ -142,8 +151,12 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def skipped(name: str) -> dict[str, object]:
-    """Why a row cannot be measured on this machine; empty if it can."""
+def skipped(name: str, gpus: Sequence[str] = ()) -> dict[str, object]:
+    """Why a row cannot be measured on this machine, or on these GPUs of it; empty if it can."""
+    if gpus and ROWS[name].kind == "switch":
+        return {"skipped": "its server chooses GPUs itself; leave --gpus out"}
+    if gpus and len(gpus) < ROWS[name].gpus:
+        return {"skipped": f"it needs {ROWS[name].gpus} GPUs, and --gpus names {len(gpus)}"}
     there, needed = len(gpu_query("name")), ROWS[name].gpus
     return {"skipped": f"it needs {needed} GPUs, and this machine has {there}"} if there < needed else {}
 
@@ -159,6 +172,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "version": options.version,
         "engine": "standin" if options.stand_in else row.engine,
         "ranks": row.ranks,
+        "gpus": options.gpus,
         "gpu_snapshot": False if row.own else None,
         "options": row.options,
         "flags": options.engine_args.split(),
@@ -206,7 +220,7 @@ def huge_pages(folder: Path, restores: int, port: int) -> dict[str, object]:
 
 def once_more(folder: Path, port: int) -> dict[str, object]:
     """One more restore, for what is not timed: sampled requests at once, the engine's own lines, the GPU's memory."""
-    replicas = restore_snapshot(folder, port=port)
+    replicas = restore_snapshot(folder, gpus=gpu_places(), port=port)
     try:
         answers = sampled(port)
         return {
@@ -223,7 +237,9 @@ def standby(wakes: int) -> dict[str, object]:
     """Sleeps and wakes in one process: from the call to the first token; the GPU's memory while asleep."""
     empty = used_mib()[0]
     deployment = load_app(str(APP)).deployment
-    server = LocalServer(deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False)
+    server = LocalServer(
+        deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False, gpus=gpu_places()
+    )
     times, asleep, serving, stages = [], [], [], list[dict[str, float]]()
     try:
         server.start()
@@ -265,7 +281,7 @@ def cold(row: Row, log: Path) -> dict[str, object]:
         there.rename(away)
     log.unlink(missing_ok=True)
     os.environ |= {**row.env, LOG_VARIABLE: str(log)}
-    server = LocalServer(deployment, backend=NoSnapshot(), report=StageReport())
+    server = LocalServer(deployment, backend=NoSnapshot(), report=StageReport(), gpus=gpu_places())
     began = time.monotonic()
     try:
         server.start()

@@ -16,11 +16,15 @@ import httpx
 from benchmarks.local import shares
 
 from torpor.cli.timing import command, first_token, running
+from torpor.snapshots.gpu.choice import named_gpus
+from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.store.stored import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from torpor.snapshots.gpu.placement import GpuPlace
 
 MODEL = "qwen3-8b-fp8"
 SAMPLED, SAMPLED_TOKENS = 32, 32
@@ -36,6 +40,26 @@ LOG_LINES = (
 )
 
 
+def all_gpus() -> tuple[str, ...]:
+    """The GPUs that `--gpus` names; empty for all of the machine."""
+    return tuple(json.loads(os.environ.get("TORPOR_GPU_BENCH", "{}")).get("gpus", ()))
+
+
+def own_gpus() -> tuple[str, ...]:
+    """Those of them that one engine of this row takes."""
+    return all_gpus()[: json.loads(os.environ.get("TORPOR_GPU_BENCH", "{}")).get("ranks", 1)]
+
+
+def gpu_words(names: Sequence[str]) -> tuple[str, ...]:
+    """The option of a command that starts an engine on these GPUs; empty for none."""
+    return ("--gpus", ",".join(names)) if names else ()
+
+
+def gpu_places() -> tuple[GpuPlace, ...]:
+    """The GPUs of a server that this process starts."""
+    return named_gpus("--gpus", own_gpus(), look()) if own_gpus() else ()
+
+
 def created(app: Path, folder: Path) -> float:
     """Capture a snapshot with the command; seconds.
 
@@ -45,7 +69,7 @@ def created(app: Path, folder: Path) -> float:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = time.monotonic()
     made = subprocess.run(
-        command("snapshot", "create", str(app), str(folder)),
+        command("snapshot", "create", str(app), str(folder), *gpu_words(own_gpus())),
         capture_output=True,
         text=True,
         timeout=COLD_LIMIT_S,
@@ -86,12 +110,15 @@ def restored(
         folder: the snapshot.
         restores: how often.
         port: where the replica serves.
-        words: further words of the command.
+        words: further words of the command; by default the GPUs of this row.
         look: called while each replica serves; what it returns is listed as `seen`.
     """
     times, parts, texts, seen_each = [], [], set(), []
     for _ in range(restores):
-        with running(command("snapshot", "restore", str(folder), "--json", *words)) as (process, began):
+        with running(command("snapshot", "restore", str(folder), "--json", *(words or gpu_words(own_gpus())))) as (
+            process,
+            began,
+        ):
             seen = first_token(process, began, port=port, model=MODEL, timeout_s=RESTORE_LIMIT_S, tokens=16)
             assert process.stdout is not None
             told = json.loads(process.stdout.readline())

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, cast
 from benchmarks.gpu.common import (
     MODEL,
     RESTORE_LIMIT_S,
+    all_gpus,
     ask,
     captured,
     decoded,
     details,
+    gpu_places,
     gpu_query,
+    gpu_words,
     ready_s,
     restored,
     used_mib,
@@ -40,7 +43,7 @@ _DECODES, _MANY, _CYCLES = 3, 20, 50
 
 def cold_decoded(app: Path) -> dict[str, object]:
     """A cold start without a snapshot, and the speed of one stream: the median of three."""
-    server = LocalServer(load_app(str(app)).deployment, backend=NoSnapshot(), report=StageReport())
+    server = LocalServer(load_app(str(app)).deployment, backend=NoSnapshot(), report=StageReport(), gpus=gpu_places())
     try:
         server.start()
         seen = [decoded(server.address[1]) for _ in range(_DECODES)]
@@ -99,7 +102,7 @@ def swapped(folder: Path, restores: int, port: int) -> dict[str, object]:
         RuntimeError: that row has not left a snapshot here.
     """
     check_there(folder)
-    order = ",".join(str(number) for number in reversed(range(len(gpu_query("name")))))
+    order = ",".join(reversed(_names()))
     look = lambda: {**decoded(port), "gpu_mib": used_mib()}  # noqa: E731
     found = restored(folder, restores, port, words=("--gpus", order), look=look)
     seen = cast("list[dict[str, object]]", found["seen"])
@@ -109,7 +112,9 @@ def swapped(folder: Path, restores: int, port: int) -> dict[str, object]:
 def standby_many(app: Path, cycles: int = _CYCLES) -> dict[str, object]:
     """Sleeps and wakes in one process: from the call to the first token; the memory of each GPU awake and asleep."""
     deployment = load_app(str(app)).deployment
-    server = LocalServer(deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False)
+    server = LocalServer(
+        deployment, backend=Standby(), report=StageReport(), cold_on_failed_wake=False, gpus=gpu_places()
+    )
     times, asleep, serving, stages, seen = [], list[list[int]](), list[list[int]](), list[dict[str, float]](), []
     try:
         server.start()
@@ -147,13 +152,13 @@ def spread(app: Path, folder: Path, restores: int, port: int, *, ranks: int) -> 
     A machine of one GPU gets two replicas on it.
     """
     capture = captured(app, folder)
-    there = len(gpu_query("name"))
-    count = max(2, there // ranks)
+    names = _names()
+    count = max(2, len(names) // ranks)
     at_once = [replicas_at_once(folder, count, port) for _ in range(restores)]
     moved = {}
     if inspect(folder).gpu is not None:
-        for first in range(ranks, there - ranks + 1, ranks):
-            gpus = ",".join(str(number) for number in range(first, first + ranks))
+        for first in range(ranks, len(names) - ranks + 1, ranks):
+            gpus = ",".join(names[first : first + ranks])
             look = lambda: {**decoded(port), "gpu_mib": used_mib()}  # noqa: E731
             moved[gpus] = restored(folder, restores, port, words=("--gpus", gpus), look=look)
     every = [time_s for one in at_once for time_s in cast("list[float]", one["serving_s"])]
@@ -167,9 +172,14 @@ def spread(app: Path, folder: Path, restores: int, port: int, *, ranks: int) -> 
     }
 
 
+def _names() -> tuple[str, ...]:
+    """The GPUs to use: those of `--gpus`, else all."""
+    return all_gpus() or tuple(str(number) for number in range(len(gpu_query("name"))))
+
+
 def replicas_at_once(folder: Path, count: int, port: int) -> dict[str, object]:
     """Restore replicas by one command: when each serves, the first answer, and what is on each GPU."""
-    argv = command("snapshot", "restore", str(folder), "--json", "--replicas", str(count))
+    argv = command("snapshot", "restore", str(folder), "--json", "--replicas", str(count), *gpu_words(all_gpus()))
     began_at = time.time()
     with running(argv) as (process, began):
         seen = first_token(process, began, port=port, model=MODEL, timeout_s=RESTORE_LIMIT_S, tokens=16)

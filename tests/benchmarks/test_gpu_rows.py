@@ -10,6 +10,8 @@ import sys
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from benchmarks.gpu import bench as gpu_bench
+from benchmarks.gpu import common
 from benchmarks.gpu.rows import GROUPS, ROWS
 
 from tests import ROOT
@@ -131,3 +133,25 @@ def test_the_row_with_two_models_at_one_address_gives_its_figures(tmp_path: Path
     assert [one["model"] for one in restored] == ["switch-a", "switch-b"] * 2
     assert all(0 < cast("float", one["first_token_s"]) < 60 for one in restored)
     assert "switch, restored" in printed
+
+
+def test_chosen_gpus_go_to_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One engine takes the first of them, as many as its ranks; without `--gpus` nothing is said."""
+    found = {}
+    for gpus, ranks in (([], 2), (["2", "3"], 1), (["2", "3"], 2)):
+        monkeypatch.setenv("TORPOR_GPU_BENCH", json.dumps({"gpus": gpus, "ranks": ranks}))
+        found[len(gpus), ranks] = (common.all_gpus(), common.gpu_words(common.own_gpus()))
+    assert found == {
+        (0, 2): ((), ()),
+        (2, 1): (("2", "3"), ("--gpus", "2")),
+        (2, 2): (("2", "3"), ("--gpus", "2,3")),
+    }
+
+
+def test_rows_that_need_more_than_the_chosen_gpus_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the row whose server chooses itself."""
+    monkeypatch.setattr(gpu_bench, "gpu_query", lambda _: ["NVIDIA H200"] * 8)
+    said = {name: gpu_bench.skipped(name, ("2", "3")) for name in ("flagship", "tp2", "tp4", "switch")}
+    assert [name for name, why in said.items() if not why] == ["flagship", "tp2"]
+    assert said["tp4"] == {"skipped": "it needs 4 GPUs, and --gpus names 2"}
+    assert gpu_bench.skipped("tp4") == {}

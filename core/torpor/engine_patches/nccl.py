@@ -105,6 +105,11 @@ class NcclCommunicators:
     def resume(self) -> None:
         """Resume what `suspend` suspended; every rank calls it, before anything uses NCCL.
 
+        It is not overlapped with the engine's own resume, although that would save up to the shorter of the two. NCCL wants an
+        idle engine on every rank (a barrier inside), and the synchronization before and after proves it. Beside an engine that
+        copies its weights to the GPU, it would prove nothing, or wait for the copy. Both take GPU memory, so an engine that runs
+        out of it on one rank would leave the others in NCCL's barrier until its deadline.
+
         Raises:
             GpuSnapshotError: raised on every rank; the engine cannot serve and has to be ended.
         """

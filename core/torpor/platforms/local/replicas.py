@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torpor.errors import ConfigurationError, SnapshotError, SnapshotMisfitError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
+from torpor.platforms.local.replica_gpus import ReplicaGpus
 from torpor.platforms.local.tasks import Task, results
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -32,7 +33,6 @@ from torpor.snapshots.fit import (
     loaded_here,
     misfit,
     misfits,
-    placed_gpus,
     unfit_machine,
 )
 from torpor.snapshots.restore import begin_sandbox, read_snapshot, restore_replica
@@ -188,8 +188,7 @@ class Replicas:
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
-        self._one_on_gpus = threading.Lock()
-        self._starting: dict[str, tuple[GpuPlace, ...]] = {}
+        self._gpus = ReplicaGpus(lambda: [one.replica.name for one in self.serving])
         self._attempts: set[Attempt] = set()
         self._stopped = False
         self._names_given = 0
@@ -280,6 +279,7 @@ class Replicas:
             self._gateway = None
         for one in serving:
             one.end()
+        self._gpus.end()
         self._hold.release()
 
     def _start_nothing_more(self) -> None:
@@ -345,10 +345,11 @@ class Replicas:
             if not stopped:
                 self._serving += serving
         for one in serving:
-            self._starting.pop(one.replica.name, None)
             if stopped:
                 one.end()
+                self._gpus.ended(one.replica.name)
             else:
+                self._gpus.serves(one.replica.name)
                 one.back_off.serves()
                 gateway.add(one.routed)
 
@@ -388,7 +389,7 @@ class Replicas:
                 gpus=lambda: self._gpus_of(gpus, number),
             )
         except BaseException as error:
-            self._starting.pop(begun.name, None)
+            self._gpus.ended(begun.name)
             if isinstance(error, Exception) and not attempt.ended and not isinstance(error, SnapshotMisfitError):
                 self._record_failure(begun.name, time.perf_counter() - started, error, restarts)
             raise
@@ -410,19 +411,7 @@ class Replicas:
         return looking.value.maps[number] if looking.value else None
 
     def _placed(self, names: Sequence[str]) -> Placement | None:
-        """Find GPUs for replicas that start now. They count as theirs from now on, though they hold no memory there yet."""
-        with self._one_on_gpus:
-            others = [gpu for one in self.serving for gpu in one.replica.gpus]
-            others += [gpu for name, gpus in self._starting.items() if name not in names for gpu in gpus]
-            found = placed_gpus(
-                self.manifest,
-                replicas=len(names),
-                chosen=[gpu.uuid for gpu in self.gpus],
-                occupied=[gpu.uuid for gpu in others],
-            )
-            for name, where in zip(names, found.maps if found else (), strict=False):
-                self._starting[name] = where.gpus
-            return found
+        return self._gpus.place(self.manifest, names, self.gpus)
 
     def _verified_criu(self, replicas: int) -> Criu:
         """Check files and machine, and return the CRIU to use.
@@ -493,7 +482,7 @@ class Replicas:
     def _end_replica(self, replica: Replica) -> None:
         """End a replica that does not serve."""
         replica.end()
-        self._starting.pop(replica.name, None)
+        self._gpus.ended(replica.name)
 
     def _tell_failed_wake(self, attempt: Attempt, name: str, error: Exception) -> None:
         if attempt.ended:
@@ -539,8 +528,9 @@ class Replicas:
         found = self._placed([name])
         try:
             yield found.maps[0].gpus if found and found.maps else self.gpus
-        finally:
-            self._starting.pop(name, None)
+        except BaseException:
+            self._gpus.ended(name)
+            raise
 
     def _serving_replica(self, replica: Replica, boot: Boot, back_off: BackOff) -> Serving:
         from torpor.platforms.local.gateway_route import GatewayReplica, ready_path  # noqa: PLC0415 - asyncio: 16 ms, imported while the engine wakes
@@ -636,6 +626,7 @@ class Replicas:
             wake.join()
             if wake.value is not None:
                 wake.value.end()
+                self._gpus.ended(wake.value.replica.name)
         for restore in restoring:
             restore.join()
             if restore.value is not None:

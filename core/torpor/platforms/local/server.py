@@ -21,6 +21,7 @@ from torpor.engine.failure import stops_on_failure
 from torpor.errors import DrainTimeoutError, SnapshotError, TorporError, TrialWakeError
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.local.backends import STANDBY_WORKS, NoSnapshot
+from torpor.platforms.local.cold_gpus import ColdGpus
 from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.installed_nccl import check_nccl
 from torpor.platforms.local.requirements import check_gpu
@@ -64,7 +65,8 @@ class LocalServer:
         cold_on_failed_wake: whether a failed wake is followed by a cold start; the deployment may still forbid it. False raises
             the failure, for tests and for timing wakes.
         on_event: called with what happens to the engine by itself; logged by default.
-        gpus: the GPUs that the engine may use at a cold start; by default CUDA chooses (its first ones).
+        gpus: the GPUs that the engine may use at a cold start; by default CUDA chooses (its first ones), unless
+            another command has those.
 
     Raises:
         ConfigurationError: the deployment cannot run here (no such GPU, ...), or a plugin's check finds an error in it.
@@ -84,7 +86,6 @@ class LocalServer:
         on_event: Callable[[ReplicaEvent], None] | None = None,
         gpus: Sequence[GpuPlace] = (),
     ) -> None:
-        self._gpus = gpus
         self.backend = backend or NoSnapshot()
         self.deployment = deployment = self.backend.placed(deployment)
         self.root = root or cache_root()
@@ -97,6 +98,7 @@ class LocalServer:
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise SnapshotError(f"The backend {self.backend.name!r} cannot be used here:\n{listed}\n{STANDBY_WORKS}")
         check_gpu(deployment)
+        self._gpus = ColdGpus(deployment, gpus)
         if self.backend.name != NoSnapshot.name:
             check_nccl(deployment, self.recipe)
         if not self.backend.process_stays:
@@ -125,6 +127,8 @@ class LocalServer:
         """Build and start cold, in the place that the backend prepares; the guard stays closed."""
         self.boot.starter = self.backend.prepare(self.deployment)
         self.build()
+        self._gpus.take()
+        self._placed(self.boot)
         self.boot.cold_start(on_ready=warn_of_held if isinstance(self.backend, CriuBackend) else None)
 
     def start(self) -> None:
@@ -274,9 +278,9 @@ class LocalServer:
     def _placed(self, boot: Boot) -> Boot:
         """A boot that knows where its engine's output goes, and which GPUs the engine may use."""
         boot.logs = logs_folder(self.deployment.name, root=self.root)
-        boot.gpus = [gpu.number for gpu in self._gpus]
+        boot.gpus = [gpu.number for gpu in self._gpus.gpus]
         if self.lifecycle.listeners is not None:
-            boot.places = self._gpus or only_gpus(self.deployment.gpu_count)
+            boot.places = self._gpus.gpus or only_gpus(self.deployment.gpu_count)
         return boot
 
     def _tell_failure(self, event: str, error: Exception) -> None:
@@ -298,6 +302,7 @@ class LocalServer:
         """End the engine's whole process tree and what the backend holds."""
         self.boot.stop()
         self.backend.close()
+        self._gpus.release()
 
     def _ends_on_failure(self, *, keep_port: bool = False) -> AbstractContextManager[None]:
         """End the engine and what the backend holds if the block fails; `_renew` may replace the engine meanwhile."""

@@ -40,6 +40,8 @@ class GpuUse:
         used_bytes: in use by any process.
         free_bytes: free.
         held_bytes: by host pid, the bytes of each process with a CUDA context; 0 where the driver does not tell.
+        reserved_bytes: by host pid, what starts of other commands of this user are about to take; see
+            `torpor.snapshots.gpu.claims`.
         mig: whether it is divided into instances (MIG); False where the driver does not tell.
     """
 
@@ -47,7 +49,13 @@ class GpuUse:
     used_bytes: int
     free_bytes: int
     held_bytes: Mapping[int, int] = field(default_factory=dict)
+    reserved_bytes: Mapping[int, int] = field(default_factory=dict)
     mig: bool = False
+
+    @property
+    def room_bytes(self) -> int:
+        """Free, and not about to be taken."""
+        return max(0, self.free_bytes - sum(self.reserved_bytes.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

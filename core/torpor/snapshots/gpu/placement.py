@@ -1,9 +1,9 @@
 """Which GPUs each replica of a snapshot gets, and what the driver is told about it: pure functions of what was seen.
 
 Each replica needs a GPU of its own for every GPU that the engine used at the capture, of the same kind and with enough free memory.
-Replicas go to the GPUs with the fewest of them, and of these to the one with the most free memory. Where two have as much, in
-whole GiB, a GPU is taken by whoever used it at the capture: then the driver has nothing to move. Next comes the GPU with the same
-number, so that ranks keep their order on another machine.
+Replicas go to the GPUs with the fewest of them, those of other commands counted (`torpor.snapshots.gpu.claims`), and of these to
+the one with the most free memory. Where two have as much, in whole GiB, a GPU is taken by whoever used it at the capture: then the
+driver has nothing to move. Next comes the GPU with the same number, so that ranks keep their order on another machine.
 
 The driver is told a GPU here for every GPU that the processes could see at the capture, also for those that they did not use
 (`CUcheckpointGpuPair`). Measured with driver 580.159 on two H200: a list with the used GPU alone is refused
@@ -12,8 +12,10 @@ The driver is told a GPU here for every GPU that the processes could see at the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor.snapshots.gpu.claims import claimed
 from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.store.gpu_state import different_gpus, driver_major
 
@@ -127,7 +129,7 @@ def placed_here(
     chosen: Sequence[str] = (),
     occupied: Sequence[str] = (),
 ) -> Placement:
-    """Ask the driver, and give each replica its GPUs.
+    """Ask the driver and what other commands of this user have claimed, and give each replica its GPUs.
 
     Args:
         made_on: version of the driver at the capture. One of the same major version fits.
@@ -137,8 +139,14 @@ def placed_here(
         chosen: see there.
         occupied: see there.
     """
-    driver = look()
-    found = placed(seen_then, needed, driver, replicas=replicas, chosen=chosen, occupied=occupied)
+    driver, others = look(), claimed()
+    taken = [uuid for uuid, one in others.items() for _ in range(one.replicas)]
+    uses = tuple(
+        replace(use, reserved_bytes=others[use.gpu.uuid].reserved) if use.gpu.uuid in others else use
+        for use in driver.uses
+    )
+    driver = replace(driver, uses=uses)
+    found = placed(seen_then, needed, driver, replicas=replicas, chosen=chosen, occupied=[*occupied, *taken])
     if driver_major(made_on) == driver.major:
         return found
     other = f"it was made on NVIDIA driver {made_on or 'none'}; here it is {driver.version or 'none'}, another major version"
@@ -200,7 +208,7 @@ class _Search:
             part = self._chosen[number * len(self._used) : (number + 1) * len(self._used)]
             pairs = list(zip(self._used, part, strict=True))
             fits = (
-                gpu.kind == self._uses[at].gpu.kind and self._needed[gpu.uuid] <= self._uses[at].free_bytes
+                gpu.kind == self._uses[at].gpu.kind and self._needed[gpu.uuid] <= self._uses[at].room_bytes
                 for gpu, at in pairs
             )
             if not all(fits):
@@ -214,7 +222,7 @@ class _Search:
         return spread if len(spread) == replicas else max(spread, self._greedy(replicas, spread=False), key=len)
 
     def _greedy(self, replicas: int, *, spread: bool) -> list[_Taken]:
-        free = {at: self._uses[at].free_bytes for at in self._pool}
+        free = {at: self._uses[at].room_bytes for at in self._pool}
         count = {at: self._occupied.count(at) for at in self._pool}
         found: list[_Taken] = []
         for _ in range(replicas):
@@ -258,7 +266,7 @@ class _Search:
         for at in dict.fromkeys(self._pool):
             use = self._uses[at]
             if use.gpu.kind in kinds:
-                yield f"{self._place(at)} has {_mib(use.free_bytes)} free{_short(use, least)}{_held(use)}"
+                yield f"{self._place(at)} has {_mib(use.room_bytes)} free{_short(use, least)}{_held(use)}"
 
     def completed(self, taken: _Taken) -> GpuMap:
         """With a GPU for each one that the engine could see but did not use: the same one if it is left, else one of its kind."""
@@ -288,10 +296,11 @@ def _mib(size: int) -> str:
 
 
 def _short(use: GpuUse, wanted: int) -> str:
-    missing = wanted - use.free_bytes
+    missing = wanted - use.room_bytes
     return f", {_mib(missing)} too little for one replica" if missing > 0 else ""
 
 
 def _held(use: GpuUse) -> str:
     holders = ", ".join(f"pid {pid} {size // _MIB} MiB" for pid, size in use.held_bytes.items())
-    return f"; held by {holders}" if holders else ""
+    starts = ", ".join(f"pid {pid} {_mib(size)}" for pid, size in use.reserved_bytes.items())
+    return (f"; held by {holders}" if holders else "") + (f"; about to be taken by {starts}" if starts else "")

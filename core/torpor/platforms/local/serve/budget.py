@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torpor.errors import ConfigurationError
 from torpor.platforms.local.serve.kept_sizes import sizes_folder
 from torpor.serving.sizes import Budget, Room, Size, Taken
+from torpor.snapshots.gpu.claims import claimed
 from torpor.snapshots.gpu.driver import look
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _MEMORY_SHARE = 0.9
 def budget_of(table: BudgetTable, *, needs_gpus: bool) -> Budget:
     """What the user allows; by default 90 % of the host's memory, and every GPU's.
 
+    Of a GPU that another command has, only what is free.
+
     Args:
         table: of the configuration.
         needs_gpus: whether a deployment has one.
@@ -33,10 +36,14 @@ def budget_of(table: BudgetTable, *, needs_gpus: bool) -> Budget:
         ConfigurationError: this machine has less.
     """
     host = table.memory if table.memory is not None else int(_host_memory() * _MEMORY_SHARE)
-    gpus = tuple(gpu.memory_mib * _MIB for gpu in look().gpus) if needs_gpus or table.gpu_memory is not None else ()
-    wanted = table.gpu_memory
+    uses = look().uses if needs_gpus or table.gpu_memory is not None else ()
+    gpus, wanted = tuple(use.gpu.memory_mib * _MIB for use in uses), table.gpu_memory
     if wanted is None:
-        return Budget(host, gpus)
+        others = claimed() if uses else {}
+        free = (
+            min(use.free_bytes, size) if use.gpu.uuid in others else size for use, size in zip(uses, gpus, strict=True)
+        )
+        return Budget(host, tuple(free))
     sizes = wanted if isinstance(wanted, tuple) else (wanted,) * len(gpus)
     if len(sizes) != len(gpus):
         raise ConfigurationError(
