@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from torpor.snapshots import gpu
 from torpor.snapshots.fit import placed_gpus
 
 if TYPE_CHECKING:
@@ -47,21 +48,19 @@ class ReplicaGpus:
         """
         if not manifest.machine.gpus:
             return None
-        from torpor.snapshots.gpu.claims import choosing, claimed  # noqa: PLC0415 - needed only with a GPU: 2 ms of every restore
-
         until = time.monotonic() + _OTHERS_S
         with self._one:
             self._forget_ended(names)
-            others = [gpu.uuid for name, gpus in self._gpus.items() if name not in names for gpu in gpus]
+            others = [place.uuid for name, gpus in self._gpus.items() if name not in names for place in gpus]
             while True:
-                with choosing():
+                with gpu.choosing():
                     found = placed_gpus(
-                        manifest, replicas=len(names), chosen=[gpu.uuid for gpu in chosen], occupied=others
+                        manifest, replicas=len(names), chosen=[place.uuid for place in chosen], occupied=others
                     )
                     if found is None or found.maps:
                         self._claim(manifest, names, found)
                         return found
-                    coming = any(one.reserved for one in claimed().values())
+                    coming = any(one.reserved for one in gpu.claimed().values())
                 if not coming or time.monotonic() > until:
                     return found
                 time.sleep(_LOOK_S)
@@ -90,10 +89,8 @@ class ReplicaGpus:
             self.ended(name)
 
     def _claim(self, manifest: Manifest, names: Sequence[str], found: Placement | None) -> None:
-        from torpor.snapshots.gpu.claims import claim  # noqa: PLC0415 - see `place`
-
         needed = manifest.gpu.needed if manifest.gpu else {}
         for name, where in zip(names, found.maps if found else (), strict=False):
             self._starting.add(name)
             self._gpus[name] = where.gpus
-            self._claims[name] = claim({gpu.uuid: needed.get(then, 0) for then, gpu in where.places.items()})
+            self._claims[name] = gpu.claim({place.uuid: needed.get(then, 0) for then, place in where.places.items()})

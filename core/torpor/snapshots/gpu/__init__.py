@@ -11,7 +11,14 @@ from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.snapshots.gpu.choice import gpus_for_replicas
+    from torpor.snapshots.gpu.claims import choosing, claim, claimed
 
-__all__ = ["gpus_for_replicas"]
+__all__ = ["choosing", "claim", "claimed", "gpus_for_replicas"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"torpor.snapshots.gpu.choice": ("gpus_for_replicas",)})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "torpor.snapshots.gpu.choice": ("gpus_for_replicas",),
+        "torpor.snapshots.gpu.claims": ("choosing", "claim", "claimed"),
+    },
+)
