@@ -107,7 +107,7 @@ class NcclCommunicators:
 
         It is not overlapped with the engine's own resume, although that would save up to the shorter of the two. NCCL wants an
         idle engine on every rank (a barrier inside), and the synchronization before and after proves it. Beside an engine that
-        copies its weights to the GPU, it would prove nothing, or wait for the copy. Both take GPU memory, so an engine that runs
+        moves its weights to the GPU, it would prove nothing, or wait for the transfer. Both take GPU memory, so an engine that runs
         out of it on one rank would leave the others in NCCL's barrier until its deadline.
 
         Raises:
