@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 APP = """
 from torpor import Deployment, Model, Scaling
-from torpor.testing import StandIn
+from torpor.testing import {engine}
 
 deployment = Deployment(
     name={name!r},
     model=Model(path={folder!r}, served_name="model-{name}"),
-    plugins=(StandIn(warmup_requests=1, {more}),),
+    plugins=({engine}(warmup_requests=1, {more}),),
     scaling=Scaling(target_concurrency=50, max_concurrency=200),
     drain_timeout_s=2,
     startup_timeout_s=60,
@@ -44,12 +44,12 @@ class Answered(NamedTuple):
     retry_after: str
 
 
-def write_app(folder: Path, name: str, *, more: str = "") -> str:
+def write_app(folder: Path, name: str, *, more: str = "", engine: str = "StandIn") -> str:
     """An app file with a stand-in; its model is `model-NAME`."""
     model = folder / f"model-{name}"
     model.mkdir(exist_ok=True)
     file = folder / f"{name}.py"
-    file.write_text(APP.format(name=name, folder=str(model), more=more))
+    file.write_text(APP.format(name=name, folder=str(model), more=more, engine=engine))
     return str(file)
 
 
