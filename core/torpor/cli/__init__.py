@@ -1,7 +1,7 @@
 """The command `torpor`: plan, up, snapshot, bench, report, boots, probe, prewarm, doctor, plugins, new.
 
 `torpor.cli.commands` has the options. A plain `torpor snapshot restore` is parsed here instead: a restore takes half a second,
-and importing the option parser would add a tenth to it.
+and importing the option parser would add a tenth to it. A plain `torpor serve` is, too: the parser would stay in its memory.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
+    if sys.argv[1:2] == ["serve"]:
+        from torpor.cli.plain_serve import served_plainly  # noqa: PLC0415 - 2 ms of every other command
+
+        if served_plainly(sys.argv[1:]):
+            return
     from torpor.cli.commands import app  # noqa: PLC0415 - typer: 110 ms of a restore
     from torpor.cli.options import keep_named  # noqa: PLC0415
 
