@@ -1,10 +1,11 @@
 """What `torpor serve` costs, with stand-ins: the first token at zero, asleep, and an idle gateway.
 
-    .venv/bin/python benchmarks/serve.py [--rounds 7] [--json FILE]
+    .venv/bin/python benchmarks/serve.py [--rounds 7] [--json FILE] [--app apps/tiny_cpu.py]
 
 For each round: the bare restore of a snapshot (`torpor.platforms.local.replicas.Replicas`, in a process that has imported
 everything) until its first token, and a request to `torpor serve` at zero until its first token; then a request to the sleeping
-deployment. Medians and ratios within one run count: machines are shared.
+deployment. Medians and ratios within one run count: machines are shared. With `--app` a real engine takes the place of the
+stand-ins.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--app", metavar="FILE", help="an app to measure in place of the stand-ins")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="torpor-serve-") as place:
         os.environ[LASTING_VARIABLE] = place
         os.environ["TORPOR_CACHE"] = str(_cache(Path(place)))
-        told = _measured(Path(place), given.rounds)
+        files = [given.app] if given.app else [_app(Path(place), f"bench{number}") for number in range(DEPLOYMENTS)]
+        told = _measured(files, given.rounds)
     for name, value in told.items():
         print(f"{name:32} {value}")
     if given.json:
@@ -78,24 +81,27 @@ def _cache(place: Path) -> Path:
     return root
 
 
-def _measured(place: Path, rounds: int) -> dict[str, object]:
-    files = [_app(place, f"bench{number}") for number in range(DEPLOYMENTS)]
-    create_snapshot(files[0], snapshot_folder("bench0"))
+def _measured(files: list[str], rounds: int) -> dict[str, object]:
+    """All figures, of the first app; the gateway serves all of them."""
+    deployment = load_app(files[0]).deployment
+    name, model = deployment.name, deployment.model.served_name
+    create_snapshot(files[0], snapshot_folder(name))
     bare = [_bare_restore(files[0]) for _ in range(rounds)]
     with _serving(files) as (process, port):
         idle = _idle(process)
         zero, asleep = [], []
         for _ in range(rounds):
-            zero.append(_first_token(port, "bench0"))
-            _fall(port, "bench0", "asleep")
-            asleep.append(_first_token(port, "bench0"))
-            _fall(port, "bench0", "asleep")
-            _fall(port, "bench0", "on disk")
+            zero.append(_first_token(port, model))
+            _fall(port, name, "asleep")
+            asleep.append(_first_token(port, model))
+            _fall(port, name, "asleep")
+            _fall(port, name, "on disk")
         after = _idle(process)
     bare_s, zero_s = statistics.median(bare), statistics.median(zero)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, kernel {platform.release()}",
         "load": os.getloadavg()[0],
+        "app": files[0] if len(files) == 1 else f"{len(files)} stand-ins",
         "rounds": rounds,
         "bare_restore_s": round(bare_s, 4),
         "at_zero_s": round(zero_s, 4),
@@ -125,7 +131,7 @@ def _bare_restore(file: str) -> float:
     replicas = Replicas(snapshot_folder(app.deployment.name), port=unused_port(), lifecycle=app.lifecycle)
     replicas.start()
     try:
-        _first_token(replicas.port, app.deployment.name)
+        _first_token(replicas.port, app.deployment.model.served_name)
         return time.perf_counter() - began
     finally:
         replicas.stop()

@@ -54,9 +54,10 @@ def write_app(folder: Path, name: str, *, more: str = "", engine: str = "StandIn
 
 
 def ask(port: int, model: str, *, tokens: int = 2, prompt: str = "hello", timeout_s: float = 60.0) -> Answered:
-    """Ask once, on a new connection."""
+    """Ask once, on a new connection. The answer is greedy."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0}
     try:
         headers = {"content-type": "application/json", "connection": "close"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
