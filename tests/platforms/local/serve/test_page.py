@@ -41,6 +41,7 @@ def test_the_page_shows_and_steers(serve: Serve, tmp_path: Path, monkeypatch: py
         browser.ask(OPEN.format(json.dumps(server.key)))
         assert becomes(browser, CELL.format("a"), "on disk")
         assert browser.ask("document.scrollingElement.scrollWidth <= innerWidth")
+        assert browser.ask("document.getElementById('wide').scrollWidth <= innerWidth")
         browser.ask(PRESS.format("a", json.dumps("wake")))
         assert becomes(browser, CELL.format("a"), "serving")
         browser.ask(PRESS.format("a", json.dumps("pin")))

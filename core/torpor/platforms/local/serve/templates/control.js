@@ -26,9 +26,10 @@ function close(why) {
   say(why, true);
 }
 
-function cell(row, text, className) {
+function cell(row, text, className, label) {
   const made = row.insertCell();
   made.textContent = text;
+  if (label) made.dataset.label = label;
   if (className) made.className = className;
   return made;
 }
@@ -71,17 +72,18 @@ function act(row, name, what, off) {
 function show(one) {
   const row = id("rows").insertRow();
   row.dataset.name = one.name;
-  const named = cell(row, one.name);
+  const named = cell(row, one.name, "name");
   note(named, one.models.join(", "));
   if (one.error) note(named, one.error, "bad");
-  const state = cell(row, one.state + (one.pinned ? ", pinned" : ""), "state " + one.state.replaceAll(" ", "-"));
+  const state = cell(row, one.state + (one.pinned ? ", pinned" : ""), "state " + one.state.replaceAll(" ", "-"), "State");
   if (one.replicas.length > 1) note(state, one.replicas.length + " replicas");
-  cell(row, one.in_flight, "n");
-  cell(row, one.waiting, "n");
-  const taken = cell(row, memory(one), "n");
+  cell(row, one.in_flight, "n", "Requests");
+  cell(row, one.waiting, "n", "Waiting");
+  const taken = cell(row, memory(one), "n", "Memory");
   gpus(one).forEach((text) => note(taken, text));
   const last = one.starts[0];
-  const start = cell(row, last ? (last.error ? last.boot + " failed" : last.boot + " in " + last.seconds.toFixed(2) + " s") : "none");
+  const told = last ? (last.error ? last.boot + " failed" : last.boot + " in " + last.seconds.toFixed(2) + " s") : "none";
+  const start = cell(row, told, "start", "Last start");
   if (last) note(start, new Date(last.at * 1000).toLocaleTimeString());
   const acts = cell(row, "", "acts");
   act(acts, one.name, "wake", one.state === "serving");
