@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.cli.exit_codes import FAILED, INTERRUPTED
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
+from torpor.cli.plain_serve import served_plainly
 from torpor.cli.terminal import DEBUG_VARIABLE, OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
 from torpor.network.shortage import shortage
@@ -57,11 +58,8 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
-    if sys.argv[1:2] == ["serve"]:
-        from torpor.cli.plain_serve import served_plainly  # noqa: PLC0415 - 2 ms of every other command
-
-        if served_plainly(sys.argv[1:]):
-            return
+    if served_plainly(sys.argv[1:]):
+        return
     from torpor.cli.commands import app  # noqa: PLC0415 - typer: 110 ms of a restore
     from torpor.cli.options import keep_named  # noqa: PLC0415
 
