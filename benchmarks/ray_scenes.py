@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -36,7 +37,8 @@ HEAD = "127.0.0.2"
 URL = f"http://{HEAD}:{HTTP_PORT}"
 _MEMORY = 80_000_000
 _ESTABLISHED = "01"
-_STATE: dict[str, object] = {}
+_RAYLETS: list[LocalRaylets] = []
+_NUMBERS = itertools.count(3)
 
 
 def main() -> None:
@@ -66,20 +68,33 @@ def _make(nodes: int) -> None:
             "include_dashboard": False,
         },
     )
-    for number in range(1, nodes):
-        raylets.add_node(
-            node_ip_address=f"127.0.0.{2 + number}",
-            num_cpus=4,
-            object_store_memory=_MEMORY,
-            labels={"ray.io/region": "workers"},
-            wait=False,
-        )
+    for _ in range(1, nodes):
+        _add_node(raylets)
     raylets.wait_for_nodes()
-    _STATE["raylets"] = raylets
+    _RAYLETS.append(raylets)
     os.environ["RAY_ADDRESS"] = raylets.address
     ray.init(address=raylets.address, namespace="serve", log_to_driver=False, logging_level="error")
     # HAProxy looks for the proxy at 127.0.0.1, whatever address Serve is told.
     serve.start(http_options={"host": "0.0.0.0", "port": HTTP_PORT, "location": "HeadOnly"})
+
+
+def _add_node(raylets: LocalRaylets) -> None:
+    raylets.add_node(
+        node_ip_address=f"127.0.0.{next(_NUMBERS)}",
+        num_cpus=4,
+        object_store_memory=_MEMORY,
+        labels={"ray.io/region": "workers"},
+        wait=False,
+    )
+
+
+def add_node() -> dict[str, object]:
+    """Another node in the region `workers`, in place of one that was killed."""
+    (raylets,) = _RAYLETS
+    wanted = 1 + sum(bool(node["Alive"]) for node in ray.nodes())
+    _add_node(raylets)
+    _until(lambda: sum(bool(node["Alive"]) for node in ray.nodes()) >= wanted)
+    return {}
 
 
 def pid() -> dict[str, object]:
@@ -203,6 +218,63 @@ def around_zero(model: str, prefix: str = "", requests: int = 200, rounds: int =
     answers = asyncio.run(run())
     bad = [one._asdict() for one in answers if not one.ok]
     return {"requests": len(answers), "bad": bad, "slowest_s": max(one.seconds for one in answers)}
+
+
+def from_zero(name: str, model: str = "", prefix: str = "", rounds: int = 7) -> dict[str, object]:
+    """Requests at zero: seconds to the first token, and the start that each met."""
+    found = []
+    for _ in range(rounds):
+        wait_replicas(name, 0)
+        _until(lambda: not processes(f"ray::ServeReplica:torpor-{name}"))
+        time.sleep(0.5)  # HAProxy hears of it
+        (answered,) = ask(model or name, prefix)["answers"]  # type: ignore[misc]
+        if answered["status"] != httpx.codes.OK:
+            raise RuntimeError(f"{name} answered {answered}")
+        found.append({"first_s": answered["first_s"], "start": answered["start"]})
+    return {"rounds": found}
+
+
+def bare_url() -> dict[str, object]:
+    """The address of an engine that was started cold: it listens on this network's loopback."""
+    words = engines()[0].cmdline()
+    return {"url": f"http://127.0.0.1:{words[words.index('--port') + 1]}"}
+
+
+def latency(model: str, url: str, requests: int = 300) -> dict[str, object]:
+    """Median and 90th percentile of a short answer on one connection, milliseconds."""
+    body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    took = []
+    with httpx.Client(timeout=60.0, trust_env=False) as client:
+        for number in range(requests + 20):
+            began = time.perf_counter()
+            client.post(f"{url}/v1/chat/completions", json=body).raise_for_status()
+            if number >= 20:
+                took.append((time.perf_counter() - began) * 1000)
+    took.sort()
+    return {"p50_ms": took[len(took) // 2], "p90_ms": took[len(took) * 9 // 10]}
+
+
+def streams(model: str, url: str, count: int = 32, tokens: int = 200) -> dict[str, object]:
+    """CPU seconds of every process but this one during as many streams at once, and of the idle cluster in the same time."""
+
+    async def all_of_them() -> list[Answered]:
+        async with new_client() as client:
+            return await asyncio.gather(*(asked(client, url, model, tokens=tokens) for _ in range(count)))
+
+    before, began = _cpu(), time.monotonic()
+    answers = asyncio.run(all_of_them())
+    took, busy = time.monotonic() - began, _cpu() - before
+    before = _cpu()
+    time.sleep(took)
+    return {"cpu_s": busy, "idle_cpu_s": _cpu() - before, "seconds": took, "ok": sum(one.ok for one in answers)}
+
+
+def _cpu() -> float:
+    total = 0.0
+    for one in psutil.process_iter(["cpu_times"]):
+        if one.pid != os.getpid() and (times := one.info["cpu_times"]):
+            total += times.user + times.system
+    return total
 
 
 def _states() -> dict[str, int]:
@@ -406,6 +478,17 @@ def kill_round(what: str, model: str, prefix: str = "", limit_s: float = 90.0) -
     }
 
 
+def kill_starting(files: Sequence[str], limit_s: float = 30.0) -> dict[str, object]:
+    """Kill the worker of a replica whose engine is in the middle of a cold start; as `kill_round`, without load."""
+    torpor(["ray", "up", *files, "--port", str(HTTP_PORT), "--timeout", "0.1"])
+    _until(lambda: bool(engines()) and bool(victims("replica")))
+    old, began = {(one.pid, one.create_time()) for one in engines()}, time.monotonic()
+    hit = int(str(kill("replica")["hit"]))
+    left, gone_s = _left(old, began, limit_s)
+    torpor(["ray", "down"])
+    return {"hit": hit, "left": left, "gone_s": gone_s}
+
+
 def serve_deleted(model: str) -> int:
     """Delete the application of a deployment, without waiting."""
     serve.delete(f"torpor-{model}", _blocking=False)
@@ -439,7 +522,13 @@ def _back(load: Load, began: float, limit_s: float) -> float:
 SCENES: dict[str, Callable[..., dict[str, object]]] = {
     one.__name__: one
     for one in (
+        from_zero,
+        bare_url,
+        latency,
+        streams,
         pid,
+        add_node,
+        kill_starting,
         torpor,
         status,
         wait_replicas,
