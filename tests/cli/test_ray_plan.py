@@ -75,7 +75,7 @@ def test_a_plan_shows_what_would_run(apps: list[str], capsys: pytest.CaptureFixt
         "every Ray process, from its start",
         "  RAY_SERVE_ENABLE_HA_PROXY=1",
         "  RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=5",
-        "Ray is not installed here, so its own schemas did not read the options.",
+        "Ray Serve is not installed here, so its own schemas did not read the options.",
     ]
 
 
@@ -139,7 +139,7 @@ def test_a_manifest_for_serve_is_its_configuration(apps: list[str], capsys: pyte
     run_ray_manifest(apps, store=STORE, kubernetes=False, pods=PODS)
     shown = capsys.readouterr()
     assert yaml.safe_load(shown.out) == serve_config(*apps, snapshots="s3://b/s", app_folder="/apps")
-    assert shown.err == "note: Ray is not installed here, so its own schemas did not read the options\n"
+    assert shown.err == "note: Ray Serve is not installed here, so its own schemas did not read the options\n"
 
 
 @without_ray
@@ -197,6 +197,22 @@ def test_where_ray_is_installed_its_schemas_read_the_options(
     pods = Pods(**{**PODS, "image": "x:1", "ray_version": "9.9.9"})
     run_ray_manifest(apps[1:], store=STORE, kubernetes=True, pods=pods)
     assert "note: the image has Ray 9.9.9" in capsys.readouterr().err
+
+
+def test_ray_without_serve_is_told(
+    apps: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install ray` alone brings no Serve; the plan is shown all the same."""
+
+    def fail(config: object) -> str:
+        raise ModuleNotFoundError("No module named 'starlette'")
+
+    monkeypatch.setattr(ray_plan, "find_spec", lambda _name: object())
+    monkeypatch.setattr(ray_plan.platform, "check_with_ray", fail, raising=False)
+    run_ray_plan(apps, snapshots="", app_folder="", as_json=True)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["checked_with_ray"] is None
+    assert shown.err == "note: Ray is installed here, and Ray Serve cannot be imported: No module named 'starlette'\n"
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def _tell_all(apps: Sequence[Served], options: KubernetesOptions | None, source:
     if options is not None:
         _tell(manifest_findings(apps, options, source))
     if not version:
-        say("note: Ray is not installed here, so its own schemas did not read the options")
+        say("note: Ray Serve is not installed here, so its own schemas did not read the options")
     elif options is not None and version != options.ray_version:
         say(
             f"note: the image has Ray {options.ray_version}; the schemas of Ray {version}, installed here, read the options"

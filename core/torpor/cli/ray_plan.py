@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torpor.cli.exit_codes import WRONG_INPUT
 from torpor.cli.layout import Layout
-from torpor.cli.terminal import claim_output, result
+from torpor.cli.terminal import claim_output, result, say
 from torpor.platforms import ray as platform
 from torpor.platforms.ray.config import PORT, Source, config_of
 from torpor.platforms.ray.planned import ray_plan
@@ -55,12 +55,18 @@ def run_ray_plan(files: Sequence[str], *, snapshots: str, app_folder: str, as_js
 
 
 def checked_with_ray(config: ServeConfig) -> str:
-    """The version of the Ray whose schemas accept a configuration; empty if Ray is not installed here.
+    """The version of the Ray whose schemas accept a configuration; empty if Ray with Serve is not installed here.
 
     Raises:
         ConfigurationError: they refuse it.
     """
-    return platform.check_with_ray(config) if find_spec("ray") else ""
+    if find_spec("ray") is None:
+        return ""
+    try:
+        return platform.check_with_ray(config)
+    except ImportError as error:  # Ray without Serve, or a damaged one
+        say(f"note: Ray is installed here, and Ray Serve cannot be imported: {error}")
+        return ""
 
 
 def _show(plan: RayPlan, version: str) -> None:
@@ -83,7 +89,7 @@ def _show(plan: RayPlan, version: str) -> None:
     elif version:
         layout.field("", f"Ray {version}, which is installed here, accepts the options.")
     else:
-        layout.field("", "Ray is not installed here, so its own schemas did not read the options.")
+        layout.field("", "Ray Serve is not installed here, so its own schemas did not read the options.")
 
 
 def _show_application(layout: Layout, one: Served, plan: RayPlan) -> None:
