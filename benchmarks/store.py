@@ -4,7 +4,9 @@
 
 DIR is a snapshot (`torpor snapshot create`). Every round does each act once, so that a machine that other work slows down
 slows all of them; the figures are medians of the rounds. `cold` means that the kernel's cache was emptied of the files that are
-read, as far as posix_fadvise(2) does that; `warm` that they were read before. rclone is measured if it is installed.
+read, as far as posix_fadvise(2) does that; `warm` that they were read before. `pull first` knows no hashes of the interpreter's and
+the packages' files from an earlier pull. `pull and restore` ends when the replica serves; its store is cold, too. rclone is
+measured if it is installed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torpor.cli.timing import command, running
+from torpor.snapshots.store.paths import cache_root
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,13 +79,16 @@ _RATIOS = (
     ("pull warm", "cp warm"),
     ("pull cold", "cp cold"),
     ("pull cold", "read cold"),
+    ("pull first", "read cold"),
+    ("pull and restore", "read cold"),
+    ("restore", "read cold"),
     ("push warm", "cp warm"),
     ("push again", "cp warm"),
     ("rclone warm", "cp warm"),
     ("pull warm", "rclone warm"),
 )
 
-Act = tuple["Callable[[], None]", "Callable[[], None]"]
+Act = tuple["Callable[[], object]", "Callable[[], None]"]
 
 
 def _acts(snapshot: Path, store: Path, work: Path) -> dict[str, Act]:
@@ -95,6 +104,10 @@ def _acts(snapshot: Path, store: Path, work: Path) -> dict[str, Act]:
 
         return prepare
 
+    def first() -> None:
+        fresh(back, cold=store)()
+        (cache_root() / "hashes.json").unlink(missing_ok=True)
+
     acts: dict[str, Act] = {
         "read cold": (lambda: _read(snapshot), fresh(cold=snapshot)),
         "read warm": (lambda: _read(snapshot), fresh()),
@@ -102,15 +115,21 @@ def _acts(snapshot: Path, store: Path, work: Path) -> dict[str, Act]:
         "cp cold": (lambda: _run("cp", "-r", str(snapshot), str(copy)), fresh(copy, cold=snapshot)),
         "push warm": (lambda: _torpor("snapshot", "push", str(snapshot), str(other / "one")), fresh(other)),
         "push again": (lambda: _torpor("snapshot", "push", str(snapshot), str(other / "two")), fresh()),
+        "pull first": (lambda: _torpor("snapshot", "pull", str(store / "one"), str(back)), first),
         "pull warm": (lambda: _torpor("snapshot", "pull", str(store / "one"), str(back)), fresh(back)),
         "pull cold": (lambda: _torpor("snapshot", "pull", str(store / "one"), str(back)), fresh(back, cold=store)),
+        "restore": (lambda: _restored(back), fresh()),
+        "pull and restore": (
+            lambda: [_torpor("snapshot", "pull", str(store / "one"), str(back)), _restored(back)],
+            fresh(back, cold=store),
+        ),
     }
     if shutil.which("rclone"):
         acts["rclone warm"] = (lambda: _run("rclone", "copy", str(snapshot), str(copy)), fresh(copy))
     return acts
 
 
-def _timed(act: Callable[[], None], prepare: Callable[[], None]) -> tuple[float, float]:
+def _timed(act: Callable[[], object], prepare: Callable[[], None]) -> tuple[float, float]:
     """Seconds of the wall clock, and of all processors together."""
     prepare()
     before, begun = _cpu(), time.perf_counter()
@@ -143,6 +162,14 @@ def _read(folder: Path) -> None:
 
 def _disk(folder: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
+
+
+def _restored(folder: Path) -> None:
+    """Restore a replica and wait until it serves; then end it."""
+    with running(command("snapshot", "restore", str(folder), "--json", "--port", str(unused_port()))) as (process, _):
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError(f"{folder} was not restored")
 
 
 def _torpor(*words: str) -> None:

@@ -92,7 +92,7 @@ Gpus = Annotated[
     typer.Option(
         metavar="LIST",
         help="Use these GPUs alone, e.g. 0,1: numbers as nvidia-smi shows them, or UUIDs. By default a restore takes the GPUs with "
-        "the most free memory, and at a cold start CUDA takes its first ones.",
+        "the fewest replicas, then the most free memory; at a cold start CUDA takes its first ones, unless a command has them.",
         show_default=False,
     ),
 ]
