@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from torpor.platforms.local.replica_gpus import ReplicaGpus
@@ -17,6 +18,7 @@ from torpor.snapshots.gpu.driver import Driver, GpuUse
 from torpor.snapshots.store.manifest import read_manifest
 
 GIB = 1 << 30
+_SLOW_S = 0.15
 
 
 def main(folder: Path, count: int, *, settle: bool) -> None:
@@ -26,6 +28,15 @@ def main(folder: Path, count: int, *, settle: bool) -> None:
     gpus = [first._replace(uuid=f"GPU-{number}{first.uuid[5:]}") for number in range(count)]
     uses = tuple(GpuUse(gpu=gpu, used_bytes=0, free_bytes=100 * GIB) for gpu in gpus)
     placement.look = lambda: Driver(version=manifest.machine.driver, uses=uses)
+    usual = placement.placed
+
+    def slowly(*seen: object, **options: object) -> object:
+        time.sleep(
+            _SLOW_S
+        )  # between the look at others' claims and the own one: whoever does not wait for it sees too little
+        return usual(*seen, **options)  # type: ignore[arg-type]
+
+    placement.placed = slowly  # type: ignore[assignment]
     replicas = ReplicaGpus(list)
     found = replicas.place(manifest, ["one"], [])
     assert found is not None
