@@ -133,7 +133,11 @@ def test_memory_that_another_start_takes_is_waited_for(commands: Commands, monke
     here = ReplicaGpus(list)
     (other,) = commands.start(1, 1)
     number(other)
+    began = time.monotonic()
+    assert ReplicaGpus(list, stopped=lambda: True).place(manifest, ["a"], [])
+    assert time.monotonic() - began < 0.3
     found = here.place(manifest, ["a"], [])
+    assert time.monotonic() - began >= 0.3
     assert found is not None
     assert f"about to be taken by pid {other.pid}" in " ".join(found.reasons)
     other.kill()

@@ -26,10 +26,12 @@ class ReplicaGpus:
 
     Args:
         serving: names of the replicas that serve.
+        stopped: whether nothing is to be started any more.
     """
 
-    def __init__(self, serving: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, serving: Callable[[], Iterable[str]], stopped: Callable[[], bool] = lambda: False) -> None:
         self._serving = serving
+        self._stopped = stopped
         self._one = threading.Lock()
         self._starting: set[str] = set()
         self._gpus: dict[str, tuple[GpuPlace, ...]] = {}
@@ -61,7 +63,7 @@ class ReplicaGpus:
                         self._claim(manifest, names, found)
                         return found
                     coming = any(one.reserved for one in gpu.claimed().values())
-                if not coming or time.monotonic() > until:
+                if not coming or time.monotonic() > until or self._stopped():
                     return found
                 time.sleep(_LOOK_S)
 

@@ -188,7 +188,7 @@ class Replicas:
         self._serving: list[Serving] = []
         self._lock = threading.Lock()
         self._one_cold_start = threading.Lock()
-        self._gpus = ReplicaGpus(lambda: [one.replica.name for one in self.serving])
+        self._gpus = ReplicaGpus(lambda: [one.replica.name for one in self.serving], lambda: self._stopped)
         self._attempts: set[Attempt] = set()
         self._stopped = False
         self._names_given = 0
