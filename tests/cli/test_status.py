@@ -17,6 +17,7 @@ import pytest
 
 from tests.platforms.local.test_running import FACTS
 from torpor import Deployment, Model
+from torpor.cli import status as status_command
 from torpor.cli.announcing import Announcement
 from torpor.cli.status import look_at, run_status
 from torpor.errors import ServerUnavailableError
@@ -186,6 +187,31 @@ def test_snapshot_and_app_are_shown_by_absolute_paths(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.fault("an engine ends by itself and is started again", area="torpor status", outcome="restarted")
+def test_a_watch_goes_on_while_its_deployment_does_not_serve(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may serve later. Without --watch the same is an error. A terminal is cleared only when there is something to show."""
+    pauses = iter((0.0, 0.0))
+
+    def pause(_: float) -> None:
+        if next(pauses, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_command.time, "sleep", pause)
+    with pytest.raises(KeyboardInterrupt):
+        run_status("nobody", as_json=False, watch=True)
+    assert capsys.readouterr().out.count("no server of nobody runs here") == 3
+    with pytest.raises(ServerUnavailableError, match="No server of 'nobody' serves"):
+        run_status("nobody", as_json=False)
+
+
+def test_a_failed_start_is_told_on_one_line() -> None:
+    """The reason of an engine's end has lines of its own."""
+    start = {"boot": "cold", "error": "It ended.\n    last:  line", "at": time.time(), "seconds": 1.0}
+    told = {"in_flight": 0, "waiting": 0, "starts": [start]}
+    assert list(status_command._served_lines(told))[1] == "  start     cold failed: It ended. last: line, 0 s ago"
+
+
 def test_an_event_counts_a_restart_until_the_engine_serves_again() -> None:
     """Until then the replica counts as being restarted."""
     deployment = Deployment(name="d", model=Model(path="/m", served_name="m"), plugins=(StandIn(),))

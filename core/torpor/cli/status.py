@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -69,10 +70,8 @@ def run_status(deployment: str, *, as_json: bool, watch: bool = False, key: bool
         _show_key(deployment)
         return
     while watch:
-        screen = output()
-        if screen.isatty() and not as_json:
-            screen.write(_CLEAR)
-        _look_once(deployment, as_json=as_json)
+        with contextlib.suppress(ServerUnavailableError):  # it may serve later
+            _look_once(deployment, as_json=as_json, clear=not as_json)
         time.sleep(_WATCH_S)
     _look_once(deployment, as_json=as_json)
 
@@ -86,7 +85,7 @@ def _show_key(deployment: str) -> None:
         result(f"{where}/torpor/ {one}" if len(found) > 1 else one)
 
 
-def _look_once(deployment: str, *, as_json: bool) -> None:
+def _look_once(deployment: str, *, as_json: bool, clear: bool = False) -> None:
     found = servers()
     running = [one for one in found if isinstance(one, RunningServer) and deployment in ("", one.deployment)]
     unreadable = [one for one in found if isinstance(one, Unreadable)]
@@ -98,6 +97,8 @@ def _look_once(deployment: str, *, as_json: bool) -> None:
         }
         result(json.dumps(told, indent=2))
     else:
+        if clear and (screen := output()).isatty():
+            screen.write(_CLEAR)
         _show(running, looks, unreadable, deployment)
     if deployment and not any(_serves(server, look) for server, look in zip(running, looks, strict=True)):
         seen = ", ".join(f"one is {server.state} (pid {server.process.pid})" for server in running) or "none runs here"
@@ -237,7 +238,8 @@ def _served_lines(told: Mapping[str, object]) -> Iterator[str]:
     for one in starts[:_STARTS] if isinstance(starts, list) else ():
         if isinstance(one, dict):
             ago = _duration(float(one.get("at", 0.0)))
-            how = f"failed: {one['error']}" if one.get("error") else f"in {float(one.get('seconds', 0.0)):.2f} s"
+            why = " ".join(str(one.get("error", "")).split())
+            how = f"failed: {why}" if why else f"in {float(one.get('seconds', 0.0)):.2f} s"
             yield plain(f"  start     {one.get('boot')} {how}, {ago} ago")
 
 
