@@ -197,7 +197,7 @@ def test_a_watch_goes_on_while_its_deployment_does_not_serve(
         if next(pauses, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(status_command.time, "sleep", pause)
+    monkeypatch.setattr(time, "sleep", pause)
     with pytest.raises(KeyboardInterrupt):
         run_status("nobody", as_json=False, watch=True)
     assert capsys.readouterr().out.count("no server of nobody runs here") == 3

@@ -45,14 +45,15 @@ def server(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ser
     return serve(*files, config='[deployment.a]\naliases = ["gpt-4", "org/name:tag"]\n')
 
 
-def client_of(server: ServeHere, key: str = "none") -> openai.OpenAI:
-    """OpenAI's client, without second attempts."""
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.address[1]}/v1", api_key=key, max_retries=0, timeout=30)
+def of(server: ServeHere, key: str = "none") -> dict[str, object]:
+    """What OpenAI's client is made with; it tries once."""
+    url = f"http://127.0.0.1:{server.address[1]}/v1"
+    return {"base_url": url, "api_key": key, "max_retries": 0, "timeout": 30}
 
 
 def test_openais_client_gets_answers_streams_and_its_own_errors(server: ServeHere) -> None:
     """A request starts a model, whole or streamed, by its name or an alias. 401, 404 and 503 are the client's own exceptions."""
-    with client_of(server) as client:
+    with openai.OpenAI(**of(server)) as client:
         assert [model.id for model in client.models.list()] == ["model-a", "gpt-4", "org/name:tag", "model-broken"]
         whole = client.chat.completions.create(model="model-a", messages=QUESTION, max_tokens=5, temperature=0)
         text = whole.choices[0].message.content
@@ -71,7 +72,7 @@ def test_openais_client_gets_answers_streams_and_its_own_errors(server: ServeHer
             client.chat.completions.create(model="model-broken", messages=QUESTION)
     assert (refused.value.status_code, refused.value.code) == (503, "start_failed")
     assert int(refused.value.response.headers["retry-after"]) >= 1
-    with client_of(server, KEY) as client:
+    with openai.OpenAI(**of(server, KEY)) as client:
         assert "model-b" in [model.id for model in client.models.list()]
         assert client.chat.completions.create(model="model-b", messages=QUESTION, max_tokens=1).choices
 

@@ -92,8 +92,8 @@ def kill(victim: Victim, command: Command, folder: Path) -> None:
 def state(command: Command) -> str:
     """Of the only deployment."""
     key = next(one.control_key for one in servers() if isinstance(one, RunningServer))
-    (one,) = control(command.port, key, "GET", "status")[1]["deployments"]  # type: ignore[misc]
-    return str(one["state"])
+    told: list[dict[str, object]] = control(command.port, key, "GET", "status")[1]["deployments"]  # type: ignore[assignment]
+    return str(told[0]["state"])
 
 
 def processes_below(folder: Path) -> list[list[str]]:
