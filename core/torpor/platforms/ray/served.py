@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.values.findings import Finding
 
-__all__ = ["Served", "check_distinct", "served"]
+__all__ = ["Served", "as_served", "check_distinct", "served"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def served(files: Sequence[str | Path]) -> tuple[Served, ...]:
         raise ConfigurationError("No app file was given; give at least one, e.g. apps/tiny_cpu.py.")
     apps = [load_app(str(file)) for file in {Path(file).absolute(): file for file in files}.values()]
     check_distinct(apps)
-    return tuple(_served(app, alone=len(apps) == 1) for app in apps)
+    return tuple(as_served(app, alone=len(apps) == 1) for app in apps)
 
 
 def check_distinct(apps: Sequence[App]) -> None:
@@ -74,7 +74,13 @@ def check_distinct(apps: Sequence[App]) -> None:
                 )
 
 
-def _served(app: App, *, alone: bool) -> Served:
+def as_served(app: App, *, alone: bool) -> Served:
+    """How Ray serves an app.
+
+    Args:
+        app: imported already.
+        alone: whether it is the only one, and so served at `/`.
+    """
     deployment = app.deployment
     findings = (*ray_findings(deployment), *plugin_findings(deployment))
     fails = any(finding.level == "error" for finding in findings)
