@@ -136,8 +136,8 @@ def deployment_options(deployment: Deployment) -> DeploymentOptions:
 def cluster_environment() -> dict[str, str]:
     """Variables that every Ray process has to have from its start: `ray start` reads them, a running cluster does not.
 
-    HAProxy mode passes requests 4 times as fast as Serve's own proxy. A replica only forwards: it needs no second thread for that, and
-    no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py.
+    HAProxy mode passes requests 4 times as fast as Serve's own proxy. A replica only forwards: it needs no second thread for
+    that, and no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py.
     """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
