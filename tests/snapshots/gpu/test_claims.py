@@ -129,13 +129,15 @@ def test_memory_that_another_start_takes_is_waited_for(commands: Commands, monke
     (need,) = manifest.gpu.needed.values()
     driver = machine(manifest, 1, free=need * 3 // 2)
     monkeypatch.setattr(placement, "look", lambda: driver)
-    monkeypatch.setattr(replica_gpus, "_OTHERS_S", 0.3)
+    monkeypatch.setattr(replica_gpus, "_OTHERS_S", 60.0)
     here = ReplicaGpus(list)
     (other,) = commands.start(1, 1)
     number(other)
     began = time.monotonic()
     assert ReplicaGpus(list, stopped=lambda: True).place(manifest, ["a"], [])
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 30
+    monkeypatch.setattr(replica_gpus, "_OTHERS_S", 0.3)
+    began = time.monotonic()
     found = here.place(manifest, ["a"], [])
     assert time.monotonic() - began >= 0.3
     assert found is not None
