@@ -18,7 +18,7 @@ from torpor.snapshots.gpu.driver import Driver, GpuUse
 from torpor.snapshots.store.manifest import read_manifest
 
 GIB = 1 << 30
-_SLOW_S = 0.15
+_SLOW_S = 0.15  # between the look at others' claims and the own one: who does not wait for it sees too little
 
 
 def main(folder: Path, count: int, *, settle: bool) -> None:
@@ -27,13 +27,11 @@ def main(folder: Path, count: int, *, settle: bool) -> None:
     first = manifest.machine.gpus[0]
     gpus = [first._replace(uuid=f"GPU-{number}{first.uuid[5:]}") for number in range(count)]
     uses = tuple(GpuUse(gpu=gpu, used_bytes=0, free_bytes=100 * GIB) for gpu in gpus)
-    placement.look = lambda: Driver(version=manifest.machine.driver, uses=uses)
+    placement.look = lambda: Driver(version=manifest.machine.driver, uses=uses)  # type: ignore[attr-defined]
     usual = placement.placed
 
     def slowly(*seen: object, **options: object) -> object:
-        time.sleep(
-            _SLOW_S
-        )  # between the look at others' claims and the own one: whoever does not wait for it sees too little
+        time.sleep(_SLOW_S)
         return usual(*seen, **options)  # type: ignore[arg-type]
 
     placement.placed = slowly  # type: ignore[assignment]

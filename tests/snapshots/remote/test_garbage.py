@@ -163,12 +163,15 @@ def test_a_push_waits_for_whoever_collects(tmp_path: Path, monkeypatch: pytest.M
     """Nothing is listed before: what it finds then stays."""
     monkeypatch.setattr(at_work_module, "_LOOK_S", 0.01)
     store = Store(f"{tmp_path}/store")
-    waited = []
+    waited: list[str] = []
+
+    def told(text: str) -> None:
+        waited.append(text)
+        aged(tmp_path / "store" / "at-work")
+
     with at_work(store, "collect"), at_work(store, "push") as pushing:
         assert len(pushing.others("collect")) == 1
-        monkeypatch.setattr(
-            at_work_module, "tell", lambda text: (waited.append(text), aged(tmp_path / "store" / "at-work"))
-        )
+        monkeypatch.setattr(at_work_module, "tell", told)
         own = AtWork(store, "push")
         monkeypatch.setattr(own, "now", time.time)
         own.wait_for_end_of("collect")

@@ -34,7 +34,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files that are read from here on."""
     names: list[str] = []
     usual = module.whole_hash
-    monkeypatch.setattr(module, "whole_hash", lambda name: names.append(name) or usual(name))
+
+    def noted(name: str) -> str:
+        names.append(name)
+        return usual(name)
+
+    monkeypatch.setattr(module, "whole_hash", noted)
     return names
 
 

@@ -144,7 +144,7 @@ def _checked(content: object) -> _Entries:
         case {"schema": 1, "entries": {**listed}}:
             for key, value in listed.items():
                 match value:
-                    case [str(identity), str(found)]:
+                    case [str(identity), str(found)] if isinstance(key, str):
                         entries[key] = (identity, found)
                     case _:
                         return {}
