@@ -129,6 +129,29 @@ def ask_page(question: dict[str, Any]) -> object:
     return asyncio.run(answer_with_origin(http_server.app, question["path"], "", question["origin"]))
 
 
+def ask_stream_ends(question: dict[str, Any]) -> object:
+    """Run the task behind a stream for a finished request, an unfinished one and one of several answers: waits and aborts."""
+    from types import SimpleNamespace
+
+    from sglang.srt.managers import tokenizer_manager
+
+    manager: Any = object.__new__(tokenizer_manager.TokenizerManager)
+    manager.rid_to_state = dict.fromkeys(question["running"])
+    seen: dict[str, list[object]] = {"waited": [], "aborted": []}
+    manager.abort_request = seen["aborted"].append
+
+    async def wait(seconds: float) -> None:
+        seen["waited"].append(seconds)
+
+    request = SimpleNamespace(rid=question["rid"], is_single=True, parallel_sample_num=question["answers"])
+    real, asyncio.sleep = asyncio.sleep, wait  # type: ignore[assignment]
+    try:
+        asyncio.run(manager.create_abort_task(request)())
+    finally:
+        asyncio.sleep = real
+    return seen
+
+
 RESUME = "resume_memory_occupation"
 
 
