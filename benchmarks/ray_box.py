@@ -27,10 +27,13 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["APP", "HTTP_PORT", "RayBox", "write_app"]
+__all__ = ["APP", "HTTP_PORT", "STAYS", "RayBox", "write_app"]
 
 ROOT = Path(__file__).parents[1]
 HTTP_PORT = 8001
+STAYS = ("controller", "proxy", "haproxy", "haproxy_manager", "ingress")
+"""What no engine depends on: it stays when one of these ends."""
+
 _START_S = 120.0
 _CALL_S = 180.0
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.ray_box import HTTP_PORT, RayBox, write_app
+from benchmarks.ray_box import HTTP_PORT, STAYS, RayBox, write_app
 
 WHAT = (
     "replica",
@@ -63,7 +63,7 @@ def main() -> int:
     if given.json:
         facts = {"machine": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg(), "at": time.time()}
         given.json.write_text(json.dumps({**facts, "rounds": rows}, indent=1) + "\n")
-    return 1 if any(row["left"] for row in rows) else 0
+    return 1 if any(row["left"] or row.get("stayed") is (row["what"] not in STAYS) for row in rows) else 0
 
 
 def _rounds(place: Path, how: str, wanted: list[str], rounds: int, gcs_rounds: int) -> list[dict[str, object]]:

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 import psutil
 import ray
-from benchmarks.ray_box import HTTP_PORT
+from benchmarks.ray_box import HTTP_PORT, STAYS
 from ray import serve
 from ray.cluster_utils import Cluster as LocalRaylets
 
 from torpor.platforms.ray.cluster import Cluster
+from torpor.platforms.ray.options import REGION_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def _add_node(raylets: LocalRaylets) -> None:
         node_ip_address=f"127.0.0.{next(_NUMBERS)}",
         num_cpus=4,
         object_store_memory=_MEMORY,
-        labels={"ray.io/region": "workers"},
+        labels={REGION_LABEL: "workers"},
         wait=False,
     )
 
@@ -440,15 +441,11 @@ class Load(threading.Thread):
         self.join(130)
 
 
-STAYS = ("controller", "proxy", "haproxy", "haproxy_manager", "ingress")
-"""What no engine depends on: it stays when one of these ends."""
-
-
 def kill_round(what: str, model: str, prefix: str = "", limit_s: float = 90.0) -> dict[str, object]:
     """Kill something under load.
 
     Returns:
-        `gone_s`, seconds until every process of the engine was gone (0 if it may stay); `left`, how many were not; `back_s`,
+        `gone_s`, seconds until every process of the engine was gone (0 if it stays); `left`, how many were not; `stayed`; `back_s`,
         seconds until an answer came that was asked for after the last failure; `failed` and `requests` from the kill on.
     """
     until_answered(model, prefix, limit_s)
@@ -464,11 +461,13 @@ def kill_round(what: str, model: str, prefix: str = "", limit_s: float = 90.0) -
         return {"hit": hit, "left": left, "gone_s": gone_s}
     back_s = _back(load, began, limit_s) if what != "gcs" else -1.0
     load.stop()
+    stayed = old <= {(one.pid, one.create_time()) for one in engines()}
     after = [answered for at, answered in load.answers if at >= began - 1]
     failed = [one.text[:120] for one in after if not one.ok]
     return {
         "hit": hit,
         "left": left,
+        "stayed": stayed,
         "gone_s": gone_s,
         "back_s": back_s,
         "failed": len(failed),

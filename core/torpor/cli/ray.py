@@ -12,6 +12,7 @@ from torpor.cli.layout import Layout
 from torpor.cli.terminal import claim_output, result, say_live
 from torpor.errors import ConfigurationError
 from torpor.platforms import ray as on_ray
+from torpor.platforms.ray.address import reachable
 from torpor.platforms.ray.snapshot_store import SnapshotStore
 from torpor.snapshots.remote.location import names_store
 
@@ -50,8 +51,7 @@ def run_ray_up(
     if timeout_s <= 0:
         raise ConfigurationError(f"--timeout is {timeout_s:g}; it has to be more than 0 seconds.")
     given = _store(**store)
-    _check_ray()
-
+    address = _checked(address)
     wanted = on_ray.applications(*files, store=given, port=port)
     with on_ray.connected(address) as cluster:
         location = "HeadOnly" if head_only else "EveryNode"
@@ -78,8 +78,7 @@ def run_ray_status(address: str, *, as_json: bool) -> None:
         ServerUnavailableError: there is no such cluster.
     """
     claim_output()
-    _check_ray()
-
+    address = _checked(address)
     with on_ray.connected(address) as cluster:
         status = cluster.status()
     if as_json:
@@ -97,18 +96,19 @@ def run_ray_down(names: Sequence[str], address: str) -> None:
         ServerUnavailableError: there is no such cluster.
     """
     claim_output()
-    _check_ray()
-
+    address = _checked(address)
     with on_ray.connected(address) as cluster:
         removed = cluster.remove(names)
     result(f"removed: {', '.join(removed) or 'none'}")
 
 
-def _check_ray() -> None:
+def _checked(address: str) -> str:
+    """The cluster's address, if Ray is installed and somebody listens there."""
     if find_spec("ray") is None:
         raise ConfigurationError(
             "Ray is not installed in this Python environment. Install it, here and on every node: pip install 'torpor[ray]'"
         )
+    return reachable(address)
 
 
 def _show(status: ClusterStatus) -> None:

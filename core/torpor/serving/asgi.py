@@ -194,14 +194,13 @@ class _Request:
     # Its way
 
     async def _respond(self, head: RequestHead) -> None:
-        found = self._gateway.router.decide(head, 0)
-        if not isinstance(found, ServedModel | Answer | PageCall):
-            found = await self._scanned(found, head)
+        decision = self._gateway.router.decide(head, 0)
+        if not isinstance(decision, ServedModel | Answer | PageCall):
+            decision = await self._scanned(decision, head)
         self._scanning, self._payload = False, bytearray()
-        if isinstance(found, ServedModel):
-            found = await self._forwarded(found)
-        if isinstance(found, Answer):
-            await send_answer(self._send, found, with_body=head.method != b"HEAD")
+        answer = await self._forwarded(decision) if isinstance(decision, ServedModel) else decision
+        if isinstance(answer, Answer):
+            await send_answer(self._send, answer, with_body=head.method != b"HEAD")
 
     async def _scanned(self, scanner: Scanner, head: RequestHead) -> ServedModel | Answer:
         """The model that the body names, as soon as it is there."""

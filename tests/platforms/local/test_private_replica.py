@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import pytest
@@ -105,14 +109,30 @@ def test_a_start_can_be_ended_from_another_thread() -> None:
     assert len(raised) == 1
 
 
-@pytest.mark.criu
-def test_a_snapshot_that_fits_is_restored_and_another_starts_cold(tmp_path: Path, criu: Criu) -> None:
-    """The owner is told why it starts cold."""
+class Captured(NamedTuple):
+    """An app file and a snapshot of it."""
+
+    app: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def captured(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    """Captured once; a test that changes it takes a folder of its own."""
     del criu  # it works here
-    app, folder, told = load_app(write_app(tmp_path, "owned")), tmp_path / "snapshot", list[str]()
-    create_snapshot(app, folder, mode=MODES[-1])
+    place = tmp_path_factory.mktemp("owned")
+    app = write_app(place, "owned")
+    create_snapshot(app, place / "snapshot", mode=MODES[-1])
+    return Captured(app, place / "snapshot")
+
+
+@pytest.mark.criu
+def test_a_snapshot_that_fits_is_restored_and_another_starts_cold(captured: Captured, tmp_path: Path) -> None:
+    """The owner is told why it starts cold."""
+    folder, told = tmp_path / "snapshot", list[str]()
+    shutil.copytree(captured.folder, folder)
     for kind in ("restored", "cold"):
-        replica = PrivateReplica(app, snapshot=folder, tell=told.append)
+        replica = PrivateReplica(load_app(captured.app), snapshot=folder, tell=told.append)
         try:
             assert replica.start() == kind
             assert answer_of(replica)[:12] == b"HTTP/1.1 200"
@@ -121,3 +141,45 @@ def test_a_snapshot_that_fits_is_restored_and_another_starts_cold(tmp_path: Path
         next((folder / "images").glob("core-*.img")).write_bytes(b"damaged")
     assert len(told) == 1
     assert "starts cold" in told[0]
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from torpor.app_file import load_app
+from torpor.platforms.local import PrivateReplica
+replica = PrivateReplica(load_app(sys.argv[1]), snapshot=Path(sys.argv[2]) if sys.argv[2] else None)
+kind = replica.start()
+print("owner:", kind, replica.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def killed_with_its_children(app: str, snapshot: str) -> tuple[str, list[psutil.Process]]:
+    """The start's kind, and the engine's processes that are left a second after a supervisor killed its owner."""
+    argv = [sys.executable, "-c", OWNER, app, snapshot]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        (line,) = itertools.islice((one for one in owner.stdout if one.startswith("owner:")), 1)
+        _, kind, pid = line.split()
+        process = psutil.Process(owner.pid)
+        engine = psutil.Process(int(pid))
+        members = [engine, *engine.children(recursive=True)]
+        for one in [*process.children(), process]:
+            one.kill()
+        gone, left = psutil.wait_procs(members, timeout=1.0)
+        assert len(members) > 2
+        assert len(gone) + len(left) == len(members)
+    return kind, [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.fault("Ray kills a worker's children, then the worker", area="engine's end", outcome="held")
+def test_a_cold_engine_ends_with_an_owner_whose_children_were_killed_first(tmp_path: Path) -> None:
+    """Ray ends a worker in this order. Nothing of the engine is left after a second."""
+    assert killed_with_its_children(write_app(tmp_path, "owned"), "") == ("cold", [])
+
+
+@pytest.mark.criu
+def test_a_restored_engine_ends_with_an_owner_whose_children_were_killed_first(captured: Captured) -> None:
+    """As a cold one."""
+    assert killed_with_its_children(captured.app, str(captured.folder)) == ("restored", [])

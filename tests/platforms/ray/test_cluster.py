@@ -46,7 +46,7 @@ def torpor(box: RayBox, *words: str, code: int = 0) -> dict[str, Any]:
     return done
 
 
-def ask(box: RayBox, model: str, count: int = 1, **more: object) -> list[dict[str, Any]]:
+def ask(box: RayBox, model: str, count: int = 1, **more: Any) -> list[dict[str, Any]]:
     """Ask a model by its name, all at once."""
     answers: Any = box.do("ask", model=model, count=count, **more)["answers"]
     return list(answers)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +22,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
 from torpor.errors import ConfigurationError, EngineTimeoutError, ServerUnavailableError, TorporError
+from torpor.platforms.ray.address import NO_CLUSTER, reachable
 from torpor.platforms.ray.names import INGRESS, deployment_name, is_ours
 from torpor.values.plain_text import one_line
 
@@ -33,14 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "ClusterStatus", "ServedHere", "connected"]
 
-_REACH_S = 5.0
 _LOOK_S = 0.2
 _GONE_S = 60.0
 _SAID = 400
-_NO_CLUSTER = (
-    "Start one: `ray start --head` on the first node, `ray start --address=HEAD:6379` on the others, each with the variables "
-    "that `torpor ray plan` prints."
-)
 
 
 class ServedHere(NamedTuple):
@@ -116,12 +111,14 @@ class Cluster:
                 f"Serve runs on this cluster already, on port {listens}, and requests are to come in on port {port}. Give "
                 f"--port {listens}. Nothing was deployed."
             )
+        names = {one.name for one in wanted}
+        self._wait_gone(names, deleting=True)
         targets = [serve.RunTarget(one.application, name=one.name, route_prefix=one.route_prefix) for one in wanted]
         try:
-            serve.run_many(targets, wait_for_applications_running=False)
+            serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         except (RayServeException, ValueError, TypeError) as error:
             raise ConfigurationError(f"Ray Serve refuses this: {_said(error)}") from error
-        self._wait_running({one.name for one in wanted}, limit_s, tell)
+        self._wait_running(names, limit_s, tell)
 
     def status(self) -> ClusterStatus:
         """What runs now."""
@@ -162,14 +159,22 @@ class Cluster:
             going = list(here.values())
         for one in going:
             serve.delete(one.application, _blocking=False)
+        self._wait_gone({one.application for one in going})
+        return tuple(one.name for one in going)
+
+    def _wait_gone(self, names: set[str], *, deleting: bool = False) -> None:
+        """Wait until these applications are gone; with `deleting`, those of them that Serve deletes now."""
         deadline = time.monotonic() + _GONE_S
-        while waiting := {one.application for one in going} & serve.status().applications.keys():
+        while waiting := {
+            name
+            for name, one in serve.status().applications.items()
+            if name in names and (not deleting or one.status == "DELETING")
+        }:
             if time.monotonic() > deadline:
                 raise TorporError(
                     f"Still there after {_GONE_S:g} s: {', '.join(sorted(waiting))}. Look at `torpor ray status`."
                 )
             time.sleep(_LOOK_S)
-        return tuple(one.name for one in going)
 
     def _wait_running(self, names: set[str], limit_s: float, tell: Callable[[str], None]) -> None:
         deadline, told = time.monotonic() + limit_s, dict[str, str]()
@@ -204,8 +209,7 @@ def connected(address: str = "auto") -> Iterator[Cluster]:
         ConfigurationError: it is no such address.
         ServerUnavailableError: no cluster is there, or this machine is none of its nodes.
     """
-    wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    _check_reachable(wanted)
+    wanted = reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -213,30 +217,12 @@ def connected(address: str = "auto") -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
         where = "on this machine" if wanted == "auto" else f"at {wanted}"
         raise ServerUnavailableError(
-            f"No Ray cluster can be used {where}: {_said(error)}. Run this on a node of the cluster. {_NO_CLUSTER}"
+            f"No Ray cluster can be used {where}: {_said(error)}. Run this on a node of the cluster. {NO_CLUSTER}"
         ) from error
     try:
         yield Cluster()
     finally:
         ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Say at once that nobody listens: Ray itself tries for a minute."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "//" in address or not host or not port.isdecimal() or not 0 < int(port) <= 65535:  # noqa: PLR2004
-        raise ConfigurationError(
-            f"{address!r} is no address of a Ray cluster; give HOST:PORT of its head, e.g. 10.0.0.1:6379, or auto."
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
-    except OSError as error:
-        raise ServerUnavailableError(
-            f"No Ray cluster answers at {address}: {error.strerror or error}. `ray status` on its head shows the address. "
-            f"{_NO_CLUSTER}"
-        ) from error
 
 
 def _served(name: str, seen: object) -> ServedHere:

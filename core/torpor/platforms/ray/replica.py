@@ -4,7 +4,7 @@
     none, or it failed     started cold on a free port; the log says why
     the engine fails       the actor answers 503 with the reason, and ends after some seconds: a fresh process tries again
 
-The constructor does not fail because of the engine: Serve gives a deployment up whose constructors fail three times, until somebody
+Its start does not fail because of the engine: Serve gives a deployment up whose constructors fail three times, until somebody
 deploys it again. When the engine ends, the actor ends. That is faster than a failed health check, and a request that finds no
 listener goes to another replica. The actor ends with its raylet, too: then Serve starts another one elsewhere.
 """
@@ -58,22 +58,22 @@ class EngineReplica:
         store: where it gets its snapshot.
     """
 
-    async def __init__(self, app_file: str, store: SnapshotStore = NO_STORE) -> None:
+    def __init__(self, app_file: str, store: SnapshotStore = NO_STORE) -> None:
+        self._app_file, self._store = app_file, store
         self._ending = False
         self._owned: PrivateReplica | None = None
+
+    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Coroutine[None, None, None]]:
+        """Start the engine; returns the application that answers requests. Serve awaits it right after the constructor."""
         try:
-            self._asgi: _Forwarding | _Broken = await asyncio.to_thread(self._started, app_file, store)
+            return await asyncio.to_thread(self._started)
         except Exception as error:
-            log("error", "engine_did_not_start", app=app_file, error=f"{type(error).__name__}: {error}")
+            log("error", "engine_did_not_start", app=self._app_file, error=f"{type(error).__name__}: {error}")
             await asyncio.to_thread(self._stop)
-            self._asgi = _Broken(error)
             after = threading.Timer(BROKEN_FOR_S, os._exit, (1,))
             after.daemon = True
             after.start()
-
-    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Coroutine[None, None, None]]:
-        """The application that answers requests."""
-        return self._asgi
+            return _Broken(error)
 
     def check_health(self) -> None:
         """Nothing to look for: an actor whose engine has ended ends by itself."""
@@ -82,12 +82,12 @@ class EngineReplica:
         """Serve awaits this when it stops the replica, after its requests."""
         await asyncio.to_thread(self._stop)
 
-    def _started(self, app_file: str, store: SnapshotStore) -> _Forwarding:
-        app = load_app(app_file)
+    def _started(self) -> _Forwarding:
+        app = load_app(self._app_file)
         gpus = assigned_gpus(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
         name = f"{app.deployment.name}-{ray.get_runtime_context().get_actor_id() or os.getpid()}"
         owned = self._owned = PrivateReplica(
-            app, name=name, snapshot=fitting_snapshot(app, store, _tell), gpus=gpus, tell=_tell
+            app, name=name, snapshot=fitting_snapshot(app, self._store, _tell), gpus=gpus, tell=_tell
         )
         kind = owned.start()
         log("info", "replica_serves", replica=name, start=kind, pid=owned.pid)

@@ -1,0 +1,96 @@
+"""`torpor ray up`, `status` and `down` where they cannot work. On a real cluster: tests/platforms/ray/test_cluster.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from torpor import ConfigurationError, ServerUnavailableError
+from torpor.cli import ray as command
+from torpor.cli.options import StoreOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_STORE = StoreOptions(snapshots="", trust=None, unsigned=False, identity=None)
+
+
+def up(
+    *files: str, address: str = "auto", port: int = 8000, timeout_s: float = 1.0, store: StoreOptions = NO_STORE
+) -> None:
+    """The command, as its options arrive."""
+    command.run_ray_up(files, address, host="0.0.0.0", port=port, head_only=False, timeout_s=timeout_s, **store)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> str:
+    """An app file."""
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        "deployment = Deployment(name='small', model=Model(path='/models/small'), plugins=(StandIn(),))\n"
+    )
+    return str(file)
+
+
+def test_a_wrong_number_names_what_is_allowed(app: str) -> None:
+    """Port and deadline."""
+    with pytest.raises(ConfigurationError, match="--port is 70000; allowed are 1 to 65535"):
+        up(app, port=70_000)
+    with pytest.raises(ConfigurationError, match="--timeout is 0; it has to be more than 0 seconds"):
+        up(app, timeout_s=0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"trust": Path("keys")}, {"unsigned": True}, {"identity": Path("id")}],
+    ids=["trust", "unsigned", "identity"],
+)
+def test_trust_without_a_store_is_refused(app: str, more: dict[str, object]) -> None:
+    """It would mean nothing."""
+    with pytest.raises(ConfigurationError, match="name it with --snapshots URL"):
+        up(app, store={**NO_STORE, **more})  # type: ignore[typeddict-item]
+
+
+def test_without_ray_every_command_says_how_to_get_it(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the laptop as on a node."""
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    commands: list[Callable[[], None]] = [
+        lambda: up(app),
+        lambda: command.run_ray_status("auto", as_json=True),
+        lambda: command.run_ray_down((), "auto"),
+    ]
+    for run in commands:
+        with pytest.raises(ConfigurationError, match=r"pip install 'torpor\[ray\]'"):
+            run()
+
+
+@pytest.fixture
+def _ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Ray were installed: these checks come before its import."""
+    monkeypatch.setattr(command, "find_spec", lambda _: object())
+
+
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.parametrize("address", ["head", "head:port", "ray://head:10001", "head:0", "head:70000"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    """With an example of one."""
+    with pytest.raises(ConfigurationError, match="give HOST:PORT of its head"):
+        command.run_ray_status(address, as_json=False)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_an_address_at_which_nobody_listens_is_said_at_once() -> None:
+    """Ray itself would try for a minute."""
+    with pytest.raises(ServerUnavailableError, match=r"No Ray cluster answers at 127.0.0.1:1: Connection refused"):
+        command.run_ray_status("127.0.0.1:1", as_json=False)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_variable_names_the_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_ADDRESS, as for Ray's own commands."""
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(ConfigurationError, match="'nowhere' is no address"):
+        command.run_ray_down((), "auto")
