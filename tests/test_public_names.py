@@ -85,7 +85,7 @@ ALL = [
 ]
 """Golden: third parties write their plugins with these."""
 
-TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
+TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInDeployment", "StandInVLLM"]
 
 PACKAGES = (
     "torpor",

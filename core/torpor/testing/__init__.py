@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from torpor.testing.engine_contract import EngineContract
     from torpor.testing.faults import Fault
     from torpor.testing.plugin import StandIn, StandInVLLM
+    from torpor.testing.pytest_plugin import StandInDeployment
 
-__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInVLLM"]
+__all__ = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInDeployment", "StandInVLLM"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -35,5 +36,6 @@ __getattr__, __dir__ = lazy_names(
         "torpor.testing.engine_contract": ("EngineContract",),
         "torpor.testing.faults": ("Fault",),
         "torpor.testing.plugin": ("StandIn", "StandInVLLM"),
+        "torpor.testing.pytest_plugin": ("StandInDeployment",),
     },
 )

@@ -47,6 +47,7 @@ class StandInOptions:
 
     Attributes:
         served_name: the model's name in answers.
+        adapters: further names that it answers to.
         fault: the fault to show, if any.
         fault_s: seconds, for faults that need a time.
         fault_once: for faults at a wake, see `torpor.testing.faults.happens`.
@@ -56,6 +57,7 @@ class StandInOptions:
     """
 
     served_name: str = "standin"
+    adapters: tuple[str, ...] = ()
     fault: Fault | None = None
     fault_s: float = 1.0
     fault_once: str = ""

@@ -111,6 +111,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rank-deadline-s", type=float, default=20.0)
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--journal", default="")
+    parser.add_argument("--lora-modules", "--lora-paths", nargs="*", default=[], metavar="NAME=PATH")
     args, _ = parser.parse_known_args(argv)
     return args
 
@@ -118,6 +119,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _options(args: argparse.Namespace) -> StandInOptions:
     return StandInOptions(
         served_name=args.served_model_name,
+        adapters=tuple(adapter.partition("=")[0] for adapter in args.lora_modules),
         fault=Fault(args.fault) if args.fault else None,
         fault_s=args.fault_s,
         fault_once=args.fault_once,

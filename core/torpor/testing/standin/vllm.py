@@ -218,7 +218,7 @@ class VLLMApp(StandInApp):
 
     @override
     def _knows(self, model: object) -> bool:
-        return model == self._options.served_name
+        return model == self._options.served_name or model in self._options.adapters
 
     @override
     async def _next_token(self) -> bool:
