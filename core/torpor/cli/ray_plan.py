@@ -101,7 +101,8 @@ def _show_application(layout: Layout, one: Served, plan: RayPlan) -> None:
         layout.field("  replicas".ljust(_FIELD), _replicas(one.options))
         layout.field("  requests".ljust(_FIELD), _requests(one.options))
         layout.field("  each".ljust(_FIELD), _actor(one.options))
-        starts = "restored from the newest snapshot that fits its node, else cold" if plan.source.snapshots else "cold"
+        restores = one.restores(plan.source.snapshots)
+        starts = "restored from the newest snapshot that fits its node, else cold" if restores else "cold"
         layout.field("  starts".ljust(_FIELD), starts)
         layout.field("  ends".ljust(_FIELD), f"within {one.options['graceful_shutdown_timeout_s']:g} s")
     for finding in one.findings:

@@ -127,8 +127,12 @@ def test_only_pods_that_restore_get_privileges(tmp_path: Path, manifest: Json) -
     }
     head = cast("Json", at(manifest, "spec.rayClusterConfig.headGroupSpec.template.spec.containers.0"))
     assert "securityContext" not in head
-    cold = ray_service(an_app(tmp_path, "small"), kubernetes=KUBERNETES_PLAIN)
-    assert at(cold, f"{WORKER}.template.spec.containers.0.securityContext") == {"runAsUser": 0}
+    cold = (
+        ray_service(an_app(tmp_path, "small"), kubernetes=KUBERNETES_PLAIN),
+        ray_service(an_app(tmp_path, "small", "snapshot=False"), kubernetes=KUBERNETES_PLAIN, source=SOURCE),
+    )
+    for one in cold:
+        assert at(one, f"{WORKER}.template.spec.containers.0.securityContext") == {"runAsUser": 0}
 
 
 def test_every_pod_has_image_account_secret_and_the_variables_of_ray(manifest: Json) -> None:
@@ -254,6 +258,15 @@ def test_what_somebody_should_know_before_they_apply_it_is_told(tmp_path: Path) 
     ]
     told = manifest_findings(served([an_app(tmp_path, "small")]), KUBERNETES_PLAIN, Source())
     assert [finding.what for finding in told] == ["snapshots"]
+
+
+@pytest.mark.parametrize("store", ["/mnt/snapshots", "file:///mnt/snapshots", "/var/lib/torpor"])
+def test_a_store_that_no_pod_has_is_refused(tmp_path: Path, store: str) -> None:
+    """A folder of this machine is none of the pods'; below the cache a machine may have mounted one."""
+    small = an_app(tmp_path, "small")
+    with pytest.raises(ConfigurationError, match=f"The store {store} is a folder, and pods have only /var/lib/torpor"):
+        ray_service(small, kubernetes=KUBERNETES_PLAIN, source=Source(snapshots=store))
+    assert ray_service(small, kubernetes=KUBERNETES_PLAIN, source=Source(snapshots="/var/lib/torpor/store"))
 
 
 def test_groups_have_names_of_their_own(tmp_path: Path) -> None:

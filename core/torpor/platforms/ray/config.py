@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypedDict
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -73,7 +74,7 @@ class Source:
         app_folder: folder of the app files on the nodes, an absolute path; empty for the paths that they have here.
 
     Raises:
-        ConfigurationError: a path is relative, or an option for a store is given without one.
+        ConfigurationError: a path is relative, an option for a store is given without one, or its URL has a password.
     """
 
     snapshots: str = ""
@@ -91,6 +92,11 @@ class Source:
             raise ConfigurationError(
                 f"snapshots is {self.snapshots!r}; give the URL of a store that every node reaches, e.g. s3://bucket/snapshots, "
                 "or an absolute path."
+            )
+        if "@" in urlsplit(self.snapshots).netloc:
+            raise ConfigurationError(
+                "The URL of the store has a user or a password in it, and everybody who sees the cluster's configuration would read "
+                "it. Give credentials to the nodes: a role of the cloud, or the store's own variables."
             )
         for name in ("trust", "identity", "app_folder"):
             if (path := getattr(self, name)) and not path.startswith("/"):

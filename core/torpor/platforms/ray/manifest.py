@@ -51,6 +51,7 @@ def ray_service(*files: str | Path, kubernetes: KubernetesOptions, source: Sourc
 def service_of(apps: Sequence[Served], kubernetes: KubernetesOptions, source: Source) -> Yaml:
     """The RayService of app files that were imported already; see `ray_service`."""
     config = config_of(apps, source, host=_HOST, port=PORT)
+    _check_store(source, kubernetes)
     groups = node_groups(apps)
     _check_selectors(groups, kubernetes)
     metadata: Yaml = {"name": kubernetes.name}
@@ -116,11 +117,8 @@ def _workers(group: NodeGroup, apps: Sequence[Served], kubernetes: KubernetesOpt
         offers["GPU"] = str(group.gpus)
     if group.kind is not None:
         offers[f"accelerator_type:{group.kind}"] = "1"
-    stop_s = max(
-        one.options["graceful_shutdown_timeout_s"]
-        for one in apps
-        if one.options is not None and one.app.deployment.name in group.deployments
-    )
+    members = [one for one in apps if one.app.deployment.name in group.deployments]
+    stop_s = max(one.options["graceful_shutdown_timeout_s"] for one in members if one.options is not None)
     return {
         "groupName": group.name,
         "replicas": group.least,
@@ -134,9 +132,19 @@ def _workers(group: NodeGroup, apps: Sequence[Served], kubernetes: KubernetesOpt
             kubernetes,
             port=PORT,
             stop_s=int(stop_s) + _AFTER_STOP_S,
-            restores=bool(source.snapshots),
+            restores=any(one.restores(source.snapshots) for one in members),
         ),
     }
+
+
+def _check_store(source: Source, kubernetes: KubernetesOptions) -> None:
+    """Refuse a store in a folder that no pod has. Below the cache there is one, whatever the machine mounts there."""
+    folder = source.snapshots.removeprefix("file://")
+    if folder.startswith("/") and not folder.startswith(f"{kubernetes.cache.rstrip('/')}/"):
+        raise ConfigurationError(
+            f"The store {source.snapshots} is a folder, and pods have only {kubernetes.cache} of their machine; name a store like "
+            "s3://bucket/snapshots, or mount it on every machine below that folder."
+        )
 
 
 def _check_selectors(groups: Sequence[NodeGroup], kubernetes: KubernetesOptions) -> None:

@@ -43,6 +43,14 @@ class Served:
     options: DeploymentOptions | None
     findings: tuple[Finding, ...]
 
+    def restores(self, snapshots: str) -> bool:
+        """Whether its replicas are restored where a snapshot fits.
+
+        Args:
+            snapshots: URL of the store; empty for none.
+        """
+        return bool(snapshots) and self.app.deployment.snapshot
+
 
 def served(files: Sequence[str | Path]) -> tuple[Served, ...]:
     """Import app files, each once, and find out how Ray serves them. What cannot be served has an `error` among its findings.
