@@ -16,6 +16,7 @@ from torpor import ConfigurationError
 from torpor.cli import ray_plan
 from torpor.cli.ray_manifest import Pods, StoreOnNodes, run_ray_manifest
 from torpor.cli.ray_plan import run_ray_plan
+from torpor.platforms import ray as platform
 from torpor.platforms.ray.config import serve_config
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def test_ray_without_serve_is_told(
         raise ModuleNotFoundError("No module named 'starlette'")
 
     monkeypatch.setattr(ray_plan, "find_spec", lambda _name: object())
-    monkeypatch.setattr(ray_plan.platform, "check_with_ray", fail, raising=False)
+    monkeypatch.setattr(platform, "check_with_ray", fail, raising=False)
     run_ray_plan(apps, snapshots="", app_folder="", as_json=True)
     shown = capsys.readouterr()
     assert json.loads(shown.out)["checked_with_ray"] is None

@@ -99,7 +99,7 @@ def test_rays_own_schema_refuses_wrong_scaling(tmp_path: Path, where: str, value
         ({"snapshots": "snapshots/here"}, "give the URL of a store that every node reaches"),
         ({"snapshots": "s3://b/s", "trust": "t.pub"}, "trust is 't.pub'; give an absolute path"),
         ({"snapshots": "s3://b/s", "identity": "~/me"}, "identity is '~/me'; give an absolute path"),
-        ({"snapshots": "s3://key:secret@bucket/s"}, "everybody who sees the cluster's configuration would read"),
+        ({"snapshots": "s3://key:secret@bucket/s"}, "everybody who sees the cluster's configuration would read it"),
         ({"app_folder": "apps"}, "app_folder is 'apps'; give an absolute path"),
         ({"port": 0}, "The port is 0; allowed are 1 to 65535"),
         ({"port": 70_000}, "The port is 70000; allowed are 1 to 65535"),

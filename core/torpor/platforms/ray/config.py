@@ -95,8 +95,8 @@ class Source:
             )
         if "@" in urlsplit(self.snapshots).netloc:
             raise ConfigurationError(
-                "The URL of the store has a user or a password in it, and everybody who sees the cluster's configuration would read "
-                "it. Give credentials to the nodes: a role of the cloud, or the store's own variables."
+                "The URL of the store has a user or a password in it, and everybody who sees the cluster's configuration would "
+                "read it. Give credentials to the nodes: a role of the cloud, or the store's own variables."
             )
         for name in ("trust", "identity", "app_folder"):
             if (path := getattr(self, name)) and not path.startswith("/"):
