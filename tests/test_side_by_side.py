@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -54,10 +55,11 @@ def test_a_shared_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path)
     """Each parameter of a module fixture has one worker, a shared folder has one for all. The longest deadline goes first."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
-    options = ["-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup"]
+    options = ["-p", "no:cacheprovider", "-p", "xdist.plugin", "-n", "2", "--dist", "loadgroup"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", tmp_path, *options, tmp_path],
         cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # other plugins would cost a second
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from scripts.site.commands import help_of
 
 from tests import ROOT
 from tests.command_line import torpor
@@ -149,19 +150,13 @@ def test_the_page_shows_the_commands_output_for_its_log() -> None:
 
 def test_the_page_names_only_existing_options() -> None:
     """Of the three commands; a renamed option fails here."""
-    known = {option for name in ("boots", "prewarm", "probe") for option in options_of(name)}
+    known = {
+        option for name in ("boots", "prewarm", "probe") for option in re.findall(r"--[a-z][a-z-]+", help_of((name,)))
+    }
     foreign = {"--since", "--timestamps", "--show-container-id"}  # of `modal app logs`
     named = set(re.findall(r"--[a-z][a-z-]+", PAGE))
     assert named - foreign <= known
     assert {"--file", "--json", "--attempts", "--pause", "--timeout", "--model", "--key-env"} <= named
-
-
-def options_of(name: str) -> set[str]:
-    """The long options that a command's help names."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "torpor.cli", name, "--help"], capture_output=True, text=True, timeout=60, check=True
-    )
-    return set(re.findall(r"--[a-z][a-z-]+", shown.stdout))
 
 
 @pytest.mark.slow
