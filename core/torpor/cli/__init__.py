@@ -17,6 +17,7 @@ from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
 from torpor.cli.plain_serve import served_plainly
 from torpor.cli.terminal import DEBUG_VARIABLE, OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
+from torpor.network.light_httpx import leave_command_line_out
 from torpor.network.shortage import shortage
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def _run() -> None:
         return
     if served_plainly(sys.argv[1:]):
         return
+    gc.disable()  # until the command's own module is imported, see `actions`
+    leave_command_line_out()
     from torpor.cli.commands import app  # noqa: PLC0415 - typer: 110 ms of a restore
     from torpor.cli.options import keep_named  # noqa: PLC0415
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 
-__all__ = ["import_httpx"]
+__all__ = ["import_httpx", "leave_command_line_out"]
 
 _COMMAND_LINE = "httpx._main"
+
+
+def leave_command_line_out() -> None:
+    """Let no later import of httpx in this process import its command-line module."""
+    if "httpx" not in sys.modules:
+        sys.modules[_COMMAND_LINE] = None  # type: ignore[assignment]  # makes its import fail
 
 
 def import_httpx() -> None:
@@ -17,7 +23,7 @@ def import_httpx() -> None:
     """
     if "httpx" in sys.modules:
         return
-    sys.modules[_COMMAND_LINE] = None  # type: ignore[assignment]  # makes its import fail
+    leave_command_line_out()
     try:
         importlib.import_module("httpx")
     finally:
