@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.cli.exit_codes import FAILED, INTERRUPTED
 from torpor.cli.interrupts import end_as_hung_up, interrupted, note_ctrl_c
-from torpor.cli.plain_serve import served_plainly
 from torpor.cli.terminal import DEBUG_VARIABLE, OutputError, flush_results, guard_streams, say
 from torpor.errors import TorporError
-from torpor.network.light_httpx import leave_command_line_out
 from torpor.network.shortage import shortage
 
 if TYPE_CHECKING:
@@ -59,16 +57,15 @@ def _run() -> None:
     if (options := _plain_restore(sys.argv[1:])) is not None:
         _restore(options)
         return
+    gc.disable()  # until the command's own module is imported, see `actions`
+    from torpor.cli.plain_serve import served_plainly  # noqa: PLC0415 - pathlib: 5 ms of a restore
+
     if served_plainly(sys.argv[1:]):
         return
-    gc.disable()  # until the command's own module is imported, see `actions`
-    leave_command_line_out()
-    from torpor.cli.commands import app  # noqa: PLC0415 - typer: 110 ms of a restore
-    from torpor.cli.options import keep_named  # noqa: PLC0415
+    from torpor.cli.commands import run  # noqa: PLC0415 - typer: 110 ms of a restore
 
-    keep_named(app, sys.argv[1:])
     try:
-        app()
+        run(sys.argv[1:])
     except SystemExit:
         flush_results()
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,12 +30,17 @@ from torpor.cli.options import (
     Snapshot,
     TrustedKeys,
     Unsigned,
+    keep_named,
 )
 from torpor.cli.ray_commands import ray
 from torpor.cli.snapshot_commands import snapshot
 from torpor.cli.terminal import DEBUG_VARIABLE, claim_output
+from torpor.network.light_httpx import leave_command_line_out
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["app", "run"]
 
 _HELP = """Serve language models from engines that sleep in a memory snapshot and wake in seconds.
 
@@ -79,6 +84,17 @@ key = typer.Typer(
 app.add_typer(key, name="key")
 app.add_typer(snapshot, name="snapshot")
 app.add_typer(ray, name="ray")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run a command line, to its end.
+
+    Args:
+        words: of the line, without the program.
+    """
+    leave_command_line_out()
+    keep_named(app, words)
+    app(words)
 
 
 def _show_version(wanted: bool) -> None:
