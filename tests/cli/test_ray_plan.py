@@ -211,7 +211,7 @@ def test_ray_without_serve_is_told(
         raise ModuleNotFoundError("No module named 'starlette'")
 
     monkeypatch.setattr(ray_plan, "find_spec", lambda _name: object())
-    monkeypatch.setattr(platform, "check_with_ray", fail, raising=False)
+    monkeypatch.setitem(vars(platform), "check_with_ray", fail)
     run_ray_plan(apps, snapshots="", app_folder="", as_json=True)
     shown = capsys.readouterr()
     assert json.loads(shown.out)["checked_with_ray"] is None
