@@ -5,6 +5,10 @@
 One deadline covers everything: the wait for the server, redirects and the whole answer. If a server has
 `requires_proxy_auth`, the client reads Modal's proxy token from the environment: see `torpor.network.modal_keys`.
 
+`ask` asks a server of another task: an embedding, a ranking, scores, labels, a completion or a transcription.
+
+    vectors = ask(url, task="embed", texts=["a river", "a lake"]).answer["vectors"]
+
 `PROMPT` is a question for a first try.
 """
 
@@ -15,17 +19,25 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import TorporError
+from torpor.errors import ConfigurationError, EngineRequestError, TorporError
 from torpor.network.chat_stream import ChatResult
+from torpor.tasks.answers import read_answer
+from torpor.tasks.questions import question
+from torpor.tasks.routes import DIALECTS, TASKS
 from torpor.values.addresses import checked_url
 from torpor.values.client_keys import API_KEY_VARIABLE, AUTHORIZATION_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["PROMPT", "ChatResult", "ask_in_turn", "chat", "errors_told", "main"]
+    from torpor.network.task_request import TaskExchange
+    from torpor.tasks.routes import Task
+
+__all__ = ["PROMPT", "ChatResult", "TaskResult", "ask", "ask_in_turn", "chat", "errors_told", "main"]
 
 PROMPT = "Why is the sky blue? Answer in three sentences."
 _SYSTEM_PROMPTS = (
@@ -76,6 +88,103 @@ def chat(
         on_wait=on_wait or (lambda _: None),
     )
     return asyncio.run(request.answered_within(timeout_s))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """One answer of a task other than `chat`.
+
+    Attributes:
+        answer: what it says, by `torpor.tasks.answers`: `text`, `vectors`, `order` and `scores`, or `labels` and `scores`.
+        total_s: seconds from the call to the whole answer, waiting for the server included.
+        waited_s: seconds from the call until the request was sent that got the answer.
+        model: the served name that was asked.
+    """
+
+    answer: Mapping[str, object]
+    total_s: float
+    waited_s: float
+    model: str
+
+
+def ask(
+    url: str,
+    *,
+    task: Task,
+    texts: Sequence[str] = (),
+    query: str = "",
+    sound: bytes = b"",
+    model: str | None = None,
+    timeout_s: float = 600.0,
+    api_key: str | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    fields: Mapping[str, object] | None = None,
+) -> TaskResult:
+    """Ask a server of a task other than `chat` once.
+
+    Args:
+        url: where the server answers, without a path.
+        task: `generate`, `embed`, `rerank`, `score`, `classify` or `transcribe`.
+        texts: the prompt of `generate`, inputs of `embed` and `classify`, documents of `rerank`, texts of `score`.
+        query: what `rerank` and `score` compare the texts with.
+        sound: a sound file, for `transcribe`.
+        model: the served name; None for the first one that the server lists at `/v1/models`.
+        timeout_s: seconds for everything.
+        api_key: bearer key; the default is the variable `TORPOR_API_KEY`.
+        on_wait: told, in one line, why it waits, whenever the reason changes.
+        fields: further fields of the request, e.g. `{"max_tokens": 8}`.
+
+    Raises:
+        ConfigurationError: the URL is none, or what the task needs is missing.
+        ServerUnavailableError: no answer in time.
+        EngineRequestError: the server refused the request, or answered something else.
+    """
+    _check_question(task, texts, query, sound)
+    asked = {"texts": texts, "query": query, "sound": sound, **(fields or {})}
+    exchange = _exchange(checked_url(url), task, asked, model)
+    exchange.headers = _headers(api_key or os.environ.get(API_KEY_VARIABLE))
+    exchange.on_wait = on_wait or exchange.on_wait
+    return _answered(exchange, task, timeout_s)
+
+
+def _exchange(url: str, task: Task, asked: Mapping[str, object], model: str | None) -> TaskExchange:
+    from torpor.network.task_request import TaskExchange  # noqa: PLC0415 - httpx: 53 ms of `from torpor import client`
+
+    return TaskExchange(
+        root=url,
+        requests=lambda name: [question(task, route, model=name, **asked) for route in DIALECTS[task]],  # type: ignore[arg-type] # of `ask`
+        model=model,
+    )
+
+
+def _answered(exchange: TaskExchange, task: Task, timeout_s: float) -> TaskResult:
+    began = time.monotonic()
+    payload = asyncio.run(exchange.answered_within(timeout_s))
+    try:
+        answer = read_answer(task, payload)
+    except ValueError as error:
+        raise EngineRequestError(
+            f"{exchange.root} sent no answer of the task {task!r} ({error}): {str(payload)[:500]!r}."
+        ) from error
+    return TaskResult(
+        answer=answer, total_s=time.monotonic() - began, waited_s=exchange.waited_s, model=str(exchange.model)
+    )
+
+
+def _check_question(task: str, texts: Sequence[str], query: str, sound: bytes) -> None:
+    if task not in TASKS or task == "chat":
+        others = ", ".join(repr(one) for one in TASKS if one != "chat")
+        raise ConfigurationError(f"task is {task!r}; `ask` takes {others}, and `chat` is for chats.")
+    if isinstance(texts, str):
+        raise ConfigurationError("texts is one text; give a list of texts, e.g. texts=['a river'].")
+    if task == "transcribe" and not sound:
+        raise ConfigurationError("The task 'transcribe' needs a sound: give the bytes of a sound file, sound=...")
+    if task != "transcribe" and not texts:
+        raise ConfigurationError(f"The task {task!r} needs texts: give at least one, texts=[...].")
+    if task == "generate" and len(texts) > 1:
+        raise ConfigurationError(f"The task 'generate' takes one prompt, not {len(texts)}.")
+    if task in ("rerank", "score") and not query:
+        raise ConfigurationError(f"The task {task!r} needs a query to compare the texts with: query=...")
 
 
 def _headers(key: str | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from torpor import CanaryError, ConfigurationError, Deployment, EngineRequestError, Model
+from torpor.client import ask
 from torpor.runtime.boot import Boot
 from torpor.runtime.canary import Canary, canary_problem, canary_summary, check_canary, record_canary
 from torpor.tasks.answers import read_answer
@@ -66,6 +67,18 @@ def public_answer(boot: Boot) -> Mapping[str, object]:
     return read_answer(deployment.task, answer.json())
 
 
+def asked_by_the_client(boot: Boot) -> Mapping[str, object]:
+    """What `torpor.client.ask` gets, which does not know the engine."""
+    task = boot.deployment.task
+    texts = () if task == "transcribe" else ("the sea",) if task == "generate" else ("the sea", "a lake")
+    pair, sound = task in ("rerank", "score"), generated_sound(0.1) if task == "transcribe" else b""
+    more = {"temperature": 0} if task == "generate" else {}
+    url = f"http://127.0.0.1:{boot.deployment.port}"
+    return ask(
+        url, task=task, texts=texts, query="water" if pair else "", sound=sound, timeout_s=20.0, fields=more
+    ).answer
+
+
 @pytest.mark.parametrize("engine", [StandIn, StandInVLLM])
 @pytest.mark.parametrize("task", OTHERS)
 def test_each_task_starts_sleeps_wakes_and_answers_alike(task: Task, engine: type[StandIn]) -> None:
@@ -75,6 +88,7 @@ def test_each_task_starts_sleeps_wakes_and_answers_alike(task: Task, engine: typ
         boot.cold_start()
         boot.serve()
         before = public_answer(boot)
+        assert asked_by_the_client(boot) == before
         assert boot.canary is not None
         assert boot.canary.kind == task
         chat = httpx.post(f"http://127.0.0.1:{boot.deployment.port}/v1/chat/completions", json={}, trust_env=False)

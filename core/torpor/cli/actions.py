@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torpor.cli.plan import show_plan
     from torpor.cli.plugins import list_plugins
     from torpor.cli.prewarm import run_prewarm
-    from torpor.cli.probe import run_probe
+    from torpor.cli.probe import Probe, run_probe
     from torpor.cli.ray import run_ray_down, run_ray_status, run_ray_up
     from torpor.cli.ray_manifest import run_ray_manifest
     from torpor.cli.ray_plan import run_ray_plan
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torpor.cli.up import run_up
 
 __all__ = [
+    "Probe",
     "list_plugins",
     "run_bench",
     "run_boots",
@@ -93,10 +94,10 @@ _load, __dir__ = lazy_names(
         "torpor.cli.plan": ("show_plan",),
         "torpor.cli.plugins": ("list_plugins",),
         "torpor.cli.prewarm": ("run_prewarm",),
-        "torpor.cli.probe": ("run_probe",),
         "torpor.cli.ray": ("run_ray_down", "run_ray_status", "run_ray_up"),
         "torpor.cli.ray_manifest": ("run_ray_manifest",),
         "torpor.cli.ray_plan": ("run_ray_plan",),
+        "torpor.cli.probe": ("Probe", "run_probe"),
         "torpor.cli.report": ("run_report",),
         "torpor.cli.remote_restore": ("run_restored",),
         "torpor.cli.restore": ("run_restore",),

@@ -17,6 +17,7 @@ from torpor.cli.options import (
     Backend,
     CommandGroup,
     Deadline,
+    Documents,
     EngineMetrics,
     Gpus,
     Host,
@@ -25,9 +26,12 @@ from torpor.cli.options import (
     Metrics,
     Port,
     Prove,
+    Question,
     Records,
     Served,
     Snapshot,
+    SoundFile,
+    TaskName,
     TrustedKeys,
     Unsigned,
     keep_named,
@@ -393,7 +397,10 @@ def probe(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server's URL, without a path.")],
     *,
     model: Annotated[str, typer.Option(help="Served model; by default the first that the server lists.")] = "",
-    prompt: Annotated[str, typer.Option(help="The question.")] = "Why is the sky blue? Answer in three sentences.",
+    task: TaskName = "chat",
+    prompt: Question = "Why is the sky blue? Answer in three sentences.",
+    document: Documents = None,
+    sound: SoundFile = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     key_env: Annotated[
         str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
@@ -401,15 +408,23 @@ def probe(
     timeout: Deadline = 600.0,
     as_json: AsJson = False,
 ) -> None:
-    """Wait for a server, stream one answer and show how long each part took.
+    """Wait for a server, ask it once and show how long each part took; a chat is streamed.
 
     TORPOR_MODAL_KEY and TORPOR_MODAL_SECRET hold the proxy token for an app on Modal that demands one.
 
     Exit code 0: it answered; 1: no answer in time, or a refusal; 2: wrong input.
     """
-    actions.run_probe(
-        url, model=model, prompt=prompt, max_tokens=max_tokens, key_env=key_env, timeout_s=timeout, as_json=as_json
+    given = actions.TaskProbe(
+        task=task,
+        model=model,
+        prompt=prompt,
+        documents=document or (),
+        sound=sound,
+        max_tokens=max_tokens,
+        key_env=key_env,
+        timeout_s=timeout,
     )
+    actions.run_probe(url, given, as_json=as_json)
 
 
 @app.command()

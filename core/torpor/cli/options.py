@@ -24,6 +24,7 @@ __all__ = [
     "Backend",
     "CommandGroup",
     "Deadline",
+    "Documents",
     "EngineMetrics",
     "Gpus",
     "Host",
@@ -33,10 +34,13 @@ __all__ = [
     "Metrics",
     "Port",
     "Prove",
+    "Question",
     "Records",
     "Served",
     "Snapshot",
+    "SoundFile",
     "StoreOptions",
+    "TaskName",
     "TrustedKeys",
     "Unsigned",
     "keep_named",
@@ -77,6 +81,18 @@ def _name_of(command: CommandInfo) -> str:
 
 AppFile = Annotated[str, typer.Argument(metavar="APP", help="App file with a deployment, e.g. apps/tiny_cpu.py.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TaskName = Annotated[
+    str, typer.Option(help="What the server serves: chat, generate, embed, rerank, score, classify or transcribe.")
+]
+Question = Annotated[
+    str, typer.Option(help="The question; the text to embed or to classify; the query of a ranking or of scores.")
+]
+Documents = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Text to rank or to score; several times for several.")
+]
+SoundFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Sound to transcribe; a generated one by default.")
+]
 Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline for the whole command.")]
 Metrics = Annotated[
     str,

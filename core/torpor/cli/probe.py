@@ -1,54 +1,102 @@
-"""`torpor probe`: wait for a server, stream one answer, print its times."""
+"""`torpor probe`: wait for a server, ask it once, print the answer and its times."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
 
 from torpor.cli.terminal import result as write
 from torpor.cli.terminal import say
-from torpor.client import chat
+from torpor.client import ask, chat
 from torpor.errors import ConfigurationError, EngineRequestError
+from torpor.tasks.routes import TASKS
+from torpor.tasks.sound import generated_sound
 from torpor.values.bounds import checked_count, checked_seconds
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
-    from torpor.client import ChatResult
+    from collections.abc import Sequence
+    from pathlib import Path
 
-__all__ = ["checked_timeout", "key_from", "run_probe"]
+    from torpor.client import ChatResult, TaskResult
+    from torpor.tasks.routes import Task
+
+__all__ = ["Probe", "checked_timeout", "key_from", "run_probe"]
+
+DOCUMENTS = ("A lake is water that stands.", "Paris is the capital of France.")
+"""What a probe ranks or scores unless it is told otherwise."""
+
+_SOUND_S = 2.0
+_PAIRS = ("rerank", "score")
+_MOST_SOUND_BYTES = 256 << 20
 
 _MAX_TOKENS = 1_000_000
 
 
-def run_probe(
-    url: str, *, model: str, prompt: str, max_tokens: int, key_env: str, timeout_s: float, as_json: bool
-) -> None:
-    """Ask once; stream the answer to standard output, print everything else to standard error.
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a server is asked.
+
+    Attributes:
+        task: which.
+        model: the served name; empty for the first that the server lists.
+        prompt: the question or prompt, the text, or the query of `rerank` and `score`.
+        documents: what `rerank` and `score` compare with the query; two of Torpor's own by default.
+        sound: a sound file for `transcribe`; a generated one by default.
+        max_tokens: longest answer of `chat` and `generate`, tokens.
+        key_env: environment variable with the bearer key; empty for `TORPOR_API_KEY`, if it is set.
+        timeout_s: seconds for all of it.
+    """
+
+    task: str
+    model: str = ""
+    prompt: str = ""
+    documents: Sequence[str] = ()
+    sound: Path | None = None
+    max_tokens: int = 256
+    key_env: str = ""
+    timeout_s: float = 600.0
+
+
+def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
+    """Ask once; print the answer to standard output and everything else to standard error. A chat is streamed.
 
     Args:
         url: where the server answers, without a path.
-        model: the served name; empty for the first that the server lists.
-        prompt: the question.
-        max_tokens: longest answer, tokens.
-        key_env: environment variable with the bearer key; empty for `TORPOR_API_KEY`, if it is set.
-        timeout_s: seconds for all of it.
+        probe: what it is asked.
         as_json: print the answer and its times as JSON.
 
     Raises:
         ConfigurationError: an option is wrong.
         ServerUnavailableError: no answer in time.
-        EngineRequestError: the server refuses, or its answer has no text.
+        EngineRequestError: the server refuses, or its answer has no text or is none of that task.
     """
-    checked_count("--max-tokens", max_tokens, most=_MAX_TOKENS, what="tokens")
+    checked_count("--max-tokens", probe.max_tokens, most=_MAX_TOKENS, what="tokens")
+    task = _known_task(probe)
+    if task == "chat":
+        _chat(url, probe, as_json=as_json)
+        return
+    result = _asked(url, probe, task)
+    if as_json:
+        write(json.dumps(asdict(result), indent=2))
+        return
+    for line in _answer_lines(result):
+        write(plain(line))
+    say(
+        f"{result.model}: the answer after {result.total_s:.3f} s ({result.waited_s:.3f} s of it waiting for the server)"
+    )
+
+
+def _chat(url: str, probe: Probe, *, as_json: bool) -> None:
     result = chat(
         url,
-        model=model or None,
-        prompt=prompt,
-        max_tokens=max_tokens,
-        timeout_s=checked_timeout(timeout_s),
-        api_key=key_from(key_env),
+        model=probe.model or None,
+        prompt=probe.prompt,
+        max_tokens=probe.max_tokens,
+        timeout_s=checked_timeout(probe.timeout_s),
+        api_key=key_from(probe.key_env),
         on_text=None if as_json else (lambda text: write(plain(text), end="")),
         on_wait=_say_why,
     )
@@ -59,6 +107,64 @@ def run_probe(
     else:
         write()
         say(_line(result))
+
+
+def _asked(url: str, probe: Probe, task: Task) -> TaskResult:
+    pair = task in _PAIRS
+    return ask(
+        url,
+        task=task,
+        texts=(tuple(probe.documents) or DOCUMENTS) if pair else () if task == "transcribe" else (probe.prompt,),
+        query=probe.prompt if pair else "",
+        sound=_sound(probe.sound) if task == "transcribe" else b"",
+        model=probe.model or None,
+        timeout_s=checked_timeout(probe.timeout_s),
+        api_key=key_from(probe.key_env),
+        on_wait=_say_why,
+        fields={"max_tokens": probe.max_tokens} if task == "generate" else None,
+    )
+
+
+def _known_task(probe: Probe) -> Task:
+    """The task, if its name is right and the options go with it."""
+    task = probe.task
+    if task not in TASKS:
+        raise ConfigurationError(f"--task is {task!r}; allowed: {', '.join(TASKS)}.")
+    if probe.documents and task not in _PAIRS:
+        raise ConfigurationError(f"--document goes with the tasks rerank and score; --task is {task!r}.")
+    if probe.sound and task != "transcribe":
+        raise ConfigurationError(f"--sound goes with the task transcribe; --task is {task!r}.")
+    return next(known for known in TASKS if known == task)
+
+
+def _sound(file: Path | None) -> bytes:
+    """The file's bytes, or a generated sound."""
+    if file is None:
+        return generated_sound(_SOUND_S)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_MOST_SOUND_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"--sound {file} cannot be read: {error.strerror}. Name a sound file.") from error
+    if not data or len(data) > _MOST_SOUND_BYTES:
+        seen = "is empty" if not data else f"has more than {_MOST_SOUND_BYTES} bytes"
+        raise ConfigurationError(f"--sound {file} {seen}. Name a sound file.")
+    return data
+
+
+def _answer_lines(result: TaskResult) -> list[str]:
+    """What the answer says, a line for each text, vector, document or label."""
+    answer = result.answer
+    if "text" in answer:
+        return [str(answer["text"])]
+    if "vectors" in answer:
+        vectors = cast("list[list[float]]", answer["vectors"])
+        return [f"{len(one)} numbers: {', '.join(f'{part:.4f}' for part in one[:4])}, ..." for one in vectors]
+    scores = cast("list[object]", answer["scores"])
+    if "order" in answer:
+        return [f"document {at}: {scores[at]}" for at in cast("list[int]", answer["order"])]
+    names = cast("list[str]", answer.get("labels", [f"text {at}" for at in range(len(scores))]))
+    return [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]
 
 
 def checked_timeout(timeout_s: float) -> float:

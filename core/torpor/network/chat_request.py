@@ -16,8 +16,8 @@ from torpor.network.waking_server import (
     TryLaterError,
     check_means,
     check_there,
+    first_model,
     following,
-    get_once,
     open_async_client,
     until_there,
 )
@@ -85,7 +85,7 @@ class ChatRequest:
 
     async def _answered(self, client: httpx.AsyncClient) -> ChatResult:
         if self.body["model"] is None:
-            self.body["model"] = await _first_model(client, f"{self.root}/v1/models")
+            self.body["model"] = await first_model(client, self.root)
         sent = time.monotonic()
         await self._ask_once(client)
         return self._stream.result(self._began, sent, str(self.body["model"]))
@@ -138,24 +138,6 @@ class ChatRequest:
             f"The answer from {self._url} ended without its final event, after {len(self._stream.pieces)} pieces of text; "
             f"its last line was {self._stream.last_line[:_QUOTED]!r}."
         )
-
-
-async def _first_model(client: httpx.AsyncClient, url: str) -> str:
-    """The first name that the server lists (OpenAI's API, `GET /v1/models`).
-
-    Raises:
-        TryLaterError: the server is not there yet.
-        EngineRequestError: it refuses, or lists nothing.
-    """
-    response = await get_once(client, url)
-    try:
-        return str(response.raise_for_status().json()["data"][0]["id"])
-    except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        said = response.text.strip()[:_QUOTED]
-        raise EngineRequestError(
-            f"GET {url} was answered with {response.status_code} and names no model: {said!r}."
-            + (refused_by_modal(response, said) or " Name the served model yourself.")
-        ) from error
 
 
 async def _lines(response: httpx.Response, url: str) -> AsyncIterator[str]:

@@ -17,7 +17,7 @@ import httpx
 
 from torpor._override import override
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError
-from torpor.network.modal_keys import modal_keys, sent_to
+from torpor.network.modal_keys import modal_keys, refused_by_modal, sent_to
 from torpor.network.proxies import is_loopback
 from torpor.network.shortage import shortage
 from torpor.values.client_keys import AUTHORIZATION_HEADER
@@ -29,11 +29,13 @@ __all__ = [
     "TryLaterError",
     "check_means",
     "check_there",
+    "first_model",
     "following",
     "get_once",
     "get_when_there",
     "open_async_client",
     "until_there",
+    "whole_answer",
 ]
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 5.0
 _MAX_BODY_BYTES = 1 << 20
+_QUOTED = 500
 _FRAMING = ("content-encoding", "content-length", "transfer-encoding")
 
 
@@ -134,7 +137,7 @@ async def get_once(client: httpx.AsyncClient, url: str) -> httpx.Response:
     """
     try:
         async with client.stream("GET", url, follow_redirects=True) as streamed:
-            response = await _bounded(streamed, url)
+            response = await whole_answer(streamed)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
     except httpx.TooManyRedirects as error:
@@ -201,22 +204,50 @@ def following(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Requ
     return request
 
 
-async def _bounded(streamed: httpx.Response, url: str) -> httpx.Response:
+async def first_model(client: httpx.AsyncClient, root: str) -> str:
+    """The first name that the server lists (OpenAI's API, `GET /v1/models`).
+
+    Args:
+        client: of `open_async_client`.
+        root: where the server answers, without a path.
+
+    Raises:
+        TryLaterError: the server is not there yet.
+        EngineRequestError: it refuses, or lists nothing.
+    """
+    url = f"{root}/v1/models"
+    response = await get_once(client, url)
+    try:
+        return str(response.raise_for_status().json()["data"][0]["id"])
+    except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        said = response.text.strip()[:_QUOTED]
+        raise EngineRequestError(
+            f"GET {url} was answered with {response.status_code} and names no model: {said!r}."
+            + (refused_by_modal(response, said) or " Name the served model yourself.")
+        ) from error
+
+
+async def whole_answer(streamed: httpx.Response, most: int = _MAX_BODY_BYTES) -> httpx.Response:
     """The whole answer.
+
+    Args:
+        streamed: whose body is not read yet.
+        most: bytes that it may have.
 
     Raises:
         EngineRequestError: it is longer than any answer that is asked for here.
     """
+    request = streamed.request
     body = bytearray()
     async for piece in streamed.aiter_bytes():
         body += piece
-        if len(body) > _MAX_BODY_BYTES:
+        if len(body) > most:
             raise EngineRequestError(
-                f"GET {url} is answered with more than {_MAX_BODY_BYTES} bytes. Give the URL of a server behind Torpor's guard, "
-                "without a path."
+                f"{request.method} {request.url} is answered with more than {most} bytes. Give the URL of a server behind Torpor's "
+                "guard, without a path."
             )
     headers = [(name, value) for name, value in streamed.headers.multi_items() if name.lower() not in _FRAMING]
-    return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=streamed.request)
+    return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=request)
 
 
 def _retry_after(value: str) -> float | None:

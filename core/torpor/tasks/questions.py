@@ -56,7 +56,7 @@ def question(
     if task == "transcribe":
         return _form(route, fields, sound)
     if task in _PAIRS:
-        fields |= {route.names[0]: query, route.names[1]: list(texts)}
+        fields |= dict.fromkeys(route.names[::2], query) | {name: list(texts) for name in route.names[1::2]}
     else:
         fields[route.names[0]] = texts[0] if task == "generate" else list(texts)
     return TaskRequest(route.path, json.dumps(fields).encode(), _JSON)

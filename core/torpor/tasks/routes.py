@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-__all__ = ["ROUTES", "TASKS", "Task", "TaskRoute"]
+__all__ = ["DIALECTS", "ROUTES", "TASKS", "Task", "TaskRoute"]
 
 Task = Literal["chat", "generate", "embed", "rerank", "score", "classify", "transcribe"]
 """What a deployment serves.
@@ -26,7 +26,8 @@ class TaskRoute(NamedTuple):
 
     Attributes:
         path: e.g. `/v1/embeddings`.
-        names: what the body calls the inputs: one name, or for `rerank` and `score` that of the query and that of the texts.
+        names: what the body calls the inputs: one name, or for `rerank` and `score` that of the query and that of the texts. More
+            pairs are sent beside the first one.
         further: further fields of the body with their values.
     """
 
@@ -45,3 +46,11 @@ ROUTES: dict[Task, TaskRoute] = {
     "transcribe": TaskRoute("/v1/audio/transcriptions", ("file",)),
 }
 """What most engines have; an engine that differs says so by `EnginePlugin.task_route`."""
+
+DIALECTS: dict[Task, tuple[TaskRoute, ...]] = {
+    **{task: (route,) for task, route in ROUTES.items()},
+    # One body for both: SGLang reads `query`, `items` and `label_token_ids`, vLLM `text_1` and `text_2`.
+    "score": (TaskRoute("/v1/score", ("text_1", "text_2", "query", "items"), (("label_token_ids", (1, 2)),)),),
+    "classify": (ROUTES["classify"], TaskRoute("/classify", ("input",))),
+}
+"""What a client tries that does not know the engine, in this order, until one is there."""

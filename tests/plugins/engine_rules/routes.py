@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -95,9 +96,10 @@ class RealRouteRules:
         assert sorted(missing) == sorted(lists.LACKING.get(questions.version, ()))
 
 
-def newest(engine: type[ChatServer]) -> dict[str, str]:
-    """Return the options of the newest version on a CPU, which needs no image."""
-    return {"version": engine.supported_versions[-1], "device": "cpu"}
+def newest(engine: type[ChatServer], option: str = "") -> ChatServer:
+    """Return the plugin of the newest version on a CPU, which needs no image, with an option that opens routes."""
+    plugin = engine(version=engine.supported_versions[-1], device="cpu")
+    return replace(plugin, **{option: True}) if option else plugin  # type: ignore[arg-type] # a flag
 
 
 class NotStartedError(Exception):
@@ -159,7 +161,7 @@ class RouteRules:
     @pytest.mark.parametrize("task", TASKS)
     def test_each_task_opens_its_own_routes_alone(self, task: Task) -> None:
         """The list of models is open for every task; the newest version has every task."""
-        plugin = self.engine(**newest(self.engine))
+        plugin = newest(self.engine)
         assert plugin.tasks == TASKS
         assert plugin.public_routes(task) == (*self.engine.routes.TASKS[task], "/v1/models")
         assert plugin.task_route(task).path == self.engine.routes.TASKS[task][0]
@@ -169,7 +171,7 @@ class RouteRules:
     @pytest.mark.parametrize("option", ["open_completions", "open_responses", "open_messages", "open_tokenize"])
     def test_an_option_opens_its_routes_for_the_tasks_that_go_with_it(self, option: str) -> None:
         """It opens nothing for another task; the check of the deployment says so."""
-        plugin = self.engine(**newest(self.engine), **{option: True})  # type: ignore[arg-type] # a flag
+        plugin = newest(self.engine, option)
         opened = self.engine.routes.OPENED[option]
         assert set(opened) < set(plugin.public_routes("chat"))
         deployment = Deployment(name="x", model=Model(path="/m"), plugins=(plugin,), task="embed")

@@ -64,14 +64,9 @@ class RealTaskRules:
 
     def bodies(self, task: Task) -> list[tuple[str, dict[str, object]]]:
         """Requests to a task's routes."""
-        pair = {"query": "hello world", "documents": TEXTS}
-        return {
-            "embed": [("/v1/embeddings", {"input": TEXTS})],
-            "rerank": [("/v1/rerank", pair)],
-            "classify": [
-                (self.plugin(self.local.find(self.local.version)).task_route("classify").path, {"input": TEXTS})
-            ],
-        }[task]
+        ranked: dict[str, object] = {"query": "hello world", "documents": TEXTS}
+        path = self.plugin(self.local.find(self.local.version)).task_route(task).path
+        return [(path, ranked if task == "rerank" else {"input": TEXTS})]
 
     def deployed(self, factory: pytest.TempPathFactory, task: Task, **options: bool) -> Deployment:
         """A deployment of the task's tiny model."""
