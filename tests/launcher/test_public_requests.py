@@ -327,3 +327,69 @@ def test_an_unknown_host_or_field_in_an_option_is_an_error(
     with pytest.raises(ConfigurationError) as error:
         kind(device="cpu", **options)  # type: ignore[arg-type] # by name
     assert said in str(error.value)
+
+
+BOTH = pytest.mark.parametrize(
+    "rules", [RULES, PublicRequestRules.from_environment(VLLM_FIELDS, {})], ids=["sglang", "vllm"]
+)
+
+
+@BOTH
+def test_ordinary_requests_of_other_tasks_pass(rules: PublicRequestRules) -> None:
+    """Vectors, rankings, labels, a response, a message of Anthropic's dialect."""
+    assert told(rules, input=["a", "b"], dimensions=64, encoding_format="base64") == ""
+    assert told(rules, input=[[1, 2], [3]]) == ""
+    assert told(rules, query="a", documents=["b", "c"], top_n=1) == ""
+    said = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "http://10.0.0.1/"}]}]
+    assert told(rules, input=said, instructions="be brief", max_output_tokens=8, store=True) == ""
+    blocks = [{"type": "text", "text": "hi"}]
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    assert (
+        told(rules, system=blocks, messages=[{"role": "user", "content": [*blocks, picture]}], stop_sequences=["x"])
+        == ""
+    )
+
+
+@BOTH
+@pytest.mark.fault(
+    "a request of another task than chat contains operator-only fields", area="request", outcome="refused"
+)
+def test_dangerous_requests_of_other_tasks_are_refused(rules: PublicRequestRules) -> None:
+    """Token ids, numbers of texts, media in every place that can hold it, and what would be kept."""
+    assert "input holds the token id" in told(rules, input=[[1, VOCABULARY]])
+    assert "tokens holds the token id -1" in told(rules, tokens=[-1])
+    assert "input may hold 2048 texts, not 2049" in told(rules, input=["a"] * 2049)
+    assert "documents may hold 2048 texts" in told(rules, query="a", documents=["a"] * 2049)
+    assert "opens no files" in told(rules, input=[{"text": "a", "image": "/etc/passwd"}])
+    part = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+    assert "opens no files" in told(rules, query="a", documents=[{"content": [part]}])
+    assert "opens no files" in told(rules, messages=[[{"role": "user", "content": [part]}]])
+    picture = {"type": "input_image", "image_url": "http://169.254.169.254/a.png"}
+    for item in ({"role": "user", "content": [picture]}, {"type": "function_call_output", "output": [picture]}):
+        assert "Media is not fetched from 169.254.169.254" in told(rules, input=[item])
+    source = {"type": "image", "source": {"type": "url", "url": "http://169.254.169.254/a.png"}}
+    result = {"type": "tool_result", "content": [source]}
+    for block in (source, result):
+        assert "Media is not fetched from" in told(rules, messages=[{"role": "user", "content": [block]}])
+    assert "background is refused" in told(rules, input="a", background=True)
+    assert "previous_response_id is refused" in told(rules, input="a", previous_response_id="resp_1")
+    deep: object = "x"
+    for _ in range(100):
+        deep = {"properties": deep}
+    assert "text may have 64 levels" in told(rules, input="a", text={"format": {"schema": deep}})
+
+
+def test_the_option_sets_the_number_of_texts() -> None:
+    """By its variable."""
+    few = PublicRequestRules.from_environment(VLLM_FIELDS, {"TORPOR_MAX_INPUTS": "2"})
+    assert "may hold 2 texts, not 3" in told(few, input=["a", "b", "c"])
+    assert told(few, input=["a", "b"]) == told(few, input=[1, 2, 3]) == ""
+
+
+def test_the_tokenizer_takes_a_bounded_text() -> None:
+    """It works on the server's event loop, letters and ids alike."""
+    most = 1 << 20
+    assert RULES.tokenizing_refusal(Request({"prompt": "x" * most})) is None
+    assert RULES.tokenizing_refusal(Request({"tokens": [1] * most})) is None
+    for given in ({"prompt": "x" * (most + 1)}, {"prompt": ["x" * most, "x"]}, {"tokens": [1] * (most + 1)}):
+        assert "letters or token ids" in (RULES.tokenizing_refusal(Request(dict(given))) or "")
