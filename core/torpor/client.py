@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torpor import network
 from torpor.errors import ConfigurationError, EngineRequestError, TorporError
 from torpor.network.chat_stream import ChatResult
 from torpor.tasks.answers import read_answer
@@ -78,9 +79,7 @@ def chat(
         ServerUnavailableError: no answer in time, or it broke off.
         EngineRequestError: the server refused the request; its words are in the message.
     """
-    from torpor.network.chat_request import ChatRequest  # noqa: PLC0415 - httpx: 53 ms of `from torpor import client`
-
-    request = ChatRequest(
+    request = network.ChatRequest(
         root=checked_url(url),
         body=_body(model, prompt, system, max_tokens),
         headers=_headers(api_key or os.environ.get(API_KEY_VARIABLE)),
@@ -148,9 +147,7 @@ def ask(
 
 
 def _exchange(url: str, task: Task, asked: Mapping[str, object], model: str | None) -> TaskExchange:
-    from torpor.network.task_request import TaskExchange  # noqa: PLC0415 - httpx: 53 ms of `from torpor import client`
-
-    return TaskExchange(
+    return network.TaskExchange(
         root=url,
         requests=lambda name: [question(task, route, model=name, **asked) for route in DIALECTS[task]],  # type: ignore[arg-type] # of `ask`
         model=model,
