@@ -6,12 +6,13 @@ DIR is a snapshot (`torpor snapshot create`). Every round does each act once, so
 slows all of them; the figures are medians of the rounds. `cold` means that the kernel's cache was emptied of the files that are
 read, as far as posix_fadvise(2) does that; `warm` that they were read before. `pull first` knows no hashes of the interpreter's and
 the packages' files from an earlier pull. `pull and restore` ends when the replica serves; its store is cold, too. rclone is
-measured if it is installed.
+measured if it is installed. Parts of a pull are CPU seconds of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -24,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import zstandard
 
 from torpor.cli.timing import command, running
 from torpor.snapshots.store.paths import cache_root
@@ -71,8 +74,36 @@ def measured(snapshot: Path, work: Path, runs: int) -> dict[str, object]:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, kernel {platform.release()}",
         "load": os.getloadavg(),
         "acts": acts,
+        "parts_cpu_s": parts(store, work),
         "ratios": ratios,
     }
+
+
+def parts(store: Path, work: Path) -> dict[str, float]:
+    """CPU seconds of what every pull has to do with the chunks of a store, in one thread, without anything around it."""
+    frames = [file.read_bytes() for file in sorted((store / "chunks").rglob("*")) if file.is_file()]
+    unpack = zstandard.ZstdDecompressor().decompress
+    contents: list[bytes] = []
+
+    def write() -> None:
+        with (work / "parts").open("wb", buffering=0) as file:
+            for content in contents:
+                file.write(content)
+        (work / "parts").unlink()
+
+    acts: dict[str, Callable[[], object]] = {
+        "decompress": lambda: contents.extend(map(unpack, frames)),
+        "sha256": lambda: [hashlib.sha256(content).digest() for content in contents],
+        "write": write,
+    }
+    return {
+        name: statistics.median(_timed(act, contents.clear if name == "decompress" else _nothing)[1] for _ in range(3))
+        for name, act in acts.items()
+    }
+
+
+def _nothing() -> None:
+    """No preparation."""
 
 
 _RATIOS = (
@@ -190,11 +221,14 @@ def _options() -> argparse.Namespace:
 
 
 def _show(report: dict[str, object]) -> None:
-    acts, ratios = report["acts"], report["ratios"]
+    acts, ratios, inner = report["acts"], report["ratios"], report["parts_cpu_s"]
+    assert isinstance(inner, dict)
     assert isinstance(acts, dict)
     assert isinstance(ratios, dict)
     for name, figures in acts.items():
         print(f"{name:<14} {figures['wall_s']:7.2f} s  {figures['cpu_s']:7.2f} CPU s")
+    for name, seconds in inner.items():
+        print(f"of a pull: {name:<14} {seconds:7.2f} CPU s")
     for name, ratio in ratios.items():
         print(f"{name:<26} {ratio:6.2f}")
 
