@@ -123,7 +123,7 @@ class Traces:
         try:
             result = exporter.export(spans)
         finally:
-            exporter.shutdown()
+            exporter.shutdown()  # type: ignore[no-untyped-call] # the exporter says nothing of it
         if result is not SpanExportResult.SUCCESS:
             raise ConnectionError(f"the collector at {self._endpoint} did not take {len(spans)} spans")
 

@@ -143,7 +143,7 @@ class Model:
         if asked.temperature:
             torch.manual_seed(int.from_bytes(uuid.uuid4().bytes[:8]) >> 1 if asked.seed is None else asked.seed)
         with torch.inference_mode():
-            model.generate(  # type: ignore[operator] # transformers adds it to the module
+            model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=asked.max_tokens,
