@@ -13,7 +13,7 @@ from tests.platforms.ray.app_files import an_app
 from tests.platforms.ray.with_ray import needs_ray
 from torpor import ConfigurationError
 from torpor.platforms import ray as platform
-from torpor.platforms.ray.config import Source, as_yaml, serve_config
+from torpor.platforms.ray.config import MODEL_BUILDER, Source, as_yaml, serve_config
 from torpor.platforms.ray.options import deployment_options
 from torpor.platforms.ray.served import served
 
@@ -147,3 +147,24 @@ def test_the_builders_of_a_configuration_take_its_arguments(tmp_path: Path) -> N
         for options in one.get("deployments", []):
             assert deployed.name == options["name"]
             assert deployed.max_ongoing_requests == options["max_ongoing_requests"]
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"unsigned": "false"},
+        {"unsigned": 1},
+        {"app_file": ""},
+        {"app_file": None},
+        {"snapshots": 1},
+        {"snapshot": "s3://b/s"},
+    ],
+    ids=str,
+)
+def test_a_builder_refuses_wrong_arguments(tmp_path: Path, given: dict[str, object]) -> None:
+    """In a file that somebody wrote by hand, the text "false" must not let unsigned snapshots in."""
+    module, _, name = MODEL_BUILDER.partition(":")
+    with pytest.raises(ConfigurationError, match="The arguments of the application are"):
+        getattr(importlib.import_module(module), name)({"app_file": an_app(tmp_path, "small"), **given})

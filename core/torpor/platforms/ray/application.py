@@ -23,6 +23,7 @@ from torpor.platforms.ray.options import deployment_options
 from torpor.platforms.ray.replica import EngineReplica
 from torpor.platforms.ray.served import served
 from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore
+from torpor.values.field_types import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ __all__ = ["RayApplication", "application", "application_from", "applications", 
 
 _SERVE_PORT = 8000
 _INGRESS_REQUESTS = 1000
+_TEXTS = ("app_file", "snapshots", "trust", "identity")
 
 
 class RayApplication(NamedTuple):
@@ -80,21 +82,15 @@ def application_from(arguments: dict[str, object]) -> serve.Application:
     Args:
         arguments: those of `application`, by name.
     """
-    given = dict(arguments)
-    app_file = given.pop("app_file", "")
-    unknown = sorted(set(given) - set(SnapshotStore._fields) - {"snapshots"})
-    if not isinstance(app_file, str) or not app_file or unknown:
+    unsigned = arguments.get("unsigned", False)
+    texts = {name: value for name, value in arguments.items() if name in _TEXTS and isinstance(value, str)}
+    if len(texts) < len(arguments.keys() - {"unsigned"}) or not texts.get("app_file") or not isinstance(unsigned, bool):
         raise ConfigurationError(
-            f"The arguments of the application are {sorted(arguments)}; `app_file` has to be a path, and the others can be "
-            "snapshots, trust, unsigned, identity."
+            f"The arguments of the application are {shown(dict(arguments))}; `app_file` has to be a path. snapshots, trust and "
+            "identity can be texts, and unsigned true or false."
         )
-    return application(
-        app_file,
-        snapshots=str(given.get("snapshots", "")),
-        trust=str(given.get("trust", "")),
-        unsigned=bool(given.get("unsigned")),
-        identity=str(given.get("identity", "")),
-    )
+    app_file = texts.pop("app_file")
+    return application(app_file, unsigned=unsigned, **texts)
 
 
 def applications(

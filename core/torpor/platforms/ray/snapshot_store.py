@@ -44,7 +44,7 @@ def fitting_snapshot(app: App, store: SnapshotStore, tell: Callable[[str], None]
         store: where to look.
         tell: called with one line: where the snapshot is, or why there is none.
     """
-    if not store.url:
+    if not store.url or not app.deployment.snapshot:
         return None
     name = app.deployment.name
     try:
