@@ -96,14 +96,11 @@ def parts(store: Path, work: Path) -> dict[str, float]:
         "sha256": lambda: [hashlib.sha256(content).digest() for content in contents],
         "write": write,
     }
+    prepare: dict[str, Callable[[], None]] = {"decompress": contents.clear}
     return {
-        name: statistics.median(_timed(act, contents.clear if name == "decompress" else _nothing)[1] for _ in range(3))
+        name: statistics.median(_timed(act, prepare.get(name, lambda: None))[1] for _ in range(3))
         for name, act in acts.items()
     }
-
-
-def _nothing() -> None:
-    """No preparation."""
 
 
 _RATIOS = (
@@ -135,6 +132,10 @@ def _acts(snapshot: Path, store: Path, work: Path) -> dict[str, Act]:
 
         return prepare
 
+    def pull_and_restore() -> None:
+        _torpor("snapshot", "pull", str(store / "one"), str(back))
+        _restored(back)
+
     def first() -> None:
         fresh(back, cold=store)()
         (cache_root() / "hashes.json").unlink(missing_ok=True)
@@ -151,7 +152,7 @@ def _acts(snapshot: Path, store: Path, work: Path) -> dict[str, Act]:
         "pull cold": (lambda: _torpor("snapshot", "pull", str(store / "one"), str(back)), fresh(back, cold=store)),
         "restore": (lambda: _restored(back), fresh()),
         "pull and restore": (
-            lambda: [_torpor("snapshot", "pull", str(store / "one"), str(back)), _restored(back)],
+            pull_and_restore,
             fresh(back, cold=store),
         ),
     }
