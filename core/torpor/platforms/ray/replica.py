@@ -103,8 +103,8 @@ class EngineReplica:
                 return
         why = why or "the raylet of this node ended"
         log("error", "engine_ended", replica=owned.name, reason=why)
-        if forwarding.in_flight:
-            threading.Event().wait(_LAST_ANSWERS_S)  # those in flight get their 502
+        if forwarding.refuse(why):
+            threading.Event().wait(_LAST_ANSWERS_S)  # those in flight get their 502, those that wait a 503
         os._exit(1)
 
     def _stop(self) -> None:
@@ -124,10 +124,12 @@ class _Forwarding:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that are not answered yet."""
-        return self._places.in_flight if self._places is not None else 0
+    def refuse(self, why: str) -> bool:
+        """Refuse what waits and what comes, from any thread; returns whether requests are in flight."""
+        if self._places is None or self._loop is None:
+            return False
+        self._loop.call_soon_threadsafe(self._places.close, f"The engine is started again: {why}.")
+        return self._places.in_flight > 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
