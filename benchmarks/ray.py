@@ -25,7 +25,7 @@ from benchmarks.ray_box import HTTP_PORT, ROOT, RayBox, write_app
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SCALING = "target_concurrency=64, max_concurrency=64, max_containers=1, scaledown_window_s=1"
+SCALING = "target_concurrency=64, max_concurrency=64, max_containers=1, scaledown_window_s=2"
 STAYS = "target_concurrency=64, max_concurrency=64, max_containers=1, min_containers=1"
 URL = f"http://127.0.0.2:{HTTP_PORT}"
 STREAMS = 32
