@@ -16,6 +16,7 @@ import httpx
 from benchmarks.local import shares
 
 from torpor.cli.timing import command, first_token, running
+from torpor.runtime.canary import canary_summary
 from torpor.snapshots.gpu.choice import named_gpus
 from torpor.snapshots.gpu.driver import look
 from torpor.snapshots.store.stored import inspect
@@ -91,7 +92,7 @@ def captured(app: Path, folder: Path) -> dict[str, object]:
         "stages_s": {stage.stage: stage.seconds for stage in manifest.stages},
         "image_bytes": manifest.image_bytes,
         "largest": largest(folder),
-        "canary": manifest.canary.answer["text"],
+        "canary": canary_summary(manifest.canary),
     }
 
 

@@ -15,6 +15,7 @@ Beside the values, the errors and `Lifecycle`, plugins use:
     options    `check_types`, `check_seconds`, `check_retries`, `check_volume`, `secret_value` refuse what cannot work;
                `shown` is a value as errors show it
     packages   `lazy_names` makes a package import its names when they are first used
+    canary     `CanaryQuestion` and `CanaryAnswer`: what a plugin has compared after each wake
     questions  `plugin_name`, `gpu_model`, and `Deployment.engine`, an `EnginePlugin`
     tasks      `Task` is what a deployment serves, `TaskRoute` where an engine is asked for it
 
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
         Recipe,
     )
     from torpor.tasks.routes import Task, TaskRoute
+    from torpor.values.canary_answers import CanaryAnswer, CanaryQuestion
     from torpor.values.checks import check_retries, check_seconds, check_volume
     from torpor.values.field_types import check_types, shown
     from torpor.values.findings import Finding
@@ -92,7 +94,9 @@ __all__ = [
     "BuildStep",
     "BuildStepError",
     "Cache",
+    "CanaryAnswer",
     "CanaryError",
+    "CanaryQuestion",
     "ConfigurationError",
     "ConflictError",
     "CriuError",
@@ -204,6 +208,10 @@ __getattr__, __dir__ = lazy_names(
             "VOLUME_ROOT",
         ),
         "torpor.tasks.routes": ("Task", "TaskRoute"),
+        "torpor.values.canary_answers": (
+            "CanaryAnswer",
+            "CanaryQuestion",
+        ),
         "torpor.values.checks": ("check_retries", "check_seconds", "check_volume"),
         "torpor.values.field_types": (
             "check_types",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
     from torpor.tasks.routes import Task, TaskRoute
+    from torpor.values.canary_answers import CanaryQuestion, TokenLogprobs
     from torpor.values.findings import Finding
     from torpor.values.rank_sleep import RankSleep
 
@@ -118,6 +119,36 @@ class Plugin(Listener):
                     if deployment.gpu is None:
                         yield Finding(level="error", what="GPU", seen="Deployment.gpu is None, and my kernels need a GPU",
                                       cure="name one, e.g. gpu='H100!', or drop this plugin")
+        """
+        return ()
+
+    def canary_questions(self, deployment: Deployment) -> Iterable[CanaryQuestion]:  # noqa: ARG002 - as above
+        """What core asks this plugin's part of the engine before the sleep and after every wake, beside its own canary.
+
+        This is no hook and takes no `@hookimpl`.
+
+        When:
+            Once per cold start and once per wake, with the canary. Each question is asked several times before the sleep, so
+            that core learns how far equal answers lie apart, and once after a wake.
+        Where:
+            Where the engine runs.
+
+        Returns:
+            Questions, as a tuple or by `yield`; `()` for none. If an answer differs after a wake, the replica does not serve
+            (`Deployment.canary_mismatch`), and the error names plugin and question.
+        Must not:
+            Keep the client; put a secret into an answer: answers stand in the snapshot's manifest.
+
+        Example:
+            A plugin that wants its side model to answer as before:
+
+                @override
+                def canary_questions(self, deployment: Deployment) -> Iterator[CanaryQuestion]:
+                    def ask(client: httpx.Client) -> CanaryAnswer:
+                        label = client.post("/side_model/classify", json={"text": "hello"}).raise_for_status().json()["label"]
+                        return CanaryAnswer(exact=(label,))
+
+                    yield CanaryQuestion(name="side model", ask=ask)
         """
         return ()
 
@@ -279,6 +310,7 @@ class EnginePlugin(Plugin):
             one task answers `public_routes`.
         ready_path: an engine path that answers 200 as soon as the engine serves chat requests.
         guarded: the engine's server process runs `torpor.guard`.
+        gives_logprobs: the canary can ask for log probabilities (`ask_logprobs`); otherwise it compares the text of an answer.
         nccl_versions: for an engine whose ranks talk by NCCL, pairs of the engine's version and the NCCL that its own packages
             bring (`("0.5.23", "2.30.7")`), of the wheels for CUDA 13 where there are several. Core refuses a snapshot of several
             GPUs whose NCCL cannot suspend its communicators. Empty for an engine without NCCL.
@@ -288,6 +320,7 @@ class EnginePlugin(Plugin):
     public_paths: ClassVar[tuple[str, ...]] = ()
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
+    gives_logprobs: ClassVar[bool] = False
     nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @property
@@ -324,6 +357,30 @@ class EnginePlugin(Plugin):
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002
         """The engine's command line, for `torpor plan`; `launch` starts exactly this."""
         return ()
+
+    def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:  # noqa: ARG002
+        """Every model name that a request may give, adapters included; the canary asks each of them."""
+        return (deployment.model.served_name,)
+
+    def ask_logprobs(
+        self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
+    ) -> TokenLogprobs:
+        """Ask for the log probabilities of a prompt's tokens and of a greedy answer, in one request; for the canary.
+
+        Args:
+            deployment: what the engine serves.
+            client: bound to the engine, with the lifecycle key.
+            model: one of `served_names`.
+            prompt: plain text, without a chat template.
+            tokens: length of the answer, whatever the model would end it with.
+
+        Raises:
+            EngineRequestError: the engine gave another answer.
+        """
+        raise NotImplementedError
+
+    def forget_prompts(self, client: httpx.Client) -> None:
+        """Empty the engine's prefix cache: with a prompt's beginning in it other kernels run, and numbers differ a little."""
 
     def rank_sleep(self, deployment: Deployment) -> RankSleep | None:  # noqa: ARG002 - the engine plugin's answer uses it
         """What each of the engine's ranks frees on its GPU while it sleeps, for `torpor plan` and `doctor`; None if unknown."""

@@ -1,4 +1,4 @@
-"""The places for released memory: two variables that the plugin sets for the engine's process.
+"""What happens to released memory: variables that the plugin sets for the engine's process.
 
 This is apart from `torpor_sglang.kept_memory`, which only the engine's process imports; a restore imports the plugin.
 """
@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FOLDER_VARIABLE", "PLACES_VARIABLE", "Place", "places_text"]
+__all__ = ["FOLDER_VARIABLE", "FREES_VARIABLE", "PLACES_VARIABLE", "SUMS_VARIABLE", "Place", "places_text"]
 
 Place = Literal["file", "memory"]
+
+SUMS_VARIABLE = "TORPOR_WEIGHT_SUMS"
+"""Set by the plugin if the weights have to come back from a sleep as they were, and nothing else compares them."""
+
+FREES_VARIABLE = "TORPOR_SLEEP_FREES"
+"""Set by the plugin if a sleep has to free memory of the GPU."""
 
 PLACES_VARIABLE = "TORPOR_KEEP"
 """The place of each tag, e.g. `weights=file,cuda_graph=memory`. If unset, only SGLang's own backup is used."""

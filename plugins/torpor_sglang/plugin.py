@@ -26,11 +26,11 @@ from torpor.engine_plugins import (
     gpus_needed,
     wants_nccl_suspended,
 )
-from torpor_sglang import routes
+from torpor_sglang import logprobs, routes
 from torpor_sglang.caches import cache_env
 from torpor_sglang.fields import FIELDS
 from torpor_sglang.log_progress import PROGRESS_LINES
-from torpor_sglang.places import FOLDER_VARIABLE, PLACES_VARIABLE, places_text
+from torpor_sglang.places import FOLDER_VARIABLE, FREES_VARIABLE, PLACES_VARIABLE, SUMS_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
 from torpor_sglang.several_gpus import TOO_OLD, TOO_OLD_REASON, WORDS, refused_word, suspend_env
 from torpor_sglang.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, Recipe, Task, TaskRoute
-    from torpor.engine_plugins import OptionValue, Routes, WeightsPlace
+    from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs, WeightsPlace
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
@@ -92,6 +92,7 @@ class SGLang(ChatServer):
 
     plugin_name: ClassVar[str] = "sglang"
     supports_sleep: ClassVar[bool] = True
+    gives_logprobs: ClassVar[bool] = True
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     default_images: ClassVar[tuple[tuple[str, str], ...]] = (
         (DEFAULT_VERSION, "lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime"),
@@ -221,11 +222,19 @@ class SGLang(ChatServer):
         }
         if self._suspends(deployment):
             env |= suspend_env(min(deployment.sleep_timeout_s, deployment.wake_timeout_s))
+        if (
+            self.weights_store == "saver"
+            and (self.weights_backup or not self.dummy_weights)
+            and not self._warns(deployment)
+        ):
+            env[SUMS_VARIABLE] = "1"
         if self.device == "cpu":
             env["SGLANG_USE_CPU_ENGINE"] = "1"
             # libgomp's threads spin at barriers by default: a token took 3 to 18 times as long where they shared their cores.
             env["OMP_WAIT_POLICY"] = "passive"
             return ImagePatch(base=self.base_image, env=env)
+        if self.memory_saver:
+            env[FREES_VARIABLE] = "1"
         if self.weights_store != "saver":
             places: dict[str, Place] = {"weights": self.weights_store}
             if self.release_graphs:
@@ -260,6 +269,14 @@ class SGLang(ChatServer):
                 cure=f"{seen[1]}, or set Deployment.gpu_snapshot=False",
             )
 
+        if self.device == "cuda" and not self.memory_saver:
+            yield Finding(
+                level="warning",
+                what="sleep",
+                seen="SGLang.memory_saver is off, so a sleep frees nothing: weights and KV cache stay on the GPU",
+                cure="leave memory_saver on, unless only the snapshot counts",
+            )
+
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
         if self._suspends(deployment) and (seen := self._unfit((*self.extra_args, *recipe.engine_args))):
@@ -270,6 +287,11 @@ class SGLang(ChatServer):
         """Whether this engine has to let go of the memory of other GPUs."""
         gpus = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
         return wants_nccl_suspended(deployment, device=self.device, gpus=gpus)
+
+    @staticmethod
+    def _warns(deployment: Deployment) -> bool:
+        """Whether a replica serves with another answer than before its sleep."""
+        return deployment.canary_mismatch == "warn"
 
     def _unfit(self, words: Sequence[str]) -> tuple[str, str] | None:
         """What no snapshot of several GPUs can have, and the cure."""
@@ -337,6 +359,13 @@ class SGLang(ChatServer):
     @override
     def wake_steps(self) -> tuple[str, ...]:
         return routes.WAKE
+
+    @override
+    def ask_logprobs(
+        self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
+    ) -> TokenLogprobs:
+        adapter = None if model == deployment.model.served_name else model
+        return logprobs.ask(client, prompt=prompt, tokens=tokens, adapter=adapter)
 
     @override
     def forget_prompts(self, client: httpx.Client) -> None:

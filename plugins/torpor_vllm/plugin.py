@@ -32,6 +32,7 @@ from torpor.engine_plugins import (
     wants_nccl_suspended,
 )
 from torpor_vllm import routes, several_gpus
+from torpor_vllm.acceptance import acceptance_since, counters
 from torpor_vllm.caches import COMPILE_FOLDER, cache_env
 from torpor_vllm.compiling import PROGRAM
 from torpor_vllm.fields import FIELDS
@@ -41,10 +42,12 @@ from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import httpx
 
-    from torpor import Deployment
-    from torpor.engine_plugins import OptionValue, Routes
+    from torpor import Deployment, Recipe
+    from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs
 
 __all__ = ["VLLM"]
 
@@ -60,6 +63,9 @@ _LOAD_FORMATS: dict[str, tuple[str, ...]] = {
     "instanttensor": ("instanttensor>=0.2.2",),
 }
 _MOST_BYTES = 2**50
+# 0.32.0 and 0.33.0 v1/worker/gpu_worker.py: a sleep of level 2 drops the draft model's weights, and `reload_weights` reads the
+# target's alone. The names of its parameters begin with `draft.`; without a draft model that pattern is ignored.
+_SPECULATIVE, _PRESERVE, _DRAFT_NAMES = ("--speculative", "-sc"), "--sleep-preserve-parameter-names", "draft.*"
 _SEED_BITS = 32  # numpy takes no larger seed
 
 
@@ -87,6 +93,7 @@ class VLLM(ChatServer):
 
     plugin_name: ClassVar[str] = "vllm"
     supports_sleep: ClassVar[bool] = True
+    gives_logprobs: ClassVar[bool] = True
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     # vLLM's own image: the wheel pins exact versions of torch, CUDA and FlashInfer, and the image has the tested set.
     default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
@@ -130,6 +137,11 @@ class VLLM(ChatServer):
             raise ConfigurationError(
                 "VLLM.sleep_level is 2, which reads the weights again at the wake, and dummy_weights has none to read. "
                 "Use sleep_level=1 with dummy weights."
+            )
+        if self.sleep_level == 2 and self._adapters(self.extra_args):  # noqa: PLR2004
+            raise ConfigurationError(
+                "VLLM.sleep_level is 2 with --enable-lora in extra_args: the sleep drops the adapters' weights, and the wake reads "
+                "only the model's files again. Use sleep_level=1 with adapters."
             )
         if self.offload_graphs and (self.eager or self.device == "cpu"):
             raise ConfigurationError(
@@ -228,12 +240,13 @@ class VLLM(ChatServer):
         if ranks > 1:
             seconds = several_gpus.seconds_for_ranks(deployment.sleep_timeout_s, deployment.wake_timeout_s)
             reports_of(client, "torpor_before_sleep", seconds, ranks=ranks)
+        else:
+            reports_of(client, "torpor_note_weights", ranks=1)
         # `wait` aborts no request; after the guard's drain it returns quickly.
         answer = call_object(client, f"/sleep?level={self.sleep_level}&mode=wait", engine="vLLM")
         if answer.get("status") != "sleeping":
             raise EngineRequestError(f"vLLM was told to sleep and answered {answer!r}; nothing may be captured.")
-        if ranks > 1:
-            check_asleep(reports_of(client, "torpor_let_go", ranks=ranks))
+        check_asleep(reports_of(client, "torpor_let_go", ranks=ranks))
 
     @hookimpl(tryfirst=True)
     @override
@@ -250,10 +263,9 @@ class VLLM(ChatServer):
         if answer.get("status") != "awake":
             raise EngineRequestError(f"vLLM was woken and answered {answer!r}; it does not serve.")
         seed = str(secrets.randbits(_SEED_BITS))
-        if ranks > 1:
-            check_awake(reports_of(client, "torpor_after_wake", seed, ranks=ranks))
-        else:
-            call(client, "/collective_rpc", {"method": "torpor_renew", "args": [seed]}, engine="vLLM")
+        reports = reports_of(client, "torpor_after_wake", seed, ranks=ranks)
+        if ranks > 1 or deployment.canary_mismatch == "fail":
+            check_awake(reports)
 
     @override
     def rank_sleep(self, deployment: Deployment) -> RankSleep:
@@ -266,11 +278,29 @@ class VLLM(ChatServer):
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:
-        return routes.SLEEP_OF_RANKS if self._ranks() > 1 else routes.SLEEP
+        return routes.SLEEP
 
     @override
     def wake_steps(self) -> tuple[str, ...]:
         return (routes.WAKE_OF_RANKS if self._ranks() > 1 else routes.WAKE)[self.sleep_level]
+
+    @override
+    def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
+        argv = super().engine_argv(deployment, recipe)
+        if self.sleep_level == 1:
+            return argv
+        if self._adapters(argv):
+            raise ConfigurationError(
+                "A plugin asks vLLM for --enable-lora, and VLLM.sleep_level is 2: nothing would load the adapters again after a "
+                "sleep. Use sleep_level=1 with adapters."
+            )
+        drafts = any(word.startswith(_SPECULATIVE) for word in argv)
+        kept = any(word.startswith(_PRESERVE) for word in argv)
+        return (*argv, _PRESERVE, _DRAFT_NAMES) if drafts and not kept else argv
+
+    @staticmethod
+    def _adapters(words: Sequence[str]) -> bool:
+        return any(word.partition("=")[0] == "--enable-lora" for word in words)
 
     def _ranks(self) -> int:
         """Worker processes among which the model is divided."""
@@ -279,6 +309,16 @@ class VLLM(ChatServer):
     def _shares_gpu_memory(self, deployment: Deployment) -> bool:
         """Whether the workers have to let go of each other's GPU memory for a snapshot."""
         return wants_nccl_suspended(deployment, device=self.device, gpus=self._ranks())
+
+    @override
+    def ask_logprobs(
+        self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
+    ) -> TokenLogprobs:
+        if not (self.metrics and any(word.startswith(_SPECULATIVE) for word in self.extra_args)):
+            return super().ask_logprobs(deployment, client, model=model, prompt=prompt, tokens=tokens)
+        before = counters(client)
+        answer = super().ask_logprobs(deployment, client, model=model, prompt=prompt, tokens=tokens)
+        return answer._replace(acceptance=acceptance_since(before, client))
 
     @override
     def forget_prompts(self, client: httpx.Client) -> None:
@@ -326,4 +366,7 @@ class VLLM(ChatServer):
 
     @override
     def flag_reasons(self) -> dict[str, str]:
-        return {**several_gpus.FLAG_REASONS, **super().flag_reasons()}
+        kept = {
+            _PRESERVE: "a sleep of level 2 drops the draft model's weights, and the wake reads the target's alone again"
+        }
+        return {**several_gpus.FLAG_REASONS, **kept, **super().flag_reasons()}

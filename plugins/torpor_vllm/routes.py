@@ -30,7 +30,6 @@ __all__ = [
     "OPENED",
     "PUBLIC",
     "SLEEP",
-    "SLEEP_OF_RANKS",
     "TASKS",
     "WAKE",
     "WAKE_OF_RANKS",
@@ -72,16 +71,16 @@ KEYED = (
 DOCS = ("/docs", "/openapi.json")
 """The paths of KEYED that describe the API; the page loads the document."""
 
-SLEEP = ("/sleep",)
+SLEEP = ("/collective_rpc", "/sleep", "/collective_rpc")
+"""The calls of a sleep: sum the weights (and check all of several workers), sleep, report what is still held."""
 
 WAKE = {
     1: ("/wake_up", "/collective_rpc"),
     2: ("/wake_up", "/collective_rpc", "/wake_up", "/collective_rpc"),
 }
-"""The calls of a wake by level. Level 1: weights and KV cache together, renewal. Level 2: weights, reload, KV cache, renewal."""
+"""The calls of a wake by level. Level 1: weights and KV cache together, renewal. Level 2: weights, reload, KV cache, renewal.
+The renewal sums the weights again."""
 
-SLEEP_OF_RANKS = ("/collective_rpc", *SLEEP, "/collective_rpc")
-"""The calls of a sleep of several workers: check them all, sleep, let go of each other's memory."""
 
 WAKE_OF_RANKS = {level: ("/collective_rpc", *calls) for level, calls in WAKE.items()}
 """The calls of a wake of several workers: take each other's memory back, then as with one; the last call compares the ranks."""

@@ -3,8 +3,8 @@
 vLLM mixes it into its worker class (`--worker-extension-cls`; v1/worker/worker_base.py of 0.32.0 and 0.33.0) and calls it
 through POST /collective_rpc. Its names must not be the worker's own, hence the prefix.
 
-Of several workers each answers with a report: its rank, and what the plugin compares. So a worker that fails, or that says
-nothing, is known by its rank.
+Each worker answers with a report: its rank, and what the plugin compares. So of several a worker that fails, or that says nothing,
+is known by its rank.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
-from torpor.launcher import NcclCommunicators, ensure_tile_permission, renew_random_state
+from torpor.launcher import NcclCommunicators, ensure_tile_permission, model_sums, renew_random_state
 from torpor_vllm.several_gpus import Config, refusals
-from torpor_vllm.weight_sum import weight_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ class RankReport(TypedDict, total=False):
     Attributes:
         rank: its rank.
         held_bytes: memory of vLLM's allocator that is still mapped.
-        weights: its weights' sum.
+        weights: the checksum of its weights, a draft model's among them.
         weights_before: the same before the sleep.
     """
 
@@ -57,6 +56,7 @@ class Renewal:
         rank: int
         device: torch.device
         model_runner: Runner
+        get_draft_model: Callable[[], torch.nn.Module | None]
         vllm_config: Config
 
     torpor_nccl: NcclCommunicators | None = None  # there is none on a CPU
@@ -82,6 +82,11 @@ class Renewal:
         renew_random_state(seed=int(seed))
         return seed
 
+    def torpor_note_weights(self) -> RankReport:
+        """Of one worker, before vLLM's sleep: sum the weights."""
+        self.torpor_weights = self._torpor_sums()
+        return {"rank": self.rank, "weights": self.torpor_weights}
+
     def torpor_before_sleep(self, seconds: str) -> RankReport:
         """Of several workers: check that nothing stands in the way of a sleep, and sum the weights.
 
@@ -100,7 +105,7 @@ class Renewal:
                 call_s=wait_s * _SHARE_OF_A_CALL,
             )
             self.torpor_nccl.check()
-        self.torpor_weights = weight_sum(self.model_runner.model)
+        self.torpor_weights = self._torpor_sums()
         return {"rank": self.rank, "weights": self.torpor_weights}
 
     def torpor_let_go(self) -> RankReport:
@@ -125,13 +130,19 @@ class Renewal:
         return {"rank": self.rank}
 
     def torpor_after_wake(self, seed: str) -> RankReport:
-        """Of several workers, at the end of a wake: renew as `torpor_renew` does, and sum the weights again."""
+        """At the end of a wake: renew as `torpor_renew` does, and sum the weights again."""
         self.torpor_renew(seed)
         return {
             "rank": self.rank,
-            "weights": weight_sum(self.model_runner.model),
+            "weights": self._torpor_sums(),
             "weights_before": self.torpor_weights,
         }
+
+    def _torpor_sums(self) -> str:
+        """The checksum of every model of this worker (v1/worker/gpu_worker.py of 0.32.0 and 0.33.0: `get_draft_model`)."""
+        draft = self.get_draft_model() if hasattr(self, "get_draft_model") else None
+        models = [self.model_runner.model, *([] if draft is None else [draft])]
+        return " ".join(map(model_sums, models))
 
     def _torpor_groups(self) -> dict[str, object]:
         """PyNccl's objects by the names of vLLM's groups (distributed/parallel_state.py of 0.32.0 and 0.33.0)."""

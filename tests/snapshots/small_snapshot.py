@@ -52,7 +52,7 @@ def small_snapshot(folder: Path, *, text: str = "the answer", outside: Content |
         tcp="close",
         monotonic_s=100.0,
         boottime_s=101.5,
-        canary=Canary(kind="text", answer={"prompt": "Name the months.", "tokens": 16, "text": text}),
+        canary=Canary(kind="text", answer={"prompt": "Name the months.", "tokens": 16, "text": text}, questions={}),
         processes=("1000 python -m engine", "1001 python"),
         scheduling=(Scheduled(pid=1000, tid=1000, cpus=(0,), io_priority=-1),),
         stages=(StageTime(stage="launch", seconds=0.5), StageTime(stage="capture_criu", seconds=1.5)),

@@ -42,8 +42,8 @@ function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(ctypes.addressof(ctypes.c_cha
 if sys.argv[1] == "patched":
     module = sys.modules[__name__]
     permission = TilePermission()
-    wrap_handler(module, RELEASE, before=permission.note)
-    wrap_handler(module, RESUME, before=permission.renew)
+    wrap_handler(module, RELEASE, before=lambda _: permission.note())
+    wrap_handler(module, RESUME, before=lambda _: permission.renew())
 request_permission()
 scheduler = Scheduler()
 use_tiles()

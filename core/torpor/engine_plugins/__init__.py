@@ -5,6 +5,8 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
 
     plugin           ChatServer: options, guard rules, launch and warm-up; Routes: who may call which of the engine's routes;
                      SNAPSHOT_ENV: variables that an engine built on torch needs for a snapshot
+    canary           TokenLogprobs and GeneratedToken: what an engine's canary compares; ask_completion gets it by the OpenAI
+                     completions route, read_logprobs, finite_or_nan and TOP_CHOICES are for an engine's own route
     calls            call and call_object: management calls that demand 200, and a JSON object
     GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's;
                      untried_findings: parallelism that no snapshot was tried with; RankSleep and WeightsPlace: what each rank
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
     from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
     from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+    from torpor.engine_plugins.logprobs import TOP_CHOICES, ask_completion, finite_or_nan, read_logprobs
     from torpor.engine_plugins.nccl_settings import (
         NCCL_SETTINGS,
         NCCL_SNAPSHOT_ENV,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from torpor.engine_plugins.reserved import Reservations, Reserved
     from torpor.engine_plugins.task_warmup import warm_up_deployment
     from torpor.engine_plugins.warmup import warm_up
+    from torpor.values.canary_answers import GeneratedToken, TokenLogprobs
     from torpor.values.rank_sleep import RankSleep, WeightsPlace
 
 __all__ = [
@@ -46,9 +50,11 @@ __all__ = [
     "NCCL_SETTINGS",
     "NCCL_SNAPSHOT_ENV",
     "SNAPSHOT_ENV",
+    "TOP_CHOICES",
     "ChatServer",
     "Flag",
     "FlagTable",
+    "GeneratedToken",
     "NcclSetting",
     "OptionValue",
     "ParallelFlags",
@@ -56,12 +62,16 @@ __all__ = [
     "Reservations",
     "Reserved",
     "Routes",
+    "TokenLogprobs",
     "WeightsPlace",
+    "ask_completion",
     "call",
     "call_object",
+    "finite_or_nan",
     "gpu_findings",
     "gpus_needed",
     "nccl_refusals",
+    "read_logprobs",
     "shared_cache_env",
     "untried_findings",
     "wants_nccl_suspended",
@@ -94,6 +104,12 @@ __getattr__, __dir__ = lazy_names(
             "DEEP_GEMM_FOLDER",
             "shared_cache_env",
         ),
+        "torpor.engine_plugins.logprobs": (
+            "TOP_CHOICES",
+            "ask_completion",
+            "finite_or_nan",
+            "read_logprobs",
+        ),
         "torpor.engine_plugins.nccl_settings": (
             "NCCL_SETTINGS",
             "NCCL_SNAPSHOT_ENV",
@@ -107,6 +123,10 @@ __getattr__, __dir__ = lazy_names(
         ),
         "torpor.engine_plugins.task_warmup": ("warm_up_deployment",),
         "torpor.engine_plugins.warmup": ("warm_up",),
+        "torpor.values.canary_answers": (
+            "GeneratedToken",
+            "TokenLogprobs",
+        ),
         "torpor.values.rank_sleep": (
             "RankSleep",
             "WeightsPlace",

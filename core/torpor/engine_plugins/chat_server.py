@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torpor._override import override
 from torpor.engine.start import start_engine
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
+from torpor.engine_plugins.logprobs import ask_completion, listed_names
 from torpor.errors import ConfigurationError, ConflictError, EngineRequestError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
     from torpor.tasks.routes import Task, TaskRoute
+    from torpor.values.canary_answers import TokenLogprobs
 
 __all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
 
@@ -50,6 +52,9 @@ SNAPSHOT_ENV = {
     "NCCL_GRAPH_REGISTER": "0",
 }
 """What every engine that is built on torch needs for a snapshot."""
+
+COMPLETIONS = "/v1/completions"
+"""What the canary asks for log probabilities, if the engine has no better route: open to the lifecycle where it is closed."""
 
 _OK = 200
 _MOST = 2**31 - 1
@@ -442,11 +447,24 @@ class ChatServer(EnginePlugin):
         )
         self.forget_prompts(client)
 
-    def forget_prompts(self, client: httpx.Client) -> None:
-        """Empty the prefix cache at the end of the warm-up.
+    @override
+    def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:
+        if not self.gives_logprobs:
+            return (deployment.model.served_name,)
+        return listed_names(client.get("/v1/models"), deployment.model.served_name)
 
-        The canary comes next, and after a wake it runs with an empty prefix cache. With prefixes of the warm-up in the cache
-        other kernels run, and near-ties between two tokens resolve differently (seen on an H100 with random weights).
+    @override
+    def ask_logprobs(
+        self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
+    ) -> TokenLogprobs:
+        return ask_completion(client, model=model, prompt=prompt, tokens=tokens, engine=type(self).__name__)
+
+    @override
+    def forget_prompts(self, client: httpx.Client) -> None:
+        """Empty the prefix cache: at the end of the warm-up, and before each question of the canary.
+
+        After a wake the canary runs with an empty prefix cache. With prefixes of the warm-up in the cache other kernels run, and
+        near-ties between two tokens resolve differently (seen on an H100 with random weights).
         """
         raise NotImplementedError
 
@@ -464,7 +482,7 @@ class ChatServer(EnginePlugin):
         return GuardRules(
             public=deployment.public_paths,
             open=(*metrics, *(self.routes.DOCS if self.open_docs else ())),
-            keyed=self.routes.KEYED,
+            keyed=(*self.routes.KEYED, *((COMPLETIONS,) if self.gives_logprobs else ())),
             sleep=self.sleep_steps(),
             wake=self.wake_steps(),
             bearer_sha256=self.api_key_sha256,

@@ -14,6 +14,7 @@ guard's boot document, applies the plugin's patches and starts the engine's own 
     several GPUs     NcclCommunicators suspends and resumes what ranks share of each other's GPU memory; together fails on all
                      ranks what failed on one, and rank_name names this one; loaded_nccl, nccl_too_old and LEAST_NCCL tell
                      whether the engine's NCCL can
+    weights          model_sums, tensor_sums and word_sums: checksums of weights where they are, for before a sleep and after a wake
     replicas         renew_random_state, TilePermission, ensure_tile_permission and has_tiles: what a restored process renews
     public requests  RequestFields, PublicRequestRules, PublicRequest, RawRequest and ANY_DOMAIN: what a public request may carry
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torpor.engine_patches.renewal import renew_random_state
     from torpor.engine_patches.tile_permission import TilePermission, ensure_tile_permission, has_tiles
     from torpor.engine_patches.tqdm_lock import tqdm_lock
+    from torpor.engine_patches.weight_sums import model_sums, tensor_sums, word_sums
     from torpor.launcher.capturable import snapshot_patches
     from torpor.launcher.guarded_app import install_guard
     from torpor.launcher.http_limits import http_limits, limit_uvicorn
@@ -71,6 +73,7 @@ __all__ = [
     "keep_process_identities",
     "limit_uvicorn",
     "loaded_nccl",
+    "model_sums",
     "named_locks",
     "nccl_too_old",
     "orphans",
@@ -81,8 +84,10 @@ __all__ = [
     "run_launcher",
     "snapshot_patches",
     "take_boot_document",
+    "tensor_sums",
     "together",
     "tqdm_lock",
+    "word_sums",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -121,6 +126,11 @@ __getattr__, __dir__ = lazy_names(
             "has_tiles",
         ),
         "torpor.engine_patches.tqdm_lock": ("tqdm_lock",),
+        "torpor.engine_patches.weight_sums": (
+            "model_sums",
+            "tensor_sums",
+            "word_sums",
+        ),
         "torpor.launcher.capturable": ("snapshot_patches",),
         "torpor.launcher.guarded_app": ("install_guard",),
         "torpor.launcher.http_limits": (

@@ -3,8 +3,11 @@
 A wake can fail without an error: with lost weights, stale CUDA graphs or a corrupt KV pool the engine answers fluent nonsense.
 What is asked, and how two answers are compared, depends on what the engine serves: each kind of canary is a module of its own.
 
-    text             a greedy answer of a chat: `torpor.runtime.text_canary`
+    logprobs         log probabilities of a prompt and of an answer's first tokens: `torpor.runtime.logprob_canary`
+    text, generate   a greedy answer, where the engine gives no log probabilities: `torpor.runtime.text_canary`, `task_canary`
     embed, rerank    and each other task by its name: `torpor.runtime.task_canary`
+
+Beside it the questions of plugins are asked (`torpor.runtime.plugin_questions`).
 
 This module stays light, because a restore imports it before anything else: it imports a kind when it is used.
 """
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Canary", "CanaryKind", "canary_problem", "canary_summary", "check_canary", "record_canary"]
 
 _TASK_CANARY = "torpor.runtime.task_canary"
+_GENERATING = ("chat", "generate")
 _MODULES = {
+    "logprobs": "torpor.runtime.logprob_canary",
     "text": "torpor.runtime.text_canary",
     "generate": _TASK_CANARY,
     "embed": _TASK_CANARY,
@@ -34,6 +39,8 @@ _MODULES = {
     "transcribe": _TASK_CANARY,
 }
 """The module of each kind; its `KINDS` has who asks and compares, by the kind's name. Imported when it is used."""
+
+_QUESTIONS, _EVENTS = "torpor.runtime.plugin_questions", "torpor.telemetry.events"
 
 KINDS = tuple(_MODULES)
 """Every kind of canary, by its name in a snapshot's manifest."""
@@ -45,10 +52,12 @@ class Canary(NamedTuple):
     Attributes:
         kind: one of `KINDS`.
         answer: what this kind recorded: JSON values. It holds no secret.
+        questions: the answers to the questions of plugins, by `PLUGIN: QUESTION`.
     """
 
     kind: str
     answer: Mapping[str, object]
+    questions: Mapping[str, object]
 
 
 class CanaryKind(Protocol):
@@ -77,13 +86,15 @@ class CanaryKind(Protocol):
 
 
 def record_canary(deployment: Deployment, client: httpx.Client) -> Canary:
-    """Ask the canary of the deployment, before the sleep.
+    """Ask the canary of the deployment and its plugins' questions, before the sleep.
 
     Raises:
         EngineRequestError: the engine answered with an error, or not as expected.
+        ConfigurationError: a plugin gave no question, or no answer.
     """
-    name = _kind_for(deployment)
-    return Canary(kind=name, answer=_kind(name).record(deployment, client))
+    name, answer = _recorded(deployment, client)
+    questions: dict[str, object] = import_module(_QUESTIONS).record_questions(deployment, client)
+    return Canary(kind=name, answer=answer, questions=questions)
 
 
 def check_canary(recorded: Canary, deployment: Deployment, client: httpx.Client) -> None:
@@ -94,20 +105,36 @@ def check_canary(recorded: Canary, deployment: Deployment, client: httpx.Client)
         CanaryError: it answers differently than before its sleep.
     """
     _kind(recorded.kind).check(recorded.answer, deployment, client)
+    if recorded.questions:
+        import_module(_QUESTIONS).check_questions(recorded.questions, deployment, client)
 
 
 def canary_problem(recorded: Canary) -> str:
     """What is wrong with a canary that was read from a file, as `FIELD is VALUE, not ...`; empty if nothing."""
-    return _kind(recorded.kind).problem(recorded.answer)
+    if problem := _kind(recorded.kind).problem(recorded.answer):
+        return f"answer.{problem}"
+    if recorded.questions:
+        problem = import_module(_QUESTIONS).questions_problem(recorded.questions)
+        if problem:
+            return f"questions.{problem}"
+    return ""
 
 
 def canary_summary(recorded: Canary) -> str:
     """The recorded answer in one short line, for people."""
-    return _kind(recorded.kind).summary(recorded.answer)
+    return "; ".join((_kind(recorded.kind).summary(recorded.answer), *recorded.questions))
 
 
-def _kind_for(deployment: Deployment) -> str:
-    return "text" if deployment.task == "chat" else deployment.task
+def _recorded(deployment: Deployment, client: httpx.Client) -> tuple[str, Mapping[str, object]]:
+    """The kind that fits the deployment, and its answer."""
+    plain = "text" if deployment.task == "chat" else deployment.task
+    if not (deployment.engine.gives_logprobs and deployment.task in _GENERATING):
+        return plain, _kind(plain).record(deployment, client)
+    try:
+        return "logprobs", _kind("logprobs").record(deployment, client)
+    except NotImplementedError as error:
+        import_module(_EVENTS).log("warning", "canary_by_text", deployment=deployment.name, detail=str(error))
+        return plain, _kind(plain).record(deployment, client)
 
 
 def _kind(name: str) -> CanaryKind:

@@ -11,6 +11,7 @@ from torpor_sglang.patches import (
     detokenizer_thread,
     finished_streams,
     forked_scheduler,
+    freed_memory,
     kept_memory,
     nccl_communicators,
     public_requests,
@@ -18,6 +19,7 @@ from torpor_sglang.patches import (
     tile_permission,
     torchvision_schemas,
     watched_children,
+    weight_sums,
 )
 from torpor_sglang.versions import SUPPORTED_VERSIONS
 
@@ -45,6 +47,8 @@ def all_patches() -> tuple[Patch, ...]:
         detokenizer_thread.PATCH,
         forked_scheduler.PATCH,
         kept_memory.PATCH,
+        weight_sums.PATCH,
+        freed_memory.PATCH,
         tile_permission.PATCH,
         reseed.PATCH,
         watched_children.PATCH,

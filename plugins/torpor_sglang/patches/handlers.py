@@ -22,13 +22,13 @@ _MODULES = (
 
 
 def around_handler(
-    name: str, *, before: Callable[[], None] | None = None, after: Callable[[object], None] | None = None
+    name: str, *, before: Callable[[object], None] | None = None, after: Callable[[object], None] | None = None
 ) -> None:
     """Wrap a handler of this process's scheduler as soon as SGLang imports it.
 
     Args:
         name: `RELEASE` or `RESUME`.
-        before: called first; an exception ends the scheduler, and with it the server.
+        before: called first, with the handler's object; an exception ends the scheduler, and with it the server.
         after: called with the handler's object, after the handler and before the answer; an exception ends the scheduler.
     """
     for module in _MODULES:
@@ -39,7 +39,7 @@ def wrap_handler(
     module: ModuleType,
     name: str,
     *,
-    before: Callable[[], None] | None = None,
+    before: Callable[[object], None] | None = None,
     after: Callable[[object], None] | None = None,
 ) -> None:
     """Wrap the method of that name in every class of the module that has it."""
@@ -49,12 +49,12 @@ def wrap_handler(
 
 
 def _wrapped(
-    handler: Callable[..., object], before: Callable[[], None] | None, after: Callable[[object], None] | None
+    handler: Callable[..., object], before: Callable[[object], None] | None, after: Callable[[object], None] | None
 ) -> Callable[..., object]:
     @functools.wraps(handler)
     def around(scheduler: object, request: object) -> object:
         if before:
-            before()
+            before(scheduler)
         answer = handler(scheduler, request)
         if after:
             after(scheduler)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.launcher import Patch, after_import, rank_name, together
+from torpor.launcher import Patch, after_import, rank_name, together, word_sums
 from torpor_sglang.gpu_copy import Segment
 from torpor_sglang.kept_memory import KeptMemory
 from torpor_sglang.patches.handlers import RESUME, around_handler
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["PATCH", "keep_released"]
 
 _ADAPTER = "sglang.srt.utils.torch_memory_saver_adapter"
-_BLOCK_WORDS = 4 << 20
 
 
 def keep_released(adapter: ModuleType, kept: KeptMemory, graph_pools: set[tuple[int, int]]) -> None:
@@ -78,25 +77,11 @@ def _segments(graph_pools: set[tuple[int, int]], tag: str) -> list[Segment]:
 
 
 def _sums(segments: Sequence[Segment]) -> list[int]:
-    """A checksum of each range's 64-bit words, computed on the device and fetched once.
-
-    Each word is multiplied by an odd factor for its place in a block, modulo 2**64, so that every change of one word shows. Each
-    block is multiplied by one for its place in the range. 10 GB took 65 ms on an H100 when every range was waited for.
-    """
+    """A checksum of each range, computed on the device."""
     import torch  # noqa: PLC0415 - the engine's
 
     device = f"cuda:{torch.cuda.current_device()}"
-    factors = torch.arange(1, 2 * _BLOCK_WORDS, 2, device=device)
-    blocks = [torch.as_tensor(_Words(segment), device=device).split(_BLOCK_WORDS) for segment in segments]
-    totals = [(block * factors[: len(block)]).sum() for segment in blocks for block in segment]
-    values = iter(torch.stack(totals).tolist() if totals else [])
-    sums = []
-    for segment in blocks:
-        total = 0
-        for _ in segment:
-            total = (total * 1_000_003 + next(values)) % (1 << 64)
-        sums.append(total)
-    return sums
+    return word_sums([torch.as_tensor(_Words(segment), device=device) for segment in segments])
 
 
 class _Words:

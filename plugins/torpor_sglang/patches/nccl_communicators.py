@@ -48,8 +48,8 @@ def _apply() -> None:
     ranks = NcclCommunicators(
         named=named_communicators, refusals=refusals, tell=_tell, arrival_s=wait_s, call_s=wait_s * _SHARE_OF_A_CALL
     )
-    around_handler(RELEASE, before=ranks.check, after=lambda _: ranks.suspend())
-    around_handler(RESUME, before=ranks.resume)
+    around_handler(RELEASE, before=lambda _: ranks.check(), after=lambda _: ranks.suspend())
+    around_handler(RESUME, before=lambda _: ranks.resume())
 
 
 PATCH = Patch(

@@ -10,8 +10,8 @@ __all__ = ["PATCH"]
 
 def _apply() -> None:
     permission = TilePermission()
-    around_handler(RELEASE, before=permission.note)
-    around_handler(RESUME, before=permission.renew)
+    around_handler(RELEASE, before=lambda _: permission.note())
+    around_handler(RESUME, before=lambda _: permission.renew())
 
 
 PATCH = Patch(

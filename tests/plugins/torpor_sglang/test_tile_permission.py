@@ -57,8 +57,8 @@ def test_a_resume_renews_a_permission_that_existed_at_the_release(
     Updater.__module__ = "handlers"
     handlers.Updater = Updater  # type: ignore[attr-defined]
     permission = tile_permission.TilePermission()
-    wrap_handler(handlers, RELEASE, before=permission.note)
-    wrap_handler(handlers, RESUME, before=permission.renew)
+    wrap_handler(handlers, RELEASE, before=lambda _: permission.note())
+    wrap_handler(handlers, RESUME, before=lambda _: permission.renew())
     assert Updater().release_memory_occupation("all") == "asleep"
     allowed.append(False)  # the restore
     assert Updater().resume_memory_occupation("all") == "awake"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, Model, start_engine
+from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, GpuSnapshotError, Model, start_engine
 from torpor.build_steps.command import step_command
 from torpor.lifecycle import Lifecycle
 from torpor_deepgemm import DeepGEMM
@@ -68,17 +68,32 @@ def calls_of(
 
 def like_vllm(target: str) -> object:
     """Return the answers of 0.33.0 (entrypoints/serve/dev/sleep/api_router.py)."""
+    if target == "/collective_rpc":
+        return {"results": [{"rank": 0, "weights": "5eed", "weights_before": "5eed", "held_bytes": 0}]}
     return ASLEEP if target.startswith("/sleep") or target.endswith("tags=weights") else AWAKE
 
 
 def test_level_1_wakes_everything_at_once_and_renews_the_workers(an_engine: Engine) -> None:
     """Weights come back from host memory, then each replica gets its own random state."""
     *calls, renewal = calls_of(an_engine, like_vllm)
-    assert calls == [("/sleep?level=1&mode=wait", None), ("/wake_up", None)]
+    note = ("/collective_rpc", {"method": "torpor_note_weights", "args": []})
+    freed = ("/collective_rpc", {"method": "torpor_let_go", "args": []})
+    assert calls == [note, ("/sleep?level=1&mode=wait", None), freed, ("/wake_up", None)]
     path, body = renewal
     assert path == "/collective_rpc"
     assert isinstance(body, dict)
-    assert (body["method"], 0 <= int(body["args"][0]) < 2**32) == ("torpor_renew", True)
+    assert (body["method"], 0 <= int(body["args"][0]) < 2**32) == ("torpor_after_wake", True)
+
+
+def test_other_weights_after_a_wake_are_an_error(an_engine: Engine) -> None:
+    """The worker sums its weights before the sleep and after the wake; a level 2 whose files have changed is noticed."""
+
+    def other_weights(target: str) -> object:
+        report = {"rank": 0, "weights": "bad", "weights_before": "5eed", "held_bytes": 0}
+        return {"results": [report]} if target == "/collective_rpc" else like_vllm(target)
+
+    with pytest.raises(GpuSnapshotError, match=r"woke with other weights .*rank 0 has the sum bad and had 5eed"):
+        calls_of(an_engine, other_weights)
 
 
 def test_every_wake_sets_another_seed(an_engine: Engine) -> None:
@@ -90,13 +105,42 @@ def test_every_wake_sets_another_seed(an_engine: Engine) -> None:
 def test_level_2_reads_the_weights_again_before_it_wakes_the_kv_cache(an_engine: Engine) -> None:
     """The order is that of vLLM's snapshots (vllm/snapshot/server.py): wake weights, read them, wake KV cache."""
     assert [path for path, _ in calls_of(an_engine, like_vllm, sleep_level=2)] == [
+        "/collective_rpc",
         "/sleep?level=2&mode=wait",
+        "/collective_rpc",
         "/wake_up?tags=weights",
         "/collective_rpc",
         "/wake_up?tags=kv_cache",
         "/collective_rpc",
     ]
-    assert calls_of(an_engine, like_vllm, sleep_level=2)[2][1] == {"method": "reload_weights"}
+    assert calls_of(an_engine, like_vllm, sleep_level=2)[4][1] == {"method": "reload_weights"}
+
+
+def test_a_sleep_that_frees_nothing_is_an_error(an_engine: Engine) -> None:
+    """VLLM says that it sleeps, and its worker counts what is still mapped."""
+
+    def holding(target: str) -> object:
+        report = {"rank": 0, "weights": "5eed", "weights_before": "5eed", "held_bytes": 9_000_000_000}
+        return {"results": [report]} if target == "/collective_rpc" else like_vllm(target)
+
+    with pytest.raises(GpuSnapshotError, match="rank 0 still holds 9000000000 bytes"):
+        calls_of(an_engine, holding)
+
+
+def test_level_2_keeps_a_draft_models_weights() -> None:
+    """`reload_weights` reads the target's alone (v1/worker/gpu_worker.py), so the draft's are kept. A user's choice stays."""
+    draft = ("--speculative-config", '{"model": "/draft", "num_speculative_tokens": 3}')
+    assert argv_of(sleep_level=2, extra_args=draft)[-2:] == ("--sleep-preserve-parameter-names", "draft.*")
+    own = (*draft, "--sleep-preserve-parameter-names", "*")
+    assert argv_of(sleep_level=2, extra_args=own)[-2:] == own[-2:]
+    for options in ({"sleep_level": 2}, {"sleep_level": 1, "extra_args": draft}):
+        assert "--sleep-preserve-parameter-names" not in argv_of(**options)
+
+
+def test_level_2_with_adapters_is_refused() -> None:
+    """Nothing would load the adapters again."""
+    with pytest.raises(ConfigurationError, match=r"drops the adapters' weights.* Use sleep_level=1"):
+        VLLM(sleep_level=2, extra_args=("--enable-lora",))
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -119,7 +163,12 @@ def test_an_engine_that_does_not_sleep_or_wake_is_an_error(
 ) -> None:
     """Status 200 does not prove it: vLLM only warns and answers 200 if there is nothing to do."""
     with pytest.raises(EngineRequestError, match=said):
-        calls_of(an_engine, lambda _: answer, sleep=sleep, wake=not sleep)
+        calls_of(
+            an_engine,
+            lambda target: like_vllm(target) if target == "/collective_rpc" else answer,
+            sleep=sleep,
+            wake=not sleep,
+        )
 
 
 def test_the_environment_enables_sleep_and_disables_what_snapshots_cannot_hold() -> None:

@@ -201,7 +201,7 @@ def test_a_file_that_is_not_our_json_is_refused_by_name(kept: Path, name: str, d
         (("scratch",), "/tmp/../etc", "scratch is /tmp/../etc, not an absolute path"),
         (("canary", "answer", "tokens"), "many", "canary.answer.tokens is 'many', not a whole number"),
         (("canary", "answer"), [], "canary.answer is an array, not an object"),
-        (("canary", "kind"), "song", "canary.kind is song, not text"),
+        (("canary", "kind"), "song", "canary.kind is song, not logprobs or text"),
         (("image_bytes",), True, "image_bytes is true, not a whole number"),
         (("image_bytes",), 2**80, "image_bytes is a number of many digits, not a whole number"),
         (("stages", 0, "seconds"), None, "stages[0].seconds is null, not a number"),

@@ -305,10 +305,10 @@ def _manifest(fields: Fields) -> Manifest:
 
 def _canary(fields: Fields) -> Canary:
     kind = fields.choice("kind", KINDS)
-    answer = fields.inner("answer").content
+    answer, questions = fields.inner("answer").content, fields.inner("questions").content
     fields.end()
-    if problem := canary_problem(canary := Canary(kind=kind, answer=answer)):
-        raise DamagedSnapshotError(f"{fields.file} is damaged: its field canary.answer.{problem}; {NEW_ONE}")
+    if problem := canary_problem(canary := Canary(kind=kind, answer=answer, questions=questions)):
+        raise DamagedSnapshotError(f"{fields.file} is damaged: its field canary.{problem}; {NEW_ONE}")
     return canary
 
 

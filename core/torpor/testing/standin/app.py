@@ -21,6 +21,7 @@ from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault, hap
 from torpor.testing.standin.chat import Chat
 from torpor.testing.standin.exchange import Exchange
 from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
+from torpor.testing.standin.logprobs import prompt_tokens
 from torpor.testing.standin.tasks import TaskAnswers
 
 if TYPE_CHECKING:
@@ -221,6 +222,14 @@ class StandInApp(ABC):
             )
             async with exchange.watched():
                 await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
+
+    async def _words_of(self, prompt: str, tokens: int) -> tuple[list[str], int]:
+        """A word for each token of a prompt and of its greedy answer, and the prompt's length in tokens."""
+        await self._until_unpaused()
+        length = prompt_tokens(prompt)
+        with self._counted():
+            answer = await self._ask({"op": "generate", "prompt": prompt, "tokens": length + tokens, "greedy": True})
+            return answer["words"], length
 
     async def _until_unpaused(self) -> None:
         while not self._unpaused.is_set():  # the engine may be paused again before this task runs

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from torpor._override import override
 from torpor.testing.standin.app import StandInApp, hang
+from torpor.testing.standin.logprobs import as_generated
 from torpor.testing.standin.ranks import RankError, RankFault
 from torpor.testing.standin.scheduler import AS_LOADED, Scheduler, wait_for_ever
 
@@ -132,6 +133,7 @@ class SGLangApp(StandInApp):
     @override
     def _dialect(self) -> Routes:
         return {
+            "/generate": ("POST", self._generate),
             "/model_info": ("GET", self._model_info),
             "/server_info": ("GET", self._server_info),
             "/metrics": ("GET", self._metrics),
@@ -151,6 +153,13 @@ class SGLangApp(StandInApp):
     @override
     async def _scheduler_is_gone(self, exchange: Exchange) -> None:
         await hang()  # the tree's end includes this process
+
+    async def _generate(self, exchange: Exchange) -> None:
+        match await exchange.json():
+            case {"text": str(prompt), "sampling_params": {"max_new_tokens": int(tokens)}}:
+                await exchange.answer(_OK, as_generated(*await self._words_of(prompt, tokens)))
+            case _:
+                await self._refuse(exchange, _BAD_REQUEST, "text and sampling_params.max_new_tokens are required")
 
     async def _model_info(self, exchange: Exchange) -> None:
         await exchange.answer(_OK, {"model_path": self._options.served_name, "is_generation": True})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torpor._override import override
 from torpor.testing.standin.app import StandInApp
+from torpor.testing.standin.logprobs import as_completion
 from torpor.testing.standin.ranks import RankError, RankFault
 from torpor.testing.standin.scheduler import AS_LOADED, Scheduler
 
@@ -36,7 +37,8 @@ __all__ = ["DEV_MODE_VARIABLE", "RENEW", "VLLMApp", "VLLMEngineCore"]
 RENEW = "torpor_renew"
 """The method that Torpor adds to vLLM's workers (`--worker-extension-cls`): it sets a seed."""
 
-_OF_RANKS = ("torpor_before_sleep", "torpor_let_go", "torpor_take_back", "torpor_after_wake")
+_OF_RANKS = ("torpor_before_sleep", "torpor_take_back")
+_OF_ALL = ("torpor_note_weights", "torpor_let_go", "torpor_after_wake")
 _TAG_BYTES = 1 << 20
 
 DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
@@ -127,7 +129,7 @@ class VLLMEngineCore(Scheduler):
 
     def _call(self, method: str, args: list[str]) -> Answer:
         """Call a method of this worker."""
-        if not self.group.alone and method in _OF_RANKS:
+        if method in _OF_ALL or (not self.group.alone and method in _OF_RANKS):
             return {"results": [self._report(method, args)]}
         match method, args:
             case (name, [seed]) if name == RENEW and seed.isdecimal():
@@ -144,11 +146,12 @@ class VLLMEngineCore(Scheduler):
         """Answer as Torpor's extension of a worker does."""
         report: dict[str, object] = {"rank": self.group.rank}
         match method:
-            case "torpor_before_sleep":
+            case "torpor_before_sleep" | "torpor_note_weights":
                 report["weights"] = self.weights
             case "torpor_let_go":
                 held = [tag for tag in _SLEEP_TAGS if tag not in self._sleeping]
-                self.group.suspend(held)
+                if not self.group.alone:
+                    self.group.suspend(held)
                 report["held_bytes"] = _TAG_BYTES * len(held)
             case "torpor_take_back":
                 self.group.take_back()
@@ -182,7 +185,11 @@ class VLLMApp(StandInApp):
 
     @override
     def _dialect(self) -> Routes:
-        routes: Routes = {"/health": ("GET", self._health), "/metrics": ("GET", self._metrics)}
+        routes: Routes = {
+            "/health": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
+            "/v1/completions": ("POST", self._complete),
+        }
         if os.environ.get(DEV_MODE_VARIABLE) == "1":
             routes |= {
                 "/sleep": ("POST", self._sleep),
@@ -229,6 +236,14 @@ class VLLMApp(StandInApp):
             return False
         await self._until_unpaused()
         return True
+
+    async def _complete(self, exchange: Exchange) -> None:
+        match await exchange.json():
+            case {"model": model, "prompt": str(prompt), "max_tokens": int(tokens), "echo": True} if self._knows(model):
+                words, length = await self._words_of(prompt, tokens)
+                await exchange.answer(_OK, as_completion(words, length, str(model)))
+            case _:
+                await self._refuse(exchange, _BAD_REQUEST, "a known model, a prompt, max_tokens and echo are required")
 
     async def _health(self, exchange: Exchange) -> None:
         dead = self._link is None or self._link.gone.is_set()

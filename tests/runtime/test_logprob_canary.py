@@ -1,0 +1,198 @@
+"""`torpor.runtime.logprob_canary`: what it records, what it takes for a difference, and what it reads from a manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import httpx
+import pytest
+from typing_extensions import override
+
+from torpor import CanaryError, EngineRequestError
+from torpor.engine_plugins import GeneratedToken, TokenLogprobs
+from torpor.runtime.canary import canary_problem, canary_summary, check_canary, record_canary
+from torpor.runtime.logprob_canary import ASKS, DRAFT_TOKENS, TOKENS
+from torpor.testing import StandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torpor import Deployment
+    from torpor.testing.pytest_plugin import StandInDeployment
+
+ANSWER = TokenLogprobs(
+    prompt=(-1.0, -2.0, -3.0),
+    generated=(GeneratedToken("a", (-0.5, -1.5)), GeneratedToken("b", (-0.25, -2.5))),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(StandIn):
+    """An engine whose answers the test gives, one after the other; the last one for ever."""
+
+    plugin_name = "scripted"
+    gives_logprobs: ClassVar[bool] = True
+    names: tuple[str, ...] = ("m",)
+    answers: tuple[TokenLogprobs | Exception, ...] = (ANSWER,)
+    log: list[str] = field(default_factory=list, hash=False, compare=False)
+
+    @override
+    def __post_init__(self) -> None:
+        """Check nothing: `log` is no option."""
+
+    @override
+    def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:
+        return self.names
+
+    @override
+    def ask_logprobs(
+        self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
+    ) -> TokenLogprobs:
+        asked = sum(line.startswith("ask") for line in self.log)
+        self.log.append(f"ask {model} {tokens}")
+        answer = self.answers[min(asked, len(self.answers) - 1)]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @override
+    def forget_prompts(self, client: httpx.Client) -> None:
+        self.log.append("forget")
+
+
+@pytest.fixture
+def client() -> httpx.Client:
+    """A client that answers chats, for the canary by text."""
+    answer = {"choices": [{"message": {"content": "hello"}}], "usage": {"completion_tokens": 1}}
+    return httpx.Client(
+        base_url="http://engine", transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    )
+
+
+@pytest.fixture
+def served(standin_deployment: StandInDeployment) -> Callable[[Scripted], Deployment]:
+    """Makes a deployment of a scripted engine."""
+    return lambda engine: replace(standin_deployment(), plugins=(engine,))
+
+
+def changed(answer: TokenLogprobs, by: float, place: str) -> TokenLogprobs:
+    """The answer with one number changed."""
+    if place == "prompt":
+        return answer._replace(prompt=(*answer.prompt[:-1], answer.prompt[-1] + by))
+    first, second = answer.generated
+    return answer._replace(generated=(first, second._replace(top=(second.top[0], second.top[1] + by))))
+
+
+def test_each_name_is_asked_several_times_with_an_empty_prefix_cache(
+    client: httpx.Client, served: Callable[[Scripted], Deployment]
+) -> None:
+    """Before the sleep: every served name, `ASKS` times, each after the cache was emptied. After the wake: once each."""
+    engine = Scripted(names=("m", "adapter"))
+    deployment = served(engine)
+    recorded = record_canary(deployment, client)
+    assert recorded.kind == "logprobs"
+    assert engine.log == [line for name in ("m", "adapter") for line in ("forget", f"ask {name} {TOKENS}") * ASKS]
+    engine.log.clear()
+    check_canary(recorded, deployment, client)
+    assert engine.log == [f"ask m {TOKENS}", f"ask adapter {TOKENS}"]
+
+
+@pytest.mark.parametrize("place", ["prompt", "answer"])
+@pytest.mark.parametrize("case", [(0.0, 2e-5, True), (0.0, 5e-6, False), (0.01, 0.029, False), (0.01, 0.032, True)])
+def test_a_difference_is_what_equal_questions_never_showed(
+    client: httpx.Client, served: Callable[[Scripted], Deployment], place: str, case: tuple[float, float, bool]
+) -> None:
+    """The tolerance is three times the spread before the sleep, and at least 1e-5."""
+    spread, by, differs = case
+    engine = Scripted(answers=(ANSWER, changed(ANSWER, spread, "prompt")))
+    recorded = record_canary(served(engine), client)
+    woken = served(Scripted(answers=(changed(ANSWER, by, place),)))
+    if not differs:
+        check_canary(recorded, woken, client)
+        return
+    with pytest.raises(CanaryError, match="other log probabilities than before its sleep") as caught:
+        check_canary(recorded, woken, client)
+    assert ("token 4 of the prompt" if place == "prompt" else "choice 2 for token 2 of the answer") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        ANSWER._replace(prompt=(-1.0, math.nan, -3.0)),
+        ANSWER._replace(prompt=(-1.0, -math.inf, -3.0)),
+        ANSWER._replace(prompt=(-1.0, -2.0)),
+        ANSWER._replace(generated=ANSWER.generated[:1]),
+    ],
+)
+def test_no_number_and_no_token_are_differences(
+    client: httpx.Client, served: Callable[[Scripted], Deployment], seen: TokenLogprobs
+) -> None:
+    """What is no number, infinite or missing after the wake is never taken for equal."""
+    recorded = record_canary(served(Scripted()), client)
+    with pytest.raises(CanaryError):
+        check_canary(recorded, served(Scripted(answers=(seen,))), client)
+
+
+def test_two_equally_likely_tokens_may_change_places(
+    client: httpx.Client, served: Callable[[Scripted], Deployment]
+) -> None:
+    """Near-ties resolve differently without a damage; what follows another token is not compared."""
+    first, second = ANSWER.generated
+    other = ANSWER._replace(generated=(first._replace(token="x"), second._replace(token="y", top=(-9.0, -9.5))))
+    check_canary(record_canary(served(Scripted()), client), served(Scripted(answers=(other,))), client)
+
+
+def test_a_draft_model_that_guesses_worse_is_an_error(
+    client: httpx.Client, served: Callable[[Scripted], Deployment]
+) -> None:
+    """With a draft model the answer is longer, and its acceptance may fall to 70 % of the recorded one."""
+    with_draft = ANSWER._replace(acceptance=3.0)
+    engine = Scripted(answers=(with_draft,))
+    recorded = record_canary(served(engine), client)
+    assert engine.log[-1] == f"ask m {DRAFT_TOKENS}"
+    check_canary(recorded, served(Scripted(answers=(ANSWER._replace(acceptance=2.2),))), client)
+    with pytest.raises(CanaryError, match=r"guesses worse: 1\.00 tokens for each step, 3\.00 before"):
+        check_canary(recorded, served(Scripted(answers=(ANSWER._replace(acceptance=1.0),))), client)
+    with pytest.raises(CanaryError, match="without its draft model"):
+        check_canary(recorded, served(Scripted()), client)
+
+
+def test_a_model_that_is_broken_before_its_sleep_is_an_error(
+    client: httpx.Client, served: Callable[[Scripted], Deployment]
+) -> None:
+    """What is no number before the sleep could not be compared after it."""
+    broken = ANSWER._replace(prompt=(math.nan,))
+    with pytest.raises(EngineRequestError, match="broken before its sleep"):
+        record_canary(served(Scripted(answers=(broken,))), client)
+
+
+def test_an_engine_that_refuses_log_probabilities_is_asked_for_text(
+    client: httpx.Client, served: Callable[[Scripted], Deployment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration without log probabilities still has a canary; the log says so."""
+    recorded = record_canary(served(Scripted(answers=(NotImplementedError("not with this parallelism"),))), client)
+    assert recorded.kind == "text"
+    assert "canary_by_text" in capsys.readouterr().out
+
+
+def test_what_is_recorded_survives_a_manifest(client: httpx.Client, served: Callable[[Scripted], Deployment]) -> None:
+    """The record is JSON; what is read from a file means the same, and every damage of a field is told."""
+    recorded = record_canary(served(Scripted(answers=(ANSWER._replace(acceptance=2.0),))), client)
+    read = recorded._replace(answer=json.loads(json.dumps(recorded.answer)))
+    assert read == recorded
+    assert canary_problem(read) == ""
+    assert canary_summary(read) == "m: log probabilities of 3 + 2 tokens, tolerance 1e-05, acceptance 2.00"
+    check_canary(read, served(Scripted(answers=(ANSWER._replace(acceptance=2.0),))), client)
+    model = read.answer["models"][0]  # type: ignore[index]
+    for name in model:
+        for value in (None, "x", [math.nan], {}, True):
+            if (name, value) not in (("model", "x"), ("acceptance", None)):
+                assert canary_problem(read._replace(answer={**read.answer, "models": [{**model, name: value}]})), (
+                    name,
+                    value,
+                )
+    for models in ([], None, {}, [None]):
+        assert canary_problem(read._replace(answer={**read.answer, "models": models}))
