@@ -6,7 +6,7 @@ import json
 import sys
 
 import torch
-from canary_damages import Damages
+from benchmarks.canary_damages import Damages
 
 from torpor.launcher import tensor_sums, word_sums
 

@@ -97,7 +97,7 @@ def test_the_plugin_wants_sums_where_nothing_else_compares(options: dict[str, ob
 def test_every_damage_changes_the_sum(real_engine: Callable[[str], RealEngine]) -> None:
     """All damages of `benchmarks/canary_damages.py` show, with the engine's own torch; equal weights have equal sums."""
     engine = real_engine("0.5.23")
-    path = ":".join(str(ROOT / folder) for folder in ("core", "plugins", "benchmarks"))
+    path = ":".join(str(ROOT / folder) for folder in ("core", "plugins", "."))
     ran = subprocess.run(
         (str(engine.python), str(ROOT / "tests" / "plugins" / "torpor_sglang" / "sum_damages.py")),
         env={**os.environ, "PYTHONPATH": path},
