@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor import ConfigurationError, Deployment, EngineRequestError, Model
+from torpor.cli.bench import run_bench
+from torpor.cli.compare import run_compare
 from torpor.cli.probe import Probe, run_probe
+from torpor.cli.up import run_up
 from torpor.client import ask
 from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -81,6 +84,29 @@ def test_a_sound_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     with pytest.raises(ConfigurationError, match=r"empty\.wav is empty"):
         probe("http://127.0.0.1:9", task="transcribe", sound=tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize(
+    ("run", "what"),
+    [
+        (lambda app: run_up(app, backend="none", snapshot=None, question="Hi?", as_json=False), "--ask"),
+        (lambda app: run_bench(app, starts=1, backend="standby", json_file="", html_file=""), "torpor bench"),
+        (lambda app: run_compare(app, restores=1, as_json=False), "torpor snapshot compare"),
+    ],
+    ids=["up --ask", "bench", "compare"],
+)
+def test_a_command_that_asks_chats_refuses_another_task(tmp_path: Path, run: Callable[[str], None], what: str) -> None:
+    """Before anything starts; the error leads to `torpor probe`."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        "deployment = Deployment(name='ranks', model=Model(path='/m'), plugins=(StandIn(),), task='rerank', "
+        f"port={unused_port()})\n"
+    )
+    with pytest.raises(
+        ConfigurationError, match=f"{what} asks a chat, and ranks serves the task 'rerank'.*--task rerank"
+    ):
+        run(str(app))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torpor._version import __version__
 from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
-from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.listening import check_chats, engine_at, given_address, public_warning
 from torpor.cli.outputs import STANDARD_OUTPUT, check_output, write_output
 from torpor.cli.terminal import claim_output
 from torpor.cli.timed import bench_snapshot, cold_start, restored_start, standby_wake, without_left_overs
@@ -84,6 +84,7 @@ def run_bench(
     claim_output()
     host, port = given_address(host, port)
     given = load_app(app_file)
+    check_chats(given.deployment, "torpor bench")
     app = engine_at(given, host, port)
     console = make_console()
     warnings_only()

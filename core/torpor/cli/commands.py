@@ -414,7 +414,7 @@ def probe(
 
     Exit code 0: it answered; 1: no answer in time, or a refusal; 2: wrong input.
     """
-    given = actions.TaskProbe(
+    given = actions.Probe(
         task=task,
         model=model,
         prompt=prompt,

@@ -14,7 +14,7 @@ from torpor.app_file import load_app
 from torpor.cli.console import console as make_console
 from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import ends_on_sigterm
-from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.listening import check_chats, engine_at, given_address, public_warning
 from torpor.cli.terminal import claim_output, result
 from torpor.cli.timed import cold_limit_s, cold_start, restored_start, wake_limit_s, without_left_overs
 from torpor.cli.timing import command, running
@@ -68,6 +68,7 @@ def run_compare(
     host, port = given_address(host, port)
     app = engine_at(load_app(app_file), host, port)
     deployment = app.deployment
+    check_chats(deployment, "torpor snapshot compare")
     engine_gpus(gpus, deployment)
     if warning := public_warning(deployment, deployment.host, deployment.port):
         console.print(warning, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.deployment import Deployment
 
-__all__ = ["engine_at", "given_address", "public_warning", "words"]
+__all__ = ["check_chats", "engine_at", "given_address", "public_warning", "words"]
 
 _LOWEST_ENGINE_PORT = 1024
 
@@ -26,6 +26,23 @@ def given_address(host: str | None, port: int | None) -> tuple[str | None, int |
         None if host is None else checked_host("--host", host),
         None if port is None else checked_port("--port", port),
     )
+
+
+def check_chats(deployment: Deployment, what: str) -> None:
+    """Refuse a command that asks a chat of a deployment with another task.
+
+    Args:
+        deployment: from the app file.
+        what: the command or option, as its user writes it.
+
+    Raises:
+        ConfigurationError: it serves another task.
+    """
+    if deployment.task != "chat":
+        raise ConfigurationError(
+            f"{what} asks a chat, and {deployment.name} serves the task {deployment.task!r}. Start it with `torpor up`, then ask "
+            f"it with `torpor probe URL --task {deployment.task}`; `torpor boots` shows the times of each start."
+        )
 
 
 def engine_at(app: App, host: str | None, port: int | None) -> App:

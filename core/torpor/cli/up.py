@@ -13,7 +13,7 @@ from torpor.cli.console import console as make_console
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import Signals, ends_on_sigterm
-from torpor.cli.listening import engine_at, given_address, public_warning
+from torpor.cli.listening import check_chats, engine_at, given_address, public_warning
 from torpor.cli.metrics import metrics_served
 from torpor.cli.outputs import check_output
 from torpor.cli.progress import Progress, stage_table
@@ -122,6 +122,8 @@ def run_up(
     """
     (host, port), backend = given_address(host, port), _chosen(backend, snapshot or (source and source.url))
     app = app if isinstance(app, App) else load_app(app)
+    if question:
+        check_chats(app.deployment, "--ask")
     places = engine_gpus(gpus, app.deployment)
     options = _Options(backend, snapshot, source, question, as_json, prove, host, port, places, *metrics)
     _run(app, options, records)

@@ -188,6 +188,9 @@ def bare(deployment: Deployment) -> Iterator[httpx.Client]:
         with public(deployment.port) as client:
             wait_ready(engine, client, port=deployment.port, ready_path="/v1/models", timeout_s=START_S)
             yield client
+    except AssertionError as error:
+        error.add_note("\n".join(engine.log_tail()))
+        raise
     finally:
         engine.terminate(20.0)
 
