@@ -19,8 +19,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.ray_box import HTTP_PORT, STAYS, RayBox, write_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WHAT = (
     "replica",
@@ -57,17 +61,16 @@ def main() -> int:
     rows: list[dict[str, object]] = []
     try:
         for how in given.how.split(","):
-            rows += _rounds(place, how, wanted, given.rounds, given.gcs_rounds)
+            rows.extend(_rounds(place, how, wanted, given.rounds, given.gcs_rounds))  # keeps what came before a failure
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if given.json:
         facts = {"machine": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg(), "at": time.time()}
-        given.json.write_text(json.dumps({**facts, "rounds": rows}, indent=1) + "\n")
+        if given.json:
+            given.json.write_text(json.dumps({**facts, "rounds": rows}, indent=1) + "\n")
     return 1 if any(row["left"] or row.get("stayed") is (row["what"] not in STAYS) for row in rows) else 0
 
 
-def _rounds(place: Path, how: str, wanted: list[str], rounds: int, gcs_rounds: int) -> list[dict[str, object]]:
-    rows = []
+def _rounds(place: Path, how: str, wanted: list[str], rounds: int, gcs_rounds: int) -> Iterator[dict[str, object]]:
     app = write_app(place, "one", scaling=SCALING, more=PLACED)
     slow = write_app(place, "slow", scaling=SCALING, standin="fault=Fault.SLOW_START, fault_s=20", more=PLACED)
     with RayBox(place, nodes=3) as box:
@@ -79,14 +82,13 @@ def _rounds(place: Path, how: str, wanted: list[str], rounds: int, gcs_rounds: i
                 _deploy(box, place, app, how)
             else:
                 done = [_round(box, place, app, how, what) for _ in range(rounds if what != "cold_start" else 0)]
-            rows += _told(how, what, done)
+            yield from _told(how, what, done)
     for _ in range(gcs_rounds if "gcs" in wanted else 0):
         shutil.rmtree(place / "ray", ignore_errors=True)
         with RayBox(place, nodes=3) as box:
             _prepare(box, place, app, how)
-            rows += _told(how, "gcs", [box.do("kill_round", what="gcs", model="one", limit_s=ROUND_S)])
+            yield from _told(how, "gcs", [box.do("kill_round", what="gcs", model="one", limit_s=ROUND_S)])
     shutil.rmtree(place / "ray", ignore_errors=True)
-    return rows
 
 
 def _round(box: RayBox, place: Path, app: Path, how: str, what: str) -> dict[str, object]:

@@ -79,23 +79,25 @@ def _make(nodes: int) -> None:
     serve.start(http_options={"host": "0.0.0.0", "port": HTTP_PORT, "location": "HeadOnly"})
 
 
-def _add_node(raylets: LocalRaylets) -> None:
+def _add_node(raylets: LocalRaylets) -> str:
+    """Start another raylet; returns its address."""
+    address = f"127.0.0.{next(_NUMBERS)}"
     raylets.add_node(
-        node_ip_address=f"127.0.0.{next(_NUMBERS)}",
+        node_ip_address=address,
         num_cpus=4,
         object_store_memory=_MEMORY,
         labels={REGION_LABEL: "workers"},
         wait=False,
     )
+    return address
 
 
 def add_node() -> dict[str, object]:
     """Another node in the region `workers`, in place of one that was killed."""
     (raylets,) = _RAYLETS
-    wanted = 1 + sum(bool(node["Alive"]) for node in ray.nodes())
-    _add_node(raylets)
-    _until(lambda: sum(bool(node["Alive"]) for node in ray.nodes()) >= wanted)
-    return {}
+    address = _add_node(raylets)
+    _until(lambda: any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes()))
+    return {"address": address}
 
 
 def pid() -> dict[str, object]:
