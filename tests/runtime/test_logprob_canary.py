@@ -187,12 +187,14 @@ def test_what_is_recorded_survives_a_manifest(client: httpx.Client, served: Call
     assert canary_summary(read) == "m: log probabilities of 3 + 2 tokens, tolerance 1e-05, acceptance 2.00"
     check_canary(read, served(Scripted(answers=(ANSWER._replace(acceptance=2.0),))), client)
     model = read.answer["models"][0]  # type: ignore[index]
+    values: tuple[object, ...] = (None, "x", [math.nan], {}, True)
     for name in model:
-        for value in (None, "x", [math.nan], {}, True):
+        for value in values:
             if (name, value) not in (("model", "x"), ("acceptance", None)):
                 assert canary_problem(read._replace(answer={**read.answer, "models": [{**model, name: value}]})), (
                     name,
                     value,
                 )
-    for models in ([], None, {}, [None]):
+    lists: tuple[object, ...] = ([], None, {}, [None])
+    for models in lists:
         assert canary_problem(read._replace(answer={**read.answer, "models": models}))

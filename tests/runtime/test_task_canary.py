@@ -128,7 +128,7 @@ def answering(*payloads: object, status: int = 200) -> httpx.Client:
 def test_a_recorded_canary_survives_a_manifest(task: Task) -> None:
     """What is recorded is JSON, is found in order, has a summary, and accepts its own answer."""
     recorded = record_canary(deployed(task), answering(ANSWERS[task]))
-    read = Canary(kind=recorded.kind, answer=json.loads(json.dumps(recorded.answer)))
+    read = Canary(kind=recorded.kind, answer=json.loads(json.dumps(recorded.answer)), questions={})
     assert read == recorded
     assert canary_problem(read) == ""
     assert len(canary_summary(read)) < 120
@@ -186,7 +186,7 @@ def test_a_damaged_recorded_canary_is_told(task: Task, harm: Callable[[dict[str,
     """A manifest can be damaged."""
     recorded = dict(record_canary(deployed(task), answering(ANSWERS[task])).answer)
     harm(recorded)
-    assert says in canary_problem(Canary(kind=task, answer=recorded))
+    assert says in canary_problem(Canary(kind=task, answer=recorded, questions={}))
 
 
 def test_a_task_that_there_is_not_or_that_the_engine_lacks_is_refused() -> None:

@@ -53,7 +53,7 @@ HANDLERS = {
 @pytest.mark.parametrize("version", HANDLERS)
 def test_the_models_of_every_version_are_found(version: str) -> None:
     """The served one and the draft model's, each once."""
-    found = [(name, one.name) for name, one in models_of(HANDLERS[version])]  # type: ignore[attr-defined]
+    found = [(name, one.name) for name, one in models_of(HANDLERS[version])]
     assert found == [("the model", "target"), ("the draft model 1", "draft")]
 
 

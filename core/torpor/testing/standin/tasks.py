@@ -10,6 +10,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from torpor.testing.standin.logprobs import as_completion, prompt_tokens
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -96,6 +98,11 @@ class TaskAnswers:
     async def _generate(self, exchange: Exchange, body: Mapping[str, object], prompt: str) -> None:
         asked = body.get("max_tokens")
         tokens = asked if isinstance(asked, int) and asked > 0 else _DEFAULT_TOKENS
+        if body.get("echo") is True:
+            length = prompt_tokens(prompt)
+            both = await self._words(prompt, length + tokens, True)
+            await exchange.answer(_OK, as_completion(both, length, str(body.get("model"))))
+            return
         words = await self._words(prompt, tokens, body.get("temperature") == 0)
         if body.get("stream") is not True:
             await exchange.answer(_OK, _completion(" ".join(words), "length", len(words)))

@@ -188,8 +188,9 @@ class VLLMApp(StandInApp):
         routes: Routes = {
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._metrics),
-            "/v1/completions": ("POST", self._complete),
         }
+        if self._options.task == "chat":
+            routes["/v1/completions"] = ("POST", self._complete)
         if os.environ.get(DEV_MODE_VARIABLE) == "1":
             routes |= {
                 "/sleep": ("POST", self._sleep),
