@@ -1,11 +1,11 @@
 """What `torpor serve` costs, with stand-ins: the first token at zero, asleep, and an idle gateway.
 
-    .venv/bin/python benchmarks/serve.py [--rounds 7] [--json FILE] [--app apps/tiny_cpu.py]
+    .venv/bin/python benchmarks/serve.py [--rounds 7] [--json FILE] [--app apps/tiny_cpu.py] [--idle]
 
 For each round: the bare restore of a snapshot (`torpor.platforms.local.replicas.Replicas`, in a process that has imported
 everything) until its first token, and a request to `torpor serve` at zero until its first token; then a request to the sleeping
 deployment. Medians and ratios within one run count: machines are shared. With `--app` a real engine takes the place of the
-stand-ins.
+stand-ins. With `--idle` only the gateway that has nothing to do is measured.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--app", metavar="FILE", help="an app to measure in place of the stand-ins")
+    parser.add_argument("--idle", action="store_true", help="measure the idle gateway alone")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="torpor-serve-") as place:
         os.environ[LASTING_VARIABLE] = place
         os.environ["TORPOR_CACHE"] = str(_cache(Path(place)))
         files = [given.app] if given.app else [_app(Path(place), f"bench{number}") for number in range(DEPLOYMENTS)]
-        told = _measured(files, given.rounds)
+        told = _idle_alone(files) if given.idle else _measured(files, given.rounds)
     for name, value in told.items():
         print(f"{name:32} {value}")
     if given.json:
@@ -99,9 +100,7 @@ def _measured(files: list[str], rounds: int) -> dict[str, object]:
         after = _idle(process)
     bare_s, zero_s = statistics.median(bare), statistics.median(zero)
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, kernel {platform.release()}",
-        "load": os.getloadavg()[0],
-        "app": files[0] if len(files) == 1 else f"{len(files)} stand-ins",
+        **_where(files),
         "rounds": rounds,
         "bare_restore_s": round(bare_s, 4),
         "at_zero_s": round(zero_s, 4),
@@ -113,6 +112,21 @@ def _measured(files: list[str], rounds: int) -> dict[str, object]:
         "all_bare_s": [round(one, 4) for one in bare],
         "all_at_zero_s": [round(one, 4) for one in zero],
         "all_asleep_s": [round(one, 4) for one in asleep],
+    }
+
+
+def _idle_alone(files: list[str]) -> dict[str, object]:
+    """What the gateway takes while all of its deployments are on disk."""
+    with _serving(files) as (process, _):
+        idle_mb, cpu_percent = _idle(process)
+    return {**_where(files), "idle_mb": idle_mb, "idle_cpu_percent": cpu_percent}
+
+
+def _where(files: list[str]) -> dict[str, object]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, kernel {platform.release()}",
+        "load": os.getloadavg()[0],
+        "app": files[0] if len(files) == 1 else f"{len(files)} stand-ins",
     }
 
 
