@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "LEAST_TOLERANCE", "SPREADS", "TaskCanary"]
 
-LEAST_TOLERANCE: dict[Task, float] = {"embed": 1e-4, "rerank": 1e-3, "score": 1e-3, "classify": 1e-3}
-"""By `torpor.tasks.comparison`: for vectors 1 minus the cosine and length, for the others the relative difference of a score."""
+LEAST_TOLERANCE: dict[Task, float] = {"embed": 1e-3, "rerank": 2e-2, "score": 2e-2, "classify": 2e-2}
+"""By `torpor.tasks.comparison`: for vectors 1 minus the cosine and length, for the others the relative difference of a score.
+
+The texts of one request reach the engine in batches of any size, and bfloat16 then differs in its last bits (2**-8)."""
 
 SPREADS = 4.0
 _ASKED = 3

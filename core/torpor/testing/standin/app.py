@@ -96,8 +96,8 @@ class StandInApp(ABC):
         self._routes = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/models": ("GET", self._models),
-            **self._of_task(),
             **self._dialect(),
+            **self._of_task(),
         }
 
     def _of_task(self) -> Routes:
