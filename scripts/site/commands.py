@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any
 
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from torpor.cli.commands import app
 
@@ -20,7 +21,7 @@ WIDTH = 100
 
 def command_names() -> list[tuple[str, ...]]:
     """Every command by its words, `("snapshot", "create")`; a group before what is in it."""
-    return list(_below((), get_command(app)))
+    return list(_below((), _commands()))
 
 
 def command_reference() -> str:
@@ -39,10 +40,18 @@ def help_of(words: tuple[str, ...]) -> str:
     Raises:
         RuntimeError: it ended with an error.
     """
-    shown = CliRunner().invoke(app, [*words, "--help"], prog_name="torpor", terminal_width=WIDTH, color=False)
-    if shown.exit_code:
-        raise RuntimeError(f"`torpor {' '.join(words)} --help` ended with {shown.exit_code}: {shown.output[-500:]}")
-    return shown.output.rstrip()
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = _commands().main(
+            [*words, "--help"], prog_name="torpor", standalone_mode=False, terminal_width=WIDTH, color=False
+        )
+    if code:
+        raise RuntimeError(f"`torpor {' '.join(words)} --help` ended with {code}: {shown.getvalue()[-500:]}")
+    return shown.getvalue().rstrip()
+
+
+@functools.cache
+def _commands() -> Any:  # typer bundles its own click
+    return get_command(app)
 
 
 def _below(words: tuple[str, ...], command: object) -> Iterator[tuple[str, ...]]:
