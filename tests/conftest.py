@@ -20,7 +20,7 @@ from torpor.engine.process import session_members
 from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
-from torpor.snapshots.store.paths import CACHE_VARIABLE, criu_prefix
+from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root, criu_prefix
 from torpor.testing import StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -73,9 +73,14 @@ def _hear_signals() -> None:
 
 
 def _own_cache_root(config: pytest.Config) -> None:
-    """Give this session a cache root of its own: tests change nothing in the user's. CRIU stays where it is installed."""
+    """Give this session a cache root of its own: tests change nothing in the user's. CRIU stays where it is installed.
+
+    It lies beside the user's. In a temporary folder, captures would refuse what an engine has open there.
+    """
     os.environ.setdefault(PREFIX_VARIABLE, str(criu_prefix()))
-    os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="torpor-tests-")
+    beside = cache_root().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="torpor-tests-", dir=beside)
     config.add_cleanup(lambda: shutil.rmtree(os.environ[CACHE_VARIABLE], ignore_errors=True))
 
 
