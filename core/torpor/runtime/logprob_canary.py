@@ -1,7 +1,7 @@
 """The canary of log probabilities: what the model thinks of every token of a prompt, and of the first tokens of its answer.
 
 A damage can leave a greedy answer as it is and change all others: the most likely token stays the most likely one. Its log
-probability does not stay. `docs/canary.md` has the measurement of both.
+probability does not stay. `benchmarks/canary.py` measures both.
 
 One prompt holds several texts, and is asked by itself: what runs beside a request changes the kernels that work on it, and so
 the numbers. Each name that the engine serves is asked, adapters included. How far the numbers of equal questions lie apart is
