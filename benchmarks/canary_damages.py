@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Damages:
             yield Damage(kind, self._trials, inflict)
         for factor in (1.25, 2.0):
             yield Damage(
-                f"V of all layers x{factor}", 1, lambda w, f=factor: self._scale(w, ".self_attn.v_proj.weight", f)
+                f"V of all layers x{factor}", 1, partial(self._scale, part=".self_attn.v_proj.weight", factor=factor)
             )
 
     def _of_one_place(self) -> dict[str, Callable[[Weights], None]]:

@@ -80,8 +80,8 @@ def _own_cache_root(config: pytest.Config) -> None:
     os.environ.setdefault(PREFIX_VARIABLE, str(criu_prefix()))
     beside = cache_root().parent
     beside.mkdir(parents=True, exist_ok=True)
-    os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="torpor-tests-", dir=beside)
-    config.add_cleanup(lambda: shutil.rmtree(os.environ[CACHE_VARIABLE], ignore_errors=True))
+    own = os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="torpor-tests-", dir=beside)
+    config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
 def _compile_torpor() -> None:

@@ -97,9 +97,9 @@ def shown_by_benchmark(results: Figures, version: str) -> set[tuple[str, str, st
         whole = bool(row.get("sampled_asked")) and row.get("sampled_finished") == row["sampled_asked"]
         if name.startswith("vllm") or not whole:
             continue
-        if (
-            row.get("restored_s") and len(row.get("texts", ())) == 1
-        ):  # the lifecycle itself compares the canary at every wake
+        texts = row.get("texts")
+        one_answer = isinstance(texts, list) and len(texts) == 1
+        if row.get("restored_s") and one_answer:  # the lifecycle itself compares the canary at every wake
             found.add((ROWS[4], "sglang", version))
         if row.get("woken_s"):
             found.add((ROWS[5], "sglang", version))
