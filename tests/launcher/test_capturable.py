@@ -35,6 +35,7 @@ LAUNCHER = [
     "keep_process_identities",
     "limit_uvicorn",
     "loaded_nccl",
+    "model_sums",
     "named_locks",
     "nccl_too_old",
     "orphans",
@@ -45,8 +46,10 @@ LAUNCHER = [
     "run_launcher",
     "snapshot_patches",
     "take_boot_document",
+    "tensor_sums",
     "together",
     "tqdm_lock",
+    "word_sums",
 ]
 """Golden: third parties write their launchers with these."""
 

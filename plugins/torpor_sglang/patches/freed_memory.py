@@ -81,7 +81,7 @@ def _apply() -> None:
 PATCH = Patch(
     name="freed-memory",
     reason="SGLang says that it sleeps even if its memory saver released nothing; a snapshot then holds the GPU's whole memory",
-    versions=(),
+    versions=("0.5.16",),
     applies=lambda: FREES_VARIABLE in os.environ,
     apply=_apply,
 )

@@ -111,7 +111,7 @@ def test_the_start_reports_active_and_untested_patches(tmp_path: Path) -> None:
     line = next(line for line in ran.stderr.splitlines() if line.startswith("torpor_sglang: SGLang"))
     version, guarded, on, not_needed, off = line.split("; ")
     assert (version, guarded) == ("torpor_sglang: SGLang 0.4.0", "guarded")
-    names = ("orphans", "process-identity", "published-files", "http-limits", "public-requests", "cpu-kernels")
+    names = ("orphans", "process-identity", "published-files", "http-limits", "public-requests", "finished-streams")
     assert on.startswith(f"patches: {', '.join(f'{name} (not tested with it)' for name in names)}")
     assert "torchvision-schemas" in not_needed
     assert off == "switched off: tqdm-lock"
