@@ -188,3 +188,29 @@ def test_a_misspelt_setting_is_an_error_before_the_start(monkeypatch: pytest.Mon
     assert "TORPOR_PLUGIN_ASKS__ENDPIONT, which is no setting of plugin 'asks'" in found["asks"].seen
     assert found["asks"].cure == "write TORPOR_PLUGIN_ASKS__ENDPOINT"
     assert found["standin"].seen.endswith("it has no settings")
+
+
+def test_every_plugin_has_variables_that_a_shell_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hyphen becomes `_`; capitals in a name and two underscores do not hide a misspelt setting; no name is the class's."""
+    hyphen = type("Hyphen", (Asks,), {"plugin_name": "my-plugin"})()
+    odd = type("Odd", (Asks,), {"plugin_name": "My__Odd"})()
+    unnamed = type("Unnamed", (Asks,), {"plugin_name": ""})()
+    for variable in ("MY_PLUGIN__ENDPOINT", "MY__ODD__ENDPOINT", "UNNAMED__ENDPOINT"):
+        monkeypatch.setenv(f"TORPOR_PLUGIN_{variable}", variable)
+    assert [one.setting("endpoint") for one in (hyphen, odd, unnamed)] == [
+        "MY_PLUGIN__ENDPOINT",
+        "MY__ODD__ENDPOINT",
+        "UNNAMED__ENDPOINT",
+    ]
+    assert plugin_findings(deployment(hyphen, odd, unnamed)) == ()
+    monkeypatch.setenv("TORPOR_PLUGIN_MY__ODD__WRONG", "x")
+    (found,) = plugin_findings(deployment(hyphen, odd, unnamed))
+    assert (found.plugin, found.cure) == ("My__Odd", "unset it")
+
+
+@pytest.mark.parametrize("given", ["endpoint", ["endpoint"], ("end point",), ("a=b",), ("",), (1,)])
+def test_settings_are_a_tuple_of_names(given: object) -> None:
+    """A text in place of a tuple would declare its letters."""
+    wrong = type("Wrong", (Asks,), {"plugin_name": "wrong", "settings": given})
+    with pytest.raises(ConfigurationError, match=r"'wrong': settings is .*tuple of names"):
+        deployment(wrong())

@@ -21,6 +21,7 @@ from torpor.values.bounds import LONGEST_S
 from torpor.values.checks import LINE_BREAK, check_seconds
 from torpor.values.field_types import article, check_types, shown
 from torpor.values.gpu_names import check_gpu_name
+from torpor.values.setting_names import declared_settings
 
 if TYPE_CHECKING:
     from torpor.hookspecs import EnginePlugin, Plugin
@@ -385,6 +386,7 @@ def _check_plugin(plugin: object) -> None:
             f"Deployment.plugins holds {article(plugin)}, {shown(plugin)}; put an instance of a plugin's class there."
         )
     check_hooks(plugin_name(plugin), plugin)
+    declared_settings(plugin_name(plugin), plugin)
     if not marked_names(plugin) and not hasattr(plugin, "plugin_name"):
         raise ConfigurationError(
             f"Deployment.plugins holds {shown(plugin)}, {article(plugin)} without a hook; put instances of plugins' classes there, "

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, cast
 
 from torpor.errors import PluginError
-from torpor.listener.listener import LISTENER_METHODS, Listener
-from torpor.values.field_types import article
+from torpor.listener.listener import LISTENER_METHODS, LONGEST_DEADLINE_S, Listener
+from torpor.values.field_types import article, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,24 +91,38 @@ def check_hooks(name: str, plugin: object) -> None:
 
 
 def listener_fault(plugin: object) -> tuple[str, str, str] | None:
-    """Which method of a listener would not run as written, why, and what to do; None if all would."""
+    """What of a listener would not work as written, why, and what to do; None if all would."""
     if not isinstance(plugin, Listener):
         return None
-    for method in LISTENER_METHODS:
-        raw, wanted = inspect.getattr_static(plugin, method), getattr(Listener, method)
-        if raw is wanted:
-            continue
-        if _mark(raw) is not None:
-            return method, "is marked with @hookimpl, and is no hook", "Core calls it without a marker: drop @hookimpl."
-        if isinstance(raw, staticmethod | classmethod):
-            return method, f"is a {type(raw).__name__}; core calls it on the plugin", _PLAIN
-        if wrong := _body_fault(raw) or _shape_fault(raw):
-            return (method, *wrong)
-        taken = list(inspect.signature(wanted).parameters)
-        try:
-            inspect.signature(cast("Callable[..., object]", raw)).bind(*taken)
-        except TypeError as error:
-            return method, f"does not take ({', '.join(taken)}): {error}", f"Write def {method}({', '.join(taken)})."
+    faults = (_deadline_fault(plugin), *(_listening_fault(plugin, method) for method in LISTENER_METHODS))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _deadline_fault(plugin: Listener) -> tuple[str, str, str] | None:
+    given: object = plugin.listener_deadline_s
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= LONGEST_DEADLINE_S:
+        return None
+    cure = (
+        f"Give seconds, more than 0 and at most {LONGEST_DEADLINE_S:g}: so long a sleep waits for a plugin that hangs."
+    )
+    return "listener_deadline_s", f"is {shown(given)}", cure
+
+
+def _listening_fault(plugin: Listener, method: str) -> tuple[str, str, str] | None:
+    raw, wanted = inspect.getattr_static(plugin, method), getattr(Listener, method)
+    if raw is wanted:
+        return None
+    if _mark(raw) is not None:
+        return method, "is marked with @hookimpl, and is no hook", "Core calls it without a marker: drop @hookimpl."
+    if isinstance(raw, staticmethod | classmethod):
+        return method, f"is a {type(raw).__name__}; core calls it on the plugin", _PLAIN
+    if wrong := _body_fault(raw) or _shape_fault(raw):
+        return (method, *wrong)
+    taken = list(inspect.signature(wanted).parameters)
+    try:
+        inspect.signature(cast("Callable[..., object]", raw)).bind(*taken)
+    except TypeError as error:
+        return method, f"does not take ({', '.join(taken)}): {error}", f"Write def {method}({', '.join(taken)})."
     return None
 
 

@@ -88,12 +88,13 @@ class Plugin(Listener):
         Raises:
             PluginError: the plugin does not declare it.
         """
+        own = self.plugin_name or type(self).__name__.lower()  # as `torpor.deployment.plugin_name` has it
         if name not in self.settings:
             raise PluginError(
-                f"Plugin {self.plugin_name!r} reads its setting {name!r}, but declares {', '.join(self.settings) or 'none'}: "
+                f"Plugin {own!r} reads its setting {name!r}, but declares {', '.join(self.settings) or 'none'}: "
                 "add it to the class attribute `settings`."
             )
-        return os.environ.get(setting_variable(self.plugin_name, name), "") or default
+        return os.environ.get(setting_variable(own, name), "") or default
 
     def check(self, deployment: Deployment) -> Iterable[Finding]:  # noqa: ARG002 - the plugin's answer uses it
         """Report what cannot work, or costs money for nothing, in the deployment as a whole.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -120,13 +121,11 @@ def test_a_listener_that_hangs_costs_its_deadline_once(
     assert seconds[0] >= Deaf.listener_deadline_s > seconds[1]
     out = capsys.readouterr().out
     assert out.count("listener_failed") == 1
-    assert out.count("background_not_ended") == 3  # a thread for each time it served; one deadline for all
+    assert out.count("background_not_ended") == 1  # no wake starts it again
 
 
 def test_no_listening_thread_is_left_in_a_snapshot(standin_deployment: StandInDeployment, make_boot: MakeBoot) -> None:
     """A sleeping replica has no thread of a listener."""
-    import threading
-
     boot = make_boot(standin_deployment(Hears()))
     boot.cold_start()
     boot.serve()
@@ -134,6 +133,47 @@ def test_no_listening_thread_is_left_in_a_snapshot(standin_deployment: StandInDe
     deadline = time.monotonic() + 5
     while left := [thread.name for thread in threading.enumerate() if "hears" in thread.name]:
         assert time.monotonic() < deadline, left
+
+
+def test_an_engine_that_has_stopped_does_not_serve_afterwards(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot
+) -> None:
+    """A stop may overtake the end of a wake in another thread. Nothing is heard after `Stopped`, and no thread is left."""
+    boot = make_boot(standin_deployment(Hears()))
+    boot.cold_start()
+    boot.stop()
+    boot.telling.serving()
+    boot.telling.flush()
+    assert told(HEARD) == [*COLD, "Stopped"]
+    assert BESIDE == []
+
+
+@pytest.mark.fault("no thread can be started for a listener", area="plugins", outcome="held")
+def test_a_start_does_not_fail_without_threads_for_listeners(
+    standin_deployment: StandInDeployment,
+    make_boot: MakeBoot,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What cannot be told is dropped, and that is logged; once there are threads again, the listener hears on."""
+    start = threading.Thread.start
+
+    def refused(self: threading.Thread) -> None:
+        if "hears" in self.name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    boot = make_boot(standin_deployment(Hears()))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        boot.cold_start()
+        boot.serve()
+    assert HEARD == []
+    out = capsys.readouterr().out
+    assert "StageEnded is dropped" in out
+    assert "background_failed" in out
+    boot.stop()
+    assert told(HEARD) == ["Stopped"]
 
 
 async def _async(self: object, event: object) -> None:
@@ -153,4 +193,12 @@ def test_a_listener_that_would_not_run_is_refused(
     """When the deployment is made, with the plugin's name and what to write."""
     wrong = type("Wrong", (Hears,), {"on_event": method, "plugin_name": "wrong"})
     with pytest.raises(PluginError, match=rf"'wrong': on_event {seen}"):
+        standin_deployment(wrong())
+
+
+@pytest.mark.parametrize("seconds", ["5", True, 0, -1.0, 601, float("inf"), float("nan")])
+def test_a_listener_has_a_deadline_that_ends(standin_deployment: StandInDeployment, seconds: object) -> None:
+    """Seconds, up to ten minutes: anything else would hold up a sleep, or fail it."""
+    wrong = type("Wrong", (Hears,), {"listener_deadline_s": seconds, "plugin_name": "wrong"})
+    with pytest.raises(PluginError, match=r"'wrong': listener_deadline_s is .*more than 0 and at most 600"):
         standin_deployment(wrong())

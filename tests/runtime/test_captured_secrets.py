@@ -147,12 +147,12 @@ def test_the_frameworks_own_environment_counts(
 
 
 @pytest.mark.fault("the shell holds the keys of a client command", area="secrets", outcome="held")
-def test_keys_for_client_commands_reach_no_engine(
+def test_keys_of_clients_and_settings_of_plugins_reach_no_engine(
     standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are for commands such as `torpor probe`. The engine does not inherit them, so nothing is refused."""
+    """They are for commands such as `torpor probe`, and for plugins. No engine inherits them, so nothing is refused."""
     assert {"TORPOR_API_KEY", "TORPOR_MODAL_KEY", "TORPOR_MODAL_SECRET"} == CLIENT_VARIABLES
-    for name in CLIENT_VARIABLES:
+    for name in (*CLIENT_VARIABLES, "TORPOR_PLUGIN_OTEL__HEADERS"):
         monkeypatch.setenv(name, VALUE)
     boot = serving(make_boot(standin_deployment()))
     environment = psutil.Process(boot.running_engine.pid).environ()

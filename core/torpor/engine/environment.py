@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from torpor.values.client_keys import CLIENT_VARIABLES
+from torpor.values.setting_names import SETTING_PREFIX
 
 __all__ = ["REPLICA_ID_VARIABLE", "inherited_environment"]
 
@@ -13,5 +14,12 @@ REPLICA_ID_VARIABLE = "TORPOR_REPLICA_ID"
 
 
 def inherited_environment() -> dict[str, str]:
-    """What an engine inherits from this process's environment."""
-    return {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES}
+    """What an engine inherits from this process's environment.
+
+    Keys of clients and settings of plugins stay here: an engine needs neither, and a snapshot would keep them.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in CLIENT_VARIABLES and not name.startswith(SETTING_PREFIX)
+    }

@@ -30,15 +30,21 @@ class Background:
         self._threads: list[tuple[Listener, threading.Thread]] = []
 
     def begin(self, serving: Serving) -> None:
-        """Start one thread for each plugin. Harmless to repeat while they run."""
+        """Start one thread for each plugin, but for those that did not end in time once. Harmless to repeat while they run."""
         if self._threads:
             return
         self._ending = threading.Event()
         for plugin in self._listeners.background:
+            if plugin in self._listeners.unending:  # each wake would leave one more thread behind
+                continue
             name = f"torpor-{plugin_name(plugin)}-while-serving"
             thread = threading.Thread(target=_run, args=(plugin, serving, self._ending), name=name, daemon=True)
-            self._threads.append((plugin, thread))
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads, or the interpreter ends; the replica serves on
+                _log_failure(plugin, serving, error)
+            else:
+                self._threads.append((plugin, thread))
 
     def end(self) -> None:
         """Have all threads end, and wait for each up to its deadline. Harmless to repeat."""
@@ -54,7 +60,7 @@ class Background:
                     "warning",
                     "background_not_ended",
                     plugin=plugin_name(plugin),
-                    error=f"while_serving did not return within {plugin.listener_deadline_s:g} s; it is left alone",
+                    error=f"while_serving did not return within {plugin.listener_deadline_s:g} s; it is not started again",
                 )
 
 
@@ -62,5 +68,9 @@ def _run(plugin: Listener, serving: Serving, ending: threading.Event) -> None:
     try:
         plugin.while_serving(serving, ending)
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
-        log("warning", "background_failed", plugin=plugin_name(plugin), replica=serving.replica, error=said)
+        _log_failure(plugin, serving, error)
+
+
+def _log_failure(plugin: Listener, serving: Serving, error: BaseException) -> None:
+    said = f"{type(error).__name__}: {error}"
+    log("warning", "background_failed", plugin=plugin_name(plugin), replica=serving.replica, error=said)

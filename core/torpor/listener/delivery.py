@@ -33,7 +33,7 @@ class Listeners:
 
     Attributes:
         background: those that run beside each replica (`torpor.listener.background`).
-        unending: those of them that did not end in time once; nobody waits for them again.
+        unending: those of them that did not end in time once; nobody waits for them or starts them again.
 
     Args:
         deployment: its name.
@@ -90,8 +90,18 @@ class _Ear:
                 return
             self._waiting.append(event)
             if not self._runs:
-                self._runs = True
-                threading.Thread(target=self._run, name=f"torpor-{self._name}-events", daemon=True).start()
+                self._begin()
+
+    def _begin(self) -> None:
+        """Start the thread. Without one what waits is dropped: a start must not fail for a listener. With the lock."""
+        self._runs = True
+        try:
+            threading.Thread(target=self._run, name=f"torpor-{self._name}-events", daemon=True).start()
+        except RuntimeError as error:  # no more threads, or the interpreter ends
+            self._runs = False
+            event = self._waiting[-1]
+            self._waiting.clear()
+            self._failed("dropped", event, f"{error}; {type(event).__name__} is dropped")
 
     def flush(self) -> None:
         until = time.monotonic() + self._deadline_s

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
 
     from torpor.listener.events import LifecycleEvent, Serving
 
-__all__ = ["LISTENER_METHODS", "Listener", "listens"]
+__all__ = ["LISTENER_METHODS", "LONGEST_DEADLINE_S", "Listener", "listens"]
 
 LISTENER_METHODS = ("on_event", "while_serving")
+LONGEST_DEADLINE_S = 600.0
+"""The most that `Listener.listener_deadline_s` may be."""
 
 
 class Listener:
@@ -19,7 +21,7 @@ class Listener:
 
     Attributes:
         listener_deadline_s: seconds for one event, for all events that are left when a replica sleeps or ends, and for
-            `while_serving` to return.
+            `while_serving` to return; at most `LONGEST_DEADLINE_S`.
     """
 
     listener_deadline_s: ClassVar[float] = 5.0
@@ -64,7 +66,8 @@ class Listener:
         Returns:
             Nothing. What it raises is logged as `background_failed`; the replica serves on.
         Must not:
-            Ignore `ending`: if it has not returned `listener_deadline_s` seconds later, it is logged and left alone.
+            Ignore `ending`: if it has not returned `listener_deadline_s` seconds later, it is logged, left alone, and never
+            started again in this process.
 
         Example:
             A plugin that says every minute that the replica lives:

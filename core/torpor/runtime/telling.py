@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -74,6 +75,7 @@ class Telling:
         self._background: Background | None = None
         self._serving = self._replaced = False
         self._stopped: Engine | None = None
+        self._changing = threading.RLock()  # a stop may come from another thread than a wake
 
     def stage_ended(self, record: StageRecord, failure: BaseException | None = None) -> None:
         """A stage is over.
@@ -89,9 +91,14 @@ class Telling:
             self._tell(listener.StartFailed, stage=record.stage, error=failure, replica_id=record.replica_id)
 
     def serving(self) -> None:
-        """The replica serves from now on."""
+        """The replica serves from now on. Not told of an engine that has ended meanwhile."""
         if self._listeners is None:
             return
+        with self._changing:
+            if self._stopped is None or self._stopped is not self._boot.engine:
+                self._tell_serving(self._listeners)
+
+    def _tell_serving(self, listeners: Listeners) -> None:
         boot = self._boot
         told = self._tell(listener.Serving, restore_count=boot.restore_count)
         self._serving = True
@@ -99,25 +106,29 @@ class Telling:
             self._replaced = True
             self._tell(listener.ReplicaReplaced, reason=boot.reason, restarts=boot.restarts)
         if self._background is None:
-            self._background = listener.Background(self._listeners)
+            self._background = listener.Background(listeners)
         self._background.begin(told)
 
     def draining(self) -> None:
         """The replica lets no new request in. Told once until it serves again."""
-        if self._listeners is None or not self._serving:
+        if self._listeners is None:
             return
-        self._serving = False
-        self._tell(listener.Draining)
-        self._end_background()
+        with self._changing:
+            if self._serving:
+                self._serving = False
+                self._tell(listener.Draining)
+                self._end_background()
 
     def stopped(self, exit_code: int | None) -> None:
         """The engine has ended. Told once for each engine."""
         engine = self._boot.engine
-        if self._listeners is None or engine is None or self._stopped is engine:
+        if self._listeners is None or engine is None:
             return
-        self._serving, self._stopped = False, engine
-        self._end_background()
-        self._tell(listener.Stopped, exit_code=exit_code)
+        with self._changing:
+            if self._stopped is not engine:
+                self._serving, self._stopped = False, engine
+                self._end_background()
+                self._tell(listener.Stopped, exit_code=exit_code)
 
     def flush(self) -> None:
         """Wait until every listener has heard all, at most its deadline."""
