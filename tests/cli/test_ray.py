@@ -18,10 +18,15 @@ NO_STORE = StoreOptions(snapshots="", trust=None, unsigned=False, identity=None)
 
 
 def up(
-    *files: str, address: str = "auto", port: int = 8000, timeout_s: float = 1.0, store: StoreOptions = NO_STORE
+    *files: str,
+    address: str = "auto",
+    host: str = "0.0.0.0",
+    port: int = 8000,
+    timeout_s: float = 1.0,
+    store: StoreOptions = NO_STORE,
 ) -> None:
     """The command, as its options arrive."""
-    command.run_ray_up(files, address, host="0.0.0.0", port=port, head_only=False, timeout_s=timeout_s, **store)
+    command.run_ray_up(files, address, host=host, port=port, head_only=False, timeout_s=timeout_s, **store)
 
 
 @pytest.fixture
@@ -54,6 +59,29 @@ def test_trust_without_a_store_is_refused(app: str, more: dict[str, object]) -> 
         up(app, store={**NO_STORE, **more})  # type: ignore[typeddict-item]
 
 
+def test_a_password_in_the_url_of_the_store_is_refused(app: str) -> None:
+    """It would stand in the cluster's configuration. The error does not repeat it."""
+    with pytest.raises(ConfigurationError, match="has a user or a password in it") as error:
+        up(app, store={**NO_STORE, "snapshots": "s3://key:se/cret@bucket/snapshots"})
+    assert "cret" not in str(error.value)
+
+
+def test_an_address_at_which_haproxy_does_not_find_serve_is_refused(
+    app: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where HAProxy mode is on; elsewhere it is told. What is no address is refused in any mode."""
+    monkeypatch.setattr(command, "find_spec", lambda _: None)  # what comes next is refused
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ConfigurationError, match=r"--host is 10.0.0.5, .*Leave --host out"):
+        up(app, host="10.0.0.5")
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    with pytest.raises(ConfigurationError, match="pip install"):
+        up(app, host="10.0.0.5")
+    assert "note: --host is 10.0.0.5. If Ray was started with RAY_SERVE_ENABLE_HA_PROXY=1" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match="--host is 'head'; it has to be an address"):
+        up(app, host="head")
+
+
 def test_without_ray_every_command_says_how_to_get_it(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the laptop as on a node."""
     monkeypatch.setattr(command, "find_spec", lambda _: None)
@@ -74,7 +102,10 @@ def _ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-@pytest.mark.parametrize("address", ["head", "head:port", "ray://head:10001", "head:0", "head:70000"])
+@pytest.mark.parametrize(
+    "address",
+    ["head", "head:port", "ray://head:10001", "head:0", "head:70000", "head:\uff11", f"{'a' * 64}:1", ".head:1"],
+)
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     """With an example of one."""
     with pytest.raises(ConfigurationError, match="give HOST:PORT of its head"):
@@ -92,5 +123,5 @@ def test_an_address_at_which_nobody_listens_is_said_at_once() -> None:
 def test_the_variable_names_the_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAY_ADDRESS, as for Ray's own commands."""
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    with pytest.raises(ConfigurationError, match="'nowhere' is no address"):
+    with pytest.raises(ConfigurationError, match="RAY_ADDRESS is 'nowhere', which is no address"):
         command.run_ray_down((), "auto")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.serving.scripted import Engine, Leases, answer
+from torpor.launcher.request_limits import MAX_TARGET_BYTES
 from torpor.serving.asgi import AsgiGateway
 from torpor.serving.one_replica import OneReplica
 from torpor.serving.values import NoPlaceError
@@ -61,11 +62,13 @@ async def call(
     leaves: asyncio.Event | None = None,
     seen: Seen | None = None,
     query: bytes = b"",
+    host: bytes | None = b"x",
+    version: str = "1.1",
 ) -> Seen:
     """One request. Its client stays, unless `leaves` is set."""
     seen = seen or Seen()
     pieces = list(body)
-    given = [(b"host", b"x")]
+    given = [] if host is None else [(b"host", host)]
     given += headers if headers is not None else [(b"content-length", b"%d" % sum(map(len, pieces)))]
     gone = leaves or asyncio.Event()
 
@@ -81,6 +84,7 @@ async def call(
 
     scope: Message = {
         "type": "http",
+        "http_version": version,
         "method": method,
         "path": path,
         "raw_path": path.encode(),
@@ -317,7 +321,24 @@ def test_what_no_parser_should_read_is_refused() -> None:
         both = [(b"content-length", b"2"), (b"transfer-encoding", b"chunked")]
         assert asyncio.run(call(one(engine), headers=both)).status == 400
         assert asyncio.run(call(one(engine), headers=[(b"x", b"a\r\nb: c")])).status == 400
+        assert asyncio.run(call(one(engine), host=None)).status == 400
     assert engine.got == []
+
+
+def test_a_request_of_http_1_0_without_a_host_gets_an_empty_one() -> None:
+    """The replica gets it as HTTP/1.1, where the header is needed."""
+    with Engine() as engine:
+        assert asyncio.run(call(one(engine), host=None, version="1.0")).status == 200
+    assert engine.got[0].endswith(b" HTTP/1.1\r\ncontent-length: 2\r\nhost:\r\n\r\n{}")
+
+
+def test_a_prefix_may_make_a_target_longer_than_a_client_may_send() -> None:
+    """The longest target that is allowed still reaches its replica."""
+    with Engine() as engine:
+        app = AsgiGateway(OneReplica(engine, 8), prefixes={"": "/deployment"})
+        path = "/" + "x" * (MAX_TARGET_BYTES - 1)
+        assert asyncio.run(call(app, path)).status == 200
+    assert engine.got[0].startswith(b"POST /deployment/xxx")
 
 
 def test_the_first_answer_names_the_start_that_its_request_met() -> None:

@@ -194,7 +194,7 @@ def test_the_body_flows_on_as_soon_as_the_model_is_known(leases: Leases) -> None
         gateway_of(Leases(ways={"a": engine, "b": engine})) as gateway,
         connect(gateway) as one,
     ):
-        one.sendall(b'POST / HTTP/1.1\r\nContent-Length: 29\r\n\r\n{"model":"a","x":"BEGIN')
+        one.sendall(b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\n\r\n{"model":"a","x":"BEGIN')
         assert wait_for(lambda: seen)
         one.sendall(b'12345"')
         assert read_answer(one)[::2] == (200, b"ok")
@@ -206,7 +206,7 @@ def test_a_model_that_is_no_name_is_refused(gateway: HttpGateway) -> None:
     with connect(gateway) as connection:
         for model in (5, None, ["a"]):
             body = json.dumps({"model": model}).encode()
-            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             status, _, told = read_answer(connection)
             assert (status, error_of(told)["code"]) == (400, "invalid_model")
 
@@ -214,7 +214,7 @@ def test_a_model_that_is_no_name_is_refused(gateway: HttpGateway) -> None:
 def test_a_body_whose_model_comes_too_late_is_refused(leases: Leases) -> None:
     """What is held of bodies is limited. The answer says what to do, and arrives although the client still sends."""
     with gateway_of(leases, limits=Limits(held_mb=1)) as gateway, connect(gateway) as connection:
-        connection.sendall(b'POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n{"x":"')
+        connection.sendall(b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n{"x":"')
         with contextlib.suppress(OSError):
             connection.sendall(b"A" * 2_000_000)
         received = everything(connection)
@@ -559,7 +559,7 @@ def test_an_early_answer_arrives_while_the_body_still_comes() -> None:
 
     with Engine(script) as engine, gateway_of(Leases(ways={"a": engine}, by_model=False)) as gateway:
         with connect(gateway) as connection:
-            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
             assert read_answer(connection)[::2] == (413, b"too large")
             with contextlib.suppress(OSError):
                 for _ in range(100):

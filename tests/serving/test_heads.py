@@ -54,6 +54,7 @@ ATTACKS = {
     "a bare line feed": [b"X: a\nContent-Length: 5"],
     "a bare carriage return": [b"X: a\rContent-Length: 5"],
     "two hosts": [b"Host: y"],
+    "two empty hosts": [b"Host:"],
     "a name that is no ASCII": ["Ä: 1".encode()],
     "a control character": [b"X: \x7f"],
 }
@@ -90,6 +91,27 @@ def test_a_first_line_is_read_strictly(line: bytes, status: int) -> None:
     assert error.value.status == status
 
 
+@pytest.mark.parametrize("host", [b"", b"x:8000", b"[::1]:8000", b"a_b.example", b"%C3%A4"])
+def test_a_host_may_have_a_port_or_be_empty(host: bytes) -> None:
+    """RFC 3986, 3.2."""
+    assert read_request(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host).fields[b"host"] == host
+
+
+@pytest.mark.parametrize("host", [b"a b", b"a/b", b"u@a", b"a,b c", b'"a"', b"\xe4", b"a?b"])
+def test_what_is_no_host_is_refused(host: bytes) -> None:
+    """RFC 9112, 3.2, in every version."""
+    for version in (b"1.0", b"1.1"):
+        with pytest.raises(BadRequestError, match="The header Host is no host"):
+            read_request(b"GET / HTTP/%s\r\nHost: %s\r\n\r\n" % (version, host))
+
+
+def test_http_1_1_needs_a_host() -> None:
+    """HTTP/1.0 had none."""
+    with pytest.raises(BadRequestError, match=r"HTTP/1\.1 needs the header Host"):
+        read_request(b"GET / HTTP/1.1\r\n\r\n")
+    assert read_request(b"GET / HTTP/1.0\r\n\r\n").minor == 0
+
+
 def test_a_chunked_body_needs_http_1_1() -> None:
     """HTTP/1.0 knows no chunks: such a body's end is unknown."""
     with pytest.raises(BadRequestError):
@@ -119,7 +141,7 @@ def test_too_many_headers_are_refused() -> None:
 )
 def test_whether_the_connection_goes_on(lines: tuple[bytes, ...], minor: bytes, keeps: bool) -> None:
     """A request for another protocol is the last one: the engine answers it as it is."""
-    head = read_request(request(*lines, start=b"GET / HTTP/1." + minor + b"\r\n"))
+    head = read_request(request(*lines, start=b"GET / HTTP/1." + minor + b"\r\nHost: x\r\n"))
     assert head.keep_alive is keeps
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from torpor.cli.layout import Layout
-from torpor.cli.terminal import claim_output, result, say_live
+from torpor.cli.terminal import claim_output, result, say, say_live
 from torpor.errors import ConfigurationError
 from torpor.platforms import ray as on_ray
-from torpor.platforms.ray.address import reachable
-from torpor.platforms.ray.snapshot_store import SnapshotStore
+from torpor.platforms.ray.address import check_serve_host, reachable
+from torpor.platforms.ray.snapshot_store import SnapshotStore, check_store_url
 from torpor.snapshots.remote.location import names_store
+from torpor.values.addresses import MAX_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run_ray_down", "run_ray_status", "run_ray_up"]
 
-_HIGHEST_PORT = 65535
 _FIELD = 13
 
 
@@ -46,11 +46,13 @@ def run_ray_up(
         EngineTimeoutError: not all run in time.
     """
     claim_output()
-    if not 0 < port <= _HIGHEST_PORT:
-        raise ConfigurationError(f"--port is {port}; allowed are 1 to {_HIGHEST_PORT}.")
+    if not 0 < port <= MAX_PORT:
+        raise ConfigurationError(f"--port is {port}; allowed are 1 to {MAX_PORT}.")
     if timeout_s <= 0:
         raise ConfigurationError(f"--timeout is {timeout_s:g}; it has to be more than 0 seconds.")
     given = _store(**store)
+    if note := check_serve_host(host):
+        say(note)
     address = _checked(address)
     wanted = on_ray.applications(*files, store=given, port=port)
     with on_ray.connected(address) as cluster:
@@ -66,6 +68,7 @@ def _store(*, snapshots: str, trust: Path | None, unsigned: bool, identity: Path
         raise ConfigurationError("--trust, --unsigned and --identity are for a store; name it with --snapshots URL.")
     if snapshots and not names_store(snapshots):
         snapshots = str(Path(snapshots).absolute())
+    check_store_url(snapshots)
     return SnapshotStore(
         snapshots, str(trust.absolute()) if trust else "", unsigned, str(identity.absolute()) if identity else ""
     )

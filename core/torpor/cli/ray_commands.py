@@ -9,6 +9,7 @@ import typer
 from torpor.cli import actions
 from torpor.cli.options import AsJson, CommandGroup, Identity, StoreOptions, TrustedKeys, Unsigned
 from torpor.cli.ray_file_commands import EXAMPLES, manifest, plan
+from torpor.values.addresses import EVERYWHERE
 
 __all__ = ["ray"]
 
@@ -55,7 +56,7 @@ def up(
     unsigned: Unsigned = False,
     identity: Identity = None,
     address: Address = "auto",
-    host: ServeHost = "0.0.0.0",  # noqa: S104 - what a cluster serves is for other machines
+    host: ServeHost = EVERYWHERE,
     port: ServePort = 8000,
     head_only: HeadOnly = False,
     timeout: Running = 600.0,

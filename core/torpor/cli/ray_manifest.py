@@ -11,6 +11,7 @@ from torpor.platforms.ray.config import PORT, Source, as_yaml, config_of
 from torpor.platforms.ray.kubernetes import KubernetesOptions, NodeSelector, Toleration
 from torpor.platforms.ray.manifest import manifest_findings, service_of
 from torpor.platforms.ray.served import served
+from torpor.values.addresses import EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from torpor.values.findings import Finding
 
 __all__ = ["Pods", "StoreOnNodes", "run_ray_manifest"]
-
-_HOST = "0.0.0.0"  # noqa: S104 - what a cluster serves is for other machines
 
 
 class StoreOnNodes(TypedDict, total=False):
@@ -65,7 +64,7 @@ def run_ray_manifest(files: Sequence[str], *, store: StoreOnNodes, kubernetes: b
         raise ConfigurationError(f"{', '.join(named)}: for Kubernetes alone; add --kubernetes.")
     source = Source(**store)
     apps = served(files)
-    config = config_of(apps, source, host=_HOST, port=PORT)
+    config = config_of(apps, source, host=EVERYWHERE, port=PORT)
     made = config if options is None else service_of(apps, options, source)
     _tell_all(apps, options, source, checked_with_ray(config))
     result(as_yaml(made), end="")

@@ -14,6 +14,7 @@ from torpor.cli.terminal import claim_output, result, say
 from torpor.platforms import ray as platform
 from torpor.platforms.ray.config import PORT, Source, config_of
 from torpor.platforms.ray.planned import ray_plan
+from torpor.values.addresses import EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["checked_with_ray", "run_ray_plan"]
 
 _FIELD = 12
-_HOST = "0.0.0.0"  # noqa: S104 - what a cluster serves is for other machines
 
 
 def run_ray_plan(files: Sequence[str], *, snapshots: str, app_folder: str, as_json: bool) -> None:
@@ -45,7 +45,7 @@ def run_ray_plan(files: Sequence[str], *, snapshots: str, app_folder: str, as_js
     claim_output()
     source = Source(snapshots=snapshots, app_folder=app_folder)
     plan = ray_plan(files, source)
-    version = "" if plan.refused else checked_with_ray(config_of(plan.apps, source, host=_HOST, port=PORT))
+    version = "" if plan.refused else checked_with_ray(config_of(plan.apps, source, host=EVERYWHERE, port=PORT))
     if as_json:
         result(json.dumps({**plan.as_json(), "checked_with_ray": version or None}, indent=2))
     else:

@@ -154,8 +154,11 @@ class _Request:
         lines = [b"%s %s%s HTTP/1.1" % (cast("str", scope["method"]).encode(), prefix, target)]
         given = cast("list[tuple[bytes, bytes]]", scope["headers"])
         lines += [b"%s: %s" % (name, value) for name, value in given if name not in HOP_BY_HOP]
-        if any(name == b"transfer-encoding" for name, _ in given):
+        names = {name for name, _ in given}
+        if b"transfer-encoding" in names:
             lines.append(b"transfer-encoding: chunked")
+        if b"host" not in names and scope.get("http_version") == "1.0":
+            lines.append(b"host:")  # the replica gets HTTP/1.1, which needs one; RFC 9112, 3.2 allows an empty one
         head = b"\r\n".join([*lines, b"", b""])
         if not len(lines) + 1 == head.count(b"\r") == head.count(b"\n"):
             raise BadRequestError("The request's first line or a header has a line break in it.")
@@ -198,7 +201,7 @@ class _Request:
         if not isinstance(decision, ServedModel | Answer | PageCall):
             decision = await self._scanned(decision, head)
         self._scanning, self._payload = False, bytearray()
-        answer = await self._forwarded(decision) if isinstance(decision, ServedModel) else decision
+        answer = await self._forwarded(decision, head) if isinstance(decision, ServedModel) else decision
         if isinstance(answer, Answer):
             await send_answer(self._send, answer, with_body=head.method != b"HEAD")
 
@@ -219,10 +222,9 @@ class _Request:
         router = self._gateway.router
         return router.unnamed(head) if scanner.model is None else router.named(scanner.model, head)
 
-    async def _forwarded(self, model: ServedModel) -> Answer | None:
+    async def _forwarded(self, model: ServedModel, head: RequestHead) -> Answer | None:
         """Send it to a replica, and the answer to the client; returns an answer if there is none of a replica."""
         data = self._head(self._gateway.prefix(model))
-        head = read_request(data)
         loop = asyncio.get_running_loop()
         busy_until, pause_s = loop.time() + _BUSY_S, _BUSY_PAUSES_S[0]
         fresh = False

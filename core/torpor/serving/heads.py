@@ -2,7 +2,8 @@
 
 The gateway forwards a head as it came, so it must read it as the engine's parser does. It accepts only what RFC 9112 lets a
 sender write: CRLF at each line's end, no space before a colon, no folded line, no control character, at most one Content-Length
-or `Transfer-Encoding: chunked`, and never both. The limits are those of the engines (`torpor.launcher.request_limits`).
+or `Transfer-Encoding: chunked`, and never both, and one Host from HTTP/1.1 on. The limits are those of the engines
+(`torpor.launcher.request_limits`).
 
 One regular expression checks all fields, another one finds those that the gateway reads. httptools takes a third more time here,
 because it calls Python for each field, and reads fields that no parser should.
@@ -39,6 +40,7 @@ _READ_OF_REQUEST = re.compile(
 _READ_OF_ANSWER = re.compile(rb"(?i)\n(content-length|transfer-encoding|connection|content-type):[\t ]*([^\r]*)")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _DIGITS = re.compile(rb"\d{1,18}")
+_HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")  # RFC 3986, 3.2: a host, perhaps with a port; may be empty
 _METHODS_BEGIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r"
 _ONCE = (b"host", b"content-length", b"transfer-encoding")
 _NO_BODY = (204, 304)
@@ -147,6 +149,7 @@ def read_request(head: bytes) -> RequestHead:
     length = (
         _length(fields, chunked_allowed=minor) if b"content-length" in fields or b"transfer-encoding" in fields else 0
     )
+    _check_host(fields, required=minor)
     keep_alive = _keeps_alive(fields, minor=minor) and b"upgrade" not in fields
     return RequestHead(method, target, fields, length, keep_alive, int(minor))
 
@@ -190,6 +193,15 @@ def _fields(names: re.Pattern[bytes], head: bytes, start: int) -> dict[bytes, by
                 value = found[name] + b"," + value  # noqa: PLW2901 - a list in several lines
         found[name] = value.rstrip(b" \t")
     return found
+
+
+def _check_host(fields: dict[bytes, bytes], *, required: bool) -> None:
+    """RFC 9112, 3.2: a server answers 400 if Host is missing from HTTP/1.1 on, or is none."""
+    host = fields.get(b"host")
+    if host is None and required:
+        raise BadRequestError("A request of HTTP/1.1 needs the header Host.")
+    if host and _HOST.fullmatch(host) is None:
+        raise BadRequestError("The header Host is no host, or no host and port.")
 
 
 def _length(fields: dict[bytes, bytes], *, chunked_allowed: bool) -> int:

@@ -99,7 +99,7 @@ LEAVING = {
     "within a head": (b"GET / HT", socket.socket.close),
     "after a head": (KEPT, socket.socket.close),
     "after a head by RST": (KEPT, reset),
-    "within a body": (b"POST / HTTP/1.1\r\nContent-Length: 99\r\n\r\nx", socket.socket.close),
+    "within a body": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nx", socket.socket.close),
     "after its own end": (KEPT, end_and_close),
 }
 
@@ -161,8 +161,8 @@ def test_a_head_has_a_deadline_and_a_long_answer_has_none(place: Place) -> None:
     with Gateway(limits=SHORT) as gateway:
         gateway.add(place.replica())
         with connect(gateway.port) as silent, connect(gateway.port) as dripping, connect(gateway.port) as patient:
-            patient.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")
-            dripping.sendall(b"GET / HTTP/1.1\r\nX: ")
+            patient.sendall(b"GET /drip HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            dripping.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
             assert everything(silent) == b""
             assert everything(dripping).startswith(b"HTTP/1.1 408 ")
             assert everything(patient).endswith(b"\r\n\r\n" + b"x" * 20)
@@ -174,7 +174,7 @@ def test_a_client_that_takes_nothing_is_closed_in_time_and_its_replica_is_free_a
     with Gateway(limits=Limits(stall_timeout_s=0.3)) as gateway:
         gateway.add(place.replica())
         with connect(gateway.port, small=True) as connection:
-            connection.sendall(b"GET /flood HTTP/1.1\r\n\r\n")
+            connection.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
             assert wait_for(lambda: place.asked == 1)
             assert wait_for(lambda: gateway.connections == 0)
             assert wait_for(lambda: place.open == 0)
@@ -270,7 +270,7 @@ def test_a_drain_waits_for_answers_and_refuses_new_clients(place: Place) -> None
     with Gateway() as gateway:
         gateway.add(place.replica())
         with connect(gateway.port) as streaming, connect(gateway.port) as idle, connect(gateway.port):
-            streaming.sendall(b"GET /drip HTTP/1.1\r\nConnection: close\r\n\r\n")
+            streaming.sendall(b"GET /drip HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             idle.sendall(KEPT)
             assert idle.recv(100).endswith(b"ok")
             assert wait_for(lambda: place.asked == 2)

@@ -100,6 +100,10 @@ def test_rays_own_schema_refuses_wrong_scaling(tmp_path: Path, where: str, value
         ({"snapshots": "s3://b/s", "trust": "t.pub"}, "trust is 't.pub'; give an absolute path"),
         ({"snapshots": "s3://b/s", "identity": "~/me"}, "identity is '~/me'; give an absolute path"),
         ({"snapshots": "s3://key:secret@bucket/s"}, "everybody who sees the cluster's configuration would read it"),
+        ({"snapshots": "s3://key:sec/ret@bucket/s"}, "everybody who sees the cluster's configuration would read it"),
+        ({"snapshots": "https://token@host/s"}, "everybody who sees the cluster's configuration would read it"),
+        ({"snapshots": "s3://"}, "s3:// names no store"),
+        ({"snapshots": "s3://a/b::file://c"}, "is no URL of a store"),
         ({"app_folder": "apps"}, "app_folder is 'apps'; give an absolute path"),
         ({"port": 0}, "The port is 0; allowed are 1 to 65535"),
         ({"port": 70_000}, "The port is 70000; allowed are 1 to 65535"),
@@ -109,6 +113,12 @@ def test_a_wrong_option_is_refused(tmp_path: Path, given: dict[str, object], mes
     """The error says what was given and what to write."""
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         serve_config(an_app(tmp_path, "small"), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a", "abfs://box@account.dfs.core.windows.net/a", "/mnt/a", "s3://[odd/a"])
+def test_a_url_without_a_secret_is_taken(url: str) -> None:
+    """Azure's container is no user."""
+    assert Source(snapshots=url).arguments() == {"snapshots": url}
 
 
 def test_app_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_url_without_a_name_is_refused(url: str) -> None:
 def test_a_password_in_a_url_is_not_shown() -> None:
     """Neither in messages nor in results."""
     assert shown_url("sftp://me:secret@host/store/a") == "sftp://me:***@host/store/a"
+    assert shown_url("s3://key:sec/r@t@bucket/a") == "s3://key:***@bucket/a"
+    assert shown_url("no s3://k:a/b@c/d, no s3://k:e@f/g") == "no s3://k:***@c/d, no s3://k:***@f/g"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b", "sftp://me@host/a", "http://host:8080/a@b", "abfs://box@account/a"])
+def test_a_url_without_a_password_is_shown_as_it_is(url: str) -> None:
+    """A user, a port and a path with `@` are none."""
+    assert shown_url(url) == url
 
 
 def test_a_store_without_its_package_says_what_to_install() -> None:

@@ -22,7 +22,7 @@ from torpor.platforms.ray.names import INGRESS, application_name, prefix_of
 from torpor.platforms.ray.options import deployment_options
 from torpor.platforms.ray.replica import EngineReplica
 from torpor.platforms.ray.served import served
-from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore
+from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore, check_store_url
 from torpor.values.field_types import shown
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def application(
         identity: file with the age identity for encrypted snapshots.
 
     Raises:
-        ConfigurationError: the app file cannot be used, or Ray Serve has no counterpart to something in it.
+        ConfigurationError: the app file or the store's URL cannot be used, or Ray Serve has no counterpart to something in the app.
     """
     store = SnapshotStore(snapshots, str(trust), unsigned, str(identity))
     return _application(load_app(str(app_file)), store)
@@ -147,6 +147,7 @@ def _ingress(apps: Sequence[App], port: int) -> serve.Application:
 
 
 def _application(app: App, store: SnapshotStore) -> serve.Application:
+    check_store_url(store.url)
     options = deployment_options(app.deployment)
     return serve.deployment(serve.ingress()(EngineReplica), **options).bind(str(app.file.absolute()), store)
 
@@ -159,5 +160,4 @@ def _routed(app: App) -> RoutedModel:
         deployment=deployment.name,
         prefix=prefix_of(deployment.name),
         key_sha256=tuple(keys) if isinstance(keys, tuple) else (),
-        public_paths=deployment.engine.public_paths,
     )

@@ -24,6 +24,7 @@ from ray.serve.exceptions import RayServeException
 from torpor.errors import ConfigurationError, EngineTimeoutError, ServerUnavailableError, TorporError
 from torpor.platforms.ray.address import NO_CLUSTER, reachable
 from torpor.platforms.ray.names import INGRESS, deployment_name, is_ours
+from torpor.platforms.ray.routes import check_routes, in_steps, routes_of
 from torpor.values.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -95,29 +96,28 @@ class Cluster:
 
         Args:
             wanted: what to deploy; an application of the same name is replaced.
-            host: for Serve's HTTP address, if Serve does not run yet. In HAProxy mode it listens on every address.
+            host: for Serve's HTTP address, if Serve does not run yet; see `torpor.platforms.ray.address.check_serve_host`.
             port: of that address.
             location: `EveryNode` or `HeadOnly`: where requests come in, if Serve does not run yet.
             limit_s: seconds to wait at most.
             tell: called with one line when something changes.
 
         Raises:
-            ConfigurationError: Serve listens on another port, refuses an application, or somebody else's has the same route.
+            ConfigurationError: Serve listens on another port, refuses an application, or another one would lose its route.
             EngineTimeoutError: not all run in time; what was deployed stays.
         """
         serve.start(http_options={"host": host, "port": port, "location": location})
-        if (listens := _get_global_client().http_config.port) != port:
+        client = _get_global_client()
+        if (listens := client.http_config.port) != port:
             raise ConfigurationError(
                 f"Serve runs on this cluster already, on port {listens}, and requests are to come in on port {port}. Give "
                 f"--port {listens}. Nothing was deployed."
             )
         names = {one.name for one in wanted}
         self._wait_gone(names, deleting=True)
-        targets = [serve.RunTarget(one.application, name=one.name, route_prefix=one.route_prefix) for one in wanted]
-        try:
-            serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        except (RayServeException, ValueError, TypeError) as error:
-            raise ConfigurationError(f"Ray Serve refuses this: {_said(error)}") from error
+        check_routes({one.name: one.route_prefix for one in wanted}, routes_of(client.get_serve_details()))
+        for step in in_steps(wanted):
+            _run(step)
         self._wait_running(names, limit_s, tell)
 
     def status(self) -> ClusterStatus:
@@ -223,6 +223,19 @@ def connected(address: str = "auto") -> Iterator[Cluster]:
         yield Cluster()
     finally:
         ray.shutdown()
+
+
+def _run(applications: Sequence[RayApplication]) -> None:
+    """Have Serve deploy them; it goes on by itself.
+
+    Raises:
+        ConfigurationError: Serve refuses one.
+    """
+    targets = [serve.RunTarget(one.application, name=one.name, route_prefix=one.route_prefix) for one in applications]
+    try:
+        serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except (RayServeException, ValueError, TypeError) as error:
+        raise ConfigurationError(f"Ray Serve refuses this: {_said(error)}") from error
 
 
 def _served(name: str, seen: object) -> ServedHere:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypedDict
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -19,6 +18,8 @@ from torpor._override import override
 from torpor.errors import ConfigurationError
 from torpor.platforms.ray.names import INGRESS
 from torpor.platforms.ray.served import Served, served
+from torpor.platforms.ray.snapshot_store import check_store_url
+from torpor.values.addresses import EVERYWHERE, MAX_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,6 @@ __all__ = [
 MODEL_BUILDER = "torpor.platforms.ray.application:application_from"
 MODELS_BUILDER = "torpor.platforms.ray.application:ingress_from"
 PORT = 8000
-_LARGEST_PORT = 65_535
 _WIDTH = 1000  # of a line: none is broken
 
 
@@ -74,7 +74,7 @@ class Source:
         app_folder: folder of the app files on the nodes, an absolute path; empty for the paths that they have here.
 
     Raises:
-        ConfigurationError: a path is relative, an option for a store is given without one, or its URL has a password.
+        ConfigurationError: a path is relative, an option for a store is given without one, or its URL has a password or names none.
     """
 
     snapshots: str = ""
@@ -93,11 +93,7 @@ class Source:
                 f"snapshots is {self.snapshots!r}; give the URL of a store that every node reaches, e.g. s3://bucket/snapshots, "
                 "or an absolute path."
             )
-        if "@" in urlsplit(self.snapshots).netloc:
-            raise ConfigurationError(
-                "The URL of the store has a user or a password in it, and everybody who sees the cluster's configuration would "
-                "read it. Give credentials to the nodes: a role of the cloud, or the store's own variables."
-            )
+        check_store_url(self.snapshots)
         for name in ("trust", "identity", "app_folder"):
             if (path := getattr(self, name)) and not path.startswith("/"):
                 raise ConfigurationError(
@@ -121,7 +117,7 @@ def serve_config(
     unsigned: bool = False,
     identity: str = "",
     app_folder: str = "",
-    host: str = "0.0.0.0",  # noqa: S104 - what a cluster serves is for other machines
+    host: str = EVERYWHERE,
     port: int = PORT,
 ) -> ServeConfig:
     """The configuration of app files.
@@ -149,8 +145,8 @@ def config_of(apps: Sequence[Served], source: Source, *, host: str, port: int) -
     Raises:
         ConfigurationError: Ray cannot serve a deployment, two app files get one path, or the port is none.
     """
-    if not 0 < port <= _LARGEST_PORT:
-        raise ConfigurationError(f"The port is {port}; allowed are 1 to {_LARGEST_PORT}.")
+    if not 0 < port <= MAX_PORT:
+        raise ConfigurationError(f"The port is {port}; allowed are 1 to {MAX_PORT}.")
     _check_served(apps)
     _check_paths(apps, source)
     found = [_application(one, source) for one in apps]

@@ -36,14 +36,12 @@ class RoutedModel(NamedTuple):
         deployment: name of the deployment.
         prefix: of the application's routes.
         key_sha256: digests of its bearer keys.
-        public_paths: the engine's.
     """
 
     name: str
     deployment: str
     prefix: str
     key_sha256: tuple[str, ...] = ()
-    public_paths: tuple[str, ...] = ()
 
 
 class ModelIngress:
@@ -110,13 +108,7 @@ class _Routed:
     def __init__(self, models: Sequence[RoutedModel], way: Way) -> None:
         self._way = way
         self._models = {
-            one.name: ServedModel(
-                name=one.name,
-                deployment=one.deployment,
-                key_sha256=one.key_sha256,
-                public_paths=one.public_paths,
-            )
-            for one in models
+            one.name: ServedModel(name=one.name, deployment=one.deployment, key_sha256=one.key_sha256) for one in models
         }
 
     def models(self) -> Sequence[ServedModel]:

@@ -16,6 +16,7 @@ from torpor.platforms.ray.nodes import NodeGroup, node_groups
 from torpor.platforms.ray.options import REGION_LABEL
 from torpor.platforms.ray.pods import head_template, worker_template
 from torpor.platforms.ray.served import served
+from torpor.values.addresses import EVERYWHERE
 from torpor.values.findings import Finding
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["manifest_findings", "ray_service", "service_of"]
 
-_HOST = "0.0.0.0"  # noqa: S104 - of a pod
 _IDLE_S = 60
 """Seconds after which a node without a replica is given back; the replica itself stayed for `scaledown_window_s`."""
 _AFTER_STOP_S = 10
@@ -50,7 +50,7 @@ def ray_service(*files: str | Path, kubernetes: KubernetesOptions, source: Sourc
 
 def service_of(apps: Sequence[Served], kubernetes: KubernetesOptions, source: Source) -> Yaml:
     """The RayService of app files that were imported already; see `ray_service`."""
-    config = config_of(apps, source, host=_HOST, port=PORT)
+    config = config_of(apps, source, host=EVERYWHERE, port=PORT)
     _check_store(source, kubernetes)
     groups = node_groups(apps)
     _check_selectors(groups, kubernetes)

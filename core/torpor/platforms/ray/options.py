@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
 
 __all__ = [
+    "HA_PROXY_VARIABLE",
     "MIN_DRAINING_S",
     "MOST_REPLICAS",
     "QUEUE",
@@ -29,6 +30,7 @@ __all__ = [
     "deployment_options",
 ]
 
+HA_PROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 MOST_REPLICAS = 100
 """Replicas at most where `Scaling.max_containers` is None: what Serve itself takes for `num_replicas="auto"`."""
 QUEUE = 1000
@@ -140,7 +142,7 @@ def cluster_environment() -> dict[str, str]:
     that, and no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py.
     """
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        HA_PROXY_VARIABLE: "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",

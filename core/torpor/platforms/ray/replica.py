@@ -96,16 +96,24 @@ class EngineReplica:
         return forwarding
 
     def _end_with_engine(self, owned: PrivateReplica, forwarding: _Forwarding) -> None:
-        raylet, why = os.getppid(), None
-        while why is None and os.getppid() == raylet:
-            why = owned.wait(_LOOK_S)
+        """End this actor with its engine or its raylet, whatever fails meanwhile: its health check finds neither."""
+        try:
+            why = self._why_over(owned)
             if self._ending:
                 return
-        why = why or "the raylet of this node ended"
-        log("error", "engine_ended", replica=owned.name, reason=why)
-        if forwarding.refuse(why):
-            threading.Event().wait(_LAST_ANSWERS_S)  # those in flight get their 502, those that wait a 503
-        os._exit(1)
+            log("error", "engine_ended", replica=owned.name, reason=why)
+            if forwarding.refuse(why):
+                threading.Event().wait(_LAST_ANSWERS_S)  # those in flight get their 502, those that wait a 503
+        finally:
+            if not self._ending:
+                os._exit(1)
+
+    def _why_over(self, owned: PrivateReplica) -> str:
+        """Wait until the engine or the raylet ends, or this replica is being stopped; says why."""
+        raylet, why = os.getppid(), None
+        while why is None and os.getppid() == raylet and not self._ending:
+            why = owned.wait(_LOOK_S)
+        return why or "the raylet of this node ended"
 
     def _stop(self) -> None:
         self._ending = True

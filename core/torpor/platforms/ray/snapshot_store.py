@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import TorporError
+from torpor.errors import ConfigurationError, TorporError
 from torpor.snapshots import remote
+from torpor.snapshots.remote.location import has_password, store_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torpor.app_file import App
 
-__all__ = ["NO_STORE", "SnapshotStore", "fitting_snapshot"]
+__all__ = ["NO_STORE", "SnapshotStore", "check_store_url", "fitting_snapshot"]
+
+_CONTAINER_FIRST = ("abfs://", "abfss://")
+"""Azure's URLs have a container before the `@`, and no user."""
 
 
 class SnapshotStore(NamedTuple):
@@ -34,6 +38,25 @@ class SnapshotStore(NamedTuple):
 
 NO_STORE = SnapshotStore()
 """Every replica starts cold."""
+
+
+def check_store_url(url: str) -> None:
+    """Refuse a URL that must not stand in a cluster's configuration, or that names no store.
+
+    Args:
+        url: of the store; empty for none.
+
+    Raises:
+        ConfigurationError: says what to do instead.
+    """
+    host = url.partition("://")[2].partition("/")[0]
+    if has_password(url) or ("@" in host and not url.startswith(_CONTAINER_FIRST)):
+        raise ConfigurationError(
+            "The URL of the store has a user or a password in it, and everybody who sees the cluster's configuration would "
+            "read it. Give credentials to the nodes: a role of the cloud, or the store's own variables."
+        )
+    if url:
+        store_of(url)
 
 
 def fitting_snapshot(app: App, store: SnapshotStore, tell: Callable[[str], None]) -> Path | None:

@@ -12,11 +12,13 @@ from typing import NamedTuple
 from torpor.errors import ConfigurationError
 from torpor.values.plain_text import one_line
 
-__all__ = ["Location", "location_of", "names_store", "shown_url", "store_of"]
+__all__ = ["Location", "has_password", "location_of", "names_store", "shown_url", "store_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^/]*@")
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):(?!\d{1,5}/)\S*@")
+"""A secret key of a bucket may have slashes. What only looks like one, such as a port, is left."""
+
 _LONGEST_URL = 2048
 
 
@@ -60,6 +62,11 @@ def store_of(url: str) -> str:
 def names_store(text: str) -> bool:
     """Whether a snapshot is named by a URL with a scheme, such as `s3://`, not by a folder of this machine."""
     return _SCHEME.match(text) is not None
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL has a password in it."""
+    return _PASSWORD.search(url) is not None
 
 
 def shown_url(url: str) -> str:

@@ -1,0 +1,92 @@
+"""`torpor.platforms.ray.replica`: the actor ends with its engine. With a cluster: tests/platforms/ray/test_cluster.py."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.platforms.ray.with_ray import needs_ray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torpor.platforms.ray.replica import EngineReplica
+
+
+class Engine:
+    """What the actor watches."""
+
+    name = "small"
+
+    def __init__(self, look: Callable[[], str | None]) -> None:
+        self._look = look
+
+    def wait(self, limit_s: float) -> str | None:
+        """Why it ended."""
+        return self._look()
+
+
+class Forwarding:
+    """What the actor tells of the end; a broken one fails."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.told: list[str] = []
+        self._broken = broken
+
+    def refuse(self, why: str) -> bool:
+        """Note it."""
+        if self._broken:
+            raise RuntimeError("Event loop is closed")
+        self.told.append(why)
+        return False
+
+
+def actor_of() -> EngineReplica:
+    """An actor that Serve does not own: nobody awaits its end."""
+    from torpor.platforms.ray.replica import EngineReplica
+
+    class Unowned(EngineReplica):
+        def __del__(self) -> None:  # type: ignore[override]
+            """Nothing."""
+
+    return Unowned("small.py")
+
+
+def _fails() -> str | None:
+    raise OSError(9, "Bad file descriptor")
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("look", "broken", "told"),
+    [(lambda: "it ended", False, ["it ended"]), (lambda: "it ended", True, []), (_fails, False, [])],
+    ids=["told", "telling fails", "looking fails"],
+)
+def test_the_actor_ends_with_its_engine_whatever_fails(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[], str | None], broken: bool, told: list[str]
+) -> None:
+    """Serve's health check asks the actor alone: one that stayed without an engine would answer 502 for ever."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    actor, forwarding = actor_of(), Forwarding(broken=broken)
+    try:
+        actor._end_with_engine(Engine(look), forwarding)  # type: ignore[arg-type]
+    except (OSError, RuntimeError):
+        assert broken or look is _fails
+    assert (ended, forwarding.told) == ([1], told)
+
+
+@needs_ray
+def test_an_actor_that_is_stopped_does_not_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve ends it, after its last requests."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    actor, forwarding = actor_of(), Forwarding()
+
+    def stopping() -> None:
+        actor._stop()
+
+    actor._end_with_engine(Engine(stopping), forwarding)  # type: ignore[arg-type]
+    assert (ended, forwarding.told) == ([], [])
