@@ -178,6 +178,31 @@ def test_an_engine_that_refuses_log_probabilities_is_asked_for_text(
     assert "canary_by_text" in capsys.readouterr().out
 
 
+def test_an_engine_that_refuses_log_probabilities_after_a_wake_answers_differently(
+    client: httpx.Client, served: Callable[[Scripted], Deployment]
+) -> None:
+    """It gave them before its sleep, so this is a difference like others: `canary_mismatch='warn'` holds for it, too."""
+    recorded = record_canary(served(Scripted()), client)
+    refusing = served(Scripted(answers=(NotImplementedError("no adapter m"),)))
+    with pytest.raises(
+        CanaryError, match="'m' gives no log probabilities, which it gave before its sleep: no adapter m"
+    ):
+        check_canary(recorded, refusing, client)
+
+
+@pytest.mark.parametrize(("spread", "warns"), [(0.03, False), (0.04, True)])
+def test_a_wide_tolerance_is_told(
+    client: httpx.Client,
+    served: Callable[[Scripted], Deployment],
+    capsys: pytest.CaptureFixture[str],
+    spread: float,
+    warns: bool,
+) -> None:
+    """From 0.1 on the canary misses much; the operator hears of it before the sleep."""
+    record_canary(served(Scripted(answers=(ANSWER, changed(ANSWER, spread, "prompt")))), client)
+    assert ("canary_tolerance_wide" in capsys.readouterr().out) == warns
+
+
 def test_what_is_recorded_survives_a_manifest(client: httpx.Client, served: Callable[[Scripted], Deployment]) -> None:
     """The record is JSON; what is read from a file means the same, and every damage of a field is told."""
     recorded = record_canary(served(Scripted(answers=(ANSWER._replace(acceptance=2.0),))), client)
@@ -187,7 +212,7 @@ def test_what_is_recorded_survives_a_manifest(client: httpx.Client, served: Call
     assert canary_summary(read) == "m: log probabilities of 3 + 2 tokens, tolerance 1e-05, acceptance 2.00"
     check_canary(read, served(Scripted(answers=(ANSWER._replace(acceptance=2.0),))), client)
     model = read.answer["models"][0]  # type: ignore[index]
-    values: tuple[object, ...] = (None, "x", [math.nan], {}, True)
+    values: tuple[object, ...] = (None, "x", [math.nan], [10**400], {}, True)
     for name in model:
         for value in values:
             if (name, value) not in (("model", "x"), ("acceptance", None)):

@@ -110,6 +110,7 @@ def test_numbers_may_differ_as_much_as_equal_questions_did(
         (CanaryAnswer(("cat",)), CanaryAnswer(("dog",))),
         (CanaryAnswer(),),
         (CanaryAnswer(numbers=(float("nan"),)),),
+        (CanaryAnswer(numbers=(10**400,)),),
         (CanaryAnswer(numbers=(1.0,)), CanaryAnswer(numbers=(1.0, 2.0))),
     ],
 )
@@ -130,6 +131,9 @@ def test_what_is_no_question_or_no_answer_names_the_plugin(
         record_questions(with_plugin(Wrong()), client)
     learnt("cat")
     with pytest.raises(ConfigurationError, match="'asking: side model' gave 'cat'"):
+        record_questions(with_plugin(Asking()), client)
+    learnt(CanaryAnswer(numbers=(True,)))  # a manifest with it would be taken for damaged
+    with pytest.raises(ConfigurationError, match="'asking: side model' gave CanaryAnswer"):
         record_questions(with_plugin(Asking()), client)
     learnt(CanaryAnswer(("cat",)))
     with pytest.raises(ConfigurationError, match="Two canary questions have the name 'asking: x'"):

@@ -61,6 +61,7 @@ def test_the_answers_of_both_engines_are_read(task: Task, payload: object, read:
         {"data": [{"index": 0}]},
         {"data": [{"index": 1, "embedding": [1.0], "score": 1.0, "label": "a", "probs": [1.0]}]},
         {"data": [{"index": 0, "embedding": [float("nan")], "score": float("inf"), "label": 7, "probs": ["x"]}]},
+        {"data": [{"index": 0, "embedding": [10**400], "score": 10**400, "label": "a", "probs": [-(10**400)]}]},
         {"scores": []},
         {"scores": [[0.1], "x"]},
         {"results": [{"index": 0, "relevance_score": 0.1}, {"index": 0, "relevance_score": 0.2}]},

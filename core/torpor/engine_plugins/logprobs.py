@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.errors import EngineRequestError
 from torpor.values.canary_answers import GeneratedToken, TokenLogprobs
+from torpor.values.finite import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,7 @@ def _read(answer: object) -> TokenLogprobs:
 
 def finite_or_nan(number: object) -> float:
     """A number of an engine's answer; engines write null for what is none."""
-    return float(number) if isinstance(number, int | float) else math.nan
+    return float(number) if is_finite(number) else math.nan
 
 
 def listed_names(response: httpx.Response, first: str) -> tuple[str, ...]:

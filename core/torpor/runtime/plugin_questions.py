@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torpor.deployment import plugin_name
 from torpor.errors import CanaryError, ConfigurationError, EngineRequestError
 from torpor.values.canary_answers import CanaryAnswer, CanaryQuestion
+from torpor.values.finite import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,13 +59,9 @@ def questions_problem(recorded: Mapping[str, object]) -> str:
         exact, numbers, tolerance = fields.get("exact"), fields.get("numbers"), fields.get("tolerance")
         if not isinstance(exact, list) or not all(isinstance(text, str) for text in exact):
             return f"{name}: exact is no list of texts"
-        if not isinstance(numbers, list) or not all(map(_is_number, (*numbers, tolerance))):
+        if not isinstance(numbers, list) or not all(map(is_finite, (*numbers, tolerance))):
             return f"{name}: numbers and tolerance are not finite numbers"
     return ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _questions(deployment: Deployment) -> Iterator[tuple[str, CanaryQuestion]]:
@@ -89,7 +86,7 @@ def _answer(name: str, question: CanaryQuestion, client: httpx.Client) -> Canary
     if (
         not isinstance(answer, CanaryAnswer)
         or not all(isinstance(text, str) for text in answer.exact)
-        or not all(isinstance(number, int | float) for number in answer.numbers)
+        or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in answer.numbers)
     ):
         raise ConfigurationError(
             f"The canary question {name!r} gave {answer!r}; it gives a torpor.CanaryAnswer of texts and numbers."
@@ -101,13 +98,13 @@ def _learnt(name: str, question: CanaryQuestion, client: httpx.Client) -> dict[s
     answers = [_answer(name, question, client) for _ in range(ASKS)]
     first = answers[0]
     spread = max(_apart(first, other) for other in answers[1:])
-    if not math.isfinite(spread) or not all(map(math.isfinite, first.numbers)) or not (first.exact or first.numbers):
+    if not is_finite(spread) or not all(map(is_finite, first.numbers)) or not (first.exact or first.numbers):
         raise EngineRequestError(
             f"The canary question {name!r} was asked {ASKS} times before the sleep, and its answers cannot be compared: "
             f"{'; '.join(map(str, answers))}. Its texts have to be equal each time, and its numbers finite and as many."
         )
     tolerance = max(question.least_difference, SPREADS * spread)
-    return {"exact": list(first.exact), "numbers": list(first.numbers), "tolerance": tolerance}
+    return {"exact": list(first.exact), "numbers": list(map(float, first.numbers)), "tolerance": tolerance}
 
 
 def _apart(one: CanaryAnswer, other: CanaryAnswer) -> float:

@@ -10,11 +10,13 @@ import math
 from typing import TYPE_CHECKING, cast
 
 from torpor.errors import CanaryError, EngineRequestError
+from torpor.runtime.canary_tolerance import warn_of_wide
 from torpor.tasks.answers import read_answer
 from torpor.tasks.comparison import difference
 from torpor.tasks.questions import question
 from torpor.tasks.sound import generated_sound
 from torpor.values.field_types import shown
+from torpor.values.finite import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +34,8 @@ LEAST_TOLERANCE: dict[Task, float] = {"embed": 1e-3, "rerank": 2e-2, "score": 2e
 The texts of one request reach the engine in batches of any size, and bfloat16 then differs in its last bits (2**-8)."""
 
 SPREADS = 4.0
+WIDE = 0.2
+"""A tolerance of which the log warns: a fifth of the largest score, or of a vector's angle or length."""
 _ASKED = 3
 _OK = 200
 _MOST_TOKENS = 16
@@ -68,7 +72,9 @@ class TaskCanary:
                 "wake could be checked. Look for an option that makes it sample, or choose canary_mismatch='warn' and a model "
                 "that answers greedily."
             )
-        return {"answer": dict(answer), "tolerance": max(LEAST_TOLERANCE.get(self._task, 0.0), SPREADS * spread)}
+        tolerance = max(LEAST_TOLERANCE.get(self._task, 0.0), SPREADS * spread)
+        warn_of_wide(tolerance, WIDE, deployment=deployment.name, question=self._task)
+        return {"answer": dict(answer), "tolerance": tolerance}
 
     def check(self, recorded: Mapping[str, object], deployment: Deployment, client: httpx.Client) -> None:
         """Ask once, and demand an answer within the tolerance."""
@@ -85,7 +91,7 @@ class TaskCanary:
     def problem(self, recorded: Mapping[str, object]) -> str:
         """It has an answer of this task, and a tolerance."""
         tolerance = recorded.get("tolerance")
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        if not is_finite(tolerance) or tolerance < 0:
             return f"tolerance is {shown(tolerance)}, not a number from 0 on"
         answer = recorded.get("answer")
         wanted = _FIELDS[self._task]
@@ -147,7 +153,7 @@ def _is_text(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) in (int, float) for item in value)
+    return isinstance(value, list) and bool(value) and all(map(is_finite, value))
 
 
 def _are_lists(value: object) -> bool:

@@ -12,8 +12,9 @@ The engines' own shapes are read from their code: SGLang 0.5.6.post2 to 0.5.23 `
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
+
+from torpor.values.finite import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +108,7 @@ def _whole(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise TypeError(f"a score or a part of a vector is {value!r:.60}")
     return float(value)
 

@@ -93,6 +93,22 @@ def test_each_start_is_a_trace_with_a_span_for_each_stage(
     assert woken[-1].status.code == Status.STATUS_CODE_OK
 
 
+def test_a_sleep_of_a_replica_that_served_is_a_trace_of_its_own(
+    standin_deployment: StandInDeployment, collector: list[list[Span]], tmp_path: Path
+) -> None:
+    """It is no second start."""
+    server = LocalServer(
+        standin_deployment(OpenTelemetry()), backend=Standby(), root=tmp_path, cold_on_failed_wake=False
+    )
+    try:
+        server.start()
+        server.sleep()
+    finally:
+        server.stop()
+    assert [trace[-1].name for trace in collector] == ["cold start", "woken start", "sleep"]
+    assert [span.name for span in collector[2]] == ["drain", "pre_snapshot", "sleep"]
+
+
 def test_a_failed_start_is_an_error_in_its_trace(
     standin_deployment: StandInDeployment, collector: list[list[Span]], tmp_path: Path
 ) -> None:
@@ -111,11 +127,12 @@ def test_a_collector_that_is_away_fails_no_start(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The log says so; no thread and no socket is left."""
-    monkeypatch.setenv("TORPOR_PLUGIN_OTEL__ENDPOINT", "http://127.0.0.1:9/v1/traces")
+    """The log says so, without what the address holds of a secret; no thread and no socket is left."""
+    monkeypatch.setenv("TORPOR_PLUGIN_OTEL__ENDPOINT", "http://me:hunter2@127.0.0.1:9/v1/traces?token=hunter2")
     server = started(standin_deployment(OpenTelemetry(timeout_s=0.2)), tmp_path)
     assert server.boot.restore_count == 1
     out = capfd.readouterr().out
     assert "listener_failed" in out
-    assert "did not take" in out
+    assert "the collector at 127.0.0.1:9 did not take" in out
+    assert "hunter2" not in out
     assert not [thread for thread in threading.enumerate() if "otel" in thread.name.lower()]

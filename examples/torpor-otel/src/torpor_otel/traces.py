@@ -1,7 +1,8 @@
 """Builds the trace of each start from its events, and sends it when the start is over.
 
-A trace begins with the first stage of a start, and ends when the replica serves, sleeps for its snapshot, fails or stops. Nothing
-of it is left then: no open span and no socket may be in a snapshot. A plugin holds no state, so the traces under way are here.
+A trace begins with the first stage of a start, and ends when the replica serves, sleeps for its snapshot, fails or stops. A later
+sleep is a trace of its own. Nothing is left at its end: no open span and no socket may be in a snapshot. A plugin holds no state,
+so the traces under way are here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Traces"]
 
 _MOST_OPEN = 128
-_LAST = "pre_snapshot"
-"""The stage after which the platform may take a snapshot."""
+_FIRST, _LAST = "drain", "pre_snapshot"
+"""The stages of a sleep, after which the platform may take a snapshot."""
 
 
 class Traces:
@@ -86,7 +88,8 @@ class Traces:
         if key not in self._open:
             while len(self._open) >= _MOST_OPEN:  # replicas that ended without an event
                 self._open.pop(next(iter(self._open))).end()
-            root = self._tracer.start_span(f"{record.boot} start", start_time=began)
+            what = "sleep" if record.stage in (_FIRST, _LAST) else f"{record.boot} start"
+            root = self._tracer.start_span(what, start_time=began)
             root.set_attributes(_facts(event))
             self._open[key] = root
         span = self._tracer.start_span(
@@ -125,7 +128,8 @@ class Traces:
         finally:
             exporter.shutdown()  # type: ignore[no-untyped-call] # the exporter says nothing of it
         if result is not SpanExportResult.SUCCESS:
-            raise ConnectionError(f"the collector at {self._endpoint} did not take {len(spans)} spans")
+            host = urlsplit(self._endpoint).netloc.rpartition("@")[2]  # the rest may hold a password or a token
+            raise ConnectionError(f"the collector at {host} did not take {len(spans)} spans")
 
 
 def _facts(event: LifecycleEvent) -> dict[str, str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -70,6 +71,45 @@ def test_an_engine_cannot_speak_for_torpor_nor_for_another_replica() -> None:
     assert "torpor_starts" not in text
     assert "5.0" not in text
     assert 'y{torpor_deployment="d",torpor_replica="d-3"} 1.0' in text
+
+
+@pytest.mark.fault(
+    "an engine's metrics have names, labels or times that spoil a scrape", area="metrics", outcome="held"
+)
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '{"torpor,starts_total"} 9\n',  # escaped, it would be torpor_starts_total
+        'y{"!.b"="c"} 9\n',  # escaped, it would begin with __
+        "y 9 inf\n",
+        "y 9 nan\n",
+        "y 9 1e300\n",
+    ],
+)
+def test_no_sample_of_an_engine_spoils_the_scrape(hostile: str) -> None:
+    """The others can be read: each name is written as it was, and no sample has a time of its own."""
+    text = merged(hostile + "z 1\n")
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {sample.name for sample in samples} in ({"z"}, {"y", "z"})
+    assert {sample.timestamp for sample in samples} == {None}
+
+
+@pytest.mark.fault("an engine's metrics come byte by byte", area="metrics", outcome="held")
+def test_metrics_that_come_too_slowly_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a deadline for the whole answer: one engine must not hold up every scrape."""
+    monkeypatch.setattr(engines, "_DEADLINE_S", 0.05)
+
+    def slowly() -> Iterator[bytes]:
+        for _ in range(1000):
+            time.sleep(0.01)
+            yield b"#"
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=slowly()))
+    with (
+        httpx.Client(transport=transport, base_url="http://engine") as client,
+        pytest.raises(ValueError, match="no whole answer within"),
+    ):
+        engines._text(client)
 
 
 @pytest.mark.parametrize("status", [404, 302])
