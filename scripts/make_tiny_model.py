@@ -49,6 +49,7 @@ def let_torchvision_import() -> None:
     """Apply the launcher's patches: transformers imports torchvision, a CUDA build beside a CPU build of torch."""
     from torpor_sglang.patches import apply_all  # noqa: PLC0415 - on the path of an engine's Python
 
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # the patches that a CPU needs
     apply_all(os.environ)
 
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     started = time.monotonic()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "SGLANG_USE_CPU_ENGINE": "1"}
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
         let_torchvision_import()
         make(folder, classes)

@@ -29,7 +29,7 @@ from torpor.launcher import (
     run_launcher,
     tqdm_lock,
 )
-from torpor_vllm import public_requests, rank_store, sigterm
+from torpor_vllm import public_requests, rank_store, sigterm, tile_permission
 from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import SUPPORTED_VERSIONS, VERSIONS
 
@@ -94,6 +94,7 @@ def _prepare_process() -> PatchReport:
         published_files(SUPPORTED_VERSIONS),
         sigterm.PATCH,
         rank_store.PATCH,
+        tile_permission.PATCH,
     )
     return apply_patches(os.environ, patches)
 

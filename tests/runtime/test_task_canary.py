@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING
 
 import httpx
@@ -32,6 +33,22 @@ ANSWERS: dict[Task, object] = {
     "score": {"scores": [0.5]},
     "classify": {"data": [{"index": 0, "label": "calm", "probs": [0.9, 0.1]}]},
 }
+
+OTHER_ANSWERS: list[tuple[Task, object, str]] = [
+    ("generate", {"choices": [{"text": "May"}]}, "the task 'generate' differently: text 'April' became 'May'"),
+    ("transcribe", {"text": "hallo"}, "text 'hello' became 'hallo'"),
+    ("embed", {"data": [{"index": 0, "embedding": [2.0, 1.0]}]}, "vector 0 has a cosine of 0.8"),
+    ("embed", {"data": [{"index": 0, "embedding": [1.1, 2.2]}]}, "and 1.100000 of its length"),
+    ("embed", {"data": [{"index": 0, "embedding": [1.0, 2.0, 0.0]}]}, "the shape [2] became [3]"),
+    ("rerank", {"results": [{"index": 0, "relevance_score": 0.6}]}, "score 0 was 0.5 and is 0.6"),
+    ("score", {"scores": [0.6]}, "score 0 was 0.5 and is 0.6"),
+    ("classify", {"data": [{"index": 0, "label": "wild", "probs": [0.9, 0.1]}]}, "labels ['calm'] became ['wild']"),
+    ("classify", {"data": [{"index": 0, "label": "calm", "probs": [0.7, 0.2]}]}, "score 0 was 0.9 and is 0.7"),
+]
+"""Answers that are not those of `ANSWERS`, and what is said of them."""
+
+QUICK = (("embed", StandIn), ("rerank", StandInVLLM))
+"""Starts that are not `slow`: one of each dialect, one with a pair."""
 
 
 def deployed(task: Task, plugin: StandIn | None = None) -> Deployment:
@@ -79,8 +96,14 @@ def asked_by_the_client(boot: Boot) -> Mapping[str, object]:
     ).answer
 
 
-@pytest.mark.parametrize("engine", [StandIn, StandInVLLM])
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize(
+    ("task", "engine"),
+    [
+        pytest.param(task, engine, marks=() if (task, engine) in QUICK else pytest.mark.slow)
+        for task in OTHERS
+        for engine in (StandIn, StandInVLLM)
+    ],
+)
 def test_each_task_starts_sleeps_wakes_and_answers_alike(task: Task, engine: type[StandIn]) -> None:
     """Warm-up, canary and public route are those of the task; other tasks' routes are closed."""
     boot = Boot(deployed(task, engine()))
@@ -100,17 +123,24 @@ def test_each_task_starts_sleeps_wakes_and_answers_alike(task: Task, engine: typ
         boot.stop()
 
 
-@pytest.mark.parametrize("task", OTHERS)
-def test_a_wake_that_lost_the_memory_is_noticed(task: Task) -> None:
+def test_a_wake_that_lost_the_memory_is_noticed() -> None:
     """The engine answers something else after its wake, so it never serves."""
-    boot = Boot(deployed(task, StandIn(fault=Fault.DIFFERENT_AFTER_WAKE)))
+    boot = Boot(deployed("classify", StandIn(fault=Fault.DIFFERENT_AFTER_WAKE)))
     try:
         boot.cold_start()
         boot.sleep(for_snapshot=False)
-        with pytest.raises(CanaryError, match=f"answers the task '{task}' differently"):
+        with pytest.raises(CanaryError, match="answers the task 'classify' differently"):
             boot.wake()
     finally:
         boot.stop()
+
+
+@pytest.mark.parametrize(("task", "answer", "says"), OTHER_ANSWERS)
+def test_another_answer_after_a_wake_is_noticed(task: Task, answer: object, says: str) -> None:
+    """What each task compares: the text, angle and length, the order and each score, the label and each score."""
+    recorded = record_canary(deployed(task), answering(ANSWERS[task]))
+    with pytest.raises(CanaryError, match=re.escape(says)):
+        check_canary(recorded, deployed(task), answering(answer))
 
 
 def answering(*payloads: object, status: int = 200) -> httpx.Client:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.tasks.routes import Task
 
-__all__ = ["KINDS", "LEAST_TOLERANCE", "SPREADS", "TaskCanary"]
+__all__ = ["KINDS", "LEAST_TOLERANCE", "QUERY", "SPREADS", "TEXTS", "TaskCanary"]
 
 LEAST_TOLERANCE: dict[Task, float] = {"embed": 1e-3, "rerank": 2e-2, "score": 2e-2, "classify": 2e-2}
 """By `torpor.tasks.comparison`: for vectors 1 minus the cosine and length, for the others the relative difference of a score.
@@ -40,8 +40,8 @@ _ASKED = 3
 _OK = 200
 _MOST_TOKENS = 16
 _SOUND_S = 2.0
-_QUERY = "Which animal sleeps in winter and wakes in spring?"
-_TEXTS = (
+QUERY = "Which animal sleeps in winter and wakes in spring?"
+TEXTS = (
     "The bear sleeps through the winter in its den.",
     "Paris is the capital of France.",
     "A river, a lake and the sea are connected; their water rises, falls, freezes and flows again. " * 4,
@@ -127,8 +127,8 @@ class TaskCanary:
             self._task,
             deployment.engine.task_route(self._task),
             model=deployment.model.served_name,
-            texts=(_PROMPT,) if self._task == "generate" else _TEXTS,
-            query=_QUERY,
+            texts=(_PROMPT,) if self._task == "generate" else TEXTS,
+            query=QUERY,
             sound=generated_sound(_SOUND_S) if self._task == "transcribe" else b"",
             **({"max_tokens": _MOST_TOKENS, "temperature": 0} if self._task == "generate" else {}),
             **({"temperature": 0} if self._task == "transcribe" else {}),

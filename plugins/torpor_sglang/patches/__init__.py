@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torpor.launcher import apply_patches, http_limits, orphans, process_identity, published_files, tqdm_lock
 from torpor_sglang.patches import (
+    classifier_bias,
     cpu_kernels,
     cpu_seconds,
     detokenizer_thread,
@@ -44,6 +45,7 @@ def all_patches() -> tuple[Patch, ...]:
         cpu_kernels.PATCH,
         torchvision_schemas.PATCH,
         cpu_seconds.PATCH,
+        classifier_bias.PATCH,
         detokenizer_thread.PATCH,
         forked_scheduler.PATCH,
         kept_memory.PATCH,

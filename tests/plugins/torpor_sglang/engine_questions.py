@@ -152,6 +152,34 @@ def ask_stream_ends(question: dict[str, Any]) -> object:
     return seen
 
 
+def ask_biases(question: dict[str, Any]) -> object:
+    """Make a real classifier without a body, load its last layer from files with or without a bias; return the bias."""
+    from importlib import import_module
+    from types import ModuleType, SimpleNamespace
+
+    import torch
+
+    for name in ("activation", "layernorm"):  # 0.5.6.post2 imports them without its CPU kernels, for layers of the body
+        absent = ModuleType(f"vllm.model_executor.layers.{name}")
+        vars(absent).update(dict.fromkeys(("GeluAndMul", "SiluAndMul", "GemmaRMSNorm", "RMSNorm")))
+        sys.modules.setdefault(absent.__name__, absent)
+    module = import_module(f"sglang.srt.models.{question['module']}")
+    (kind,) = module.EntryClass
+    real = {name: vars(module)[name] for name in vars(module) if name.endswith("Model")}
+    vars(module).update(dict.fromkeys(real, lambda *_, **__: torch.nn.Identity()))
+    try:
+        config = SimpleNamespace(hidden_size=4, num_labels=3, eos_token_id=0, id2label=None, label2id=None)
+        made = kind(config)
+    finally:
+        vars(module).update(real)
+    files = [("score.weight", torch.ones(3, 4))]
+    files += [("score.bias", torch.tensor(question["bias"]))] if "bias" in question else []
+    params = dict(made.named_parameters())
+    for name, loaded in files:
+        params[name].data.copy_(loaded)
+    return made.score.bias.tolist()
+
+
 RESUME = "resume_memory_occupation"
 
 

@@ -108,3 +108,24 @@ def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], sa
     """Each message says what to set."""
     with pytest.raises(ConfigurationError, match=said):
         SGLang(**options)
+
+
+def test_a_task_that_the_version_lacks_is_refused_with_those_that_it_has() -> None:
+    """SGLang has the route of `transcribe` from 0.5.16 on."""
+    model = Model(path="/model")
+    refused = (
+        r"'transcribe', which the engine sglang 0\.5\.6\.post2 does not have; it has 'chat', .*'classify'\. Choose one"
+    )
+    with pytest.raises(ConfigurationError, match=refused):
+        Deployment(name="d", model=model, task="transcribe", plugins=(SGLang(version="0.5.6.post2"),))
+    later = SGLang(version="0.5.16", device="cpu")
+    assert Deployment(name="d", model=model, task="transcribe", plugins=(later,)).task == "transcribe"
+
+
+def test_an_option_that_opens_what_the_version_lacks_is_refused_with_the_versions_that_have_it() -> None:
+    """The options whose routes it has open them."""
+    refused = r"SGLang\.open_messages is on, but version 0\.5\.6\.post2 has no /v1/messages; .* have it: 0\.5\.16, 0\.5\.18, 0"
+    with pytest.raises(ConfigurationError, match=refused):
+        SGLang(version="0.5.6.post2", open_messages=True)
+    opened = SGLang(version="0.5.6.post2", open_completions=True, open_responses=True, open_tokenize=True)
+    assert {"/v1/completions", "/v1/responses", "/tokenize"} <= set(opened.public_routes("chat"))
