@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,6 +19,7 @@ from torpor.platforms.local.metrics.collector import CommandMetrics
 from torpor.platforms.local.metrics.figures import Figures
 from torpor.platforms.local.metrics.server import MetricsServer, metrics_address
 from torpor.platforms.local.serve.server import ServeHere
+from torpor.telemetry.observers import observers
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
@@ -78,13 +80,54 @@ def test_silent_clients_do_not_pile_up(server: MetricsServer, monkeypatch: pytes
     assert sum("process_request_thread" in thread.name for thread in threading.enumerate()) <= module._MOST_CLIENTS
 
 
+def _is_closed(client: socket.socket, part: bytes) -> bool:
+    """Send a part of a request; whether the server has closed the connection."""
+    try:
+        client.send(part)
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.fault("a client sends its request for metrics byte by byte", area="metrics", outcome="held")
+def test_a_client_that_drips_is_disconnected(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a deadline for the whole connection, however often a byte comes."""
+    monkeypatch.setattr(module, "_CLIENT_DEADLINE_S", 0.1)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.settimeout(0.02)
+        until = time.monotonic() + 5
+        while not _is_closed(client, b"G"):
+            assert time.monotonic() < until
+    monkeypatch.undo()
+    assert get(server.port).status_code == 200
+
+
+@pytest.mark.fault("no thread can be started for a client of the metrics", area="metrics", outcome="held")
+def test_a_client_without_a_thread_keeps_no_place(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is disconnected, and the next ones are served."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        for _ in range(module._MOST_CLIENTS + 1):
+            with pytest.raises(httpx.TransportError):
+                get(server.port)
+    assert get(server.port).status_code == 200
+
+
 def test_an_address_in_use_is_an_error(server: MetricsServer) -> None:
-    """Before anything starts."""
+    """Before anything starts; nothing goes on counting."""
+    before = observers()
     with (
         pytest.raises(PortInUseError, match="choose another with --metrics"),
         metrics_served(f"{server.port}", list, engines=False, tell=print),
     ):
         pass
+    assert observers() == before
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Self
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["MetricsServer", "metrics_address"]
 
 _PATH = "/metrics"
-_CLIENT_TIMEOUT_S = 10.0
+_CLIENT_TIMEOUT_S, _CLIENT_DEADLINE_S = 10.0, 60.0
+"""Without a byte, and for all of a client's connection: one that sends byte by byte must not keep its place."""
 _MOST_CLIENTS = 16
 _EXAMPLE_PORT = 9464
 
@@ -47,6 +50,7 @@ class MetricsServer:
         try:
             self._server = _server_class(host)((host, port), _Handler)
         except OSError as error:
+            metrics.close()
             raise cannot_bind(host, port, error, cure="choose another with --metrics") from error
         self._server.set_app(self._answer)
         self._thread = threading.Thread(target=self._server.serve_forever, name="torpor-metrics", daemon=True)
@@ -119,13 +123,17 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each client, of a limited number: a further one is disconnected at once."""
+    """A thread for each client, of a limited number, for a limited time: a further one is disconnected at once."""
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = (
+        64  # with the base's 5 a client among many waits for seconds until its connection is tried again
+    )
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self._places = threading.BoundedSemaphore(_MOST_CLIENTS)
+        self._since: dict[socket.socket, float] = {}
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -138,17 +146,33 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def] # the base's types are private
         """Start a thread for a client, if there is room."""
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        self._since[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no more threads
+            self._leave(request)
+            raise
 
     def process_request_thread(self, request, client_address) -> None:  # type: ignore[no-untyped-def] # as above
         """Serve a client."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._leave(request)
+
+    def _leave(self, request: socket.socket) -> None:
+        self._since.pop(request, None)
+        self._places.release()
+
+    def service_actions(self) -> None:
+        """Disconnect who is here for too long; the base calls it twice a second."""
+        for client, since in list(self._since.items()):
+            if time.monotonic() - since > _CLIENT_DEADLINE_S:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: a client that leaves early is no news."""
