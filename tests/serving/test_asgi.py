@@ -306,6 +306,21 @@ def test_the_body_decides_among_several_models() -> None:
     assert a.got == []
 
 
+def test_a_request_that_comes_back_from_its_prefix_is_refused() -> None:
+    """A prefix without an application leads to the one at `/`, which is this one: it would send the request round for ever."""
+    with Engine() as engine:
+        app = AsgiGateway(Leases({"a": engine}), prefixes={"a": "/a"})
+        body = b'{"model": "a"}'
+        assert asyncio.run(call(app, body=(body,))).status == 200
+        head = engine.got[0].partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+        again = [(name, value) for name, value in (line.split(b": ") for line in head) if name != b"host"]
+        seen = asyncio.run(call(app, "/a/v1/chat/completions", body=(body,), headers=again))
+        assert (seen.status, seen.headers[b"retry-after"]) == (503, b"10")
+        assert json.loads(seen.body)["error"]["code"] == "not_serving"
+        assert len(engine.got) == 1
+        assert asyncio.run(call(one(engine), body=(body,), headers=again)).status == 200  # the replica's own takes it
+
+
 def test_a_refusal_of_the_places_is_the_answer() -> None:
     """With its status, code and Retry-After."""
     with Engine() as engine:

@@ -42,8 +42,11 @@ MAX_KEPT_BYTES = 32 << 20
 
 _TRIES = 8
 _BUSY_S = 10.0
+_GONE_S = 10.0
 _BUSY_PAUSES_S = (0.002, 0.1)
 _POLICY_VIOLATION = 1008
+_FORWARDED = b"x-torpor-forwarded"
+"""Says that a request was sent to its model's prefix. One that comes back had no application there, and would come back again."""
 
 
 class AsgiGateway:
@@ -71,6 +74,11 @@ class AsgiGateway:
         else:
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+    def comes_back(self, scope: Scope) -> bool:
+        """Whether this is a request that was sent to a prefix before."""
+        given = cast("list[tuple[bytes, bytes]]", scope["headers"])
+        return bool(self._prefixes) and any(name == _FORWARDED for name, _ in given)
 
     def prefix(self, model: ServedModel) -> bytes:
         """What is put before the path of this model's requests."""
@@ -125,6 +133,11 @@ class _Request:
             code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
             await send_answer(self._send, error_answer(error.status, code, str(error)))
             return
+        if self._gateway.comes_back(self._scope):
+            message = "The application of this model is not deployed."
+            answer = error_answer(HTTPStatus.SERVICE_UNAVAILABLE, "not_serving", message, retry_after_s=_GONE_S)
+            await send_answer(self._send, answer, with_body=head.method != b"HEAD")
+            return
         reading = asyncio.ensure_future(self._read(head))
         answering = asyncio.ensure_future(self._respond(head))
         try:  # the client's end comes as a message, or as a cancellation
@@ -154,6 +167,8 @@ class _Request:
         lines = [b"%s %s%s HTTP/1.1" % (cast("str", scope["method"]).encode(), prefix, target)]
         given = cast("list[tuple[bytes, bytes]]", scope["headers"])
         lines += [b"%s: %s" % (name, value) for name, value in given if name not in HOP_BY_HOP]
+        if prefix:
+            lines.append(_FORWARDED + b": 1")
         names = {name for name, _ in given}
         if b"transfer-encoding" in names:
             lines.append(b"transfer-encoding: chunked")
