@@ -11,6 +11,7 @@ import pytest
 
 from tests.listener.hearing import HEARD, Hears, told
 from tests.listener.test_events import COLD, SLEEP, WAKE
+from tests.platforms.local.serve.served import wait_until
 from tests.platforms.small import a_deployment, load
 from torpor.listener import GpuFacts, ReplicaReplaced, Serving, StartFailed, Stopped
 from torpor.platforms.local.backends import Standby
@@ -82,6 +83,35 @@ def test_the_gpus_of_a_container_are_those_of_nvidia_smi(tmp_path: Path, monkeyp
     assert modal_gpus.container_gpus() == ()
     program.write_text("#!/bin/sh\nexit 9\n")
     assert modal_gpus.container_gpus() == ()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_wake_on_modal_does_not_wait_for_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nvidia-smi` may take a second. Until it has answered, no event names the GPUs of the container that was captured."""
+    program, waits = tmp_path / "nvidia-smi", tmp_path / "waits"
+    program.write_text(
+        f'#!/bin/sh\nwhile [ -e {waits} ]; do sleep 0.02; done\necho "0, GPU-$MODAL_TASK_ID, NVIDIA L4"\n'
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    server_class = load(tmp_path, MODAL).Server
+    server_class.deployment = heard_by(replace(a_deployment(), gpu="L4"))
+    monkeypatch.setenv("MODAL_TASK_ID", "first")
+    server = server_class()
+    try:
+        SnapshotServer.start(server)
+        assert {gpu.uuid for event in HEARD for gpu in event.gpus} == {"GPU-first"}
+        HEARD.clear()
+        waits.touch()
+        monkeypatch.setenv("MODAL_TASK_ID", "second")
+        SnapshotServer.wake(server)
+        waits.unlink()
+        wait_until(lambda: bool(server._boot.places))
+    finally:
+        waits.unlink(missing_ok=True)
+        SnapshotServer.stop(server)
+    assert [event.gpus for event in HEARD if isinstance(event, Serving)] == [()]
+    assert [gpu.uuid for gpu in HEARD[-1].gpus] == ["GPU-second"]
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class LifecycleEvent:
         replica: the replica's name; each replica of a snapshot has its own.
         replica_id: 16 hex digits; empty before the launch.
         boot: the kind of its latest start.
-        gpus: its GPUs; empty without a GPU, and where CUDA chose among several.
+        gpus: its GPUs; empty without a GPU, where CUDA chose among several, and on Modal early in a wake: no wake waits for them.
         at: Unix time, seconds.
     """
 

@@ -121,7 +121,7 @@ class SnapshotServer:
         if self.deployment.snapshot:
             try:
                 with stops_on_failure(self._boot.stop):
-                    _find_gpus(self._boot)
+                    _find_gpus_meanwhile(self._boot)
                     self._boot.wake(new_replica_id=self._log_kind_of_start(self._boot))
             except Exception as error:
                 if not self.deployment.cold_start_on_failed_wake:
@@ -224,9 +224,15 @@ def _new_boot(deployment: Deployment, *, failed: Boot | None = None) -> Boot:
 
 
 def _find_gpus(boot: Boot) -> None:
-    """The GPUs of this container, if listeners are told of them. A restored replica may have others than the captured one."""
+    """The GPUs of this container, if listeners are told of them."""
     if boot.lifecycle.listeners is not None and boot.deployment.gpu is not None:
         boot.places = container_gpus()
+
+
+def _find_gpus_meanwhile(boot: Boot) -> None:
+    """The same for a wake, which does not wait: `nvidia-smi` takes a second. Until then no event names the captured one's GPUs."""
+    boot.places = ()
+    threading.Thread(target=_find_gpus, args=(boot,), name="torpor-gpus", daemon=True).start()
 
 
 def _check_secrets(boot: Boot) -> None:
