@@ -117,6 +117,7 @@ def chat(port: int, *, temperature: float = 0.0, tokens: int = 8, prompt: str = 
 OTHER_CANARY: dict[str, object] = {
     "kind": "text",
     "answer": {"prompt": "Name the months.", "tokens": 16, "text": "something else"},
+    "questions": {},
 }
 """A canary that no replica answers like this, as a manifest has it."""
 
