@@ -86,9 +86,10 @@ class Telling:
         """
         if self._listeners is None:
             return
-        self._tell(listener.StageEnded, record=record, replica_id=record.replica_id)
-        if failure is not None and record.stage not in _NOT_A_START:
-            self._tell(listener.StartFailed, stage=record.stage, error=failure, replica_id=record.replica_id)
+        with self._changing:
+            self._tell(listener.StageEnded, record=record, replica_id=record.replica_id)
+            if failure is not None and record.stage not in _NOT_A_START:
+                self._tell(listener.StartFailed, stage=record.stage, error=failure, replica_id=record.replica_id)
 
     def serving(self) -> None:
         """The replica serves from now on. Not told of an engine that has ended meanwhile."""
