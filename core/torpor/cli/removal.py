@@ -10,6 +10,7 @@ from torpor.cli.catalog import seconds_of
 from torpor.cli.console import console as make_console
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.snapshot import remove_folder
+from torpor.cli.store import check_jobs
 from torpor.cli.terminal import claim_output, result
 from torpor.errors import StoreError
 from torpor.snapshots import remote
@@ -41,6 +42,7 @@ def run_rm(targets: Sequence[str]) -> None:
 def run_gc(url: str, *, older_than: str, dry_run: bool, jobs: int, as_json: bool) -> None:
     """Remove the chunks of a store that no snapshot needs, and say what was freed."""
     seconds = seconds_of("--older-than", older_than)
+    check_jobs(jobs)
     claim_output()
     warnings_only()
     ends_on_sigterm()

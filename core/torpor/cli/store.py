@@ -51,7 +51,7 @@ def run_push(
     as_json: bool,
 ) -> None:
     """Push a snapshot, and say what was sent."""
-    _check_jobs(jobs)
+    check_jobs(jobs)
     store = Store(location_of(url).store)
     _begin()
     console = make_console()
@@ -83,7 +83,7 @@ def run_pull(
     as_json: bool,
 ) -> None:
     """Pull a snapshot if it fits this machine (or `any_machine` is set), and say what was fetched."""
-    _check_jobs(jobs)
+    check_jobs(jobs)
     _begin()
     console = make_console()
     with Progress(console, as_json=as_json).listening():
@@ -156,7 +156,12 @@ def _begin() -> None:
     ends_on_sigterm()
 
 
-def _check_jobs(jobs: int) -> None:
+def check_jobs(jobs: int) -> None:
+    """Check `--jobs`.
+
+    Raises:
+        ConfigurationError: it is out of range.
+    """
     if not 0 <= jobs <= _MOST_JOBS:
         raise ConfigurationError(f"--jobs is {jobs}; allowed are 1 to {_MOST_JOBS}, or 0 for what suits this machine.")
 

@@ -244,6 +244,25 @@ def test_what_is_not_there_cannot_be_removed(tmp_path: Path, url: str, said: str
         collect(f"{tmp_path}/nowhere")
 
 
+def test_what_is_not_of_a_store_stays(tmp_path: Path) -> None:
+    """Another program's folders may have the same names, and may be named by mistake. Nothing is written there, either."""
+    store = tmp_path / "other"
+    others = [
+        store / path for path in ("chunks/ab/abacus", "references/paper.pdf", "incoming/letter", "at-work/push-ups")
+    ]
+    for other in others:
+        other.parent.mkdir(parents=True)
+        other.write_text("not ours")
+    aged(store)
+    before = sorted(store.rglob("*"))
+    assert collect(str(store)) == (0, 0, 0, 0, 0)
+    assert sorted(store.rglob("*")) == before
+    push(small_snapshot(tmp_path / "one"), f"{store}/one")
+    remove(f"{store}/one")
+    assert collect(str(store), older_than_s=0.0).chunks == 1
+    assert {other.read_text() for other in others} == {"not ours"}
+
+
 def test_the_commands_say_what_went(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`rm` takes folders and URLs; a wrong URL is told before anything is removed."""
     store = f"file://{tmp_path}/store"
@@ -261,3 +280,5 @@ def test_the_commands_say_what_went(tmp_path: Path, capfd: pytest.CaptureFixture
     assert f"removed 1 chunks that no snapshot of {store} needs" in capfd.readouterr().out
     with pytest.raises(ConfigurationError, match="--older-than is 'soon'"):
         run_gc(store, older_than="soon", dry_run=False, jobs=0, as_json=False)
+    with pytest.raises(ConfigurationError, match="--jobs is -1"):
+        run_gc(store, older_than="0s", dry_run=False, jobs=-1, as_json=False)

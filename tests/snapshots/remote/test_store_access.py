@@ -128,16 +128,19 @@ def test_the_first_error_ends_the_work() -> None:
     assert done == [0, 1, 2, 3]
 
 
+OLD, NEW = "0" * 32, "1" * 32
+
+
 def test_what_a_killed_push_left_is_cleared(tmp_path: Path) -> None:
     """After a day; what another push writes now stays."""
     files = LocalFiles(tmp_path / "store")
     files.write("snapshots/a", b"a")
-    for name, age in (("old", 90_000), ("new", 100)):
+    for name, age in ((OLD, 90_000), (NEW, 100)):
         left = tmp_path / "store" / local_files.INCOMING / name
         left.write_bytes(b"x")
         os.utime(left, (time.time() - age,) * 2)
     Store(str(tmp_path / "store")).clear()
-    assert [one.name for one in (tmp_path / "store" / local_files.INCOMING).iterdir()] == ["new"]
+    assert [one.name for one in (tmp_path / "store" / local_files.INCOMING).iterdir()] == [NEW]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +36,7 @@ LIVE_S = 900.0
 _RENEWED_S = 60.0
 _LOOK_S = 1.0
 _FOLDER = "at-work"
+_NAME = re.compile(r"(push|collect)-[0-9a-f]{16}")
 
 Kind = Literal["push", "collect"]
 
@@ -72,7 +74,7 @@ class AtWork:
         ages = {
             name: now - one.changed if one.changed is not None else 0.0
             for name, one in self._store.listed(_FOLDER).items()
-            if name.startswith(f"{kind}-") and name != self._name
+            if _NAME.fullmatch(name) and name.startswith(f"{kind}-") and name != self._name
         }
         for name in [name for name, age in ages.items() if age > LIVE_S]:
             self._store.delete(f"{_FOLDER}/{name}")

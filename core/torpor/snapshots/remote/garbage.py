@@ -12,7 +12,7 @@ from torpor.errors import StoreError
 from torpor.snapshots.remote.at_work import LIVE_S, at_work
 from torpor.snapshots.remote.location import location_of, store_of
 from torpor.snapshots.remote.parallel import each, jobs_here
-from torpor.snapshots.remote.references import FOLDER, needed
+from torpor.snapshots.remote.references import FOLDER, needed, reference_files
 from torpor.snapshots.remote.store import Store, chunk_path, manifest_path
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def collect(url: str, *, older_than_s: float = GRACE_S, dry_run: bool = False, j
     store = Store(store_of(url))
     if not store.manifests():
         store.check_there()
+        if not store.chunks() and not reference_files(store):
+            return Collected(0, 0, 0, 0, 0)  # perhaps no store at all: nothing is written there
     if not store.keeps_times:
         raise StoreError(
             f"The store {store.url} does not tell when a chunk was written, so nothing tells what a push has just sent. Push "
@@ -101,7 +103,7 @@ def _collected(store: Store, own: AtWork, older_than_s: float, *, dry_run: bool,
     limit = own.now() - older_than_s
     idle = {name: one for name, one in chunks.items() if name not in wanted}
     old = {name: one for name, one in idle.items() if _is_older(one, limit)}
-    references = {name: one for name, one in store.listed(FOLDER).items() if name not in files}
+    references = {name: one for name, one in reference_files(store).items() if name not in files}
     paths = [
         *map(chunk_path, old),
         *(f"{FOLDER}/{name}" for name, one in references.items() if _is_older(one, limit)),

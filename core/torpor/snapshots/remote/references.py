@@ -8,6 +8,7 @@ hashes, and tell nothing of the content.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from torpor.errors import DamagedSnapshotError, StoreError
@@ -22,16 +23,23 @@ if TYPE_CHECKING:
 
     from torpor.snapshots.remote.manifest_file import Head
     from torpor.snapshots.remote.store import Store
+    from torpor.snapshots.remote.values import Stored
 
-__all__ = ["FOLDER", "needed", "reference_name", "write_references"]
+__all__ = ["FOLDER", "needed", "reference_files", "reference_name", "write_references"]
 
 FOLDER = "references"
+_NAME = re.compile(r"[0-9a-f]{64}\.zst")
 _MOST_UNPACKED = 512 << 20
 
 
 def reference_name(body_sha256: str) -> str:
     """The file of a body's references, under `FOLDER`."""
     return f"{body_sha256}.zst"
+
+
+def reference_files(store: Store) -> dict[str, Stored]:
+    """The files of `write_references` under `FOLDER`, by name. What else lies there is somebody else's."""
+    return {name: one for name, one in store.listed(FOLDER).items() if _NAME.fullmatch(name)}
 
 
 def write_references(store: Store, body_sha256: str, chunks: Iterable[str]) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torpor.errors import ConfigurationError, NoRoomError, StoreError
 from torpor.network.shortage import is_disk_full
+from torpor.snapshots.remote.chunks import NAME_DIGITS
 from torpor.snapshots.remote.fsspec_files import FsspecFiles
 from torpor.snapshots.remote.local_files import INCOMING, LocalFiles
 from torpor.snapshots.remote.location import shown_url
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "chunk_path", "manifest_path"]
 
+_CHUNK_NAME = re.compile(rf"[0-9a-f]{{{NAME_DIGITS}}}")
+_UNFINISHED = re.compile(r"[0-9a-f]{32}")
+"""Another program may keep other files in folders of these names; only what is named so is deleted."""
 _CHUNKS, _SNAPSHOTS, _SUFFIX = "chunks", "snapshots", ".snapshot"
 _ATTEMPTS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 8.0
@@ -161,7 +166,11 @@ class Store:
     def chunks(self) -> dict[str, Stored]:
         """All chunks by name; one listing."""
         found = self.listed(_CHUNKS)
-        return {name: one for path, one in found.items() if path == f"{(name := path[3:])[:2]}/{name}"}
+        return {
+            name: one
+            for path, one in found.items()
+            if _CHUNK_NAME.fullmatch(name := path[3:]) and path == f"{name[:2]}/{name}"
+        }
 
     def manifests(self) -> dict[str, int]:
         """The names of all snapshots, with the bytes of their manifests; one listing."""
@@ -183,7 +192,8 @@ class Store:
             return
         with contextlib.suppress(StoreError):
             for path, one in self.listed(INCOMING).items():
-                if one.changed is not None and time.time() - one.changed > _LEFT_FOR_S:
+                old = one.changed is not None and time.time() - one.changed > _LEFT_FOR_S
+                if old and _UNFINISHED.fullmatch(path):
                     self.delete(f"{INCOMING}/{path}")
 
     def missing(self) -> str:
