@@ -1,4 +1,4 @@
-"""Tasks on a real engine with tiny models: cold, slept and woken, compared with the bare engine.
+"""Tasks on a real engine with tiny models: cold, slept, woken and restored, compared with the bare engine.
 
 The bare engine is the same version with the same flags, without the guard and without the patch that checks requests.
 """
@@ -6,6 +6,8 @@ The bare engine is the same version with the same flags, without the guard and w
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,9 +16,12 @@ import pytest
 
 from tests.plugins.local_engines import make_tiny_model
 from tests.side_by_side import built_once
+from tests.snapshots.conftest import MODES, refuse
 from torpor import Deployment, Model
 from torpor.engine.start import start_engine
 from torpor.lifecycle import Lifecycle
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.snapshots import create_snapshot, restore_snapshot
 from torpor.runtime.boot import Boot
 from torpor.runtime.readiness import wait_ready
 from torpor.tasks.answers import read_answer
@@ -25,6 +30,7 @@ from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from tests.plugins.local_engines import LocalEngine, RealEngine
     from torpor import Task
@@ -37,6 +43,10 @@ NOISE = 0.02
 TEXTS = ["the quick brown fox", "hello world, hello", "a server sleeps in a snapshot"]
 CLASSES = {"rerank": 1, "score": 1, "classify": 3}
 """Classes of each task's model; the others are language models."""
+VOLATILE = re.compile(
+    rb'"(id|created|created_at|response_sent_to_client_ts|e2e_latency|request_id|cmpl_id)": ?("[^"]*"|[\d.e+-]+)|embd-\w+'
+)
+"""What differs between two answers of one engine: names, and times."""
 
 
 class RealTaskRules:
@@ -44,9 +54,11 @@ class RealTaskRules:
 
     Attributes:
         local: the engine.
+        tokenize: a path of its tokenizer.
     """
 
     local: ClassVar[LocalEngine]
+    tokenize: ClassVar[str] = "/tokenize"
 
     def plugin(self, engine: RealEngine, **options: bool) -> ChatServer:
         """The engine's plugin for this machine's CPU."""
@@ -105,6 +117,74 @@ class RealTaskRules:
             apart = difference(one, read_answer(task, json.loads(whole(client, path, body))))
             assert apart.size <= NOISE, apart.where
 
+    @pytest.mark.criu
+    @pytest.mark.timeout(600)
+    def test_an_embedding_model_is_captured_restored_and_answers_like_the_bare_engine(
+        self, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """The recorded vectors come back within the tolerance, and so does the public answer."""
+        if reasons := CriuBackend(mode=MODES[0]).available():
+            refuse("; ".join(reasons))
+        deployment = self.deployed(tmp_path_factory, "embed")
+        ((path, body),) = self.bodies("embed")
+        with bare(deployment) as client:
+            wanted = whole(client, path, body)
+        manifest = create_snapshot(app_of(deployment, tmp_path), tmp_path / "kept", mode=MODES[0])
+        assert (manifest.canary.kind, manifest.deployment.task) == ("embed", "embed")
+        replicas = restore_snapshot(tmp_path / "kept", replicas=1, port=unused_port())
+        try:
+            with public(replicas.port) as client:
+                answer = whole(client, path, body)
+        finally:
+            replicas.stop()
+        vectors = read_answer("embed", json.loads(answer))["vectors"]
+        assert difference(read_answer("embed", json.loads(wanted)), {"vectors": vectors}).size <= NOISE
+        assert len(vectors) == len(TEXTS)  # type: ignore[arg-type] # a list
+
+    @pytest.mark.timeout(600)
+    def test_opened_routes_answer_like_the_bare_engine_whole_and_streamed(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Completions, messages and the tokenizer: closed by default, and byte for byte the engine's when opened."""
+        deployment = self.deployed(
+            tmp_path_factory, "chat", open_completions=True, open_messages=True, open_tokenize=True
+        )
+        greedy = {"max_tokens": 8, "temperature": 0}
+        said = [{"role": "user", "content": TEXTS[0]}]
+        bodies: list[tuple[str, dict[str, object]]] = [
+            ("/v1/completions", {"prompt": TEXTS[0], **greedy}),
+            ("/v1/completions", {"prompt": TEXTS[0], "stream": True, **greedy}),
+            ("/v1/messages", {"messages": said, **greedy}),
+            ("/v1/messages", {"messages": said, "stream": True, **greedy}),
+            ("/v1/messages/count_tokens", {"messages": said}),
+            (self.tokenize, {"prompt": TEXTS[0]}),
+        ]
+        with bare(deployment) as client:
+            wanted = [raw(client, path, body) for path, body in bodies]
+        boot = Boot(deployment)
+        try:
+            boot.cold_start()
+            boot.serve()
+            with public(deployment.port) as client:
+                assert [raw(client, path, body) for path, body in bodies] == wanted
+                files = [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}]
+                for path, body in (
+                    ("/v1/messages", {"messages": [{"role": "user", "content": files}], **greedy}),
+                    (self.tokenize, {"prompt": "x" * (1 << 20) + "x"}),
+                ):
+                    refused = client.post(path, json={"model": "tiny", **body})
+                    assert refused.status_code == 400, refused.text
+                assert client.post("/v1/responses", json={"model": "tiny", "input": "a"}).status_code == 404
+        finally:
+            boot.stop()
+
+
+def app_of(deployment: Deployment, folder: Path) -> Path:
+    """Write an app file with the deployment."""
+    app = folder / "app.py"
+    app.write_text(f"import pickle\n\ndeployment = pickle.loads({pickle.dumps(deployment)!r})\n")
+    return app
+
 
 @contextmanager
 def bare(deployment: Deployment) -> Iterator[httpx.Client]:
@@ -133,3 +213,8 @@ def whole(client: httpx.Client, path: str, body: dict[str, object]) -> bytes:
     answer = client.post(path, json={"model": "tiny", **body})
     assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
     return answer.content
+
+
+def raw(client: httpx.Client, path: str, body: dict[str, object]) -> bytes:
+    """Return the bytes of an answer, without what differs between any two."""
+    return VOLATILE.sub(b"", whole(client, path, body))
