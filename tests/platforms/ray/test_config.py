@@ -178,3 +178,14 @@ def test_a_builder_refuses_wrong_arguments(tmp_path: Path, given: dict[str, obje
     module, _, name = MODEL_BUILDER.partition(":")
     with pytest.raises(ConfigurationError, match="The arguments of the application are"):
         getattr(importlib.import_module(module), name)({"app_file": an_app(tmp_path, "small"), **given})
+
+
+@needs_ray
+@pytest.mark.parametrize("more", [{}, {"unsigned": "false"}])
+def test_a_builder_refuses_a_password_and_does_not_repeat_it(tmp_path: Path, more: dict[str, object]) -> None:
+    """Serve shows the error to everybody who sees the cluster."""
+    module, _, name = MODEL_BUILDER.partition(":")
+    given = {"app_file": an_app(tmp_path, "small"), "snapshots": "s3://key:secret@bucket/s", **more}
+    with pytest.raises(ConfigurationError) as error:
+        getattr(importlib.import_module(module), name)(given)
+    assert "secret" not in str(error.value)

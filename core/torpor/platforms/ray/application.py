@@ -23,7 +23,6 @@ from torpor.platforms.ray.options import deployment_options
 from torpor.platforms.ray.replica import EngineReplica
 from torpor.platforms.ray.served import served
 from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore, check_store_url
-from torpor.values.field_types import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +85,7 @@ def application_from(arguments: dict[str, object]) -> serve.Application:
     texts = {name: value for name, value in arguments.items() if name in _TEXTS and isinstance(value, str)}
     if len(texts) < len(arguments.keys() - {"unsigned"}) or not texts.get("app_file") or not isinstance(unsigned, bool):
         raise ConfigurationError(
-            f"The arguments of the application are {shown(dict(arguments))}; `app_file` has to be a path. snapshots, trust and "
+            f"The arguments of the application are {sorted(map(str, arguments))}; `app_file` has to be a path. snapshots, trust and "
             "identity can be texts, and unsigned true or false."
         )
     app_file = texts.pop("app_file")
@@ -129,7 +128,7 @@ def ingress_from(arguments: dict[str, object]) -> serve.Application:
     files, port = arguments.get("app_files"), arguments.get("port", _SERVE_PORT)
     if not isinstance(files, list) or not files or not isinstance(port, int) or set(arguments) - {"app_files", "port"}:
         raise ConfigurationError(
-            f"The arguments of the application are {sorted(arguments)}; `app_files` has to be a list of paths, and `port` a number."
+            f"The arguments of the application are {sorted(map(str, arguments))}; `app_files` has to be a list of paths, and `port` a number."
         )
     return _ingress([load_app(str(file)) for file in files], port)
 
