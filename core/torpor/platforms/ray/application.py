@@ -85,8 +85,8 @@ def application_from(arguments: dict[str, object]) -> serve.Application:
     texts = {name: value for name, value in arguments.items() if name in _TEXTS and isinstance(value, str)}
     if len(texts) < len(arguments.keys() - {"unsigned"}) or not texts.get("app_file") or not isinstance(unsigned, bool):
         raise ConfigurationError(
-            f"The arguments of the application are {sorted(map(str, arguments))}; `app_file` has to be a path. snapshots, trust and "
-            "identity can be texts, and unsigned true or false."
+            f"The arguments of the application are {_names(arguments)}; `app_file` has to be a path. snapshots, trust and identity "
+            "can be texts, and unsigned true or false."
         )
     app_file = texts.pop("app_file")
     return application(app_file, unsigned=unsigned, **texts)
@@ -128,9 +128,15 @@ def ingress_from(arguments: dict[str, object]) -> serve.Application:
     files, port = arguments.get("app_files"), arguments.get("port", _SERVE_PORT)
     if not isinstance(files, list) or not files or not isinstance(port, int) or set(arguments) - {"app_files", "port"}:
         raise ConfigurationError(
-            f"The arguments of the application are {sorted(map(str, arguments))}; `app_files` has to be a list of paths, and `port` a number."
+            f"The arguments of the application are {_names(arguments)}; `app_files` has to be a list of paths, and `port` a "
+            "number."
         )
     return _ingress([load_app(str(file)) for file in files], port)
+
+
+def _names(arguments: dict[str, object]) -> str:
+    """Without the values: a URL may have a password in it."""
+    return ", ".join(sorted(map(str, arguments))) or "none"
 
 
 def _ingress(apps: Sequence[App], port: int) -> serve.Application:
