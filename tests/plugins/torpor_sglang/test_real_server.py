@@ -248,7 +248,7 @@ def test_the_oldest_version_starts_as_far_as_a_cpu_allows(
         left = wait_until_gone(engine.pid)  # killed a moment ago by the launcher's end
     assert (
         "SGLang 0.5.6.post2; guarded; patches: orphans, process-identity, tqdm-lock, published-files, http-limits, "
-        "public-requests, cpu-kernels, torchvision-schemas"
+        "public-requests, finished-streams, cpu-kernels, torchvision-schemas"
     ) in log
     assert "run_scheduler_process" in log
     assert "ModuleNotFoundError: No module named 'vllm'" in log

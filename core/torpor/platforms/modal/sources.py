@@ -24,6 +24,7 @@ _NOT_IN_CONTAINER = (
     "plan",
     "platforms.local",
     "platforms.modal.prewarm",
+    "platforms.ray",
     "report",
     "scaffold",
     "serving",
