@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,10 +197,28 @@ def test_a_cold_start_leaves_the_gpus_of_another_command(commands: Commands, mon
     assert (chosen(), told) == ([], [])
     (other,) = commands.start(1, 1)
     assert number(other) == 0
-    assert (chosen(), len(told)) == ([1], 1)
+    assert chosen() == [1]
+    assert [line.partition(" GPU ")[0] for line in told] == ["another command has"]
     assert chosen(places(driver)[0]) == [0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert chosen() == []
+
+
+def test_a_cold_start_takes_the_kind_of_gpu_that_it_wants(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first one is of another kind, and nobody has it."""
+    driver = machine(read_manifest(commands.folder), 2)
+    first = driver.uses[0]
+    first = replace(first, gpu=first.gpu._replace(name="NVIDIA L4"))
+    driver = replace(driver, uses=(first, driver.uses[1]))
+    told: list[str] = []
+    monkeypatch.setattr(cold_gpus, "look", lambda: driver)
+    monkeypatch.setattr(cold_gpus, "tell", told.append)
+    cold = ColdGpus(Deployment(name="d", model=Model(path="/m", served_name="m"), gpu="H200", plugins=(StandIn(),)))
+    cold.take()
+    cold.release()
+    zero, one = places(driver)
+    assert cold.gpus == (one,)
+    assert told == [f"{zero} is no H200; taking {one}"]
 
 
 def test_serve_counts_what_is_free_on_a_gpu_of_another_command(

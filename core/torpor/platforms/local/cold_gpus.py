@@ -63,7 +63,12 @@ class ColdGpus:
         chosen = sorted(fewest, key=lambda one: one.number)
         if chosen != places[:count]:
             self.gpus = tuple(chosen)
-            tell(
-                f"another command has {' and '.join(map(str, places[:count]))}; taking {' and '.join(map(str, chosen))}"
-            )
+            first = [one for one in places[:count] if one not in chosen]
+            taken = [one for one in first if one in fitting]
+            why = f"another command has {_listed(taken)}" if taken else f"{_listed(first)} is no {wanted}"
+            tell(f"{why}; taking {_listed(chosen)}")
         return chosen
+
+
+def _listed(places: Sequence[GpuPlace]) -> str:
+    return " and ".join(map(str, places))
