@@ -14,11 +14,11 @@ import asyncio
 import contextlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote
 
 from torpor.errors import SnapshotError
 from torpor.serving.answers import Answer, error_answer, place_answer
-from torpor.serving.asgi_answer import HOP_BY_HOP, EngineAnswer, send_answer
+from torpor.serving.asgi_answer import EngineAnswer, send_answer
+from torpor.serving.asgi_request import framed, request_head, was_forwarded
 from torpor.serving.exchange import IDEMPOTENT, Exchange
 from torpor.serving.heads import CHUNKED, BadRequestError, read_request
 from torpor.serving.model_in_json import BadModelError
@@ -45,8 +45,6 @@ _BUSY_S = 10.0
 _GONE_S = 10.0
 _BUSY_PAUSES_S = (0.002, 0.1)
 _POLICY_VIOLATION = 1008
-_FORWARDED = b"x-torpor-forwarded"
-"""Says that a request was sent to its model's prefix. One that comes back had no application there, and would come back again."""
 
 
 class AsgiGateway:
@@ -75,10 +73,10 @@ class AsgiGateway:
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
 
-    def comes_back(self, scope: Scope) -> bool:
-        """Whether this is a request that was sent to a prefix before."""
-        given = cast("list[tuple[bytes, bytes]]", scope["headers"])
-        return bool(self._prefixes) and any(name == _FORWARDED for name, _ in given)
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether requests go to prefixes of the address at which this application itself is."""
+        return bool(self._prefixes)
 
     def prefix(self, model: ServedModel) -> bytes:
         """What is put before the path of this model's requests."""
@@ -128,12 +126,12 @@ class _Request:
     async def serve(self) -> None:
         """Answer it; end its work at the replica when the client leaves."""
         try:
-            head = read_request(self._head(b""))
+            head = read_request(request_head(self._scope))
         except BadRequestError as error:
             code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
             await send_answer(self._send, error_answer(error.status, code, str(error)))
             return
-        if self._gateway.comes_back(self._scope):
+        if self._gateway.has_prefixes and was_forwarded(self._scope):
             message = "The application of this model is not deployed."
             answer = error_answer(HTTPStatus.SERVICE_UNAVAILABLE, "not_serving", message, retry_after_s=_GONE_S)
             await send_answer(self._send, answer, with_body=head.method != b"HEAD")
@@ -151,34 +149,6 @@ class _Request:
 
     # The request
 
-    def _head(self, prefix: bytes) -> bytes:
-        """The request's head as a replica gets it.
-
-        Raises:
-            BadRequestError: it would be read as more lines than it has.
-        """
-        scope = self._scope
-        root = cast("str", scope.get("root_path") or "").encode()
-        target = cast("bytes", scope.get("raw_path") or quote(cast("str", scope["path"])).encode())
-        if root and target.startswith(root):
-            target = target[len(root) :] or b"/"
-        if query := cast("bytes", scope.get("query_string")):
-            target += b"?" + query
-        lines = [b"%s %s%s HTTP/1.1" % (cast("str", scope["method"]).encode(), prefix, target)]
-        given = cast("list[tuple[bytes, bytes]]", scope["headers"])
-        lines += [b"%s: %s" % (name, value) for name, value in given if name not in HOP_BY_HOP]
-        if prefix:
-            lines.append(_FORWARDED + b": 1")
-        names = {name for name, _ in given}
-        if b"transfer-encoding" in names:
-            lines.append(b"transfer-encoding: chunked")
-        if b"host" not in names and scope.get("http_version") == "1.0":
-            lines.append(b"host:")  # the replica gets HTTP/1.1, which needs one; RFC 9112, 3.2 allows an empty one
-        head = b"\r\n".join([*lines, b"", b""])
-        if not len(lines) + 1 == head.count(b"\r") == head.count(b"\n"):
-            raise BadRequestError("The request's first line or a header has a line break in it.")
-        return head
-
     async def _read(self, head: RequestHead) -> None:
         """Read the body, pass it on, and return once the client has gone."""
         while True:
@@ -189,8 +159,8 @@ class _Request:
             more = bool(message.get("more_body"))
             if self._scanning:
                 self._payload += data
-            if framed := _framed(data, more=more) if head.length == CHUNKED else data:
-                self._pass_on(framed)
+            if piece := framed(data, more=more) if head.length == CHUNKED else data:
+                self._pass_on(piece)
             self._read_all = self._read_all or not more
             self._came.set()
             if self._carrier is None and self._size > MAX_KEPT_BYTES:
@@ -239,7 +209,7 @@ class _Request:
 
     async def _forwarded(self, model: ServedModel, head: RequestHead) -> Answer | None:
         """Send it to a replica, and the answer to the client; returns an answer if there is none of a replica."""
-        data = self._head(self._gateway.prefix(model))
+        data = request_head(self._scope, self._gateway.prefix(model))
         loop = asyncio.get_running_loop()
         busy_until, pause_s = loop.time() + _BUSY_S, _BUSY_PAUSES_S[0]
         fresh = False
@@ -311,12 +281,6 @@ class _Request:
                 carrier.abort()
         if lease is not None:
             lease.release()
-
-
-def _framed(data: bytes, *, more: bool) -> bytes:
-    """A piece of a body as a chunk; the last one with the end."""
-    chunk = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
-    return chunk if more else chunk + b"0\r\n\r\n"
 
 
 def start_fields(lease: Lease) -> list[tuple[bytes, bytes]]:

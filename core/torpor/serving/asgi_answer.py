@@ -176,7 +176,7 @@ class EngineAnswer:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _wait(self) -> None:
-        """Wait for news, which may be old: the caller looks again. The connection's limits end it."""
+        """Wait for news, which may be old: the caller looks again. The end of the engine or of the client ends it."""
         await self._news.wait()
         self._news.clear()
 
