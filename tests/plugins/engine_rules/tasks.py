@@ -171,10 +171,11 @@ class RealTaskRules:
                     answer = raw(client, path, body)
                     assert answer == one, f"{path} {body}: {answer!r}, not {one!r}"
                 files = [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}]
-                for path, body in (
+                refusals: tuple[tuple[str, dict[str, object]], ...] = (
                     ("/v1/messages", {"messages": [{"role": "user", "content": files}], **greedy}),
                     (self.tokenize, {"prompt": "x" * (1 << 20) + "x"}),
-                ):
+                )
+                for path, body in refusals:
                     refused = client.post(path, json={"model": "tiny", **body})
                     assert refused.status_code == 400, refused.text
                 assert client.post("/v1/responses", json={"model": "tiny", "input": "a"}).status_code == 404
