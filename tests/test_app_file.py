@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from torpor import app_file as apps
+from torpor import app_modules
 from torpor.app_file import load_app
 from torpor.app_modules import folder_of
 from torpor.errors import ConfigurationError
@@ -180,6 +183,30 @@ def test_threads_that_import_in_two_folders_do_not_mix(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(often, [0, 1, 0, 1]))
     assert found == [{"a"}, {"b"}, {"a"}, {"b"}]
+
+
+def test_an_import_that_never_ends_is_named_by_one_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread holds the modules of its folder; others wait for a while only."""
+    monkeypatch.setattr(app_modules, "WAIT_S", 0.05)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    began, ends = threading.Event(), threading.Event()
+    monkeypatch.setattr(builtins, "torpor_test_events", (began, ends), raising=False)
+    hanging, other = tmp_path / "one" / "app.py", tmp_path / "two" / "app.py"
+    hanging.write_text("began, ends = torpor_test_events\nbegan.set()\nends.wait(30)\n")
+    other.write_text("")
+    thread = threading.Thread(target=folder_of(hanging).import_file, args=(hanging,))
+    thread.start()
+    try:
+        assert began.wait(30)
+        with pytest.raises(ImportError, match=f"waited 0.05 s for one in {hanging.parent}, which has not ended"):
+            folder_of(other).import_file(other)
+    finally:
+        ends.set()
+        thread.join()
+    folder_of(other).import_file(other)
 
 
 def test_an_app_file_with_the_name_of_a_library_does_not_replace_it_for_others(tmp_path: Path) -> None:

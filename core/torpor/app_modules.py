@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AppFolder", "folder_of"]
 
+WAIT_S = 60.0
+"""Seconds that an import waits for imports in another folder; they can take that long, but not for ever."""
+
 _changed = threading.Condition()
 _folders: dict[str, AppFolder] = {}
 _active: AppFolder | None = None
@@ -130,12 +133,16 @@ class AppFolder:
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the folder active. Threads that import in another folder wait, unless that import led here."""
+        """Keep the folder active. Threads that import in another folder wait, unless that import led here.
+
+        Raises:
+            ImportError: the wait was too long.
+        """
         global _users  # noqa: PLW0603 - `sys.modules` is one, too
         outer = _held.folder
         with _changed:
             if outer is None:
-                _changed.wait_for(lambda: _active is self or not _users)
+                self._wait()
             self._activate()
             _users += 1
         _held.folder = self
@@ -148,6 +155,18 @@ class AppFolder:
                 if outer is not None:
                     outer._activate()  # noqa: SLF001 - of this class
                 _changed.notify_all()
+
+    def _wait(self) -> None:
+        """Wait until nobody imports in another folder.
+
+        Raises:
+            ImportError: somebody still does after `WAIT_S`.
+        """
+        if not _changed.wait_for(lambda: _active is self or not _users, WAIT_S) and _active is not None:
+            raise ImportError(
+                f"An import in {self._path} waited {WAIT_S:g} s for one in {_active._path}, which has not ended. "  # noqa: SLF001
+                "Look at what the modules there wait for while they are imported."
+            )
 
     def _activate(self) -> None:
         global _active  # noqa: PLW0603
