@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["RealTaskRules"]
 
 START_S = 300.0
-NOISE = 0.02
+NOISE = 2**-7
+"""The least tolerance of scores: one step of bfloat16."""
 TEXTS = ["the quick brown fox", "hello world, hello", "a server sleeps in a snapshot"]
 CLASSES = {"rerank": 1, "score": 1, "classify": 3}
 """Classes of each task's model; the others are language models."""
