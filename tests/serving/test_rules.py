@@ -94,6 +94,32 @@ def test_idle_time_lets_a_deployment_fall_state_by_state() -> None:
     assert fleet.next_time(22.0) == float("inf")
 
 
+def test_a_replica_that_cannot_be_put_to_sleep_twice_in_a_row_ends() -> None:
+    """Its engine works on for clients that have left. One failure may pass; a sleep that succeeds starts the count again."""
+    fleet = fleet_of("a")
+    replica = started(fleet, "a", 0.0)
+    for now in (10.0, 31.0):
+        assert kinds(fleet.decide(now)) == [("Sleep", "a")]
+        fleet.serves_on(replica, now + 1.0)
+        if now == 10.0:
+            assert (replica.open, fleet.decide(now + 1.0)) == (True, [])
+            assert kinds(fleet.decide(21.0)) == [("Sleep", "a")]
+            fleet.sleeps(replica, ASLEEP, 21.0)
+            fleet.ask("a", 21.0)
+            fleet.decide(21.0)
+            fleet.serves(replica, "woken", 0.1, 21.0)
+            (granted,) = fleet.decide(21.0)
+            assert isinstance(granted, Grant)
+            fleet.release(replica, 21.0)
+    assert kinds(fleet.decide(42.0)) == [("Sleep", "a")]
+    fleet.serves_on(replica, 43.0)
+    fleet.ask("a", 43.0)
+    assert not replica.open
+    assert kinds(fleet.decide(43.0)) == [("End", "a")]
+    fleet.gone(replica, 44.0)
+    assert kinds(fleet.decide(44.0)) == [("Start", "a")]
+
+
 def test_one_that_is_kept_asleep_stays_asleep_until_somebody_needs_its_memory() -> None:
     """Idle time does not end it. The budget does."""
     fleet = fleet_of("a", "b", host=50 * GB, keep="asleep")

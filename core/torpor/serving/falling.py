@@ -25,7 +25,7 @@ def falls(members: Members, now: float) -> Iterator[Action]:
         if not replica.idle:
             continue
         one = members.deployments[replica.deployment]
-        if replica.outdated or members.closing:
+        if replica.outdated or replica.stuck or members.closing:
             yield _ended(replica, now)
         elif one.queue and not replica.leaving:
             continue

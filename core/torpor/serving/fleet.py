@@ -187,10 +187,12 @@ class Fleet(Members):
         """A replica fell asleep."""
         if not replica.outdated:
             self.deployments[replica.deployment].asleep_size = size
+        replica.failed_sleeps = 0
         _enter(replica, "asleep", size, now)
 
     def serves_on(self, replica: Replica, now: float) -> None:
-        """A replica did not fall asleep; it serves as before."""
+        """A replica did not fall asleep; it serves as before. After the second time in a row it ends."""
+        replica.failed_sleeps += 1
         _enter(replica, "serving", None, now)
         replica.used = now
 

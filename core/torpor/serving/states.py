@@ -37,6 +37,7 @@ NEAREST: tuple[ReplicaState, ...] = ("serving", "waking", "starting", "capturing
 """The states of replicas, the nearest to serving first."""
 
 _STARTS_KEPT = 10
+_MOST_FAILED_SLEEPS = 2
 _LONGEST_PAUSE_S = 60.0
 _PEACE_S = 300.0
 
@@ -75,6 +76,7 @@ class Replica:
         outdated: it belongs to an earlier configuration, and ends as soon as no request is in flight.
         yields: another deployment has waited long for its memory: it gets no more requests for now.
         then_ends: it ends once it is captured.
+        failed_sleeps: sleeps in a row that failed while it served on.
     """
 
     number: int
@@ -91,6 +93,12 @@ class Replica:
     outdated: bool = False
     yields: bool = False
     then_ends: bool = False
+    failed_sleeps: int = 0
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it runs and cannot be put to sleep: its engine works on requests whose clients have left, and ends none."""
+        return self.failed_sleeps >= _MOST_FAILED_SLEEPS
 
     @property
     def idle(self) -> bool:
@@ -100,7 +108,7 @@ class Replica:
     @property
     def open(self) -> bool:
         """Whether it may get another request."""
-        return self.state == "serving" and not (self.leaving or self.outdated or self.yields)
+        return self.state == "serving" and not (self.leaving or self.outdated or self.yields or self.stuck)
 
 
 @dataclass(frozen=True, kw_only=True)

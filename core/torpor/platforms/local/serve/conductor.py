@@ -355,6 +355,8 @@ class Conductor:
             self._keep(replica)
         else:
             self.fleet.serves_on(replica, now)
+            if replica.stuck:
+                self._tell(f"{engine.name}: it could not be put to sleep twice in a row; it is ended")
 
     def measured(self, replica: Replica, size: Size) -> None:
         """What a serving replica takes."""
