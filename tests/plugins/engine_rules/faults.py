@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -110,7 +111,9 @@ class RealFaultRules:
         with serving(deployment) as boot:
             boot.sleep(for_snapshot=False)
             assert boot.canary is not None
-            boot.canary = boot.canary._replace(answer={**boot.canary.answer, "text": "January, February"})
-            with pytest.raises(CanaryError, match="January, February"):
+            other = json.loads(json.dumps(boot.canary.answer))
+            other["models"][0]["prompt"][0] -= 1.0
+            boot.canary = boot.canary._replace(answer=other)
+            with pytest.raises(CanaryError, match=r"other log probabilities .* token 2 of the prompt had"):
                 boot.wake()
             assert boot.running_engine.poll() is not None
