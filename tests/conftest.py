@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 import pytest
+import structlog
 
 from tests import ROOT, shown, side_by_side
 from torpor.engine.process import session_members
@@ -21,6 +22,7 @@ from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.store.paths import CACHE_VARIABLE, cache_root, criu_prefix
+from torpor.telemetry import events
 from torpor.testing import StandIn, StandInVLLM
 
 if TYPE_CHECKING:
@@ -111,6 +113,15 @@ def _forgotten_apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(base):
             del sys.modules[name]
     sys.path[:] = paths
+
+
+@pytest.fixture(autouse=True)
+def _no_quiet_log() -> Iterator[None]:
+    """After a test, the log says everything again: a command that a test calls in its process quiets it."""
+    yield
+    if events._quiet:
+        events._quiet = False
+        structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
