@@ -120,7 +120,7 @@ def test_a_listener_hears_that_a_killed_engine_was_replaced(tmp_path: Path) -> N
     server = LocalServer(heard_by(a_deployment()), backend=Standby(), root=tmp_path, on_event=lambda _: None)
     try:
         server.start()
-        wait_until(lambda: told(HEARD) == [*COLD, *SLEEP, *WAKE, "Serving"])
+        assert wait_until(lambda: told(HEARD) == [*COLD, *SLEEP, *WAKE, "Serving"]), told(HEARD)
         HEARD.clear()
         os.kill(server.boot.running_engine.pid, signal.SIGKILL)
         assert server.boot.running_engine.wait(5.0) == -signal.SIGKILL
