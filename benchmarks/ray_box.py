@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -216,6 +218,7 @@ def _environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
     cache = Path(os.environ.get("TORPOR_CACHE") or Path.home() / ".cache" / "torpor")
     env = {
         "TORPOR_CACHE": str(folder / "cache"),
+        LASTING_VARIABLE: str(folder),  # a capture refuses files in a temporary folder
         "TORPOR_CRIU_PREFIX": os.environ.get("TORPOR_CRIU_PREFIX", str(cache / "criu")),
         "TORPOR_LOG_FORMAT": "json",
         "RAY_TMPDIR": str(folder),
