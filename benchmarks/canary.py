@@ -32,6 +32,7 @@ sys.path[:0] = [str(REPOSITORY / "core"), str(REPOSITORY / "plugins")]
 import httpx  # noqa: E402 - after the path of this repository's packages
 from canary_damages import Damages  # noqa: E402
 from canary_model import ANSWERS  # noqa: E402
+from engine_start import await_start  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from torpor.runtime import logprob_canary  # noqa: E402
@@ -93,7 +94,7 @@ def measured(model: Path, trials: int, port: int, folder: Path) -> dict[str, obj
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
-            _await(client, engine, folder / "engine.log")
+            await_start(client, engine, folder / "engine.log", START_S)
             return Measurement(client, model, damaged).run(trials)
     finally:
         os.killpg(engine.pid, signal.SIGKILL)
@@ -255,19 +256,6 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": f"{REPOSITORY / 'core'}:{REPOSITORY / 'plugins'}",
     }
     return {**os.environ, **own}
-
-
-def _await(client: httpx.Client, engine: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            if client.get("/v1/models").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        if engine.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"SGLang did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

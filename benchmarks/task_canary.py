@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ sys.path[:0] = [str(REPOSITORY / "core"), str(REPOSITORY / "plugins")]
 import httpx  # noqa: E402 - after the path of this repository's packages
 import torch  # noqa: E402
 from canary_damages import Damage, Damages  # noqa: E402
+from engine_start import await_start  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from torpor.runtime.task_canary import QUERY, TEXTS  # noqa: E402
@@ -192,24 +192,11 @@ def running(engine: str, model: Path, log: Path) -> Iterator[httpx.Client]:
         process = subprocess.Popen((*serve, *public), env={**os.environ, **own}, stdout=output, stderr=output)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120, trust_env=False) as client:
-            _await(client, process, log)
+            await_start(client, process, log, START_S)
             yield client
     finally:
         process.terminate()  # the launcher ends what it started
         process.wait(60)
-
-
-def _await(client: httpx.Client, engine: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            if client.get("/v1/models").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        if engine.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the engine did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

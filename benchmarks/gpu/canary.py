@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import httpx
+from benchmarks.engine_start import await_start
 from benchmarks.gpu.damaging_serve import KINDS, SUMS_VARIABLE
 
 from torpor.runtime import logprob_canary
@@ -73,7 +74,7 @@ def measured(given: argparse.Namespace, folder: Path) -> dict[str, object]:
         engine = subprocess.Popen(argv, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{given.port}", timeout=120, trust_env=False) as client:
-            await_start(client, engine, folder / "engine.log")
+            await_start(client, engine, folder / "engine.log", START_S)
             started_s = time.monotonic() - began
             report = Questions(client, sums).run(given.damages, given.asks)
     finally:
@@ -86,20 +87,6 @@ def measured(given: argparse.Namespace, folder: Path) -> dict[str, object]:
         "started_s": round(started_s, 1),
         **report,
     }
-
-
-def await_start(client: httpx.Client, engine: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the engine answers."""
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            if client.get("/v1/models").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        if engine.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"SGLang did not start:\n{log.read_text()[-4000:]}")
-        time.sleep(0.5)
 
 
 class Questions:
