@@ -8,33 +8,39 @@ SLOW := (slow or sglang or vllm or criu or ray or gpu) and not alone
 REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 TORPOR_REQUIRE_RAY=1
 # What failed beside other tests on a busy machine runs once more by itself. It fails the run if it fails again.
 AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail 1
-.PHONY: help setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
+.PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
-.venv/.made: pyproject.toml requirements/dev.txt requirements/docs.txt
+.venv/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
-	@echo "setting up .venv (350 MB; a minute or two)"
+	@echo "setting up .venv with Torpor (150 MB; a minute without output)"
 	@$(PYTHON) -m venv .venv || { echo "make: cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing,store]' --requirement requirements/dev.txt \
-	  --requirement requirements/docs.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[testing,store]'
 	@touch $@
 
-setup: .venv/.made  ## set up .venv: Torpor and what its tests need
+.venv/.made-dev: .venv/.made requirements/dev.txt requirements/docs.txt
+	@echo "adding what tests, lint and the site need to .venv (200 MB; a minute without output)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements/dev.txt --requirement requirements/docs.txt
+	@touch $@
 
-engine: setup    ## set up the local engine: the real SGLang on the CPU
+torpor: .venv/.made  ## set up .venv with Torpor alone
+
+setup: .venv/.made-dev  ## set up .venv: Torpor and what its tests need
+
+engine: torpor   ## set up the local engine: the real SGLang on the CPU
 	@$(BIN)/python scripts/setup-local
 
 parsers: engine  ## fetch the other supported SGLang versions, for their argument parsers
 	@$(BIN)/python scripts/setup-local --parsers
 
-vllm: setup      ## set up the real vLLM on the CPU, and the deployed version's argument parser and routers
+vllm: torpor     ## set up the real vLLM on the CPU, and the deployed version's argument parser and routers
 	@$(BIN)/python scripts/setup-local --engine vllm --parsers
 
-criu: setup      ## install CRIU into a private folder of this user; if it cannot work here, say why
+criu: torpor     ## install CRIU into a private folder of this user; if it cannot work here, say why
 	@$(BIN)/torpor snapshot setup || true
 
 .venv/.made-ray: .venv/.made
@@ -44,14 +50,14 @@ criu: setup      ## install CRIU into a private folder of this user; if it canno
 
 ray: .venv/.made-ray ## add Ray Serve to .venv, for the tests of torpor.platforms.ray
 
-bytecode: setup  ## compile Torpor to byte code, as pip does for a wheel
+bytecode: torpor ## compile Torpor to byte code, as pip does for a wheel
 	@$(BIN)/python -m compileall -q core plugins
 
 run: engine criu bytecode ## set up, then start the real SGLang cold and restore it three times; time each first token
 	$(BIN)/torpor snapshot compare apps/tiny_cpu.py --restores 3
 	@echo "next: $(BIN)/torpor serve apps/tiny_cpu.py   serves it, to zero and back (docs/serve.md)"
 
-test: parsers vllm criu ray ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
+test: setup parsers vllm criu ray ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
 	@failed=0; set -x; \
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)' || $(AGAIN) -m '$(QUICK)' || failed=1; \
 	$(REQUIRED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 20 -m '$(SLOW)' || $(REQUIRED) $(AGAIN) -m '$(SLOW)' || failed=1; \
@@ -80,7 +86,7 @@ measure: engine criu bytecode ## measure cold and restored starts of the real SG
 restores: engine criu bytecode ## restore 1,000 times in a row and look for leaks (five minutes)
 	$(BIN)/python benchmarks/local.py --runs 0 --replicas '' --many 1000
 
-record: parsers vllm criu ## run the tests that support docs/engine-results.json, and update it
+record: setup parsers vllm criu ## run the tests that support docs/engine-results.json, and update it
 	TORPOR_RECORD=docs/engine-results.json $(BIN)/pytest -m shows
 
 bench: bytecode  ## measure the command line, a start and a wake (JSON and a table)
