@@ -8,7 +8,7 @@ SLOW := (slow or sglang or vllm or criu or ray or gpu) and not alone
 REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 TORPOR_REQUIRE_RAY=1
 # What failed beside other tests on a busy machine runs once more by itself. It fails the run if it fails again.
 AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail 1
-.PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs record bench gpu-bench fuzz soak clean
+.PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs docs-serve record bench gpu-bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -77,8 +77,11 @@ types: setup
 	$(BIN)/mypy
 
 docs: setup      ## build the site into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo "open site/index.html"
+	$(BIN)/python -m scripts.site.build
+	@echo "open site/index.html, or: make docs-serve"
+
+docs-serve: setup ## build the site and serve it on this machine until Ctrl-C
+	$(BIN)/python -m scripts.site.build --serve
 
 measure: engine criu bytecode ## measure cold and restored starts of the real SGLang, replicas, memory (JSON and a table; minutes)
 	$(BIN)/python benchmarks/local.py

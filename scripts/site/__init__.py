@@ -1,6 +1,7 @@
 """The tools that build the documentation site, and the parts of it that come from the code.
 
-    hooks           what mkdocs calls: fills in generated parts, adds pages for files outside of docs/, corrects links
+    build           builds the site, and serves it
+    pages           every page as Markdown: fills in generated parts, adds pages for files outside of docs/, corrects links
     hook_reference  the six hooks, and the check before them, from their docstrings
     engines         engine plugins: capabilities and flags; every plugin's options
     commands        the command line, from its own help
@@ -11,5 +12,5 @@
     llms            llms.txt, and each page as Markdown next to its HTML
 
 `make docs` builds the site into site/ without the network. `<!-- generated: NAME -->` on a page marks the place of a generated
-part; the names are in `hooks.PARTS`.
+part; the names are in `pages.PARTS`.
 """

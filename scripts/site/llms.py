@@ -7,54 +7,59 @@ followed by the page's first sentence, so both always agree with the pages.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
+
+from scripts.site.pages import configured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
-
-__all__ = ["first_sentence", "nav_pages", "remember", "title_of", "write"]
+__all__ = ["first_sentence", "nav_pages", "title_of", "write"]
 
 NAME = "llms.txt"
 
-_markdown: dict[str, str] = {}
-"""Markdown of every page of this build, by its source path: at the end of a build mkdocs passes only its settings."""
+
+def write(site: Path, pages: Mapping[str, str], nav: list[dict[str, Any]]) -> None:
+    """Write the files into the site's folder.
+
+    Args:
+        site: the built site.
+        pages: complete Markdown of every page by its name.
+        nav: the navigation as zensical.toml has it.
+    """
+    for name, markdown in pages.items():
+        (site / name).write_text(markdown, encoding="utf-8")
+    (site / NAME).write_text(llms_txt(pages, nav), encoding="utf-8")
 
 
-def remember(files: Files) -> None:
-    """Keep the Markdown of all pages."""
-    _markdown.clear()
-    for file in files.documentation_pages():
-        if file.page is not None and file.page.markdown is not None:
-            _markdown[file.src_uri] = file.page.markdown
-
-
-def write(config: MkDocsConfig) -> None:
-    """Write the files into the site's folder."""
-    site = Path(config.site_dir)
-    for source, markdown in _markdown.items():
-        (site / source).write_text(markdown, encoding="utf-8")
-    (site / NAME).write_text(llms_txt(config), encoding="utf-8")
-
-
-def llms_txt(config: MkDocsConfig) -> str:
+def llms_txt(pages: Mapping[str, str], nav: list[dict[str, Any]]) -> str:
     """The text of the file."""
-    lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
-    for heading, pages in nav_pages(cast("list[object]", config.nav)):
+    settings = configured()
+    lines = [f"# {settings['site_name']}", "", f"> {settings['site_description']}", ""]
+    for heading, part in nav_pages(nav):
         lines += [f"## {heading}", ""]
-        lines += [f"- [{title_of(_markdown[page])}]({page}): {first_sentence(_markdown[page])}" for page in pages]
+        lines += [f"- [{title_of(pages[page])}]({page}): {first_sentence(pages[page])}" for page in part]
         lines.append("")
     return "\n".join(lines)
 
 
-def nav_pages(nav: list[object]) -> Iterator[tuple[str, list[str]]]:
-    """Parts of the navigation with their pages. A page outside of any part is a part by itself."""
+def nav_pages(nav: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Parts of the navigation with their pages, those of its sub-parts included. A page outside of any part is one by itself."""
     for entry in nav:
-        for heading, pages in cast("dict[str, list[str] | str]", entry).items():
-            yield heading, [pages] if isinstance(pages, str) else pages
+        for heading, pages in entry.items():
+            yield heading, list(_below(pages))
+
+
+def _below(pages: object) -> Iterator[str]:
+    if isinstance(pages, str):
+        yield pages
+    elif isinstance(pages, dict):
+        for part in pages.values():
+            yield from _below(part)
+    elif isinstance(pages, list):
+        for one in pages:
+            yield from _below(one)
 
 
 def title_of(markdown: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.site import engines, guard_states, hook_reference, hooks, llms, parts
+from scripts.site import engines, guard_states, hook_reference, llms, pages, parts
 from scripts.site.docstrings import parse
 
 from tests import ROOT
@@ -169,12 +169,12 @@ def test_docstrings_are_parsed() -> None:
 )
 def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folder: str, page: str) -> None:
     """From a page in any folder."""
-    assert hooks.page_of(target, folder) == page
+    assert pages.page_of(target, folder) == page
 
 
 def test_files_that_become_pages_exist() -> None:
     """No page has two sources."""
-    for page, source in hooks.ADOPTED.items():
+    for page, source in pages.ADOPTED.items():
         assert (ROOT / source).is_file()
         assert not (ROOT / "docs" / page).exists()
 

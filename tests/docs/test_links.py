@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.site.hooks import ADOPTED
+from scripts.site.pages import ADOPTED
 
 from tests import ROOT
 from tests.docs.pages import DOCS, PAGES

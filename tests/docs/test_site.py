@@ -6,12 +6,12 @@ import functools
 import re
 from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from mkdocs.config import load_config
 from scripts.site import commands, engines, llms, modules
 from scripts.site.docstrings import parse, prose
+from scripts.site.pages import configured
 
 from tests import ROOT
 from tests.docs.pages import DOCS
@@ -58,9 +58,8 @@ def pages(site: Path) -> dict[str, Elements]:
 
 
 def navigation() -> list[str]:
-    """The pages of mkdocs.yml, in order."""
-    nav = load_config(str(ROOT / "mkdocs.yml")).nav
-    return [page for _, part in llms.nav_pages(cast("list[object]", nav)) for page in part]
+    """The pages of zensical.toml, in order."""
+    return [page for _, part in llms.nav_pages(configured()["nav"]) for page in part]
 
 
 def flat(text: str) -> str:

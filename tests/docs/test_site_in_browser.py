@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+DEADLINE_S = 60.0
+
 SHOWN = ("index", "first-start", "engines", "hooks", "guard", "troubleshooting", "compare", "architecture")
 
 
@@ -25,7 +28,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-@pytest.mark.parametrize("width", [400, 1300])
+@pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["default", "slate"])
 def test_a_page_fits_its_window_and_fetches_nothing(
     browser: Browser, site: Path, name: str, width: int, scheme: str
@@ -43,7 +46,29 @@ def test_the_drawing_can_be_read_in_the_dark_scheme(browser: Browser, site: Path
     colour = "getComputedStyle(document.querySelector('.guard-states .name')).fill"
     seen = {}
     for scheme in ("default", "slate"):
-        browser.show(site / "guard.html", width=1300)
+        browser.show(site / "guard.html", width=1400)
         browser.ask(f"document.body.dataset.mdColorScheme = '{scheme}'")
         seen[scheme] = browser.ask(colour)
     assert seen["default"] != seen["slate"]
+
+
+def test_the_search_works_on_a_page_that_is_opened_as_a_file(browser: Browser, site: Path) -> None:
+    """It finds the page of the canary, and fetches nothing from elsewhere."""
+    browser.show(site / "index.html", width=1400)
+    browser.ask("document.querySelector('.md-search__button').click() ?? 0")
+    wait_for(browser, "Boolean(document.activeElement.shadowRoot?.activeElement)")  # the search is a dialog of its own
+    browser.type("canary")
+    wait_for(
+        browser,
+        "[...document.activeElement.shadowRoot.querySelectorAll('a')].some(link => link.href.includes('canary.html'))",
+    )
+    assert browser.complaints == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def wait_for(browser: Browser, expression: str) -> None:
+    """Wait until an expression is true on the page."""
+    deadline = time.monotonic() + DEADLINE_S
+    while browser.ask(expression) is not True:
+        assert time.monotonic() < deadline, (expression, browser.complaints)
+        time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -64,6 +65,14 @@ class Browser:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return cast("dict[str, object]", answer["result"])["value"]
+
+    def type(self, text: str) -> None:
+        """Type into the field that has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def picture(self) -> bytes:
+        """What the window shows, as PNG."""
+        return base64.b64decode(str(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _call(self, method: str, **params: object) -> dict[str, object]:
         self._number += 1

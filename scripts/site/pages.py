@@ -1,4 +1,4 @@
-"""Functions that mkdocs calls while it builds the site (see `hooks:` in mkdocs.yml).
+"""The pages of the site as Markdown: generated parts filled in, pages for files outside of docs/, corrected links.
 
 Pages of docs/ read well where they lie, too: links in them go to files of the repository. Here such a link becomes one to
 the page that is made of the file, e.g. `../SECURITY.md` one to `security.md`.
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import posixpath
 import re
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from mkdocs.structure.files import File
-from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, llms, modules, parts
+from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, modules, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
-    from mkdocs.structure.pages import Page
-
-__all__ = ["ADOPTED", "PARTS", "on_env", "on_files", "on_page_markdown", "on_post_build"]
+__all__ = ["ADOPTED", "CONFIG", "DOCS", "PARTS", "configured", "other_files", "page_of", "written"]
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+CONFIG = ROOT / "zensical.toml"
 
 _FIGURES = ROOT / "benchmarks" / "gpu"
 
@@ -34,7 +32,7 @@ ADOPTED = {
     "gpu-figures.md": "benchmarks/gpu/NOTES.md",
     **{file.name: f"benchmarks/gpu/{file.name}" for kind in ("svg", "json") for file in _FIGURES.glob(f"*.{kind}")},
 }
-"""Pages of the site that come from files outside of docs/."""
+"""Files of the site that come from outside of docs/."""
 
 PARTS: dict[str, Callable[[], str]] = {
     "hook_timeline": hook_reference.hook_timeline,
@@ -60,20 +58,22 @@ _DRAWING = re.compile(rf"^!\[[^\]]*\]\(({'|'.join(_DRAWINGS)})\.svg\)$", re.MULT
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that come from files outside docs/."""
-    for target, source in ADOPTED.items():
-        files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
-    return files
+def configured() -> dict[str, Any]:
+    """The settings of the site: the table `project` of zensical.toml."""
+    return cast("dict[str, Any]", tomllib.loads(CONFIG.read_text(encoding="utf-8"))["project"])
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs calls by name
-    """Fill in generated parts, and correct links to files of the repository."""
-    source = page.file.src_uri
-    folder = posixpath.dirname(ADOPTED.get(source, f"docs/{source}"))
-    markdown = _LINK.sub(lambda link: page_of(link[1], folder) + link[2], markdown)
-    markdown = _DRAWING.sub(lambda image: f'<div class="drawing">\n{_DRAWINGS[image[1]]()}</div>', markdown)
-    return _PART.sub(lambda part: PARTS[part[1]](), markdown)
+def written() -> dict[str, str]:
+    """Every page by its file name, complete, in the order of the names."""
+    sources = {file.name: file for file in DOCS.glob("*.md")}
+    sources |= {target: ROOT / source for target, source in ADOPTED.items() if target.endswith(".md")}
+    return {name: _complete(name, sources[name].read_text(encoding="utf-8")) for name in sorted(sources)}
+
+
+def other_files() -> dict[str, Path]:
+    """Every other file of the site by its name: pictures, data, the style sheet, scripts."""
+    found = {file.name: file for file in DOCS.iterdir() if file.is_file() and file.suffix != ".md"}
+    return found | {target: ROOT / source for target, source in ADOPTED.items() if not target.endswith(".md")}
 
 
 def page_of(target: str, folder: str) -> str:
@@ -88,11 +88,9 @@ def page_of(target: str, folder: str) -> str:
     return made_of.get(path, path.removeprefix("docs/"))
 
 
-def on_env(env: object, config: MkDocsConfig, files: Files) -> None:  # noqa: ARG001 - mkdocs calls by name
-    """Keep each page's final Markdown for `on_post_build`."""
-    llms.remember(files)
-
-
-def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt, and every page as Markdown next to its HTML."""
-    llms.write(config)
+def _complete(name: str, markdown: str) -> str:
+    """A page with its generated parts and drawings, and with links to pages of the site."""
+    folder = posixpath.dirname(ADOPTED.get(name, f"docs/{name}"))
+    markdown = _LINK.sub(lambda link: page_of(link[1], folder) + link[2], markdown)
+    markdown = _DRAWING.sub(lambda image: f'<div class="drawing">\n{_DRAWINGS[image[1]]()}</div>', markdown)
+    return _PART.sub(lambda part: PARTS[part[1]](), markdown)
