@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,12 @@ from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import Signals, ends_on_sigterm
 from torpor.cli.listening import check_chats, engine_at, given_address, public_warning
-from torpor.cli.metrics import metrics_served
 from torpor.cli.outputs import check_output
 from torpor.cli.progress import Progress, stage_table
-from torpor.cli.restore import Served
 from torpor.cli.terminal import result
-from torpor.client import chat
 from torpor.errors import ConfigurationError, TorporError
 from torpor.network import descriptors
-from torpor.platforms.local.backends import BACKENDS, make_backend
-from torpor.platforms.local.criu_backend import CriuBackend
-from torpor.platforms.local.metrics.figures import CommandFigures
+from torpor.platforms.local.backends import BACKENDS, CRIU, make_backend
 from torpor.platforms.local.requirements import missing_packages
 from torpor.platforms.local.server import LocalServer
 from torpor.platforms.local.start import StartOptions, start_here
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from torpor.cli.restore import Served
     from torpor.deployment import Deployment
     from torpor.platforms.local.replicas import Replicas
     from torpor.platforms.local.start import Way
@@ -86,7 +83,7 @@ class _Options:
     @property
     def torpor_listens(self) -> bool:
         """Whether Torpor's gateway has the public port; otherwise the engine has it."""
-        return self.snapshot is not None or self.backend == CriuBackend.name
+        return self.snapshot is not None or self.backend == CRIU
 
 
 def run_up(
@@ -158,12 +155,18 @@ class _Up:
         self._console = console
         self._record_file = record_file
         self._announced = _announced(app, options)
-        self._served = Served(as_json=options.as_json and not options.question, announced=self._announced)
+        self._served = self._served_here() if options.torpor_listens or options.source else None
         self._report = StageReport(record_file, on_begin=progress.begin, on_end=progress.end)
         self._signals = Signals()
         self._signals.note_sleeps()
         self._started: LocalServer | Replicas | None = None
         self._answer: dict[str, object] | None = None
+
+    def _served_here(self) -> Served:
+        """What serves restored replicas."""
+        from torpor.cli.restore import Served  # noqa: PLC0415 - 20 ms before an engine without a snapshot
+
+        return Served(as_json=self._options.as_json and not self._options.question, announced=self._announced)
 
     def run(self) -> None:
         """Start, serve, stop."""
@@ -185,8 +188,13 @@ class _Up:
             self._print_end(self._report.records)
 
     def _metrics(self) -> AbstractContextManager[None]:
-        figures = CommandFigures(self._app.deployment.name, lambda: self._started)
         options = self._options
+        if not options.metrics and not options.engine_metrics:
+            return nullcontext()
+        from torpor.cli.metrics import metrics_served  # noqa: PLC0415 - 60 ms before an engine without metrics
+        from torpor.platforms.local.metrics.figures import CommandFigures  # noqa: PLC0415
+
+        figures = CommandFigures(self._app.deployment.name, lambda: self._started)
         return metrics_served(options.metrics, figures, engines=options.engine_metrics, tell=self._say)
 
     def _say(self, text: str) -> None:
@@ -209,7 +217,7 @@ class _Up:
             on_way=lambda way: _say_way(way, console),
             on_cold=lambda server: _say_missing(server, console),
             on_step=self._progress.step,
-            on_stage=self._served.note,
+            on_stage=self._served.note if self._served else None,
             on_event=self._tell,
         )
         return start_here(self._app, start)
@@ -217,6 +225,7 @@ class _Up:
     def _serve_replicas(self, replicas: Replicas) -> None:
         """Serve restored replicas until a signal, or ask the question."""
         question = self._options.question
+        assert self._served is not None  # there is a snapshot
         self._served.serve(replicas, 1, self._ask if question else None)
         if question and not self._signals.hung_up:
             self._print_end(read_records(self._record_file))
@@ -233,6 +242,8 @@ class _Up:
 
     def _ask(self) -> None:
         """Ask the question as a client would; the answer goes to standard output as it comes."""
+        from torpor.client import chat  # noqa: PLC0415 - 15 ms, once the engine serves
+
         assert self._started is not None
         stream, deployment = not self._options.as_json, self._app.deployment
         host, port = self._started.address
@@ -253,7 +264,8 @@ class _Up:
     def _tell(self, event: ReplicaEvent) -> None:
         self._progress.event(event)
         self._announced.event(event)
-        self._served.look()
+        if self._served:
+            self._served.look()
 
     def _print_end(self, records: list[StageRecord]) -> None:
         """Show the stages and, as JSON, the answer."""
@@ -270,8 +282,8 @@ class _Up:
 def _announced(app: App, options: _Options) -> Announcement:
     """What others are told of the command from its start on."""
     deployment, snapshot = app.deployment, options.snapshot
-    backend = options.backend if snapshot is None else CriuBackend.name
-    if snapshot is None and backend == CriuBackend.name:
+    backend = options.backend if snapshot is None else CRIU
+    if snapshot is None and backend == CRIU:
         snapshot = snapshot_folder(deployment.name)
     announced = Announcement("up")
     announced.starting(

@@ -17,8 +17,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import httpx
-
 from torpor.engine.failure import stops_on_failure
 from torpor.engine.launching import ends_started_engines, signals_held
 from torpor.engine.logs import replica_log
@@ -43,6 +41,8 @@ from torpor.values.addresses import check_free, nearest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    import httpx
 
     from torpor.deployment import Deployment
     from torpor.engine.handle import Engine
@@ -237,7 +237,7 @@ class Boot:
 
     def in_flight(self) -> int:
         """How many requests the engine works on; 0 if the guard does not answer."""
-        with contextlib.suppress(TorporError, httpx.HTTPError), self._control() as control:
+        with self._unanswered(), self._control() as control:
             return control.in_flight()
         return 0
 
@@ -254,7 +254,7 @@ class Boot:
         """
         self.serving = False
         self.telling.draining()
-        with contextlib.suppress(DrainTimeoutError, TorporError, httpx.HTTPError), self._control() as control:
+        with self._unanswered(), self._control() as control:
             return control.drain(limit_s, cut=True)
         return 0
 
@@ -326,6 +326,8 @@ class Boot:
 
     def _wake_guard(self, client: httpx.Client, new_replica_id: str | None) -> None:
         """Wake the guard. If the connection fails, try once more: the guard has seen nothing, so this is safe."""
+        import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
+
         control = GuardControl(self.running_engine, client)
         try:
             control.wake(new_replica_id=new_replica_id)
@@ -391,6 +393,14 @@ class Boot:
             yield
         finally:
             self._moving.release()
+
+    @contextlib.contextmanager
+    def _unanswered(self) -> Iterator[None]:
+        """Take no answer of the guard as none."""
+        import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
+
+        with contextlib.suppress(TorporError, httpx.HTTPError):
+            yield
 
     @contextlib.contextmanager
     def _client(self, timeout_s: float) -> Iterator[httpx.Client]:

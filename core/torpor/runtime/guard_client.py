@@ -5,15 +5,14 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-import httpx
-
 from torpor.errors import DrainTimeoutError, GuardStateError
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.protocol import CONTROL, KEY_HEADER, LETS_GO_S
-from torpor.runtime.transport import EngineTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import httpx
 
     from torpor.engine.handle import Engine
 
@@ -33,6 +32,10 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         port: where the engine listens on loopback.
         timeout_s: seconds per request, unless a call sets its own.
     """
+    import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
+
+    from torpor.runtime.transport import EngineTransport  # noqa: PLC0415 - imports httpx
+
     headers = {"connection": "close"}
     if engine.guard_key is not None:
         headers[KEY_HEADER] = engine.guard_key

@@ -6,8 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import httpx
-
 from torpor.errors import EngineRequestError, EngineTimeoutError
 from torpor.runtime.readiness import exited_error, last_lines
 
@@ -54,6 +52,8 @@ def explained(error: BaseException, engine: Engine | None, stage: str, deadline:
     """The error that names the cause of what a stage raised; the raised error itself where it says enough."""
     if engine is None or not isinstance(error, Exception):
         return error
+    import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
+
     notes = getattr(error, "__notes__", [])
     where = f"in stage {stage}" + (f" ({'; '.join(notes)})" if notes else "")
     said = f"The engine's last lines:\n{last_lines(engine)}"

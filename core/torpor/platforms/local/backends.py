@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor.errors import SnapshotError
-from torpor.platforms.local.criu_backend import CriuBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from torpor.runtime.boot import Boot
     from torpor.snapshots.gpu.placement import GpuPlace
 
-__all__ = ["BACKENDS", "STANDBY_WORKS", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
+__all__ = ["BACKENDS", "CRIU", "STANDBY_WORKS", "NoSnapshot", "SnapshotBackend", "Standby", "make_backend"]
 
 STANDBY_WORKS = "The backend 'standby' works anywhere: torpor up APP --backend standby"
 """Offered when another backend cannot be used."""
@@ -178,10 +177,20 @@ class Standby:
         """Nothing to end."""
 
 
+def _criu(
+    *, app_file: Path | None = None, host: str | None = None, port: int | None = None, gpus: Sequence[GpuPlace] = ()
+) -> SnapshotBackend:
+    from torpor.platforms.local.criu_backend import CriuBackend  # noqa: PLC0415 - 40 ms before an engine that needs none
+
+    return CriuBackend(app_file=app_file, host=host, port=port, gpus=gpus)
+
+
+CRIU = "criu"
+
 BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {
     "none": NoSnapshot,
     "standby": Standby,
-    "criu": CriuBackend,
+    CRIU: _criu,
 }
 
 
@@ -197,6 +206,6 @@ def make_backend(
         port: its port; the deployment's by default.
         gpus: the GPUs that a restored replica may take; by default all.
     """
-    if name == CriuBackend.name:
-        return CriuBackend(app_file=app_file, host=host, port=port, gpus=gpus)
+    if name == CRIU:
+        return _criu(app_file=app_file, host=host, port=port, gpus=gpus)
     return BACKENDS[name]()

@@ -22,7 +22,6 @@ from torpor.errors import DrainTimeoutError, SnapshotError, TorporError, TrialWa
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.local.backends import STANDBY_WORKS, NoSnapshot
 from torpor.platforms.local.cold_gpus import ColdGpus
-from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.installed_nccl import check_nccl
 from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import tell_warnings
@@ -32,7 +31,6 @@ from torpor.runtime.readiness import exited_error
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.snapshots.before_capture.lasting_folders import check_lasting
 from torpor.snapshots.before_capture.outside_files import model_files
-from torpor.snapshots.foresight import warn_of_held
 from torpor.snapshots.gpu.placement import only_gpus
 from torpor.snapshots.store.paths import cache_root, logs_folder
 
@@ -129,7 +127,7 @@ class LocalServer:
         self.build()
         self._gpus.take()
         self._placed(self.boot)
-        self.boot.cold_start(on_ready=warn_of_held if isinstance(self.backend, CriuBackend) else None)
+        self.boot.cold_start(on_ready=None if self.backend.process_stays else _warn_of_held)
 
     def start(self) -> None:
         """Build, start cold and serve; with a backend that keeps servers, sleep and wake once in between."""
@@ -308,6 +306,12 @@ class LocalServer:
         """End the engine and what the backend holds if the block fails; `_renew` may replace the engine meanwhile."""
         let_go = self.backend.clear if keep_port else self.backend.close
         return stops_on_failure(lambda: self.boot.stop(), let_go, unless=DrainTimeoutError)  # noqa: PLW0108 - the boot of then
+
+
+def _warn_of_held(boot: Boot) -> None:
+    from torpor.snapshots.foresight import warn_of_held  # noqa: PLC0415 - 25 ms before an engine without a snapshot
+
+    warn_of_held(boot)
 
 
 def check_model_folder(deployment: Deployment, recipe: Recipe) -> None:

@@ -11,16 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
-from torpor.platforms.local.criu_backend import CriuBackend
-from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import LocalServer
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime.supervision import WAKE_FAILED, ReplicaEvent
-from torpor.snapshots import remote
-from torpor.snapshots.fit import misfits
-from torpor.snapshots.store.manifest import MANIFEST
-from torpor.snapshots.store.stored import inspect
-from torpor.snapshots.targets import check_target
 from torpor.telemetry.records import fetched_stage
 
 if TYPE_CHECKING:
@@ -31,6 +24,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Deployment
     from torpor.lifecycle import Lifecycle
     from torpor.platforms.local.backends import SnapshotBackend
+    from torpor.platforms.local.replicas import Replicas
     from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.remote.source import Source
     from torpor.telemetry.records import BootKind, StageRecord
@@ -123,6 +117,8 @@ def start_here(app: App, options: StartOptions) -> LocalServer | Replicas:
 
 def _restored(app: App, snapshot: Path, options: StartOptions) -> Replicas | None:
     """Restore one replica; None if that failed and the deployment allows a cold start."""
+    from torpor.platforms.local.replicas import Replicas  # noqa: PLC0415 - 60 ms before an engine without a snapshot
+
     deployment = app.deployment
     replicas = Replicas(
         snapshot,
@@ -153,6 +149,8 @@ def _started_cold(app: App, options: StartOptions, *, failed: bool) -> LocalServ
     """Start cold, and capture a snapshot if there is a folder for one."""
     backend = options.backend
     if options.snapshot is not None:
+        from torpor.platforms.local.criu_backend import CriuBackend  # noqa: PLC0415 - as in `_restored`
+
         backend = CriuBackend(
             folder=options.snapshot,
             app_file=app.file,
@@ -186,6 +184,9 @@ def _tell(options: StartOptions, way: Way) -> None:
 
 def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
     """Why this snapshot does not fit here and now, one sentence each; empty if it fits."""
+    from torpor.snapshots.fit import misfits  # noqa: PLC0415 - as in `_restored`
+    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415
+
     try:
         return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
     except SnapshotError as error:
@@ -204,6 +205,8 @@ def _chosen_way(app: App, options: StartOptions) -> tuple[Way | None, Path | Non
 
 def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, Path | None]:
     """The way to start with a snapshot of a store, and its folder once it is here."""
+    from torpor.snapshots import remote  # noqa: PLC0415 - as in `_restored`
+
     try:
         obtained = remote.obtain(source, app)
     except SnapshotError as error:
@@ -215,6 +218,9 @@ def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, 
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
+    from torpor.snapshots.store.manifest import MANIFEST  # noqa: PLC0415 - as in `_restored`
+    from torpor.snapshots.targets import check_target  # noqa: PLC0415
+
     there = (snapshot / MANIFEST).is_file()
     reasons = why_not_restored(lifecycle, snapshot) if there else ()
     if there and not reasons:
