@@ -25,7 +25,7 @@ from torpor import (
     hookimpl,
 )
 from torpor.runtime.boot import Boot
-from torpor.runtime.stage_failure import Deadline
+from torpor.runtime.deadline import Deadline
 from torpor.telemetry.records import read_records
 from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import Stage

@@ -59,13 +59,9 @@ def _run() -> None:
         _restore(options)
         return
     gc.disable()  # until the command's own module is imported, see `actions`
-    from torpor.cli.plain_serve import served_plainly  # noqa: PLC0415 - pathlib: 5 ms of a restore
+    from torpor.cli.plain_lines import ran_plainly  # noqa: PLC0415 - pathlib: 5 ms of a restore
 
-    if served_plainly(sys.argv[1:]):
-        return
-    from torpor.cli.plain_up import started_plainly  # noqa: PLC0415 - as above
-
-    if started_plainly(sys.argv[1:]):
+    if ran_plainly(sys.argv[1:]):
         return
     from torpor.cli.commands import run  # noqa: PLC0415 - typer: 110 ms of a restore
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from torpor.app_file import App, load_app
+from torpor.cli import later
 from torpor.cli.announcing import Announcement
 from torpor.cli.console import console as make_console
 from torpor.cli.ending import drained, finished_or_ended
@@ -164,9 +165,7 @@ class _Up:
 
     def _served_here(self) -> Served:
         """What serves restored replicas."""
-        from torpor.cli.restore import Served  # noqa: PLC0415 - 20 ms before an engine without a snapshot
-
-        return Served(as_json=self._options.as_json and not self._options.question, announced=self._announced)
+        return later.Served(as_json=self._options.as_json and not self._options.question, announced=self._announced)
 
     def run(self) -> None:
         """Start, serve, stop."""
@@ -191,11 +190,8 @@ class _Up:
         options = self._options
         if not options.metrics and not options.engine_metrics:
             return nullcontext()
-        from torpor.cli.metrics import metrics_served  # noqa: PLC0415 - 60 ms before an engine without metrics
-        from torpor.platforms.local.metrics.figures import CommandFigures  # noqa: PLC0415
-
-        figures = CommandFigures(self._app.deployment.name, lambda: self._started)
-        return metrics_served(options.metrics, figures, engines=options.engine_metrics, tell=self._say)
+        figures = later.CommandFigures(self._app.deployment.name, lambda: self._started)
+        return later.metrics_served(options.metrics, figures, engines=options.engine_metrics, tell=self._say)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -242,12 +238,10 @@ class _Up:
 
     def _ask(self) -> None:
         """Ask the question as a client would; the answer goes to standard output as it comes."""
-        from torpor.client import chat  # noqa: PLC0415 - 15 ms, once the engine serves
-
         assert self._started is not None
         stream, deployment = not self._options.as_json, self._app.deployment
         host, port = self._started.address
-        told = chat(
+        told = later.chat(
             url(nearest(host), port),
             model=deployment.model.served_name,
             prompt=self._options.question,

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 from torpor._override import override
 from torpor.engine.environment import REPLICA_ID_VARIABLE, inherited_environment
 from torpor.engine.handle import Engine
@@ -26,8 +28,6 @@ from torpor.network.proxies import past_proxies
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import psutil
 
     from torpor.engine.logs import Sink
 
@@ -71,8 +71,6 @@ class EngineProcess(Engine):
             self._process = _start(argv, full_env, cwd, boot_fd)
             unstarted.pop_all()
         self._lifeline.tell(self._process.pid)
-        import psutil  # noqa: PLC0415, F401 - 10 ms, while the engine starts; its end must not need an import
-
         self._members: dict[int, float] = {}
         self._members_lock = threading.Lock()
         self._tree_gone = False
@@ -153,15 +151,11 @@ class EngineProcess(Engine):
 
     def _remember_members(self) -> None:
         """Note the tree's processes with their start times: another process may get the same pid later."""
-        import psutil  # noqa: PLC0415 - imported already, see `__init__`
-
         for process in session_members(self._process.pid):
             with contextlib.suppress(psutil.NoSuchProcess), self._members_lock:
                 self._members.setdefault(process.pid, process.create_time())
 
     def _living(self) -> list[psutil.Process]:
-        import psutil  # noqa: PLC0415 - as above
-
         alive = []
         with self._members_lock:
             members = list(self._members.items())
@@ -173,8 +167,6 @@ class EngineProcess(Engine):
         return alive
 
     def _signal_members(self, number: signal.Signals) -> None:
-        import psutil  # noqa: PLC0415 - as above
-
         for process in self._living():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -197,8 +189,6 @@ def session_members(leader_pid: int) -> list[psutil.Process]:
     A session outlives its leader, so orphans are found as well (setsid(2)). SGLang has a scheduler, a detokenizer and a
     resource tracker beside its HTTP server.
     """
-    import psutil  # noqa: PLC0415 - as above
-
     members: dict[int, psutil.Process] = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         leader = psutil.Process(leader_pid)
@@ -216,8 +206,6 @@ def _is_dead(process: psutil.Process) -> bool:
     The first thread of a killed process becomes a zombie while other threads may still hold its memory, its sockets and the
     GPU. With SGLang on an H100 they still held 68 GB of GPU memory.
     """
-    import psutil  # noqa: PLC0415 - as above
-
     return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
 

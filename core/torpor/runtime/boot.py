@@ -24,11 +24,10 @@ from torpor.engine.start import engines_started_by
 from torpor.engine.visible_gpus import visible_devices
 from torpor.errors import CanaryError, DrainTimeoutError, GuardStateError, TorporError
 from torpor.lifecycle import Lifecycle
+from torpor.runtime import later
 from torpor.runtime.canary import Canary, check_canary, record_canary
-from torpor.runtime.guard_client import GuardControl, open_client
+from torpor.runtime.deadline import Deadline
 from torpor.runtime.preflight import run_preflight
-from torpor.runtime.readiness import exited_error, wait_ready
-from torpor.runtime.stage_failure import Deadline, explained
 from torpor.runtime.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.runtime.telling import Telling
 from torpor.telemetry.events import log
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.engine.start import Starter
     from torpor.recipe import Recipe
+    from torpor.runtime.guard_client import GuardControl
     from torpor.runtime.telling import Place
 
 __all__ = ["Boot"]
@@ -155,7 +155,7 @@ class Boot:
             self._client(timeout_s) as client,
             followed_lines(self.running_engine.log_tail, engine_plugin.log_progress),
         ):
-            wait_ready(
+            later.wait_ready(
                 self.running_engine,
                 client,
                 port=self.deployment.port,
@@ -237,7 +237,7 @@ class Boot:
 
     def in_flight(self) -> int:
         """How many requests the engine works on; 0 if the guard does not answer."""
-        with self._unanswered(), self._control() as control:
+        with contextlib.suppress(*later.no_answer()), self._control() as control:
             return control.in_flight()
         return 0
 
@@ -254,7 +254,7 @@ class Boot:
         """
         self.serving = False
         self.telling.draining()
-        with self._unanswered(), self._control() as control:
+        with contextlib.suppress(*later.no_answer()), self._control() as control:
             return control.drain(limit_s, cut=True)
         return 0
 
@@ -326,12 +326,10 @@ class Boot:
 
     def _wake_guard(self, client: httpx.Client, new_replica_id: str | None) -> None:
         """Wake the guard. If the connection fails, try once more: the guard has seen nothing, so this is safe."""
-        import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
-
-        control = GuardControl(self.running_engine, client)
+        control = later.GuardControl(self.running_engine, client)
         try:
             control.wake(new_replica_id=new_replica_id)
-        except httpx.ConnectError:
+        except later.connect_failure():
             if self.running_engine.wait(_SECOND_WAKE_S) is not None:
                 raise
             control.wake(new_replica_id=new_replica_id)
@@ -395,22 +393,14 @@ class Boot:
             self._moving.release()
 
     @contextlib.contextmanager
-    def _unanswered(self) -> Iterator[None]:
-        """Take no answer of the guard as none."""
-        import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
-
-        with contextlib.suppress(TorporError, httpx.HTTPError):
-            yield
-
-    @contextlib.contextmanager
     def _client(self, timeout_s: float) -> Iterator[httpx.Client]:
-        with open_client(self.running_engine, port=self.deployment.port, timeout_s=timeout_s) as client:
+        with later.open_client(self.running_engine, port=self.deployment.port, timeout_s=timeout_s) as client:
             yield client
 
     @contextlib.contextmanager
     def _control(self) -> Iterator[GuardControl]:
         with self._client(CONTROL_TIMEOUT_S) as client:
-            yield GuardControl(self.running_engine, client)
+            yield later.GuardControl(self.running_engine, client)
 
     @contextlib.contextmanager
     def _stage(self, stage: Stage, timeout_s: float | None = None) -> Iterator[None]:
@@ -426,9 +416,9 @@ class Boot:
                     with deadline:
                         yield
                     if self.engine is not None and self.engine.poll() is not None:
-                        raise exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - all failures end below
+                        raise later.exited_error(self.engine, f"in stage {stage}")  # noqa: TRY301 - all failures end below
                 except BaseException as error:
-                    failure = explained(error, self.engine, stage, deadline)
+                    failure = later.explained(error, self.engine, stage, deadline)
                     if failure is error:
                         raise
                     raise failure from error

@@ -5,18 +5,19 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from torpor.errors import DrainTimeoutError, GuardStateError
+import httpx
+
+from torpor.errors import DrainTimeoutError, GuardStateError, TorporError
 from torpor.guard.keys import LifecycleKey
 from torpor.guard.protocol import CONTROL, KEY_HEADER, LETS_GO_S
+from torpor.runtime.transport import EngineTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import httpx
-
     from torpor.engine.handle import Engine
 
-__all__ = ["GuardControl", "open_client"]
+__all__ = ["GuardControl", "connect_failure", "no_answer", "open_client"]
 
 _OK, _CONFLICT, _ERROR = 200, 409, 500
 _ANSWER_MARGIN_S = 5.0
@@ -32,10 +33,6 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         port: where the engine listens on loopback.
         timeout_s: seconds per request, unless a call sets its own.
     """
-    import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
-
-    from torpor.runtime.transport import EngineTransport  # noqa: PLC0415 - imports httpx
-
     headers = {"connection": "close"}
     if engine.guard_key is not None:
         headers[KEY_HEADER] = engine.guard_key
@@ -47,6 +44,16 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         transport=EngineTransport(engine),
         trust_env=False,  # a proxy variable must not send loopback traffic and the key elsewhere
     )
+
+
+def no_answer() -> tuple[type[Exception], ...]:
+    """What a question to a guard raises that does not answer as it should."""
+    return TorporError, httpx.HTTPError
+
+
+def connect_failure() -> type[Exception]:
+    """What a request raises if nobody took the connection: the guard has seen nothing of it."""
+    return httpx.ConnectError
 
 
 class GuardControl:

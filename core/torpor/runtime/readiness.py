@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import httpx
+
 from torpor.errors import EngineExitedError, EngineTimeoutError
+from torpor.runtime.engine_identity import check_listener
 
 if TYPE_CHECKING:
-    import httpx
-
     from torpor.engine.handle import Engine
 
 __all__ = ["exited_error", "last_lines", "wait_ready"]
@@ -40,10 +41,6 @@ def wait_ready(engine: Engine, client: httpx.Client, *, port: int, ready_path: s
         EngineTimeoutError: it was not ready in time; the message has its last answer.
         ForeignServerError: somebody else listens on the port; the key was not sent.
     """
-    import httpx  # noqa: PLC0415 - 70 ms, while the engine starts
-
-    from torpor.runtime.engine_identity import check_listener  # noqa: PLC0415 - http.client: 12 ms
-
     deadline = time.monotonic() + timeout_s
     next_look = 0.0
     last = "nothing listens on the port yet"

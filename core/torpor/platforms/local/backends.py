@@ -180,7 +180,7 @@ class Standby:
 def _criu(
     *, app_file: Path | None = None, host: str | None = None, port: int | None = None, gpus: Sequence[GpuPlace] = ()
 ) -> SnapshotBackend:
-    from torpor.platforms.local.criu_backend import CriuBackend  # noqa: PLC0415 - 40 ms before an engine that needs none
+    from torpor.platforms.local.criu_backend import CriuBackend  # noqa: PLC0415 - 40 ms before an engine without CRIU
 
     return CriuBackend(app_file=app_file, host=host, port=port, gpus=gpus)
 

@@ -17,11 +17,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from torpor import runtime
 from torpor.errors import ConfigurationError, SnapshotError, SnapshotMisfitError
 from torpor.network.light_httpx import import_httpx
 from torpor.platforms.local.replacement import Attempt, Replacement
 from torpor.platforms.local.replica_gpus import ReplicaGpus
 from torpor.platforms.local.tasks import Task, results
+from torpor.runtime import later
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.runtime.telling import tell_failed_restore
@@ -323,7 +325,7 @@ class Replicas:
             restoring += [Task(self._restored, attempt, one, criu, gpus, number=at) for at, one in enumerate(begun)]
             outside = Task(changed_files, self.folder, full=self._full)
             self._hold.take(self.folder)  # from here on, while CRIU works
-            import_httpx()
+            _import_what_a_wake_needs()
             lifecycle, recipe, differences = self._loaded()
             (changed,) = results([outside])
             if reasons := [*_reasons(gpus), *differences, *changed]:
@@ -496,10 +498,8 @@ class Replicas:
         return self._serving_replica(replica, boot, back_off)
 
     def _new_boot(self, name: str, reason: str, back_off: BackOff) -> Boot:
-        from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 44 ms, imported beside CRIU's work
-
         lifecycle, recipe = self._loaded_app()
-        boot = Boot(
+        boot = runtime.Boot(
             lifecycle.deployment,
             lifecycle=lifecycle,
             recipe=recipe,
@@ -645,3 +645,10 @@ def _reasons(looking: Task[Placement | None]) -> tuple[str, ...]:
     """Why there are no GPUs for the replicas; waits until that is known."""
     results([looking])
     return looking.value.reasons if looking.value else ()
+
+
+def _import_what_a_wake_needs() -> None:
+    """Import it while CRIU works: the engine would wait for it later."""
+    import_httpx()
+    for module, name in ((runtime, "Boot"), (later, "GuardControl"), (later, "explained")):
+        getattr(module, name)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from torpor import snapshots
 from torpor.build_steps.local import run_build_steps
 from torpor.build_steps.relocation import relocate
 from torpor.engine.failure import stops_on_failure
@@ -25,9 +26,9 @@ from torpor.platforms.local.cold_gpus import ColdGpus
 from torpor.platforms.local.installed_nccl import check_nccl
 from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import tell_warnings
+from torpor.runtime import later
 from torpor.runtime.boot import Boot
 from torpor.runtime.draining import drain
-from torpor.runtime.readiness import exited_error
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.snapshots.before_capture.lasting_folders import check_lasting
 from torpor.snapshots.before_capture.outside_files import model_files
@@ -127,7 +128,7 @@ class LocalServer:
         self.build()
         self._gpus.take()
         self._placed(self.boot)
-        self.boot.cold_start(on_ready=None if self.backend.process_stays else _warn_of_held)
+        self.boot.cold_start(on_ready=None if self.backend.process_stays else snapshots.warn_of_held)
 
     def start(self) -> None:
         """Build, start cold and serve; with a backend that keeps servers, sleep and wake once in between."""
@@ -199,7 +200,7 @@ class LocalServer:
             EngineExitedError: it ended too often; its last lines are in the message.
         """
         name, engine = self.deployment.name, self.boot.running_engine
-        error = exited_error(engine, "while it was serving")
+        error = later.exited_error(engine, "while it was serving")
         last = engine.log_tail()[-_TAIL_LINES:]
         log_file = str(engine.log_path or "")
         self._tell(
@@ -306,12 +307,6 @@ class LocalServer:
         """End the engine and what the backend holds if the block fails; `_renew` may replace the engine meanwhile."""
         let_go = self.backend.clear if keep_port else self.backend.close
         return stops_on_failure(lambda: self.boot.stop(), let_go, unless=DrainTimeoutError)  # noqa: PLW0108 - the boot of then
-
-
-def _warn_of_held(boot: Boot) -> None:
-    from torpor.snapshots.foresight import warn_of_held  # noqa: PLC0415 - 25 ms before an engine without a snapshot
-
-    warn_of_held(boot)
 
 
 def check_model_folder(deployment: Deployment, recipe: Recipe) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from torpor import snapshots
 from torpor.errors import ConfigurationError, PortInUseError, SnapshotError, TorporError
+from torpor.platforms import local
 from torpor.platforms.local.server import LocalServer
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime.supervision import WAKE_FAILED, ReplicaEvent
+from torpor.snapshots import remote
 from torpor.telemetry.records import fetched_stage
 
 if TYPE_CHECKING:
@@ -117,9 +120,9 @@ def start_here(app: App, options: StartOptions) -> LocalServer | Replicas:
 
 def _restored(app: App, snapshot: Path, options: StartOptions) -> Replicas | None:
     """Restore one replica; None if that failed and the deployment allows a cold start."""
-    from torpor.platforms.local.replicas import Replicas  # noqa: PLC0415 - 60 ms before an engine without a snapshot
-
     deployment = app.deployment
+    from torpor.platforms.local.replicas import Replicas  # noqa: PLC0415 - 20 ms before an engine without a snapshot
+
     replicas = Replicas(
         snapshot,
         host=options.host or deployment.host,
@@ -149,9 +152,7 @@ def _started_cold(app: App, options: StartOptions, *, failed: bool) -> LocalServ
     """Start cold, and capture a snapshot if there is a folder for one."""
     backend = options.backend
     if options.snapshot is not None:
-        from torpor.platforms.local.criu_backend import CriuBackend  # noqa: PLC0415 - as in `_restored`
-
-        backend = CriuBackend(
+        backend = local.CriuBackend(
             folder=options.snapshot,
             app_file=app.file,
             leave_running=True,
@@ -184,11 +185,8 @@ def _tell(options: StartOptions, way: Way) -> None:
 
 def why_not_restored(lifecycle: Lifecycle, snapshot: Path) -> tuple[str, ...]:
     """Why this snapshot does not fit here and now, one sentence each; empty if it fits."""
-    from torpor.snapshots.fit import misfits  # noqa: PLC0415 - as in `_restored`
-    from torpor.snapshots.store.stored import inspect  # noqa: PLC0415
-
     try:
-        return tuple(misfits(snapshot, inspect(snapshot), lifecycle))
+        return tuple(snapshots.misfits(snapshot, snapshots.inspect(snapshot), lifecycle))
     except SnapshotError as error:
         return (str(error),)
 
@@ -205,8 +203,6 @@ def _chosen_way(app: App, options: StartOptions) -> tuple[Way | None, Path | Non
 
 def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, Path | None]:
     """The way to start with a snapshot of a store, and its folder once it is here."""
-    from torpor.snapshots import remote  # noqa: PLC0415 - as in `_restored`
-
     try:
         obtained = remote.obtain(source, app)
     except SnapshotError as error:
@@ -218,14 +214,11 @@ def _pulled(app: App, source: Source, report: StageReport | None) -> tuple[Way, 
 
 
 def _way(lifecycle: Lifecycle, snapshot: Path) -> Way:
-    from torpor.snapshots.store.manifest import MANIFEST  # noqa: PLC0415 - as in `_restored`
-    from torpor.snapshots.targets import check_target  # noqa: PLC0415
-
-    there = (snapshot / MANIFEST).is_file()
+    there = (snapshot / snapshots.MANIFEST).is_file()
     reasons = why_not_restored(lifecycle, snapshot) if there else ()
     if there and not reasons:
         return Way("restored", f"restored: the snapshot {snapshot} fits")
-    check_target(snapshot)  # the new snapshot will replace what is there; one that fits is only read
+    snapshots.check_target(snapshot)  # the new snapshot will replace what is there; one that fits is only read
     if there:
         return Way(
             "cold", f"cold: the snapshot {snapshot} does not fit; a new one is captured after the start", reasons

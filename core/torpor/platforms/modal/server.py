@@ -20,6 +20,7 @@ import modal
 import modal.experimental
 from modal.partial_function import PartialFunction
 
+from torpor import runtime
 from torpor.deployment import Deployment
 from torpor.engine.failure import stops_on_failure
 from torpor.engine.logs import LOG_VARIABLE
@@ -206,12 +207,10 @@ def _set_environment() -> None:
 
 def _new_boot(deployment: Deployment, *, failed: Boot | None = None) -> Boot:
     """A new start of the deployment; with `failed`, one that replaces a replica which did not wake."""
-    from torpor.runtime.boot import Boot  # noqa: PLC0415 - httpx: 50 ms of `torpor plan` and `modal deploy`
-
     if failed is None:
-        boot = Boot(deployment)
+        boot = runtime.Boot(deployment)
     else:
-        boot = Boot(
+        boot = runtime.Boot(
             deployment,
             lifecycle=failed.lifecycle,
             recipe=failed.recipe,
