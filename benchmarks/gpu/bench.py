@@ -31,6 +31,7 @@ Rows for several GPUs; one that needs more GPUs than the machine has is skipped 
     tp2-standby 50 sleeps and wakes in one process
     spread      one snapshot of one GPU: a replica on each GPU at once, then one replica on each other GPU (one GPU: two on it)
     tp4-...     the same as tp2-... with four GPUs; tp4-swapped: its ranks on the GPUs in the opposite order
+    tp4-32b     the shape of Qwen3-32B-FP8 on four GPUs; tp4-32b-cold: how fast its flags decode without a snapshot
     tp2-pairs   as spread, with replicas of two GPUs each
     vllm-tp2    as tp2, with vLLM
 
@@ -104,7 +105,7 @@ def main() -> None:
             continue
         started = time.monotonic()
         try:
-            figures = skipped(name, options.gpus) or measure(name, options)
+            figures = skipped(name, options.gpus) or unmade(name, options) or measure(name, options)
         except Exception as error:  # the next row may do; what was seen is kept
             figures = {"error": f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))}
         figures |= {
@@ -131,6 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=50, help="sleeps and wakes of rows tp2-standby and tp4-standby")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", type=Path, default=Path("/tmp/qwen3-8b-fp8"))
+    parser.add_argument("--model-32b", type=Path, default=Path("/tmp/qwen3-32b-fp8"), help="of the rows tp4-32b...")
     parser.add_argument("--snapshots", type=Path, default=Path("/tmp/torpor-gpu-bench"))
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--version", default="", help="the engine's version; by default 0.5.16, or the newest vLLM")
@@ -161,12 +163,25 @@ def skipped(name: str, gpus: Sequence[str] = ()) -> dict[str, object]:
     return {"skipped": f"it needs {needed} GPUs, and this machine has {there}"} if there < needed else {}
 
 
+def unmade(name: str, options: argparse.Namespace) -> dict[str, object]:
+    """Says that the row's model is not there, and how to make it; empty if it is."""
+    folder, shape = model_of(ROWS[name], options), ROWS[name].shape
+    made_by = f"python3 -m benchmarks.gpu.make_model {folder} --shape {shape}"
+    return {} if folder.is_dir() else {"skipped": f"there is no model in {folder}; make it with: {made_by}"}
+
+
+def model_of(row: Row, options: argparse.Namespace) -> Path:
+    """The folder of the row's model."""
+    folder: Path = options.model if row.shape == "8b" else options.model_32b
+    return folder
+
+
 def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
     """The figures of one row."""
     row = ROWS[name]
     varied = {
         "gpu": gpu_query("name")[0].split()[1],
-        "model": str(options.model),
+        "model": str(model_of(row, options)),
         "python": sys.executable,
         "port": options.port,
         "version": options.version,
@@ -325,6 +340,7 @@ def show(results: dict[str, dict[str, object]]) -> None:
         show_row(name, figures)
     for count in (2, 4):
         show_decoding(results["rows"], f"tp{count}")
+    show_decoding(results["rows"], "tp4-32b")
 
 
 def show_row(name: str, figures: dict[str, object]) -> None:

@@ -31,6 +31,7 @@ class Row:
         gpus: GPUs that the machine needs.
         own: no snapshot is wanted, so the engine chooses its all-reduce itself.
         of: the row whose snapshot is restored; by default the row makes its own.
+        shape: of the model, one of `benchmarks.gpu.make_model.SHAPES`.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Row:
     gpus: int = 1
     own: bool = False
     of: str = ""
+    shape: str = "8b"
 
 
 def _ranks(count: int) -> dict[str, Row]:
@@ -80,12 +82,15 @@ ROWS = {
     **_ranks(4),
     "tp4-swapped": Row("swapped", _OUTSIDE, ranks=4, gpus=4, of="tp4"),
     "tp2-pairs": Row("spread", _HALF_A_GPU, ranks=2, gpus=4),
+    "tp4-32b-cold": Row("cold-decoded", _OUTSIDE, ranks=4, gpus=4, shape="32b"),
+    "tp4-32b": Row("shared", _OUTSIDE, ranks=4, gpus=4, shape="32b"),
 }
 
+_FOUR = (*_ranks(4), "tp4-swapped", "tp2-pairs", "tp4-32b-cold", "tp4-32b")
 GROUPS = {
     "vllm": ("vllm-2", "vllm-1"),
     "tp2-all": tuple(_ranks(2)),
-    "tp4-all": (*_ranks(4), "tp4-swapped", "tp2-pairs"),
-    "several": (*_ranks(2), "spread", *_ranks(4), "tp4-swapped", "tp2-pairs"),
+    "tp4-all": _FOUR,
+    "several": (*_ranks(2), "spread", *_FOUR),
 }
 """Names that stand for several rows."""

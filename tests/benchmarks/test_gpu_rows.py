@@ -77,7 +77,7 @@ def test_every_row_has_an_app_that_can_be_deployed(name: str, monkeypatch: pytes
     assert [one for one in plugin_findings(found) if one.level == "error"] == []
     assert (found.gpu_count, found.gpu_snapshot) == (row.ranks, not row.own)
     assert row.gpus >= row.ranks
-    assert not row.of or ROWS[row.of].ranks == row.ranks
+    assert not row.of or (ROWS[row.of].ranks, ROWS[row.of].shape) == (row.ranks, row.shape)
 
 
 def test_groups_name_rows() -> None:
@@ -133,6 +133,30 @@ def test_the_row_with_two_models_at_one_address_gives_its_figures(tmp_path: Path
     assert [one["model"] for one in restored] == ["switch-a", "switch-b"] * 2
     assert all(0 < cast("float", one["first_token_s"]) < 60 for one in restored)
     assert "switch, restored" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.criu
+def test_the_rows_for_four_gpus_give_their_figures(tmp_path: Path) -> None:
+    """Captured and restored, and two replicas of two ranks each, with the stand-in. It has no GPU for `tp4-swapped`."""
+    (tmp_path / "large").mkdir()
+    named = ("tp4", "tp2-pairs", "tp4-32b")
+    words = ("--rows", ",".join(named), "--restores", "1", "--model-32b", str(tmp_path / "large"))
+    rows, printed = bench(tmp_path, 4, *words)
+    assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
+    assert [rows[name]["same_text"] for name in ("tp4", "tp4-32b")] == [True] * 2
+    assert rows["tp2-pairs"]["replicas"] == 2
+    assert "tp4-32b: cold start" in printed
+
+
+@pytest.mark.slow
+def test_a_row_whose_model_was_not_made_is_skipped_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    """The rows of the larger model have a folder of their own."""
+    rows, _ = bench(tmp_path, 4, "--rows", "tp4-32b", "--model-32b", str(tmp_path / "none"))
+    folder = tmp_path / "none"
+    assert rows["tp4-32b"]["skipped"] == (
+        f"there is no model in {folder}; make it with: python3 -m benchmarks.gpu.make_model {folder} --shape 32b"
+    )
 
 
 def test_chosen_gpus_go_to_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

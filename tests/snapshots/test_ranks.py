@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
-RANKS = 2
 _RANKED = """
 from dataclasses import replace
 
@@ -50,16 +49,28 @@ class Ranked:
     Attributes:
         kind: the engine.
         rank: matches the command line of a rank's process.
+        ranks: how many there are.
     """
 
     kind: Kind
     rank: re.Pattern[bytes]
+    ranks: int = 2
 
 
-VLLM_VARIABLE = "TORPOR_TEST_VLLM_RANKS"
+VLLM_VARIABLE, FOUR_VARIABLE = "TORPOR_TEST_VLLM_RANKS", "TORPOR_TEST_FOUR_RANKS"
+_SCHEDULER = re.compile(rb"^sglang::scheduler_TP\d")
 ENGINES = [
+    pytest.param(Ranked(kind=SGLANG, rank=_SCHEDULER), id="sglang", marks=pytest.mark.sglang),
     pytest.param(
-        Ranked(kind=SGLANG, rank=re.compile(rb"^sglang::scheduler_TP\d")), id="sglang", marks=pytest.mark.sglang
+        Ranked(kind=SGLANG, rank=_SCHEDULER, ranks=4),
+        id="sglang-four",
+        marks=[
+            pytest.mark.sglang,
+            pytest.mark.skipif(
+                FOUR_VARIABLE not in os.environ,
+                reason=f"two replicas of six processes each, minutes on two cores: set {FOUR_VARIABLE}=1",
+            ),
+        ],
     ),
     pytest.param(
         Ranked(kind=VLLM, rank=re.compile(rb"^VLLM::Worker")),
@@ -75,13 +86,13 @@ ENGINES = [
 ]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("ranked", ENGINES)
 def test_ranks_answer_as_before_sample_anew_and_end_together(ranked: Ranked, criu: Criu, tmp_path: Path) -> None:
     """Twice restored, two replicas each: greedy answers are equal, samples differ. When a rank dies, so does its engine."""
     ranked.kind.needed()
     app = tmp_path / "ranked.py"
-    app.write_text(_RANKED.format(app=str(ranked.kind.app), ranks=RANKS, port=unused_port()))
+    app.write_text(_RANKED.format(app=str(ranked.kind.app), ranks=ranked.ranks, port=unused_port()))
     with pytest.MonkeyPatch.context() as patch:
         if "root" in criu.program.parts:
             patch.setenv(PREFIX_VARIABLE, str(criu.program.parents[3]))
@@ -109,7 +120,7 @@ def _kill_one_rank(replicas: Replicas, ranked: Ranked) -> None:
     first = replicas.serving[0]
     pids = list(first.replica.sandbox.host_pids().values())
     ranks = [pid for pid in pids if ranked.rank.search(command_line(pid))]
-    assert len(ranks) == RANKS
+    assert len(ranks) == ranked.ranks
     os.kill(ranks[-1], signal.SIGKILL)
     assert first.boot.running_engine.wait(20.0) is not None
     assert wait_for(lambda: not any(exists(pid) for pid in ranks), 20.0)
