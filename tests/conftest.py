@@ -16,7 +16,7 @@ import psutil
 import pytest
 import structlog
 
-from tests import ROOT, shown, side_by_side
+from tests import ROOT, last_answers, shown, side_by_side
 from torpor.engine.process import session_members
 from torpor.runtime.boot import Boot
 from torpor.runtime.captured_secrets import secret_names
@@ -41,8 +41,10 @@ BOTH_DIALECTS = pytest.mark.parametrize(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """See `tests.shown`."""
-    return (yield from shown.note_report(item))
+    """See `tests.shown` and `tests.last_answers`."""
+    report = yield from shown.note_report(item)
+    last_answers.add_to(report)
+    return report
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
@@ -65,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _compile_torpor()
         _own_cache_root(config)
     config.pluginmanager.register(side_by_side)
+    config.pluginmanager.register(last_answers)
 
 
 def _hear_signals() -> None:

@@ -5,7 +5,9 @@ sleep and woken by hand. Each engine is a stand-in, the command runs in a proces
 
 * every request whose client stayed is answered, and each stream is whole;
 * never are more than two models awake, and never is more memory given than the budget has;
-* the gateway does not grow, and no engine is left at the end.
+* the gateway does not grow once each model was served, and no engine is left at the end.
+
+On a slow machine the soak goes on until enough has happened; only its deadlines count, which are minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -44,7 +47,8 @@ EACH_BYTES = 400_000_000
 BUDGET_BYTES = 1_000_000_000
 MOST_AWAKE = 2
 GROWTH_BYTES = 8_000_000
-"""How much the gateway may grow after the first quarter of the time, bytes of proportional memory."""
+"""How much the gateway may grow once it is warm, bytes of proportional memory. It is warm after a quarter of the time, when
+each model was served and some were restored: before that it still imports and starts threads."""
 
 _AWAKE = ("starting", "waking", "serving", "capturing", "sleeping")
 _LOOK_S = 0.05
@@ -52,8 +56,11 @@ _PAUSE_S = 0.15
 _LEAVES = 0.1
 _STREAMS = 0.5
 _STEERED_S = 2.0
-_ANSWER_S = 60.0
-_GONE_S = 30.0
+_ANSWER_S = 240.0
+_STATUS_S = 60.0
+_MORE_S = 120.0
+_RESTORED_BEFORE = 3
+_GONE_S = 120.0
 _MOST_DESCRIBED = 20
 
 
@@ -70,9 +77,9 @@ class ServeResult:
         most_given_bytes: memory given to replicas at once.
         starts: of all models, by kind, as the status tells.
         slowest_s: the longest that an answer took.
-        memory_bytes: of the gateway, after a quarter of the time and at the end.
+        memory_bytes: of the gateway, once it was warm (see `GROWTH_BYTES`) and at the end; None if it was never warm.
         engines_left: engines that were there after the end.
-        exit_code: of the command.
+        exit_code: of the command; None if it did not end.
     """
 
     seconds: float = 0.0
@@ -83,9 +90,9 @@ class ServeResult:
     most_given_bytes: int = 0
     starts: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
-    memory_bytes: tuple[int, int] = (0, 0)
+    memory_bytes: tuple[int, int] | None = None
     engines_left: int = 0
-    exit_code: int = -1
+    exit_code: int | None = None
 
     def complaints(self) -> list[str]:
         """What is wrong; empty if the soak went well."""
@@ -94,21 +101,24 @@ class ServeResult:
             found.append(f"{self.most_awake} models were awake at once")
         if self.most_given_bytes > BUDGET_BYTES:
             found.append(f"{self.most_given_bytes} bytes were given, and the budget has {BUDGET_BYTES}")
-        if self.memory_bytes[1] - self.memory_bytes[0] > GROWTH_BYTES:
-            found.append(f"the gateway grew by {self.memory_bytes[1] - self.memory_bytes[0]} bytes")
+        if self.memory_bytes and self.memory_bytes[1] - self.memory_bytes[0] > GROWTH_BYTES:
+            grown = self.memory_bytes[1] - self.memory_bytes[0]
+            found.append(f"the gateway grew by {grown} bytes after it was warm, from {self.memory_bytes[0]}")
         if self.engines_left or self.exit_code:
-            found.append(f"{self.engines_left} engines were left; the command's exit code was {self.exit_code}")
+            code = f"none within {_GONE_S:g} s" if self.exit_code is None else self.exit_code
+            found.append(f"{self.engines_left} engines were left; the command's exit code was {code}")
         if sum(self.answers.values()) < MODELS:
-            found.append(f"only {sum(self.answers.values())} requests were answered")
+            found.append(f"only {sum(self.answers.values())} requests were answered; starts: {dict(self.starts)}")
         return found
 
 
-def soak_serve(folder: Path, *, seconds: float, seed: int = 0) -> ServeResult:
+def soak_serve(folder: Path, *, seconds: float, restores: int = 0, seed: int = 0) -> ServeResult:
     """Run the soak. Everything that it starts ends with it.
 
     Args:
         folder: for apps, configuration, cache and log; the environment's `TORPOR_CACHE` lies below it.
-        seconds: how long requests come.
+        seconds: how long requests come, at least.
+        restores: requests come until so many starts were restores, for two minutes more at most.
         seed: of what clients do.
     """
     names = [f"m{number}" for number in range(MODELS)]
@@ -123,12 +133,13 @@ def soak_serve(folder: Path, *, seconds: float, seed: int = 0) -> ServeResult:
     config.write_text(text)
     result = ServeResult()
     with serving_command(folder, files, "--config", str(config)) as command:
-        run = _Run(command, names, result, ends_at=time.monotonic() + seconds, seed=seed)
+        run = _Run(command, names, result, seconds=seconds, restores=restores, seed=seed)
         began = time.monotonic()
         run.run()
         result.seconds = round(time.monotonic() - began, 1)
         command.process.send_signal(signal.SIGTERM)
-        result.exit_code = command.process.wait(_GONE_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            result.exit_code = command.process.wait(_GONE_S)
     wait_until(lambda: not engines_of(folder), _GONE_S)
     result.engines_left = len(engines_of(folder))
     return result
@@ -137,9 +148,13 @@ def soak_serve(folder: Path, *, seconds: float, seed: int = 0) -> ServeResult:
 class _Run:
     """The load on one server."""
 
-    def __init__(self, command: Command, names: list[str], result: ServeResult, *, ends_at: float, seed: int) -> None:
+    def __init__(
+        self, command: Command, names: list[str], result: ServeResult, *, seconds: float, restores: int, seed: int
+    ) -> None:
         self._command, self._names, self._result = command, names, result
-        self._ends_at, self._seed = ends_at, seed
+        self._restores, self._seed = restores, seed
+        self._began = time.monotonic()
+        self._warm_at, self._ends_at = self._began + seconds / 4, self._began + seconds
         self._lock = threading.Lock()
         self._key = next(
             one.control_key
@@ -158,12 +173,23 @@ class _Run:
         with ThreadPoolExecutor(len(work)) as threads:
             for one in [threads.submit(one) for one in work]:
                 one.result()
-        self._result.starts = Counter(self._told.values())
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether requests still come: the time is not over, or too little has happened."""
+        now = time.monotonic()
+        return now < self._ends_at or (
+            now < self._ends_at + _MORE_S and (self._starts["restored"] < self._restores or not self._result.left)
+        )
+
+    @property
+    def _starts(self) -> Counter[str]:
+        return Counter(list(self._told.values()))
 
     def _client(self, number: int) -> Callable[[], None]:
         def run() -> None:
             dice = random.Random(self._seed * 1000 + number)
-            while time.monotonic() < self._ends_at:
+            while self._goes_on:
                 self._once(dice)
                 time.sleep(dice.expovariate(1 / _PAUSE_S))
 
@@ -190,7 +216,7 @@ class _Run:
         Raises:
             ValueError: the answer is not what was asked for.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self._command.port, timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self._command.port, timeout=_ANSWER_S + _STATUS_S)
         with contextlib.closing(connection):
             _send(connection, model, tokens, streams=streams)
             answer = connection.getresponse()
@@ -207,7 +233,7 @@ class _Run:
 
     def _leaves(self, model: str, dice: random.Random) -> None:
         """A client that goes away while it waits or reads."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._command.port, timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self._command.port, timeout=_ANSWER_S + _STATUS_S)
         with contextlib.closing(connection), contextlib.suppress(OSError):
             _send(connection, model, 2000, streams=True)
             time.sleep(dice.uniform(0.0, 0.3))
@@ -223,28 +249,45 @@ class _Run:
     def _steer(self) -> None:
         """Put models to sleep and wake them; have the configuration read again."""
         dice = random.Random(self._seed)
-        while time.monotonic() < self._ends_at:
+        while self._goes_on:
             what = dice.choice(("wake", "sleep", "sleep", "again"))
             if what == "again":
                 self._command.process.send_signal(signal.SIGHUP)
             else:
-                control(self._command.port, self._key, "POST", f"deployments/{dice.choice(self._names)}/{what}")
+                self._control("POST", f"deployments/{dice.choice(self._names)}/{what}")
             time.sleep(dice.expovariate(1 / _STEERED_S))
 
     def _watch(self) -> None:
         process, first = psutil.Process(self._command.process.pid), 0
-        quarter = time.monotonic() + (self._ends_at - time.monotonic()) / 4
-        while time.monotonic() < self._ends_at:
+        while self._goes_on and self._command.process.poll() is None:
             self._look()
-            if not first and time.monotonic() >= quarter:
+            if not first and self._is_warm():
                 first = process.memory_full_info().pss
             time.sleep(_LOOK_S)
-        self._result.memory_bytes = first, process.memory_full_info().pss
+        with contextlib.suppress(psutil.NoSuchProcess):  # its exit code says so
+            self._result.memory_bytes = (first, process.memory_full_info().pss) if first else None
+        self._result.starts = self._starts
+
+    def _is_warm(self) -> bool:
+        served = {name for name, _ in list(self._told)}
+        return (
+            time.monotonic() >= self._warm_at and len(served) == MODELS and self._starts["restored"] >= _RESTORED_BEFORE
+        )
+
+    def _control(self, method: str, path: str) -> dict[str, object] | None:
+        """What a control path answers. No answer is a loss, and so is another one than 200 to a GET."""
+        try:
+            status, told = control(self._command.port, self._key, method, path, timeout_s=_STATUS_S)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._count("lost", f"{method} {path}: {type(error).__name__}: {error}")
+            return None
+        if method == "GET" and status != 200:
+            self._count("lost", f"{method} {path}: {status} {told}")
+            return None
+        return told
 
     def _look(self) -> None:
-        status, told = control(self._command.port, self._key, "GET", "status")
-        if status != 200:
-            self._count("lost", f"status: {status}")
+        if (told := self._control("GET", "status")) is None:
             return
         deployments: list[dict[str, object]] = told["deployments"]  # type: ignore[assignment]
         replicas = [replica for one in deployments for replica in one["replicas"]]  # type: ignore[attr-defined]

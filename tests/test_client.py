@@ -32,7 +32,7 @@ def test_the_answer_is_streamed_and_measured() -> None:
     assert heard == ["The ", "sky ", "is."]
     assert result.text == "The sky is."
     assert result.tokens == 7
-    assert 0.1 <= result.ttft_s < result.total_s < 2
+    assert 0.1 <= result.ttft_s < result.total_s < 30
 
 
 def test_the_request_names_the_model_and_asks_for_a_stream_with_usage() -> None:

@@ -165,7 +165,7 @@ def test_a_check_that_hangs_is_an_error_that_names_the_plugin(monkeypatch: pytes
         ("broken", "its check did not return within 0.1 s"),
         ("choosy", "port 8000 is odd"),
     ]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
     assert signal.getsignal(signal.SIGALRM) is handler
     with pytest.raises(
         ConfigurationError, match=r"Plugin 'broken': check: its check did not return within 0.1 s: fix "

@@ -79,14 +79,15 @@ def test_a_soak_of_the_gateway_that_lost_or_kept_complains() -> None:
 
 @pytest.mark.slow
 @pytest.mark.criu
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("with_criu")
 def test_twenty_seconds_of_five_models_with_room_for_two_lose_nothing(tmp_path: Path) -> None:
     """Clients ask, stream and leave; somebody steers. Cold starts, captures, restores and falls happen under that load."""
-    result = soak_serve(tmp_path, seconds=20)
-    assert result.complaints() == []
-    assert result.starts["cold"] >= 1
-    assert result.starts["restored"] >= 5
-    assert result.left > 0
+    result = soak_serve(tmp_path, seconds=20, restores=5)
+    assert result.complaints() == [], result
+    assert result.starts["cold"] >= 1, result
+    assert result.starts["restored"] >= 5, result
+    assert result.left > 0, result
 
 
 def test_a_soak_of_several_models_that_lost_or_kept_complains() -> None:

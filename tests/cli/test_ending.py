@@ -60,7 +60,7 @@ def app(tmp_path: Path) -> tuple[Path, int]:
     """An app whose answers take a second, and its port."""
     port = unused_port()
     path = write_app(tmp_path / "app", port=port, token_s=TOKEN_S, warmups=0)
-    path.write_text(path.read_text().replace("drain_timeout_s=0.3", "drain_timeout_s=6"))
+    path.write_text(path.read_text().replace("drain_timeout_s=0.3", "drain_timeout_s=60"))
     return path, port
 
 
@@ -123,14 +123,14 @@ def test_a_second_signal_ends_at_once(cli: Cli, app: tuple[Path, int]) -> None:
             up.says("finishing 1 request(s)")
             started = time.monotonic()
             assert up.end(signal.SIGTERM) == INTERRUPTED
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 30
     assert engines_on(port) == []
 
 
 def test_a_request_that_takes_too_long_is_cut_and_reported(cli: Cli, app: tuple[Path, int]) -> None:
     """After `drain_timeout_s`; the exit code is still 0."""
     path, port = app
-    path.write_text(path.read_text().replace("drain_timeout_s=6", "drain_timeout_s=0.5"))
+    path.write_text(path.read_text().replace("drain_timeout_s=60", "drain_timeout_s=0.5"))
     with cli.running("up", path) as up:
         up.says("Ctrl-C ends it")
         with begun_stream(port, 10_000):
@@ -206,7 +206,7 @@ class Clients:
 def sleeper(request: pytest.FixtureRequest, cli: Cli, app: tuple[Path, int]) -> Iterator[tuple[Running, int]]:
     """A server that can sleep, and its port."""
     path, port = app
-    path.write_text(path.read_text().replace("drain_timeout_s=6", "drain_timeout_s=1"))
+    path.write_text(path.read_text().replace("drain_timeout_s=60", "drain_timeout_s=1"))
     with cli.running("up", path, "--backend", request.param) as up:
         up.says("Ctrl-C ends it")
         assert wait_for(lambda: answers(port), READY_S)

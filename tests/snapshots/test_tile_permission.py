@@ -27,6 +27,7 @@ PROGRAM = Path(__file__).with_name("tile_program.py")
 
 
 @pytest.mark.parametrize("patch", ["patched", "unpatched"])
+@pytest.mark.ordinary_user
 def test_a_restored_process_may_use_the_tiles_again_when_memory_is_resumed(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, patch: str
 ) -> None:

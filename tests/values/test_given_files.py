@@ -69,7 +69,7 @@ def test_a_strange_file_is_one_clear_error(
         return
     with pytest.raises(ConfigurationError, match=r"given\.json"):
         reader(file)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,7 @@ def test_a_replica_that_dies_is_reported_and_skipped(
     assert get(gateway.port)[0] == 503
 
 
+@pytest.mark.ordinary_user
 def test_a_killed_sandbox_can_be_replaced_under_the_same_name(
     gateway: Gateway, make_replica: MakeReplica, deaths: list[GatewayReplica]
 ) -> None:
@@ -255,7 +256,7 @@ def test_a_replica_that_hangs_delays_no_client_for_long(gateway: Gateway, make_r
     sandbox_of(a).signal_tree(signal.SIGSTOP)
     started = time.monotonic()
     assert {get(gateway.port)[1] for _ in range(4)} == {"b"}
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 8.0  # a client waits 10 s
 
 
 def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_replica: MakeReplica) -> None:

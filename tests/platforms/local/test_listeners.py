@@ -64,6 +64,7 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_listener_hears_restores_and_replacements(
     app: Path, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

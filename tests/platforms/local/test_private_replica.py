@@ -127,6 +127,7 @@ def captured(criu: Criu, tmp_path_factory: pytest.TempPathFactory) -> Captured:
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_snapshot_that_fits_is_restored_and_another_starts_cold(captured: Captured, tmp_path: Path) -> None:
     """The owner is told why it starts cold."""
     folder, told = tmp_path / "snapshot", list[str]()
@@ -180,6 +181,7 @@ def test_a_cold_engine_ends_with_an_owner_whose_children_were_killed_first(tmp_p
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_restored_engine_ends_with_an_owner_whose_children_were_killed_first(captured: Captured) -> None:
     """As a cold one."""
     assert killed_with_its_children(captured.app, str(captured.folder)) == ("restored", [])

@@ -124,6 +124,7 @@ def stopped() -> Iterator[list[Server]]:
 
 @pytest.mark.fault("a wake fails once", area="wake", outcome="restarted")
 @pytest.mark.parametrize("fault", WAKE_FAULTS)
+@pytest.mark.ordinary_user
 def test_a_wake_that_fails_once_is_tried_again_from_the_same_snapshot(
     tmp_path: Path, stopped: list[Server], fault: Fault
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_mark_that_cannot_be_read_is_ignored(tmp_path: Path, text: str) -> Non
 
 @pytest.mark.fault("a replica is killed while it serves", area="engine", outcome="restarted")
 @pytest.mark.alone
+@pytest.mark.ordinary_user
 def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
     """The end is noticed within a second, and its request in flight fails at once. Until it is restored the port answers 503."""
     server = Server(tmp_path, options="drain_timeout_s=1.0, max_restarts=3")

@@ -114,6 +114,7 @@ def refused(kept: Kept, *, full: bool = False) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.ordinary_user
 def test_a_replica_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path: Path) -> None:
     """Rootless and as root. The original has ended, and `stop` ends the replica."""
     if reasons := CriuBackend(mode=mode).available():
@@ -132,6 +133,7 @@ def test_a_replica_answers_as_its_original_did(mode: Mode, cache: Path, tmp_path
     assert list((cache / "run").iterdir()) == []
 
 
+@pytest.mark.ordinary_user
 def test_replicas_serve_side_by_side_under_identities_of_their_own(original: Kept) -> None:
     """Three replicas behind one port have different replica ids, keys and logs, and the same greedy answers."""
     port = unused_port()
@@ -230,6 +232,7 @@ def test_two_restores_at_once_do_not_disturb_each_other(original: Kept) -> None:
             one.stop()
 
 
+@pytest.mark.ordinary_user
 def test_a_snapshot_is_for_its_owner_alone(original: Kept) -> None:
     """Folders are 0700 and files 0600: they hold memory and the lifecycle key."""
     modes = {stat.S_IMODE(path.stat().st_mode) for path in original.folder.rglob("*") if path.is_file()}
@@ -272,6 +275,7 @@ def test_an_engine_without_a_guard_is_served_when_it_has_woken(criu: Criu, tmp_p
         replicas.stop()
 
 
+@pytest.mark.ordinary_user
 def test_a_snapshot_that_others_can_read_is_refused(kept: Kept) -> None:
     """Others who can write it could change the memory that is about to run."""
     kept.folder.chmod(0o755)
@@ -634,6 +638,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("what", OUTSIDE)
+@pytest.mark.ordinary_user
 def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
     cache: Path, tmp_path: Path, what: str
 ) -> None:
@@ -662,6 +667,7 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.ordinary_user
 def test_io_uring_is_denied_to_an_engine_from_its_launch_on(mode: Mode, cache: Path, tmp_path: Path) -> None:
     """As root a seccomp filter denies it, in replicas too. Rootless, where CRIU cannot dump filters, variables ask libraries."""
     app = write_app(tmp_path / "app", port=unused_port())
@@ -698,6 +704,7 @@ def test_an_engine_that_does_not_sleep_is_not_captured(cache: Path, tmp_path: Pa
         assert [path.name for path in tmp_path.iterdir()] == ["app"]
 
 
+@pytest.mark.ordinary_user
 def test_criu_killed_in_a_capture_ends_the_engine_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
     """A tree that CRIU left in the middle cannot be trusted, so it ends. The older snapshot stays."""
     port = unused_port()
@@ -743,6 +750,7 @@ def test_criu_killed_in_a_restore_leaves_nothing_and_the_snapshot_as_it_was(kept
         replicas.stop()
 
 
+@pytest.mark.ordinary_user
 def test_a_disk_that_fills_up_in_a_capture_leaves_no_part_and_the_original_wakes(
     cache: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -809,6 +817,7 @@ def taken_logs(cache: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.ordinary_user
 def test_a_replicas_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_otherwise(
     mode: Mode, cache: Path, tmp_path: Path
 ) -> None:
@@ -886,6 +895,7 @@ def test_too_little_room_is_an_error_before_criu_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["app"]
 
 
+@pytest.mark.ordinary_user
 def test_a_new_snapshot_replaces_the_old_one_once_it_is_complete(cache: Path, tmp_path: Path) -> None:
     """The left-overs of a killed capture are removed too."""
     app = write_app(tmp_path / "app", port=unused_port())

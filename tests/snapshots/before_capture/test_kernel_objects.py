@@ -135,6 +135,7 @@ def came_back(criu: Criu, original: Sandbox, make_sandbox: MakeSandbox, folder: 
 @pytest.mark.fault(
     "an engine has pipes, queues, locks, timers and memory of every kind", outcome="held", area="kernel objects"
 )
+@pytest.mark.ordinary_user
 def test_what_is_not_refused_works_in_a_replica(
     criu: Criu, make_sandbox: MakeSandbox, mode: Mode, tmp_path: Path, outside: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_what_a_restore_would_break_is_refused_by_name(
 
 @pytest.mark.slow
 @pytest.mark.fault("a process of the engine runs as another user", outcome="refused", area="kernel objects")
+@pytest.mark.ordinary_user
 def test_a_process_of_another_user_is_refused_if_it_cannot_be_captured(
     make_sandbox: MakeSandbox, mode: Mode, outside: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_process_of_another_user_is_refused_if_it_cannot_be_captured(
 @pytest.mark.fault(
     "an engine is bound to processors and has a priority for the disk", outcome="held", area="kernel objects"
 )
+@pytest.mark.ordinary_user
 def test_processors_and_the_priority_of_disks_are_set_again(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, outside: Path
 ) -> None:

@@ -94,6 +94,7 @@ def copies(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, images: Path) 
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_replicas_share_the_files_and_never_each_others_writes(
     copies: Callable[[str], Sandbox], images: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_snapshot_of_a_replica_needs_no_other_snapshot(
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_pages_that_forks_share_are_written_once(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     """They map their parent's file; each can write to its pages without the others seeing it.
 

@@ -72,6 +72,7 @@ def test_a_real_dump_and_restore_decides_and_a_success_is_remembered(mode: Mode,
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_rootless_is_preferred_to_root(criu: Criu, tmp_path: Path) -> None:
     """For every user: the least privilege that works."""
     assert usable_mode(cache=tmp_path, prefix=prefix_of(criu)) == (MODES[0], ())
@@ -212,6 +213,7 @@ def test_a_masked_proc_is_named(criu: Criu, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="we are root")
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_an_ordinary_user_is_not_root(criu: Criu, tmp_path: Path) -> None:
     """The cure names the other mode."""
     (reason,) = available("root", cache=tmp_path, prefix=prefix_of(criu))

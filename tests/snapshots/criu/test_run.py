@@ -76,6 +76,7 @@ def work(tmp_path: Path) -> Path:
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_restored_tree_goes_on_where_it_was(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_replicas_are_restored_from_the_same_images_at_once(
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_tree_can_be_dumped_and_run_on(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     """Twice in a row; it answers as before, so a serving engine can be captured."""
     sandbox = make_sandbox()
@@ -167,6 +169,7 @@ def test_a_restored_tree_can_be_dumped_again(criu: Criu, make_sandbox: MakeSandb
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_only_the_owner_can_read_a_snapshot(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
     """It holds the engine's memory, so the folder is 0700 and files are 0600, whatever the umask."""
     start(sandbox, "1")
@@ -194,6 +197,7 @@ def test_a_replica_begins_a_new_log(criu: Criu, make_sandbox: MakeSandbox, tmp_p
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_clocks_go_on_from_the_dump_when_asked_to(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path
 ) -> None:
@@ -241,6 +245,7 @@ def test_a_tree_with_io_uring_denied_can_be_dumped_as_root(
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_dump_that_criu_refuses_leaves_the_tree_running(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
     """Here an io_uring: the message has CRIU's reason and advice, and no image is left."""
     code = """
@@ -273,6 +278,7 @@ def stopped(sandbox: Sandbox) -> list[int]:
 
 
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_full_disk_leaves_the_tree_running_and_no_images(criu: Criu, small_disk: Path, sandbox: Sandbox) -> None:
     """The message says that the disk is full; with free space the dump succeeds."""
     start(sandbox, "20")
@@ -354,6 +360,7 @@ def test_criu_killed_in_a_dump_is_a_clear_error_and_nothing_is_left(
 @pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03])
+@pytest.mark.ordinary_user
 def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
     criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path, work: Path, delay_s: float
 ) -> None:
@@ -380,6 +387,7 @@ def test_criu_killed_in_a_restore_is_a_clear_error_and_nothing_is_left(
 
 @pytest.mark.slow
 @pytest.mark.criu
+@pytest.mark.ordinary_user
 def test_a_dump_that_is_not_done_in_time_is_ended(criu: Criu, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     """Every wait has a deadline."""
     sandbox = make_sandbox()

@@ -104,7 +104,7 @@ def test_all_processes_are_suspended_and_resumed_with_their_memory(driver: FakeD
         "cuCheckpointProcessCheckpoint",
     }
     assert set(seconds["cuCheckpointProcessCheckpoint"]) == set(map(str, pids))
-    assert all(0 < took < 5 for took in seconds["cuCheckpointProcessCheckpoint"].values())
+    assert all(0 < took < 60 for took in seconds["cuCheckpointProcessCheckpoint"].values())
     code, answer = call(driver, "resume", *pids)
     assert (code, answer["failures"]) == (0, [])
     assert states(driver, *pids) == ["running"] * 3

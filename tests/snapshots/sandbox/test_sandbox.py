@@ -67,6 +67,7 @@ def answer(sandbox: Sandbox) -> str:
         return connection.recv(1000).decode()
 
 
+@pytest.mark.ordinary_user
 def test_the_tree_is_led_by_pid_1000_in_a_session_of_its_own(sandbox: Sandbox) -> None:
     """A restore needs the pids of the dump, so they lie above those of everything that runs before the tree."""
     python(sandbox, "import os; print(os.getpid(), os.getsid(0), os.getpgrp(), os.getppid(), flush=True)")
@@ -84,6 +85,7 @@ def test_a_sandbox_has_one_tree(sandbox: Sandbox) -> None:
         python(sandbox, "pass")
 
 
+@pytest.mark.ordinary_user
 def test_two_sandboxes_share_neither_ports_nor_shared_memory(make_sandbox: MakeSandbox) -> None:
     """Both have the same port, pid and shared-memory name; neither sees the other's, and the host sees neither."""
     replicas = {name: make_sandbox(name) for name in ("first", "second")}
@@ -97,6 +99,7 @@ def test_two_sandboxes_share_neither_ports_nor_shared_memory(make_sandbox: MakeS
     assert not Path("/dev/shm/same-name").exists()
 
 
+@pytest.mark.ordinary_user
 def test_the_scratch_folder_is_private_and_stays_empty_outside(make_sandbox: MakeSandbox, scratch: Path) -> None:
     """Only the replica itself sees what it writes to TMPDIR."""
     first, second = make_sandbox("first"), make_sandbox("second")
@@ -119,6 +122,7 @@ def test_more_folders_can_be_private(make_sandbox: MakeSandbox, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.ordinary_user
 def test_a_tree_cannot_reach_the_host_over_the_network(sandbox: Sandbox) -> None:
     """The network namespace holds `lo` alone, so no connection can lead outside at a dump."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -140,6 +144,7 @@ def test_a_tree_cannot_reach_the_host_over_the_network(sandbox: Sandbox) -> None
     assert sandbox.log_tail() == ("['lo']", str(errno.ECONNREFUSED), str(errno.ENETUNREACH))
 
 
+@pytest.mark.ordinary_user
 def test_nothing_from_outside_is_open_in_the_tree(sandbox: Sandbox) -> None:
     """Standard input is /dev/null, output is appended to the log, and there are only the descriptors that were asked for."""
     with Path("/dev/null").open() as some:
@@ -243,6 +248,7 @@ def test_the_tree_ends_with_its_first_process(sandbox: Sandbox) -> None:
     assert wait_for(lambda: list(sandbox.host_pids()) == [1])
 
 
+@pytest.mark.ordinary_user
 def test_orphans_are_reaped(sandbox: Sandbox) -> None:
     """Pid 1 leaves no zombie: a pid still in use would break a restore."""
     python(
@@ -277,6 +283,7 @@ def test_a_command_runs_beside_the_tree(sandbox: Sandbox) -> None:
         sandbox.run(["no-such-program"], timeout_s=5.0)
 
 
+@pytest.mark.ordinary_user
 def test_a_command_is_killed_at_its_deadline_with_all_that_it_started(sandbox: Sandbox) -> None:
     """None of its processes stays in the sandbox, and the sandbox goes on working."""
     with pytest.raises(TimeoutError):
@@ -332,6 +339,7 @@ def test_a_large_environment_passes(sandbox: Sandbox) -> None:
     assert sandbox.log_tail() == ("100000",)
 
 
+@pytest.mark.ordinary_user
 def test_killing_leaves_nothing(make_sandbox: MakeSandbox) -> None:
     """When `kill` returns, no process is left, not even one that ignores signals or left the session; nor is a mount."""
     mounts = Path("/proc/self/mountinfo").read_text()
@@ -421,6 +429,7 @@ def start_owner(mode: Mode, scratch: Path) -> tuple[subprocess.Popen[str], list[
     return owner, pids
 
 
+@pytest.mark.ordinary_user
 def test_a_sandbox_ends_with_its_owner(mode: Mode, scratch: Path) -> None:
     """Even when SIGKILL ends the owner, no replica stays behind."""
     owner, pids = start_owner(mode, scratch)
@@ -470,6 +479,7 @@ def _enter(sandbox: Sandbox) -> list[str]:
     return ["nsenter", "--target", str(sandbox.pid), *user, "--ipc"]
 
 
+@pytest.mark.ordinary_user
 def test_clocks_start_at_the_given_reading(make_sandbox: MakeSandbox) -> None:
     """A time namespace hides a reboot from a restored tree: its monotonic clock neither jumps nor runs backwards."""
     wanted = Clock(monotonic_s=123_456.7, boottime_s=234_567.8)
@@ -481,6 +491,7 @@ def test_clocks_start_at_the_given_reading(make_sandbox: MakeSandbox) -> None:
     assert abs(plain.monotonic_s - time.monotonic()) < 5
 
 
+@pytest.mark.ordinary_user
 def test_a_step_that_the_kernel_refuses_is_named(mode: Mode, scratch: Path, tmp_path: Path) -> None:
     """Here a private folder that is a file; nothing is left of the attempt."""
     (tmp_path / "file").touch()
@@ -491,6 +502,7 @@ def test_a_step_that_the_kernel_refuses_is_named(mode: Mode, scratch: Path, tmp_
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may make any sandbox")
+@pytest.mark.ordinary_user
 def test_an_ordinary_user_gets_no_sandbox_of_root(scratch: Path) -> None:
     """The message names the step that needed privilege."""
     with pytest.raises(SnapshotError, match="pid, mount, net and ipc namespaces: Operation not permitted"):
@@ -512,6 +524,7 @@ def _command(pid: int) -> str:
         return ""
 
 
+@pytest.mark.ordinary_user
 def test_denied_io_uring_answers_as_if_the_kernel_had_none(sandbox: Sandbox) -> None:
     """ENOSYS makes libuv and others fall back to epoll, which CRIU can dump."""
     python(
@@ -535,6 +548,7 @@ def test_the_log_keeps_its_last_lines(sandbox: Sandbox) -> None:
     assert len(sandbox.log_tail()) == 200
 
 
+@pytest.mark.ordinary_user
 def test_pids_inside_are_mapped_to_pids_outside(sandbox: Sandbox) -> None:
     """The memory of a tree is measured from outside."""
     python(sandbox, "import time; print('up', flush=True); time.sleep(60)")
@@ -635,6 +649,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["beside/deep/cache", "/usr/torpor-absent/cache"])
+@pytest.mark.ordinary_user
 def test_a_folder_is_shown_at_another_path(mode: Mode, tmp_path: Path, place: str) -> None:
     """With its files, whatever is missing on the way; what lies beside stays, and the machine gets no new folder."""
     cache, parent = tmp_path / "here", tmp_path / "world"

@@ -52,6 +52,7 @@ def empty(tmp_path: Path) -> Iterator[Folders]:
     folders.close()
 
 
+@pytest.mark.ordinary_user
 def test_everything_except_sockets_is_unpacked_unchanged(full: Folders, empty: Folders, tmp_path: Path) -> None:
     """Content, modes, times, links, pipes and odd names; a hard link stays one file."""
     scratch, shm = full.outside[SCRATCH], full.outside[SHM]

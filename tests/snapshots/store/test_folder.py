@@ -512,6 +512,7 @@ def test_a_name_is_not_a_pattern(tmp_path: Path, name: str) -> None:
     area="snapshot folders",
     outcome="held",
 )
+@pytest.mark.ordinary_user
 def test_a_left_over_that_is_a_link_or_of_another_user_is_left_alone(tmp_path: Path) -> None:
     """It is neither followed nor deleted."""
     victim = tmp_path / "victim"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from tests.last_answers import note, note_log
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
@@ -62,25 +63,31 @@ def ask(port: int, model: str, *, tokens: int = 2, prompt: str = "hello", timeou
         headers = {"content-type": "application/json", "connection": "close"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
+        text = answer.read()
+        note(f"POST /v1/chat/completions ({model})", answer.status, text)
         return Answered(
             answer.status,
             answer.getheader("X-Torpor-Start", ""),
             float(answer.getheader("X-Torpor-Waited", "0")),
-            json.loads(answer.read()),
+            json.loads(text),
             answer.getheader("Retry-After", ""),
         )
     finally:
         connection.close()
 
 
-def control(port: int, key: str, method: str, path: str, **headers: str) -> tuple[int, dict[str, object]]:
+def control(
+    port: int, key: str, method: str, path: str, *, timeout_s: float = 30.0, **headers: str
+) -> tuple[int, dict[str, object]]:
     """Ask a control path."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         given = {"Authorization": f"Bearer {key}"} if key else {}
         connection.request(method, f"/torpor/{path}", headers=given | headers)
         answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        text = answer.read()
+        note(f"{method} /torpor/{path}", answer.status, text)
+        return answer.status, json.loads(text)
     finally:
         connection.close()
 
@@ -130,7 +137,7 @@ class Command(NamedTuple):
                 return connection.getresponse().status == 200
             return False
 
-        assert wait_until(listens), self.log.read_text()
+        assert wait_until(listens, 60.0), self.log.read_text()
 
 
 @contextlib.contextmanager
@@ -140,6 +147,7 @@ def serving_command(folder: Path, files: Sequence[str], *options: str) -> Iterat
     argv = [sys.executable, "-m", "torpor.cli", "serve", *files, "--port", str(port), *options]
     with log.open("w") as stream:
         process = subprocess.Popen(argv, stdout=stream, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    note_log(log, lambda: f"exit code {process.poll()}")
     try:
         command = Command(process, port, log)
         command.wait_until_it_listens()

@@ -112,11 +112,11 @@ def processes_below(folder: Path) -> list[list[str]]:
     ("moment", "victim"),
     [
         ("serving", "gateway"),
-        ("serving", "engine"),
+        pytest.param("serving", "engine", marks=pytest.mark.ordinary_user),
         ("serving", "worker"),
         ("capture", "gateway"),
         ("capture", "criu"),
-        ("restore", "gateway"),
+        pytest.param("restore", "gateway", marks=pytest.mark.ordinary_user),
         ("restore", "criu"),
     ],
 )

@@ -44,6 +44,7 @@ def without_criu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.criu
 @pytest.mark.usefixtures("with_criu")
+@pytest.mark.ordinary_user
 def test_to_zero_and_back(serve: Serve, tmp_path: Path) -> None:
     """The first start is cold and is captured once idle. After that a burst of 100 causes one restore, and idle time ends it."""
     server = serve(write_app(tmp_path, "a"), write_app(tmp_path, "b"), config=QUICK.format(name="a"))
