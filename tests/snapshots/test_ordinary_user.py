@@ -7,7 +7,7 @@ The marker `ordinary_user` stands at tests for which the user makes a difference
 * dump and restore: trees, images for their owner alone, clocks, a refusal of CRIU, a killed CRIU, a deadline, a full disk;
 * mapped memory: replicas share it, and so do forks;
 * what a capture accepts or refuses: processes of other users, priorities, escapes from the sandbox, io_uring;
-* what a restore brings back: log, pidfds, permission for tiles, tensor-parallel ranks, owners of side files;
+* what a restored tree has again: log, pidfds, permission for tiles, tensor-parallel ranks, owners of side files;
 * snapshot's folder: owners and modes, remainders of another user, a new snapshot in place of an old one;
 * ends: a capture that is ended, a sandbox whose owner is killed, CRIU killed in a capture;
 * replicas: restored, replaced, restored again after a kill, watched by a listener, private, behind the gateway;

@@ -259,7 +259,6 @@ def test_a_mark_that_cannot_be_read_is_ignored(tmp_path: Path, text: str) -> Non
 
 @pytest.mark.fault("a replica is killed while it serves", area="engine", outcome="restarted")
 @pytest.mark.alone
-@pytest.mark.ordinary_user
 def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
     """The end is noticed within a second, and its request in flight fails at once. Until it is restored the port answers 503."""
     server = Server(tmp_path, options="drain_timeout_s=1.0, max_restarts=3")
@@ -325,6 +324,7 @@ def test_a_request_that_ends_its_replica_gets_an_error_at_once_and_the_others_se
 
 
 @pytest.mark.fault("two replicas are killed at once", area="engine", outcome="restarted")
+@pytest.mark.ordinary_user
 def test_two_replicas_that_die_at_once_are_both_restored_again(tmp_path: Path, stopped: list[Server]) -> None:
     """Each is restored in its own thread, under a new name."""
     server = Server(tmp_path)
