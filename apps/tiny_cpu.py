@@ -47,6 +47,7 @@ deployment = Deployment(
             mem_fraction_static=0.1,
             max_total_tokens=4096,
             sleep_on_idle=True,
+            warmup_features=(),  # for a demonstration: a penalty alone compiles for half a minute on two cores
         ),
     ),
     scaling=Scaling(target_concurrency=4, max_concurrency=8),

@@ -315,6 +315,8 @@ class EnginePlugin(Plugin):
         nccl_versions: for an engine whose ranks talk by NCCL, pairs of the engine's version and the NCCL that its own packages
             bring (`("0.5.23", "2.30.7")`), of the wheels for CUDA 13 where there are several. Core refuses a snapshot of several
             GPUs whose NCCL cannot suspend its communicators. Empty for an engine without NCCL.
+        compile_lines: regular expressions of the engine's log lines that tell that something was compiled. Core counts them, and
+            the new files of `kernel_cache_env`, for the first 20 requests after each start.
     """
 
     supports_sleep: ClassVar[bool] = False
@@ -323,6 +325,7 @@ class EnginePlugin(Plugin):
     guarded: ClassVar[bool] = False
     gives_logprobs: ClassVar[bool] = False
     nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = ()
+    compile_lines: ClassVar[tuple[str, ...]] = ()
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -36,7 +36,7 @@ from torpor_sglang.several_gpus import TOO_OLD, TOO_OLD_REASON, WORDS, refused_w
 from torpor_sglang.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import httpx
 
@@ -359,6 +359,10 @@ class SGLang(ChatServer):
     @override
     def wake_steps(self) -> tuple[str, ...]:
         return routes.WAKE
+
+    @override
+    def regex_fields(self) -> Mapping[str, object]:
+        return {"regex": "[a-z]{3,8}"}
 
     @override
     def ask_logprobs(

@@ -42,7 +42,7 @@ from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import httpx
 
@@ -309,6 +309,10 @@ class VLLM(ChatServer):
     def _shares_gpu_memory(self, deployment: Deployment) -> bool:
         """Whether the workers have to let go of each other's GPU memory for a snapshot."""
         return wants_nccl_suspended(deployment, device=self.device, gpus=self._ranks())
+
+    @override
+    def regex_fields(self) -> Mapping[str, object]:
+        return {"structured_outputs": {"regex": "[a-z]{3,8}"}}
 
     @override
     def ask_logprobs(

@@ -650,7 +650,9 @@ async def test_the_state_is_told_to_the_holder_of_the_key() -> None:
     engine.gate.clear()
     running = Exchange(guard, "/v1/chat", method="POST")
     await settle()
-    assert (await control(guard, "state")).json == {"state": "serving", "in_flight": 1, "replica_id": REPLICA_ID}
+    told = {"state": "serving", "in_flight": 1, "answered": 0, "replica_id": REPLICA_ID}
+    assert (await control(guard, "state")).json == told
     engine.gate.set()
     await running.task
     assert guard.state is State.SERVING
+    assert (await control(guard, "state")).json == {**told, "in_flight": 0, "answered": 1}

@@ -132,9 +132,11 @@ def test_a_whole_life_over_the_wire(server: GuardedServer) -> None:
     assert json.loads(server.control("state", key=OTHER_KEY).body) == {
         "state": "serving",
         "in_flight": 0,
+        "answered": 0,
         "replica_id": REPLICA_ID,
     }
     assert server.ask("/v1/chat", method="POST").status == 200
+    assert json.loads(server.control("state", key=OTHER_KEY).body)["answered"] == 1
     assert server.engine.violations == []
 
 

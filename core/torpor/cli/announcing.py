@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torpor.platforms.local.running import Process, RunFile
 from torpor.platforms.local.service_manager import ServiceManager
+from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,7 +168,7 @@ def _replicas(server: LocalServer) -> list[dict[str, object]]:
 def replica_facts(name: str, boot: Boot) -> dict[str, object]:
     """A replica, as `torpor status` reads it (`torpor.platforms.local.running.RunningReplica`)."""
     engine = boot.running_engine
-    records = boot.report.records
+    records = [record for record in boot.report.records if record.stage != Stage.FIRST_REQUESTS]
     return {
         "name": name,
         "pid": engine.pid,

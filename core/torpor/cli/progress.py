@@ -84,7 +84,8 @@ class Progress:
             self._print_json(stage=record.stage, seconds=record.seconds, ok=record.ok)
         else:
             mark = "ok" if record.ok else "FAILED"
-            self._console.print(f"{mark:<6} {record.stage:<13} {record.seconds:8.3f} s  {_DOING.get(record.stage, '')}")
+            told = _compiled(record) if record.compiled else _DOING.get(record.stage, "")
+            self._console.print(f"{mark:<6} {record.stage:<13} {record.seconds:8.3f} s  {told}")
 
     def event(self, event: ReplicaEvent) -> None:
         """Something happened to the engine by itself."""
@@ -121,6 +122,15 @@ class Progress:
         say(json.dumps(facts))
 
 
+def _compiled(record: StageRecord) -> str:
+    """What was compiled for the first requests after a start, in words."""
+    counts = record.compiled
+    return (
+        f"compiled for the first {counts['requests']} requests: {counts['cache_files']} files, "
+        f"{counts['log_lines']} log lines"
+    )
+
+
 def stage_table(records: list[StageRecord]) -> Table:
     """The stages of a start as a table: seconds of each, and of the plugins in it."""
     table = Table(title="stages", title_justify="left")
@@ -133,7 +143,7 @@ def stage_table(records: list[StageRecord]) -> Table:
         plugins = ", ".join(f"{name} {seconds:.3f}" for name, seconds in record.plugins.items())
         table.add_row(boot, record.stage, f"{record.seconds:.3f}", plugins)
     for kind in BOOT_KINDS:
-        seconds = [record.seconds for record in records if record.boot == kind]
+        seconds = [record.seconds for record in records if record.boot == kind and record.stage != Stage.FIRST_REQUESTS]
         if seconds:
             table.add_row(kind, "total", f"{sum(seconds):.3f}", "")
     return table

@@ -16,8 +16,10 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
                      needs them
     flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
     reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
-    warm-up          warm_up: chat-shaped requests until nothing is left to compile; warm_up_deployment: those of its task
-    kernel caches    shared_cache_env and DEEP_GEMM_FOLDER: homes for the caches of Triton, Inductor, FlashInfer, ...
+    warm-up          warm_up: chat-shaped requests until nothing is left to compile; warm_up_deployment: those of its task;
+                     warm_up_features: those for FEATURES, each a Feature: JSON schemas, tools, log probabilities, ...
+    kernel caches    shared_cache_env and DEEP_GEMM_FOLDER: homes for the caches of Triton, Inductor, FlashInfer, ...;
+                     COMPILE_LINES: what a log says when something is compiled
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, Routes, call, call_object
+    from torpor.engine_plugins.feature_warmup import warm_up_features
+    from torpor.engine_plugins.features import FEATURES, Feature
     from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
     from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
-    from torpor.engine_plugins.kernel_caches import DEEP_GEMM_FOLDER, shared_cache_env
+    from torpor.engine_plugins.kernel_caches import COMPILE_LINES, DEEP_GEMM_FOLDER, shared_cache_env
     from torpor.engine_plugins.logprobs import TOP_CHOICES, ask_completion, finite_or_nan, read_logprobs
     from torpor.engine_plugins.nccl_settings import (
         NCCL_SETTINGS,
@@ -46,12 +50,15 @@ if TYPE_CHECKING:
     from torpor.values.rank_sleep import RankSleep, WeightsPlace
 
 __all__ = [
+    "COMPILE_LINES",
     "DEEP_GEMM_FOLDER",
+    "FEATURES",
     "NCCL_SETTINGS",
     "NCCL_SNAPSHOT_ENV",
     "SNAPSHOT_ENV",
     "TOP_CHOICES",
     "ChatServer",
+    "Feature",
     "Flag",
     "FlagTable",
     "GeneratedToken",
@@ -77,6 +84,7 @@ __all__ = [
     "wants_nccl_suspended",
     "warm_up",
     "warm_up_deployment",
+    "warm_up_features",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -88,6 +96,11 @@ __getattr__, __dir__ = lazy_names(
             "SNAPSHOT_ENV",
             "call",
             "call_object",
+        ),
+        "torpor.engine_plugins.feature_warmup": ("warm_up_features",),
+        "torpor.engine_plugins.features": (
+            "FEATURES",
+            "Feature",
         ),
         "torpor.engine_plugins.flags": (
             "Flag",
@@ -101,6 +114,7 @@ __getattr__, __dir__ = lazy_names(
             "untried_findings",
         ),
         "torpor.engine_plugins.kernel_caches": (
+            "COMPILE_LINES",
             "DEEP_GEMM_FOLDER",
             "shared_cache_env",
         ),

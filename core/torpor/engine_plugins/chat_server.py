@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
 from torpor.engine.start import start_engine
+from torpor.engine_plugins.features import FEATURES, Feature
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
+from torpor.engine_plugins.kernel_caches import COMPILE_LINES
 from torpor.engine_plugins.logprobs import ask_completion, listed_names
 from torpor.errors import ConfigurationError, ConflictError, EngineRequestError
 from torpor.guard import GuardRules
@@ -133,11 +135,14 @@ class ChatServer(EnginePlugin):
             `torpor key new` makes a key and its digest.
         warmup_prompt_words: prompt lengths of the warm-up, words.
         warmup_burst: requests sent at once at the end of the warm-up.
+        warmup_features: what the warm-up asks for beside plain text, because an engine compiles for it when it first meets it:
+            all of `FEATURES` (JSON schemas, tools, log probabilities, penalties, ...). Leave out what no client asks for.
         warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
         extra_args: further engine flags, passed through.
     """
 
     guarded: ClassVar[bool] = True
+    compile_lines: ClassVar[tuple[str, ...]] = COMPILE_LINES
     ready_path: ClassVar[str] = "/v1/models"
     supported_versions: ClassVar[tuple[str, ...]] = ()
     default_images: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -176,6 +181,7 @@ class ChatServer(EnginePlugin):
     api_key_sha256: tuple[str, ...] = ()
     warmup_prompt_words: tuple[int, ...] = (8, 600)
     warmup_burst: int = 4
+    warmup_features: tuple[Feature, ...] = FEATURES
     warmup_request_timeout_s: float = 500.0
     extra_args: tuple[str, ...] = ()
 
@@ -210,8 +216,17 @@ class ChatServer(EnginePlugin):
             raise ConfigurationError(
                 f"{name}.warmup_prompt_words is {shown(self.warmup_prompt_words)}; a prompt has 1 to {_MOST_WORDS} words."
             )
+        self._check_features()
         self.seconds("warmup_request_timeout_s")
         self.reserved.check_extra_args(self.version, self.extra_args)
+
+    def _check_features(self) -> None:
+        """Refuse a feature that the warm-up does not know."""
+        for feature in self.warmup_features:
+            if feature not in FEATURES:
+                raise ConfigurationError(
+                    f"{type(self).__name__}.warmup_features holds {shown(feature)}; there are {', '.join(FEATURES)}."
+                )
 
     def _check_keys(self) -> None:
         """Refuse what is no digest, without showing it: it may be a key."""
@@ -444,8 +459,14 @@ class ChatServer(EnginePlugin):
             prompt_words=self.warmup_prompt_words,
             burst=min(self.warmup_burst, deployment.scaling.max_concurrency),
             timeout_s=self.warmup_request_timeout_s,
+            features=self.warmup_features,
+            regex=self.regex_fields(),
         )
         self.forget_prompts(client)
+
+    def regex_fields(self) -> Mapping[str, object]:
+        """The fields of a request whose answer has to be three to eight small letters; empty if the engine has no such field."""
+        return {}
 
     @override
     def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:

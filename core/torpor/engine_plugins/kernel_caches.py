@@ -6,9 +6,18 @@ so all of them are set; the engine's plugin adds its own.
 
 from __future__ import annotations
 
-__all__ = ["DEEP_GEMM_FOLDER", "shared_cache_env"]
+__all__ = ["COMPILE_LINES", "DEEP_GEMM_FOLDER", "shared_cache_env"]
 
 DEEP_GEMM_FOLDER = "deep_gemm"
+
+COMPILE_LINES = (
+    r"Loading JIT ops: ",  # flashinfer jit/core.py
+    r"DeepGEMM JIT (?:Pre-Compile|Compiling|Single Kernel)",  # SGLang deep_gemm_wrapper/compile_utils.py
+    r"Triton autotuning for function",  # triton runtime/autotuner.py, with TRITON_PRINT_AUTOTUNING=1
+    r"during inference: .*latency spike",  # vLLM utils/jit_monitor.py: Triton, CuTe, TileLang
+    r"torch\._dynamo hit config\.\w+_limit",  # torch: a function that is compiled again for each shape
+)
+"""What the log of an engine says when it compiles: regular expressions."""
 
 
 def shared_cache_env(root: str) -> dict[str, str]:

@@ -1,10 +1,15 @@
-"""The warm-up by task. Chats are `torpor.engine_plugins.warmup`; all others: one text, several, short and long, a small burst."""
+"""The warm-up by task. Chats are `torpor.engine_plugins.warmup`; all others: one text, several, short and long, a small burst.
+
+Then come the requests for what else a request may ask (`torpor.engine_plugins.feature_warmup`).
+"""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from torpor.engine_plugins.feature_warmup import warm_up_features
 from torpor.engine_plugins.warmup import warm_up
 from torpor.errors import EngineRequestError
 from torpor.tasks.questions import question
@@ -12,11 +17,12 @@ from torpor.tasks.sound import generated_sound
 from torpor.telemetry.progress import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import httpx
 
     from torpor.deployment import Deployment
+    from torpor.engine_plugins.features import Feature
     from torpor.tasks.questions import TaskRequest
 
 __all__ = ["task_requests", "warm_up_deployment"]
@@ -52,9 +58,16 @@ def task_requests(deployment: Deployment, prompt_words: tuple[int, ...]) -> Iter
 
 
 def warm_up_deployment(
-    client: httpx.Client, deployment: Deployment, *, prompt_words: tuple[int, ...], burst: int, timeout_s: float
+    client: httpx.Client,
+    deployment: Deployment,
+    *,
+    prompt_words: tuple[int, ...],
+    burst: int,
+    timeout_s: float,
+    features: tuple[Feature, ...] = (),
+    regex: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Send all requests one after the other, then a burst of the first.
+    """Send all requests one after the other, a burst of the first, and those for features.
 
     Args:
         client: bound to the engine.
@@ -62,10 +75,20 @@ def warm_up_deployment(
         prompt_words: lengths of the texts, words.
         burst: requests sent at once at the end.
         timeout_s: seconds without a byte for one request, which may compile kernels.
+        features: what is asked for beside text.
+        regex: as for `feature_requests`.
 
     Raises:
-        EngineRequestError: the engine answered with an error or with nothing.
+        EngineRequestError: the engine answered with an error or with nothing, but for a feature.
     """
+    _warm_up_task(client, deployment, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)
+    warm_up_features(client, deployment, features, regex=regex, timeout_s=timeout_s)
+
+
+def _warm_up_task(
+    client: httpx.Client, deployment: Deployment, *, prompt_words: tuple[int, ...], burst: int, timeout_s: float
+) -> None:
+    """Send the requests of the deployment's task."""
     if deployment.task == "chat":
         model = deployment.model.served_name
         warm_up(client, model=model, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)

@@ -125,7 +125,7 @@ class Guard:
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._machine.leave()
+                self._machine.leave(public=True)
 
     def _route(self, scope: Scope) -> _Route | None:
         """The rule for a path; None if no rule matches it byte for byte."""
@@ -159,26 +159,27 @@ class Guard:
         """Pass a request to the engine without its keys, and count it as in flight until the engine is done with it."""
         if ORIGIN in headers and route.public:
             send = self._cors.watched(headers, send)
-        if self._asks_for_bearer or KEY_HEADER in headers:
+        public = KEY_HEADER not in headers
+        if self._asks_for_bearer or not public:
             scope = _without_keys(scope)
         if _bounded(scope, headers):
-            await self._count(scope, receive, send)
+            await self._count(scope, receive, send, public=public)
             return
         body = LimitedBody(receive, send, self._rules.max_body_bytes)
         try:
-            await self._count(scope, body.receive, body.send)
+            await self._count(scope, body.receive, body.send, public=public)
         except Exception:
             if not body.unanswered:
                 raise
         if body.unanswered:
             await self._refuse(OwnAnswer(scope, receive, send, ended=body.ended), self._too_large, route)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count(self, scope: Scope, receive: Receive, send: Send, *, public: bool) -> None:
         self._machine.arrive()
         try:
             await self._app(scope, receive, send)
         finally:
-            self._machine.leave()
+            self._machine.leave(public=public)
 
     async def _not_public(
         self, scope: Scope, headers: Headers, route: _Route | None, receive: Receive, send: Send
@@ -235,7 +236,7 @@ class Guard:
             route is not None and route.public and KEY_HEADER not in headers and not _ambiguous(scope, pairs, headers)
         )
         if known and route is not None and self._public_refusal(scope, headers, route) is None:
-            await self._count(_without_keys(scope) if self._asks_for_bearer else scope, receive, send)
+            await self._count(_without_keys(scope) if self._asks_for_bearer else scope, receive, send, public=True)
         else:
             await receive()  # the connect message; to close before accepting is answered with 403 by the server
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})

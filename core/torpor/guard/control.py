@@ -119,7 +119,12 @@ class Control:
         if scope["method"] != _METHODS[name]:
             await refuse(send, _WRONG_METHOD)
         elif name == "state":
-            body = {"state": machine.state, "in_flight": machine.in_flight, "replica_id": self._replica_id}
+            body = {
+                "state": machine.state,
+                "in_flight": machine.in_flight,
+                "answered": machine.answered,
+                "replica_id": self._replica_id,
+            }
             await answer(send, _OK, body)
         elif (options := await read_options(receive)) is None:
             await _bad(send, f"the body has to be a JSON object of at most {MAX_CONTROL_BYTES} bytes")

@@ -28,11 +28,12 @@ class StateMachine:
     Attributes:
         state: the current state.
         in_flight: requests that reached the engine and whose answers are not complete.
+        answered: public requests whose answers are complete since it began to serve.
     """
 
     def __init__(self, rules: GuardRules) -> None:
         self.state = State.STARTING
-        self.in_flight = 0
+        self.in_flight = self.answered = 0
         self._steps = {State.DRAINING: rules.sleep, State.WAKING: rules.wake}
         self._passed = 0  # steps of this state that reached the engine
         self._step_failed = False
@@ -56,9 +57,10 @@ class StateMachine:
         """Count a request that goes to the engine."""
         self.in_flight += 1
 
-    def leave(self) -> None:
+    def leave(self, *, public: bool = False) -> None:
         """Count a request whose answer is complete, or will never be."""
         self.in_flight -= 1
+        self.answered += public
         if self.in_flight == 0 and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
@@ -116,6 +118,8 @@ class StateMachine:
     def serve(self) -> bool:
         """Let public requests pass: after the start, after every wake step, or after a drain without a sleep."""
         in_order = self.state is not State.SERVING and self.engine_is_awake
+        if in_order:
+            self.answered = 0
         return self._go(State.SERVING, in_order=in_order)
 
     @property

@@ -114,6 +114,8 @@ def starts_of(records: Sequence[StageRecord]) -> tuple[Start, ...]:
     groups: list[list[StageRecord]] = []
     open_groups: dict[str, list[StageRecord]] = {}  # replicas that wake side by side share a file
     for record in records:
+        if record.stage == Stage.FIRST_REQUESTS:
+            continue  # clients decide how long it takes
         group = open_groups.get(record.replica)
         if group is None or _begins(record, group[-1]):
             group = open_groups[record.replica] = []

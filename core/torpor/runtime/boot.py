@@ -27,6 +27,7 @@ from torpor.lifecycle import Lifecycle
 from torpor.runtime import later
 from torpor.runtime.canary import Canary, check_canary, record_canary
 from torpor.runtime.deadline import Deadline
+from torpor.runtime.first_requests import FirstRequests
 from torpor.runtime.preflight import run_preflight
 from torpor.runtime.start_limits import CONTROL_TIMEOUT_S, stage_limits
 from torpor.runtime.telling import Telling
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.engine.start import Starter
     from torpor.recipe import Recipe
+    from torpor.runtime.compilations import Compiled
     from torpor.runtime.guard_client import GuardControl
     from torpor.runtime.telling import Place
 
@@ -111,6 +113,7 @@ class Boot:
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
         self.telling = Telling(self, self.lifecycle.listeners)
+        self._first_requests = FirstRequests(self, self._note_compiled)
 
     def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
         """Start the engine, warm it up and record the canary; the guard stays closed.
@@ -181,6 +184,7 @@ class Boot:
             control.serve(reason=self.reason)
         self.serving = True
         self.telling.serving()
+        self._first_requests.begin()
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish requests in flight, put the engine to sleep and close the guard.
@@ -215,6 +219,7 @@ class Boot:
         limit_s = deployment.drain_timeout_s
         limits = stage_limits(deployment, self.recipe)
         self.serving = False
+        self._first_requests.end()
         self.telling.draining()
         with self._stage(Stage.DRAIN, limits[Stage.DRAIN]), self._control() as control:
             if was_cut := control.drain(limit_s, cut=True):
@@ -253,6 +258,7 @@ class Boot:
             How many were cut off.
         """
         self.serving = False
+        self._first_requests.end()
         self.telling.draining()
         with contextlib.suppress(*later.no_answer()), self._control() as control:
             return control.drain(limit_s, cut=True)
@@ -350,6 +356,7 @@ class Boot:
             exit_code: the engine's; None if unknown.
         """
         self.serving = False
+        self._first_requests.end()
         self.telling.stopped(exit_code)
         self.telling.flush()
 
@@ -448,6 +455,7 @@ class Boot:
         restore_count: int,
         ended_at: float,
         plugins: dict[str, float] | None = None,
+        compiled: dict[str, int] | None = None,
     ) -> None:
         record = StageRecord(
             stage=stage,
@@ -463,9 +471,21 @@ class Boot:
             reason=self.reason,
             deployment=self.deployment.name,
             replica=self.replica,
+            compiled=compiled or {},
         )
         self.report.end(record)
         self.telling.stage_ended(record, failure)
+
+    def _note_compiled(self, found: Compiled) -> None:
+        self._note(
+            Stage.FIRST_REQUESTS,
+            found.seconds,
+            None,
+            replica_id=self.running_engine.replica_id,
+            restore_count=self.restore_count,
+            ended_at=time.time(),
+            compiled=found.as_record(),
+        )
 
     def _note_plugin(self, hook: str, plugin: str, seconds: float) -> None:  # noqa: ARG002 - a stage runs one hook
         self._plugin_seconds[plugin] = self._plugin_seconds.get(plugin, 0.0) + seconds

@@ -111,6 +111,14 @@ class GuardControl:
         self._expect(response, "state")
         return _count(response, "in_flight")
 
+    def answered(self) -> int:
+        """How many public requests were answered since the guard serves; 0 without a guard."""
+        if self._engine.guard_key is None:
+            return 0
+        response = self._client.get(f"{CONTROL}state")
+        self._expect(response, "state")
+        return _count(response, "answered")
+
     def wake(self, *, new_replica_id: str | None = None) -> None:
         """Accept requests of the lifecycle again, under a new key: every replica of the snapshot has the old one.
 

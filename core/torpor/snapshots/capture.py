@@ -51,6 +51,7 @@ from torpor.snapshots.store.stored import read_identity
 from torpor.snapshots.targets import check_target
 from torpor.snapshots.trial import life_of, prove
 from torpor.telemetry.progress import followed_value
+from torpor.telemetry.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -288,7 +289,11 @@ class _Capture:
 
 def _stages(boot: Boot, dumped: Dumped, *, checks_s: float, cuda_s: float | None) -> tuple[StageTime, ...]:
     """The stages of the cold start and of the capture."""
-    stages = [StageTime(stage=record.stage, seconds=record.seconds) for record in boot.report.records]
+    stages = [
+        StageTime(stage=record.stage, seconds=record.seconds)
+        for record in boot.report.records
+        if record.stage != Stage.FIRST_REQUESTS
+    ]
     stages += [StageTime(stage="capture_checks", seconds=checks_s)]
     stages += [StageTime(stage="capture_cuda", seconds=cuda_s)] if cuda_s is not None else []
     return (

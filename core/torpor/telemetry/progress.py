@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["followed_lines", "followed_value", "is_heard", "listening", "tell"]
+__all__ = ["followed_lines", "followed_value", "is_heard", "lines_after", "listening", "tell"]
 
 _LOOK_S = 0.3
 _listeners: list[Callable[[str], None]] = []  # of the whole process, because threads report progress too
@@ -49,7 +49,7 @@ def followed_lines(lines: Callable[[], Sequence[str]], meaning: Callable[[str], 
     def look() -> str:
         nonlocal seen
         found = lines()
-        new, seen = _after(found, seen), hash(found[-1]) if found else 0
+        new, seen = lines_after(found, seen), hash(found[-1]) if found else 0
         return next((words for line in reversed(new) if (words := meaning(line))), "")
 
     with _followed(look):
@@ -91,7 +91,7 @@ def _followed(look: Callable[[], str]) -> Iterator[None]:
         thread.join()
 
 
-def _after(lines: Sequence[str], seen: int) -> Sequence[str]:
+def lines_after(lines: Sequence[str], seen: int) -> Sequence[str]:
     """The lines after the one with the known hash; all of them if it is no longer there."""
     for number in range(len(lines) - 1, -1, -1):
         if hash(lines[number]) == seen:

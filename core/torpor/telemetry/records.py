@@ -51,6 +51,8 @@ class StageRecord:
         reason: why this start replaces another one, e.g. `wake failed`; empty for a plain start.
         deployment: the deployment's name.
         replica: the replica's name; each replica of a snapshot has its own.
+        compiled: of the stage `first_requests`: how many `requests` were answered, and how many `cache_files` and `log_lines` tell
+            that something was compiled meanwhile; empty for all other stages.
     """
 
     stage: str
@@ -66,10 +68,14 @@ class StageRecord:
     reason: str = ""
     deployment: str = ""
     replica: str = ""
+    compiled: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
         """The record as a line of a file holds it."""
-        return {"schema": SCHEMA, **asdict(self)}
+        fields = asdict(self)
+        if not self.compiled:  # of one stage alone
+            del fields["compiled"]
+        return {"schema": SCHEMA, **fields}
 
 
 def described(failure: BaseException | None) -> str:

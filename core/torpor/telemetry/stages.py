@@ -32,6 +32,9 @@ class Stage(StrEnum):
     POST_RESTORE = "post_restore"
     CANARY_CHECK = "canary_check"
     SERVE = "serve"
+    FIRST_REQUESTS = (
+        "first_requests"  # after a start: from its end to the 20th answer; says whether anything was compiled
+    )
     FIRST_ANSWER = "first_answer"  # `torpor bench`: from the end of the last stage to the first token
 
 

@@ -61,6 +61,8 @@ class Fault(StrEnum):
     """Samples after every wake the same as after the wake before, like replicas that do not renew their random state."""
     REPEATS_IDS = "repeats_ids"
     """Gives its answers the same ids after every wake."""
+    COMPILES_AT_FIRST_SCHEMA = "compiles_at_first_schema"
+    """Compiles when the first request asks for a JSON schema: a file in its kernel cache, and a line in its log."""
     CHILDREN_IGNORE_SIGTERM = "children_ignore_sigterm"
     """The server process ends on SIGTERM, its children do not."""
     IGNORE_SIGTERM = "ignore_sigterm"

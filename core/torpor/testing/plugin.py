@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor._override import override
 from torpor._version import __version__
 from torpor.engine.start import start_engine
+from torpor.engine_plugins.feature_warmup import warm_up_features
+from torpor.engine_plugins.features import FEATURES, Feature
+from torpor.engine_plugins.kernel_caches import COMPILE_LINES
 from torpor.engine_plugins.task_warmup import warm_up_deployment
 from torpor.errors import ConfigurationError
 from torpor.guard import GuardRules
 from torpor.hookspecs import EnginePlugin, hookimpl
+from torpor.recipe import IMAGE_ROOT, ImagePatch
 from torpor.tasks.routes import ROUTES, TASKS, TaskRoute
 from torpor.testing.faults import Fault
+from torpor.testing.standin.app import KERNELS_VARIABLE
 from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 from torpor.values.bounds import LONGEST_S
 from torpor.values.field_types import check_types, shown
@@ -48,6 +53,7 @@ class StandIn(EnginePlugin):
         fault_once: a file; a fault at the wake happens only in the process that creates it.
         token_s: seconds per token of an answer.
         warmup_requests: number of chats in the warm-up.
+        warmup_features: what the warm-up asks for beside (`torpor.engine_plugins.features`).
         journal: file that gets a JSON line for every request that reaches the engine; empty for none.
         python: interpreter with Torpor and uvicorn; the default is the current one.
         extra_args: further engine flags, accepted and ignored.
@@ -58,6 +64,7 @@ class StandIn(EnginePlugin):
     public_paths: ClassVar[tuple[str, ...]] = ("/v1/chat/completions", "/v1/models")
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
+    compile_lines: ClassVar[tuple[str, ...]] = COMPILE_LINES
     dialect: ClassVar[str] = "sglang"
     own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType(
         {"score": TaskRoute("/v1/score", ("query", "items"), (("label_token_ids", (1, 2)),))}
@@ -77,6 +84,7 @@ class StandIn(EnginePlugin):
     fault_once: str = ""
     token_s: float = 0.0
     warmup_requests: int = 2
+    warmup_features: tuple[Feature, ...] = ()
     journal: str = ""
     python: str = ""
     extra_args: tuple[str, ...] = ()
@@ -89,6 +97,11 @@ class StandIn(EnginePlugin):
             raise ConfigurationError(
                 f"StandIn: fault_s is {self.fault_s} s, token_s {self.token_s} s, warmup_requests {self.warmup_requests}; "
                 f"none of them may be below 0, nor a time above {LONGEST_S:.0f} s."
+            )
+
+        if unknown := set(self.warmup_features) - set(FEATURES):
+            raise ConfigurationError(
+                f"StandIn.warmup_features holds {shown(min(unknown))}; there are {', '.join(FEATURES)}."
             )
 
     @property
@@ -113,6 +126,17 @@ class StandIn(EnginePlugin):
     @override
     def engine_python(self) -> str:
         return self.python or sys.executable
+
+    @override
+    def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:
+        compiles = self.fault is Fault.COMPILES_AT_FIRST_SCHEMA
+        return {KERNELS_VARIABLE: f"{IMAGE_ROOT}/kernels"} if compiles else {}
+
+    @hookimpl
+    @override
+    def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
+        env = self.kernel_cache_env(deployment)
+        return ImagePatch(env=env) if env else None
 
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
@@ -178,6 +202,7 @@ class StandIn(EnginePlugin):
                 "max_tokens": 16,
             }
             client.post("/v1/chat/completions", json=body).raise_for_status()
+        warm_up_features(client, deployment, self.warmup_features, regex={"regex": "[a-z]{3,8}"}, timeout_s=60.0)
 
     @hookimpl(trylast=True)
     @override

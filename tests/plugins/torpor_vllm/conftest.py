@@ -30,6 +30,7 @@ def cpu_plugin(engine: RealEngine, *, warmup_prompt_words: tuple[int, ...]) -> V
         kv_cache_bytes=64 * 1024 * 1024,
         max_model_len=2048,
         warmup_prompt_words=warmup_prompt_words,
+        warmup_features=(),  # what compiles for them takes half a minute of every start; one test asks for all
     )
 
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from torpor.testing.standin.exchange import Receive, Scope, Send
     from torpor.testing.standin.scheduler import Scheduler
 
-__all__ = ["Routes", "StandInApp", "StandInOptions", "hang"]
+__all__ = ["KERNELS_VARIABLE", "Routes", "StandInApp", "StandInOptions", "hang"]
+
+KERNELS_VARIABLE = "TRITON_CACHE_DIR"
+"""The stand-in's only kernel cache, for the fault that compiles."""
 
 Routes: TypeAlias = dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]]
 """Path to the methods and the handler."""
@@ -200,6 +203,8 @@ class StandInApp(ABC):
             return
         prompt = json.dumps(messages)
         await self._chat_fault(prompt)
+        if self._options.fault is Fault.COMPILES_AT_FIRST_SCHEMA and "response_format" in body:
+            _compile()
         if self._options.fault is Fault.ERROR_IN_WARMUP:
             await self._refuse(exchange, _ERROR, "CUDA error: an illegal memory access")
             return
@@ -302,6 +307,15 @@ class StandInApp(ABC):
         """End the server process alone, as a crash would; its children stay."""
         print(f"standin: fault {self._options.fault}: exiting with code {EXIT_CODE}", flush=True)
         os._exit(EXIT_CODE)
+
+
+def _compile() -> None:
+    """Compile a kernel, as the variable of the kernel cache says; a kernel that is there already is not compiled again."""
+    kernel = Path(os.environ[KERNELS_VARIABLE]) / "json-schema" / "kernel.so"
+    if not kernel.exists():
+        kernel.parent.mkdir(parents=True, exist_ok=True)
+        kernel.write_bytes(b"compiled")
+        print("standin: JIT compilation during inference: json_schema. This causes a latency spike", flush=True)
 
 
 async def hang() -> None:
