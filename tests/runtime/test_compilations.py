@@ -102,7 +102,7 @@ def ask(port: int, model: str, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("the engine compiles for the first request with a JSON schema", area="serving", outcome="held")
+@pytest.mark.fault("the engine compiles for the first request with a JSON schema", area="kernel caches", outcome="held")
 @pytest.mark.parametrize("standin", [StandIn, StandInVLLM])
 @pytest.mark.parametrize(("warm", "compiled"), [(True, 0), (False, 1)])
 def test_the_record_of_a_wake_says_whether_its_first_requests_compiled_anything(

@@ -100,7 +100,7 @@ def _fields(feature: Feature, *, chat: bool, regex: Mapping[str, object]) -> tup
         "seed": ({"seed": 7, **sampled}, {"seed": 7, "n": 2, **sampled}),
         "penalties": ({"frequency_penalty": 0.2, "presence_penalty": 0.2},),
         "repetition": ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1, "n": 2, **sampled}),
-        "sampling": ({"top_k": 20, "min_p": 0.05, "top_p": 0.9, **sampled},),
+        "sampling": ({"top_k": 20, "top_p": 0.9, **sampled}, {"min_p": 0.05, **sampled}),  # vLLM: no min_p with a draft
         "logit_bias": ({"logit_bias": {"5": 1.0}},),
         "min_tokens": ({"min_tokens": 2},),
     }
