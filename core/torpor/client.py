@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["PROMPT", "ChatResult", "TaskResult", "ask", "ask_in_turn", "chat", "errors_told", "main"]
 
 PROMPT = "Why is the sky blue? Answer in three sentences."
+"""A question for a first try."""
+
 _SYSTEM_PROMPTS = (
     "You are a physicist. Be exact, and give numbers with their units.",
     "You are a poet of the sea. Answer in images, and in few words.",

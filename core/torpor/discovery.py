@@ -15,9 +15,9 @@ __all__ = ["ALLOW_VARIABLE", "BLOCK_VARIABLE", "GROUP", "InstalledPlugin", "inst
 
 GROUP = "torpor"
 ALLOW_VARIABLE = "TORPOR_LOAD_PLUGINS"
-"""Comma-separated names of the entries to load, and no others. Unset: all."""
+"""Names of the plugins' entry points that are loaded, separated by commas, and no others. Unset: all."""
 BLOCK_VARIABLE = "TORPOR_BLOCK_PLUGINS"
-"""Comma-separated names of entries never to load; it wins over the allow-list."""
+"""Names of entry points that are never loaded, separated by commas. It wins over `TORPOR_LOAD_PLUGINS`."""
 
 
 @dataclass(frozen=True, kw_only=True)

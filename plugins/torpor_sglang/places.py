@@ -21,10 +21,10 @@ FREES_VARIABLE = "TORPOR_SLEEP_FREES"
 """Set by the plugin if a sleep has to free memory of the GPU."""
 
 PLACES_VARIABLE = "TORPOR_KEEP"
-"""The place of each tag, e.g. `weights=file,cuda_graph=memory`. If unset, only SGLang's own backup is used."""
+"""Set by the plugin: the place of each tag, e.g. `weights=file,cuda_graph=memory`. If unset, only SGLang's own backup is used."""
 
 FOLDER_VARIABLE = "TORPOR_KEEP_FOLDER"
-"""The folder for the files."""
+"""Set by the plugin: the folder for the files of kept weights."""
 
 
 def places_text(places: Mapping[str, Place]) -> str:

@@ -5,6 +5,9 @@
     hook_reference  the six hooks, and the check before them, from their docstrings
     engines         engine plugins: capabilities and flags; every plugin's options
     commands        the command line, from its own help
+    api             the public names, their pages, and their docstrings as Markdown
+    environment     environment variables, from the code
+    records         metrics, fields of records, and stages
     modules         the map of modules, from their docstrings
     parts           the table of parts of the code, and their drawing, docs/parts.svg
     docstrings      parses docstrings

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.site import llms
+from scripts.site import api, llms
 from scripts.site.pages import CONFIG, ROOT, configured, other_files, written
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build(target: Path) -> None:
         folder = Path(name)
         _put(folder, pages, others)
         _run_zensical(folder)
-        llms.write(folder / "site", pages, nav)
+        llms.write(folder / "site", api.expanded(pages), nav)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder / "site", target)
 

@@ -6,13 +6,26 @@ the page that is made of the file, e.g. `../SECURITY.md` one to `security.md`.
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from scripts.site import commands, engines, exit_codes, faults, guard_states, hook_reference, modules, parts
+from scripts.site import (
+    api,
+    commands,
+    engines,
+    environment,
+    exit_codes,
+    faults,
+    guard_states,
+    hook_reference,
+    modules,
+    parts,
+    records,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +62,14 @@ PARTS: dict[str, Callable[[], str]] = {
     "errors": exit_codes.error_table,
     "faults": faults.fault_table,
     "module_map": modules.module_map,
+    "api_index": api.name_index,
+    "variables": functools.partial(environment.variable_table, by_hand=True),
+    "own_variables": functools.partial(environment.variable_table, by_hand=False),
+    "foreign_variables": environment.foreign_table,
+    "metrics": records.metric_table,
+    "textfile_metrics": records.textfile_table,
+    "records": records.record_table,
+    "stages": records.stage_table,
 }
 """What `<!-- generated: NAME -->` stands for."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ends_with_this_process", "run_child"]
 
 _RUN_ID_VARIABLE = "TORPOR_RUN_ID"
+"""Set by Torpor for a build step or a check, so that all processes that it started can be found and ended."""
+
 _MOST_BYTES, _PIECE_BYTES = 64 << 20, 1 << 16
 
 

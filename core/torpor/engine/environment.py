@@ -10,7 +10,7 @@ from torpor.values.setting_names import SETTING_PREFIX
 __all__ = ["REPLICA_ID_VARIABLE", "inherited_environment"]
 
 REPLICA_ID_VARIABLE = "TORPOR_REPLICA_ID"
-"""The replica id of the cold start; every process of an engine has it."""
+"""Set by Torpor for every process of an engine: the replica id of its cold start."""
 
 
 def inherited_environment() -> dict[str, str]:

@@ -12,7 +12,8 @@ from torpor.engine_patches.patches import Patch
 __all__ = ["end_with", "orphans"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PARENT_VARIABLE = "TORPOR_PARENT_PID"  # set by each process for those that it spawns
+_PARENT_VARIABLE = "TORPOR_PARENT_PID"
+"""Set by each process of an engine for those that it spawns: they end with it."""
 
 
 def end_with(parent_pid: int) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["PATCHES_VARIABLE", "Patch", "PatchReport", "apply_patches"]
 
 PATCHES_VARIABLE = "TORPOR_PATCHES"
+"""Switches patches of the engine off: `-NAME,-OTHER`. The engine's log lists them at its start."""
 
 
 @dataclass(frozen=True, kw_only=True)

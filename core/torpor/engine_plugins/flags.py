@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Flag", "FlagTable", "OptionValue"]
 
 OptionValue = str | int | float | bool | tuple[str, ...] | None
+"""A value of an option, as `FlagTable` makes a command line of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["COMPILE_LINES", "DEEP_GEMM_FOLDER", "shared_cache_env"]
 
 DEEP_GEMM_FOLDER = "deep_gemm"
+"""Folder of DeepGEMM's kernels, below the folder of all kernel caches."""
 
 COMPILE_LINES = (
     r"Loading JIT ops: ",  # flashinfer jit/core.py

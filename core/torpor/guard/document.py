@@ -12,6 +12,8 @@ from torpor.guard.rules import GuardRules
 __all__ = ["BOOT_FD_VARIABLE", "BootDocument", "boot_document_json", "read_boot"]
 
 BOOT_FD_VARIABLE = "TORPOR_BOOT_FD"
+"""Set by Torpor for an engine's launcher: the file descriptor from which it reads its boot document."""
+
 # What a pipe holds on Linux (pipe(7)): core writes the whole document before the reader exists.
 _MAX_BYTES = 64 * 1024
 _FIELDS = {"key", "replica_id", "rules"}

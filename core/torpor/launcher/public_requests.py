@@ -3,12 +3,7 @@
 The guard reads no body. These rules see a request after the engine has parsed it and before anything else happens. Each
 engine's plugin lists its request fields (`fields.py`); its launcher calls `refusal` for every public request.
 
-Environment, set by the plugin's options and read once:
-    TORPOR_MEDIA_DOMAINS     hosts from which media may be fetched, separated by commas; `*` allows all; default none
-    TORPOR_MAX_CHOICES       answers that one request may ask for: `n` (or `best_of`) times its prompts; default 128
-    TORPOR_MAX_INPUTS        texts that one request of another task than chat may hold; default 2048
-    TORPOR_ALLOWED_FIELDS    refused fields that are allowed
-    TORPOR_REFUSED_FIELDS    further refused fields
+The plugin's options set environment variables, which are read once.
 """
 
 from __future__ import annotations
@@ -36,10 +31,15 @@ __all__ = [
 ]
 
 MEDIA_DOMAINS_VARIABLE = "TORPOR_MEDIA_DOMAINS"
+"""Set by Torpor from the engine plugin's options: hosts from which media may be fetched, separated by commas; `*` allows all."""
 MAX_CHOICES_VARIABLE = "TORPOR_MAX_CHOICES"
+"""Set by Torpor from the engine plugin's options: answers that one request may ask for (`n` or `best_of` times its prompts)."""
 MAX_INPUTS_VARIABLE = "TORPOR_MAX_INPUTS"
+"""Set by Torpor from the engine plugin's options: texts that one request of another task than chat may hold."""
 ALLOWED_FIELDS_VARIABLE = "TORPOR_ALLOWED_FIELDS"
+"""Set by Torpor from the engine plugin's options: request fields that are otherwise refused, separated by commas."""
 REFUSED_FIELDS_VARIABLE = "TORPOR_REFUSED_FIELDS"
+"""Set by Torpor from the engine plugin's options: further request fields that are refused, separated by commas."""
 MAX_CHOICES = 128
 MAX_INPUTS = 2048  # what OpenAI's embeddings take
 MAX_TOKENIZED = 1 << 20  # letters or ids for /tokenize and /detokenize, which SGLang does on the server's event loop
@@ -52,6 +52,7 @@ MAX_STOP_LETTERS = 4096
 MAX_BIASES = 1024
 MAX_BIAS = 10_000.0  # finite in 16 bits; more than any model's logits differ
 ANY_DOMAIN = "*"
+"""Allows media from every host."""
 
 _TEMPLATE_ARGUMENTS = (
     "chat_template",

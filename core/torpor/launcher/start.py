@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["UNGUARDED_VARIABLE", "end_tree_on_sigterm", "exit_code_of", "run_launcher", "take_boot_document"]
 
 UNGUARDED_VARIABLE = "TORPOR_UNGUARDED"
+"""With the value 1 a launcher starts its engine without the guard, for a look at the bare engine; every route is open then."""
 
 
 def run_launcher(

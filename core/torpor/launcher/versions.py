@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["ANY_ENGINE_VARIABLE", "EngineVersions"]
 
 ANY_ENGINE_VARIABLE = "TORPOR_ANY_ENGINE"
+"""With the value 1 a launcher starts a version of its engine that nobody has checked; otherwise it refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True)

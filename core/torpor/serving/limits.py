@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["CONNECTIONS_VARIABLE", "HEAD_VARIABLE", "HELD_VARIABLE", "IDLE_VARIABLE", "STALL_VARIABLE", "Limits"]
 
 CONNECTIONS_VARIABLE = "TORPOR_MAX_CONNECTIONS"
+"""Connections of the public port that may be open at once. Default 10000; few open descriptors (RLIMIT_NOFILE) allow fewer."""
 HEAD_VARIABLE = "TORPOR_HEAD_TIMEOUT_S"
+"""Seconds for the head of a connection's first request, and between two pieces of a body. Default 60."""
 STALL_VARIABLE = "TORPOR_STALL_TIMEOUT_S"
+"""Seconds in which a client of the public port has to read something of what waits for it. Default 300."""
 IDLE_VARIABLE = "TORPOR_IDLE_TIMEOUT_S"
+"""Seconds from an answer's end to the next request on the same connection. Default 75."""
 HELD_VARIABLE = "TORPOR_MAX_HELD_MB"
+"""MB of request bodies, all together, that the public port keeps until their model is known or a replica is there. Default 256."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS_VARIABLE", "StageReport"]
 
 METRICS_VARIABLE = "TORPOR_METRICS_FILE"
-"""Path of a Prometheus text file with the latest run of every stage; each stage's end rewrites it (`torpor.telemetry.metrics`)."""
+"""Path of a Prometheus text file with the latest run of every stage; each stage's end rewrites it."""
 
 _appending = threading.Lock()
 

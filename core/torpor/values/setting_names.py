@@ -14,6 +14,8 @@ from torpor.values.field_types import shown
 __all__ = ["SETTING_PREFIX", "declared_settings", "setting_variable"]
 
 SETTING_PREFIX = "TORPOR_PLUGIN_"
+"""A setting of a plugin: `TORPOR_PLUGIN_<PLUGIN>__<SETTING>`, e.g. `TORPOR_PLUGIN_OTEL__ENDPOINT`. The plugin declares it."""
+
 _BETWEEN = "__"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _NOT_OF_A_VARIABLE = re.compile(r"[^A-Z0-9_]")

@@ -192,6 +192,7 @@ BACKENDS: dict[str, Callable[[], SnapshotBackend]] = {
     "standby": Standby,
     CRIU: _criu,
 }
+"""The snapshot backends by name."""
 
 
 def make_backend(

@@ -37,7 +37,7 @@ LEAST = "4.2"
 """The oldest CRIU that Torpor uses."""
 
 PREFIX_VARIABLE = "TORPOR_CRIU_PREFIX"
-"""Names a prefix that is searched before every other place."""
+"""A prefix in which CRIU is looked for before every other place; `torpor snapshot setup` installs it there."""
 
 VERSION = re.compile(r"\d+\.\d+(?:\.\d+)?")
 """How a version of CRIU is written."""

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 TRUSTED_KEYS = "TORPOR_TRUSTED_KEYS"
-"""The variable that names a file of trusted keys, for a machine on which every command wants them."""
+"""A file of trusted keys, for a machine on which every command wants them."""
 
 _PURPOSE = b"torpor snapshot label 1\n"
 _KIND = "ssh-ed25519"

@@ -1,4 +1,4 @@
-"""The table of metrics is what is shown, what docs/observe.md says, and what the dashboard asks for."""
+"""The table of metrics is what is shown, what docs/metrics.md says, and what the dashboard asks for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
+from scripts.site.records import metric_table
 
 from tests import ROOT
 from torpor.platforms.local.metrics.collector import CommandMetrics
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PAGE = ROOT / "docs" / "observe.md"
+PAGE = ROOT / "docs" / "metrics.md"
 DASHBOARD = ROOT / "examples" / "grafana" / "torpor.json"
 BY_NAME = {metric.name: metric for metric in METRICS}
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
@@ -130,11 +131,9 @@ def test_every_metric_that_is_shown_is_in_the_table(metrics: CommandMetrics) -> 
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/observe.md: each metric with its labels and its meaning, in order."""
-    rows = re.findall(
-        r"^\| `(torpor_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert rows == [
+    """docs/metrics.md: each metric with its labels and its meaning, in order."""
+    assert "<!-- generated: metrics -->" in PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(torpor_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", metric_table(), re.MULTILINE) == [
         (
             metric.name + ("_total" if metric.kind == "counter" else ""),
             metric.kind,
